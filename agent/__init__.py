@@ -1,0 +1,1 @@
+"""The agent: serves quantized GGUF models on one host and measures what they cost."""

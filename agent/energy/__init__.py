@@ -1,0 +1,1 @@
+"""Energy of this host: sensors (thin shells), meter and attribution (pure)."""

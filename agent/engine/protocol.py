@@ -1,0 +1,157 @@
+"""The words between the daemon and an engine's child process.
+
+Frames are a 4-byte big-endian length and a msgpack map with an `op` (see `moe2.common.wire`). Commands go to the
+child's stdin, events come from its stdout; its stderr is llama.cpp's own log. One child serves one model, so a crash
+takes one model's requests with it and nothing else.
+
+Times are durations in seconds, measured by the child on its monotonic clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moe2.common.messages import ChatPrompt, Sampling, TextPrompt, TokenPiece
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child is to load.
+
+    context_tokens: tokens of KV cache shared by all slots.
+    slots: sequences decoded at once.
+    threads: None lets llama.cpp decide; 0 is refused by the configuration.
+    gpu_layers: layers offloaded; -1 is all, 0 is none.
+    """
+
+    path: str
+    context_tokens: int
+    slots: int
+    threads: int | None = None
+    gpu_layers: int = 0
+    batch_tokens: int = 512
+    flash_attention: bool = False
+    mlock: bool = False
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the GGUF says of itself, read after loading. Unknown is None."""
+
+    architecture: str
+    name: str | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    file_bytes: int
+    licence: str | None = None
+    trained_context_tokens: int | None = None
+    vocabulary_size: int
+    vocabulary_sha256: str
+    has_chat_template: bool
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"):
+    spec: ModelSpec
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="generate"):
+    """Decode a continuation. `max_tokens` None means until the context is full.
+
+    logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
+    """
+
+    job_id: str
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel"):
+    """Stop a job before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
+
+    job_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
+    """Finish nothing more, free the model, exit 0."""
+
+
+Command = Load | Generate | Cancel | Shutdown
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loading"):
+    """Progress of a load, 0..1."""
+
+    progress: float
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loaded"):
+    """The model is ready.
+
+    warmup_*: rates of a short fixed run after loading, so that a fresh expert is never without a measurement.
+    """
+
+    facts: ModelFacts
+    load_s: float
+    context_tokens: int
+    slots: int
+    warmup_prefill_tokens_per_s: float | None = None
+    warmup_decode_tokens_per_s: float | None = None
+
+
+class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load_failed"):
+    """The model cannot be served. `message` says what to do. The child exits after it."""
+
+    code: str
+    message: str
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="started"):
+    """The job holds a slot and its prompt has been tokenized; prefill begins."""
+
+    job_id: str
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class JobTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What one decoding step yielded for one job."""
+
+    job_id: str
+    pieces: tuple[TokenPiece, ...]
+
+
+class Decoded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="decoded"):
+    """The tokens of one decoding step, all jobs in one frame."""
+
+    jobs: tuple[JobTokens, ...]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):
+    """A job's end.
+
+    reason: "stop" (end of text or a stop string), "length" or "cancelled".
+    decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
+    """
+
+    job_id: str
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    decoded_tokens: int
+    wait_s: float
+    prefill_s: float | None
+    decode_s: float | None
+
+
+class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="job_failed"):
+    """A job that could not run. `code` is one of `moe2.common.errors.JobErrorCode`."""
+
+    job_id: str
+    code: str
+    message: str
+    prompt_tokens: int | None = None
+    decoded_tokens: int = 0
+
+
+Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | JobFailed

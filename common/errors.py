@@ -1,0 +1,65 @@
+"""Errors with a code, a message for a person, and a remedy. One list of codes for the whole product."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobErrorCode(StrEnum):
+    """Why a job failed, as agents report it and the coordinator acts on it."""
+
+    CONTEXT_EXCEEDED = "context_exceeded"
+    """The prompt, or prompt and `max_tokens`, do not fit the expert's context. The request is at fault."""
+    INVALID_REQUEST = "invalid_request"
+    """The request cannot be served as written. The request is at fault."""
+    UNKNOWN_EXPERT = "unknown_expert"
+    """This agent does not serve that expert (any more)."""
+    QUEUE_FULL = "queue_full"
+    """The agent's queue is full."""
+    DRAINING = "draining"
+    """The agent is shutting down and takes no new work."""
+    NOT_READY = "not_ready"
+    """The expert's model is not loaded (yet)."""
+    ENGINE_CRASHED = "engine_crashed"
+    """The llama.cpp process died."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """llama.cpp could not get memory for this batch."""
+    AGENT_LOST = "agent_lost"
+    """The link to the agent broke. Set by the coordinator."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """The request's time is up."""
+    INTERNAL = "internal"
+    """A defect of moe2."""
+
+    @property
+    def is_the_requests_fault(self) -> bool:
+        """True where no other expert of the same kind would do better because of the request itself."""
+        return self in (JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST)
+
+
+class Moe2Error(Exception):
+    """Base of moe2's errors. `str()` is one sentence for a person; `remedy` says what to do."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}" if self.remedy else self.message
+
+
+class ProtocolError(Moe2Error):
+    """Bytes or messages that break the wire protocol."""
+
+    def __init__(self, message: str, *, code: str = "protocol_error", remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+
+
+class ConfigError(Moe2Error):
+    """A configuration that cannot be used; lists every fault found, not only the first."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults

@@ -1,0 +1,286 @@
+"""The wire messages between coordinator and agents: frozen values, no behaviour.
+
+Each message is a msgpack map whose `op` names it (encoding: `moe2.common.wire`). Fields that a newer peer adds are
+ignored; fields are never renamed or given a new meaning without a new `PROTOCOL_VERSION`. Durations are in seconds and
+relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry their unit in the name; None is unknown.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from moe2.common.energy import Energy
+from moe2.common.health import HealthWarning
+
+PROTOCOL_VERSION = 1
+"""The newest version this build speaks."""
+OLDEST_PROTOCOL_VERSION = 1
+"""The oldest version this build still speaks."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op"):
+    """Base of every wire message."""
+
+
+# --- Session: who is there, which version is spoken, is the link alive ------------------------------------------------
+
+
+class Hello(Message, tag="hello"):
+    """Agent to coordinator, first frame. The enrolment token travels in the upgrade request, never in a message."""
+
+    protocol_min: int
+    protocol_max: int
+    agent_id: str
+    agent_name: str
+    agent_version: str
+
+
+class Welcome(Message, tag="welcome"):
+    """Coordinator to agent: the version to speak and the rhythm to keep."""
+
+    protocol: int
+    coordinator_id: str
+    coordinator_version: str
+    heartbeat_s: float
+    report_s: float
+    max_frame_bytes: int
+
+
+class Refused(Message, tag="refused"):
+    """Coordinator to agent: this session cannot be; the link is closed after it."""
+
+    code: str
+    message: str
+    remedy: str | None = None
+
+
+class Ping(Message, tag="ping"):
+    seq: int
+
+
+class Pong(Message, tag="pong"):
+    seq: int
+
+
+class Fault(Message, tag="fault"):
+    """Either way: your last message was not understood. The session goes on."""
+
+    code: str
+    message: str
+    in_reply_to: str | None = None
+
+
+class Goodbye(Message, tag="goodbye"):
+    """Either way: the link is being closed on purpose."""
+
+    reason: str
+
+
+# --- Capability reports -----------------------------------------------------------------------------------------------
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent's host is."""
+
+    hostname: str
+    system: str
+    architecture: str
+    cpu_model: str | None = None
+    cpu_count: int | None = None
+    memory_bytes: int | None = None
+    accelerator: str | None = None
+    board: str | None = None
+    power_mode: str | None = None
+
+
+class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one."""
+
+    name: str
+    state: str
+    detail: str | None = None
+    remedy: str | None = None
+    power_w: float | None = None
+
+
+class ExpertState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Measured speed and cost of one expert; None where nothing was measured yet.
+
+    n_requests: requests the figures rest on (0: only the warm-up run after loading).
+    """
+
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    ttft_s: float | None = None
+    j_per_decoded_token: float | None = None
+    idle_w: float | None = None
+    n_requests: int = 0
+
+
+class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One expert as its agent sees it now."""
+
+    model: str
+    state: ExpertState
+    context_tokens: int
+    slots: int
+    active: int = 0
+    queued: int = 0
+    queued_tokens: int = 0
+    max_queue: int = 0
+    file_bytes: int | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    licence: str | None = None
+    vocabulary_sha256: str | None = None
+    has_chat_template: bool | None = None
+    load_progress: float | None = None
+    restarts: int = 0
+    performance: Performance = Performance()
+
+
+class Report(Message, tag="report"):
+    """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent."""
+
+    seq: int
+    host: HostFacts
+    experts: tuple[ExpertReport, ...]
+    sensors: tuple[SensorReport, ...] = ()
+    warnings: tuple[HealthWarning, ...] = ()
+    draining: bool = False
+
+
+# --- Jobs: one expert's work for one request --------------------------------------------------------------------------
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="chat"):
+    """A conversation; the expert applies its model's own chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
+    """Text to continue as it stands."""
+
+    text: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is drawn. `temperature` 0 is greedy; `seed` None draws a fresh one."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+
+
+class Submit(Message, tag="submit"):
+    """Coordinator to agent: run this job.
+
+    max_tokens: None means until the context is full.
+    logprobs: None for none, otherwise alternatives per token (0..20).
+    deadline_s: the agent gives up this long after receipt.
+    """
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    deadline_s: float | None = None
+
+
+class CancelJob(Message, tag="cancel"):
+    """Coordinator to agent: stop this job now. Answered with its `JobDone` (reason "cancelled")."""
+
+    job_id: str
+
+
+class TokenAlternative(msgspec.Struct, frozen=True, array_like=True):
+    text: str
+    logprob: float
+
+
+class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability."""
+
+    text: str
+    logprob: float | None = None
+    alternatives: tuple[TokenAlternative, ...] = ()
+
+
+class JobStarted(Message, tag="job_started"):
+    """Agent to coordinator: the job left the queue and holds a slot."""
+
+    job_id: str
+    prompt_tokens: int
+    queue_s: float
+
+
+class JobPieces(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one job."""
+
+    job_id: str
+    pieces: tuple[TokenPiece, ...]
+
+
+class Tokens(Message, tag="tokens"):
+    """Agent to coordinator: all tokens since the last such frame, of every job: a slow link gets fewer, fuller frames."""
+
+    jobs: tuple[JobPieces, ...]
+
+
+class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+    decoded_tokens: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    energy: Energy = Energy(reason="not measured")
+
+
+class JobDone(Message, tag="job_done"):
+    """Agent to coordinator: the job's end. reason: "stop", "length" or "cancelled"."""
+
+    job_id: str
+    reason: str
+    usage: JobUsage
+
+
+class JobFailed(Message, tag="job_failed"):
+    """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`."""
+
+    job_id: str
+    code: str
+    message: str
+    usage: JobUsage = JobUsage()
+
+
+SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
+WireMessage = SessionMessage | Report | Submit | CancelJob | JobStarted | Tokens | JobDone | JobFailed

@@ -1,0 +1,114 @@
+"""Bytes to messages and back. The only user of msgpack.
+
+A frame is one msgpack map with an `op`. Decoding is strict about size, nesting and types, and lenient about fields it
+does not know: those are ignored, so that a newer peer can add some.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import msgpack
+import msgspec
+
+from moe2.common.errors import ProtocolError
+from moe2.common.messages import WireMessage
+
+DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
+
+_LENGTH = struct.Struct(">I")
+T = TypeVar("T")
+
+
+class Codec(Generic[T]):
+    """Encodes and decodes the messages of one tagged union.
+
+    Raises `ProtocolError` from `decode`, with one of the codes "frame_too_large", "malformed_frame", "unknown_op" and
+    "invalid_message"; for the last two `in_reply_to` names the op as far as it could be read.
+    """
+
+    def __init__(self, union: Any, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self._union = union
+        self._ops = {info.__struct_config__.tag for info in _members(union)}
+        self.max_frame_bytes = max_frame_bytes
+
+    def encode(self, message: T) -> bytes:
+        frame: bytes = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
+        if len(frame) > self.max_frame_bytes:
+            raise ProtocolError(
+                f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
+                code="frame_too_large",
+                remedy="Send less in one message, or raise max_frame_bytes on both sides.",
+            )
+        return frame
+
+    def decode(self, frame: bytes) -> T:
+        if len(frame) > self.max_frame_bytes:
+            raise ProtocolError(
+                f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
+                code="frame_too_large",
+                remedy="Send less in one message, or raise max_frame_bytes on both sides.",
+            )
+        try:
+            content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
+        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
+        op = content.get("op") if isinstance(content, dict) else None
+        if not isinstance(op, str):
+            raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame")
+        if op not in self._ops:
+            raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64])
+        try:
+            message: T = msgspec.convert(content, self._union)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise UnreadableMessage(f"Invalid {op!r}: {error}", code="invalid_message", op=op) from error
+        return message
+
+
+class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the wire; ProtocolError is the base callers catch
+    """A well-formed frame whose message could not be understood: the session can answer it and go on."""
+
+    def __init__(self, message: str, *, code: str, op: str) -> None:
+        super().__init__(message, code=code)
+        self.op = op
+
+
+def length_prefixed(frame: bytes) -> bytes:
+    """A frame for a byte stream: 4-byte big-endian length, then the frame."""
+    return _LENGTH.pack(len(frame)) + frame
+
+
+class FrameSplitter:
+    """Cuts a byte stream into length-prefixed frames. Raises `ProtocolError` on a length beyond the limit."""
+
+    def __init__(self, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._max_frame_bytes = max_frame_bytes
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take in some bytes; yields every frame that is complete now."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > self._max_frame_bytes:
+                raise ProtocolError(
+                    f"A frame of {length} bytes exceeds the limit of {self._max_frame_bytes}.",
+                    code="frame_too_large",
+                )
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            frame = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield frame
+
+
+def _members(union: Any) -> tuple[Any, ...]:
+    return getattr(union, "__args__", (union,))
+
+
+def wire_codec(*, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> Codec[WireMessage]:
+    """The codec of the link between coordinator and agents."""
+    return Codec(WireMessage, max_frame_bytes=max_frame_bytes)

@@ -1,0 +1,1 @@
+"""The coordinator: one OpenAI-compatible service over the fleet, with two-level expert selection."""

@@ -1,0 +1,1 @@
+"""The app-facing HTTP API: OpenAI's routes, moe2's own routes, health."""
