@@ -46,7 +46,7 @@ class Attribution(StrEnum):
     """How a request's share of the device's energy was found."""
 
     EXCLUSIVE = "exclusive"
-    TOKEN_SHARE = "token_share"
+    TOKEN_SHARE = "token_share"  # noqa: S105 - no password
     SLOT_SHARE = "slot_share"
 
 

@@ -27,7 +27,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 # --- Session: who is there, which version is spoken, is the link alive ------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, tag="hello"):
     """Agent to coordinator, first frame. The enrolment token travels in the upgrade request, never in a message."""
 
     protocol_min: int
@@ -37,7 +37,7 @@ class Hello(Message, tag="hello"):
     agent_version: str
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
     """Coordinator to agent: the version to speak and the rhythm to keep."""
 
     protocol: int
@@ -48,7 +48,7 @@ class Welcome(Message, tag="welcome"):
     max_frame_bytes: int
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
     """Coordinator to agent: this session cannot be; the link is closed after it."""
 
     code: str
@@ -56,15 +56,15 @@ class Refused(Message, tag="refused"):
     remedy: str | None = None
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, kw_only=True, omit_defaults=True, tag="ping"):
     seq: int
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, frozen=True, kw_only=True, omit_defaults=True, tag="pong"):
     seq: int
 
 
-class Fault(Message, tag="fault"):
+class Fault(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fault"):
     """Either way: your last message was not understood. The session goes on."""
 
     code: str
@@ -72,7 +72,7 @@ class Fault(Message, tag="fault"):
     in_reply_to: str | None = None
 
 
-class Goodbye(Message, tag="goodbye"):
+class Goodbye(Message, frozen=True, kw_only=True, omit_defaults=True, tag="goodbye"):
     """Either way: the link is being closed on purpose."""
 
     reason: str
@@ -149,7 +149,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     performance: Performance = Performance()
 
 
-class Report(Message, tag="report"):
+class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
     """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent."""
 
     seq: int
@@ -194,7 +194,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
 
 
-class Submit(Message, tag="submit"):
+class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Coordinator to agent: run this job.
 
     max_tokens: None means until the context is full.
@@ -213,7 +213,7 @@ class Submit(Message, tag="submit"):
     deadline_s: float | None = None
 
 
-class CancelJob(Message, tag="cancel"):
+class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
     """Coordinator to agent: stop this job now. Answered with its `JobDone` (reason "cancelled")."""
 
     job_id: str
@@ -232,7 +232,7 @@ class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
     alternatives: tuple[TokenAlternative, ...] = ()
 
 
-class JobStarted(Message, tag="job_started"):
+class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):
     """Agent to coordinator: the job left the queue and holds a slot."""
 
     job_id: str
@@ -247,8 +247,8 @@ class JobPieces(msgspec.Struct, frozen=True, array_like=True):
     pieces: tuple[TokenPiece, ...]
 
 
-class Tokens(Message, tag="tokens"):
-    """Agent to coordinator: all tokens since the last such frame, of every job: a slow link gets fewer, fuller frames."""
+class Tokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tokens"):
+    """Agent to coordinator: tokens since the last such frame, of every job: a slow link gets fewer, fuller frames."""
 
     jobs: tuple[JobPieces, ...]
 
@@ -265,7 +265,7 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     energy: Energy = Energy(reason="not measured")
 
 
-class JobDone(Message, tag="job_done"):
+class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_done"):
     """Agent to coordinator: the job's end. reason: "stop", "length" or "cancelled"."""
 
     job_id: str
@@ -273,7 +273,7 @@ class JobDone(Message, tag="job_done"):
     usage: JobUsage
 
 
-class JobFailed(Message, tag="job_failed"):
+class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_failed"):
     """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`."""
 
     job_id: str

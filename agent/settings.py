@@ -1,0 +1,114 @@
+"""The agent's settings: one frozen type, read from one TOML file (`examples/agent.toml` shows every key)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from moe2.common.config import Settings
+
+ENVIRONMENT_PREFIX = "MOE2_AGENT"
+DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
+DEFAULT_SOCKET_PATH = Path("/run/moe2-agent/agent.sock")
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+RESERVED_MODEL_NAMES = ("moe2", "auto")
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class AgentSection(Settings):
+    """[agent]"""
+
+    name: str | None = None
+    """Shown to people; the host's name if not set. The agent's identity is a generated id in `state_dir`."""
+    state_dir: Path = Path("/var/lib/moe2-agent")
+    socket: Path = DEFAULT_SOCKET_PATH
+    drain_s: Seconds = 30.0
+    """On SIGTERM, running requests get this long to finish."""
+
+
+class CoordinatorSection(Settings):
+    """[coordinator]"""
+
+    url: str
+    """ws:// or wss:// and the coordinator's agents listener."""
+    token_file: Path
+    """File with the enrolment token."""
+    connect_timeout_s: Seconds = 10.0
+    reconnect_first_s: Seconds = 0.5
+    reconnect_most_s: Seconds = 30.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_websocket_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
+        return url.rstrip("/")
+
+
+class ModelSection(Settings):
+    """[[models]]"""
+
+    name: str
+    """What clients ask for; letters, digits and . _ : - only."""
+    path: Path
+    """A GGUF file."""
+    context_tokens: Annotated[int, Field(ge=64, le=16_777_216)] = 4096
+    """KV cache in tokens, shared by all slots."""
+    slots: Annotated[int, Field(ge=1, le=256)] = 4
+    """Requests decoded at once."""
+    max_queue: Annotated[int, Field(ge=0, le=100_000)] = 32
+    """Requests that may wait for a slot; one more is refused."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads; llama.cpp decides if not set."""
+    gpu_layers: Annotated[int, Field(ge=-1)] = 0
+    """Layers offloaded to the GPU; -1 for all."""
+    batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
+    flash_attention: bool = False
+    mlock: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _is_usable_name(cls, name: str) -> str:
+        if not _MODEL_NAME.fullmatch(name):
+            raise ValueError(f"a model's name is 1 to 128 letters, digits or . _ : - characters, got {name!r}")
+        if name in RESERVED_MODEL_NAMES:
+            raise ValueError(f'{name!r} means "any model" to clients; choose another name')
+        return name
+
+
+class EngineSection(Settings):
+    """[engine]"""
+
+    restart_first_s: Seconds = 0.5
+    restart_most_s: Seconds = 60.0
+    load_timeout_s: Seconds = 900.0
+    """A model that has made no progress for this long is given up and its process restarted."""
+
+
+class LogSection(Settings):
+    """[log]"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class AgentSettings(Settings):
+    agent: AgentSection = AgentSection()
+    coordinator: CoordinatorSection
+    engine: EngineSection = EngineSection()
+    models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> AgentSettings:
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: each name once; {', '.join(twice)} stands more than once")
+        return self

@@ -1,0 +1,83 @@
+"""A daemon's local socket: HTTP on a Unix socket, so that `curl --unix-socket` works as well as our own commands.
+
+Who may ask is the file's group and mode (0660). A stale file of a dead daemon is replaced, a live one is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from moe2.common.errors import Moe2Error
+
+# sockaddr_un.sun_path holds 108 bytes with its terminator on Linux, unix(7).
+MAX_PATH_BYTES = 107
+
+
+class SocketInUseError(Moe2Error):
+    """Another live daemon already answers at this path."""
+
+
+class NotRunningError(Moe2Error):
+    """Nobody answers at this path."""
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
+    """Serve `app` at `path` for the length of the block. Raises `SocketInUseError`, or `Moe2Error` for a bad path."""
+    _claim(path)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, path).start()
+        os.chmod(path, 0o660)
+        yield
+    finally:
+        await runner.cleanup()
+        _release(path)
+
+
+async def fetch(path: Path, route: str, *, timeout_s: float = 5.0) -> bytes:
+    """GET `route` from the daemon at `path`. Raises `NotRunningError`."""
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(path)), timeout=timeout) as session,
+            session.get(f"http://localhost{route}") as response,
+        ):
+            response.raise_for_status()
+            return await response.read()
+    except PermissionError:
+        raise
+    except (OSError, aiohttp.ClientError, TimeoutError) as error:
+        if isinstance(getattr(error, "os_error", error), PermissionError):
+            raise PermissionError(f"No permission to use {path}.") from error
+        raise NotRunningError(f"Nothing answers at {path}.") from error
+
+
+def _claim(path: Path) -> None:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise Moe2Error(
+            f"The socket path {path} is longer than {MAX_PATH_BYTES} bytes.", remedy="Choose a shorter one."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise SocketInUseError(f"Another daemon already answers at {path}.", remedy="Stop it, or set another socket.")
+
+
+def _release(path: Path) -> None:
+    path.unlink(missing_ok=True)

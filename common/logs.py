@@ -1,0 +1,39 @@
+"""Logging: structlog, for people on a terminal, JSON lines elsewhere. Configured once, by `__main__`.
+
+One event name per fact, snake_case, past tense where something happened; values as keys. What belongs to a request
+carries `request_id`, bound with `structlog.contextvars`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure_logging(level: str, *, stream: TextIO = sys.stderr) -> None:
+    """Set up structlog for this process. Output goes to `stream`: JSON unless it is a terminal."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *_renderers(stream),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries log through the standard module; what they warn about belongs in the same stream.
+    logging.basicConfig(level=logging.WARNING, stream=stream, format="%(levelname)s %(name)s %(message)s")
+
+
+def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
+    if stream.isatty():
+        return [structlog.dev.ConsoleRenderer()]
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]

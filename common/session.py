@@ -1,0 +1,269 @@
+"""The link's session, sans-IO: bytes and `now` in; events, bytes and the next deadline out.
+
+Nothing here touches a socket or a clock. The shells (`agent.link`, `coordinator.hub`) feed frames and the monotonic
+time, send what `take_frames()` yields, and call `tick(now_s)` at `next_deadline_s`. A session is over once `closed` is
+set; it then ignores further input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from moe2.common.errors import ProtocolError
+from moe2.common.messages import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    CancelJob,
+    Fault,
+    Goodbye,
+    Hello,
+    JobDone,
+    JobFailed,
+    JobStarted,
+    Ping,
+    Pong,
+    Refused,
+    Report,
+    SessionMessage,
+    Submit,
+    Tokens,
+    Welcome,
+    WireMessage,
+)
+from moe2.common.wire import UnreadableMessage, wire_codec
+
+SILENT_HEARTBEATS = 3
+"""A peer that was silent for this many heartbeats is gone."""
+MAX_FAULTS = 20
+"""A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
+
+JobMessage = Report | Submit | CancelJob | JobStarted | Tokens | JobDone | JobFailed
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The handshake is done. `hello` is set on the coordinator's side, `welcome` on the agent's."""
+
+    protocol: int
+    hello: Hello | None = None
+    welcome: Welcome | None = None
+
+
+@dataclass(frozen=True)
+class MessageReceived:
+    message: JobMessage
+
+
+@dataclass(frozen=True)
+class RttMeasured:
+    rtt_s: float
+
+
+@dataclass(frozen=True)
+class PeerFaulted:
+    """The peer did not understand one of our messages."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The session is over. `code` is "refused", "goodbye", "silent", "handshake_timeout" or a protocol error's."""
+
+    code: str
+    reason: str
+    remedy: str | None = None
+
+
+SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | Closed
+
+
+class Session:
+    """What both ends share: frames, heartbeats, faults. Use `AgentSession` or `CoordinatorSession`."""
+
+    def __init__(self, *, now_s: float, handshake_s: float, heartbeat_s: float, max_frame_bytes: int) -> None:
+        self._codec = wire_codec(max_frame_bytes=max_frame_bytes)
+        self._frames: list[bytes] = []
+        self._heartbeat_s = heartbeat_s
+        self._handshake_deadline_s: float | None = now_s + handshake_s
+        self._last_heard_s = now_s
+        self._next_ping_s = now_s + heartbeat_s
+        self._ping: tuple[int, float] | None = None
+        self._ping_seq = 0
+        self._faults = 0
+        self.closed: Closed | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._handshake_deadline_s is None and self.closed is None
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """When `tick` is due; None once closed."""
+        if self.closed:
+            return None
+        if self._handshake_deadline_s is not None:
+            return self._handshake_deadline_s
+        return min(self._next_ping_s, self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s)
+
+    def take_frames(self) -> list[bytes]:
+        """Frames to send now, oldest first; each is handed out once."""
+        frames, self._frames = self._frames, []
+        return frames
+
+    def send(self, message: JobMessage) -> None:
+        """Queue a message. Raises `ProtocolError` before the handshake, or if the message exceeds the frame limit."""
+        if not self.is_open:
+            raise ProtocolError("The session is not open.", code="session_not_open")
+        self._queue(message)
+
+    def close(self, reason: str) -> Closed:
+        """Say goodbye; the caller sends the last frames and closes the socket."""
+        if self.closed is None:
+            self._queue(Goodbye(reason=reason))
+            self.closed = Closed("goodbye", reason)
+        return self.closed
+
+    def receive(self, frame: bytes, now_s: float) -> list[SessionEvent]:
+        """Take in one frame."""
+        if self.closed:
+            return []
+        self._last_heard_s = now_s
+        try:
+            message = self._codec.decode(frame)
+        except UnreadableMessage as error:
+            return self._answer_unreadable(error)
+        except ProtocolError as error:
+            return [self._fail(error.code, error.message)]
+        if self._handshake_deadline_s is not None:
+            return self._handshake(message, now_s)
+        return self._dispatch(message, now_s)
+
+    def tick(self, now_s: float) -> list[SessionEvent]:
+        """Act on deadlines that have passed."""
+        if self.closed:
+            return []
+        if self._handshake_deadline_s is not None:
+            if now_s >= self._handshake_deadline_s:
+                return [self._fail("handshake_timeout", "The peer did not finish the handshake in time.")]
+            return []
+        silence_s = now_s - self._last_heard_s
+        if silence_s >= SILENT_HEARTBEATS * self._heartbeat_s:
+            self.closed = Closed("silent", f"The peer was silent for {silence_s:.1f} s.")
+            return [self.closed]
+        if now_s >= self._next_ping_s:
+            self._ping_seq += 1
+            self._ping = (self._ping_seq, now_s)
+            self._next_ping_s = now_s + self._heartbeat_s
+            self._queue(Ping(seq=self._ping_seq))
+        return []
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        raise NotImplementedError
+
+    def _established(self, now_s: float, *, heartbeat_s: float | None = None) -> None:
+        if heartbeat_s is not None:
+            self._heartbeat_s = heartbeat_s
+        self._handshake_deadline_s = None
+        self._next_ping_s = now_s
+
+    def _dispatch(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        match message:
+            case Ping(seq=seq):
+                self._queue(Pong(seq=seq))
+                return []
+            case Pong(seq=seq):
+                if self._ping is None or self._ping[0] != seq:
+                    return []
+                sent_at_s, self._ping = self._ping[1], None
+                return [RttMeasured(now_s - sent_at_s)]
+            case Fault(code=code, message=text):
+                return [PeerFaulted(code, text)]
+            case Goodbye(reason=reason):
+                self.closed = Closed("goodbye", reason)
+                return [self.closed]
+            case Refused(code=code, message=text, remedy=remedy):
+                self.closed = Closed(code, text, remedy)
+                return [self.closed]
+            case Hello() | Welcome():
+                return [self._fail("unexpected_message", "The handshake was already done.")]
+            case _:
+                return [MessageReceived(message)]
+
+    def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
+        if self._handshake_deadline_s is not None:
+            return [self._fail(error.code, error.message)]
+        self._faults += 1
+        if self._faults > MAX_FAULTS:
+            return [self._fail("too_many_faults", f"More than {MAX_FAULTS} unreadable messages; the last: {error}")]
+        self._queue(Fault(code=error.code, message=error.message, in_reply_to=error.op))
+        return []
+
+    def _fail(self, code: str, message: str, remedy: str | None = None) -> Closed:
+        """End the session through the peer's fault, and tell it why."""
+        self._queue(Refused(code=code, message=message, remedy=remedy))
+        self.closed = Closed(code, message, remedy)
+        return self.closed
+
+    def _queue(self, message: SessionMessage | JobMessage) -> None:
+        self._frames.append(self._codec.encode(message))
+
+
+class AgentSession(Session):
+    """The agent's end: says hello, waits to be welcomed."""
+
+    def __init__(self, hello: Hello, *, now_s: float, handshake_s: float, max_frame_bytes: int) -> None:
+        super().__init__(now_s=now_s, handshake_s=handshake_s, heartbeat_s=handshake_s, max_frame_bytes=max_frame_bytes)
+        self._queue(hello)
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        match message:
+            case Welcome(protocol=protocol):
+                if not OLDEST_PROTOCOL_VERSION <= protocol <= PROTOCOL_VERSION:
+                    return [self._fail("protocol_version", f"The coordinator chose protocol {protocol}, unknown here.")]
+                self._codec.max_frame_bytes = min(self._codec.max_frame_bytes, message.max_frame_bytes)
+                self._established(now_s, heartbeat_s=message.heartbeat_s)
+                return [Opened(protocol, welcome=message)]
+            case Refused(code=code, message=text, remedy=remedy):
+                self.closed = Closed(code, text, remedy)
+                return [self.closed]
+            case _:
+                return [self._fail("unexpected_message", "Expected a welcome.")]
+
+
+class CoordinatorSession(Session):
+    """The coordinator's end: waits for a hello, negotiates the version, welcomes or refuses."""
+
+    def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float) -> None:
+        super().__init__(
+            now_s=now_s,
+            handshake_s=handshake_s,
+            heartbeat_s=welcome.heartbeat_s,
+            max_frame_bytes=welcome.max_frame_bytes,
+        )
+        self._welcome = welcome
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        if not isinstance(message, Hello):
+            return [self._fail("unexpected_message", "Expected a hello.")]
+        protocol = min(message.protocol_max, PROTOCOL_VERSION)
+        if protocol < max(message.protocol_min, OLDEST_PROTOCOL_VERSION):
+            older = "agent" if message.protocol_max < OLDEST_PROTOCOL_VERSION else "coordinator"
+            return [
+                self._fail(
+                    "protocol_version",
+                    f"The agent speaks protocol {message.protocol_min} to {message.protocol_max}, the coordinator "
+                    f"{OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}.",
+                    f"Upgrade moe2 on the {older}.",
+                )
+            ]
+        self._queue(msgspec.structs.replace(self._welcome, protocol=protocol))
+        self._established(now_s)
+        return [Opened(protocol, hello=message)]
+
+    def refuse(self, code: str, message: str, remedy: str | None = None) -> Closed:
+        """Turn the agent away for a reason that only the caller knows, such as an identity that is already online."""
+        return self._fail(code, message, remedy)

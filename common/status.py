@@ -1,0 +1,89 @@
+"""A daemon's status as a value. `status --json` prints exactly this; every other view is drawn from it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.messages import ExpertReport, HostFacts, SensorReport
+
+
+class LinkState(StrEnum):
+    CONNECTED = "connected"
+    CONNECTING = "connecting"
+    WAITING = "waiting"
+    """Between two attempts."""
+
+
+class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's link to its coordinator."""
+
+    url: str
+    state: LinkState
+    connected_since_unix_s: float | None = None
+    rtt_s: float | None = None
+    protocol: int | None = None
+    attempts: int = 0
+    next_attempt_in_s: float | None = None
+    last_error: str | None = None
+    last_error_at_unix_s: float | None = None
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `moe2-agent status` shows."""
+
+    agent_id: str
+    agent_name: str
+    version: str
+    pid: int
+    uptime_s: float
+    draining: bool
+    host: HostFacts
+    sensors: tuple[SensorReport, ...]
+    experts: tuple[ExpertReport, ...]
+    link: LinkStatus
+    jobs_finished: int
+    jobs_failed: int
+    warnings: tuple[HealthWarning, ...]
+
+
+class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent as the coordinator sees it."""
+
+    agent_id: str
+    agent_name: str
+    version: str
+    connected: bool
+    draining: bool
+    report_age_s: float | None
+    rtt_s: float | None
+    host: HostFacts | None
+    experts: tuple[ExpertReport, ...]
+    sensors: tuple[SensorReport, ...]
+    warnings: tuple[HealthWarning, ...]
+
+
+class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `moe2-coordinator status` and `GET /v1/moe2/fleet` show."""
+
+    coordinator_id: str
+    version: str
+    pid: int
+    uptime_s: float
+    draining: bool
+    epoch: int
+    api_url: str
+    agents_url: str
+    agents: tuple[AgentRow, ...]
+    requests_active: int
+    requests_finished: int
+    requests_failed: int
+    requests_cancelled: int
+    warnings: tuple[HealthWarning, ...]
+
+
+def exit_code(warnings: tuple[HealthWarning, ...]) -> int:
+    """0 healthy, 1 degraded. (2, not running, is for a daemon that does not answer.)"""
+    return 1 if any(warning.severity is Severity.DEGRADED for warning in warnings) else 0

@@ -1,0 +1,75 @@
+"""The coordinator's settings: one frozen type, read from one TOML file (`examples/coordinator.toml` shows every key)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from moe2.common.config import Settings
+
+ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
+DEFAULT_CONFIG_PATH = Path("/etc/moe2/coordinator.toml")
+DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class CoordinatorSection(Settings):
+    """[coordinator]"""
+
+    state_dir: Path = Path("/var/lib/moe2-coordinator")
+    socket: Path = DEFAULT_SOCKET_PATH
+    drain_s: Seconds = 30.0
+    """On SIGTERM, running requests get this long to finish."""
+
+
+class ApiSection(Settings):
+    """[api]: where apps connect."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    request_timeout_s: Seconds = 600.0
+    """A request that has not ended by then is cancelled and answered with an error."""
+    max_active_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests in progress, queued ones included; one more is answered with 429."""
+
+
+class AgentsSection(Settings):
+    """[agents]: where agents connect."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8081
+    token_file: Path
+    """File with the enrolment token that agents must present."""
+    heartbeat_s: Seconds = 5.0
+    report_s: Seconds = 5.0
+    """How often an agent reports even if nothing changed."""
+    stale_s: Seconds = 15.0
+    """An agent whose last report is older gets no new requests."""
+    evict_s: Seconds = 600.0
+    """A disconnected agent is forgotten after this."""
+    handshake_s: Seconds = 10.0
+    max_frame_bytes: Annotated[int, Field(ge=65_536)] = 8 * 1024 * 1024
+
+    @model_validator(mode="after")
+    def _stale_is_later_than_a_report(self) -> AgentsSection:
+        if self.stale_s <= self.report_s:
+            raise ValueError(f"stale_s ({self.stale_s}) must be greater than report_s ({self.report_s})")
+        return self
+
+
+class LogSection(Settings):
+    """[log]"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class CoordinatorSettings(Settings):
+    coordinator: CoordinatorSection = CoordinatorSection()
+    api: ApiSection = ApiSection()
+    agents: AgentsSection
+    log: LogSection = LogSection()
