@@ -135,7 +135,6 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     slots: int
     active: int = 0
     queued: int = 0
-    queued_tokens: int = 0
     max_queue: int = 0
     file_bytes: int | None = None
     architecture: str | None = None
@@ -146,6 +145,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     has_chat_template: bool | None = None
     load_progress: float | None = None
     restarts: int = 0
+    last_error: str | None = None
     performance: Performance = Performance()
 
 
@@ -274,12 +274,15 @@ class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_d
 
 
 class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_failed"):
-    """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`."""
+    """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`.
+
+    usage: None if the job was refused: it never began, and nothing was spent on it.
+    """
 
     job_id: str
     code: str
     message: str
-    usage: JobUsage = JobUsage()
+    usage: JobUsage | None = None
 
 
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye

@@ -1,4 +1,4 @@
-"""The coordinator's settings: one frozen type, read from one TOML file (`examples/coordinator.toml` shows every key)."""
+"""The coordinator's settings: one frozen type, read from one TOML file (`examples/coordinator.toml` shows it all)."""
 
 from __future__ import annotations
 

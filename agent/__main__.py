@@ -1,0 +1,100 @@
+"""The agent's command line: reads argv, configures logging, exits."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from moe2.agent.daemon import AgentDaemon
+from moe2.agent.settings import (
+    DEFAULT_CONFIG_PATH,
+    DEFAULT_SOCKET_PATH,
+    ENVIRONMENT_PREFIX,
+    AgentSettings,
+)
+from moe2.agent.statusview import show_status
+from moe2.common import __version__
+from moe2.common.config import load_settings
+from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.logs import configure_logging
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd can be told not to restart on it
+
+
+def main() -> None:
+    """Entry point of `moe2-agent`."""
+    arguments = _parser().parse_args()
+    try:
+        sys.exit(arguments.act(arguments))
+    except ConfigError as error:
+        print(f"moe2-agent: the configuration cannot be used:\n{error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except Moe2Error as error:
+        print(f"moe2-agent: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe2-agent", description="Serve quantized GGUF models of this host to a moe2 coordinator."
+    )
+    parser.add_argument("--version", action="version", version=f"moe2-agent {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the agent in the foreground")
+    _add_config(run)
+    run.set_defaults(act=_run)
+
+    check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
+    _add_config(check)
+    check.set_defaults(act=_check_config)
+
+    status = commands.add_parser(
+        "status",
+        help="show what the running agent does",
+        description="Show the running agent. Exit status: 0 healthy, 1 degraded, 2 not running.",
+    )
+    status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
+    status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
+    status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    status.set_defaults(act=_status)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE", help="default: %(default)s")
+
+
+def _load(arguments: argparse.Namespace) -> AgentSettings:
+    return load_settings(AgentSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    configure_logging(settings.log.level)
+
+    async def serve() -> None:
+        await AgentDaemon(settings).run()
+
+    asyncio.run(serve())
+    return 0
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    models = ", ".join(model.name for model in settings.models)
+    print(f"{arguments.config}: good. Models: {models}; coordinator: {settings.coordinator.url}.")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""The life of jobs on this agent. PURE: events and `now` in, effects out; the daemon performs them.
+
+A job waits in its expert's bounded queue until the engine has a free slot, runs, and ends exactly once: done, failed,
+or (when the link to the coordinator broke and nobody can be told) abandoned. Its end waits for the energy account, so
+that the usage that is sent carries the job's joules.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import msgspec
+
+from moe2.agent.engine import protocol
+from moe2.agent.performance import PerformanceEstimate
+from moe2.agent.settings import ModelSection
+from moe2.common.energy import Energy
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import (
+    ExpertReport,
+    ExpertState,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    JobStarted,
+    JobUsage,
+    Submit,
+)
+
+# --- Events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobSubmitted:
+    submit: Submit
+
+
+@dataclass(frozen=True)
+class CancelRequested:
+    job_id: str
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    """The coordinator is gone: nobody waits for the jobs any more."""
+
+
+@dataclass(frozen=True)
+class DrainRequested:
+    """Take no new jobs; let the running ones end."""
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """`next_deadline_s` has been reached."""
+
+
+@dataclass(frozen=True)
+class EngineSpoke:
+    model: str
+    event: protocol.Event
+
+
+@dataclass(frozen=True)
+class EngineExited:
+    """The child ended. `permanent` is set where starting it again as it is cannot help soon."""
+
+    model: str
+    reason: str
+    permanent: bool
+
+
+@dataclass(frozen=True)
+class EnergySettled:
+    job_id: str
+    energy: Energy
+
+
+Event = (
+    JobSubmitted | CancelRequested | LinkLost | DrainRequested | TimePassed | EngineSpoke | EngineExited | EnergySettled
+)
+
+# --- Effects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SendToEngine:
+    model: str
+    command: protocol.Command
+
+
+@dataclass(frozen=True)
+class SendToCoordinator:
+    message: JobStarted | JobDone | JobFailed
+
+
+@dataclass(frozen=True)
+class SendTokens:
+    jobs: tuple[JobPieces, ...]
+
+
+@dataclass(frozen=True)
+class SettleEnergy:
+    """The job has ended: close its account and report back with `EnergySettled`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class ReportChange:
+    """The capability report is no longer true; send a new one."""
+
+
+Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange
+
+# --- State ------------------------------------------------------------------------------------------------------------
+
+
+class Phase(Enum):
+    QUEUED = auto()
+    RUNNING = auto()
+    SETTLING = auto()
+
+
+@dataclass
+class Job:
+    submit: Submit
+    received_s: float
+    deadline_s: float | None
+    phase: Phase = Phase.QUEUED
+    started_s: float | None = None
+    first_token_s: float | None = None
+    prompt_tokens: int | None = None
+    decoded_tokens: int = 0
+    cancel_sent: bool = False
+    abandoned: bool = False
+    failure: tuple[JobErrorCode, str] | None = None
+    """Why the job fails although the engine only reports a cancellation."""
+    ending: JobDone | JobFailed | None = None
+
+
+@dataclass
+class Expert:
+    section: ModelSection
+    state: ExpertState = ExpertState.LOADING
+    facts: protocol.ModelFacts | None = None
+    context_tokens: int = 0
+    load_progress: float | None = 0.0
+    restarts: int = 0
+    last_error: str | None = None
+    active: set[str] = field(default_factory=set)
+    queue: deque[str] = field(default_factory=deque)
+    estimate: PerformanceEstimate = field(default_factory=PerformanceEstimate)
+
+
+class AgentCore:
+    """All jobs and experts of one agent. One writer: the daemon's event loop."""
+
+    def __init__(self, models: tuple[ModelSection, ...]) -> None:
+        self.experts = {model.name: Expert(section=model, context_tokens=model.context_tokens) for model in models}
+        self.jobs: dict[str, Job] = {}
+        self.draining = False
+        self.jobs_finished = 0
+        self.jobs_failed = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.jobs
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """The earliest job deadline that still matters."""
+        deadlines = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Take in one event; returns what the daemon is to do, in order."""
+        match event:
+            case EngineSpoke(model=model, event=spoken):
+                return self._engine_spoke(self.experts[model], spoken, now_s)
+            case JobSubmitted(submit=submit):
+                return self._submit(submit, now_s)
+            case CancelRequested(job_id=job_id):
+                job = self.jobs.get(job_id)
+                return self._cancel(job, now_s) if job else []
+            case EnergySettled(job_id=job_id, energy=energy):
+                return self._settled(job_id, energy)
+            case LinkLost():
+                return self._abandon_all(now_s)
+            case DrainRequested():
+                self.draining = True
+                return [ReportChange()]
+            case TimePassed():
+                return self._expire(now_s)
+            case EngineExited(model=model, reason=reason, permanent=permanent):
+                return self._engine_exited(self.experts[model], reason, permanent, now_s)
+
+    def expert_reports(self) -> tuple[ExpertReport, ...]:
+        """What the capability report says of every expert now."""
+        return tuple(self._report(expert) for expert in self.experts.values())
+
+    # --- Jobs ---------------------------------------------------------------------------------------------------------
+
+    def _submit(self, submit: Submit, now_s: float) -> list[Effect]:
+        if submit.job_id in self.jobs:
+            return _refuse(submit.job_id, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
+        expert = self.experts.get(submit.model)
+        if expert is None:
+            known = ", ".join(sorted(self.experts))
+            text = f"This agent does not serve {submit.model!r}; it serves {known}."
+            return _refuse(submit.job_id, JobErrorCode.UNKNOWN_EXPERT, text)
+        if self.draining:
+            return _refuse(submit.job_id, JobErrorCode.DRAINING, "The agent is shutting down.")
+        if expert.state is not ExpertState.READY:
+            text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
+            return _refuse(submit.job_id, JobErrorCode.NOT_READY, text)
+        has_slot = len(expert.active) < expert.section.slots
+        if not has_slot and len(expert.queue) >= expert.section.max_queue:
+            text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
+            return _refuse(submit.job_id, JobErrorCode.QUEUE_FULL, text)
+        deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
+        job = Job(submit=submit, received_s=now_s, deadline_s=deadline_s)
+        self.jobs[submit.job_id] = job
+        expert.queue.append(submit.job_id)
+        return [*self._fill_slots(expert, now_s), ReportChange()]
+
+    def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while expert.queue and expert.state is ExpertState.READY and len(expert.active) < expert.section.slots:
+            job = self.jobs[expert.queue.popleft()]
+            job.phase, job.started_s = Phase.RUNNING, now_s
+            submit = job.submit
+            expert.active.add(submit.job_id)
+            command = protocol.Generate(
+                job_id=submit.job_id,
+                prompt=submit.prompt,
+                sampling=submit.sampling,
+                max_tokens=submit.max_tokens,
+                stop=submit.stop,
+                logprobs=submit.logprobs,
+            )
+            effects.append(SendToEngine(submit.model, command))
+        return effects
+
+    def _cancel(self, job: Job, now_s: float) -> list[Effect]:
+        """Stop a job in whatever phase it is. A queued one ends here, a running one when the engine confirms."""
+        match job.phase:
+            case Phase.QUEUED:
+                self.experts[job.submit.model].queue.remove(job.submit.job_id)
+                return [*self._end(job, "cancelled", self._usage(job, now_s)), ReportChange()]
+            case Phase.RUNNING if not job.cancel_sent:
+                job.cancel_sent = True
+                return [SendToEngine(job.submit.model, protocol.Cancel(job_id=job.submit.job_id))]
+            case _:
+                return []
+
+    def _expire(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in list(self.jobs.values()):
+            if job.deadline_s is None or job.deadline_s > now_s or job.phase is Phase.SETTLING:
+                continue
+            job.deadline_s = None
+            waited_s = now_s - job.received_s
+            job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
+            effects += self._cancel(job, now_s)
+        return effects
+
+    def _abandon_all(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in list(self.jobs.values()):
+            job.abandoned = True
+            effects += self._cancel(job, now_s)
+        return effects
+
+    def _end(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
+        """The job is over; what is sent waits for its joules."""
+        job.phase = Phase.SETTLING
+        job_id = job.submit.job_id
+        if job.failure:
+            code, text = job.failure
+            job.ending = JobFailed(job_id=job_id, code=code, message=text, usage=usage)
+        else:
+            job.ending = JobDone(job_id=job_id, reason=reason, usage=usage)
+        return [SettleEnergy(job_id)]
+
+    def _settled(self, job_id: str, energy: Energy) -> list[Effect]:
+        job = self.jobs.pop(job_id, None)
+        if job is None or job.ending is None:
+            return []
+        if isinstance(job.ending, JobFailed):
+            self.jobs_failed += 1
+        else:
+            self.jobs_finished += 1
+        if job.abandoned:
+            return []
+        usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
+        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage))]
+
+    @staticmethod
+    def _usage(job: Job, now_s: float) -> JobUsage:
+        """What is known of a job that the engine has not accounted for itself."""
+        return JobUsage(
+            prompt_tokens=job.prompt_tokens,
+            decoded_tokens=job.decoded_tokens,
+            queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
+        )
+
+    # --- Engines ------------------------------------------------------------------------------------------------------
+
+    def _engine_spoke(self, expert: Expert, event: protocol.Event, now_s: float) -> list[Effect]:
+        match event:
+            case protocol.Decoded(jobs=decoded):
+                return self._decoded(decoded, now_s)
+            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
+                return self._started(job_id, prompt_tokens)
+            case protocol.Finished():
+                return self._finished(expert, event, now_s)
+            case protocol.JobFailed():
+                return self._job_failed(expert, event, now_s)
+            case protocol.Loading(progress=progress):
+                expert.state, expert.load_progress = ExpertState.LOADING, progress
+                return []
+            case protocol.Loaded():
+                expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
+                expert.facts, expert.context_tokens = event.facts, event.context_tokens
+                expert.estimate.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
+                return [ReportChange()]
+            case protocol.LoadFailed(message=message):
+                expert.state, expert.last_error = ExpertState.FAILED, message
+                return [ReportChange()]
+
+    def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
+        job = self.jobs.get(job_id)
+        if job is None or job.started_s is None:
+            return []
+        job.prompt_tokens = prompt_tokens
+        if job.abandoned:
+            return []
+        queue_s = job.started_s - job.received_s
+        return [SendToCoordinator(JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s))]
+
+    def _decoded(self, decoded: tuple[protocol.JobTokens, ...], now_s: float) -> list[Effect]:
+        wanted: list[JobPieces] = []
+        for tokens in decoded:
+            job = self.jobs.get(tokens.job_id)
+            if job is None or job.phase is not Phase.RUNNING:
+                continue
+            job.decoded_tokens += len(tokens.pieces)
+            if job.first_token_s is None:
+                job.first_token_s = now_s
+            # After a cancellation nobody reads them.
+            if not job.cancel_sent:
+                wanted.append(JobPieces(tokens.job_id, tokens.pieces))
+        return [SendTokens(tuple(wanted))] if wanted else []
+
+    def _finished(self, expert: Expert, event: protocol.Finished, now_s: float) -> list[Effect]:
+        job = self._leave_slot(expert, event.job_id)
+        if job is None:
+            return []
+        ttft_s = None if job.first_token_s is None else job.first_token_s - job.received_s
+        expert.estimate.job_finished(event, ttft_s)
+        queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
+        usage = JobUsage(
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            decoded_tokens=event.decoded_tokens,
+            queue_s=queue_s,
+            prefill_s=event.prefill_s,
+            decode_s=event.decode_s,
+        )
+        return [*self._end(job, event.reason, usage), *self._fill_slots(expert, now_s), ReportChange()]
+
+    def _job_failed(self, expert: Expert, event: protocol.JobFailed, now_s: float) -> list[Effect]:
+        job = self._leave_slot(expert, event.job_id)
+        if job is None:
+            return []
+        job.failure = (JobErrorCode(event.code), event.message)
+        job.prompt_tokens = event.prompt_tokens
+        job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
+        return [*self._end(job, "failed", self._usage(job, now_s)), *self._fill_slots(expert, now_s), ReportChange()]
+
+    def _leave_slot(self, expert: Expert, job_id: str) -> Job | None:
+        expert.active.discard(job_id)
+        job = self.jobs.get(job_id)
+        return job if job and job.phase is Phase.RUNNING else None
+
+    def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
+        if expert.state is not ExpertState.FAILED:
+            expert.last_error = reason
+        expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
+        expert.restarts += 1
+        expert.load_progress = None
+        lost = [self.jobs[job_id] for job_id in (*expert.active, *expert.queue)]
+        expert.active.clear()
+        expert.queue.clear()
+        effects: list[Effect] = []
+        for job in lost:
+            job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+            effects += self._end(job, "failed", self._usage(job, now_s))
+        return [*effects, ReportChange()]
+
+    def _report(self, expert: Expert) -> ExpertReport:
+        facts, section = expert.facts, expert.section
+        return ExpertReport(
+            model=section.name,
+            state=expert.state,
+            context_tokens=expert.context_tokens,
+            slots=section.slots,
+            active=len(expert.active),
+            queued=len(expert.queue),
+            max_queue=section.max_queue,
+            file_bytes=facts.file_bytes if facts else None,
+            architecture=facts.architecture if facts else None,
+            quantization=facts.quantization if facts else None,
+            parameters=facts.parameters if facts else None,
+            licence=facts.licence if facts else None,
+            vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
+            has_chat_template=facts.has_chat_template if facts else None,
+            load_progress=expert.load_progress,
+            restarts=expert.restarts,
+            last_error=expert.last_error,
+            performance=expert.estimate.performance,
+        )
+
+
+def _refuse(job_id: str, code: JobErrorCode, text: str) -> list[Effect]:
+    """A job that never began: nothing was spent on it."""
+    return [SendToCoordinator(JobFailed(job_id=job_id, code=code, message=text))]

@@ -1,0 +1,266 @@
+"""The agent's composition root: builds the collaborators, performs the core's effects, ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from random import Random
+
+import structlog
+
+from moe2.agent import core
+from moe2.agent.engine import protocol
+from moe2.agent.engine.process import EngineProcess, Exit
+from moe2.agent.health import agent_warnings
+from moe2.agent.identity import load_identity
+from moe2.agent.link import Link
+from moe2.agent.localapi import local_app
+from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.common import __version__
+from moe2.common.backoff import Backoff
+from moe2.common.config import read_secret
+from moe2.common.energy import unmeasured
+from moe2.common.localsocket import serving
+from moe2.common.messages import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    CancelJob,
+    Hello,
+    HostFacts,
+    Report,
+    SensorReport,
+    Submit,
+    Welcome,
+)
+from moe2.common.sdnotify import Notifier
+from moe2.common.session import JobMessage
+from moe2.common.status import AgentStatus
+
+log = structlog.get_logger()
+
+ENGINE_ARGV = (sys.executable, "-m", "moe2.agent.engine.child")
+# Many changes within this time make one report.
+REPORT_PAUSE_S = 0.1
+UNWELCOMED_REPORT_S = 5.0
+
+
+class AgentDaemon:
+    """One agent. `run()` serves until SIGTERM or SIGINT, then drains.
+
+    engine_argv: the command that starts an engine's child; tests put a fake expert here.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        engine_argv: Sequence[str] = ENGINE_ARGV,
+    ) -> None:
+        self._settings = settings
+        self._notifier = Notifier(environment)
+        self._core = core.AgentCore(settings.models)
+        self._random = Random()
+        self._started_s = time.monotonic()
+        self._stop = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._report_s = UNWELCOMED_REPORT_S
+        self._report_seq = 0
+        self._agent_id = load_identity(settings.agent.state_dir)
+        self._name = settings.agent.name or socket.gethostname()
+        self._host = HostFacts(
+            hostname=socket.gethostname(),
+            system=f"{platform.system()} {platform.release()}",
+            architecture=platform.machine(),
+            cpu_count=os.cpu_count(),
+        )
+        self._sensors: tuple[SensorReport, ...] = ()
+        self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
+        link = settings.coordinator
+        self._link = Link(
+            url=link.url,
+            token=read_secret(link.token_file),
+            hello=Hello(
+                protocol_min=OLDEST_PROTOCOL_VERSION,
+                protocol_max=PROTOCOL_VERSION,
+                agent_id=self._agent_id,
+                agent_name=self._name,
+                agent_version=__version__,
+            ),
+            connect_timeout_s=link.connect_timeout_s,
+            backoff=Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random),
+            on_opened=self._link_opened,
+            on_message=self._message_received,
+            on_lost=lambda: self._dispatch(core.LinkLost()),
+        )
+
+    def stop(self) -> None:
+        """Drain and end `run()`."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop()`; running jobs then get `drain_s`, engines and link end after that."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
+        async with serving(local_app(self.status), self._settings.agent.socket), asyncio.TaskGroup() as tasks:
+            engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
+            link = tasks.create_task(self._link.run())
+            steady = [tasks.create_task(self._report_changes()), tasks.create_task(self._feed_watchdog())]
+            self._notifier.notify("READY=1")
+            await self._stop.wait()
+            await self._drain(link)
+            for task in (*engines, *steady):
+                task.cancel()
+        log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
+
+    def status(self) -> AgentStatus:
+        experts = self._core.expert_reports()
+        return AgentStatus(
+            agent_id=self._agent_id,
+            agent_name=self._name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started_s,
+            draining=self._core.draining,
+            host=self._host,
+            sensors=self._sensors,
+            experts=experts,
+            link=self._link.status,
+            jobs_finished=self._core.jobs_finished,
+            jobs_failed=self._core.jobs_failed,
+            warnings=agent_warnings(self._link.status, experts, self._sensors),
+        )
+
+    def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
+        engine = self._settings.engine
+        spec = protocol.ModelSpec(
+            path=str(model.path),
+            context_tokens=model.context_tokens,
+            slots=model.slots,
+            threads=model.threads,
+            gpu_layers=model.gpu_layers,
+            batch_tokens=model.batch_tokens,
+            flash_attention=model.flash_attention,
+            mlock=model.mlock,
+        )
+        return EngineProcess(
+            model.name,
+            spec,
+            argv,
+            backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
+            load_timeout_s=engine.load_timeout_s,
+            on_event=lambda name, event: self._dispatch(core.EngineSpoke(name, event)),
+            on_exit=self._engine_exited,
+        )
+
+    # --- Events in ----------------------------------------------------------------------------------------------------
+
+    def _link_opened(self, welcome: Welcome) -> None:
+        self._report_s = welcome.report_s
+        self._send_report()
+
+    def _message_received(self, message: JobMessage) -> None:
+        match message:
+            case Submit():
+                self._dispatch(core.JobSubmitted(message))
+            case CancelJob(job_id=job_id):
+                self._dispatch(core.CancelRequested(job_id))
+            case _:
+                log.warning("message_ignored", op=type(message).__name__)
+
+    def _engine_exited(self, model: str, ended: Exit) -> None:
+        self._dispatch(core.EngineExited(model, ended.reason, ended.permanent))
+
+    def _dispatch(self, event: core.Event) -> None:
+        loop = asyncio.get_running_loop()
+        for effect in self._core.handle(event, loop.time()):
+            self._perform(effect)
+        if self._core.is_idle:
+            self._idle.set()
+        else:
+            self._idle.clear()
+        self._arm_deadline(loop)
+
+    # --- Effects out --------------------------------------------------------------------------------------------------
+
+    def _perform(self, effect: core.Effect) -> None:
+        match effect:
+            case core.SendTokens(jobs=jobs):
+                self._link.send_tokens(jobs)
+            case core.SendToEngine(model=model, command=command):
+                self._engines[model].send(command)
+            case core.SendToCoordinator(message=message):
+                self._link.send(message)
+            case core.SettleEnergy(job_id=job_id):
+                self._dispatch(core.EnergySettled(job_id, unmeasured("this host has no readable power sensor")))
+            case core.ReportChange():
+                self._changed.set()
+
+    def _arm_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
+        deadline_s = self._core.next_deadline_s
+        if self._deadline and self._deadline.when() != deadline_s:
+            self._deadline.cancel()
+            self._deadline = None
+        if deadline_s is not None and self._deadline is None:
+            self._deadline = loop.call_at(deadline_s, self._deadline_reached)
+
+    def _deadline_reached(self) -> None:
+        self._deadline = None
+        self._dispatch(core.TimePassed())
+
+    def _send_report(self) -> None:
+        self._report_seq += 1
+        status = self.status()
+        self._link.send(
+            Report(
+                seq=self._report_seq,
+                host=status.host,
+                experts=status.experts,
+                sensors=status.sensors,
+                warnings=status.warnings,
+                draining=status.draining,
+            )
+        )
+
+    async def _report_changes(self) -> None:
+        """Report when something changed, soon but not for each change alone, and at the steady rate."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._report_s)
+                await asyncio.sleep(REPORT_PAUSE_S)
+            self._changed.clear()
+            self._send_report()
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that the event loop turns, twice per watchdog period."""
+        if self._notifier.watchdog_s is None:
+            return
+        while True:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(self._notifier.watchdog_s / 2)
+
+    async def _drain(self, link: asyncio.Task[None]) -> None:
+        """Refuse new jobs, let the running ones end within the bound, say goodbye."""
+        self._notifier.notify("STOPPING=1")
+        drain_s = self._settings.agent.drain_s
+        log.info("drain_started", jobs=len(self._core.jobs), drain_s=drain_s)
+        self._dispatch(core.DrainRequested())
+        self._send_report()
+        try:
+            await asyncio.wait_for(self._idle.wait(), drain_s)
+        except TimeoutError:
+            log.warning("drain_timed_out", jobs_cut_off=len(self._core.jobs))
+        self._link.close("the agent is shutting down")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)

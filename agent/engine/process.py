@@ -1,0 +1,194 @@
+"""Owns one engine child: starts it, feeds it, reads it, starts it again when it dies. Knows no llama.cpp.
+
+The child runs in a process of its own so that a crash or an OOM kill takes one model's requests and nothing else.
+What it prints on stderr is llama.cpp's log: kept short in memory for the error message, and passed on at debug level.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from moe2.agent.engine.protocol import Command, Event, Load, Loaded, LoadFailed, Loading, ModelSpec, Shutdown
+from moe2.common.backoff import Backoff
+from moe2.common.errors import ProtocolError
+from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+
+log = structlog.get_logger()
+
+READ_BYTES = 65_536
+# Prompts and token batches are far smaller; a broken child must not make the daemon buffer gigabytes.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+STDERR_LINES = 20
+SHUTDOWN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended. `permanent`: the model itself could not be loaded."""
+
+    reason: str
+    permanent: bool
+
+
+class EngineProcess:
+    """One model's child process, restarted with back-off until `run()` is cancelled.
+
+    on_event: called for every event of the child, on the event loop.
+    on_exit: called once per child that ended.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spec: ModelSpec,
+        argv: Sequence[str],
+        *,
+        backoff: Backoff,
+        load_timeout_s: float,
+        on_event: Callable[[str, Event], None],
+        on_exit: Callable[[str, Exit], None],
+    ) -> None:
+        self._model = model
+        self._spec = spec
+        self._argv = tuple(argv)
+        self._backoff = backoff
+        self._load_timeout_s = load_timeout_s
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self._commands: Codec[Command] = Codec(Command, max_frame_bytes=MAX_FRAME_BYTES)
+        self._events: Codec[Event] = Codec(Event, max_frame_bytes=MAX_FRAME_BYTES)
+        self._process: asyncio.subprocess.Process | None = None
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._load_failure: str | None = None
+        self._log = log.bind(model=model)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def send(self, command: Command) -> None:
+        """Pass a command to the child. Dropped if it is dead: its exit has already failed, or will fail, the job."""
+        if self._process and self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(length_prefixed(self._commands.encode(command)))
+
+    async def run(self) -> None:
+        """Keep a child running. Ends only by cancellation, which shuts the child down first."""
+        while True:
+            ended = await self._run_child()
+            self._log.warning("engine_exited", reason=ended.reason, permanent=ended.permanent)
+            self._on_exit(self._model, ended)
+            delay_s = self._backoff.next_delay_s()
+            self._log.info("engine_restart_scheduled", delay_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+    async def _run_child(self) -> Exit:
+        self._stderr.clear()
+        self._load_failure = None
+        try:
+            # A session of its own: Ctrl-C on the daemon's terminal must not kill the child before it has drained.
+            process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Exit(f"the engine could not be started: {error}", permanent=False)
+        self._process = process
+        self._log.info("engine_started", pid=process.pid)
+        stderr = asyncio.create_task(self._read_stderr(process))
+        try:
+            self.send(Load(spec=self._spec))
+            protocol_error = await self._read_events(process)
+            if protocol_error:
+                _kill(process)
+            await process.wait()
+            await stderr
+            return Exit(self._reason(process.returncode, protocol_error), permanent=self._load_failure is not None)
+        finally:
+            self._process = None
+            await asyncio.shield(_shut_down(process, self._commands))
+            stderr.cancel()
+            with suppress(asyncio.CancelledError):
+                await stderr
+
+    async def _read_events(self, process: asyncio.subprocess.Process) -> str | None:
+        """Pass on events until the child's stdout ends; returns what was wrong if it was cut off instead."""
+        assert process.stdout  # noqa: S101 - opened as a pipe above
+        splitter = FrameSplitter(max_frame_bytes=MAX_FRAME_BYTES)
+        loaded = False
+        try:
+            while True:
+                # Only silence while loading is suspicious; an idle engine says nothing for hours.
+                timeout_s = None if loaded else self._load_timeout_s
+                data = await asyncio.wait_for(process.stdout.read(READ_BYTES), timeout_s)
+                if not data:
+                    return None
+                for frame in splitter.feed(data):
+                    event = self._events.decode(frame)
+                    loaded = loaded or isinstance(event, Loaded)
+                    self._note(event)
+                    self._on_event(self._model, event)
+        except TimeoutError:
+            return f"no progress in loading for {self._load_timeout_s:.0f} s"
+        except ProtocolError as error:
+            return f"it broke the protocol: {error}"
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Loaded(load_s=load_s):
+                self._backoff.succeeded()
+                self._log.info("model_loaded", load_s=round(load_s, 3))
+            case LoadFailed(message=message):
+                self._load_failure = message
+            case Loading(progress=progress):
+                self._log.debug("model_loading", progress=round(progress, 2))
+
+    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr  # noqa: S101 - opened as a pipe above
+        while data := await process.stderr.read(READ_BYTES):
+            for line in data.decode("utf-8", "replace").splitlines():
+                if line.strip():
+                    self._stderr.append(line[:500])
+                    self._log.debug("engine_stderr", line=line[:500])
+
+    def _reason(self, returncode: int | None, protocol_error: str | None) -> str:
+        if self._load_failure:
+            return self._load_failure
+        if protocol_error:
+            return protocol_error
+        if returncode is not None and returncode < 0:
+            name = signal.Signals(-returncode).name
+            hint = "; the kernel's out-of-memory killer does this" if name == "SIGKILL" else ""
+            cause = f"killed by {name}{hint}"
+        else:
+            cause = f"exited with status {returncode}"
+        return f"{cause}; its last words: {self._stderr[-1]}" if self._stderr else cause
+
+
+async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Command]) -> None:
+    """Ask the child to leave, then make it."""
+    if process.returncode is not None:
+        return
+    with suppress(OSError):
+        if process.stdin:
+            process.stdin.write(length_prefixed(commands.encode(Shutdown())))
+            process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), SHUTDOWN_S)
+    except TimeoutError:
+        _kill(process)
+        await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
