@@ -201,6 +201,7 @@ async def openai_errors(request: web.Request, handler: Callable[[web.Request], o
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: the request id goes out with whatever is answered, streams included."""
+    response.headers["Server"] = "moe2"
     if request_id := request.get("request_id"):
         response.headers["x-request-id"] = request_id
 
