@@ -21,7 +21,8 @@ class ExpertControl:
 
     async def next_phase(self) -> Step:
         """Wait until an expert asks; it stands still until the returned step is answered."""
-        phase, writer = await self._asked.get()
+        async with asyncio.timeout(10):
+            phase, writer = await self._asked.get()
         return Step(phase, writer)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

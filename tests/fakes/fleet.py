@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,17 +69,24 @@ class Fleet:
         self.agent_tasks[name] = self.tasks.create_task(agent.run())
         return agent
 
-    async def status(self) -> CoordinatorStatus:
-        return self.coordinator.status()
+    async def quiet(self) -> None:
+        """Wait until every request has ended and is accounted."""
+        await self.until_status(lambda status: status.requests_active == 0)
+
+    async def until_status(self, holds: Callable[[CoordinatorStatus], bool]) -> None:
+        """Wait until the coordinator's status satisfies `holds`, asking again and again as an operator would."""
+        async with asyncio.timeout(10):
+            while not holds(self.coordinator.status()):
+                await asyncio.sleep(0)
 
     async def until(self, *, ready: int) -> None:
-        """Wait until so many experts are ready, polling the public readiness as a user would."""
-        async with asyncio.timeout(30):
-            while True:
-                experts = [e for row in self.coordinator.status().agents if row.connected for e in row.experts]
-                if sum(expert.state == "ready" for expert in experts) == ready:
-                    return
-                await asyncio.sleep(0.005)
+        """Wait until exactly so many experts are ready."""
+
+        def ready_now(status: CoordinatorStatus) -> bool:
+            experts = [expert for row in status.agents if row.connected for expert in row.experts]
+            return sum(expert.state == "ready" for expert in experts) == ready
+
+        await self.until_status(ready_now)
 
     async def chat(self, content: str, **fields: Any) -> aiohttp.ClientResponse:
         """POST one user message."""
