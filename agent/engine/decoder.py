@@ -114,9 +114,7 @@ class Decoder:
             if any(job.request.job_id == request.job_id for job in (*self._queue, *self._running.values())):
                 raise RequestError(f"Job {request.job_id} is already running.", code=JobErrorCode.INTERNAL)
             check_generate(request)
-            prompt = prompt_tokens(
-                request.prompt, self._vocabulary, self._template, limit=self._limits.job_tokens
-            )
+            prompt = prompt_tokens(request.prompt, self._vocabulary, self._template, limit=self._limits.job_tokens)
             check_room(len(prompt), request.max_tokens, limit=self._limits.job_tokens)
             draw = self._new_draw(request.sampling)
         except RequestError as error:
@@ -126,9 +124,7 @@ class Decoder:
             self._emit(failed)
             return
         except Moe2Error as error:
-            self._emit(
-                JobFailed(job_id=request.job_id, code=JobErrorCode.INVALID_REQUEST, message=str(error))
-            )
+            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INVALID_REQUEST, message=str(error)))
             return
         job = _Job(request, prompt, draw, TextStream(request.stop), self._clock())
         self._queue.append(job)
@@ -177,9 +173,7 @@ class Decoder:
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            placed = self._lanes.place(
-                job.prompt, reserve=self._predicted_cells(job), logits_from=len(job.prompt) - 1
-            )
+            placed = self._lanes.place(job.prompt, reserve=self._predicted_cells(job), logits_from=len(job.prompt) - 1)
             if placed is None:
                 return
             self._queue.popleft()
@@ -236,9 +230,7 @@ class Decoder:
         else:
             job.run.tokens.append(token)
 
-    def _likelihood(
-        self, job: _Job, token: int, place: int
-    ) -> tuple[float | None, tuple[TokenAlternative, ...]]:
+    def _likelihood(self, job: _Job, token: int, place: int) -> tuple[float | None, tuple[TokenAlternative, ...]]:
         wanted = job.request.logprobs
         if wanted is None:
             return None, ()
@@ -300,7 +292,9 @@ class Decoder:
 
     def _flush(self) -> None:
         """Tokens first, then the ends of jobs."""
-        jobs = tuple(JobTokens(job_id=job_id, pieces=tuple(pieces)) for job_id, pieces in self._pieces.items() if pieces)
+        jobs = tuple(
+            JobTokens(job_id=job_id, pieces=tuple(pieces)) for job_id, pieces in self._pieces.items() if pieces
+        )
         self._pieces.clear()
         if jobs:
             self._emit(Decoded(jobs=jobs))

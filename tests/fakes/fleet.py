@@ -19,6 +19,8 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.settings import CoordinatorSettings
 
 TOKEN = "a-test-token"
+# A status is asked for; it does not call. This is how often, not how long a test waits.
+POLL_S = 0.002
 FAKE_EXPERT = (sys.executable, "-m", "tests.fakes.expert")
 
 
@@ -75,9 +77,9 @@ class Fleet:
 
     async def until_status(self, holds: Callable[[CoordinatorStatus], bool]) -> None:
         """Wait until the coordinator's status satisfies `holds`, asking again and again as an operator would."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds(self.coordinator.status()):
-                await asyncio.sleep(0)
+                await asyncio.sleep(POLL_S)
 
     async def until(self, *, ready: int) -> None:
         """Wait until exactly so many experts are ready."""

@@ -114,9 +114,7 @@ async def test_wrong_token_is_a_named_warning(tmp_path: Path) -> None:
     """The agent says what is wrong and what to do, and keeps trying."""
     async with fleet(tmp_path, agents=()) as running:
         agent = await running.start_agent("one", token="wrong")
-        async with asyncio.timeout(10):
-            while not agent.status().warnings or agent.status().warnings[0].code != "token_refused":
-                await asyncio.sleep(0)
+        await running.until_status(lambda _: "token_refused" in {w.code for w in agent.status().warnings})
         assert agent.status().link.attempts >= 1
         assert not running.coordinator.status().agents
 
