@@ -39,9 +39,7 @@ class HostAccount:
         for device in self._devices:
             device.set_condition((power_mode, loaded_models))
 
-    def request_started(
-        self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None
-    ) -> None:
+    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
         """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
         for device in self._devices:
             device.request_started(job_id, prompt_tokens, at_s, weight)
@@ -66,16 +64,20 @@ class HostAccount:
             for device in self._devices:
                 device.tokens_decoded(job_id, n, at_s)
 
-    def request_ended(self, job_id: str, at_s: float) -> None:
-        """The job left its slot, finished, cancelled or failed. A job that never started is ignored."""
+    def request_ended(self, job_id: str, at_s: float) -> bool:
+        """The job left its slot, finished, cancelled or failed.
+
+        True if `settle` will hand out its energy; False if it never started: there is nothing to account for.
+        """
         if job_id not in self._prefilling and job_id not in self._decoding:
-            return
+            return False
         for device in self._devices:
             device.request_ended(job_id, at_s)
         self._prefilling.discard(job_id)
         self._decoding.discard(job_id)
         self._ended.add(job_id)
         self._count()
+        return True
 
     def settle(self, now_s: float) -> dict[str, Energy]:
         """The requests whose energy became final by `now_s`, by job id.

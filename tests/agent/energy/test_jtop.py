@@ -146,9 +146,13 @@ def test_helper_that_dies_is_broken_and_comes_back(start: Start) -> None:
     process.kill()
     process.wait()
     with pytest.raises(SensorBrokenError, match="ended"):
-        while True:
-            sensor.read()
+        _read_for_ever(sensor)
     assert sensor.read().power_w == pytest.approx(49.818)
+
+
+def _read_for_ever(sensor: JtopSensor) -> None:
+    while True:
+        sensor.read()
 
 
 def test_chatter_is_not_a_sample() -> None:
