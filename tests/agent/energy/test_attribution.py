@@ -296,16 +296,18 @@ def _tell(account: DeviceAccount, at_s: float, kind: str, job: int, count: int) 
             account.request_ended(str(job), at_s)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     schedule=_schedules(),
-    powers=st.lists(st.one_of(st.none(), st.floats(0.5, 400.0)), min_size=200, max_size=200),
+    powers=st.lists(st.one_of(st.none(), st.floats(0.5, 400.0)), min_size=25, max_size=25),
+    lose_every=st.integers(2, 50),
     settle_every=st.integers(1, 37),
     idle_first=st.booleans(),
 )
 def test_requests_and_overhead_add_up_to_the_device(
     schedule: list[tuple[float, str, int, int]],
     powers: list[float | None],
+    lose_every: int,
     settle_every: int,
     idle_first: bool,
 ) -> None:
@@ -321,8 +323,9 @@ def test_requests_and_overhead_add_up_to_the_device(
                 account.settle(tick * 0.1)
     pending = [(offset_s + at_s, kind, job, count) for at_s, kind, job, count in schedule]
     settled = {}
-    for tick, power_w in enumerate(powers):
+    for tick in range(200):
         now_s = offset_s + tick * 0.1
+        power_w = powers[tick // 8] if tick % lose_every else None
         while pending and pending[0][0] <= now_s:
             _tell(account, *pending.pop(0))
         if power_w is not None:
