@@ -79,6 +79,11 @@ class HostAccount:
         self._count()
         return True
 
+    @property
+    def has_unsettled(self) -> bool:
+        """True while an ended request's energy is not final."""
+        return bool(self._ended)
+
     def settle(self, now_s: float) -> dict[str, Energy]:
         """The requests whose energy became final by `now_s`, by job id.
 

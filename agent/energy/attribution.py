@@ -84,9 +84,7 @@ class DeviceAccount:
     had happened at `settled_s`.
     """
 
-    def __init__(
-        self, facts: SensorFacts, track: EnergyTrack, *, start_s: float, max_settle_s: float = 2.0
-    ) -> None:
+    def __init__(self, facts: SensorFacts, track: EnergyTrack, *, start_s: float, max_settle_s: float = 2.0) -> None:
         self.facts = facts
         self.baseline = IdleBaseline()
         self._track = track
@@ -111,9 +109,7 @@ class DeviceAccount:
         """The power mode or the set of loaded models changed."""
         self.baseline.set_condition(condition)
 
-    def request_started(
-        self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None
-    ) -> None:
+    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
         """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
         if job_id in self._open:
             raise ValueError(f"job {job_id!r} has already started")
@@ -286,9 +282,7 @@ class DeviceAccount:
         elif coverage < _FULL_COVERAGE:
             reasons.append(f"{self.facts.name} covered {coverage:.0%} of the request")
         if coverage > 0 and window.n_samples < 3:
-            reasons.append(
-                f"resolution too low for a single request: {window.n_samples} samples in {length_s:.2f} s"
-            )
+            reasons.append(f"resolution too low for a single request: {window.n_samples} samples in {length_s:.2f} s")
         elif coverage > 0 and length_s < _LOW_RESOLUTION_S:
             reasons.append(f"low resolution: {window.n_samples} samples in {length_s:.2f} s")
         if self.suspicion:

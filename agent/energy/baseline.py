@@ -57,11 +57,7 @@ class IdleBaseline:
         if self._quiet_since_s is None:
             self._quiet_since_s = start_s
         _, models = self._condition
-        if (
-            not models
-            or start_s - self._quiet_since_s < self._settle_s
-            or end_s - start_s < _SHORTEST_SLICE_S
-        ):
+        if not models or start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _SHORTEST_SLICE_S:
             return
         slices = self._slices.setdefault(self._condition, deque())
         slices.append((end_s - start_s, joules / (end_s - start_s)))

@@ -9,6 +9,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
@@ -23,7 +24,8 @@ from moe2.agent.energy.sensor import (
 )
 from moe2.common.messages import SensorReport
 
-FAMILIES = ("ina3221", "jtop", "nvml", "rapl")
+Family = Literal["ina3221", "jtop", "nvml", "rapl"]
+FAMILIES: tuple[Family, ...] = ("ina3221", "jtop", "nvml", "rapl")
 """In order of preference where two measure the same device."""
 
 
@@ -44,7 +46,7 @@ class SensorSettings:
 
     root: Path = Path("/")
     profile: str | None = None
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[Family, ...] = FAMILIES
     deadline_s: float = 5.0
 
 

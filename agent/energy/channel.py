@@ -112,8 +112,7 @@ class SensorChannel:
             return _degraded(
                 "sensor_quarantined",
                 f"{name} is not believed: {self._judge.quarantine_reason}.",
-                "Its readings count again once they are possible; check its driver and wiring. "
-                + _GENERIC_REMEDY,
+                "Its readings count again once they are possible; check its driver and wiring. " + _GENERIC_REMEDY,
             )
         if now_s - self._heard_s > max(_SILENT_S, self.facts.deadline_s + self.facts.interval_s):
             return _degraded(

@@ -29,8 +29,7 @@ class CounterCrossCheck:
         if self.disagreement is None or abs(self.disagreement) <= _TOLERANCE:
             return None
         return (
-            f"counter is suspect: it differs by {self.disagreement:+.0%} from the power"
-            f" integrated over {_WINDOW_S:g} s"
+            f"counter is suspect: it differs by {self.disagreement:+.0%} from the power integrated over {_WINDOW_S:g} s"
         )
 
     def add(self, reading: Reading) -> None:
@@ -45,12 +44,7 @@ class CounterCrossCheck:
             return
         counted = self._counter.between(frontier_s - _WINDOW_S, frontier_s)
         integrated = self._power.between(frontier_s - _WINDOW_S, frontier_s)
-        if (
-            counted.coverage < 0.98
-            or integrated.coverage < 0.98
-            or counted.joules is None
-            or not integrated.joules
-        ):
+        if counted.coverage < 0.98 or integrated.coverage < 0.98 or counted.joules is None or not integrated.joules:
             return
         self.disagreement = counted.joules / integrated.joules - 1
         self._done = True

@@ -20,9 +20,7 @@ from moe2.agent.energy.sysfs import AttributeFile, integer_or_none, text_or_none
 
 _DRIVERS = "sys/bus/i2c/drivers"
 _UNCONNECTED = "NC"
-_REMEDY = (
-    "Let the agent's user read the INA3221 attributes under /sys/bus/i2c (mode 0444 is the kernel's default)."
-)
+_REMEDY = "Let the agent's user read the INA3221 attributes under /sys/bus/i2c (mode 0444 is the kernel's default)."
 
 
 @dataclass(frozen=True, slots=True)

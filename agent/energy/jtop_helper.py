@@ -64,13 +64,9 @@ def refusal(error: BaseException) -> dict[str, str | None]:
     """What an exception from jetson-stats means."""
     text = str(error)
     if isinstance(error, ImportError):
-        return _refused(
-            "absent", "jetson-stats is not installed.", "On a Jetson: pip install 'moe2[jetson]'."
-        )
+        return _refused("absent", "jetson-stats is not installed.", "On a Jetson: pip install 'moe2[jetson]'.")
     if "not active" in text:
-        return _refused(
-            "absent", "jtop.service is not running.", "On a Jetson: sudo systemctl start jtop.service"
-        )
+        return _refused("absent", "jtop.service is not running.", "On a Jetson: sudo systemctl start jtop.service")
     if isinstance(error, PermissionError) or "access" in text:
         return _refused(
             "denied",

@@ -19,6 +19,8 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import SensorReport
 
 _CONDITIONS_EVERY_S = 5.0
+# A request's answer waits for its joules, so a sensor that has fallen silent may hold it up only this long.
+_MAX_SETTLE_S = 0.3
 
 
 class HostMonitor:
@@ -44,7 +46,8 @@ class HostMonitor:
         self._profile = next((s.profile for s in self._sensors if isinstance(s, SimulatedSensor)), None)
         self.sampler = EnergySampler(self._sensors, clock=clock)
         self._devices = tuple(
-            DeviceAccount(channel.facts, channel.track, start_s=clock()) for channel in self.sampler.channels
+            DeviceAccount(channel.facts, channel.track, start_s=clock(), max_settle_s=_MAX_SETTLE_S)
+            for channel in self.sampler.channels
         )
         self.account = HostAccount(self._devices, why_unmeasured=why_unmeasured(results))
         self._conditions = ConditionLog(

@@ -69,9 +69,7 @@ class PlausibilityJudge:
             self.quarantine_reason = fault
 
     def _fault(self, reading: Reading, previous: Reading | None, now_s: float) -> str | None:
-        if not all(
-            math.isfinite(value) for value in (reading.at_s, reading.energy_j or 0.0, reading.power_w or 0.0)
-        ):
+        if not all(math.isfinite(value) for value in (reading.at_s, reading.energy_j or 0.0, reading.power_w or 0.0)):
             return "not a number"
         if reading.energy_j is None and reading.power_w is None:
             return "neither power nor energy"
@@ -80,18 +78,14 @@ class PlausibilityJudge:
         if previous is not None and reading.at_s < previous.at_s:
             return f"time runs backwards by {previous.at_s - reading.at_s:.3f} s"
         return (
-            self._power_fault(reading)
-            or self._counter_fault(reading, previous)
-            or self._stuck_fault(reading, previous)
+            self._power_fault(reading) or self._counter_fault(reading, previous) or self._stuck_fault(reading, previous)
         )
 
     def _power_fault(self, reading: Reading) -> str | None:
         if reading.power_w is None:
             return None
         if reading.power_w > self._limits.max_power_w:
-            return (
-                f"{reading.power_w:.6g} W, more than such a device can draw ({self._limits.max_power_w:g} W)"
-            )
+            return f"{reading.power_w:.6g} W, more than such a device can draw ({self._limits.max_power_w:g} W)"
         if reading.power_w < self._limits.min_power_w:
             return f"{reading.power_w:.6g} W, less than such a device draws ({self._limits.min_power_w:g} W)"
         return None

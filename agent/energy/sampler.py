@@ -42,7 +42,8 @@ class _SensorThread:
         self._facts = facts
         self._clock = clock
         self._pace = pace
-        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._work, name=f"sensor-{sensor.name}", daemon=True)
         self.outcomes: deque[_Outcome] = deque(maxlen=1024)
         self.reading_since_s: float | None = None
@@ -51,7 +52,11 @@ class _SensorThread:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopping = True
+        self._wake.set()
+
+    def read_now(self) -> None:
+        self._wake.set()
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
@@ -60,7 +65,7 @@ class _SensorThread:
 
     def _work(self) -> None:
         due_s = self._clock()
-        while not self._stop.is_set():
+        while not self._stopping:
             began_s = self._clock()
             self.reading_since_s = began_s
             outcome = self._read(began_s)
@@ -68,8 +73,9 @@ class _SensorThread:
             self.outcomes.append(outcome)
             failed = not isinstance(outcome.result, Reading)
             due_s = max(due_s + self._facts.interval_s, outcome.ended_s)
-            if self._pace(self._stop, _RETRY_S if failed else due_s - outcome.ended_s):
-                return
+            if self._pace(self._wake, _RETRY_S if failed else due_s - outcome.ended_s):
+                self._wake.clear()
+                due_s = self._clock()
 
     def _read(self, began_s: float) -> _Outcome:
         try:
@@ -96,9 +102,7 @@ class EnergySampler:
     ) -> None:
         self._clock = clock
         self._drain_s = drain_s
-        self.channels = tuple(
-            SensorChannel(sensor.facts, _track(sensor.facts), opened_s=clock()) for sensor in sensors
-        )
+        self.channels = tuple(SensorChannel(sensor.facts, _track(sensor.facts), opened_s=clock()) for sensor in sensors)
         self._threads = tuple(_SensorThread(sensor, sensor.facts, clock, pace) for sensor in sensors)
 
     async def run(self) -> None:
@@ -129,6 +133,11 @@ class EnergySampler:
             since_s = thread.reading_since_s
             if since_s is not None and now_s - since_s > channel.facts.deadline_s:
                 channel.hung(since_s)
+
+    def read_now(self) -> None:
+        """Have every sensor read once at once: a request has ended and its energy need not wait for the next turn."""
+        for thread in self._threads:
+            thread.read_now()
 
     def power_w(self) -> dict[str, float | None]:
         """Present power per sensor in W; None where it is not known."""

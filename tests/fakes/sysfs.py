@@ -56,12 +56,8 @@ def _hwmon(
 
 def agx_orin(root: Path, *, driver: str = "ina3221", first_hwmon: int = 3) -> tuple[Path, Path]:
     """A Jetson AGX Orin with JetPack 5 or 6: two monitors, the second mostly unconnected; their folders."""
-    device_tree(
-        root, "NVIDIA Jetson AGX Orin Developer Kit", "nvidia,p3737-0000+p3701-0005", "nvidia,tegra234"
-    )
-    first = _hwmon(
-        root, driver, "1-0040", first_hwmon, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], AGX_ORIN_RAILS
-    )
+    device_tree(root, "NVIDIA Jetson AGX Orin Developer Kit", "nvidia,p3737-0000+p3701-0005", "nvidia,tegra234")
+    first = _hwmon(root, driver, "1-0040", first_hwmon, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], AGX_ORIN_RAILS)
     second = _hwmon(root, driver, "1-0041", first_hwmon + 1, ["NC", "VDDQ_VDD2_1V8AO", "NC"], AGX_ORIN_RAILS)
     return first, second
 
@@ -76,9 +72,7 @@ def jetson_nano_jetpack4(root: Path) -> Path:
     """The first Jetson Nano with JetPack 4: industrial I/O in mW; the monitor's folder."""
     device_tree(root, "NVIDIA Jetson Nano Developer Kit", "nvidia,tegra210")
     folder = f"{_I2C}/ina3221x/6-0040/iio:device0"
-    for number, (rail, milliwatt) in enumerate(
-        {"POM_5V_IN": 4210, "POM_5V_GPU": 1200, "POM_5V_CPU": 900}.items()
-    ):
+    for number, (rail, milliwatt) in enumerate({"POM_5V_IN": 4210, "POM_5V_GPU": 1200, "POM_5V_CPU": 900}.items()):
         write(root, f"{folder}/rail_name_{number}", rail)
         write(root, f"{folder}/in_power{number}_input", milliwatt)
     return root / folder

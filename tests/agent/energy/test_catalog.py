@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.energy.catalog import (
+    Family,
     ProbeResult,
     ProbeState,
     SensorSettings,
@@ -21,7 +22,7 @@ from moe2.common.errors import ConfigError
 from tests.fakes import sysfs
 from tests.fakes.sensors import ScriptedSensor
 
-_SYSFS = ("ina3221", "rapl")
+_SYSFS: tuple[Family, ...] = ("ina3221", "rapl")
 
 
 def _good(name: str, device: str) -> ScriptedSensor:
