@@ -72,23 +72,24 @@ class _Search:
             self._push(_Node((), pool, cap, self.candidates.value_of(pool)))
         while self.heap:
             upper = -self.heap[0][0]
-            if upper <= self._target() or self._exhausted():
+            if self._done(upper):
                 return max(upper, self.incumbent.value)
             self._expand(heapq.heappop(self.heap)[2])
         return self.incumbent.value
 
     def _target(self) -> float:
         """Nodes bounded by this are not worth a look."""
-        value = self.incumbent.value
-        return value + max(tie_width(value), self.effort.gap_share * abs(value))
+        return self.incumbent.value + tie_width(self.incumbent.value)
 
-    def _exhausted(self) -> bool:
-        effort = self.effort
-        if effort.node_limit is not None and self.nodes >= effort.node_limit:
-            return True
-        return (
-            effort.time_limit_s is not None and self.spent is not None and self.spent() >= effort.time_limit_s
-        )
+    def _done(self, upper: float) -> bool:
+        """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
+        value, limit = self.incumbent.value, self.effort.node_limit
+        close = upper <= max(self._target(), value + self.effort.gap_share * abs(value))
+        return close or self._late() or (limit is not None and self.nodes >= limit)
+
+    def _late(self) -> bool:
+        limit = self.effort.time_limit_s
+        return limit is not None and self.spent is not None and self.spent() >= limit
 
     def _push(self, node: _Node) -> None:
         if node.upper > self._target():
@@ -112,6 +113,7 @@ class _Search:
             room,
             target=self._target(),
             precision=1e-5 * max(1.0, abs(self.incumbent.value)),
+            stop=self._late,
         )
         upper = min(bound.upper, node.upper)
         if upper <= self._target():
@@ -134,7 +136,7 @@ class _Search:
             return
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.cap):
+        if self._settled(held, free, node.cap) or self._paired(held, free, node.cap):
             return
         cover = minimal_infeasible(self.candidates, held, free, wish, node.cap)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
@@ -173,6 +175,28 @@ class _Search:
             self.incumbent.offer(found[0])
         return True
 
+    def _paired(self, held: list[int], free: IntArray, cap: int) -> bool:
+        """Solve a node outright where at most two more can join, which is where shares bound worst."""
+        candidates = self.candidates
+        most = candidates.most_joining(held, free, cap)
+        if most > 2:
+            return False
+        value, states = candidates.problem.value, candidates.states[free]
+        base = value.state_of(candidates.index[held])
+        reached = value.cross(value.combine(base, states), states)
+        np.fill_diagonal(reached, value.average(value.combine(base, states)))
+        alone = np.eye(len(free), dtype=np.bool_)
+        fits = np.triu(np.ones_like(alone)) if most == 2 else alone
+        size = len(held) + 2 - alone
+        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
+            pair = row[free] + row[free][:, None] * ~alone
+            fits &= float(row[held].sum()) + pair <= ceiling[np.minimum(size, len(ceiling) - 1)]
+        reached = np.where(fits, reached, -np.inf)
+        peak = float(reached.max())
+        for left, right in np.argwhere(reached >= peak - tie_width(peak)) if peak > -np.inf else ():
+            self.incumbent.offer([*held, *sorted({int(free[left]), int(free[right])})])
+        return True
+
     def _relaxed_limits(self, held: list[int], free: IntArray, cap: int) -> tuple[FloatArray, FloatArray]:
         """Sum limits and panel size as rows over the free experts, with what is left of each.
 
@@ -180,7 +204,7 @@ class _Search:
         size, and its slope charged to every expert: never more than the true cost.
         """
         candidates, size = self.candidates, len(held)
-        most = min(cap - size, len(free))
+        most = candidates.most_joining(held, free, cap)
         costs, room = [np.ones(len(free))], [float(most)]
         for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
             start = max(size, 1)
@@ -194,18 +218,27 @@ class _Search:
         return np.array(costs), np.array(room)
 
     def _round(self, held: list[int], free: IntArray, shares: FloatArray, cap: int) -> None:
-        """Offer the panel that takes experts by falling share."""
+        """Offer the panel that takes experts by falling share while they fit."""
         candidates = self.candidates
-        pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
-        pool[free] = True
         panel = list(held)
+        costs = [row.tolist() for row in candidates.sums]
+        ceilings = [ceiling.tolist() for ceiling in candidates.ceilings]
+        used = [float(row[held].sum()) for row in candidates.sums]
         for expert in free[np.argsort(-shares, kind="stable")].tolist():
-            if len(panel) < cap and candidates.is_feasible([*panel, expert]):
+            if len(panel) == cap:
+                break
+            joined = [total + cost[expert] for total, cost in zip(used, costs, strict=True)]
+            if all(total <= most[len(panel) + 1] for total, most in zip(joined, ceilings, strict=True)):
                 panel.append(expert)
-        if panel:
+                used = joined
+        if self.nodes == 1 and panel:
+            pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
+            pool[free] = True
+            if candidates.value_of(panel) < self.incumbent.value:
+                panel = self.incumbent.members
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, cap))
+        if candidates.is_feasible(panel):
             self.incumbent.offer(panel)
-            if self.nodes == 1:
-                self.incumbent.offer(greedy.exchange(candidates, panel, pool))
 
 
 def plan(

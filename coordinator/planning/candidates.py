@@ -88,6 +88,15 @@ class Candidates:
             return False
         return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
 
+    def most_joining(self, held: list[int], free: IntArray, cap: int) -> int:
+        """How many of `free` can join `held` in a panel of `cap` at most, each limit taken alone."""
+        most = min(cap - len(held), len(free))
+        for row, ceiling in zip(self.sums, self.ceilings, strict=True):
+            totals = np.cumsum(np.sort(row[free])[:most]) + float(row[held].sum())
+            fits = totals <= ceiling[len(held) + 1 : len(held) + most + 1] * (1 + ROUNDING)
+            most = int(np.flatnonzero(fits)[-1]) + 1 if fits.any() else 0
+        return most
+
     def addable(self, members: list[int], pool: BoolArray) -> IntArray:
         """Candidates of `pool` (n,) outside `members` that can join the panel one at a time, in order."""
         size = len(members) + 1

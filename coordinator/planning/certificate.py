@@ -9,7 +9,8 @@ from enum import StrEnum
 import numpy as np
 
 from moe2.coordinator.planning.candidates import tie_width
-from moe2.coordinator.planning.problem import Limit, Problem, within
+from moe2.coordinator.planning.problem import Limit, PanelLimit, Problem, exceeds
+from moe2.coordinator.planning.values import FloatArray
 
 
 class Status(StrEnum):
@@ -54,15 +55,32 @@ class Breach:
 class Exclusion:
     """Why one expert is not in the panel.
 
-    detail: in words, where the problem gave some. breaches: limits broken alone or beside the chosen. gain:
-    value that it would add to the chosen panel, None where there is no panel.
+    given: the problem's own reason, where it rules the expert out. breaches: limits broken alone or beside
+    the chosen. gain: value that it would add to the chosen panel, None where there is no panel.
     """
 
     name: str
     cause: Cause
-    detail: str
+    given: str | None = None
     breaches: tuple[Breach, ...] = ()
     gain: float | None = None
+
+    @property
+    def detail(self) -> str:
+        """The reason in words."""
+        if self.given is not None:
+            return self.given
+        words = ", ".join(map(str, self.breaches))
+        return _WORDS[self.cause] + (f": {words}" if words else "")
+
+
+_WORDS = {
+    Cause.RULED_OUT: "ruled out",
+    Cause.TOO_DEAR_ALONE: "does not fit even alone",
+    Cause.NO_ROOM: "does not fit beside the chosen",
+    Cause.NO_GAIN: "adds nothing to the chosen",
+    Cause.NOT_EXPLORED: "would fit and gain; the search was cut short",
+}
 
 
 @dataclass(frozen=True)
@@ -140,63 +158,59 @@ def _breaches(problem: Problem, members: list[int]) -> tuple[Breach, ...]:
     return tuple(Breach(*found) for found in problem.breaches(members))
 
 
-def _exclusions(problem: Problem, members: Sequence[int]) -> list[Exclusion]:
+def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ...]:
     """A reason for each expert outside the panel, in the problem's order."""
     chosen = list(members)
     outside = [n for n in range(len(problem.names)) if n not in chosen]
-    value = problem.value
-    gains: dict[int, float] = {}
-    if chosen and outside:
+    if not outside:
+        return ()
+    gains: list[float | None] = [None] * len(outside)
+    if chosen:
+        value = problem.value
         state = value.state_of(chosen)
-        base = float(value.average(state))
-        gains = dict(
-            zip(outside, value.average(value.combine(state, value.states[outside])) - base, strict=True)
-        )
-    # Totals of all the outsiders at once: alone (row 0) and beside the chosen (row 1).
-    broken: dict[int, list[tuple[bool, Breach]]] = {n: [] for n in outside}
+        reached = value.cross(state[None], value.states)[0, outside]
+        gains = list((reached - float(value.average(state))).tolist())
+    alone: dict[int, list[Breach]] = {}
+    beside: dict[int, list[Breach]] = {}
     size = len(chosen) + 1
     if size > problem.largest_panel:
-        for n in outside:
-            broken[n].append((False, Breach(Limit.PANEL_SIZE, float(size), float(problem.largest_panel))))
+        full = Breach(Limit.PANEL_SIZE, float(size), float(problem.largest_panel))
+        beside = {n: [full] for n in outside}
     for total in problem.sum_limits():
-        held = float(total.cost[chosen].sum()) + total.by_size[size] if outside else 0.0
-        _note(broken, total.limit_kind, total.cost + total.by_size[1], total.cost + held, total.limit)
+        held = float(total.cost[chosen].sum())
+        _note(alone, outside, total, total.cost + total.by_size[1])
+        _note(beside, outside, total, total.cost + (held + total.by_size[size]))
     for most in problem.max_limits():
         held = float(most.cost[chosen].max()) if chosen else 0.0
-        beside = np.maximum(most.cost, held) + (most.by_size[size] if outside else 0.0)
-        _note(broken, most.limit_kind, most.cost + most.by_size[1], beside, most.limit)
-    return [_exclusion(problem, n, broken[n], gains.get(n)) for n in outside]
+        _note(alone, outside, most, most.cost + most.by_size[1])
+        _note(beside, outside, most, np.maximum(most.cost, held) + most.by_size[size])
+    return tuple(
+        _exclusion(problem, n, tuple(alone.get(n, ())), tuple(beside.get(n, ())), gain)
+        for n, gain in zip(outside, gains, strict=True)
+    )
 
 
-def _note(
-    broken: dict[int, list[tuple[bool, Breach]]],
-    kind: Limit,
-    alone: np.typing.NDArray[np.float64],
-    beside: np.typing.NDArray[np.float64],
-    limit: float,
-) -> None:
-    """Add what each outsider breaks of one limit: alone if it does, else beside the chosen."""
-    for n, breaches in broken.items():
-        if not within(alone[n], limit):
-            breaches.append((True, Breach(kind, float(alone[n]), limit)))
-        elif not within(beside[n], limit):
-            breaches.append((False, Breach(kind, float(beside[n]), limit)))
+def _note(broken: dict[int, list[Breach]], outside: list[int], limit: PanelLimit, needed: FloatArray) -> None:
+    """Add the outsiders whose `needed` (N,) breaks the limit."""
+    over = exceeds(needed, limit.limit)
+    if over.any():
+        for n in outside:
+            if over[n]:
+                broken.setdefault(n, []).append(Breach(limit.limit_kind, float(needed[n]), limit.limit))
 
 
-def _exclusion(problem: Problem, n: int, broken: list[tuple[bool, Breach]], gain: float | None) -> Exclusion:
+def _exclusion(
+    problem: Problem, n: int, alone: tuple[Breach, ...], beside: tuple[Breach, ...], gain: float | None
+) -> Exclusion:
     name = problem.names[n]
     if name in problem.ruled_out:
         return Exclusion(name, Cause.RULED_OUT, problem.ruled_out[name], gain=gain)
-    alone = tuple(breach for is_alone, breach in broken if is_alone)
-    beside = tuple(breach for _, breach in broken)
-    words = ", ".join(map(str, alone or beside))
     if alone:
-        return Exclusion(name, Cause.TOO_DEAR_ALONE, f"does not fit even alone: {words}", alone, gain)
+        return Exclusion(name, Cause.TOO_DEAR_ALONE, breaches=alone, gain=gain)
     if beside:
-        return Exclusion(name, Cause.NO_ROOM, f"does not fit beside the chosen: {words}", beside, gain)
-    if gain is not None and gain > tie_width(gain):
-        return Exclusion(name, Cause.NOT_EXPLORED, "would fit; the search was cut short", gain=gain)
-    return Exclusion(name, Cause.NO_GAIN, "adds nothing to the chosen", gain=gain)
+        return Exclusion(name, Cause.NO_ROOM, breaches=beside, gain=gain)
+    explored = gain is None or gain <= tie_width(gain)
+    return Exclusion(name, Cause.NO_GAIN if explored else Cause.NOT_EXPLORED, gain=gain)
 
 
 def _offer(problem: Problem, by: Limit) -> Offer | None:
@@ -232,7 +246,7 @@ def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
         first_token_s=None,
         power_w=None,
         certificate=certificate,
-        exclusions=tuple(_exclusions(problem, ())),
+        exclusions=_exclusions(problem, ()),
         cheapest=_offer(problem, Limit.ENERGY),
         fastest=_offer(problem, Limit.DELAY),
     )
@@ -267,5 +281,5 @@ def certified(
             nodes=nodes,
             elapsed_s=elapsed_s,
         ),
-        exclusions=tuple(_exclusions(problem, chosen)),
+        exclusions=_exclusions(problem, chosen),
     )

@@ -19,6 +19,7 @@ Members that are held already enter through psi alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,36 +30,42 @@ _LARGEST_BETA = 60.0
 _TINY = 1e-300
 
 
-class Envelope(ABC):
-    """The envelope of one value over n free experts on top of a held panel; arrays are (n, M) and (M,).
+@dataclass(frozen=True, eq=False)
+class Tangent:
+    """A valid linear bound `constant + slope @ x` and what it was made of.
 
-    `touch` picks the touching points for shares x (n,), `linear` is the valid bound at touching points t
-    (constant and slope per expert, means over prompts), `curvature` gives V (n, M) and w (M,) such that -V
-    diag(w) V^T is the second derivative of the envelope at x.
+    touching: (M,) points t. steps: (n, M) such that -steps @ steps.T is the envelope's second derivative at
+    the shares that the points were chosen for.
     """
 
-    @abstractmethod
-    def touch(self, shares: FloatArray) -> FloatArray: ...
+    touching: FloatArray
+    constant: float
+    slope: FloatArray
+    steps: FloatArray
+
+
+class Envelope(ABC):
+    """The envelope of one value over n free experts on top of a held panel."""
 
     @abstractmethod
-    def linear(self, touching: FloatArray) -> tuple[float, FloatArray]: ...
+    def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
+        """The tangent for shares x (n,), its points sought from `near` on.
+
+        blur in [0, 1]: how far the search rounds kinks off (best-of-S only); any blur gives a valid bound.
+        """
 
     @abstractmethod
-    def curvature(self, shares: FloatArray, touching: FloatArray) -> tuple[FloatArray, FloatArray]: ...
-
-    @abstractmethod
-    def restrict(self, kept: np.typing.NDArray[np.intp]) -> Envelope:
-        """The envelope over some of the free experts only."""
+    def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
+        """Constant and slope (n,) of the bound for any touching points (M,), by definition."""
 
 
 def envelope(value: SetValue, rows: FloatArray, held: FloatArray) -> Envelope:
-    """The envelope of `value` over experts with states `rows` (n, M), on top of a panel with state `held`
-    (M,).
-    """
+    """The envelope of `value` over experts with states `rows` (n, M) on top of the state `held` (M,)."""
     if isinstance(value, Coverage):
         return _CoverageEnvelope(rows, held)
     if isinstance(value, FreeEnergy):
         if value.in_logarithms:
+            # Raising what underflows to e^-600 can only raise the bound.
             return _FreeEnergyEnvelope(np.exp(np.maximum(rows, -600.0)), np.exp(held), value)
         return _FreeEnergyEnvelope(rows, held, value)
     if isinstance(value, BestOf):
@@ -66,113 +73,120 @@ def envelope(value: SetValue, rows: FloatArray, held: FloatArray) -> Envelope:
     raise TypeError(f"No envelope is known for the set value {type(value).__name__}.")
 
 
-class _SumEnvelope(ABC):
-    """What coverage and free energy share: the touching points of `psi(sum beta)`.
+def _settle(
+    beta: FloatArray, shares: FloatArray, near: FloatArray | None, floor: FloatArray | float = 0.0
+) -> tuple[FloatArray, ...]:
+    """Touching points, not under `floor`, of `psi(sum beta)` with min(beta, t) (n, M) and 1 / (1 - shares
+    above t) (M,).
 
-    The envelope at x is the minimum over t, reached where `sum x_n min(t, beta_n) = t`; that equation's left
-    side is concave in t, so Newton's method from above falls to the largest root.
+    The envelope at x is the minimum over t, reached where `sum x_n min(t, beta_n) = t`. The left side is
+    concave in t, so Newton's method from above falls to the largest root; `sum x_n beta_n` is above.
     """
-
-    beta: FloatArray
-
-    def touch(self, shares: FloatArray) -> FloatArray:
-        touching = shares @ self.beta
-        for _ in range(3):
-            above = self.beta >= touching
-            lifted = shares @ above
-            below = shares @ np.where(above, 0.0, self.beta)
-            touching = np.where(lifted < 1.0, below / np.maximum(1.0 - lifted, 1e-9), touching)
-        return np.asarray(touching)
-
-    def _steps(self, shares: FloatArray, touching: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """min(t, beta) and 1 / (1 - shares above t)."""
-        room = 1.0 - shares @ (self.beta >= touching)
-        return np.minimum(self.beta, touching), 1.0 / np.maximum(room, 1e-3)
+    top = shares @ beta
+    touching = top if near is None else np.minimum(near, top)
+    for _ in range(3 if near is None else 2):
+        steps = np.minimum(beta, touching)
+        lifted = shares @ (beta >= touching).astype(np.float64)
+        reached = shares @ steps
+        below = reached - touching * lifted
+        # Where the present point is under the root, start again from above.
+        moved = np.where(reached <= touching, below / np.maximum(1.0 - lifted, 1e-9), top)
+        touching = np.minimum(np.maximum(moved, 0.0), top)
+    touching = np.maximum(touching, floor)
+    steps = np.minimum(beta, touching)
+    lifted = shares @ (beta >= touching).astype(np.float64)
+    return touching, steps, 1.0 / np.maximum(1.0 - lifted, 1e-2)
 
 
-class _CoverageEnvelope(_SumEnvelope, Envelope):
+class _CoverageEnvelope(Envelope):
     """psi(t) = 1 - held * exp(-t), beta = -log(1 - p)."""
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
         self.beta = -np.log(np.maximum(rows, np.exp(-_LARGEST_BETA)))
 
-    def restrict(self, kept: np.typing.NDArray[np.intp]) -> Envelope:
-        part = object.__new__(_CoverageEnvelope)
-        part.rows, part.held, part.beta = self.rows[kept], self.held, self.beta[kept]
-        return part
+    def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
+        touching, steps, spread = _settle(self.beta, shares, near)
+        survive = np.exp(-touching)
+        weight = self.held * survive / len(self.held)
+        constant = 1.0 - float(weight @ (1.0 + touching))
+        # beta > t is the same as survive > rows, and there the slope is survive (1 + t) - rows.
+        slope = steps @ weight + np.maximum(survive - self.rows, 0.0) @ (self.held / len(self.held))
+        return Tangent(touching, constant, slope, steps * np.sqrt(weight * spread))
 
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         survive = np.exp(-touching)
         constant = 1.0 - self.held * survive * (1.0 + touching)
-        slope = np.where(self.beta <= touching, survive * self.beta, survive * (1.0 + touching) - self.rows)
-        return float(constant.mean()), np.asarray(slope @ self.held) / len(self.held)
-
-    def curvature(self, shares: FloatArray, touching: FloatArray) -> tuple[FloatArray, FloatArray]:
-        steps, spread = self._steps(shares, touching)
-        return steps, self.held * np.exp(-touching) * spread / len(self.held)
+        lifted = survive * (1.0 + touching) - self.rows
+        slope = np.where(self.beta <= touching, survive * self.beta, lifted) * self.held
+        return float(constant.mean()), np.asarray(slope.mean(axis=1))
 
 
-class _FreeEnergyEnvelope(_SumEnvelope, Envelope):
+class _FreeEnergyEnvelope(Envelope):
     """psi(t) = tau log(held + t) - offset, beta = exp(-(l - min l) / tau)."""
 
     def __init__(self, rows: FloatArray, held: FloatArray, value: FreeEnergy) -> None:
-        self.beta, self.held, self.value = rows, held, value
-        self.alone = value.temperature * np.log(np.maximum(held + rows, _TINY))
+        self.beta, self.held = rows, held
+        self.temperature, self.offset = value.temperature, value.offset
+        self.alone = np.log(np.maximum(held + rows, _TINY))
         self.least = np.maximum(rows.min(axis=0), _TINY)
 
-    def restrict(self, kept: np.typing.NDArray[np.intp]) -> Envelope:
-        part = object.__new__(_FreeEnergyEnvelope)
-        part.beta, part.held, part.value = self.beta[kept], self.held, self.value
-        part.alone, part.least = self.alone[kept], self.least
-        return part
-
-    def touch(self, shares: FloatArray) -> FloatArray:
-        return np.asarray(np.maximum(super().touch(shares), self.least))
+    def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
+        touching, steps, spread = _settle(self.beta, shares, near, self.least)
+        total = self.held + touching
+        scale = self.temperature / len(self.held)
+        level = np.log(total)
+        constant = scale * float((level - touching / total).sum()) - self.offset
+        # Above t the tangent's slope t / total grows by log((held + beta) / total).
+        slope = scale * (steps @ (1.0 / total) + np.maximum(self.alone - level, 0.0).sum(axis=1))
+        return Tangent(touching, constant, slope, steps * (np.sqrt(scale * spread) / total))
 
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
-        tau = self.value.temperature
         total = self.held + touching
-        constant = tau * (np.log(total) - touching / total)
-        slope = np.where(self.beta <= touching, self.beta * (tau / total), self.alone - constant)
-        return float(constant.mean()) - self.value.offset, np.asarray(slope.mean(axis=1))
-
-    def curvature(self, shares: FloatArray, touching: FloatArray) -> tuple[FloatArray, FloatArray]:
-        steps, spread = self._steps(shares, touching)
-        total = self.held + touching
-        return steps / total, self.value.temperature * spread / len(self.held)
+        constant = self.temperature * (np.log(total) - touching / total)
+        lifted = self.temperature * self.alone - constant
+        slope = np.where(self.beta <= touching, self.beta * (self.temperature / total), lifted)
+        return float(constant.mean()) - self.offset, np.asarray(slope.mean(axis=1))
 
 
 class _BestOfEnvelope(Envelope):
-    """u + sum x_n (p_n - u)+ with u >= held; the kink is rounded while searching, exact in `linear`."""
+    """u + sum x_n (p_n - u)+ with u >= held; the kink is blurred while searching, exact in the bound.
 
-    def __init__(self, rows: FloatArray, held: FloatArray, rounding: float = 0.01) -> None:
-        self.rows, self.held, self.rounding = rows, held, rounding
+    Blurred, (d)+ is (d + sqrt(d^2 + 4 eps^2)) / 2: the value that a logarithmic barrier of weight eps^2 gives
+    it.
+    """
 
-    def restrict(self, kept: np.typing.NDArray[np.intp]) -> Envelope:
-        return _BestOfEnvelope(self.rows[kept], self.held, self.rounding)
+    def __init__(self, rows: FloatArray, held: FloatArray) -> None:
+        self.rows, self.held = rows, held
+        self.top = np.maximum(held, rows.max(axis=0))
 
-    def touch(self, shares: FloatArray) -> FloatArray:
-        # The rounded sum x_n sigma((p_n - u) / eps) falls in u; bisect it to 1, then u is never below the
-        # held state.
-        low, high = self.held.copy(), np.maximum(self.held, self.rows.max(axis=0))
-        for _ in range(10):
-            middle = (low + high) / 2
-            more = shares @ self._sigma(middle) > 1.0
-            low, high = np.where(more, middle, low), np.where(more, high, middle)
-        return np.asarray((low + high) / 2)
+    def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
+        width = 0.004 + 0.1 * blur
+        low, high = self.held, self.top
+        level = (low + high) / 2 if near is None else near
+        for _ in range(4 if near is None else 2):
+            steps, bend = self._slopes(level, width)
+            excess = shares @ steps - 1.0
+            low, high = np.where(excess > 0.0, level, low), np.where(excess > 0.0, high, level)
+            moved = level + excess / np.maximum(shares @ bend, 1e-9)
+            level = np.where((moved > low) & (moved < high), moved, (low + high) / 2)
+        steps, bend = self._slopes(level, width)
+        weight = np.where(level > self.held + 1e-6, 1.0 / np.maximum(shares @ bend, 1e-2), 0.0)
+        constant, slope = self.linear(level)
+        return Tangent(level, constant, slope, steps * np.sqrt(weight / len(self.held)))
 
-    def _sigma(self, level: FloatArray) -> FloatArray:
+    def _slopes(self, level: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
+        """First and second derivative of the blurred (p - u)+, both (n, M)."""
         distance = self.rows - level
-        return np.asarray(0.5 + 0.5 * distance / np.sqrt(distance * distance + 4 * self.rounding**2))
+        square = distance * distance
+        square += 4.0 * width * width
+        root = np.sqrt(square)
+        steps = distance / root
+        steps += 1.0
+        steps *= 0.5
+        square *= root
+        return steps, 2.0 * width * width / square
 
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         level = np.maximum(touching, self.held)
         return float(level.mean()), np.asarray(np.maximum(self.rows - level, 0.0).mean(axis=1))
-
-    def curvature(self, shares: FloatArray, touching: FloatArray) -> tuple[FloatArray, FloatArray]:
-        distance = self.rows - touching
-        root = np.sqrt(distance * distance + 4 * self.rounding**2)
-        bend = shares @ (2 * self.rounding**2 / root**3)
-        weight = np.where(touching > self.held + 1e-9, 1.0 / np.maximum(bend, 1e-3), 0.0)
-        return 0.5 + 0.5 * distance / root, weight / self.rows.shape[1]

@@ -9,7 +9,7 @@ import numpy as np
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.certificate import Plan, certified, infeasible
-from moe2.coordinator.planning.problem import Problem, ProblemError, within
+from moe2.coordinator.planning.problem import Problem, ProblemError, exceeds
 
 _BLOCK_BITS = 12
 
@@ -68,10 +68,9 @@ def _feasible(
     ok = (sizes >= 1) & (sizes <= problem.largest_panel)
     barred = np.array([problem.names[n] in problem.ruled_out for n in order])
     ok &= ~members[:, barred].any(axis=1)
-    allowed = np.frompyfunc(within, 2, 1)
     for total in problem.sum_limits():
-        ok &= allowed(members @ total.cost[order] + total.by_size[sizes], total.limit).astype(np.bool_)
+        ok &= ~exceeds(members @ total.cost[order] + total.by_size[sizes], total.limit)
     for most in problem.max_limits():
         slowest = np.where(members, most.cost[order], 0.0).max(axis=1)
-        ok &= allowed(slowest + most.by_size[sizes], most.limit).astype(np.bool_)
+        ok &= ~exceeds(slowest + most.by_size[sizes], most.limit)
     return np.asarray(ok)

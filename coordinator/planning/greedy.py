@@ -13,80 +13,82 @@ from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.values import BoolArray, FloatArray
 
-_EXCHANGES = 12
-"""Most improving exchanges; a local optimum is usually met after two or three."""
+_EXCHANGES = 4
+"""Most improving exchanges; a local optimum is usually met after one or two."""
 
 
-def burden(candidates: Candidates) -> FloatArray:
-    """Each candidate's largest share of any sum limit, (n,); 0 where there is none."""
-    if len(candidates.sums) == 0:
-        return np.zeros(candidates.count)
+def burden(candidates: Candidates, cap: int) -> FloatArray:
+    """Each candidate's largest share of any sum limit or of `cap` places, (n,)."""
     room = np.maximum(candidates.ceilings[:, 1:2], np.finfo(np.float64).tiny)
-    return np.asarray((candidates.sums / room).max(axis=0))
+    return np.asarray((candidates.sums / room).max(axis=0, initial=1.0 / cap))
 
 
-def grow(
-    candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray | None = None
-) -> list[int]:
-    """Add the candidate of `pool` with the largest gain (over `weight`) until none fits or gains."""
+def grow(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
+    """Add the candidate of `pool` with the largest gain over `weight` until none fits or gains."""
     value, states = candidates.problem.value, candidates.states
     grown = list(members)
     state = value.state_of(candidates.index[grown])
     current = float(value.average(state))
     while len(choices := candidates.addable(grown, pool)):
-        reached = value.average(value.combine(state, states[choices]))
+        reached = value.cross(state[None], states)[0, choices]
         gains = reached - current if np.isfinite(current) else reached
         if grown and float(gains.max()) <= tie_width(current):
             break
-        if weight is not None and np.isfinite(current):
+        if np.isfinite(current):
             gains = gains / weight[choices]
-        best = int(choices[int(gains.argmax())])
-        grown.append(best)
-        state = value.combine(state, states[best])
-        current = float(value.average(state))
+        place = int(gains.argmax())
+        grown.append(int(choices[place]))
+        state = value.combine(state, states[choices[place]])
+        current = float(reached[place])
     return grown
 
 
-def exchange(candidates: Candidates, members: list[int], pool: BoolArray) -> list[int]:
-    """Swap one member for one candidate of `pool` while that gains, and refill; first-best over all swaps."""
+def exchange(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
+    """Swap one member for one candidate of `pool`, the best swap first, while that gains; refill."""
     value = candidates.problem.value
-    panel = list(members)
+    panel = sorted(members)
+    worth = candidates.value_of(panel)
     for _ in range(_EXCHANGES):
-        worth = candidates.value_of(panel)
-        best: tuple[float, list[int]] | None = None
-        for leaving in panel:
-            rest = [member for member in panel if member != leaving]
-            choices = candidates.addable(rest, pool)
-            choices = choices[choices != leaving]
-            if len(choices) == 0:
-                continue
-            state = value.state_of(candidates.index[rest])
-            reached = value.average(value.combine(state, candidates.states[choices]))
-            top = int(reached.argmax())
-            if float(reached[top]) > worth + tie_width(worth) and (best is None or reached[top] > best[0]):
-                best = (float(reached[top]), [*rest, int(choices[top])])
-        if best is None:
+        entering = np.flatnonzero(pool & (candidates.largest >= len(panel)))
+        entering = entering[~np.isin(entering, panel)]
+        if len(entering) == 0:
             return panel
-        panel = grow(candidates, best[1], pool)
+        left = candidates.sums[:, panel]
+        fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
+        for row, own, ceiling in zip(candidates.sums, left, candidates.ceilings, strict=True):
+            fits &= row[entering] <= (ceiling[len(panel)] - own.sum()) + own[:, None]
+        reached = np.where(
+            fits, value.cross(_without_each(candidates, panel), candidates.states[entering]), -np.inf
+        )
+        leaving, place = divmod(int(reached.argmax()), len(entering))
+        if not reached[leaving, place] > worth + tie_width(worth):
+            return panel
+        swapped = [*panel[:leaving], *panel[leaving + 1 :], int(entering[place])]
+        if not candidates.is_feasible(swapped):  # the sums above were rounded differently
+            return panel
+        panel = sorted(grow(candidates, swapped, pool, weight))
+        worth = candidates.value_of(panel)
     return panel
 
 
+def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
+    """State of the panel without each of its members in turn, (k, M), from running unions from both ends."""
+    value = candidates.problem.value
+    states = candidates.states[panel]
+    empty = value.empty_state()[None]
+    before = np.concatenate([empty, value.union.accumulate(states, axis=0)[:-1]])
+    after = np.concatenate([value.union.accumulate(states[::-1], axis=0)[::-1][1:], empty])
+    return value.combine(before, after)
+
+
 def start(candidates: Candidates, incumbent: Incumbent) -> None:
-    """Offer greedy panels for every panel size that the delay limits distinguish, the better one improved by
-    swaps.
-    """
-    weight = np.maximum(burden(candidates), 1e-9)
+    """Offer the best candidates alone, and a greedy panel for every size that delays distinguish."""
     alone = candidates.problem.value.average(candidates.states)
     peak = float(alone.max())
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))
     for cap in sorted(set(candidates.largest.tolist())):
-        pool = candidates.largest >= cap
-        panels = [grow(candidates, [], pool), grow(candidates, [], pool, weight)]
-        panel = max(panels, key=candidates.value_of)
-        for grown in panels:
-            incumbent.offer(grown)
-        incumbent.offer(exchange(candidates, panel, pool))
+        incumbent.offer(grow(candidates, [], candidates.largest >= cap, burden(candidates, cap)))
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
@@ -98,6 +100,10 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
         return infeasible(problem, "greedy", elapsed())
     incumbent = Incumbent(candidates, [])
     start(candidates, incumbent)
+    cap = int(candidates.largest.max())
+    pool = np.ones(candidates.count, dtype=np.bool_)
+    incumbent.offer(grow(candidates, [], pool, np.ones(candidates.count)))
+    incumbent.offer(exchange(candidates, incumbent.members, pool, burden(candidates, cap)))
     return certified(
         problem,
         candidates.index[incumbent.members].tolist(),

@@ -25,6 +25,14 @@ def sizes(width: int) -> IntArray:
     return counts
 
 
+def masks(places: IntArray) -> IntArray:
+    """For each panel of n experts, its mask when expert i sits at bit `places[i]`; shape (2^n,)."""
+    moved = np.zeros(1 << len(places), dtype=np.intp)
+    for bit, place in enumerate(places.tolist()):
+        np.bitwise_or(moved[: 1 << bit], 1 << place, out=moved[1 << bit : 2 << bit])
+    return moved
+
+
 def sums(costs: FloatArray, base: float = 0.0) -> FloatArray:
     """`base` plus the sum of the members' costs, for each panel; shape (2^n,)."""
     totals = np.empty(1 << len(costs))

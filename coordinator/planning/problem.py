@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 ROUNDING = 1e-12
 """Relative slack of every comparison with a limit: sums in another order differ by rounding only."""
@@ -180,9 +180,9 @@ class MaxLimit:
 PanelLimit: TypeAlias = SumLimit | MaxLimit
 
 
-def within(total: FloatArray | float, limit: float) -> bool:
-    """`total <= limit` up to rounding; the one comparison that every solver uses."""
-    return bool(total <= limit + ROUNDING * abs(limit))
+def exceeds(total: FloatArray, limit: float) -> BoolArray:
+    """`total > limit` beyond rounding, elementwise; the one comparison that every solver means."""
+    return np.asarray(total > limit + ROUNDING * abs(limit))
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +281,7 @@ class Problem:
         limits: tuple[PanelLimit, ...] = (*self.sum_limits(), *self.max_limits())
         for limit in limits:
             needed = limit.total(members)
-            if not within(needed, limit.limit):
+            if exceeds(np.asarray(needed), limit.limit):
                 found.append((limit.limit_kind, needed, limit.limit))
         return found
 

@@ -14,11 +14,12 @@ x n system per step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from moe2.coordinator.planning.envelope import Envelope
+from moe2.coordinator.planning.envelope import Envelope, Tangent
 from moe2.coordinator.planning.values import FloatArray
 
 
@@ -38,62 +39,60 @@ def solve(
     *,
     target: float,
     precision: float,
+    stop: Callable[[], bool],
     iterations: int = 30,
 ) -> Bound:
-    """Bound the value over shares with `costs` (C, n) within `room` (C,), C >= 1, every entry of `room`
-    positive.
+    """Bound the value over shares with `costs` (C, n) within `room` (C,), C >= 1, `room` positive.
 
-    Stops as soon as the bound is at most `target` (the node is worthless), or the iteration's own gap is
-    below `precision`.
+    Ends as soon as the bound is at most `target` (the node is worthless), the iteration's own gap is below
+    `precision`, or `stop` says so.
     """
     scaled = costs / room[:, None]
-    count = scaled.shape[1]
+    limits, count = scaled.shape
     shares = np.full(count, 0.5 * min(1.0, 1.0 / float(scaled.sum(axis=1).max())))
+    rest = 1.0 - shares
     slack = 1.0 - scaled @ shares
-    touching = envelope.touch(shares)
-    constant, slope = envelope.linear(touching)
-    scale = float(slope.mean()) + 1e-12
-    low = np.full(count, scale)
-    high = np.full(count, scale)
-    price = np.full(len(scaled), scale * count / len(scaled))
-    best = _bound(constant, slope, price, scaled, shares)
+    tangent = envelope.at(shares, None, 1.0)
+    scale = float(tangent.slope.mean()) + 1e-12
+    low, high = np.full(count, scale), np.full(count, scale)
+    price = np.full(limits, scale * count / limits)
+    diagonal = np.diag_indices(count)
+    best = _bound(tangent, price, scaled, shares)
     for _ in range(iterations):
-        complementarity = float(shares @ low + (1.0 - shares) @ high + slack @ price)
-        if best.upper <= target or complementarity <= precision:
+        gap = float(shares @ low + rest @ high + slack @ price)
+        if best.upper <= target or gap <= precision or stop():
             break
-        centre = 0.15 * complementarity / (2 * count + len(scaled))
-        steps, weight = envelope.curvature(shares, touching)
-        system = (steps * weight) @ steps.T
-        system += (scaled.T * (price / slack)) @ scaled
-        system[np.diag_indices(count)] += low / shares + high / (1.0 - shares) + 1e-14
-        right = slope + centre / shares - centre / (1.0 - shares) - scaled.T @ (centre / slack)
-        move = np.linalg.solve(system, right)
+        centre = 0.1 * gap / (2 * count + limits)
+        pull_low, pull_high, pull = centre / shares, centre / rest, centre / slack
+        low_rate, high_rate, rate = low / shares, high / rest, price / slack
+        system = tangent.steps @ tangent.steps.T
+        system += (scaled.T * rate) @ scaled
+        system[diagonal] += low_rate + high_rate + 1e-14
+        move = np.linalg.solve(system, tangent.slope + pull_low - pull_high - scaled.T @ pull)
         used = scaled @ move
-        low_move = centre / shares - low - low / shares * move
-        high_move = centre / (1.0 - shares) - high + high / (1.0 - shares) * move
-        price_move = centre / slack - price + price / slack * used
-        primal = 0.98 * min(1.0, _reach(shares, move), _reach(1.0 - shares, -move), _reach(slack, -used))
-        dual = 0.98 * min(1.0, _reach(low, low_move), _reach(high, high_move), _reach(price, price_move))
+        low_move = pull_low - low - low_rate * move
+        high_move = pull_high - high + high_rate * move
+        price_move = pull - price + rate * used
+        primal = _reach((shares, rest, slack), (move, -move, -used))
+        dual = _reach((low, high, price), (low_move, high_move, price_move))
         shares = shares + primal * move
+        rest = 1.0 - shares
         slack = 1.0 - scaled @ shares
         low, high, price = low + dual * low_move, high + dual * high_move, price + dual * price_move
-        touching = envelope.touch(shares)
-        constant, slope = envelope.linear(touching)
-        found = _bound(constant, slope, price, scaled, shares)
+        tangent = envelope.at(shares, tangent.touching, min(1.0, gap / scale))
+        found = _bound(tangent, price, scaled, shares)
         if found.upper < best.upper:
             best = found
     return best
 
 
-def _reach(position: FloatArray, move: FloatArray) -> float:
-    """How far along `move` the positive `position` stays positive."""
-    falling = move < 0.0
-    return float((-position[falling] / move[falling]).min(initial=np.inf))
+def _reach(positions: tuple[FloatArray, ...], moves: tuple[FloatArray, ...]) -> float:
+    """The longest step, at most 1, that keeps all positions positive, with a margin."""
+    steepest = max(float((-move / place).max()) for place, move in zip(positions, moves, strict=True))
+    return min(1.0, 0.97 / steepest) if steepest > 0.0 else 1.0
 
 
-def _bound(
-    constant: float, slope: FloatArray, price: FloatArray, scaled: FloatArray, shares: FloatArray
-) -> Bound:
-    reduced = slope - price @ scaled
-    upper = constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
+def _bound(tangent: Tangent, price: FloatArray, scaled: FloatArray, shares: FloatArray) -> Bound:
+    reduced = tangent.slope - price @ scaled
+    upper = tangent.constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
     return Bound(upper, shares, reduced)

@@ -83,9 +83,11 @@ class ValueTable:
         Among values within a tie, Candidates.preference decides over all listed panels.
         """
         if self.by_mask is not None:
-            masks = lattice.sums((1 << candidates.index).astype(np.float64)).astype(np.intp)
-            found = lattice.best(candidates, [], np.arange(candidates.count), self.by_mask[masks])
-            return None if found is None else (*found, len(masks))
+            values = self.by_mask
+            if not np.array_equal(candidates.index, np.arange(self.value.experts)):
+                values = values[lattice.masks(candidates.index)]
+            found = lattice.best(candidates, [], np.arange(candidates.count), values)
+            return None if found is None else (*found, len(values))
         return self._scan(candidates)
 
     def _scan(self, candidates: Candidates) -> tuple[list[int], float, int] | None:

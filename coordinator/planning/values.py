@@ -58,12 +58,26 @@ class SetValue(ABC):
     """A monotone value of panels over M calibration prompts and N experts.
 
     states: (N, M) state of each expert alone on each prompt, read-only, C-contiguous.
-    identity: state of the empty panel on any prompt.
+    identity: state of the empty panel on any prompt. union: the ufunc that combines the states of disjoint
+    panels. nowhere_worse: (N, N) bool; [n, k] says that expert k is worth at least as much as n on every
+    prompt.
     """
 
     kind: ClassVar[str]
     states: FloatArray
     identity: float
+    union: np.ufunc
+    nowhere_worse: BoolArray
+
+    def _keep(self, states: FloatArray, identity: float, union: np.ufunc, *, more_is_better: bool) -> None:
+        """Set the fields from states (N, M)."""
+        self.states = np.ascontiguousarray(states)
+        self.identity = identity
+        self.union = union
+        worth = self.states if more_is_better else -self.states
+        self.nowhere_worse = np.array([(worth >= row).all(axis=1) for row in worth])
+        self.states.flags.writeable = False
+        self.nowhere_worse.flags.writeable = False
 
     @property
     def experts(self) -> int:
@@ -76,32 +90,29 @@ class SetValue(ABC):
         return int(self.states.shape[1])
 
     @abstractmethod
-    def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        """State of the union of two disjoint panels; shapes broadcast."""
-
-    @abstractmethod
     def average(self, state: FloatArray) -> FloatArray:
         """Value of panels from their states (..., M); shape (...). The free energy of no expert is -inf."""
+
+    def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        """State of the union of two disjoint panels; shapes broadcast."""
+        return np.asarray(self.union(left, right))
 
     def empty_state(self) -> FloatArray:
         """State of the panel without members, shape (M,)."""
         return np.full(self.prompts, self.identity)
 
     def state_of(self, members: IntArray | list[int]) -> FloatArray:
-        """State of a panel given by the indices of its members, shape (M,)."""
-        state = self.empty_state()
-        for member in members:
-            state = self.combine(state, self.states[member])
-        return state
+        """State of a panel given by the indices of its members, combined in that order; shape (M,)."""
+        if len(members) == 0:
+            return self.empty_state()
+        return np.asarray(self.union.reduce(self.states[members], axis=0))
 
     def of(self, members: IntArray | list[int]) -> float:
         """Value of one panel given by the indices of its members."""
         return float(self.average(self.state_of(members)))
 
     def cross(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        """Values of all unions of a panel in `left` (A, M) with a disjoint one in `right` (B, M); shape (A,
-        B).
-        """
+        """Values of all unions of a panel in `left` (A, M) with a disjoint one in `right` (B, M); (A, B)."""
         values = np.empty((left.shape[0], right.shape[0]))
         for row, state in enumerate(left):
             values[row] = self.average(self.combine(state, right))
@@ -115,12 +126,8 @@ class Coverage(SetValue):
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""
-        self.states = np.ascontiguousarray(1.0 - _calibration("probabilities", probabilities, 1.0).T)
-        self.states.flags.writeable = False
-        self.identity = 1.0
-
-    def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        return np.multiply(left, right)
+        survival = 1.0 - _calibration("probabilities", probabilities, 1.0).T
+        self._keep(survival, 1.0, np.multiply, more_is_better=False)
 
     def average(self, state: FloatArray) -> FloatArray:
         return np.asarray(1.0 - state.mean(axis=-1))
@@ -137,12 +144,7 @@ class BestOf(SetValue):
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""
-        self.states = np.ascontiguousarray(_calibration("probabilities", probabilities, 1.0).T)
-        self.states.flags.writeable = False
-        self.identity = 0.0
-
-    def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        return np.maximum(left, right)
+        self._keep(_calibration("probabilities", probabilities, 1.0).T, 0.0, np.maximum, more_is_better=True)
 
     def average(self, state: FloatArray) -> FloatArray:
         return np.asarray(state.mean(axis=-1))
@@ -168,13 +170,11 @@ class FreeEnergy(SetValue):
         exponents = (array - least[:, None]).T / self.temperature
         self.in_logarithms = bool(exponents.max() > _WIDEST_EXPONENT)
         """States are logarithms, combined by logaddexp: sums would underflow."""
-        self.states = np.ascontiguousarray(-exponents if self.in_logarithms else np.exp(-exponents))
-        self.states.flags.writeable = False
-        self.identity = -np.inf if self.in_logarithms else 0.0
+        if self.in_logarithms:
+            self._keep(-exponents, -np.inf, np.logaddexp, more_is_better=True)
+        else:
+            self._keep(np.exp(-exponents), 0.0, np.add, more_is_better=True)
         self.offset = float(least.mean())
-
-    def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        return np.logaddexp(left, right) if self.in_logarithms else np.add(left, right)
 
     def average(self, state: FloatArray) -> FloatArray:
         if not self.in_logarithms:

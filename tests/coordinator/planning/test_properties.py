@@ -134,19 +134,19 @@ def test_minimal_infeasible_subsets_are_infeasible_and_minimal(
     problem = draw(seed, kind, count)
     candidates = Candidates.of(problem)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(candidates.count).tolist()
-    held = order[:held_count]
-    free = np.array(sorted(order[held_count:]), dtype=np.intp)
-    cap = len(problem.names)
-    if (held and not candidates.is_feasible(held)) or len(free) == 0:
-        return
-    if candidates.is_feasible([*held, *free.tolist()]):
+    cap = int(rng.integers(1, count + 1))
+    order = [n for n in rng.permutation(candidates.count).tolist() if candidates.largest[n] >= cap]
+    held, free = order[:held_count], np.array(sorted(order[held_count:]), dtype=np.intp)
+
+    def fits(panel: list[int]) -> bool:
+        return not panel or (len(panel) <= cap and candidates.is_feasible(panel))
+
+    if not fits(held) or fits([*held, *free.tolist()]):
         return
     subset = minimal_infeasible(candidates, held, free, rng.random(candidates.count), cap)
-    assert not candidates.is_feasible([*held, *subset])
+    assert not fits([*held, *subset])
     for expert in subset:
-        rest = [*held, *(n for n in subset if n != expert)]
-        assert not rest or candidates.is_feasible(rest)
+        assert fits([*held, *(n for n in subset if n != expert)])
 
 
 @given(seeds, kinds, st.integers(1, 7), st.integers(0, 2))
@@ -162,8 +162,8 @@ def test_every_touching_point_of_an_envelope_is_a_valid_bound(
     touching = rng.exponential(rng.choice([0.01, 1.0, 10.0]), 6) + 1e-9
     if kind == "best_of":
         touching = np.minimum(touching, 1.0)
-    for points in (touching, bound.touch(rng.random(count))):
-        constant, slope = bound.linear(points)
+    found = bound.at(rng.random(count))
+    for constant, slope in (bound.linear(touching), (found.constant, found.slope)):
         for mask in range(1 << count):
             members = [n for n in range(count) if mask >> n & 1]
             assert value.of([*held, *members]) <= constant + float(slope[members].sum()) + 1e-9
