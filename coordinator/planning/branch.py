@@ -214,7 +214,7 @@ class _Search:
             charged = row[free] + slope
             if float(charged.sum()) > left:
                 costs.append(charged)
-                room.append(max(left, 1e-300))
+                room.append(max(left, float(charged.max())))  # each fits alone, but for rounding
         return np.array(costs), np.array(room)
 
     def _round(self, held: list[int], free: IntArray, shares: FloatArray, cap: int) -> None:

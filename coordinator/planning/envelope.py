@@ -20,14 +20,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, FreeEnergy, SetValue
 
 _LARGEST_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
 _TINY = 1e-300
+_SingleArray: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,34 +161,40 @@ class _BestOfEnvelope(Envelope):
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
+        self.single = rows.astype(np.float32)
         self.top = np.maximum(held, rows.max(axis=0))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        width = 0.004 + 0.1 * blur
+        width = 0.01 + 0.1 * blur
+        single = shares.astype(np.float32)
         low, high = self.held, self.top
         level = (low + high) / 2 if near is None else near
         for _ in range(4 if near is None else 2):
-            steps, bend = self._slopes(level, width)
-            excess = shares @ steps - 1.0
+            steps, bends = self._slopes(level, width)
+            excess, bend = single @ steps - 1.0, single @ bends
             low, high = np.where(excess > 0.0, level, low), np.where(excess > 0.0, high, level)
-            moved = level + excess / np.maximum(shares @ bend, 1e-9)
+            moved = level + excess / np.maximum(bend, 1e-9)
             level = np.where((moved > low) & (moved < high), moved, (low + high) / 2)
-        steps, bend = self._slopes(level, width)
-        weight = np.where(level > self.held + 1e-6, 1.0 / np.maximum(shares @ bend, 1e-2), 0.0)
+        # The curvature is that of the last but one points: it only steers, the bound is exact at the last.
+        weight = np.where(level > self.held + 1e-6, 1.0 / np.maximum(bend, 1e-2), 0.0)
         constant, slope = self.linear(level)
-        return Tangent(level, constant, slope, steps * np.sqrt(weight / len(self.held)))
+        return Tangent(
+            level, constant, slope, np.asarray(steps * np.sqrt(weight / len(self.held)), np.float64)
+        )
 
-    def _slopes(self, level: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
-        """First and second derivative of the blurred (p - u)+, both (n, M)."""
-        distance = self.rows - level
+    def _slopes(self, level: FloatArray, width: float) -> tuple[_SingleArray, _SingleArray]:
+        """First and second derivative of the blurred (p - u)+, both (n, M), in single precision: they steer
+        only.
+        """
+        distance = self.single - level.astype(np.float32)
         square = distance * distance
-        square += 4.0 * width * width
+        square += np.float32(4.0 * width * width)
         root = np.sqrt(square)
         steps = distance / root
         steps += 1.0
         steps *= 0.5
         square *= root
-        return steps, 2.0 * width * width / square
+        return steps, np.float32(2.0 * width * width) / square
 
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         level = np.maximum(touching, self.held)

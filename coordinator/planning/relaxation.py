@@ -22,6 +22,11 @@ import numpy as np
 from moe2.coordinator.planning.envelope import Envelope, Tangent
 from moe2.coordinator.planning.values import FloatArray
 
+_SHARPNESS = 0.03
+"""A bound is sharp enough when it could fall by no more than this share of its height over the target."""
+_PATIENCE = 5
+"""Steps without a better bound before giving up; the kinks of best-of-S can stall the iteration."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bound:
@@ -50,25 +55,35 @@ def solve(
     scaled = costs / room[:, None]
     limits, count = scaled.shape
     shares = np.full(count, 0.5 * min(1.0, 1.0 / float(scaled.sum(axis=1).max())))
+    for _ in range(2):
+        tangent = envelope.at(shares, None, 1.0)
+        _, chosen = _linear_start(tangent.slope, scaled)
+        shares = (shares + chosen) / 2
+    tangent = envelope.at(shares, None, 1.0)
+    price, _ = _linear_start(tangent.slope, scaled)
     rest = 1.0 - shares
     slack = 1.0 - scaled @ shares
-    tangent = envelope.at(shares, None, 1.0)
     scale = float(tangent.slope.mean()) + 1e-12
-    low, high = np.full(count, scale), np.full(count, scale)
-    price = np.full(limits, scale * count / limits)
+    reduced = tangent.slope - price @ scaled
+    low, high = np.maximum(-reduced, 0.3 * scale), np.maximum(reduced, 0.3 * scale)
     diagonal = np.diag_indices(count)
-    best = _bound(tangent, price, scaled, shares)
+    best, stalled = _bound(tangent, price, scaled, shares), 0
     for _ in range(iterations):
-        gap = float(shares @ low + rest @ high + slack @ price)
-        if best.upper <= target or gap <= precision or stop():
+        worth = tangent.constant + float(tangent.slope @ shares)
+        sharp = best.upper - worth <= max(precision, _SHARPNESS * (best.upper - target))
+        if best.upper <= target or sharp or stalled == _PATIENCE or stop():
             break
+        gap = float(shares @ low + rest @ high + slack @ price)
         centre = 0.1 * gap / (2 * count + limits)
         pull_low, pull_high, pull = centre / shares, centre / rest, centre / slack
         low_rate, high_rate, rate = low / shares, high / rest, price / slack
         system = tangent.steps @ tangent.steps.T
         system += (scaled.T * rate) @ scaled
         system[diagonal] += low_rate + high_rate + 1e-14
-        move = np.linalg.solve(system, tangent.slope + pull_low - pull_high - scaled.T @ pull)
+        try:
+            move = np.linalg.solve(system, tangent.slope + pull_low - pull_high - scaled.T @ pull)
+        except np.linalg.LinAlgError:  # too close to a corner; every bound so far stays valid
+            break
         used = scaled @ move
         low_move = pull_low - low - low_rate * move
         high_move = pull_high - high + high_rate * move
@@ -78,12 +93,32 @@ def solve(
         shares = shares + primal * move
         rest = 1.0 - shares
         slack = 1.0 - scaled @ shares
+        if min(shares.min(), rest.min(), slack.min()) <= 0.0:  # rounding: as close to a corner as numbers go
+            break
         low, high, price = low + dual * low_move, high + dual * high_move, price + dual * price_move
         tangent = envelope.at(shares, tangent.touching, min(1.0, gap / scale))
         found = _bound(tangent, price, scaled, shares)
+        stalled = 0 if found.upper < best.upper else stalled + 1
         if found.upper < best.upper:
             best = found
     return best
+
+
+def _linear_start(slope: FloatArray, scaled: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A starting price (C,) and interior shares (n,): the linear problem under the tightest limit alone."""
+    limits, count = scaled.shape
+    tight = int(scaled.sum(axis=1).argmax())
+    ratio = slope / (scaled[tight] + 1e-9)
+    order = np.argsort(-ratio, kind="stable")
+    used = np.cumsum(scaled[tight][order])
+    last = min(int(np.searchsorted(used, 1.0)), count - 1)
+    # One unit of every limit is never worth more than all the gains together.
+    worth = min(float(ratio[order[last]]), float(slope.sum())) + 1e-12
+    price = np.full(limits, 0.05 * worth)
+    price[tight] = worth
+    chosen = np.zeros(count)
+    chosen[order[:last]] = 1.0
+    return price, 0.9 * chosen / max(1.0, float((scaled @ chosen).max()))
 
 
 def _reach(positions: tuple[FloatArray, ...], moves: tuple[FloatArray, ...]) -> float:
