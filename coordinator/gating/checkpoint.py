@@ -77,7 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def feature_fields(config: FeatureConfig) -> dict[str, Any]:
     """A feature configuration as the manifest holds it."""
-    fields_of: dict[str, Any] = msgspec.to_builtins(asdict(config))
+    fields_of: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asdict(config)))
     return fields_of
 
 

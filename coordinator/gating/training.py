@@ -79,7 +79,7 @@ def train_gate(
         data_sha256=outcomes.digest,
         source=source,
         rows={"train": len(train), "val": len(val), "auxiliary": len(helpers) if helpers else 0},
-        training=msgspec.to_builtins(asdict(config)),
+        training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
         metrics=metrics,
     )
     return TrainedGate(gate, manifest)
