@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import select
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +14,7 @@ from moe2.agent.outbox import Outbox
 from moe2.common.backoff import Backoff
 from moe2.common.errors import ProtocolError
 from moe2.common.messages import Hello, JobPieces, Welcome
+from moe2.common.pump import Pump
 from moe2.common.session import (
     AgentSession,
     Closed,
@@ -33,8 +31,6 @@ from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
-# Unsent bytes in the kernel beyond which the link counts as slow, and tokens are merged instead of sent.
-NOT_SENT_LOW_WATER_BYTES = 8192
 
 
 class Link:
@@ -64,8 +60,9 @@ class Link:
         self._on_message = on_message
         self._on_lost = on_lost
         self._outbox = Outbox()
-        self._wake = asyncio.Event()
         self._session: AgentSession | None = None
+        self._pump: Pump | None = None
+        self._closed = asyncio.Event()
         self._closing: str | None = None
         self._state = LinkState.WAITING
         self._connected_since_unix_s: float | None = None
@@ -94,19 +91,21 @@ class Link:
 
     def send(self, message: JobMessage) -> None:
         """Queue a message for the open session; dropped where there is none, as nobody could use it later."""
-        if self._session and self._session.is_open:
+        if self._pump and self._session and self._session.is_open:
             self._outbox.put(message)
-            self._wake.set()
+            self._pump.wake()
 
     def send_tokens(self, jobs: tuple[JobPieces, ...]) -> None:
-        if self._session and self._session.is_open:
+        if self._pump and self._session and self._session.is_open:
             self._outbox.put_tokens(jobs)
-            self._wake.set()
+            self._pump.wake()
 
     def close(self, reason: str) -> None:
         """Say goodbye once everything queued has been sent; the session then ends and is not opened again."""
         self._closing = reason
-        self._wake.set()
+        self._closed.set()
+        if self._pump:
+            self._pump.close(reason)
 
     async def run(self) -> None:
         """Connect, serve the session, and again with back-off. Returns only after `close()`."""
@@ -124,9 +123,8 @@ class Link:
                 delay_s = self._backoff.next_delay_s()
                 self._next_attempt_s = loop.time() + delay_s
                 log.warning("link_lost", reason=problem, retry_in_s=round(delay_s, 2))
-                self._wake.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay_s)
+                    await asyncio.wait_for(self._closed.wait(), delay_s)
 
     async def _attempt(self, http: aiohttp.ClientSession) -> str:
         """One connection from handshake to end; returns why it ended."""
@@ -149,80 +147,27 @@ class Link:
             return str(error) or type(error).__name__
         finally:
             was_open = self._session is not None and self._protocol is not None
-            self._session = None
+            self._session = self._pump = None
             self._outbox.clear()
             await websocket.close()
             if was_open:
                 self._on_lost()
 
     async def _serve(self, websocket: aiohttp.ClientWebSocketResponse) -> str:
-        now_s = asyncio.get_running_loop().time()
-        session = self._session = AgentSession(
+        session = AgentSession(
             self._hello,
-            now_s=now_s,
+            now_s=asyncio.get_running_loop().time(),
             handshake_s=self._connect_timeout_s,
             max_frame_bytes=DEFAULT_MAX_FRAME_BYTES,
         )
-        socket_ = websocket.get_extra_info("socket")
-        socket_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
-        self._wake.set()
-        sender = asyncio.create_task(self._send(websocket, session, socket_.fileno()))
-        try:
-            receiver = asyncio.create_task(self._receive(websocket, session))
-            try:
-                await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
-                # The sender still has the last words to say when the receiver closed the session.
-                if session.closed:
-                    await asyncio.wait((sender,), timeout=self._connect_timeout_s)
-            finally:
-                receiver.cancel()
-                with suppress(asyncio.CancelledError):
-                    await receiver
-        finally:
-            sender.cancel()
-            with suppress(asyncio.CancelledError):
-                await sender
+        self._session = session
+        self._pump = Pump(session, next_message=self._outbox.take, on_event=self._act)
+        if self._closing is not None:
+            self._pump.close(self._closing)
+        await self._pump.run(websocket)
         if session.closed:
             return str(ProtocolError(session.closed.reason, remedy=session.closed.remedy))
-        return "the coordinator closed the connection"
-
-    async def _receive(self, websocket: aiohttp.ClientWebSocketResponse, session: AgentSession) -> None:
-        loop = asyncio.get_running_loop()
-        async for frame in websocket:
-            if frame.type is not aiohttp.WSMsgType.BINARY:
-                log.warning("frame_ignored", kind=frame.type.name)
-                continue
-            for event in session.receive(frame.data, loop.time()):
-                self._act(event)
-            self._wake.set()
-            if session.closed:
-                return
-
-    async def _send(self, websocket: aiohttp.ClientWebSocketResponse, session: AgentSession, fd: int) -> None:
-        """Send what is queued, keep the session's deadlines, merge tokens while the link is slow."""
-        loop = asyncio.get_running_loop()
-        with _Writability(fd) as writability:
-            while True:
-                self._wake.clear()
-                for event in session.tick(loop.time()):
-                    self._act(event)
-                while (frames := session.take_frames()) or (self._outbox and session.is_open):
-                    for frame in frames:
-                        await websocket.send_bytes(frame)
-                    if session.is_open:
-                        await writability.wait()
-                        if message := self._outbox.take():
-                            session.send(message)
-                if session.closed:
-                    return
-                if self._closing is not None:
-                    session.close(self._closing)
-                    continue
-                deadline_s = session.next_deadline_s
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._wake.wait(), None if deadline_s is None else max(0.0, deadline_s - loop.time())
-                    )
+        return "the connection to the coordinator broke"
 
     def _act(self, event: SessionEvent) -> None:
         match event:
@@ -240,33 +185,3 @@ class Link:
                 log.warning("coordinator_did_not_understand", code=code, detail=text)
             case Closed(code=code, reason=reason):
                 log.info("session_closed", code=code, reason=reason)
-
-
-class _Writability:
-    """Waits until the kernel has little unsent data on a socket, which it reports through TCP_NOTSENT_LOWAT.
-
-    aiohttp itself only waits after hundreds of kilobytes: at tens of bytes a token, seconds of backlog on a slow link.
-    The descriptor is duplicated because asyncio refuses to watch one that a transport owns.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = os.dup(fd)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLOUT)
-
-    def __enter__(self) -> _Writability:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    async def wait(self) -> None:
-        if self._poll.poll(0):
-            return
-        loop = asyncio.get_running_loop()
-        writable = asyncio.Event()
-        loop.add_writer(self._fd, writable.set)
-        try:
-            await writable.wait()
-        finally:
-            loop.remove_writer(self._fd)

@@ -31,10 +31,9 @@ class JobErrorCode(StrEnum):
     INTERNAL = "internal"
     """A defect of moe2."""
 
-    @property
-    def is_the_requests_fault(self) -> bool:
-        """True where no other expert of the same kind would do better because of the request itself."""
-        return self in (JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST)
+
+REQUEST_FAULTS = frozenset({JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST})
+"""Codes that blame the request itself: what an operator could mend does not come into it."""
 
 
 class Moe2Error(Exception):

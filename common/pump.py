@@ -1,0 +1,151 @@
+"""Moves frames between a WebSocket and a session. The one place where both sides of the link do I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import Callable
+from types import TracebackType
+
+import structlog
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+
+from moe2.common.session import JobMessage, Session, SessionEvent
+
+log = structlog.get_logger()
+
+WebSocket = ClientWebSocketResponse | web.WebSocketResponse
+
+# Unsent bytes in the kernel beyond which the link counts as slow, and messages wait (tokens are merged meanwhile).
+NOT_SENT_LOW_WATER_BYTES = 8192
+LAST_WORDS_S = 5.0
+
+
+class Pump:
+    """Serves one session over one WebSocket.
+
+    next_message: hands out the next queued message, or None; only called while the session is open and the link
+    has room, so a queue behind it can merge what waits.
+    on_event: called for every session event, on the event loop.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        next_message: Callable[[], JobMessage | None],
+        on_event: Callable[[SessionEvent], None],
+    ) -> None:
+        self._session = session
+        self._next_message = next_message
+        self._on_event = on_event
+        self._wake = asyncio.Event()
+        self._closing: str | None = None
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    def close(self, reason: str) -> None:
+        """Say goodbye once everything queued has been sent; `run` then returns."""
+        self._closing = reason
+        self._wake.set()
+
+    async def run(self, websocket: WebSocket) -> None:
+        """Pump until the session is closed or the connection is gone. `session.closed` tells which."""
+        with _Writability(websocket) as writability:
+            sender = asyncio.create_task(self._send(websocket, writability))
+            receiver = asyncio.create_task(self._receive(websocket))
+            try:
+                await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+                if self._session.closed and not sender.done():
+                    # The peer is still to hear why.
+                    await asyncio.wait((sender,), timeout=LAST_WORDS_S)
+            finally:
+                for task in (sender, receiver):
+                    task.cancel()
+                results = await asyncio.gather(sender, receiver, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                raise result
+
+    async def _receive(self, websocket: WebSocket) -> None:
+        loop = asyncio.get_running_loop()
+        async for frame in websocket:
+            if frame.type is not WSMsgType.BINARY:
+                log.warning("frame_ignored", kind=frame.type.name)
+                continue
+            for event in self._session.receive(frame.data, loop.time()):
+                self._on_event(event)
+            self._wake.set()
+            if self._session.closed:
+                return
+
+    async def _send(self, websocket: WebSocket, writability: _Writability) -> None:
+        session, loop = self._session, asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            for event in session.tick(loop.time()):
+                self._on_event(event)
+            while True:
+                for frame in session.take_frames():
+                    await websocket.send_bytes(frame)
+                if not session.is_open:
+                    break
+                await writability.wait()
+                message = self._next_message() if session.is_open else None
+                if message is None:
+                    break
+                session.send(message)
+            if self._closing is not None and session.closed is None:
+                session.close(self._closing)
+                continue
+            if session.closed:
+                for frame in session.take_frames():
+                    await websocket.send_bytes(frame)
+                return
+            deadline_s = session.next_deadline_s
+            # A timer that wakes costs less than wait_for, which makes a task for every message.
+            timer = None if deadline_s is None else loop.call_at(deadline_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                if timer:
+                    timer.cancel()
+
+
+class _Writability:
+    """Waits until the kernel has little unsent data on a socket, which it reports through TCP_NOTSENT_LOWAT, tcp(7).
+
+    aiohttp itself only waits after hundreds of kilobytes: at tens of bytes a token, seconds of backlog on a slow link.
+    The descriptor is duplicated because event loops refuse to watch one that a transport owns.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._socket = socket.socket(fileno=os.dup(websocket.get_extra_info("socket").fileno()))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLOUT)
+
+    def __enter__(self) -> _Writability:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    async def wait(self) -> None:
+        if self._poll.poll(0):
+            return
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(self._socket, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._socket)

@@ -1,0 +1,101 @@
+"""The coordinator's command line: reads argv, configures logging, exits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import uvloop
+
+from moe2.common import __version__
+from moe2.common.config import load_settings
+from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.logs import configure_logging
+from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.settings import (
+    DEFAULT_CONFIG_PATH,
+    DEFAULT_SOCKET_PATH,
+    ENVIRONMENT_PREFIX,
+    CoordinatorSettings,
+)
+from moe2.coordinator.statusview import show_status
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd can be told not to restart on it
+
+
+def main() -> None:
+    """Entry point of `moe2-coordinator`."""
+    arguments = _parser().parse_args()
+    try:
+        sys.exit(arguments.act(arguments))
+    except ConfigError as error:
+        print(f"moe2-coordinator: the configuration cannot be used:\n{error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except Moe2Error as error:
+        print(f"moe2-coordinator: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe2-coordinator", description="Serve a fleet of moe2 agents as one OpenAI-compatible service."
+    )
+    parser.add_argument("--version", action="version", version=f"moe2-coordinator {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the coordinator in the foreground")
+    _add_config(run)
+    run.set_defaults(act=_run)
+
+    check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
+    _add_config(check)
+    check.set_defaults(act=_check_config)
+
+    status = commands.add_parser(
+        "status",
+        help="show the fleet",
+        description="Show the fleet. Exit status: 0 healthy, 1 degraded, 2 not running.",
+    )
+    status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
+    status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
+    status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    status.set_defaults(act=_status)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE", help="default: %(default)s")
+
+
+def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
+    return load_settings(CoordinatorSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    configure_logging(settings.log.level)
+
+    async def serve() -> None:
+        await CoordinatorDaemon(settings).run()
+
+    uvloop.run(serve())
+    return 0
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    api, agents = settings.api, settings.agents
+    print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {agents.host}:{agents.port}.")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
+if __name__ == "__main__":
+    main()

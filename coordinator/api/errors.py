@@ -1,0 +1,57 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from moe2.common.errors import JobErrorCode
+from moe2.coordinator.dispatch import Failed
+from moe2.coordinator.receipt import Receipt
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`."""
+
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: int | None = None
+    receipt: Receipt | None = None
+
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error} if self.receipt is None else {"error": error, "moe2": self.receipt}
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, *, hint: str = "") -> ApiError:
+    """A parameter that moe2 does not implement is refused, never silently dropped."""
+    text = f"Unsupported parameter: {param!r}.{' ' + hint if hint else ''}"
+    return ApiError(400, text, param=param, code="unsupported_parameter")
+
+
+_STATUS = {
+    # code: (HTTP status, OpenAI's error type, code towards the client, seconds after which a retry makes sense)
+    JobErrorCode.CONTEXT_EXCEEDED: (400, "invalid_request_error", "context_length_exceeded", None),
+    JobErrorCode.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request", None),
+    JobErrorCode.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded", None),
+    JobErrorCode.QUEUE_FULL: (429, "rate_limit_error", "overloaded", 1),
+    JobErrorCode.INTERNAL: (500, "server_error", "internal", None),
+    "overloaded": (429, "rate_limit_error", "overloaded", 1),
+    "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
+    "no_live_expert": (503, "server_error", "no_live_expert", 5),
+    "stopping": (503, "server_error", "stopping", 5),
+}
+
+
+def error_of(failed: Failed, receipt: Receipt) -> ApiError:
+    """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past."""
+    status, kind, code, retry_after_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
+    return ApiError(status, failed.message, kind=kind, code=code, retry_after_s=retry_after_s, receipt=receipt)

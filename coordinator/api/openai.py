@@ -1,0 +1,228 @@
+"""OpenAI's routes: chat completions, completions, models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from moe2.coordinator.api.errors import ApiError, error_of
+from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
+from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
+from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.predict import Demand, estimate_prompt_tokens
+from moe2.coordinator.receipt import receipt_of
+from moe2.coordinator.selection import ANY_MODEL
+from moe2.coordinator.service import Service
+from moe2.coordinator.table import CapabilityTable
+
+log = structlog.get_logger()
+
+
+class OpenAiRoutes:
+    """Turns HTTP into requests of the service and their exchanges back into HTTP."""
+
+    def __init__(self, service: Service, table: CapabilityTable, *, request_timeout_s: float) -> None:
+        self._service = service
+        self._table = table
+        self._request_timeout_s = request_timeout_s
+        self._started_unix_s = int(time.time())
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model:.+}", self._model)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, parse_chat)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, parse_completion)
+
+    async def _answer(self, http: web.Request, parse: Callable[[bytes], Call]) -> web.StreamResponse:
+        body = await http.read()
+        arrived_s = asyncio.get_running_loop().time()
+        call = parse(body)
+        self._admit(call)
+        request = Request(
+            request_id=http["request_id"],
+            model=call.model,
+            prompt=call.prompt,
+            sampling=call.sampling,
+            demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens),
+            arrived_s=arrived_s,
+            deadline_s=arrived_s + self._request_timeout_s,
+            max_tokens=call.max_tokens,
+            stop=call.stop,
+            logprobs=call.logprobs,
+        )
+        exchange = self._service.begin(request)
+        try:
+            if call.stream:
+                return await self._stream(http, call, exchange)
+            return await self._respond(call, exchange)
+        finally:
+            # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
+            self._service.client_gone(request.request_id)
+
+    def _admit(self, call: Call) -> None:
+        """Raises `ApiError` for what cannot be begun."""
+        if self._service.stopping:
+            raise ApiError(503, "The coordinator is shutting down.", kind="server_error", retry_after_s=5)
+        if self._service.is_full:
+            raise ApiError(
+                429, "Too many requests in progress.", kind="rate_limit_error", code="overloaded", retry_after_s=1
+            )
+        self._check_model(call.model)
+
+    def _check_model(self, model: str) -> None:
+        known = self._table.models()
+        if model in ANY_MODEL or model in known or self._table.knows_expert(model):
+            return
+        names = ", ".join((*ANY_MODEL, *known))
+        raise ApiError(
+            404,
+            f"The model {model!r} does not exist. Known: {names}.",
+            param="model",
+            code="model_not_found",
+        )
+
+    async def _respond(self, call: Call, exchange: Exchange) -> web.Response:
+        pieces, outcome = await exchange.receive_all()
+        reason = _reason(outcome, exchange)
+        receipt = receipt_of(exchange.life)
+        body = full_response(_header(call, exchange), pieces, reason, receipt, with_logprobs=call.logprobs is not None)
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange))
+
+    async def _stream(self, http: web.Request, call: Call, exchange: Exchange) -> web.StreamResponse:
+        # The status line waits for the first news, so that a failure before it is a proper HTTP error.
+        pieces, outcome = await exchange.receive()
+        if outcome is not None and not pieces:
+            _reason(outcome, exchange)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(exchange)}
+        )
+        await response.prepare(http)
+        writer = ChunkWriter(
+            _header(call, exchange), include_usage=call.include_usage, with_logprobs=call.logprobs is not None
+        )
+        while True:
+            if pieces and (chunk := writer.tokens(pieces)):
+                await response.write(chunk)
+            if outcome is not None:
+                break
+            pieces, outcome = await exchange.receive()
+        await response.write(self._last_chunk(writer, outcome, exchange))
+        await response.write_eof()
+        return response
+
+    @staticmethod
+    def _last_chunk(writer: ChunkWriter, outcome: Outcome, exchange: Exchange) -> bytes:
+        try:
+            return writer.end(_reason(outcome, exchange), receipt_of(exchange.life))
+        except ApiError as error:
+            return ChunkWriter.error(error.body())
+
+    async def _models(self, _: web.Request) -> web.Response:
+        names = (ANY_MODEL[0], *self._table.models())
+        body = {"object": "list", "data": [self._model_object(name) for name in names]}
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        self._check_model(name)
+        return web.Response(body=msgspec.json.encode(self._model_object(name)), content_type="application/json")
+
+    def _model_object(self, name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": self._started_unix_s, "owned_by": "moe2"}
+
+
+def _reason(outcome: Outcome, exchange: Exchange) -> str:
+    """The finish reason; raises `ApiError` for any other outcome."""
+    match outcome:
+        case Completed(reason=reason):
+            return reason
+        case Failed():
+            raise error_of(outcome, receipt_of(exchange.life))
+        case Cancelled():
+            raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
+
+
+def _header(call: Call, exchange: Exchange) -> Header:
+    expert = exchange.life.attempts[-1].selection.expert
+    return Header(
+        id=exchange.life.request.request_id, created=int(time.time()), model=expert.model, is_chat=call.is_chat
+    )
+
+
+def _headers(exchange: Exchange) -> dict[str, str]:
+    """Who answers and what the coordinator itself took, for those who do not read bodies."""
+    life = exchange.life
+    first, last = life.attempts[0], life.attempts[-1]
+    return {
+        "x-moe2-expert": last.selection.expert.key,
+        "x-moe2-agent": last.selection.expert.agent_name,
+        "x-moe2-overhead-ms": f"{1000 * (first.submitted_s - life.request.arrived_s):.3f}",
+    }
+
+
+def new_request_id() -> str:
+    return f"req-{uuid.uuid4().hex}"
+
+
+@web.middleware
+async def openai_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
+    """Gives every response its request id and every error OpenAI's shape."""
+    request_id = request["request_id"] = new_request_id()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    try:
+        response: web.StreamResponse = await handler(request)  # type: ignore[misc]
+    except ApiError as error:
+        response = _error_response(error)
+    except web.HTTPException as error:
+        response = _error_response(_of_http(error, request))
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        log.exception("request_broke")
+        response = _error_response(
+            ApiError(500, f"A defect of moe2; its log has {request_id}.", kind="server_error", code="internal")
+        )
+    return response
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal `on_response_prepare`: the request id goes out with whatever is answered, streams included."""
+    if request_id := request.get("request_id"):
+        response.headers["x-request-id"] = request_id
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
+    match error.status:
+        case 404:
+            text = f"There is no {request.method} {request.path}."
+        case 405:
+            text = f"{request.path} does not take {request.method}."
+        case 413:
+            text = "The body is larger than api.max_body_bytes allows."
+        case _:
+            text = error.reason or HTTPStatus(error.status).phrase
+    return ApiError(error.status, text)
+
+
+def _error_response(error: ApiError) -> web.Response:
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return web.Response(
+        status=error.status,
+        body=msgspec.json.encode(error.body()),
+        content_type="application/json",
+        headers=headers,
+    )

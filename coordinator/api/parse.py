@@ -1,0 +1,276 @@
+"""Request bodies to moe2's words. PURE. Every parameter is honoured or refused with its name, none is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.coordinator.api.errors import invalid, unsupported
+
+MOST_STOPS = 16
+MOST_TOP_LOGPROBS = 20
+MOST_COMPLETION_LOGPROBS = 5
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed request. logprobs: None for none, else the number of alternatives per token."""
+
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    logprobs: int | None
+    stream: bool
+    include_usage: bool
+    user: str | None
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.prompt, ChatPrompt)
+
+    def prompt_texts(self) -> list[str]:
+        if isinstance(self.prompt, ChatPrompt):
+            return [message.content for message in self.prompt.messages]
+        return [self.prompt.text]
+
+
+# Parameters that are accepted only with the value that changes nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "store": (False,),
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+}
+_COMMON = {"model", "stream", "stream_options", "max_tokens", "stop", "user", "logprobs"}
+_SAMPLING = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+}
+_CHAT = _COMMON | _SAMPLING | {"messages", "max_completion_tokens", "top_logprobs"}
+_TEXT = _COMMON | _SAMPLING | {"prompt"}
+
+
+def parse_chat(body: bytes) -> Call:
+    """`POST /v1/chat/completions`. Raises `ApiError` (400) naming the parameter."""
+    fields = _fields(body, _CHAT)
+    wants_logprobs = _flag(fields, "logprobs")
+    top_logprobs = _number(fields, "top_logprobs", int, 0, MOST_TOP_LOGPROBS)
+    if top_logprobs is not None and not wants_logprobs:
+        raise invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    max_tokens = _number(fields, "max_tokens", int, 1, 2**31 - 1)
+    newer = _number(fields, "max_completion_tokens", int, 1, 2**31 - 1)
+    if max_tokens is not None and newer is not None and max_tokens != newer:
+        raise invalid("Set 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
+    return _call(
+        fields,
+        ChatPrompt(messages=_messages(fields.get("messages"))),
+        max_tokens=max_tokens if newer is None else newer,
+        logprobs=(top_logprobs or 0) if wants_logprobs else None,
+    )
+
+
+def parse_completion(body: bytes) -> Call:
+    """`POST /v1/completions`. Raises `ApiError` (400) naming the parameter."""
+    fields = _fields(body, _TEXT)
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise invalid("'prompt' must be one string; send several prompts as several requests.", param="prompt")
+    max_tokens = _number(fields, "max_tokens", int, 1, 2**31 - 1)
+    return _call(
+        fields,
+        TextPrompt(text=_clean(prompt, "prompt")),
+        # OpenAI's documented default of this older route.
+        max_tokens=16 if max_tokens is None else max_tokens,
+        logprobs=_number(fields, "logprobs", int, 0, MOST_COMPLETION_LOGPROBS),
+    )
+
+
+def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid(f"The body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise invalid("The body must be a JSON object.", code="invalid_json")
+    # OpenAI's clients and servers read an explicit null as "not set".
+    fields = {name: value for name, value in content.items() if value is not None}
+    for name, value in fields.items():
+        if name in known:
+            continue
+        neutral = _NEUTRAL.get(name)
+        if neutral is None:
+            raise unsupported(name)
+        if value not in neutral:
+            raise unsupported(name, hint=f"Only {neutral[0]!r} is accepted.")
+    return fields
+
+
+def _call(
+    fields: Mapping[str, Any], prompt: ChatPrompt | TextPrompt, *, max_tokens: int | None, logprobs: int | None
+) -> Call:
+    stream = _flag(fields, "stream")
+    return Call(
+        model=_model(fields),
+        prompt=prompt,
+        sampling=_sampling(fields),
+        max_tokens=max_tokens,
+        stop=_stop(fields.get("stop")),
+        logprobs=logprobs,
+        stream=stream,
+        include_usage=_include_usage(fields, stream=stream),
+        user=_text(fields, "user"),
+    )
+
+
+def _model(fields: Mapping[str, Any]) -> str:
+    model = _text(fields, "model")
+    if not model:
+        raise invalid("'model' is required; \"moe2\" lets the coordinator choose.", param="model")
+    return model
+
+
+def _messages(value: Any) -> tuple[ChatMessage, ...]:
+    if not isinstance(value, list) or not value:
+        raise invalid("'messages' must be a non-empty list.", param="messages")
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(value))
+
+
+def _message(value: Any, where: str) -> ChatMessage:
+    if not isinstance(value, dict):
+        raise invalid(f"'{where}' must be an object.", param=where)
+    role = value.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(f"'{where}.role' must be one of {', '.join(ROLES)}.", param=f"{where}.role")
+    for name, part in value.items():
+        # An assistant's message sent back as the SDK returned it carries empty fields.
+        if name not in ("role", "content", "name") and part not in (None, [], {}, ""):
+            raise unsupported(f"{where}.{name}")
+    name = value.get("name")
+    if name is not None and not isinstance(name, str):
+        raise invalid(f"'{where}.name' must be a string.", param=f"{where}.name")
+    return ChatMessage(role=ROLES[role], content=_content(value.get("content"), f"{where}.content"), name=name)
+
+
+def _content(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return _clean(value, where)
+    if not isinstance(value, list):
+        raise invalid(f"'{where}' must be a string or a list of text parts.", param=where)
+    texts = []
+    for index, part in enumerate(value):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise unsupported(f"{where}[{index}]", hint="Only parts of type 'text' are accepted.")
+        texts.append(_clean(part["text"], where))
+    return "".join(texts)
+
+
+def _clean(text: str, where: str) -> str:
+    """Refuse what no tokenizer can take: NUL ends a C string."""
+    if "\0" in text:
+        raise invalid(f"'{where}' contains a NUL character.", param=where)
+    return text
+
+
+def _sampling(fields: Mapping[str, Any]) -> Sampling:
+    return Sampling(
+        temperature=_or(_number(fields, "temperature", float, 0, 2), 1.0),
+        top_p=_or(_number(fields, "top_p", float, 0, 1), 1.0),
+        top_k=_number(fields, "top_k", int, 1, 1_000_000),
+        min_p=_number(fields, "min_p", float, 0, 1),
+        seed=_seed(fields),
+        frequency_penalty=_or(_number(fields, "frequency_penalty", float, -2, 2), 0.0),
+        presence_penalty=_or(_number(fields, "presence_penalty", float, -2, 2), 0.0),
+        logit_bias=_logit_bias(fields.get("logit_bias")),
+    )
+
+
+def _seed(fields: Mapping[str, Any]) -> int | None:
+    seed = _number(fields, "seed", int, -(2**63), 2**63 - 1)
+    # llama.cpp's samplers take 32 bits, of which the highest value means "draw one".
+    return None if seed is None else seed % (2**32 - 1)
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    try:
+        biases = msgspec.convert(value, dict[int, float], strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(f"'logit_bias' must map token ids to numbers: {error}", param="logit_bias") from None
+    if any(not -100 <= bias <= 100 for bias in biases.values()) or any(token < 0 for token in biases):
+        raise invalid("'logit_bias' maps token ids (0 and up) to values from -100 to 100.", param="logit_bias")
+    return biases
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise invalid("'stop' must be a non-empty string or a list of such.", param="stop")
+    if len(stops) > MOST_STOPS:
+        raise invalid(f"'stop' takes at most {MOST_STOPS} strings.", param="stop")
+    return tuple(stops)
+
+
+def _include_usage(fields: Mapping[str, Any], *, stream: bool) -> bool:
+    options = fields.get("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise invalid("'stream_options' needs 'stream': true.", param="stream_options")
+    if not isinstance(options, dict):
+        raise invalid("'stream_options' must be an object.", param="stream_options")
+    for name in options:
+        if name != "include_usage":
+            raise unsupported(f"stream_options.{name}")
+    return _flag(options, "include_usage")
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise invalid(f"{name!r} must be a boolean.", param=name)
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"{name!r} must be a string.", param=name)
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str, kind: type[int] | type[float], least: float, most: float) -> Any:
+    value = fields.get(name)
+    if value is None:
+        return None
+    # A bool is an int to Python, but not to JSON.
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
+        noun = "an integer" if kind is int else "a number"
+        raise invalid(f"{name!r} must be {noun} from {least:g} to {most:g}.", param=name)
+    return kind(value)
+
+
+def _or(value: Any, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,159 @@
+"""Responses in OpenAI's shapes. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from moe2.common.messages import TokenPiece
+from moe2.coordinator.receipt import Receipt
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every object of one response has in common."""
+
+    id: str
+    created: int
+    model: str
+    is_chat: bool
+
+    @property
+    def response_id(self) -> str:
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
+
+
+def usage_of(receipt: Receipt) -> dict[str, Any] | None:
+    """OpenAI's usage, or None where the tokens are not known."""
+    tokens = receipt.tokens
+    if tokens.prompt is None or tokens.decoded is None:
+        return None
+    return {
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.decoded,
+        "total_tokens": tokens.prompt + tokens.decoded,
+        "prompt_tokens_details": {"cached_tokens": tokens.cached or 0},
+    }
+
+
+def full_response(
+    header: Header, pieces: Sequence[TokenPiece], reason: str, receipt: Receipt, *, with_logprobs: bool
+) -> dict[str, Any]:
+    """A whole `chat.completion` or `text_completion`."""
+    text = "".join(piece.text for piece in pieces)
+    choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+    if header.is_chat:
+        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        choice["text"] = text
+    choice["logprobs"] = logprobs_of(header, pieces) if with_logprobs else None
+    return {
+        "id": header.response_id,
+        "object": "chat.completion" if header.is_chat else "text_completion",
+        "created": header.created,
+        "model": header.model,
+        "choices": [choice],
+        "usage": usage_of(receipt),
+        "moe2": receipt,
+    }
+
+
+def logprobs_of(header: Header, pieces: Sequence[TokenPiece]) -> dict[str, Any]:
+    """Log-probabilities in the shape of the route."""
+    scored = [piece for piece in pieces if piece.logprob is not None]
+    if header.is_chat:
+        return {"content": [_chat_logprob(piece) for piece in scored], "refusal": None}
+    offsets, offset = [], 0
+    for piece in scored:
+        offsets.append(offset)
+        offset += len(piece.text)
+    return {
+        "tokens": [piece.text for piece in scored],
+        "token_logprobs": [piece.logprob for piece in scored],
+        "top_logprobs": [{other.text: other.logprob for other in piece.alternatives} for piece in scored],
+        "text_offset": offsets,
+    }
+
+
+def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
+    return {
+        "token": piece.text,
+        "logprob": piece.logprob,
+        "bytes": list(piece.text.encode()),
+        "top_logprobs": [
+            {"token": other.text, "logprob": other.logprob, "bytes": list(other.text.encode())}
+            for other in piece.alternatives
+        ],
+    }
+
+
+class ChunkWriter:
+    """Makes the `data:` lines of one stream.
+
+    The part of a chunk that never changes is encoded once: at hundreds of streams, encoding it for every token would
+    be most of the coordinator's work.
+    """
+
+    def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool) -> None:
+        self._header = header
+        self._include_usage = include_usage
+        self._with_logprobs = with_logprobs
+        kind = "chat.completion.chunk" if header.is_chat else "text_completion"
+        head = _json({"id": header.response_id, "object": kind, "created": header.created, "model": header.model})
+        # With include_usage OpenAI's chunks carry an explicit null until the last one.
+        tail = b',"usage":null' if include_usage else b""
+        self._open = b"data: " + head[:-1] + tail + b',"choices":['
+        self._started = False
+
+    def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
+        """One chunk for these tokens; b"" if they carry nothing to show yet."""
+        text = "".join(piece.text for piece in pieces)
+        if not text and not self._with_logprobs:
+            return b""
+        opening = self._opening()
+        logprobs = _json(logprobs_of(self._header, pieces)) if self._with_logprobs else b"null"
+        quoted = _json(text)
+        body = b'"delta":{"content":' + quoted + b"}" if self._header.is_chat else b'"text":' + quoted
+        return (
+            opening + self._open + b'{"index":0,' + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
+        )
+
+    def end(self, reason: str, receipt: Receipt) -> bytes:
+        """The chunk with the finish reason, the usage chunk where asked for, and the end marker.
+
+        The receipt is in the last chunk.
+        """
+        body: dict[str, Any] = {"delta": {}} if self._header.is_chat else {"text": ""}
+        choice = _json({"index": 0, **body, "logprobs": None, "finish_reason": reason})
+        lines = [self._opening(), self._open, choice, b"]"]
+        moe2 = b',"moe2":' + _json(receipt) + b"}\n\n"
+        if self._include_usage:
+            usage = b',"usage":' + _json(usage_of(receipt))
+            lines += [b"}\n\n", self._open.replace(b',"usage":null', usage, 1), b"]", moe2]
+        else:
+            lines += [moe2]
+        return b"".join([*lines, b"data: [DONE]\n\n"])
+
+    @staticmethod
+    def error(body: dict[str, Any]) -> bytes:
+        """An error event: all that can be said once the status line is out. No end marker follows."""
+        return b"data: " + _json(body) + b"\n\n"
+
+    def _opening(self) -> bytes:
+        """OpenAI's first chunk of a chat names the role."""
+        if self._started or not self._header.is_chat:
+            return b""
+        self._started = True
+        choice = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        return self._open + _json(choice) + b"]}\n\n"
+
+
+_json = msgspec.json.encode

@@ -1,0 +1,174 @@
+"""The coordinator's composition root: builds the collaborators, opens the listeners, ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import structlog
+from aiohttp import web
+
+from moe2.common import __version__
+from moe2.common.config import read_secret
+from moe2.common.errors import Moe2Error
+from moe2.common.localsocket import serving
+from moe2.common.sdnotify import Notifier
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.health import fleet_warnings
+from moe2.coordinator.hub import Hub
+from moe2.coordinator.service import Service
+from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.table import CapabilityTable
+
+log = structlog.get_logger()
+
+EVICT_EVERY_S = 5.0
+GOODBYE_S = 2.0
+
+
+class CoordinatorDaemon:
+    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains.
+
+    `api_url` and `agents_url` are known once `listening` is set, also where the configured port is 0.
+    """
+
+    def __init__(self, settings: CoordinatorSettings, *, environment: Mapping[str, str] = os.environ) -> None:
+        self._settings = settings
+        self._notifier = Notifier(environment)
+        self._id = f"coordinator-{uuid.uuid4().hex}"
+        self._started_s = time.monotonic()
+        self._stop = asyncio.Event()
+        self.listening = asyncio.Event()
+        self.api_url = ""
+        self.agents_url = ""
+        agents = settings.agents
+        self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._service = Service(
+            self._table,
+            send=lambda agent_id, message: self._hub.send(agent_id, message),
+            max_active=settings.api.max_active_requests,
+        )
+        self._hub = Hub(
+            agents,
+            token=read_secret(agents.token_file),
+            coordinator_id=self._id,
+            table=self._table,
+            on_message=self._service.agent_said,
+            on_lost=self._service.agent_lost,
+        )
+        self._fleet = FleetRoutes(self.status, self._why_not_ready)
+
+    def stop(self) -> None:
+        """Drain and end `run()`."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop()`. Raises `Moe2Error` if a listener cannot be opened."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serving(self._fleet.local_app(), self._settings.coordinator.socket))
+            agents, api = self._settings.agents, self._settings.api
+            agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents")
+            api_port = await _listen(stack, self._api_app(), api.host, api.port, "api")
+            self.agents_url = f"ws://{_in_url(agents.host)}:{agents_port}"
+            self.api_url = f"http://{_in_url(api.host)}:{api_port}"
+            log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
+            async with asyncio.TaskGroup() as tasks:
+                steady = [tasks.create_task(self._evict()), tasks.create_task(self._feed_watchdog())]
+                self.listening.set()
+                self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
+                await self._stop.wait()
+                self._notifier.notify("STOPPING=1")
+                log.info("drain_started", requests=self._service.n_active)
+                await self._service.drain(self._settings.coordinator.drain_s)
+                self._hub.close("the coordinator is shutting down")
+                for task in steady:
+                    task.cancel()
+        log.info("coordinator_stopped")
+
+    def status(self) -> CoordinatorStatus:
+        now_s = asyncio.get_running_loop().time()
+        rows = self._table.rows(now_s)
+        totals = self._service.totals
+        return CoordinatorStatus(
+            coordinator_id=self._id,
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started_s,
+            draining=self._service.stopping,
+            epoch=self._table.epoch,
+            api_url=self.api_url,
+            agents_url=self.agents_url,
+            agents=rows,
+            requests_active=self._service.n_active,
+            requests_finished=totals.finished,
+            requests_failed=totals.failed,
+            requests_cancelled=totals.cancelled,
+            warnings=fleet_warnings(
+                rows,
+                n_choosable=len(self._table.choosable(now_s)),
+                stale_s=self._settings.agents.stale_s,
+            ),
+        )
+
+    def _api_app(self) -> web.Application:
+        api = self._settings.api
+        app = web.Application(middlewares=[openai_errors], client_max_size=api.max_body_bytes)
+        app.on_response_prepare.append(add_request_id)
+        OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
+        self._fleet.add_to(app)
+        return app
+
+    def _why_not_ready(self) -> str | None:
+        if self._service.stopping:
+            return "shutting down"
+        if not self._table.choosable(asyncio.get_running_loop().time()):
+            return "no expert is ready"
+        return None
+
+    async def _evict(self) -> None:
+        while True:
+            await asyncio.sleep(EVICT_EVERY_S)
+            for agent_id in self._table.evict(asyncio.get_running_loop().time()):
+                log.info("agent_evicted", agent_id=agent_id)
+
+    async def _feed_watchdog(self) -> None:
+        if self._notifier.watchdog_s is None:
+            return
+        while True:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(self._notifier.watchdog_s / 2)
+
+
+async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str) -> int:
+    """Open a TCP listener for the length of the stack; returns its port.
+
+    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
+    """
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=GOODBYE_S
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, host, port, reuse_address=True).start()
+    except OSError as error:
+        raise Moe2Error(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            remedy=f"Stop what uses it, or set {section}.host and {section}.port.",
+        ) from error
+    bound: int = runner.addresses[0][1]
+    return bound
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,42 @@
+"""What passes from the service to the one HTTP handler that waits for it: tokens as they come, then the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+
+from moe2.common.messages import TokenPiece
+from moe2.coordinator.dispatch import Lifecycle, Outcome
+
+
+class Exchange:
+    """One request's mailbox: one writer (the service), one reader (the handler)."""
+
+    def __init__(self, life: Lifecycle) -> None:
+        self.life = life
+        self._pieces: list[TokenPiece] = []
+        self._outcome: Outcome | None = None
+        self._news = asyncio.Event()
+
+    def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
+        self._pieces.extend(pieces)
+        self._news.set()
+
+    def conclude(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._news.set()
+
+    async def receive(self) -> tuple[list[TokenPiece], Outcome | None]:
+        """Wait for news; everything that has come since the last call, and the outcome once there is one."""
+        await self._news.wait()
+        self._news.clear()
+        pieces, self._pieces = self._pieces, []
+        return pieces, self._outcome
+
+    async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
+        """Wait for the end."""
+        pieces: list[TokenPiece] = []
+        while True:
+            news, outcome = await self.receive()
+            pieces += news
+            if outcome is not None:
+                return pieces, outcome

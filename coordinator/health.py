@@ -1,0 +1,49 @@
+"""What is wrong with the fleet, each with its remedy. PURE."""
+
+from __future__ import annotations
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.status import AgentRow
+
+
+def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:
+    """Every warning that holds now: the coordinator's own first, then those of the agents, each with its name."""
+    warnings: list[HealthWarning] = []
+    if not n_choosable:
+        warnings.append(
+            HealthWarning(
+                code="no_live_expert",
+                severity=Severity.DEGRADED,
+                message="No expert is ready; requests are answered with 503.",
+                remedy="Start an agent that names this coordinator, or wait until its model is loaded.",
+            )
+        )
+    for row in rows:
+        if not row.connected:
+            warnings.append(
+                HealthWarning(
+                    code="agent_disconnected",
+                    severity=Severity.DEGRADED,
+                    message=f"{row.agent_name} is not connected.",
+                    remedy=f"On {row.agent_name}: `moe2-agent status`, or `systemctl start moe2-agent`.",
+                )
+            )
+        elif row.report_age_s is not None and row.report_age_s > stale_s:
+            warnings.append(
+                HealthWarning(
+                    code="agent_stale",
+                    severity=Severity.DEGRADED,
+                    message=f"{row.agent_name} has not reported for {row.report_age_s:.0f} s.",
+                    remedy="Look at the agent's log and the network between it and here.",
+                )
+            )
+        warnings += [
+            HealthWarning(
+                code=warning.code,
+                severity=warning.severity,
+                message=f"{row.agent_name}: {warning.message}",
+                remedy=warning.remedy,
+            )
+            for warning in row.warnings
+        ]
+    return tuple(sorted(warnings, key=lambda warning: warning.severity is not Severity.DEGRADED))

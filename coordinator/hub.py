@@ -1,0 +1,182 @@
+"""The agents' side: one WebSocket per agent, the capability table's only writer."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import web
+
+from moe2.common import __version__
+from moe2.common.messages import (
+    PROTOCOL_VERSION,
+    CancelJob,
+    Hello,
+    JobDone,
+    JobFailed,
+    JobStarted,
+    Report,
+    Submit,
+    Tokens,
+    Welcome,
+)
+from moe2.common.pump import Pump
+from moe2.common.session import (
+    Closed,
+    CoordinatorSession,
+    JobMessage,
+    MessageReceived,
+    Opened,
+    PeerFaulted,
+    RttMeasured,
+    SessionEvent,
+)
+from moe2.coordinator.settings import AgentsSection
+from moe2.coordinator.table import CapabilityTable
+
+log = structlog.get_logger()
+
+AGENTS_PATH = "/v1/agents"
+
+AgentMessage = JobStarted | Tokens | JobDone | JobFailed
+
+
+@dataclass
+class _Connection:
+    pump: Pump
+    outgoing: deque[JobMessage] = field(default_factory=deque)
+    agent_id: str | None = None
+
+
+class Hub:
+    """Accepts agents, keeps the table true, passes messages both ways.
+
+    on_message: an agent's word about a job. on_lost: an agent's session has ended, for whatever reason.
+    """
+
+    def __init__(
+        self,
+        settings: AgentsSection,
+        *,
+        token: str,
+        coordinator_id: str,
+        table: CapabilityTable,
+        on_message: Callable[[AgentMessage], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._token = token.encode()
+        self._coordinator_id = coordinator_id
+        self._table = table
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._connections: set[_Connection] = set()
+        self._by_agent: dict[str, _Connection] = {}
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get(AGENTS_PATH, self._accept)
+        return app
+
+    def send(self, agent_id: str, message: Submit | CancelJob) -> bool:
+        """Queue a message for an agent. False if it is not connected (any more)."""
+        connection = self._by_agent.get(agent_id)
+        if connection is None:
+            return False
+        connection.outgoing.append(message)
+        connection.pump.wake()
+        return True
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
+        for connection in tuple(self._connections):
+            connection.pump.close(reason)
+
+    async def _accept(self, request: web.Request) -> web.StreamResponse:
+        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        if not hmac.compare_digest(presented, self._token):
+            log.warning("agent_refused", reason="wrong_token", peer=request.remote)
+            raise web.HTTPUnauthorized(text="Wrong or missing enrolment token. Set the agent's token_file.")
+        websocket = web.WebSocketResponse(
+            max_msg_size=self._settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
+        )
+        await websocket.prepare(request)
+        loop = asyncio.get_running_loop()
+        session = CoordinatorSession(
+            Welcome(
+                protocol=PROTOCOL_VERSION,
+                coordinator_id=self._coordinator_id,
+                coordinator_version=__version__,
+                heartbeat_s=self._settings.heartbeat_s,
+                report_s=self._settings.report_s,
+                max_frame_bytes=self._settings.max_frame_bytes,
+            ),
+            now_s=loop.time(),
+            handshake_s=self._settings.handshake_s,
+        )
+        outgoing: deque[JobMessage] = deque()
+        pump = Pump(
+            session,
+            next_message=lambda: outgoing.popleft() if outgoing else None,
+            on_event=lambda event: self._act(connection, event),
+        )
+        connection = _Connection(pump=pump, outgoing=outgoing)
+        self._connections.add(connection)
+        try:
+            await pump.run(websocket)
+        finally:
+            self._connections.discard(connection)
+            self._forget(connection)
+            await websocket.close()
+        return websocket
+
+    def _act(self, connection: _Connection, event: SessionEvent) -> None:
+        match event:
+            case MessageReceived(message=message):
+                self._received(connection, message)
+            case Opened(hello=Hello() as hello, protocol=protocol):
+                self._joined(connection, hello, protocol)
+            case RttMeasured(rtt_s=rtt_s):
+                if connection.agent_id:
+                    self._table.rtt_measured(connection.agent_id, rtt_s)
+            case PeerFaulted(code=code, message=text):
+                log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
+            case Closed(code=code, reason=reason):
+                log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
+
+    def _joined(self, connection: _Connection, hello: Hello, protocol: int) -> None:
+        former = self._by_agent.get(hello.agent_id)
+        if former:
+            # The agent reconnected before we noticed that its old connection is dead; what ran there is lost.
+            log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
+            self._forget(former)
+            former.pump.close("replaced by a newer connection of the same agent")
+        connection.agent_id = hello.agent_id
+        self._by_agent[hello.agent_id] = connection
+        self._table.agent_joined(hello, asyncio.get_running_loop().time())
+        log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
+
+    def _received(self, connection: _Connection, message: JobMessage) -> None:
+        # A connection that was replaced may still have words in its buffers; its jobs are already given up.
+        if connection.agent_id is None or self._by_agent.get(connection.agent_id) is not connection:
+            return
+        match message:
+            case Report():
+                self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
+            case JobStarted() | Tokens() | JobDone() | JobFailed():
+                self._on_message(message)
+            case _:
+                log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
+
+    def _forget(self, connection: _Connection) -> None:
+        agent_id = connection.agent_id
+        if agent_id is None or self._by_agent.get(agent_id) is not connection:
+            return
+        del self._by_agent[agent_id]
+        self._table.agent_left(agent_id, asyncio.get_running_loop().time())
+        log.info("agent_left", agent_id=agent_id)
+        self._on_lost(agent_id)

@@ -1,0 +1,129 @@
+"""The receipt: who answered, what it took, what it cost. PURE. The `moe2` object of every response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from moe2.common.energy import Energy, total, unmeasured
+from moe2.common.messages import JobUsage
+from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
+
+
+class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt. outcome: an `AttemptState`; decoded_tokens None where nobody can say."""
+
+    expert: str
+    agent: str
+    model: str
+    outcome: str
+    decoded_tokens: int | None
+    energy: dict[str, Any]
+    error: str | None
+
+
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    prompt: int | None
+    cached: int | None
+    decoded: int | None
+
+
+class Seconds(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations of the request's phases.
+
+    queue, prefill, decode: on the agent, as measured there. overhead: in the coordinator, from the request's last byte
+    to its dispatch. ttft, total: from the request's last byte, as seen by the coordinator.
+    """
+
+    overhead: float | None
+    queue: float | None
+    prefill: float | None
+    decode: float | None
+    ttft: float | None
+    total: float | None
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the choice was based on. None: the expert had not been measured."""
+
+    ttft_s: float | None
+    total_s: float | None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """energy: the sum over all attempts, those that failed included."""
+
+    request_id: str
+    mode: str
+    policy: str | None
+    considered: int | None
+    experts: tuple[ExpertLine, ...]
+    tokens: TokenCounts
+    seconds: Seconds
+    predicted: Predicted | None
+    energy: dict[str, Any]
+
+
+def receipt_of(life: Lifecycle) -> Receipt:
+    """The receipt of a request, complete once it has ended."""
+    first = life.attempts[0] if life.attempts else None
+    last = life.attempts[-1] if life.attempts else None
+    usage = last.usage if last else None
+    arrived_s = life.request.arrived_s
+    return Receipt(
+        request_id=life.request.request_id,
+        mode="route",
+        policy=last.selection.policy if last else None,
+        considered=last.selection.considered if last else None,
+        experts=tuple(_line(attempt) for attempt in life.attempts),
+        tokens=TokenCounts(
+            prompt=usage.prompt_tokens if usage else None,
+            cached=usage.cached_tokens if usage else None,
+            decoded=usage.decoded_tokens if usage else None,
+        ),
+        seconds=Seconds(
+            overhead=first.submitted_s - arrived_s if first else None,
+            queue=usage.queue_s if usage else None,
+            prefill=usage.prefill_s if usage else None,
+            decode=usage.decode_s if usage else None,
+            ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
+            total=None if life.concluded_s is None else life.concluded_s - arrived_s,
+        ),
+        predicted=Predicted(ttft_s=last.selection.prediction.ttft_s, total_s=last.selection.prediction.total_s)
+        if last
+        else None,
+        energy=_shown(total([_energy(attempt) for attempt in life.attempts if _spent(attempt)])),
+    )
+
+
+def _line(attempt: Attempt) -> ExpertLine:
+    expert = attempt.selection.expert
+    return ExpertLine(
+        expert=expert.key,
+        agent=expert.agent_name,
+        model=expert.model,
+        outcome=attempt.state,
+        decoded_tokens=attempt.usage.decoded_tokens if attempt.usage else None,
+        energy=_shown(_energy(attempt)),
+        error=attempt.error,
+    )
+
+
+def _spent(attempt: Attempt) -> bool:
+    """False for an attempt that the agent refused before it began."""
+    return attempt.usage is not None or attempt.state is not AttemptState.FAILED
+
+
+def _energy(attempt: Attempt) -> Energy:
+    usage: JobUsage | None = attempt.usage
+    if usage is not None:
+        return usage.energy
+    if attempt.state is AttemptState.FAILED:
+        return Energy(joules=0.0, marginal_joules=0.0, reason="refused before it began")
+    return unmeasured(attempt.error or "not reported yet")
+
+
+def _shown(energy: Energy) -> dict[str, Any]:
+    """All keys, unknown ones as null: a reader must not have to guess what a missing key means."""
+    return msgspec.structs.asdict(energy)

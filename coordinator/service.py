@@ -1,0 +1,174 @@
+"""Performs what the requests' lifecycles decide: sends jobs, delivers tokens, keeps their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Submit, Tokens
+from moe2.coordinator import dispatch
+from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, select
+from moe2.coordinator.table import CapabilityTable
+
+log = structlog.get_logger()
+
+Send = Callable[[str, Submit | CancelJob], bool]
+
+
+@dataclass
+class _Active:
+    life: dispatch.Lifecycle
+    exchange: Exchange
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass
+class Totals:
+    """Requests that have ended, by outcome."""
+
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class Service:
+    """All requests in progress. One writer: the coordinator's event loop.
+
+    send: hands a message to an agent; False if it is not connected.
+    """
+
+    def __init__(self, table: CapabilityTable, *, send: Send, max_active: int) -> None:
+        self._table = table
+        self._send = send
+        self._max_active = max_active
+        self._active: dict[str, _Active] = {}
+        self._jobs: dict[str, _Active] = {}
+        self._in_flight: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.stopping = False
+        self.totals = Totals()
+
+    @property
+    def n_active(self) -> int:
+        return len(self._active)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._active) >= self._max_active
+
+    def begin(self, request: dispatch.Request) -> Exchange:
+        """Admit a request. The caller has checked `is_full` and `stopping`."""
+        life = dispatch.Lifecycle(request=request, choose=self._choose)
+        exchange = Exchange(life)
+        active = _Active(life, exchange)
+        self._active[request.request_id] = active
+        self._idle.clear()
+        self._handle(active, dispatch.Admitted())
+        return exchange
+
+    def client_gone(self, request_id: str) -> None:
+        if active := self._active.get(request_id):
+            self._handle(active, dispatch.ClientGone())
+
+    def agent_said(self, message: JobStarted | Tokens | JobDone | JobFailed) -> None:
+        match message:
+            case Tokens(jobs=jobs):
+                for job in jobs:
+                    if active := self._jobs.get(job.job_id):
+                        self._handle(active, dispatch.TokensArrived(job.job_id, job.pieces))
+            case JobStarted():
+                self._handle_job(message.job_id, dispatch.AttemptStarted(message))
+            case JobDone():
+                self._handle_job(message.job_id, dispatch.AttemptDone(message))
+            case JobFailed():
+                self._handle_job(message.job_id, dispatch.AttemptFailed(message))
+
+    def agent_lost(self, agent_id: str) -> None:
+        for active in tuple(self._active.values()):
+            self._handle(active, dispatch.AgentLost(agent_id))
+
+    async def drain(self, drain_s: float) -> None:
+        """Let requests end by themselves, then end the rest with an error."""
+        self.stopping = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), drain_s)
+        except TimeoutError:
+            log.warning("drain_timed_out", requests_cut_off=len(self._active))
+            for active in tuple(self._active.values()):
+                self._handle(active, dispatch.ServiceStopping())
+
+    def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
+        return select(request, self._table.choosable(asyncio.get_running_loop().time()), self._in_flight)
+
+    def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
+        if active := self._jobs.get(job_id):
+            self._handle(active, event)
+
+    def _handle(self, active: _Active, event: dispatch.Event) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for effect in active.life.handle(event, now_s):
+            self._perform(active, effect)
+
+    def _perform(self, active: _Active, effect: dispatch.Effect) -> None:
+        match effect:
+            case dispatch.Deliver(pieces=pieces):
+                active.exchange.deliver(pieces)
+            case dispatch.SubmitJob(expert=expert, submit=submit):
+                self._in_flight[expert.key] += 1
+                self._jobs[submit.job_id] = active
+                self._arm(active)
+                if not self._send(expert.agent_id, submit):
+                    self._handle(active, dispatch.AgentLost(expert.agent_id))
+            case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
+                self._send(agent_id, CancelJob(job_id=job_id))
+            case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
+                self._jobs.pop(job_id, None)
+                self._in_flight[key] -= 1
+                if not self._in_flight[key]:
+                    del self._in_flight[key]
+            case dispatch.Conclude(outcome=outcome):
+                self._count(outcome)
+                self._arm(active)
+                active.exchange.conclude(outcome)
+            case dispatch.Retire():
+                self._retire(active)
+
+    def _arm(self, active: _Active) -> None:
+        loop = asyncio.get_running_loop()
+        deadline_s = active.life.next_deadline_s
+        if active.timer:
+            if active.timer.when() == deadline_s:
+                return
+            active.timer.cancel()
+        active.timer = loop.call_at(deadline_s, self._handle, active, dispatch.TimePassed())
+
+    def _retire(self, active: _Active) -> None:
+        life = active.life
+        if active.timer:
+            active.timer.cancel()
+        del self._active[life.request.request_id]
+        if not self._active:
+            self._idle.set()
+        log.info(
+            "request_ended",
+            request_id=life.request.request_id,
+            outcome=type(life.outcome).__name__.lower(),
+            experts=[attempt.selection.expert.key for attempt in life.attempts],
+            decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
+            total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
+        )
+
+    def _count(self, outcome: dispatch.Outcome) -> None:
+        match outcome:
+            case dispatch.Completed():
+                self.totals.finished += 1
+            case dispatch.Failed():
+                self.totals.failed += 1
+            case dispatch.Cancelled():
+                self.totals.cancelled += 1

@@ -1,0 +1,162 @@
+"""The live capability table: what every agent last said of itself. PURE: evicts and ages by `now`.
+
+`epoch` grows whenever the set of experts that could be chosen, or what is known of them, changes; whoever keeps a
+decision keyed by it need not look again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe2.common.messages import ExpertReport, ExpertState, Hello, Report
+from moe2.common.status import AgentRow
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for."""
+
+    key: str
+    agent_id: str
+    agent_name: str
+    model: str
+    report: ExpertReport
+
+
+@dataclass
+class _Agent:
+    hello: Hello
+    connected: bool
+    changed_s: float
+    """When it last connected or disconnected."""
+    report: Report | None = None
+    report_s: float | None = None
+    rtt_s: float | None = None
+
+
+class CapabilityTable:
+    """One row per agent. One writer: the hub."""
+
+    def __init__(self, *, stale_s: float, evict_s: float) -> None:
+        self._stale_s = stale_s
+        self._evict_s = evict_s
+        self._agents: dict[str, _Agent] = {}
+        self._choosable: tuple[Expert, ...] = ()
+        self._fresh_until_s = 0.0
+        self.epoch = 0
+
+    def agent_joined(self, hello: Hello, now_s: float) -> None:
+        """A session was opened. What a former session reported is forgotten: the agent reports at once."""
+        self._agents[hello.agent_id] = _Agent(hello=hello, connected=True, changed_s=now_s)
+        self._changed()
+
+    def agent_left(self, agent_id: str, now_s: float) -> None:
+        agent = self._agents.get(agent_id)
+        if agent:
+            agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
+            self._changed()
+
+    def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return
+        was_stale = agent.report_s is None or now_s - agent.report_s > self._stale_s
+        old, agent.report, agent.report_s = agent.report, report, now_s
+        if was_stale or old is None or (old.experts, old.draining) != (report.experts, report.draining):
+            self._changed()
+        else:
+            # Only fresher: the same experts stay choosable for longer.
+            self._fresh_until_s = 0.0
+
+    def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
+        if agent := self._agents.get(agent_id):
+            agent.rtt_s = rtt_s
+
+    def evict(self, now_s: float) -> list[str]:
+        """Forget agents that have been gone for long; returns their ids."""
+        gone = [
+            agent_id
+            for agent_id, agent in self._agents.items()
+            if not agent.connected and now_s - agent.changed_s >= self._evict_s
+        ]
+        for agent_id in gone:
+            del self._agents[agent_id]
+        return gone
+
+    def choosable(self, now_s: float) -> tuple[Expert, ...]:
+        """Experts that can take a request now: ready, on a connected, fresh and not draining agent; sorted by key."""
+        if now_s >= self._fresh_until_s:
+            self._rebuild(now_s)
+        return self._choosable
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all models of connected agents, whether ready or not; sorted."""
+        return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
+
+    def knows_expert(self, key: str) -> bool:
+        """True if `key` names an expert of a connected agent, whether ready or not."""
+        agent_id, _, model = key.partition("/")
+        agent = self._agents.get(agent_id)
+        if agent is None or not agent.connected or agent.report is None:
+            return False
+        return any(expert.model == model for expert in agent.report.experts)
+
+    def rows(self, now_s: float) -> tuple[AgentRow, ...]:
+        """Everything known, for status and pages; sorted by the agent's name."""
+        rows = (self._row(agent, now_s) for agent in self._agents.values())
+        return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
+
+    def _changed(self) -> None:
+        self.epoch += 1
+        self._fresh_until_s = 0.0
+
+    def _connected_experts(self) -> list[tuple[_Agent, ExpertReport]]:
+        return [
+            (agent, expert)
+            for agent in self._agents.values()
+            if agent.connected and agent.report
+            for expert in agent.report.experts
+        ]
+
+    def _rebuild(self, now_s: float) -> None:
+        """Find the choosable experts, and until when no one of them turns stale."""
+        choosable: list[Expert] = []
+        fresh_until_s = float("inf")
+        for agent, expert in self._connected_experts():
+            if agent.report_s is None or agent.report is None or agent.report.draining:
+                continue
+            stale_at_s = agent.report_s + self._stale_s
+            if stale_at_s <= now_s or expert.state is not ExpertState.READY:
+                continue
+            fresh_until_s = min(fresh_until_s, stale_at_s)
+            agent_id = agent.hello.agent_id
+            choosable.append(
+                Expert(
+                    key=f"{agent_id}/{expert.model}",
+                    agent_id=agent_id,
+                    agent_name=agent.hello.agent_name,
+                    model=expert.model,
+                    report=expert,
+                )
+            )
+        rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))
+        if rebuilt != self._choosable:
+            self.epoch += 1
+        self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
+
+    @staticmethod
+    def _row(agent: _Agent, now_s: float) -> AgentRow:
+        report = agent.report
+        return AgentRow(
+            agent_id=agent.hello.agent_id,
+            agent_name=agent.hello.agent_name,
+            version=agent.hello.agent_version,
+            connected=agent.connected,
+            draining=bool(report and report.draining),
+            report_age_s=None if agent.report_s is None else now_s - agent.report_s,
+            rtt_s=agent.rtt_s,
+            host=report.host if report else None,
+            experts=report.experts if report else (),
+            sensors=report.sensors if report else (),
+            warnings=report.warnings if report else (),
+        )
