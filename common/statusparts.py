@@ -175,10 +175,9 @@ def sensor_line(sensor: SensorReport, **before: object) -> str:
     )
 
 
-def warning_line(warning: HealthWarning, **before: object) -> str:
+def warning_line(warning: HealthWarning) -> str:
     return fact_line(
         "warning",
-        **before,
         severity=warning.severity.value,
         code=warning.code,
         message=warning.message,

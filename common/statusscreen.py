@@ -25,7 +25,6 @@ from moe2.common import localsocket
 from moe2.common.localsocket import NotRunningError
 from moe2.common.status import AgentStatus, CoordinatorStatus, exit_code
 
-STATUS_ROUTE = "/status"
 WATCH_S = 1.0
 EXIT_NOT_RUNNING = 2
 # Where systemd looks for units, systemd.unit(5).
@@ -128,7 +127,7 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
 def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | Silence:
     """One look at the daemon behind `socket`."""
     try:
-        body = asyncio.run(localsocket.fetch(socket, STATUS_ROUTE))
+        body = asyncio.run(localsocket.fetch(socket, localsocket.STATUS_ROUTE))
         return Answer(body, msgspec.json.decode(body, type=view.kind))
     except NotRunningError:
         command = start_command(view, socket, UNIT_FOLDERS)

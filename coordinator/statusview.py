@@ -24,12 +24,10 @@ def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
-    """The status for a terminal: the coordinator, what is wrong anywhere, one row per expert."""
+    """The status for a terminal: the coordinator, what is wrong anywhere, the agents, one row per expert."""
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(statusparts.warnings_panel(status.warnings))
-    troubled = [agent for agent in status.agents if agent.warnings]
-    parts += [_agents_warnings(agent) for agent in troubled]
     if status.agents:
         parts += [_agents(status.agents), _experts(status.agents)]
     else:
@@ -51,12 +49,6 @@ def _header(status: CoordinatorStatus) -> RenderableType:
         ("Up", Text(f"{figures.duration(status.uptime_s)} · moe2 {status.version} · pid {status.pid}")),
     )
     return statusparts.header_panel("moe2 coordinator", grid, status.warnings, draining=status.draining)
-
-
-def _agents_warnings(agent: AgentRow) -> RenderableType:
-    panel = statusparts.warnings_panel(agent.warnings)
-    panel.title = Text.assemble("Warnings of ", (printable(agent.agent_name), "bold"))
-    return panel
 
 
 def _agents(agents: tuple[AgentRow, ...]) -> Table:
@@ -135,6 +127,7 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
         ),
         *(statusparts.warning_line(warning) for warning in status.warnings),
     ]
+    # What is wrong with an agent is among the coordinator's own warnings, with the agent's name.
     for agent in status.agents:
         output += _agent_lines(agent)
     return output
@@ -159,7 +152,6 @@ def _agent_lines(agent: AgentRow) -> list[str]:
         ),
         *(statusparts.sensor_line(sensor, agent=agent.agent_name) for sensor in agent.sensors),
         *(statusparts.expert_line("expert", expert, agent=agent.agent_name) for expert in agent.experts),
-        *(statusparts.warning_line(warning, agent=agent.agent_name) for warning in agent.warnings),
     ]
 
 

@@ -289,7 +289,7 @@ async def test_a_daemon_of_another_release_is_named_as_such(socket: Path, capsys
         return web.json_response({"agent_id": 7})
 
     app = web.Application()
-    app.router.add_get(statusscreen.STATUS_ROUTE, other)
+    app.router.add_get(localsocket.STATUS_ROUTE, other)
     async with localsocket.serving(app, socket):
         assert await asked(socket) == 1
     assert "Restart the daemon after an upgrade" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from moe2.common import localsocket
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentRow, CoordinatorStatus
-from moe2.common.statusscreen import STATUS_ROUTE
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.coordinator import statusview
 
 READY = ExpertReport(
@@ -116,11 +116,10 @@ def test_watts_are_shown_per_sensor() -> None:
     assert "ina3221" not in text
 
 
-def test_an_agents_warnings_carry_its_name() -> None:
-    """What is wrong on a host is shown with the host's name and the remedy."""
-    text = drawn(status(row("one", warnings=(NO_AGENTS,))))
-    assert "Warnings of one" in text
-    assert "→ Start an agent." in text
+def test_a_warning_is_shown_once_with_its_remedy() -> None:
+    """The coordinator's list has the agents' warnings too; they are not repeated per agent."""
+    text = drawn(status(row("one", warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)))
+    assert text.count("→ Start an agent.") == 1
 
 
 def test_an_empty_fleet_says_so() -> None:
@@ -137,7 +136,7 @@ def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
     """`grep agent=one` finds everything of one agent."""
     sensors = (SensorReport(name="nvml", state="present", power_w=60.0),)
     lines = statusview.lines(status(row("one", sensors=sensors, warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)), 0.0)
-    assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert", "warning"]
+    assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert"]
     assert [line.split(" ")[0] for line in lines[:4]] == ["coordinator", "requests", "warning", "agent"]
     assert "j_per_token=unmeasured" in next(line for line in lines if line.startswith("expert"))
 
