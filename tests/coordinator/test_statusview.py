@@ -13,9 +13,9 @@ from rich.console import Console
 
 from moe2.common import localsocket
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentRow, CoordinatorStatus
-from moe2.common.localsocket import STATUS_ROUTE
 from moe2.coordinator import statusview
 
 READY = ExpertReport(
