@@ -82,7 +82,7 @@ is_recent_python() { "$1" -c "import sys; sys.exit(sys.version_info < $OLDEST_PY
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+  for candidate in python3 python3.13 python3.12 python3.11; do
     if command -v "$candidate" >/dev/null && is_recent_python "$candidate"; then
       command -v "$candidate"
       return
@@ -91,37 +91,39 @@ find_python() {
   return 1
 }
 
-# need WHAT PACKAGE…: install Debian packages as root, otherwise say which are missing.
-need() {
-  local what=$1
-  shift
-  if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
-    die "$what is missing. On Debian or Ubuntu: sudo apt-get install $*"
-  fi
-  say "$what is missing; installing with apt-get: $*"
-  step "Refreshing the package lists" apt-get update
-  step "Installing $*" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
-}
-
+# Sets PYTHON. What is missing is installed as root, and named otherwise.
 ensure_system() {
-  local python
-  python=$(find_python) || {
-    need "Python 3.11 or newer" python3 python3-venv
-    python=$(find_python) || die "this system's Python is older than 3.11. Install a newer one and name it in PYTHON."
-  }
-  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    need "Python's venv module" "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  local missing=() packages=()
+  if [[ -n ${PYTHON:-} ]]; then
+    is_recent_python "$PYTHON" || die "PYTHON=$PYTHON is not a Python of 3.11 or newer."
+  elif ! PYTHON=$(find_python); then
+    missing+=("Python 3.11 or newer")
+    packages+=(python3 python3-venv)
+  fi
+  if [[ -n $PYTHON ]] && ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+    missing+=("Python's venv module")
+    packages+=("$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
   fi
   # llama.cpp is compiled here. CMake and Ninja come from PyPI where the system has none.
   if ! command -v c++ >/dev/null || ! command -v cc >/dev/null; then
-    need "A C and C++ compiler" build-essential
+    missing+=("a C and C++ compiler")
+    packages+=(build-essential)
   fi
-  PYTHON=$python
+  if ((${#packages[@]} == 0)); then return; fi
+
+  printf 'Missing: %s.\n' "${missing[@]}"
+  if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+    die "install it first. On Debian or Ubuntu: sudo apt-get install ${packages[*]}"
+  fi
+  step "Refreshing apt's package lists" apt-get update
+  step "Installing with apt-get: ${packages[*]}" \
+    env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
+  [[ -n $PYTHON ]] || PYTHON=$(find_python) || die "this system's Python is older than 3.11. Install a newer one and name it in PYTHON."
 }
 
 # --- The environment --------------------------------------------------------------------------------------------------
 
-# ensure_environment EXTRAS: the environment with moe2[EXTRAS] and the demo's model; at once if nothing has changed since.
+# ensure_environment EXTRAS: .venv with moe2[EXTRAS] and the demo's model; at once if nothing has changed since.
 ensure_environment() {
   local extras=$1 stamp
   stamp=$VENV/.installed-${extras//,/-}
