@@ -142,6 +142,10 @@ class AgentDaemon:
             warnings=agent_warnings(self._link.status, experts, self._sensors),
         )
 
+    def engine_pids(self) -> dict[str, int | None]:
+        """The process of each model's engine, None where it is being started again."""
+        return {name: engine.pid for name, engine in self._engines.items()}
+
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine = self._settings.engine
         spec = protocol.ModelSpec(

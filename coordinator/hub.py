@@ -45,7 +45,7 @@ AGENTS_PATH = "/v1/agents"
 AgentMessage = JobStarted | Tokens | JobDone | JobFailed
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
     pump: Pump
     outgoing: deque[JobMessage] = field(default_factory=deque)

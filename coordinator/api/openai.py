@@ -25,6 +25,8 @@ from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
+REQUEST_ID = web.RequestKey("request_id", str)
+
 
 class OpenAiRoutes:
     """Turns HTTP into requests of the service and their exchanges back into HTTP."""
@@ -53,7 +55,7 @@ class OpenAiRoutes:
         call = parse(body)
         self._admit(call)
         request = Request(
-            request_id=http["request_id"],
+            request_id=http[REQUEST_ID],
             model=call.model,
             prompt=call.prompt,
             sampling=call.sampling,
@@ -181,7 +183,7 @@ def new_request_id() -> str:
 @web.middleware
 async def openai_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
     """Gives every response its request id and every error OpenAI's shape."""
-    request_id = request["request_id"] = new_request_id()
+    request_id = request[REQUEST_ID] = new_request_id()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     try:
         response: web.StreamResponse = await handler(request)  # type: ignore[misc]
@@ -201,7 +203,8 @@ async def openai_errors(request: web.Request, handler: Callable[[web.Request], o
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: the request id goes out with whatever is answered, streams included."""
-    if request_id := request.get("request_id"):
+    response.headers["Server"] = "moe2"
+    if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id
 
 

@@ -1,0 +1,258 @@
+"""PURE: which tokens of which run go into the next batch, and which lane of the cache each run has.
+
+A *run* is a token sequence being put through the model; it holds one lane. Runs that decode take one token of every
+batch; what is left of the batch's budget goes to prompts, the shortest remainder first, so that a short prompt does not
+wait behind a long one, with a share kept for the oldest so that it cannot starve.
+
+Lanes outlive their runs: a finished run's tokens stay cached until the cells are needed, and a new run begins with the
+longest prefix that any lane already holds.
+
+Admission counts tokens: the sum of what all runs have reserved never exceeds the cache. Cells that runs share are
+counted for each of them, which errs on the safe side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+_OLDEST_SHARE = 4
+"""The oldest prompt gets at least one part in this many of the prefill budget."""
+
+
+class DecodeOutcome(Enum):
+    DONE = auto()
+    NO_CELLS = auto()
+    """The cache had no room; nothing was changed."""
+    OUT_OF_MEMORY = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one lane for one batch. Logits are wanted from index `logits_from` of `tokens` on."""
+
+    lane: int
+    start: int
+    tokens: Sequence[int]
+    logits_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a run begins: on `lane`, trimmed to nothing and then given `keep` tokens of `source` (another lane), or, where
+    `source` is the lane itself, trimmed to its first `keep` tokens."""
+
+    lane: int
+    source: int
+    keep: int
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One sequence in the making.
+
+    tokens: all tokens known so far; the first `filled` of them are in the cache.
+    logits_from: the position from which logits are wanted.
+    reserved: cells this run may fill.
+    """
+
+    lane: int
+    tokens: list[int]
+    filled: int
+    logits_from: int
+    reserved: int
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.filled
+
+
+@dataclass(slots=True)
+class _Lane:
+    cached: list[int] = field(default_factory=list)
+    run: Run | None = None
+    used_at: int = 0
+
+
+class Lanes:
+    """The lanes of one cache, the runs on them, and their reservations."""
+
+    def __init__(self, *, lanes: int, cells: int, cuts_anywhere: bool) -> None:
+        """`cuts_anywhere`: the cache can be cut back to any earlier token (not so for recurrent models, whose lanes are
+        only ever continued)."""
+        self._lanes = [_Lane() for _ in range(lanes)]
+        self._cells = cells
+        self._cuts_anywhere = cuts_anywhere
+        self._clock = 0
+        self.runs: list[Run] = []
+        self.reserved = 0
+
+    @property
+    def cells_free(self) -> int:
+        """Cells not reserved by any run."""
+        return self._cells - self.reserved
+
+    def place(self, tokens: list[int], *, reserve: int, logits_from: int) -> tuple[Run, Placement] | None:
+        """Start a run on the best free lane; None while there is no free lane or not enough cells.
+
+        At least one token is left to decode, as its logits are needed.
+        """
+        if reserve > self.cells_free:
+            return None
+        source, keep = self._longest_prefix(tokens, limit=min(len(tokens) - 1, logits_from))
+        lane = self._free_lane(source, keep)
+        if lane is None:
+            return None
+        return self._start(lane, source, keep, tokens, reserve=reserve, logits_from=logits_from)
+
+    def branch(self, trunk: Run, tokens: list[int], *, logits_from: int) -> tuple[Run, Placement] | None:
+        """Start a run that shares all that `trunk` has in the cache; None while there is no free lane.
+
+        Its cells must be part of the trunk's reservation already.
+        """
+        lane = self._free_lane(trunk.lane, 0)
+        if lane is None:
+            return None
+        return self._start(lane, trunk.lane, trunk.filled, tokens, reserve=0, logits_from=logits_from)
+
+    def grow(self, run: Run) -> bool:
+        """Make room for one more token beyond the run's reservation, if any cell is free."""
+        if len(run.tokens) < run.reserved:
+            return True
+        if self.cells_free < 1:
+            return False
+        run.reserved += 1
+        self.reserved += 1
+        return True
+
+    def finish(self, run: Run, *, keep_cached: bool) -> None:
+        """Free a run's lane. Its tokens stay cached unless the cache's content is not to be trusted."""
+        lane = self._lanes[run.lane]
+        lane.run = None
+        lane.used_at = self._tick()
+        lane.cached = run.tokens[: run.filled] if keep_cached else []
+        self.runs.remove(run)
+        self.reserved -= run.reserved
+
+    def evict(self) -> int | None:
+        """Forget the least recently used idle lane's tokens; returns the lane to trim, None where none is left."""
+        idle = [index for index, lane in enumerate(self._lanes) if lane.run is None and lane.cached]
+        if not idle:
+            return None
+        oldest = min(idle, key=lambda index: self._lanes[index].used_at)
+        self._lanes[oldest].cached = []
+        return oldest
+
+    def cached_prefix(self, tokens: list[int]) -> int:
+        """How many of these tokens, from the first, some lane holds."""
+        return self._longest_prefix(tokens, limit=len(tokens))[1]
+
+    def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
+        """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most
+        `outputs` with logits."""
+        chunks: list[tuple[Run, Chunk]] = []
+        prompts: list[Run] = []
+        room, rows = batch_tokens, outputs
+        for run in self.runs:
+            if run.remaining == 1 and run.filled >= run.logits_from:
+                if room and rows:
+                    chunks.append((run, _chunk(run, 1)))
+                    room -= 1
+                    rows -= 1
+            elif run.remaining:
+                prompts.append(run)
+        budget = min(room, prefill_tokens)
+        for run, count in _shares(prompts, budget):
+            count = min(count, _within_outputs(run, rows))
+            if count:
+                chunk = _chunk(run, count)
+                rows -= count - chunk.logits_from
+                chunks.append((run, chunk))
+        return chunks
+
+    def commit(self, chunks: Sequence[tuple[Run, Chunk]]) -> None:
+        """The batch went through: its tokens are in the cache."""
+        for run, chunk in chunks:
+            run.filled += len(chunk.tokens)
+
+    def _start(
+        self, lane: int, source: int, keep: int, tokens: list[int], *, reserve: int, logits_from: int
+    ) -> tuple[Run, Placement]:
+        run = Run(lane=lane, tokens=list(tokens), filled=keep, logits_from=logits_from, reserved=reserve)
+        self._lanes[lane].run = run
+        self._lanes[lane].cached = []
+        self._lanes[source].used_at = self._tick()
+        self.runs.append(run)
+        self.reserved += reserve
+        return run, Placement(lane, source, keep)
+
+    def _longest_prefix(self, tokens: list[int], *, limit: int) -> tuple[int, int]:
+        """(lane, tokens shared) of the lane that holds most of the beginning of `tokens`, at most `limit`."""
+        best, most = 0, 0
+        for index, lane in enumerate(self._lanes):
+            held = lane.cached if lane.run is None else lane.run.tokens
+            usable = len(held) if lane.run is None else lane.run.filled
+            if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
+                continue
+            shared = _shared(tokens, held, min(limit, usable))
+            if shared > most:
+                best, most = index, shared
+        return best, most
+
+    def _free_lane(self, source: int, keep: int) -> int | None:
+        """The lane to start on: the source itself if nothing of value is lost, else an empty one, else the least
+        recently used; the source only where it is the last one free."""
+        free = [index for index, lane in enumerate(self._lanes) if lane.run is None]
+        if not free:
+            return None
+        held = self._lanes[source]
+        if keep and held.run is None and (keep == len(held.cached) or free == [source]):
+            return source
+        others = [index for index in free if index != source or not keep]
+        return min(others, key=lambda index: (bool(self._lanes[index].cached), self._lanes[index].used_at))
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+def _shares(prompts: list[Run], budget: int) -> list[tuple[Run, int]]:
+    """The prefill budget's parts: first a share for the oldest, the rest to the shortest remainder first."""
+    shares: dict[int, int] = {}
+    if prompts:
+        # Runs are in order of arrival.
+        first = min(prompts[0].remaining, max(1, budget // _OLDEST_SHARE), budget)
+        shares[id(prompts[0])] = first
+        budget -= first
+    for run in sorted(prompts, key=lambda run: run.remaining):
+        given = shares.get(id(run), 0)
+        more = min(run.remaining - given, budget)
+        shares[id(run)] = given + more
+        budget -= more
+    return [(run, shares[id(run)]) for run in prompts if shares[id(run)]]
+
+
+def _within_outputs(run: Run, rows: int) -> int:
+    """Tokens of this run that can go into a batch with so many logits rows left."""
+    return max(0, run.logits_from - run.filled) + rows
+
+
+def _chunk(run: Run, count: int) -> Chunk:
+    end = run.filled + count
+    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled)))
+
+
+def _shared(a: list[int], b: list[int], limit: int) -> int:
+    """Length of the common beginning, at most `limit`. Slices compare in C: bisect on them."""
+    if a[:limit] == b[:limit]:
+        return limit
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,147 @@
+"""The engine's child process: `python -m moe2.agent.engine.child`, commands on stdin, events on stdout.
+
+It serves one model and knows nothing of the agent. It ends when its stdin ends (the daemon is gone) or on `Shutdown`.
+A crash of llama.cpp, or the kernel's OOM killer, takes this process and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from moe2.agent.engine.protocol import Cancel, Command, Event, Generate, Load, LoadFailed, Loading, Shutdown
+from moe2.common.errors import Moe2Error, ProtocolError
+from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
+
+_READ_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 20
+"""Asked of the kernel for stdout: room for many steps' tokens while the daemon is busy."""
+_PROGRESS_STEP = 0.05
+_PR_SET_PDEATHSIG = 1
+"""From Linux's <sys/prctl.h>."""
+
+
+class _Output:
+    """Events as frames on what was this process's stdout."""
+
+    def __init__(self) -> None:
+        # Nothing that prints (llama.cpp, a library, a stray print) may ever write into the frames.
+        self._fd = os.dup(1)
+        os.dup2(2, 1)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._codec: Codec[Event] = Codec(Event)
+
+    def emit(self, event: Event) -> None:
+        frame = memoryview(length_prefixed(self._codec.encode(event)))
+        while frame:
+            frame = frame[os.write(self._fd, frame) :]
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit code: 0 as asked, 1 when the model could not be served."""
+    _die_with_parent()
+    # Ctrl-C reaches the whole foreground group; the daemon decides when its child stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    output = _Output()
+    inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
+    with contextlib.suppress(BrokenPipeError):
+        return _serve(inbox, output.emit)
+    return 0
+
+
+def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], None]) -> int:
+    command = inbox.get()
+    while not isinstance(command, Load):
+        if command is None or isinstance(command, Shutdown):
+            return 0
+        _log(f"{type(command).__name__} came before Load and was ignored.\n")
+        command = inbox.get()
+    emit(Loading(progress=0.0))
+    try:
+        # Imported here so that a missing or broken llama.cpp is a clear answer and not a dead child.
+        from moe2.agent.engine.session import open_session
+    except (ImportError, OSError, RuntimeError) as error:
+        emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
+        return 1
+    from moe2.agent.engine.model import ModelError
+
+    last = 0.0
+
+    def report(progress: float) -> None:
+        nonlocal last
+        if progress - last >= _PROGRESS_STEP:
+            last = progress
+            emit(Loading(progress=progress))
+
+    try:
+        session = open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
+    except ModelError as error:
+        emit(LoadFailed(code=error.code, message=str(error)))
+        return 1
+    with session as decoder:
+        while True:
+            try:
+                command = inbox.get(block=not decoder.has_work)
+            except queue.Empty:
+                decoder.step()
+                continue
+            if command is None or isinstance(command, Shutdown):
+                return 0
+            if isinstance(command, Generate):
+                decoder.submit(command)
+            elif isinstance(command, Cancel):
+                decoder.cancel(command.job_id)
+            else:
+                _log(f"{type(command).__name__} came after Load and was ignored.\n")
+
+
+def _read(inbox: queue.SimpleQueue[Command | None]) -> None:
+    """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
+    codec: Codec[Command] = Codec(Command)
+    splitter = FrameSplitter()
+    try:
+        while data := os.read(0, _READ_BYTES):
+            for frame in splitter.feed(data):
+                try:
+                    inbox.put(codec.decode(frame))
+                except UnreadableMessage as error:
+                    _log(f"A command was not understood and is ignored: {error}\n")
+    except (ProtocolError, OSError) as error:
+        # The stream is out of step: what follows cannot be trusted.
+        _log(f"Commands can no longer be read: {error}\n")
+    inbox.put(None)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when the daemon dies, even if it is killed. Linux only; elsewhere stdin's end
+    does the same a moment later."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            # It died before the request was in place.
+            sys.exit(0)
+
+
+def _log(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode("utf-8", "replace"))
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except Moe2Error as error:
+        _log(f"{error}\n")
+        code = 1
+    sys.exit(code)

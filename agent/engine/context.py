@@ -1,0 +1,126 @@
+"""The key/value cache and the batch that goes through the model. A door to llama.cpp.
+
+A *lane* is one sequence of the cache. Lanes share one pool of cells, so copying a prefix to another lane costs nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as llama
+
+from moe2.agent.engine.batch import Chunk, DecodeOutcome
+from moe2.agent.engine.model import Model, ModelError, recent_error
+from moe2.agent.engine.protocol import ModelSpec
+
+Logits = npt.NDArray[np.float32]
+
+_NO_CELLS = 1
+_ALLOCATION_FAILED = -2
+
+
+class Context:
+    """One llama.cpp context: its cells, its batch buffers, its logits."""
+
+    def __init__(self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int) -> None:
+        """Allocate the cache. `outputs` bounds the logits rows of one batch. Raises `ModelError`."""
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = spec.context_tokens
+        parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
+        parameters.n_seq_max = lanes
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = True
+        parameters.swa_full = True
+        parameters.no_perf = True
+        if hasattr(parameters, "n_outputs_max"):
+            # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
+            parameters.n_outputs_max = outputs
+        # Off means that llama.cpp decides: it knows which kernels this backend has.
+        parameters.flash_attn_type = (
+            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if spec.flash_attention else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+        )
+        self.pointer = llama.llama_init_from_model(model.pointer, parameters)
+        if not self.pointer:
+            said = recent_error()
+            raise ModelError(
+                f"llama.cpp cannot set up a context of {spec.context_tokens} tokens for {spec.path}"
+                + (f": {said}." if said else "."),
+                code="out_of_memory",
+                remedy="Lower context_tokens or batch_tokens, offload fewer layers, or use a smaller model.",
+            )
+        self.tokens: int = llama.llama_n_ctx(self.pointer)
+        self.batch_tokens: int = llama.llama_n_batch(self.pointer)
+        self._memory = llama.llama_get_memory(self.pointer)
+        self._vocabulary_size = model.vocabulary_size
+        self._batch, self._buffers = _batch(self.batch_tokens)
+
+    def close(self) -> None:
+        llama.llama_free(self.pointer)
+
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
+        """Run the chunks through the model in one batch.
+
+        Where a chunk wants logits, they are at its tokens' places in the batch (see `logits`) until the next call.
+        """
+        token, position, lane, output = self._buffers
+        filled = 0
+        for chunk in chunks:
+            count = len(chunk.tokens)
+            end = filled + count
+            if count == 1:
+                token[filled] = chunk.tokens[0]
+                position[filled] = chunk.start
+            else:
+                token[filled:end] = chunk.tokens
+                position[filled:end] = np.arange(chunk.start, chunk.start + count, dtype=np.int32)
+            lane[filled:end] = chunk.lane
+            output[filled:end] = 0
+            output[filled + chunk.logits_from : end] = 1
+            filled = end
+        self._batch.n_tokens = filled
+        status = llama.llama_decode(self.pointer, self._batch)
+        if status == 0:
+            return DecodeOutcome.DONE
+        if status == _NO_CELLS:
+            return DecodeOutcome.NO_CELLS
+        return DecodeOutcome.OUT_OF_MEMORY if status == _ALLOCATION_FAILED else DecodeOutcome.FAILED
+
+    def logits(self, place: int) -> Logits:
+        """The raw logits of the batch's token at `place`, shape (vocabulary_size,). Valid until the next decode."""
+        row = llama.llama_get_logits_ith(self.pointer, place)
+        return np.ctypeslib.as_array(row, (self._vocabulary_size,))
+
+    def copy(self, source: int, target: int, tokens: int | None) -> None:
+        """Let `target` (empty) begin with the first `tokens` of `source`; None copies all."""
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1 if tokens is None else tokens)
+
+    def trim(self, lane: int, keep: int) -> bool:
+        """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""
+        return bool(llama.llama_memory_seq_rm(self._memory, lane, keep or -1, -1))
+
+
+def _batch(room: int) -> tuple[llama.llama_batch, tuple[npt.NDArray[Any], ...]]:
+    """A batch whose arrays are numpy's, so that filling it is slicing: (batch, (token, position, lane, output))."""
+    token = np.zeros(room, np.int32)
+    position = np.zeros(room, np.int32)
+    lane = np.zeros(room, np.int32)
+    lanes_per_token = np.ones(room, np.int32)
+    lane_pointers = lane.ctypes.data + lane.itemsize * np.arange(room, dtype=np.uintp)
+    output = np.zeros(room, np.int8)
+    int32 = ctypes.POINTER(ctypes.c_int32)
+    batch = llama.llama_batch(
+        n_tokens=0,
+        token=token.ctypes.data_as(int32),
+        embd=None,
+        pos=position.ctypes.data_as(int32),
+        n_seq_id=lanes_per_token.ctypes.data_as(int32),
+        seq_id=lane_pointers.ctypes.data_as(ctypes.POINTER(int32)),
+        logits=output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+    )
+    # `data_as` ties each array's life to its pointer, but assigning to a ctypes field copies only the address.
+    batch.kept = (token, position, lane, lanes_per_token, lane_pointers, output)
+    return batch, (token, position, lane, output)

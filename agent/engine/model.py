@@ -1,0 +1,254 @@
+"""One GGUF model in memory: loading, its vocabulary and what it says of itself. A door to llama.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from llama_cpp import llama_cpp as llama
+
+from moe2.agent.engine.protocol import ModelFacts, ModelSpec
+from moe2.common.errors import Moe2Error
+
+_ERROR_LEVELS = (3, 4)
+"""GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
+_WARNING_LEVEL = 2
+_recent_errors: deque[str] = deque(maxlen=8)
+
+
+class ModelError(Moe2Error):
+    """A model that cannot be served. `code` is stable; the message says what to do."""
+
+    def __init__(self, message: str, *, code: str, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+
+
+class Model:
+    """A loaded model. Close it before the process ends."""
+
+    def __init__(self, spec: ModelSpec, *, on_progress: Callable[[float], None]) -> None:
+        """Load the file. Raises `ModelError`; calls `on_progress` with 0..1 as the weights come in."""
+        self._path = Path(spec.path)
+        check_file(self._path)
+        parameters = llama.llama_model_default_params()
+        # -1 is all layers for us and for llama.cpp alike.
+        parameters.n_gpu_layers = spec.gpu_layers
+
+        def report(progress: float, _: object) -> bool:
+            on_progress(progress)
+            return True
+
+        # Held until the load is over: ctypes keeps no reference of its own.
+        callback = llama.llama_progress_callback(report)
+        parameters.progress_callback = callback
+        _load_mode(parameters, mlock=spec.mlock)
+        _recent_errors.clear()
+        self.pointer = llama.llama_model_load_from_file(str(self._path).encode(), parameters)
+        if not self.pointer:
+            raise _load_error(self._path)
+        self._refuse_unsupported()
+        self.vocabulary = llama.llama_model_get_vocab(self.pointer)
+        self.vocabulary_size: int = llama.llama_vocab_n_tokens(self.vocabulary)
+        self.trained_context_tokens: int = llama.llama_model_n_ctx_train(self.pointer)
+        self.keeps_every_position = not (
+            llama.llama_model_is_recurrent(self.pointer) or llama.llama_model_is_hybrid(self.pointer)
+        )
+        """False where the cache is a running state, which cannot be cut back to an earlier token."""
+        self.embedding_size: int = llama.llama_model_n_embd(self.pointer)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def _refuse_unsupported(self) -> None:
+        if llama.llama_model_has_encoder(self.pointer) or not llama.llama_model_has_decoder(self.pointer):
+            kind = "an encoder or encoder-decoder model"
+        elif llama.llama_model_is_diffusion(self.pointer):
+            kind = "a diffusion model"
+        else:
+            return
+        self.close()
+        raise ModelError(
+            f"{self._path} is {kind}, which this engine does not serve.",
+            code="unsupported_model",
+            remedy="Use a decoder-only language model.",
+        )
+
+    def close(self) -> None:
+        llama.llama_model_free(self.pointer)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text to token ids. `add_special` adds what the model begins a text with; `parse_special` reads control
+        tokens such as <|im_end|> as such."""
+        content = text.encode()
+        room = len(content) + 8
+        while True:
+            tokens = (llama.llama_token * room)()
+            count = llama.llama_tokenize(
+                self.vocabulary, content, len(content), tokens, room, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes as they appear in text; control tokens have none."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._render(token, special=False)
+        return found
+
+    def is_end(self, token: int) -> bool:
+        """True for the tokens by which the model ends its answer."""
+        found = self._ends.get(token)
+        if found is None:
+            found = self._ends[token] = bool(llama.llama_vocab_is_eog(self.vocabulary, token))
+        return found
+
+    def special_text(self, token: int) -> str:
+        """A control token as it is written, e.g. for the templates' `bos_token`; empty where there is none."""
+        return self._render(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def bos(self) -> str:
+        return self.special_text(llama.llama_vocab_bos(self.vocabulary))
+
+    @property
+    def eos(self) -> str:
+        return self.special_text(llama.llama_vocab_eos(self.vocabulary))
+
+    @property
+    def chat_template(self) -> str | None:
+        source = llama.llama_model_chat_template(self.pointer, None)
+        return None if source is None else source.decode("utf-8", "replace")
+
+    def facts(self) -> ModelFacts:
+        """What the file says of itself."""
+        quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
+        return ModelFacts(
+            architecture=self._metadata("general.architecture") or "unknown",
+            name=self._metadata("general.name"),
+            quantization=None if quantization is None else quantization.decode().removeprefix("(guessed) "),
+            parameters=llama.llama_model_n_params(self.pointer) or None,
+            file_bytes=self._path.stat().st_size,
+            licence=self._metadata("general.license"),
+            trained_context_tokens=self.trained_context_tokens or None,
+            vocabulary_size=self.vocabulary_size,
+            vocabulary_sha256=self._vocabulary_sha256(),
+            has_chat_template=self.chat_template is not None,
+        )
+
+    def _metadata(self, key: str) -> str | None:
+        buffer = ctypes.create_string_buffer(4096)
+        length = llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") or None if length >= 0 else None
+
+    def _render(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = llama.llama_token_to_piece(self.vocabulary, token, buffer, room, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
+
+    def _vocabulary_sha256(self) -> str:
+        """Equal for two models exactly when token ids mean the same in both: texts, kinds and special tokens."""
+        digest = hashlib.sha256()
+        for token in range(self.vocabulary_size):
+            text = llama.llama_vocab_get_text(self.vocabulary, token) or b""
+            kind = llama.llama_vocab_get_attr(self.vocabulary, token)
+            digest.update(b"%d:%d:" % (len(text), kind))
+            digest.update(text)
+        ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
+        digest.update(repr([special(self.vocabulary) for special in ends]).encode())
+        return digest.hexdigest()
+
+
+def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
+    """Initialise llama.cpp once per process; its warnings go to `log`. The result shuts it down."""
+
+    def receive(level: int, text: bytes, _: object) -> None:
+        line = text.decode("utf-8", "replace")
+        if level in _ERROR_LEVELS and line.strip():
+            _recent_errors.append(line.strip())
+        if _WARNING_LEVEL <= level <= max(_ERROR_LEVELS):
+            log(line)
+
+    callback = llama.llama_log_callback(receive)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+
+    def stop() -> None:
+        llama.llama_backend_free()
+        # Only now may the callback go.
+        del callback_kept[:]
+
+    callback_kept = [callback]
+    return stop
+
+
+def recent_error() -> str:
+    """llama.cpp's last complaint, for messages; empty where it made none."""
+    return _recent_errors[-1] if _recent_errors else ""
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is clearly no GGUF file before llama.cpp sees it. Raises `ModelError`."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"There is no model file at {path}.",
+            code="model_missing",
+            remedy="Check the path in the agent's configuration, or download the model.",
+        ) from error
+    except OSError as error:
+        raise ModelError(
+            f"The model file {path} cannot be read: {error.strerror}.",
+            code="model_unreadable",
+            remedy="Check that it is a file and that the agent's user may read it.",
+        ) from error
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path} is not a GGUF file: it begins with {magic!r}.",
+            code="model_corrupt",
+            remedy="Download the model again in GGUF format, or convert it with llama.cpp's tools.",
+        )
+
+
+def _load_mode(parameters: llama.llama_model_params, *, mlock: bool) -> None:
+    """Lock the weights in memory where asked. The field's name depends on llama.cpp's release."""
+    if not mlock:
+        return
+    if hasattr(parameters, "use_mlock"):
+        parameters.use_mlock = True
+    else:
+        parameters.load_mode = llama.llama_load_mode_from_str(b"mlock")
+
+
+def _load_error(path: Path) -> ModelError:
+    """Name the cause of a failed load from what llama.cpp logged about it."""
+    said = " ".join(_recent_errors)
+    lower = said.lower()
+    detail = f" (llama.cpp: {said[-400:]})" if said else ""
+    if "unknown model architecture" in lower or "unknown pre-tokenizer" in lower or "unsupported model" in lower:
+        return ModelError(
+            f"{path} is of a kind that this build of llama.cpp does not know{detail}.",
+            code="unsupported_model",
+            remedy="Install a newer llama-cpp-python, or use another model.",
+        )
+    if "allocat" in lower or "out of memory" in lower:
+        return ModelError(
+            f"There is not enough memory to load {path}{detail}.",
+            code="out_of_memory",
+            remedy="Free memory, offload fewer layers (gpu_layers), or use a smaller quantization.",
+        )
+    return ModelError(
+        f"{path} is corrupt or incomplete{detail}.",
+        code="model_corrupt",
+        remedy="Download it again and compare its checksum.",
+    )

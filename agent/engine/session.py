@@ -1,0 +1,145 @@
+"""Puts the child's parts together around one model: load, warm up, decode, free."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.context import Context
+from moe2.agent.engine.decoder import Decoder, Limits
+from moe2.agent.engine.model import Model, ModelError, start_backend
+from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.sampler import Sampler
+from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.common.messages import Sampling
+
+_WARMUP_PREFILL_TOKENS = 64
+_WARMUP_DECODE_TOKENS = 12
+_SPARE_LANES = 8
+"""Lanes beyond the slots, for cached prefixes and for branches."""
+_MOST_LANES = 64
+_LEAST_OUTPUTS = 64
+"""Rows of logits in one batch: bounds the memory for them."""
+
+
+class _Draw:
+    """A sampler bound to the context it samples from."""
+
+    def __init__(self, sampler: Sampler, context: Context) -> None:
+        self._sampler = sampler
+        self._context = context
+
+    def sample(self, place: int) -> int:
+        return self._sampler.sample(self._context, place)
+
+    def close(self) -> None:
+        self._sampler.close()
+
+
+@contextmanager
+def open_session(
+    spec: ModelSpec,
+    *,
+    on_progress: Callable[[float], None],
+    emit: Callable[[Event], None],
+    log: Callable[[str], None],
+    clock: Callable[[], float],
+) -> Iterator[Decoder]:
+    """Load a model and emit `Loaded`; the decoder runs its jobs until the context is left. Raises `ModelError`."""
+    began_at_s = clock()
+    stop_backend = start_backend(log)
+    model = Model(spec, on_progress=on_progress)
+    lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
+    outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
+    context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
+    try:
+        prefill_rate, decode_rate = _warm_up(context, model, clock)
+        template = _template(model, log)
+        emit(
+            Loaded(
+                facts=model.facts(),
+                load_s=clock() - began_at_s,
+                context_tokens=context.tokens,
+                slots=spec.slots,
+                warmup_prefill_tokens_per_s=prefill_rate,
+                warmup_decode_tokens_per_s=decode_rate,
+            )
+        )
+
+        def new_draw(sampling: Sampling) -> _Draw:
+            return _Draw(Sampler(model, sampling, history_tokens=context.tokens), context)
+
+        yield Decoder(
+            vocabulary=model,
+            cache=context,
+            lanes=Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position),
+            template=template,
+            new_draw=new_draw,
+            limits=Limits(
+                slots=spec.slots,
+                context_tokens=context.tokens,
+                job_tokens=min(context.tokens, model.trained_context_tokens or context.tokens),
+                batch_tokens=context.batch_tokens,
+                outputs=outputs,
+            ),
+            clock=clock,
+            emit=emit,
+            prefill_tokens_per_s=prefill_rate,
+        )
+    finally:
+        context.close()
+        model.close()
+        stop_backend()
+
+
+def physical_cores() -> int:
+    """Cores this process may use, counting hyper-threads of one core once: more threads slow llama.cpp down."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
+    source = model.chat_template
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(source, bos=model.bos, eos=model.eos)
+    except TemplateError as error:
+        log(f"{error}\n")
+        return None
+
+
+def _warm_up(context: Context, model: Model, clock: Callable[[], float]) -> tuple[float, float]:
+    """Measured (prefill, decode) rates in tokens/s of a short fixed run. Raises `ModelError` where it cannot decode."""
+    count = min(_WARMUP_PREFILL_TOKENS, context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
+    prompt = [(7919 * n) % model.vocabulary_size for n in range(count)]
+
+    def decode(start: int, tokens: list[int]) -> float:
+        began_at_s = clock()
+        if context.decode([Chunk(0, start, tokens, len(tokens) - 1)]) is not DecodeOutcome.DONE:
+            raise ModelError(
+                "The model is loaded, but llama.cpp cannot decode with it.",
+                code="out_of_memory",
+                remedy="Lower batch_tokens or context_tokens; llama.cpp's log names the cause.",
+            )
+        context.logits(len(tokens) - 1)
+        return clock() - began_at_s
+
+    # The first pass brings the weights in from disk; it measures the disk, not the model.
+    decode(0, prompt)
+    context.trim(0, 0)
+    prefill_s = decode(0, prompt)
+    decode_s = statistics.median(decode(count + n, [prompt[n % count]]) for n in range(_WARMUP_DECODE_TOKENS))
+    context.trim(0, 0)
+    return count / prefill_s, 1 / decode_s

@@ -1,0 +1,80 @@
+"""PURE: from token bytes to text that can be shown: whole UTF-8 characters, and nothing that a stop string may take back.
+
+A stop string may begin in one token and end in another, so a piece is held back while its end could still turn into a
+stop string. Pieces keep their log-probabilities while they wait.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from moe2.common.messages import TokenAlternative, TokenPiece
+
+
+class TextStream:
+    """The text of one job, token by token."""
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held: list[TokenPiece] = []
+        self.stopped = False
+
+    def feed(
+        self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
+    ) -> tuple[TokenPiece, ...]:
+        """Take in one token's bytes; returns the pieces that are final now.
+
+        A character's text belongs to the token that completes it. Sets `stopped` when a stop string is complete: the
+        text before it is returned, the rest is dropped, and nothing may be fed any more.
+        """
+        piece = TokenPiece(self._decoder.decode(token), logprob, alternatives)
+        if not self._stop:
+            return (piece,)
+        self._held.append(piece)
+        text = "".join(held.text for held in self._held)
+        end = self._first_stop(text)
+        if end is not None:
+            self.stopped = True
+            return self._release(end)
+        return self._release(len(text) - self._undecided(text))
+
+    def finish(self) -> tuple[TokenPiece, ...]:
+        """The end of the stream: everything still held. An unfinished character becomes U+FFFD."""
+        if self.stopped:
+            return ()
+        rest = self._decoder.decode(b"", True)
+        released = tuple(self._held) + ((TokenPiece(rest),) if rest else ())
+        self._held.clear()
+        return released
+
+    def _first_stop(self, text: str) -> int | None:
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        return min(found) if found else None
+
+    def _undecided(self, text: str) -> int:
+        """Characters at the end of `text` that could be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+    def _release(self, end: int) -> tuple[TokenPiece, ...]:
+        """Pieces that lie before `end`, in characters of the held text; after a stop the last one is cut there."""
+        released: list[TokenPiece] = []
+        start = 0
+        for piece in self._held:
+            if start + len(piece.text) > end:
+                if self.stopped and end > start:
+                    released.append(TokenPiece(piece.text[: end - start], piece.logprob, piece.alternatives))
+                break
+            if self.stopped and start == end:
+                break
+            released.append(piece)
+            start += len(piece.text)
+        del self._held[: len(released)]
+        return tuple(released)

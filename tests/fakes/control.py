@@ -1,0 +1,64 @@
+"""The test's end of a fake expert's control socket: holds it in a phase until the test lets it go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+
+class ExpertControl:
+    """Gates of one or more fake experts. Each asks before a step and waits for the answer.
+
+    `free` lets every further step pass unasked.
+    """
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Queue[tuple[str, asyncio.StreamWriter]] = asyncio.Queue()
+        self._connections: set[asyncio.Task[None]] = set()
+        self.free = False
+
+    async def next_phase(self) -> Step:
+        """Wait until an expert asks; it stands still until the returned step is answered."""
+        async with asyncio.timeout(10):
+            phase, writer = await self._asked.get()
+        return Step(phase, writer)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if self.free:
+                writer.write(b"go\n")
+            else:
+                self._asked.put_nowait((line.decode().strip(), writer))
+        writer.close()
+
+    def release(self) -> None:
+        """Let everything pass from now on."""
+        self.free = True
+        while not self._asked.empty():
+            _, writer = self._asked.get_nowait()
+            writer.write(b"go\n")
+
+
+class Step:
+    """One step that an expert waits to take."""
+
+    def __init__(self, phase: str, writer: asyncio.StreamWriter) -> None:
+        self.phase = phase
+        self._writer = writer
+
+    def answer(self, word: str = "go") -> None:
+        self._writer.write(f"{word}\n".encode())
+
+
+@asynccontextmanager
+async def expert_control(path: Path) -> AsyncIterator[ExpertControl]:
+    """Listen at `path` for fake experts started with `--control path`."""
+    control = ExpertControl()
+    server = await asyncio.start_unix_server(control.serve, path)
+    try:
+        yield control
+    finally:
+        control.release()
+        server.close()

@@ -1,0 +1,174 @@
+"""A fake expert: a real process that speaks the engine child's protocol, without a model.
+
+It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`. Run freely it is instant.
+With `--control SOCKET` it asks a test for permission before each step, so that a test can hold it in any phase and let
+it crash there, without a sleep: it sends lines such as "prefill JOB" or "token JOB N" and waits for one of
+"go", "crash", "hang" or "garbage".
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from moe2.agent.engine.protocol import (
+    Cancel,
+    Command,
+    Decoded,
+    Event,
+    Finished,
+    Generate,
+    JobFailed,
+    JobTokens,
+    Load,
+    Loaded,
+    LoadFailed,
+    ModelFacts,
+    Shutdown,
+    Started,
+)
+from moe2.common.messages import ChatPrompt, TextPrompt, TokenAlternative, TokenPiece
+from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+
+DEFAULT_TOKENS = 16
+
+
+class FakeExpert:
+    """One fake model: every job is a task, cancelled by its `Cancel`."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._events: Codec[Event] = Codec(Event)
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._context_tokens = 0
+        self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._control_turn = asyncio.Lock()
+
+    async def run(self) -> None:
+        if self._options.control:
+            self._control = await asyncio.open_unix_connection(self._options.control)
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb")
+        )
+        commands: Codec[Command] = Codec(Command)
+        splitter = FrameSplitter()
+        while data := await reader.read(65_536):
+            for frame in splitter.feed(data):
+                match commands.decode(frame):
+                    case Load(spec=spec):
+                        self._load(spec.path, spec.context_tokens, spec.slots)
+                    case Generate() as job:
+                        self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
+                    case Cancel(job_id=job_id):
+                        if task := self._jobs.get(job_id):
+                            task.cancel()
+                    case Shutdown():
+                        return
+
+    def _load(self, path: str, context_tokens: int, slots: int) -> None:
+        if not Path(path).exists():
+            self._say(LoadFailed(code="model_not_found", message=f"There is no file {path}. Correct the model's path."))
+            sys.exit(1)
+        self._context_tokens = context_tokens
+        self._say(
+            Loaded(
+                facts=ModelFacts(
+                    architecture="fake",
+                    file_bytes=1,
+                    vocabulary_size=2,
+                    vocabulary_sha256="0" * 64,
+                    has_chat_template=True,
+                ),
+                load_s=0.0,
+                context_tokens=context_tokens,
+                slots=slots,
+                warmup_prefill_tokens_per_s=self._options.prefill_tokens_per_s,
+                warmup_decode_tokens_per_s=self._options.decode_tokens_per_s,
+            )
+        )
+
+    async def _generate(self, job: Generate) -> None:
+        words = _words(job.prompt)
+        if len(words) >= self._context_tokens:
+            text = f"The prompt has {len(words)} tokens, the context holds {self._context_tokens}."
+            self._say(JobFailed(job_id=job.job_id, code="context_exceeded", message=text))
+            return
+        decoded, reason = 0, "cancelled"
+        try:
+            self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
+            await self._permission(f"prefill {job.job_id}")
+            most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
+            while decoded < most:
+                await self._permission(f"token {job.job_id} {decoded}")
+                word = words[decoded % len(words)]
+                decoded += 1
+                if word in job.stop:
+                    reason = "stop"
+                    break
+                piece = TokenPiece(word + " ")
+                if job.logprobs is not None:
+                    others = tuple(TokenAlternative(f"other{i}", -2.0 - i) for i in range(job.logprobs))
+                    piece = TokenPiece(word + " ", -0.5, others)
+                self._say(Decoded(jobs=(JobTokens(job_id=job.job_id, pieces=(piece,)),)))
+                if self._options.seconds_per_token:
+                    await asyncio.sleep(self._options.seconds_per_token)
+            else:
+                reason = "stop" if job.max_tokens is None else "length"
+        except asyncio.CancelledError:
+            pass
+        self._jobs.pop(job.job_id, None)
+        self._say(
+            Finished(
+                job_id=job.job_id,
+                reason=reason,
+                prompt_tokens=len(words),
+                cached_tokens=0,
+                decoded_tokens=decoded,
+                wait_s=0.0,
+                prefill_s=len(words) / self._options.prefill_tokens_per_s,
+                decode_s=decoded / self._options.decode_tokens_per_s,
+            )
+        )
+
+    async def _permission(self, phase: str) -> None:
+        """Ask the test whether to go on; without a control socket, go on."""
+        if self._control is None:
+            return
+        reader, writer = self._control
+        async with self._control_turn:
+            writer.write(f"{phase}\n".encode())
+            answer = (await reader.readline()).decode().strip()
+        match answer:
+            case "crash":
+                os.abort()
+            case "hang":
+                await asyncio.Event().wait()
+            case "garbage":
+                os.write(1, b"\xff" * 16)
+            case _:
+                return
+
+    def _say(self, event: Event) -> None:
+        os.write(1, length_prefixed(self._events.encode(event)))
+
+
+def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
+    text = prompt.text if isinstance(prompt, TextPrompt) else prompt.messages[-1].content
+    return text.split() or ["nothing"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control")
+    parser.add_argument("--prefill-tokens-per-s", type=float, default=1000.0)
+    parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
+    parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    asyncio.run(FakeExpert(parser.parse_args()).run())
+
+
+if __name__ == "__main__":
+    main()

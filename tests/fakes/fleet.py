@@ -1,0 +1,129 @@
+"""A fleet on loopback: a real coordinator and real agents in this process, their experts fake processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from moe2.agent.daemon import AgentDaemon
+from moe2.agent.settings import AgentSettings
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.settings import CoordinatorSettings
+
+TOKEN = "a-test-token"
+# A status is asked for; it does not call. This is how often, not how long a test waits.
+POLL_S = 0.002
+FAKE_EXPERT = (sys.executable, "-m", "tests.fakes.expert")
+
+
+@dataclass
+class Fleet:
+    """What a test holds in hand."""
+
+    root: Path
+    coordinator: CoordinatorDaemon
+    http: aiohttp.ClientSession
+    tasks: asyncio.TaskGroup
+    agents: dict[str, AgentDaemon] = field(default_factory=dict)
+    agent_tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def start_agent(
+        self,
+        name: str,
+        *,
+        engine_argv: Sequence[str] = FAKE_EXPERT,
+        models: Sequence[dict[str, Any]] | None = None,
+        token: str = TOKEN,
+    ) -> AgentDaemon:
+        """Start an agent; returns at once. `models` are [[models]] tables; one fake model `fake` if not given."""
+        token_file = self.root / f"{name}.token"
+        token_file.write_text(token)
+        gguf = self.root / "fake.gguf"
+        gguf.touch()
+        settings = AgentSettings.model_validate(
+            {
+                "agent": {
+                    "name": name,
+                    "state_dir": self.root / name,
+                    "socket": self.root / f"{name}.sock",
+                    "drain_s": 5.0,
+                },
+                "coordinator": {
+                    "url": self.coordinator.agents_url,
+                    "token_file": token_file,
+                    "reconnect_first_s": 0.02,
+                    "reconnect_most_s": 0.1,
+                },
+                "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
+                "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
+            }
+        )
+        agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv)
+        self.agents[name] = agent
+        self.agent_tasks[name] = self.tasks.create_task(agent.run())
+        return agent
+
+    async def quiet(self) -> None:
+        """Wait until every request has ended and is accounted."""
+        await self.until_status(lambda status: status.requests_active == 0)
+
+    async def until_status(self, holds: Callable[[CoordinatorStatus], bool]) -> None:
+        """Wait until the coordinator's status satisfies `holds`, asking again and again as an operator would."""
+        async with asyncio.timeout(60):
+            while not holds(self.coordinator.status()):
+                await asyncio.sleep(POLL_S)
+
+    async def until(self, *, ready: int) -> None:
+        """Wait until exactly so many experts are ready."""
+
+        def ready_now(status: CoordinatorStatus) -> bool:
+            experts = [expert for row in status.agents if row.connected for expert in row.experts]
+            return sum(expert.state == "ready" for expert in experts) == ready
+
+        await self.until_status(ready_now)
+
+    async def chat(self, content: str, **fields: Any) -> aiohttp.ClientResponse:
+        """POST one user message."""
+        body = {"model": "moe2", "messages": [{"role": "user", "content": content}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+
+@asynccontextmanager
+async def fleet(
+    root: Path, *, agents: Sequence[str] = ("one",), api: dict[str, Any] | None = None, **agent_options: Any
+) -> AsyncIterator[Fleet]:
+    """A running coordinator with `agents` connected and their experts ready; everything ended afterwards."""
+    token_file = root / "token"
+    token_file.write_text(TOKEN)
+    settings = CoordinatorSettings.model_validate(
+        {
+            "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
+            "api": {"port": 0, **(api or {})},
+            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 2.0, "heartbeat_s": 0.5},
+        }
+    )
+    coordinator = CoordinatorDaemon(settings, environment={})
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(coordinator.run())
+        await coordinator.listening.wait()
+        async with aiohttp.ClientSession(coordinator.api_url) as http:
+            built = Fleet(root, coordinator, http, tasks)
+            try:
+                for name in agents:
+                    await built.start_agent(name, **agent_options)
+                await built.until(ready=len(agents))
+                yield built
+            finally:
+                for agent in built.agents.values():
+                    agent.stop()
+                await asyncio.wait(built.agent_tasks.values()) if built.agent_tasks else None
+                coordinator.stop()
+                await running
