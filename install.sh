@@ -118,7 +118,7 @@ ensure_system() {
   step "Refreshing apt's package lists" apt-get update
   step "Installing with apt-get: ${packages[*]}" \
     env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
-  [[ -n $PYTHON ]] || PYTHON=$(find_python) || die "this system's Python is older than 3.11. Install a newer one and name it in PYTHON."
+  [[ -n $PYTHON ]] || PYTHON=$(find_python) || die "this system's Python is older than 3.11; name a newer one in PYTHON."
 }
 
 # --- The environment --------------------------------------------------------------------------------------------------

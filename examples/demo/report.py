@@ -14,26 +14,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from examples.demo.client import Answer
+from examples.demo.client import ANY_MODEL, Answer
 from examples.demo.setup import Daemon, Setup
 from moe2.common import figures
 from moe2.common.figures import UNMEASURED, known, printable
 
+ANSWER_CHARACTERS = 90
+
 
 def answers_table(answers: Sequence[Answer]) -> Table:
     """One row per prompt: who answered, how long it took, what it cost."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("Prompt", ratio=1)
-    table.add_column("Asked for")
-    table.add_column("Expert")
-    for name in ("Tokens", "First token", "Tokens/s", "Joules"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("Prompt and answer", ratio=1)
+    table.add_column("Expert", no_wrap=True)
+    for name in ("Tokens", "TTFT", "Tokens/s", "Joules"):
         table.add_column(name, justify="right", no_wrap=True)
     for answer in answers:
         joules = answer.receipt["energy"]["joules"]
         table.add_row(
             _conversation(answer),
-            answer.prompt.model,
-            ", ".join(line["model"] for line in answer.receipt["experts"]),
+            _experts(answer),
             known(answer.completion_tokens, str),
             known(answer.ttft_s, figures.latency),
             known(tokens_per_s(answer.receipt), figures.number),
@@ -42,18 +42,25 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
+def _conversation(answer: Answer) -> Text:
+    text = printable(answer.text)
+    shown = text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS].rstrip() + "…"
+    return Text.assemble(answer.prompt.text, (f"\n{shown}", "dim italic"))
+
+
+def _experts(answer: Answer) -> Text:
+    """Who answered, and whether the coordinator chose or the client did."""
+    names = [printable(line["model"]) for line in answer.receipt["experts"]]
+    by = "chosen" if answer.prompt.model == ANY_MODEL else "asked for"
+    return Text.assemble("\n".join(names), (f"\n{by}", "dim"))
+
+
 def tokens_per_s(receipt: dict[str, Any]) -> float | None:
     """Decoding speed on the agent. The first token comes out of the prefill, so n tokens take n - 1 decoding steps."""
     decoded, decode_s = receipt["tokens"]["decoded"], receipt["seconds"]["decode"]
     if decoded is None or decoded < 2 or not decode_s:
         return None
     return float((decoded - 1) / decode_s)
-
-
-def _conversation(answer: Answer) -> Text:
-    text = Text(answer.prompt.text)
-    text.append(f"\n{printable(answer.text)}", style="dim italic")
-    return text
 
 
 def next_steps(setup: Setup, folder: Path) -> RenderableType:

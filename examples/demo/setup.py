@@ -17,7 +17,7 @@ from moe2.common.localsocket import MAX_PATH_BYTES
 
 HOST = "127.0.0.1"
 FIRST_PORT = 8080
-_LONGEST_SOCKET_NAME = "agent-smollm2-135m-iq4_nl.sock"
+_LONGEST_SOCKET_NAME = "agent-smollm2-q4_1.sock"
 
 
 @dataclass(frozen=True)
