@@ -134,7 +134,7 @@ ensure_environment() {
     step "Creating $VENV with $("$PYTHON" --version)" "$PYTHON" -m venv --clear "$VENV"
   fi
   if ! compgen -G "$VENV/lib/python3*/site-packages/llama_cpp" >/dev/null; then
-    say "llama.cpp is compiled unless pip has it already: about 5 minutes on 2 cores."
+    say "llama.cpp is compiled unless pip has it already: 5 to 10 minutes on 2 cores."
   fi
   step "Installing moe2[$extras]" "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     --constraint constraints.txt --editable ".[$extras]"

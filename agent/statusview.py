@@ -49,13 +49,10 @@ def _header(status: AgentStatus) -> Panel:
         ("Host", Text(" · ".join(printable(part) for part in (host.hostname, *machine) if part))),
         ("Power mode", Text(printable(host.power_mode or UNKNOWN))),
         ("Agent", Text(f"{status.agent_id} · moe2 {status.version} · pid {status.pid}")),
-        ("Up", Text(f"{figures.duration(status.uptime_s)} · {_jobs(status)}")),
+        ("Requests", Text(f"{status.jobs_finished} finished · {status.jobs_failed} failed")),
+        ("Up", Text(figures.duration(status.uptime_s))),
     )
     return statusparts.header_panel(status.agent_name, grid, status.warnings, draining=status.draining)
-
-
-def _jobs(status: AgentStatus) -> str:
-    return f"{status.jobs_finished} requests finished, {status.jobs_failed} failed"
 
 
 def _models(experts: tuple[ExpertReport, ...]) -> Table:

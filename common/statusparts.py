@@ -124,16 +124,31 @@ def _basis(expert: ExpertReport) -> str:
 
 
 def warnings_panel(warnings: tuple[HealthWarning, ...]) -> Panel:
-    """Every warning with its code and, on the next line, its remedy."""
+    """Every warning under its code; a remedy that several share stands once, below them."""
     text = Text()
-    for place, warning in enumerate(warnings):
-        style = "bold yellow" if warning.severity is Severity.DEGRADED else "bold cyan"
-        text.append("\n" if place else "")
-        text.append(printable(warning.code), style=style)
-        text.append(f"  {printable(warning.message)}")
-        if warning.remedy:
-            text.append(f"\n  → {printable(warning.remedy)}", style="italic")
-    return Panel(text, title="Warnings", title_align="left", border_style="yellow", box=box.ROUNDED)
+    for (code, severity, remedy), messages in _grouped(warnings).items():
+        style = "bold yellow" if severity is Severity.DEGRADED else "bold cyan"
+        text.append("\n" if text else "")
+        text.append(printable(code), style=style)
+        for message in messages:
+            text.append(("  " if len(messages) == 1 else "\n  ") + printable(message))
+        if remedy:
+            text.append(f"\n  → {printable(remedy)}", style="italic")
+    degraded = bool(exit_code(warnings))
+    return Panel(
+        text,
+        title="Warnings" if degraded else "Notices",
+        title_align="left",
+        border_style="yellow" if degraded else "dim",
+        box=box.ROUNDED,
+    )
+
+
+def _grouped(warnings: tuple[HealthWarning, ...]) -> dict[tuple[str, Severity, str], list[str]]:
+    groups: dict[tuple[str, Severity, str], list[str]] = {}
+    for warning in warnings:
+        groups.setdefault((warning.code, warning.severity, warning.remedy), []).append(warning.message)
+    return groups
 
 
 # --- Plain ------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,16 @@ def test_a_warning_is_shown_once_with_its_remedy() -> None:
     assert text.count("→ Start an agent.") == 1
 
 
+def test_warnings_of_one_kind_share_their_remedy() -> None:
+    """Twenty hosts without a sensor do not fill the screen with the same advice."""
+    both = tuple(msgspec.structs.replace(NO_AGENTS, message=f"{name} sleeps.") for name in ("one", "two"))
+    text = drawn(status(warnings=both))
+    assert "no_agents" in text
+    assert "one sleeps." in text
+    assert "two sleeps." in text
+    assert text.count("→ Start an agent.") == 1
+
+
 def test_an_empty_fleet_says_so() -> None:
     """No agents is a sentence, not an empty table."""
     assert "No agent has registered yet." in drawn(status())
