@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from moe2.agent.daemon import AgentDaemon
+from moe2.agent.doctor import run_doctor
+from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,
@@ -63,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
     status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
     status.set_defaults(act=_status)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="probe this host's sensors and say what can be measured",
+        description="Probe all sensors. Exit status: 0 energy can be measured, 1 it cannot or something was refused.",
+    )
+    doctor.add_argument("--json", action="store_true", help="what was found as one JSON document")
+    doctor.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="where /sys and /proc are looked for"
+    )
+    doctor.set_defaults(act=_doctor)
     return parser
 
 
@@ -94,6 +107,10 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    return run_doctor(SensorSettings(root=arguments.root), as_json=arguments.json)
 
 
 if __name__ == "__main__":

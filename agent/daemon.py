@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from random import Random
 
+import msgspec
 import structlog
 
 from moe2.agent import core
+from moe2.agent.energy.catalog import SensorSettings, discover
+from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
-from moe2.agent.health import agent_warnings
+from moe2.agent.health import agent_warnings, gravest_first
+from moe2.agent.host import detect_host
 from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import local_app
@@ -26,16 +30,16 @@ from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
-from moe2.common.energy import unmeasured
+from moe2.common.energy import NEVER_RAN
 from moe2.common.localsocket import serving
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     CancelJob,
+    ExpertState,
     Hello,
     HostFacts,
     Report,
-    SensorReport,
     Submit,
     Welcome,
 )
@@ -49,12 +53,16 @@ ENGINE_ARGV = (sys.executable, "-m", "moe2.agent.engine.child")
 # Many changes within this time make one report.
 REPORT_PAUSE_S = 0.1
 UNWELCOMED_REPORT_S = 5.0
+# A job that has ended waits for a sensor reading after its end; this is how often it is looked for.
+SETTLE_EVERY_S = 0.01
+CLOSE_ACCOUNTS_EVERY_S = 0.5
 
 
 class AgentDaemon:
     """One agent. `run()` serves until SIGTERM or SIGINT, then drains.
 
     engine_argv: the command that starts an engine's child; tests put a fake expert here.
+    sensors: where to look for sensors; from the settings if not given.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class AgentDaemon:
         *,
         environment: Mapping[str, str] = os.environ,
         engine_argv: Sequence[str] = ENGINE_ARGV,
+        sensors: SensorSettings | None = None,
     ) -> None:
         self._settings = settings
         self._notifier = Notifier(environment)
@@ -77,13 +86,13 @@ class AgentDaemon:
         self._report_seq = 0
         self._agent_id = load_identity(settings.agent.state_dir)
         self._name = settings.agent.name or socket.gethostname()
-        self._host = HostFacts(
-            hostname=socket.gethostname(),
-            system=f"{platform.system()} {platform.release()}",
-            architecture=platform.machine(),
-            cpu_count=os.cpu_count(),
+        self._sensor_settings = sensors or SensorSettings(
+            profile=settings.sensors.profile, families=settings.sensors.families
         )
-        self._sensors: tuple[SensorReport, ...] = ()
+        self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
+        # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
+        self._monitor = HostMonitor(())
+        self._unsettled = asyncio.Event()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         link = settings.coordinator
         self._link = Link(
@@ -112,11 +121,20 @@ class AgentDaemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        await self._look_at_host()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
         async with serving(local_app(self.status), self._settings.agent.socket), asyncio.TaskGroup() as tasks:
             engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
             link = tasks.create_task(self._link.run())
-            steady = [tasks.create_task(self._report_changes()), tasks.create_task(self._feed_watchdog())]
+            steady = [
+                tasks.create_task(work)
+                for work in (
+                    self._monitor.run(),
+                    self._settle_energy(),
+                    self._report_changes(),
+                    self._feed_watchdog(),
+                )
+            ]
             self._notifier.notify("READY=1")
             await self._stop.wait()
             await self._drain(link)
@@ -126,6 +144,8 @@ class AgentDaemon:
 
     def status(self) -> AgentStatus:
         experts = self._core.expert_reports()
+        sensors = self._monitor.reports()
+        warnings = (*agent_warnings(self._link.status, experts, sensors), *self._monitor.warnings())
         return AgentStatus(
             agent_id=self._agent_id,
             agent_name=self._name,
@@ -133,13 +153,13 @@ class AgentDaemon:
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._started_s,
             draining=self._core.draining,
-            host=self._host,
-            sensors=self._sensors,
+            host=msgspec.structs.replace(self._host, power_mode=self._monitor.power_mode),
+            sensors=sensors,
             experts=experts,
             link=self._link.status,
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
-            warnings=agent_warnings(self._link.status, experts, self._sensors),
+            warnings=gravest_first(warnings),
         )
 
     def engine_pids(self) -> dict[str, int | None]:
@@ -164,7 +184,7 @@ class AgentDaemon:
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
-            on_event=lambda name, event: self._dispatch(core.EngineSpoke(name, event)),
+            on_event=self._engine_spoke,
             on_exit=self._engine_exited,
         )
 
@@ -183,8 +203,22 @@ class AgentDaemon:
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
+    def _engine_spoke(self, model: str, event: protocol.Event) -> None:
+        now_s = time.monotonic()
+        account = self._monitor.account
+        match event:
+            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
+                account.request_started(job_id, prompt_tokens - cached_tokens, now_s)
+            case protocol.Decoded(jobs=jobs):
+                for job in jobs:
+                    account.tokens_decoded(job.job_id, len(job.pieces), now_s)
+        self._dispatch(core.EngineSpoke(model, event))
+        if isinstance(event, protocol.Loaded):
+            self._models_changed()
+
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(core.EngineExited(model, ended.reason, ended.permanent))
+        self._models_changed()
 
     def _dispatch(self, event: core.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -207,9 +241,48 @@ class AgentDaemon:
             case core.SendToCoordinator(message=message):
                 self._link.send(message)
             case core.SettleEnergy(job_id=job_id):
-                self._dispatch(core.EnergySettled(job_id, unmeasured("this host has no readable power sensor")))
+                self._job_ended(job_id)
             case core.ReportChange():
                 self._changed.set()
+
+    def _job_ended(self, job_id: str) -> None:
+        """Close the job's energy account; one that never ran has none."""
+        if not self._monitor.account.request_ended(job_id, time.monotonic()):
+            self._dispatch(core.EnergySettled(job_id, NEVER_RAN))
+            return
+        self._monitor.sampler.read_now()
+        if not self._settle_now():
+            self._unsettled.set()
+
+    def _settle_now(self) -> bool:
+        """Hand out the energy that has become final; True if nothing is left to wait for."""
+        for job_id, energy in self._monitor.settle().items():
+            self._dispatch(core.EnergySettled(job_id, energy))
+        return not self._monitor.account.has_unsettled
+
+    async def _settle_energy(self) -> None:
+        """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
+            self._unsettled.clear()
+            while not self._settle_now():
+                await asyncio.sleep(SETTLE_EVERY_S)
+                self._monitor.sampler.drain()
+
+    async def _look_at_host(self) -> None:
+        found = await asyncio.to_thread(discover, self._sensor_settings)
+        self._monitor = HostMonitor(found, root=self._sensor_settings.root)
+        self._host = await asyncio.to_thread(
+            detect_host, self._sensor_settings.root, profile=self._sensor_settings.profile
+        )
+        for result in found:
+            log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
+
+    def _models_changed(self) -> None:
+        """Idle power depends on which models are loaded."""
+        ready = [report.model for report in self._core.expert_reports() if report.state is ExpertState.READY]
+        self._monitor.models_loaded(frozenset(ready))
 
     def _arm_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         deadline_s = self._core.next_deadline_s

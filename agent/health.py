@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, SensorReport
 from moe2.common.status import LinkState, LinkStatus
@@ -10,8 +12,12 @@ from moe2.common.status import LinkState, LinkStatus
 def agent_warnings(
     link: LinkStatus, experts: tuple[ExpertReport, ...], sensors: tuple[SensorReport, ...]
 ) -> tuple[HealthWarning, ...]:
-    """Every warning that holds now, the gravest first."""
-    warnings = [*_link_warnings(link), *_expert_warnings(experts), *_sensor_warnings(sensors)]
+    """Every warning of link, experts and sensors that holds now."""
+    return (*_link_warnings(link), *_expert_warnings(experts), *_sensor_warnings(sensors))
+
+
+def gravest_first(warnings: Iterable[HealthWarning]) -> tuple[HealthWarning, ...]:
+    """What an operator should read first comes first."""
     return tuple(sorted(warnings, key=lambda warning: warning.severity is not Severity.DEGRADED))
 
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from moe2.agent.energy.catalog import FAMILIES, Family
+from moe2.agent.energy.profiles import PROFILES
 from moe2.common.config import Settings
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
@@ -92,6 +94,22 @@ class EngineSection(Settings):
     """A model that has made no progress for this long is given up and its process restarted."""
 
 
+class SensorsSection(Settings):
+    """[sensors]"""
+
+    families: tuple[Family, ...] = FAMILIES
+    """Which kinds of power sensors to look for."""
+    profile: str | None = None
+    """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
+
+    @field_validator("profile")
+    @classmethod
+    def _is_known(cls, profile: str | None) -> str | None:
+        if profile is not None and profile not in PROFILES:
+            raise ValueError(f"there is no simulated host {profile!r}; choose one of {', '.join(sorted(PROFILES))}")
+        return profile
+
+
 class LogSection(Settings):
     """[log]"""
 
@@ -102,6 +120,7 @@ class AgentSettings(Settings):
     agent: AgentSection = AgentSection()
     coordinator: CoordinatorSection
     engine: EngineSection = EngineSection()
+    sensors: SensorsSection = SensorsSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     log: LogSection = LogSection()
 

@@ -15,6 +15,8 @@ import msgspec
 class Quality(StrEnum):
     """How a figure was obtained. Declaration order is from best to worst."""
 
+    EXACT = "exact"
+    """Known without measuring: work that never ran spent nothing."""
     MEASURED_COUNTER = "measured_counter"
     """Difference of a hardware energy counter."""
     MEASURED_INTEGRATED = "measured_integrated"
@@ -78,6 +80,10 @@ def unmeasured(reason: str) -> Energy:
     return Energy(reason=reason)
 
 
+NEVER_RAN = Energy(joules=0.0, marginal_joules=0.0, quality=Quality.EXACT, reason="it never ran")
+"""The energy of work that was refused or cancelled before it began."""
+
+
 def worst_quality(qualities: Iterable[Quality]) -> Quality:
     """The worst of several qualities: what a sum of such figures may claim. `UNMEASURED` for none at all."""
     return max(qualities, key=_WORSENESS.__getitem__, default=Quality.UNMEASURED)
@@ -92,6 +98,8 @@ def total(parts: Iterable[Energy]) -> Energy:
     parts = tuple(parts)
     if not parts:
         return unmeasured("nothing was measured")
+    if len(parts) == 1:
+        return parts[0]
     scopes = {part.scope for part in parts}
     sources = {part.source for part in parts}
     reasons = list(dict.fromkeys(part.reason for part in parts if part.reason))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.energy import Energy, total, unmeasured
+from moe2.common.energy import NEVER_RAN, Energy, total, unmeasured
 from moe2.common.messages import JobUsage
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
 
@@ -93,8 +93,13 @@ def receipt_of(life: Lifecycle) -> Receipt:
         predicted=Predicted(ttft_s=last.selection.prediction.ttft_s, total_s=last.selection.prediction.total_s)
         if last
         else None,
-        energy=_shown(total([_energy(attempt) for attempt in life.attempts if _spent(attempt)])),
+        energy=_shown(energy_of(life)),
     )
+
+
+def energy_of(life: Lifecycle) -> Energy:
+    """What the request has cost so far, attempts that failed or were cancelled included."""
+    return total(_energy(attempt) for attempt in life.attempts)
 
 
 def _line(attempt: Attempt) -> ExpertLine:
@@ -110,17 +115,12 @@ def _line(attempt: Attempt) -> ExpertLine:
     )
 
 
-def _spent(attempt: Attempt) -> bool:
-    """False for an attempt that the agent refused before it began."""
-    return attempt.usage is not None or attempt.state is not AttemptState.FAILED
-
-
 def _energy(attempt: Attempt) -> Energy:
     usage: JobUsage | None = attempt.usage
     if usage is not None:
         return usage.energy
     if attempt.state is AttemptState.FAILED:
-        return Energy(joules=0.0, marginal_joules=0.0, reason="refused before it began")
+        return NEVER_RAN
     return unmeasured(attempt.error or "not reported yet")
 
 

@@ -12,6 +12,7 @@ import structlog
 from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Submit, Tokens
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.receipt import energy_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, select
 from moe2.coordinator.table import CapabilityTable
 
@@ -155,12 +156,15 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
+        energy = energy_of(life)
         log.info(
             "request_ended",
             request_id=life.request.request_id,
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.selection.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
+            joules=energy.joules,
+            energy_quality=energy.quality,
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from moe2.agent.daemon import AgentDaemon
+from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.daemon import CoordinatorDaemon
@@ -42,8 +43,14 @@ class Fleet:
         engine_argv: Sequence[str] = FAKE_EXPERT,
         models: Sequence[dict[str, Any]] | None = None,
         token: str = TOKEN,
+        profile: str | None = None,
+        sensors_root: Path | None = None,
     ) -> AgentDaemon:
-        """Start an agent; returns at once. `models` are [[models]] tables; one fake model `fake` if not given."""
+        """Start an agent; returns at once.
+
+        models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
+        if not given, so that a test sees the same host everywhere.
+        """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
         gguf = self.root / "fake.gguf"
@@ -63,10 +70,14 @@ class Fleet:
                     "reconnect_most_s": 0.1,
                 },
                 "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
+                "sensors": {"profile": profile},
                 "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
             }
         )
-        agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv)
+        sensors = SensorSettings(
+            root=sensors_root or self.root / "no-sensors", profile=profile, families=("ina3221", "rapl")
+        )
+        agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv, sensors=sensors)
         self.agents[name] = agent
         self.agent_tasks[name] = self.tasks.create_task(agent.run())
         return agent

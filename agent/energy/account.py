@@ -1,0 +1,148 @@
+"""The energy of a whole host, by request: its devices' accounts put together. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
+from moe2.common.energy import Attribution, Energy, Quality, total, unmeasured
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Requests that hold a slot now: in prefill, and decoding."""
+
+    prefilling: int = 0
+    decoding: int = 0
+
+
+class HostAccount:
+    """Feeds every device's account and adds up what they answer.
+
+    why_unmeasured: shown in every request's energy where the host has no usable sensor at all.
+    """
+
+    def __init__(self, devices: Sequence[DeviceAccount], *, why_unmeasured: str) -> None:
+        self._devices = tuple(devices)
+        self._why_unmeasured = why_unmeasured
+        self._prefilling: set[str] = set()
+        self._decoding: set[str] = set()
+        self._ended: set[str] = set()
+        self._parts: dict[str, list[Energy]] = {}
+        self.activity = Activity()
+
+    def set_condition(self, power_mode: str | None, loaded_models: frozenset[str]) -> None:
+        """What the idle baseline depends on. Call it at the start and whenever either changes."""
+        for device in self._devices:
+            device.set_condition((power_mode, loaded_models))
+
+    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
+        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
+        for device in self._devices:
+            device.request_started(job_id, prompt_tokens, at_s, weight)
+        self._prefilling.add(job_id)
+        self._count()
+
+    def first_token(self, job_id: str, at_s: float) -> None:
+        """The job's prefill is done. A job that never started, or has ended, is ignored."""
+        if job_id not in self._prefilling:
+            return
+        for device in self._devices:
+            device.first_token(job_id, at_s)
+        self._prefilling.discard(job_id)
+        self._decoding.add(job_id)
+        self._count()
+
+    def tokens_decoded(self, job_id: str, n: int, at_s: float) -> None:
+        """The job has decoded `n` more tokens; the first ones imply the end of its prefill."""
+        if job_id in self._prefilling:
+            self.first_token(job_id, at_s)
+        if job_id in self._decoding:
+            for device in self._devices:
+                device.tokens_decoded(job_id, n, at_s)
+
+    def request_ended(self, job_id: str, at_s: float) -> bool:
+        """The job left its slot, finished, cancelled or failed.
+
+        True if `settle` will hand out its energy; False if it never started: there is nothing to account for.
+        """
+        if job_id not in self._prefilling and job_id not in self._decoding:
+            return False
+        for device in self._devices:
+            device.request_ended(job_id, at_s)
+        self._prefilling.discard(job_id)
+        self._decoding.discard(job_id)
+        self._ended.add(job_id)
+        self._count()
+        return True
+
+    @property
+    def has_unsettled(self) -> bool:
+        """True while an ended request's energy is not final."""
+        return bool(self._ended)
+
+    def settle(self, now_s: float) -> dict[str, Energy]:
+        """The requests whose energy became final by `now_s`, by job id.
+
+        Each ended request is handed out exactly once, at the latest `max_settle_s` of its devices' accounts
+        after its end (if `settle` is called that often), immediately on a host without sensors.
+        """
+        for device in self._devices:
+            for job_id, energy in device.settle(now_s).items():
+                self._parts.setdefault(job_id, []).append(energy)
+        settled = {
+            job_id: self._joined(self._parts.pop(job_id, []))
+            for job_id in sorted(self._ended)
+            if len(self._parts.get(job_id, ())) == len(self._devices)
+        }
+        self._ended.difference_update(settled)
+        return settled
+
+    def overhead(self) -> Energy:
+        """Energy of the host that no request is answerable for, since the start."""
+        return self._joined([device.overhead() for device in self._devices])
+
+    def idle_w(self) -> float | None:
+        """Idle power of all devices under the present condition in W; None if one is not known."""
+        idle_w = [device.baseline.idle_w for device in self._devices]
+        known = [power_w for power_w in idle_w if power_w is not None]
+        return sum(known) if known and len(known) == len(idle_w) else None
+
+    def _count(self) -> None:
+        # One assignment of an immutable value: a simulated sensor's thread reads it.
+        self.activity = Activity(prefilling=len(self._prefilling), decoding=len(self._decoding))
+
+    def _joined(self, parts: Sequence[Energy]) -> Energy:
+        if not parts:
+            return unmeasured(self._why_unmeasured)
+        if len(parts) == 1:
+            return parts[0]
+        known = [part for part in parts if part.joules is not None]
+        reasons = list(dict.fromkeys(part.reason for part in parts if part.reason))
+        if not known:
+            return unmeasured("; ".join(reasons) or self._why_unmeasured)
+        joined = total(known)
+        if len(known) < len(parts):
+            # The missing device makes the sum a lower bound, which is what "partial" says.
+            joined = msgspec.structs.replace(
+                joined,
+                quality=Quality.PARTIAL,
+                reason="; ".join(dict.fromkeys([*reasons, joined.reason or ""])),
+            )
+        conventions = [part.attribution for part in known if part.attribution]
+        return msgspec.structs.replace(
+            joined,
+            coverage=min((part.coverage for part in parts if part.coverage is not None), default=None),
+            n_samples=min((part.n_samples for part in known if part.n_samples is not None), default=None),
+            max_gap_s=max((part.max_gap_s for part in known if part.max_gap_s is not None), default=None),
+            idle_w=_sum_if_all_known([part.idle_w for part in parts]),
+            attribution=max(conventions, key=list(Attribution).index, default=None),
+        )
+
+
+def _sum_if_all_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

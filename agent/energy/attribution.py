@@ -1,0 +1,295 @@
+"""Whose joules: one device's energy split among the requests that it served. PURE.
+
+Time is cut at every request's start, first token and end (and at least once a second). Of a slice's energy E
+over the covered time dt, the dynamic part max(0, E - P_idle dt) is split by w_i = decode weight x decoded
+tokens + prefill weight x prefilled tokens of request i in the slice, the idle part in equal shares among the
+active requests. With nobody active, all of it goes to the overhead bucket. So, at any time,
+
+    sum over requests + overhead = energy of the device up to `settled_s`        (the invariant)
+
+Token shares are a convention, not physics (a long context makes a token dearer), hence the record says which
+rule was used. The prefill weight of 1/35 is the ratio of 17.3 to 602 Wh per million tokens measured on an AGX
+Orin (jetson-llm-maxperf, Llama 3.1 8B Q4_K_M); experts replace it with their own once they have learned it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from moe2.agent.energy.baseline import Condition, IdleBaseline
+from moe2.agent.energy.meter import EnergyTrack, WindowEnergy
+from moe2.agent.energy.sensor import SensorFacts
+from moe2.common.energy import Attribution, Energy, Quality
+
+DEFAULT_PREFILL_WEIGHT = 1 / 35
+_LONGEST_SLICE_S = 1.0
+_FULL_COVERAGE = 0.98
+_LOW_RESOLUTION_S = 2.0
+_CONVENTIONS = tuple(Attribution)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeight:
+    """What one token counts in a split. Only ratios matter.
+
+    decode: per decoded token; larger for the larger of two models on one device (such as its parameter
+    count).
+    prefill: per prefilled token, in the same unit.
+    """
+
+    decode: float = 1.0
+    prefill: float = DEFAULT_PREFILL_WEIGHT
+
+
+@dataclass(slots=True)
+class _Job:
+    job_id: str
+    prompt_tokens: int
+    weight: TokenWeight
+    started_s: float
+    prefill_end_s: float | None = None
+    ended_s: float | None = None
+    slice_tokens: int = 0
+    joules: float = 0.0
+    marginal_j: float | None = 0.0
+    covered_s: float = 0.0
+    convention: Attribution = Attribution.EXCLUSIVE
+
+    def prefilled_tokens(self, start_s: float, end_s: float) -> float:
+        """Prompt tokens prefilled in the slice, at an even pace from the start to the first token."""
+        if self.prefill_end_s is None or self.prefill_end_s <= self.started_s:
+            return 0.0
+        overlap_s = min(end_s, self.prefill_end_s) - max(start_s, self.started_s)
+        return self.prompt_tokens * max(0.0, overlap_s) / (self.prefill_end_s - self.started_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """At `at_s` the job starts, ends, has decoded `tokens`, or (none of these) got its first token."""
+
+    at_s: float
+    job: _Job
+    starts: bool = False
+    ends: bool = False
+    tokens: int = 0
+
+
+class DeviceAccount:
+    """The energy of one device, by request.
+
+    Events are told in the order in which they happened. A request's energy is known once the sensor has
+    covered its last moment, usually one sampling interval after its end; `settle` hands it out, at the latest
+    `max_settle_s` after the end, then with what is known. An event earlier than `settled_s` counts as if it
+    had happened at `settled_s`.
+    """
+
+    def __init__(self, facts: SensorFacts, track: EnergyTrack, *, start_s: float, max_settle_s: float = 2.0) -> None:
+        self.facts = facts
+        self.baseline = IdleBaseline()
+        self._track = track
+        self._max_settle_s = max_settle_s
+        self._settled_s = start_s
+        self._latest_s = start_s
+        self._first_j = track.cumulative_j(start_s)
+        self._counted_j = self._first_j
+        self._overhead_j = 0.0
+        self._overhead_s = 0.0
+        self._cuts: deque[_Cut] = deque()
+        self._open: dict[str, _Job] = {}
+        self._active: list[_Job] = []
+        self.suspicion: str | None = None
+
+    @property
+    def settled_s(self) -> float:
+        """All energy up to this time has been given to a request or to the overhead."""
+        return self._settled_s
+
+    def set_condition(self, condition: Condition) -> None:
+        """The power mode or the set of loaded models changed."""
+        self.baseline.set_condition(condition)
+
+    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
+        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
+        if job_id in self._open:
+            raise ValueError(f"job {job_id!r} has already started")
+        at_s = self._in_order(at_s)
+        job = _Job(job_id, prompt_tokens, weight or TokenWeight(), at_s)
+        self._open[job_id] = job
+        self._cuts.append(_Cut(at_s, job, starts=True))
+
+    def first_token(self, job_id: str, at_s: float) -> None:
+        """The job's prefill is done."""
+        job = self._open[job_id]
+        if job.prefill_end_s is None:
+            job.prefill_end_s = self._in_order(at_s)
+            self._cuts.append(_Cut(job.prefill_end_s, job))
+
+    def tokens_decoded(self, job_id: str, n: int, at_s: float) -> None:
+        """The job has decoded `n` more tokens."""
+        self._cuts.append(_Cut(self._in_order(at_s), self._open[job_id], tokens=n))
+
+    def request_ended(self, job_id: str, at_s: float) -> None:
+        """The job left its slot, for whatever reason: cancelled and failed work keeps its joules."""
+        job = self._open.pop(job_id)
+        job.ended_s = self._in_order(at_s)
+        if job.prefill_end_s is None:
+            job.prefill_end_s = job.ended_s
+        self._cuts.append(_Cut(job.ended_s, job, ends=True))
+
+    def settle(self, now_s: float) -> dict[str, Energy]:
+        """Account for all energy that is known by `now_s`; the requests that became final, by job id."""
+        self._count_latecomers()
+        frontier_s = self._track.frontier_s
+        overdue_s = now_s - self._max_settle_s
+        limit_s = overdue_s if frontier_s is None else max(overdue_s, min(frontier_s, now_s))
+        settled: dict[str, Energy] = {}
+        while self._cuts and self._cuts[0].at_s <= limit_s:
+            cut = self._cuts[0]
+            if not self._close_slice(cut, overdue_s):
+                return settled
+            self._cuts.popleft()
+            if cut.starts:
+                self._active.append(cut.job)
+            if cut.ends:
+                self._active.remove(cut.job)
+                settled[cut.job.job_id] = self._energy(cut.job)
+        if limit_s - self._settled_s >= _LONGEST_SLICE_S and (limit_s <= overdue_s or not self._undecided()):
+            self._account(limit_s)
+        return settled
+
+    def overhead(self) -> Energy:
+        """Energy that no request is answerable for, from the account's start up to `settled_s`."""
+        return Energy(
+            joules=self._overhead_j if self._overhead_s > 0 else None,
+            quality=self._quality(1.0) if self._overhead_s > 0 else Quality.UNMEASURED,
+            scope=self.facts.scope,
+            source=self.facts.source,
+            idle_w=self.baseline.idle_w,
+            reason=None if self._overhead_s > 0 else "no idle time was measured yet",
+        )
+
+    @property
+    def counted_j(self) -> float:
+        """All energy given away so far, to requests and overhead together, in J. A lower bound: holes add
+        nothing."""
+        return self._counted_j - self._first_j
+
+    def _in_order(self, at_s: float) -> float:
+        self._latest_s = max(at_s, self._latest_s, self._settled_s)
+        return self._latest_s
+
+    def _count_latecomers(self) -> None:
+        """Energy that became known after its time had been settled as unknown has no owner any more."""
+        late_j = self._track.cumulative_j(self._settled_s) - self._counted_j
+        if late_j != 0:
+            self._overhead_j += late_j
+            self._counted_j += late_j
+
+    def _close_slice(self, cut: _Cut, overdue_s: float) -> bool:
+        """Make `cut` take effect; False if the slice before it cannot be split yet."""
+        if cut.tokens:
+            cut.job.slice_tokens += cut.tokens
+            return True
+        if cut.at_s > overdue_s and self._undecided():
+            return False
+        self._account(cut.at_s)
+        return True
+
+    def _undecided(self) -> bool:
+        """The split needs the end of a prefill that has not come yet."""
+        return len(self._active) > 1 and any(job.prefill_end_s is None for job in self._active)
+
+    def _account(self, end_s: float) -> None:
+        """Give away the energy from `settled_s` to `end_s`."""
+        start_s, self._settled_s = self._settled_s, end_s
+        if end_s <= start_s:
+            return
+        window = self._track.between(start_s, end_s)
+        joules = window.joules or 0.0
+        self._counted_j += joules
+        if not self._active:
+            self._overhead_j += joules
+            self._overhead_s += window.covered_s
+            if window.coverage >= _FULL_COVERAGE:
+                self.baseline.was_idle(start_s, end_s, joules)
+            return
+        self.baseline.was_busy()
+        self._split(joules, window.covered_s, *self._shares(start_s, end_s))
+        for job in self._active:
+            job.slice_tokens = 0
+
+    def _split(self, joules: float, covered_s: float, shares: list[float], convention: Attribution) -> None:
+        idle_w = self.baseline.idle_w
+        dynamic_j = joules if idle_w is None else max(0.0, joules - idle_w * covered_s)
+        idle_j = (joules - dynamic_j) / len(self._active)
+        for job, share in zip(self._active, shares, strict=True):
+            job.joules += share * dynamic_j + idle_j
+            job.covered_s += covered_s
+            if idle_w is None:
+                job.marginal_j = None
+            elif job.marginal_j is not None:
+                job.marginal_j += share * dynamic_j
+            job.convention = _looser(job.convention, convention)
+
+    def _shares(self, start_s: float, end_s: float) -> tuple[list[float], Attribution]:
+        """Each active job's fraction of the dynamic energy, and the rule that gave it."""
+        count = len(self._active)
+        if count == 1:
+            return [1.0], Attribution.EXCLUSIVE
+        weights = [
+            job.weight.decode * job.slice_tokens + job.weight.prefill * job.prefilled_tokens(start_s, end_s)
+            for job in self._active
+        ]
+        total = sum(weights)
+        if self._undecided() or total <= 0:
+            return [1 / count] * count, Attribution.SLOT_SHARE
+        return [weight / total for weight in weights], Attribution.TOKEN_SHARE
+
+    def _energy(self, job: _Job) -> Energy:
+        assert job.ended_s is not None  # noqa: S101 - only ended jobs are settled
+        window = self._track.between(job.started_s, job.ended_s)
+        length_s = job.ended_s - job.started_s
+        coverage = min(1.0, job.covered_s / length_s) if length_s > 0 else 0.0
+        known = coverage > 0
+        return Energy(
+            joules=job.joules if known else None,
+            marginal_joules=job.marginal_j if known else None,
+            quality=self._quality(coverage),
+            scope=self.facts.scope,
+            source=self.facts.source,
+            coverage=coverage,
+            n_samples=window.n_samples,
+            max_gap_s=window.max_gap_s,
+            idle_w=self.baseline.idle_w,
+            attribution=job.convention if known else None,
+            reason=self._reason(coverage, length_s, window),
+        )
+
+    def _quality(self, coverage: float) -> Quality:
+        if coverage <= 0:
+            return Quality.UNMEASURED
+        if self.facts.simulated:
+            return Quality.SIMULATED
+        if coverage < _FULL_COVERAGE:
+            return Quality.PARTIAL
+        return Quality.MEASURED_COUNTER if self.facts.has_counter else Quality.MEASURED_INTEGRATED
+
+    def _reason(self, coverage: float, length_s: float, window: WindowEnergy) -> str | None:
+        reasons = []
+        if coverage <= 0:
+            reasons.append(f"{self.facts.name} gave no usable reading during the request's {length_s:.2f} s")
+        elif coverage < _FULL_COVERAGE:
+            reasons.append(f"{self.facts.name} covered {coverage:.0%} of the request")
+        if coverage > 0 and window.n_samples < 3:
+            reasons.append(f"resolution too low for a single request: {window.n_samples} samples in {length_s:.2f} s")
+        elif coverage > 0 and length_s < _LOW_RESOLUTION_S:
+            reasons.append(f"low resolution: {window.n_samples} samples in {length_s:.2f} s")
+        if self.suspicion:
+            reasons.append(self.suspicion)
+        return "; ".join(reasons) or None
+
+
+def _looser(one: Attribution, other: Attribution) -> Attribution:
+    """Of two conventions, the one further from a plain measurement."""
+    return max(one, other, key=_CONVENTIONS.index)

@@ -1,0 +1,170 @@
+"""What a request will take on an expert: seconds and joules with quantiles. PURE.
+
+Agents learn these profiles from their own requests (`moe2.agent.latency`, `moe2.agent.energy_model`) and report them;
+the coordinator evaluates them for requests that have not run yet. Both use the formulas below, so that a prediction
+means the same on either side.
+
+With p prompt tokens to prefill, n tokens to decode, o requests in the batch (this one included) and c = p + cached +
+n/2 tokens of context on average:
+
+    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p^2 / 1000
+    inter-token seconds b0 + b1 (o - 1) + b2 c / 1000
+    joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
+
+All coefficients are >= 0: more work never costs less. e1 is what every sequence costs on its own, e2 what a batch
+shares (reading the weights, idle power).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from moe2.common.energy import Quality, Scope
+
+
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request as far as its cost goes.
+
+    prompt_tokens: to be prefilled, without `cached_tokens`. decoded_tokens: that will be generated. occupancy: requests
+    that share the batch, this one included. queued_ahead: requests that wait for a slot before this one; None if it
+    gets a slot at once.
+    """
+
+    prompt_tokens: int
+    decoded_tokens: int
+    cached_tokens: int = 0
+    occupancy: float = 1.0
+    queued_ahead: int | None = None
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Tokens that a decoding step looks back on, on average."""
+        return self.prompt_tokens + self.cached_tokens + self.decoded_tokens / 2
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Half of the requests stay below `p50`, 95 of 100 below `p95`."""
+
+    p50: float
+    p95: float
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Quantiles of ln(actual / mean prediction)."""
+
+    p50: float
+    p95: float
+
+    def around(self, mean: float) -> Quantiles:
+        """The quantiles of what is predicted to be `mean`."""
+        return Quantiles(p50=mean * math.exp(self.p50), p95=mean * math.exp(self.p95))
+
+
+class LatencyPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds on the agent's side: to the first token, between tokens, and in all."""
+
+    ttft_s: Quantiles
+    inter_token_s: Quantiles
+    total_s: Quantiles
+
+
+class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An expert's learned speed.
+
+    prefill, decode: coefficients a0.. and b0.. of the module's formulas. service_s: mean seconds that a request holds a
+    slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up alone.
+    """
+
+    prefill: tuple[float, float, float, float]
+    decode: tuple[float, float, float]
+    slots: int
+    service_s: float
+    ttft: Spread
+    inter_token: Spread
+    total: Spread
+    n_requests: int = 0
+
+    def prefill_s(self, shape: RequestShape) -> float:
+        """Mean seconds of the prefill."""
+        return _dot(self.prefill, prefill_features(shape))
+
+    def inter_token_s(self, shape: RequestShape) -> float:
+        """Mean seconds between two tokens."""
+        return _dot(self.decode, inter_token_features(shape))
+
+    def queue_s(self, shape: RequestShape) -> float:
+        """Mean seconds in the queue: slots fall free one by one, every `service_s / slots`."""
+        return 0.0 if shape.queued_ahead is None else (shape.queued_ahead + 1) * self.service_s / self.slots
+
+    def predict(self, shape: RequestShape) -> LatencyPrediction:
+        """Seconds of a request of this shape."""
+        first_s = self.queue_s(shape) + self.prefill_s(shape)
+        step_s = self.inter_token_s(shape)
+        # The first token comes with the prefill.
+        rest_s = max(0, shape.decoded_tokens - 1) * step_s
+        return LatencyPrediction(
+            ttft_s=self.ttft.around(first_s),
+            inter_token_s=self.inter_token.around(step_s),
+            total_s=self.total.around(first_s + rest_s),
+        )
+
+
+class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An expert's learned energy, idle share included.
+
+    coefficients: e0.. of the module's formulas. quality: of the worst measurement that it rests on. scope: what the
+    joules cover; profiles of different scopes are not comparable without saying so.
+    """
+
+    coefficients: tuple[float, float, float, float]
+    spread: Spread
+    quality: Quality
+    scope: Scope | None = None
+    idle_w: float | None = None
+    n_requests: int = 0
+
+    def mean_j(self, shape: RequestShape) -> float:
+        """Mean joules of a request of this shape."""
+        return _dot(self.coefficients, energy_features(shape))
+
+    def predict(self, shape: RequestShape) -> Quantiles:
+        """Joules of a request of this shape."""
+        return self.spread.around(self.mean_j(shape))
+
+    def j_per_prefilled_token(self) -> float:
+        """Mean J per prompt token."""
+        return self.coefficients[0]
+
+    def j_per_decoded_token(self, occupancy: float = 1.0, context_tokens: float = 0.0) -> float:
+        """Mean J per generated token in a batch of `occupancy`."""
+        _, own, shared, context = self.coefficients
+        return own + shared / occupancy + context * context_tokens / 1000
+
+
+def prefill_features(shape: RequestShape) -> tuple[float, ...]:
+    """What the prefill's coefficients multiply."""
+    tokens = shape.prompt_tokens
+    return (1.0, tokens, tokens * (shape.occupancy - 1), tokens * tokens / 1000)
+
+
+def inter_token_features(shape: RequestShape) -> tuple[float, ...]:
+    """What the inter-token time's coefficients multiply."""
+    return (1.0, shape.occupancy - 1, shape.mean_context_tokens / 1000)
+
+
+def energy_features(shape: RequestShape) -> tuple[float, ...]:
+    """What the energy's coefficients multiply."""
+    tokens = shape.decoded_tokens
+    return (
+        shape.prompt_tokens,
+        tokens,
+        tokens / shape.occupancy,
+        tokens * shape.mean_context_tokens / 1000,
+    )
+
+
+def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(coefficients, features, strict=True))

@@ -1,0 +1,344 @@
+"""Whose joules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT, DeviceAccount, TokenWeight
+from moe2.agent.energy.meter import EnergyTrack
+from moe2.agent.energy.sensor import Limits, SensorFacts
+from moe2.common.energy import Attribution, Quality, Scope
+
+_LOADED = frozenset({"model"})
+
+
+def _facts(*, has_counter: bool = False, simulated: bool = False) -> SensorFacts:
+    return SensorFacts(
+        name="ina3221",
+        device="module",
+        scope=Scope.MODULE_INPUT,
+        source="ina3221",
+        has_counter=has_counter,
+        limits=Limits(0.1, 500.0, None),
+        simulated=simulated,
+    )
+
+
+class _Bench:
+    """An account over a device whose power a test sets, sampled every 100 ms."""
+
+    def __init__(self, *, simulated: bool = False) -> None:
+        self.track = EnergyTrack()
+        self.account = DeviceAccount(_facts(simulated=simulated), self.track, start_s=0.0)
+        self.account.set_condition((None, _LOADED))
+        self.track.add_power(0.0, 10.0)
+        self._ticks = 0
+
+    def run_until(self, end_s: float, power_w: float) -> None:
+        """Sample `power_w` up to `end_s`."""
+        while self._ticks * 0.1 < end_s - 1e-9:
+            self._ticks += 1
+            self.track.add_power(self._ticks * 0.1, power_w)
+
+    def learn_idle(self) -> None:
+        """Fifteen seconds at 10 W with nobody active."""
+        for second in range(1, 16):
+            self.run_until(second, 10.0)
+            self.account.settle(float(second))
+
+
+def test_lone_request_gets_all_above_idle_and_the_idle_share() -> None:
+    """Two seconds at 40 W over 10 W idle: 80 J in all, 60 J of them marginal (up to one ramp of 100 ms)."""
+    bench = _Bench()
+    bench.learn_idle()
+    bench.account.request_started("a", 10, 15.0)
+    bench.account.first_token("a", 15.5)
+    bench.account.tokens_decoded("a", 30, 17.0)
+    bench.account.request_ended("a", 17.0)
+    bench.run_until(17.0, 40.0)
+    energy = bench.account.settle(17.0)["a"]
+    assert energy.joules == pytest.approx(80.0 - 1.5)
+    assert energy.marginal_joules == pytest.approx(60.0 - 1.5)
+    assert energy.idle_w == pytest.approx(10.0)
+    assert energy.quality is Quality.MEASURED_INTEGRATED
+    assert energy.attribution is Attribution.EXCLUSIVE
+    assert energy.coverage == pytest.approx(1.0)
+    assert energy.reason is None
+
+
+def test_two_decoding_requests_share_by_tokens() -> None:
+    """Thirty tokens against ten: three quarters of the dynamic energy against one quarter, idle in halves."""
+    bench = _Bench()
+    bench.learn_idle()
+    bench.run_until(16.0, 40.0)
+    for job in ("a", "b"):
+        bench.account.request_started(job, 0, 16.0)
+        bench.account.first_token(job, 16.0)
+    bench.account.tokens_decoded("a", 30, 17.0)
+    bench.account.tokens_decoded("b", 10, 17.5)
+    bench.account.request_ended("a", 18.0)
+    bench.account.request_ended("b", 18.0)
+    bench.run_until(18.0, 40.0)
+    settled = bench.account.settle(18.0)
+    assert settled["a"].marginal_joules == pytest.approx(45.0)
+    assert settled["b"].marginal_joules == pytest.approx(15.0)
+    assert settled["b"].joules == pytest.approx(15.0 + 10.0)
+    assert settled["a"].attribution is Attribution.TOKEN_SHARE
+
+
+def test_prefilled_tokens_weigh_less_than_decoded_ones() -> None:
+    """350 prompt tokens weigh as much as 10 decoded ones by default."""
+    bench = _Bench()
+    bench.account.request_started("reader", 350, 0.0)
+    bench.account.request_started("writer", 0, 0.0)
+    bench.account.first_token("writer", 0.0)
+    bench.account.tokens_decoded("writer", 10, 1.0)
+    bench.account.first_token("reader", 2.0)
+    bench.account.request_ended("writer", 2.0)
+    bench.account.request_ended("reader", 2.0)
+    bench.run_until(2.0, 10.0)
+    settled = bench.account.settle(2.0)
+    assert pytest.approx(10) == 350 * DEFAULT_PREFILL_WEIGHT
+    assert settled["reader"].joules == pytest.approx(10.0)
+    assert settled["writer"].joules == pytest.approx(10.0)
+
+
+def test_larger_model_weighs_more_per_token() -> None:
+    """Equal tokens of a model with three times the decode weight get three quarters."""
+    bench = _Bench()
+    for job, decode in (("large", 3.0), ("small", 1.0)):
+        bench.account.request_started(job, 0, 0.0, TokenWeight(decode=decode, prefill=decode / 35))
+        bench.account.first_token(job, 0.0)
+    bench.account.tokens_decoded("large", 5, 1.0)
+    bench.account.tokens_decoded("small", 5, 1.0)
+    bench.account.request_ended("large", 2.0)
+    bench.account.request_ended("small", 2.0)
+    bench.run_until(2.0, 10.0)
+    assert bench.account.settle(2.0)["large"].joules == pytest.approx(15.0)
+
+
+def test_slice_without_tokens_is_split_by_slots() -> None:
+    """Where no tokens tell, active requests share equally, and the record says so."""
+    bench = _Bench()
+    for job in ("a", "b"):
+        bench.account.request_started(job, 0, 0.0)
+        bench.account.first_token(job, 0.0)
+    bench.account.request_ended("a", 1.0)
+    bench.account.request_ended("b", 1.0)
+    bench.run_until(1.0, 10.0)
+    settled = bench.account.settle(1.0)
+    assert settled["a"].joules == settled["b"].joules == pytest.approx(5.0)
+    assert settled["a"].attribution is Attribution.SLOT_SHARE
+
+
+def test_split_waits_for_the_end_of_a_prefill_but_not_for_ever() -> None:
+    """Beside a prefill of unknown length a request settles late, at the bound, by slots."""
+    bench = _Bench()
+    bench.account.request_started("long", 16_000, 0.0)
+    bench.account.request_started("short", 5, 0.0)
+    bench.account.first_token("short", 0.1)
+    bench.account.tokens_decoded("short", 3, 0.5)
+    bench.account.request_ended("short", 0.6)
+    bench.run_until(2.5, 10.0)
+    assert bench.account.settle(2.5) == {}
+    bench.run_until(2.7, 10.0)
+    assert bench.account.settle(2.7)["short"].attribution is Attribution.SLOT_SHARE
+
+
+def test_request_settles_only_when_samples_cover_its_end() -> None:
+    """Before the next sample after its end a request has no energy yet."""
+    bench = _Bench()
+    bench.account.request_started("a", 1, 0.05)
+    bench.run_until(1.0, 10.0)
+    bench.account.request_ended("a", 1.05)
+    assert bench.account.settle(1.06) == {}
+    bench.run_until(1.1, 10.0)
+    assert bench.account.settle(1.11)["a"].joules == pytest.approx(10.0)
+
+
+def test_silent_sensor_leaves_a_request_unmeasured_not_zero() -> None:
+    """Without a reading the request is handed out at the bound, with None and the reason."""
+    bench = _Bench()
+    bench.account.request_started("a", 1, 1.0)
+    bench.account.request_ended("a", 3.0)
+    assert bench.account.settle(4.9) == {}
+    energy = bench.account.settle(5.0)["a"]
+    assert energy.joules is None
+    assert energy.marginal_joules is None
+    assert energy.quality is Quality.UNMEASURED
+    assert energy.reason is not None
+    assert "ina3221" in energy.reason
+
+
+def test_gap_makes_a_request_partial() -> None:
+    """Half of the window without readings: a lower bound that is called one."""
+    bench = _Bench()
+    bench.account.request_started("a", 1, 0.0)
+    bench.run_until(2.0, 10.0)
+    bench.account.request_ended("a", 4.0)
+    energy = bench.account.settle(6.1)["a"]
+    assert energy.quality is Quality.PARTIAL
+    assert energy.joules == pytest.approx(20.0)
+    assert energy.coverage == pytest.approx(0.5)
+    assert energy.reason is not None
+    assert "50%" in energy.reason
+
+
+def test_without_a_baseline_nothing_is_called_marginal() -> None:
+    """Before ten idle seconds were seen, the marginal energy is unknown."""
+    bench = _Bench()
+    bench.account.request_started("a", 1, 0.0)
+    bench.account.request_ended("a", 3.0)
+    bench.run_until(3.0, 10.0)
+    energy = bench.account.settle(3.0)["a"]
+    assert energy.joules == pytest.approx(30.0)
+    assert energy.marginal_joules is None
+    assert energy.idle_w is None
+
+
+def test_idle_energy_goes_to_the_overhead() -> None:
+    """With nobody active, the device's energy has no owner among requests."""
+    bench = _Bench()
+    bench.learn_idle()
+    assert bench.account.overhead().joules == pytest.approx(150.0)
+
+
+def test_overhead_is_unknown_before_any_idle_time() -> None:
+    """No idle time measured reads as None, not as 0."""
+    overhead = _Bench().account.overhead()
+    assert overhead.joules is None
+    assert overhead.quality is Quality.UNMEASURED
+
+
+def test_cancelled_work_keeps_its_joules() -> None:
+    """A request that ends during its prefill is charged for the time it had the device."""
+    bench = _Bench()
+    bench.account.request_started("a", 1000, 0.0)
+    bench.account.request_ended("a", 2.0)
+    bench.run_until(2.0, 10.0)
+    assert bench.account.settle(2.0)["a"].joules == pytest.approx(20.0)
+
+
+def test_short_request_says_that_its_resolution_is_low() -> None:
+    """Two samples are no basis for a single request's figure; the record says so."""
+    bench = _Bench()
+    bench.account.request_started("a", 1, 0.05)
+    bench.account.request_ended("a", 0.25)
+    bench.run_until(0.3, 10.0)
+    energy = bench.account.settle(0.3)["a"]
+    assert energy.joules == pytest.approx(2.0)
+    assert energy.reason is not None
+    assert "resolution too low" in energy.reason
+
+
+def test_simulated_device_says_so() -> None:
+    """A simulated host's joules are never called measured."""
+    bench = _Bench(simulated=True)
+    bench.account.request_started("a", 1, 0.0)
+    bench.account.request_ended("a", 3.0)
+    bench.run_until(3.0, 10.0)
+    assert bench.account.settle(3.0)["a"].quality is Quality.SIMULATED
+
+
+def test_counter_that_moves_late_loses_nothing() -> None:
+    """Energy that becomes known after its time was settled as unknown ends in the overhead, not nowhere."""
+    track = EnergyTrack()
+    account = DeviceAccount(_facts(has_counter=True), track, start_s=0.0)
+    track.add_counter(0.0, 0.0)
+    account.request_started("a", 1, 0.0)
+    account.request_ended("a", 1.0)
+    assert account.settle(4.0)["a"].joules is None
+    track.add_counter(5.0, 100.0)
+    account.settle(5.0)
+    assert account.overhead().joules == pytest.approx(100.0)
+
+
+def test_job_cannot_start_twice() -> None:
+    """A job id that is already running is a defect of the caller."""
+    account = _Bench().account
+    account.request_started("a", 1, 0.0)
+    with pytest.raises(ValueError, match="already started"):
+        account.request_started("a", 1, 0.1)
+
+
+@st.composite
+def _schedules(draw: st.DrawFn) -> list[tuple[float, str, int, int]]:
+    """Events (time, kind, job, count) of up to six overlapping requests, in order of time."""
+    events: list[tuple[float, str, int, int]] = []
+    for job in range(draw(st.integers(0, 6))):
+        start_s = draw(st.floats(0.0, 8.0))
+        prefill_s = draw(st.floats(0.0, 3.0))
+        decode_s = draw(st.floats(0.0, 5.0))
+        events.append((start_s, "start", job, draw(st.integers(0, 2000))))
+        if draw(st.booleans()):
+            events.append((start_s + prefill_s, "first", job, 0))
+            events.extend(
+                (start_s + prefill_s + decode_s * share, "tokens", job, draw(st.integers(1, 8)))
+                for share in sorted(draw(st.lists(st.floats(0.0, 1.0), max_size=6)))
+            )
+        events.append((start_s + prefill_s + decode_s, "end", job, 0))
+    return sorted(events, key=lambda event: event[0])
+
+
+def _tell(account: DeviceAccount, at_s: float, kind: str, job: int, count: int) -> None:
+    match kind:
+        case "start":
+            account.request_started(str(job), count, at_s)
+        case "first":
+            account.first_token(str(job), at_s)
+        case "tokens":
+            account.tokens_decoded(str(job), count, at_s)
+        case _:
+            account.request_ended(str(job), at_s)
+
+
+@settings(max_examples=200)
+@given(
+    schedule=_schedules(),
+    powers=st.lists(st.one_of(st.none(), st.floats(0.5, 400.0)), min_size=25, max_size=25),
+    lose_every=st.integers(2, 50),
+    settle_every=st.integers(1, 37),
+    idle_first=st.booleans(),
+)
+def test_requests_and_overhead_add_up_to_the_device(
+    schedule: list[tuple[float, str, int, int]],
+    powers: list[float | None],
+    lose_every: int,
+    settle_every: int,
+    idle_first: bool,
+) -> None:
+    """The invariant, over random schedules, powers, lost samples and rhythms of settling."""
+    track = EnergyTrack()
+    account = DeviceAccount(_facts(), track, start_s=0.0)
+    account.set_condition((None, _LOADED if idle_first else frozenset()))
+    offset_s = 20.0 if idle_first else 0.0
+    if idle_first:
+        for tick in range(200):
+            track.add_power(tick * 0.1, 12.0)
+            if tick % 10 == 0:
+                account.settle(tick * 0.1)
+    pending = [(offset_s + at_s, kind, job, count) for at_s, kind, job, count in schedule]
+    settled = {}
+    for tick in range(200):
+        now_s = offset_s + tick * 0.1
+        power_w = powers[tick // 8] if tick % lose_every else None
+        while pending and pending[0][0] <= now_s:
+            _tell(account, *pending.pop(0))
+        if power_w is not None:
+            track.add_power(now_s, power_w)
+        if tick % settle_every == 0:
+            settled.update(account.settle(now_s))
+    settled.update(account.settle(offset_s + 25.0))
+    assert len(settled) == len({job for _, kind, job, _ in schedule if kind == "end"})
+    of_requests_j = sum(energy.joules or 0.0 for energy in settled.values())
+    overhead_j = account.overhead().joules or 0.0
+    device_j = track.between(0.0, account.settled_s).joules or 0.0
+    assert math.isclose(of_requests_j + overhead_j, device_j, rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(account.counted_j, device_j, rel_tol=1e-9, abs_tol=1e-6)
+    for energy in settled.values():
+        if energy.marginal_joules is not None and energy.joules is not None:
+            assert -1e-9 <= energy.marginal_joules <= energy.joules + 1e-9

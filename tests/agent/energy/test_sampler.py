@@ -1,0 +1,164 @@
+"""Threads that read, and one that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from moe2.agent.energy.sampler import EnergySampler
+from moe2.agent.energy.sensor import Reading, SensorDeniedError
+from tests.fakes.clock import ManualClock
+from tests.fakes.sensors import HangingSensor, ReplayedSensor, ScriptedSensor
+
+
+class Turns:
+    """Lets the sampler's threads read once per turn, instead of at times."""
+
+    def __init__(self, sensors: int) -> None:
+        self._sensors = sensors
+        self._turn = threading.Condition()
+        self._granted = 0
+        self._waiting = 0
+
+    def pace(self, stop: threading.Event, _seconds: float) -> bool:
+        """Called by a thread between two reads."""
+        with self._turn:
+            mine = self._granted
+            self._waiting += 1
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: self._granted > mine or stop.is_set())
+            return stop.is_set()
+
+    def wait_for_all(self) -> None:
+        """Until every thread that does not hang has read in this turn."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._waiting >= self._sensors)
+
+    def next(self) -> None:
+        """Let every thread read once more."""
+        with self._turn:
+            self._waiting = 0
+            self._granted += 1
+            self._turn.notify_all()
+
+    def end(self) -> None:
+        """Wake the threads so that they see the stop."""
+        with self._turn:
+            self._turn.notify_all()
+
+
+@asynccontextmanager
+async def _running(sampler: EnergySampler, turns: Turns, *hanging: HangingSensor) -> AsyncIterator[None]:
+    task = asyncio.create_task(sampler.run())
+    await asyncio.to_thread(turns.wait_for_all)
+    yield
+    task.cancel()
+    for thread in sampler._threads:
+        thread.stop()
+    turns.end()
+    for sensor in hanging:
+        sensor.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _turns(turns: Turns, clock: ManualClock, count: int, after: Callable[[], object] = lambda: None) -> None:
+    for _ in range(count):
+        clock.advance(0.1)
+        turns.next()
+        await asyncio.to_thread(turns.wait_for_all)
+        after()
+
+
+def _powers(clock: ManualClock, powers: Iterable[float]) -> Callable[[], Reading]:
+    rest = iter(powers)
+    return lambda: Reading(at_s=clock(), power_w=next(rest))
+
+
+async def test_readings_reach_the_track() -> None:
+    """What a sensor reads turns into energy."""
+    clock, turns = ManualClock(), Turns(1)
+    sensor = ScriptedSensor("a", _powers(clock, (20.0 + step / 1000 for step in range(99))))
+    sampler = EnergySampler([sensor], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 20, sampler.drain)
+        power_w = sampler.power_w()["a"]
+    assert power_w == pytest.approx(20.0, abs=0.1)
+
+
+async def test_hung_sensor_silences_no_other() -> None:
+    """While one read hangs, the other sensor goes on, and the hung one is reported as hung."""
+    clock, turns = ManualClock(), Turns(1)
+    stuck = HangingSensor("stuck", lambda: Reading(at_s=clock(), power_w=50.0))
+    well = ScriptedSensor("well", _powers(clock, (20.0 + step / 1000 for step in range(99))))
+    sampler = EnergySampler([stuck, well], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns, stuck):
+        await asyncio.to_thread(stuck.entered.wait)
+        await _turns(turns, clock, 30, sampler.drain)
+        warnings = sampler.warnings()
+        powers = sampler.power_w()
+    assert powers["well"] is not None
+    assert powers["stuck"] is None
+    assert [warning.code for warning in warnings] == ["sensor_hung"]
+
+
+async def test_answer_after_the_deadline_does_not_count() -> None:
+    """A read that took longer than its deadline tells nothing about a known time."""
+    clock, turns = ManualClock(), Turns(1)
+
+    def slow() -> Reading:
+        clock.advance(5.0)
+        return Reading(at_s=clock(), power_w=20.0)
+
+    sampler = EnergySampler([ScriptedSensor("slow", slow)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        sampler.drain()
+        frontier_s = sampler.channels[0].track.frontier_s
+        codes = [warning.code for warning in sampler.warnings()]
+    assert frontier_s is None
+    assert codes == ["sensor_hung"]
+
+
+async def test_failing_sensor_is_reported_and_comes_back() -> None:
+    """A refusal is a report, the next good answer ends it."""
+    clock, turns = ManualClock(), Turns(1)
+    answers: list[Reading | Exception] = [SensorDeniedError("no.", remedy="do this")]
+    answers += [Reading(at_s=1000.0 + step / 10, power_w=20.0 + step) for step in range(1, 4)]
+
+    def answer() -> Reading:
+        one = answers.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    sampler = EnergySampler([ScriptedSensor("a", answer)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        sampler.drain()
+        refused = sampler.reports()[0].state
+        await _turns(turns, clock, 2, sampler.drain)
+        recovered = sampler.reports()[0].state
+    assert (refused, recovered) == ("denied", "present")
+
+
+async def test_stopping_closes_the_sensors() -> None:
+    """Cancelling the sampler ends its threads and releases the hardware."""
+    clock, turns = ManualClock(), Turns(1)
+    sensor = ScriptedSensor("a", _powers(clock, [20.0, 21.0, 22.0]))
+    async with _running(EnergySampler([sensor], clock=clock, pace=turns.pace), turns):
+        pass
+    assert sensor.closed
+
+
+async def test_recorded_trace_is_replayed_with_the_clock() -> None:
+    """A trace sampled at 5 Hz and polled at 10 Hz gives its own energy: 2 s from 10 W to 50 W."""
+    clock, turns = ManualClock(), Turns(1)
+    trace = [(step / 5, 10.0 + 4.0 * step) for step in range(11)]
+    sampler = EnergySampler([ReplayedSensor("trace", trace, clock)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 20, sampler.drain)
+        window = sampler.channels[0].track.between(1000.0, 1002.0)
+    assert window.joules == pytest.approx(60.0, rel=1e-6)

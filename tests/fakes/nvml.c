@@ -1,0 +1,93 @@
+/* A stand-in for libnvidia-ml.so.1 with one board whose answers come from a file, read anew at every call.
+ *
+ * The file named by FAKE_NVML_STATE has lines "key value": init, count, energy_status, energy_mj, power_status,
+ * power_mw, field_status, field_mw, throttle. A status is an nvmlReturn_t. Without the file no driver is loaded.
+ * With -DOLD_DRIVER the energy counter, field values and throttle reasons do not exist.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9 };
+
+typedef struct {
+    unsigned int field_id;
+    unsigned int scope_id;
+    long long timestamp_us;
+    long long latency_us;
+    int value_type;
+    int status;
+    union {
+        double d;
+        unsigned int ui;
+        unsigned long long ull;
+    } value;
+} field_value;
+
+static long long state(const char *key, long long otherwise)
+{
+    const char *path = getenv("FAKE_NVML_STATE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char name[64];
+    long long value, found = otherwise;
+    if (!file)
+        return strcmp(key, "init") == 0 ? DRIVER_NOT_LOADED : otherwise;
+    while (fscanf(file, "%63s %lld", name, &value) == 2)
+        if (strcmp(name, key) == 0)
+            found = value;
+    fclose(file);
+    return found;
+}
+
+int nvmlInitWithFlags(unsigned int flags) { (void)flags; return (int)state("init", SUCCESS); }
+int nvmlInit_v2(void) { return (int)state("init", SUCCESS); }
+int nvmlShutdown(void) { return SUCCESS; }
+const char *nvmlErrorString(int code) { (void)code; return "fake error"; }
+
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = (unsigned int)state("count", 1); return SUCCESS; }
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device)
+{
+    *device = (void *)(size_t)(index + 1);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetName(void *device, char *name, unsigned int length)
+{
+    (void)device;
+    snprintf(name, length, "Fake RTX 4090");
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts)
+{
+    (void)device;
+    *milliwatts = (unsigned int)state("power_mw", 0);
+    return (int)state("power_status", SUCCESS);
+}
+
+#ifndef OLD_DRIVER
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules)
+{
+    (void)device;
+    *millijoules = (unsigned long long)state("energy_mj", 0);
+    return (int)state("energy_status", SUCCESS);
+}
+
+int nvmlDeviceGetFieldValues(void *device, int count, field_value *values)
+{
+    (void)device;
+    for (int i = 0; i < count; i++) {
+        values[i].status = values[i].field_id == 186 ? (int)state("field_status", SUCCESS) : NOT_SUPPORTED;
+        values[i].value.ui = (unsigned int)state("field_mw", 0);
+    }
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons)
+{
+    (void)device;
+    *reasons = (unsigned long long)state("throttle", 0);
+    return SUCCESS;
+}
+#endif

@@ -1,0 +1,121 @@
+"""Builders of /sys trees as the kernel lays them out on real boards, below any root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+_I2C = "sys/bus/i2c/drivers"
+
+AGX_ORIN_RAILS = {
+    # Rail: (mV, mA). Power of the three that count: 37.31 + 1.59 + 10.92 W.
+    "VDD_GPU_SOC": (19848, 1880),
+    "VDD_CPU_CV": (19840, 80),
+    "VIN_SYS_5V0": (5040, 2166),
+    "VDDQ_VDD2_1V8AO": (5040, 873),
+}
+ORIN_NX_RAILS = {
+    "VDD_IN": (4992, 3320),
+    "VDD_CPU_GPU_CV": (4992, 1720),
+    "VDD_SOC": (4992, 584),
+}
+
+
+def write(root: Path, path: str, value: object) -> Path:
+    """Create or replace one attribute file."""
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{value}\n")
+    return file
+
+
+def _hwmon(
+    root: Path,
+    driver: str,
+    address: str,
+    number: int,
+    labels: list[str],
+    rails: Mapping[str, tuple[int, int]],
+) -> Path:
+    folder = f"{_I2C}/{driver}/{address}/hwmon/hwmon{number}"
+    write(root, f"{folder}/name", "ina3221")
+    for channel, label in enumerate(labels, start=1):
+        millivolt, milliampere = rails.get(label, (0, 0))
+        write(root, f"{folder}/in{channel}_label", label)
+        write(root, f"{folder}/in{channel}_enable", 1)
+        write(root, f"{folder}/in{channel}_input", millivolt)
+        write(root, f"{folder}/curr{channel}_input", milliampere)
+    # Shunt voltages and the kernel's sums, which no one should take for rails.
+    for channel in (4, 5, 6):
+        write(root, f"{folder}/in{channel}_input", 1)
+    write(root, f"{folder}/in7_label", "sum of shunt voltages")
+    write(root, f"{folder}/in7_input", 3)
+    write(root, f"{folder}/curr4_input", 99999)
+    return root / folder
+
+
+def agx_orin(root: Path, *, driver: str = "ina3221", first_hwmon: int = 3) -> tuple[Path, Path]:
+    """A Jetson AGX Orin with JetPack 5 or 6: two monitors, the second mostly unconnected; their folders."""
+    device_tree(root, "NVIDIA Jetson AGX Orin Developer Kit", "nvidia,p3737-0000+p3701-0005", "nvidia,tegra234")
+    first = _hwmon(root, driver, "1-0040", first_hwmon, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], AGX_ORIN_RAILS)
+    second = _hwmon(root, driver, "1-0041", first_hwmon + 1, ["NC", "VDDQ_VDD2_1V8AO", "NC"], AGX_ORIN_RAILS)
+    return first, second
+
+
+def orin_nx(root: Path) -> Path:
+    """A Jetson Orin NX with JetPack 6: one monitor with the module's input; its folder."""
+    device_tree(root, "NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "nvidia,tegra234")
+    return _hwmon(root, "ina3221", "1-0040", 1, ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"], ORIN_NX_RAILS)
+
+
+def jetson_nano_jetpack4(root: Path) -> Path:
+    """The first Jetson Nano with JetPack 4: industrial I/O in mW; the monitor's folder."""
+    device_tree(root, "NVIDIA Jetson Nano Developer Kit", "nvidia,tegra210")
+    folder = f"{_I2C}/ina3221x/6-0040/iio:device0"
+    for number, (rail, milliwatt) in enumerate({"POM_5V_IN": 4210, "POM_5V_GPU": 1200, "POM_5V_CPU": 900}.items()):
+        write(root, f"{folder}/rail_name_{number}", rail)
+        write(root, f"{folder}/in_power{number}_input", milliwatt)
+    return root / folder
+
+
+def device_tree(root: Path, model: str, *compatible: str) -> None:
+    """The board's name as the firmware gives it: strings that end in NUL."""
+    folder = root / "proc/device-tree"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model").write_bytes(model.encode() + b"\0")
+    (folder / "compatible").write_bytes(b"".join(name.encode() + b"\0" for name in compatible))
+
+
+def rapl_zone(
+    root: Path,
+    zone: str,
+    name: str,
+    energy_uj: int,
+    range_uj: int | None = 262143328850,
+    control: str = "intel-rapl",
+) -> Path:
+    """One powercap zone, such as "0" or "0:1"; its folder."""
+    folder = f"sys/class/powercap/{control}:{zone}"
+    write(root, f"{folder}/name", name)
+    write(root, f"{folder}/energy_uj", energy_uj)
+    if range_uj is not None:
+        write(root, f"{folder}/max_energy_range_uj", range_uj)
+    return root / folder
+
+
+def intel_host(root: Path, energy_uj: int = 240422366267) -> Path:
+    """A laptop: a package with parts, psys around it, the same package again through MMIO; the package."""
+    package = rapl_zone(root, "0", "package-0", energy_uj)
+    rapl_zone(root, "0:0", "core", energy_uj // 2)
+    rapl_zone(root, "0:1", "uncore", energy_uj // 10)
+    rapl_zone(root, "1", "psys", energy_uj * 2)
+    rapl_zone(root, "0", "package-0", energy_uj, control="intel-rapl-mmio")
+    return package
+
+
+def amd_host(root: Path) -> tuple[Path, Path]:
+    """A two-socket AMD server: the kernel gives its packages Intel's zone names; the two packages."""
+    first = rapl_zone(root, "0", "package-0", 1_000_000, range_uj=65532610987)
+    rapl_zone(root, "0:0", "core", 400_000, range_uj=65532610987)
+    second = rapl_zone(root, "1", "package-1", 2_000_000, range_uj=65532610987)
+    return first, second

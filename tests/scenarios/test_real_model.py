@@ -1,0 +1,99 @@
+"""Two real agents, the real SmolLM2 model, real llama.cpp processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from moe2.agent.daemon import ENGINE_ARGV
+from tests.fakes.fleet import Fleet, fleet
+from tests.models import smollm2_path
+
+pytestmark = pytest.mark.slow
+
+
+def smollm2(**fields: int) -> list[dict[str, object]]:
+    return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2, **fields}]
+
+
+async def content_of(running: Fleet, prompt: str, model: str = "moe2") -> str:
+    async with await running.chat(prompt, model=model, temperature=0, max_tokens=12) as answer:
+        body = await answer.json()
+    assert answer.status == 200, body
+    content: str = body["choices"][0]["message"]["content"]
+    return content
+
+
+async def test_real_prompts_are_answered_by_both_agents_alike(tmp_path: Path) -> None:
+    """Greedy decoding of one model gives the same text on either agent, and it is an answer."""
+    async with fleet(tmp_path, agents=("one", "two"), engine_argv=ENGINE_ARGV, models=smollm2()) as running:
+        keys = [f"{row.agent_id}/smollm2" for row in running.coordinator.status().agents]
+        texts = [await content_of(running, "What is 2+2?", model=key) for key in keys]
+        assert texts[0] == texts[1]
+        assert "4" in texts[0]
+
+
+async def test_real_experts_report_what_they_are(tmp_path: Path) -> None:
+    """Facts of the GGUF and measured rates of the warm-up arrive in the capability table."""
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=smollm2()) as running:
+        expert = running.coordinator.status().agents[0].experts[0]
+        assert (expert.architecture, expert.quantization) == ("llama", "Q4_1")
+        assert expert.parameters is not None
+        assert expert.parameters > 100_000_000
+        assert expert.performance.decode_tokens_per_s is not None
+        assert expert.performance.decode_tokens_per_s > 0
+
+
+async def test_real_decoder_stops_when_the_client_leaves(tmp_path: Path) -> None:
+    """A client that reads a few tokens of a long answer and leaves costs only a few tokens."""
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=smollm2()) as running:
+        with capture_logs() as logs:
+            answer = await running.chat("Write a long story.", stream=True, max_tokens=900)
+            async for line in answer.content:
+                if line.startswith(b"data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                    break
+            answer.close()
+            await running.quiet()
+        (ended,) = [entry for entry in logs if entry["event"] == "request_ended"]
+        assert ended["outcome"] == "cancelled"
+        assert 1 <= ended["decoded_tokens"][0] < 100
+
+
+async def test_real_prompt_beyond_the_context_is_refused(tmp_path: Path) -> None:
+    """The error has the tokenizer's own count."""
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=smollm2(context_tokens=256)) as running:
+        async with await running.chat("many words " * 200) as answer:
+            error = (await answer.json())["error"]
+            assert answer.status == 400
+            assert error["code"] == "context_length_exceeded"
+            assert "256" in error["message"]
+
+
+async def test_corrupt_gguf_is_a_named_warning(tmp_path: Path) -> None:
+    """A file cut short is refused by llama.cpp; the agent lives, says so, and the coordinator knows."""
+    broken = tmp_path / "broken.gguf"
+    with smollm2_path().open("rb") as source:
+        broken.write_bytes(source.read(1_000_000))
+    async with fleet(tmp_path, agents=()) as running:
+        agent = await running.start_agent(
+            "one", engine_argv=ENGINE_ARGV, models=[{"name": "broken", "path": broken, "context_tokens": 256}]
+        )
+        await running.until_status(
+            lambda status: any(w.code == "model_failed" for row in status.agents for w in row.warnings)
+        )
+        warning = next(warning for warning in agent.status().warnings if warning.code == "model_failed")
+        assert "broken" in warning.message
+        assert warning.remedy
+
+
+async def test_concurrent_real_requests_all_end(tmp_path: Path) -> None:
+    """More requests than slots: all are answered, each once."""
+    async with fleet(tmp_path, agents=("one", "two"), engine_argv=ENGINE_ARGV, models=smollm2()) as running:
+        texts = await asyncio.gather(*(content_of(running, f"Count to {n}.") for n in range(6)))
+        assert all(texts)
+        await running.quiet()
+        assert running.coordinator.status().requests_finished == 6
