@@ -7,9 +7,8 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentStatus
-
-STATUS_ROUTE = "/status"
 
 
 def local_app(status: Callable[[], AgentStatus]) -> web.Application:

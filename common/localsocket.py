@@ -18,6 +18,8 @@ from moe2.common.errors import Moe2Error
 
 # sockaddr_un.sun_path holds 108 bytes with its terminator on Linux, unix(7).
 MAX_PATH_BYTES = 107
+# Where every daemon answers with its status as JSON.
+STATUS_ROUTE = "/status"
 
 
 class SocketInUseError(Moe2Error):

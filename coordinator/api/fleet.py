@@ -7,9 +7,8 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
-
-STATUS_ROUTE = "/status"
 
 
 class FleetRoutes:

@@ -1,0 +1,169 @@
+"""Shows a daemon's status: asks over its local socket, draws on a terminal, prints plain lines into a pipe.
+
+What is drawn comes from the two pure functions of a `StatusView`; this module owns the asking, the watching and what
+is said when nobody answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from moe2.common import localsocket
+from moe2.common.localsocket import NotRunningError
+from moe2.common.status import AgentStatus, CoordinatorStatus, exit_code
+
+WATCH_S = 1.0
+EXIT_NOT_RUNNING = 2
+# Where systemd looks for units, systemd.unit(5).
+UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")))
+
+StatusT = TypeVar("StatusT", AgentStatus, CoordinatorStatus)
+
+
+@dataclass(frozen=True)
+class StatusView(Generic[StatusT]):
+    """How one daemon's status is shown.
+
+    picture, lines: pure; from the status and the wall clock (s since the epoch) to a renderable, or to plain lines.
+    """
+
+    program: str
+    kind: type[StatusT]
+    picture: Callable[[StatusT, float], RenderableType]
+    lines: Callable[[StatusT, float], list[str]]
+    default_socket: Path
+    default_config: Path
+
+
+@dataclass(frozen=True)
+class Answer(Generic[StatusT]):
+    body: bytes
+    status: StatusT
+
+
+@dataclass(frozen=True)
+class Silence:
+    """No usable answer: what to tell the user, and the exit code."""
+
+    message: str
+    code: int = EXIT_NOT_RUNNING
+
+
+def show(
+    view: StatusView[StatusT],
+    socket: Path,
+    *,
+    as_json: bool,
+    watch: bool,
+    console: Console | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> int:
+    """Print the status, once or until Ctrl-C. Returns 0 (healthy), 1 (degraded) or 2 (not running).
+
+    console: where it is drawn; the standard output if not given.
+    pause: waits between two looks of `watch`.
+    """
+    console = console or Console()
+    drawn = console.is_terminal and not console.is_dumb_terminal and not as_json
+    if watch and drawn:
+        return _watch_drawn(view, socket, console, pause)
+    code = EXIT_NOT_RUNNING
+    try:
+        while True:
+            code = _print_once(view, socket, console, as_json=as_json, drawn=drawn)
+            if not watch:
+                return code
+            pause(WATCH_S)
+    except KeyboardInterrupt:
+        return code
+
+
+def _print_once(view: StatusView[StatusT], socket: Path, console: Console, *, as_json: bool, drawn: bool) -> int:
+    answer = ask(view, socket)
+    if isinstance(answer, Silence):
+        sys.stderr.write(answer.message + "\n")
+        return answer.code
+    if drawn:
+        console.print(view.picture(answer.status, time.time()))
+    else:
+        lines = [answer.body.decode()] if as_json else view.lines(answer.status, time.time())
+        # Not console.print: rich would wrap long lines, also into a pipe.
+        console.file.write("\n".join(lines) + "\n")
+        console.file.flush()
+    return exit_code(answer.status.warnings)
+
+
+def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, pause: Callable[[float], None]) -> int:
+    code = EXIT_NOT_RUNNING
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                answer = ask(view, socket)
+                if isinstance(answer, Silence):
+                    picture: RenderableType = Text(answer.message, style="red")
+                    code = answer.code
+                else:
+                    picture = view.picture(answer.status, time.time())
+                    code = exit_code(answer.status.warnings)
+                live.update(Group(picture, Text("Ctrl-C ends", style="dim")), refresh=True)
+                pause(WATCH_S)
+    except KeyboardInterrupt:
+        return code
+
+
+def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | Silence:
+    """One look at the daemon behind `socket`."""
+    try:
+        body = asyncio.run(localsocket.fetch(socket, localsocket.STATUS_ROUTE))
+        return Answer(body, msgspec.json.decode(body, type=view.kind))
+    except NotRunningError:
+        command = start_command(view, socket, UNIT_FOLDERS)
+        return Silence(f"{view.program} is not running: nothing answers at {socket}. Start it:\n    {command}")
+    except PermissionError:
+        return Silence(f"No permission to ask {view.program} at {socket}. {_way_in(socket)}")
+    except msgspec.MsgspecError as error:
+        return Silence(
+            f"{view.program} answers at {socket}, but not as this release expects ({error}). "
+            "Restart the daemon after an upgrade, or use the command of its own installation.",
+            code=1,
+        )
+
+
+def start_command(view: StatusView[StatusT], socket: Path, unit_folders: Iterable[Path]) -> str:
+    """The command that starts the daemon: its systemd unit's where one is installed for this socket."""
+    if socket == view.default_socket:
+        if any((folder / f"{view.program}.service").exists() for folder in unit_folders):
+            return f"systemctl start {view.program}"
+        return f"{view.program} run --config {view.default_config}"
+    return f"{view.program} run --config FILE"
+
+
+def _way_in(socket: Path) -> str:
+    """Which group gives access: that of the socket, or of the folder that hides it."""
+    for place in (socket, *socket.parents):
+        try:
+            facts = place.stat()
+        except OSError:
+            continue
+        wanted = stat.S_IWGRP if stat.S_ISSOCK(facts.st_mode) else stat.S_IXGRP
+        if facts.st_gid == 0 or not facts.st_mode & wanted:
+            break
+        try:
+            group = grp.getgrgid(facts.st_gid).gr_name
+        except KeyError:
+            group = str(facts.st_gid)
+        return f"Join the group {group}: sudo usermod -aG {group} $USER, then log in again."
+    return "Ask again with sudo."

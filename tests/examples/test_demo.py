@@ -1,0 +1,343 @@
+"""The demo: what it writes, how it talks, how it ends; and the whole of it with the real model."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from rich.console import Console
+
+from examples.demo import report, setup
+from examples.demo.client import Answer, DemoClient, Prompt
+from examples.demo.errors import DemoError, Interrupted
+from examples.demo.fleet import Fleet, unless
+from examples.demo.models import CHECKOUT, Model
+from moe2.agent.settings import AgentSettings
+from moe2.common.config import load_settings
+from moe2.common.localsocket import MAX_PATH_BYTES
+from moe2.common.messages import ExpertReport, ExpertState
+from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.coordinator.settings import CoordinatorSettings
+
+MODELS = (Model("first", Path("/models/first.gguf")), Model("second", Path("/models/second.gguf")))
+RECEIPT = {
+    "experts": [{"model": "first"}],
+    "tokens": {"decoded": 11},
+    "seconds": {"decode": 0.5},
+    "energy": {"joules": None},
+}
+
+
+# --- What is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_written_configurations_are_valid_and_fit_together(tmp_path: Path) -> None:
+    """Both agents name the coordinator's listener and its token; each has one model and a state of its own."""
+    ready = setup.prepare(tmp_path, MODELS)
+    coordinator = load_settings(CoordinatorSettings, ready.coordinator.config, environment={}, prefix="X")
+    agents = [load_settings(AgentSettings, agent.config, environment={}, prefix="X") for agent in ready.agents]
+    assert ready.api_url == f"http://127.0.0.1:{coordinator.api.port}"
+    for agent, model in zip(agents, MODELS, strict=True):
+        assert agent.coordinator.url == f"ws://127.0.0.1:{coordinator.agents.port}"
+        assert agent.coordinator.token_file == coordinator.agents.token_file
+        assert [(part.name, part.path) for part in agent.models] == [(model.name, model.path)]
+    assert len({agent.agent.state_dir for agent in agents} | {agent.agent.socket for agent in agents}) == 4
+
+
+def test_the_token_is_fresh_and_private(tmp_path: Path) -> None:
+    """Each start has another token, in a file that only its owner reads."""
+    tokens = set()
+    for _ in range(2):
+        setup.prepare(tmp_path, MODELS)
+        tokens.add((tmp_path / "token").read_text())
+        (tmp_path / "token").chmod(0o644)
+    setup.prepare(tmp_path, MODELS)
+    assert len(tokens) == 2
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_deep_folder_gets_its_sockets_elsewhere(tmp_path: Path) -> None:
+    """Unix socket paths are short; a checkout's path need not be."""
+    ready = setup.prepare(tmp_path / ("d" * 100), MODELS)
+    assert all(len(os.fsencode(daemon.socket)) <= MAX_PATH_BYTES for daemon in (ready.coordinator, *ready.agents))
+    ready.coordinator.socket.parent.rmdir()
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    """The demo does not fail because something else listens on its first choice."""
+    with socket.socket() as other:
+        other.bind((setup.HOST, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert setup.free_port(taken) > taken
+
+
+# --- How it talks -----------------------------------------------------------------------------------------------------
+
+
+def event(body: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def delta(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}}], "usage": None}
+
+
+LAST_CHUNK = {"choices": [], "usage": {"completion_tokens": 11}, "moe2": RECEIPT}
+
+
+class FakeCoordinator:
+    """Answers every completion with `stream`, every question about the fleet with the next of `fleets`."""
+
+    def __init__(self) -> None:
+        self.stream = event(delta("Hello ")) + event(delta("there")) + event(LAST_CHUNK) + b"data: [DONE]\n\n"
+        self.status = 200
+        self.fleets: list[tuple[ExpertReport, ...]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.app = web.Application()
+        self.app.router.add_post("/v1/chat/completions", self._complete)
+        self.app.router.add_get("/v1/moe2/fleet", self._fleet)
+        self.app.router.add_get("/readyz", self._ready)
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        self.asked.append(await request.json())
+        return web.Response(body=self.stream, status=self.status)
+
+    async def _fleet(self, _: web.Request) -> web.Response:
+        rows = tuple(
+            AgentRow(
+                agent_id=expert.model,
+                agent_name=expert.model,
+                version="1",
+                connected=True,
+                draining=False,
+                report_age_s=0.0,
+                rtt_s=None,
+                host=None,
+                experts=(expert,),
+                sensors=(),
+                warnings=(),
+            )
+            for expert in self.fleets.pop(0)
+        )
+        fleet = CoordinatorStatus(
+            coordinator_id="c",
+            version="1",
+            pid=1,
+            uptime_s=1.0,
+            draining=False,
+            epoch=1,
+            api_url="",
+            agents_url="",
+            agents=rows,
+            requests_active=0,
+            requests_finished=0,
+            requests_failed=0,
+            requests_cancelled=0,
+            warnings=(),
+        )
+        return web.Response(body=msgspec.json.encode(fleet))
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+
+@pytest.fixture
+def coordinator() -> FakeCoordinator:
+    return FakeCoordinator()
+
+
+@pytest.fixture
+async def client(coordinator: FakeCoordinator) -> AsyncIterator[DemoClient]:
+    async with TestServer(coordinator.app) as server, aiohttp.ClientSession() as http:
+        yield DemoClient(http, str(server.make_url("")).rstrip("/"))
+
+
+async def test_an_answer_is_put_together_from_the_stream(client: DemoClient, coordinator: FakeCoordinator) -> None:
+    """Text, tokens, first-token time and receipt come out of the events."""
+    answer = await client.ask(Prompt("Hi"))
+    assert (answer.text, answer.completion_tokens, answer.receipt) == ("Hello there", 11, RECEIPT)
+    assert answer.ttft_s is not None
+    assert coordinator.asked[0]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "said"),
+    [
+        (b'{"error": {"message": "No expert is ready."}}', 503, "No expert is ready."),
+        (event(delta("Hel")) + event({"error": {"message": "The agent was lost."}}), 200, "The agent was lost."),
+        (event(delta("Hel")), 200, "without a receipt"),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_an_error(
+    client: DemoClient, coordinator: FakeCoordinator, stream: bytes, status: int, said: str
+) -> None:
+    """A refusal, an error within the stream and a stream that breaks off all fail the demo."""
+    coordinator.stream, coordinator.status = stream, status
+    with pytest.raises(DemoError, match=said):
+        await client.ask(Prompt("Hi"))
+
+
+def expert(state: ExpertState, **facts: Any) -> ExpertReport:
+    return ExpertReport(model="first", state=state, context_tokens=64, slots=1, **facts)
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_waiting(client: DemoClient, coordinator: FakeCoordinator) -> None:
+    """The demo does not wait for its timeout when it knows that waiting is in vain."""
+    coordinator.fleets = [(expert(ExpertState.FAILED, last_error="no such file"),)]
+    with pytest.raises(DemoError, match="no such file"):
+        await client.wait_until_ready(1, lambda _: None, timeout_s=60.0)
+
+
+async def test_waiting_ends_when_every_expert_is_ready(
+    client: DemoClient, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two agents, then two of which one loads, then both: progress names what is missing."""
+    monkeypatch.setattr("examples.demo.client.POLL_S", 0.0)
+    ready = expert(ExpertState.READY)
+    coordinator.fleets = [(ready,), (ready, expert(ExpertState.LOADING)), (ready, ready)]
+    said: list[str] = []
+    await client.wait_until_ready(2, said.append, timeout_s=60.0)
+    assert said == ["1 agents start", "first loading"]
+
+
+# --- What is shown ----------------------------------------------------------------------------------------------------
+
+
+def shown(answer: Answer) -> str:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(report.answers_table([answer]))
+    return " ".join(console.export_text().split())
+
+
+def test_a_row_tells_who_answered_how_fast_and_at_what_cost() -> None:
+    """Unmeasured joules are said to be so; 10 steps in 0.5 s are 20 tokens/s."""
+    text = shown(Answer(Prompt("Hi"), "Hello", 0.0214, 11, RECEIPT))
+    assert "Hi first 11 21.4 ms 20.0 unmeasured Hello chosen" in text
+
+
+def test_a_row_with_measured_joules() -> None:
+    """Joules are shown where there are any, and an expert that the client named is marked."""
+    text = shown(Answer(Prompt("Hi", model="first"), "Hello", 0.0214, 11, {**RECEIPT, "energy": {"joules": 3.25}}))
+    assert "3.25 Hello asked for" in text
+
+
+# --- How it ends ------------------------------------------------------------------------------------------------------
+
+
+async def forever() -> DemoError:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_trouble_cancels_the_work() -> None:
+    """What comes first counts, and nothing is left running."""
+    cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await forever()
+        finally:
+            cancelled.set()
+
+    async def trouble() -> Interrupted:
+        return Interrupted()
+
+    with pytest.raises(Interrupted):
+        await unless(trouble(), work())
+    assert cancelled.is_set()
+
+
+async def test_a_failure_is_blamed_on_the_trouble_behind_it() -> None:
+    """A request that fails because a daemon died shows the daemon's log, not "connection reset"."""
+    died = asyncio.Event()
+
+    async def work() -> None:
+        died.set()
+        raise DemoError("connection reset")
+
+    async def trouble() -> DemoError:
+        await died.wait()
+        return DemoError("the agent died", log="segmentation fault")
+
+    with pytest.raises(DemoError, match="the agent died"):
+        await unless(trouble(), work())
+
+
+async def test_finished_work_is_returned() -> None:
+    """Without trouble the work's result comes back."""
+
+    async def work() -> int:
+        return 7
+
+    assert await unless(forever(), work()) == 7
+
+
+async def test_a_daemon_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
+    """A daemon that cannot start leaves its last words in the error."""
+    ready = setup.prepare(tmp_path, MODELS)
+    ready.coordinator.config.write_text("[nonsense]\n")
+    async with Fleet(ready) as fleet:
+        death = await fleet.first_death()
+    assert str(death) == "coordinator ended with exit code 78."
+    assert "nonsense: unknown key" in death.log
+
+
+# --- All of it --------------------------------------------------------------------------------------------------------
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "examples.demo", "--folder", folder, *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": f"{CHECKOUT / 'dev'}", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_demo_answers_every_prompt_with_real_models(tmp_path: Path) -> None:
+    """--once: two models load, six prompts are answered, both experts among those who answer, exit code 0."""
+    with demo(tmp_path, "--once") as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert output.count("unmeasured") + output.count(" J") >= 6
+    assert output.count("chosen") == 4
+    assert output.count("asked for") == 2
+    assert "smollm2-q4_1" in output
+    assert "smollm2-q4_0" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_the_demo_and_all_it_started(tmp_path: Path) -> None:
+    """Until Ctrl-C the service runs; then every daemon is gone and the exit code is 0."""
+    with demo(tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ctrl-C ends it" in line:
+                break
+        assert (tmp_path / "coordinator.sock").exists()
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 0, rest
+    assert not list(tmp_path.glob("*.sock"))
+    logs = [log.read_text() for log in (tmp_path / "logs").iterdir()]
+    assert len(logs) == 3
+    assert all("_stopped" in log for log in logs)
