@@ -88,4 +88,7 @@ def read_secret(path: Path) -> str:
         raise ConfigError([f"{path}: the token cannot be read: {error}."]) from None
     if not secret:
         raise ConfigError([f"{path}: the token file is empty."])
+    # It travels in an HTTP header.
+    if not (secret.isascii() and secret.isprintable()):
+        raise ConfigError([f"{path}: the token must be one line of printable ASCII characters."])
     return secret
