@@ -363,8 +363,8 @@ class AgentCore:
         job = self._leave_slot(expert, event.job_id, now_s)
         if job is None:
             return []
-        job.failure = (JobErrorCode(event.code), event.message)
-        job.prompt_tokens = event.prompt_tokens
+        job.failure = (_known(event.code), event.message)
+        job.prompt_tokens = job.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
         return [*self._end(job, "failed", self._usage(job, now_s)), *self._fill_slots(expert, now_s), ReportChange()]
 
@@ -375,8 +375,7 @@ class AgentCore:
         return job if job and job.phase is Phase.RUNNING else None
 
     def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
-        if expert.state is not ExpertState.FAILED:
-            expert.last_error = reason
+        expert.last_error = reason
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
@@ -389,6 +388,11 @@ class AgentCore:
             job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
             effects += self._end(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
+
+
+def _known(code: str) -> JobErrorCode:
+    """An engine's error code; one that this daemon does not know is a defect, but no reason to stop."""
+    return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
 
 
 def _refuse(job_id: str, code: JobErrorCode, text: str) -> list[Effect]:
