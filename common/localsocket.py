@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import aiohttp
@@ -31,6 +32,10 @@ class NotRunningError(Moe2Error):
     """Nobody answers at this path."""
 
 
+class RefusedError(Moe2Error):
+    """The daemon found fault with the request."""
+
+
 @contextlib.asynccontextmanager
 async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
     """Serve `app` at `path` for the length of the block. Raises `SocketInUseError`, or `Moe2Error` for a bad path."""
@@ -47,16 +52,21 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
         _release(path)
 
 
-async def fetch(path: Path, route: str, *, timeout_s: float = 5.0) -> bytes:
-    """GET `route` from the daemon at `path`. Raises `NotRunningError`."""
+async def fetch(path: Path, route: str, *, body: bytes | None = None, timeout_s: float = 5.0) -> bytes:
+    """GET `route` from the daemon at `path`, or POST `body` to it. Raises `NotRunningError`, and `RefusedError` with what
+    the daemon had to say against the request.
+    """
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(path)), timeout=timeout) as session,
-            session.get(f"http://localhost{route}") as response,
+            session.request("GET" if body is None else "POST", f"http://localhost{route}", data=body) as response,
         ):
+            content = await response.read()
+            if response.status == HTTPStatus.BAD_REQUEST:
+                raise RefusedError(content.decode("utf-8", "replace"))
             response.raise_for_status()
-            return await response.read()
+            return content
     except PermissionError:
         raise
     except (OSError, aiohttp.ClientError, TimeoutError) as error:

@@ -14,6 +14,9 @@ from moe2.common.config import load_settings
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.evaluation import commands as evaluation_commands
+from moe2.coordinator.gating import commands as gating_commands
+from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,
@@ -62,9 +65,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
-    status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    _add_socket(status)
     status.set_defaults(act=_status)
+
+    plan = commands.add_parser(
+        "plan",
+        help="show what the running coordinator would decide for a prompt; runs nothing",
+        description="Show the decision for a prompt. Exit status: 0 an expert would answer, 1 none would.",
+    )
+    plan.add_argument("prompt", help="the user's message")
+    plan.add_argument("--model", default="moe2", help="default: %(default)s, any model")
+    plan.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    plan.add_argument("--energy", type=float, metavar="J", help="energy budget in joules")
+    plan.add_argument("--latency", type=float, metavar="S", help="seconds until the last token")
+    plan.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
+    plan.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
+    plan.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
+    plan.add_argument("--category", help="whose default budgets apply")
+    plan.add_argument("--json", action="store_true", help="the plan as one JSON document")
+    _add_socket(plan)
+    plan.set_defaults(act=_plan)
+
+    train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
+    gating_commands.add_arguments(train)
+    train.set_defaults(act=gating_commands.run)
+
+    evaluate = commands.add_parser("evaluate", help="compare moe2's choice with baselines on held-out outcomes")
+    evaluation_commands.add_arguments(evaluate)
+    evaluate.set_defaults(act=evaluation_commands.run)
     return parser
+
+
+def _add_socket(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +128,25 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    wish = {
+        "energy_budget_j": arguments.energy,
+        "latency_budget_s": arguments.latency,
+        "ttft_budget_s": arguments.ttft,
+        "quantile": arguments.quantile,
+        "max_experts": arguments.max_experts,
+        "category": arguments.category,
+    }
+    return show_plan(
+        arguments.socket,
+        arguments.prompt,
+        wish,
+        model=arguments.model,
+        max_tokens=arguments.max_tokens,
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

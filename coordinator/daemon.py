@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -21,8 +22,12 @@ from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.api.plan import PlanRoutes
+from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
@@ -50,8 +55,12 @@ class CoordinatorDaemon:
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._selector = Selector(
+            _appraiser(settings.selection.gate), settings.selection.categories, clock=time.monotonic
+        )
         self._service = Service(
             self._table,
+            self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
         )
@@ -75,7 +84,7 @@ class CoordinatorDaemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(serving(self._fleet.local_app(), self._settings.coordinator.socket))
+            await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents")
             api_port = await _listen(stack, self._api_app(), api.host, api.port, "api")
@@ -113,10 +122,13 @@ class CoordinatorDaemon:
             requests_finished=totals.finished,
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
-            warnings=fleet_warnings(
-                rows,
-                n_choosable=len(self._table.choosable(now_s)),
-                stale_s=self._settings.agents.stale_s,
+            warnings=(
+                *fleet_warnings(
+                    rows,
+                    n_choosable=len(self._table.choosable(now_s)),
+                    stale_s=self._settings.agents.stale_s,
+                ),
+                *self._selector.appraiser.warnings(),
             ),
         )
 
@@ -125,7 +137,14 @@ class CoordinatorDaemon:
         app = web.Application(middlewares=[openai_errors], client_max_size=api.max_body_bytes)
         app.on_response_prepare.append(add_request_id)
         OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
+        PlanRoutes(self._service).add_to(app)
         self._fleet.add_to(app)
+        return app
+
+    def _local_app(self) -> web.Application:
+        app = web.Application(middlewares=[openai_errors])
+        self._fleet.add_to_local(app)
+        PlanRoutes(self._service).add_to(app)
         return app
 
     def _why_not_ready(self) -> str | None:
@@ -147,6 +166,15 @@ class CoordinatorDaemon:
         while True:
             self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(self._notifier.watchdog_s / 2)
+
+
+def _appraiser(checkpoint: Path | None) -> Appraiser:
+    """The trained gate, or priors. Raises `CheckpointError` for a checkpoint that cannot be used."""
+    if checkpoint is None:
+        return Appraiser(None)
+    gate, manifest = load_checkpoint(checkpoint)
+    log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
+    return Appraiser(gate, manifest.kinds)
 
 
 async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str) -> int:

@@ -22,6 +22,7 @@ from moe2.common.messages import (
     TextPrompt,
     TokenPiece,
 )
+from moe2.coordinator.budgets import Wish
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
@@ -45,6 +46,14 @@ class Request:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    wish: Wish = field(default_factory=Wish)
+
+    @property
+    def text(self) -> str:
+        """The prompt as the gate reads it: the last message of a conversation, or the text."""
+        if isinstance(self.prompt, ChatPrompt):
+            return self.prompt.messages[-1].content
+        return self.prompt.text
 
 
 # --- Events -----------------------------------------------------------------------------------------------------------
@@ -216,6 +225,7 @@ class Lifecycle:
     concluded_s: float | None = None
     least_context_tokens: int = 0
     last_failure: JobFailed | None = None
+    refused: NoExpert | None = None
 
     @property
     def next_deadline_s(self) -> float:
@@ -248,16 +258,22 @@ class Lifecycle:
     def _try_next(self, now_s: float) -> list[Effect]:
         """Submit to the best expert that has not failed this request yet, or conclude that there is none."""
         request = self.request
+        spent_j = (attempt.usage.energy.joules for attempt in self.attempts if attempt.usage)
         chosen = self.choose(
             SelectionRequest(
                 model=request.model,
                 demand=request.demand,
+                text=request.text,
+                wish=request.wish,
+                elapsed_s=now_s - request.arrived_s,
+                spent_j=sum(joules for joules in spent_j if joules is not None),
                 excluded=frozenset(attempt.selection.expert.key for attempt in self.attempts),
                 least_context_tokens=self.least_context_tokens,
                 needs_chat_template=isinstance(request.prompt, ChatPrompt),
             )
         )
         if isinstance(chosen, NoExpert) or len(self.attempts) >= MOST_ATTEMPTS:
+            self.refused = chosen if isinstance(chosen, NoExpert) else None
             return self._conclude(self._why_nobody(chosen), now_s)
         job_id = f"{request.request_id}.{len(self.attempts)}"
         self.attempts.append(Attempt(job_id=job_id, selection=chosen, submitted_s=now_s))

@@ -1,9 +1,11 @@
-"""What a request will take on an expert: predicted from the expert's measured rates. PURE."""
+"""What a request takes on an expert: quantiles of seconds and joules, from what its agent has learned. PURE."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moe2.common.cost import Quantiles, RequestShape
+from moe2.common.energy import Quality
 from moe2.coordinator.table import Expert
 
 BYTES_PER_TOKEN = 4.0
@@ -25,18 +27,25 @@ class Demand:
     max_tokens: int | None
 
     @property
-    def expected_answer_tokens(self) -> int:
-        if self.max_tokens is None:
-            return ASSUMED_ANSWER_TOKENS
-        return min(self.max_tokens, ASSUMED_ANSWER_TOKENS)
+    def answer_tokens(self) -> int:
+        """The longest answer that is planned for."""
+        return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds until the first and the last token. None: the expert has not been measured."""
+    """Of one request on one expert. None: the expert has not been measured in this respect.
 
-    ttft_s: float | None
-    total_s: float | None
+    queue_s: mean wait for a slot. transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of
+    the measurements that the joules rest on.
+    """
+
+    ttft_s: Quantiles | None
+    per_token_s: Quantiles | None
+    total_s: Quantiles | None
+    energy_j: Quantiles | None
+    energy_quality: Quality | None = None
+    transmit_s: float = 0.0
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
@@ -46,16 +55,29 @@ def estimate_prompt_tokens(texts: list[str]) -> int:
 
 
 def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
-    """Completion time with `in_flight` requests already on the expert.
+    """The request's costs with `in_flight` requests already on the expert."""
+    report = expert.report
+    shape = RequestShape(
+        prompt_tokens=demand.prompt_tokens,
+        decoded_tokens=demand.answer_tokens,
+        occupancy=min(in_flight + 1, report.slots),
+        queued_ahead=in_flight - report.slots if in_flight >= report.slots else None,
+    )
+    energy_j = report.energy.predict(shape) if report.energy else None
+    energy_quality = report.energy.quality if report.energy else None
+    if report.latency is None:
+        return Prediction(None, None, None, energy_j, energy_quality)
+    latency = report.latency.predict(shape)
+    transmit_s = expert.rtt_s or 0.0
+    return Prediction(
+        ttft_s=_later(latency.ttft_s, transmit_s),
+        per_token_s=latency.inter_token_s,
+        total_s=_later(latency.total_s, transmit_s),
+        energy_j=energy_j,
+        energy_quality=energy_quality,
+        transmit_s=transmit_s,
+    )
 
-    Running requests share the decoder, so a request beside `k` others is assumed to decode at its measured rate; one
-    that finds no free slot waits until enough of those before it have ended, each taking as long as this one would.
-    """
-    performance = expert.report.performance
-    if not performance.prefill_tokens_per_s or not performance.decode_tokens_per_s:
-        return Prediction(None, None)
-    prefill_s = demand.prompt_tokens / performance.prefill_tokens_per_s
-    decode_s = demand.expected_answer_tokens / performance.decode_tokens_per_s
-    rounds_before = in_flight // expert.report.slots
-    wait_s = rounds_before * (prefill_s + decode_s)
-    return Prediction(ttft_s=wait_s + prefill_s, total_s=wait_s + prefill_s + decode_s)
+
+def _later(seconds: Quantiles, transmit_s: float) -> Quantiles:
+    return Quantiles(seconds.p50 + transmit_s, seconds.p95 + transmit_s)

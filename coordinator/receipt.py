@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
+from moe2.common.cost import Quantiles
 from moe2.common.energy import NEVER_RAN, Energy, total, unmeasured
 from moe2.common.messages import JobUsage
+from moe2.coordinator.decision import Decision, decision_of, refusal_of
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
+from moe2.coordinator.predict import Prediction
 
 
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,22 +50,22 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """What the choice was based on. None: the expert had not been measured."""
 
-    ttft_s: float | None
-    total_s: float | None
+    ttft_s: Quantiles | None
+    total_s: Quantiles | None
+    energy_j: Quantiles | None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """energy: the sum over all attempts, those that failed included."""
+    """energy: the sum over all attempts, those that failed included. decision: of the last attempt."""
 
     request_id: str
     mode: str
-    policy: str | None
-    considered: int | None
     experts: tuple[ExpertLine, ...]
     tokens: TokenCounts
     seconds: Seconds
     predicted: Predicted | None
     energy: dict[str, Any]
+    decision: Decision | None
 
 
 def receipt_of(life: Lifecycle) -> Receipt:
@@ -74,8 +77,6 @@ def receipt_of(life: Lifecycle) -> Receipt:
     return Receipt(
         request_id=life.request.request_id,
         mode="route",
-        policy=last.selection.policy if last else None,
-        considered=last.selection.considered if last else None,
         experts=tuple(_line(attempt) for attempt in life.attempts),
         tokens=TokenCounts(
             prompt=usage.prompt_tokens if usage else None,
@@ -90,16 +91,25 @@ def receipt_of(life: Lifecycle) -> Receipt:
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
         ),
-        predicted=Predicted(ttft_s=last.selection.prediction.ttft_s, total_s=last.selection.prediction.total_s)
-        if last
-        else None,
+        predicted=_predicted(last.selection.prediction) if last else None,
         energy=_shown(energy_of(life)),
+        decision=_decision(life),
     )
 
 
 def energy_of(life: Lifecycle) -> Energy:
     """What the request has cost so far, attempts that failed or were cancelled included."""
     return total(_energy(attempt) for attempt in life.attempts)
+
+
+def _decision(life: Lifecycle) -> Decision | None:
+    if life.attempts:
+        return decision_of(life.attempts[-1].selection)
+    return refusal_of(life.refused) if life.refused else None
+
+
+def _predicted(prediction: Prediction) -> Predicted:
+    return Predicted(ttft_s=prediction.ttft_s, total_s=prediction.total_s, energy_j=prediction.energy_j)
 
 
 def _line(attempt: Attempt) -> ExpertLine:

@@ -12,8 +12,9 @@ import structlog
 from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Submit, Tokens
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import energy_of
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, select
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
@@ -43,8 +44,9 @@ class Service:
     send: hands a message to an agent; False if it is not connected.
     """
 
-    def __init__(self, table: CapabilityTable, *, send: Send, max_active: int) -> None:
+    def __init__(self, table: CapabilityTable, selector: Selector, *, send: Send, max_active: int) -> None:
         self._table = table
+        self._selector = selector
         self._send = send
         self._max_active = max_active
         self._active: dict[str, _Active] = {}
@@ -65,7 +67,7 @@ class Service:
 
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
-        life = dispatch.Lifecycle(request=request, choose=self._choose)
+        life = dispatch.Lifecycle(request=request, choose=self.choose)
         exchange = Exchange(life)
         active = _Active(life, exchange)
         self._active[request.request_id] = active
@@ -104,8 +106,14 @@ class Service:
             for active in tuple(self._active.values()):
                 self._handle(active, dispatch.ServiceStopping())
 
-    def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
-        return select(request, self._table.choosable(asyncio.get_running_loop().time()), self._in_flight)
+    def choose(self, request: SelectionRequest) -> Selection | NoExpert:
+        """What the two levels decide for such a request now. Runs nothing."""
+        experts = self._table.choosable(asyncio.get_running_loop().time())
+        return self._selector.select(request, experts, self._in_flight, self._table.epoch)
+
+    def frontier(self, decided: Selection | NoExpert, request: SelectionRequest) -> tuple[FrontierPoint, ...]:
+        """What other energy budgets would buy."""
+        return self._selector.frontier(decided, self._in_flight, request)
 
     def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
         if active := self._jobs.get(job_id):

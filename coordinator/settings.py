@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
+from moe2.coordinator.budgets import Budgets
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/coordinator.toml")
@@ -64,6 +65,15 @@ class AgentsSection(Settings):
         return self
 
 
+class SelectionSection(Settings):
+    """[selection]"""
+
+    gate: Path | None = None
+    """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
+    categories: dict[str, Budgets] = Field(default_factory=dict)
+    """Default budgets by category; `default` holds where no other applies."""
+
+
 class LogSection(Settings):
     """[log]"""
 
@@ -74,6 +84,7 @@ class CoordinatorSettings(Settings):
     coordinator: CoordinatorSection = CoordinatorSection()
     api: ApiSection = ApiSection()
     agents: AgentsSection
+    selection: SelectionSection = SelectionSection()
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

@@ -11,16 +11,23 @@ from dataclasses import dataclass
 from moe2.common.messages import ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
 
+RTT_TOLERANCE = 0.25
+RTT_TOLERANCE_S = 0.005
+
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for."""
+    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for.
+
+    rtt_s: to its host and back; None before it was measured.
+    """
 
     key: str
     agent_id: str
     agent_name: str
     model: str
     report: ExpertReport
+    rtt_s: float | None = None
 
 
 @dataclass
@@ -69,8 +76,13 @@ class CapabilityTable:
             self._fresh_until_s = 0.0
 
     def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
-        if agent := self._agents.get(agent_id):
-            agent.rtt_s = rtt_s
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return
+        before, agent.rtt_s = agent.rtt_s, rtt_s
+        # A round trip that only trembles must not make every decision stale.
+        if before is None or abs(rtt_s - before) > RTT_TOLERANCE * before + RTT_TOLERANCE_S:
+            self._changed()
 
     def evict(self, now_s: float) -> list[str]:
         """Forget agents that have been gone for long; returns their ids."""
@@ -137,6 +149,7 @@ class CapabilityTable:
                     agent_name=agent.hello.agent_name,
                     model=expert.model,
                     report=expert,
+                    rtt_s=agent.rtt_s,
                 )
             )
         rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))

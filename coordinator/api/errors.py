@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe2.common.errors import JobErrorCode
+from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import Failed
 from moe2.coordinator.receipt import Receipt
+from moe2.coordinator.selection import NoExpert
 
 
 @dataclass(eq=False)
@@ -21,9 +23,18 @@ class ApiError(Exception):
     code: str | None = None
     retry_after_s: int | None = None
     receipt: Receipt | None = None
+    offers: dict[str, Any] | None = None
+    """What budgets would do, where the request's own rule everybody out."""
 
     def body(self) -> dict[str, Any]:
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.offers is not None:
+            error["offers"] = self.offers
         return {"error": error} if self.receipt is None else {"error": error, "moe2": self.receipt}
 
 
@@ -46,12 +57,16 @@ _STATUS = {
     JobErrorCode.INTERNAL: (500, "server_error", "internal", None),
     "overloaded": (429, "rate_limit_error", "overloaded", 1),
     "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
+    "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),
 }
 
 
-def error_of(failed: Failed, receipt: Receipt) -> ApiError:
+def error_of(failed: Failed, receipt: Receipt, refused: NoExpert | None = None) -> ApiError:
     """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past."""
     status, kind, code, retry_after_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
-    return ApiError(status, failed.message, kind=kind, code=code, retry_after_s=retry_after_s, receipt=receipt)
+    offers = offers_of(refused) if refused else None
+    return ApiError(
+        status, failed.message, kind=kind, code=code, retry_after_s=retry_after_s, receipt=receipt, offers=offers
+    )

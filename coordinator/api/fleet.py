@@ -23,11 +23,9 @@ class FleetRoutes:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/v1/moe2/fleet", self._fleet)
 
-    def local_app(self) -> web.Application:
+    def add_to_local(self, app: web.Application) -> None:
         """What the local socket serves."""
-        app = web.Application()
         app.router.add_get(STATUS_ROUTE, self._fleet)
-        return app
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """The process lives and its loop turns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -49,10 +49,10 @@ class OpenAiRoutes:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, parse_completion)
 
-    async def _answer(self, http: web.Request, parse: Callable[[bytes], Call]) -> web.StreamResponse:
+    async def _answer(self, http: web.Request, parse: Callable[[bytes, Mapping[str, str]], Call]) -> web.StreamResponse:
         body = await http.read()
         arrived_s = asyncio.get_running_loop().time()
-        call = parse(body)
+        call = parse(body, http.headers)
         self._admit(call)
         request = Request(
             request_id=http[REQUEST_ID],
@@ -65,6 +65,7 @@ class OpenAiRoutes:
             max_tokens=call.max_tokens,
             stop=call.stop,
             logprobs=call.logprobs,
+            wish=call.wish,
         )
         exchange = self._service.begin(request)
         try:
@@ -153,7 +154,7 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
-            raise error_of(outcome, receipt_of(exchange.life))
+            raise error_of(outcome, receipt_of(exchange.life), exchange.life.refused)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 

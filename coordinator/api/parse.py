@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.budgets import Wish
 
+NO_HEADERS: Mapping[str, str] = {}
 MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
@@ -30,6 +33,7 @@ class Call:
     stream: bool
     include_usage: bool
     user: str | None
+    wish: Wish
 
     @property
     def is_chat(self) -> bool:
@@ -54,7 +58,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
 }
-_COMMON = {"model", "stream", "stream_options", "max_tokens", "stop", "user", "logprobs"}
+_COMMON = {"model", "stream", "stream_options", "max_tokens", "stop", "user", "logprobs", "moe2"}
 _SAMPLING = {
     "temperature",
     "top_p",
@@ -69,7 +73,7 @@ _CHAT = _COMMON | _SAMPLING | {"messages", "max_completion_tokens", "top_logprob
 _TEXT = _COMMON | _SAMPLING | {"prompt"}
 
 
-def parse_chat(body: bytes) -> Call:
+def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """`POST /v1/chat/completions`. Raises `ApiError` (400) naming the parameter."""
     fields = _fields(body, _CHAT)
     wants_logprobs = _flag(fields, "logprobs")
@@ -85,10 +89,11 @@ def parse_chat(body: bytes) -> Call:
         ChatPrompt(messages=_messages(fields.get("messages"))),
         max_tokens=max_tokens if newer is None else newer,
         logprobs=(top_logprobs or 0) if wants_logprobs else None,
+        headers=headers,
     )
 
 
-def parse_completion(body: bytes) -> Call:
+def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """`POST /v1/completions`. Raises `ApiError` (400) naming the parameter."""
     fields = _fields(body, _TEXT)
     prompt = fields.get("prompt")
@@ -103,6 +108,7 @@ def parse_completion(body: bytes) -> Call:
         # OpenAI's documented default of this older route.
         max_tokens=16 if max_tokens is None else max_tokens,
         logprobs=_number(fields, "logprobs", int, 0, MOST_COMPLETION_LOGPROBS),
+        headers=headers,
     )
 
 
@@ -127,7 +133,12 @@ def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
 
 
 def _call(
-    fields: Mapping[str, Any], prompt: ChatPrompt | TextPrompt, *, max_tokens: int | None, logprobs: int | None
+    fields: Mapping[str, Any],
+    prompt: ChatPrompt | TextPrompt,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    headers: Mapping[str, str],
 ) -> Call:
     stream = _flag(fields, "stream")
     return Call(
@@ -140,6 +151,7 @@ def _call(
         stream=stream,
         include_usage=_include_usage(fields, stream=stream),
         user=_text(fields, "user"),
+        wish=_wish(fields.get("moe2", {}), headers),
     )
 
 
@@ -244,6 +256,24 @@ def _include_usage(fields: Mapping[str, Any], *, stream: bool) -> bool:
         if name != "include_usage":
             raise unsupported(f"stream_options.{name}")
     return _flag(options, "include_usage")
+
+
+def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
+    """Budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
+    if not isinstance(body, dict):
+        raise invalid("'moe2' must be an object.", param="moe2")
+    wish = {
+        name: headers[header] for name in Wish.model_fields if (header := f"x-moe2-{name.replace('_', '-')}") in headers
+    }
+    wish |= {name: value for name, value in body.items() if value is not None}
+    try:
+        return Wish.model_validate(wish)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        param = ".".join(("moe2", *(str(part) for part in fault["loc"])))
+        if fault["type"] == "extra_forbidden":
+            raise unsupported(param, hint=f"Known: {', '.join(Wish.model_fields)}.") from None
+        raise invalid(f"'{param}': {fault['msg']} (got {fault['input']!r}).", param=param) from None
 
 
 def _flag(fields: Mapping[str, Any], name: str) -> bool:

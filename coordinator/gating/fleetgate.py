@@ -33,13 +33,15 @@ class FleetPrediction:
     """The gate's answer for one prompt, in the fleet's order.
 
     probabilities: (N,) probability that each expert answers well. logits: (N,) z. trained: (N,) False where a prior
-    stands in. warning: set where the trained gate failed on this prompt and every figure is a prior.
+    stands in. warning: set where the trained gate failed on this prompt and every figure is a prior. kinds: (K,)
+    posterior over the kinds of prompts; None where no trained gate answered.
     """
 
     probabilities: FloatArray
     logits: FloatArray
     trained: npt.NDArray[np.bool_]
     warning: HealthWarning | None = None
+    kinds: FloatArray | None = None
 
 
 def plain_name(name: str) -> str:
@@ -80,7 +82,8 @@ class FleetGate:
         if self._gate is None:
             return self._from_priors(None)
         try:
-            trained = self._gate.predict(prompt).probabilities
+            answer = self._gate.predict(prompt)
+            trained = answer.probabilities
             if not np.isfinite(trained).all():
                 raise FloatingPointError("the gate's answer is not finite")
         except Exception as error:
@@ -92,14 +95,27 @@ class FleetGate:
                     remedy="Train the gate again, or remove its checkpoint from the configuration.",
                 )
             )
-        p = np.array(
+        p = self._from_trained(trained)
+        known = np.array([column is not None for column in self._column])
+        return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds)
+
+    def by_kind(self) -> FloatArray:
+        """(K, N) probability of each expert on each kind of prompt the gate was trained on; (1, N) of priors without
+        one.
+        """
+        if self._gate is None:
+            return self._from_priors(None).probabilities[None, :]
+        rows = np.asarray(self._gate.parameters.profile, dtype=np.float64)
+        return np.array([self._from_trained(row) for row in rows])
+
+    def _from_trained(self, trained: FloatArray) -> FloatArray:
+        """(N,) for the fleet from the trained experts' probabilities."""
+        return np.array(
             [
                 prior.probability(trained) if prior is not None else trained[column]
                 for prior, column in zip(self._priors, self._column, strict=True)
             ]
         )
-        known = np.array([column is not None for column in self._column])
-        return FleetPrediction(p, p / self.tau, known)
 
     def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
         p = np.array([prior.probability(np.empty(0)) for prior in self._blind])

@@ -265,11 +265,13 @@ def certified(
     """The plan for a non-empty feasible panel; optimal if the bound is within a tie of its value."""
     chosen = sorted(members, key=lambda n: problem.names[n])
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
+    spent = costs.energy_j[chosen]
+    energy_j = spent.max() if problem.budgets.one_runs else spent.sum()
     proven = not upper_bound > value + tie_width(value)
     return Plan(
         members=tuple(chosen),
         names=tuple(problem.names[n] for n in chosen),
-        energy_j=float(costs.energy_j[chosen].sum() + aggregation.energy_j[size]),
+        energy_j=float(energy_j + aggregation.energy_j[size]),
         delay_s=float(costs.delay_s[chosen].max() + aggregation.delay_s[size]),
         first_token_s=float(costs.first_token_s[chosen].max() + aggregation.first_token_s[size]),
         power_w=None if problem.power_w is None else float(problem.power_w[chosen].sum()),

@@ -122,7 +122,8 @@ class Aggregation(_Vectors):
 class Budgets:
     """What the request allows; None is no limit. Limits hold for the predictions at `quantile`.
 
-    power_w: watts left under the fleet's cap, to be shared by the members' extra draw.
+    power_w: watts left under the fleet's cap, to be shared by the members' extra draw. one_runs: only one member of the
+    panel will run, so energy is bounded for each alone and not for all together.
     """
 
     energy_j: float | None = None
@@ -132,11 +133,12 @@ class Budgets:
     power_w: float | None = None
     max_experts: int | None = None
     quantile: Quantile = Quantile.P95
+    one_runs: bool = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             limit = getattr(self, entry.name)
-            if entry.name in ("quantile", "max_experts") or limit is None:
+            if entry.name in ("quantile", "max_experts", "one_runs") or limit is None:
                 continue
             if not (np.isfinite(limit) and limit >= 0.0):
                 raise ProblemError(
@@ -251,9 +253,11 @@ class Problem:
         return tuple(limits)
 
     def max_limits(self) -> tuple[MaxLimit, ...]:
-        """The budgets on the slowest member: whole delay, first token, and seconds per token."""
+        """The budgets on the slowest member: delay, first token, seconds per token; on the dearest if one runs."""
         budgets, costs, aggregation = self.budgets, self.costs, self.aggregation
         limits = []
+        if budgets.energy_j is not None and budgets.one_runs:
+            limits.append(MaxLimit(Limit.ENERGY, costs.energy_j, aggregation.energy_j, budgets.energy_j))
         if budgets.delay_s is not None:
             limits.append(MaxLimit(Limit.DELAY, costs.delay_s, aggregation.delay_s, budgets.delay_s))
         if budgets.first_token_s is not None:

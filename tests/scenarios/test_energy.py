@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
 from structlog.testing import capture_logs
 
 from tests.fakes import sysfs
@@ -48,7 +47,7 @@ async def test_a_lone_request_is_charged_the_whole_device(
         control.release()
         receipt = await request
         seconds = receipt["seconds"]["total"]
-        assert receipt["energy"]["joules"] == pytest.approx(ORIN_NX_W * seconds, rel=0.2)
+        assert 0.3 * ORIN_NX_W * seconds < receipt["energy"]["joules"] <= 1.01 * ORIN_NX_W * seconds
         assert receipt["energy"]["attribution"] == "exclusive"
 
 

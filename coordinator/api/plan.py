@@ -1,0 +1,69 @@
+"""`POST /v1/moe2/plan`: what would be decided for a request, and what other budgets would buy. Runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from moe2.common.messages import ChatPrompt
+from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.decision import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
+from moe2.coordinator.predict import Demand, estimate_prompt_tokens
+from moe2.coordinator.selection import NoExpert, SelectionRequest
+from moe2.coordinator.service import Service
+
+PLAN_ROUTE = "/v1/moe2/plan"
+
+
+class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """chosen: the expert that would answer; None with a refusal that says why, and offers where budgets are the
+    reason. prompt_tokens: as estimated for the predictions.
+    """
+
+    chosen: str | None
+    prompt_tokens: int
+    answer_tokens: int
+    decision: Decision | None
+    refusal: str | None
+    offers: dict[str, Any] | None
+    frontier: tuple[FrontierRow, ...]
+
+
+class PlanRoutes:
+    """Takes the body of a chat or a text completion."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_post(PLAN_ROUTE, self._plan)
+
+    async def _plan(self, http: web.Request) -> web.Response:
+        body = await http.read()
+        parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
+        answer = self.answer(parse(body, http.headers))
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    def answer(self, call: Call) -> PlanAnswer:
+        """The plan for a parsed request."""
+        demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens)
+        request = SelectionRequest(
+            model=call.model,
+            demand=demand,
+            text=call.prompt_texts()[-1],
+            wish=call.wish,
+            needs_chat_template=isinstance(call.prompt, ChatPrompt),
+        )
+        decided = self._service.choose(request)
+        frontier = frontier_rows(self._service.frontier(decided, request))
+        return PlanAnswer(
+            chosen=None if isinstance(decided, NoExpert) else decided.expert.key,
+            prompt_tokens=demand.prompt_tokens,
+            answer_tokens=demand.answer_tokens,
+            decision=refusal_of(decided) if isinstance(decided, NoExpert) else decision_of(decided),
+            refusal=decided.message if isinstance(decided, NoExpert) else None,
+            offers=offers_of(decided) if isinstance(decided, NoExpert) else None,
+            frontier=frontier,
+        )

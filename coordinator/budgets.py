@@ -1,0 +1,76 @@
+"""What a request may cost: its own wish, else its category's. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from moe2.common.config import Settings
+from moe2.coordinator.planning.problem import Quantile
+
+DEFAULT_CATEGORY = "default"
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Mode(StrEnum):
+    """How experts work together."""
+
+    AUTO = "auto"
+    ROUTE = "route"
+    """One expert answers."""
+
+
+class Budgets(Settings):
+    """Limits of one request, or a category's defaults. None is no limit of its own."""
+
+    energy_budget_j: Amount | None = None
+    latency_budget_s: Amount | None = None
+    """Until the last token."""
+    ttft_budget_s: Amount | None = None
+    """Until the first token."""
+    tpot_budget_s: Amount | None = None
+    """Per output token after the first."""
+    quantile: Quantile | None = None
+    mode: Mode | None = None
+    max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Candidates kept for the request. With it, `energy_budget_j` holds even if every one of them has to be tried."""
+
+    def over(self, fallback: Budgets) -> Budgets:
+        """These limits, and those of `fallback` where this sets none."""
+        own = {name: value for name, value in self if value is not None}
+        return fallback.model_copy(update=own)
+
+    def after(self, seconds: float, joules: float) -> Budgets:
+        """What is left once a failed attempt has taken so much; never below 0."""
+
+        def left(limit: float | None, used: float) -> float | None:
+            return None if limit is None else max(0.0, limit - used)
+
+        return self.model_copy(
+            update={
+                "energy_budget_j": left(self.energy_budget_j, joules),
+                "latency_budget_s": left(self.latency_budget_s, seconds),
+                "ttft_budget_s": left(self.ttft_budget_s, seconds),
+            }
+        )
+
+    @property
+    def bounds_time(self) -> bool:
+        return (self.latency_budget_s, self.ttft_budget_s, self.tpot_budget_s) != (None, None, None)
+
+
+class Wish(Budgets):
+    """What a request says of itself: the `moe2` object of its body. category None: found by the gate."""
+
+    category: str | None = None
+
+
+def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets]) -> Budgets:
+    """The limits in force: the request's, else its category's, else the default category's."""
+    default = categories.get(DEFAULT_CATEGORY, Budgets())
+    own = Budgets.model_validate(wish.model_dump(exclude={"category"}))
+    return own.over(categories.get(category, default).over(default))

@@ -1,0 +1,171 @@
+"""A decision as shown to people and programs: who was in, who was out and why, how good it provably is. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from moe2.common.cost import Quantiles
+from moe2.coordinator.budgets import Budgets
+from moe2.coordinator.planning.certificate import Certificate, Plan
+from moe2.coordinator.planning.frontier import FrontierPoint
+from moe2.coordinator.selection import Considered, NoExpert, Selection
+
+
+class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One expert in the decision.
+
+    score: probability that it answers this prompt well; score_source: "gate", or "prior" where it has no training data.
+    energy_j, ttft_s, total_s: predicted, None where it was never measured. energy_quality: of the measurements behind
+    the joules. candidate: it keeps the budgets. reason: why it was not chosen.
+    """
+
+    expert: str
+    agent: str
+    model: str
+    score: float
+    score_source: str
+    energy_j: Quantiles | None
+    energy_quality: str | None
+    ttft_s: Quantiles | None
+    total_s: Quantiles | None
+    candidate: bool
+    chosen: bool
+    reason: str | None
+
+
+class CertificateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner proves of the candidate set. None: nothing was feasible."""
+
+    method: str
+    status: str
+    value: float | None
+    upper_bound: float | None
+    gap: float | None
+    nodes: int
+    elapsed_s: float | None
+
+
+class FrontierRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The best that an energy budget can buy. value None: nothing is feasible."""
+
+    energy_budget_j: float
+    value: float | None
+    experts: tuple[str, ...]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The two levels' answer. category: whose default budgets applied; kind: what the gate takes the prompt for."""
+
+    mode: str
+    category: str | None
+    kind: str | None
+    budgets: dict[str, Any]
+    experts: tuple[ExpertRow, ...]
+    certificate: CertificateRow
+
+
+def decision_of(selection: Selection) -> Decision:
+    """The decision behind a chosen expert."""
+    return Decision(
+        mode="route",
+        category=selection.category,
+        kind=selection.kind,
+        budgets=_limits(selection.budgets),
+        experts=_rows(selection.considered, selection.plan, selection),
+        certificate=_certificate(selection.plan.certificate),
+    )
+
+
+def refusal_of(refused: NoExpert) -> Decision | None:
+    """The decision behind budgets that nobody keeps; None where it was not a matter of budgets."""
+    if refused.plan is None or refused.budgets is None:
+        return None
+    return Decision(
+        mode="route",
+        category=None,
+        kind=None,
+        budgets=_limits(refused.budgets),
+        experts=_rows(refused.considered, refused.plan, None),
+        certificate=_certificate(refused.plan.certificate),
+    )
+
+
+def offers_of(refused: NoExpert) -> dict[str, Any] | None:
+    """The cheapest and the fastest expert, and what the budgets would have to be for each."""
+    plan = refused.plan
+    if plan is None:
+        return None
+    return {
+        label: None
+        if offer is None
+        else {
+            "expert": offer.name,
+            "energy_j": offer.energy_j,
+            "total_s": offer.delay_s,
+            "ttft_s": offer.first_token_s,
+            "needs": {breach.limit.value: breach.needed for breach in offer.breaches},
+        }
+        for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
+    }
+
+
+def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
+    """The frontier as shown."""
+    return tuple(
+        FrontierRow(
+            energy_budget_j=point.energy_budget_j,
+            value=point.plan.certificate.value,
+            experts=point.plan.names,
+        )
+        for point in points
+    )
+
+
+def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
+    reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions}
+    candidates = set(plan.names)
+    rows = []
+    for other in considered:
+        key = other.expert.key
+        chosen = selection is not None and other.expert is selection.expert
+        reason = reasons.get(key)
+        if reason is None and not chosen and selection is not None:
+            better = selection.score > other.score
+            reason = f"a candidate, but {'scores lower' if better else 'is predicted to end later'}"
+        rows.append(
+            ExpertRow(
+                expert=key,
+                agent=other.expert.agent_name,
+                model=other.expert.model,
+                score=other.score,
+                score_source="gate" if other.trained else "prior",
+                energy_j=other.prediction.energy_j,
+                energy_quality=other.prediction.energy_quality,
+                ttft_s=other.prediction.ttft_s,
+                total_s=other.prediction.total_s,
+                candidate=key in candidates,
+                chosen=chosen,
+                reason=None if chosen else reason,
+            )
+        )
+    return tuple(rows)
+
+
+def _limits(budgets: Budgets) -> dict[str, Any]:
+    """The limits in force; those that are not set are left out."""
+    return budgets.model_dump(exclude_none=True, mode="json")
+
+
+def _certificate(certificate: Certificate) -> CertificateRow:
+    return CertificateRow(
+        method=certificate.method,
+        status=certificate.status,
+        value=certificate.value,
+        upper_bound=certificate.upper_bound,
+        gap=certificate.gap,
+        nodes=certificate.nodes,
+        elapsed_s=certificate.elapsed_s,
+    )

@@ -1,0 +1,110 @@
+"""`moe2-coordinator plan`: asks the running coordinator what it would decide, and draws the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moe2.common.cost import Quantiles
+from moe2.common.errors import Moe2Error
+from moe2.common.figures import UNMEASURED, printable
+from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.coordinator.api.plan import PLAN_ROUTE, PlanAnswer
+from moe2.coordinator.decision import Decision, ExpertRow
+
+INFEASIBLE = 1
+
+
+def show_plan(
+    socket: Path, prompt: str, wish: dict[str, Any], *, model: str, max_tokens: int | None, as_json: bool
+) -> int:
+    """Print the plan; 0 if an expert would answer, 1 if none would. Raises `Moe2Error` if it cannot be asked for."""
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "moe2": wish}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    try:
+        content = asyncio.run(fetch(socket, PLAN_ROUTE, body=msgspec.json.encode(body)))
+    except NotRunningError as error:
+        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
+    except RefusedError as error:
+        raise Moe2Error(_told(error.message)) from error
+    answer = msgspec.json.decode(content, type=PlanAnswer)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
+    else:
+        draw(answer, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+    return 0 if answer.chosen else INFEASIBLE
+
+
+def draw(answer: PlanAnswer, console: Console) -> None:
+    """The plan as a table of the experts, the certificate and the frontier."""
+    if answer.decision:
+        console.print(_experts(answer.decision))
+        certificate = answer.decision.certificate
+        bound = "" if certificate.upper_bound is None else f", bound {certificate.upper_bound:.4f}"
+        value = "–" if certificate.value is None else f"{certificate.value:.4f}"
+        console.print(
+            f"Certificate: {certificate.status} by {certificate.method}; value {value}{bound}, "
+            f"gap {'–' if certificate.gap is None else f'{certificate.gap:.4f}'}, {certificate.nodes} nodes."
+        )
+        limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
+        console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
+    if answer.refusal:
+        console.print(Text(answer.refusal, style="yellow"))
+    if answer.frontier:
+        console.print(_frontier(answer))
+
+
+def _experts(decision: Decision) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES p50/p95", "FIRST TOKEN s", "WHOLE ANSWER s", "WHY NOT"):
+        table.add_column(heading, overflow="fold")
+    for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
+        table.add_row(*_cells(row), style="bold green" if row.chosen else None if row.candidate else "dim")
+    return table
+
+
+def _cells(row: ExpertRow) -> tuple[str, ...]:
+    mark = "→" if row.chosen else "+" if row.candidate else " "
+    simulated = " (simulated)" if row.energy_quality == "simulated" else ""
+    return (
+        mark,
+        printable(row.model),
+        printable(row.agent),
+        f"{row.score:.3f}",
+        row.score_source,
+        _both(row.energy_j) + simulated,
+        _both(row.ttft_s),
+        _both(row.total_s),
+        printable(row.reason or ""),
+    )
+
+
+def _both(quantiles: Quantiles | None) -> str:
+    return UNMEASURED if quantiles is None else f"{quantiles.p50:.3g} / {quantiles.p95:.3g}"
+
+
+def _frontier(answer: PlanAnswer) -> Table:
+    table = Table(title="What other energy budgets would buy", title_justify="left", box=None, pad_edge=False)
+    for heading in ("BUDGET J", "VALUE", "CANDIDATES"):
+        table.add_column(heading)
+    for row in answer.frontier:
+        value = "nothing fits" if row.value is None else f"{row.value:.4f}"
+        table.add_row(f"{row.energy_budget_j:.3g}", value, printable(", ".join(row.experts)))
+    return table
+
+
+def _told(content: str) -> str:
+    """The sentence in an OpenAI-shaped error."""
+    try:
+        return str(msgspec.json.decode(content)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return content
