@@ -53,8 +53,9 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
 
 
 async def fetch(path: Path, route: str, *, body: bytes | None = None, timeout_s: float = 5.0) -> bytes:
-    """GET `route` from the daemon at `path`, or POST `body` to it. Raises `NotRunningError`, and `RefusedError` with what
-    the daemon had to say against the request.
+    """GET `route` from the daemon at `path`, or POST `body` to it.
+
+    Raises `NotRunningError`, and `RefusedError` with what the daemon had to say against the request.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
