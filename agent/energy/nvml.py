@@ -95,10 +95,12 @@ class NvmlSensor:
 
     def throttling(self) -> str | None:
         """Why the board is running slower than it should, in words; None if it is not, or does not say."""
-        library = self._opened()
         try:
-            bits = int(library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
-        except library.NVMLError:
+            library = self._opened()
+            with _faults(library, "the board"):
+                bits = int(library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
+        except (SensorAbsentError, SensorDeniedError, SensorBrokenError):
+            # Whoever reads power reports it.
             return None
         return ", ".join(word for bit, word in _THROTTLE_BITS.items() if bits & bit) or None
 
@@ -163,9 +165,7 @@ class NvmlSensor:
 
     def _instant_w(self, library: ModuleType) -> float | None:
         # The call succeeds even where the single field does not exist: each entry has a status of its own.
-        entries = _supported(
-            library, lambda: library.nvmlDeviceGetFieldValues(self._handle, [_POWER_INSTANT_FIELD])
-        )
+        entries = _supported(library, lambda: library.nvmlDeviceGetFieldValues(self._handle, [_POWER_INSTANT_FIELD]))
         if entries is None or entries[0].nvmlReturn != library.NVML_SUCCESS:
             return None
         return float(entries[0].value.uiVal) * 1e-3
@@ -229,9 +229,7 @@ def _raise_fault(library: ModuleType, error: Any, what: str) -> NoReturn:
     if code in (library.NVML_ERROR_LIBRARY_NOT_FOUND, library.NVML_ERROR_DRIVER_NOT_LOADED):
         raise SensorAbsentError("no NVIDIA driver is loaded on this host.") from error
     if code in (library.NVML_ERROR_NOT_SUPPORTED, library.NVML_ERROR_FUNCTION_NOT_FOUND):
-        raise SensorAbsentError(
-            f"{what} does not support this query.", remedy="A newer NVIDIA driver may."
-        ) from error
+        raise SensorAbsentError(f"{what} does not support this query.", remedy="A newer NVIDIA driver may.") from error
     if code == library.NVML_ERROR_NO_PERMISSION:
         raise SensorDeniedError(
             f"NVML may not be read by this user ({error}).",
