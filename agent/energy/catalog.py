@@ -149,7 +149,10 @@ class _FamilyProbe:
                 ),
             )
             return
-        self._found = tuple(_probe(sensor) for sensor in self._find())
+        try:
+            self._found = tuple(_probe(sensor) for sensor in self._find())
+        except Exception as error:
+            self._found = (_defect(self._family, error),)
 
 
 def _probe(sensor: Sensor) -> ProbeResult:
@@ -162,10 +165,14 @@ def _probe(sensor: Sensor) -> ProbeResult:
     except SensorBrokenError as fault:
         return ProbeResult(sensor.name, ProbeState.BROKEN, fault.message, fault.remedy)
     except Exception as error:
-        return ProbeResult(
-            sensor.name,
-            ProbeState.BROKEN,
-            f"it failed with {type(error).__name__}: {error}.",
-            "This is a defect of moe2: please report it.",
-        )
+        return _defect(sensor.name, error)
     return ProbeResult(sensor.name, ProbeState.PRESENT, detail, sensor=sensor)
+
+
+def _defect(name: str, error: Exception) -> ProbeResult:
+    return ProbeResult(
+        name,
+        ProbeState.BROKEN,
+        f"it failed with {type(error).__name__}: {error}.",
+        "This is a defect of moe2: please report it.",
+    )

@@ -9,6 +9,7 @@ from time import monotonic
 
 from moe2.agent.energy.account import HostAccount
 from moe2.agent.energy.attribution import DeviceAccount
+from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.energy.catalog import ProbeResult, choose, why_unmeasured
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
 from moe2.agent.energy.nvml import NvmlSensor
@@ -105,7 +106,7 @@ class HostMonitor:
 
     async def _watch_conditions(self) -> None:
         while True:
-            seen, throttling = await asyncio.to_thread(self._look)
+            seen, throttling = await in_daemon_thread(self._look)
             self._conditions.update(seen, self._clock(), throttling)
             await asyncio.sleep(_CONDITIONS_EVERY_S)
 

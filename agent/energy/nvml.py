@@ -95,10 +95,12 @@ class NvmlSensor:
 
     def throttling(self) -> str | None:
         """Why the board is running slower than it should, in words; None if it is not, or does not say."""
-        library = self._opened()
         try:
-            bits = int(library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
-        except library.NVMLError:
+            library = self._opened()
+            with _faults(library, "the board"):
+                bits = int(library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
+        except (SensorAbsentError, SensorDeniedError, SensorBrokenError):
+            # Whoever reads power reports it.
             return None
         return ", ".join(word for bit, word in _THROTTLE_BITS.items() if bits & bit) or None
 

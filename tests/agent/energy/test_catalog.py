@@ -80,6 +80,17 @@ def test_probe_that_hangs_delays_nobody() -> None:
     assert "did not answer" in results[0].detail
 
 
+def test_search_that_fails_is_broken() -> None:
+    """A defect while looking for sensors is reported as such, not as silence."""
+
+    def defective() -> list[ScriptedSensor]:
+        raise RuntimeError("oh")
+
+    (result,) = probe_all([("nvml", defective)], 5.0)
+    assert result.state == "broken"
+    assert "RuntimeError" in result.detail
+
+
 def test_one_sensor_per_device_is_chosen() -> None:
     """Of two sensors of the same module the first is used, the other closed."""
     first, spare, other = _good("ina3221", "module"), _good("jtop", "module"), _good("nvml:0", "gpu0")

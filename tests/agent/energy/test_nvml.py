@@ -190,6 +190,16 @@ def test_throttling_is_told_in_words(board: BoardFactory) -> None:
     assert one.do("throttling") == "hardware thermal slowdown"
 
 
+def test_lost_gpu_does_not_throttle(board: BoardFactory) -> None:
+    """Asking a driver that went away why it throttles is answered with nothing, not with an error."""
+    one = board(energy_mj=1000, field_mw=52_000)
+    one.do("probe")
+    one.set(energy_status=15)
+    one.ask("read")
+    one.set(init=9)
+    assert one.do("throttling") is None
+
+
 def test_board_names_are_listed(board: BoardFactory) -> None:
     """The host's accelerator is what NVML calls it."""
     assert board(energy_mj=1000).do("names") == ["Fake RTX 4090"]
