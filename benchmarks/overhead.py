@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import re
 import resource
 import statistics
@@ -161,17 +162,19 @@ def _start(stack: AsyncExitStack, log: IO[bytes], *argv: str) -> subprocess.Pope
 
 async def _status(socket_path: Path, process: subprocess.Popen[bytes], *, choosable: bool) -> CoordinatorStatus:
     """The coordinator's status once it answers and, where asked for, knows an expert."""
-    async with asyncio.timeout(START_S):
-        while process.poll() is None:
-            try:
-                status = msgspec.json.decode(await fetch(socket_path, "/status"), type=CoordinatorStatus)
-                # The local socket answers before the listeners are open.
-                if status.api_url and (not choosable or any(row.experts for row in status.agents)):
-                    return status
-            except NotRunningError:
-                pass
-            await asyncio.sleep(0.05)
-    raise LoadError("The coordinator did not start; see its log (--log FILE).")
+    deadline_s = perf_counter() + START_S
+    while process.poll() is None and perf_counter() < deadline_s:
+        try:
+            status = msgspec.json.decode(await fetch(socket_path, "/status"), type=CoordinatorStatus)
+        except NotRunningError:
+            pass
+        else:
+            # The local socket answers before the listeners are open.
+            if status.api_url and (not choosable or any(row.experts for row in status.agents)):
+                return status
+        await asyncio.sleep(0.05)
+    missing = "The agent did not join" if choosable else "The coordinator did not start"
+    raise LoadError(f"{missing} within {START_S:.0f} s; see the log, kept with --log FILE.")
 
 
 # --- Measurements -----------------------------------------------------------------------------------------------------
@@ -219,11 +222,19 @@ async def latency_pairs(bench: Bench, *, n_pairs: int) -> list[Pair]:
     return pairs
 
 
-async def throughput(bench: Bench, *, n_connections: int, duration_s: float) -> float:
+@dataclass(frozen=True)
+class Load:
+    """One throughput round. cpu_ms_per_request: processor time of the coordinator alone."""
+
+    requests_per_s: float
+    cpu_ms_per_request: float
+
+
+async def throughput(bench: Bench, *, n_connections: int, duration_s: float) -> Load:
     """Answered requests per second with all connections busy all the time."""
     connections = [await bench.connect() for _ in range(n_connections)]
     request = chat_request(model=INSTANT, max_tokens=ANSWER_TOKENS, stream=False)
-    start_s = perf_counter()
+    start_s, start_cpu_s = perf_counter(), cpu_time_s(bench.coordinator_pid)
 
     async def keep_busy(connection: KeepAliveConnection) -> int:
         n_answers = 0
@@ -233,10 +244,10 @@ async def throughput(bench: Bench, *, n_connections: int, duration_s: float) -> 
         return n_answers
 
     n_answers = sum(await asyncio.gather(*map(keep_busy, connections)))
-    elapsed_s = perf_counter() - start_s
+    elapsed_s, cpu_s = perf_counter() - start_s, cpu_time_s(bench.coordinator_pid) - start_cpu_s
     for connection in connections:
         connection.transport.close()
-    return n_answers / elapsed_s
+    return Load(n_answers / elapsed_s, 1000 * cpu_s / n_answers)
 
 
 async def largest_stream_gap(bench: Bench, *, n_streams: int, n_tokens: int) -> float:
@@ -285,6 +296,13 @@ async def streams_held(bench: Bench, *, most: int, duration_s: float) -> int:
     return held
 
 
+def cpu_time_s(pid: int) -> float:
+    """Processor time that a process has used so far, user and system, proc_pid_stat(5)."""
+    # The command's name, in parentheses, may hold spaces; utime and stime are fields 14 and 15, counted from 1.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_rss_mb(pid: int) -> float:
     """The most memory (resident set, MB of 10^6 bytes) that a process has held so far, proc(5)."""
     match = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
@@ -316,11 +334,13 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
             "added_p50_ms": _median("added p50 [ms]", [_percentile(added_ms, 50) for added_ms in added]),
             "added_p99_ms": _median("added p99 [ms]", [_percentile(added_ms, 99) for added_ms in added]),
         }
-        rates = [
+        loads = [
             await throughput(bench, n_connections=arguments.connections, duration_s=arguments.load_s)
             for _ in range(arguments.rounds)
         ]
-        figures["requests_per_s"] = _median("requests per second", rates)
+        # What neither neighbours nor the load generator can blur: compare this between two builds on a busy machine.
+        _median("coordinator CPU per request [ms]", [load.cpu_ms_per_request for load in loads])
+        figures["requests_per_s"] = _median("requests per second", [load.requests_per_s for load in loads])
         held = await streams_held(bench, most=arguments.most_streams, duration_s=arguments.stream_s)
         print(f"streams held: {held}", flush=True)
         figures["streams_held"] = held
