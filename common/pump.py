@@ -20,7 +20,9 @@ log = structlog.get_logger()
 WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 
 # Unsent bytes in the kernel beyond which the link counts as slow, and messages wait (tokens are merged meanwhile).
-NOT_SENT_LOW_WATER_BYTES = 8192
+# A few frames of one token each: what already waits in the kernel cannot be merged any more. Nothing stands idle, as
+# only bytes that the network does not take yet are counted, not those in flight.
+NOT_SENT_LOW_WATER_BYTES = 256
 LAST_WORDS_S = 5.0
 
 
