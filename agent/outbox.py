@@ -11,7 +11,7 @@ from collections import deque
 from moe2.common.messages import JobPieces, TokenPiece, Tokens
 from moe2.common.session import JobMessage
 
-# Keeps a merged frame far below any frame limit.
+# Tokens and alternatives in one frame, at about 16 bytes each: below the smallest frame limit, 64 KiB.
 MOST_PIECES = 2048
 
 
@@ -33,7 +33,7 @@ class Outbox:
     def put_tokens(self, jobs: tuple[JobPieces, ...]) -> None:
         for job in jobs:
             self._tail.setdefault(job.job_id, []).extend(job.pieces)
-            self._tail_pieces += len(job.pieces)
+            self._tail_pieces += sum(1 + len(piece.alternatives) for piece in job.pieces)
         if self._tail_pieces >= MOST_PIECES:
             self._close_tail()
 

@@ -351,7 +351,8 @@ class Lifecycle:
         if failed.code == JobErrorCode.CONTEXT_EXCEEDED:
             self.least_context_tokens = max(self.least_context_tokens, attempt.selection.expert.report.context_tokens)
         # A crash or a refusal may pass; that the request itself is wrong stays the reason to give.
-        if self.last_failure is None or self.last_failure.code not in REQUEST_FAULTS:
+        blamed = self.last_failure is not None and self.last_failure.code in REQUEST_FAULTS
+        if not blamed or failed.code in REQUEST_FAULTS:
             self.last_failure = failed
         gives_up = self.first_token_s is not None or failed.code in (
             JobErrorCode.INVALID_REQUEST,

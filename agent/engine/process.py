@@ -110,6 +110,8 @@ class EngineProcess:
             protocol_error = await self._read_events(process)
             if protocol_error:
                 _kill(process)
+            else:
+                protocol_error = await _wait_for_end(process)
             await process.wait()
             await stderr
             return Exit(self._reason(process.returncode, protocol_error), permanent=self._load_failure is not None)
@@ -166,12 +168,28 @@ class EngineProcess:
         if protocol_error:
             return protocol_error
         if returncode is not None and returncode < 0:
-            name = signal.Signals(-returncode).name
-            hint = "; the kernel's out-of-memory killer does this" if name == "SIGKILL" else ""
-            cause = f"killed by {name}{hint}"
+            hint = "; the kernel's out-of-memory killer does this" if -returncode == signal.SIGKILL else ""
+            cause = f"killed by {_signal_name(-returncode)}{hint}"
         else:
             cause = f"exited with status {returncode}"
         return f"{cause}; its last words: {self._stderr[-1]}" if self._stderr else cause
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Real-time signals have no name of their own.
+        return f"signal {number}"
+
+
+async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:
+    """A child that closed its stdout should be ending; one that stays serves nobody, and is killed."""
+    try:
+        await asyncio.wait_for(process.wait(), SHUTDOWN_S)
+    except TimeoutError:
+        _kill(process)
+        return "it closed its output without ending"
+    return None
 
 
 async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Command]) -> None:

@@ -127,7 +127,8 @@ def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
         neutral = _NEUTRAL.get(name)
         if neutral is None:
             raise unsupported(name)
-        if value not in neutral:
+        # By type as well: to Python, true equals 1.
+        if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
             raise unsupported(name, hint=f"Only {neutral[0]!r} is accepted.")
     return fields
 
@@ -181,7 +182,11 @@ def _message(value: Any, where: str) -> ChatMessage:
     name = value.get("name")
     if name is not None and not isinstance(name, str):
         raise invalid(f"'{where}.name' must be a string.", param=f"{where}.name")
-    return ChatMessage(role=ROLES[role], content=_content(value.get("content"), f"{where}.content"), name=name)
+    return ChatMessage(
+        role=ROLES[role],
+        content=_content(value.get("content"), f"{where}.content"),
+        name=None if name is None else _clean(name, f"{where}.name"),
+    )
 
 
 def _content(value: Any, where: str) -> str:
@@ -230,8 +235,8 @@ def _logit_bias(value: Any) -> dict[int, float]:
         biases = msgspec.convert(value, dict[int, float], strict=False)
     except msgspec.ValidationError as error:
         raise invalid(f"'logit_bias' must map token ids to numbers: {error}", param="logit_bias") from None
-    if any(not -100 <= bias <= 100 for bias in biases.values()) or any(token < 0 for token in biases):
-        raise invalid("'logit_bias' maps token ids (0 and up) to values from -100 to 100.", param="logit_bias")
+    if not all(-100 <= bias <= 100 for bias in biases.values()) or not all(0 <= token < 2**31 for token in biases):
+        raise invalid("'logit_bias' maps token ids (0 to 2^31 - 1) to values from -100 to 100.", param="logit_bias")
     return biases
 
 

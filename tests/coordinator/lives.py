@@ -1,0 +1,91 @@
+"""A request's lifecycle on the bench: what tests say to it, and all that it wanted done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe2.common.energy import Energy, Quality
+from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
+from moe2.coordinator import dispatch
+from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob
+from moe2.coordinator.predict import Prediction
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.table import Expert
+from tests.coordinator.experts import expert, request
+
+JOULES = Energy(joules=2.0, marginal_joules=1.0, quality=Quality.MEASURED_COUNTER)
+USAGE = JobUsage(
+    prompt_tokens=7, cached_tokens=3, decoded_tokens=5, queue_s=0.5, prefill_s=0.25, decode_s=1.0, energy=JOULES
+)
+EXPERTS = (expert("agent-1"), expert("agent-2", context_tokens=8192), expert("agent-3"))
+
+
+class LifeBench:
+    """One request with a clock. `choose` takes the experts in order; nobody is left when all are excluded."""
+
+    def __init__(self, *experts: Expert, **fields: Any) -> None:
+        self.experts = list(experts or EXPERTS)
+        self.now_s = 100.5
+        self.chosen_for: list[SelectionRequest] = []
+        self.effects: list[Effect] = []
+        self.life = Lifecycle(request=request(**fields), choose=self._choose)
+
+    def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
+        self.chosen_for.append(asked)
+        left = [found for found in self.experts if found.key not in asked.excluded]
+        fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
+        if not fitting:
+            return NoExpert("exhausted", "Nobody is left.")
+        return Selection(fitting[0], Prediction(0.25, 1.5), considered=len(fitting))
+
+    def do(self, event: Event) -> list[Effect]:
+        effects = self.life.handle(event, self.now_s)
+        self.effects += effects
+        return effects
+
+    def admitted(self) -> LifeBench:
+        self.do(dispatch.Admitted())
+        return self
+
+    def tokens(self, *texts: str, attempt: int = 0) -> list[Effect]:
+        return self.do(dispatch.TokensArrived(f"req-1.{attempt}", tuple(TokenPiece(text) for text in texts)))
+
+    def done(self, reason: str = "stop", *, attempt: int = 0) -> list[Effect]:
+        return self.do(dispatch.AttemptDone(JobDone(job_id=f"req-1.{attempt}", reason=reason, usage=USAGE)))
+
+    def failed(
+        self,
+        code: str = "engine_crashed",
+        *,
+        attempt: int = 0,
+        usage: JobUsage | None = USAGE,
+        message: str = "It died.",
+    ) -> list[Effect]:
+        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage)
+        return self.do(dispatch.AttemptFailed(failure))
+
+    def lost(self, agent_id: str = "agent-1") -> list[Effect]:
+        return self.do(dispatch.AgentLost(agent_id))
+
+    def gone(self) -> list[Effect]:
+        return self.do(dispatch.ClientGone())
+
+    def at_deadline(self) -> list[Effect]:
+        self.now_s = self.life.next_deadline_s
+        return self.do(dispatch.TimePassed())
+
+
+def submitted(effects: list[Effect]) -> list[str]:
+    return [effect.submit.job_id for effect in effects if isinstance(effect, SubmitJob)]
+
+
+def stopped(effects: list[Effect]) -> list[tuple[str, str]]:
+    return [(effect.agent_id, effect.job_id) for effect in effects if isinstance(effect, StopJob)]
+
+
+def outcomes(effects: list[Effect]) -> list[Outcome]:
+    return [effect.outcome for effect in effects if isinstance(effect, Conclude)]
+
+
+def retires(effects: list[Effect]) -> bool:
+    return any(isinstance(effect, Retire) for effect in effects)
