@@ -87,4 +87,11 @@ def test_commented_values_are_the_defaults(name: str, kind: type[Settings]) -> N
     """What the file says is the default is the default; a default of None is shown by an example value."""
     optional = {path: value for path, value in defaults(kind).items() if value not in (None, PydanticUndefined)}
     said = {path: value for path, value in keys(uncommented(name)).items() if path in optional}
-    assert said == {path: str(value) if isinstance(value, Path) else value for path, value in optional.items()}
+    assert said == {path: as_toml(value) for path, value in optional.items()}
+
+
+def as_toml(value: Any) -> Any:
+    """A setting as a TOML reader gives it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
