@@ -289,7 +289,7 @@ async def test_finished_work_is_returned() -> None:
 
 async def test_a_daemon_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
     """A daemon that cannot start leaves its last words in the error."""
-    ready = setup.prepare(tmp_path, MODELS)
+    ready = setup.prepare(tmp_path, ())
     ready.coordinator.config.write_text("[nonsense]\n")
     async with Fleet(ready) as fleet:
         death = await fleet.first_death()
