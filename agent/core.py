@@ -7,14 +7,12 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 
 import msgspec
 
 from moe2.agent.engine import protocol
-from moe2.agent.performance import PerformanceEstimate
+from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
@@ -78,8 +76,23 @@ class EnergySettled:
     energy: Energy
 
 
+@dataclass(frozen=True)
+class PowerModeChanged:
+    """The host runs in this power mode from now on; what was learned in another one does not hold."""
+
+    power_mode: str | None
+
+
 Event = (
-    JobSubmitted | CancelRequested | LinkLost | DrainRequested | TimePassed | EngineSpoke | EngineExited | EnergySettled
+    JobSubmitted
+    | CancelRequested
+    | LinkLost
+    | DrainRequested
+    | TimePassed
+    | EngineSpoke
+    | EngineExited
+    | EnergySettled
+    | PowerModeChanged
 )
 
 # --- Effects ----------------------------------------------------------------------------------------------------------
@@ -114,45 +127,6 @@ class ReportChange:
 
 
 Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange
-
-# --- State ------------------------------------------------------------------------------------------------------------
-
-
-class Phase(Enum):
-    QUEUED = auto()
-    RUNNING = auto()
-    SETTLING = auto()
-
-
-@dataclass
-class Job:
-    submit: Submit
-    received_s: float
-    deadline_s: float | None
-    phase: Phase = Phase.QUEUED
-    started_s: float | None = None
-    first_token_s: float | None = None
-    prompt_tokens: int | None = None
-    decoded_tokens: int = 0
-    cancel_sent: bool = False
-    abandoned: bool = False
-    failure: tuple[JobErrorCode, str] | None = None
-    """Why the job fails although the engine only reports a cancellation."""
-    ending: JobDone | JobFailed | None = None
-
-
-@dataclass
-class Expert:
-    section: ModelSection
-    state: ExpertState = ExpertState.LOADING
-    facts: protocol.ModelFacts | None = None
-    context_tokens: int = 0
-    load_progress: float | None = 0.0
-    restarts: int = 0
-    last_error: str | None = None
-    active: set[str] = field(default_factory=set)
-    queue: deque[str] = field(default_factory=deque)
-    estimate: PerformanceEstimate = field(default_factory=PerformanceEstimate)
 
 
 class AgentCore:
@@ -194,12 +168,16 @@ class AgentCore:
                 return [ReportChange()]
             case TimePassed():
                 return self._expire(now_s)
+            case PowerModeChanged(power_mode=power_mode):
+                for expert in self.experts.values():
+                    expert.costs.set_power_mode(power_mode)
+                return [ReportChange()]
             case EngineExited(model=model, reason=reason, permanent=permanent):
                 return self._engine_exited(self.experts[model], reason, permanent, now_s)
 
-    def expert_reports(self) -> tuple[ExpertReport, ...]:
+    def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
         """What the capability report says of every expert now."""
-        return tuple(self._report(expert) for expert in self.experts.values())
+        return tuple(report_of(expert, now_s) for expert in self.experts.values())
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -221,7 +199,13 @@ class AgentCore:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
             return _refuse(submit.job_id, JobErrorCode.QUEUE_FULL, text)
         deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
-        job = Job(submit=submit, received_s=now_s, deadline_s=deadline_s)
+        job = Job(
+            submit=submit,
+            received_s=now_s,
+            deadline_s=deadline_s,
+            occupancy=min(len(expert.active) + 1, expert.section.slots),
+            queued_ahead=None if has_slot else len(expert.queue),
+        )
         self.jobs[submit.job_id] = job
         expert.queue.append(submit.job_id)
         return [*self._fill_slots(expert, now_s), ReportChange()]
@@ -233,6 +217,8 @@ class AgentCore:
             job.phase, job.started_s = Phase.RUNNING, now_s
             submit = job.submit
             expert.active.add(submit.job_id)
+            expert.occupancy.count(len(expert.active), now_s)
+            job.occupancy_at_start = expert.occupancy.until(now_s)
             command = protocol.Generate(
                 job_id=submit.job_id,
                 prompt=submit.prompt,
@@ -289,6 +275,8 @@ class AgentCore:
         job = self.jobs.pop(job_id, None)
         if job is None or job.ending is None:
             return []
+        if job.timing:
+            self.experts[job.submit.model].costs.energy_settled(job.timing, energy)
         if isinstance(job.ending, JobFailed):
             self.jobs_failed += 1
         else:
@@ -312,7 +300,7 @@ class AgentCore:
     def _engine_spoke(self, expert: Expert, event: protocol.Event, now_s: float) -> list[Effect]:
         match event:
             case protocol.Decoded(jobs=decoded):
-                return self._decoded(decoded, now_s)
+                return self._decoded(decoded)
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished():
@@ -325,7 +313,7 @@ class AgentCore:
             case protocol.Loaded():
                 expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
                 expert.facts, expert.context_tokens = event.facts, event.context_tokens
-                expert.estimate.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
+                expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
                 return [ReportChange()]
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
@@ -341,27 +329,26 @@ class AgentCore:
         queue_s = job.started_s - job.received_s
         return [SendToCoordinator(JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s))]
 
-    def _decoded(self, decoded: tuple[protocol.JobTokens, ...], now_s: float) -> list[Effect]:
+    def _decoded(self, decoded: tuple[protocol.JobTokens, ...]) -> list[Effect]:
         wanted: list[JobPieces] = []
         for tokens in decoded:
             job = self.jobs.get(tokens.job_id)
             if job is None or job.phase is not Phase.RUNNING:
                 continue
             job.decoded_tokens += len(tokens.pieces)
-            if job.first_token_s is None:
-                job.first_token_s = now_s
             # After a cancellation nobody reads them.
             if not job.cancel_sent:
                 wanted.append(JobPieces(tokens.job_id, tokens.pieces))
         return [SendTokens(tuple(wanted))] if wanted else []
 
     def _finished(self, expert: Expert, event: protocol.Finished, now_s: float) -> list[Effect]:
-        job = self._leave_slot(expert, event.job_id)
+        job = self._leave_slot(expert, event.job_id, now_s)
         if job is None:
             return []
-        ttft_s = None if job.first_token_s is None else job.first_token_s - job.received_s
-        expert.estimate.job_finished(event, ttft_s)
         queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
+        job.timing = timing_of(job, expert, event, queue_s, now_s)
+        expert.costs.request_finished(job.timing)
+        expert.measured_at_s = now_s
         usage = JobUsage(
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
@@ -373,27 +360,28 @@ class AgentCore:
         return [*self._end(job, event.reason, usage), *self._fill_slots(expert, now_s), ReportChange()]
 
     def _job_failed(self, expert: Expert, event: protocol.JobFailed, now_s: float) -> list[Effect]:
-        job = self._leave_slot(expert, event.job_id)
+        job = self._leave_slot(expert, event.job_id, now_s)
         if job is None:
             return []
-        job.failure = (JobErrorCode(event.code), event.message)
-        job.prompt_tokens = event.prompt_tokens
+        job.failure = (_known(event.code), event.message)
+        job.prompt_tokens = job.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
         return [*self._end(job, "failed", self._usage(job, now_s)), *self._fill_slots(expert, now_s), ReportChange()]
 
-    def _leave_slot(self, expert: Expert, job_id: str) -> Job | None:
+    def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
         expert.active.discard(job_id)
+        expert.occupancy.count(len(expert.active), now_s)
         job = self.jobs.get(job_id)
         return job if job and job.phase is Phase.RUNNING else None
 
     def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
-        if expert.state is not ExpertState.FAILED:
-            expert.last_error = reason
+        expert.last_error = reason
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
         lost = [self.jobs[job_id] for job_id in (*expert.active, *expert.queue)]
         expert.active.clear()
+        expert.occupancy.count(0, now_s)
         expert.queue.clear()
         effects: list[Effect] = []
         for job in lost:
@@ -401,28 +389,10 @@ class AgentCore:
             effects += self._end(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
 
-    def _report(self, expert: Expert) -> ExpertReport:
-        facts, section = expert.facts, expert.section
-        return ExpertReport(
-            model=section.name,
-            state=expert.state,
-            context_tokens=expert.context_tokens,
-            slots=section.slots,
-            active=len(expert.active),
-            queued=len(expert.queue),
-            max_queue=section.max_queue,
-            file_bytes=facts.file_bytes if facts else None,
-            architecture=facts.architecture if facts else None,
-            quantization=facts.quantization if facts else None,
-            parameters=facts.parameters if facts else None,
-            licence=facts.licence if facts else None,
-            vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
-            has_chat_template=facts.has_chat_template if facts else None,
-            load_progress=expert.load_progress,
-            restarts=expert.restarts,
-            last_error=expert.last_error,
-            performance=expert.estimate.performance,
-        )
+
+def _known(code: str) -> JobErrorCode:
+    """An engine's error code; one that this daemon does not know is a defect, but no reason to stop."""
+    return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
 
 
 def _refuse(job_id: str, code: JobErrorCode, text: str) -> list[Effect]:

@@ -93,6 +93,7 @@ class AgentDaemon:
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
         self._unsettled = asyncio.Event()
+        self._power_mode: str | None = None
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         link = settings.coordinator
         self._link = Link(
@@ -143,7 +144,7 @@ class AgentDaemon:
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
-        experts = self._core.expert_reports()
+        experts = self._core.expert_reports(asyncio.get_running_loop().time())
         sensors = self._monitor.reports()
         warnings = (*agent_warnings(self._link.status, experts, sensors), *self._monitor.warnings())
         return AgentStatus(
@@ -208,7 +209,8 @@ class AgentDaemon:
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
-                account.request_started(job_id, prompt_tokens - cached_tokens, now_s)
+                weight = self._core.experts[model].costs.token_weight
+                account.request_started(job_id, prompt_tokens - cached_tokens, now_s, weight)
             case protocol.Decoded(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
@@ -266,6 +268,9 @@ class AgentDaemon:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
             self._unsettled.clear()
+            if self._monitor.power_mode != self._power_mode:
+                self._power_mode = self._monitor.power_mode
+                self._dispatch(core.PowerModeChanged(self._power_mode))
             while not self._settle_now():
                 await asyncio.sleep(SETTLE_EVERY_S)
                 self._monitor.sampler.drain()
@@ -281,8 +286,8 @@ class AgentDaemon:
 
     def _models_changed(self) -> None:
         """Idle power depends on which models are loaded."""
-        ready = [report.model for report in self._core.expert_reports() if report.state is ExpertState.READY]
-        self._monitor.models_loaded(frozenset(ready))
+        experts = self._core.experts.items()
+        self._monitor.models_loaded(frozenset(name for name, expert in experts if expert.state is ExpertState.READY))
 
     def _arm_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         deadline_s = self._core.next_deadline_s

@@ -55,8 +55,11 @@ def _overlay(content: dict[str, Any], environment: Mapping[str, str], prefix: st
             continue
         keys = tuple(name.removeprefix(prefix).lower().split("__"))
         table = content
-        for key in keys[:-1]:
-            inner = table.setdefault(key, {})
+        for depth, key in enumerate(keys[:-1], start=1):
+            if key not in table:
+                table[key] = {}
+                names[keys[:depth]] = name
+            inner = table[key]
             if not isinstance(inner, dict):
                 raise ConfigError([f"{name}: {key!r} cannot be set through the environment, only in the file."])
             table = inner
@@ -88,4 +91,7 @@ def read_secret(path: Path) -> str:
         raise ConfigError([f"{path}: the token cannot be read: {error}."]) from None
     if not secret:
         raise ConfigError([f"{path}: the token file is empty."])
+    # It travels in an HTTP header.
+    if not (secret.isascii() and secret.isprintable()):
+        raise ConfigError([f"{path}: the token must be one line of printable ASCII characters."])
     return secret

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+import stat
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -37,8 +38,9 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        await web.UnixSite(runner, path).start()
-        os.chmod(path, 0o660)
+        with _explained(path):
+            await web.UnixSite(runner, path).start()
+            os.chmod(path, 0o660)
         yield
     finally:
         await runner.cleanup()
@@ -68,17 +70,40 @@ def _claim(path: Path) -> None:
         raise Moe2Error(
             f"The socket path {path} is longer than {MAX_PATH_BYTES} bytes.", remedy="Choose a shorter one."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _is_stale(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path) -> bool:
+    """True for the socket of a dead daemon, False if there is nothing. Raises `Moe2Error` for anything else."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise Moe2Error(f"{path} exists and is not a socket.", remedy="Remove it, or set another socket.")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            pass  # Its backlog is full, so somebody is there.
     raise SocketInUseError(f"Another daemon already answers at {path}.", remedy="Stop it, or set another socket.")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Moe2Error(
+            f"The socket path {path} cannot be used: {error.strerror or error}.",
+            remedy="Make its directory writable for the daemon's user, or set another socket.",
+        ) from error
 
 
 def _release(path: Path) -> None:

@@ -36,4 +36,6 @@ def configure_logging(level: str, *, stream: TextIO = sys.stderr) -> None:
 def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
     if stream.isatty():
         return [structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    # Without locals: they hold prompts and tokens.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.health import HealthWarning
 
@@ -127,7 +128,11 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One expert as its agent sees it now."""
+    """One expert as its agent sees it now.
+
+    latency, energy: what predictions are made from, with their own spread and number of requests; None before anything
+    was measured. measured_age_s: since the last request they learned from; None before the first.
+    """
 
     model: str
     state: ExpertState
@@ -147,6 +152,9 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     restarts: int = 0
     last_error: str | None = None
     performance: Performance = Performance()
+    latency: LatencyProfile | None = None
+    energy: EnergyProfile | None = None
+    measured_age_s: float | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):

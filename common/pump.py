@@ -6,13 +6,14 @@ import asyncio
 import os
 import select
 import socket
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import TracebackType
 
 import structlog
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
-from moe2.common.session import JobMessage, Session, SessionEvent
+from moe2.common.session import JobMessage, Opened, Session, SessionEvent
 
 log = structlog.get_logger()
 
@@ -42,6 +43,7 @@ class Pump:
         self._next_message = next_message
         self._on_event = on_event
         self._wake = asyncio.Event()
+        self._rescheduled = asyncio.Event()
         self._closing: str | None = None
 
     def wake(self) -> None:
@@ -55,18 +57,21 @@ class Pump:
 
     async def run(self, websocket: WebSocket) -> None:
         """Pump until the session is closed or the connection is gone. `session.closed` tells which."""
-        with _Writability(websocket) as writability:
+        connection = websocket.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:
+            return  # Gone before we began.
+        with _Writability(connection) as writability:
             sender = asyncio.create_task(self._send(websocket, writability))
-            receiver = asyncio.create_task(self._receive(websocket))
+            tasks = (sender, asyncio.create_task(self._receive(websocket)), asyncio.create_task(self._watch()))
             try:
-                await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
-                if self._session.closed and not sender.done():
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if self._session.closed and self._session.closed.code != "silent" and not sender.done():
                     # The peer is still to hear why.
                     await asyncio.wait((sender,), timeout=LAST_WORDS_S)
             finally:
-                for task in (sender, receiver):
+                for task in tasks:
                     task.cancel()
-                results = await asyncio.gather(sender, receiver, return_exceptions=True)
+                results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, ConnectionError):
                 raise result
@@ -79,16 +84,34 @@ class Pump:
                 continue
             for event in self._session.receive(frame.data, loop.time()):
                 self._on_event(event)
+                if isinstance(event, Opened):
+                    self._rescheduled.set()
             self._wake.set()
             if self._session.closed:
                 return
 
-    async def _send(self, websocket: WebSocket, writability: _Writability) -> None:
+    async def _watch(self) -> None:
+        """Keep the session's deadlines, also while the sender waits for a link that a vanished peer left full."""
         session, loop = self._session, asyncio.get_running_loop()
         while True:
-            self._wake.clear()
+            self._rescheduled.clear()
             for event in session.tick(loop.time()):
                 self._on_event(event)
+            self._wake.set()
+            deadline_s = session.next_deadline_s
+            if deadline_s is None:
+                return
+            # A timer that wakes costs less than wait_for, which makes a task for every wait.
+            timer = loop.call_at(deadline_s, self._rescheduled.set)
+            try:
+                await self._rescheduled.wait()
+            finally:
+                timer.cancel()
+
+    async def _send(self, websocket: WebSocket, writability: _Writability) -> None:
+        session = self._session
+        while True:
+            self._wake.clear()
             while True:
                 for frame in session.take_frames():
                     await websocket.send_bytes(frame)
@@ -106,14 +129,7 @@ class Pump:
                 for frame in session.take_frames():
                     await websocket.send_bytes(frame)
                 return
-            deadline_s = session.next_deadline_s
-            # A timer that wakes costs less than wait_for, which makes a task for every message.
-            timer = None if deadline_s is None else loop.call_at(deadline_s, self._wake.set)
-            try:
-                await self._wake.wait()
-            finally:
-                if timer:
-                    timer.cancel()
+            await self._wake.wait()
 
 
 class _Writability:
@@ -123,8 +139,8 @@ class _Writability:
     The descriptor is duplicated because event loops refuse to watch one that a transport owns.
     """
 
-    def __init__(self, websocket: WebSocket) -> None:
-        self._socket = socket.socket(fileno=os.dup(websocket.get_extra_info("socket").fileno()))
+    def __init__(self, connection: TransportSocket) -> None:
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)

@@ -138,9 +138,10 @@ class Session:
             return self._answer_unreadable(error)
         except ProtocolError as error:
             return [self._fail(error.code, error.message)]
-        if self._handshake_deadline_s is not None:
-            return self._handshake(message, now_s)
-        return self._dispatch(message, now_s)
+        # A peer may leave, and say why, at any time.
+        if self._handshake_deadline_s is None or isinstance(message, Goodbye | Refused):
+            return self._dispatch(message, now_s)
+        return self._handshake(message, now_s)
 
     def tick(self, now_s: float) -> list[SessionEvent]:
         """Act on deadlines that have passed."""
@@ -227,9 +228,6 @@ class AgentSession(Session):
                 self._codec.max_frame_bytes = min(self._codec.max_frame_bytes, message.max_frame_bytes)
                 self._established(now_s, heartbeat_s=message.heartbeat_s)
                 return [Opened(protocol, welcome=message)]
-            case Refused(code=code, message=text, remedy=remedy):
-                self.closed = Closed(code, text, remedy)
-                return [self.closed]
             case _:
                 return [self._fail("unexpected_message", "Expected a welcome.")]
 

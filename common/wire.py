@@ -17,6 +17,8 @@ from moe2.common.errors import ProtocolError
 from moe2.common.messages import WireMessage
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
+# The text is sent back to the peer and logged.
+MOST_PROBLEM_CHARACTERS = 400
 
 _LENGTH = struct.Struct(">I")
 T = TypeVar("T")
@@ -53,7 +55,8 @@ class Codec(Generic[T]):
             )
         try:
             content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
-        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        # TypeError: a map whose key is a list or a map.
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
             raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
         op = content.get("op") if isinstance(content, dict) else None
         if not isinstance(op, str):
@@ -63,7 +66,9 @@ class Codec(Generic[T]):
         try:
             message: T = msgspec.convert(content, self._union)
         except (msgspec.ValidationError, RecursionError) as error:
-            raise UnreadableMessage(f"Invalid {op!r}: {error}", code="invalid_message", op=op) from error
+            # msgspec quotes an invalid value in full, and the peer chose its length.
+            problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+            raise UnreadableMessage(f"Invalid {op!r}: {problem}", code="invalid_message", op=op) from error
         return message
 
 

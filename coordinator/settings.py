@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
+from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/coordinator.toml")
@@ -53,7 +54,8 @@ class AgentsSection(Settings):
     evict_s: Seconds = 600.0
     """A disconnected agent is forgotten after this."""
     handshake_s: Seconds = 10.0
-    max_frame_bytes: Annotated[int, Field(ge=65_536)] = 8 * 1024 * 1024
+    max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
+    """Agents take no larger frames than the default."""
 
     @model_validator(mode="after")
     def _stale_is_later_than_a_report(self) -> AgentsSection:
@@ -73,3 +75,13 @@ class CoordinatorSettings(Settings):
     api: ApiSection = ApiSection()
     agents: AgentsSection
     log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _requests_fit_a_frame(self) -> CoordinatorSettings:
+        # The densest JSON, a logit_bias, grows to 1.7 times its size as a job for an agent.
+        if 2 * self.api.max_body_bytes > self.agents.max_frame_bytes:
+            raise ValueError(
+                f"agents.max_frame_bytes ({self.agents.max_frame_bytes}) must be at least twice "
+                f"api.max_body_bytes ({self.api.max_body_bytes}), so that every request fits a frame to an agent"
+            )
+        return self

@@ -1,0 +1,112 @@
+"""Calibration: from raw log-odds to probabilities that mean what they say. Pure: numpy only.
+
+Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) shared by all experts, and per
+expert a slope and an offset (Platt 1999), shrunk towards the shared temperature so that a small validation part cannot
+reorder the experts by chance. Fractional scores count as fractional successes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+_NEWTON_STEPS = 50
+_SHRINKAGE = 20.0
+"""Pseudo-weight of the shared temperature against each expert's own rows."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p_n = sigmoid(slope_n * logit_n + offset_n). slope, offset: (N,)."""
+
+    slope: FloatArray
+    offset: FloatArray
+
+    def probabilities(self, log_odds: FloatArray) -> FloatArray:
+        """(..., N) calibrated probabilities of raw log-odds (..., N)."""
+        return sigmoid(self.slope * log_odds + self.offset)
+
+
+def sigmoid(values: FloatArray) -> FloatArray:
+    """The logistic function, without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)), dtype=np.float64)
+
+
+def log_odds_of(probabilities: FloatArray, margin: float = 1e-4) -> FloatArray:
+    """log(p / (1 - p)) with p kept `margin` away from 0 and 1."""
+    clipped = np.clip(probabilities, margin, 1 - margin)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
+
+
+def binary_log_loss(probabilities: FloatArray, scores: FloatArray) -> float:
+    """Mean of -(s log p + (1 - s) log(1 - p)) over the known scores (NaN: not run), in nats."""
+    known = ~np.isnan(scores)
+    p = np.clip(probabilities[known], 1e-7, 1 - 1e-7)
+    s = scores[known]
+    return float(-(s * np.log(p) + (1 - s) * np.log1p(-p)).mean())
+
+
+def expected_calibration_error(probabilities: FloatArray, scores: FloatArray, bins: int = 15) -> float:
+    """Mean gap between predicted and observed score over equal-count bins (Nixon et al. 2019), 0..1.
+
+    probabilities, scores: same shape; NaN scores (not run) are left out. Raises ValueError where no score is known.
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        raise ValueError("no known score to compare the probabilities with")
+    order = np.argsort(probabilities[known], kind="stable")
+    groups = np.array_split(order, min(bins, order.size))
+    p, s = probabilities[known], scores[known]
+    gaps = [abs(p[group].mean() - s[group].mean()) * group.size for group in groups]
+    return float(sum(gaps) / order.size)
+
+
+def fit_calibration(log_odds: FloatArray, scores: FloatArray) -> Calibration:
+    """Fit a shared temperature, then each expert's slope and offset around it, on validation rows.
+
+    log_odds, scores: (rows, N); NaN scores are left out. An expert without rows keeps the shared temperature.
+    """
+    known = ~np.isnan(scores)
+    experts = scores.shape[1]
+    shared = np.array([1.0, 0.0])
+    if known.any():
+        shared = _fit_line(log_odds[known], scores[known], shared, np.array([1e-3, 1e6]))
+    shared[0] = max(shared[0], 0.05)
+    slope, offset = np.full(experts, shared[0]), np.zeros(experts)
+    for n in range(experts):
+        rows = known[:, n]
+        if rows.any():
+            penalty = np.array([_SHRINKAGE, 0.25 * _SHRINKAGE])
+            line = _fit_line(log_odds[rows, n], scores[rows, n], np.array([shared[0], 0.0]), penalty)
+            slope[n], offset[n] = max(line[0], 0.05), line[1]
+    return Calibration(slope, offset)
+
+
+def _fit_line(x: FloatArray, scores: FloatArray, centre: FloatArray, penalty: FloatArray) -> FloatArray:
+    """(2,) slope and offset minimising the log loss plus penalty/2 * (line - centre)**2, by damped Newton steps."""
+    design = np.stack([x, np.ones_like(x)], axis=1)
+    line = centre.copy()
+
+    def value(candidate: FloatArray) -> float:
+        eta = design @ candidate
+        return float((np.logaddexp(0.0, eta) - scores * eta).sum() + 0.5 * (penalty * (candidate - centre) ** 2).sum())
+
+    current = value(line)
+    for _ in range(_NEWTON_STEPS):
+        p = sigmoid(design @ line)
+        gradient = design.T @ (p - scores) + penalty * (line - centre)
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        scale = 1.0
+        while scale > 1e-6 and value(line - scale * step) > current:
+            scale *= 0.5
+        line = line - scale * step
+        following = value(line)
+        if current - following < 1e-10:
+            break
+        current = following
+    return line

@@ -1,0 +1,285 @@
+"""The default solver: best-first branch and bound on concave envelopes; exact, anytime, deterministic.
+
+1. A `ValueTable` that lists every feasible panel answers at once.
+2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is
+   bounded by its envelope's relaxation. Reduced costs fix experts that cannot (or must) be in a better panel.
+3. A node with few free experts is solved by listing all their subsets at once (`lattice`).
+4. Else it branches on a member of a *minimal infeasible subset* of its vertex: any feasible panel lacks one
+   of them.
+5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
+
+Delays make the largest allowed panel depend on its slowest member. Panels of at most k experts out of those
+that may be in panels of k, over all distinct k, are exactly the feasible ones, so each k is one root.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.coordinator.planning import greedy, lattice, relaxation
+from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
+from moe2.coordinator.planning.certificate import Plan, certified, infeasible
+from moe2.coordinator.planning.cover import minimal_infeasible
+from moe2.coordinator.planning.dominance import superiors
+from moe2.coordinator.planning.envelope import envelope
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.table import ValueTable
+from moe2.coordinator.planning.values import BoolArray, Coverage, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a search goes. list_up_to: most free experts whose subsets are listed at once (None: by set
+    value).
+    """
+
+    time_limit_s: float | None = None
+    node_limit: int | None = None
+    gap_share: float = 0.0
+    list_up_to: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    held: tuple[int, ...]
+    free: IntArray
+    cap: int
+    upper: float
+
+
+class _Search:
+    def __init__(self, candidates: Candidates, effort: Effort, spent: Callable[[], float] | None) -> None:
+        self.candidates, self.effort, self.spent = candidates, effort, spent
+        self.incumbent = Incumbent(candidates, [])
+        self.nodes = 0
+        self.heap: list[tuple[float, int, _Node]] = []
+        self.pushed = 0
+        self.superiors: list[IntArray] = superiors(candidates)
+        cheap = isinstance(candidates.problem.value, Coverage)
+        self.list_up_to = effort.list_up_to if effort.list_up_to is not None else (12 if cheap else 10)
+
+    def run(self, known: list[int]) -> float:
+        """Search, starting from a feasible panel if one is known; returns the proven bound."""
+        if self.candidates.is_feasible(known):
+            self.incumbent.offer(known)
+        greedy.start(self.candidates, self.incumbent)
+        for cap in sorted(set(self.candidates.largest.tolist())):
+            pool = np.flatnonzero(self.candidates.largest >= cap)
+            self._push(_Node((), pool, cap, self.candidates.value_of(pool)))
+        while self.heap:
+            upper = -self.heap[0][0]
+            if self._done(upper):
+                return max(upper, self.incumbent.value)
+            self._expand(heapq.heappop(self.heap)[2])
+        return self.incumbent.value
+
+    def _target(self) -> float:
+        """Nodes bounded by this are not worth a look."""
+        return self.incumbent.value + tie_width(self.incumbent.value)
+
+    def _done(self, upper: float) -> bool:
+        """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
+        value, limit = self.incumbent.value, self.effort.node_limit
+        close = upper <= max(self._target(), value + self.effort.gap_share * abs(value))
+        return close or self._late() or (limit is not None and self.nodes >= limit)
+
+    def _late(self) -> bool:
+        limit = self.effort.time_limit_s
+        return limit is not None and self.spent is not None and self.spent() >= limit
+
+    def _push(self, node: _Node) -> None:
+        if node.upper > self._target():
+            # Equal bounds are taken in the order they were made, so the search is the same every time.
+            heapq.heappush(self.heap, (-node.upper, self.pushed, node))
+            self.pushed += 1
+
+    def _expand(self, node: _Node) -> None:
+        """Bound one node; then solve it, drop it, or push its two children."""
+        self.nodes += 1
+        held, free = list(node.held), self._fitting(node)
+        if held:
+            self.incumbent.offer(held)
+        if self._settled(held, free, node.cap):
+            return
+        base = self.candidates.problem.value.state_of(self.candidates.index[held])
+        costs, room = self._relaxed_limits(held, free, node.cap)
+        bound = relaxation.solve(
+            envelope(self.candidates.problem.value, self.candidates.states[free], base),
+            costs,
+            room,
+            target=self._target(),
+            precision=1e-5 * max(1.0, abs(self.incumbent.value)),
+            stop=self._late,
+        )
+        upper = min(bound.upper, node.upper)
+        if upper <= self._target():
+            return
+        self._round(held, free, bound.shares, node.cap)
+        target = self._target()
+        must = bound.upper - np.maximum(bound.reduced, 0.0) <= target
+        cannot = bound.upper + np.minimum(bound.reduced, 0.0) <= target
+        if (must & cannot).any() or upper <= target:
+            return
+        wish = np.zeros(self.candidates.count)
+        wish[free] = bound.shares
+        held = [*held, *free[must].tolist()]
+        free = free[~must & ~cannot]
+        self._branch(_Node(tuple(held), free, node.cap, upper), wish)
+
+    def _branch(self, node: _Node, wish: FloatArray) -> None:
+        held, free = list(node.held), self._fitting(node)
+        if held and not self.candidates.is_feasible(held):
+            return
+        if held:
+            self.incumbent.offer(held)
+        if self._settled(held, free, node.cap) or self._paired(held, free, node.cap):
+            return
+        cover = minimal_infeasible(self.candidates, held, free, wish, node.cap)
+        pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
+        without = free[free != pivot]
+        # Whoever is worse than the excluded expert in every way is excluded with it.
+        inferior = np.array([pivot in self.superiors[n] for n in without], dtype=np.bool_)
+        self._push(_Node(node.held, without[~inferior], node.cap, node.upper))
+        joining = [pivot, *(int(n) for n in self.superiors[pivot] if int(n) not in held)]
+        if set(joining) <= set(free.tolist()) and self.candidates.is_feasible([*held, *joining]):
+            rest = free[~np.isin(free, joining)]
+            self._push(_Node((*held, *joining), rest, node.cap, node.upper))
+
+    def _fitting(self, node: _Node) -> IntArray:
+        """The free experts that can still join the held ones."""
+        if len(node.held) >= node.cap:
+            return np.empty(0, dtype=np.intp)
+        pool: BoolArray = np.zeros(self.candidates.count, dtype=np.bool_)
+        pool[node.free] = True
+        return self.candidates.addable(list(node.held), pool)
+
+    def _settled(self, held: list[int], free: IntArray, cap: int) -> bool:
+        """Solve a node outright where its vertex is feasible or its subsets are few."""
+        candidates = self.candidates
+        if len(free) == 0:
+            return True
+        vertex = [*held, *free.tolist()]
+        if len(vertex) <= cap and candidates.is_feasible(vertex):
+            self.incumbent.offer(vertex)
+            return True
+        if len(free) > self.list_up_to:
+            return False
+        value = candidates.problem.value
+        base = value.state_of(candidates.index[held])
+        found = lattice.best(candidates, held, free, lattice.values(value, candidates.states[free], base))
+        if found is not None:
+            self.incumbent.offer(found[0])
+        return True
+
+    def _paired(self, held: list[int], free: IntArray, cap: int) -> bool:
+        """Solve a node outright where at most two more can join, which is where shares bound worst."""
+        candidates = self.candidates
+        most = candidates.most_joining(held, free, cap)
+        if most > 2:
+            return False
+        value, states = candidates.problem.value, candidates.states[free]
+        base = value.state_of(candidates.index[held])
+        reached = value.cross(value.combine(base, states), states)
+        np.fill_diagonal(reached, value.average(value.combine(base, states)))
+        alone = np.eye(len(free), dtype=np.bool_)
+        fits = np.triu(np.ones_like(alone)) if most == 2 else alone
+        size = len(held) + 2 - alone
+        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
+            pair = row[free] + row[free][:, None] * ~alone
+            fits &= float(row[held].sum()) + pair <= ceiling[np.minimum(size, len(ceiling) - 1)]
+        reached = np.where(fits, reached, -np.inf)
+        peak = float(reached.max())
+        for left, right in np.argwhere(reached >= peak - tie_width(peak)) if peak > -np.inf else ():
+            self.incumbent.offer([*held, *sorted({int(free[left]), int(free[right])})])
+        return True
+
+    def _relaxed_limits(self, held: list[int], free: IntArray, cap: int) -> tuple[FloatArray, FloatArray]:
+        """Sum limits and panel size as rows over the free experts, with what is left of each.
+
+        Aggregation that grows with the panel is replaced by the steepest line below it through the present
+        size, and its slope charged to every expert: never more than the true cost.
+        """
+        candidates, size = self.candidates, len(held)
+        most = candidates.most_joining(held, free, cap)
+        costs, room = [np.ones(len(free))], [float(most)]
+        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
+            start = max(size, 1)
+            drop = ceiling[start] - ceiling[start + 1 : size + most + 1]
+            slope = float((drop / np.arange(1, len(drop) + 1)).min()) if len(drop) else 0.0
+            left = float(ceiling[start] - row[held].sum()) + (slope if size == 0 else 0.0)
+            charged = row[free] + slope
+            if float(charged.sum()) > left:
+                costs.append(charged)
+                room.append(max(left, float(charged.max())))  # each fits alone, but for rounding
+        return np.array(costs), np.array(room)
+
+    def _round(self, held: list[int], free: IntArray, shares: FloatArray, cap: int) -> None:
+        """Offer the panel that takes experts by falling share while they fit."""
+        candidates = self.candidates
+        panel = list(held)
+        costs = [row.tolist() for row in candidates.sums]
+        ceilings = [ceiling.tolist() for ceiling in candidates.ceilings]
+        used = [float(row[held].sum()) for row in candidates.sums]
+        for expert in free[np.argsort(-shares, kind="stable")].tolist():
+            if len(panel) == cap:
+                break
+            joined = [total + cost[expert] for total, cost in zip(used, costs, strict=True)]
+            if all(total <= most[len(panel) + 1] for total, most in zip(joined, ceilings, strict=True)):
+                panel.append(expert)
+                used = joined
+        if self.nodes == 1 and panel:
+            pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
+            pool[free] = True
+            if candidates.value_of(panel) < self.incumbent.value:
+                panel = self.incumbent.members
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, cap))
+        if candidates.is_feasible(panel):
+            self.incumbent.offer(panel)
+
+
+def plan(
+    problem: Problem,
+    *,
+    table: ValueTable | None = None,
+    effort: Effort | None = None,
+    clock: Callable[[], float] | None = None,
+    known: Sequence[int] = (),
+) -> Plan:
+    """The best feasible panel with its certificate; infeasible problems give a plan without members and with
+    offers.
+
+    table: values computed before, used where it covers the problem. effort: limits of the search; a time
+    limit needs `clock`, a monotonic clock in seconds. Without a limit the answer is exact: value within 1e-9
+    of the best. known: a panel (places in the problem) to start the search from, ignored where it is not
+    feasible.
+
+    Ties (values within 1e-9): least joules, then least delay, then fewest members, then names in alphabetical
+    order. A table settles ties over all panels; a search over the panels that it meets.
+    """
+    started = clock() if clock else 0.0
+    spent = (lambda: clock() - started) if clock else None
+    candidates = Candidates.of(problem)
+    if candidates.count == 0:
+        return infeasible(problem, "branch", spent() if spent else None)
+    if table is not None and table.covers(candidates) and (found := table.best(candidates)) is not None:
+        members, value, nodes = found
+        method, bound = "table", value
+    else:
+        search = _Search(candidates, effort or Effort(), spent)
+        place = {int(n): position for position, n in enumerate(candidates.index)}
+        bound = search.run([place[n] for n in known] if set(known) <= set(place) else [])
+        members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
+        method = "branch"
+    return certified(
+        problem,
+        candidates.index[members].tolist(),
+        method=method,
+        value=value,
+        upper_bound=bound,
+        nodes=nodes,
+        elapsed_s=spent() if spent else None,
+    )

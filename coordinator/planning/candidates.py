@@ -1,0 +1,145 @@
+"""What is left of a problem once the experts that cannot be in any panel are gone; what every solver works
+on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.coordinator.planning.problem import ROUNDING, Problem
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
+
+TIE = 1e-9
+"""Values closer than this, relative to the larger of 1 and their size, count as equal."""
+
+
+def tie_width(value: float) -> float:
+    """How much two values near `value` may differ and still count as equal."""
+    return TIE * max(1.0, abs(value)) if np.isfinite(value) else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The n experts that are feasible alone, in the alphabetical order of their names.
+
+    index: (n,) their places in the problem. states: (n, M) of the value. largest: (n,) size of the largest
+    panel that each may be in, from max_experts and from delays that grow with the panel. sums: (C, n) costs
+    under the C sum limits, ceilings: (C, N + 1) what the members' costs may sum to in a panel of k, rounding
+    included. energy_j, delay_s: (n,) for ties.
+    """
+
+    problem: Problem
+    index: IntArray
+    states: FloatArray
+    largest: IntArray
+    sums: FloatArray
+    ceilings: FloatArray
+    energy_j: FloatArray
+    delay_s: FloatArray
+
+    @classmethod
+    def of(cls, problem: Problem) -> Candidates:
+        """Drop what is ruled out or infeasible alone, and sort by name."""
+        names = problem.names
+        experts = len(names)
+        order = np.array(sorted(range(experts), key=names.__getitem__), dtype=np.intp)
+        largest = np.full(experts, problem.largest_panel, dtype=np.intp)
+        sizes = np.arange(1, experts + 1)
+        for most in problem.max_limits():
+            ceiling = most.limit + ROUNDING * abs(most.limit)
+            # by_size never falls, so the sizes that an expert may be in are a prefix of 1..N.
+            fits = most.cost[:, None] + most.by_size[None, 1:] <= ceiling
+            largest = np.minimum(largest, np.where(fits, sizes, 0).max(axis=1))
+        limits = problem.sum_limits()
+        sums = np.array([limit.cost for limit in limits]).reshape(len(limits), experts)
+        ceilings = np.array(
+            [limit.limit + ROUNDING * abs(limit.limit) - limit.by_size for limit in limits]
+        ).reshape(len(limits), experts + 1)
+        fit = (largest >= 1) & (sums <= ceilings[:, 1:2]).all(axis=0)
+        if problem.ruled_out:
+            fit &= np.array([name not in problem.ruled_out for name in names])
+        index = order[fit[order]]
+        return cls(
+            problem=problem,
+            index=index,
+            states=problem.value.states[index],
+            largest=largest[index],
+            sums=sums[:, index],
+            ceilings=ceilings,
+            energy_j=problem.costs.energy_j[index],
+            delay_s=problem.costs.delay_s[index],
+        )
+
+    @property
+    def count(self) -> int:
+        """n, the number of candidates."""
+        return len(self.index)
+
+    def value_of(self, members: IntArray | list[int]) -> float:
+        """Value of a panel of candidates, members combined in alphabetical order."""
+        return self.problem.value.of(self.index[np.sort(np.asarray(members, dtype=np.intp))])
+
+    def is_feasible(self, members: IntArray | list[int]) -> bool:
+        """True where a non-empty panel of candidates keeps every limit."""
+        size = len(members)
+        if size == 0 or size > self.largest[members].min():
+            return False
+        return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
+
+    def most_joining(self, held: list[int], free: IntArray, cap: int) -> int:
+        """How many of `free` can join `held` in a panel of `cap` at most, each limit taken alone."""
+        most = min(cap - len(held), len(free))
+        for row, ceiling in zip(self.sums, self.ceilings, strict=True):
+            totals = np.cumsum(np.sort(row[free])[:most]) + float(row[held].sum())
+            fits = totals <= ceiling[len(held) + 1 : len(held) + most + 1] * (1 + ROUNDING)
+            most = int(np.flatnonzero(fits)[-1]) + 1 if fits.any() else 0
+        return most
+
+    def addable(self, members: list[int], pool: BoolArray) -> IntArray:
+        """Candidates of `pool` (n,) outside `members` that can join the panel one at a time, in order."""
+        size = len(members) + 1
+        if size > len(self.problem.names) or (members and self.largest[members].min() < size):
+            return np.empty(0, dtype=np.intp)
+        used = self.sums[:, members].sum(axis=1)
+        fits = pool & (self.largest >= size)
+        fits &= (used[:, None] + self.sums <= self.ceilings[:, size : size + 1]).all(axis=0)
+        fits[members] = False
+        return np.flatnonzero(fits)
+
+    def total_energy_j(self, members: IntArray | list[int]) -> float:
+        """Joules of a panel, aggregation included."""
+        return float(self.energy_j[members].sum() + self.problem.aggregation.energy_j[len(members)])
+
+    def preference(self, members: list[int]) -> tuple[float, float, int, tuple[int, ...]]:
+        """Tie-break key, the smallest wins: joules, seconds, members, then names in alphabetical order.
+
+        Joules and seconds are rounded to ten digits, so that the order of additions cannot decide.
+        """
+        energy = float(f"{self.total_energy_j(members):.9e}")
+        delay = float(self.delay_s[members].max() + self.problem.aggregation.delay_s[len(members)])
+        return energy, float(f"{delay:.9e}"), len(members), tuple(sorted(int(member) for member in members))
+
+
+@dataclass
+class Incumbent:
+    """The best panel met so far, under the documented rule for ties."""
+
+    candidates: Candidates
+    members: list[int]
+    value: float = -np.inf
+
+    def offer(self, members: list[int], value: float | None = None) -> bool:
+        """Take a feasible panel if it is better, or equal and preferred. Returns whether it was taken."""
+        value = self.candidates.value_of(members) if value is None else value
+        width = tie_width(max(value, self.value))
+        if self.members:
+            if value < self.value - width:
+                return False
+            tied = value <= self.value + width
+            prefer = self.candidates.preference
+            if tied and prefer(members) >= prefer(self.members):
+                return False
+        self.members, self.value = sorted(int(member) for member in members), value
+        return True

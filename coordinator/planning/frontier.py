@@ -1,0 +1,42 @@
+"""The best value over a range of energy budgets: what more joules would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from moe2.coordinator.planning import branch
+from moe2.coordinator.planning.certificate import Plan
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.table import ValueTable
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The plan for one energy budget, all other limits as in the problem."""
+
+    energy_budget_j: float
+    plan: Plan
+
+
+def frontier(
+    problem: Problem,
+    energy_budgets_j: Sequence[float],
+    *,
+    table: ValueTable | None = None,
+    effort: branch.Effort | None = None,
+    clock: Callable[[], float] | None = None,
+) -> tuple[FrontierPoint, ...]:
+    """Plans by rising budget; each is at least as good as the one before, even where `effort` cuts searches
+    short.
+
+    `effort` holds for each budget. Raises ProblemError for a budget that is negative or not finite.
+    """
+    points: list[FrontierPoint] = []
+    known: tuple[int, ...] = ()
+    for budget in sorted(energy_budgets_j):
+        priced = replace(problem, budgets=replace(problem.budgets, energy_j=float(budget)))
+        plan = branch.plan(priced, table=table, effort=effort, clock=clock, known=known)
+        known = plan.members
+        points.append(FrontierPoint(float(budget), plan))
+    return tuple(points)

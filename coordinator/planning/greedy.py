@@ -1,0 +1,115 @@
+"""Good panels fast: greedy growth by gain and by gain per cost, then exchanges. First incumbents, and a
+baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
+from moe2.coordinator.planning.certificate import Plan, certified, infeasible
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.values import BoolArray, FloatArray
+
+_EXCHANGES = 4
+"""Most improving exchanges; a local optimum is usually met after one or two."""
+
+
+def burden(candidates: Candidates, cap: int) -> FloatArray:
+    """Each candidate's largest share of any sum limit or of `cap` places, (n,)."""
+    room = np.maximum(candidates.ceilings[:, 1:2], np.finfo(np.float64).tiny)
+    return np.asarray((candidates.sums / room).max(axis=0, initial=1.0 / cap))
+
+
+def grow(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
+    """Add the candidate of `pool` with the largest gain over `weight` until none fits or gains."""
+    value, states = candidates.problem.value, candidates.states
+    grown = list(members)
+    state = value.state_of(candidates.index[grown])
+    current = float(value.average(state))
+    while len(choices := candidates.addable(grown, pool)):
+        reached = value.cross(state[None], states)[0, choices]
+        gains = reached - current if np.isfinite(current) else reached
+        if grown and float(gains.max()) <= tie_width(current):
+            break
+        if np.isfinite(current):
+            gains = gains / weight[choices]
+        place = int(gains.argmax())
+        grown.append(int(choices[place]))
+        state = value.combine(state, states[choices[place]])
+        current = float(reached[place])
+    return grown
+
+
+def exchange(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
+    """Swap one member for one candidate of `pool`, the best swap first, while that gains; refill."""
+    value = candidates.problem.value
+    panel = sorted(members)
+    worth = candidates.value_of(panel)
+    for _ in range(_EXCHANGES):
+        entering = np.flatnonzero(pool & (candidates.largest >= len(panel)))
+        entering = entering[~np.isin(entering, panel)]
+        if len(entering) == 0:
+            return panel
+        left = candidates.sums[:, panel]
+        fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
+        for row, own, ceiling in zip(candidates.sums, left, candidates.ceilings, strict=True):
+            fits &= row[entering] <= (ceiling[len(panel)] - own.sum()) + own[:, None]
+        reached = np.where(
+            fits, value.cross(_without_each(candidates, panel), candidates.states[entering]), -np.inf
+        )
+        leaving, place = divmod(int(reached.argmax()), len(entering))
+        if not reached[leaving, place] > worth + tie_width(worth):
+            return panel
+        swapped = [*panel[:leaving], *panel[leaving + 1 :], int(entering[place])]
+        if not candidates.is_feasible(swapped):  # the sums above were rounded differently
+            return panel
+        panel = sorted(grow(candidates, swapped, pool, weight))
+        worth = candidates.value_of(panel)
+    return panel
+
+
+def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
+    """State of the panel without each of its members in turn, (k, M), from running unions from both ends."""
+    value = candidates.problem.value
+    states = candidates.states[panel]
+    empty = value.empty_state()[None]
+    before = np.concatenate([empty, value.union.accumulate(states, axis=0)[:-1]])
+    after = np.concatenate([value.union.accumulate(states[::-1], axis=0)[::-1][1:], empty])
+    return value.combine(before, after)
+
+
+def start(candidates: Candidates, incumbent: Incumbent) -> None:
+    """Offer the best candidates alone, and a greedy panel for every size that delays distinguish."""
+    alone = candidates.problem.value.average(candidates.states)
+    peak = float(alone.max())
+    for single in np.flatnonzero(alone >= peak - tie_width(peak)):
+        incumbent.offer([int(single)], float(alone[single]))
+    for cap in sorted(set(candidates.largest.tolist())):
+        incumbent.offer(grow(candidates, [], candidates.largest >= cap, burden(candidates, cap)))
+
+
+def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
+    """Greedy alone: a feasible panel with the trivial bound (all candidates together), no proof."""
+    started = clock() if clock else None
+    candidates = Candidates.of(problem)
+    elapsed = (lambda: clock() - started) if clock and started is not None else (lambda: None)
+    if candidates.count == 0:
+        return infeasible(problem, "greedy", elapsed())
+    incumbent = Incumbent(candidates, [])
+    start(candidates, incumbent)
+    cap = int(candidates.largest.max())
+    pool = np.ones(candidates.count, dtype=np.bool_)
+    incumbent.offer(grow(candidates, [], pool, np.ones(candidates.count)))
+    incumbent.offer(exchange(candidates, incumbent.members, pool, burden(candidates, cap)))
+    return certified(
+        problem,
+        candidates.index[incumbent.members].tolist(),
+        method="greedy",
+        value=incumbent.value,
+        upper_bound=candidates.value_of(list(range(candidates.count))),
+        nodes=0,
+        elapsed_s=elapsed(),
+    )

@@ -1,0 +1,128 @@
+"""All subsets of a few experts at once, by doubling: entry `mask` of an array belongs to the panel of its set
+bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from moe2.coordinator.planning.candidates import Candidates, tie_width
+from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
+
+WIDEST = 20
+"""Most experts whose subsets are ever listed: a million."""
+
+
+@lru_cache(maxsize=WIDEST + 1)
+def sizes(width: int) -> IntArray:
+    """Number of members of each of the 2^width panels; read-only."""
+    counts = np.zeros(1 << width, dtype=np.intp)
+    for bit in range(width):
+        counts[1 << bit : 2 << bit] = counts[: 1 << bit] + 1
+    counts.flags.writeable = False
+    return counts
+
+
+def masks(places: IntArray) -> IntArray:
+    """For each panel of n experts, its mask when expert i sits at bit `places[i]`; shape (2^n,)."""
+    moved = np.zeros(1 << len(places), dtype=np.intp)
+    for bit, place in enumerate(places.tolist()):
+        np.bitwise_or(moved[: 1 << bit], 1 << place, out=moved[1 << bit : 2 << bit])
+    return moved
+
+
+def sums(costs: FloatArray, base: float = 0.0) -> FloatArray:
+    """`base` plus the sum of the members' costs, for each panel; shape (2^n,)."""
+    totals = np.empty(1 << len(costs))
+    totals[0] = base
+    for bit, cost in enumerate(costs):
+        np.add(totals[: 1 << bit], cost, out=totals[1 << bit : 2 << bit])
+    return totals
+
+
+def minima(bounds: IntArray, base: int) -> IntArray:
+    """The least of `base` and the members' bounds, for each panel; shape (2^n,)."""
+    least = np.empty(1 << len(bounds), dtype=np.intp)
+    least[0] = base
+    for bit, bound in enumerate(bounds):
+        np.minimum(least[: 1 << bit], bound, out=least[1 << bit : 2 << bit])
+    return least
+
+
+def states(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
+    """State of each panel of the experts with states `rows` (n, M) on top of `base` (M,); (2^n, M)."""
+    combined = np.empty((1 << len(rows), len(base)))
+    combined[0] = base
+    for bit, row in enumerate(rows):
+        combined[1 << bit : 2 << bit] = value.combine(combined[: 1 << bit], row)
+    return combined
+
+
+def values(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
+    """Value of each panel on top of `base`, from the states of two halves; shape (2^n,).
+
+    Only 2^(n/2) states are formed per half; for coverage all 2^n values are then one matrix product.
+    """
+    low = (len(rows) + 1) // 2
+    return value.cross(
+        states(value, rows[low:], base), states(value, rows[:low], value.empty_state())
+    ).reshape(-1)
+
+
+def best(
+    candidates: Candidates, forced: list[int], free: IntArray, panel_values: FloatArray
+) -> tuple[list[int], float] | None:
+    """The best feasible panel that holds `forced` and any of `free`, given the values of all 2^|free| of
+    them.
+
+    Equal values are settled by Candidates.preference over *all* the tied panels. None where nothing is
+    feasible.
+    """
+    held = np.array(forced, dtype=np.intp)
+    count = sizes(len(free)) + len(held) if forced else sizes(len(free))
+    ok = np.ones(len(count), dtype=np.bool_)
+    ok[0] = bool(forced)
+    for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
+        totals = sums(row[free], float(row[held].sum()))
+        reachable = ceiling[len(held) : len(held) + len(free) + 1]
+        flat = reachable[0] == reachable[-1]
+        ok &= totals <= (reachable[0] if flat else ceiling[count])
+    largest = candidates.largest
+    cap = int(largest[held].min()) if forced else len(candidates.problem.names)
+    tightest = min(cap, int(largest[free].min())) if len(free) else cap
+    if tightest < len(held) + len(free):
+        loosest = min(cap, int(largest[free].max())) if len(free) else cap
+        ok &= count <= (tightest if tightest == loosest else minima(largest[free], cap))
+    reached = np.where(ok, panel_values, -np.inf)
+    top = int(reached.argmax())
+    if not ok[top]:
+        hits = np.flatnonzero(ok)  # every feasible panel is worth -inf, or there is none
+        if len(hits) == 0:
+            return None
+        top = int(hits[0])
+    peak = float(reached[top])
+    tied = np.flatnonzero(reached >= peak - tie_width(peak))
+    settled = len(tied) == 1 or not np.isfinite(peak)
+    chosen = top if settled else _preferred(candidates, held, free, tied)
+    return [*forced, *free[_bits(chosen, len(free))].tolist()], float(panel_values[chosen])
+
+
+def _bits(mask: int, width: int) -> IntArray:
+    return np.array([bit for bit in range(width) if mask >> bit & 1], dtype=np.intp)
+
+
+def _preferred(candidates: Candidates, held: IntArray, free: IntArray, tied: IntArray) -> int:
+    """The panel of `tied` that Candidates.preference puts first; filtered in bulk by joules first."""
+    bits = (tied[:, None] >> np.arange(len(free))) & 1
+    count = bits.sum(axis=1) + len(held)
+    energy = bits @ candidates.energy_j[free] + candidates.energy_j[held].sum()
+    energy = energy + candidates.problem.aggregation.energy_j[count]
+    near = tied[energy <= energy.min() * (1 + 2e-9)]
+    return int(
+        min(
+            near.tolist(),
+            key=lambda mask: candidates.preference([*held.tolist(), *free[_bits(mask, len(free))].tolist()]),
+        )
+    )

@@ -1,0 +1,292 @@
+"""One coarse selection as an immutable value: what panels are worth, what they cost, and what the request
+allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+
+from moe2.common.errors import Moe2Error
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
+
+ROUNDING = 1e-12
+"""Relative slack of every comparison with a limit: sums in another order differ by rounding only."""
+
+
+class ProblemError(Moe2Error):
+    """A planning problem that makes no sense: shapes that differ, NaN, negative costs, unknown names."""
+
+
+class Quantile(StrEnum):
+    """Which prediction the limits hold for. p95 is the default: limits are meant for the bad case."""
+
+    P50 = "p50"
+    P95 = "p95"
+
+
+class Limit(StrEnum):
+    """A budget that a panel must keep."""
+
+    ENERGY = "energy_j"
+    POWER = "power_w"
+    DELAY = "delay_s"
+    FIRST_TOKEN = "first_token_s"  # noqa: S105  (a duration's name, no secret)
+    PER_TOKEN = "per_token_s"  # noqa: S105  (a duration's name, no secret)
+    PANEL_SIZE = "max_experts"
+
+
+def _costs(name: str, figures: Sequence[float] | FloatArray) -> FloatArray:
+    """`figures` as a read-only float64 vector without NaN, infinity or negative numbers, or ProblemError."""
+    array = np.array(figures, dtype=np.float64)
+    if array.ndim != 1:
+        raise ProblemError(f"{name} must be one number per entry, not an array of shape {array.shape}.")
+    good = (array >= 0.0) & (array < np.inf)
+    if not good.all():
+        index = int(np.argmin(good))
+        raise ProblemError(
+            f"{name}[{index}] is {array[index]}; it must be a finite number and not negative.",
+            remedy="Exclude an expert whose cost is unknown, with a reason.",
+        )
+    array.flags.writeable = False
+    return array
+
+
+class _Vectors:
+    """Turns every field of a frozen dataclass into a checked read-only vector."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):  # type: ignore[arg-type]  # the subclasses are dataclasses
+            figures = getattr(self, entry.name)
+            if figures is not None:
+                object.__setattr__(self, entry.name, _costs(entry.name, figures))
+
+
+@dataclass(frozen=True, eq=False)
+class Costs(_Vectors):
+    """What each expert costs for this request at one quantile; every field has shape (N,).
+
+    energy_j: joules of the whole answer. queue_s, transmit_s, prefill_s, decode_s: the parts of its delay in
+    seconds. per_token_s: seconds per output token, None where no request bounds it.
+    """
+
+    energy_j: FloatArray
+    queue_s: FloatArray
+    transmit_s: FloatArray
+    prefill_s: FloatArray
+    decode_s: FloatArray
+    per_token_s: FloatArray | None = None
+
+    @property
+    def first_token_s(self) -> FloatArray:
+        """Seconds until each expert's first token: queue, transmission and prefill. Shape (N,)."""
+        return self.queue_s + self.transmit_s + self.prefill_s
+
+    @property
+    def delay_s(self) -> FloatArray:
+        """Seconds until each expert's whole answer. Shape (N,)."""
+        return self.first_token_s + self.decode_s
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregation(_Vectors):
+    """What putting k answers together costs on top of the members; index k = 0..N, never falling, shape (N +
+    1,).
+
+    first_token_s is what aggregation adds to the time to first token (where only a whole answer can be
+    aggregated, let the members' `first_token_s` parts hold the whole delay).
+    """
+
+    energy_j: FloatArray
+    delay_s: FloatArray
+    first_token_s: FloatArray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for entry in fields(self):
+            if (np.diff(getattr(self, entry.name)) < 0.0).any():
+                raise ProblemError(
+                    f"aggregation {entry.name} falls with the panel's size; it must never fall."
+                )
+
+    @classmethod
+    def free(cls, experts: int) -> Aggregation:
+        """No aggregation cost at any size of panel."""
+        nothing = np.zeros(experts + 1)
+        return cls(energy_j=nothing, delay_s=nothing, first_token_s=nothing)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What the request allows; None is no limit. Limits hold for the predictions at `quantile`.
+
+    power_w: watts left under the fleet's cap, to be shared by the members' extra draw.
+    """
+
+    energy_j: float | None = None
+    delay_s: float | None = None
+    first_token_s: float | None = None
+    per_token_s: float | None = None
+    power_w: float | None = None
+    max_experts: int | None = None
+    quantile: Quantile = Quantile.P95
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            limit = getattr(self, entry.name)
+            if entry.name in ("quantile", "max_experts") or limit is None:
+                continue
+            if not (np.isfinite(limit) and limit >= 0.0):
+                raise ProblemError(
+                    f"The budget {entry.name} is {limit}; it must be a finite number and not negative.",
+                    remedy="Leave it out for no limit.",
+                )
+        if self.max_experts is not None and self.max_experts < 1:
+            raise ProblemError(f"max_experts is {self.max_experts}; a panel has at least one expert.")
+
+
+@dataclass(frozen=True, eq=False)
+class SumLimit:
+    """`sum(cost[n] for members) + by_size[k] <= limit`."""
+
+    limit_kind: Limit
+    cost: FloatArray
+    by_size: FloatArray
+    limit: float
+
+    def total(self, members: IntArray | list[int]) -> float:
+        """Left side for one panel."""
+        return float(self.cost[members].sum() + self.by_size[len(members)])
+
+
+@dataclass(frozen=True, eq=False)
+class MaxLimit:
+    """`max(cost[n] for members) + by_size[k] <= limit`."""
+
+    limit_kind: Limit
+    cost: FloatArray
+    by_size: FloatArray
+    limit: float
+
+    def total(self, members: IntArray | list[int]) -> float:
+        """Left side for one panel of at least one member."""
+        return float(self.cost[members].max() + self.by_size[len(members)])
+
+
+PanelLimit: TypeAlias = SumLimit | MaxLimit
+
+
+def exceeds(total: FloatArray, limit: float) -> BoolArray:
+    """`total > limit` beyond rounding, elementwise; the one comparison that every solver means."""
+    return np.asarray(total > limit + ROUNDING * abs(limit))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Maximise `value` over non-empty panels within `budgets`. Feasible panels stay feasible when a member
+    leaves.
+
+    names: N distinct expert names; their alphabetical order breaks the last ties, whatever the order here.
+    p50, p95: predicted costs. power_w: (N,) watts a running expert adds to the fleet, needed under a power
+    budget. ruled_out: experts that the request or their state rules out, with the reason in words. Raises
+    ProblemError.
+    """
+
+    names: tuple[str, ...]
+    value: SetValue
+    p50: Costs
+    p95: Costs
+    aggregation: Aggregation
+    budgets: Budgets = field(default_factory=Budgets)
+    power_w: FloatArray | None = None
+    ruled_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        experts = len(self.names)
+        if experts == 0 or len(set(self.names)) != experts:
+            raise ProblemError("A plan needs at least one expert, and distinct names.")
+        if self.power_w is not None:
+            object.__setattr__(self, "power_w", _costs("power_w", self.power_w))
+        shapes = {
+            "value": self.value.experts,
+            "power_w": experts if self.power_w is None else len(self.power_w),
+        }
+        for label, costs in (("p50", self.p50), ("p95", self.p95)):
+            for entry in fields(costs):
+                figures = getattr(costs, entry.name)
+                if figures is not None:
+                    shapes[f"{label}.{entry.name}"] = len(figures)
+        for entry in fields(self.aggregation):
+            shapes[f"aggregation.{entry.name} (one longer)"] = len(getattr(self.aggregation, entry.name)) - 1
+        for label, length in shapes.items():
+            if length != experts:
+                raise ProblemError(f"{label} is for {length} experts, but {experts} are named.")
+        if unknown := sorted(set(self.ruled_out) - set(self.names)):
+            raise ProblemError(f"ruled_out names experts that are not in the fleet: {', '.join(unknown)}.")
+        if self.budgets.power_w is not None and self.power_w is None:
+            raise ProblemError("A power budget needs power_w, the watts that each expert adds.")
+        if self.budgets.per_token_s is not None and self.costs.per_token_s is None:
+            raise ProblemError("A budget per output token needs per_token_s for each expert.")
+
+    @property
+    def costs(self) -> Costs:
+        """The predictions that the limits hold for."""
+        return self.p50 if self.budgets.quantile is Quantile.P50 else self.p95
+
+    @property
+    def largest_panel(self) -> int:
+        """Most members that a panel may have."""
+        return min(self.budgets.max_experts or len(self.names), len(self.names))
+
+    def sum_limits(self) -> tuple[SumLimit, ...]:
+        """The budgets on sums over the members: energy and power."""
+        limits = []
+        if self.budgets.energy_j is not None:
+            limits.append(
+                SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j)
+            )
+        if self.budgets.power_w is not None and self.power_w is not None:
+            limits.append(
+                SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w)
+            )
+        return tuple(limits)
+
+    def max_limits(self) -> tuple[MaxLimit, ...]:
+        """The budgets on the slowest member: whole delay, first token, and seconds per token."""
+        budgets, costs, aggregation = self.budgets, self.costs, self.aggregation
+        limits = []
+        if budgets.delay_s is not None:
+            limits.append(MaxLimit(Limit.DELAY, costs.delay_s, aggregation.delay_s, budgets.delay_s))
+        if budgets.first_token_s is not None:
+            limits.append(
+                MaxLimit(
+                    Limit.FIRST_TOKEN, costs.first_token_s, aggregation.first_token_s, budgets.first_token_s
+                )
+            )
+        if budgets.per_token_s is not None and costs.per_token_s is not None:
+            nothing = np.zeros(len(self.names) + 1)
+            limits.append(MaxLimit(Limit.PER_TOKEN, costs.per_token_s, nothing, budgets.per_token_s))
+        return tuple(limits)
+
+    def breaches(self, members: list[int]) -> list[tuple[Limit, float, float]]:
+        """The limits that a non-empty panel breaks, each with what it needs and what is allowed."""
+        found: list[tuple[Limit, float, float]] = []
+        if len(members) > self.largest_panel:
+            found.append((Limit.PANEL_SIZE, float(len(members)), float(self.largest_panel)))
+        limits: tuple[PanelLimit, ...] = (*self.sum_limits(), *self.max_limits())
+        for limit in limits:
+            needed = limit.total(members)
+            if exceeds(np.asarray(needed), limit.limit):
+                found.append((limit.limit_kind, needed, limit.limit))
+        return found
+
+    def is_feasible(self, members: list[int]) -> bool:
+        """True where the panel is not empty, breaks no limit and has no member that is ruled out."""
+        if not members or any(self.names[member] in self.ruled_out for member in members):
+            return False
+        return not self.breaches(members)

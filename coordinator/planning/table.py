@@ -1,0 +1,169 @@
+"""Values of many panels, computed once per fleet and category: they depend on calibration prompts, not on
+requests.
+
+With a table a request costs a few vector operations: which listed panels keep the limits, and the best of
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe2.common.errors import Moe2Error
+from moe2.coordinator.planning import lattice
+from moe2.coordinator.planning.candidates import Candidates, tie_width
+from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
+
+MOST_PANELS = 1 << 20
+"""Largest table: about 16 MB of values and members."""
+_CHUNK = 1 << 13
+"""Panels looked at together, best first."""
+
+
+class TableError(Moe2Error):
+    """A table that would be too large."""
+
+
+@dataclass(frozen=True, eq=False)
+class ValueTable:
+    """The value of every panel of up to `largest_panel` experts.
+
+    by_mask: (2^N,) values of all panels, bit n of the place is expert n; None where panels are limited in
+    size. members: (K, T) experts of the T panels of 1..K members, best value first, padded with N; values:
+    (T,). None where by_mask is given.
+    """
+
+    value: SetValue
+    largest_panel: int
+    by_mask: FloatArray | None
+    members: NDArray[np.int16] | None
+    sizes: NDArray[np.int16] | None
+    values: FloatArray | None
+
+    @classmethod
+    def build(cls, value: SetValue, largest_panel: int | None = None) -> ValueTable:
+        """List all panels, or those of up to `largest_panel` experts. Raises TableError above MOST_PANELS."""
+        experts = value.experts
+        largest = min(largest_panel or experts, experts)
+        count = sum(comb(experts, size) for size in range(1, largest + 1))
+        if count > MOST_PANELS:
+            raise TableError(
+                f"A table of all panels of up to {largest} of {experts} experts would hold {count} values, "
+                f"more than {MOST_PANELS}.",
+                remedy="Limit max_experts, or plan without a table.",
+            )
+        if experts <= 16:
+            by_mask = lattice.values(value, value.states, value.empty_state())
+            by_mask.flags.writeable = False
+            return cls(value, experts, by_mask, None, None, None)
+        members = np.full((largest, count), experts, dtype=np.int16)
+        sizes = np.empty(count, dtype=np.int16)
+        values = np.empty(count)
+        _list_panels(value, largest, members, sizes, values)
+        order = np.argsort(-values, kind="stable")
+        members, sizes, values = np.ascontiguousarray(members[:, order]), sizes[order], values[order]
+        for array in (members, sizes, values):
+            array.flags.writeable = False
+        return cls(value, largest, None, members, sizes, values)
+
+    def covers(self, candidates: Candidates) -> bool:
+        """True where every feasible panel of these candidates is listed."""
+        return candidates.problem.value is self.value and (
+            self.by_mask is not None or int(candidates.largest.max(initial=0)) <= self.largest_panel
+        )
+
+    def best(self, candidates: Candidates) -> tuple[list[int], float, int] | None:
+        """The best feasible panel of candidates, its value, and the number of panels looked at; None if there
+        is none.
+
+        Among values within a tie, Candidates.preference decides over all listed panels.
+        """
+        if self.by_mask is not None:
+            values = self.by_mask
+            if not np.array_equal(candidates.index, np.arange(self.value.experts)):
+                values = values[lattice.masks(candidates.index)]
+            found = lattice.best(candidates, [], np.arange(candidates.count), values)
+            return None if found is None else (*found, len(values))
+        return self._scan(candidates)
+
+    def _scan(self, candidates: Candidates) -> tuple[list[int], float, int] | None:
+        """Walk the listed panels from the best down until none can tie with the first feasible one."""
+        if self.members is None or self.sizes is None or self.values is None:
+            raise TableError("This table lists no panels.")
+        experts = self.value.experts
+        # One more place for the padding: it costs nothing and fits panels of any size.
+        sums = np.full((len(candidates.sums), experts + 1), np.inf)
+        sums[:, candidates.index] = candidates.sums
+        sums[:, experts] = 0.0
+        largest = np.zeros(experts + 1, dtype=np.int16)
+        largest[candidates.index] = candidates.largest
+        largest[experts] = experts
+        place = np.zeros(experts + 1, dtype=np.intp)
+        place[candidates.index] = np.arange(candidates.count)
+        tied: list[list[int]] = []
+        floor, scanned, peak = -np.inf, 0, -np.inf
+        for start in range(0, len(self.values), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            if self.values[start] < floor:
+                break
+            scanned += len(self.values[part])
+            hits = self._feasible(part, candidates, sums, largest) + start
+            for hit in hits:
+                if not tied:
+                    peak = float(self.values[hit])
+                    floor = peak - tie_width(peak)
+                if self.values[hit] < floor:
+                    break
+                tied.append(place[self.members[: self.sizes[hit], hit]].tolist())
+        if not tied:
+            return None
+        chosen = min(tied, key=candidates.preference) if len(tied) > 1 else tied[0]
+        return chosen, peak if len(tied) == 1 else candidates.value_of(chosen), scanned
+
+    def _feasible(
+        self, part: slice, candidates: Candidates, sums: FloatArray, largest: NDArray[np.int16]
+    ) -> IntArray:
+        if self.members is None or self.sizes is None:
+            return np.empty(0, dtype=np.intp)
+        rows, sizes = self.members[:, part], self.sizes[part]
+        room = largest[rows[0]]
+        for row in rows[1:]:
+            room = np.minimum(room, largest[row])
+        ok = sizes <= room
+        for cost, ceiling in zip(sums, candidates.ceilings, strict=True):
+            total = cost[rows[0]]
+            for row in rows[1:]:
+                total = total + cost[row]
+            ok &= total <= ceiling[sizes]
+        return np.flatnonzero(ok)
+
+
+def _list_panels(
+    value: SetValue,
+    largest: int,
+    members: NDArray[np.int16],
+    sizes: NDArray[np.int16],
+    values: FloatArray,
+) -> None:
+    """Fill the lists depth first: each prefix is extended by all later experts in one call."""
+    experts, filled = value.experts, 0
+    stack: list[tuple[list[int], FloatArray]] = [([], value.empty_state())]
+    while stack:
+        prefix, state = stack.pop()
+        start = prefix[-1] + 1 if prefix else 0
+        if start == experts:
+            continue
+        unions = value.combine(state, value.states[start:])
+        part = slice(filled, filled + len(unions))
+        for depth, expert in enumerate(prefix):
+            members[depth, part] = expert
+        members[len(prefix), part] = np.arange(start, experts)
+        sizes[part] = len(prefix) + 1
+        values[part] = value.average(unions)
+        filled = part.stop
+        if len(prefix) + 1 < largest:
+            stack.extend(([*prefix, start + offset], union) for offset, union in enumerate(unions))

@@ -1,0 +1,124 @@
+"""The agent's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe2.agent.settings import ENVIRONMENT_PREFIX, AgentSettings
+from moe2.common.config import load_settings
+from moe2.common.errors import ConfigError
+
+SMALLEST = """
+[coordinator]
+url = "ws://127.0.0.1:8081"
+token_file = "token"
+[[models]]
+name = "m"
+path = "m.gguf"
+"""
+
+
+def load(tmp_path: Path, content: str, **environment: str) -> AgentSettings:
+    path = tmp_path / "agent.toml"
+    path.write_text(content)
+    return load_settings(AgentSettings, path, environment=environment, prefix=ENVIRONMENT_PREFIX)
+
+
+def test_the_smallest_file_is_enough(tmp_path: Path) -> None:
+    """A coordinator, a token and a model; the rest has defaults."""
+    settings = load(tmp_path, SMALLEST)
+    assert settings.agent.name is None
+    assert settings.models[0].slots == 4
+    assert settings.log.level == "info"
+
+
+def test_an_empty_file_names_all_that_is_missing(tmp_path: Path) -> None:
+    """Both required parts at once."""
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, "")
+    assert [fault.split(": ", 1)[1] for fault in raised.value.faults] == [
+        "coordinator: required, but not set.",
+        "models: required, but not set.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "read"),
+    [
+        ("MOE2_AGENT__COORDINATOR__URL", "wss://hub:443/", lambda s: s.coordinator.url == "wss://hub:443"),
+        ("MOE2_AGENT__LOG__LEVEL", "debug", lambda s: s.log.level == "debug"),
+        ("MOE2_AGENT__AGENT__DRAIN_S", "1.5", lambda s: s.agent.drain_s == 1.5),
+        ("MOE2_AGENT__AGENT__STATE_DIR", "/x", lambda s: s.agent.state_dir == Path("/x")),
+    ],
+)
+def test_the_environment_overrides(tmp_path: Path, variable: str, value: str, read: Any) -> None:
+    """Each kind of value can be given as text."""
+    assert read(load(tmp_path, SMALLEST, **{variable: value}))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MOE2_AGENT__COORDINATOR__URL", "http://hub:80"),
+        ("MOE2_AGENT__COORDINATOR__URL", "ws://"),
+        ("MOE2_AGENT__COORDINATOR__RECONNECT_FIRST_S", "0"),
+        ("MOE2_AGENT__AGENT__DRAIN_S", "inf"),
+        ("MOE2_AGENT__AGENT__DRAIN_S", "nan"),
+        ("MOE2_AGENT__LOG__LEVEL", "loud"),
+        ("MOE2_AGENT__ENGINE__LOAD_TIMEOUT_S", "-1"),
+        ("MOE2_AGENT__MODELS", "m.gguf"),
+        ("MOE2_AGENT__NO__SUCH", "1"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(tmp_path: Path, variable: str, value: str) -> None:
+    """One fault, at its place."""
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, SMALLEST, **{variable: value})
+    [fault] = raised.value.faults
+    assert fault.startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("context_tokens = 63", "context_tokens"),
+        ("slots = 0", "slots"),
+        ("max_queue = -1", "max_queue"),
+        ("threads = 0", "threads"),
+        ("gpu_layers = -2", "gpu_layers"),
+        ("batch_tokens = 1", "batch_tokens"),
+        ("slot = 1", "slot"),
+    ],
+)
+def test_a_wrong_model_key_is_named_with_its_row(tmp_path: Path, line: str, key: str) -> None:
+    """Rows are counted from 0, as in the file's order."""
+    with pytest.raises(ConfigError, match=f"agent.toml: models.0.{key}: "):
+        load(tmp_path, SMALLEST + line)
+
+
+@pytest.mark.parametrize("name", ["", "-m", "a b", "a/b", "é", "x" * 129, "moe2", "auto"])
+def test_names_that_clients_could_not_ask_for_are_refused(tmp_path: Path, name: str) -> None:
+    """A slash would look like an expert's key, and two names are taken."""
+    with pytest.raises(ConfigError, match=r"models\.0\.name: "):
+        load(tmp_path, SMALLEST.replace('name = "m"', f'name = "{name}"'))
+
+
+@pytest.mark.parametrize("name", ["m", "SmolLM2-135M.Q4_1:chat", "x" * 128])
+def test_usual_names_are_accepted(tmp_path: Path, name: str) -> None:
+    """Letters, digits and . _ : - in any mixture."""
+    assert load(tmp_path, SMALLEST.replace('name = "m"', f'name = "{name}"')).models[0].name == name
+
+
+def test_a_name_stands_once(tmp_path: Path) -> None:
+    """Two models of one name could not be told apart."""
+    with pytest.raises(ConfigError, match="each name once; m stands more than once"):
+        load(tmp_path, SMALLEST + '[[models]]\nname = "m"\npath = "other.gguf"\n')
+
+
+def test_at_least_one_model_is_needed(tmp_path: Path) -> None:
+    """An agent without a model has nothing to do."""
+    with pytest.raises(ConfigError, match="models: "):
+        load(tmp_path, "models = []\n" + SMALLEST.partition("[[models]]")[0])

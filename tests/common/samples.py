@@ -1,0 +1,166 @@
+"""One message of every op, with every field set, and the smallest of those that have optional fields."""
+
+from __future__ import annotations
+
+from moe2.common.energy import Attribution, Energy, Quality, Scope
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.messages import (
+    CancelJob,
+    ChatMessage,
+    ChatPrompt,
+    ExpertReport,
+    ExpertState,
+    Fault,
+    Goodbye,
+    Hello,
+    HostFacts,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    JobStarted,
+    JobUsage,
+    Performance,
+    Ping,
+    Pong,
+    Refused,
+    Report,
+    Sampling,
+    SensorReport,
+    Submit,
+    TextPrompt,
+    TokenAlternative,
+    TokenPiece,
+    Tokens,
+    Welcome,
+    WireMessage,
+)
+
+HELLO = Hello(
+    protocol_min=1,
+    protocol_max=1,
+    agent_id="agent-00000000000000000000000000000001",
+    agent_name="jetson-01",
+    agent_version="0.1.0",
+)
+WELCOME = Welcome(
+    protocol=1,
+    coordinator_id="coordinator-1",
+    coordinator_version="0.1.0",
+    heartbeat_s=5.0,
+    report_s=4.0,
+    max_frame_bytes=65_536,
+)
+ENERGY = Energy(
+    joules=2.5,
+    marginal_joules=1.5,
+    quality=Quality.MEASURED_INTEGRATED,
+    scope=Scope.MODULE_INPUT,
+    source="ina3221",
+    coverage=0.99,
+    n_samples=12,
+    max_gap_s=0.1,
+    idle_w=4.5,
+    attribution=Attribution.TOKEN_SHARE,
+    reason="shared",
+)
+USAGE = JobUsage(
+    prompt_tokens=7, cached_tokens=3, decoded_tokens=5, queue_s=0.25, prefill_s=0.5, decode_s=1.5, energy=ENERGY
+)
+HOST = HostFacts(
+    hostname="host",
+    system="Linux 5.15",
+    architecture="aarch64",
+    cpu_model="Cortex-A78AE",
+    cpu_count=12,
+    memory_bytes=64_000_000_000,
+    accelerator="Orin",
+    board="Jetson AGX Orin",
+    power_mode="MAXN",
+)
+EXPERT = ExpertReport(
+    model="smollm2",
+    state=ExpertState.READY,
+    context_tokens=4096,
+    slots=4,
+    active=1,
+    queued=2,
+    max_queue=32,
+    file_bytes=98_000_000,
+    architecture="llama",
+    quantization="Q4_1",
+    parameters=135_000_000,
+    licence="apache-2.0",
+    vocabulary_sha256="0" * 64,
+    has_chat_template=True,
+    load_progress=1.0,
+    restarts=1,
+    last_error="killed by SIGKILL",
+    performance=Performance(
+        prefill_tokens_per_s=900.0,
+        decode_tokens_per_s=60.0,
+        ttft_s=0.1,
+        j_per_decoded_token=0.2,
+        idle_w=4.5,
+        n_requests=9,
+    ),
+)
+
+SAMPLES: dict[str, WireMessage] = {
+    "hello": HELLO,
+    "welcome": WELCOME,
+    "refused": Refused(code="protocol_version", message="No common version.", remedy="Upgrade the agent."),
+    "refused.smallest": Refused(code="no", message="No."),
+    "ping": Ping(seq=1),
+    "pong": Pong(seq=300),
+    "fault": Fault(code="unknown_op", message="Unknown op 'x'.", in_reply_to="x"),
+    "fault.smallest": Fault(code="no", message="No."),
+    "goodbye": Goodbye(reason="shutting down"),
+    "report": Report(
+        seq=3,
+        host=HOST,
+        experts=(EXPERT,),
+        sensors=(SensorReport(name="ina3221", state="denied", detail="EACCES", remedy="chmod it", power_w=9.5),),
+        warnings=(HealthWarning(code="queue_full", severity=Severity.NOTICE, message="Full.", remedy="Add one."),),
+        draining=True,
+    ),
+    "report.smallest": Report(
+        seq=0,
+        host=HostFacts(hostname="h", system="s", architecture="a"),
+        experts=(ExpertReport(model="m", state=ExpertState.LOADING, context_tokens=64, slots=1),),
+    ),
+    "submit": Submit(
+        job_id="req-1.0",
+        request_id="req-1",
+        model="smollm2",
+        prompt=ChatPrompt(
+            messages=(ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hé", name="n"))
+        ),
+        sampling=Sampling(
+            temperature=0.5,
+            top_p=0.9,
+            top_k=40,
+            min_p=0.05,
+            seed=42,
+            frequency_penalty=0.25,
+            presence_penalty=-0.25,
+            logit_bias={50: -1.5},
+        ),
+        max_tokens=16,
+        stop=("\n", "END"),
+        logprobs=2,
+        deadline_s=60.0,
+    ),
+    "submit.smallest": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once")),
+    "cancel": CancelJob(job_id="req-1.0"),
+    "job_started": JobStarted(job_id="req-1.0", prompt_tokens=7, queue_s=0.25),
+    "tokens": Tokens(
+        jobs=(
+            JobPieces("req-1.0", (TokenPiece("Hi", -0.5, (TokenAlternative("Hey", -1.5),)), TokenPiece("!"))),
+            JobPieces("req-2.0", ()),
+        )
+    ),
+    "job_done": JobDone(job_id="req-1.0", reason="stop", usage=USAGE),
+    "job_done.smallest": JobDone(job_id="j", reason="cancelled", usage=JobUsage()),
+    "job_failed": JobFailed(job_id="req-1.0", code="engine_crashed", message="It died.", usage=USAGE),
+    "job_failed.smallest": JobFailed(job_id="j", code="queue_full", message="Full."),
+}

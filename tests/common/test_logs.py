@@ -1,0 +1,106 @@
+"""Logging."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from moe2.common.logs import LEVELS, configure_logging
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Logging is process-wide; leave it as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def configured(level: str, stream: io.StringIO) -> None:
+    """As in a process where nobody else has set up logging; pytest has."""
+    logging.getLogger().handlers.clear()
+    configure_logging(level, stream=stream)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_lines_are_json_where_nobody_looks() -> None:
+    """One object a line: event, level, time, values."""
+    stream = io.StringIO()
+    configured("info", stream)
+    structlog.get_logger().info("agent_joined", agent_id="a", n=1)
+    [line] = lines(stream)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "agent_joined", "level": "info", "agent_id": "a", "n": 1}
+
+
+def test_lines_are_for_people_on_a_terminal() -> None:
+    """Not JSON there."""
+    stream = Terminal()
+    configured("info", stream)
+    structlog.get_logger().info("agent_joined", agent_id="a")
+    assert "agent_joined" in stream.getvalue()
+    with pytest.raises(json.JSONDecodeError):
+        lines(stream)
+
+
+def test_the_request_id_is_in_every_line_of_its_request() -> None:
+    """Bound once, by context."""
+    stream = io.StringIO()
+    configured("info", stream)
+    with structlog.contextvars.bound_contextvars(request_id="req-1"):
+        structlog.get_logger().info("request_began")
+        structlog.get_logger().info("request_ended")
+    structlog.get_logger().info("idle")
+    assert [line.get("request_id") for line in lines(stream)] == ["req-1", "req-1", None]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_level_is_the_least_that_is_shown(level: str) -> None:
+    """Everything from it on, nothing below."""
+    stream = io.StringIO()
+    configured(level, stream)
+    for name in LEVELS:
+        getattr(structlog.get_logger(), name)("event")
+    assert [line["level"] for line in lines(stream)] == list(LEVELS[LEVELS.index(level) :])
+
+
+def test_warnings_of_libraries_go_to_the_same_stream() -> None:
+    """They log through the standard module; what is below a warning is noise."""
+    stream = io.StringIO()
+    configured("info", stream)
+    logging.getLogger("aiohttp").info("chatter")
+    logging.getLogger("aiohttp").warning("trouble")
+    assert "trouble" in stream.getvalue()
+    assert "chatter" not in stream.getvalue()
+
+
+def test_an_exception_is_logged_without_the_values_of_variables() -> None:
+    """A traceback says where; prompts and tokens, which locals hold, stay out of logs."""
+    stream = io.StringIO()
+    configured("info", stream)
+    prompt = "a private prompt"
+    try:
+        raise ValueError(len(prompt))
+    except ValueError:
+        structlog.get_logger().exception("request_broke")
+    [line] = lines(stream)
+    assert line["exception"][0]["exc_type"] == "ValueError"
+    assert "a private" + " prompt" not in stream.getvalue()

@@ -1,0 +1,154 @@
+"""Every solver against brute force, and brute force against the definitions."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from moe2.coordinator.planning import branch, exhaustive, greedy, polyblock
+from moe2.coordinator.planning.branch import Effort
+from moe2.coordinator.planning.certificate import Plan, Status
+from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
+from moe2.coordinator.planning.table import ValueTable
+
+from . import cases
+
+
+def agree(problem: Problem, found: Plan, oracle: Plan) -> None:
+    """The same value to 1e-9, proven, by a panel that keeps the limits."""
+    assert found.is_feasible == oracle.is_feasible
+    if not oracle.is_feasible:
+        assert found.certificate.status is Status.INFEASIBLE
+        return
+    best = oracle.certificate.value
+    assert best is not None
+    assert found.certificate.value == pytest.approx(best, abs=2e-9 * max(1.0, abs(best)))
+    assert found.certificate.status is Status.OPTIMAL
+    assert problem.is_feasible(list(found.members))
+    assert problem.value.of(list(found.members)) == pytest.approx(found.certificate.value, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_brute_force_is_the_best_over_all_panels_by_definition(kind: str) -> None:
+    """Brute force equals a plain loop over itertools that shares no code with it."""
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        count = int(rng.integers(1, 8))
+        chances = cases.probabilities(rng, 6, count)
+        energy, delay = rng.lognormal(1, 1, count), rng.lognormal(0, 0.5, count)
+        joules, seconds = float(energy.sum() * rng.uniform(0, 1)), float(delay.max() * rng.uniform(0.5, 1.2))
+        growth = np.concatenate([[0.0, 0.0], np.linspace(0.05, 0.4, count - 1)])
+        problem = cases.problem(
+            chances,
+            energy,
+            delay,
+            kind=kind,
+            budgets=Budgets(energy_j=joules, delay_s=seconds, max_experts=4),
+            aggregation=Aggregation(energy_j=growth, delay_s=growth, first_token_s=growth),
+        )
+
+        expected = -np.inf
+        for panel in (panel for size in range(1, count + 1) for panel in combinations(range(count), size)):
+            spent = sum(energy[n] for n in panel) + growth[len(panel)]
+            slowest = max(delay[n] for n in panel) + growth[len(panel)]
+            if len(panel) <= 4 and spent <= joules and slowest <= seconds:
+                expected = max(expected, cases.naive_value(kind, chances.tolist(), panel))
+        found = exhaustive.plan(problem).certificate.value
+        assert (-np.inf if found is None else found) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+@pytest.mark.parametrize("listed", [0, 4, None])
+def test_branch_equals_brute_force_on_random_fleets(kind: str, listed: int | None) -> None:
+    """300 fleets per set value and listing threshold; with threshold 0 every node is bounded and branched."""
+    rng = np.random.default_rng(100 + (listed or 0))
+    for _ in range(300):
+        problem = cases.random_problem(rng, kind, int(rng.integers(1, 12)))
+        agree(problem, branch.plan(problem, effort=Effort(list_up_to=listed)), exhaustive.plan(problem))
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_branch_equals_brute_force_with_sixteen_experts(kind: str) -> None:
+    """The largest fleet that brute force is asked for."""
+    rng = np.random.default_rng(16)
+    for _ in range(4):
+        problem = cases.random_problem(rng, kind, 16, prompts=32)
+        agree(problem, branch.plan(problem, effort=Effort(list_up_to=3)), exhaustive.plan(problem))
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_table_equals_brute_force_on_random_fleets(kind: str) -> None:
+    """The table of all panels gives the same panel, ties included."""
+    rng = np.random.default_rng(7)
+    for _ in range(300):
+        problem = cases.random_problem(rng, kind, int(rng.integers(1, 12)))
+        found = branch.plan(problem, table=ValueTable.build(problem.value))
+        oracle = exhaustive.plan(problem)
+        agree(problem, found, oracle)
+        assert found.names == oracle.names
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_table_of_small_panels_equals_brute_force(kind: str) -> None:
+    """Above 16 experts a table lists panels by size; it gives the same panel, ties included."""
+    rng = np.random.default_rng(8)
+    for _ in range(3):
+        problem = cases.random_problem(rng, kind, 17, prompts=8)
+        table = ValueTable.build(problem.value, 3)
+        for scale in (0.1, 0.4, 1.0):
+            budgets = Budgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
+            limited = cases.problem(
+                np.zeros((1, 17)),
+                problem.p95.energy_j,
+                problem.p95.delay_s,
+                value=problem.value,
+                budgets=budgets,
+                aggregation=problem.aggregation,
+            )
+            found, oracle = branch.plan(limited, table=table), exhaustive.plan(limited)
+            agree(limited, found, oracle)
+            assert found.certificate.method == "table"
+            assert found.names == oracle.names
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_polyblock_equals_brute_force_on_random_fleets(kind: str) -> None:
+    """The reference method is exact too."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        problem = cases.random_problem(rng, kind, int(rng.integers(1, 9)))
+        agree(problem, polyblock.plan(problem), exhaustive.plan(problem))
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_all_solvers_equal_brute_force_on_adversarial_fleets(kind: str) -> None:
+    """Ties, zero budgets, duplicates, nothing feasible, identical costs and huge spreads."""
+    rng = np.random.default_rng(5)
+    for count in (1, 2, 5, 8, 9):
+        for problem in cases.adversarial(rng, kind, count):
+            oracle = exhaustive.plan(problem)
+            agree(problem, branch.plan(problem, effort=Effort(list_up_to=2)), oracle)
+            agree(problem, branch.plan(problem), oracle)
+            agree(problem, polyblock.plan(problem), oracle)
+            agree(problem, branch.plan(problem, table=ValueTable.build(problem.value)), oracle)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_greedy_is_feasible_and_never_above_the_best(kind: str) -> None:
+    """Greedy gives a panel within the limits, at most as good as the best, under a bound that holds."""
+    rng = np.random.default_rng(9)
+    for _ in range(150):
+        problem = cases.random_problem(rng, kind, int(rng.integers(1, 10)))
+        found, oracle = greedy.plan(problem), exhaustive.plan(problem)
+        assert found.is_feasible == oracle.is_feasible
+        if found.is_feasible:
+            assert problem.is_feasible(list(found.members))
+            value, best = found.certificate.value, oracle.certificate.value
+            bound = found.certificate.upper_bound
+            assert value is not None
+            assert best is not None
+            assert bound is not None
+            assert value <= best + 2e-9
+            assert best <= bound + 2e-9

@@ -1,0 +1,80 @@
+"""The coordinator's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe2.common.config import load_settings
+from moe2.common.errors import ConfigError
+from moe2.coordinator.settings import ENVIRONMENT_PREFIX, CoordinatorSettings
+
+SMALLEST = '[agents]\ntoken_file = "token"\n'
+
+
+def load(tmp_path: Path, content: str, **environment: str) -> CoordinatorSettings:
+    path = tmp_path / "coordinator.toml"
+    path.write_text(content)
+    return load_settings(CoordinatorSettings, path, environment=environment, prefix=ENVIRONMENT_PREFIX)
+
+
+def test_a_token_file_is_enough(tmp_path: Path) -> None:
+    """Both listeners stay on loopback unless told otherwise."""
+    settings = load(tmp_path, SMALLEST)
+    assert (settings.api.host, settings.agents.host) == ("127.0.0.1", "127.0.0.1")
+
+
+def test_the_token_file_is_required(tmp_path: Path) -> None:
+    """Agents are never accepted without a token."""
+    with pytest.raises(ConfigError, match=r"agents: required, but not set"):
+        load(tmp_path, "")
+
+
+def test_the_environment_overrides(tmp_path: Path) -> None:
+    """Numbers too."""
+    assert load(tmp_path, SMALLEST, MOE2_COORDINATOR__API__PORT="9000").api.port == 9000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MOE2_COORDINATOR__API__PORT", "65536"),
+        ("MOE2_COORDINATOR__API__PORT", "-1"),
+        ("MOE2_COORDINATOR__API__PORT", "http"),
+        ("MOE2_COORDINATOR__API__MAX_BODY_BYTES", "10"),
+        ("MOE2_COORDINATOR__API__MAX_ACTIVE_REQUESTS", "0"),
+        ("MOE2_COORDINATOR__API__REQUEST_TIMEOUT_S", "0"),
+        ("MOE2_COORDINATOR__AGENTS__HEARTBEAT_S", "nan"),
+        ("MOE2_COORDINATOR__AGENTS__MAX_FRAME_BYTES", "1000"),
+        ("MOE2_COORDINATOR__COORDINATOR__DRAIN_S", "inf"),
+        ("MOE2_COORDINATOR__LOG__LEVEL", "all"),
+        ("MOE2_COORDINATOR__API__PROT", "1"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(tmp_path: Path, variable: str, value: str) -> None:
+    """One fault, at its place."""
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, SMALLEST, **{variable: value})
+    [fault] = raised.value.faults
+    assert fault.startswith(f"{variable}: ")
+
+
+def test_all_faults_of_all_sections_are_told_at_once(tmp_path: Path) -> None:
+    """With the file and the key of each."""
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, SMALLEST + '[api]\nport = "x"\n[log]\nlevel = 1\n[typo]\n')
+    assert [fault.split(": ")[1] for fault in raised.value.faults] == ["api.port", "log.level", "typo"]
+    assert all("coordinator.toml: " in fault for fault in raised.value.faults)
+
+
+def test_reports_must_come_before_agents_turn_stale(tmp_path: Path) -> None:
+    """Otherwise a healthy idle agent would get no requests half of the time."""
+    with pytest.raises(ConfigError, match=r"stale_s \(5.0\) must be greater than report_s \(5.0\)"):
+        load(tmp_path, SMALLEST + "stale_s = 5.0\nreport_s = 5.0\n")
+
+
+def test_what_an_app_may_send_fits_a_frame_to_an_agent(tmp_path: Path) -> None:
+    """A prompt that the API accepts must not break the link that it is sent over."""
+    with pytest.raises(ConfigError, match="max_frame_bytes"):
+        load(tmp_path, SMALLEST + "max_frame_bytes = 65536\n")
