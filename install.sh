@@ -72,8 +72,9 @@ step() {
 
 # What pip does at the moment, from the log.
 phase() {
-  tail -n 1 "$LOG" | tr -d '\r' \
-    | sed -nE 's/^ *((Collecting|Downloading|Building|Installing|Preparing) [^ ]+( [a-z]+)?( [^ ]+)?).*/· \1/p'
+  tail -n 5 "$LOG" | tr -d '\r' \
+    | sed -nE 's/^ *((Collecting|Downloading|Building|Installing|Preparing) [^ ]+( [a-z]+)?( [^ ]+)?).*/· \1/p' \
+    | tail -n 1
 }
 
 # --- What the system must have ----------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ ensure_system() {
   step "Refreshing apt's package lists" apt-get update
   step "Installing with apt-get: ${packages[*]}" \
     env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
-  [[ -n $PYTHON ]] || PYTHON=$(find_python) || die "this system's Python is older than 3.11; name a newer one in PYTHON."
+  [[ -n $PYTHON ]] || PYTHON=$(find_python) || die "apt-get's Python is older than 3.11; name a newer one in PYTHON."
 }
 
 # --- The environment --------------------------------------------------------------------------------------------------
