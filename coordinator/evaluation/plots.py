@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.evaluation.report import BudgetFigures, EvaluationReport
 from moe2.coordinator.evaluation.study import ALL_EXPERTS, MOE2
 
-_STYLE = {MOE2: {"color": "black", "linewidth": 2.2, "zorder": 5}}
+_STYLE: dict[str, dict[str, Any]] = {MOE2: {"color": "black", "linewidth": 2.2, "zorder": 5}}
 
 
 def write_plots(report: EvaluationReport, folder: Path) -> list[Path]:

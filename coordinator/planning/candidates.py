@@ -54,9 +54,9 @@ class Candidates:
             largest = np.minimum(largest, np.where(fits, sizes, 0).max(axis=1))
         limits = problem.sum_limits()
         sums = np.array([limit.cost for limit in limits]).reshape(len(limits), experts)
-        ceilings = np.array(
-            [limit.limit + ROUNDING * abs(limit.limit) - limit.by_size for limit in limits]
-        ).reshape(len(limits), experts + 1)
+        ceilings = np.array([limit.limit + ROUNDING * abs(limit.limit) - limit.by_size for limit in limits]).reshape(
+            len(limits), experts + 1
+        )
         fit = (largest >= 1) & (sums <= ceilings[:, 1:2]).all(axis=0)
         if problem.ruled_out:
             fit &= np.array([name not in problem.ruled_out for name in names])

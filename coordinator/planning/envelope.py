@@ -178,9 +178,7 @@ class _BestOfEnvelope(Envelope):
         # The curvature is that of the last but one points: it only steers, the bound is exact at the last.
         weight = np.where(level > self.held + 1e-6, 1.0 / np.maximum(bend, 1e-2), 0.0)
         constant, slope = self.linear(level)
-        return Tangent(
-            level, constant, slope, np.asarray(steps * np.sqrt(weight / len(self.held)), np.float64)
-        )
+        return Tangent(level, constant, slope, np.asarray(steps * np.sqrt(weight / len(self.held)), np.float64))
 
     def _slopes(self, level: FloatArray, width: float) -> tuple[_SingleArray, _SingleArray]:
         """First and second derivative of the blurred (p - u)+, both (n, M), in single precision: they steer

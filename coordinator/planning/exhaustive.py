@@ -58,9 +58,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     )
 
 
-def _feasible(
-    problem: Problem, order: list[int], masks: np.typing.NDArray[np.intp]
-) -> np.typing.NDArray[np.bool_]:
+def _feasible(problem: Problem, order: list[int], masks: np.typing.NDArray[np.intp]) -> np.typing.NDArray[np.bool_]:
     """Which panels keep every limit; straight from the definitions."""
     experts = len(order)
     members = (masks[:, None] >> np.arange(experts) & 1).astype(np.bool_)

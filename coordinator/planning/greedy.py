@@ -57,9 +57,7 @@ def exchange(candidates: Candidates, members: list[int], pool: BoolArray, weight
         fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
         for row, own, ceiling in zip(candidates.sums, left, candidates.ceilings, strict=True):
             fits &= row[entering] <= (ceiling[len(panel)] - own.sum()) + own[:, None]
-        reached = np.where(
-            fits, value.cross(_without_each(candidates, panel), candidates.states[entering]), -np.inf
-        )
+        reached = np.where(fits, value.cross(_without_each(candidates, panel), candidates.states[entering]), -np.inf)
         leaving, place = divmod(int(reached.argmax()), len(entering))
         if not reached[leaving, place] > worth + tie_width(worth):
             return panel

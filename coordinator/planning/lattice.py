@@ -66,9 +66,7 @@ def values(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
     Only 2^(n/2) states are formed per half; for coverage all 2^n values are then one matrix product.
     """
     low = (len(rows) + 1) // 2
-    return value.cross(
-        states(value, rows[low:], base), states(value, rows[:low], value.empty_state())
-    ).reshape(-1)
+    return value.cross(states(value, rows[low:], base), states(value, rows[:low], value.empty_state())).reshape(-1)
 
 
 def best(

@@ -109,9 +109,7 @@ class Aggregation(_Vectors):
         super().__post_init__()
         for entry in fields(self):
             if (np.diff(getattr(self, entry.name)) < 0.0).any():
-                raise ProblemError(
-                    f"aggregation {entry.name} falls with the panel's size; it must never fall."
-                )
+                raise ProblemError(f"aggregation {entry.name} falls with the panel's size; it must never fall.")
 
     @classmethod
     def free(cls, experts: int) -> Aggregation:
@@ -247,13 +245,9 @@ class Problem:
         """The budgets on sums over the members: energy and power."""
         limits = []
         if self.budgets.energy_j is not None:
-            limits.append(
-                SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j)
-            )
+            limits.append(SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j))
         if self.budgets.power_w is not None and self.power_w is not None:
-            limits.append(
-                SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w)
-            )
+            limits.append(SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w))
         return tuple(limits)
 
     def max_limits(self) -> tuple[MaxLimit, ...]:
@@ -264,9 +258,7 @@ class Problem:
             limits.append(MaxLimit(Limit.DELAY, costs.delay_s, aggregation.delay_s, budgets.delay_s))
         if budgets.first_token_s is not None:
             limits.append(
-                MaxLimit(
-                    Limit.FIRST_TOKEN, costs.first_token_s, aggregation.first_token_s, budgets.first_token_s
-                )
+                MaxLimit(Limit.FIRST_TOKEN, costs.first_token_s, aggregation.first_token_s, budgets.first_token_s)
             )
         if budgets.per_token_s is not None and costs.per_token_s is not None:
             nothing = np.zeros(len(self.names) + 1)

@@ -124,9 +124,7 @@ class ValueTable:
         chosen = min(tied, key=candidates.preference) if len(tied) > 1 else tied[0]
         return chosen, peak if len(tied) == 1 else candidates.value_of(chosen), scanned
 
-    def _feasible(
-        self, part: slice, candidates: Candidates, sums: FloatArray, largest: NDArray[np.int16]
-    ) -> IntArray:
+    def _feasible(self, part: slice, candidates: Candidates, sums: FloatArray, largest: NDArray[np.int16]) -> IntArray:
         if self.members is None or self.sizes is None:
             return np.empty(0, dtype=np.intp)
         rows, sizes = self.members[:, part], self.sizes[part]

@@ -217,7 +217,7 @@ def test_a_job_id_in_use_is_refused(agent: CoreBench) -> None:
 
 def test_a_loaded_expert_reports_what_its_file_says(agent: CoreBench) -> None:
     """Facts, context and the rates of the warm-up."""
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert report.state is ExpertState.READY
     assert (report.architecture, report.quantization, report.context_tokens) == ("llama", "Q4_1", 2048)
     assert report.performance.decode_tokens_per_s == 50.0
@@ -228,7 +228,7 @@ def test_loading_reports_its_progress() -> None:
     """What a person waits for."""
     agent = CoreBench(ready=False)
     agent.engine(protocol.Loading(progress=0.5))
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.state, report.load_progress, report.architecture) == (ExpertState.LOADING, 0.5, None)
 
 
@@ -236,14 +236,14 @@ def test_the_report_counts_slots_and_queue(agent: CoreBench) -> None:
     """As they are now."""
     for job_id in "123":
         agent.submit(job_id)
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.active, report.queued, report.slots, report.max_queue) == (2, 1, SLOTS, MAX_QUEUE)
 
 
 def test_a_crash_is_reported_with_its_reason(agent: CoreBench) -> None:
     """Restarting, one more restart, and why."""
     agent.crash()
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.state, report.restarts, report.last_error) == (ExpertState.RESTARTING, 1, "killed by SIGSEGV")
     assert (report.active, report.queued) == (0, 0)
 
@@ -252,7 +252,7 @@ def test_a_model_that_cannot_be_loaded_is_failed_not_restarting(agent: CoreBench
     """Its own message stays the reason, whatever the exit looked like."""
     agent.engine(protocol.LoadFailed(code="x", message="There is no file."))
     agent.crash("There is no file.", permanent=True)
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.state, report.last_error) == (ExpertState.FAILED, "There is no file.")
 
 
@@ -260,7 +260,7 @@ def test_the_reason_is_always_that_of_the_last_exit(agent: CoreBench) -> None:
     """A model that first was missing and then crashes is a crashing one."""
     agent.crash("There is no file.", permanent=True)
     agent.crash("killed by SIGKILL")
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.state, report.last_error) == (ExpertState.RESTARTING, "killed by SIGKILL")
 
 
@@ -268,7 +268,7 @@ def test_a_restarted_expert_is_ready_without_an_old_error(agent: CoreBench) -> N
     """What has been mended is no longer shown; that it happened is."""
     agent.crash()
     agent.engine(LOADED)
-    [report] = agent.core.expert_reports()
+    [report] = agent.core.expert_reports(0.0)
     assert (report.state, report.last_error, report.restarts) == (ExpertState.READY, None, 1)
     assert commands(agent.submit())
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moe2.agent import core
-from moe2.agent.core import AgentCore, Event, Phase
+from moe2.agent.core import AgentCore, Event
 from moe2.agent.engine import protocol
+from moe2.agent.expert import Phase
 from moe2.common.energy import unmeasured
 from moe2.common.messages import (
     ExpertState,

@@ -90,8 +90,16 @@ def test_a_sum_tells_each_reason_once() -> None:
 
 
 def test_qualities_are_ordered_from_best_to_worst() -> None:
-    """Measured beats partial beats estimated beats simulated beats unknown."""
-    order = ["measured_counter", "measured_integrated", "partial", "estimated", "simulated", "unmeasured"]
+    """Exact beats measured beats partial beats estimated beats simulated beats unknown."""
+    order = [
+        "exact",
+        "measured_counter",
+        "measured_integrated",
+        "partial",
+        "estimated",
+        "simulated",
+        "unmeasured",
+    ]
     assert [str(quality) for quality in Quality] == order
     for better, worse in itertools.combinations(Quality, 2):
         assert worst_quality([worse, better]) is worse

@@ -82,16 +82,16 @@ def test_only_what_must_be_set_is_set(name: str, kind: type[Settings]) -> None:
     assert set(keys(as_shipped(name))) == required
 
 
+def as_toml(value: object) -> object:
+    """A default as a TOML file would hold it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 @each_example
 def test_commented_values_are_the_defaults(name: str, kind: type[Settings]) -> None:
     """What the file says is the default is the default; a default of None is shown by an example value."""
     optional = {path: value for path, value in defaults(kind).items() if value not in (None, PydanticUndefined)}
     said = {path: value for path, value in keys(uncommented(name)).items() if path in optional}
     assert said == {path: as_toml(value) for path, value in optional.items()}
-
-
-def as_toml(value: Any) -> Any:
-    """A setting as a TOML reader gives it."""
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
