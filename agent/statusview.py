@@ -72,7 +72,8 @@ def _link(link: LinkStatus, now_unix_s: float) -> Panel:
         rows.append(("Next attempt", Text(known(link.next_attempt_in_s, lambda s: f"in {figures.latency(s)}"))))
     if link.last_error is not None:
         ago = known(link.last_error_at_unix_s, lambda at: f" ({figures.duration(now_unix_s - at)} ago)", otherwise="")
-        rows.append(("Last error", Text(printable(link.last_error) + ago)))
+        over = link.state is LinkState.CONNECTED
+        rows.append(("Last error", Text(printable(link.last_error) + ago, style="dim" if over else "")))
     style = _LINK_STYLES[link.state]
     title = Text.assemble("Link ", ("● " + link.state.value, style))
     return Panel(statusparts.facts_grid(*rows), title=title, title_align="left", border_style="dim", box=box.ROUNDED)

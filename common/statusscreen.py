@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import os
 import stat
 import sys
 import time
@@ -88,6 +89,10 @@ def show(
                 return code
             pause(WATCH_S)
     except KeyboardInterrupt:
+        return code
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
 
 

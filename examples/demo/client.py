@@ -28,15 +28,14 @@ class Prompt:
     model: str = ANY_MODEL
     max_tokens: int = 48
 
-    def body(self) -> dict[str, Any]:
-        return {
+    def body(self, *, stream: bool) -> dict[str, Any]:
+        body = {
             "model": self.model,
             "messages": [{"role": "user", "content": self.text}],
             "max_tokens": self.max_tokens,
             "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
         }
+        return {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,9 @@ class DemoClient:
         usage: dict[str, Any] = {}
         receipt: dict[str, Any] = {}
         try:
-            async with self._http.post(f"{self._api_url}/v1/chat/completions", json=prompt.body()) as response:
+            async with self._http.post(
+                f"{self._api_url}/v1/chat/completions", json=prompt.body(stream=True)
+            ) as response:
                 if response.status != 200:
                     raise DemoError(f"{prompt.text!r}: HTTP {response.status}: {await response.text()}")
                 async for chunk in _events(response):

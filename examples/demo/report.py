@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from examples.demo.client import ANY_MODEL, Answer
+from examples.demo.client import ANY_MODEL, Answer, Prompt
 from examples.demo.setup import Daemon, Setup
 from moe2.common import figures
 from moe2.common.figures import UNMEASURED, known, printable
@@ -30,14 +30,13 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     for name in ("Tokens", "TTFT", "Tokens/s", "Joules"):
         table.add_column(name, justify="right", no_wrap=True)
     for answer in answers:
-        joules = answer.receipt["energy"]["joules"]
         table.add_row(
             _conversation(answer),
             _experts(answer),
             known(answer.completion_tokens, str),
             known(answer.ttft_s, figures.latency),
             known(tokens_per_s(answer.receipt), figures.number),
-            Text(known(joules, figures.number, otherwise=UNMEASURED), style="dim" if joules is None else ""),
+            _joules(answer.receipt["energy"]),
         )
     return table
 
@@ -55,6 +54,13 @@ def _experts(answer: Answer) -> Text:
     return Text.assemble("\n".join(names), (f"\n{by}", "dim"))
 
 
+def _joules(energy: dict[str, Any]) -> Text:
+    """The figure and, below it, how it was obtained."""
+    if energy["joules"] is None:
+        return Text(UNMEASURED, style="dim")
+    return Text.assemble(figures.number(energy["joules"]), (f"\n{energy['quality']}", "dim"))
+
+
 def tokens_per_s(receipt: dict[str, Any]) -> float | None:
     """Decoding speed on the agent. The first token comes out of the prefill, so n tokens take n - 1 decoding steps."""
     decoded, decode_s = receipt["tokens"]["decoded"], receipt["seconds"]["decode"]
@@ -65,7 +71,7 @@ def tokens_per_s(receipt: dict[str, Any]) -> float | None:
 
 def next_steps(setup: Setup, folder: Path) -> RenderableType:
     """The URL, and commands to copy."""
-    body = json.dumps({"model": "moe2", "messages": [{"role": "user", "content": "Name three colours."}]})
+    body = json.dumps(Prompt("Name three colours.").body(stream=False))
     curl = f"curl -s {setup.api_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     lines = [
         Text.assemble("\nThe service runs at ", (f"{setup.api_url}/v1", "bold green"), ". Try it:\n"),

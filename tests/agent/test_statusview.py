@@ -8,6 +8,7 @@ import grp
 import io
 import os
 import socket as sockets
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -233,6 +234,22 @@ async def test_a_pipe_gets_no_boxes_and_no_colour(socket: Path, capsys: pytest.C
     assert "\x1b" not in output
     assert not set("╭│─●") & set(output)
     assert [line.split(" ")[0] for line in output.splitlines()] == ["agent", "host", "link", "model"]
+
+
+async def test_a_reader_that_leaves_is_no_error(socket: Path) -> None:
+    """`moe2-agent status | head -1` ends without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    async with daemon(socket, status):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "moe2.agent", "status", "--socket", socket),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(writing)
+        _, errors = await process.communicate()
+    assert errors == b""
 
 
 def test_a_daemon_that_is_down_names_the_command_that_starts_it(

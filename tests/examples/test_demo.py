@@ -230,9 +230,10 @@ def test_a_row_tells_who_answered_how_fast_and_at_what_cost() -> None:
 
 
 def test_a_row_with_measured_joules() -> None:
-    """Joules are shown where there are any, and an expert that the client named is marked."""
-    text = shown(Answer(Prompt("Hi", model="first"), "Hello", 0.0214, 11, {**RECEIPT, "energy": {"joules": 3.25}}))
-    assert "3.25 Hello asked for" in text
+    """Joules are shown with their quality, and an expert that the client named is marked."""
+    receipt = {**RECEIPT, "energy": {"joules": 3.25, "quality": "measured_counter"}}
+    text = shown(Answer(Prompt("Hi", model="first"), "Hello", 0.0214, 11, receipt))
+    assert "3.25 Hello asked for measured_counter" in text
 
 
 # --- How it ends ------------------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ async def test_finished_work_is_returned() -> None:
 
 async def test_a_daemon_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
     """A daemon that cannot start leaves its last words in the error."""
-    ready = setup.prepare(tmp_path, MODELS)
+    ready = setup.prepare(tmp_path, ())
     ready.coordinator.config.write_text("[nonsense]\n")
     async with Fleet(ready) as fleet:
         death = await fleet.first_death()
@@ -317,7 +318,6 @@ def test_the_demo_answers_every_prompt_with_real_models(tmp_path: Path) -> None:
     with demo(tmp_path, "--once") as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert output.count("unmeasured") + output.count(" J") >= 6
     assert output.count("chosen") == 4
     assert output.count("asked for") == 2
     assert "smollm2-q4_1" in output
