@@ -88,9 +88,13 @@ class Candidates:
             return False
         return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
 
-    def most_joining(self, held: list[int], free: IntArray, cap: int) -> int:
-        """How many of `free` can join `held` in a panel of `cap` at most, each limit taken alone."""
-        most = min(cap - len(held), len(free))
+    def most_joining(self, held: list[int], free: IntArray) -> int:
+        """Upper bound on how many of `free` can join `held`, each limit taken alone."""
+        # k more need k experts that may be in panels of that size.
+        largest = np.sort(self.largest[free])[::-1] - len(held)
+        most = int((largest >= np.arange(1, len(free) + 1)).sum())
+        if held:
+            most = min(most, int(self.largest[held].min()) - len(held))
         for row, ceiling in zip(self.sums, self.ceilings, strict=True):
             totals = np.cumsum(np.sort(row[free])[:most]) + float(row[held].sum())
             fits = totals <= ceiling[len(held) + 1 : len(held) + most + 1] * (1 + ROUNDING)
