@@ -27,7 +27,6 @@ from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.table import ValueTable
 from moe2.coordinator.planning.values import BoolArray, Coverage, FloatArray, IntArray
 
-
 _SLOW_ROWS = 8
 """Most experts whose slowness is told to the relaxation; the others are left to branching."""
 
@@ -83,7 +82,8 @@ class _Search:
     def _done(self, upper: float) -> bool:
         """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
         value, limit = self.incumbent.value, self.effort.node_limit
-        close = upper <= max(self._target(), value + self.effort.gap_share * abs(value))
+        share = self.candidates.problem.value.share(upper - value, value)
+        close = upper <= self._target() or share <= self.effort.gap_share
         return close or self._late() or (limit is not None and self.nodes >= limit)
 
     def _late(self) -> bool:

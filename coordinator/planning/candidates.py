@@ -125,6 +125,25 @@ class Candidates:
         delay = float(self.delay_s[members].max() + self.problem.aggregation.delay_s[len(members)])
         return energy, float(f"{delay:.9e}"), len(members), tuple(sorted(int(member) for member in members))
 
+    def preferred(self, panels: BoolArray) -> int:
+        """Which of many tied non-empty panels `preference` puts first; panels (T, n), one row of members
+        each.
+        """
+        aggregation, size = self.problem.aggregation, panels.sum(axis=1)
+        left = np.arange(len(panels))
+        energy = panels @ self.energy_j + aggregation.energy_j[size]
+        left = left[energy <= energy.min() * (1 + TIE)]
+        delay = np.where(panels[left], self.delay_s, 0.0).max(axis=1) + aggregation.delay_s[size[left]]
+        left = left[delay <= delay.min() * (1 + TIE)]
+        left = left[size[left] == size[left].min()]
+        for member in range(self.count):
+            # Of two panels of one size, the earlier holds the first expert that is in one of them only.
+            if len(left) == 1:
+                break
+            holders = left[panels[left, member]]
+            left = holders if len(holders) else left
+        return int(left[0])
+
 
 @dataclass
 class Incumbent:
