@@ -7,9 +7,6 @@
 4. Else it branches on a member of a *minimal infeasible subset* of its vertex: any feasible panel lacks one
    of them.
 5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
-
-Delays make the largest allowed panel depend on its slowest member. Panels of at most k experts out of those
-that may be in panels of k, over all distinct k, are exactly the feasible ones, so each k is one root.
 """
 
 from __future__ import annotations
@@ -30,6 +27,9 @@ from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.table import ValueTable
 from moe2.coordinator.planning.values import BoolArray, Coverage, FloatArray, IntArray
 
+_SLOW_ROWS = 8
+"""Most experts whose slowness is told to the relaxation; the others are left to branching."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -47,7 +47,6 @@ class Effort:
 class _Node:
     held: tuple[int, ...]
     free: IntArray
-    cap: int
     upper: float
 
 
@@ -67,9 +66,8 @@ class _Search:
         if self.candidates.is_feasible(known):
             self.incumbent.offer(known)
         greedy.start(self.candidates, self.incumbent)
-        for cap in sorted(set(self.candidates.largest.tolist())):
-            pool = np.flatnonzero(self.candidates.largest >= cap)
-            self._push(_Node((), pool, cap, self.candidates.value_of(pool)))
+        everyone = np.arange(self.candidates.count)
+        self._push(_Node((), everyone, self.candidates.value_of(everyone)))
         while self.heap:
             upper = -self.heap[0][0]
             if self._done(upper):
@@ -84,7 +82,8 @@ class _Search:
     def _done(self, upper: float) -> bool:
         """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
         value, limit = self.incumbent.value, self.effort.node_limit
-        close = upper <= max(self._target(), value + self.effort.gap_share * abs(value))
+        share = self.candidates.problem.value.share(upper - value, value)
+        close = upper <= self._target() or share <= self.effort.gap_share
         return close or self._late() or (limit is not None and self.nodes >= limit)
 
     def _late(self) -> bool:
@@ -103,10 +102,10 @@ class _Search:
         held, free = list(node.held), self._fitting(node)
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.cap):
+        if self._settled(held, free):
             return
         base = self.candidates.problem.value.state_of(self.candidates.index[held])
-        costs, room = self._relaxed_limits(held, free, node.cap)
+        costs, room = self._relaxed_limits(held, free)
         bound = relaxation.solve(
             envelope(self.candidates.problem.value, self.candidates.states[free], base),
             costs,
@@ -118,7 +117,7 @@ class _Search:
         upper = min(bound.upper, node.upper)
         if upper <= self._target():
             return
-        self._round(held, free, bound.shares, node.cap)
+        self._round(held, free, bound.shares)
         target = self._target()
         must = bound.upper - np.maximum(bound.reduced, 0.0) <= target
         cannot = bound.upper + np.minimum(bound.reduced, 0.0) <= target
@@ -128,7 +127,7 @@ class _Search:
         wish[free] = bound.shares
         held = [*held, *free[must].tolist()]
         free = free[~must & ~cannot]
-        self._branch(_Node(tuple(held), free, node.cap, upper), wish)
+        self._branch(_Node(tuple(held), free, upper), wish)
 
     def _branch(self, node: _Node, wish: FloatArray) -> None:
         held, free = list(node.held), self._fitting(node)
@@ -136,34 +135,32 @@ class _Search:
             return
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.cap) or self._paired(held, free, node.cap):
+        if self._settled(held, free) or self._paired(held, free):
             return
-        cover = minimal_infeasible(self.candidates, held, free, wish, node.cap)
+        cover = minimal_infeasible(self.candidates, held, free, wish)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
         without = free[free != pivot]
         # Whoever is worse than the excluded expert in every way is excluded with it.
         inferior = np.array([pivot in self.superiors[n] for n in without], dtype=np.bool_)
-        self._push(_Node(node.held, without[~inferior], node.cap, node.upper))
+        self._push(_Node(node.held, without[~inferior], node.upper))
         joining = [pivot, *(int(n) for n in self.superiors[pivot] if int(n) not in held)]
         if set(joining) <= set(free.tolist()) and self.candidates.is_feasible([*held, *joining]):
             rest = free[~np.isin(free, joining)]
-            self._push(_Node((*held, *joining), rest, node.cap, node.upper))
+            self._push(_Node((*held, *joining), rest, node.upper))
 
     def _fitting(self, node: _Node) -> IntArray:
         """The free experts that can still join the held ones."""
-        if len(node.held) >= node.cap:
-            return np.empty(0, dtype=np.intp)
         pool: BoolArray = np.zeros(self.candidates.count, dtype=np.bool_)
         pool[node.free] = True
         return self.candidates.addable(list(node.held), pool)
 
-    def _settled(self, held: list[int], free: IntArray, cap: int) -> bool:
+    def _settled(self, held: list[int], free: IntArray) -> bool:
         """Solve a node outright where its vertex is feasible or its subsets are few."""
         candidates = self.candidates
         if len(free) == 0:
             return True
         vertex = [*held, *free.tolist()]
-        if len(vertex) <= cap and candidates.is_feasible(vertex):
+        if candidates.is_feasible(vertex):
             self.incumbent.offer(vertex)
             return True
         if len(free) > self.list_up_to:
@@ -175,10 +172,10 @@ class _Search:
             self.incumbent.offer(found[0])
         return True
 
-    def _paired(self, held: list[int], free: IntArray, cap: int) -> bool:
+    def _paired(self, held: list[int], free: IntArray) -> bool:
         """Solve a node outright where at most two more can join, which is where shares bound worst."""
         candidates = self.candidates
-        most = candidates.most_joining(held, free, cap)
+        most = candidates.most_joining(held, free)
         if most > 2:
             return False
         value, states = candidates.problem.value, candidates.states[free]
@@ -186,7 +183,8 @@ class _Search:
         reached = value.cross(value.combine(base, states), states)
         np.fill_diagonal(reached, value.average(value.combine(base, states)))
         alone = np.eye(len(free), dtype=np.bool_)
-        fits = np.triu(np.ones_like(alone)) if most == 2 else alone
+        roomy = candidates.largest[free] >= len(held) + 2
+        fits = alone | (np.triu(np.ones_like(alone)) & roomy & roomy[:, None]) if most == 2 else alone.copy()
         size = len(held) + 2 - alone
         for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
             pair = row[free] + row[free][:, None] * ~alone
@@ -197,14 +195,15 @@ class _Search:
             self.incumbent.offer([*held, *sorted({int(free[left]), int(free[right])})])
         return True
 
-    def _relaxed_limits(self, held: list[int], free: IntArray, cap: int) -> tuple[FloatArray, FloatArray]:
-        """Sum limits and panel size as rows over the free experts, with what is left of each.
+    def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The limits as rows over shares of the free experts, with what is left of each.
 
         Aggregation that grows with the panel is replaced by the steepest line below it through the present
-        size, and its slope charged to every expert: never more than the true cost.
+        size, and its slope charged to every expert: never more than the true cost. An expert that is too slow
+        for more than l others, where m could join, gives `sum x + (m - l) x_n <= m`.
         """
         candidates, size = self.candidates, len(held)
-        most = candidates.most_joining(held, free, cap)
+        most = candidates.most_joining(held, free)
         costs, room = [np.ones(len(free))], [float(most)]
         for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
             start = max(size, 1)
@@ -215,28 +214,36 @@ class _Search:
             if float(charged.sum()) > left:
                 costs.append(charged)
                 room.append(max(left, float(charged.max())))  # each fits alone, but for rounding
+        short = most - (candidates.largest[free] - size)
+        for place in np.flatnonzero(short > 0)[:_SLOW_ROWS]:
+            row = np.ones(len(free))
+            row[place] += short[place]
+            costs.append(row)
+            room.append(float(most))
         return np.array(costs), np.array(room)
 
-    def _round(self, held: list[int], free: IntArray, shares: FloatArray, cap: int) -> None:
+    def _round(self, held: list[int], free: IntArray, shares: FloatArray) -> None:
         """Offer the panel that takes experts by falling share while they fit."""
         candidates = self.candidates
         panel = list(held)
         costs = [row.tolist() for row in candidates.sums]
         ceilings = [ceiling.tolist() for ceiling in candidates.ceilings]
         used = [float(row[held].sum()) for row in candidates.sums]
+        largest = candidates.largest.tolist()
+        cap = min((largest[n] for n in held), default=len(largest))
         for expert in free[np.argsort(-shares, kind="stable")].tolist():
-            if len(panel) == cap:
-                break
+            if len(panel) >= min(cap, largest[expert]):
+                continue
             joined = [total + cost[expert] for total, cost in zip(used, costs, strict=True)]
             if all(total <= most[len(panel) + 1] for total, most in zip(joined, ceilings, strict=True)):
                 panel.append(expert)
-                used = joined
+                used, cap = joined, min(cap, largest[expert])
         if self.nodes == 1 and panel:
             pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
             pool[free] = True
             if candidates.value_of(panel) < self.incumbent.value:
                 panel = self.incumbent.members
-            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, cap))
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))))
         if candidates.is_feasible(panel):
             self.incumbent.offer(panel)
 

@@ -88,9 +88,13 @@ class Candidates:
             return False
         return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
 
-    def most_joining(self, held: list[int], free: IntArray, cap: int) -> int:
-        """How many of `free` can join `held` in a panel of `cap` at most, each limit taken alone."""
-        most = min(cap - len(held), len(free))
+    def most_joining(self, held: list[int], free: IntArray) -> int:
+        """Upper bound on how many of `free` can join `held`, each limit taken alone."""
+        # k more need k experts that may be in panels of that size.
+        largest = np.sort(self.largest[free])[::-1] - len(held)
+        most = int((largest >= np.arange(1, len(free) + 1)).sum())
+        if held:
+            most = min(most, int(self.largest[held].min()) - len(held))
         for row, ceiling in zip(self.sums, self.ceilings, strict=True):
             totals = np.cumsum(np.sort(row[free])[:most]) + float(row[held].sum())
             fits = totals <= ceiling[len(held) + 1 : len(held) + most + 1] * (1 + ROUNDING)
@@ -120,6 +124,25 @@ class Candidates:
         energy = float(f"{self.total_energy_j(members):.9e}")
         delay = float(self.delay_s[members].max() + self.problem.aggregation.delay_s[len(members)])
         return energy, float(f"{delay:.9e}"), len(members), tuple(sorted(int(member) for member in members))
+
+    def preferred(self, panels: BoolArray) -> int:
+        """Which of many tied non-empty panels `preference` puts first; panels (T, n), one row of members
+        each.
+        """
+        aggregation, size = self.problem.aggregation, panels.sum(axis=1)
+        left = np.arange(len(panels))
+        energy = panels @ self.energy_j + aggregation.energy_j[size]
+        left = left[energy <= energy.min() * (1 + TIE)]
+        delay = np.where(panels[left], self.delay_s, 0.0).max(axis=1) + aggregation.delay_s[size[left]]
+        left = left[delay <= delay.min() * (1 + TIE)]
+        left = left[size[left] == size[left].min()]
+        for member in range(self.count):
+            # Of two panels of one size, the earlier holds the first expert that is in one of them only.
+            if len(left) == 1:
+                break
+            holders = left[panels[left, member]]
+            left = holders if len(holders) else left
+        return int(left[0])
 
 
 @dataclass

@@ -109,6 +109,7 @@ class Certificate:
     upper_bound: float | None
     nodes: int
     elapsed_s: float | None
+    gap_share: float | None = None
 
     @property
     def gap(self) -> float | None:
@@ -116,15 +117,6 @@ class Certificate:
         if self.value is None or self.upper_bound is None:
             return None
         return max(0.0, self.upper_bound - self.value)
-
-    @property
-    def gap_share(self) -> float | None:
-        """The gap as a share of the value's size, as MIP solvers give it; inf where the value is 0."""
-        if self.gap is None or self.value is None:
-            return None
-        if self.gap <= tie_width(self.value):
-            return 0.0
-        return self.gap / abs(self.value) if self.value else np.inf
 
 
 @dataclass(frozen=True)
@@ -282,6 +274,7 @@ def certified(
             upper_bound=value if proven else upper_bound,
             nodes=nodes,
             elapsed_s=elapsed_s,
+            gap_share=0.0 if proven else problem.value.share(upper_bound - value, value),
         ),
         exclusions=_exclusions(problem, chosen),
     )

@@ -80,13 +80,18 @@ def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
 
 
 def start(candidates: Candidates, incumbent: Incumbent) -> None:
-    """Offer the best candidates alone, and a greedy panel for every size that delays distinguish."""
+    """Offer the best candidates alone, and greedy panels with and without those that keep panels small."""
     alone = candidates.problem.value.average(candidates.states)
     peak = float(alone.max())
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))
-    for cap in sorted(set(candidates.largest.tolist())):
-        incumbent.offer(grow(candidates, [], candidates.largest >= cap, burden(candidates, cap)))
+    everyone = np.ones(candidates.count, dtype=np.bool_)
+    most = max(1, candidates.most_joining([], np.arange(candidates.count)))
+    weight = burden(candidates, most)
+    incumbent.offer(grow(candidates, [], everyone, weight))
+    quick = candidates.largest >= most
+    if quick.any() and not quick.all():
+        incumbent.offer(grow(candidates, [], quick, weight))
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:

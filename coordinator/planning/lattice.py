@@ -7,18 +7,21 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe2.coordinator.planning.candidates import Candidates, tie_width
 from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
 
 WIDEST = 20
 """Most experts whose subsets are ever listed: a million."""
+_EVEN = 8 * float(np.finfo(np.float64).eps)
+"""Steps of aggregation that differ by less, relative to the limit, are equal but for rounding."""
 
 
 @lru_cache(maxsize=WIDEST + 1)
-def sizes(width: int) -> IntArray:
+def sizes(width: int) -> NDArray[np.int8]:
     """Number of members of each of the 2^width panels; read-only."""
-    counts = np.zeros(1 << width, dtype=np.intp)
+    counts = np.zeros(1 << width, dtype=np.int8)
     for bit in range(width):
         counts[1 << bit : 2 << bit] = counts[: 1 << bit] + 1
     counts.flags.writeable = False
@@ -42,11 +45,11 @@ def sums(costs: FloatArray, base: float = 0.0) -> FloatArray:
     return totals
 
 
-def minima(bounds: IntArray, base: int) -> IntArray:
+def minima(bounds: IntArray, base: int) -> NDArray[np.int8]:
     """The least of `base` and the members' bounds, for each panel; shape (2^n,)."""
-    least = np.empty(1 << len(bounds), dtype=np.intp)
-    least[0] = base
-    for bit, bound in enumerate(bounds):
+    least = np.empty(1 << len(bounds), dtype=np.int8)
+    least[0] = min(base, 127)
+    for bit, bound in enumerate(np.minimum(bounds, 127).astype(np.int8)):
         np.minimum(least[: 1 << bit], bound, out=least[1 << bit : 2 << bit])
     return least
 
@@ -75,24 +78,29 @@ def best(
     """The best feasible panel that holds `forced` and any of `free`, given the values of all 2^|free| of
     them.
 
-    Equal values are settled by Candidates.preference over *all* the tied panels. None where nothing is
+    Equal values are settled by Candidates.preferred over *all* the tied panels. None where nothing is
     feasible.
     """
     held = np.array(forced, dtype=np.intp)
-    count = sizes(len(free)) + len(held) if forced else sizes(len(free))
+    count = sizes(len(free))
     ok = np.ones(len(count), dtype=np.bool_)
     ok[0] = bool(forced)
     for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
-        totals = sums(row[free], float(row[held].sum()))
-        reachable = ceiling[len(held) : len(held) + len(free) + 1]
-        flat = reachable[0] == reachable[-1]
-        ok &= totals <= (reachable[0] if flat else ceiling[count])
+        base, first = float(row[held].sum()), 0 if forced else 1
+        line = ceiling[len(held) + first : len(held) + len(free) + 1]
+        slope = float(line[0] - line[-1]) / max(len(line) - 1, 1)
+        if np.abs(np.diff(line) + slope).max(initial=0.0) <= _EVEN * abs(float(ceiling[0])):
+            # Aggregation that grows evenly is charged to each member: no ceiling to look up per panel.
+            ok &= sums(row[free] + slope, base) <= float(line[0]) + slope * first
+        else:
+            ok &= sums(row[free], base) <= ceiling[len(held) + count.astype(np.intp)]
     largest = candidates.largest
     cap = int(largest[held].min()) if forced else len(candidates.problem.names)
     tightest = min(cap, int(largest[free].min())) if len(free) else cap
     if tightest < len(held) + len(free):
         loosest = min(cap, int(largest[free].max())) if len(free) else cap
-        ok &= count <= (tightest if tightest == loosest else minima(largest[free], cap))
+        room = tightest if tightest == loosest else minima(largest[free], cap)
+        ok &= count <= room - len(held)
     reached = np.where(ok, panel_values, -np.inf)
     top = int(reached.argmax())
     if not ok[top]:
@@ -102,25 +110,10 @@ def best(
         top = int(hits[0])
     peak = float(reached[top])
     tied = np.flatnonzero(reached >= peak - tie_width(peak))
-    settled = len(tied) == 1 or not np.isfinite(peak)
-    chosen = top if settled else _preferred(candidates, held, free, tied)
-    return [*forced, *free[_bits(chosen, len(free))].tolist()], float(panel_values[chosen])
-
-
-def _bits(mask: int, width: int) -> IntArray:
-    return np.array([bit for bit in range(width) if mask >> bit & 1], dtype=np.intp)
-
-
-def _preferred(candidates: Candidates, held: IntArray, free: IntArray, tied: IntArray) -> int:
-    """The panel of `tied` that Candidates.preference puts first; filtered in bulk by joules first."""
-    bits = (tied[:, None] >> np.arange(len(free))) & 1
-    count = bits.sum(axis=1) + len(held)
-    energy = bits @ candidates.energy_j[free] + candidates.energy_j[held].sum()
-    energy = energy + candidates.problem.aggregation.energy_j[count]
-    near = tied[energy <= energy.min() * (1 + 2e-9)]
-    return int(
-        min(
-            near.tolist(),
-            key=lambda mask: candidates.preference([*held.tolist(), *free[_bits(mask, len(free))].tolist()]),
-        )
-    )
+    if len(tied) == 1 or not np.isfinite(peak):
+        tied = np.array([top])
+    panels = np.zeros((len(tied), candidates.count), dtype=np.bool_)
+    panels[:, held] = True
+    panels[:, free] = tied[:, None] >> np.arange(len(free)) & 1
+    chosen = candidates.preferred(panels)
+    return np.flatnonzero(panels[chosen]).tolist(), float(panel_values[tied[chosen]])

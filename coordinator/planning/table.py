@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, tie_width
-from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 MOST_PANELS = 1 << 20
 """Largest table: about 16 MB of values and members."""
@@ -80,7 +80,7 @@ class ValueTable:
         """The best feasible panel of candidates, its value, and the number of panels looked at; None if there
         is none.
 
-        Among values within a tie, Candidates.preference decides over all listed panels.
+        Among values within a tie, Candidates.preferred decides over all listed panels.
         """
         if self.by_mask is not None:
             values = self.by_mask
@@ -102,27 +102,31 @@ class ValueTable:
         largest = np.zeros(experts + 1, dtype=np.int16)
         largest[candidates.index] = candidates.largest
         largest[experts] = experts
-        place = np.zeros(experts + 1, dtype=np.intp)
-        place[candidates.index] = np.arange(candidates.count)
-        tied: list[list[int]] = []
-        floor, scanned, peak = -np.inf, 0, -np.inf
+        tied: list[IntArray] = []
+        floor, scanned = -np.inf, 0
         for start in range(0, len(self.values), _CHUNK):
             part = slice(start, start + _CHUNK)
             if self.values[start] < floor:
                 break
             scanned += len(self.values[part])
             hits = self._feasible(part, candidates, sums, largest) + start
-            for hit in hits:
-                if not tied:
-                    peak = float(self.values[hit])
-                    floor = peak - tie_width(peak)
-                if self.values[hit] < floor:
-                    break
-                tied.append(place[self.members[: self.sizes[hit], hit]].tolist())
-        if not tied:
+            if len(hits) and not tied:
+                peak = float(self.values[hits[0]])
+                floor = peak - tie_width(peak)
+            tied.append(hits[self.values[hits] >= floor])
+        panels = self._panels(np.concatenate(tied), candidates)
+        if len(panels) == 0:
             return None
-        chosen = min(tied, key=candidates.preference) if len(tied) > 1 else tied[0]
-        return chosen, peak if len(tied) == 1 else candidates.value_of(chosen), scanned
+        chosen = np.flatnonzero(panels[candidates.preferred(panels)])
+        return chosen.tolist(), candidates.value_of(chosen), scanned
+
+    def _panels(self, places: IntArray, candidates: Candidates) -> BoolArray:
+        """Listed panels as rows of members among the candidates."""
+        if self.members is None:
+            return np.empty((0, candidates.count), dtype=np.bool_)
+        fleet = np.zeros((len(places), self.value.experts + 1), dtype=np.bool_)
+        fleet[np.arange(len(places))[None], self.members[:, places]] = True
+        return fleet[:, candidates.index]
 
     def _feasible(self, part: slice, candidates: Candidates, sums: FloatArray, largest: NDArray[np.int16]) -> IntArray:
         if self.members is None or self.sizes is None:

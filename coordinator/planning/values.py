@@ -93,6 +93,10 @@ class SetValue(ABC):
     def average(self, state: FloatArray) -> FloatArray:
         """Value of panels from their states (..., M); shape (...). The free energy of no expert is -inf."""
 
+    def share(self, gap: float, value: float) -> float:
+        """A difference of values as a share of `value`; inf where that is 0."""
+        return gap / abs(value) if value else np.inf
+
     def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
         """State of the union of two disjoint panels; shapes broadcast."""
         return np.asarray(self.union(left, right))
@@ -175,6 +179,13 @@ class FreeEnergy(SetValue):
         else:
             self._keep(np.exp(-exponents), 0.0, np.add, more_is_better=True)
         self.offset = float(least.mean())
+        alone = self.average(self.states)
+        self.spread = float(self.average(self.state_of(list(range(self.experts)))) - alone.min())
+        """What all the experts together are worth more than the worst of them alone."""
+
+    def share(self, gap: float, value: float) -> float:
+        """A difference of values as a share of `spread`: a free energy has no natural zero."""
+        return gap / self.spread if self.spread else np.inf
 
     def average(self, state: FloatArray) -> FloatArray:
         if not self.in_logarithms:

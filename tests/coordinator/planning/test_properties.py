@@ -134,16 +134,15 @@ def test_minimal_infeasible_subsets_are_infeasible_and_minimal(
     problem = draw(seed, kind, count)
     candidates = Candidates.of(problem)
     rng = np.random.default_rng(seed)
-    cap = int(rng.integers(1, count + 1))
-    order = [n for n in rng.permutation(candidates.count).tolist() if candidates.largest[n] >= cap]
+    order = rng.permutation(candidates.count).tolist()
     held, free = order[:held_count], np.array(sorted(order[held_count:]), dtype=np.intp)
 
     def fits(panel: list[int]) -> bool:
-        return not panel or (len(panel) <= cap and candidates.is_feasible(panel))
+        return not panel or candidates.is_feasible(panel)
 
     if not fits(held) or fits([*held, *free.tolist()]):
         return
-    subset = minimal_infeasible(candidates, held, free, rng.random(candidates.count), cap)
+    subset = minimal_infeasible(candidates, held, free, rng.random(candidates.count))
     assert not fits([*held, *subset])
     for expert in subset:
         assert fits([*held, *(n for n in subset if n != expert)])
