@@ -41,7 +41,7 @@ class PanelSelector(Protocol):
 
 
 class Enumeration:
-    """Looks at every panel; the largest coverage 1 - prod(1 - p) wins, ties go to fewer joules, then lower numbers."""
+    """Every panel is looked at; the largest 1 - prod(1 - p) wins, ties go to fewer joules, then lower numbers."""
 
     def select(self, problem: PanelProblem) -> tuple[int, ...]:
         """The best panel. Raises ValueError above `ENUMERATION_LIMIT` experts."""

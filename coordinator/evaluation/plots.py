@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.evaluation.report import BudgetFigures, EvaluationReport
 from moe2.coordinator.evaluation.study import ALL_EXPERTS, MOE2
-
-_STYLE: dict[str, dict[str, Any]] = {MOE2: {"color": "black", "linewidth": 2.2, "zorder": 5}}
 
 
 def write_plots(report: EvaluationReport, folder: Path) -> list[Path]:
@@ -42,7 +39,8 @@ def write_plots(report: EvaluationReport, folder: Path) -> list[Path]:
                     marker="o",
                     markersize=3,
                     capsize=2,
-                    **_STYLE.get(name, {}),
+                    color="black" if name == MOE2 else None,
+                    linewidth=2.2 if name == MOE2 else 1.2,
                 )
             axes.set_xscale("log")
             axes.set_xlabel(label)

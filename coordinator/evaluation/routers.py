@@ -36,7 +36,7 @@ def at_random() -> Router:
     """Each feasible expert with equal chance."""
 
     def route(feasible: BoolArray) -> FloatArray:
-        return np.asarray(feasible / np.maximum(feasible.sum(axis=1, keepdims=True), 1))
+        return np.asarray(feasible / np.maximum(feasible.sum(axis=1, keepdims=True), 1), dtype=np.float64)
 
     return route
 

@@ -13,6 +13,8 @@ from moe2.coordinator.gating.calibration import (
     expected_calibration_error,
     fit_calibration,
     log_odds_of,
+    row_log_losses,
+    sigmoid,
 )
 from moe2.coordinator.gating.features import FeatureExtractor
 from moe2.coordinator.gating.gate import Gate
@@ -33,10 +35,7 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
     mean = log_odds_of(posterior @ gate.parameters.profile)
     plain = Calibration(np.ones(len(val.experts)), np.zeros(len(val.experts)))
 
-    def log_loss(scale: float) -> float:
-        return binary_log_loss(plain.probabilities(mean + scale * residual), val.scores)
-
-    scale = min(_RESIDUAL_SCALES, key=log_loss)
+    scale = _residual_scale(mean, residual, val.scores)
     raw = mean + scale * residual
     calibration = fit_calibration(raw, val.scores)
     before, after = plain.probabilities(raw), calibration.probabilities(raw)
@@ -56,6 +55,15 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
         "val_calibration_error_after": expected_calibration_error(after, val.scores),
     }
     return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics
+
+
+def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:
+    """The scale with the least log loss, or 0 where it gains no more than one standard error over having none."""
+    losses = {scale: row_log_losses(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
+    best = min(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(losses[scale])))
+    gain = losses[0.0] - losses[best]
+    gain = gain[~np.isnan(gain)]
+    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(gain.size) else 0.0
 
 
 def top1_score(probabilities: FloatArray, scores: FloatArray) -> float:

@@ -9,6 +9,7 @@ from moe2.coordinator.gating.calibration import (
     binary_log_loss,
     expected_calibration_error,
     fit_calibration,
+    fit_lines,
     log_odds_of,
     sigmoid,
 )
@@ -41,7 +42,7 @@ def test_an_expert_without_rows_keeps_the_shared_temperature() -> None:
     """An expert that was not run on validation rows shares the others' slope and has no offset."""
     log_odds, scores = overconfident()
     scores[:, 2] = np.nan
-    calibration = fit_calibration(log_odds, scores)
+    calibration = fit_lines(log_odds, scores)
     assert calibration.slope[2] == pytest.approx(0.5, abs=0.05)
     assert calibration.offset[2] == 0
 
@@ -50,8 +51,27 @@ def test_few_rows_cannot_reorder_the_experts() -> None:
     """Five lucky rows move an expert by little: the fit is shrunk to the shared line."""
     scores = np.full((5, 2), np.nan)
     scores[:, 0] = 1.0
-    calibration = fit_calibration(np.zeros((5, 2)), scores)
+    calibration = fit_lines(np.zeros((5, 2)), scores)
     assert calibration.probabilities(np.zeros((1, 2)))[0, 0] < 0.7
+
+
+def test_good_probabilities_are_left_alone() -> None:
+    """Where nothing is to be gained on other rows, nothing is changed: chance must not reorder experts."""
+    random = np.random.default_rng(4)
+    truth = random.normal(0, 1.2, (200, 3))
+    calibration = fit_calibration(truth, (random.random((200, 3)) < sigmoid(truth)).astype(float))
+    assert (calibration.slope == 1).all()
+    assert (calibration.offset == 0).all()
+
+
+def test_a_biased_expert_is_corrected() -> None:
+    """One expert that is far worse than its log-odds say gets an offset of its own."""
+    random = np.random.default_rng(4)
+    truth = random.normal(0, 1.2, (800, 3))
+    scores = (random.random((800, 3)) < sigmoid(truth - np.array([0.0, 0.0, 2.0]))).astype(float)
+    calibration = fit_calibration(truth, scores)
+    assert calibration.offset[2] == pytest.approx(-2.0, abs=0.4)
+    assert abs(calibration.offset[0]) < 0.3
 
 
 def test_no_known_score_leaves_the_odds_alone() -> None:

@@ -1,0 +1,66 @@
+"""Score against energy and delay budgets, moe2 and baselines, on held-out outcomes with published cost profiles.
+
+The same evaluation as `moe2-coordinator evaluate`, with a JSON object of the main figures as the last line:
+`score` and `standard_error` of moe2 without limits, each router's score there, `baselines_ahead` (how often, over the
+grid of budgets, a baseline other than the oracle leads by more than one standard error) and `worst_lead_points`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from moe2.coordinator.evaluation.plots import write_plots
+from moe2.coordinator.evaluation.routers import ORACLES
+from moe2.coordinator.evaluation.study import MOE2, evaluate, with_seeds
+from moe2.coordinator.evaluation.tables import tables
+from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
+from moe2.coordinator.gating.outcomes import read_outcomes
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_pool_arguments(parser)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--no-other-sources", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for plots and report.json")
+    args = parser.parse_args()
+    pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
+    auxiliary = None if args.no_other_sources else others
+    report = evaluate(pool, auxiliary=auxiliary, training=with_seeds(args.seeds), source=args.source)
+    console = Console()
+    for table in tables(report):
+        console.print(table)
+    if args.out is not None:
+        write_plots(report, args.out)
+        (args.out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    loose = report.budgets[0].routers
+    rivals = [
+        figures.lead
+        for budget in report.budgets
+        for name, figures in budget.routers.items()
+        if name not in (MOE2, *ORACLES)
+    ]
+    print(
+        json.dumps(
+            {
+                "reported_on": report.reported_on,
+                "rows": report.rows["reported"],
+                "score": round(loose[MOE2].score, 4),
+                "standard_error": round(loose[MOE2].standard_error, 4),
+                "scores_without_limits": {name: round(figures.score, 4) for name, figures in loose.items()},
+                "baselines_ahead": len(report.baselines_ahead),
+                "worst_lead_points": round(max(rivals) * 100, 2),
+                "calibration_error": round(report.gate_calibration_error, 4),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
