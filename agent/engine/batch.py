@@ -194,7 +194,9 @@ class Lanes:
         for index, lane in enumerate(self._lanes):
             held = lane.cached if lane.run is None else lane.run.tokens
             usable = len(held) if lane.run is None else lane.run.filled
-            if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
+            if not self._cuts_anywhere and (
+                lane.run is not None or usable > limit or tokens[:usable] != held
+            ):
                 continue
             shared = _shared(tokens, held, min(limit, usable))
             if shared > most:
@@ -241,7 +243,9 @@ def _within_outputs(run: Run, rows: int) -> int:
 
 def _chunk(run: Run, count: int) -> Chunk:
     end = run.filled + count
-    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled)))
+    return Chunk(
+        run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled))
+    )
 
 
 def _shared(a: list[int], b: list[int], limit: int) -> int:

@@ -71,7 +71,11 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
         # Imported here so that a missing or broken llama.cpp is a clear answer and not a dead child.
         from moe2.agent.engine.session import open_session
     except (ImportError, OSError, RuntimeError) as error:
-        emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
+        emit(
+            LoadFailed(
+                code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."
+            )
+        )
         return 1
     from moe2.agent.engine.model import ModelError
 

@@ -38,7 +38,7 @@ class Context:
         parameters.no_perf = True
         if hasattr(parameters, "n_outputs_max"):
             # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
-            parameters.n_outputs_max = outputs
+            parameters.n_outputs_max = parameters.n_outputs_max_per_seq = outputs
         # Off means that llama.cpp decides: it knows which kernels this backend has.
         parameters.flash_attn_type = (
             llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if spec.flash_attention else llama.LLAMA_FLASH_ATTN_TYPE_AUTO

@@ -300,7 +300,11 @@ class Decoder:
 
     def _flush(self) -> None:
         """Tokens first, then the ends of jobs."""
-        jobs = tuple(JobTokens(job_id=job_id, pieces=tuple(pieces)) for job_id, pieces in self._pieces.items() if pieces)
+        jobs = tuple(
+            JobTokens(job_id=job_id, pieces=tuple(pieces))
+            for job_id, pieces in self._pieces.items()
+            if pieces
+        )
         self._pieces.clear()
         if jobs:
             self._emit(Decoded(jobs=jobs))

@@ -101,4 +101,5 @@ def _bias(model: Model, biases: dict[int, float]) -> llama.llama_sampler_p:
     entries = (llama.llama_logit_bias * len(biases))(
         *(llama.llama_logit_bias(token=token, bias=bias) for token, bias in biases.items())
     )
-    return llama.llama_sampler_init_logit_bias(model.vocabulary_size, len(biases), entries)
+    sampler: llama.llama_sampler_p = llama.llama_sampler_init_logit_bias(model.vocabulary_size, len(biases), entries)
+    return sampler
