@@ -41,8 +41,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a run begins: on `lane`, trimmed to nothing and then given `keep` tokens of `source` (another lane), or, where
-    `source` is the lane itself, trimmed to its first `keep` tokens."""
+    """Where a run begins: on `lane`, emptied and then given the first `keep` tokens of `source`; where `source` is the
+    lane itself, it is cut back to them."""
 
     lane: int
     source: int
@@ -194,9 +194,7 @@ class Lanes:
         for index, lane in enumerate(self._lanes):
             held = lane.cached if lane.run is None else lane.run.tokens
             usable = len(held) if lane.run is None else lane.run.filled
-            if not self._cuts_anywhere and (
-                lane.run is not None or usable > limit or tokens[:usable] != held
-            ):
+            if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
                 continue
             shared = _shared(tokens, held, min(limit, usable))
             if shared > most:
@@ -243,9 +241,7 @@ def _within_outputs(run: Run, rows: int) -> int:
 
 def _chunk(run: Run, count: int) -> Chunk:
     end = run.filled + count
-    return Chunk(
-        run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled))
-    )
+    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled)))
 
 
 def _shared(a: list[int], b: list[int], limit: int) -> int:

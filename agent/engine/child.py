@@ -17,7 +17,18 @@ import threading
 import time
 from collections.abc import Callable
 
-from moe2.agent.engine.protocol import Cancel, Command, Event, Generate, Load, LoadFailed, Loading, Shutdown
+from moe2.agent.engine.protocol import (
+    Cancel,
+    Command,
+    Event,
+    Generate,
+    Load,
+    LoadFailed,
+    Loading,
+    Predict,
+    Score,
+    Shutdown,
+)
 from moe2.common.errors import Moe2Error, ProtocolError
 from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
@@ -71,11 +82,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
         # Imported here so that a missing or broken llama.cpp is a clear answer and not a dead child.
         from moe2.agent.engine.session import open_session
     except (ImportError, OSError, RuntimeError) as error:
-        emit(
-            LoadFailed(
-                code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."
-            )
-        )
+        emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
         return 1
     from moe2.agent.engine.model import ModelError
 
@@ -101,7 +108,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            if isinstance(command, Generate):
+            if isinstance(command, Generate | Score | Predict):
                 decoder.submit(command)
             elif isinstance(command, Cancel):
                 decoder.cancel(command.job_id)

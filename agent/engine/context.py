@@ -94,9 +94,9 @@ class Context:
         row = llama.llama_get_logits_ith(self.pointer, place)
         return np.ctypeslib.as_array(row, (self._vocabulary_size,))
 
-    def copy(self, source: int, target: int, tokens: int | None) -> None:
-        """Let `target` (empty) begin with the first `tokens` of `source`; None copies all."""
-        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1 if tokens is None else tokens)
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let `target` (empty) begin with the first `tokens` of `source`."""
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
 
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""

@@ -235,11 +235,7 @@ def _load_error(path: Path) -> ModelError:
     said = " ".join(_recent_errors)
     lower = said.lower()
     detail = f" (llama.cpp: {said[-400:]})" if said else ""
-    if (
-        "unknown model architecture" in lower
-        or "unknown pre-tokenizer" in lower
-        or "unsupported model" in lower
-    ):
+    if "unknown model architecture" in lower or "unknown pre-tokenizer" in lower or "unsupported model" in lower:
         return ModelError(
             f"{path} is of a kind that this build of llama.cpp does not know{detail}.",
             code="unsupported_model",

@@ -89,8 +89,7 @@ class Predict(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="pr
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel"):
-    """Stop a job before its next token. It is answered with a `Finished` whose reason is `cancelled`, whatever kind of job
-    it was."""
+    """Stop a job of any kind before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
 
     job_id: str
 

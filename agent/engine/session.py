@@ -13,6 +13,7 @@ from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.messages import Sampling
@@ -74,10 +75,9 @@ def open_session(
             return _Draw(Sampler(model, sampling, history_tokens=context.tokens), context)
 
         yield Decoder(
-            vocabulary=model,
+            reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
             cache=context,
             lanes=Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position),
-            template=template,
             new_draw=new_draw,
             limits=Limits(
                 slots=spec.slots,
