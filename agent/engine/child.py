@@ -94,12 +94,14 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
             last = progress
             emit(Loading(progress=progress))
 
-    try:
-        session = open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
-    except ModelError as error:
-        emit(LoadFailed(code=error.code, message=str(error)))
-        return 1
-    with session as decoder:
+    with contextlib.ExitStack() as stack:
+        try:
+            decoder = stack.enter_context(
+                open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
+            )
+        except ModelError as error:
+            emit(LoadFailed(code=error.code, message=str(error)))
+            return 1
         while True:
             try:
                 command = inbox.get(block=not decoder.has_work)

@@ -118,9 +118,7 @@ class _Greedy:
 class Engine:
     """A decoder over the simulated model, its events kept."""
 
-    def __init__(
-        self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, lanes: int | None = None
-    ) -> None:
+    def __init__(self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, lanes: int | None = None) -> None:
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0

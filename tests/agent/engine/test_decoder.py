@@ -184,15 +184,11 @@ def test_a_failed_batch_fails_its_jobs_and_no_others(outcome: DecodeOutcome, cod
     continuations=st.lists(st.text(alphabet="abc", min_size=1, max_size=6), min_size=1, max_size=12),
     slots=st.integers(1, 3),
 )
-def test_scores_are_the_sums_of_the_tokens_log_probabilities(
-    prompt: str, continuations: list[str], slots: int
-) -> None:
+def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, continuations: list[str], slots: int) -> None:
     """Each continuation's score is what a single sequence gives, also with more continuations than lanes."""
     engine = Engine(slots=slots, cells=128)
     engine.decoder.submit(_generate("neighbour", "abc", max_tokens=8))
-    engine.decoder.submit(
-        Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=tuple(continuations))
-    )
+    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=tuple(continuations)))
     engine.run()
     (scored,) = [event for event in engine.events if isinstance(event, Scored)]
     for continuation, score in zip(continuations, scored.scores, strict=True):
@@ -207,9 +203,7 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(
 def test_scoring_frees_the_cells_of_its_branches() -> None:
     """After a score only the prompt stays cached."""
     engine = Engine(cells=64)
-    engine.decoder.submit(
-        Score(job_id="score", prompt=TextPrompt(text="abab"), continuations=("abc", "bca", "cab"))
-    )
+    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text="abab"), continuations=("abc", "bca", "cab")))
     engine.run()
     assert engine.cache.used == 4
 
