@@ -113,7 +113,7 @@ def _refuse_beyond_memory(model: Model, spec: ModelSpec) -> None:
     """
     needed = model.cache_bytes(spec.context_tokens)
     available = _available_bytes()
-    if spec.gpu_layers == 0 and model.keeps_every_position and available is not None and needed > available:
+    if spec.gpu_layers == 0 and needed is not None and available is not None and needed > available:
         raise ModelError(
             f"A context of {spec.context_tokens} tokens needs {needed / 2**30:.1f} GiB for its cache, but only "
             f"{available / 2**30:.1f} GiB of memory are available.",

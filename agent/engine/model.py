@@ -108,12 +108,21 @@ class Model:
             found = self._ends[token] = bool(llama.llama_vocab_is_eog(self.vocabulary, token))
         return found
 
-    def cache_bytes(self, tokens: int) -> int:
-        """Memory that keys and values of so many tokens take, in half precision (16 bits each)."""
-        heads = llama.llama_model_n_head(self.pointer) or 1
-        row = self.embedding_size // heads * llama.llama_model_n_head_kv(self.pointer)
+    def cache_bytes(self, tokens: int) -> int | None:
+        """Memory that the keys and values of so many tokens take, 16 bits each; None where they are not plain keys and
+        values of every layer (recurrent states, compressed attention)."""
+        name = self._metadata("general.architecture") or ""
+        if not self.keeps_every_position or self._metadata(f"{name}.attention.kv_lora_rank"):
+            return None
+        heads: int = llama.llama_model_n_head(self.pointer)
+        cached_heads: int = llama.llama_model_n_head_kv(self.pointer)
         layers: int = llama.llama_model_n_layer(self.pointer)
-        return tokens * layers * row * 2 * _HALF_BYTES
+        if not heads:
+            return None
+        usual = self.embedding_size // heads
+        key = int(self._metadata(f"{name}.attention.key_length") or usual)
+        value = int(self._metadata(f"{name}.attention.value_length") or usual)
+        return tokens * layers * cached_heads * (key + value) * _HALF_BYTES
 
     def special_text(self, token: int) -> str:
         """A control token as it is written, e.g. for the templates' `bos_token`; empty where there is none."""

@@ -134,7 +134,7 @@ def test_logprobs_are_the_models_own(child: Child) -> None:
     child.send(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=(piece.text,)))
     (score,) = child.until(Scored, "score").scores
     assert piece.logprob == pytest.approx(score.logprob, abs=1e-3)
-    assert [other.text for other in piece.alternatives][0] == piece.text
+    assert piece.alternatives[0].text == piece.text
     assert len(piece.alternatives) == 3
 
 
@@ -166,7 +166,7 @@ def test_a_shared_beginning_is_taken_from_the_cache(child: Child) -> None:
 
 
 def test_cancelling_a_running_job_stops_it_within_a_token(child: Child) -> None:
-    """After the cancellation is answered nothing more of the job arrives, and far less than it asked for was decoded."""
+    """After the cancellation is answered nothing more of the job arrives; far less than it asked for was decoded."""
     child.send(_chat("endless", _PROMPTS[2], max_tokens=1000))
     child.until(Decoded)
     child.send(Cancel(job_id="endless"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +50,9 @@ _STEPS = st.tuples(st.just("step"), st.integers(1, 4))
     cells=st.integers(24, 96),
     batch_tokens=st.integers(4, 16),
 )
-def test_no_sequence_sees_anothers_tokens(script: list[tuple], slots: int, cells: int, batch_tokens: int) -> None:
+def test_no_sequence_sees_anothers_tokens(
+    script: list[tuple[Any, ...]], slots: int, cells: int, batch_tokens: int
+) -> None:
     """Whatever arrives, stops and is cancelled meanwhile, each job's text is what it would be alone."""
     engine = Engine(slots=slots, cells=cells, batch_tokens=batch_tokens)
     jobs: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ from moe2.common.messages import TokenPiece
 
 def _cut(content: bytes, borders: list[int]) -> list[bytes]:
     edges = [0, *sorted(border % (len(content) + 1) for border in borders), len(content)]
-    return [content[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _run(stream: TextStream, tokens: list[bytes]) -> tuple[str, int]:
