@@ -41,8 +41,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a run begins: on `lane`, trimmed to nothing and then given `keep` tokens of `source` (another lane), or,
-    where `source` is the lane itself, trimmed to its first `keep` tokens."""
+    """Where a run begins: on `lane`, emptied and then given the first `keep` tokens of `source`; where `source` is the
+    lane itself, it is cut back to them."""
 
     lane: int
     source: int

@@ -17,7 +17,18 @@ import threading
 import time
 from collections.abc import Callable
 
-from moe2.agent.engine.protocol import Cancel, Command, Event, Generate, Load, LoadFailed, Loading, Shutdown
+from moe2.agent.engine.protocol import (
+    Cancel,
+    Command,
+    Event,
+    Generate,
+    Load,
+    LoadFailed,
+    Loading,
+    Predict,
+    Score,
+    Shutdown,
+)
 from moe2.common.errors import Moe2Error, ProtocolError
 from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
@@ -83,12 +94,14 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
             last = progress
             emit(Loading(progress=progress))
 
-    try:
-        session = open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
-    except ModelError as error:
-        emit(LoadFailed(code=error.code, message=str(error)))
-        return 1
-    with session as decoder:
+    with contextlib.ExitStack() as stack:
+        try:
+            decoder = stack.enter_context(
+                open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
+            )
+        except ModelError as error:
+            emit(LoadFailed(code=error.code, message=str(error)))
+            return 1
         while True:
             try:
                 command = inbox.get(block=not decoder.has_work)
@@ -97,7 +110,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            if isinstance(command, Generate):
+            if isinstance(command, Generate | Score | Predict):
                 decoder.submit(command)
             elif isinstance(command, Cancel):
                 decoder.cancel(command.job_id)

@@ -5,8 +5,10 @@ A *lane* is one sequence of the cache. Lanes share one pool of cells, so copying
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ class Context:
 
     def __init__(self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int) -> None:
         """Allocate the cache. `outputs` bounds the logits rows of one batch. Raises `ModelError`."""
+        _refuse_beyond_memory(model, spec)
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = spec.context_tokens
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
@@ -38,7 +41,7 @@ class Context:
         parameters.no_perf = True
         if hasattr(parameters, "n_outputs_max"):
             # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
-            parameters.n_outputs_max = outputs
+            parameters.n_outputs_max = parameters.n_outputs_max_per_seq = outputs
         # Off means that llama.cpp decides: it knows which kernels this backend has.
         parameters.flash_attn_type = (
             llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if spec.flash_attention else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
@@ -94,13 +97,38 @@ class Context:
         row = llama.llama_get_logits_ith(self.pointer, place)
         return np.ctypeslib.as_array(row, (self._vocabulary_size,))
 
-    def copy(self, source: int, target: int, tokens: int | None) -> None:
-        """Let `target` (empty) begin with the first `tokens` of `source`; None copies all."""
-        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1 if tokens is None else tokens)
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let `target` (empty) begin with the first `tokens` of `source`."""
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, tokens)
 
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""
         return bool(llama.llama_memory_seq_rm(self._memory, lane, keep or -1, -1))
+
+
+def _refuse_beyond_memory(model: Model, spec: ModelSpec) -> None:
+    """Linux grants more memory than it has and kills later; refuse a cache that the host clearly cannot hold.
+
+    Only where the cache is in the host's memory (no layers offloaded) and /proc/meminfo can be read.
+    """
+    needed = model.cache_bytes(spec.context_tokens)
+    available = _available_bytes()
+    if spec.gpu_layers == 0 and needed is not None and available is not None and needed > available:
+        raise ModelError(
+            f"A context of {spec.context_tokens} tokens needs {needed / 2**30:.1f} GiB for its cache, but only "
+            f"{available / 2**30:.1f} GiB of memory are available.",
+            code="out_of_memory",
+            remedy=f"Lower context_tokens to at most {spec.context_tokens * available // needed}, or free memory.",
+        )
+
+
+def _available_bytes() -> int | None:
+    """Memory that the kernel says can be had without swapping; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _batch(room: int) -> tuple[llama.llama_batch, tuple[npt.NDArray[Any], ...]]:

@@ -1,7 +1,7 @@
 """The decoding loop's one step: jobs in, events out. Knows no llama.cpp, no pipes and no clock of its own.
 
-Each step builds one batch from all runs (see `batch`), puts it through the model and draws one token for every run that
-reached the end of what was known. All tokens of a step leave in one `Decoded`.
+Each step builds one batch from all runs (see `batch`), puts it through the model and hands every job its logits. All
+tokens of a step leave in one `Decoded`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
-from moe2.agent.engine.distribution import Logits, logprob, most_likely
-from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed, JobTokens, Started
-from moe2.agent.engine.request import RequestError, Vocabulary, check_generate, check_room, prompt_tokens
-from moe2.agent.engine.template import ChatTemplate
-from moe2.agent.engine.text import TextStream
+from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.jobs import Draw, Generation, Job, Prediction, Scoring
+from moe2.agent.engine.protocol import (
+    Decoded,
+    Event,
+    Generate,
+    JobFailed,
+    JobTokens,
+    Predict,
+    Score,
+    Started,
+)
+from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.messages import Sampling, TokenAlternative, TokenPiece
+from moe2.common.messages import Sampling
 
 _STEP_S = 0.15
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
@@ -36,15 +44,8 @@ class Cache(Protocol):
 
     def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome: ...
     def logits(self, place: int) -> Logits: ...
-    def copy(self, source: int, target: int, tokens: int | None) -> None: ...
+    def copy(self, source: int, target: int, tokens: int) -> None: ...
     def trim(self, lane: int, keep: int) -> bool: ...
-
-
-class Draw(Protocol):
-    """One job's sampler: draws a token from the logits at a place of the last batch."""
-
-    def sample(self, place: int) -> int: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,30 +60,15 @@ class Limits:
     outputs: int
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    request: Generate
-    prompt: list[int]
-    draw: Draw
-    text: TextStream
-    queued_at_s: float
-    run: Run | None = None
-    cached_tokens: int = 0
-    started_at_s: float | None = None
-    first_at_s: float | None = None
-    decoded_tokens: int = 0
-
-
 class Decoder:
     """All jobs of one model."""
 
     def __init__(
         self,
         *,
-        vocabulary: Vocabulary,
+        reader: RequestReader,
         cache: Cache,
         lanes: Lanes,
-        template: ChatTemplate | None,
         new_draw: Callable[[Sampling], Draw],
         limits: Limits,
         clock: Callable[[], float],
@@ -90,58 +76,53 @@ class Decoder:
         prefill_tokens_per_s: float | None = None,
     ) -> None:
         """`new_draw` raises `Moe2Error` for sampling parameters that make no sense."""
-        self._vocabulary = vocabulary
+        self._reader = reader
         self._cache = cache
         self._lanes = lanes
-        self._template = template
         self._new_draw = new_draw
         self._limits = limits
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
-        self._queue: deque[_Job] = deque()
-        self._running: dict[Run, _Job] = {}
-        self._pieces: dict[str, list[TokenPiece]] = {}
-        self._ended: list[Event] = []
+        self._queue: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._runs: dict[Run, Job] = {}
 
     @property
     def has_work(self) -> bool:
         return bool(self._queue or self._running)
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Generate | Score | Predict) -> None:
         """Check and queue a job, or answer it with `JobFailed` at once."""
         try:
-            if any(job.request.job_id == request.job_id for job in (*self._queue, *self._running.values())):
+            if self._find(request.job_id) is not None:
                 raise RequestError(f"Job {request.job_id} is already running.", code=JobErrorCode.INTERNAL)
-            check_generate(request)
-            prompt = prompt_tokens(request.prompt, self._vocabulary, self._template, limit=self._limits.job_tokens)
-            check_room(len(prompt), request.max_tokens, limit=self._limits.job_tokens)
-            draw = self._new_draw(request.sampling)
-        except RequestError as error:
-            failed = JobFailed(
-                job_id=request.job_id, code=error.code, message=str(error), prompt_tokens=error.prompt_tokens
-            )
-            self._emit(failed)
-            return
+            job = self._job(request)
         except Moe2Error as error:
-            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INVALID_REQUEST, message=str(error)))
+            self._emit(
+                JobFailed(
+                    job_id=request.job_id,
+                    code=error.code if isinstance(error, RequestError) else JobErrorCode.INVALID_REQUEST,
+                    message=str(error),
+                    prompt_tokens=error.prompt_tokens if isinstance(error, RequestError) else None,
+                )
+            )
             return
-        job = _Job(request, prompt, draw, TextStream(request.stop), self._clock())
         self._queue.append(job)
         self._admit()
 
     def cancel(self, job_id: str) -> None:
         """End a job now, whatever its phase. An unknown job is one that has just ended: nothing to do."""
-        for job in (*self._queue, *self._running.values()):
-            if job.request.job_id == job_id:
-                self._finish(job, "cancelled")
-                self._flush()
-                self._admit()
-                return
+        job = self._find(job_id)
+        if job is not None:
+            job.reason = "cancelled"
+            self._report([job])
+            self._admit()
 
     def step(self) -> None:
         """Decode one batch and report what came of it."""
         self._admit()
+        self._branch()
         chunks = self._lanes.plan(
             batch_tokens=self._limits.batch_tokens,
             prefill_tokens=self._prefill_budget(),
@@ -153,48 +134,94 @@ class Decoder:
         outcome = self._decode([chunk for _, chunk in chunks])
         if outcome is not DecodeOutcome.DONE:
             self._fail(chunks, outcome)
-        else:
-            self._lanes.commit(chunks)
-            place = 0
-            for run, chunk in chunks:
-                place += len(chunk.tokens)
-                if not run.remaining:
-                    self._draw(self._running[run], place - 1)
-            self._learn_rate(sum(len(chunk.tokens) for _, chunk in chunks), self._clock() - began_at_s)
-        self._flush()
+            return
+        self._lanes.commit(chunks)
+        now_s = self._clock()
+        place = 0
+        touched: dict[Job, None] = {}
+        for run, chunk in chunks:
+            job = self._runs[run]
+            touched[job] = None
+            if run is job.trunk and not run.remaining and job.phases.first_at_s is None:
+                job.phases.first_at_s = now_s
+            job.take(run, chunk, place)
+            place += len(chunk.tokens)
+            if run is not job.trunk and not run.remaining:
+                self._end_run(run, keep_cached=False)
+        self._report(list(touched))
+        self._learn_rate(place, now_s - began_at_s)
 
-    def _decode(self, chunks: list[Chunk]) -> DecodeOutcome:
-        while True:
-            outcome = self._cache.decode(chunks)
-            if outcome is not DecodeOutcome.NO_CELLS or (lane := self._lanes.evict()) is None:
-                return outcome
-            self._cache.trim(lane, 0)
+    def _job(self, request: Generate | Score | Predict) -> Job:
+        """Raises `Moe2Error` where the request cannot be run."""
+        now_s = self._clock()
+        limit = self._limits.job_tokens
+        if isinstance(request, Score):
+            prompt, continuations = self._reader.score(request, limit=limit)
+            scoring = Scoring(request, prompt, continuations, queued_at_s=now_s, logits=self._cache.logits)
+            if scoring.cells > self._limits.context_tokens:
+                raise RequestError(
+                    f"Prompt and continuations have {scoring.cells} tokens, and the context has "
+                    f"{self._limits.context_tokens}.",
+                    code=JobErrorCode.CONTEXT_EXCEEDED,
+                    remedy="Score fewer continuations at a time, or shorten them.",
+                    prompt_tokens=len(prompt),
+                )
+            return scoring
+        vocabulary = self._reader.vocabulary
+        if isinstance(request, Predict):
+            prompt = self._reader.predict(request, limit=limit)
+            return Prediction(request, prompt, queued_at_s=now_s, vocabulary=vocabulary, logits=self._cache.logits)
+        prompt = self._reader.generate(request, limit=limit)
+        check_room(len(prompt), request.max_tokens, limit=limit)
+        return Generation(
+            request,
+            prompt,
+            cells=self._predicted_cells(len(prompt), request.max_tokens),
+            queued_at_s=now_s,
+            draw=self._new_draw(request.sampling),
+            vocabulary=vocabulary,
+            logits=self._cache.logits,
+            lanes=self._lanes,
+            most_tokens=limit,
+        )
+
+    def _predicted_cells(self, prompt: int, max_tokens: int | None) -> int:
+        if max_tokens is not None:
+            return prompt + max_tokens
+        fair = self._limits.context_tokens // self._limits.slots
+        return min(max(fair, prompt + _LEAST_PREDICTED_TOKENS), self._limits.job_tokens)
+
+    def _find(self, job_id: str) -> Job | None:
+        return next((job for job in (*self._running, *self._queue) if job.job_id == job_id), None)
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            placed = self._lanes.place(job.prompt, reserve=self._predicted_cells(job), logits_from=len(job.prompt) - 1)
+            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=len(job.prompt) - 1)
             if placed is None:
                 return
             self._queue.popleft()
-            job.run, placement = placed
-            self._settle(job.run, placement)
-            self._running[job.run] = job
-            job.started_at_s = self._clock()
-            job.cached_tokens = job.run.filled
-            self._emit(
-                Started(
-                    job_id=job.request.job_id,
-                    prompt_tokens=len(job.prompt),
-                    cached_tokens=job.cached_tokens,
-                )
-            )
+            run, placement = placed
+            self._settle(run, placement)
+            self._runs[run] = job
+            self._running.append(job)
+            job.trunk = run
+            job.phases.started_at_s = self._clock()
+            job.cached_tokens = run.filled
+            self._emit(Started(job_id=job.job_id, prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens))
 
-    def _predicted_cells(self, job: _Job) -> int:
-        if job.request.max_tokens is not None:
-            return len(job.prompt) + job.request.max_tokens
-        fair = self._limits.context_tokens // self._limits.slots
-        return min(max(fair, len(job.prompt) + _LEAST_PREDICTED_TOKENS), self._limits.job_tokens)
+    def _branch(self) -> None:
+        """Start what branches jobs ask for, as far as lanes are free."""
+        for job in self._running:
+            for tokens in job.branches():
+                assert job.trunk is not None  # noqa: S101 - a running job has its trunk
+                placed = self._lanes.branch(job.trunk, tokens, logits_from=len(job.prompt))
+                if placed is None:
+                    return
+                run, placement = placed
+                self._settle(run, placement)
+                self._runs[run] = job
+                job.branched(run)
 
     def _settle(self, run: Run, placement: Placement) -> None:
         """Make the cache agree with a placement."""
@@ -206,111 +233,69 @@ class Decoder:
             self._cache.trim(placement.lane, 0)
             run.filled = 0
 
-    def _draw(self, job: _Job, place: int) -> None:
-        """Draw a job's next token from the logits at `place`, and end the job if that was its last."""
-        assert job.run is not None  # noqa: S101 - a job that decodes has a run
-        token = job.draw.sample(place)
-        job.decoded_tokens += 1
-        if job.first_at_s is None:
-            job.first_at_s = self._clock()
-        if self._vocabulary.is_end(token):
-            self._finish(job, "stop")
-            return
-        self._pieces.setdefault(job.request.job_id, []).extend(
-            job.text.feed(self._vocabulary.piece(token), *self._likelihood(job, token, place))
-        )
-        if job.text.stopped:
-            self._finish(job, "stop")
-        elif (
-            job.decoded_tokens == job.request.max_tokens
-            or len(job.prompt) + job.decoded_tokens >= self._limits.job_tokens
-            or not self._lanes.grow(job.run)
-        ):
-            self._finish(job, "length")
-        else:
-            job.run.tokens.append(token)
+    def _decode(self, chunks: list[Chunk]) -> DecodeOutcome:
+        """One batch, after forgetting as many cached prefixes as it takes."""
+        while True:
+            outcome = self._cache.decode(chunks)
+            if outcome is not DecodeOutcome.NO_CELLS or (lane := self._lanes.evict()) is None:
+                return outcome
+            self._cache.trim(lane, 0)
 
-    def _likelihood(self, job: _Job, token: int, place: int) -> tuple[float | None, tuple[TokenAlternative, ...]]:
-        wanted = job.request.logprobs
-        if wanted is None:
-            return None, ()
-        logits = self._cache.logits(place)
-        alternatives = tuple(
-            TokenAlternative(self._vocabulary.piece(other).decode("utf-8", "replace"), value)
-            for other, value in most_likely(logits, wanted)
-        )
-        return logprob(logits, token), alternatives
-
-    def _finish(self, job: _Job, reason: str) -> None:
-        now_s = self._clock()
-        if rest := job.text.finish():
-            self._pieces.setdefault(job.request.job_id, []).extend(rest)
-        started_s, first_s = job.started_at_s, job.first_at_s
-        self._ended.append(
-            Finished(
-                job_id=job.request.job_id,
-                reason=reason,
-                prompt_tokens=len(job.prompt),
-                cached_tokens=job.cached_tokens,
-                decoded_tokens=job.decoded_tokens,
-                wait_s=(now_s if started_s is None else started_s) - job.queued_at_s,
-                prefill_s=None if started_s is None else (now_s if first_s is None else first_s) - started_s,
-                decode_s=None if first_s is None else now_s - first_s,
-            )
-        )
-        self._release(job, keep_cached=True)
+    def _report(self, jobs: list[Job]) -> None:
+        """Tokens first, all jobs in one frame, then the ends of jobs."""
+        tokens = [JobTokens(job_id=job.job_id, pieces=tuple(p)) for job in jobs if (p := job.pieces())]
+        if tokens:
+            self._emit(Decoded(jobs=tuple(tokens)))
+        for job in jobs:
+            if job.reason is not None:
+                self._emit(job.ended(self._clock()))
+                self._end(job, keep_cached=True)
 
     def _fail(self, chunks: Sequence[tuple[Run, Chunk]], outcome: DecodeOutcome) -> None:
         """End the jobs of a batch that could not be decoded; the others go on."""
-        codes = {DecodeOutcome.FAILED: JobErrorCode.INTERNAL}
         messages = {
             DecodeOutcome.NO_CELLS: f"The cache of {self._limits.context_tokens} tokens is full. Raise context_tokens.",
             DecodeOutcome.OUT_OF_MEMORY: "llama.cpp found no memory for this batch. Lower batch_tokens or slots.",
             DecodeOutcome.FAILED: "llama.cpp could not decode this batch; its log names the cause.",
         }
-        for run, _ in chunks:
-            job = self._running[run]
-            self._ended.append(
+        code = JobErrorCode.INTERNAL if outcome is DecodeOutcome.FAILED else JobErrorCode.OUT_OF_MEMORY
+        for job in {self._runs[run]: None for run, _ in chunks}:
+            self._emit(
                 JobFailed(
-                    job_id=job.request.job_id,
-                    code=codes.get(outcome, JobErrorCode.OUT_OF_MEMORY),
+                    job_id=job.job_id,
+                    code=code,
                     message=messages[outcome],
                     prompt_tokens=len(job.prompt),
                     decoded_tokens=job.decoded_tokens,
                 )
             )
-            self._release(job, keep_cached=False)
-            self._cache.trim(run.lane, 0)
+            self._end(job, keep_cached=False)
 
-    def _release(self, job: _Job, *, keep_cached: bool) -> None:
-        job.draw.close()
-        if job.run is None:
+    def _end(self, job: Job, *, keep_cached: bool) -> None:
+        """Take a job out, with all its runs. Only a trunk's tokens are worth keeping."""
+        job.close()
+        if job.trunk is None:
             self._queue.remove(job)
             return
-        del self._running[job.run]
-        self._lanes.finish(job.run, keep_cached=keep_cached)
+        self._running.remove(job)
+        for run in [run for run, owner in self._runs.items() if owner is job]:
+            self._end_run(run, keep_cached=keep_cached and run is job.trunk)
 
-    def _flush(self) -> None:
-        """Tokens first, then the ends of jobs."""
-        jobs = tuple(
-            JobTokens(job_id=job_id, pieces=tuple(pieces)) for job_id, pieces in self._pieces.items() if pieces
-        )
-        self._pieces.clear()
-        if jobs:
-            self._emit(Decoded(jobs=jobs))
-        for event in self._ended:
-            self._emit(event)
-        self._ended.clear()
+    def _end_run(self, run: Run, *, keep_cached: bool) -> None:
+        del self._runs[run]
+        self._lanes.finish(run, keep_cached=keep_cached)
+        if not keep_cached:
+            self._cache.trim(run.lane, 0)
 
     def _prefill_budget(self) -> int:
         if self._prefill_tokens_per_s is None:
             return self._limits.batch_tokens
-        shared = any(job.first_at_s is not None for job in self._running.values())
+        shared = any(job.phases.first_at_s is not None for job in self._running)
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
         return max(_LEAST_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
-        """Small batches say little about prompts: only those at least half prompt-sized count."""
+        """Batches of few tokens say nothing about prompts, so they do not count."""
         if tokens < _LEAST_PREFILL_TOKENS or seconds <= 0:
             return
         rate, known = tokens / seconds, self._prefill_tokens_per_s

@@ -1,4 +1,4 @@
-"""PURE: what the model itself thinks of the next token: log-softmax of its raw logits, before any sampling."""
+"""PURE: what the model thinks of the next token: log-softmax of its raw logits, before any sampling parameter."""
 
 from __future__ import annotations
 

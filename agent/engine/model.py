@@ -16,6 +16,7 @@ from moe2.common.errors import Moe2Error
 _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
 _WARNING_LEVEL = 2
+_HALF_BYTES = 2
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -106,6 +107,22 @@ class Model:
         if found is None:
             found = self._ends[token] = bool(llama.llama_vocab_is_eog(self.vocabulary, token))
         return found
+
+    def cache_bytes(self, tokens: int) -> int | None:
+        """Memory that the keys and values of so many tokens take, 16 bits each; None where they are not plain keys and
+        values of every layer (recurrent states, compressed attention)."""
+        name = self._metadata("general.architecture") or ""
+        if not self.keeps_every_position or self._metadata(f"{name}.attention.kv_lora_rank"):
+            return None
+        heads: int = llama.llama_model_n_head(self.pointer)
+        cached_heads: int = llama.llama_model_n_head_kv(self.pointer)
+        layers: int = llama.llama_model_n_layer(self.pointer)
+        if not heads:
+            return None
+        usual = self.embedding_size // heads
+        key = int(self._metadata(f"{name}.attention.key_length") or usual)
+        value = int(self._metadata(f"{name}.attention.value_length") or usual)
+        return tokens * layers * cached_heads * (key + value) * _HALF_BYTES
 
     def special_text(self, token: int) -> str:
         """A control token as it is written, e.g. for the templates' `bos_token`; empty where there is none."""
@@ -232,7 +249,7 @@ def _load_mode(parameters: llama.llama_model_params, *, mlock: bool) -> None:
 
 def _load_error(path: Path) -> ModelError:
     """Name the cause of a failed load from what llama.cpp logged about it."""
-    said = " ".join(_recent_errors)
+    said = "; ".join(line for line in _recent_errors if "failed to load model" not in line)
     lower = said.lower()
     detail = f" (llama.cpp: {said[-400:]})" if said else ""
     if "unknown model architecture" in lower or "unknown pre-tokenizer" in lower or "unsupported model" in lower:

@@ -66,8 +66,30 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     logprobs: int | None = None
 
 
+class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="score"):
+    """How likely is each continuation after the prompt? The prompt is decoded once; answered with `Scored`."""
+
+    job_id: str
+    prompt: ChatPrompt | TextPrompt
+    continuations: tuple[str, ...]
+
+
+class Predict(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="predict"):
+    """The model's distribution of the one next token; answered with `Predicted`.
+
+    continuation: token ids that follow the prompt. Asking again with one token more decodes only that token, as the
+    rest is still cached.
+    top: how many of the most likely tokens to report, at least 1.
+    """
+
+    job_id: str
+    prompt: ChatPrompt | TextPrompt
+    continuation: tuple[int, ...] = ()
+    top: int = 64
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel"):
-    """Stop a job before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
+    """Stop a job of any kind before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
 
     job_id: str
 
@@ -76,7 +98,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
     """Finish nothing more, free the model, exit 0."""
 
 
-Command = Load | Generate | Cancel | Shutdown
+Command = Load | Generate | Score | Predict | Cancel | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loading"):
@@ -144,6 +166,53 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     decode_s: float | None
 
 
+class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
+    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
+
+    logprob: float
+    tokens: int
+    utf8_bytes: int
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):
+    """The end of a `Score`: one entry per continuation, in the order asked.
+
+    decoded_tokens: tokens of continuations that went through the model. decode_s: from the end of the prompt's prefill.
+    """
+
+    job_id: str
+    scores: tuple[ContinuationScore, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    decoded_tokens: int
+    wait_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """One possible next token. `piece` are its bytes, maybe part of a character; `ends` means it ends the answer."""
+
+    token: int
+    logprob: float
+    piece: bytes
+    ends: bool
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="predicted"):
+    """The end of a `Predict`: the most likely tokens, best first; what they lack to 1 lies on the others.
+
+    prompt_tokens: of prompt and continuation together.
+    """
+
+    job_id: str
+    candidates: tuple[Candidate, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    wait_s: float
+    prefill_s: float
+
+
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="job_failed"):
     """A job that could not run. `code` is one of `moe2.common.errors.JobErrorCode`."""
 
@@ -154,4 +223,4 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | JobFailed
+Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Predicted | JobFailed

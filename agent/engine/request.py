@@ -1,10 +1,10 @@
-"""PURE: checks a job's request and turns its prompt into tokens."""
+"""Checks a job's request and turns its prompt into tokens."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from moe2.agent.engine.protocol import Generate
+from moe2.agent.engine.protocol import Generate, Predict, Score
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.messages import ChatPrompt, TextPrompt
@@ -36,53 +36,107 @@ class Vocabulary(Protocol):
     def is_end(self, token: int) -> bool: ...
 
 
-def check_generate(request: Generate) -> None:
-    """Raises `RequestError` for what is wrong with the request whatever the model."""
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
-    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_ALTERNATIVES:
-        raise invalid(f"logprobs is {request.logprobs}, but must be between 0 and {MAX_ALTERNATIVES}.")
-    if not all(request.stop):
-        raise invalid("A stop string is empty: leave it out.")
+class RequestReader:
+    """Reads requests for one model. Every method raises `RequestError` for what cannot be run."""
 
+    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, *, vocabulary_size: int) -> None:
+        self.vocabulary = vocabulary
+        self._template = template
+        self._vocabulary_size = vocabulary_size
 
-def prompt_tokens(
-    prompt: ChatPrompt | TextPrompt, vocabulary: Vocabulary, template: ChatTemplate | None, *, limit: int
-) -> list[int]:
-    """The prompt as tokens, at least one and at most `limit`. Raises `RequestError`."""
-    text = _text(prompt, template)
-    if "\0" in text:
-        raise invalid(f"The prompt contains a NUL character (character {text.index(chr(0))}).", "Remove it.")
-    try:
-        content = text.encode()
-    except UnicodeEncodeError as error:
-        raise invalid(f"The prompt is not valid Unicode: {error.reason}.", "Send valid UTF-8.") from error
-    if len(content) > limit * LONGEST_TOKEN_BYTES:
-        raise RequestError(
-            f"A prompt of {len(content)} bytes cannot fit a context of {limit} tokens.",
-            code=JobErrorCode.CONTEXT_EXCEEDED,
-            remedy="Shorten it, or use an expert with a larger context.",
-        )
-    bos = vocabulary.bos
-    begins = bool(bos) and text.startswith(bos)
-    tokens = vocabulary.tokenize(text, add_special=not begins, parse_special=True)
-    if not tokens:
-        raise invalid("The prompt is empty.", "Send at least one character.")
-    if len(tokens) >= limit:
-        raise RequestError(
-            f"The prompt has {len(tokens)} tokens, and the context has {limit} for prompt and answer together.",
-            code=JobErrorCode.CONTEXT_EXCEEDED,
-            remedy="Shorten it, or use an expert with a larger context.",
-            prompt_tokens=len(tokens),
-        )
-    return tokens
+    def generate(self, request: Generate, *, limit: int) -> list[int]:
+        """The prompt's tokens, at least one and fewer than `limit`."""
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
+        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_ALTERNATIVES:
+            raise invalid(f"logprobs is {request.logprobs}, but must be between 0 and {MAX_ALTERNATIVES}.")
+        if not all(request.stop):
+            raise invalid("A stop string is empty: leave it out.")
+        return self._tokens(self._text(request.prompt), limit=limit)
+
+    def score(self, request: Score, *, limit: int) -> tuple[list[int], list[list[int]]]:
+        """(the prompt's tokens, each continuation's tokens)."""
+        if not request.continuations:
+            raise invalid("There is no continuation to score.", "Send at least one.")
+        text = self._text(request.prompt)
+        prompt = self._tokens(text, limit=limit)
+        continuations = [self._continuation(text, prompt, each) for each in request.continuations]
+        longest = max(map(len, continuations))
+        check_room(len(prompt), longest, limit=limit)
+        return prompt, continuations
+
+    def predict(self, request: Predict, *, limit: int) -> list[int]:
+        """The tokens of prompt and continuation."""
+        if request.top < 1:
+            raise invalid(f"top is {request.top}, but must be at least 1.")
+        for token in request.continuation:
+            if not 0 <= token < self._vocabulary_size:
+                raise invalid(
+                    f"The continuation has token {token}, but this model's are 0 to {self._vocabulary_size - 1}."
+                )
+        prompt = self._tokens(self._text(request.prompt), limit=limit)
+        check_room(len(prompt), len(request.continuation) + 1, limit=limit)
+        return prompt + list(request.continuation)
+
+    def _text(self, prompt: ChatPrompt | TextPrompt) -> str:
+        if isinstance(prompt, TextPrompt):
+            return prompt.text
+        if self._template is None:
+            raise invalid(
+                "This model has no usable chat template, so it cannot hold a conversation.",
+                "Use /v1/completions, or a GGUF file with a chat template.",
+            )
+        if not prompt.messages:
+            raise invalid("The conversation has no messages.", "Send at least one.")
+        try:
+            return self._template.render(prompt.messages)
+        except TemplateError as error:
+            raise invalid(error.message, error.remedy) from error
+
+    def _tokens(self, text: str, *, limit: int) -> list[int]:
+        size = _checked_bytes(text)
+        if size > limit * LONGEST_TOKEN_BYTES:
+            raise RequestError(
+                f"A prompt of {size} bytes cannot fit a context of {limit} tokens.",
+                code=JobErrorCode.CONTEXT_EXCEEDED,
+                remedy="Shorten it, or use an expert with a larger context.",
+            )
+        tokens = self._tokenize(text)
+        if not tokens:
+            raise invalid("The prompt is empty.", "Send at least one character.")
+        if len(tokens) >= limit:
+            raise RequestError(
+                f"The prompt has {len(tokens)} tokens, and the context has {limit} for prompt and answer together.",
+                code=JobErrorCode.CONTEXT_EXCEEDED,
+                remedy="Shorten it, or use an expert with a larger context.",
+                prompt_tokens=len(tokens),
+            )
+        return tokens
+
+    def _continuation(self, text: str, prompt: list[int], continuation: str) -> list[int]:
+        """A continuation's tokens: as they are in the joint text where the prompt's own tokens stay what they are, else
+        of the continuation by itself (where a token would straddle the border)."""
+        _checked_bytes(continuation)
+        joint = self._tokenize(text + continuation)
+        if joint[: len(prompt)] == prompt and len(joint) > len(prompt):
+            return joint[len(prompt) :]
+        tokens = self.vocabulary.tokenize(continuation, add_special=False, parse_special=False)
+        if not tokens:
+            raise invalid("A continuation is empty.", "Send at least one character.")
+        return tokens
+
+    def _tokenize(self, text: str) -> list[int]:
+        # A template that writes the BOS token itself must not get a second one.
+        bos = self.vocabulary.bos
+        begins = bool(bos) and text.startswith(bos)
+        return self.vocabulary.tokenize(text, add_special=not begins, parse_special=True)
 
 
 def check_room(prompt: int, max_tokens: int | None, *, limit: int) -> None:
-    """Raises `RequestError` where prompt and `max_tokens` together cannot fit."""
+    """Raises `RequestError` where prompt and answer together cannot fit."""
     if max_tokens is not None and prompt + max_tokens > limit:
         raise RequestError(
-            f"The prompt has {prompt} tokens and max_tokens is {max_tokens}: {prompt + max_tokens} together, "
+            f"The prompt has {prompt} tokens and {max_tokens} are to follow: {prompt + max_tokens} together, "
             f"but the context has {limit}.",
             code=JobErrorCode.CONTEXT_EXCEEDED,
             remedy=f"Ask for at most {limit - prompt} tokens, leave max_tokens out, or shorten the prompt.",
@@ -94,17 +148,11 @@ def invalid(message: str, remedy: str | None = None) -> RequestError:
     return RequestError(message, code=JobErrorCode.INVALID_REQUEST, remedy=remedy)
 
 
-def _text(prompt: ChatPrompt | TextPrompt, template: ChatTemplate | None) -> str:
-    if isinstance(prompt, TextPrompt):
-        return prompt.text
-    if template is None:
-        raise invalid(
-            "This model has no usable chat template, so it cannot hold a conversation.",
-            "Use /v1/completions, or a GGUF file with a chat template.",
-        )
-    if not prompt.messages:
-        raise invalid("The conversation has no messages.", "Send at least one.")
+def _checked_bytes(text: str) -> int:
+    """The text's size in UTF-8. Raises `RequestError` for what no tokenizer should see."""
+    if "\0" in text:
+        raise invalid(f"The text contains a NUL character (character {text.index(chr(0))}).", "Remove it.")
     try:
-        return template.render(prompt.messages)
-    except TemplateError as error:
-        raise invalid(error.message, error.remedy) from error
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise invalid(f"The text is not valid Unicode: {error.reason}.", "Send valid UTF-8.") from error

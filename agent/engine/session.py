@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
@@ -13,6 +13,7 @@ from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.messages import Sampling
@@ -24,6 +25,12 @@ _SPARE_LANES = 8
 _MOST_LANES = 64
 _LEAST_OUTPUTS = 64
 """Rows of logits in one batch: bounds the memory for them."""
+_MOST_SLOTS = 256
+"""llama.cpp's own bound on sequences (LLAMA_MAX_SEQ)."""
+_MOST_THREADS = 512
+"""llama.cpp's own bound on threads (GGML_MAX_N_THREADS)."""
+_MOST_CONTEXT_TOKENS = 2**27
+_LEAST_BATCH_TOKENS = 8
 
 
 class _Draw:
@@ -51,12 +58,15 @@ def open_session(
 ) -> Iterator[Decoder]:
     """Load a model and emit `Loaded`; the decoder runs its jobs until the context is left. Raises `ModelError`."""
     began_at_s = clock()
-    stop_backend = start_backend(log)
-    model = Model(spec, on_progress=on_progress)
-    lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
-    outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
-    context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
-    try:
+    check_spec(spec)
+    with ExitStack() as stack:
+        stack.callback(start_backend(log))
+        model = Model(spec, on_progress=on_progress)
+        stack.callback(model.close)
+        lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
+        outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
+        context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
+        stack.callback(context.close)
         prefill_rate, decode_rate = _warm_up(context, model, clock)
         template = _template(model, log)
         emit(
@@ -74,10 +84,9 @@ def open_session(
             return _Draw(Sampler(model, sampling, history_tokens=context.tokens), context)
 
         yield Decoder(
-            vocabulary=model,
+            reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
             cache=context,
             lanes=Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position),
-            template=template,
             new_draw=new_draw,
             limits=Limits(
                 slots=spec.slots,
@@ -90,10 +99,23 @@ def open_session(
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
         )
-    finally:
-        context.close()
-        model.close()
-        stop_backend()
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Raises `ModelError` for settings that cannot work with any model."""
+    ranges = {
+        "slots": (spec.slots, 1, _MOST_SLOTS),
+        "context_tokens": (spec.context_tokens, 1, _MOST_CONTEXT_TOKENS),
+        "batch_tokens": (spec.batch_tokens, _LEAST_BATCH_TOKENS, _MOST_CONTEXT_TOKENS),
+        "threads": (1 if spec.threads is None else spec.threads, 1, _MOST_THREADS),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise ModelError(
+                f"{name} is {value}, but must be between {low} and {high}.",
+                code="invalid_spec",
+                remedy="Change it in the agent's configuration.",
+            )
 
 
 def physical_cores() -> int:

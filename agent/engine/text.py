@@ -1,4 +1,4 @@
-"""PURE: from token bytes to text that can be shown: whole UTF-8 characters, nothing that a stop string may take back.
+"""PURE: from token bytes to text that can be shown: whole characters, and nothing that a stop string may take back.
 
 A stop string may begin in one token and end in another, so a piece is held back while its end could still turn into a
 stop string. Pieces keep their log-probabilities while they wait.

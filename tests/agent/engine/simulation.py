@@ -1,0 +1,167 @@
+"""A model that is a function: its next token depends on every token before it, through the cache, and on nothing else.
+
+Whoever sees another sequence's tokens, or misses one of its own, draws different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.decoder import Decoder, Limits
+from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.protocol import Decoded, Event, Finished, JobFailed
+from moe2.agent.engine.request import RequestReader
+from moe2.common.messages import Sampling
+
+VOCABULARY_SIZE = 27
+END = 0
+
+
+def logits_after(tokens: Sequence[int]) -> Logits:
+    """What the simulated model says after these tokens, shape (VOCABULARY_SIZE,)."""
+    return np.random.default_rng(list(tokens)).normal(size=VOCABULARY_SIZE).astype(np.float32)
+
+
+def greedy(prompt: Sequence[int], most: int) -> list[int]:
+    """The oracle: the tokens drawn after a prompt by a single sequence, without the end token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        token = int(np.argmax(logits_after(tokens)))
+        if token == END:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+class Letters:
+    """A vocabulary of a..z (tokens 1..26) and an end token (0)."""
+
+    bos = ""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [ord(letter) - ord("a") + 1 for letter in text]
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == END else bytes([ord("a") + token - 1])
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+
+def letters(tokens: Sequence[int]) -> str:
+    return "".join(chr(ord("a") + token - 1) for token in tokens)
+
+
+class SimulatedCache:
+    """A unified cache of `cells` cells: lanes hold cells, copies share them."""
+
+    def __init__(self, cells: int) -> None:
+        self._cells = cells
+        self._lanes: dict[int, list[tuple[int, int]]] = {}
+        self._next_cell = 0
+        self._rows: dict[int, Logits] = {}
+        self.fails_with: DecodeOutcome | None = None
+        self.decoded_tokens = 0
+
+    @property
+    def used(self) -> int:
+        return len({cell for lane in self._lanes.values() for cell, _ in lane})
+
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
+        if self.fails_with is not None:
+            return self.fails_with
+        new = sum(len(chunk.tokens) for chunk in chunks)
+        if self.used + new > self._cells:
+            return DecodeOutcome.NO_CELLS
+        self._rows.clear()
+        self.decoded_tokens += new
+        place = 0
+        for chunk in chunks:
+            lane = self._lanes.setdefault(chunk.lane, [])
+            if chunk.start != len(lane):
+                raise AssertionError(f"lane {chunk.lane} holds {len(lane)} tokens, not {chunk.start}")
+            for offset, token in enumerate(chunk.tokens):
+                lane.append((self._next_cell, token))
+                self._next_cell += 1
+                if offset >= chunk.logits_from:
+                    self._rows[place] = logits_after([known for _, known in lane])
+                place += 1
+        return DecodeOutcome.DONE
+
+    def logits(self, place: int) -> Logits:
+        return self._rows[place]
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        if self._lanes.get(target):
+            raise AssertionError(f"lane {target} is not empty")
+        self._lanes[target] = self._lanes[source][:tokens]
+
+    def trim(self, lane: int, keep: int) -> bool:
+        self._lanes[lane] = self._lanes.get(lane, [])[:keep]
+        return True
+
+
+class _Greedy:
+    def __init__(self, cache: SimulatedCache) -> None:
+        self._cache = cache
+
+    def sample(self, place: int) -> int:
+        return int(np.argmax(self._cache.logits(place)))
+
+    def close(self) -> None:
+        pass
+
+
+class Engine:
+    """A decoder over the simulated model, its events kept."""
+
+    def __init__(self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, lanes: int | None = None) -> None:
+        self.cache = SimulatedCache(cells)
+        self.events: list[Event] = []
+        self.now_s = 0.0
+        self.decoder = Decoder(
+            reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
+            cache=self.cache,
+            lanes=Lanes(lanes=lanes or 2 * slots + 2, cells=cells, cuts_anywhere=True),
+            new_draw=self._new_draw,
+            limits=Limits(
+                slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
+            ),
+            clock=self._clock,
+            emit=self.events.append,
+        )
+
+    def _new_draw(self, sampling: Sampling) -> _Greedy:
+        return _Greedy(self.cache)
+
+    def _clock(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+    def run(self, most_steps: int = 10_000) -> None:
+        """Step until there is nothing to do."""
+        for _ in range(most_steps):
+            if not self.decoder.has_work:
+                return
+            self.decoder.step()
+        raise AssertionError("The decoder does not come to an end.")
+
+    def text(self, job_id: str) -> str:
+        return "".join(
+            piece.text
+            for event in self.events
+            if isinstance(event, Decoded)
+            for job in event.jobs
+            if job.job_id == job_id
+            for piece in job.pieces
+        )
+
+    def end(self, job_id: str) -> Finished | JobFailed:
+        """The one event that ended a job."""
+        (found,) = [
+            event for event in self.events if isinstance(event, Finished | JobFailed) and event.job_id == job_id
+        ]
+        return found

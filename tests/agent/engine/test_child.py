@@ -1,0 +1,248 @@
+"""The child process on the real model: batching, streaming, cancellation, errors, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from moe2.agent.engine.protocol import (
+    Cancel,
+    Decoded,
+    Finished,
+    Generate,
+    JobFailed,
+    Loaded,
+    Predict,
+    Predicted,
+    Score,
+    Scored,
+    Shutdown,
+    Started,
+)
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.common.wire import length_prefixed
+from tests.agent.engine.child import Child
+from tests.models import smollm2_path
+
+pytestmark = pytest.mark.slow
+
+_PROMPTS = (
+    "What is the capital of France?",
+    "Count from one to ten.",
+    "Write a poem about the sea.",
+    "Why is the sky blue?",
+    "Name three animals that live in Africa.",
+    "What is two plus two?",
+    "Tell me a joke about a cat.",
+    "How do I boil an egg?",
+)
+_CONTEXT_TOKENS = 2048
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    """One child with eight slots on the real model."""
+    with Child() as started:
+        loaded = started.load(str(smollm2_path()), slots=8, context_tokens=_CONTEXT_TOKENS)
+        assert isinstance(loaded, Loaded), loaded
+        yield started
+
+
+def _chat(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+    settings = {"sampling": Sampling(temperature=0), **fields}
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content=text),))
+    return Generate(job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+
+
+def _text(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+    settings = {"sampling": Sampling(temperature=0), **fields}
+    return Generate(job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+
+
+def test_loading_reports_facts_and_measured_rates() -> None:
+    """`Loaded` carries what the GGUF says and what the warm-up measured."""
+    with Child() as fresh:
+        loaded = fresh.load(str(smollm2_path()), slots=1, context_tokens=512)
+        assert isinstance(loaded, Loaded)
+        facts = loaded.facts
+        assert (facts.architecture, facts.quantization, facts.licence) == ("llama", "Q4_1", "apache-2.0")
+        assert (facts.vocabulary_size, facts.has_chat_template) == (49152, True)
+        assert facts.file_bytes == smollm2_path().stat().st_size
+        assert (loaded.warmup_prefill_tokens_per_s or 0) > 0
+        assert (loaded.warmup_decode_tokens_per_s or 0) > 0
+
+
+def test_greedy_text_among_seven_others_equals_the_text_alone(child: Child) -> None:
+    """Batching changes no token of a greedy answer."""
+    alone = {}
+    for n, prompt in enumerate(_PROMPTS):
+        child.send(_chat(f"alone{n}", prompt))
+        alone[n] = child.collect(1)[0][f"alone{n}"]
+    for n, prompt in enumerate(_PROMPTS):
+        child.send(_chat(f"together{n}", prompt))
+    together, _ = child.collect(len(_PROMPTS))
+    assert {n: together[f"together{n}"] for n in alone} == alone
+
+
+def test_a_seed_makes_sampling_repeatable(child: Child) -> None:
+    """Same seed, same text; another seed, another text."""
+    texts = []
+    for n, seed in enumerate((7, 7, 8)):
+        sampling = Sampling(temperature=1.2, top_p=0.95, seed=seed)
+        child.send(_chat(f"seed{n}", _PROMPTS[2], sampling=sampling))
+        texts.append(child.collect(1)[0][f"seed{n}"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_string_ends_the_text_before_it(child: Child) -> None:
+    """The stop string spans tokens and never shows."""
+    child.send(_text("stop", "1, 2, 3, 4, 5,", stop=("8, 9",)))
+    texts, ends = child.collect(1)
+    end = ends["stop"]
+    assert texts["stop"] == " 6, 7, "
+    assert isinstance(end, Finished)
+    assert end.reason == "stop"
+
+
+def test_logit_bias_bans_a_token(child: Child) -> None:
+    """The most likely token, banned, is not drawn."""
+    prompt = TextPrompt(text="The capital of France is")
+    child.send(Predict(job_id="top", prompt=prompt, top=1))
+    best = child.until(Predicted, "top").candidates[0]
+    child.send(_text("ban", prompt.text, max_tokens=1, sampling=Sampling(temperature=0, logit_bias={best.token: -100})))
+    assert child.collect(1)[0]["ban"] != best.piece.decode()
+
+
+def test_penalties_stop_a_repetition(child: Child) -> None:
+    """With a strong frequency penalty a looping prompt leaves its loop."""
+    loop = "one two one two one two one two"
+    child.send(_text("free", loop))
+    child.send(_text("penalised", loop, sampling=Sampling(temperature=0, frequency_penalty=2.0)))
+    texts, _ = child.collect(2)
+    assert len(set(texts["penalised"].split())) > len(set(texts["free"].split()))
+
+
+def test_logprobs_are_the_models_own(child: Child) -> None:
+    """The chosen token's log-probability equals the score of its text, whatever the temperature."""
+    prompt = "The capital of France is"
+    sampling = Sampling(temperature=0.7, top_k=1)
+    child.send(_text("logprobs", prompt, max_tokens=1, logprobs=3, sampling=sampling))
+    (piece,) = child.until(Decoded).jobs[0].pieces
+    child.send(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=(piece.text,)))
+    (score,) = child.until(Scored, "score").scores
+    assert piece.logprob == pytest.approx(score.logprob, abs=1e-3)
+    assert piece.alternatives[0].text == piece.text
+    assert len(piece.alternatives) == 3
+
+
+def test_scores_do_not_depend_on_company(child: Child) -> None:
+    """A continuation scores the same alone and among others."""
+    prompt = TextPrompt(text="Question: Is the sky blue? Answer:")
+    continuations = (" Yes, it is.", " No, it is not.", " A banana is yellow.")
+    child.send(Score(job_id="all", prompt=prompt, continuations=continuations))
+    together = child.until(Scored, "all").scores
+    for n, continuation in enumerate(continuations):
+        child.send(Score(job_id=f"one{n}", prompt=prompt, continuations=(continuation,)))
+        (alone,) = child.until(Scored, f"one{n}").scores
+        assert alone.logprob == pytest.approx(together[n].logprob, rel=0.01)
+
+
+def test_a_shared_beginning_is_taken_from_the_cache(child: Child) -> None:
+    """The second prompt with the same long beginning decodes only what differs."""
+    system = ChatMessage(role="system", content="You answer in one word. " * 20)
+    for n in range(2):
+        prompt = ChatPrompt(messages=(system, ChatMessage(role="user", content=f"{n} plus {n}?")))
+        child.send(Generate(job_id=f"shared{n}", prompt=prompt, sampling=Sampling(temperature=0), max_tokens=1))
+    started = child.until(Started, "shared0"), child.until(Started, "shared1")
+    child.collect(2)
+    child.send(Generate(job_id="shared2", prompt=prompt, sampling=Sampling(temperature=0), max_tokens=1))
+    again = child.until(Started, "shared2")
+    child.collect(1)
+    assert started[0].prompt_tokens > 100
+    assert again.cached_tokens == again.prompt_tokens - 1
+
+
+def test_cancelling_a_running_job_stops_it_within_a_token(child: Child) -> None:
+    """After the cancellation is answered nothing more of the job arrives; far less than it asked for was decoded."""
+    child.send(_chat("endless", _PROMPTS[2], max_tokens=1000))
+    child.until(Decoded)
+    child.send(Cancel(job_id="endless"))
+    end = child.until(Finished, "endless")
+    child.send(_chat("next", _PROMPTS[5], max_tokens=2))
+    later = child.collect(1)[0]
+    assert end.reason == "cancelled"
+    assert end.decoded_tokens < 100
+    assert set(later) == {"next"}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=float("nan")),
+        Sampling(temperature=-1.0),
+        Sampling(top_p=7.0),
+        Sampling(top_k=-2),
+        Sampling(min_p=2.0),
+        Sampling(frequency_penalty=float("inf")),
+        Sampling(presence_penalty=-9.0),
+        Sampling(logit_bias={10**6: 1.0}),
+        Sampling(logit_bias={1: 1e9}),
+    ],
+)
+def test_absurd_sampling_is_refused_by_name(child: Child, sampling: Sampling) -> None:
+    """The message names the parameter, and the child goes on."""
+    child.send(_chat("absurd", _PROMPTS[0], sampling=sampling))
+    failed = child.until(JobFailed, "absurd")
+    changed = next(name for name in sampling.__struct_fields__ if getattr(sampling, name) != getattr(Sampling(), name))
+    assert failed.code == JobErrorCode.INVALID_REQUEST
+    assert changed in failed.message
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(child: Child) -> None:
+    """The message tells the prompt's tokens and the context's."""
+    child.send(_text("big", "word " * 3000))
+    failed = child.until(JobFailed, "big")
+    assert failed.code == JobErrorCode.CONTEXT_EXCEEDED
+    assert failed.prompt_tokens is not None
+    assert str(failed.prompt_tokens) in failed.message
+    assert str(_CONTEXT_TOKENS) in failed.message
+
+
+def test_more_jobs_than_slots_and_cells_are_all_served(child: Child) -> None:
+    """Jobs wait for room and then run; each ends as it asked."""
+    for n in range(20):
+        child.send(_chat(f"crowd{n}", _PROMPTS[n % len(_PROMPTS)], max_tokens=400 if n % 5 == 0 else 3))
+    for n in range(0, 20, 5):
+        child.send(Cancel(job_id=f"crowd{n}"))
+    _, ends = child.collect(20)
+    assert {end.reason for end in ends.values() if isinstance(end, Finished)} <= {"length", "cancelled", "stop"}
+    assert len([end for end in ends.values() if isinstance(end, Finished)]) == 20
+
+
+def test_a_command_that_makes_no_sense_is_passed_over(child: Child) -> None:
+    """An unknown op and a malformed message harm nobody."""
+    child.send_bytes(length_prefixed(msgspec.msgpack.encode({"op": "dance"})))
+    child.send_bytes(length_prefixed(msgspec.msgpack.encode({"op": "generate", "job_id": 5})))
+    child.send(_chat("after", _PROMPTS[5], max_tokens=2))
+    assert "after" in child.collect(1)[0]
+
+
+def test_shutdown_ends_the_child_with_exit_code_0() -> None:
+    """It frees the model and goes."""
+    with Child() as fresh:
+        fresh.load(str(smollm2_path()), slots=1, context_tokens=512)
+        fresh.send(Shutdown())
+        assert fresh.process.wait(timeout=60) == 0
+
+
+def test_the_end_of_stdin_ends_the_child_in_the_middle_of_a_job() -> None:
+    """A child whose daemon is gone does not linger."""
+    with Child() as fresh:
+        fresh.load(str(smollm2_path()), slots=1, context_tokens=1024)
+        fresh.send(_chat("job", _PROMPTS[2], max_tokens=900))
+        fresh.until(Decoded)
+        fresh.close_stdin()
+        assert fresh.process.wait(timeout=60) == 0

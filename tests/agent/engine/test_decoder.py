@@ -1,0 +1,246 @@
+"""The decoding loop over a simulated model: isolation, cancellation, limits, scoring, failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe2.agent.engine.batch import DecodeOutcome
+from moe2.agent.engine.distribution import logprob
+from moe2.agent.engine.protocol import Finished, Generate, JobFailed, Predict, Predicted, Score, Scored, Started
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import Sampling, TextPrompt
+from tests.agent.engine.simulation import END, Engine, Letters, greedy, letters, logits_after
+
+
+def _generate(job_id: str, text: str, *, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> Generate:
+    return Generate(
+        job_id=job_id, prompt=TextPrompt(text=text), sampling=Sampling(temperature=0), max_tokens=max_tokens, stop=stop
+    )
+
+
+def _tokens(text: str) -> list[int]:
+    return Letters().tokenize(text, add_special=True, parse_special=True)
+
+
+def _expected(text: str, most: int, stop: tuple[str, ...] = ()) -> str:
+    answer = letters(greedy(_tokens(text), most))
+    cuts = [at for each in stop if (at := answer.find(each)) >= 0]
+    return answer[: min(cuts)] if cuts else answer
+
+
+_PROMPTS = st.text(alphabet="ab", min_size=1, max_size=20)
+_ARRIVAL = st.tuples(
+    st.just("arrive"),
+    _PROMPTS,
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.sampled_from([(), ("c",), ("de", "q")]),
+)
+_CANCELLATION = st.tuples(st.just("cancel"), st.integers(0, 20))
+_STEPS = st.tuples(st.just("step"), st.integers(1, 4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    script=st.lists(st.one_of(_ARRIVAL, _STEPS, _CANCELLATION), max_size=25),
+    slots=st.integers(1, 4),
+    cells=st.integers(24, 96),
+    batch_tokens=st.integers(4, 16),
+)
+def test_no_sequence_sees_anothers_tokens(
+    script: list[tuple[Any, ...]], slots: int, cells: int, batch_tokens: int
+) -> None:
+    """Whatever arrives, stops and is cancelled meanwhile, each job's text is what it would be alone."""
+    engine = Engine(slots=slots, cells=cells, batch_tokens=batch_tokens)
+    jobs: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}
+    cancelled: set[str] = set()
+    for action, *details in script:
+        if action == "arrive":
+            job_id = f"job{len(jobs)}"
+            jobs[job_id] = tuple(details)
+            engine.decoder.submit(_generate(job_id, details[0], max_tokens=details[1], stop=details[2]))
+        elif action == "cancel" and (job_id := f"job{details[0]}") in jobs:
+            engine.decoder.cancel(job_id)
+            cancelled.add(job_id)
+        elif action == "step":
+            for _ in range(details[0]):
+                engine.decoder.step()
+    engine.run()
+    for job_id, (prompt, max_tokens, stop) in jobs.items():
+        end = engine.end(job_id)
+        alone = _expected(prompt, max_tokens or cells, stop)
+        if isinstance(end, JobFailed):
+            assert end.code == JobErrorCode.CONTEXT_EXCEEDED
+        elif end.reason == "cancelled":
+            assert job_id in cancelled
+            assert _expected(prompt, end.decoded_tokens).startswith(engine.text(job_id))
+        elif end.reason == "length":
+            assert engine.text(job_id) == _expected(prompt, end.decoded_tokens)
+        else:
+            assert engine.text(job_id) == alone
+
+
+def test_a_job_cancelled_while_queued_decodes_nothing() -> None:
+    """Cancelling a queued job ends it without touching the model."""
+    engine = Engine(slots=1)
+    engine.decoder.submit(_generate("first", "aa", max_tokens=3))
+    engine.decoder.submit(_generate("second", "bb", max_tokens=3))
+    engine.decoder.cancel("second")
+    end = engine.end("second")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.decoded_tokens, end.prefill_s) == ("cancelled", 0, None)
+
+
+def test_a_job_cancelled_between_prefill_chunks_decodes_no_more_of_its_prompt() -> None:
+    """Cancelling during prefill stops after the chunk under way."""
+    engine = Engine(slots=1, batch_tokens=4)
+    engine.decoder.submit(_generate("long", "ab" * 10, max_tokens=3))
+    engine.decoder.step()
+    engine.decoder.cancel("long")
+    engine.run()
+    assert engine.cache.decoded_tokens == 4
+
+
+def test_a_cancelled_job_frees_its_slot_at_once() -> None:
+    """The next job starts when the one before it is cancelled."""
+    engine = Engine(slots=1)
+    engine.decoder.submit(_generate("first", "aa"))
+    engine.decoder.submit(_generate("second", "bb"))
+    engine.decoder.cancel("first")
+    assert [event.job_id for event in engine.events if isinstance(event, Started)] == ["first", "second"]
+
+
+def test_cancelling_an_unknown_job_is_no_error() -> None:
+    """A cancellation that crosses the job's end on its way is ignored."""
+    engine = Engine()
+    engine.decoder.cancel("nobody")
+    assert engine.events == []
+
+
+def test_a_full_context_ends_a_job_with_length() -> None:
+    """Without max_tokens, prompt and answer together fill the context and no more."""
+    engine = Engine(slots=1, cells=24)
+    prompt = next(text for text in ("a", "b", "c", "ab", "ba") if len(greedy(_tokens(text), 24)) == 24)
+    engine.decoder.submit(_generate("job", prompt))
+    engine.run()
+    end = engine.end("job")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.prompt_tokens + end.decoded_tokens) == ("length", 24)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    """The short prompt's first token comes before the long prompt's prefill is done."""
+    engine = Engine(slots=2, cells=96, batch_tokens=8)
+    engine.decoder.submit(_generate("long", "ab" * 30, max_tokens=1))
+    engine.decoder.submit(_generate("short", "b", max_tokens=1))
+    engine.run()
+    ends = [event.job_id for event in engine.events if isinstance(event, Finished)]
+    assert ends == ["short", "long"]
+
+
+def test_a_shared_prefix_is_decoded_once() -> None:
+    """A second prompt with the same beginning takes it from the cache, also while the first still runs."""
+    engine = Engine(slots=2, cells=96, batch_tokens=64)
+    engine.decoder.submit(_generate("first", "abababab", max_tokens=20))
+    engine.decoder.step()
+    engine.decoder.submit(_generate("second", "ababababb", max_tokens=2))
+    started = [event for event in engine.events if isinstance(event, Started)]
+    assert started[1].cached_tokens == 8
+
+
+def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers() -> None:
+    """Prompt plus max_tokens beyond the context: the message names prompt, limit and what would fit."""
+    engine = Engine(cells=24)
+    engine.decoder.submit(_generate("job", "abab", max_tokens=100))
+    end = engine.end("job")
+    assert isinstance(end, JobFailed)
+    assert end.code == JobErrorCode.CONTEXT_EXCEEDED
+    assert all(number in end.message for number in ("4", "100", "24", "20"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (DecodeOutcome.OUT_OF_MEMORY, JobErrorCode.OUT_OF_MEMORY),
+        (DecodeOutcome.NO_CELLS, JobErrorCode.OUT_OF_MEMORY),
+        (DecodeOutcome.FAILED, JobErrorCode.INTERNAL),
+    ],
+)
+def test_a_failed_batch_fails_its_jobs_and_no_others(outcome: DecodeOutcome, code: JobErrorCode) -> None:
+    """The jobs of the batch fail clearly; a job that comes after is served."""
+    engine = Engine()
+    engine.decoder.submit(_generate("unlucky", "ab", max_tokens=2))
+    engine.cache.fails_with = outcome
+    engine.decoder.step()
+    engine.cache.fails_with = None
+    engine.decoder.submit(_generate("lucky", "ab", max_tokens=2))
+    engine.run()
+    assert getattr(engine.end("unlucky"), "code", None) == code
+    assert engine.text("lucky") == _expected("ab", 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    prompt=_PROMPTS,
+    continuations=st.lists(st.text(alphabet="abc", min_size=1, max_size=6), min_size=1, max_size=12),
+    slots=st.integers(1, 3),
+)
+def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, continuations: list[str], slots: int) -> None:
+    """Each continuation's score is what a single sequence gives, also with more continuations than lanes."""
+    engine = Engine(slots=slots, cells=128)
+    engine.decoder.submit(_generate("neighbour", "abc", max_tokens=8))
+    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=tuple(continuations)))
+    engine.run()
+    (scored,) = [event for event in engine.events if isinstance(event, Scored)]
+    for continuation, score in zip(continuations, scored.scores, strict=True):
+        known, total = _tokens(prompt), 0.0
+        for token in _tokens(continuation):
+            total += logprob(logits_after(known), token)
+            known.append(token)
+        assert score.logprob == pytest.approx(total, abs=1e-4)
+        assert (score.tokens, score.utf8_bytes) == (len(continuation), len(continuation))
+
+
+def test_scoring_frees_the_cells_of_its_branches() -> None:
+    """After a score only the prompt stays cached."""
+    engine = Engine(cells=64)
+    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text="abab"), continuations=("abc", "bca", "cab")))
+    engine.run()
+    assert engine.cache.used == 4
+
+
+def test_a_prediction_is_the_models_distribution() -> None:
+    """The most likely tokens come first, with the model's own log-probabilities."""
+    engine = Engine()
+    engine.decoder.submit(Predict(job_id="next", prompt=TextPrompt(text="ab"), continuation=(3,), top=5))
+    engine.run()
+    (predicted,) = [event for event in engine.events if isinstance(event, Predicted)]
+    logits = logits_after([1, 2, 3])
+    assert [candidate.token for candidate in predicted.candidates] == list((-logits).argsort()[:5])
+    assert predicted.candidates[0].logprob == pytest.approx(logprob(logits, int(logits.argmax())))
+
+
+def test_a_prediction_one_token_further_decodes_one_token() -> None:
+    """A token-by-token mixture costs one decoded token per step."""
+    engine = Engine()
+    engine.decoder.submit(Predict(job_id="one", prompt=TextPrompt(text="ababab"), top=1))
+    engine.run()
+    before = engine.cache.decoded_tokens
+    engine.decoder.submit(Predict(job_id="two", prompt=TextPrompt(text="ababab"), continuation=(5,), top=1))
+    engine.run()
+    assert engine.cache.decoded_tokens - before == 1
+
+
+def test_an_end_token_counts_as_decoded_but_has_no_text() -> None:
+    """decoded_tokens counts what was computed, the end token too."""
+    engine = Engine(slots=1, cells=96)
+    prompt = next(letters([n]) for n in range(1, 27) if len(greedy([n], 40)) < 40)
+    engine.decoder.submit(_generate("job", prompt, max_tokens=60))
+    engine.run()
+    end = engine.end("job")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.decoded_tokens) == ("stop", len(engine.text("job")) + 1)
+    assert END not in greedy(_tokens(prompt), 40)

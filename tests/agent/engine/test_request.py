@@ -1,0 +1,115 @@
+"""Requests that cannot be run are refused with a code, the numbers and a remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe2.agent.engine.protocol import Generate, Predict, Score
+from moe2.agent.engine.request import RequestError, RequestReader
+from moe2.agent.engine.template import ChatTemplate
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters
+
+_TEXT = TextPrompt(text="abc")
+
+
+class _Merging(Letters):
+    """A vocabulary that merges "ab" into one token, as real ones do, and begins with a BOS token."""
+
+    bos = "<s>"
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        begin = [100] if add_special or text.startswith("<s>") else []
+        rest = text.removeprefix("<s>").replace("ab", "z")
+        return begin + super().tokenize(rest, add_special=False, parse_special=False)
+
+
+def _reader(template: ChatTemplate | None = None) -> RequestReader:
+    return RequestReader(Letters(), template, vocabulary_size=VOCABULARY_SIZE)
+
+
+def _generate(prompt: ChatPrompt | TextPrompt = _TEXT, **fields: object) -> Generate:
+    return Generate(job_id="job", prompt=prompt, sampling=Sampling(), **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (_generate(max_tokens=0), "max_tokens is 0"),
+        (_generate(max_tokens=-3), "max_tokens is -3"),
+        (_generate(logprobs=21), "logprobs is 21"),
+        (_generate(stop=("x", "")), "stop string is empty"),
+        (_generate(TextPrompt(text="")), "prompt is empty"),
+        (_generate(TextPrompt(text="ab\0c")), "NUL character (character 2)"),
+        (_generate(TextPrompt(text="a\ud800")), "not valid Unicode"),
+        (_generate(ChatPrompt(messages=(ChatMessage(role="user", content="a"),))), "no usable chat template"),
+    ],
+)
+def test_what_cannot_be_run_is_an_invalid_request(request_: Generate, words: str) -> None:
+    """Each fault has its own sentence and the code for a request's fault."""
+    with pytest.raises(RequestError) as caught:
+        _reader().generate(request_, limit=100)
+    assert caught.value.code == JobErrorCode.INVALID_REQUEST
+    assert words in str(caught.value)
+
+
+def test_an_empty_conversation_is_refused() -> None:
+    """No messages is no prompt."""
+    reader = _reader(ChatTemplate("{{ messages }}", bos="", eos=""))
+    with pytest.raises(RequestError, match="no messages"):
+        reader.generate(_generate(ChatPrompt(messages=())), limit=100)
+
+
+def test_a_prompt_as_long_as_the_context_leaves_no_room_to_answer() -> None:
+    """The error tells the prompt's tokens and the limit."""
+    with pytest.raises(RequestError, match="has 3 tokens, and the context has 3") as caught:
+        _reader().generate(_generate(), limit=3)
+    assert (caught.value.code, caught.value.prompt_tokens) == (JobErrorCode.CONTEXT_EXCEEDED, 3)
+
+
+def test_an_enormous_prompt_is_refused_without_tokenizing_it() -> None:
+    """Its bytes alone show that it cannot fit."""
+
+    class Untouched(Letters):
+        def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+            raise AssertionError("tokenized")
+
+    reader = RequestReader(Untouched(), None, vocabulary_size=VOCABULARY_SIZE)
+    with pytest.raises(RequestError, match="cannot fit"):
+        reader.generate(_generate(TextPrompt(text="a" * 10_000)), limit=3)
+
+
+def test_a_template_that_writes_the_begin_token_gets_no_second_one() -> None:
+    """BOS stands once, whether the template or the tokenizer puts it there."""
+    reader = RequestReader(_Merging(), ChatTemplate("{{ bos_token }}c", bos="<s>", eos=""), vocabulary_size=200)
+    chat = ChatPrompt(messages=(ChatMessage(role="user", content="x"),))
+    assert reader.generate(_generate(chat), limit=9) == reader.generate(_generate(TextPrompt(text="c")), limit=9)
+
+
+def test_a_continuation_is_tokenized_in_its_context() -> None:
+    """Where the prompt's tokens stay the same, the joint text decides."""
+    reader = RequestReader(_Merging(), None, vocabulary_size=200)
+    score = Score(job_id="job", prompt=TextPrompt(text="c"), continuations=("abd",))
+    assert reader.score(score, limit=99)[1] == [[26, 4]]
+
+
+def test_a_continuation_that_would_merge_with_the_prompt_stands_alone() -> None:
+    """Where a token would straddle the border, the continuation's own tokens are scored."""
+    reader = RequestReader(_Merging(), None, vocabulary_size=200)
+    score = Score(job_id="job", prompt=TextPrompt(text="ca"), continuations=("bd",))
+    assert reader.score(score, limit=99) == ([100, 3, 1], [[2, 4]])
+
+
+@pytest.mark.parametrize("continuations", [(), ("",)])
+def test_nothing_to_score_is_refused(continuations: tuple[str, ...]) -> None:
+    """An empty list and an empty continuation are both the request's fault."""
+    with pytest.raises(RequestError, match="Send at least one"):
+        _reader().score(Score(job_id="job", prompt=_TEXT, continuations=continuations), limit=99)
+
+
+@pytest.mark.parametrize(("continuation", "top"), [((VOCABULARY_SIZE,), 1), ((-1,), 1), ((), 0)])
+def test_a_prediction_outside_the_vocabulary_is_refused(continuation: tuple[int, ...], top: int) -> None:
+    """Token ids reach llama.cpp only if the model has them."""
+    with pytest.raises(RequestError):
+        _reader().predict(Predict(job_id="job", prompt=_TEXT, continuation=continuation, top=top), limit=99)

@@ -1,0 +1,73 @@
+"""Streaming text: whole characters, stop strings over token borders, log-probabilities kept."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.agent.engine.text import TextStream
+from moe2.common.messages import TokenPiece
+
+
+def _cut(content: bytes, borders: list[int]) -> list[bytes]:
+    edges = [0, *sorted(border % (len(content) + 1) for border in borders), len(content)]
+    return [content[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def _run(stream: TextStream, tokens: list[bytes]) -> tuple[str, int]:
+    """(all text, tokens fed until it stopped)."""
+    pieces: list[TokenPiece] = []
+    fed = 0
+    for token in tokens:
+        pieces += stream.feed(token)
+        fed += 1
+        if stream.stopped:
+            break
+    pieces += stream.finish()
+    return "".join(piece.text for piece in pieces), fed
+
+
+@given(st.text(), st.lists(st.integers(0, 1000)))
+def test_any_cut_of_a_text_streams_back_to_it(text: str, borders: list[int]) -> None:
+    """Tokens that split characters never split them in the stream."""
+    assert _run(TextStream(), _cut(text.encode(), borders))[0] == text
+
+
+@given(st.text("ab", max_size=30), st.lists(st.integers(0, 1000)), st.lists(st.text("ab", min_size=1, max_size=4)))
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(
+    text: str, borders: list[int], stop: list[str]
+) -> None:
+    """What comes out never holds a stop string, and nothing before the first complete one is lost."""
+    tokens = _cut(text.encode(), borders)
+    streamed, fed = _run(TextStream(stop), tokens)
+    seen = b"".join(tokens[:fed]).decode()
+    cuts = [at for each in stop if (at := seen.find(each)) >= 0]
+    assert streamed == (seen[: min(cuts)] if cuts else text)
+
+
+@given(st.binary(), st.lists(st.integers(0, 1000)))
+def test_invalid_utf8_becomes_replacement_characters(content: bytes, borders: list[int]) -> None:
+    """Bytes that are no text stream like a whole decode with replacement."""
+    assert _run(TextStream(), _cut(content, borders))[0] == content.decode("utf-8", "replace")
+
+
+def test_a_piece_that_may_begin_a_stop_string_is_held_back() -> None:
+    """Nothing of a possible stop string is shown before it is decided."""
+    stream = TextStream(["END"])
+    assert stream.feed(b"to the E") == ()
+
+
+def test_a_held_piece_keeps_its_log_probability() -> None:
+    """Pieces released later still carry what they were drawn with."""
+    stream = TextStream(["END"])
+    stream.feed(b"E", -0.5)
+    assert [(piece.text, piece.logprob) for piece in stream.feed(b"x", -0.25)] == [("E", -0.5), ("x", -0.25)]
+
+
+def test_an_unfinished_character_is_shown_as_replaced() -> None:
+    """A stream that ends within a character says so instead of dropping bytes."""
+    stream = TextStream()
+    stream.feed("é".encode()[:1])
+    assert [piece.text for piece in stream.finish()] == ["\ufffd"]
