@@ -83,7 +83,8 @@ def main() -> None:
     whole = timed_ms(gate.predict, prompts)
     features = timed_ms(FeatureExtractor(gate.feature_config).extract, prompts)
     print(
-        f"{len(prompts)} prompts, median {int(np.median([len(p) for p in prompts]))} characters, {len(gate.experts)} experts"
+        f"{len(prompts)} prompts of {int(np.median([len(p) for p in prompts]))} characters (median), "
+        f"{len(gate.experts)} experts"
     )
     print(
         json.dumps(
