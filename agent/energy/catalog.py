@@ -13,7 +13,7 @@ from time import monotonic
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.nvml import NvmlSensor, board_names
-from moe2.agent.energy.profiles import SimulatedSensor, find_profile
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.energy.rapl import RaplSensor
 from moe2.agent.energy.sensor import (
     Sensor,
@@ -21,6 +21,7 @@ from moe2.agent.energy.sensor import (
     SensorBrokenError,
     SensorDeniedError,
 )
+from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.common.messages import SensorReport
 
 FAMILIES = ("ina3221", "jtop", "nvml", "rapl")
