@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
-
-import uvloop
 
 from moe2.common import __version__
 from moe2.common.config import load_settings
@@ -15,6 +14,7 @@ from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
+from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
@@ -115,7 +115,8 @@ def _run(arguments: argparse.Namespace) -> int:
     async def serve() -> None:
         await CoordinatorDaemon(settings).run()
 
-    uvloop.run(serve())
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(serve())
     return 0
 
 
