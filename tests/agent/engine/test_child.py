@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -52,15 +53,15 @@ def child() -> Iterator[Child]:
         yield started
 
 
-def _chat(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+def _chat(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> Generate:
     settings = {"sampling": Sampling(temperature=0), **fields}
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content=text),))
-    return Generate(job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+    return Generate(job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)
 
 
-def _text(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+def _text(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> Generate:
     settings = {"sampling": Sampling(temperature=0), **fields}
-    return Generate(job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+    return Generate(job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings)
 
 
 def test_loading_reports_facts_and_measured_rates() -> None:
@@ -185,7 +186,7 @@ def test_an_answer_follows_its_grammar(child: Child) -> None:
         {"grammar": 'root ::= "a"', "json_schema": "{}"},
     ],
 )
-def test_an_unusable_grammar_or_schema_is_an_invalid_request(child: Child, fields: dict[str, str]) -> None:
+def test_an_unusable_grammar_or_schema_is_an_invalid_request(child: Child, fields: dict[str, Any]) -> None:
     """It is refused with a reason, and the child goes on."""
     child.send(_chat("unusable", "x", **fields))
     failed = child.until(JobFailed, "unusable")
