@@ -37,9 +37,11 @@ KINDS = ("arithmetic", "code", "facts", "chat", "summary", "translation")
 SIZES_B = (0.135, 0.36, 0.5, 1.1, 1.5, 1.7, 3.0, 7.0)
 FAMILIES = ("smollm", "qwen", "llama", "gemma", "phi", "mistral", "granite", "olmo")
 WORDS = (
-    "river signal engine garden mountain paper copper window bridge winter number market doctor planet island metal "
-    "forest letter castle silver harbour pencil thunder valley machine season orbit kitchen ladder mirror ocean train"
-).split()
+    *("river", "signal", "engine", "garden", "mountain", "paper", "copper", "window"),
+    *("bridge", "winter", "number", "market", "doctor", "planet", "island", "metal"),
+    *("forest", "letter", "castle", "silver", "harbour", "pencil", "thunder", "valley"),
+    *("machine", "season", "orbit", "kitchen", "ladder", "mirror", "ocean", "train"),
+)
 
 
 def model_names(count: int) -> list[str]:

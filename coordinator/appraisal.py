@@ -12,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.coarse import Worth
 from moe2.coordinator.gating.fleetgate import FleetGate, GateMismatchError
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.prior import ExpertFacts, facts_from_name
+from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
 
 FloatArray = npt.NDArray[np.float64]
 
+MOST_VIEWS = 64
+"""Rosters remembered for one set of models."""
+
 
 @dataclass(frozen=True)
 class Appraisal:
-    """One prompt's view of the experts, in their order.
+    """One prompt's view of the experts, in the roster's order.
 
     scores: (N,) probability that each answers well. trained: (N,) False where a prior stands in for training data.
     kind: the kind of prompt that the gate takes it for; None without a trained gate.
@@ -34,7 +39,7 @@ class Appraisal:
 
 
 class Appraiser:
-    """Asks the gate. Keeps one fitted gate for the present set of models.
+    """Asks the gate. Keeps the gate fitted to the fleet's models.
 
     kinds: names of the prompt kinds of the gate's task head.
     """
@@ -42,53 +47,73 @@ class Appraiser:
     def __init__(self, gate: Gate | None, kinds: Sequence[str] = ()) -> None:
         self._gate = gate
         self._kinds = tuple(kinds)
-        self._models: tuple[ExpertFacts, ...] = ()
-        self._fitted: FleetGate | None = None
+        self._facts: tuple[ExpertFacts, ...] = ()
+        self._fitted = FleetGate(None, (ExpertFacts("nobody"),))
+        self._views: dict[tuple[str, ...], _View] = {}
         self._mismatch: HealthWarning | None = None
         self._failure: HealthWarning | None = None
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What an operator should know about the gate and the models it serves."""
-        notices = self._fitted.notices if self._fitted else ()
+        notices = self._fitted.notices if self._facts else ()
         return tuple(warning for warning in (self._mismatch, self._failure, *notices) if warning)
 
-    def appraise(self, prompt: str, experts: Sequence[Expert]) -> Appraisal:
+    def meet(self, experts: Sequence[Expert]) -> None:
+        """Fit the gate to the fleet: whenever it has changed, before anything is asked about its experts."""
+        by_name = {expert.model: _facts(expert) for expert in experts}
+        facts = tuple(by_name[name] for name in sorted(by_name))
+        if facts and facts != self._facts:
+            self._fit(facts)
+
+    def appraise(self, prompt: str, roster: Roster) -> Appraisal:
         """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept."""
-        fitted = self._fit(experts)
-        predicted = fitted.predict(prompt)
+        columns = self._view(roster).columns
+        predicted = self._fitted.predict(prompt)
         self._failure = predicted.warning
-        columns = self._columns(fitted, experts)
         kind = None
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):
             kind = self._kinds[int(predicted.kinds.argmax())]
         return Appraisal(predicted.probabilities[columns], predicted.trained[columns], kind)
 
-    def on_the_whole(self, experts: Sequence[Expert]) -> FloatArray:
-        """(K, N) mean probability per kind of prompt that the gate was trained on; (1, N) of priors without one."""
-        fitted = self._fit(experts)
-        return fitted.by_kind()[:, self._columns(fitted, experts)]
+    def on_the_whole(self, roster: Roster) -> Worth:
+        """What sets of these experts are worth; the same object until what the gate knows of them changes.
 
-    def _fit(self, experts: Sequence[Expert]) -> FleetGate:
-        by_name = {expert.model: _facts(expert) for expert in experts}
-        models = tuple(by_name[name] for name in sorted(by_name))
-        if self._fitted is None or models != self._models:
-            self._models = models
-            try:
-                self._fitted, self._mismatch = FleetGate(self._gate, models), None
-            except GateMismatchError as error:
-                self._fitted = FleetGate(None, models)
-                self._mismatch = HealthWarning(
-                    code="gate_mismatch",
-                    severity=Severity.DEGRADED,
-                    message=f"The gate is not used: {error.message}",
-                    remedy=error.remedy or "Train the gate for this fleet.",
-                )
-        return self._fitted
+        The mean probability per kind of prompt that the gate was trained on; of priors without one.
+        """
+        return self._view(roster).worth
 
-    @staticmethod
-    def _columns(fitted: FleetGate, experts: Sequence[Expert]) -> list[int]:
-        places = {name: place for place, name in enumerate(fitted.experts)}
-        return [places[expert.model] for expert in experts]
+    def _fit(self, facts: tuple[ExpertFacts, ...]) -> None:
+        self._facts = facts
+        self._views.clear()
+        try:
+            self._fitted, self._mismatch = FleetGate(self._gate, facts), None
+        except GateMismatchError as error:
+            self._fitted = FleetGate(None, facts)
+            self._mismatch = HealthWarning(
+                code="gate_mismatch",
+                severity=Severity.DEGRADED,
+                message=f"The gate is not used: {error.message}",
+                remedy=error.remedy or "Train the gate for this fleet.",
+            )
+
+    def _view(self, roster: Roster) -> _View:
+        view = self._views.get(roster.models)
+        if view is None:
+            places = {name: place for place, name in enumerate(self._fitted.experts)}
+            columns = np.array([places[name] for name in roster.models])
+            view = _View(columns, Worth(self._fitted.by_kind()[:, columns]))
+            if len(self._views) == MOST_VIEWS:
+                self._views.clear()
+            self._views[roster.models] = view
+        return view
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What the fitted gate knows of one roster. columns: (N,) places of its experts' models."""
+
+    columns: npt.NDArray[np.intp]
+    worth: Worth
 
 
 def _facts(expert: Expert) -> ExpertFacts:

@@ -2,94 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-from moe2.common.cost import Quantiles
-from moe2.coordinator.appraisal import FloatArray
 from moe2.coordinator.budgets import Budgets
 from moe2.coordinator.planning import branch
 from moe2.coordinator.planning import problem as planning
-from moe2.coordinator.planning.certificate import Plan
-from moe2.coordinator.planning.values import BestOf
-from moe2.coordinator.predict import Prediction
-from moe2.coordinator.table import Expert
+from moe2.coordinator.planning.candidates import Candidates
+from moe2.coordinator.planning.certificate import Plan, certified, infeasible
+from moe2.coordinator.planning.table import ValueTable
+from moe2.coordinator.planning.values import BestOf, FloatArray
+from moe2.coordinator.roster import Forecast, Range
 
 TIME_LIMIT_S = 0.02
+LISTED_EXPERTS = 16
+"""Fleets up to this size have the value of all their sets listed: half a megabyte, made in milliseconds."""
 
-Pick = Callable[[Prediction], Quantiles | None]
+
+class Worth:
+    """What sets of experts are worth: the mean score of the best member over the kinds of prompts.
+
+    on_the_whole: (K, N) scores per kind of prompt. Does not depend on a request: made once per fleet and gate.
+    """
+
+    def __init__(self, on_the_whole: FloatArray) -> None:
+        self.value = BestOf(on_the_whole)
+
+    @cached_property
+    def table(self) -> ValueTable | None:
+        """The values of all sets, where they are few."""
+        return ValueTable.build(self.value) if self.value.experts <= LISTED_EXPERTS else None
 
 
-def problem_of(
-    experts: Sequence[Expert],
-    predictions: Sequence[Prediction],
-    on_the_whole: FloatArray,
-    budgets: Budgets,
-    ruled_out: Mapping[str, str],
-) -> planning.Problem:
+def problem_of(forecast: Forecast, worth: Worth, budgets: Budgets, ruled_out: Mapping[str, str]) -> planning.Problem:
     """The problem whose feasible panels are the candidate sets that keep the budgets.
 
-    on_the_whole: (K, N) scores per kind of prompt. The value is that of the best member per kind, since one expert
-    answers. Without `max_experts` each candidate has to keep the energy budget alone; with it, all of them together,
-    for the case that they have to be tried one after the other. An expert whose cost is unknown is ruled out where the
-    budget bounds that cost: what was not measured cannot be promised.
+    The value is that of the best member per kind, since one expert answers. Without `max_experts` each candidate has to
+    keep the energy budget alone; with it, all of them together, for the case that they have to be tried one after the
+    other. An expert whose cost is unknown is ruled out where the budget bounds that cost: what was not measured cannot
+    be promised.
     """
-    names = tuple(expert.key for expert in experts)
+    quantile = budgets.quantile or planning.Quantile.P95
+    costs = _costs(forecast, quantile)
     return planning.Problem(
-        names=names,
-        value=BestOf(on_the_whole),
-        p50=_costs(predictions, "p50"),
-        p95=_costs(predictions, "p95"),
-        aggregation=planning.Aggregation.free(len(names)),
+        names=forecast.roster.keys,
+        value=worth.value,
+        # The budgets hold for one quantile, and no solver looks at the other.
+        p50=costs,
+        p95=costs,
+        aggregation=_no_aggregation(len(forecast.roster)),
         budgets=planning.Budgets(
             energy_j=budgets.energy_budget_j,
             delay_s=budgets.latency_budget_s,
             first_token_s=budgets.ttft_budget_s,
             per_token_s=budgets.tpot_budget_s,
             max_experts=budgets.max_experts,
-            quantile=budgets.quantile or planning.Quantile.P95,
+            quantile=quantile,
             one_runs=budgets.max_experts is None,
         ),
-        ruled_out={**_unmeasured(experts, predictions, budgets), **ruled_out},
+        ruled_out={**_unmeasured(forecast, budgets), **ruled_out},
     )
 
 
-def solve(problem: planning.Problem, *, clock: Callable[[], float]) -> Plan:
+def solve(problem: planning.Problem, worth: Worth, *, clock: Callable[[], float]) -> Plan:
     """The exact best candidate set, or the best found within `TIME_LIMIT_S` with its certified gap."""
-    return branch.plan(problem, effort=branch.Effort(time_limit_s=TIME_LIMIT_S), clock=clock)
+    if problem.budgets.max_experts is None and problem.budgets.one_runs:
+        return _all_that_fit(problem, clock)
+    return branch.plan(problem, table=worth.table, effort=branch.Effort(time_limit_s=TIME_LIMIT_S), clock=clock)
 
 
-def _costs(predictions: Sequence[Prediction], quantile: str) -> planning.Costs:
+def _all_that_fit(problem: planning.Problem, clock: Callable[[], float]) -> Plan:
+    """The plan where no limit couples the candidates: every expert that keeps the budgets alone is one.
+
+    Optimal because the value never falls when a candidate joins.
+    """
+    started_s = clock()
+    candidates = Candidates.of(problem)
+    if candidates.count == 0:
+        return infeasible(problem, "uncoupled", clock() - started_s)
+    value = candidates.value_of(list(range(candidates.count)))
+    return certified(
+        problem,
+        candidates.index.tolist(),
+        method="uncoupled",
+        value=value,
+        upper_bound=value,
+        nodes=1,
+        elapsed_s=clock() - started_s,
+    )
+
+
+@lru_cache(maxsize=64)
+def _no_aggregation(experts: int) -> planning.Aggregation:
+    return planning.Aggregation.free(experts)
+
+
+def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
     """Costs at one quantile. Unknown ones count as the dearest known: they only matter where nothing bounds them, and
     there a tie should not go to the expert that nobody has measured.
     """
-    nothing = np.zeros(len(predictions))
-    first_s = _column(predictions, lambda prediction: prediction.ttft_s, quantile)
-    total_s = _column(predictions, lambda prediction: prediction.total_s, quantile)
-    transmit_s = np.array([prediction.transmit_s for prediction in predictions])
+    first_s, total_s = _known(forecast.ttft_s, quantile), _known(forecast.total_s, quantile)
+    transmit_s = np.minimum(forecast.roster.transmit_s, first_s)
     return planning.Costs(
-        energy_j=_column(predictions, lambda prediction: prediction.energy_j, quantile),
-        queue_s=nothing,
-        transmit_s=np.minimum(transmit_s, first_s),
+        energy_j=_known(forecast.energy_j, quantile),
+        queue_s=np.zeros(len(first_s)),
+        transmit_s=transmit_s,
         # The agent's model predicts queue and prefill together, as the time to the first token.
-        prefill_s=np.maximum(first_s - transmit_s, 0.0),
+        prefill_s=first_s - transmit_s,
         decode_s=np.maximum(total_s - first_s, 0.0),
-        per_token_s=_column(predictions, lambda prediction: prediction.per_token_s, quantile),
+        per_token_s=_known(forecast.per_token_s, quantile),
     )
 
 
-def _column(predictions: Sequence[Prediction], pick: Pick, quantile: str) -> FloatArray:
-    known = [None if (value := pick(prediction)) is None else getattr(value, quantile) for prediction in predictions]
-    dearest = max((value for value in known if value is not None), default=0.0)
-    return np.array([dearest if value is None else value for value in known])
+def _known(cost: Range, quantile: planning.Quantile) -> FloatArray:
+    """(N,) with the dearest known in place of unknown."""
+    figures = cost.p50 if quantile is planning.Quantile.P50 else cost.p95
+    unknown = np.isnan(figures)
+    if not unknown.any():
+        return figures
+    dearest = 0.0 if unknown.all() else float(figures[~unknown].max())
+    return np.where(unknown, dearest, figures)
 
 
-def _unmeasured(experts: Sequence[Expert], predictions: Sequence[Prediction], budgets: Budgets) -> dict[str, str]:
+def _unmeasured(forecast: Forecast, budgets: Budgets) -> dict[str, str]:
+    roster = forecast.roster
     reasons: dict[str, str] = {}
-    for expert, prediction in zip(experts, predictions, strict=True):
-        if budgets.energy_budget_j is not None and prediction.energy_j is None:
-            reasons[expert.key] = "its energy has not been measured, and the request bounds energy"
-        elif budgets.bounds_time and prediction.total_s is None:
-            reasons[expert.key] = "its speed has not been measured, and the request bounds time"
+    if budgets.bounds_time and not roster.speed_known.all():
+        for place in np.flatnonzero(~roster.speed_known):
+            reasons[roster.keys[place]] = "its speed has not been measured, and the request bounds time"
+    if budgets.energy_budget_j is not None and not roster.energy_known.all():
+        for place in np.flatnonzero(~roster.energy_known):
+            reasons[roster.keys[place]] = "its energy has not been measured, and the request bounds energy"
     return reasons

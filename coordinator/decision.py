@@ -81,14 +81,14 @@ def decision_of(selection: Selection) -> Decision:
 
 def refusal_of(refused: NoExpert) -> Decision | None:
     """The decision behind budgets that nobody keeps; None where it was not a matter of budgets."""
-    if refused.plan is None or refused.budgets is None:
+    if refused.plan is None or refused.outlook is None:
         return None
     return Decision(
         mode="route",
         category=None,
         kind=None,
-        budgets=_limits(refused.budgets),
-        experts=_rows(refused.considered, refused.plan, None),
+        budgets=_limits(refused.outlook.budgets),
+        experts=_rows(refused.outlook.considered, refused.plan, None),
         certificate=_certificate(refused.plan.certificate),
     )
 

@@ -1,4 +1,4 @@
-"""Which expert answers a request: the two levels put together. PURE but for its memo.
+"""Which expert answers a request: the two levels put together. PURE but for what it remembers.
 
 Coarse: the experts that keep the request's budgets, as an exactly solved planning problem with its certificate.
 Fine: among them, the one that the gate thinks most likely to answer this very prompt well.
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
-from moe2.coordinator.coarse import problem_of, solve
+from moe2.coordinator.coarse import Worth, problem_of, solve
+from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
-from moe2.coordinator.predict import Demand, Prediction, predict
+from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.roster import Forecast, IntArray, Roster
 from moe2.coordinator.table import Expert
 
 ANY_MODEL = ("moe2", "auto")
@@ -25,7 +28,10 @@ ANY_MODEL = ("moe2", "auto")
 SAME_SCORE = 0.005
 """Scores that differ by less are the same: the faster expert answers."""
 MEMO_ENTRIES = 512
+MOST_ROSTERS = 256
 FRONTIER_POINTS = 12
+FRONTIER_S = 0.06
+"""All points together; a frontier is for people, and nobody else may wait for it longer."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class SelectionRequest:
 
 @dataclass(frozen=True)
 class Considered:
-    """One expert of the fleet as it looked to the decision. score: None where it was out before the gate was asked."""
+    """One expert of the fleet as it looked to the decision."""
 
     expert: Expert
     prediction: Prediction
@@ -59,41 +65,73 @@ class Considered:
     trained: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """All experts that could serve a request, as they look for it. Details of one are made when asked for."""
+
+    forecast: Forecast
+    appraisal: Appraisal
+    worth: Worth
+    budgets: Budgets
+    ruled_out: Mapping[str, str]
+
+    def at(self, place: int) -> Considered:
+        """One expert of the roster."""
+        return Considered(
+            self.forecast.roster.experts[place],
+            self.forecast.prediction(place),
+            float(self.appraisal.scores[place]),
+            bool(self.appraisal.trained[place]),
+        )
+
+    @cached_property
+    def considered(self) -> tuple[Considered, ...]:
+        """Every expert, in the fleet's order."""
+        return tuple(self.at(place) for place in range(len(self.forecast.roster)))
+
+
 @dataclass(frozen=True)
 class Selection:
     """The chosen expert and why.
 
-    considered: in the fleet's order; `plan.members` are places in it. candidates: keys of the experts that the coarse
-    level left to the fine one.
+    candidates: keys of the experts that the coarse level left to the fine one.
     """
 
     expert: Expert
     prediction: Prediction
+    score: float
     candidates: frozenset[str]
     category: str
-    budgets: Budgets
-    considered: tuple[Considered, ...]
+    outlook: Outlook
     plan: Plan
-    kind: str | None
 
     @property
-    def score(self) -> float:
-        """Probability that the chosen expert answers well."""
-        return next(other.score for other in self.considered if other.expert is self.expert)
+    def considered(self) -> tuple[Considered, ...]:
+        """In the fleet's order; `plan.members` are places in it."""
+        return self.outlook.considered
+
+    @property
+    def budgets(self) -> Budgets:
+        """The limits in force."""
+        return self.outlook.budgets
+
+    @property
+    def kind(self) -> str | None:
+        """What the gate takes the prompt for."""
+        return self.outlook.appraisal.kind
 
 
 @dataclass(frozen=True)
 class NoExpert:
     """Nobody can take the request. `code` says which kind of answer the client gets.
 
-    plan, considered, budgets: set where the budgets rule everybody out.
+    plan, outlook: set where the budgets rule everybody out.
     """
 
     code: str
     message: str
     plan: Plan | None = None
-    considered: tuple[Considered, ...] = ()
-    budgets: Budgets | None = None
+    outlook: Outlook | None = None
 
 
 class Selector:
@@ -107,94 +145,95 @@ class Selector:
         self.categories = dict(categories)
         self._clock = clock
         self._memo: OrderedDict[object, Plan] = OrderedDict()
+        self._experts: Sequence[Expert] = ()
+        self._rosters: dict[str, Roster | None] = {}
 
     def select(
         self, request: SelectionRequest, experts: Sequence[Expert], in_flight: Mapping[str, int], epoch: int
     ) -> Selection | NoExpert:
-        """Choose for one request. Ties go to the faster, then the less busy expert, then the smaller key."""
-        wanted = [expert for expert in experts if wants(request.model, expert)]
-        if not wanted:
+        """Choose for one request. Ties go to the faster, then the less busy expert, then the smaller key.
+
+        experts: must not change while `epoch` stays.
+        """
+        roster = self._roster(request.model, experts)
+        if roster is None:
             return NoExpert("no_live_expert", "No expert is ready. See `moe2-coordinator status`.")
-        ruled_out = _ruled_out(request, wanted, in_flight)
-        if len(ruled_out) == len(wanted):
-            return _nobody(request, wanted, ruled_out)
-        appraisal = self.appraiser.appraise(request.text, wanted)
+        busy = roster.busy(in_flight)
+        ruled_out = _ruled_out(request, roster, busy)
+        if len(ruled_out) == len(roster):
+            return _nobody(request, roster, ruled_out)
+        appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
-        predictions = [predict(expert, request.demand, in_flight.get(expert.key, 0)) for expert in wanted]
-        plan = self._plan(request, wanted, predictions, budgets, ruled_out, in_flight, epoch)
-        considered = tuple(
-            Considered(expert, prediction, float(score), bool(trained))
-            for expert, prediction, score, trained in zip(
-                wanted, predictions, appraisal.scores, appraisal.trained, strict=True
-            )
-        )
+        worth = self.appraiser.on_the_whole(roster)
+        outlook = Outlook(roster.forecast(request.demand, busy), appraisal, worth, budgets, ruled_out)
+        plan = self._plan(request, outlook, busy, epoch)
         if not plan.is_feasible:
-            return NoExpert("infeasible", _infeasible(plan), plan=plan, considered=considered, budgets=budgets)
+            return NoExpert("infeasible", _infeasible(plan), plan, outlook)
         candidates = _candidates(plan, budgets)
-        chosen = _finest([other for other in considered if other.expert.key in candidates], in_flight)
+        chosen = outlook.at(_finest(outlook, candidates, busy))
         return Selection(
             expert=chosen.expert,
             prediction=chosen.prediction,
+            score=chosen.score,
             candidates=candidates,
             category=category,
-            budgets=budgets,
-            considered=considered,
+            outlook=outlook,
             plan=plan,
-            kind=appraisal.kind,
         )
 
-    def frontier(
-        self, decided: Selection | NoExpert, in_flight: Mapping[str, int], request: SelectionRequest
-    ) -> tuple[FrontierPoint, ...]:
+    def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """The best candidate set over a range of energy budgets, everything else as decided.
 
         Empty where no considered expert's energy is known.
         """
-        considered, budgets = decided.considered, decided.budgets
-        joules = [other.prediction.energy_j for other in considered]
-        known = [quantiles.p95 for quantiles in joules if quantiles is not None and quantiles.p95 > 0]
-        if not known or budgets is None:
+        outlook = decided.outlook
+        if outlook is None:
             return ()
-        experts = [other.expert for other in considered]
-        bounded = budgets.model_copy(update={"energy_budget_j": max(known)})
-        problem = problem_of(
-            experts,
-            [other.prediction for other in considered],
-            self.appraiser.on_the_whole(experts),
-            bounded,
-            _ruled_out(request, experts, in_flight),
-        )
-        steps = np.geomspace(0.5 * min(known), 1.5 * sum(known), FRONTIER_POINTS)
-        return frontier(problem, steps.tolist(), clock=self._clock)
+        joules = outlook.forecast.energy_j.p95
+        known = joules[joules > 0]  # false for the unknown, too
+        if known.size == 0:
+            return ()
+        bounded = outlook.budgets.model_copy(update={"energy_budget_j": float(known.max())})
+        problem = problem_of(outlook.forecast, outlook.worth, bounded, outlook.ruled_out)
+        steps = np.geomspace(0.5 * known.min(), 1.5 * known.sum(), FRONTIER_POINTS)
+        effort = Effort(time_limit_s=FRONTIER_S / FRONTIER_POINTS)
+        return frontier(problem, steps.tolist(), table=outlook.worth.table, effort=effort, clock=self._clock)
+
+    def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
+        """The experts that can serve `model`; the same object until the fleet changes. None where there is none."""
+        if experts is not self._experts:
+            self._experts = experts
+            self._rosters.clear()
+            self.appraiser.meet(experts)
+        if model in ANY_MODEL:
+            model = ANY_MODEL[0]
+        elif model not in self._rosters and len(self._rosters) > MOST_ROSTERS:
+            self._rosters.clear()
+        if model not in self._rosters:
+            wanted = [expert for expert in experts if wants(model, expert)]
+            self._rosters[model] = Roster(wanted) if wanted else None
+        return self._rosters[model]
 
     def _category_of(self, appraisal: Appraisal) -> str:
         """The gate's kind of prompt, where the configuration has budgets for it."""
         return appraisal.kind if appraisal.kind in self.categories and appraisal.kind else DEFAULT_CATEGORY
 
-    def _plan(
-        self,
-        request: SelectionRequest,
-        wanted: list[Expert],
-        predictions: list[Prediction],
-        budgets: Budgets,
-        ruled_out: Mapping[str, str],
-        in_flight: Mapping[str, int],
-        epoch: int,
-    ) -> Plan:
+    def _plan(self, request: SelectionRequest, outlook: Outlook, busy: IntArray, epoch: int) -> Plan:
+        roster, worth = outlook.forecast.roster, outlook.worth
         key = (
             epoch,
-            tuple(expert.key for expert in wanted),
-            tuple(in_flight.get(expert.key, 0) for expert in wanted),
+            worth,
+            roster.keys,
+            busy.tobytes(),
             request.demand,
-            budgets,
-            tuple(sorted(ruled_out.items())),
+            outlook.budgets,
+            tuple(outlook.ruled_out.items()),
         )
         plan = self._memo.get(key)
         if plan is None:
-            whole = self.appraiser.on_the_whole(wanted)
-            plan = solve(problem_of(wanted, predictions, whole, budgets, ruled_out), clock=self._clock)
-            self._memo[key] = plan
+            problem = problem_of(outlook.forecast, worth, outlook.budgets, outlook.ruled_out)
+            plan = self._memo[key] = solve(problem, worth, clock=self._clock)
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
         else:
@@ -207,25 +246,32 @@ def wants(model: str, expert: Expert) -> bool:
     return model in ANY_MODEL or model in (expert.model, expert.key)
 
 
-def _ruled_out(request: SelectionRequest, wanted: Sequence[Expert], in_flight: Mapping[str, int]) -> dict[str, str]:
-    """Experts that the request or their own state excludes, with the reason."""
+def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:
+    """Experts that the request or their own state excludes, with the reason; in the roster's order."""
     needed = max(request.demand.prompt_tokens, request.least_context_tokens)
-    largest = max(expert.report.context_tokens for expert in wanted)
+    largest = int(roster.context_tokens.max())
     # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
     # expert's own tokenizer has the last word.
     if largest > request.least_context_tokens:
         needed = min(needed, largest - 1)
+    out = (roster.context_tokens <= needed) | (busy >= roster.room)
+    if request.needs_chat_template:
+        out |= roster.bare
+    if request.excluded:
+        out |= np.array([key in request.excluded for key in roster.keys])
     reasons: dict[str, str] = {}
-    for expert in wanted:
+    for place in np.flatnonzero(out).tolist():
+        expert = roster.experts[place]
         report = expert.report
         if expert.key in request.excluded:
-            reasons[expert.key] = "it has already failed this request"
-        elif request.needs_chat_template and report.has_chat_template is False:
-            reasons[expert.key] = "its model has no chat template"
+            reason = "it has already failed this request"
+        elif request.needs_chat_template and roster.bare[place]:
+            reason = "its model has no chat template"
         elif report.context_tokens <= needed:
-            reasons[expert.key] = f"its context of {report.context_tokens} tokens is too small"
-        elif in_flight.get(expert.key, 0) >= report.slots + report.max_queue:
-            reasons[expert.key] = f"its {report.slots} slots and {report.max_queue} queue places are taken"
+            reason = f"its context of {report.context_tokens} tokens is too small"
+        else:
+            reason = f"its {report.slots} slots and {report.max_queue} queue places are taken"
+        reasons[expert.key] = reason
     return reasons
 
 
@@ -241,28 +287,29 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _finest(candidates: Sequence[Considered], in_flight: Mapping[str, int]) -> Considered:
-    """The fine level for one answering expert: the best score, and among the same scores the soonest end."""
-    best = max(candidate.score for candidate in candidates)
-    good = [candidate for candidate in candidates if candidate.score >= best - SAME_SCORE]
+def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray) -> int:
+    """The fine level for one answering expert: the place of the best score, among the same scores the soonest end."""
+    forecast, scores = outlook.forecast, outlook.appraisal.scores
+    keys, total_s = forecast.roster.keys, forecast.total_s.p50
+    places = [place for place, key in enumerate(keys) if key in candidates]
+    best = scores[places].max()
 
-    def rank(candidate: Considered) -> tuple[float, int, str]:
-        busy = in_flight.get(candidate.expert.key, 0)
-        total_s = candidate.prediction.total_s
+    def rank(place: int) -> tuple[float, int, str]:
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy.
-        unmeasured_s = 0.0 if busy == 0 else np.inf
-        return (unmeasured_s if total_s is None else total_s.p50, busy, candidate.expert.key)
+        unmeasured_s = 0.0 if busy[place] == 0 else np.inf
+        end_s = float(total_s[place])
+        return (unmeasured_s if np.isnan(end_s) else end_s, int(busy[place]), keys[place])
 
-    return min(good, key=rank)
+    return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
 
-def _nobody(request: SelectionRequest, wanted: Sequence[Expert], ruled_out: Mapping[str, str]) -> NoExpert:
+def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
     """Why every wanted expert is out, in the words that help most."""
-    if request.needs_chat_template and all(expert.report.has_chat_template is False for expert in wanted):
+    if request.needs_chat_template and roster.bare.all():
         return NoExpert("no_chat_template", f"{request.model!r} has no chat template; use /v1/completions.")
-    left = [expert for expert in wanted if expert.key not in request.excluded]
+    left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
-        return NoExpert("exhausted", f"All {len(wanted)} experts that could answer have failed this request.")
+        return NoExpert("exhausted", f"All {len(roster)} experts that could answer have failed this request.")
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
         return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")

@@ -111,9 +111,9 @@ class Service:
         experts = self._table.choosable(asyncio.get_running_loop().time())
         return self._selector.select(request, experts, self._in_flight, self._table.epoch)
 
-    def frontier(self, decided: Selection | NoExpert, request: SelectionRequest) -> tuple[FrontierPoint, ...]:
+    def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """What other energy budgets would buy."""
-        return self._selector.frontier(decided, self._in_flight, request)
+        return self._selector.frontier(decided)
 
     def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
         if active := self._jobs.get(job_id):

@@ -57,7 +57,7 @@ class PlanRoutes:
             needs_chat_template=isinstance(call.prompt, ChatPrompt),
         )
         decided = self._service.choose(request)
-        frontier = frontier_rows(self._service.frontier(decided, request))
+        frontier = frontier_rows(self._service.frontier(decided))
         return PlanAnswer(
             chosen=None if isinstance(decided, NoExpert) else decided.expert.key,
             prompt_tokens=demand.prompt_tokens,

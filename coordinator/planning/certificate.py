@@ -146,10 +146,6 @@ class Plan:
         return bool(self.members)
 
 
-def _breaches(problem: Problem, members: list[int]) -> tuple[Breach, ...]:
-    return tuple(Breach(*found) for found in problem.breaches(members))
-
-
 def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ...]:
     """A reason for each expert outside the panel, in the problem's order."""
     chosen = list(members)
@@ -212,18 +208,20 @@ def _offer(problem: Problem, by: Limit) -> Offer | None:
     if not pool:
         return None
     own = {Limit.ENERGY} if by is Limit.ENERGY else {Limit.DELAY, Limit.FIRST_TOKEN, Limit.PER_TOKEN}
-    breaches = {n: _breaches(problem, [n]) for n in pool}
+    alone: dict[int, list[Breach]] = {}
+    for limit in (*problem.sum_limits(), *problem.max_limits()):
+        _note(alone, pool, limit, limit.cost + limit.by_size[1])
     cost = costs.energy_j if by is Limit.ENERGY else costs.delay_s
     n = min(
         pool,
-        key=lambda n: (any(b.limit not in own for b in breaches[n]), cost[n], problem.names[n]),
+        key=lambda n: (any(breach.limit not in own for breach in alone.get(n, ())), cost[n], problem.names[n]),
     )
     return Offer(
         name=problem.names[n],
         energy_j=float(costs.energy_j[n] + aggregation.energy_j[1]),
         delay_s=float(costs.delay_s[n] + aggregation.delay_s[1]),
         first_token_s=float(costs.first_token_s[n] + aggregation.first_token_s[1]),
-        breaches=breaches[n],
+        breaches=tuple(alone.get(n, ())),
     )
 
 

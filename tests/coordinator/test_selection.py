@@ -298,7 +298,7 @@ def test_the_frontier_never_falls() -> None:
     """More joules never buy less."""
     one = selector()
     decided = one.select(asked(), FLEET, {}, 0)
-    values = [point.plan.certificate.value for point in one.frontier(decided, {}, asked())]
+    values = [point.plan.certificate.value for point in one.frontier(decided)]
     known = [value for value in values if value is not None]
     assert values[0] is None
     assert known == sorted(known)

@@ -1,0 +1,145 @@
+"""The experts of one moment as arrays, so that a request's costs on all of them are a few vector operations. PURE.
+
+Built once per report of the fleet, not per request. The formulas are those of `moe2.common.cost`; a test holds every
+forecast to `predict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from moe2.common.cost import Quantiles, RequestShape, Spread, energy_features, inter_token_features, prefill_features
+from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.table import Expert
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_UNKNOWN = Spread(p50=np.nan, p95=np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """Quantiles of one cost on each expert; NaN where it was never measured. Both (N,)."""
+
+    p50: FloatArray
+    p95: FloatArray
+
+    def at(self, place: int) -> Quantiles | None:
+        """Of one expert; None where unknown."""
+        p50 = float(self.p50[place])
+        return None if p50 != p50 else Quantiles(p50, float(self.p95[place]))
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What one request takes on each expert of a roster, in its order."""
+
+    roster: Roster
+    ttft_s: Range
+    per_token_s: Range
+    total_s: Range
+    energy_j: Range
+
+    def prediction(self, place: int) -> Prediction:
+        """The same of one expert."""
+        report = self.roster.experts[place].report
+        return Prediction(
+            ttft_s=self.ttft_s.at(place),
+            per_token_s=self.per_token_s.at(place),
+            total_s=self.total_s.at(place),
+            energy_j=self.energy_j.at(place),
+            energy_quality=report.energy.quality if report.energy else None,
+            transmit_s=float(self.roster.transmit_s[place]) if report.latency else 0.0,
+        )
+
+
+class Roster:
+    """N experts, N >= 1, with what is known of them in columns.
+
+    context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included.
+    bare: (N,) True where its model has no chat template. transmit_s: (N,) round trips, 0 where unknown.
+    """
+
+    def __init__(self, experts: Sequence[Expert]) -> None:
+        self.experts = tuple(experts)
+        self.keys = tuple(expert.key for expert in self.experts)
+        self.models = tuple(expert.model for expert in self.experts)
+        reports = [expert.report for expert in self.experts]
+        self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
+        self.room: IntArray = np.array([report.slots + report.max_queue for report in reports])
+        self.bare: BoolArray = np.array([report.has_chat_template is False for report in reports])
+        self.transmit_s: FloatArray = np.array([expert.rtt_s or 0.0 for expert in self.experts])
+        self._slots: IntArray = np.array([report.slots for report in reports])
+        latency, energy = [report.latency for report in reports], [report.energy for report in reports]
+        # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
+        self._prefill = np.array([found.prefill if found else (np.nan,) * 4 for found in latency]).T
+        self._decode = np.array([found.decode if found else (np.nan,) * 3 for found in latency]).T
+        self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
+        self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
+        """Slots fall free one by one, every so many seconds."""
+        self._ttft = _factors([found.ttft if found else _UNKNOWN for found in latency])
+        self._inter_token = _factors([found.inter_token if found else _UNKNOWN for found in latency])
+        self._total = _factors([found.total if found else _UNKNOWN for found in latency])
+        self._joules = _factors([found.spread if found else _UNKNOWN for found in energy])
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    @cached_property
+    def speed_known(self) -> BoolArray:
+        """(N,) False where nobody measured the expert's speed."""
+        return np.asarray(~np.isnan(self._turn_s))
+
+    @cached_property
+    def energy_known(self) -> BoolArray:
+        """(N,) False where nobody measured the expert's energy."""
+        return np.asarray(~np.isnan(self._energy[0]))
+
+    def busy(self, in_flight: Mapping[str, int]) -> IntArray:
+        """(N,) requests in progress on each."""
+        return np.array([in_flight.get(key, 0) for key in self.keys])
+
+    def forecast(self, demand: Demand, busy: IntArray) -> Forecast:
+        """What a request takes on each expert with `busy` (N,) requests already there."""
+        # A shape with an array where a number belongs: they differ in occupancy only, and the formulas take both.
+        occupancy = cast(float, np.minimum(busy + 1, self._slots))
+        shape = RequestShape(
+            prompt_tokens=demand.prompt_tokens, decoded_tokens=demand.answer_tokens, occupancy=occupancy
+        )
+        queue_s = np.where(busy >= self._slots, (busy - self._slots + 1) * self._turn_s, 0.0)
+        first_s = queue_s + _dot(self._prefill, prefill_features(shape))
+        step_s = _dot(self._decode, inter_token_features(shape))
+        total_s = first_s + max(0, demand.answer_tokens - 1) * step_s
+        return Forecast(
+            roster=self,
+            ttft_s=_around(first_s, self._ttft, self.transmit_s),
+            per_token_s=_around(step_s, self._inter_token),
+            total_s=_around(total_s, self._total, self.transmit_s),
+            energy_j=_around(_dot(self._energy, energy_features(shape)), self._joules),
+        )
+
+
+def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:
+    """What a mean is multiplied by for its quantiles, (N,) each."""
+    p50 = np.array([math.exp(spread.p50) for spread in spreads])
+    return p50, np.array([math.exp(spread.p95) for spread in spreads])
+
+
+def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
+    """(N,) from one row per coefficient; a feature is a number or one per expert."""
+    terms = (row * feature for row, feature in zip(coefficients, features, strict=True))
+    return np.asarray(sum(terms), dtype=np.float64)
+
+
+def _around(mean: FloatArray, factors: tuple[FloatArray, FloatArray], later_s: FloatArray | float = 0.0) -> Range:
+    p50, p95 = factors
+    return Range(mean * p50 + later_s, mean * p95 + later_s)
