@@ -46,6 +46,8 @@ class Budgets(Settings):
 
     def after(self, seconds: float, joules: float) -> Budgets:
         """What is left once a failed attempt has taken so much; never below 0."""
+        if seconds == joules == 0.0:
+            return self
 
         def left(limit: float | None, used: float) -> float | None:
             return None if limit is None else max(0.0, limit - used)
@@ -72,5 +74,6 @@ class Wish(Budgets):
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets]) -> Budgets:
     """The limits in force: the request's, else its category's, else the default category's."""
     default = categories.get(DEFAULT_CATEGORY, Budgets())
-    own = Budgets.model_validate(wish.model_dump(exclude={"category"}))
-    return own.over(categories.get(category, default).over(default))
+    fallback = categories[category].over(default) if category in categories else default
+    own = {name: value for name, value in wish if value is not None and name != "category"}
+    return fallback.model_copy(update=own)

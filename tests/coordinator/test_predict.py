@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from dataclasses import replace
 
-from moe2.common.cost import Quantiles, Spread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.cost import LatencyProfile, Quantiles, Spread
 from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
+from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import cost, expert, speed
 
@@ -55,3 +61,38 @@ def test_the_longest_answer_is_planned_for(max_tokens: int | None, planned: int)
 def test_prompts_are_estimated_by_their_bytes() -> None:
     """Four bytes a token and a template's overhead for each message."""
     assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
+
+
+PROFILES = st.none() | st.builds(
+    speed,
+    st.floats(10, 1e4),
+    st.floats(1, 500),
+    slots=st.integers(1, 4),
+    spread=st.builds(Spread, st.floats(-0.5, 0), st.floats(0, 2)),
+)
+
+
+@given(
+    st.lists(st.tuples(PROFILES, st.none() | st.floats(0, 5), st.none() | st.floats(0, 1)), min_size=1, max_size=4),
+    st.builds(Demand, st.integers(0, 9000), st.none() | st.integers(1, 5000)),
+    st.integers(0, 9),
+)
+def test_a_forecast_is_the_prediction_of_each_expert(
+    fleet: list[tuple[LatencyProfile | None, float | None, float | None]], demand: Demand, busy: int
+) -> None:
+    """All experts at once cost what each one alone is predicted to cost, the unknown included."""
+    experts = [
+        expert(f"agent-{place}", latency=latency, energy=None if joules is None else cost(joules))
+        for place, (latency, joules, _) in enumerate(fleet)
+    ]
+    experts = [replace(one, rtt_s=rtt_s) for one, (_, _, rtt_s) in zip(experts, fleet, strict=True)]
+    roster = Roster(experts)
+    forecast = roster.forecast(demand, roster.busy({one.key: busy for one in experts}))
+    for place, one in enumerate(experts):
+        assert _figures(forecast.prediction(place)) == pytest.approx(_figures(predict(one, demand, busy)), nan_ok=True)
+
+
+def _figures(prediction: Prediction) -> list[float]:
+    ranges = (prediction.ttft_s, prediction.per_token_s, prediction.total_s, prediction.energy_j)
+    quantiles = [figure for found in ranges for figure in ((found.p50, found.p95) if found else (math.nan, math.nan))]
+    return [*quantiles, prediction.transmit_s]

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import Spread
 from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.coarse import problem_of
 from moe2.coordinator.decision import decision_of, offers_of
+from moe2.coordinator.planning import branch
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand, predict
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
@@ -292,6 +294,27 @@ def test_equal_inputs_are_planned_once() -> None:
     first, second, third = (decided.plan for decided in plans)
     assert first is second
     assert third is not first
+
+
+def test_the_plan_without_max_experts_is_the_solvers_optimum() -> None:
+    """Where nothing couples the candidates, taking all that fit is worth exactly what the search finds."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=2.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    outlook = decided.outlook
+    problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out)
+    assert decided.plan.certificate.value == pytest.approx(branch.plan(problem).certificate.value)
+    assert decided.plan.certificate.status == "optimal"
+
+
+def test_a_request_for_one_model_does_not_disturb_the_gate() -> None:
+    """The gate stays fitted to the whole fleet: what it says of a set of experts is remembered."""
+    one = selector()
+    first = one.select(asked(), FLEET, {}, 0)
+    one.select(asked("smollm-135m"), FLEET, {}, 0)
+    again = one.select(asked(), FLEET, {}, 0)
+    assert isinstance(first, Selection)
+    assert isinstance(again, Selection)
+    assert again.plan is first.plan
 
 
 def test_the_frontier_never_falls() -> None:
