@@ -109,7 +109,12 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    root: Path, *, agents: Sequence[str] = ("one",), api: dict[str, Any] | None = None, **agent_options: Any
+    root: Path,
+    *,
+    agents: Sequence[str] = ("one",),
+    api: dict[str, Any] | None = None,
+    selection: dict[str, Any] | None = None,
+    **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards."""
     token_file = root / "token"
@@ -118,6 +123,7 @@ async def fleet(
         {
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
+            "selection": selection or {},
             "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 2.0, "heartbeat_s": 0.5},
         }
     )
