@@ -265,7 +265,8 @@ class Lifecycle:
                 demand=request.demand,
                 text=request.text,
                 wish=request.wish,
-                elapsed_s=now_s - request.arrived_s,
+                # The first choice is made within microseconds: counting them would make every request a new problem.
+                elapsed_s=now_s - request.arrived_s if self.attempts else 0.0,
                 spent_j=sum(joules for joules in spent_j if joules is not None),
                 excluded=frozenset(attempt.selection.expert.key for attempt in self.attempts),
                 least_context_tokens=self.least_context_tokens,
