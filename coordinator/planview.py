@@ -20,6 +20,8 @@ from moe2.coordinator.api.plan import PLAN_ROUTE, PlanAnswer
 from moe2.coordinator.decision import Decision, ExpertRow
 
 INFEASIBLE = 1
+PIPED_COLUMNS = 200
+"""Where there is no terminal, tables are for grep: one row, one line."""
 
 
 def show_plan(
@@ -39,7 +41,7 @@ def show_plan(
     if as_json:
         sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
     else:
-        draw(answer, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False))
     return 0 if answer.chosen else INFEASIBLE
 
 
