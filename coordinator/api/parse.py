@@ -271,6 +271,10 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
         name: headers[header] for name in Wish.model_fields if (header := f"x-moe2-{name.replace('_', '-')}") in headers
     }
     wish |= {name: value for name, value in body.items() if value is not None}
+    for name, value in wish.items():
+        # Pydantic would read true as 1.
+        if isinstance(value, bool) and name in Wish.model_fields:
+            raise invalid(f"'moe2.{name}' must not be a boolean.", param=f"moe2.{name}")
     try:
         return Wish.model_validate(wish)
     except ValidationError as error:
