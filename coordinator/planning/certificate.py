@@ -209,7 +209,8 @@ def _offer(problem: Problem, by: Limit) -> Offer | None:
         return None
     own = {Limit.ENERGY} if by is Limit.ENERGY else {Limit.DELAY, Limit.FIRST_TOKEN, Limit.PER_TOKEN}
     alone: dict[int, list[Breach]] = {}
-    for limit in (*problem.sum_limits(), *problem.max_limits()):
+    limits: tuple[PanelLimit, ...] = (*problem.sum_limits(), *problem.max_limits())
+    for limit in limits:
         _note(alone, pool, limit, limit.cost + limit.by_size[1])
     cost = costs.energy_j if by is Limit.ENERGY else costs.delay_s
     n = min(
