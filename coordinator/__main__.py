@@ -12,6 +12,7 @@ from moe2.common import __version__
 from moe2.common.config import load_settings
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
+from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
@@ -89,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
     gating_commands.add_arguments(train)
     train.set_defaults(act=gating_commands.run)
+
+    collect = commands.add_parser("collect", help="ask a question set of every live expert, as outcomes for train-gate")
+    collecting_commands.add_arguments(collect)
+    collect.set_defaults(act=collecting_commands.run)
 
     evaluate = commands.add_parser("evaluate", help="compare moe2's choice with baselines on held-out outcomes")
     evaluation_commands.add_arguments(evaluate)
