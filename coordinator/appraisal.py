@@ -5,7 +5,7 @@ The gate knows models; the fleet has experts, several of which may serve one mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.coarse import Worth
+from moe2.coordinator.feedback import Tally
 from moe2.coordinator.gating.fleetgate import FleetGate, GateMismatchError
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.prior import ExpertFacts, facts_from_name
@@ -21,6 +22,7 @@ from moe2.coordinator.table import Expert
 
 FloatArray = npt.NDArray[np.float64]
 
+NO_TALLIES: Mapping[str, Tally] = {}
 MOST_VIEWS = 64
 """Rosters remembered for one set of models."""
 
@@ -41,11 +43,13 @@ class Appraisal:
 class Appraiser:
     """Asks the gate. Keeps the gate fitted to the fleet's models.
 
-    kinds: names of the prompt kinds of the gate's task head.
+    kinds: names of the prompt kinds of the gate's task head. tallies: users' scores by model; they move the priors.
     """
 
-    def __init__(self, gate: Gate | None, kinds: Sequence[str] = ()) -> None:
+    def __init__(self, gate: Gate | None, kinds: Sequence[str] = (), tallies: Mapping[str, Tally] = NO_TALLIES) -> None:
         self._gate = gate
+        self._tallies = tallies
+        self._experts: Sequence[Expert] = ()
         self._kinds = tuple(kinds)
         self._facts: tuple[ExpertFacts, ...] = ()
         self._fitted = FleetGate(None, (ExpertFacts("nobody"),))
@@ -60,10 +64,15 @@ class Appraiser:
 
     def meet(self, experts: Sequence[Expert]) -> None:
         """Fit the gate to the fleet: whenever it has changed, before anything is asked about its experts."""
-        by_name = {expert.model: _facts(expert) for expert in experts}
+        self._experts = experts
+        by_name = {expert.model: self._facts_of(expert) for expert in experts}
         facts = tuple(by_name[name] for name in sorted(by_name))
         if facts and facts != self._facts:
             self._fit(facts)
+
+    def scored(self) -> None:
+        """The tallies have changed."""
+        self.meet(self._experts)
 
     def appraise(self, prompt: str, roster: Roster) -> Appraisal:
         """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept."""
@@ -81,6 +90,19 @@ class Appraiser:
         The mean probability per kind of prompt that the gate was trained on; of priors without one.
         """
         return self._view(roster).worth
+
+    def _facts_of(self, expert: Expert) -> ExpertFacts:
+        """What the model's name tells, its real size where the agent has read it from the file, and users' scores."""
+        named = facts_from_name(expert.model)
+        size = expert.report.parameters
+        tally = self._tallies.get(expert.model, Tally())
+        return ExpertFacts(
+            expert.model,
+            named.family,
+            float(size) if size else named.parameters,
+            feedback_sum=tally.total,
+            feedback_count=tally.count,
+        )
 
     def _fit(self, facts: tuple[ExpertFacts, ...]) -> None:
         self._facts = facts
@@ -114,10 +136,3 @@ class _View:
 
     columns: npt.NDArray[np.intp]
     worth: Worth
-
-
-def _facts(expert: Expert) -> ExpertFacts:
-    """What the model's name tells, and its real size where the agent has read it from the file."""
-    named = facts_from_name(expert.model)
-    size = expert.report.parameters
-    return ExpertFacts(expert.model, named.family, float(size) if size else named.parameters)
