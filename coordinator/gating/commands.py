@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.gating.checkpoint import Manifest, save_checkpoint
+from moe2.coordinator.gating.feedback_rows import with_feedback
 from moe2.coordinator.gating.outcomes import Outcomes, OutcomesError, read_outcomes
 
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train rows")
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
+    parser.add_argument("--feedback", type=Path, metavar="FILE", help="also learn from users' scores: feedback.jsonl")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the manifest, figures included, as JSON")
 
 
@@ -81,6 +83,9 @@ def _trained(args: argparse.Namespace, console: Console) -> Manifest:
     if args.seeds < 1 or (args.epochs is not None and args.epochs < 1):
         raise Moe2Error("--seeds and --epochs must be at least 1.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
+    if args.feedback is not None:
+        pool, count = with_feedback(pool, args.feedback)
+        console.print(f"{count} users' scores join the train rows.")
     config = TrainingConfig(seeds=tuple(range(args.seeds)))
     if args.epochs is not None:
         config = replace(config, epochs=args.epochs)
