@@ -20,10 +20,14 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.feedback import Feedback, FeedbackBook
+from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
@@ -55,14 +59,17 @@ class CoordinatorDaemon:
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
+        self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _appraiser(settings.selection.gate), settings.selection.categories, clock=time.monotonic
+            _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=time.monotonic
         )
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            on_answered=self._answered,
         )
         self._hub = Hub(
             agents,
@@ -138,6 +145,9 @@ class CoordinatorDaemon:
         app.on_response_prepare.append(add_request_id)
         OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
         PlanRoutes(self._service).add_to(app)
+        FeedbackRoutes(
+            self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
+        ).add_to(app)
         self._fleet.add_to(app)
         return app
 
@@ -146,6 +156,12 @@ class CoordinatorDaemon:
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
         return app
+
+    def _answered(self, life: Lifecycle) -> None:
+        """So that the answer can be scored later."""
+        expert = life.attempts[-1].selection.expert
+        request = life.request
+        self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
@@ -168,13 +184,27 @@ class CoordinatorDaemon:
             await asyncio.sleep(self._notifier.watchdog_s / 2)
 
 
-def _appraiser(checkpoint: Path | None) -> Appraiser:
+def _known(file: FeedbackFile) -> list[Feedback]:
+    """Former scores. Raises `Moe2Error` for a file that cannot be read."""
+    try:
+        found = file.read()
+    except OSError as error:
+        raise Moe2Error(
+            f"The feedback in {file.path} cannot be used: {error.strerror or error}.",
+            remedy="Make it readable and writable for the daemon's user, or move it away.",
+        ) from error
+    if file.damaged_lines:
+        log.warning("feedback_damaged", path=str(file.path), lines_passed_over=file.damaged_lines)
+    return found
+
+
+def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
     """The trained gate, or priors. Raises `CheckpointError` for a checkpoint that cannot be used."""
     if checkpoint is None:
-        return Appraiser(None)
+        return Appraiser(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
-    return Appraiser(gate, manifest.kinds)
+    return Appraiser(gate, manifest.kinds, feedback.tallies)
 
 
 async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str) -> int:

@@ -41,14 +41,24 @@ class Totals:
 class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
-    send: hands a message to an agent; False if it is not connected.
+    send: hands a message to an agent; False if it is not connected. on_answered: told of each request that was answered
+    in full, before its client is.
     """
 
-    def __init__(self, table: CapabilityTable, selector: Selector, *, send: Send, max_active: int) -> None:
+    def __init__(
+        self,
+        table: CapabilityTable,
+        selector: Selector,
+        *,
+        send: Send,
+        max_active: int,
+        on_answered: Callable[[dispatch.Lifecycle], None] = lambda _: None,
+    ) -> None:
         self._table = table
         self._selector = selector
         self._send = send
         self._max_active = max_active
+        self._on_answered = on_answered
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
         self._in_flight: Counter[str] = Counter()
@@ -142,7 +152,7 @@ class Service:
                 if not self._in_flight[key]:
                     del self._in_flight[key]
             case dispatch.Conclude(outcome=outcome):
-                self._count(outcome)
+                self._count(outcome, active.life)
                 self._arm(active)
                 active.exchange.conclude(outcome)
             case dispatch.Retire():
@@ -176,10 +186,11 @@ class Service:
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 
-    def _count(self, outcome: dispatch.Outcome) -> None:
+    def _count(self, outcome: dispatch.Outcome, life: dispatch.Lifecycle) -> None:
         match outcome:
             case dispatch.Completed():
                 self.totals.finished += 1
+                self._on_answered(life)
             case dispatch.Failed():
                 self.totals.failed += 1
             case dispatch.Cancelled():

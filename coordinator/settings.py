@@ -70,6 +70,8 @@ class SelectionSection(Settings):
 
     gate: Path | None = None
     """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
+    keep_prompts: bool = False
+    """Feedback is kept with its prompt, so that a gate can learn from it. Otherwise only with the prompt's hash."""
     categories: dict[str, Budgets] = Field(default_factory=dict)
     """Default budgets by category; `default` holds where no other applies."""
 
