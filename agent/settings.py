@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from moe2.agent.energy.catalog import FAMILIES, Family
+from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.config import Settings
 
