@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -16,7 +16,7 @@ from moe2.coordinator.settings import CoordinatorSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHIPPED = [("agent.toml", AgentSettings), ("coordinator.toml", CoordinatorSettings)]
-KEY = re.compile(r"^# (?=\w+ = )")
+KEY = re.compile(r"^# (?=\w+ = |\[)")
 
 each_example = pytest.mark.parametrize(("name", "kind"), SHIPPED, ids=[name for name, _ in SHIPPED])
 
@@ -39,7 +39,9 @@ def defaults(kind: type[Settings]) -> dict[tuple[str, ...], Any]:
         if section is None:
             found[(name,)] = field.get_default(call_default_factory=False)
         else:
-            found |= {(name, *path): default for path, default in defaults(section).items()}
+            # A table of named tables is shown by one of them.
+            named = ("default",) if get_origin(field.annotation) is dict else ()
+            found |= {(name, *named, *path): default for path, default in defaults(section).items()}
     return found
 
 
