@@ -164,7 +164,7 @@ demo() {
 
 run_tests() {
   local failed=() bin=$VENV/bin
-  ensure_environment agent,coordinator,gate,nvidia,test
+  ensure_environment agent,coordinator,gate,plots,nvidia,test
   # Every check runs, so that one run shows all there is to mend.
   check "$bin/ruff" check .
   check "$bin/ruff" format --check .

@@ -318,6 +318,9 @@ class AgentCore:
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
+            case _:
+                # Answers to words that this core never sends (scores, distributions).
+                return []
 
     def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
         job = self.jobs.get(job_id)

@@ -139,6 +139,8 @@ class Link:
             if error.status == 401:
                 return "the coordinator refused the enrolment token (401). Put its current token into token_file."
             return f"the coordinator answered {error.status} {error.message}. Is this its agents listener?"
+        except aiohttp.InvalidURL:
+            return f"{self._url} is no address that can be connected to. Correct coordinator.url."
         except (aiohttp.ClientError, OSError) as error:
             return str(error) or type(error).__name__
         try:

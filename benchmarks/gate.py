@@ -82,9 +82,8 @@ def main() -> None:
     prompts = [prompts[n] for n in order]
     whole = timed_ms(gate.predict, prompts)
     features = timed_ms(FeatureExtractor(gate.feature_config).extract, prompts)
-    print(
-        f"{len(prompts)} prompts, median {int(np.median([len(p) for p in prompts]))} characters, {len(gate.experts)} experts"
-    )
+    median = int(np.median([len(prompt) for prompt in prompts]))
+    print(f"{len(prompts)} prompts, median {median} characters, {len(gate.experts)} experts")
     print(
         json.dumps(
             {

@@ -292,9 +292,7 @@ def anytime(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int, clock
                     value = drawn.value(kind)
                     for share in SHARES:
 
-                        def answer(
-                            drawn: Fleet = drawn, value: SetValue = value, share: float = share
-                        ) -> Plan:
+                        def answer(drawn: Fleet = drawn, value: SetValue = value, share: float = share) -> Plan:
                             effort = Effort(time_limit_s=SLICE_S)
                             return branch.plan(drawn.request(value, share), effort=effort, clock=clock)
 

@@ -125,8 +125,8 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
 
 
 def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
-    reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions}
-    candidates = set(plan.names)
+    candidates = selection.candidates if selection else frozenset()
+    reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions if exclusion.name not in candidates}
     rows = []
     for other in considered:
         key = other.expert.key

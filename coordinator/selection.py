@@ -15,7 +15,7 @@ import numpy as np
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import problem_of, solve
-from moe2.coordinator.planning.certificate import Offer, Plan
+from moe2.coordinator.planning.certificate import Cause, Offer, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand, Prediction, predict
 from moe2.coordinator.table import Expert
@@ -61,10 +61,15 @@ class Considered:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen expert and why. considered: in the fleet's order; `plan.members` are places in it."""
+    """The chosen expert and why.
+
+    considered: in the fleet's order; `plan.members` are places in it. candidates: keys of the experts that the coarse
+    level left to the fine one.
+    """
 
     expert: Expert
     prediction: Prediction
+    candidates: frozenset[str]
     category: str
     budgets: Budgets
     considered: tuple[Considered, ...]
@@ -126,10 +131,12 @@ class Selector:
         )
         if not plan.is_feasible:
             return NoExpert("infeasible", _infeasible(plan), plan=plan, considered=considered, budgets=budgets)
-        chosen = _finest([considered[place] for place in plan.members], in_flight)
+        candidates = _candidates(plan, budgets)
+        chosen = _finest([other for other in considered if other.expert.key in candidates], in_flight)
         return Selection(
             expert=chosen.expert,
             prediction=chosen.prediction,
+            candidates=candidates,
             category=category,
             budgets=budgets,
             considered=considered,
@@ -220,6 +227,18 @@ def _ruled_out(request: SelectionRequest, wanted: Sequence[Expert], in_flight: M
         elif in_flight.get(expert.key, 0) >= report.slots + report.max_queue:
             reasons[expert.key] = f"its {report.slots} slots and {report.max_queue} queue places are taken"
     return reasons
+
+
+def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
+    """Keys of the experts that the fine level may choose from.
+
+    Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on the whole may
+    still be the best for this prompt, or the first to be free.
+    """
+    keys = set(plan.names)
+    if budgets.max_experts is None:
+        keys |= {exclusion.name for exclusion in plan.exclusions if exclusion.cause is Cause.NO_GAIN}
+    return frozenset(keys)
 
 
 def _finest(candidates: Sequence[Considered], in_flight: Mapping[str, int]) -> Considered:

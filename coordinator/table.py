@@ -39,6 +39,8 @@ class _Agent:
     report: Report | None = None
     report_s: float | None = None
     rtt_s: float | None = None
+    settled_rtt_s: float | None = None
+    """The round trip that decisions use: it follows the measured one in steps, not with every tremble."""
 
 
 class CapabilityTable:
@@ -79,9 +81,10 @@ class CapabilityTable:
         agent = self._agents.get(agent_id)
         if agent is None:
             return
-        before, agent.rtt_s = agent.rtt_s, rtt_s
-        # A round trip that only trembles must not make every decision stale.
-        if before is None or abs(rtt_s - before) > RTT_TOLERANCE * before + RTT_TOLERANCE_S:
+        agent.rtt_s = rtt_s
+        settled_s = agent.settled_rtt_s
+        if settled_s is None or abs(rtt_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
+            agent.settled_rtt_s = rtt_s
             self._changed()
 
     def evict(self, now_s: float) -> list[str]:
@@ -149,7 +152,7 @@ class CapabilityTable:
                     agent_name=agent.hello.agent_name,
                     model=expert.model,
                     report=expert,
-                    rtt_s=agent.rtt_s,
+                    rtt_s=agent.settled_rtt_s,
                 )
             )
         rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))

@@ -14,7 +14,7 @@ from typing import Literal
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.nvml import NvmlSensor, board_names
-from moe2.agent.energy.profiles import SimulatedSensor, find_profile
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.energy.rapl import RaplSensor
 from moe2.agent.energy.sensor import (
     Sensor,
@@ -22,6 +22,7 @@ from moe2.agent.energy.sensor import (
     SensorBrokenError,
     SensorDeniedError,
 )
+from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.common.messages import SensorReport
 
 Family = Literal["ina3221", "jtop", "nvml", "rapl"]

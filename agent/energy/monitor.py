@@ -13,8 +13,8 @@ from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.energy.catalog import ProbeResult, choose, why_unmeasured
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
 from moe2.agent.energy.nvml import NvmlSensor
-from moe2.agent.energy.profiles import SimulatedSensor
 from moe2.agent.energy.sampler import EnergySampler
+from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.common.energy import Energy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import SensorReport

@@ -1,4 +1,4 @@
-"""Simulated hosts: named, documented power and speed profiles for trying a fleet without its hardware.
+"""Simulated hosts: named, documented power and speed profiles for trying a fleet without its hardware. PURE.
 
 Every figure is either published (with its source) or marked as assumed, and whatever a simulated host reports has the
 quality "simulated".
@@ -6,12 +6,9 @@ quality "simulated".
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 
 from moe2.agent.energy.account import Activity
-from moe2.agent.energy.sensor import Limits, Reading, SensorFacts
 from moe2.common.energy import Scope
 from moe2.common.errors import ConfigError
 
@@ -107,38 +104,3 @@ def find_profile(profile_id: str) -> Profile:
     except KeyError:
         known = ", ".join(sorted(PROFILES))
         raise ConfigError([f"profile: there is no simulated host {profile_id!r}; choose one of {known}"]) from None
-
-
-class SimulatedSensor:
-    """The power that a profile's host would draw at the present activity."""
-
-    def __init__(self, profile: Profile, clock: Callable[[], float] = monotonic) -> None:
-        self.name = f"profile:{profile.profile_id}"
-        self.profile = profile
-        self._clock = clock
-        self._activity: Callable[[], Activity] = Activity
-
-    @property
-    def facts(self) -> SensorFacts:
-        return SensorFacts(
-            name=self.name,
-            device="simulated",
-            scope=self.profile.scope,
-            source=self.name,
-            has_counter=False,
-            limits=Limits(min_power_w=0.0, max_power_w=2000.0, stuck_after_s=None),
-            simulated=True,
-        )
-
-    def follow(self, activity: Callable[[], Activity]) -> None:
-        """Draw power according to this activity from now on."""
-        self._activity = activity
-
-    def probe(self) -> str:
-        return f"simulated {self.profile.board}, {self.profile.power_mode}"
-
-    def read(self) -> Reading:
-        return Reading(at_s=self._clock(), power_w=self.profile.power_w(self._activity()))
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -26,7 +26,6 @@ from moe2.agent.engine.protocol import (
 )
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.messages import Sampling
 
 _STEP_S = 0.15
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
@@ -69,13 +68,13 @@ class Decoder:
         reader: RequestReader,
         cache: Cache,
         lanes: Lanes,
-        new_draw: Callable[[Sampling], Draw],
+        new_draw: Callable[[Generate], Draw],
         limits: Limits,
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
     ) -> None:
-        """`new_draw` raises `Moe2Error` for sampling parameters that make no sense."""
+        """`new_draw` raises `Moe2Error` for sampling parameters or a grammar that make no sense."""
         self._reader = reader
         self._cache = cache
         self._lanes = lanes
@@ -178,7 +177,7 @@ class Decoder:
             prompt,
             cells=self._predicted_cells(len(prompt), request.max_tokens),
             queued_at_s=now_s,
-            draw=self._new_draw(request.sampling),
+            draw=self._new_draw(request),
             vocabulary=vocabulary,
             logits=self._cache.logits,
             lanes=self._lanes,

@@ -56,6 +56,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     """Decode a continuation. `max_tokens` None means until the context is full.
 
     logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
+    grammar: GBNF that the answer follows; json_schema: the same from a JSON schema as JSON text ("{}" is any object).
+    At most one of the two.
     """
 
     job_id: str
@@ -64,6 +66,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    grammar: str | None = None
+    json_schema: str | None = None
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="score"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import secrets
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.context import Context
+from moe2.agent.engine.grammar import Grammar, candidate_array, candidates_of
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
 from moe2.common.messages import Sampling
@@ -24,56 +28,89 @@ class SamplingError(Moe2Error):
 class Sampler:
     """One job's sampler. Without penalties and biases, temperature 0 is a plain argmax and needs no chain."""
 
-    def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int) -> None:
-        """`history_tokens`: how far back penalties look, in generated tokens. Raises `SamplingError`."""
-        check_sampling(sampling, vocabulary_size=model.vocabulary_size)
-        self._chain = None
-        penalised = bool(sampling.frequency_penalty or sampling.presence_penalty)
-        if sampling.temperature == 0 and not penalised and not sampling.logit_bias:
-            return
-        parameters = llama.llama_sampler_chain_default_params()
-        parameters.no_perf = True
-        self._chain = llama.llama_sampler_chain_init(parameters)
-        if sampling.logit_bias:
-            self._add(_bias(model, sampling.logit_bias))
-        if penalised:
-            self._add(
-                llama.llama_sampler_init_penalties(
-                    model.vocabulary_size,
-                    history_tokens,
-                    1.0,
-                    sampling.frequency_penalty,
-                    sampling.presence_penalty,
-                )
-            )
-        if sampling.temperature == 0:
-            self._add(llama.llama_sampler_init_greedy())
-            return
-        if sampling.top_k:
-            self._add(llama.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.top_p < 1:
-            self._add(llama.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p:
-            self._add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
-        if sampling.temperature != 1:
-            self._add(llama.llama_sampler_init_temp(sampling.temperature))
-        seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
-        self._add(llama.llama_sampler_init_dist(seed))
+    def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int, gbnf: str | None = None) -> None:
+        """`history_tokens`: how far back penalties look, in generated tokens; `gbnf`: a grammar to follow.
 
-    def _add(self, sampler: llama.llama_sampler_p) -> None:
-        llama.llama_sampler_chain_add(self._chain, sampler)
+        Raises `SamplingError`, `GrammarError`.
+        """
+        check_sampling(sampling, vocabulary_size=model.vocabulary_size)
+        self._grammar = None if gbnf is None else Grammar(model, gbnf)
+        steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
+        self._chain = (
+            None
+            if sampling.temperature == 0 and not steered
+            else _chain(model, sampling, history_tokens=history_tokens)
+        )
 
     def sample(self, context: Context, place: int) -> int:
-        """Draw a token from the logits at `place` of the last batch, and remember it for the penalties."""
+        """Draw a token from the logits at `place` of the last batch, and remember it for penalties and grammar."""
+        if self._grammar is not None:
+            return self._sample_grammatical(context, place, self._grammar)
         if self._chain is None:
             return int(np.argmax(context.logits(place)))
         token: int = llama.llama_sampler_sample(self._chain, context.pointer, place)
         return token
 
+    def _sample_grammatical(self, context: Context, place: int, grammar: Grammar) -> int:
+        token = self._choose(candidates_of(context.logits(place)), None)
+        if not grammar.allows(token):
+            token = self._choose(candidates_of(context.logits(place)), grammar)
+        if self._chain is not None:
+            llama.llama_sampler_accept(self._chain, token)
+        grammar.accept(token)
+        return token
+
+    def _choose(self, candidates: npt.NDArray[np.void], grammar: Grammar | None) -> int:
+        """Draw from candidates, of which a grammar may first rule some out."""
+        array = candidate_array(candidates)
+        if grammar is not None:
+            grammar.restrict(array)
+        if self._chain is None:
+            return int(candidates["id"][int(np.argmax(candidates["logit"]))])
+        llama.llama_sampler_apply(self._chain, ctypes.byref(array))
+        # Samplers may sort and swap the array: only its own pointer tells which was chosen.
+        chosen: Any = array.data[array.selected]
+        return int(chosen.id)
+
     def close(self) -> None:
         if self._chain is not None:
             llama.llama_sampler_free(self._chain)
             self._chain = None
+        if self._grammar is not None:
+            self._grammar.close()
+            self._grammar = None
+
+
+def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.llama_sampler_p:
+    """Bias and penalties, then what cuts the distribution's tail, then the draw."""
+    parameters = llama.llama_sampler_chain_default_params()
+    parameters.no_perf = True
+    chain: llama.llama_sampler_p = llama.llama_sampler_chain_init(parameters)
+    parts = []
+    if sampling.logit_bias:
+        parts.append(_bias(model, sampling.logit_bias))
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        parts.append(
+            llama.llama_sampler_init_penalties(
+                model.vocabulary_size, history_tokens, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+            )
+        )
+    if sampling.temperature == 0:
+        parts.append(llama.llama_sampler_init_greedy())
+    else:
+        if sampling.top_k:
+            parts.append(llama.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            parts.append(llama.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p:
+            parts.append(llama.llama_sampler_init_min_p(sampling.min_p, 1))
+        if sampling.temperature != 1:
+            parts.append(llama.llama_sampler_init_temp(sampling.temperature))
+        seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
+        parts.append(llama.llama_sampler_init_dist(seed))
+    for part in parts:
+        llama.llama_sampler_chain_add(chain, part)
+    return chain
 
 
 def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder, Limits
+from moe2.agent.engine.grammar import gbnf_of_schema
 from moe2.agent.engine.model import Model, ModelError, start_backend
-from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
+from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.common.messages import Sampling
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
@@ -80,8 +80,10 @@ def open_session(
             )
         )
 
-        def new_draw(sampling: Sampling) -> _Draw:
-            return _Draw(Sampler(model, sampling, history_tokens=context.tokens), context)
+        def new_draw(request: Generate) -> _Draw:
+            gbnf = request.grammar if request.json_schema is None else gbnf_of_schema(request.json_schema)
+            sampler = Sampler(model, request.sampling, history_tokens=context.tokens, gbnf=gbnf)
+            return _Draw(sampler, context)
 
         yield Decoder(
             reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),

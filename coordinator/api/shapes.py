@@ -61,12 +61,12 @@ def full_response(
     }
 
 
-def logprobs_of(header: Header, pieces: Sequence[TokenPiece]) -> dict[str, Any]:
-    """Log-probabilities in the shape of the route."""
+def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0) -> dict[str, Any]:
+    """Log-probabilities in the shape of the route. offset: characters of the answer before these pieces."""
     scored = [piece for piece in pieces if piece.logprob is not None]
     if header.is_chat:
         return {"content": [_chat_logprob(piece) for piece in scored], "refusal": None}
-    offsets, offset = [], 0
+    offsets = []
     for piece in scored:
         offsets.append(offset)
         offset += len(piece.text)
@@ -107,6 +107,7 @@ class ChunkWriter:
         tail = b',"usage":null' if include_usage else b""
         self._open = b"data: " + head[:-1] + tail + b',"choices":['
         self._started = False
+        self._n_characters = 0
 
     def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
         """One chunk for these tokens; b"" if they carry nothing to show yet."""
@@ -114,7 +115,10 @@ class ChunkWriter:
         if not text and not self._with_logprobs:
             return b""
         opening = self._opening()
-        logprobs = _json(logprobs_of(self._header, pieces)) if self._with_logprobs else b"null"
+        logprobs = b"null"
+        if self._with_logprobs:
+            logprobs = _json(logprobs_of(self._header, pieces, offset=self._n_characters))
+            self._n_characters += len(text)
         quoted = _json(text)
         body = b'"delta":{"content":' + quoted + b"}" if self._header.is_chat else b'"text":' + quoted
         return (

@@ -8,9 +8,7 @@ from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.values import FloatArray, IntArray
 
 
-def minimal_infeasible(
-    candidates: Candidates, held: list[int], free: IntArray, wish: FloatArray
-) -> list[int]:
+def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, wish: FloatArray) -> list[int]:
     """A minimal C within `free` such that `held` and C together break a limit.
 
     `held` and all of `free` together must be infeasible. Any feasible panel that holds `held` lacks a member

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
+from moe2.common.energy import Quality
 from moe2.common.messages import (
     ChatMessage,
     ChatPrompt,
@@ -13,16 +13,42 @@ from moe2.common.messages import (
     ExpertState,
     Hello,
     HostFacts,
-    Performance,
     Report,
     Sampling,
     TextPrompt,
 )
+from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.budgets import Budgets
 from moe2.coordinator.dispatch import Request
 from moe2.coordinator.predict import Demand
+from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
 
-MEASURED = Performance(prefill_tokens_per_s=1000.0, decode_tokens_per_s=50.0)
+EXACT = Spread(p50=0.0, p95=0.0)
+
+
+def speed(
+    prefill_tokens_per_s: float, decode_tokens_per_s: float, *, slots: int = 2, spread: Spread = EXACT
+) -> LatencyProfile:
+    """A profile of plain rates: nothing fixed, no slowing in a batch or with the context."""
+    return LatencyProfile(
+        prefill=(0.0, 1 / prefill_tokens_per_s, 0.0, 0.0),
+        decode=(1 / decode_tokens_per_s, 0.0, 0.0),
+        slots=slots,
+        service_s=1.0,
+        ttft=spread,
+        inter_token=spread,
+        total=spread,
+        n_requests=10,
+    )
+
+
+def cost(j_per_decoded_token: float, *, quality: Quality = Quality.MEASURED_COUNTER) -> EnergyProfile:
+    """A profile where only decoded tokens cost anything."""
+    return EnergyProfile(coefficients=(0.0, j_per_decoded_token, 0.0, 0.0), spread=EXACT, quality=quality)
+
+
+MEASURED = speed(1000.0, 50.0)
 HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 
@@ -38,7 +64,7 @@ def expert_report(model: str = "m", state: ExpertState = ExpertState.READY, **fi
         "slots": 2,
         "max_queue": 4,
         "has_chat_template": True,
-        "performance": MEASURED,
+        "latency": MEASURED,
         **fields,
     }
     return ExpertReport(model=model, state=state, **settled)
@@ -80,6 +106,5 @@ def text_request(**fields: Any) -> Request:
     return request(prompt=TextPrompt(text="Once"), **fields)
 
 
-def with_performance(found: Expert, performance: Performance) -> Expert:
-    changed = msgspec.structs.replace(found.report, performance=performance)
-    return Expert(found.key, found.agent_id, found.agent_name, found.model, changed)
+def selector(**categories: Budgets) -> Selector:
+    return Selector(Appraiser(None), categories, clock=lambda: 0.0)

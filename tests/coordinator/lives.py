@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob
-from moe2.coordinator.predict import Prediction
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import expert, request
+from tests.coordinator.experts import expert, request, selector
 
 JOULES = Energy(joules=2.0, marginal_joules=1.0, quality=Quality.MEASURED_COUNTER)
 USAGE = JobUsage(
@@ -36,7 +36,10 @@ class LifeBench:
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
             return NoExpert("exhausted", "Nobody is left.")
-        return Selection(fitting[0], Prediction(0.25, 1.5), considered=len(fitting))
+        any_model = replace(asked, model="moe2", needs_chat_template=False, excluded=frozenset())
+        decided = selector().select(any_model, fitting[:1], {}, 0)
+        assert isinstance(decided, Selection)
+        return decided
 
     def do(self, event: Event) -> list[Effect]:
         effects = self.life.handle(event, self.now_s)

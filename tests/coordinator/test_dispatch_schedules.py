@@ -141,4 +141,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestAnyOrder.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)

@@ -13,6 +13,7 @@ from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, Submit, Text
 from moe2.common.wire import wire_codec
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.budgets import Wish
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -48,6 +49,7 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
         stream=False,
         include_usage=False,
         user=None,
+        wish=Wish(),
     )
 
 

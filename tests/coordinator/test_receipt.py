@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from moe2.common.cost import Quantiles
 from moe2.common.messages import JobUsage
 from moe2.coordinator.receipt import Predicted, Receipt, Seconds, TokenCounts, receipt_of
 from tests.coordinator.lives import USAGE, LifeBench
@@ -25,10 +26,12 @@ def outcomes(receipt: Receipt) -> list[tuple[str, str]]:
 def test_an_answer_is_accounted_in_full() -> None:
     """Who, what it took, by phase, and what the choice was based on."""
     receipt = receipt_of(answered().life)
-    assert (receipt.request_id, receipt.considered) == ("req-1", 3)
+    assert receipt.request_id == "req-1"
     assert receipt.tokens == TokenCounts(prompt=7, cached=3, decoded=5)
     assert receipt.seconds == Seconds(overhead=0.5, queue=0.5, prefill=0.25, decode=1.0, ttft=1.0, total=2.5)
-    assert receipt.predicted == Predicted(ttft_s=0.25, total_s=1.5)
+    assert receipt.predicted == Predicted(ttft_s=Quantiles(0.01, 0.01), total_s=Quantiles(0.39, 0.39), energy_j=None)
+    assert receipt.decision is not None
+    assert [row.expert for row in receipt.decision.experts if row.chosen] == ["agent-1/m"]
     [line] = receipt.experts
     assert (line.expert, line.agent, line.model, line.outcome) == ("agent-1/m", "name of agent-1", "m", "answered")
     assert (line.decoded_tokens, line.error) == (5, None)

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.messages import Performance
-from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, select
+from moe2.common.cost import Spread
+from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.decision import decision_of, offers_of
+from moe2.coordinator.planning.problem import Quantile
+from moe2.coordinator.predict import Demand, predict
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import expert
+from tests.coordinator.experts import cost, expert, selector, speed
 
-FAST = Performance(prefill_tokens_per_s=1000.0, decode_tokens_per_s=100.0)
-SLOW = Performance(prefill_tokens_per_s=1000.0, decode_tokens_per_s=10.0)
-UNMEASURED = Performance()
+FAST = speed(1000.0, 100.0)
+SLOW = speed(1000.0, 10.0)
 
 
 def asked(model: str = "moe2", **fields: Any) -> SelectionRequest:
@@ -25,43 +27,9 @@ def asked(model: str = "moe2", **fields: Any) -> SelectionRequest:
 
 def chosen(request: SelectionRequest, *experts: Expert, **in_flight: int) -> str:
     """The key of the choice, or the code of the reason why there is none."""
-    selection = select(request, experts, {key.replace("_", "-") + "/m": number for key, number in in_flight.items()})
+    keyed = {key.replace("_", "-") + "/m": number for key, number in in_flight.items()}
+    selection = selector().select(request, experts, keyed, 0)
     return selection.expert.key if isinstance(selection, Selection) else selection.code
-
-
-# --- Prediction -------------------------------------------------------------------------------------------------------
-
-
-def test_a_prediction_is_prefill_plus_decode() -> None:
-    """From the expert's measured rates."""
-    assert predict(expert(performance=FAST), Demand(500, 50), 0) == Prediction(ttft_s=0.5, total_s=1.0)
-
-
-def test_a_request_without_a_slot_waits_for_those_before_it() -> None:
-    """Each full round of slots takes as long as this request would."""
-    slow = expert(performance=FAST, slots=2)
-    assert [predict(slow, Demand(500, 50), n).total_s for n in range(5)] == [1.0, 1.0, 2.0, 2.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    "performance", [UNMEASURED, Performance(prefill_tokens_per_s=1.0), Performance(decode_tokens_per_s=1.0)]
-)
-def test_nothing_is_predicted_without_both_rates(performance: Performance) -> None:
-    """Unknown is unknown."""
-    assert predict(expert(performance=performance), Demand(1, 1), 0) == Prediction(None, None)
-
-
-@pytest.mark.parametrize(
-    ("max_tokens", "expected"), [(None, ASSUMED_ANSWER_TOKENS), (5, 5), (10**6, ASSUMED_ANSWER_TOKENS)]
-)
-def test_an_answer_is_expected_to_end_by_itself(max_tokens: int | None, expected: int) -> None:
-    """A limit shortens it and does not lengthen it."""
-    assert Demand(1, max_tokens).expected_answer_tokens == expected
-
-
-def test_prompts_are_estimated_by_their_bytes() -> None:
-    """Four bytes a token and a template's overhead for each message."""
-    assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
 
 
 # --- Choice -----------------------------------------------------------------------------------------------------------
@@ -69,18 +37,18 @@ def test_prompts_are_estimated_by_their_bytes() -> None:
 
 def test_the_least_predicted_completion_wins() -> None:
     """And the selection says what it rests on."""
-    slow, fast = expert("agent-1", performance=SLOW), expert("agent-2", performance=FAST)
-    selection = select(asked(), (slow, fast), {})
+    slow, fast = expert("agent-1", latency=SLOW), expert("agent-2", latency=FAST)
+    selection = selector().select(asked(), (slow, fast), {}, 0)
     assert isinstance(selection, Selection)
-    assert (selection.expert, selection.considered) == (fast, 2)
+    assert (selection.expert, len(selection.considered)) == (fast, 2)
     assert selection.prediction == predict(fast, asked().demand, 0)
 
 
 def test_a_busy_fast_expert_loses_to_an_idle_slow_one() -> None:
     """Waiting counts."""
     slow, fast = (
-        expert("agent-1", performance=SLOW, slots=1),
-        expert("agent-2", performance=FAST, slots=1, max_queue=99),
+        expert("agent-1", latency=SLOW, slots=1),
+        expert("agent-2", latency=FAST, slots=1, max_queue=99),
     )
     assert chosen(asked(), slow, fast, agent_2=1) == "agent-2/m"
     assert chosen(asked(), slow, fast, agent_2=30) == "agent-1/m"
@@ -95,7 +63,7 @@ def test_equals_share_the_load() -> None:
 
 def test_an_idle_unmeasured_expert_is_tried_first_and_a_busy_one_last() -> None:
     """So that it gets measured, but not flooded."""
-    known, unknown = expert("agent-1", performance=FAST), expert("agent-2", performance=UNMEASURED)
+    known, unknown = expert("agent-1", latency=FAST), expert("agent-2", latency=None)
     assert chosen(asked(), known, unknown) == "agent-2/m"
     assert chosen(asked(), known, unknown, agent_2=1) == "agent-1/m"
 
@@ -103,12 +71,12 @@ def test_an_idle_unmeasured_expert_is_tried_first_and_a_busy_one_last() -> None:
 @pytest.mark.parametrize("name", ["moe2", "auto"])
 def test_the_coordinator_chooses_among_all_models(name: str) -> None:
     """Two names leave it the choice."""
-    assert chosen(asked(name), expert(model="a", performance=SLOW), expert(model="b", performance=FAST)) == "agent-1/b"
+    assert chosen(asked(name), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/b"
 
 
 def test_a_named_model_is_that_model() -> None:
     """However fast another one may be."""
-    assert chosen(asked("a"), expert(model="a", performance=SLOW), expert(model="b", performance=FAST)) == "agent-1/a"
+    assert chosen(asked("a"), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/a"
 
 
 def test_a_key_names_one_expert() -> None:
@@ -142,8 +110,8 @@ def test_a_chat_needs_a_template() -> None:
 
 def test_a_prompt_goes_where_it_fits() -> None:
     """By its estimated length."""
-    small = expert("agent-1", performance=FAST, context_tokens=100)
-    large = expert("agent-2", performance=SLOW, context_tokens=1000)
+    small = expert("agent-1", latency=FAST, context_tokens=100)
+    large = expert("agent-2", latency=SLOW, context_tokens=1000)
     assert chosen(asked(demand=Demand(99, 1)), small, large) == "agent-1/m"
     assert chosen(asked(demand=Demand(100, 1)), small, large) == "agent-2/m"
 
@@ -158,13 +126,13 @@ def test_a_context_found_too_small_is_not_tried_again() -> None:
     """Nor another of that size; and the answer names the largest there is."""
     small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
     assert chosen(asked(least_context_tokens=100), small, large) == "agent-2/m"
-    refused = select(asked(least_context_tokens=1000), (small, large), {})
+    refused = selector().select(asked(least_context_tokens=1000), (small, large), {}, 0)
     assert refused == NoExpert("context_exceeded", "The largest context among the experts is 1000 tokens.")
 
 
 def test_a_full_expert_is_passed_over() -> None:
     """Slots plus queue is all that it takes."""
-    one, two = expert("agent-1", performance=FAST, slots=2, max_queue=1), expert("agent-2", performance=SLOW)
+    one, two = expert("agent-1", latency=FAST, slots=2, max_queue=1), expert("agent-2", latency=SLOW)
     assert chosen(asked(), one, two, agent_1=2) == "agent-1/m"
     assert chosen(asked(), one, two, agent_1=3) == "agent-2/m"
     assert chosen(asked(), one, agent_1=3) == "overloaded"
@@ -178,7 +146,7 @@ EXPERTS = st.lists(
         context_tokens=st.sampled_from([64, 4096]),
         slots=st.integers(1, 2),
         max_queue=st.integers(0, 2),
-        performance=st.sampled_from([FAST, SLOW, UNMEASURED]),
+        latency=st.sampled_from([FAST, SLOW, None]),
         has_chat_template=st.sampled_from([True, False, None]),
     ),
     unique_by=lambda found: found.key,
@@ -198,10 +166,15 @@ def test_a_choice_keeps_every_rule_and_does_not_depend_on_order(
     request: SelectionRequest, experts: list[Expert], in_flight: dict[str, int], random: Any
 ) -> None:
     """Whatever the fleet looks like."""
-    selection = select(request, tuple(experts), in_flight)
+    selection = selector().select(request, tuple(experts), in_flight, 0)
     shuffled = experts[:]
     random.shuffle(shuffled)
-    assert select(request, tuple(shuffled), in_flight) == selection
+    again = selector().select(request, tuple(shuffled), in_flight, 0)
+    assert type(again) is type(selection)
+    if isinstance(selection, NoExpert) and isinstance(again, NoExpert):
+        assert again.code == selection.code
+    if isinstance(selection, Selection) and isinstance(again, Selection):
+        assert again.expert == selection.expert
     if isinstance(selection, Selection):
         found = selection.expert
         assert found in experts
@@ -211,3 +184,121 @@ def test_a_choice_keeps_every_rule_and_does_not_depend_on_order(
         assert not (request.needs_chat_template and found.report.has_chat_template is False)
     else:
         assert selection.message
+
+
+# --- Budgets ----------------------------------------------------------------------------------------------------------
+
+SMALL = expert("agent-1", "smollm-135m", latency=FAST, energy=cost(0.1))
+LARGE = expert("agent-2", "smollm-1700m", latency=SLOW, energy=cost(1.0))
+FLEET = (SMALL, LARGE)
+
+
+def picked(wish: Wish, *experts: Expert, **categories: Budgets) -> str:
+    decided = selector(**categories).select(asked(wish=wish), experts or FLEET, {}, 0)
+    return decided.expert.model if isinstance(decided, Selection) else decided.code
+
+
+def test_without_budgets_the_best_score_answers() -> None:
+    """Priors: ten times the parameters beat the small model, however slow."""
+    assert picked(Wish()) == "smollm-1700m"
+
+
+@pytest.mark.parametrize(
+    ("wish", "model"),
+    [
+        (Wish(energy_budget_j=20.0), "smollm-1700m"),
+        (Wish(energy_budget_j=19.9), "smollm-135m"),
+        (Wish(energy_budget_j=1.9), "infeasible"),
+        (Wish(latency_budget_s=1.0), "smollm-135m"),
+        (Wish(tpot_budget_s=0.05), "smollm-135m"),
+        (Wish(ttft_budget_s=0.001), "infeasible"),
+        (Wish(energy_budget_j=0.0), "infeasible"),
+    ],
+)
+def test_budgets_bound_the_one_that_answers(wish: Wish, model: str) -> None:
+    """20 tokens at 1 and 0.1 J, at 10 and 100 tokens/s."""
+    assert picked(wish) == model
+
+
+def test_p50_and_p95_bind_differently() -> None:
+    """The request says for which case its limit is meant; p95 where it says nothing."""
+    spread = Spread(p50=0.0, p95=1.0)
+    shaky = expert(latency=speed(1000.0, 100.0, spread=spread))
+    assert picked(Wish(latency_budget_s=0.3, quantile=Quantile.P50), shaky) == "m"
+    assert picked(Wish(latency_budget_s=0.3), shaky) == "infeasible"
+
+
+def test_the_category_sets_what_the_request_does_not() -> None:
+    """The request first, then its category, then the default category."""
+    categories = {"default": Budgets(energy_budget_j=2.0), "careful": Budgets(latency_budget_s=0.001)}
+    assert picked(Wish(), **categories) == "smollm-135m"
+    assert picked(Wish(energy_budget_j=100.0), **categories) == "smollm-1700m"
+    assert picked(Wish(category="careful"), **categories) == "infeasible"
+
+
+def test_an_unmeasured_cost_is_no_promise() -> None:
+    """An expert whose energy nobody measured is out where energy is bounded, and only there."""
+    unknown = expert("agent-3", "smollm-9b", latency=FAST)
+    assert picked(Wish(), *FLEET, unknown) == "smollm-9b"
+    assert picked(Wish(energy_budget_j=100.0), *FLEET, unknown) == "smollm-1700m"
+    assert picked(Wish(energy_budget_j=100.0), unknown) == "infeasible"
+
+
+def test_a_refusal_names_the_cheapest_and_the_fastest_offer() -> None:
+    """And what the budgets would have to be."""
+    refused = selector().select(asked(wish=Wish(energy_budget_j=1.0, latency_budget_s=0.1)), FLEET, {}, 0)
+    assert isinstance(refused, NoExpert)
+    offers = offers_of(refused)
+    assert offers is not None
+    assert offers["cheapest"]["expert"] == "agent-1/smollm-135m"
+    assert offers["cheapest"]["needs"]["energy_j"] == pytest.approx(2.0)
+    assert offers["fastest"]["needs"]["delay_s"] == pytest.approx(0.2)
+    assert "cheapest offer is agent-1/smollm-135m" in refused.message
+
+
+def test_a_limited_candidate_set_keeps_the_energy_budget_together() -> None:
+    """With `max_experts` trying all candidates one after the other stays within the budget."""
+    twins = (SMALL, expert("agent-3", "smollm-150m", latency=FAST, energy=cost(0.1)), LARGE)
+    decided = selector().select(asked(wish=Wish(energy_budget_j=20.5, max_experts=2)), twins, {}, 0)
+    assert isinstance(decided, Selection)
+    spent_j = [other.prediction.energy_j for other in decided.considered if other.expert.key in decided.candidates]
+    assert sum(joules.p95 for joules in spent_j if joules) <= 20.5
+
+
+def test_former_attempts_use_up_the_budgets() -> None:
+    """A second attempt has only what the first has left."""
+    wish = Wish(energy_budget_j=25.0)
+    fresh = selector().select(asked(wish=wish), FLEET, {}, 0)
+    again = selector().select(asked(wish=wish, spent_j=10.0), FLEET, {}, 0)
+    assert isinstance(fresh, Selection)
+    assert isinstance(again, Selection)
+    assert (fresh.expert.model, again.expert.model) == ("smollm-1700m", "smollm-135m")
+
+
+def test_every_expert_outside_has_a_reason() -> None:
+    """And the chosen one has none."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=2.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    rows = {row.model: row for row in decision_of(decided).experts}
+    assert rows["smollm-135m"].chosen
+    assert rows["smollm-135m"].reason is None
+    assert "energy_j 20 > 2.5" in (rows["smollm-1700m"].reason or "")
+
+
+def test_equal_inputs_are_planned_once() -> None:
+    """The memo's answer is the plan itself; another epoch plans afresh."""
+    one = selector()
+    plans = [one.select(asked(), FLEET, {}, epoch) for epoch in (1, 1, 2)]
+    first, second, third = (decided.plan for decided in plans)
+    assert first is second
+    assert third is not first
+
+
+def test_the_frontier_never_falls() -> None:
+    """More joules never buy less."""
+    one = selector()
+    decided = one.select(asked(), FLEET, {}, 0)
+    values = [point.plan.certificate.value for point in one.frontier(decided, {}, asked())]
+    known = [value for value in values if value is not None]
+    assert values[0] is None
+    assert known == sorted(known)

@@ -183,12 +183,13 @@ def test_the_epoch_grows_when_choices_could_change(table: CapabilityTable) -> No
 
 
 def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
-    """A steady report, a measured round trip, sensors and time alone leave decisions valid."""
+    """A steady report, a round trip that only trembles, sensors and time alone leave decisions valid."""
     join(table)
+    table.rtt_measured("agent-1", 0.1)
     table.choosable(0.0)
     epoch = table.epoch
     table.agent_reported("agent-1", report(READY, sensors=(SensorReport(name="x", state="present"),)), 1.0)
-    table.rtt_measured("agent-1", 0.1)
+    table.rtt_measured("agent-1", 0.11)
     table.choosable(2.0)
     table.evict(2.0)
     assert table.epoch == epoch

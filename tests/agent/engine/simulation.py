@@ -12,9 +12,8 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.protocol import Decoded, Event, Finished, JobFailed
+from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
-from moe2.common.messages import Sampling
 
 VOCABULARY_SIZE = 27
 END = 0
@@ -134,7 +133,7 @@ class Engine:
             emit=self.events.append,
         )
 
-    def _new_draw(self, sampling: Sampling) -> _Greedy:
+    def _new_draw(self, request: Generate) -> _Greedy:
         return _Greedy(self.cache)
 
     def _clock(self) -> float:

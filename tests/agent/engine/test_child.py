@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,15 +53,15 @@ def child() -> Iterator[Child]:
         yield started
 
 
-def _chat(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+def _chat(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> Generate:
     settings = {"sampling": Sampling(temperature=0), **fields}
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content=text),))
-    return Generate(job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+    return Generate(job_id=job_id, prompt=prompt, max_tokens=max_tokens, **settings)
 
 
-def _text(job_id: str, text: str, *, max_tokens: int = 16, **fields: object) -> Generate:
+def _text(job_id: str, text: str, *, max_tokens: int = 16, **fields: Any) -> Generate:
     settings = {"sampling": Sampling(temperature=0), **fields}
-    return Generate(job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+    return Generate(job_id=job_id, prompt=TextPrompt(text=text), max_tokens=max_tokens, **settings)
 
 
 def test_loading_reports_facts_and_measured_rates() -> None:
@@ -136,6 +138,61 @@ def test_logprobs_are_the_models_own(child: Child) -> None:
     assert piece.logprob == pytest.approx(score.logprob, abs=1e-3)
     assert piece.alternatives[0].text == piece.text
     assert len(piece.alternatives) == 3
+
+
+_PERSON = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, '
+_PERSON += '"required": ["name", "age"]}'
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(temperature=1.5, seed=3, frequency_penalty=0.5)]
+)
+def test_an_answer_follows_its_json_schema(child: Child, sampling: Sampling) -> None:
+    """Greedy or drawn, the text is JSON with the fields that the schema asks for."""
+    child.send(_chat("person", "Describe a person.", max_tokens=200, sampling=sampling, json_schema=_PERSON))
+    texts, ends = child.collect(1)
+    end = ends["person"]
+    assert isinstance(end, Finished)
+    # An answer cut off by its length is no JSON yet.
+    if end.reason == "stop":
+        assert set(json.loads(texts["person"])) == {"name", "age"}
+    else:
+        assert texts["person"].lstrip().startswith("{")
+
+
+def test_an_answer_follows_its_grammar(child: Child) -> None:
+    """Only what the grammar allows is drawn, and its end ends the answer."""
+    child.send(_chat("choice", "Is the sky blue?", grammar='root ::= "maybe" | "perhaps"'))
+    texts, _ = child.collect(1)
+    assert texts["choice"] in ("maybe", "perhaps")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"grammar": "root := nonsense"},
+        {"grammar": 'other ::= "a"'},
+        {"grammar": 'root ::= root "a"'},
+        {"grammar": ""},
+        {"grammar": "root ::= " + "(" * 1000 + '"a"' + ")" * 1000},
+        {"grammar": 'root ::= "a"{1000000}'},
+        {"grammar": 'root ::= "a\0"'},
+        {"json_schema": "no json"},
+        {"json_schema": "[1]"},
+        {"json_schema": '{"type": "nonsense"}'},
+        {"json_schema": '{"$ref": "https://example.com/schema.json"}'},
+        {"json_schema": '{"type": "string", "maxLength": 100000000}'},
+        {"json_schema": '{"a":' * 500 + "1" + "}" * 500},
+        {"grammar": 'root ::= "a"', "json_schema": "{}"},
+    ],
+)
+def test_an_unusable_grammar_or_schema_is_an_invalid_request(child: Child, fields: dict[str, Any]) -> None:
+    """It is refused with a reason, and the child goes on."""
+    child.send(_chat("unusable", "x", **fields))
+    failed = child.until(JobFailed, "unusable")
+    child.send(_chat("after", "x", max_tokens=1))
+    child.collect(1)
+    assert failed.code == JobErrorCode.INVALID_REQUEST
 
 
 def test_scores_do_not_depend_on_company(child: Child) -> None:
