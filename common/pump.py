@@ -32,8 +32,6 @@ class Pump:
     next_message: hands out the next queued message, or None; only called while the session is open and the link
     has room, so a queue behind it can merge what waits.
     on_event: called for every session event, on the event loop.
-    clock: what the session's times are read from; the event loop's own clock if not given (uvloop's is in whole
-    milliseconds, too coarse for a round trip).
     """
 
     def __init__(
@@ -42,9 +40,8 @@ class Pump:
         *,
         next_message: Callable[[], JobMessage | None],
         on_event: Callable[[SessionEvent], None],
-        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._clock = clock or asyncio.get_running_loop().time
+        self._clock = asyncio.get_running_loop().time
         self._session = session
         self._next_message = next_message
         self._on_event = on_event

@@ -103,7 +103,7 @@ class CoordinatorDaemon:
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
-        now_s = monotonic()
+        now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
         totals = self._service.totals
         return CoordinatorStatus(
@@ -148,14 +148,14 @@ class CoordinatorDaemon:
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
             return "shutting down"
-        if not self._table.choosable(monotonic()):
+        if not self._table.choosable(asyncio.get_running_loop().time()):
             return "no expert is ready"
         return None
 
     async def _evict(self) -> None:
         while True:
             await asyncio.sleep(EVICT_EVERY_S)
-            for agent_id in self._table.evict(monotonic()):
+            for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
 
     async def _feed_watchdog(self) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic
 
 import structlog
 from aiohttp import web
@@ -114,7 +114,7 @@ class Hub:
                 report_s=self._settings.report_s,
                 max_frame_bytes=self._settings.max_frame_bytes,
             ),
-            now_s=monotonic(),
+            now_s=asyncio.get_running_loop().time(),
             handshake_s=self._settings.handshake_s,
         )
         outgoing: deque[JobMessage] = deque()
@@ -122,7 +122,6 @@ class Hub:
             session,
             next_message=lambda: outgoing.popleft() if outgoing else None,
             on_event=lambda event: self._act(connection, event),
-            clock=monotonic,
         )
         connection = _Connection(pump=pump, outgoing=outgoing)
         self._connections.add(connection)
@@ -157,7 +156,7 @@ class Hub:
             former.pump.close("replaced by a newer connection of the same agent")
         connection.agent_id = hello.agent_id
         self._by_agent[hello.agent_id] = connection
-        self._table.agent_joined(hello, monotonic())
+        self._table.agent_joined(hello, asyncio.get_running_loop().time())
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
@@ -166,7 +165,7 @@ class Hub:
             return
         match message:
             case Report():
-                self._table.agent_reported(connection.agent_id, message, monotonic())
+                self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
             case JobStarted() | Tokens() | JobDone() | JobFailed():
                 self._on_message(message)
             case _:
@@ -177,6 +176,6 @@ class Hub:
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
             return
         del self._by_agent[agent_id]
-        self._table.agent_left(agent_id, monotonic())
+        self._table.agent_left(agent_id, asyncio.get_running_loop().time())
         log.info("agent_left", agent_id=agent_id)
         self._on_lost(agent_id)

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 
 import structlog
 
@@ -109,7 +108,7 @@ class Service:
 
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""
-        experts = self._table.choosable(monotonic())
+        experts = self._table.choosable(asyncio.get_running_loop().time())
         return self._selector.select(request, experts, self._in_flight, self._table.epoch)
 
     def frontier(self, decided: Selection | NoExpert, request: SelectionRequest) -> tuple[FrontierPoint, ...]:
@@ -121,7 +120,7 @@ class Service:
             self._handle(active, event)
 
     def _handle(self, active: _Active, event: dispatch.Event) -> None:
-        now_s = monotonic()
+        now_s = asyncio.get_running_loop().time()
         for effect in active.life.handle(event, now_s):
             self._perform(active, effect)
 

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from time import monotonic
 
 import msgspec
 import structlog
@@ -52,7 +51,7 @@ class OpenAiRoutes:
 
     async def _answer(self, http: web.Request, parse: Callable[[bytes, Mapping[str, str]], Call]) -> web.StreamResponse:
         body = await http.read()
-        arrived_s = monotonic()
+        arrived_s = asyncio.get_running_loop().time()
         call = parse(body, http.headers)
         self._admit(call)
         request = Request(
