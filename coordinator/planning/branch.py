@@ -279,6 +279,7 @@ def plan(
         search = _Search(candidates, effort or Effort(), spent)
         place = {int(n): position for position, n in enumerate(candidates.index)}
         bound = search.run([place[n] for n in known] if set(known) <= set(place) else [])
+        search.incumbent.thin()
         members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
         method = "branch"
     return certified(
