@@ -186,7 +186,7 @@ def side_by_side(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int) 
                     oracle, brute_ms = timed(partial(exhaustive.plan, problem))
                     cells["brute force"].append((brute_ms, oracle.certificate.nodes, 0.0))
                     runs: dict[str, Callable[[], Plan]] = {
-                        "polyblock": partial(polyblock.plan, problem, node_limit=3000),
+                        "polyblock": partial(polyblock.plan, problem, node_limit=400),
                         "search": partial(branch.plan, problem),
                         "table": partial(branch.plan, problem, table=table),
                         "greedy": partial(greedy.plan, problem),
@@ -396,7 +396,7 @@ def main() -> None:
             rng,
             experts,
             most,
-            requests if tabled else requests // 4,
+            requests if tabled else requests // 10,
             tabled=tabled,
             checked=checked,
             clock=clock,
