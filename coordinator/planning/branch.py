@@ -26,8 +26,10 @@ from moe2.coordinator.planning.dominance import superiors
 from moe2.coordinator.planning.envelope import envelope
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.table import ValueTable
-from moe2.coordinator.planning.values import BoolArray, Coverage, FloatArray, IntArray
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
+_LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
+"""Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
 _SLOW_ROWS = 8
 """Most experts whose slowness is told to the relaxation; the others are left to branching."""
 
@@ -61,8 +63,8 @@ class _Search:
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
         self.superiors: list[IntArray] = superiors(candidates)
-        cheap = isinstance(candidates.problem.value, Coverage)
-        self.list_up_to = effort.list_up_to if effort.list_up_to is not None else (12 if cheap else 10)
+        usual = _LISTED.get(candidates.problem.value.kind, 12)
+        self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
 
     def run(self, known: list[int]) -> float:
         """Search, starting from a feasible panel if one is known; returns the proven bound."""
