@@ -16,6 +16,9 @@ def test_serving_needs_neither_torch_nor_pyarrow() -> None:
     )
     path = [entry for entry in sys.path if entry]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[]"
