@@ -85,8 +85,8 @@ def test_option_letters_show_in_the_shape() -> None:
     """Four options and five options look different."""
     four = EXTRACTOR.extract("Which?\n(A) a\n(B) b\n(C) c\n(D) d").shape
     five = EXTRACTOR.extract("Which?\n(A) a\n(B) b\n(C) c\n(D) d\n(E) e").shape
-    assert four[17] == pytest.approx(0.4)
-    assert five[17] == pytest.approx(0.5)
+    assert four[18] == pytest.approx(0.4)
+    assert five[18] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("wrong", [{"bucket_bits": 0}, {"head_bytes": 0}, {"word_orders": (0,)}])
