@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and show. Returns the process's exit code: 0, or 1 after an error shown to the user."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         report = _evaluated(args, console)
         _show(report, console)
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
             for path in write_plots(report, args.plots):
                 console.print(f"Wrote {path}", highlight=False)
-    except Moe2Error as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+    except (Moe2Error, OSError) as error:
+        Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 
