@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     console.print(f"Wrote {args.out}: {len(manifest.experts)} experts, {manifest.rows['train']} train rows.")
     for name, value in manifest.metrics.items():
-        console.print(f"  {name:32s} {value:.4f}", highlight=False)
+        console.print(f"  {name:32s} {value:.4f}")
     return 0
 
 
