@@ -27,7 +27,7 @@ from moe2.agent.engine.protocol import (
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.common.errors import JobErrorCode, Moe2Error
 
-_STEP_S = 0.15
+_STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
 _SHARED_STEP_S = 0.08
 """The same while other jobs are being decoded: their streams pause for about this long."""
