@@ -6,6 +6,7 @@ tokens of a step leave in one `Decoded`.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,12 @@ class Decoder:
                     prompt_tokens=error.prompt_tokens if isinstance(error, RequestError) else None,
                 )
             )
+            return
+        except Exception as error:
+            # A stranger's template or a prompt nobody thought of must not take the other jobs with it.
+            traceback.print_exc()
+            message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
+            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
             return
         self._queue.append(job)
         self._admit()

@@ -104,11 +104,12 @@ class SimulatedCache:
 
 
 class _Greedy:
-    def __init__(self, cache: SimulatedCache) -> None:
+    def __init__(self, cache: SimulatedCache, *, endless: bool) -> None:
         self._cache = cache
+        self._first = END + 1 if endless else 0
 
     def sample(self, place: int) -> int:
-        return int(np.argmax(self._cache.logits(place)))
+        return self._first + int(np.argmax(self._cache.logits(place)[self._first :]))
 
     def close(self) -> None:
         pass
@@ -117,14 +118,16 @@ class _Greedy:
 class Engine:
     """A decoder over the simulated model, its events kept."""
 
-    def __init__(self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, lanes: int | None = None) -> None:
+    def __init__(self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, endless: bool = False) -> None:
+        """`endless`: the end token is never drawn."""
+        self._endless = endless
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0
         self.decoder = Decoder(
             reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
             cache=self.cache,
-            lanes=Lanes(lanes=lanes or 2 * slots + 2, cells=cells, cuts_anywhere=True),
+            lanes=Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True),
             new_draw=self._new_draw,
             limits=Limits(
                 slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
@@ -134,7 +137,7 @@ class Engine:
         )
 
     def _new_draw(self, request: Generate) -> _Greedy:
-        return _Greedy(self.cache)
+        return _Greedy(self.cache, endless=self._endless)
 
     def _clock(self) -> float:
         self.now_s += 0.001

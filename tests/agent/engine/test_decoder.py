@@ -131,6 +131,19 @@ def test_a_full_context_ends_a_job_with_length() -> None:
     assert (end.reason, end.prompt_tokens + end.decoded_tokens) == ("length", 24)
 
 
+def test_answers_without_a_limit_never_take_what_others_reserved() -> None:
+    """Endless answers fill the cache between them and end with length; one with max_tokens gets all it asked for."""
+    engine = Engine(slots=3, cells=256, endless=True)
+    engine.decoder.submit(_generate("endless one", "abc"))
+    engine.decoder.submit(_generate("endless two", "bca"))
+    engine.decoder.submit(_generate("limited", "cab", max_tokens=60))
+    engine.run()
+    ends = {name: engine.end(name) for name in ("endless one", "endless two", "limited")}
+    assert {getattr(end, "reason", end) for end in ends.values()} == {"length"}
+    assert ends["limited"].decoded_tokens == 60
+    assert ends["endless one"].decoded_tokens > 256 // 3
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     """The short prompt's first token comes before the long prompt's prefill is done."""
     engine = Engine(slots=2, cells=96, batch_tokens=8)
@@ -180,6 +193,17 @@ def test_a_failed_batch_fails_its_jobs_and_no_others(outcome: DecodeOutcome, cod
     engine.run()
     assert getattr(engine.end("unlucky"), "code", None) == code
     assert engine.text("lucky") == _expected("ab", 2)
+
+
+def test_a_request_that_breaks_its_preparation_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unforeseen fault while a prompt is prepared is that job's error; the others go on."""
+    engine = Engine()
+    engine.decoder.submit(_generate("good", "ab", max_tokens=2))
+    monkeypatch.setattr(Letters, "tokenize", lambda *_, **__: 1 / 0)
+    engine.decoder.submit(_generate("odd", "ab", max_tokens=2))
+    engine.run()
+    assert getattr(engine.end("odd"), "code", None) == JobErrorCode.INTERNAL
+    assert engine.text("good") == letters(greedy([1, 2], 2))
 
 
 @settings(max_examples=100, deadline=None)
