@@ -21,6 +21,7 @@ from collections.abc import Callable
 from moe2.agent.engine.protocol import (
     Cancel,
     Command,
+    Embed,
     Event,
     Generate,
     Load,
@@ -115,7 +116,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            if isinstance(command, Generate | Score | Predict):
+            if isinstance(command, Generate | Score | Predict | Embed):
                 decoder.submit(command)
             elif isinstance(command, Cancel):
                 decoder.cancel(command.job_id)

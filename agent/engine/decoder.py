@@ -14,9 +14,10 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.jobs import Draw, Generation, Job, Prediction, Scoring
+from moe2.agent.engine.jobs import Draw, Embedding, Generation, Job, Pooling, Prediction, Scoring, Vector
 from moe2.agent.engine.protocol import (
     Decoded,
+    Embed,
     Event,
     Generate,
     JobFailed,
@@ -42,8 +43,9 @@ _LEAST_PREDICTED_TOKENS = 64
 class Cache(Protocol):
     """The model and its key/value cache (see `context.Context`)."""
 
-    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome: ...
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome: ...
     def logits(self, place: int) -> Logits: ...
+    def embedding(self, place: int) -> Vector: ...
     def copy(self, source: int, target: int, tokens: int) -> None: ...
     def trim(self, lane: int, keep: int) -> bool: ...
 
@@ -71,6 +73,7 @@ class Decoder:
         lanes: Lanes,
         new_draw: Callable[[Generate], Draw],
         limits: Limits,
+        pooling: Pooling,
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
@@ -81,6 +84,7 @@ class Decoder:
         self._lanes = lanes
         self._new_draw = new_draw
         self._limits = limits
+        self._pooling = pooling
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
@@ -92,7 +96,7 @@ class Decoder:
     def has_work(self) -> bool:
         return bool(self._queue or self._running)
 
-    def submit(self, request: Generate | Score | Predict) -> None:
+    def submit(self, request: Generate | Score | Predict | Embed) -> None:
         """Check and queue a job, or answer it with `JobFailed` at once."""
         try:
             if self._find(request.job_id) is not None:
@@ -137,7 +141,8 @@ class Decoder:
         if not chunks:
             return
         began_at_s = self._clock()
-        outcome = self._decode([chunk for _, chunk in chunks])
+        embeddings = any(self._runs[run].wants_embeddings for run, _ in chunks)
+        outcome = self._decode([chunk for _, chunk in chunks], embeddings=embeddings)
         if outcome is not DecodeOutcome.DONE:
             self._fail(chunks, outcome)
             return
@@ -157,7 +162,7 @@ class Decoder:
         self._report(list(touched))
         self._learn_rate(place, now_s - began_at_s)
 
-    def _job(self, request: Generate | Score | Predict) -> Job:
+    def _job(self, request: Generate | Score | Predict | Embed) -> Job:
         """Raises `Moe2Error` where the request cannot be run."""
         now_s = self._clock()
         limit = self._limits.job_tokens
@@ -173,6 +178,9 @@ class Decoder:
                     prompt_tokens=len(prompt),
                 )
             return scoring
+        if isinstance(request, Embed):
+            prompt = self._reader.embed(request, limit=limit)
+            return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=self._cache.embedding)
         vocabulary = self._reader.vocabulary
         if isinstance(request, Predict):
             prompt = self._reader.predict(request, limit=limit)
@@ -203,7 +211,7 @@ class Decoder:
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=len(job.prompt) - 1)
+            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
             if placed is None:
                 return
             self._queue.popleft()
@@ -239,10 +247,10 @@ class Decoder:
             self._cache.trim(placement.lane, 0)
             run.filled = 0
 
-    def _decode(self, chunks: list[Chunk]) -> DecodeOutcome:
+    def _decode(self, chunks: list[Chunk], *, embeddings: bool) -> DecodeOutcome:
         """One batch, after forgetting as many cached prefixes as it takes."""
         while True:
-            outcome = self._cache.decode(chunks)
+            outcome = self._cache.decode(chunks, embeddings=embeddings)
             if outcome is not DecodeOutcome.NO_CELLS or (lane := self._lanes.evict()) is None:
                 return outcome
             self._cache.trim(lane, 0)

@@ -8,13 +8,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from enum import Enum, auto
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from moe2.agent.engine.batch import Chunk, Lanes, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.protocol import (
     Candidate,
     ContinuationScore,
+    Embed,
+    Embedded,
     Event,
     Finished,
     Generate,
@@ -26,6 +32,8 @@ from moe2.agent.engine.protocol import (
 from moe2.agent.engine.request import Vocabulary
 from moe2.agent.engine.text import TextStream
 from moe2.common.messages import TokenAlternative, TokenPiece
+
+Vector = npt.NDArray[np.floating[Any]]
 
 
 class Draw(Protocol):
@@ -53,14 +61,25 @@ class Phases:
         )
 
 
+class Pooling(Enum):
+    """How token vectors become one vector of the text."""
+
+    MEAN = auto()
+    FIRST = auto()
+    LAST = auto()
+
+
 class Job(ABC):
     """One request on its way. `reason` is set once it has ended."""
+
+    wants_embeddings = False
 
     def __init__(self, job_id: str, prompt: list[int], *, cells: int, queued_at_s: float) -> None:
         """`cells`: tokens of cache to reserve."""
         self.job_id = job_id
         self.prompt = prompt
         self.cells = cells
+        self.logits_from = len(prompt) - 1
         self.phases = Phases(queued_at_s)
         self.trunk: Run | None = None
         self.cached_tokens = 0
@@ -251,6 +270,53 @@ class Scoring(Job):
             wait_s=wait_s,
             prefill_s=prefill_s or 0.0,
             decode_s=decode_s or 0.0,
+        )
+
+
+class Embedding(Job):
+    """Pools the last layer's vectors of all tokens into one."""
+
+    wants_embeddings = True
+
+    def __init__(
+        self,
+        request: Embed,
+        prompt: list[int],
+        *,
+        queued_at_s: float,
+        pooling: Pooling,
+        embedding: Callable[[int], Vector],
+    ) -> None:
+        super().__init__(request.job_id, prompt, cells=len(prompt), queued_at_s=queued_at_s)
+        # Tokens taken from the cache would have no vectors.
+        self.logits_from = 0
+        self._pooling = pooling
+        self._embedding = embedding
+        self._pooled: Vector | None = None
+
+    def take(self, run: Run, chunk: Chunk, place: int) -> None:
+        for offset in range(len(chunk.tokens)):
+            vector = self._embedding(place + offset)
+            if self._pooled is None:
+                self._pooled = vector.astype(np.float64)
+            elif self._pooling is Pooling.MEAN:
+                self._pooled = self._pooled + vector
+            elif self._pooling is Pooling.LAST:
+                self._pooled = vector.astype(np.float64)
+        if not run.remaining:
+            self.reason = "stop"
+
+    def success(self, now_s: float) -> Event:
+        wait_s, prefill_s, _ = self.phases.durations_s(now_s)
+        pooled = np.zeros(0) if self._pooled is None else self._pooled
+        # The mean's division falls out of the normalisation.
+        length = float(np.linalg.norm(pooled))
+        return Embedded(
+            job_id=self.job_id,
+            embedding=tuple(map(float, pooled / length if length else pooled)),
+            prompt_tokens=len(self.prompt),
+            wait_s=wait_s,
+            prefill_s=prefill_s or 0.0,
         )
 
 

@@ -99,6 +99,7 @@ def open_session(
                 batch_tokens=context.batch_tokens,
                 outputs=outputs,
             ),
+            pooling=model.pooling,
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,

@@ -13,6 +13,9 @@ import pytest
 from moe2.agent.engine.protocol import (
     Cancel,
     Decoded,
+    Embed,
+    Embedded,
+    Event,
     Finished,
     Generate,
     JobFailed,
@@ -206,6 +209,26 @@ def test_scores_do_not_depend_on_company(child: Child) -> None:
         child.send(Score(job_id=f"one{n}", prompt=prompt, continuations=(continuation,)))
         (alone,) = child.until(Scored, f"one{n}").scores
         assert alone.logprob == pytest.approx(together[n].logprob, rel=0.01)
+
+
+def test_embeddings_of_like_texts_are_closer(child: Child) -> None:
+    """Beside a running answer, which is not disturbed, and in the length that the model has."""
+    texts = (
+        "The cat sleeps on the warm sofa.",
+        "A cat is sleeping on a warm couch.",
+        "Interest rates rose by two percent in March.",
+    )
+    child.send(_chat("running", _PROMPTS[2], max_tokens=30))
+    for n, text in enumerate(texts):
+        child.send(Embed(job_id=f"embed{n}", prompt=TextPrompt(text=text)))
+    ended: dict[str, Event] = {}
+    while len(ended) < len(texts) + 1:
+        if isinstance(event := child.next(), Embedded | Finished):
+            ended[event.job_id] = event
+    vectors = [embedded.embedding for _, embedded in sorted(ended.items()) if isinstance(embedded, Embedded)]
+    like, unlike = (sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:])
+    assert len(vectors[0]) == 576
+    assert like > unlike
 
 
 def test_a_shared_beginning_is_taken_from_the_cache(child: Child) -> None:
