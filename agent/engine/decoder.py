@@ -14,7 +14,10 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.jobs import Draw, Embedding, Generation, Job, Pooling, Prediction, Scoring, Vector
+from moe2.agent.engine.embedding import Embedding, Pooling, Vector
+from moe2.agent.engine.generation import Draw, Generation
+from moe2.agent.engine.job import Job
+from moe2.agent.engine.likelihood import Prediction, Scoring
 from moe2.agent.engine.protocol import (
     Decoded,
     Embed,

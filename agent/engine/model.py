@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llama_cpp import llama_cpp as llama
 
-from moe2.agent.engine.jobs import Pooling
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import ModelFacts, ModelSpec
 from moe2.common.errors import Moe2Error
 

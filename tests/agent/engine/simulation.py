@@ -12,7 +12,7 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.jobs import Pooling
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import logprob
-from moe2.agent.engine.jobs import Pooling
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import (
     Embed,
     Embedded,
