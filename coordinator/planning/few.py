@@ -59,9 +59,7 @@ class _Groups:
         return np.asarray(np.minimum(padded[self.first], padded[self.last]))
 
 
-def best(
-    candidates: Candidates, held: list[int], free: IntArray, most: int
-) -> tuple[list[int], float] | None:
+def best(candidates: Candidates, held: list[int], free: IntArray, most: int) -> tuple[list[int], float] | None:
     """The best feasible panel that holds `held` and up to `most` of `free`, more than which cannot join.
 
     None where listing is too much work, or `most` is above MOST. Ties as in Candidates.preferred, over all

@@ -243,7 +243,7 @@ class Problem:
     def sum_limits(self) -> tuple[SumLimit, ...]:
         """The budgets on sums over the members: energy and power."""
         limits = []
-        if self.budgets.energy_j is not None:
+        if self.budgets.energy_j is not None and not self.budgets.one_runs:
             limits.append(SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j))
         if self.budgets.power_w is not None and self.power_w is not None:
             limits.append(SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w))

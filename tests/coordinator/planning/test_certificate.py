@@ -63,9 +63,7 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
 def test_an_expert_without_room_says_what_the_panel_would_need() -> None:
     """The breach is that of the chosen panel with the expert in it."""
     plan = branch.plan(
-        cases.problem(
-            np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=Budgets(energy_j=5.0), names=("a", "b")
-        )
+        cases.problem(np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=Budgets(energy_j=5.0), names=("a", "b"))
     )
     (exclusion,) = plan.exclusions
     assert exclusion.cause is Cause.NO_ROOM
@@ -96,9 +94,7 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
 
 def test_no_offer_is_made_of_experts_that_are_ruled_out() -> None:
     """An offer must be one that more budget would buy."""
-    plan = branch.plan(
-        cases.problem(np.array([[0.5]]), np.ones(1), names=("a",), ruled_out={"a": "context too short"})
-    )
+    plan = branch.plan(cases.problem(np.array([[0.5]]), np.ones(1), names=("a",), ruled_out={"a": "context too short"}))
     assert (plan.cheapest, plan.fastest) == (None, None)
     assert [exclusion.detail for exclusion in plan.exclusions] == ["context too short"]
 
@@ -114,9 +110,7 @@ def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
     def chosen(
         energy: list[float], delay: list[float], names: tuple[str, ...], budgets: Budgets = one
     ) -> tuple[str, ...]:
-        problem = cases.problem(
-            same, np.array(energy), np.array(delay), kind="best_of", names=names, budgets=budgets
-        )
+        problem = cases.problem(same, np.array(energy), np.array(delay), kind="best_of", names=names, budgets=budgets)
         return solve(problem).names
 
     assert chosen([2, 1, 3], [1, 2, 3], ("a", "b", "c")) == ("b",)
@@ -144,9 +138,7 @@ def test_a_search_out_of_time_gives_a_feasible_panel_under_a_bound_that_holds() 
 def test_the_bound_only_falls_and_the_value_only_rises_with_more_nodes() -> None:
     """An anytime search never takes back what it proved."""
     problem = hard_problem()
-    runs = [
-        branch.plan(problem, effort=Effort(list_up_to=4, node_limit=n)).certificate for n in (0, 1, 4, 16, 64)
-    ]
+    runs = [branch.plan(problem, effort=Effort(list_up_to=4, node_limit=n)).certificate for n in (0, 1, 4, 16, 64)]
     bounds = [run.upper_bound for run in runs if run.upper_bound is not None]
     values = [run.value for run in runs if run.value is not None]
     assert bounds == sorted(bounds, reverse=True)

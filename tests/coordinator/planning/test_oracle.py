@@ -94,9 +94,7 @@ def test_table_equals_brute_force_on_random_fleets(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("chunk", [16, 1 << 13])
-def test_table_of_small_panels_equals_brute_force(
-    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above 16 experts a table lists panels by size and is read in chunks; the same panel, ties included."""
     monkeypatch.setattr("moe2.coordinator.planning.table._CHUNK", chunk)
     rng = np.random.default_rng(8)

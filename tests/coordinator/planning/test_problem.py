@@ -135,9 +135,7 @@ def test_each_limit_counts_what_its_definition_says() -> None:
         TWO,
         np.array([1.0, 2.0]),
         np.array([10.0, 20.0]),
-        budgets=Budgets(
-            energy_j=3.4, delay_s=20.6, first_token_s=8.2, per_token_s=0.1, power_w=50.0, max_experts=1
-        ),
+        budgets=Budgets(energy_j=3.4, delay_s=20.6, first_token_s=8.2, per_token_s=0.1, power_w=50.0, max_experts=1),
         aggregation=Aggregation(np.array([0, 0, 0.5]), np.array([0, 0, 0.7]), np.array([0, 0, 0.3])),
         power_w=np.array([30.0, 25.0]),
     )
