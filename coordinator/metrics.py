@@ -1,0 +1,174 @@
+"""The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
+
+Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent are
+checked before they are added: one NaN would spoil a counter for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeGuard
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from moe2.common.errors import JobErrorCode
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.fleetmetrics import FleetCollector
+from moe2.coordinator.receipt import ExpertLine, Receipt
+
+TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOTAL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
+OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1)
+REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
+MOST_PLAUSIBLE = 1e12
+"""Larger figures are an agent's defect."""
+
+_FAILURES = frozenset({*JobErrorCode, "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"})
+
+
+class _Children:
+    """A counter's children by label values: the library's own look-up costs more than the counting."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._children: dict[tuple[str, ...], Counter] = {}
+
+    def add(self, labels: tuple[str, ...], amount: float = 1) -> None:
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._counter.labels(*labels)
+        child.inc(amount)
+
+
+class CoordinatorMetrics:
+    """One registry, counted into by the event loop and read by scrapes on the same loop."""
+
+    def __init__(self, status: Callable[[], CoordinatorStatus], *, stale_s: float) -> None:
+        self._registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(FleetCollector(status, stale_s=stale_s))
+
+        def counter(name: str, documentation: str, *labels: str) -> _Children:
+            return _Children(Counter(name, documentation, labels, registry=registry))
+
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, documentation, registry=registry, buckets=buckets)
+
+        expert = ("agent", "agent_id", "model")
+        self._responses = counter("moe2_http_responses_total", "HTTP responses begun.", "route", "status")
+        self._requests = counter(
+            "moe2_requests_total", "Requests that ended; reason: finish reason or error code.", "outcome", "reason"
+        )
+        self._requests_unmeasured = Counter(
+            "moe2_requests_unmeasured_total", "Requests whose energy is not known.", registry=registry
+        )
+        self._attempts = counter("moe2_attempts_total", "Experts' work for requests that ended.", *expert, "outcome")
+        self._attempts_unmeasured = counter(
+            "moe2_attempts_unmeasured_total", "Attempts whose energy is not known.", *expert, "cause"
+        )
+        self._joules = counter(
+            "moe2_energy_joules_total",
+            "Energy of attempts with a known figure; cause: what became of the attempt, quality: how it was obtained.",
+            *expert,
+            "cause",
+            "quality",
+        )
+        self._decoded = counter("moe2_decoded_tokens_total", "Tokens that experts decoded.", *expert)
+        self._prompt = Counter("moe2_prompt_tokens_total", "Prompt tokens of answered requests.", registry=registry)
+        self._cached = Counter(
+            "moe2_prompt_cached_tokens_total", "Prompt tokens found in an expert's cache.", registry=registry
+        )
+        self._ttft = histogram("moe2_request_ttft_seconds", "From a request's last byte to its first token.", TTFT_S)
+        self._total = histogram("moe2_request_duration_seconds", "From a request's last byte to its end.", TOTAL_S)
+        self._per_token = histogram(
+            "moe2_request_inter_token_seconds",
+            "Mean time between an answer's tokens, one observation per request.",
+            PER_TOKEN_S,
+        )
+        self._overhead = histogram(
+            "moe2_request_overhead_seconds", "From a request's last byte to its dispatch to an expert.", OVERHEAD_S
+        )
+        self._queued = histogram("moe2_request_queue_seconds", "Wait for a slot on the agent.", TTFT_S)
+        self._request_j = histogram(
+            "moe2_request_energy_joules", "Energy of a request, all attempts; unmeasured ones left out.", REQUEST_J
+        )
+        self._calibration = histogram(
+            "moe2_prediction_duration_ratio", "Measured over predicted duration of completed requests.", RATIO
+        )
+
+    def response_begun(self, route: str, status: int) -> None:
+        self._responses.add((route, str(status)))
+
+    def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
+        """Count one request, once, when everything it spent is known."""
+        name, reason = _outcome_labels(outcome)
+        self._requests.add((name, reason))
+        for line in receipt.experts:
+            self._attempt_ended(line)
+        joules = receipt.energy["joules"]
+        if _is_plausible(joules):
+            self._request_j.observe(joules)
+        else:
+            self._requests_unmeasured.inc()
+        if _is_plausible(receipt.tokens.prompt):
+            self._prompt.inc(receipt.tokens.prompt)
+        if _is_plausible(receipt.tokens.cached):
+            self._cached.inc(receipt.tokens.cached)
+        self._observe_seconds(receipt, completed=name == "completed")
+
+    def _attempt_ended(self, line: ExpertLine) -> None:
+        agent_id, _, _ = line.expert.partition("/")
+        expert = (line.agent, agent_id, line.model)
+        self._attempts.add((*expert, line.outcome))
+        if _is_plausible(line.decoded_tokens):
+            self._decoded.add(expert, line.decoded_tokens)
+        joules = line.energy["joules"]
+        if _is_plausible(joules):
+            self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
+        else:
+            self._attempts_unmeasured.add((*expert, line.outcome))
+
+    def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
+        seconds, decoded = receipt.seconds, receipt.tokens.decoded
+        _observe(self._overhead, seconds.overhead)
+        _observe(self._queued, seconds.queue)
+        _observe(self._ttft, seconds.ttft)
+        _observe(self._total, seconds.total)
+        if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
+            _observe(self._per_token, (seconds.total - seconds.ttft) / (decoded - 1))
+        predicted_s = receipt.predicted.total_s if receipt.predicted else None
+        if completed and predicted_s and seconds.total is not None:
+            _observe(self._calibration, seconds.total / predicted_s)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that the scraper's Accept header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
+    match outcome:
+        case Completed(reason=reason):
+            return "completed", reason
+        case Failed(code=code):
+            # An agent chooses its code; a label's values must be a closed set.
+            return "failed", code if code in _FAILURES else "other"
+        case Cancelled():
+            return "cancelled", "client"
+        case None:
+            return "failed", "other"
+
+
+def _observe(histogram: Histogram, value: float | None) -> None:
+    if _is_plausible(value):
+        histogram.observe(value)
+
+
+def _is_plausible(value: float | None) -> TypeGuard[float]:
+    """False for unknown, negative, infinite and NaN."""
+    return value is not None and 0 <= value < MOST_PLAUSIBLE
