@@ -20,9 +20,11 @@ from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
@@ -50,10 +52,12 @@ class CoordinatorDaemon:
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._service = Service(
             self._table,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            on_retired=lambda life, receipt: self._metrics.request_ended(receipt, life.outcome),
         )
         self._hub = Hub(
             agents,
@@ -126,6 +130,7 @@ class CoordinatorDaemon:
         app.on_response_prepare.append(add_request_id)
         OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
         self._fleet.add_to(app)
+        MetricsRoute(self._metrics).add_to(app)
         return app
 
     def _why_not_ready(self) -> str | None:
