@@ -6,11 +6,17 @@ checked before they are added: one NaN would spoil a counter for good.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeGuard
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import TypeGuard, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
@@ -27,21 +33,52 @@ RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 MOST_PLAUSIBLE = 1e12
 """Larger figures are an agent's defect."""
 
+C = TypeVar("C", bound=Collector)
+
 _FAILURES = frozenset({*JobErrorCode, "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"})
 
 
-class _Children:
-    """A counter's children by label values: the library's own look-up costs more than the counting."""
+class _Counter(Collector):
+    """A counter with one value per set of label values.
 
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self._children: dict[tuple[str, ...], Counter] = {}
+    The library's own counters take a lock and look labels up for every addition; here one thread counts, and does so
+    for every request.
+    """
 
-    def add(self, labels: tuple[str, ...], amount: float = 1) -> None:
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._counter.labels(*labels)
-        child.inc(amount)
+    def __init__(self, name: str, documentation: str, *labels: str) -> None:
+        self._family = (name, documentation)
+        self._labels = labels
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+
+    def add(self, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
+        self._values[labels] = self._values.get(labels, 0.0) + amount
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(*self._family, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class _Histogram(Collector):
+    """A histogram; `bounds` are the upper ends of its buckets, ascending. One thread, as above."""
+
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
+        self._family = (name, documentation)
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float | None) -> None:
+        if _is_plausible(value):
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        names = (*map(floatToGoString, self._bounds), "+Inf")
+        family = HistogramMetricFamily(*self._family)
+        family.add_metric((), list(zip(names, accumulate(self._counts), strict=True)), self._sum)
+        yield family
 
 
 class CoordinatorMetrics:
@@ -53,36 +90,32 @@ class CoordinatorMetrics:
         GCCollector(registry=registry)
         registry.register(FleetCollector(status, stale_s=stale_s))
 
-        def counter(name: str, documentation: str, *labels: str) -> _Children:
-            return _Children(Counter(name, documentation, labels, registry=registry))
+        def counter(name: str, documentation: str, *labels: str) -> _Counter:
+            return _registered(registry, _Counter(name, documentation, *labels))
 
-        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, documentation, registry=registry, buckets=buckets)
+        def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> _Histogram:
+            return _registered(registry, _Histogram(name, documentation, bounds))
 
         expert = ("agent", "agent_id", "model")
-        self._responses = counter("moe2_http_responses_total", "HTTP responses begun.", "route", "status")
+        self._responses = counter("moe2_http_responses", "HTTP responses begun.", "route", "status")
         self._requests = counter(
-            "moe2_requests_total", "Requests that ended; reason: finish reason or error code.", "outcome", "reason"
+            "moe2_requests", "Requests that ended; reason: finish reason or error code.", "outcome", "reason"
         )
-        self._requests_unmeasured = Counter(
-            "moe2_requests_unmeasured_total", "Requests whose energy is not known.", registry=registry
-        )
-        self._attempts = counter("moe2_attempts_total", "Experts' work for requests that ended.", *expert, "outcome")
+        self._requests_unmeasured = counter("moe2_requests_unmeasured", "Requests whose energy is not known.")
+        self._attempts = counter("moe2_attempts", "Experts' work for requests that ended.", *expert, "outcome")
         self._attempts_unmeasured = counter(
-            "moe2_attempts_unmeasured_total", "Attempts whose energy is not known.", *expert, "cause"
+            "moe2_attempts_unmeasured", "Attempts whose energy is not known.", *expert, "cause"
         )
         self._joules = counter(
-            "moe2_energy_joules_total",
+            "moe2_energy_joules",
             "Energy of attempts with a known figure; cause: what became of the attempt, quality: how it was obtained.",
             *expert,
             "cause",
             "quality",
         )
-        self._decoded = counter("moe2_decoded_tokens_total", "Tokens that experts decoded.", *expert)
-        self._prompt = Counter("moe2_prompt_tokens_total", "Prompt tokens of answered requests.", registry=registry)
-        self._cached = Counter(
-            "moe2_prompt_cached_tokens_total", "Prompt tokens found in an expert's cache.", registry=registry
-        )
+        self._decoded = counter("moe2_decoded_tokens", "Tokens that experts decoded.", *expert)
+        self._prompt = counter("moe2_prompt_tokens", "Prompt tokens of answered requests.")
+        self._cached = counter("moe2_prompt_cached_tokens", "Prompt tokens found in an expert's cache.")
         self._ttft = histogram("moe2_request_ttft_seconds", "From a request's last byte to its first token.", TTFT_S)
         self._total = histogram("moe2_request_duration_seconds", "From a request's last byte to its end.", TOTAL_S)
         self._per_token = histogram(
@@ -114,11 +147,11 @@ class CoordinatorMetrics:
         if _is_plausible(joules):
             self._request_j.observe(joules)
         else:
-            self._requests_unmeasured.inc()
+            self._requests_unmeasured.add()
         if _is_plausible(receipt.tokens.prompt):
-            self._prompt.inc(receipt.tokens.prompt)
+            self._prompt.add((), receipt.tokens.prompt)
         if _is_plausible(receipt.tokens.cached):
-            self._cached.inc(receipt.tokens.cached)
+            self._cached.add((), receipt.tokens.cached)
         self._observe_seconds(receipt, completed=name == "completed")
 
     def _attempt_ended(self, line: ExpertLine) -> None:
@@ -135,15 +168,15 @@ class CoordinatorMetrics:
 
     def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
         seconds, decoded = receipt.seconds, receipt.tokens.decoded
-        _observe(self._overhead, seconds.overhead)
-        _observe(self._queued, seconds.queue)
-        _observe(self._ttft, seconds.ttft)
-        _observe(self._total, seconds.total)
+        self._overhead.observe(seconds.overhead)
+        self._queued.observe(seconds.queue)
+        self._ttft.observe(seconds.ttft)
+        self._total.observe(seconds.total)
         if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
-            _observe(self._per_token, (seconds.total - seconds.ttft) / (decoded - 1))
+            self._per_token.observe((seconds.total - seconds.ttft) / (decoded - 1))
         predicted_s = receipt.predicted.total_s if receipt.predicted else None
         if completed and predicted_s and seconds.total is not None:
-            _observe(self._calibration, seconds.total / predicted_s)
+            self._calibration.observe(seconds.total / predicted_s)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the format that the scraper's Accept header asks for, and its content type."""
@@ -164,9 +197,9 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
             return "failed", "other"
 
 
-def _observe(histogram: Histogram, value: float | None) -> None:
-    if _is_plausible(value):
-        histogram.observe(value)
+def _registered(registry: CollectorRegistry, collector: C) -> C:
+    registry.register(collector)
+    return collector
 
 
 def _is_plausible(value: float | None) -> TypeGuard[float]:
