@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from moe2.common.localsocket import fetch
 from tests.fakes.fleet import Fleet, fleet
 
 
@@ -63,3 +64,15 @@ async def test_refusals_show_as_responses(tmp_path: Path) -> None:
     assert 'moe2_http_responses_total{route="/v1/chat/completions",status="400"} 1.0' in text
     assert 'moe2_http_responses_total{route="unmatched",status="404"} 1.0' in text
     assert "/no/such/path" not in text
+
+
+async def test_agent_counts_what_it_decoded(tmp_path: Path) -> None:
+    """Its local socket serves metrics that agree with the receipt."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+        async with await running.chat("a b c", max_tokens=5) as answer:
+            joules = (await answer.json())["moe2"]["energy"]["joules"]
+        metrics = sums((await fetch(tmp_path / "one.sock", "/metrics")).decode())
+    assert metrics["moe2_agent_jobs_total"] == 1
+    assert metrics["moe2_agent_decoded_tokens_total"] == 5
+    assert abs(metrics["moe2_agent_job_energy_joules_total"] - joules) < 1e-6
+    assert metrics["moe2_agent_link_up"] == 1
