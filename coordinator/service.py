@@ -62,6 +62,10 @@ class Service:
     def n_active(self) -> int:
         return len(self._active)
 
+    def lives(self) -> tuple[dispatch.Lifecycle, ...]:
+        """The requests in progress, oldest first."""
+        return tuple(active.life for active in self._active.values())
+
     @property
     def is_full(self) -> bool:
         return len(self._active) >= self._max_active
