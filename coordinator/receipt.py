@@ -99,7 +99,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
 
 def energy_of(life: Lifecycle) -> Energy:
     """What the request has cost so far, attempts that failed or were cancelled included."""
-    return total(_energy(attempt) for attempt in life.attempts)
+    return total(_energy(attempt) for attempt in life.attempts) if life.attempts else NEVER_RAN
 
 
 def _line(attempt: Attempt) -> ExpertLine:
