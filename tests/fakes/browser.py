@@ -36,8 +36,10 @@ class Browser:
     def open(self, url: str, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Load a page in a window of this size; what an earlier page said on the console is forgotten."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        # A smooth scroll would still be under way when a click looks for its target.
+        motion = {"name": "prefers-reduced-motion", "value": "reduce"}
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme, motion]})
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.get("about:blank")
         self.complaints()
