@@ -113,6 +113,11 @@ class CoordinatorMetrics:
             "cause",
             "quality",
         )
+        self._energy_tokens = counter(
+            "moe2_energy_tokens",
+            "Tokens that moe2_energy_joules_total paid for: energy per token is their ratio.",
+            *expert,
+        )
         self._decoded = counter("moe2_decoded_tokens", "Tokens that experts decoded.", *expert)
         self._prompt = counter("moe2_prompt_tokens", "Prompt tokens of answered requests.")
         self._cached = counter("moe2_prompt_cached_tokens", "Prompt tokens found in an expert's cache.")
@@ -158,11 +163,13 @@ class CoordinatorMetrics:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
         self._attempts.add((*expert, line.outcome))
-        if _is_plausible(line.decoded_tokens):
-            self._decoded.add(expert, line.decoded_tokens)
+        decoded = line.decoded_tokens if _is_plausible(line.decoded_tokens) else 0
+        if decoded:
+            self._decoded.add(expert, decoded)
         joules = line.energy["joules"]
         if _is_plausible(joules):
             self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
+            self._energy_tokens.add(expert, decoded)
         else:
             self._attempts_unmeasured.add((*expert, line.outcome))
 

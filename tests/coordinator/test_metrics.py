@@ -54,6 +54,13 @@ def test_unmeasured_energy_is_counted_and_is_no_zero(metrics: CoordinatorMetrics
     assert value(metrics, "moe2_requests_unmeasured_total") == 1
 
 
+def test_energy_per_token_leaves_unmeasured_tokens_out(metrics: CoordinatorMetrics) -> None:
+    """10 tokens were paid for with 12.5 J; 10 more were decoded at an unknown price."""
+    metrics.request_ended(receipt(lines=(line(MEASURED), line(UNMEASURED))), Completed("stop"))
+    assert value(metrics, "moe2_energy_tokens_total", **EXPERT) == 10
+    assert value(metrics, "moe2_decoded_tokens_total", **EXPERT) == 20
+
+
 def test_work_that_never_ran_is_an_exact_zero(metrics: CoordinatorMetrics) -> None:
     """Refused work did spend nothing, and that is known."""
     metrics.request_ended(receipt(lines=(line(NEVER_RAN, outcome="failed"),)), Failed("queue_full", "full"))
