@@ -40,7 +40,7 @@ function expertTable(experts, quantile) {
   const sorted = [...experts].sort((a, b) => b.chosen - a.chosen || b.candidate - a.candidate || b.score - a.score);
   return el(
     "table",
-    { class: "attempts" },
+    { class: "candidates" },
     el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, sorted.map((expert) => expertRow(expert, quantile))),
   );

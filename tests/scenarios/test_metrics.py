@@ -33,6 +33,7 @@ async def test_coordinator_counts_what_it_served(tmp_path: Path) -> None:
             async with await running.chat("a b c", max_tokens=5) as answer:
                 joules += (await answer.json())["moe2"]["energy"]["joules"]
         await running.quiet()
+        await running.until_status(lambda status: any(s.power_w for row in status.agents for s in row.sensors))
         metrics = await scrape(running)
     assert metrics["moe2_requests_total"] == 3
     assert metrics["moe2_decoded_tokens_total"] == 15
