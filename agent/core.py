@@ -106,7 +106,10 @@ class SendToEngine:
 
 @dataclass(frozen=True)
 class SendToCoordinator:
+    """`request_id` is the client's, for the log."""
+
     message: JobStarted | JobDone | JobFailed
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -183,21 +186,21 @@ class AgentCore:
 
     def _submit(self, submit: Submit, now_s: float) -> list[Effect]:
         if submit.job_id in self.jobs:
-            return _refuse(submit.job_id, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
+            return _refuse(submit, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
         expert = self.experts.get(submit.model)
         if expert is None:
             known = ", ".join(sorted(self.experts))
             text = f"This agent does not serve {submit.model!r}; it serves {known}."
-            return _refuse(submit.job_id, JobErrorCode.UNKNOWN_EXPERT, text)
+            return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
-            return _refuse(submit.job_id, JobErrorCode.DRAINING, "The agent is shutting down.")
+            return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
         if expert.state is not ExpertState.READY:
             text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
-            return _refuse(submit.job_id, JobErrorCode.NOT_READY, text)
+            return _refuse(submit, JobErrorCode.NOT_READY, text)
         has_slot = len(expert.active) < expert.section.slots
         if not has_slot and len(expert.queue) >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
-            return _refuse(submit.job_id, JobErrorCode.QUEUE_FULL, text)
+            return _refuse(submit, JobErrorCode.QUEUE_FULL, text)
         deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
         job = Job(
             submit=submit,
@@ -284,7 +287,7 @@ class AgentCore:
         if job.abandoned:
             return []
         usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
-        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage))]
+        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.submit.request_id)]
 
     @staticmethod
     def _usage(job: Job, now_s: float) -> JobUsage:
@@ -330,7 +333,8 @@ class AgentCore:
         if job.abandoned:
             return []
         queue_s = job.started_s - job.received_s
-        return [SendToCoordinator(JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s))]
+        started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
+        return [SendToCoordinator(started, job.submit.request_id)]
 
     def _decoded(self, decoded: tuple[protocol.JobTokens, ...]) -> list[Effect]:
         wanted: list[JobPieces] = []
@@ -398,6 +402,7 @@ def _known(code: str) -> JobErrorCode:
     return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
 
 
-def _refuse(job_id: str, code: JobErrorCode, text: str) -> list[Effect]:
+def _refuse(submit: Submit, code: JobErrorCode, text: str) -> list[Effect]:
     """A job that never began: nothing was spent on it."""
-    return [SendToCoordinator(JobFailed(job_id=job_id, code=code, message=text))]
+    refusal = JobFailed(job_id=submit.job_id, code=code, message=text)
+    return [SendToCoordinator(refusal, submit.request_id)]

@@ -40,7 +40,9 @@ from moe2.common.messages import (
     ExpertState,
     Hello,
     HostFacts,
+    JobDone,
     JobFailed,
+    JobStarted,
     Report,
     Submit,
     Welcome,
@@ -249,10 +251,11 @@ class AgentDaemon:
                 self._link.send_tokens(jobs)
             case core.SendToEngine(model=model, command=command):
                 self._engines[model].send(command)
-            case core.SendToCoordinator(message=message):
+            case core.SendToCoordinator(message=message, request_id=request_id):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
                 self._link.send(message)
+                _log_job(message, request_id)
             case core.SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
             case core.ReportChange():
@@ -363,3 +366,22 @@ class AgentDaemon:
         self._link.close("the agent is shutting down")
         with suppress(TimeoutError):
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
+
+
+def _log_job(message: JobStarted | JobDone | JobFailed, request_id: str) -> None:
+    """One line per fact, under the id that the coordinator's log and the client's response carry too."""
+    match message:
+        case JobStarted(job_id=job_id, queue_s=queue_s):
+            log.debug("job_started", request_id=request_id, job_id=job_id, queue_s=round(queue_s, 4))
+        case JobDone(job_id=job_id, reason=reason, usage=usage):
+            log.info(
+                "job_done",
+                request_id=request_id,
+                job_id=job_id,
+                reason=reason,
+                decoded_tokens=usage.decoded_tokens,
+                joules=usage.energy.joules,
+                energy_quality=usage.energy.quality,
+            )
+        case JobFailed(job_id=job_id, code=code, message=text):
+            log.warning("job_failed", request_id=request_id, job_id=job_id, code=code, detail=text)

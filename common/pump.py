@@ -32,6 +32,8 @@ class Pump:
     next_message: hands out the next queued message, or None; only called while the session is open and the link
     has room, so a queue behind it can merge what waits.
     on_event: called for every session event, on the event loop.
+    clock: what the session's times are read from; the event loop's own clock if not given (uvloop's is in whole
+    milliseconds, too coarse for a round trip).
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Pump:
         *,
         next_message: Callable[[], JobMessage | None],
         on_event: Callable[[SessionEvent], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        self._clock = clock or asyncio.get_running_loop().time
         self._session = session
         self._next_message = next_message
         self._on_event = on_event
@@ -79,12 +83,11 @@ class Pump:
                 raise result
 
     async def _receive(self, websocket: WebSocket) -> None:
-        loop = asyncio.get_running_loop()
         async for frame in websocket:
             if frame.type is not WSMsgType.BINARY:
                 log.warning("frame_ignored", kind=frame.type.name)
                 continue
-            for event in self._session.receive(frame.data, loop.time()):
+            for event in self._session.receive(frame.data, self._clock()):
                 self._on_event(event)
                 if isinstance(event, Opened):
                     self._rescheduled.set()
@@ -97,7 +100,7 @@ class Pump:
         session, loop = self._session, asyncio.get_running_loop()
         while True:
             self._rescheduled.clear()
-            for event in session.tick(loop.time()):
+            for event in session.tick(self._clock()):
                 self._on_event(event)
             self._wake.set()
             deadline_s = session.next_deadline_s

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic, time
 
 import structlog
 from aiohttp import web
@@ -56,16 +56,14 @@ class CoordinatorDaemon:
         self._settings = settings
         self._notifier = Notifier(environment)
         self._id = f"coordinator-{uuid.uuid4().hex}"
-        self._started_s = time.monotonic()
+        self._started_s = monotonic()
         self._stop = asyncio.Event()
         self.listening = asyncio.Event()
         self.api_url = ""
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
-        self._selector = Selector(
-            _appraiser(settings.selection.gate), settings.selection.categories, clock=time.monotonic
-        )
+        self._selector = Selector(_appraiser(settings.selection.gate), settings.selection.categories, clock=monotonic)
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._service = Service(
@@ -118,14 +116,14 @@ class CoordinatorDaemon:
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
-        now_s = asyncio.get_running_loop().time()
+        now_s = monotonic()
         rows = self._table.rows(now_s)
         totals = self._service.totals
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
             pid=os.getpid(),
-            uptime_s=time.monotonic() - self._started_s,
+            uptime_s=monotonic() - self._started_s,
             draining=self._service.stopping,
             epoch=self._table.epoch,
             api_url=self.api_url,
@@ -166,24 +164,24 @@ class CoordinatorDaemon:
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
             return "shutting down"
-        if not self._table.choosable(asyncio.get_running_loop().time()):
+        if not self._table.choosable(monotonic()):
             return "no expert is ready"
         return None
 
     def _request_retired(self, life: Lifecycle, receipt: Receipt) -> None:
         self._metrics.request_ended(receipt, life.outcome)
-        self._past.request_ended(life, receipt, time.time())
+        self._past.request_ended(life, receipt, time())
 
     async def _evict(self) -> None:
         while True:
             await asyncio.sleep(EVICT_EVERY_S)
-            for agent_id in self._table.evict(asyncio.get_running_loop().time()):
+            for agent_id in self._table.evict(monotonic()):
                 log.info("agent_evicted", agent_id=agent_id)
 
     async def _sample_power(self) -> None:
         while True:
-            rows = self._table.rows(asyncio.get_running_loop().time())
-            self._past.energy.power_sampled(fleet_power(rows), time.time())
+            rows = self._table.rows(monotonic())
+            self._past.energy.power_sampled(fleet_power(rows), time())
             await asyncio.sleep(SAMPLE_POWER_EVERY_S)
 
     async def _feed_watchdog(self) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 import structlog
 from aiohttp import web
@@ -97,7 +97,7 @@ class Hub:
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
-        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(presented, self._token):
             log.warning("agent_refused", reason="wrong_token", peer=request.remote)
             raise web.HTTPUnauthorized(text="Wrong or missing enrolment token. Set the agent's token_file.")
@@ -105,7 +105,6 @@ class Hub:
             max_msg_size=self._settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )
         await websocket.prepare(request)
-        loop = asyncio.get_running_loop()
         session = CoordinatorSession(
             Welcome(
                 protocol=PROTOCOL_VERSION,
@@ -115,7 +114,7 @@ class Hub:
                 report_s=self._settings.report_s,
                 max_frame_bytes=self._settings.max_frame_bytes,
             ),
-            now_s=loop.time(),
+            now_s=monotonic(),
             handshake_s=self._settings.handshake_s,
         )
         outgoing: deque[JobMessage] = deque()
@@ -123,6 +122,7 @@ class Hub:
             session,
             next_message=lambda: outgoing.popleft() if outgoing else None,
             on_event=lambda event: self._act(connection, event),
+            clock=monotonic,
         )
         connection = _Connection(pump=pump, outgoing=outgoing)
         self._connections.add(connection)
@@ -157,7 +157,7 @@ class Hub:
             former.pump.close("replaced by a newer connection of the same agent")
         connection.agent_id = hello.agent_id
         self._by_agent[hello.agent_id] = connection
-        self._table.agent_joined(hello, asyncio.get_running_loop().time())
+        self._table.agent_joined(hello, monotonic())
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
@@ -166,7 +166,7 @@ class Hub:
             return
         match message:
             case Report():
-                self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
+                self._table.agent_reported(connection.agent_id, message, monotonic())
             case JobStarted() | Tokens() | JobDone() | JobFailed():
                 self._on_message(message)
             case _:
@@ -177,6 +177,6 @@ class Hub:
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
             return
         del self._by_agent[agent_id]
-        self._table.agent_left(agent_id, asyncio.get_running_loop().time())
+        self._table.agent_left(agent_id, monotonic())
         log.info("agent_left", agent_id=agent_id)
         self._on_lost(agent_id)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 import structlog
 
@@ -117,7 +118,7 @@ class Service:
 
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
+        experts = self._table.choosable(monotonic())
         return self._selector.select(request, experts, self._in_flight, self._table.epoch)
 
     def frontier(self, decided: Selection | NoExpert, request: SelectionRequest) -> tuple[FrontierPoint, ...]:
@@ -129,7 +130,7 @@ class Service:
             self._handle(active, event)
 
     def _handle(self, active: _Active, event: dispatch.Event) -> None:
-        now_s = asyncio.get_running_loop().time()
+        now_s = monotonic()
         for effect in active.life.handle(event, now_s):
             self._perform(active, effect)
 
@@ -164,7 +165,14 @@ class Service:
             if active.timer.when() == deadline_s:
                 return
             active.timer.cancel()
-        active.timer = loop.call_at(deadline_s, self._handle, active, dispatch.TimePassed())
+        active.timer = loop.call_at(deadline_s, self._time_passed, active)
+
+    def _time_passed(self, active: _Active) -> None:
+        active.timer = None
+        self._handle(active, dispatch.TimePassed())
+        # The loop's clock is coarser than ours: a timer may fire a little early.
+        if active.life.request.request_id in self._active and active.timer is None:
+            self._arm(active)
 
     def _retire(self, active: _Active) -> None:
         life = active.life

@@ -120,7 +120,7 @@ def test_a_changed_requirement_is_installed(checkout: Path, path: Path) -> None:
 
 def test_every_check_runs_and_any_failure_counts(checkout: Path) -> None:
     """A failing type check does not hide the tests, and the tests' success does not hide it."""
-    installed(checkout, "agent,coordinator,gate,nvidia,test")
+    installed(checkout, "agent,coordinator,gate,plots,nvidia,test")
     with (checkout / ".venv/bin/mypy").open("a") as file:
         file.write("exit 1\n")
     failed = install(checkout, "test", "-k", "one or other")
@@ -139,5 +139,5 @@ def test_every_check_runs_and_any_failure_counts(checkout: Path) -> None:
 
 def test_all_checks_passing_is_success(checkout: Path) -> None:
     """Exit code 0 only when nothing failed."""
-    installed(checkout, "agent,coordinator,gate,nvidia,test")
+    installed(checkout, "agent,coordinator,gate,plots,nvidia,test")
     assert install(checkout, "test").returncode == 0

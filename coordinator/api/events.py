@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -94,7 +95,7 @@ class EventsRoute:
 
     def _present(self) -> dict[str, Any]:
         status = self._status()
-        now_s = asyncio.get_running_loop().time()
+        now_s = monotonic()
         return {
             "fleet": status,
             "power": fleet_power(status.agents),

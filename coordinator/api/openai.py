@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from time import monotonic
 
 import msgspec
 import structlog
@@ -51,7 +52,7 @@ class OpenAiRoutes:
 
     async def _answer(self, http: web.Request, parse: Callable[[bytes, Mapping[str, str]], Call]) -> web.StreamResponse:
         body = await http.read()
-        arrived_s = asyncio.get_running_loop().time()
+        arrived_s = monotonic()
         call = parse(body, http.headers)
         self._admit(call)
         request = Request(
