@@ -25,12 +25,13 @@ from moe2.agent.health import agent_warnings, gravest_first
 from moe2.agent.host import detect_host
 from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
-from moe2.agent.localapi import local_app
+from moe2.agent.localapi import listening, local_app, metrics_app
+from moe2.agent.metrics import AgentMetrics
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
-from moe2.common.energy import NEVER_RAN
+from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.localsocket import serving
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
@@ -97,6 +98,8 @@ class AgentDaemon:
         self._monitor = HostMonitor(())
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
+        self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
+        self.metrics_port: int | None = None
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         link = settings.coordinator
         self._link = Link(
@@ -127,7 +130,12 @@ class AgentDaemon:
             loop.add_signal_handler(number, self.stop)
         await self._look_at_host()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
-        async with serving(local_app(self.status), self._settings.agent.socket), asyncio.TaskGroup() as tasks:
+        metrics = self._settings.metrics
+        async with (
+            serving(local_app(self.status, self._metrics), self._settings.agent.socket),
+            listening(metrics_app(self._metrics), metrics.host, metrics.port) as self.metrics_port,
+            asyncio.TaskGroup() as tasks,
+        ):
             engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
             link = tasks.create_task(self._link.run())
             steady = [
@@ -244,6 +252,8 @@ class AgentDaemon:
             case core.SendToEngine(model=model, command=command):
                 self._engines[model].send(command)
             case core.SendToCoordinator(message=message, request_id=request_id):
+                if isinstance(message, JobFailed) and message.usage is None:
+                    self._metrics.job_refused(message.code)
                 self._link.send(message)
                 _log_job(message, request_id)
             case core.SettleEnergy(job_id=job_id):
@@ -254,7 +264,7 @@ class AgentDaemon:
     def _job_ended(self, job_id: str) -> None:
         """Close the job's energy account; one that never ran has none."""
         if not self._monitor.account.request_ended(job_id, time.monotonic()):
-            self._dispatch(core.EnergySettled(job_id, NEVER_RAN))
+            self._settled(job_id, NEVER_RAN)
             return
         self._monitor.sampler.read_now()
         if not self._settle_now():
@@ -263,8 +273,14 @@ class AgentDaemon:
     def _settle_now(self) -> bool:
         """Hand out the energy that has become final; True if nothing is left to wait for."""
         for job_id, energy in self._monitor.settle().items():
-            self._dispatch(core.EnergySettled(job_id, energy))
+            self._settled(job_id, energy)
         return not self._monitor.account.has_unsettled
+
+    def _settled(self, job_id: str, energy: Energy) -> None:
+        job = self._core.jobs.get(job_id)
+        if job and job.ending:
+            self._metrics.job_ended(job.submit.model, job.ending, energy)
+        self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
         """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 import structlog
 from aiohttp import web
@@ -20,13 +20,20 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.metrics import CoordinatorMetrics
+from moe2.coordinator.receipt import Receipt
+from moe2.coordinator.recent import RecentPast, fleet_power
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
@@ -35,6 +42,7 @@ from moe2.coordinator.table import CapabilityTable
 log = structlog.get_logger()
 
 EVICT_EVERY_S = 5.0
+SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
 
@@ -56,11 +64,14 @@ class CoordinatorDaemon:
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
         self._selector = Selector(_appraiser(settings.selection.gate), settings.selection.categories, clock=monotonic)
+        self._past = RecentPast()
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            on_retired=self._request_retired,
         )
         self._hub = Hub(
             agents,
@@ -90,7 +101,9 @@ class CoordinatorDaemon:
             self.api_url = f"http://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
-                steady = [tasks.create_task(self._evict()), tasks.create_task(self._feed_watchdog())]
+                steady = [
+                    tasks.create_task(work) for work in (self._evict(), self._sample_power(), self._feed_watchdog())
+                ]
                 self.listening.set()
                 self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
                 await self._stop.wait()
@@ -137,6 +150,9 @@ class CoordinatorDaemon:
         OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
         PlanRoutes(self._service).add_to(app)
         self._fleet.add_to(app)
+        MetricsRoute(self._metrics).add_to(app)
+        EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
+        PageRoute().add_to(app)
         return app
 
     def _local_app(self) -> web.Application:
@@ -152,11 +168,21 @@ class CoordinatorDaemon:
             return "no expert is ready"
         return None
 
+    def _request_retired(self, life: Lifecycle, receipt: Receipt) -> None:
+        self._metrics.request_ended(receipt, life.outcome)
+        self._past.request_ended(life, receipt, time())
+
     async def _evict(self) -> None:
         while True:
             await asyncio.sleep(EVICT_EVERY_S)
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
+
+    async def _sample_power(self) -> None:
+        while True:
+            rows = self._table.rows(monotonic())
+            self._past.energy.power_sampled(fleet_power(rows), time())
+            await asyncio.sleep(SAMPLE_POWER_EVERY_S)
 
     async def _feed_watchdog(self) -> None:
         if self._notifier.watchdog_s is None:

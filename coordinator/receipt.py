@@ -99,6 +99,8 @@ def receipt_of(life: Lifecycle) -> Receipt:
 
 def energy_of(life: Lifecycle) -> Energy:
     """What the request has cost so far, attempts that failed or were cancelled included."""
+    if life.outcome and not life.attempts:
+        return NEVER_RAN
     return total(_energy(attempt) for attempt in life.attempts)
 
 
