@@ -19,8 +19,10 @@ from rich.console import Console
 
 from moe2.agent import statusview
 from moe2.agent.localapi import local_app
+from moe2.agent.metrics import AgentMetrics
 from moe2.agent.settings import DEFAULT_SOCKET_PATH
 from moe2.common import localsocket, statusscreen
+from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
@@ -204,7 +206,8 @@ def socket(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def daemon(socket: Path, value: Callable[[], AgentStatus]) -> AsyncIterator[None]:
-    async with localsocket.serving(local_app(value), socket):
+    metrics = AgentMetrics(value, lambda: unmeasured("no sensor"))
+    async with localsocket.serving(local_app(value, metrics), socket):
         yield
 
 
