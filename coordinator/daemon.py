@@ -20,13 +20,17 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.calibration import CalibrationWindow
+from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
@@ -58,11 +62,13 @@ class CoordinatorDaemon:
         self._selector = Selector(
             _appraiser(settings.selection.gate), settings.selection.categories, clock=time.monotonic
         )
+        self._calibration = CalibrationWindow()
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            on_retired=self._request_retired,
         )
         self._hub = Hub(
             agents,
@@ -145,6 +151,7 @@ class CoordinatorDaemon:
         app = web.Application(middlewares=[openai_errors])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
+        CalibrationRoute(self._calibration).add_to(app)
         return app
 
     def _why_not_ready(self) -> str | None:
@@ -153,6 +160,9 @@ class CoordinatorDaemon:
         if not self._table.choosable(asyncio.get_running_loop().time()):
             return "no expert is ready"
         return None
+
+    def _request_retired(self, life: Lifecycle, _receipt: Receipt) -> None:
+        self._calibration.request_retired(life)
 
     async def _evict(self) -> None:
         while True:

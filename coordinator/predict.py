@@ -36,8 +36,8 @@ class Demand:
 class Prediction:
     """Of one request on one expert. None: the expert has not been measured in this respect.
 
-    queue_s: mean wait for a slot. transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of
-    the measurements that the joules rest on.
+    transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of the measurements that the
+    joules rest on. in_flight: requests that were on the expert already.
     """
 
     ttft_s: Quantiles | None
@@ -46,6 +46,7 @@ class Prediction:
     energy_j: Quantiles | None
     energy_quality: Quality | None = None
     transmit_s: float = 0.0
+    in_flight: int = 0
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
@@ -66,7 +67,7 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
     energy_j = report.energy.predict(shape) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
     if report.latency is None:
-        return Prediction(None, None, None, energy_j, energy_quality)
+        return Prediction(None, None, None, energy_j, energy_quality, in_flight=in_flight)
     latency = report.latency.predict(shape)
     transmit_s = expert.rtt_s or 0.0
     return Prediction(
@@ -76,6 +77,7 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
         energy_j=energy_j,
         energy_quality=energy_quality,
         transmit_s=transmit_s,
+        in_flight=in_flight,
     )
 
 

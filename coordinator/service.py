@@ -13,13 +13,14 @@ from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Subm
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.planning.frontier import FrontierPoint
-from moe2.coordinator.receipt import energy_of
+from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
 Send = Callable[[str, Submit | CancelJob], bool]
+OnRetired = Callable[[dispatch.Lifecycle, Receipt], None]
 
 
 @dataclass
@@ -42,13 +43,23 @@ class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
     send: hands a message to an agent; False if it is not connected.
+    on_retired: called once per request, when everything it spent is known, with its final receipt.
     """
 
-    def __init__(self, table: CapabilityTable, selector: Selector, *, send: Send, max_active: int) -> None:
+    def __init__(
+        self,
+        table: CapabilityTable,
+        selector: Selector,
+        *,
+        send: Send,
+        max_active: int,
+        on_retired: OnRetired,
+    ) -> None:
         self._table = table
         self._selector = selector
         self._send = send
         self._max_active = max_active
+        self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
         self._in_flight: Counter[str] = Counter()
@@ -164,15 +175,16 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
-        energy = energy_of(life)
+        receipt = receipt_of(life)
+        self._on_retired(life, receipt)
         log.info(
             "request_ended",
             request_id=life.request.request_id,
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.selection.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
-            joules=energy.joules,
-            energy_quality=energy.quality,
+            joules=receipt.energy["joules"],
+            energy_quality=receipt.energy["quality"],
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 
