@@ -23,8 +23,8 @@ from rich.live import Live
 from rich.text import Text
 
 from moe2.common import localsocket
-from moe2.common.localsocket import NotRunningError
 from moe2.common.health import HealthWarning
+from moe2.common.localsocket import NotRunningError
 from moe2.common.status import exit_code
 
 WATCH_S = 1.0

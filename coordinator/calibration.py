@@ -135,10 +135,10 @@ class CalibrationWindow:
             )
         )
 
-    def report(self) -> CalibrationReport:
-        """The comparison of what is remembered; about 10 ms of computing for 500 requests."""
-        compared = [(record, record.for_decoded()) for record in self._records]
-        keys = sorted({record.expert.key for record in self._records})
+    def report(self, last: int = WINDOW) -> CalibrationReport:
+        """The comparison of the last so many requests that are remembered; about 10 ms of computing for 500."""
+        compared = [(record, record.for_decoded()) for record in tuple(self._records)[-last:]]
+        keys = sorted({record.expert.key for record, _ in compared})
         experts = tuple(
             _calibration([pair for pair in compared if pair[0].expert.key == key], of_one=True) for key in keys
         )
