@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moe2.common.energy import Quality
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import problem_of, solve
@@ -130,7 +131,9 @@ class Selector:
             )
         )
         if not plan.is_feasible:
-            return NoExpert("infeasible", _infeasible(plan), plan=plan, considered=considered, budgets=budgets)
+            return NoExpert(
+                "infeasible", _infeasible(plan, considered), plan=plan, considered=considered, budgets=budgets
+            )
         candidates = _candidates(plan, budgets)
         chosen = _finest([other for other in considered if other.expert.key in candidates], in_flight)
         return Selection(
@@ -270,10 +273,11 @@ def _nobody(request: SelectionRequest, wanted: Sequence[Expert], ruled_out: Mapp
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
 
 
-def _infeasible(plan: Plan) -> str:
+def _infeasible(plan: Plan, considered: Sequence[Considered]) -> str:
     """What the budgets would have to be."""
+    simulated = {other.expert.key for other in considered if other.prediction.energy_quality is Quality.SIMULATED}
     offers = [
-        f"the {label} offer is {offer.name} ({_needs(offer)})"
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
         for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
         if offer is not None
     ]
