@@ -64,7 +64,8 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
         occupancy=min(in_flight + 1, report.slots),
         queued_ahead=in_flight - report.slots if in_flight >= report.slots else None,
     )
-    energy_j = report.energy.predict(shape) if report.energy else None
+    lived = report.latency.lived(shape) if report.latency else shape
+    energy_j = report.energy.predict(lived) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
     if report.latency is None:
         return Prediction(None, None, None, energy_j, energy_quality, in_flight=in_flight)
