@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _FORGETTING = 0.98
 """Weight that a request keeps at each later one: looks back on about 50."""
-_PRIOR_WEIGHT = 5.0
+_PRIOR_WEIGHT = 2.0
 """Requests that the assumption of no change at all (m0 = 0, m1 = 1) counts for."""
 
 
@@ -41,4 +41,5 @@ class OccupancyForecast:
         common = self._product - self._weight * mean_found * mean_lived
         # The prior's requests lie one apart on average.
         m1 = min(1.0, max(0.0, (common + _PRIOR_WEIGHT) / (scatter + _PRIOR_WEIGHT)))
-        return (mean_lived - m1 * mean_found) * self._weight / (self._weight + _PRIOR_WEIGHT), m1
+        change = (mean_lived - mean_found) * self._weight / (self._weight + _PRIOR_WEIGHT)
+        return change + (1 - m1) * mean_found, m1

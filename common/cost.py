@@ -77,8 +77,9 @@ class LatencyPrediction(msgspec.Struct, frozen=True, kw_only=True):
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned speed.
 
-    prefill, decode: coefficients a0.. and b0.. of the module's formulas. occupancy: m0, m1. service_s: mean seconds that
-    a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up alone.
+    prefill, decode: coefficients a0.. and b0.. of the module's formulas. occupancy: m0, m1. service_s: mean seconds
+    that a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up
+    alone.
     """
 
     prefill: tuple[float, float, float, float]

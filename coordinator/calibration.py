@@ -26,7 +26,7 @@ from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality, worst_quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.dispatch import AttemptState, Completed, Lifecycle
-from moe2.coordinator.predict import Demand, Prediction, predict
+from moe2.coordinator.predict import Prediction, predict_shape
 from moe2.coordinator.table import Expert
 
 WINDOW = 500
@@ -94,7 +94,6 @@ class _Record:
     """One answered request. `expert` as it was at the choice, its report included."""
 
     expert: Expert
-    demand: Demand
     prediction: Prediction
     decoded_tokens: int
     ttft_s: float | None
@@ -103,9 +102,10 @@ class _Record:
 
     def for_decoded(self) -> Prediction:
         """The prediction, had the length of the answer been known."""
-        if self.decoded_tokens == self.demand.answer_tokens:
+        if self.decoded_tokens == self.prediction.shape.decoded_tokens:
             return self.prediction
-        return predict(self.expert, Demand(self.demand.prompt_tokens, self.decoded_tokens), self.prediction.in_flight)
+        shape = msgspec.structs.replace(self.prediction.shape, decoded_tokens=self.decoded_tokens)
+        return predict_shape(self.expert, shape)
 
 
 class CalibrationWindow:
@@ -126,7 +126,6 @@ class CalibrationWindow:
         self._records.append(
             _Record(
                 expert=attempt.selection.expert,
-                demand=life.request.demand,
                 prediction=attempt.selection.prediction,
                 decoded_tokens=attempt.usage.decoded_tokens,
                 ttft_s=None if life.first_token_s is None else life.first_token_s - began_s,

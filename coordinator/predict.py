@@ -37,16 +37,16 @@ class Prediction:
     """Of one request on one expert. None: the expert has not been measured in this respect.
 
     transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of the measurements that the
-    joules rest on. in_flight: requests that were on the expert already.
+    joules rest on. shape: the request as it was taken to be.
     """
 
+    shape: RequestShape
     ttft_s: Quantiles | None
     per_token_s: Quantiles | None
     total_s: Quantiles | None
     energy_j: Quantiles | None
     energy_quality: Quality | None = None
     transmit_s: float = 0.0
-    in_flight: int = 0
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
@@ -64,21 +64,27 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
         occupancy=min(in_flight + 1, report.slots),
         queued_ahead=in_flight - report.slots if in_flight >= report.slots else None,
     )
+    return predict_shape(expert, shape)
+
+
+def predict_shape(expert: Expert, shape: RequestShape) -> Prediction:
+    """The costs of a request of this shape."""
+    report = expert.report
     lived = report.latency.lived(shape) if report.latency else shape
     energy_j = report.energy.predict(lived) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
     if report.latency is None:
-        return Prediction(None, None, None, energy_j, energy_quality, in_flight=in_flight)
+        return Prediction(shape, None, None, None, energy_j, energy_quality)
     latency = report.latency.predict(shape)
     transmit_s = expert.rtt_s or 0.0
     return Prediction(
+        shape=shape,
         ttft_s=_later(latency.ttft_s, transmit_s),
         per_token_s=latency.inter_token_s,
         total_s=_later(latency.total_s, transmit_s),
         energy_j=energy_j,
         energy_quality=energy_quality,
         transmit_s=transmit_s,
-        in_flight=in_flight,
     )
 
 

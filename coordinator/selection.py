@@ -19,6 +19,7 @@ from moe2.coordinator.coarse import problem_of, solve
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand, Prediction, predict
+from moe2.coordinator.promptlengths import PromptLengths
 from moe2.coordinator.table import Expert
 
 ANY_MODEL = ("moe2", "auto")
@@ -107,6 +108,7 @@ class Selector:
         self.appraiser = appraiser
         self.categories = dict(categories)
         self._clock = clock
+        self.prompts = PromptLengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
 
     def select(
@@ -122,8 +124,12 @@ class Selector:
         appraisal = self.appraiser.appraise(request.text, wanted)
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
-        predictions = [predict(expert, request.demand, in_flight.get(expert.key, 0)) for expert in wanted]
-        plan = self._plan(request, wanted, predictions, budgets, ruled_out, in_flight, epoch)
+        demands = tuple(self.prompts.demand_on(expert.model, request.demand) for expert in wanted)
+        predictions = [
+            predict(expert, demand, in_flight.get(expert.key, 0))
+            for expert, demand in zip(wanted, demands, strict=True)
+        ]
+        plan = self._plan(demands, wanted, predictions, budgets, ruled_out, in_flight, epoch)
         considered = tuple(
             Considered(expert, prediction, float(score), bool(trained))
             for expert, prediction, score, trained in zip(
@@ -177,7 +183,7 @@ class Selector:
 
     def _plan(
         self,
-        request: SelectionRequest,
+        demands: tuple[Demand, ...],
         wanted: list[Expert],
         predictions: list[Prediction],
         budgets: Budgets,
@@ -189,7 +195,7 @@ class Selector:
             epoch,
             tuple(expert.key for expert in wanted),
             tuple(in_flight.get(expert.key, 0) for expert in wanted),
-            request.demand,
+            demands,
             budgets,
             tuple(sorted(ruled_out.items())),
         )
