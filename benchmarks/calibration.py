@@ -1,7 +1,7 @@
 """How good the predictions are, with a real model. Run as `python -m benchmarks.calibration --model FILE.gguf`.
 
 A real coordinator and a real agent in processes of their own, and clients that never rest for long: each sends a prompt
-of 15 to 300 words, asks for 16 to 96 tokens, waits for the answer, pauses for a moment, and sends the next. After a
+of 15 to 150 words, asks for 32 to 128 tokens, waits for the answer, pauses for a moment, and sends the next. After a
 warm-up in which the agent learns, the coordinator's own calibration of all later requests is taken
 (`moe2-coordinator status --calibration`): what it predicted when it chose, for the tokens that were then decoded.
 
@@ -40,8 +40,8 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.calibration import Agreement, CalibrationReport, Comparison
 
 PROFILE = "agx-orin-maxn"
-PROMPT_WORDS = (15, 40, 100, 200, 300)
-ANSWER_TOKENS = (16, 32, 64, 96)
+PROMPT_WORDS = (15, 40, 80, 150)
+ANSWER_TOKENS = (32, 64, 96, 128)
 PAUSE_S = 0.3
 """Mean of the pauses of a client between two requests, exponentially distributed."""
 POLL_S = 0.1

@@ -11,11 +11,15 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from moe2.agent.profilestore import StoredProfile, file_of, store_profile
+from moe2.agent.statusview import show_status as show_agent
+from moe2.common.energy import Quality
 from moe2.common.localsocket import RefusedError, fetch
 from moe2.coordinator.calibration import CalibrationReport
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.statusview import show_status
+from tests.coordinator.experts import cost, speed
 from tests.fakes.fleet import Fleet, fleet
 
 PROFILE = "agx-orin-maxn"
@@ -76,30 +80,45 @@ async def test_the_command_shows_the_calibration(tmp_path: Path, capsys: pytest.
 
 
 async def test_every_simulated_figure_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Receipt, prediction, decision, refusal, both statuses, the plan and the calibration."""
+    """Receipt, prediction, decision, refusal with its offers, both statuses and the plan."""
+    model = tmp_path / "fake.gguf"
+    model.touch()
+    measured = StoredProfile(
+        model="fake",
+        file=file_of(model),
+        hostname="bench",
+        measured_at_unix_s=0.0,
+        power_mode="MAXN (simulated)",
+        latency=speed(1000.0, 100.0, slots=4),
+        energy=cost(2.0, quality=Quality.SIMULATED),
+    )
+    store_profile(tmp_path / "one", measured)
     async with fleet(tmp_path, profile=PROFILE) as running:
-        receipts = await serve(running, 12)
-        predicted = [one["predicted"] for one in receipts if one["predicted"]["energy_j"]]
-        assert {one["energy"]["quality"] for one in receipts} == {"simulated"}
+        [receipt] = await serve(running, 1)
         async with await running.chat("a b c", moe2={"energy_budget_j": 1e-9}) as refusal:
             error = (await refusal.json())["error"]
-        status = running.coordinator.status()
-        [agent] = running.agents.values()
+        host = running.agents["one"].status().host
+        [sensor] = running.coordinator.status().agents[0].sensors
+        await asyncio.to_thread(show_agent, tmp_path / "one.sock", as_json=False, watch=False)
+        of_agent = capsys.readouterr().out
         await asyncio.to_thread(show_status, socket_of(running), as_json=False, watch=False)
+        of_fleet = capsys.readouterr().out
         await asyncio.to_thread(show_plan, socket_of(running), "a", {}, model="moe2", max_tokens=8, as_json=False)
-        report = await calibration(running)
-    assert refusal.status == 422
-    if predicted:
-        assert {one["energy_quality"] for one in predicted} == {"simulated"}
-        assert "joules simulated" in error["message"]
-        assert error["offers"]["cheapest"]["energy_quality"] == "simulated"
-        assert report.overall.energy_quality == "simulated"
-    host = agent.status().host
+        of_plan = capsys.readouterr().out
+    assert receipt["energy"]["quality"] == "simulated"
+    assert receipt["predicted"]["energy_j"]
+    assert receipt["predicted"]["energy_quality"] == "simulated"
+    assert [row["energy_quality"] for row in receipt["decision"]["experts"]] == ["simulated"]
+    assert "joules simulated" in error["message"]
+    assert error["offers"]["cheapest"]["energy_quality"] == "simulated"
     assert all("(simulated)" in (text or "") for text in (host.board, host.accelerator, host.power_mode))
-    assert [sensor.simulated for sensor in status.agents[0].sensors] == [True]
-    shown = capsys.readouterr().out
-    assert 'power_mode="MAXN (simulated)"' in shown
-    assert "simulated=yes" in shown
+    assert sensor.simulated
+    for shown in (of_agent, of_fleet):
+        assert 'power_mode="MAXN (simulated)"' in shown
+        assert "simulated=yes" in shown
+        assert "energy_quality=simulated" in shown
+    assert "(simulated)" in of_plan
+    assert "joules are simulated" in of_plan
 
 
 async def test_a_restarted_agent_begins_with_what_it_had_learned(tmp_path: Path) -> None:
