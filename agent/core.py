@@ -14,6 +14,7 @@ import msgspec
 from moe2.agent.engine import protocol
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
 from moe2.agent.settings import ModelSection
+from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
@@ -77,6 +78,15 @@ class EnergySettled:
 
 
 @dataclass(frozen=True)
+class ProfileRestored:
+    """What was measured of the model earlier, in the power mode that rules now."""
+
+    model: str
+    latency: LatencyProfile | None
+    energy: EnergyProfile | None
+
+
+@dataclass(frozen=True)
 class PowerModeChanged:
     """The host runs in this power mode from now on; what was learned in another one does not hold."""
 
@@ -92,6 +102,7 @@ Event = (
     | EngineSpoke
     | EngineExited
     | EnergySettled
+    | ProfileRestored
     | PowerModeChanged
 )
 
@@ -174,6 +185,9 @@ class AgentCore:
             case PowerModeChanged(power_mode=power_mode):
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
+                return [ReportChange()]
+            case ProfileRestored(model=model, latency=latency, energy=energy):
+                self.experts[model].costs.restore(latency, energy)
                 return [ReportChange()]
             case EngineExited(model=model, reason=reason, permanent=permanent):
                 return self._engine_exited(self.experts[model], reason, permanent, now_s)

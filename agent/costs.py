@@ -95,7 +95,9 @@ class ExpertCosts:
 
     def energy_settled(self, timing: RequestTiming, energy: Energy) -> None:
         """Learn from a request's energy, once it is known."""
-        self._present.energy.observe(timing.shape, energy, timing.mean_occupancy)
+        latency = self.latency
+        shape = latency.lived(timing.shape) if latency else timing.shape
+        self._present.energy.observe(shape, energy, timing.mean_occupancy)
 
     @property
     def _present(self) -> _Models:

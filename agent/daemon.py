@@ -27,11 +27,13 @@ from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import listening, local_app, metrics_app
 from moe2.agent.metrics import AgentMetrics
+from moe2.agent.profilestore import NoProfileError, StoredProfile, file_of, load_profile, store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
 from moe2.common.energy import NEVER_RAN, Energy
+from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
@@ -100,6 +102,7 @@ class AgentDaemon:
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
         self.metrics_port: int | None = None
+        self._known_power_modes: set[str | None] = set()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         link = settings.coordinator
         self._link = Link(
@@ -129,6 +132,7 @@ class AgentDaemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         await self._look_at_host()
+        self._enter_power_mode()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
         metrics = self._settings.metrics
         async with (
@@ -152,6 +156,7 @@ class AgentDaemon:
             await self._drain(link)
             for task in (*engines, *steady):
                 task.cancel()
+        self._store_profiles()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
@@ -289,11 +294,47 @@ class AgentDaemon:
                 await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
             self._unsettled.clear()
             if self._monitor.power_mode != self._power_mode:
-                self._power_mode = self._monitor.power_mode
-                self._dispatch(core.PowerModeChanged(self._power_mode))
+                self._enter_power_mode()
             while not self._settle_now():
                 await asyncio.sleep(SETTLE_EVERY_S)
                 self._monitor.sampler.drain()
+
+    def _enter_power_mode(self) -> None:
+        """Learn apart for the power mode that rules now, from what is stored of it if it is entered for the first
+        time."""
+        mode = self._power_mode = self._monitor.power_mode
+        self._dispatch(core.PowerModeChanged(mode))
+        if mode in self._known_power_modes:
+            return
+        self._known_power_modes.add(mode)
+        for model in self._settings.models:
+            try:
+                stored = load_profile(self._settings.agent.state_dir, model.name, mode, model.path)
+            except NoProfileError as error:
+                log.info("profile_not_restored", model=model.name, reason=str(error))
+            else:
+                self._dispatch(core.ProfileRestored(model.name, stored.latency, stored.energy))
+                log.info("profile_restored", model=model.name, measured_at_unix_s=stored.measured_at_unix_s)
+
+    def _store_profiles(self) -> None:
+        """Keep what was learned of the experts in the present power mode for the next start."""
+        for expert in self._core.experts.values():
+            costs = expert.costs
+            if costs.latency is None or not costs.latency.n_requests:
+                continue
+            try:
+                profile = StoredProfile(
+                    model=expert.section.name,
+                    file=file_of(expert.section.path),
+                    hostname=self._host.hostname,
+                    measured_at_unix_s=time.time(),
+                    power_mode=self._power_mode,
+                    latency=costs.latency,
+                    energy=costs.energy,
+                )
+                store_profile(self._settings.agent.state_dir, profile)
+            except (OSError, Moe2Error) as error:
+                log.warning("profile_not_stored", model=expert.section.name, reason=str(error))
 
     async def _look_at_host(self) -> None:
         found = await asyncio.to_thread(discover, self._sensor_settings)

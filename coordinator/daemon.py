@@ -20,6 +20,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.metrics import MetricsRoute
@@ -27,6 +28,7 @@ from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_err
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
@@ -66,6 +68,7 @@ class CoordinatorDaemon:
         self._selector = Selector(_appraiser(settings.selection.gate), settings.selection.categories, clock=monotonic)
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
+        self._calibration = CalibrationWindow()
         self._service = Service(
             self._table,
             self._selector,
@@ -159,6 +162,7 @@ class CoordinatorDaemon:
         app = web.Application(middlewares=[openai_errors])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
+        CalibrationRoute(self._calibration).add_to(app)
         return app
 
     def _why_not_ready(self) -> str | None:
@@ -171,6 +175,7 @@ class CoordinatorDaemon:
     def _request_retired(self, life: Lifecycle, receipt: Receipt) -> None:
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
+        self._calibration.request_retired(life)
 
     async def _evict(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common.cost import Quantiles
+from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.figures import UNMEASURED, printable
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
@@ -74,7 +75,7 @@ def _experts(decision: Decision) -> Table:
 
 def _cells(row: ExpertRow) -> tuple[str, ...]:
     mark = "→" if row.chosen else "+" if row.candidate else " "
-    simulated = " (simulated)" if row.energy_quality == "simulated" else ""
+    simulated = " (simulated)" if _is_simulated(row) else ""
     return (
         mark,
         printable(row.model),
@@ -88,12 +89,19 @@ def _cells(row: ExpertRow) -> tuple[str, ...]:
     )
 
 
+def _is_simulated(row: ExpertRow) -> bool:
+    return row.energy_quality == Quality.SIMULATED
+
+
 def _both(quantiles: Quantiles | None) -> str:
     return UNMEASURED if quantiles is None else f"{quantiles.p50:.3g} / {quantiles.p95:.3g}"
 
 
 def _frontier(answer: PlanAnswer) -> Table:
-    table = Table(title="What other energy budgets would buy", title_justify="left", box=None, pad_edge=False)
+    rows = answer.decision.experts if answer.decision else ()
+    simulated = " (some experts' joules are simulated)" if any(map(_is_simulated, rows)) else ""
+    title = f"What other energy budgets would buy{simulated}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("BUDGET J", "VALUE", "CANDIDATES"):
         table.add_column(heading)
     for row in answer.frontier:

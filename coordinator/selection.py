@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moe2.common.energy import Quality
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import problem_of, solve
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand, Prediction, predict
+from moe2.coordinator.promptlengths import PromptLengths
 from moe2.coordinator.table import Expert
 
 ANY_MODEL = ("moe2", "auto")
@@ -106,6 +108,7 @@ class Selector:
         self.appraiser = appraiser
         self.categories = dict(categories)
         self._clock = clock
+        self.prompts = PromptLengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
 
     def select(
@@ -121,8 +124,12 @@ class Selector:
         appraisal = self.appraiser.appraise(request.text, wanted)
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
-        predictions = [predict(expert, request.demand, in_flight.get(expert.key, 0)) for expert in wanted]
-        plan = self._plan(request, wanted, predictions, budgets, ruled_out, in_flight, epoch)
+        demands = tuple(self.prompts.demand_on(expert.model, request.demand) for expert in wanted)
+        predictions = [
+            predict(expert, demand, in_flight.get(expert.key, 0))
+            for expert, demand in zip(wanted, demands, strict=True)
+        ]
+        plan = self._plan(demands, wanted, predictions, budgets, ruled_out, in_flight, epoch)
         considered = tuple(
             Considered(expert, prediction, float(score), bool(trained))
             for expert, prediction, score, trained in zip(
@@ -130,7 +137,9 @@ class Selector:
             )
         )
         if not plan.is_feasible:
-            return NoExpert("infeasible", _infeasible(plan), plan=plan, considered=considered, budgets=budgets)
+            return NoExpert(
+                "infeasible", _infeasible(plan, considered), plan=plan, considered=considered, budgets=budgets
+            )
         candidates = _candidates(plan, budgets)
         chosen = _finest([other for other in considered if other.expert.key in candidates], in_flight)
         return Selection(
@@ -174,7 +183,7 @@ class Selector:
 
     def _plan(
         self,
-        request: SelectionRequest,
+        demands: tuple[Demand, ...],
         wanted: list[Expert],
         predictions: list[Prediction],
         budgets: Budgets,
@@ -186,7 +195,7 @@ class Selector:
             epoch,
             tuple(expert.key for expert in wanted),
             tuple(in_flight.get(expert.key, 0) for expert in wanted),
-            request.demand,
+            demands,
             budgets,
             tuple(sorted(ruled_out.items())),
         )
@@ -270,10 +279,11 @@ def _nobody(request: SelectionRequest, wanted: Sequence[Expert], ruled_out: Mapp
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
 
 
-def _infeasible(plan: Plan) -> str:
+def _infeasible(plan: Plan, considered: Sequence[Considered]) -> str:
     """What the budgets would have to be."""
+    simulated = {other.expert.key for other in considered if other.prediction.energy_quality is Quality.SIMULATED}
     offers = [
-        f"the {label} offer is {offer.name} ({_needs(offer)})"
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
         for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
         if offer is not None
     ]

@@ -47,7 +47,13 @@ class Service:
     """
 
     def __init__(
-        self, table: CapabilityTable, selector: Selector, *, send: Send, max_active: int, on_retired: OnRetired
+        self,
+        table: CapabilityTable,
+        selector: Selector,
+        *,
+        send: Send,
+        max_active: int,
+        on_retired: OnRetired,
     ) -> None:
         self._table = table
         self._selector = selector
@@ -180,6 +186,7 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
+        self._learn_prompt_lengths(life)
         receipt = receipt_of(life)
         self._on_retired(life, receipt)
         log.info(
@@ -192,6 +199,14 @@ class Service:
             energy_quality=receipt.energy["quality"],
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
+
+    def _learn_prompt_lengths(self, life: dispatch.Lifecycle) -> None:
+        for attempt in life.attempts:
+            usage = attempt.usage
+            if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
+                prefilled = usage.prompt_tokens - usage.cached_tokens
+                model = attempt.selection.expert.model
+                self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
 
     def _count(self, outcome: dispatch.Outcome) -> None:
         match outcome:

@@ -363,3 +363,17 @@ async def test_watch_into_a_pipe_prints_again_and_again(socket: Path) -> None:
     assert code == 0
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count("agent name=jetson-01") == 2
+
+
+def test_a_simulated_sensor_is_marked() -> None:
+    """Drawn and plain; a real one is not."""
+    sensors = (
+        SensorReport(name="profile:rtx-4090", state="present", power_w=275.0, simulated=True),
+        SensorReport(name="rapl", state="present", power_w=30.0),
+    )
+    text = drawn(status(sensors=sensors), width=160)
+    assert "275 W (simulated)" in text
+    assert "30.0 W (simulated)" not in text
+    lines = statusview.lines(status(sensors=sensors), NOW_UNIX_S)
+    marks = [line.partition("simulated=")[2].split()[0] for line in lines if line.startswith("sensor ")]
+    assert marks == ["yes", "no"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from moe2.common.cost import Quantiles, Spread
+from moe2.common.cost import EnergyProfile, Quantiles, RequestShape, Spread
+from moe2.common.energy import Quality
 from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import cost, expert, speed
+from tests.coordinator.experts import EXACT, cost, expert, speed
 
 
 def test_a_prediction_is_prefill_plus_decode() -> None:
@@ -42,7 +44,8 @@ def test_the_round_trip_is_part_of_every_time() -> None:
 
 def test_nothing_is_predicted_without_measurements() -> None:
     """Unknown is unknown, for seconds and joules apart."""
-    assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(None, None, None, None)
+    shape = RequestShape(prompt_tokens=1, decoded_tokens=1)
+    assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(shape, None, None, None, None)
     assert predict(expert(latency=None, energy=cost(2.0)), Demand(1, 3), 0).energy_j == Quantiles(6.0, 6.0)
 
 
@@ -55,3 +58,20 @@ def test_the_longest_answer_is_planned_for(max_tokens: int | None, planned: int)
 def test_prompts_are_estimated_by_their_bytes() -> None:
     """Four bytes a token and a template's overhead for each message."""
     assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
+
+
+def test_the_batch_is_expected_to_live_as_it_usually_does() -> None:
+    """An expert whose lone requests are soon joined decodes at the pace of two, and shares its joules with two."""
+    joined = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=(1.0, 1.0))
+    shared = EnergyProfile(coefficients=(0.0, 0.0, 4.0, 0.0), spread=EXACT, quality=Quality.MEASURED_COUNTER)
+    predicted = predict(expert(latency=joined, energy=shared), Demand(500, 11), 0)
+    assert predicted.per_token_s == Quantiles(0.03, 0.03)
+    assert predicted.ttft_s == Quantiles(0.5, 0.5)
+    assert predicted.energy_j == Quantiles(22.0, 22.0)
+
+
+def test_the_expected_batch_is_one_that_fits() -> None:
+    """At least the request itself, at most the slots."""
+    for occupancy, pace_s in (((-3.0, 1.0), 0.01), ((9.0, 1.0), 0.03)):
+        bounded = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=occupancy)
+        assert predict(expert(latency=bounded), Demand(500, 11), 0).per_token_s == Quantiles(pace_s, pace_s)

@@ -54,7 +54,8 @@ class Fleet:
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
         gguf = self.root / "fake.gguf"
-        gguf.touch()
+        if not gguf.exists():
+            gguf.touch()
         settings = AgentSettings.model_validate(
             {
                 "agent": {
