@@ -16,8 +16,10 @@ from moe2.agent.bench import workload
 from moe2.agent.benchview import run_bench
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.localapi import local_app
+from moe2.agent.metrics import AgentMetrics
 from moe2.agent.profilestore import load_profile
 from moe2.agent.settings import AgentSettings
+from moe2.common.energy import unmeasured
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.localsocket import serving
 from tests.agent.test_statusview import status
@@ -118,7 +120,8 @@ def test_a_running_agent_is_in_the_way(bench: Bench, tmp_path: Path) -> None:
     done = threading.Event()
 
     async def serve() -> None:
-        async with serving(local_app(status), tmp_path / "agent.sock"):
+        metrics = AgentMetrics(status, lambda: unmeasured("no sensor"))
+        async with serving(local_app(status, metrics), tmp_path / "agent.sock"):
             answers.set()
             await asyncio.to_thread(done.wait)
 

@@ -39,7 +39,12 @@ def receipt(*energies: Energy, lines: tuple[ExpertLine, ...] | None = None, **se
         experts=tuple(line(part) for part in parts) if lines is None else lines,
         tokens=TokenCounts(prompt=7, cached=0, decoded=10),
         seconds=Seconds(**given),
-        predicted=Predicted(ttft_s=Quantiles(0.1, 0.15), total_s=Quantiles(2.5, 4.0), energy_j=Quantiles(10.0, 20.0)),
+        predicted=Predicted(
+            ttft_s=Quantiles(0.1, 0.15),
+            total_s=Quantiles(2.5, 4.0),
+            energy_j=Quantiles(10.0, 20.0),
+            energy_quality=Quality.MEASURED_COUNTER,
+        ),
         energy=msgspec.structs.asdict(total(parts)),
         decision=None,
     )

@@ -27,6 +27,7 @@ from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.decoder import Limits as DecoderLimits
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
@@ -86,6 +87,7 @@ class VirtualHost:
         self._decoder = Decoder(
             reader=RequestReader(_Counting(), None, vocabulary_size=_VOCABULARY),
             cache=_Cache(self),
+            pooling=Pooling.MEAN,
             lanes=Lanes(lanes=2 * slots + 2, cells=_CONTEXT, cuts_anywhere=True),
             new_draw=lambda _: _Draw(self._random),
             limits=DecoderLimits(
@@ -253,12 +255,15 @@ class _Cache:
     def __init__(self, host: VirtualHost) -> None:
         self._host = host
 
-    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
         self._host.batch_passed(chunks)
         return DecodeOutcome.DONE
 
     def logits(self, place: int) -> Logits:
         return np.zeros(_VOCABULARY, dtype=np.float32)
+
+    def embedding(self, place: int) -> Logits:
+        raise NotImplementedError("nobody asks this host for embeddings")
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Nothing is kept."""
