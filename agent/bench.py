@@ -22,7 +22,7 @@ from moe2.agent import core
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
-from moe2.agent.profilestore import StoredProfile, file_of
+from moe2.agent.profilestore import StoredProfile, setup_of
 from moe2.agent.settings import EngineSection, ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, total
@@ -256,7 +256,7 @@ class ExpertBench:
         costs = self._core.experts[self._section.name].costs
         return StoredProfile(
             model=self._section.name,
-            file=file_of(self._section.path),
+            setup=setup_of(self._section),
             hostname=socket.gethostname(),
             measured_at_unix_s=time.time(),
             power_mode=self._monitor.power_mode,

@@ -27,7 +27,7 @@ from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import listening, local_app, metrics_app
 from moe2.agent.metrics import AgentMetrics
-from moe2.agent.profilestore import NoProfileError, StoredProfile, file_of, load_profile, store_profile
+from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
@@ -309,7 +309,7 @@ class AgentDaemon:
         self._known_power_modes.add(mode)
         for model in self._settings.models:
             try:
-                stored = load_profile(self._settings.agent.state_dir, model.name, mode, model.path)
+                stored = load_profile(self._settings.agent.state_dir, model, mode)
             except NoProfileError as error:
                 log.info("profile_not_restored", model=model.name, reason=str(error))
             else:
@@ -325,7 +325,7 @@ class AgentDaemon:
             try:
                 profile = StoredProfile(
                     model=expert.section.name,
-                    file=file_of(expert.section.path),
+                    setup=setup_of(expert.section),
                     hostname=self._host.hostname,
                     measured_at_unix_s=time.time(),
                     power_mode=self._power_mode,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.errors import Moe2Error
 
@@ -22,11 +23,15 @@ class NoProfileError(Moe2Error):
     """There is no stored profile that could be used."""
 
 
-class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What tells a model's file from another one."""
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What an expert's speed depends on, besides the host: the model's file and how llama.cpp is told to run it."""
 
-    n_bytes: int
-    modified_at_unix_s: float
+    file_bytes: int
+    file_modified_at_unix_s: float
+    threads: int | None
+    gpu_layers: int
+    batch_tokens: int
+    flash_attention: bool
 
 
 class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,7 +41,7 @@ class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """
 
     model: str
-    file: ModelFile
+    setup: Setup
     hostname: str
     measured_at_unix_s: float
     power_mode: str | None = None
@@ -44,10 +49,17 @@ class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     energy: EnergyProfile | None = None
 
 
-def file_of(path: Path) -> ModelFile:
-    """Raises OSError if the file cannot be looked at."""
-    facts = path.stat()
-    return ModelFile(n_bytes=facts.st_size, modified_at_unix_s=facts.st_mtime)
+def setup_of(section: ModelSection) -> Setup:
+    """Raises OSError if the model's file cannot be looked at."""
+    facts = section.path.stat()
+    return Setup(
+        file_bytes=facts.st_size,
+        file_modified_at_unix_s=facts.st_mtime,
+        threads=section.threads,
+        gpu_layers=section.gpu_layers,
+        batch_tokens=section.batch_tokens,
+        flash_attention=section.flash_attention,
+    )
 
 
 def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
@@ -70,20 +82,22 @@ def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
     return path
 
 
-def load_profile(state_dir: Path, model: str, power_mode: str | None, model_path: Path) -> StoredProfile:
+def load_profile(state_dir: Path, section: ModelSection, power_mode: str | None) -> StoredProfile:
     """The stored profile. Raises NoProfileError, which says why there is none to use."""
+    model = section.name
     path = _path(state_dir, model, power_mode)
     try:
         stored = msgspec.json.decode(path.read_bytes(), type=StoredProfile)
-        file = file_of(model_path)
+        setup = setup_of(section)
     except FileNotFoundError:
         raise NoProfileError(_why_missing(path, model, power_mode)) from None
     except OSError as error:
         raise NoProfileError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
         raise NoProfileError(f"{path} is not a profile that this release can read: {error}.") from error
-    if stored.file != file:
-        raise NoProfileError(f"The file of {model} has changed since {path} was measured.")
+    changed = [name for name in setup.__struct_fields__ if getattr(setup, name) != getattr(stored.setup, name)]
+    if changed:
+        raise NoProfileError(f"{model} has changed since {path} was measured: {', '.join(changed)}.")
     return stored
 
 

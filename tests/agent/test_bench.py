@@ -18,7 +18,7 @@ from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.localapi import local_app
 from moe2.agent.metrics import AgentMetrics
 from moe2.agent.profilestore import load_profile
-from moe2.agent.settings import AgentSettings
+from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common.energy import unmeasured
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.localsocket import serving
@@ -68,7 +68,7 @@ def test_workload_fits_the_context() -> None:
 def test_measured_profile_is_stored(bench: Bench, tmp_path: Path) -> None:
     """The law of the expert, found in its requests, lies where the agent will look for it."""
     bench()
-    stored = load_profile(tmp_path / "state", "fake", None, tmp_path / "fake.gguf")
+    stored = load_profile(tmp_path / "state", ModelSection(name="fake", path=tmp_path / "fake.gguf", slots=2), None)
     assert stored.hostname
     assert stored.latency is not None
     assert stored.latency.decode[0] == pytest.approx(0.01, rel=0.15)

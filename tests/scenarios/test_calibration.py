@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from moe2.agent.profilestore import StoredProfile, file_of, store_profile
+from moe2.agent.profilestore import StoredProfile, setup_of, store_profile
+from moe2.agent.settings import ModelSection
 from moe2.agent.statusview import show_status as show_agent
 from moe2.common.energy import Quality
 from moe2.common.localsocket import RefusedError, fetch
@@ -85,7 +86,7 @@ async def test_every_simulated_figure_says_so(tmp_path: Path, capsys: pytest.Cap
     model.touch()
     measured = StoredProfile(
         model="fake",
-        file=file_of(model),
+        setup=setup_of(ModelSection(name="fake", path=model, slots=4)),
         hostname="bench",
         measured_at_unix_s=0.0,
         power_mode="MAXN (simulated)",
@@ -150,6 +151,7 @@ async def test_a_profile_of_another_file_is_left_alone(tmp_path: Path) -> None:
             await running.until(ready=1)
         [refused] = [entry for entry in logs if entry["event"] == "profile_not_restored"]
         assert "has changed since" in refused["reason"]
+        assert "file_bytes" in refused["reason"]
 
 
 async def stop(running: Fleet, name: str) -> None:
