@@ -66,8 +66,9 @@ def draw(answer: PlanAnswer, console: Console) -> None:
 def _experts(decision: Decision) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES p50/p95", "FIRST TOKEN s", "WHOLE ANSWER s", "WHY NOT"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("WHY NOT", overflow="fold")
     for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
         table.add_row(*_cells(row), style="bold green" if row.chosen else None if row.candidate else "dim")
     return table
