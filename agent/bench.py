@@ -1,13 +1,14 @@
 """Measures one expert on a short fixed workload, with the same core, accounts and models that serve requests.
 
 The workload: prompts of 32, 128 and 512 tokens (as far as the context holds them) with 32 decoded tokens each, by one
-request at a time and then by 2, 4, 8... at once up to the expert's slots. Prompts differ from each other from the first
-word on, so that no prefix cache shortens them. Before it, ten idle seconds give the idle power.
+request at a time and then by 2, 4, 8... at once, last by as many as the expert has slots. Prompts differ from each
+other from the first word on, so that no prefix cache shortens them. Before it, ten idle seconds give the idle power.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +22,7 @@ from moe2.agent import core
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
-from moe2.agent.profilestore import StoredProfile
+from moe2.agent.profilestore import StoredProfile, setup_of
 from moe2.agent.settings import EngineSection, ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, total
@@ -48,12 +49,13 @@ class Burst:
 class BurstResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one burst took: medians over its requests, and the rate of all together.
 
-    energy: of all its requests together.
+    prefill_tokens_per_s: of prompt tokens that were not found in a cache. energy: of all its requests together.
     """
 
     prompt_tokens: int
     concurrency: int
     ttft_s: float | None
+    prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     together_tokens_per_s: float
     decoded_tokens: int
@@ -74,6 +76,8 @@ def workload(slots: int, context_tokens: int) -> tuple[Burst, ...]:
     concurrencies = [1, 1]
     while concurrencies[-1] * 2 <= slots:
         concurrencies.append(concurrencies[-1] * 2)
+    if concurrencies[-1] < slots:
+        concurrencies.append(slots)
     return tuple(
         Burst(prompt_tokens, concurrency)
         for concurrency in concurrencies
@@ -165,11 +169,17 @@ class ExpertBench:
         done = [answer.usage for answer in answers]
         firsts = [one.prefill_s + (one.queue_s or 0.0) for one in done if one.prefill_s is not None]
         rates = [(one.decoded_tokens - 1) / one.decode_s for one in done if one.decode_s and one.decoded_tokens > 1]
+        prefills = [
+            (one.prompt_tokens - one.cached_tokens) / one.prefill_s
+            for one in done
+            if one.prompt_tokens and one.prefill_s
+        ]
         decoded = sum(one.decoded_tokens for one in done)
         return BurstResult(
             prompt_tokens=burst.prompt_tokens,
             concurrency=burst.concurrency,
             ttft_s=median(firsts) if firsts else None,
+            prefill_tokens_per_s=median(prefills) if prefills else None,
             decode_tokens_per_s=median(rates) if rates else None,
             together_tokens_per_s=decoded / seconds,
             decoded_tokens=decoded,
@@ -246,7 +256,8 @@ class ExpertBench:
         costs = self._core.experts[self._section.name].costs
         return StoredProfile(
             model=self._section.name,
-            file_bytes=self._section.path.stat().st_size,
+            setup=setup_of(self._section),
+            hostname=socket.gethostname(),
             measured_at_unix_s=time.time(),
             power_mode=self._monitor.power_mode,
             latency=costs.latency,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -17,7 +18,9 @@ from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.profilestore import store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common.energy import Energy, Quality
-from moe2.common.errors import ConfigError
+from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.figures import UNMEASURED, known, latency, number, printable
+from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 
 
 def run_bench(
@@ -32,9 +35,11 @@ def run_bench(
 ) -> int:
     """Measure one expert (the first one, if none is named), store its profile, show it; 0.
 
-    Raises ConfigError for an unknown model, Moe2Error if it cannot be measured or its profile not be stored.
+    Raises ConfigError for an unknown model, Moe2Error if it cannot be measured, or its profile not be stored, or if the
+    agent runs: both together would measure each other.
     """
     section = _section(settings, model)
+    _refuse_if_served(settings.agent.socket)
     console = console or Console()
     # The bar goes to standard error: the table, or the JSON, can be piped.
     with _progress(Console(stderr=True) if console.file is sys.stdout else console, quiet=as_json) as bars:
@@ -58,6 +63,19 @@ def run_bench(
     return 0
 
 
+def _refuse_if_served(socket: Path) -> None:
+    try:
+        asyncio.run(fetch(socket, STATUS_ROUTE))
+    except NotRunningError:
+        return
+    except PermissionError:
+        pass  # Whoever may not ask cannot know that nobody answers.
+    raise Moe2Error(
+        f"The agent runs (its socket is {socket}), and its requests would be measured too.",
+        remedy="Stop it first, for instance with 'systemctl stop moe2-agent', and start it again afterwards.",
+    )
+
+
 def _section(settings: AgentSettings, model: str | None) -> ModelSection:
     for section in settings.models:
         if model in (None, section.name):
@@ -78,17 +96,19 @@ def _progress(console: Console, *, quiet: bool) -> Progress:
 
 def _print(result: BenchResult, console: Console) -> None:
     mode = result.profile.power_mode
-    console.print(f"[bold]{result.profile.model}[/]" + (f"  power mode {mode}" if mode else ""), highlight=False)
+    heading = f"{result.profile.model}  power mode {printable(mode)}" if mode else result.profile.model
+    console.print(heading, style="bold", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
-    for heading in ("PROMPT", "AT ONCE", "FIRST TOKEN", "TOKENS/S EACH", "TOKENS/S TOGETHER", "J/TOKEN"):
+    for heading in ("PROMPT", "AT ONCE", "FIRST TOKEN", "PREFILL/S", "DECODE/S EACH", "TOGETHER", "J/TOKEN"):
         table.add_column(heading, justify="right")
     for burst in result.bursts:
         table.add_row(
             str(burst.prompt_tokens),
             str(burst.concurrency),
-            "unknown" if burst.ttft_s is None else f"{burst.ttft_s:.3f} s",
-            "unknown" if burst.decode_tokens_per_s is None else f"{burst.decode_tokens_per_s:.1f}",
-            f"{burst.together_tokens_per_s:.1f}",
+            known(burst.ttft_s, latency),
+            known(burst.prefill_tokens_per_s, number),
+            known(burst.decode_tokens_per_s, number),
+            number(burst.together_tokens_per_s),
             _per_token(burst.energy, burst.decoded_tokens),
         )
     console.print(table)
@@ -106,4 +126,6 @@ def _print(result: BenchResult, console: Console) -> None:
 
 
 def _per_token(energy: Energy, tokens: int) -> str:
-    return "unmeasured" if energy.joules is None or tokens == 0 else f"{energy.joules / tokens:.2f}"
+    if energy.joules is None or tokens == 0:
+        return UNMEASURED
+    return number(energy.joules / tokens) + (" (simulated)" if energy.quality is Quality.SIMULATED else "")

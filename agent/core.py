@@ -14,6 +14,7 @@ import msgspec
 from moe2.agent.engine import protocol
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
 from moe2.agent.settings import ModelSection
+from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
@@ -77,6 +78,15 @@ class EnergySettled:
 
 
 @dataclass(frozen=True)
+class ProfileRestored:
+    """What was measured of the model earlier, in the power mode that rules now."""
+
+    model: str
+    latency: LatencyProfile | None
+    energy: EnergyProfile | None
+
+
+@dataclass(frozen=True)
 class PowerModeChanged:
     """The host runs in this power mode from now on; what was learned in another one does not hold."""
 
@@ -92,6 +102,7 @@ Event = (
     | EngineSpoke
     | EngineExited
     | EnergySettled
+    | ProfileRestored
     | PowerModeChanged
 )
 
@@ -106,7 +117,10 @@ class SendToEngine:
 
 @dataclass(frozen=True)
 class SendToCoordinator:
+    """`request_id` is the client's, for the log."""
+
     message: JobStarted | JobDone | JobFailed
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,9 @@ class AgentCore:
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
                 return [ReportChange()]
+            case ProfileRestored(model=model, latency=latency, energy=energy):
+                self.experts[model].costs.restore(latency, energy)
+                return [ReportChange()]
             case EngineExited(model=model, reason=reason, permanent=permanent):
                 return self._engine_exited(self.experts[model], reason, permanent, now_s)
 
@@ -183,21 +200,21 @@ class AgentCore:
 
     def _submit(self, submit: Submit, now_s: float) -> list[Effect]:
         if submit.job_id in self.jobs:
-            return _refuse(submit.job_id, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
+            return _refuse(submit, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
         expert = self.experts.get(submit.model)
         if expert is None:
             known = ", ".join(sorted(self.experts))
             text = f"This agent does not serve {submit.model!r}; it serves {known}."
-            return _refuse(submit.job_id, JobErrorCode.UNKNOWN_EXPERT, text)
+            return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
-            return _refuse(submit.job_id, JobErrorCode.DRAINING, "The agent is shutting down.")
+            return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
         if expert.state is not ExpertState.READY:
             text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
-            return _refuse(submit.job_id, JobErrorCode.NOT_READY, text)
+            return _refuse(submit, JobErrorCode.NOT_READY, text)
         has_slot = len(expert.active) < expert.section.slots
         if not has_slot and len(expert.queue) >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
-            return _refuse(submit.job_id, JobErrorCode.QUEUE_FULL, text)
+            return _refuse(submit, JobErrorCode.QUEUE_FULL, text)
         deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
         job = Job(
             submit=submit,
@@ -284,7 +301,7 @@ class AgentCore:
         if job.abandoned:
             return []
         usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
-        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage))]
+        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.submit.request_id)]
 
     @staticmethod
     def _usage(job: Job, now_s: float) -> JobUsage:
@@ -330,7 +347,8 @@ class AgentCore:
         if job.abandoned:
             return []
         queue_s = job.started_s - job.received_s
-        return [SendToCoordinator(JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s))]
+        started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
+        return [SendToCoordinator(started, job.submit.request_id)]
 
     def _decoded(self, decoded: tuple[protocol.JobTokens, ...]) -> list[Effect]:
         wanted: list[JobPieces] = []
@@ -398,6 +416,7 @@ def _known(code: str) -> JobErrorCode:
     return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
 
 
-def _refuse(job_id: str, code: JobErrorCode, text: str) -> list[Effect]:
+def _refuse(submit: Submit, code: JobErrorCode, text: str) -> list[Effect]:
     """A job that never began: nothing was spent on it."""
-    return [SendToCoordinator(JobFailed(job_id=job_id, code=code, message=text))]
+    refusal = JobFailed(job_id=submit.job_id, code=code, message=text)
+    return [SendToCoordinator(refusal, submit.request_id)]

@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
+import msgspec
+
 from moe2.agent.energy.attribution import TokenWeight
 from moe2.agent.energy_model import EnergyModel
 from moe2.agent.latency import LatencyModel, RequestTiming
@@ -83,7 +85,8 @@ class ExpertCosts:
     def restore(self, latency: LatencyProfile | None, energy: EnergyProfile | None) -> None:
         """Take over stored profiles (`moe2-agent bench`) as a beginning."""
         if latency is not None:
-            self._present.latency = LatencyModel.starting_from(latency)
+            slots = self._present.latency.slots
+            self._present.latency = LatencyModel.starting_from(msgspec.structs.replace(latency, slots=slots))
         if energy is not None:
             self._present.energy = EnergyModel.starting_from(energy)
 
@@ -95,7 +98,9 @@ class ExpertCosts:
 
     def energy_settled(self, timing: RequestTiming, energy: Energy) -> None:
         """Learn from a request's energy, once it is known."""
-        self._present.energy.observe(timing.shape, energy, timing.mean_occupancy)
+        latency = self.latency
+        shape = latency.lived(timing.shape) if latency else timing.shape
+        self._present.energy.observe(shape, energy, timing.mean_occupancy)
 
     @property
     def _present(self) -> _Models:

@@ -25,12 +25,15 @@ from moe2.agent.health import agent_warnings, gravest_first
 from moe2.agent.host import detect_host
 from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
-from moe2.agent.localapi import local_app
+from moe2.agent.localapi import listening, local_app, metrics_app
+from moe2.agent.metrics import AgentMetrics
+from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
-from moe2.common.energy import NEVER_RAN
+from moe2.common.energy import NEVER_RAN, Energy
+from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
@@ -39,6 +42,9 @@ from moe2.common.messages import (
     ExpertState,
     Hello,
     HostFacts,
+    JobDone,
+    JobFailed,
+    JobStarted,
     Report,
     Submit,
     Welcome,
@@ -94,6 +100,9 @@ class AgentDaemon:
         self._monitor = HostMonitor(())
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
+        self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
+        self.metrics_port: int | None = None
+        self._known_power_modes: set[str | None] = set()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         link = settings.coordinator
         self._link = Link(
@@ -123,8 +132,14 @@ class AgentDaemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         await self._look_at_host()
+        self._enter_power_mode()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
-        async with serving(local_app(self.status), self._settings.agent.socket), asyncio.TaskGroup() as tasks:
+        metrics = self._settings.metrics
+        async with (
+            serving(local_app(self.status, self._metrics), self._settings.agent.socket),
+            listening(metrics_app(self._metrics), metrics.host, metrics.port) as self.metrics_port,
+            asyncio.TaskGroup() as tasks,
+        ):
             engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
             link = tasks.create_task(self._link.run())
             steady = [
@@ -141,6 +156,7 @@ class AgentDaemon:
             await self._drain(link)
             for task in (*engines, *steady):
                 task.cancel()
+        self._store_profiles()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
@@ -240,8 +256,11 @@ class AgentDaemon:
                 self._link.send_tokens(jobs)
             case core.SendToEngine(model=model, command=command):
                 self._engines[model].send(command)
-            case core.SendToCoordinator(message=message):
+            case core.SendToCoordinator(message=message, request_id=request_id):
+                if isinstance(message, JobFailed) and message.usage is None:
+                    self._metrics.job_refused(message.code)
                 self._link.send(message)
+                _log_job(message, request_id)
             case core.SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
             case core.ReportChange():
@@ -250,7 +269,7 @@ class AgentDaemon:
     def _job_ended(self, job_id: str) -> None:
         """Close the job's energy account; one that never ran has none."""
         if not self._monitor.account.request_ended(job_id, time.monotonic()):
-            self._dispatch(core.EnergySettled(job_id, NEVER_RAN))
+            self._settled(job_id, NEVER_RAN)
             return
         self._monitor.sampler.read_now()
         if not self._settle_now():
@@ -259,8 +278,14 @@ class AgentDaemon:
     def _settle_now(self) -> bool:
         """Hand out the energy that has become final; True if nothing is left to wait for."""
         for job_id, energy in self._monitor.settle().items():
-            self._dispatch(core.EnergySettled(job_id, energy))
+            self._settled(job_id, energy)
         return not self._monitor.account.has_unsettled
+
+    def _settled(self, job_id: str, energy: Energy) -> None:
+        job = self._core.jobs.get(job_id)
+        if job and job.ending:
+            self._metrics.job_ended(job.submit.model, job.ending, energy)
+        self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
         """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
@@ -269,11 +294,47 @@ class AgentDaemon:
                 await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
             self._unsettled.clear()
             if self._monitor.power_mode != self._power_mode:
-                self._power_mode = self._monitor.power_mode
-                self._dispatch(core.PowerModeChanged(self._power_mode))
+                self._enter_power_mode()
             while not self._settle_now():
                 await asyncio.sleep(SETTLE_EVERY_S)
                 self._monitor.sampler.drain()
+
+    def _enter_power_mode(self) -> None:
+        """Learn apart for the power mode that rules now, from what is stored of it if it is entered for the first
+        time."""
+        mode = self._power_mode = self._monitor.power_mode
+        self._dispatch(core.PowerModeChanged(mode))
+        if mode in self._known_power_modes:
+            return
+        self._known_power_modes.add(mode)
+        for model in self._settings.models:
+            try:
+                stored = load_profile(self._settings.agent.state_dir, model, mode)
+            except NoProfileError as error:
+                log.info("profile_not_restored", model=model.name, reason=str(error))
+            else:
+                self._dispatch(core.ProfileRestored(model.name, stored.latency, stored.energy))
+                log.info("profile_restored", model=model.name, measured_at_unix_s=stored.measured_at_unix_s)
+
+    def _store_profiles(self) -> None:
+        """Keep what was learned of the experts in the present power mode for the next start."""
+        for expert in self._core.experts.values():
+            costs = expert.costs
+            if costs.latency is None or not costs.latency.n_requests:
+                continue
+            try:
+                profile = StoredProfile(
+                    model=expert.section.name,
+                    setup=setup_of(expert.section),
+                    hostname=self._host.hostname,
+                    measured_at_unix_s=time.time(),
+                    power_mode=self._power_mode,
+                    latency=costs.latency,
+                    energy=costs.energy,
+                )
+                store_profile(self._settings.agent.state_dir, profile)
+            except (OSError, Moe2Error) as error:
+                log.warning("profile_not_stored", model=expert.section.name, reason=str(error))
 
     async def _look_at_host(self) -> None:
         found = await asyncio.to_thread(discover, self._sensor_settings)
@@ -346,3 +407,22 @@ class AgentDaemon:
         self._link.close("the agent is shutting down")
         with suppress(TimeoutError):
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
+
+
+def _log_job(message: JobStarted | JobDone | JobFailed, request_id: str) -> None:
+    """One line per fact, under the id that the coordinator's log and the client's response carry too."""
+    match message:
+        case JobStarted(job_id=job_id, queue_s=queue_s):
+            log.debug("job_started", request_id=request_id, job_id=job_id, queue_s=round(queue_s, 4))
+        case JobDone(job_id=job_id, reason=reason, usage=usage):
+            log.info(
+                "job_done",
+                request_id=request_id,
+                job_id=job_id,
+                reason=reason,
+                decoded_tokens=usage.decoded_tokens,
+                joules=usage.energy.joules,
+                energy_quality=usage.energy.quality,
+            )
+        case JobFailed(job_id=job_id, code=code, message=text):
+            log.warning("job_failed", request_id=request_id, job_id=job_id, code=code, detail=text)

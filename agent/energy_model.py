@@ -78,7 +78,7 @@ class EnergyModel:
         return TokenWeight(decode=decode, prefill=decode * ratio)
 
     def observe(self, shape: RequestShape, energy: Energy, mean_occupancy: float | None = None) -> None:
-        """Learn from a request's energy. `shape` as in `moe2.agent.latency.RequestTiming`.
+        """Learn from a request's energy. shape: with the occupancy that was to be expected at its arrival.
 
         Energy that is unknown, partial or of too few samples for a single request is passed over.
         """

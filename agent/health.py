@@ -79,12 +79,12 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
 def _sensor_warnings(sensors: tuple[SensorReport, ...]) -> list[HealthWarning]:
     if any(sensor.state == "present" for sensor in sensors):
         return []
-    refused = [sensor for sensor in sensors if sensor.remedy]
+    refused = [sensor.remedy for sensor in sensors if sensor.state != "absent" and sensor.remedy]
     return [
         HealthWarning(
             code="energy_unmeasured",
             severity=Severity.NOTICE,
             message="No power sensor can be read on this host, so joules are reported as unmeasured.",
-            remedy=refused[0].remedy or "" if refused else "Run `moe2-agent doctor` to see what was probed.",
+            remedy=refused[0] if refused else "`moe2-agent doctor` shows what was looked for and what could be added.",
         )
     ]

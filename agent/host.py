@@ -40,7 +40,7 @@ def detect_host(root: Path = Path("/"), *, profile: str | None = None) -> HostFa
         facts,
         board=f"{simulated.board} (simulated)",
         accelerator=f"{simulated.accelerator} (simulated)",
-        power_mode=simulated.power_mode,
+        power_mode=simulated.marked_power_mode,
     )
 
 

@@ -1,7 +1,8 @@
 """One expert's speed in one power mode, learned from its own requests. PURE.
 
-The formulas are those of `moe2.common.cost`. Coefficients are learned with the batch occupancy that a request really
-had; the spread with what was known when it arrived, which is what a prediction has to go by.
+The formulas are those of `moe2.common.cost`. Between tokens, coefficients are learned with the batch occupancy that a
+request really had, and apart from them what occupancy to expect; the spread is learned with what was known when it
+arrived, which is what a prediction has to go by.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from moe2.agent.occupancy import OccupancyForecast
 from moe2.agent.regression import RelativeRegression, around
 from moe2.agent.residuals import AGREEING, ResidualPool
 from moe2.common.cost import (
     LatencyProfile,
     RequestShape,
+    expected_to_live,
     inter_token_features,
     prefill_features,
 )
@@ -74,6 +77,7 @@ class LatencyModel:
         self._decode = _Phase(_decode_prior)
         self._ttft = ResidualPool(watch=False)
         self._total = ResidualPool(watch=False)
+        self._occupancy = OccupancyForecast()
         self._service_s: float | None = None
         self._n_requests = 0
         self.changes = 0
@@ -112,6 +116,7 @@ class LatencyModel:
             inter_token=self._decode.residuals.spread,
             total=self._total.spread,
             n_requests=self._n_requests,
+            occupancy=self._occupancy.coefficients,
         )
 
     def observe(self, timing: RequestTiming) -> None:
@@ -123,17 +128,20 @@ class LatencyModel:
             return
         self._compare(shape, timing.queue_s, prefill_s, decode_s)
         self._n_requests += 1
-        lived = msgspec.structs.replace(shape, occupancy=timing.mean_occupancy or shape.occupancy)
         if prefill_s:
             self._prefill.begin(prefill_s / shape.prompt_tokens)
-            if self._prefill.observe(prefill_features(shape), prefill_features(lived), prefill_s):
+            features = prefill_features(shape)
+            if self._prefill.observe(features, features, prefill_s):
                 self._pace_changed()
         if decode_s:
             # The first token comes with the prefill.
             step_s = decode_s / (shape.decoded_tokens - 1)
             self._decode.begin(step_s)
-            if self._decode.observe(inter_token_features(shape), inter_token_features(lived), step_s):
+            expected = expected_to_live(shape, self._occupancy.coefficients, self.slots)
+            lived = msgspec.structs.replace(shape, occupancy=timing.mean_occupancy or shape.occupancy)
+            if self._decode.observe(inter_token_features(expected), inter_token_features(lived), step_s):
                 self._pace_changed()
+            self._occupancy.observe(shape.occupancy, lived.occupancy)
         if prefill_s and decode_s:
             held_s = prefill_s + decode_s
             old_s = self._service_s if self._service_s is not None else held_s
@@ -149,7 +157,7 @@ class LatencyModel:
             return
         self._ttft.add(math.log((queue_s + prefill_s) / first_s))
         if decode_s:
-            total_s = first_s + (shape.decoded_tokens - 1) * profile.inter_token_s(shape)
+            total_s = first_s + (shape.decoded_tokens - 1) * profile.inter_token_s(profile.lived(shape))
             self._total.add(math.log((queue_s + prefill_s + decode_s) / total_s))
 
     def _pace_changed(self) -> None:

@@ -1,25 +1,65 @@
-"""Measured profiles on disk, so that a restarted agent begins with what `moe2-agent bench` found."""
+"""Measured profiles on disk, so that a restarted agent begins with what is known of its experts.
+
+One file per model and power mode, in JSON, written by `moe2-agent bench` and by an agent that shuts down. A simulated
+host's power modes have names of their own, so its joules never pass for a real host's.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
 
+from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.errors import Moe2Error
 
+FOLDER = "profiles"
+
+
+class NoProfileError(Moe2Error):
+    """There is no stored profile that could be used."""
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What an expert's speed depends on, besides the host: the model's file and how llama.cpp is told to run it."""
+
+    file_bytes: int
+    file_modified_at_unix_s: float
+    threads: int | None
+    gpu_layers: int
+    batch_tokens: int
+    flash_attention: bool
+
 
 class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was measured of one expert in one power mode. latency, energy: None where nothing could be measured."""
+    """What was measured of one expert in one power mode. latency, energy: None where nothing could be measured.
+
+    hostname: where, for people to read.
+    """
 
     model: str
-    file_bytes: int
+    setup: Setup
+    hostname: str
     measured_at_unix_s: float
     power_mode: str | None = None
     latency: LatencyProfile | None = None
     energy: EnergyProfile | None = None
+
+
+def setup_of(section: ModelSection) -> Setup:
+    """Raises OSError if the model's file cannot be looked at."""
+    facts = section.path.stat()
+    return Setup(
+        file_bytes=facts.st_size,
+        file_modified_at_unix_s=facts.st_mtime,
+        threads=section.threads,
+        gpu_layers=section.gpu_layers,
+        batch_tokens=section.batch_tokens,
+        flash_attention=section.flash_attention,
+    )
 
 
 def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
@@ -42,16 +82,42 @@ def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
     return path
 
 
-def load_profile(state_dir: Path, model: str, power_mode: str | None, file_bytes: int) -> StoredProfile | None:
-    """The stored profile; None if there is none, if it is of another file, or if it cannot be read."""
+def load_profile(state_dir: Path, section: ModelSection, power_mode: str | None) -> StoredProfile:
+    """The stored profile. Raises NoProfileError, which says why there is none to use."""
+    model = section.name
+    path = _path(state_dir, model, power_mode)
     try:
-        stored = msgspec.json.decode(_path(state_dir, model, power_mode).read_bytes(), type=StoredProfile)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    return stored if stored.file_bytes == file_bytes else None
+        stored = msgspec.json.decode(path.read_bytes(), type=StoredProfile)
+        setup = setup_of(section)
+    except FileNotFoundError:
+        raise NoProfileError(_why_missing(path, model, power_mode)) from None
+    except OSError as error:
+        raise NoProfileError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise NoProfileError(f"{path} is not a profile that this release can read: {error}.") from error
+    changed = [name for name in setup.__struct_fields__ if getattr(setup, name) != getattr(stored.setup, name)]
+    if changed:
+        raise NoProfileError(f"{model} has changed since {path} was measured: {', '.join(changed)}.")
+    return stored
+
+
+def _why_missing(path: Path, model: str, power_mode: str | None) -> str:
+    others = sorted(path.parent.glob(f"{_model_part(model)}@*.json"))
+    if not others:
+        return f"{model} has not been measured on this host yet."
+    known = ", ".join(other.stem.partition("@")[2] for other in others)
+    return f"{model} has not been measured in the power mode {_mode_part(power_mode)}, only in {known}."
 
 
 def _path(state_dir: Path, model: str, power_mode: str | None) -> Path:
-    """Names are restricted by the settings, power modes are not: whatever is no letter or digit becomes a dash."""
-    mode = "".join(one if one.isalnum() else "-" for one in power_mode or "default")
-    return state_dir / "profiles" / f"{model.replace(':', '-')}@{mode}.json"
+    return state_dir / FOLDER / f"{_model_part(model)}@{_mode_part(power_mode)}.json"
+
+
+def _model_part(model: str) -> str:
+    """Names are restricted by the settings; a colon is the one character that not every file system takes."""
+    return model.replace(":", "-")
+
+
+def _mode_part(power_mode: str | None) -> str:
+    """Power modes may hold anything: whatever is no letter, digit or underscore becomes a dash."""
+    return re.sub(r"\W+", "-", power_mode or "default").strip("-")

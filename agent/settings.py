@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from moe2.agent.energy.catalog import FAMILIES, Family
+from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.config import Settings
 
@@ -110,6 +110,14 @@ class SensorsSection(Settings):
         return profile
 
 
+class MetricsSection(Settings):
+    """[metrics]: a listener for Prometheus. The local socket serves them in any case."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """No listener is opened if not set."""
+
+
 class LogSection(Settings):
     """[log]"""
 
@@ -122,6 +130,7 @@ class AgentSettings(Settings):
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
+    metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

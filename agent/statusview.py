@@ -87,7 +87,7 @@ def _sensors(sensors: tuple[SensorReport, ...]) -> RenderableType:
         table.add_row(
             Text(printable(sensor.name), style="bold"),
             Text(printable(sensor.state), style=_SENSOR_STYLES.get(sensor.state, "")),
-            known(sensor.power_w, statusparts.power),
+            statusparts.sensor_power(sensor),
             Text(" ".join(printable(part) for part in (sensor.detail, sensor.remedy) if part)),
         )
     return table

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import tempfile
 import time
 from contextlib import suppress
@@ -65,26 +66,31 @@ async def _core_share(root: Path, package: Path, seconds: float, *, measure: boo
     return share, len(monitor.sampler.channels)
 
 
+def core_pct(seconds: float, rounds: int) -> tuple[float, int]:
+    """Percent of a core that sampling takes, the median over pairs of runs of `seconds`, and the number of sensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        sysfs.agx_orin(root)
+        package = sysfs.intel_host(root)
+        shares: list[float] = []
+        for number in range(rounds):
+            without, _ = asyncio.run(_core_share(root, package, seconds, measure=False))
+            with_sensors, count = asyncio.run(_core_share(root, package, seconds, measure=True))
+            shares.append(with_sensors - without)
+            print(
+                f"round {number + 1}: {with_sensors:.2%} of a core with {count} sensors at 10 Hz, {without:.2%} without"
+            )
+    return round(100 * statistics.median(shares), 3), count
+
+
 def main() -> None:
     """Measure with and without sensors, side by side, and print the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="length of each of the runs")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="pairs of runs; the median counts")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        sysfs.agx_orin(root)
-        package = sysfs.intel_host(root)
-        shares: list[float] = []
-        for number in range(arguments.rounds):
-            without, _ = asyncio.run(_core_share(root, package, arguments.seconds, measure=False))
-            with_sensors, count = asyncio.run(_core_share(root, package, arguments.seconds, measure=True))
-            shares.append(with_sensors - without)
-            print(
-                f"round {number + 1}: {with_sensors:.2%} of a core with {count} sensors at 10 Hz, {without:.2%} without"
-            )
-    shares.sort()
-    print(json.dumps({"sampler_core_pct": round(100 * shares[len(shares) // 2], 3), "sensors": count}))
+    percent, count = core_pct(arguments.seconds, arguments.rounds)
+    print(json.dumps({"sampler_core_pct": percent, "sensors": count}))
 
 
 if __name__ == "__main__":

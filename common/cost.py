@@ -11,6 +11,9 @@ n/2 tokens of context on average:
     inter-token seconds b0 + b1 (o - 1) + b2 c / 1000
     joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
 
+For inter-token seconds and joules, o is the mean over the request's life, which is expected to be m0 + m1 * (what it
+finds at its arrival), between 1 and the slots; for the prefill, o is what it finds.
+
 All coefficients are >= 0: more work never costs less. e1 is what every sequence costs on its own, e2 what a batch
 shares (reading the weights, idle power).
 """
@@ -74,8 +77,9 @@ class LatencyPrediction(msgspec.Struct, frozen=True, kw_only=True):
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned speed.
 
-    prefill, decode: coefficients a0.. and b0.. of the module's formulas. service_s: mean seconds that a request holds a
-    slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up alone.
+    prefill, decode: coefficients a0.. and b0.. of the module's formulas. occupancy: m0, m1. service_s: mean seconds
+    that a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up
+    alone.
     """
 
     prefill: tuple[float, float, float, float]
@@ -86,6 +90,7 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     inter_token: Spread
     total: Spread
     n_requests: int = 0
+    occupancy: tuple[float, float] = (0.0, 1.0)
 
     def prefill_s(self, shape: RequestShape) -> float:
         """Mean seconds of the prefill."""
@@ -99,10 +104,14 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Mean seconds in the queue: slots fall free one by one, every `service_s / slots`."""
         return 0.0 if shape.queued_ahead is None else (shape.queued_ahead + 1) * self.service_s / self.slots
 
+    def lived(self, shape: RequestShape) -> RequestShape:
+        """What a request that arrives like this is expected to live in."""
+        return expected_to_live(shape, self.occupancy, self.slots)
+
     def predict(self, shape: RequestShape) -> LatencyPrediction:
-        """Seconds of a request of this shape."""
+        """Seconds of a request that arrives like this."""
         first_s = self.queue_s(shape) + self.prefill_s(shape)
-        step_s = self.inter_token_s(shape)
+        step_s = self.inter_token_s(self.lived(shape))
         # The first token comes with the prefill.
         rest_s = max(0, shape.decoded_tokens - 1) * step_s
         return LatencyPrediction(
@@ -142,6 +151,12 @@ class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         """Mean J per generated token in a batch of `occupancy`."""
         _, own, shared, context = self.coefficients
         return own + shared / occupancy + context * context_tokens / 1000
+
+
+def expected_to_live(shape: RequestShape, occupancy: tuple[float, float], slots: int) -> RequestShape:
+    """The shape with the mean occupancy of its life in place of that at its arrival. occupancy: m0, m1."""
+    m0, m1 = occupancy
+    return msgspec.structs.replace(shape, occupancy=min(max(1.0, m0 + m1 * shape.occupancy), max(1.0, float(slots))))
 
 
 def prefill_features(shape: RequestShape) -> tuple[float, ...]:

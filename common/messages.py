@@ -97,13 +97,17 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one."""
+    """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one.
+
+    simulated: nothing is measured, the watts are those of a simulated host's profile.
+    """
 
     name: str
     state: str
     detail: str | None = None
     remedy: str | None = None
     power_w: float | None = None
+    simulated: bool = False
 
 
 class ExpertState(StrEnum):

@@ -41,6 +41,7 @@ class Pump:
         next_message: Callable[[], JobMessage | None],
         on_event: Callable[[SessionEvent], None],
     ) -> None:
+        self._clock = asyncio.get_running_loop().time
         self._session = session
         self._next_message = next_message
         self._on_event = on_event
@@ -79,12 +80,11 @@ class Pump:
                 raise result
 
     async def _receive(self, websocket: WebSocket) -> None:
-        loop = asyncio.get_running_loop()
         async for frame in websocket:
             if frame.type is not WSMsgType.BINARY:
                 log.warning("frame_ignored", kind=frame.type.name)
                 continue
-            for event in self._session.receive(frame.data, loop.time()):
+            for event in self._session.receive(frame.data, self._clock()):
                 self._on_event(event)
                 if isinstance(event, Opened):
                     self._rescheduled.set()
@@ -97,7 +97,7 @@ class Pump:
         session, loop = self._session, asyncio.get_running_loop()
         while True:
             self._rescheduled.clear()
-            for event in session.tick(loop.time()):
+            for event in session.tick(self._clock()):
                 self._on_event(event)
             self._wake.set()
             deadline_s = session.next_deadline_s

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common import figures
+from moe2.common.energy import Quality
 from moe2.common.figures import UNMEASURED, fact_line, known, printable
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, SensorReport
@@ -37,6 +38,15 @@ def yes_no(value: bool) -> str:
 
 def power(value_w: float) -> str:
     return f"{figures.number(value_w)} W"
+
+
+def sensor_power(sensor: SensorReport) -> str:
+    """The present power; that of a simulated host says so."""
+    return known(sensor.power_w, power) + (" (simulated)" if sensor.simulated else "")
+
+
+def _energy_is_simulated(expert: ExpertReport) -> bool:
+    return expert.energy is not None and expert.energy.quality is Quality.SIMULATED
 
 
 # --- Drawn ------------------------------------------------------------------------------------------------------------
@@ -105,15 +115,18 @@ def expert_cells(expert: ExpertReport) -> tuple[Text, ...]:
     rate = Text(known(speed.decode_tokens_per_s, figures.number))
     if speed.decode_tokens_per_s is not None:
         rate.append(f"\n{_basis(expert)}", style="dim")
+    joules = Text(
+        known(speed.j_per_decoded_token, figures.number, otherwise=UNMEASURED),
+        style="dim" if speed.j_per_decoded_token is None else "",
+    )
+    if _energy_is_simulated(expert):
+        joules.append("\nsimulated", style="dim")
     return (
         Text(f"{expert.active}/{expert.slots}"),
         Text(f"{expert.queued}/{expert.max_queue}", style="yellow" if expert.queued else ""),
         rate,
         Text(known(speed.ttft_s, figures.latency)),
-        Text(
-            known(speed.j_per_decoded_token, figures.number, otherwise=UNMEASURED),
-            style="dim" if speed.j_per_decoded_token is None else "",
-        ),
+        joules,
     )
 
 
@@ -169,6 +182,7 @@ def expert_line(word: str, expert: ExpertReport, **before: object) -> str:
         tokens_per_s=known(speed.decode_tokens_per_s, figures.number),
         ttft_s=known(speed.ttft_s, figures.number),
         j_per_token=known(speed.j_per_decoded_token, figures.number, otherwise=UNMEASURED),
+        energy_quality=expert.energy.quality.value if expert.energy else UNMEASURED,
         n_requests=speed.n_requests,
         context_tokens=expert.context_tokens,
         quantization=expert.quantization,
@@ -185,6 +199,7 @@ def sensor_line(sensor: SensorReport, **before: object) -> str:
         name=sensor.name,
         state=sensor.state,
         power_w=known(sensor.power_w, figures.number),
+        simulated=yes_no(sensor.simulated),
         detail=sensor.detail,
         remedy=sensor.remedy,
     )

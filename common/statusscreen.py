@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -23,20 +23,29 @@ from rich.live import Live
 from rich.text import Text
 
 from moe2.common import localsocket
+from moe2.common.health import HealthWarning
 from moe2.common.localsocket import NotRunningError
-from moe2.common.status import AgentStatus, CoordinatorStatus, exit_code
+from moe2.common.status import exit_code
 
 WATCH_S = 1.0
 EXIT_NOT_RUNNING = 2
 # Where systemd looks for units, systemd.unit(5).
 UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")))
 
-StatusT = TypeVar("StatusT", AgentStatus, CoordinatorStatus)
+
+class Snapshot(Protocol):
+    """What can be shown: a msgspec Struct that says what is wrong."""
+
+    @property
+    def warnings(self) -> tuple[HealthWarning, ...]: ...
+
+
+StatusT = TypeVar("StatusT", bound=Snapshot)
 
 
 @dataclass(frozen=True)
 class StatusView(Generic[StatusT]):
-    """How one daemon's status is shown.
+    """How one daemon's status, or another snapshot that it answers with at `route`, is shown.
 
     picture, lines: pure; from the status and the wall clock (s since the epoch) to a renderable, or to plain lines.
     """
@@ -47,6 +56,7 @@ class StatusView(Generic[StatusT]):
     lines: Callable[[StatusT, float], list[str]]
     default_socket: Path
     default_config: Path
+    route: str = localsocket.STATUS_ROUTE
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
 def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | Silence:
     """One look at the daemon behind `socket`."""
     try:
-        body = asyncio.run(localsocket.fetch(socket, localsocket.STATUS_ROUTE))
+        body = asyncio.run(localsocket.fetch(socket, view.route))
         return Answer(body, msgspec.json.decode(body, type=view.kind))
     except NotRunningError:
         command = start_command(view, socket, UNIT_FOLDERS)

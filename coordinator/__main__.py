@@ -12,6 +12,7 @@ from moe2.common import __version__
 from moe2.common.config import load_settings
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
+from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
@@ -66,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
+    status.add_argument(
+        "--calibration", action="store_true", help="how good the predictions of recent requests were, instead"
+    )
     _add_socket(status)
     status.set_defaults(act=_status)
 
@@ -133,7 +137,8 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+    show = show_calibration if arguments.calibration else show_status
+    return show(arguments.socket, as_json=arguments.json, watch=arguments.watch)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic, time
 
 import structlog
 from aiohttp import web
@@ -20,17 +20,25 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.calibration import CalibrationRoute
+from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.metrics import CoordinatorMetrics
+from moe2.coordinator.receipt import Receipt
+from moe2.coordinator.recent import RecentPast, fleet_power
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
@@ -39,6 +47,7 @@ from moe2.coordinator.table import CapabilityTable
 log = structlog.get_logger()
 
 EVICT_EVERY_S = 5.0
+SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
 
@@ -52,7 +61,7 @@ class CoordinatorDaemon:
         self._settings = settings
         self._notifier = Notifier(environment)
         self._id = f"coordinator-{uuid.uuid4().hex}"
-        self._started_s = time.monotonic()
+        self._started_s = monotonic()
         self._stop = asyncio.Event()
         self.listening = asyncio.Event()
         self.api_url = ""
@@ -62,14 +71,18 @@ class CoordinatorDaemon:
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=time.monotonic
+            _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
         )
+        self._past = RecentPast()
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
+        self._calibration = CalibrationWindow()
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
             on_answered=self._answered,
+            on_retired=self._request_retired,
         )
         self._hub = Hub(
             agents,
@@ -99,7 +112,9 @@ class CoordinatorDaemon:
             self.api_url = f"http://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
-                steady = [tasks.create_task(self._evict()), tasks.create_task(self._feed_watchdog())]
+                steady = [
+                    tasks.create_task(work) for work in (self._evict(), self._sample_power(), self._feed_watchdog())
+                ]
                 self.listening.set()
                 self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
                 await self._stop.wait()
@@ -119,7 +134,7 @@ class CoordinatorDaemon:
             coordinator_id=self._id,
             version=__version__,
             pid=os.getpid(),
-            uptime_s=time.monotonic() - self._started_s,
+            uptime_s=monotonic() - self._started_s,
             draining=self._service.stopping,
             epoch=self._table.epoch,
             api_url=self.api_url,
@@ -149,12 +164,16 @@ class CoordinatorDaemon:
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
         ).add_to(app)
         self._fleet.add_to(app)
+        MetricsRoute(self._metrics).add_to(app)
+        EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
+        PageRoute().add_to(app)
         return app
 
     def _local_app(self) -> web.Application:
         app = web.Application(middlewares=[openai_errors])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
+        CalibrationRoute(self._calibration).add_to(app)
         return app
 
     def _answered(self, life: Lifecycle) -> None:
@@ -170,11 +189,22 @@ class CoordinatorDaemon:
             return "no expert is ready"
         return None
 
+    def _request_retired(self, life: Lifecycle, receipt: Receipt) -> None:
+        self._metrics.request_ended(receipt, life.outcome)
+        self._past.request_ended(life, receipt, time())
+        self._calibration.request_retired(life)
+
     async def _evict(self) -> None:
         while True:
             await asyncio.sleep(EVICT_EVERY_S)
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
+
+    async def _sample_power(self) -> None:
+        while True:
+            rows = self._table.rows(monotonic())
+            self._past.energy.power_sampled(fleet_power(rows), time())
+            await asyncio.sleep(SAMPLE_POWER_EVERY_S)
 
     async def _feed_watchdog(self) -> None:
         if self._notifier.watchdog_s is None:

@@ -98,12 +98,14 @@ def offers_of(refused: NoExpert) -> dict[str, Any] | None:
     plan = refused.plan
     if plan is None:
         return None
+    qualities = {other.expert.key: other.prediction.energy_quality for other in refused.considered}
     return {
         label: None
         if offer is None
         else {
             "expert": offer.name,
             "energy_j": offer.energy_j,
+            "energy_quality": qualities.get(offer.name),
             "total_s": offer.delay_s,
             "ttft_s": offer.first_token_s,
             "needs": {breach.limit.value: breach.needed for breach in offer.breaches},

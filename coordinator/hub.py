@@ -97,7 +97,7 @@ class Hub:
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
-        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(presented, self._token):
             log.warning("agent_refused", reason="wrong_token", peer=request.remote)
             raise web.HTTPUnauthorized(text="Wrong or missing enrolment token. Set the agent's token_file.")
@@ -105,7 +105,6 @@ class Hub:
             max_msg_size=self._settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )
         await websocket.prepare(request)
-        loop = asyncio.get_running_loop()
         session = CoordinatorSession(
             Welcome(
                 protocol=PROTOCOL_VERSION,
@@ -115,7 +114,7 @@ class Hub:
                 report_s=self._settings.report_s,
                 max_frame_bytes=self._settings.max_frame_bytes,
             ),
-            now_s=loop.time(),
+            now_s=asyncio.get_running_loop().time(),
             handshake_s=self._settings.handshake_s,
         )
         outgoing: deque[JobMessage] = deque()

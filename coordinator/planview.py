@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common.cost import Quantiles
+from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.figures import UNMEASURED, printable
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
@@ -41,7 +42,8 @@ def show_plan(
     if as_json:
         sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
     else:
-        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False))
+        piped = not sys.stdout.isatty()
+        draw(answer, Console(width=PIPED_COLUMNS if piped else None, soft_wrap=piped, highlight=False))
     return 0 if answer.chosen else INFEASIBLE
 
 
@@ -67,8 +69,9 @@ def draw(answer: PlanAnswer, console: Console) -> None:
 def _experts(decision: Decision) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES p50/p95", "FIRST TOKEN s", "WHOLE ANSWER s", "WHY NOT"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("WHY NOT", overflow="fold")
     for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
         table.add_row(*_cells(row), style="bold green" if row.chosen else None if row.candidate else "dim")
     return table
@@ -76,7 +79,7 @@ def _experts(decision: Decision) -> Table:
 
 def _cells(row: ExpertRow) -> tuple[str, ...]:
     mark = "→" if row.chosen else "+" if row.candidate else " "
-    simulated = " (simulated)" if row.energy_quality == "simulated" else ""
+    simulated = " (simulated)" if _is_simulated(row) else ""
     return (
         mark,
         printable(row.model),
@@ -90,12 +93,19 @@ def _cells(row: ExpertRow) -> tuple[str, ...]:
     )
 
 
+def _is_simulated(row: ExpertRow) -> bool:
+    return row.energy_quality == Quality.SIMULATED
+
+
 def _both(quantiles: Quantiles | None) -> str:
     return UNMEASURED if quantiles is None else f"{quantiles.p50:.3g} / {quantiles.p95:.3g}"
 
 
 def _frontier(answer: PlanAnswer) -> Table:
-    table = Table(title="What other energy budgets would buy", title_justify="left", box=None, pad_edge=False)
+    rows = answer.decision.experts if answer.decision else ()
+    simulated = " (some experts' joules are simulated)" if any(map(_is_simulated, rows)) else ""
+    title = f"What other energy budgets would buy{simulated}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("BUDGET J", "VALUE", "CANDIDATES"):
         table.add_column(heading)
     for row in answer.frontier:

@@ -36,10 +36,11 @@ class Demand:
 class Prediction:
     """Of one request on one expert. None: the expert has not been measured in this respect.
 
-    queue_s: mean wait for a slot. transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of
-    the measurements that the joules rest on.
+    transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of the measurements that the
+    joules rest on. shape: the request as it was taken to be.
     """
 
+    shape: RequestShape
     ttft_s: Quantiles | None
     per_token_s: Quantiles | None
     total_s: Quantiles | None
@@ -63,13 +64,21 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
         occupancy=min(in_flight + 1, report.slots),
         queued_ahead=in_flight - report.slots if in_flight >= report.slots else None,
     )
-    energy_j = report.energy.predict(shape) if report.energy else None
+    return predict_shape(expert, shape)
+
+
+def predict_shape(expert: Expert, shape: RequestShape) -> Prediction:
+    """The costs of a request of this shape."""
+    report = expert.report
+    lived = report.latency.lived(shape) if report.latency else shape
+    energy_j = report.energy.predict(lived) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
     if report.latency is None:
-        return Prediction(None, None, None, energy_j, energy_quality)
+        return Prediction(shape, None, None, None, energy_j, energy_quality)
     latency = report.latency.predict(shape)
     transmit_s = expert.rtt_s or 0.0
     return Prediction(
+        shape=shape,
         ttft_s=_later(latency.ttft_s, transmit_s),
         per_token_s=latency.inter_token_s,
         total_s=_later(latency.total_s, transmit_s),

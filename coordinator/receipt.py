@@ -48,11 +48,15 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the choice was based on. None: the expert had not been measured."""
+    """What the choice was based on. None: the expert had not been measured.
+
+    energy_quality: of the measurements behind the joules.
+    """
 
     ttft_s: Quantiles | None
     total_s: Quantiles | None
     energy_j: Quantiles | None
+    energy_quality: str | None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +103,8 @@ def receipt_of(life: Lifecycle) -> Receipt:
 
 def energy_of(life: Lifecycle) -> Energy:
     """What the request has cost so far, attempts that failed or were cancelled included."""
+    if life.outcome and not life.attempts:
+        return NEVER_RAN
     return total(_energy(attempt) for attempt in life.attempts)
 
 
@@ -109,7 +115,12 @@ def _decision(life: Lifecycle) -> Decision | None:
 
 
 def _predicted(prediction: Prediction) -> Predicted:
-    return Predicted(ttft_s=prediction.ttft_s, total_s=prediction.total_s, energy_j=prediction.energy_j)
+    return Predicted(
+        ttft_s=prediction.ttft_s,
+        total_s=prediction.total_s,
+        energy_j=prediction.energy_j,
+        energy_quality=prediction.energy_quality,
+    )
 
 
 def _line(attempt: Attempt) -> ExpertLine:

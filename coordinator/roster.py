@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.cost import Quantiles, RequestShape, Spread, energy_features, inter_token_features, prefill_features
-from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.predict import Prediction
 from moe2.coordinator.table import Expert
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,9 +41,15 @@ class Range:
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """What one request takes on each expert of a roster, in its order."""
+    """What one request takes on each expert of a roster, in its order.
+
+    prompt_tokens: (N,) its prompt's length to each. busy: (N,) requests already there.
+    """
 
     roster: Roster
+    prompt_tokens: IntArray
+    answer_tokens: int
+    busy: IntArray
     ttft_s: Range
     per_token_s: Range
     total_s: Range
@@ -51,8 +57,14 @@ class Forecast:
 
     def prediction(self, place: int) -> Prediction:
         """The same of one expert."""
-        report = self.roster.experts[place].report
+        report, busy = self.roster.experts[place].report, int(self.busy[place])
         return Prediction(
+            shape=RequestShape(
+                prompt_tokens=int(self.prompt_tokens[place]),
+                decoded_tokens=self.answer_tokens,
+                occupancy=min(busy + 1, report.slots),
+                queued_ahead=busy - report.slots if busy >= report.slots else None,
+            ),
             ttft_s=self.ttft_s.at(place),
             per_token_s=self.per_token_s.at(place),
             total_s=self.total_s.at(place),
@@ -86,6 +98,9 @@ class Roster:
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
         """Slots fall free one by one, every so many seconds."""
+        # Without a learned pace, a request is expected to live in what it finds.
+        self._occupancy = np.array([found.occupancy if found else (0.0, 1.0) for found in latency]).T
+        self._fullest = np.array([max(1.0, float(found.slots)) if found else np.inf for found in latency])
         self._ttft = _factors([found.ttft if found else _UNKNOWN for found in latency])
         self._inter_token = _factors([found.inter_token if found else _UNKNOWN for found in latency])
         self._total = _factors([found.total if found else _UNKNOWN for found in latency])
@@ -108,24 +123,36 @@ class Roster:
         """(N,) requests in progress on each."""
         return np.array([in_flight.get(key, 0) for key in self.keys])
 
-    def forecast(self, demand: Demand, busy: IntArray) -> Forecast:
-        """What a request takes on each expert with `busy` (N,) requests already there."""
-        # A shape with an array where a number belongs: they differ in occupancy only, and the formulas take both.
-        occupancy = cast(float, np.minimum(busy + 1, self._slots))
-        shape = RequestShape(
-            prompt_tokens=demand.prompt_tokens, decoded_tokens=demand.answer_tokens, occupancy=occupancy
-        )
+    def forecast(self, prompt_tokens: IntArray, answer_tokens: int, busy: IntArray) -> Forecast:
+        """What a request takes on each expert, with `busy` (N,) requests already there.
+
+        prompt_tokens: (N,) its prompt's length to each expert's model.
+        """
+        arriving = np.minimum(busy + 1, self._slots)
+        shape = _shape(prompt_tokens, answer_tokens, arriving)
+        m0, m1 = self._occupancy
+        lived = _shape(prompt_tokens, answer_tokens, np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest))
         queue_s = np.where(busy >= self._slots, (busy - self._slots + 1) * self._turn_s, 0.0)
         first_s = queue_s + _dot(self._prefill, prefill_features(shape))
-        step_s = _dot(self._decode, inter_token_features(shape))
-        total_s = first_s + max(0, demand.answer_tokens - 1) * step_s
+        step_s = _dot(self._decode, inter_token_features(lived))
+        total_s = first_s + max(0, answer_tokens - 1) * step_s
         return Forecast(
             roster=self,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            busy=busy,
             ttft_s=_around(first_s, self._ttft, self.transmit_s),
             per_token_s=_around(step_s, self._inter_token),
             total_s=_around(total_s, self._total, self.transmit_s),
-            energy_j=_around(_dot(self._energy, energy_features(shape)), self._joules),
+            energy_j=_around(_dot(self._energy, energy_features(lived)), self._joules),
         )
+
+
+def _shape(prompt_tokens: IntArray, answer_tokens: int, occupancy: IntArray | FloatArray) -> RequestShape:
+    """A shape with arrays where numbers belong: the formulas of `moe2.common.cost` take both."""
+    return RequestShape(
+        prompt_tokens=cast(int, prompt_tokens), decoded_tokens=answer_tokens, occupancy=cast(float, occupancy)
+    )
 
 
 def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from moe2.common.energy import Quality
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
@@ -20,6 +21,7 @@ from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.promptlengths import PromptLengths
 from moe2.coordinator.roster import Forecast, IntArray, Roster
 from moe2.coordinator.table import Expert
 
@@ -133,6 +135,11 @@ class NoExpert:
     plan: Plan | None = None
     outlook: Outlook | None = None
 
+    @property
+    def considered(self) -> tuple[Considered, ...]:
+        """Every expert, where the budgets were the reason."""
+        return self.outlook.considered if self.outlook else ()
+
 
 class Selector:
     """Chooses. Remembers coarse plans by their exact inputs, so that equal requests are planned once.
@@ -144,6 +151,7 @@ class Selector:
         self.appraiser = appraiser
         self.categories = dict(categories)
         self._clock = clock
+        self.prompts = PromptLengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
@@ -166,10 +174,11 @@ class Selector:
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
         worth = self.appraiser.on_the_whole(roster)
-        outlook = Outlook(roster.forecast(request.demand, busy), appraisal, worth, budgets, ruled_out)
-        plan = self._plan(request, outlook, busy, epoch)
+        forecast = roster.forecast(self._prompt_tokens(roster, request.demand), request.demand.answer_tokens, busy)
+        outlook = Outlook(forecast, appraisal, worth, budgets, ruled_out)
+        plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
-            return NoExpert("infeasible", _infeasible(plan), plan, outlook)
+            return NoExpert("infeasible", _infeasible(plan, forecast), plan, outlook)
         candidates = _candidates(plan, budgets)
         chosen = outlook.at(_finest(outlook, candidates, busy))
         return Selection(
@@ -219,20 +228,26 @@ class Selector:
         """The gate's kind of prompt, where the configuration has budgets for it."""
         return appraisal.kind if appraisal.kind in self.categories and appraisal.kind else DEFAULT_CATEGORY
 
-    def _plan(self, request: SelectionRequest, outlook: Outlook, busy: IntArray, epoch: int) -> Plan:
-        roster, worth = outlook.forecast.roster, outlook.worth
+    def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
+        """(N,) how long the prompt will be to each expert's model."""
+        lengths = {model: self.prompts.demand_on(model, demand).prompt_tokens for model in set(roster.models)}
+        return np.array([lengths[model] for model in roster.models])
+
+    def _plan(self, outlook: Outlook, epoch: int) -> Plan:
+        forecast, worth = outlook.forecast, outlook.worth
         key = (
             epoch,
             worth,
-            roster.keys,
-            busy.tobytes(),
-            request.demand,
+            forecast.roster.keys,
+            forecast.busy.tobytes(),
+            forecast.prompt_tokens.tobytes(),
+            forecast.answer_tokens,
             outlook.budgets,
             tuple(outlook.ruled_out.items()),
         )
         plan = self._memo.get(key)
         if plan is None:
-            problem = problem_of(outlook.forecast, worth, outlook.budgets, outlook.ruled_out)
+            problem = problem_of(forecast, worth, outlook.budgets, outlook.ruled_out)
             plan = self._memo[key] = solve(problem, worth, clock=self._clock)
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
@@ -317,10 +332,12 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
 
 
-def _infeasible(plan: Plan) -> str:
+def _infeasible(plan: Plan, forecast: Forecast) -> str:
     """What the budgets would have to be."""
+    reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
+    simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
     offers = [
-        f"the {label} offer is {offer.name} ({_needs(offer)})"
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
         for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
         if offer is not None
     ]

@@ -13,13 +13,14 @@ from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Subm
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.planning.frontier import FrontierPoint
-from moe2.coordinator.receipt import energy_of
+from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
 Send = Callable[[str, Submit | CancelJob], bool]
+OnRetired = Callable[[dispatch.Lifecycle, Receipt], None]
 
 
 @dataclass
@@ -41,8 +42,9 @@ class Totals:
 class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
-    send: hands a message to an agent; False if it is not connected. on_answered: told of each request that was answered
-    in full, before its client is.
+    send: hands a message to an agent; False if it is not connected.
+    on_answered: told of each request that was answered in full, before its client is.
+    on_retired: called once per request, when everything it spent is known, with its final receipt.
     """
 
     def __init__(
@@ -52,13 +54,15 @@ class Service:
         *,
         send: Send,
         max_active: int,
-        on_answered: Callable[[dispatch.Lifecycle], None] = lambda _: None,
+        on_answered: Callable[[dispatch.Lifecycle], None],
+        on_retired: OnRetired,
     ) -> None:
         self._table = table
         self._selector = selector
         self._send = send
         self._max_active = max_active
         self._on_answered = on_answered
+        self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
         self._in_flight: Counter[str] = Counter()
@@ -70,6 +74,10 @@ class Service:
     @property
     def n_active(self) -> int:
         return len(self._active)
+
+    def lives(self) -> tuple[dispatch.Lifecycle, ...]:
+        """The requests in progress, oldest first."""
+        return tuple(active.life for active in self._active.values())
 
     @property
     def is_full(self) -> bool:
@@ -165,7 +173,14 @@ class Service:
             if active.timer.when() == deadline_s:
                 return
             active.timer.cancel()
-        active.timer = loop.call_at(deadline_s, self._handle, active, dispatch.TimePassed())
+        active.timer = loop.call_at(deadline_s, self._time_passed, active)
+
+    def _time_passed(self, active: _Active) -> None:
+        active.timer = None
+        self._handle(active, dispatch.TimePassed())
+        # The loop's clock is coarser than ours: a timer may fire a little early.
+        if active.life.request.request_id in self._active and active.timer is None:
+            self._arm(active)
 
     def _retire(self, active: _Active) -> None:
         life = active.life
@@ -174,17 +189,27 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
-        energy = energy_of(life)
+        self._learn_prompt_lengths(life)
+        receipt = receipt_of(life)
+        self._on_retired(life, receipt)
         log.info(
             "request_ended",
             request_id=life.request.request_id,
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.selection.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
-            joules=energy.joules,
-            energy_quality=energy.quality,
+            joules=receipt.energy["joules"],
+            energy_quality=receipt.energy["quality"],
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
+
+    def _learn_prompt_lengths(self, life: dispatch.Lifecycle) -> None:
+        for attempt in life.attempts:
+            usage = attempt.usage
+            if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
+                prefilled = usage.prompt_tokens - usage.cached_tokens
+                model = attempt.selection.expert.model
+                self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
 
     def _count(self, outcome: dispatch.Outcome, life: dispatch.Lifecycle) -> None:
         match outcome:

@@ -97,7 +97,7 @@ def _power_cell(agent: AgentRow) -> Text:
     present = [sensor for sensor in agent.sensors if sensor.state == "present"]
     if not present:
         return Text(UNMEASURED, style="dim")
-    return Text("\n".join(f"{printable(s.name)} {known(s.power_w, statusparts.power)}" for s in present))
+    return Text("\n".join(f"{printable(sensor.name)} {statusparts.sensor_power(sensor)}" for sensor in present))
 
 
 # --- Plain ------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
-from typing import Literal
 
+from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.nvml import NvmlSensor, board_names
@@ -24,10 +24,6 @@ from moe2.agent.energy.sensor import (
 )
 from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.common.messages import SensorReport
-
-Family = Literal["ina3221", "jtop", "nvml", "rapl"]
-FAMILIES: tuple[Family, ...] = ("ina3221", "jtop", "nvml", "rapl")
-"""In order of preference where two measure the same device."""
 
 
 class ProbeState(StrEnum):

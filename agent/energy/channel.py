@@ -74,12 +74,22 @@ class SensorChannel:
         trouble = self._trouble(now_s)
         if trouble is None:
             return SensorReport(
-                name=self.facts.name, state="present", detail=self.suspicion, power_w=self.power_w(now_s)
+                name=self.facts.name,
+                state="present",
+                detail=self.suspicion,
+                power_w=self.power_w(now_s),
+                simulated=self.facts.simulated,
             )
         state = "denied" if isinstance(self._fault, SensorDeniedError) else "broken"
         if isinstance(self._fault, SensorAbsentError):
             state = "absent"
-        return SensorReport(name=self.facts.name, state=state, detail=trouble.message, remedy=trouble.remedy)
+        return SensorReport(
+            name=self.facts.name,
+            state=state,
+            detail=trouble.message,
+            remedy=trouble.remedy,
+            simulated=self.facts.simulated,
+        )
 
     def warnings(self, now_s: float) -> tuple[HealthWarning, ...]:
         """What an operator should know of this sensor."""

@@ -60,8 +60,8 @@ class HostMonitor:
 
     @property
     def power_mode(self) -> str | None:
-        """The present power mode, a simulated host's own one if it is simulated; None if unknown."""
-        return self._profile.power_mode if self._profile else self._conditions.latest.power_mode
+        """The present power mode, a simulated host's own one, marked, if it is simulated; None if unknown."""
+        return self._profile.marked_power_mode if self._profile else self._conditions.latest.power_mode
 
     async def run(self) -> None:
         """Sample and watch until cancelled."""

@@ -44,6 +44,11 @@ class Profile:
     prefill_tokens_per_s: Figure
     decode_tokens_per_s: Figure
 
+    @property
+    def marked_power_mode(self) -> str:
+        """The power mode as reported and learned for: never the same as a real host's."""
+        return f"{self.power_mode} (simulated)"
+
     def power_w(self, activity: Activity) -> float:
         """Power at this activity in W."""
         power_w = self.idle_w.value

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from moe2.agent.engine.protocol import (
     Cancel,
     Command,
+    Embed,
     Event,
     Generate,
     Load,
@@ -62,8 +63,10 @@ class _Output:
 def main() -> int:
     """Serve until told to stop; returns the exit code: 0 as asked, 1 when the model could not be served."""
     _die_with_parent()
-    # Ctrl-C reaches the whole foreground group; the daemon decides when its child stops.
+    # Ctrl-C reaches the whole foreground group, and systemd's SIGTERM the whole unit: the daemon, which drains first,
+    # decides when its child stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     output = _Output()
     inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
@@ -113,7 +116,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            if isinstance(command, Generate | Score | Predict):
+            if isinstance(command, Generate | Score | Predict | Embed):
                 decoder.submit(command)
             elif isinstance(command, Cancel):
                 decoder.cancel(command.job_id)

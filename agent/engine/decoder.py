@@ -6,6 +6,7 @@ tokens of a step leave in one `Decoded`.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.jobs import Draw, Generation, Job, Prediction, Scoring
+from moe2.agent.engine.embedding import Embedding, Pooling, Vector
+from moe2.agent.engine.generation import Draw, Generation
+from moe2.agent.engine.job import Job
+from moe2.agent.engine.likelihood import Prediction, Scoring
 from moe2.agent.engine.protocol import (
     Decoded,
+    Embed,
     Event,
     Generate,
     JobFailed,
@@ -27,7 +32,7 @@ from moe2.agent.engine.protocol import (
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.common.errors import JobErrorCode, Moe2Error
 
-_STEP_S = 0.15
+_STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
 _SHARED_STEP_S = 0.08
 """The same while other jobs are being decoded: their streams pause for about this long."""
@@ -41,8 +46,9 @@ _LEAST_PREDICTED_TOKENS = 64
 class Cache(Protocol):
     """The model and its key/value cache (see `context.Context`)."""
 
-    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome: ...
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome: ...
     def logits(self, place: int) -> Logits: ...
+    def embedding(self, place: int) -> Vector: ...
     def copy(self, source: int, target: int, tokens: int) -> None: ...
     def trim(self, lane: int, keep: int) -> bool: ...
 
@@ -70,6 +76,7 @@ class Decoder:
         lanes: Lanes,
         new_draw: Callable[[Generate], Draw],
         limits: Limits,
+        pooling: Pooling,
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
@@ -80,6 +87,7 @@ class Decoder:
         self._lanes = lanes
         self._new_draw = new_draw
         self._limits = limits
+        self._pooling = pooling
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
@@ -91,7 +99,7 @@ class Decoder:
     def has_work(self) -> bool:
         return bool(self._queue or self._running)
 
-    def submit(self, request: Generate | Score | Predict) -> None:
+    def submit(self, request: Generate | Score | Predict | Embed) -> None:
         """Check and queue a job, or answer it with `JobFailed` at once."""
         try:
             if self._find(request.job_id) is not None:
@@ -106,6 +114,12 @@ class Decoder:
                     prompt_tokens=error.prompt_tokens if isinstance(error, RequestError) else None,
                 )
             )
+            return
+        except Exception as error:
+            # A stranger's template or a prompt nobody thought of must not take the other jobs with it.
+            traceback.print_exc()
+            message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
+            self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
             return
         self._queue.append(job)
         self._admit()
@@ -130,7 +144,8 @@ class Decoder:
         if not chunks:
             return
         began_at_s = self._clock()
-        outcome = self._decode([chunk for _, chunk in chunks])
+        embeddings = any(self._runs[run].wants_embeddings for run, _ in chunks)
+        outcome = self._decode([chunk for _, chunk in chunks], embeddings=embeddings)
         if outcome is not DecodeOutcome.DONE:
             self._fail(chunks, outcome)
             return
@@ -150,7 +165,7 @@ class Decoder:
         self._report(list(touched))
         self._learn_rate(place, now_s - began_at_s)
 
-    def _job(self, request: Generate | Score | Predict) -> Job:
+    def _job(self, request: Generate | Score | Predict | Embed) -> Job:
         """Raises `Moe2Error` where the request cannot be run."""
         now_s = self._clock()
         limit = self._limits.job_tokens
@@ -166,6 +181,9 @@ class Decoder:
                     prompt_tokens=len(prompt),
                 )
             return scoring
+        if isinstance(request, Embed):
+            prompt = self._reader.embed(request, limit=limit)
+            return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=self._cache.embedding)
         vocabulary = self._reader.vocabulary
         if isinstance(request, Predict):
             prompt = self._reader.predict(request, limit=limit)
@@ -196,7 +214,7 @@ class Decoder:
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=len(job.prompt) - 1)
+            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
             if placed is None:
                 return
             self._queue.popleft()
@@ -232,10 +250,10 @@ class Decoder:
             self._cache.trim(placement.lane, 0)
             run.filled = 0
 
-    def _decode(self, chunks: list[Chunk]) -> DecodeOutcome:
+    def _decode(self, chunks: list[Chunk], *, embeddings: bool) -> DecodeOutcome:
         """One batch, after forgetting as many cached prefixes as it takes."""
         while True:
-            outcome = self._cache.decode(chunks)
+            outcome = self._cache.decode(chunks, embeddings=embeddings)
             if outcome is not DecodeOutcome.NO_CELLS or (lane := self._lanes.evict()) is None:
                 return outcome
             self._cache.trim(lane, 0)

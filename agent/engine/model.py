@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama_cpp import llama_cpp as llama
 
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import ModelFacts, ModelSpec
 from moe2.common.errors import Moe2Error
 
@@ -17,6 +18,8 @@ _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
 _WARNING_LEVEL = 2
 _HALF_BYTES = 2
+_POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
+"""GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -140,6 +143,12 @@ class Model:
     def chat_template(self) -> str | None:
         source = llama.llama_model_chat_template(self.pointer, None)
         return None if source is None else source.decode("utf-8", "replace")
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the file asks to pool token vectors; the mean where it does not say."""
+        name = self._metadata("general.architecture") or ""
+        return _POOLINGS.get(self._metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
     def facts(self) -> ModelFacts:
         """What the file says of itself."""

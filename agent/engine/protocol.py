@@ -92,6 +92,13 @@ class Predict(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="pr
     top: int = 64
 
 
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embed"):
+    """A vector for a text, from the model's last layer; answered with `Embedded`."""
+
+    job_id: str
+    prompt: ChatPrompt | TextPrompt
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel"):
     """Stop a job of any kind before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
 
@@ -102,7 +109,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
     """Finish nothing more, free the model, exit 0."""
 
 
-Command = Load | Generate | Score | Predict | Cancel | Shutdown
+Command = Load | Generate | Score | Predict | Embed | Cancel | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loading"):
@@ -217,6 +224,16 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     prefill_s: float
 
 
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embedded"):
+    """The end of an `Embed`: a vector of length 1, pooled over the tokens as the GGUF asks, else their mean."""
+
+    job_id: str
+    embedding: tuple[float, ...]
+    prompt_tokens: int
+    wait_s: float
+    prefill_s: float
+
+
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="job_failed"):
     """A job that could not run. `code` is one of `moe2.common.errors.JobErrorCode`."""
 
@@ -227,4 +244,4 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Predicted | JobFailed
+Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Predicted | Embedded | JobFailed

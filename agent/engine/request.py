@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from moe2.agent.engine.protocol import Generate, Predict, Score
+from moe2.agent.engine.protocol import Embed, Generate, Predict, Score
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.messages import ChatPrompt, TextPrompt
@@ -66,6 +66,10 @@ class RequestReader:
         longest = max(map(len, continuations))
         check_room(len(prompt), longest, limit=limit)
         return prompt, continuations
+
+    def embed(self, request: Embed, *, limit: int) -> list[int]:
+        """The tokens of the text."""
+        return self._tokens(self._text(request.prompt), limit=limit)
 
     def predict(self, request: Predict, *, limit: int) -> list[int]:
         """The tokens of prompt and continuation."""

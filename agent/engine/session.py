@@ -20,6 +20,8 @@ from moe2.agent.engine.template import ChatTemplate, TemplateError
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
+_WARMUP_DECODE_S = 2.0
+"""A slow host decodes fewer tokens to warm up."""
 _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
 _MOST_LANES = 64
@@ -97,6 +99,7 @@ def open_session(
                 batch_tokens=context.batch_tokens,
                 outputs=outputs,
             ),
+            pooling=model.pooling,
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
@@ -164,6 +167,10 @@ def _warm_up(context: Context, model: Model, clock: Callable[[], float]) -> tupl
     decode(0, prompt)
     context.trim(0, 0)
     prefill_s = decode(0, prompt)
-    decode_s = statistics.median(decode(count + n, [prompt[n % count]]) for n in range(_WARMUP_DECODE_TOKENS))
+    enough_at_s = clock() + _WARMUP_DECODE_S
+    steps_s: list[float] = []
+    while len(steps_s) < _WARMUP_DECODE_TOKENS and (not steps_s or clock() < enough_at_s):
+        steps_s.append(decode(count + len(steps_s), [prompt[len(steps_s) % count]]))
+    decode_s = statistics.median(steps_s)
     context.trim(0, 0)
     return count / prefill_s, 1 / decode_s

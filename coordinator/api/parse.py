@@ -307,7 +307,7 @@ def _number(fields: Mapping[str, Any], name: str, kind: type[int] | type[float],
     is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
         noun = "an integer" if kind is int else "a number"
-        raise invalid(f"{name!r} must be {noun} from {least:g} to {most:g}.", param=name)
+        raise invalid(f"{name!r} must be {noun} from {least} to {most}.", param=name)
     return kind(value)
 
 

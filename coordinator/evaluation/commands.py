@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and show. Returns the process's exit code: 0, or 1 after an error shown to the user."""
-    console = Console()
+    console = Console(markup=False)
     try:
         report = _evaluated(args, console)
         _show(report, console)
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
             from moe2.coordinator.evaluation.plots import write_plots
 
             for path in write_plots(report, args.plots):
-                console.print(f"Wrote {path}", highlight=False)
-    except Moe2Error as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+                console.print(f"Wrote {path}")
+    except (Moe2Error, OSError) as error:
+        Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -89,13 +89,13 @@ def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
 def _show(report: EvaluationReport, console: Console) -> None:
     from moe2.coordinator.evaluation.tables import tables
 
-    console.print(f"Reported on {report.rows['reported']} prompts: {report.reported_on}.", highlight=False)
+    console.print(f"Reported on {report.rows['reported']} prompts: {report.reported_on}.")
     for expert, host in report.hosts.items():
         marks = ", ".join(f"{figure} {mark}" for figure, mark in report.host_marks[host].items())
-        console.print(f"  {expert} on {host} ({marks})", highlight=False)
+        console.print(f"  {expert} on {host} ({marks})")
     if report.answer_lengths_known < 1:
         known, tokens = f"{report.answer_lengths_known:.0%}", f"{report.assumed_answer_tokens:g}"
-        console.print(f"  answer lengths known: {known}; assumed elsewhere: {tokens} tokens", highlight=False)
+        console.print(f"  answer lengths known: {known}; assumed elsewhere: {tokens} tokens")
     for table in tables(report):
         console.print(table)
     before, after = report.gate_calibration_error_uncalibrated, report.gate_calibration_error
@@ -103,6 +103,6 @@ def _show(report: EvaluationReport, console: Console) -> None:
     if report.baselines_ahead:
         console.print("Ahead of moe2 by more than one standard error:")
         for line in report.baselines_ahead:
-            console.print(f"  {line}", highlight=False)
+            console.print(f"  {line}")
     else:
         console.print("No baseline but the oracle is ahead of moe2 by more than one standard error.")

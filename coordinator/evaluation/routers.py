@@ -90,15 +90,14 @@ def label_means(kinds: Sequence[str], scores: FloatArray, wanted: Sequence[str])
     return np.stack([means[kind] for kind in wanted])
 
 
-def neighbour_means(wanted: FloatArray, known: FloatArray, scores: FloatArray, neighbours: int) -> FloatArray:
-    """(rows, N) mean train score over the nearest train prompts by cosine similarity; rows of both must be unit length.
+def neighbour_means(similarity: FloatArray, scores: FloatArray, neighbours: int) -> FloatArray:
+    """(rows, N) mean train score over the most similar train prompts.
 
-    wanted: (rows, D), known: (train rows, D), scores: (train rows, N), NaN where not run (the expert's mean then stands
-    in).
+    similarity: (rows, train rows); scores: (train rows, N), NaN where not run (the expert's mean then stands in).
     """
     filled = np.where(np.isnan(scores), np.nanmean(scores, axis=0), scores)
-    count = min(neighbours, known.shape[0])
-    nearest = np.argpartition(-(wanted @ known.T), count - 1, axis=1)[:, :count]
+    count = min(neighbours, similarity.shape[1])
+    nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
     return np.asarray(filled[nearest].mean(axis=1), dtype=np.float64)
 
 

@@ -23,9 +23,10 @@ from moe2.coordinator.evaluation.routers import (
     neighbour_means,
     score_of,
 )
+from moe2.coordinator.evaluation.similarity import cosine_similarities
 from moe2.coordinator.gating.calibration import expected_calibration_error, log_odds_of, sigmoid
 from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor
-from moe2.coordinator.gating.gate import Gate, weighted_counts
+from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.outcomes import Outcomes
 from moe2.coordinator.gating.preparation import kinds_of
 from moe2.coordinator.gating.training import Progress, train_gate
@@ -144,20 +145,11 @@ def _routers(
 ) -> dict[str, Router]:
     train = parts.learn.take(parts.learn.rows_of("train"))
     extractor = FeatureExtractor(gate.feature_config)
-    vectors = [_dense(extractor, gate, table.prompts) for table in (parts.report, train)]
-    neighbours = neighbour_means(vectors[0], vectors[1], train.scores, _NEIGHBOURS)
+    similarity = cosine_similarities(parts.report.prompts, train.prompts, extractor, gate.parameters.idf)
+    neighbours = neighbour_means(similarity, train.scores, _NEIGHBOURS)
     labels = label_means(kinds_of(train), train.scores, kinds_of(parts.report))
     baselines = baseline_routers(np.nanmean(train.scores, axis=0), labels, neighbours, costs, parts.report.scores)
     return {MOE2: by_panel(probabilities, costs, selector), **baselines}
-
-
-def _dense(extractor: FeatureExtractor, gate: Gate, prompts: tuple[str, ...]) -> FloatArray:
-    """(rows, buckets) tf-idf rows of unit length."""
-    rows = np.zeros((len(prompts), extractor.config.buckets), dtype=np.float32)
-    for row, prompt in enumerate(prompts):
-        features = extractor.extract(prompt)
-        rows[row, features.buckets] = weighted_counts(features, gate.parameters.idf)
-    return rows  # type: ignore[return-value]
 
 
 def _under(budget: Budget, routers: Mapping[str, Router], report: Outcomes, costs: Costs) -> BudgetFigures:

@@ -58,17 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and save. Returns the process's exit code: 0, or 1 after an error shown to the user."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         manifest = _trained(args, console)
-    except Moe2Error as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+        if args.json is not None:
+            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    except (Moe2Error, OSError) as error:
+        Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
-    if args.json is not None:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     console.print(f"Wrote {args.out}: {len(manifest.experts)} experts, {manifest.rows['train']} train rows.")
     for name, value in manifest.metrics.items():
-        console.print(f"  {name:32s} {value:.4f}", highlight=False)
+        console.print(f"  {name:32s} {value:.4f}")
     return 0
 
 

@@ -166,9 +166,11 @@ def prompt_shape(text: str, raw: bytes, length_bytes: int) -> FloatArray:
     words = text.split()
     lowered = text.lower()
     stripped = text.rstrip()
-    options = _OPTION.findall(text)
-    first_option = _OPTION.search(text) if options else None
-    stem_size = first_option.start() if first_option else len(text)
+    marks = list(_OPTION.finditer(text))
+    ends = [*(mark.start() for mark in marks), len(text)][1:]
+    options = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+    stem_size = marks[0].start() if marks else len(text)
+    stem = text[:stem_size].rstrip()
     digits, capitals = int(counts[48:58].sum()), int(counts[65:91].sum())
     opening = words[0].lower() if words else ""
     values = [
@@ -177,6 +179,9 @@ def prompt_shape(text: str, raw: bytes, length_bytes: int) -> FloatArray:
         np.log1p(counts[10]),
         np.log1p(stem_size),
         np.log1p(len(text) - stem_size),
+        *_option_shape(options),
+        *(stem.endswith(mark) for mark in "?.:,_"),
+        np.log1p(stem.count(". ")),
         len(options) / 10,
         *(len(options) == number for number in (0, 2, 3, 4, 5, 10)),
         digits / size,
@@ -187,14 +192,29 @@ def prompt_shape(text: str, raw: bytes, length_bytes: int) -> FloatArray:
         len(text) / max(len(words), 1) / 10,
         len(opening) / 10,
         text[:1].isupper(),
-        stripped.endswith("?"),
-        stripped.endswith("."),
-        stripped.endswith(":"),
+        *(stripped.endswith(mark) for mark in "?.:"),
         *(counts[byte] / size for byte in _COUNTED_BYTES),
         *(marker in lowered for marker in _MARKERS),
         *(opening == word for word in _OPENING_WORDS),
     ]
     return np.array(values, dtype=np.float32)
+
+
+def _option_shape(options: list[str]) -> tuple[float, ...]:
+    """How the options of a multiple-choice prompt are written: capitals, full stops, numbers, lengths. 0 for none."""
+    count = len(options)
+    if count == 0:
+        return (0.0,) * 7
+    sizes = [len(option) for option in options]
+    return (
+        sum(option[:1].isupper() for option in options) / count,
+        sum(option[:1].islower() for option in options) / count,
+        sum(option.endswith(".") for option in options) / count,
+        sum(option[:1].isdigit() for option in options) / count,
+        float(np.log1p(sum(sizes) / count)),
+        float(np.log1p(max(sizes) - min(sizes))),
+        sum(option.count(" ") for option in options) / count / 10,
+    )
 
 
 SHAPE_SIZE: Final = int(prompt_shape("", b"", 0).shape[0])

@@ -3,7 +3,8 @@
 1. A `ValueTable` that lists every feasible panel answers at once.
 2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is
    bounded by its envelope's relaxation. Reduced costs fix experts that cannot (or must) be in a better panel.
-3. A node with few free experts is solved by listing all their subsets at once (`lattice`).
+3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`,
+   `few`).
 4. Else it branches on a member of a *minimal infeasible subset* of its vertex: any feasible panel lacks one
    of them.
 5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe2.coordinator.planning import greedy, lattice, relaxation
+from moe2.coordinator.planning import few, greedy, lattice, relaxation
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.cover import minimal_infeasible
@@ -25,16 +26,20 @@ from moe2.coordinator.planning.dominance import superiors
 from moe2.coordinator.planning.envelope import envelope
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.table import ValueTable
-from moe2.coordinator.planning.values import BoolArray, Coverage, FloatArray, IntArray
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
+_LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
+"""Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
 _SLOW_ROWS = 8
 """Most experts whose slowness is told to the relaxation; the others are left to branching."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How far a search goes. list_up_to: most free experts whose subsets are listed at once (None: by set
-    value).
+    """How far a search goes.
+
+    gap_share: a certified gap that is small enough. list_up_to: most free experts whose subsets are listed at
+    once; None for what pays with the set value, 0 for no listing at all.
     """
 
     time_limit_s: float | None = None
@@ -58,8 +63,8 @@ class _Search:
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
         self.superiors: list[IntArray] = superiors(candidates)
-        cheap = isinstance(candidates.problem.value, Coverage)
-        self.list_up_to = effort.list_up_to if effort.list_up_to is not None else (12 if cheap else 10)
+        usual = _LISTED.get(candidates.problem.value.kind, 12)
+        self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
 
     def run(self, known: list[int]) -> float:
         """Search, starting from a feasible panel if one is known; returns the proven bound."""
@@ -135,7 +140,7 @@ class _Search:
             return
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free) or self._paired(held, free):
+        if self._settled(held, free):
             return
         cover = minimal_infeasible(self.candidates, held, free, wish)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
@@ -163,37 +168,19 @@ class _Search:
         if candidates.is_feasible(vertex):
             self.incumbent.offer(vertex)
             return True
-        if len(free) > self.list_up_to:
+        if len(free) <= self.list_up_to:
+            value = candidates.problem.value
+            base = value.state_of(candidates.index[held])
+            found = lattice.best(candidates, held, free, lattice.values(value, candidates.states[free], base))
+            if found is not None:
+                self.incumbent.offer(found[0])
+            return True
+        if self.list_up_to == 0:
             return False
-        value = candidates.problem.value
-        base = value.state_of(candidates.index[held])
-        found = lattice.best(candidates, held, free, lattice.values(value, candidates.states[free], base))
+        found = few.best(candidates, held, free, candidates.most_joining(held, free))
         if found is not None:
             self.incumbent.offer(found[0])
-        return True
-
-    def _paired(self, held: list[int], free: IntArray) -> bool:
-        """Solve a node outright where at most two more can join, which is where shares bound worst."""
-        candidates = self.candidates
-        most = candidates.most_joining(held, free)
-        if most > 2:
-            return False
-        value, states = candidates.problem.value, candidates.states[free]
-        base = value.state_of(candidates.index[held])
-        reached = value.cross(value.combine(base, states), states)
-        np.fill_diagonal(reached, value.average(value.combine(base, states)))
-        alone = np.eye(len(free), dtype=np.bool_)
-        roomy = candidates.largest[free] >= len(held) + 2
-        fits = alone | (np.triu(np.ones_like(alone)) & roomy & roomy[:, None]) if most == 2 else alone.copy()
-        size = len(held) + 2 - alone
-        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
-            pair = row[free] + row[free][:, None] * ~alone
-            fits &= float(row[held].sum()) + pair <= ceiling[np.minimum(size, len(ceiling) - 1)]
-        reached = np.where(fits, reached, -np.inf)
-        peak = float(reached.max())
-        for left, right in np.argwhere(reached >= peak - tie_width(peak)) if peak > -np.inf else ():
-            self.incumbent.offer([*held, *sorted({int(free[left]), int(free[right])})])
-        return True
+        return found is not None
 
     def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
         """The limits as rows over shares of the free experts, with what is left of each.
@@ -279,6 +266,7 @@ def plan(
         search = _Search(candidates, effort or Effort(), spent)
         place = {int(n): position for position, n in enumerate(candidates.index)}
         bound = search.run([place[n] for n in known] if set(known) <= set(place) else [])
+        search.incumbent.thin()
         members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
         method = "branch"
     return certified(

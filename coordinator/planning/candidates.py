@@ -166,3 +166,24 @@ class Incumbent:
                 return False
         self.members, self.value = sorted(int(member) for member in members), value
         return True
+
+    def thin(self) -> None:
+        """Drop members that add nothing, the dearest first. One pass is enough: gains only grow as others
+        leave.
+        """
+        candidates, value = self.candidates, self.candidates.problem.value
+        order = sorted(self.members, key=lambda n: (-candidates.energy_j[n], -n))
+        # Unions of each member with all that come later in the order, and of nobody.
+        later = [*value.union.accumulate(candidates.states[order[::-1]], axis=0)[::-1], value.empty_state()]
+        floor = self.value - tie_width(self.value)
+        kept: list[int] = []
+        state = value.empty_state()
+        for place, member in enumerate(order):
+            without = value.combine(state, later[place + 1])
+            if (kept or place + 1 < len(order)) and float(value.average(without)) >= floor:
+                continue
+            kept.append(member)
+            state = value.combine(state, candidates.states[member])
+        if len(kept) < len(order):
+            self.members = sorted(kept)
+            self.value = candidates.value_of(self.members)

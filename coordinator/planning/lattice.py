@@ -28,9 +28,9 @@ def sizes(width: int) -> NDArray[np.int8]:
     return counts
 
 
-def masks(places: IntArray) -> IntArray:
+def masks(places: IntArray) -> NDArray[np.int32]:
     """For each panel of n experts, its mask when expert i sits at bit `places[i]`; shape (2^n,)."""
-    moved = np.zeros(1 << len(places), dtype=np.intp)
+    moved = np.zeros(1 << len(places), dtype=np.int32)
     for bit, place in enumerate(places.tolist()):
         np.bitwise_or(moved[: 1 << bit], 1 << place, out=moved[1 << bit : 2 << bit])
     return moved
@@ -89,7 +89,7 @@ def best(
         base, first = float(row[held].sum()), 0 if forced else 1
         line = ceiling[len(held) + first : len(held) + len(free) + 1]
         slope = float(line[0] - line[-1]) / max(len(line) - 1, 1)
-        if np.abs(np.diff(line) + slope).max(initial=0.0) <= _EVEN * abs(float(ceiling[0])):
+        if np.abs(line[1:] - line[:-1] + slope).max(initial=0.0) <= _EVEN * abs(float(ceiling[0])):
             # Aggregation that grows evenly is charged to each member: no ceiling to look up per panel.
             ok &= sums(row[free] + slope, base) <= float(line[0]) + slope * first
         else:

@@ -100,6 +100,7 @@ def plan(
                 if value > incumbent.value + tie_width(incumbent.value):
                     heapq.heappush(heap, (-value, child))
     bound = max(incumbent.value, -heap[0][0]) if heap else incumbent.value
+    incumbent.thin()
     return certified(
         problem,
         candidates.index[incumbent.members].tolist(),

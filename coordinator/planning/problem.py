@@ -4,8 +4,9 @@ allows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -45,9 +46,9 @@ def _costs(name: str, figures: Sequence[float] | FloatArray) -> FloatArray:
     array = np.array(figures, dtype=np.float64)
     if array.ndim != 1:
         raise ProblemError(f"{name} must be one number per entry, not an array of shape {array.shape}.")
-    good = (array >= 0.0) & (array < np.inf)
-    if not good.all():
-        index = int(np.argmin(good))
+    # Both comparisons are false for NaN.
+    if len(array) and not (array.min() >= 0.0 and array.max() < np.inf):
+        index = int(np.argmin((array >= 0.0) & (array < np.inf)))
         raise ProblemError(
             f"{name}[{index}] is {array[index]}; it must be a finite number and not negative.",
             remedy="Exclude an expert whose cost is unknown, with a reason.",
@@ -60,10 +61,9 @@ class _Vectors:
     """Turns every field of a frozen dataclass into a checked read-only vector."""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):  # type: ignore[arg-type]  # the subclasses are dataclasses
-            figures = getattr(self, entry.name)
+        for name, figures in list(vars(self).items()):
             if figures is not None:
-                object.__setattr__(self, entry.name, _costs(entry.name, figures))
+                object.__setattr__(self, name, _costs(name, figures))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +107,9 @@ class Aggregation(_Vectors):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in fields(self):
-            if (np.diff(getattr(self, entry.name)) < 0.0).any():
-                raise ProblemError(f"aggregation {entry.name} falls with the panel's size; it must never fall.")
+        for name, figures in vars(self).items():
+            if (figures[1:] < figures[:-1]).any():
+                raise ProblemError(f"aggregation {name} falls with the panel's size; it must never fall.")
 
     @classmethod
     def free(cls, experts: int) -> Aggregation:
@@ -136,13 +136,11 @@ class Budgets:
     one_runs: bool = False
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            limit = getattr(self, entry.name)
-            if entry.name in ("quantile", "max_experts", "one_runs") or limit is None:
-                continue
-            if not (np.isfinite(limit) and limit >= 0.0):
+        for name in ("energy_j", "delay_s", "first_token_s", "per_token_s", "power_w"):
+            limit = getattr(self, name)
+            if limit is not None and not (math.isfinite(limit) and limit >= 0.0):
                 raise ProblemError(
-                    f"The budget {entry.name} is {limit}; it must be a finite number and not negative.",
+                    f"The budget {name} is {limit}; it must be a finite number and not negative.",
                     remedy="Leave it out for no limit.",
                 )
         if self.max_experts is not None and self.max_experts < 1:
@@ -217,12 +215,11 @@ class Problem:
             "power_w": experts if self.power_w is None else len(self.power_w),
         }
         for label, costs in (("p50", self.p50), ("p95", self.p95)):
-            for entry in fields(costs):
-                figures = getattr(costs, entry.name)
+            for name, figures in vars(costs).items():
                 if figures is not None:
-                    shapes[f"{label}.{entry.name}"] = len(figures)
-        for entry in fields(self.aggregation):
-            shapes[f"aggregation.{entry.name} (one longer)"] = len(getattr(self.aggregation, entry.name)) - 1
+                    shapes[f"{label}.{name}"] = len(figures)
+        for name, figures in vars(self.aggregation).items():
+            shapes[f"aggregation.{name} (one longer)"] = len(figures) - 1
         for label, length in shapes.items():
             if length != experts:
                 raise ProblemError(f"{label} is for {length} experts, but {experts} are named.")
@@ -246,7 +243,7 @@ class Problem:
     def sum_limits(self) -> tuple[SumLimit, ...]:
         """The budgets on sums over the members: energy and power."""
         limits = []
-        if self.budgets.energy_j is not None:
+        if self.budgets.energy_j is not None and not self.budgets.one_runs:
             limits.append(SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j))
         if self.budgets.power_w is not None and self.power_w is not None:
             limits.append(SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w))

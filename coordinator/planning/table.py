@@ -110,7 +110,7 @@ class ValueTable:
                 break
             scanned += len(self.values[part])
             hits = self._feasible(part, candidates, sums, largest) + start
-            if len(hits) and not tied:
+            if len(hits) and floor == -np.inf:
                 peak = float(self.values[hits[0]])
                 floor = peak - tie_width(peak)
             tied.append(hits[self.values[hits] >= floor])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,14 @@ from rich.console import Console
 from moe2.agent.bench import workload
 from moe2.agent.benchview import run_bench
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.localapi import local_app
+from moe2.agent.metrics import AgentMetrics
 from moe2.agent.profilestore import load_profile
-from moe2.agent.settings import AgentSettings
+from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.common.energy import unmeasured
 from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.localsocket import serving
+from tests.agent.test_statusview import status
 from tests.fakes.fleet import FAKE_EXPERT
 
 Bench = Callable[..., str]
@@ -27,17 +34,17 @@ def bench(tmp_path: Path) -> Bench:
     (tmp_path / "fake.gguf").write_bytes(b"GGUF")
     (tmp_path / "empty").mkdir()
 
-    def run(path: str = "fake.gguf", **options: bool | str) -> str:
+    def run(path: str = "fake.gguf", profile: str | None = None, **options: bool | str) -> str:
         settings = AgentSettings.model_validate(
             {
-                "agent": {"state_dir": str(tmp_path / "state")},
+                "agent": {"state_dir": str(tmp_path / "state"), "socket": str(tmp_path / "agent.sock")},
                 "coordinator": {"url": "ws://127.0.0.1:1", "token_file": str(tmp_path / "token")},
                 "models": [{"name": "fake", "path": str(tmp_path / path), "slots": 2}],
             }
         )
         output = io.StringIO()
         console = Console(file=output, width=140)
-        sensors = SensorSettings(root=tmp_path / "empty", families=("ina3221", "rapl"))
+        sensors = SensorSettings(root=tmp_path / "empty", families=("ina3221", "rapl"), profile=profile)
         assert run_bench(settings, sensors, FAKE_EXPERT, console=console, **options) == 0  # type: ignore[arg-type]
         return output.getvalue()
 
@@ -45,10 +52,10 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_workload_goes_up_to_all_slots() -> None:
-    """One request at a time, then 2, 4 and 8 at once; each with short and long prompts."""
-    bursts = workload(slots=8, context_tokens=100_000)
-    assert sorted({burst.concurrency for burst in bursts}) == [1, 2, 4, 8]
-    assert {burst.prompt_tokens for burst in bursts if burst.concurrency == 8} == {32, 128, 512}
+    """One request at a time, then 2, 4 and all 6 at once; each with short and long prompts."""
+    bursts = workload(slots=6, context_tokens=100_000)
+    assert sorted({burst.concurrency for burst in bursts}) == [1, 2, 4, 6]
+    assert {burst.prompt_tokens for burst in bursts if burst.concurrency == 6} == {32, 128, 512}
 
 
 def test_workload_fits_the_context() -> None:
@@ -61,32 +68,18 @@ def test_workload_fits_the_context() -> None:
 def test_measured_profile_is_stored(bench: Bench, tmp_path: Path) -> None:
     """The law of the expert, found in its requests, lies where the agent will look for it."""
     bench()
-    stored = load_profile(tmp_path / "state", "fake", None, file_bytes=4)
-    assert stored is not None
+    stored = load_profile(tmp_path / "state", ModelSection(name="fake", path=tmp_path / "fake.gguf", slots=2), None)
+    assert stored.hostname
     assert stored.latency is not None
     assert stored.latency.decode[0] == pytest.approx(0.01, rel=0.15)
     assert stored.latency.prefill[1] == pytest.approx(0.001, rel=0.15)
     assert stored.latency.n_requests > 0
 
 
-def test_profile_of_another_file_is_not_taken(bench: Bench, tmp_path: Path) -> None:
-    """A model of the same name but another size has another speed."""
-    bench()
-    assert load_profile(tmp_path / "state", "fake", None, file_bytes=5) is None
-
-
-def test_damaged_profile_is_no_profile(bench: Bench, tmp_path: Path) -> None:
-    """Half a file is ignored: the expert is measured anew."""
-    bench()
-    (path,) = (tmp_path / "state/profiles").iterdir()
-    path.write_bytes(path.read_bytes()[:40])
-    assert load_profile(tmp_path / "state", "fake", None, file_bytes=4) is None
-
-
 def test_table_says_unmeasured_where_there_is_no_sensor(bench: Bench) -> None:
     """Speeds are shown, joules are not made up."""
     text = bench()
-    assert "FIRST TOKEN" in text
+    assert all(heading in text for heading in ("FIRST TOKEN", "PREFILL/S", "DECODE/S"))
     assert "unmeasured" in text
     assert "no power sensor" in text
     assert "0.00" not in text
@@ -109,3 +102,36 @@ def test_missing_model_file_is_named(bench: Bench) -> None:
     """What cannot be loaded is said in the engine's words."""
     with pytest.raises(Moe2Error, match=r"no file .*gone\.gguf"):
         bench(path="gone.gguf")
+
+
+def test_simulated_joules_say_so(bench: Bench) -> None:
+    """In every row that has some."""
+    text = bench(profile="agx-orin-maxn", idle_s=0.1)
+    rows = [line for line in text.splitlines() if line.split()[:1] and line.split()[0] in ("32", "128", "512")]
+    assert rows
+    assert all(row.endswith(("(simulated)", "unmeasured")) for row in rows)
+    assert any(row.endswith("(simulated)") for row in rows)
+    assert "power mode MAXN (simulated)" in text
+
+
+def test_a_running_agent_is_in_the_way(bench: Bench, tmp_path: Path) -> None:
+    """Its requests would be measured too; the refusal says what to do."""
+    answers = threading.Event()
+    done = threading.Event()
+
+    async def serve() -> None:
+        metrics = AgentMetrics(status, lambda: unmeasured("no sensor"))
+        async with serving(local_app(status, metrics), tmp_path / "agent.sock"):
+            answers.set()
+            await asyncio.to_thread(done.wait)
+
+    agent = threading.Thread(target=lambda: asyncio.run(serve()))
+    agent.start()
+    try:
+        answers.wait()
+        with pytest.raises(Moe2Error, match=r"agent runs.*systemctl stop moe2-agent"):
+            bench()
+    finally:
+        done.set()
+        agent.join()
+    assert not (tmp_path / "state").exists()

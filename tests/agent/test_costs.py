@@ -80,9 +80,10 @@ def test_stored_profile_is_a_beginning() -> None:
     """After a restart the stored law predicts, unconfirmed."""
     measured = ExpertCosts(slots=4)
     _serve(measured, 30)
-    restarted = ExpertCosts(slots=4)
+    restarted = ExpertCosts(slots=8)
     restarted.restore(measured.latency, measured.energy)
     assert restarted.latency is not None
+    assert restarted.latency.slots == 8
     assert restarted.energy is not None
     assert measured.energy is not None
     assert restarted.energy.mean_j(_SHAPE) == pytest.approx(measured.energy.mean_j(_SHAPE), rel=0.05)

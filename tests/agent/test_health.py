@@ -81,10 +81,12 @@ def test_no_queue_is_not_a_full_one() -> None:
 
 
 def test_unmeasured_energy_is_worth_a_notice() -> None:
-    """With the remedy of the sensor that was refused, if there is one."""
+    """With the remedy of the sensor that was refused; one that is merely absent is no reason to send people after it."""
     denied = SensorReport(name="rapl", state="denied", remedy="Add the user to group x.")
     assert only(agent_warnings(CONNECTED, (expert(),), ())).code == "energy_unmeasured"
     assert only(agent_warnings(CONNECTED, (expert(),), (denied,))).remedy == "Add the user to group x."
+    absent = SensorReport(name="jtop", state="absent", remedy="On a Jetson: install it.")
+    assert "doctor" in only(agent_warnings(CONNECTED, (expert(),), (absent,))).remedy
 
 
 def test_the_gravest_come_first_and_decide_the_exit_code() -> None:

@@ -19,8 +19,10 @@ from rich.console import Console
 
 from moe2.agent import statusview
 from moe2.agent.localapi import local_app
+from moe2.agent.metrics import AgentMetrics
 from moe2.agent.settings import DEFAULT_SOCKET_PATH
 from moe2.common import localsocket, statusscreen
+from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
@@ -204,7 +206,8 @@ def socket(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def daemon(socket: Path, value: Callable[[], AgentStatus]) -> AsyncIterator[None]:
-    async with localsocket.serving(local_app(value), socket):
+    metrics = AgentMetrics(value, lambda: unmeasured("no sensor"))
+    async with localsocket.serving(local_app(value, metrics), socket):
         yield
 
 
@@ -360,3 +363,17 @@ async def test_watch_into_a_pipe_prints_again_and_again(socket: Path) -> None:
     assert code == 0
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count("agent name=jetson-01") == 2
+
+
+def test_a_simulated_sensor_is_marked() -> None:
+    """Drawn and plain; a real one is not."""
+    sensors = (
+        SensorReport(name="profile:rtx-4090", state="present", power_w=275.0, simulated=True),
+        SensorReport(name="rapl", state="present", power_w=30.0),
+    )
+    text = drawn(status(sensors=sensors), width=160)
+    assert "275 W (simulated)" in text
+    assert "30.0 W (simulated)" not in text
+    lines = statusview.lines(status(sensors=sensors), NOW_UNIX_S)
+    marks = [line.partition("simulated=")[2].split()[0] for line in lines if line.startswith("sensor ")]
+    assert marks == ["yes", "no"]

@@ -53,8 +53,8 @@ class LifeBench:
     def tokens(self, *texts: str, attempt: int = 0) -> list[Effect]:
         return self.do(dispatch.TokensArrived(f"req-1.{attempt}", tuple(TokenPiece(text) for text in texts)))
 
-    def done(self, reason: str = "stop", *, attempt: int = 0) -> list[Effect]:
-        return self.do(dispatch.AttemptDone(JobDone(job_id=f"req-1.{attempt}", reason=reason, usage=USAGE)))
+    def done(self, reason: str = "stop", *, attempt: int = 0, usage: JobUsage = USAGE) -> list[Effect]:
+        return self.do(dispatch.AttemptDone(JobDone(job_id=f"req-1.{attempt}", reason=reason, usage=usage)))
 
     def failed(
         self,

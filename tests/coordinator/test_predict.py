@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.cost import LatencyProfile, Quantiles, Spread
+from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
+from moe2.common.energy import Quality
 from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
 from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import cost, expert, speed
+from tests.coordinator.experts import EXACT, cost, expert, speed
 
 
 def test_a_prediction_is_prefill_plus_decode() -> None:
@@ -48,7 +51,8 @@ def test_the_round_trip_is_part_of_every_time() -> None:
 
 def test_nothing_is_predicted_without_measurements() -> None:
     """Unknown is unknown, for seconds and joules apart."""
-    assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(None, None, None, None)
+    shape = RequestShape(prompt_tokens=1, decoded_tokens=1)
+    assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(shape, None, None, None, None)
     assert predict(expert(latency=None, energy=cost(2.0)), Demand(1, 3), 0).energy_j == Quantiles(6.0, 6.0)
 
 
@@ -63,6 +67,23 @@ def test_prompts_are_estimated_by_their_bytes() -> None:
     assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
 
 
+def test_the_batch_is_expected_to_live_as_it_usually_does() -> None:
+    """An expert whose lone requests are soon joined decodes at the pace of two, and shares its joules with two."""
+    joined = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=(1.0, 1.0))
+    shared = EnergyProfile(coefficients=(0.0, 0.0, 4.0, 0.0), spread=EXACT, quality=Quality.MEASURED_COUNTER)
+    predicted = predict(expert(latency=joined, energy=shared), Demand(500, 11), 0)
+    assert predicted.per_token_s == Quantiles(0.03, 0.03)
+    assert predicted.ttft_s == Quantiles(0.5, 0.5)
+    assert predicted.energy_j == Quantiles(22.0, 22.0)
+
+
+def test_the_expected_batch_is_one_that_fits() -> None:
+    """At least the request itself, at most the slots."""
+    for occupancy, pace_s in (((-3.0, 1.0), 0.01), ((9.0, 1.0), 0.03)):
+        bounded = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=occupancy)
+        assert predict(expert(latency=bounded), Demand(500, 11), 0).per_token_s == Quantiles(pace_s, pace_s)
+
+
 PROFILES = st.none() | st.builds(
     speed,
     st.floats(10, 1e4),
@@ -70,29 +91,45 @@ PROFILES = st.none() | st.builds(
     slots=st.integers(1, 4),
     spread=st.builds(Spread, st.floats(-0.5, 0), st.floats(0, 2)),
 )
+LIVED = st.tuples(st.floats(-2, 4), st.floats(0, 2))
 
 
 @given(
-    st.lists(st.tuples(PROFILES, st.none() | st.floats(0, 5), st.none() | st.floats(0, 1)), min_size=1, max_size=4),
-    st.builds(Demand, st.integers(0, 9000), st.none() | st.integers(1, 5000)),
+    st.lists(
+        st.tuples(PROFILES, st.none() | st.floats(0, 5), st.none() | st.floats(0, 1), LIVED, st.integers(0, 9000)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.none() | st.integers(1, 5000),
     st.integers(0, 9),
 )
 def test_a_forecast_is_the_prediction_of_each_expert(
-    fleet: list[tuple[LatencyProfile | None, float | None, float | None]], demand: Demand, busy: int
+    fleet: list[tuple[LatencyProfile | None, float | None, float | None, tuple[float, float], int]],
+    max_tokens: int | None,
+    busy: int,
 ) -> None:
     """All experts at once cost what each one alone is predicted to cost, the unknown included."""
-    experts = [
-        expert(f"agent-{place}", latency=latency, energy=None if joules is None else cost(joules))
-        for place, (latency, joules, _) in enumerate(fleet)
-    ]
-    experts = [replace(one, rtt_s=rtt_s) for one, (_, _, rtt_s) in zip(experts, fleet, strict=True)]
+    experts = []
+    for place, (latency, joules, rtt_s, lived, _) in enumerate(fleet):
+        profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
+        energy = None if joules is None else _energy(joules)
+        experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy), rtt_s=rtt_s))
     roster = Roster(experts)
-    forecast = roster.forecast(demand, roster.busy({one.key: busy for one in experts}))
-    for place, one in enumerate(experts):
-        assert _figures(forecast.prediction(place)) == pytest.approx(_figures(predict(one, demand, busy)), nan_ok=True)
+    demands = [Demand(prompt_tokens, max_tokens) for *_, prompt_tokens in fleet]
+    prompt_tokens = np.array([demand.prompt_tokens for demand in demands])
+    forecast = roster.forecast(prompt_tokens, demands[0].answer_tokens, roster.busy({one.key: busy for one in experts}))
+    for place, (one, demand) in enumerate(zip(experts, demands, strict=True)):
+        predicted, alone = forecast.prediction(place), predict(one, demand, busy)
+        assert predicted.shape == alone.shape
+        assert _figures(predicted) == pytest.approx(_figures(alone), nan_ok=True)
 
 
 def _figures(prediction: Prediction) -> list[float]:
     ranges = (prediction.ttft_s, prediction.per_token_s, prediction.total_s, prediction.energy_j)
     quantiles = [figure for found in ranges for figure in ((found.p50, found.p95) if found else (math.nan, math.nan))]
     return [*quantiles, prediction.transmit_s]
+
+
+def _energy(joules: float) -> EnergyProfile:
+    """Every kind of work costs something."""
+    return EnergyProfile(coefficients=(joules,) * 4, spread=EXACT, quality=Quality.SIMULATED)

@@ -29,7 +29,9 @@ def test_an_answer_is_accounted_in_full() -> None:
     assert receipt.request_id == "req-1"
     assert receipt.tokens == TokenCounts(prompt=7, cached=3, decoded=5)
     assert receipt.seconds == Seconds(overhead=0.5, queue=0.5, prefill=0.25, decode=1.0, ttft=1.0, total=2.5)
-    assert receipt.predicted == Predicted(ttft_s=Quantiles(0.01, 0.01), total_s=Quantiles(0.39, 0.39), energy_j=None)
+    assert receipt.predicted == Predicted(
+        ttft_s=Quantiles(0.01, 0.01), total_s=Quantiles(0.39, 0.39), energy_j=None, energy_quality=None
+    )
     assert receipt.decision is not None
     assert [row.expert for row in receipt.decision.experts if row.chosen] == ["agent-1/m"]
     [line] = receipt.experts

@@ -258,6 +258,13 @@ def test_a_refusal_names_the_cheapest_and_the_fastest_offer() -> None:
     assert "cheapest offer is agent-1/smollm-135m" in refused.message
 
 
+def test_candidates_need_not_fit_together_where_one_runs() -> None:
+    """Both keep the budget alone, so the fine level may choose either, though not both could run."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=20.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    assert decided.candidates == {expert.key for expert in FLEET}
+
+
 def test_a_limited_candidate_set_keeps_the_energy_budget_together() -> None:
     """With `max_experts` trying all candidates one after the other stays within the budget."""
     twins = (SMALL, expert("agent-3", "smollm-150m", latency=FAST, energy=cost(0.1)), LARGE)

@@ -12,6 +12,8 @@ from aiohttp import web
 from rich.console import Console
 
 from moe2.common import localsocket
+from moe2.common.cost import EnergyProfile, Spread
+from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
@@ -173,3 +175,19 @@ def test_a_coordinator_that_is_down_names_the_command(tmp_path: Path, capsys: py
     """Nobody at the socket: exit code 2, and how to start it."""
     assert statusview.show_status(tmp_path / "c.sock", as_json=False, watch=False) == 2
     assert "moe2-coordinator run --config FILE" in capsys.readouterr().err
+
+
+def test_simulated_figures_are_marked() -> None:
+    """Watts beside the sensor, joules per token below the figure."""
+    simulated = msgspec.structs.replace(
+        READY,
+        performance=Performance(j_per_decoded_token=2.17),
+        energy=EnergyProfile(
+            coefficients=(0.0, 2.17, 0.0, 0.0), spread=Spread(p50=0.0, p95=0.1), quality=Quality.SIMULATED
+        ),
+    )
+    sensor = SensorReport(name="profile:agx-orin-maxn", state="present", power_w=47.6, simulated=True)
+    text = drawn(status(row("one", experts=(simulated,), sensors=(sensor,))), width=160)
+    assert "profile:agx-orin-maxn 47.6 W (simulated)" in text
+    assert "2.17" in text
+    assert "simulated" in text.partition("2.17")[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -16,7 +16,7 @@ from moe2.coordinator.settings import CoordinatorSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHIPPED = [("agent.toml", AgentSettings), ("coordinator.toml", CoordinatorSettings)]
-KEY = re.compile(r"^# (?=\w+ = )")
+KEY = re.compile(r"^# (?=\w+ = |\[)")
 
 each_example = pytest.mark.parametrize(("name", "kind"), SHIPPED, ids=[name for name, _ in SHIPPED])
 
@@ -26,20 +26,24 @@ def as_shipped(name: str) -> dict[str, Any]:
 
 
 def uncommented(name: str) -> dict[str, Any]:
-    """The file with every commented key switched on."""
+    """The file with every commented key and table switched on."""
     lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
     return tomllib.loads("\n".join(KEY.sub("", line) for line in lines))
 
 
 def defaults(kind: type[Settings]) -> dict[tuple[str, ...], Any]:
-    """Every key by its path, with its default; `PydanticUndefined` where it must be set."""
+    """Every key by its path, with its default; `PydanticUndefined` where it must be set.
+
+    Of tables that the user names, the example shows the one named `default`.
+    """
     found: dict[tuple[str, ...], Any] = {}
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
         if section is None:
             found[(name,)] = field.get_default(call_default_factory=False)
         else:
-            found |= {(name, *path): default for path, default in defaults(section).items()}
+            place = (name, "default") if get_origin(field.annotation) is dict else (name,)
+            found |= {(*place, *path): default for path, default in defaults(section).items()}
     return found
 
 

@@ -54,7 +54,8 @@ class Fleet:
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
         gguf = self.root / "fake.gguf"
-        gguf.touch()
+        if not gguf.exists():
+            gguf.touch()
         settings = AgentSettings.model_validate(
             {
                 "agent": {
@@ -124,7 +125,7 @@ async def fleet(
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
             "selection": selection or {},
-            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 2.0, "heartbeat_s": 0.5},
+            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 30.0, "heartbeat_s": 0.5},
         }
     )
     coordinator = CoordinatorDaemon(settings, environment={})

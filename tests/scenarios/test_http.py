@@ -107,3 +107,13 @@ async def test_fleet_shows_agents_and_experts(tmp_path: Path) -> None:
         agents = (await answer.json())["agents"]
         assert [agent["agent_name"] for agent in agents] == ["one", "two"]
         assert agents[0]["experts"][0]["model"] == "fake"
+
+
+async def test_an_agent_without_the_token_is_unauthorized(tmp_path: Path) -> None:
+    """Missing, wrong or not even text: 401, and nothing breaks."""
+    async with fleet(tmp_path, agents=()) as running:
+        url = running.coordinator.agents_url.replace("ws://", "http://") + "/v1/agents"
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer \udcff"}):
+            async with running.http.get(url, headers=headers) as answer:
+                assert answer.status == 401
+                assert "token_file" in await answer.text()

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.energy.catalog import (
-    Family,
     ProbeResult,
     ProbeState,
     SensorSettings,
@@ -17,6 +16,7 @@ from moe2.agent.energy.catalog import (
     probe_all,
     why_unmeasured,
 )
+from moe2.agent.energy.families import Family
 from moe2.agent.energy.sensor import Reading, SensorDeniedError
 from moe2.common.errors import ConfigError
 from tests.fakes import sysfs

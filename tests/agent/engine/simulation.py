@@ -12,6 +12,7 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
 
@@ -64,18 +65,20 @@ class SimulatedCache:
         self._rows: dict[int, Logits] = {}
         self.fails_with: DecodeOutcome | None = None
         self.decoded_tokens = 0
+        self._embeddings = False
 
     @property
     def used(self) -> int:
         return len({cell for lane in self._lanes.values() for cell, _ in lane})
 
-    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
         if self.fails_with is not None:
             return self.fails_with
         new = sum(len(chunk.tokens) for chunk in chunks)
         if self.used + new > self._cells:
             return DecodeOutcome.NO_CELLS
         self._rows.clear()
+        self._embeddings = embeddings
         self.decoded_tokens += new
         place = 0
         for chunk in chunks:
@@ -93,6 +96,12 @@ class SimulatedCache:
     def logits(self, place: int) -> Logits:
         return self._rows[place]
 
+    def embedding(self, place: int) -> Logits:
+        """The simulated model's vector of a token is its logits."""
+        if not self._embeddings:
+            raise AssertionError("no embeddings were asked for")
+        return self._rows[place]
+
     def copy(self, source: int, target: int, tokens: int) -> None:
         if self._lanes.get(target):
             raise AssertionError(f"lane {target} is not empty")
@@ -104,11 +113,12 @@ class SimulatedCache:
 
 
 class _Greedy:
-    def __init__(self, cache: SimulatedCache) -> None:
+    def __init__(self, cache: SimulatedCache, *, endless: bool) -> None:
         self._cache = cache
+        self._first = END + 1 if endless else 0
 
     def sample(self, place: int) -> int:
-        return int(np.argmax(self._cache.logits(place)))
+        return self._first + int(np.argmax(self._cache.logits(place)[self._first :]))
 
     def close(self) -> None:
         pass
@@ -117,24 +127,35 @@ class _Greedy:
 class Engine:
     """A decoder over the simulated model, its events kept."""
 
-    def __init__(self, *, slots: int = 3, cells: int = 64, batch_tokens: int = 16, lanes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 3,
+        cells: int = 64,
+        batch_tokens: int = 16,
+        endless: bool = False,
+        pooling: Pooling = Pooling.MEAN,
+    ) -> None:
+        """`endless`: the end token is never drawn."""
+        self._endless = endless
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0
         self.decoder = Decoder(
             reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
             cache=self.cache,
-            lanes=Lanes(lanes=lanes or 2 * slots + 2, cells=cells, cuts_anywhere=True),
+            lanes=Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True),
             new_draw=self._new_draw,
             limits=Limits(
                 slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
             ),
+            pooling=pooling,
             clock=self._clock,
             emit=self.events.append,
         )
 
     def _new_draw(self, request: Generate) -> _Greedy:
-        return _Greedy(self.cache)
+        return _Greedy(self.cache, endless=self._endless)
 
     def _clock(self) -> float:
         self.now_s += 0.001

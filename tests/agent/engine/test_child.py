@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from moe2.agent.engine.protocol import (
     Cancel,
     Decoded,
+    Embed,
+    Embedded,
+    Event,
     Finished,
     Generate,
     JobFailed,
@@ -207,6 +211,26 @@ def test_scores_do_not_depend_on_company(child: Child) -> None:
         assert alone.logprob == pytest.approx(together[n].logprob, rel=0.01)
 
 
+def test_embeddings_of_like_texts_are_closer(child: Child) -> None:
+    """Beside a running answer, which is not disturbed, and in the length that the model has."""
+    texts = (
+        "The cat sleeps on the warm sofa.",
+        "A cat is sleeping on a warm couch.",
+        "Interest rates rose by two percent in March.",
+    )
+    child.send(_chat("running", _PROMPTS[2], max_tokens=30))
+    for n, text in enumerate(texts):
+        child.send(Embed(job_id=f"embed{n}", prompt=TextPrompt(text=text)))
+    ended: dict[str, Event] = {}
+    while len(ended) < len(texts) + 1:
+        if isinstance(event := child.next(), Embedded | Finished):
+            ended[event.job_id] = event
+    vectors = [embedded.embedding for _, embedded in sorted(ended.items()) if isinstance(embedded, Embedded)]
+    like, unlike = (sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:])
+    assert len(vectors[0]) == 576
+    assert like > unlike
+
+
 def test_a_shared_beginning_is_taken_from_the_cache(child: Child) -> None:
     """The second prompt with the same long beginning decodes only what differs."""
     system = ChatMessage(role="system", content="You answer in one word. " * 20)
@@ -295,6 +319,16 @@ def test_shutdown_ends_the_child_with_exit_code_0() -> None:
         assert fresh.process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_whole_unit_do_not_stop_the_child(child: Child, number: signal.Signals) -> None:
+    """A job under way ends as it should after Ctrl-C or systemd's stop: draining is the daemon's business."""
+    child.send(_chat("job", _PROMPTS[2], max_tokens=8))
+    child.until(Started, "job")
+    child.process.send_signal(number)
+    end = child.until(Finished, "job")
+    assert (end.reason, end.decoded_tokens) == ("length", 8)
+
+
 def test_the_end_of_stdin_ends_the_child_in_the_middle_of_a_job() -> None:
     """A child whose daemon is gone does not linger."""
     with Child() as fresh:
@@ -303,3 +337,33 @@ def test_the_end_of_stdin_ends_the_child_in_the_middle_of_a_job() -> None:
         fresh.until(Decoded)
         fresh.close_stdin()
         assert fresh.process.wait(timeout=60) == 0
+
+
+def test_a_small_cache_serves_more_than_it_can_hold() -> None:
+    """Cached prefixes give way when their cells are needed, and answers stay what they were."""
+    prompts = [f"{n}: " + " ".join(f"{word} {n}" for word in ("alpha", "beta", "gamma") * 12) for n in range(6)]
+    with Child() as small:
+        small.load(str(smollm2_path()), slots=2, context_tokens=256)
+        texts: list[dict[int, str]] = []
+        for turn in range(2):
+            answers = {}
+            for n, prompt in enumerate(prompts):
+                small.send(_text(f"{turn} {n}", prompt, max_tokens=4))
+                answers[n] = small.collect(1)[0][f"{turn} {n}"]
+            texts.append(answers)
+    assert texts[0] == texts[1]
+
+
+def test_answers_without_a_limit_share_the_cache_and_end_with_length() -> None:
+    """Several jobs that would go on for ever fill the cache, end cleanly, and leave it usable."""
+    ban_the_end = Sampling(temperature=0, logit_bias={0: -100, 2: -100, 4: -100})
+    with Child() as small:
+        loaded = small.load(str(smollm2_path()), slots=3, context_tokens=256)
+        assert isinstance(loaded, Loaded)
+        for n in range(4):
+            small.send(Generate(job_id=f"{n}", prompt=TextPrompt(text=f"{n} Once upon a time"), sampling=ban_the_end))
+        _, ends = small.collect(4)
+        small.send(_text("after", "1, 2, 3,", max_tokens=2))
+        after, _ = small.collect(1)
+    assert {getattr(end, "reason", end) for end in ends.values()} == {"length"}
+    assert "after" in after

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import logprob
-from moe2.agent.engine.protocol import Finished, Generate, JobFailed, Predict, Predicted, Score, Scored, Started
+from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.protocol import (
+    Embed,
+    Embedded,
+    Finished,
+    Generate,
+    JobFailed,
+    Predict,
+    Predicted,
+    Score,
+    Scored,
+    Started,
+)
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import Sampling, TextPrompt
 from tests.agent.engine.simulation import END, Engine, Letters, greedy, letters, logits_after
@@ -131,6 +146,19 @@ def test_a_full_context_ends_a_job_with_length() -> None:
     assert (end.reason, end.prompt_tokens + end.decoded_tokens) == ("length", 24)
 
 
+def test_answers_without_a_limit_never_take_what_others_reserved() -> None:
+    """Endless answers fill the cache between them and end with length; one with max_tokens gets all it asked for."""
+    engine = Engine(slots=3, cells=256, endless=True)
+    engine.decoder.submit(_generate("endless one", "abc"))
+    engine.decoder.submit(_generate("endless two", "bca"))
+    engine.decoder.submit(_generate("limited", "cab", max_tokens=60))
+    engine.run()
+    ends = {name: engine.end(name) for name in ("endless one", "endless two", "limited")}
+    assert {getattr(end, "reason", end) for end in ends.values()} == {"length"}
+    assert ends["limited"].decoded_tokens == 60
+    assert ends["endless one"].decoded_tokens > 256 // 3
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     """The short prompt's first token comes before the long prompt's prefill is done."""
     engine = Engine(slots=2, cells=96, batch_tokens=8)
@@ -182,6 +210,17 @@ def test_a_failed_batch_fails_its_jobs_and_no_others(outcome: DecodeOutcome, cod
     assert engine.text("lucky") == _expected("ab", 2)
 
 
+def test_a_request_that_breaks_its_preparation_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unforeseen fault while a prompt is prepared is that job's error; the others go on."""
+    engine = Engine()
+    engine.decoder.submit(_generate("good", "ab", max_tokens=2))
+    monkeypatch.setattr(Letters, "tokenize", lambda *_, **__: 1 / 0)
+    engine.decoder.submit(_generate("odd", "ab", max_tokens=2))
+    engine.run()
+    assert getattr(engine.end("odd"), "code", None) == JobErrorCode.INTERNAL
+    assert engine.text("good") == letters(greedy([1, 2], 2))
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     prompt=_PROMPTS,
@@ -202,6 +241,28 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, contin
             known.append(token)
         assert score.logprob == pytest.approx(total, abs=1e-4)
         assert (score.tokens, score.utf8_bytes) == (len(continuation), len(continuation))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pool"),
+    [
+        (Pooling.MEAN, lambda rows: rows.mean(axis=0)),
+        (Pooling.FIRST, lambda rows: rows[0]),
+        (Pooling.LAST, lambda rows: rows[-1]),
+    ],
+)
+def test_an_embedding_pools_every_tokens_vector(
+    pooling: Pooling, pool: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+) -> None:
+    """All tokens count, also those that a cached prefix or another chunk holds; the result has length 1."""
+    engine = Engine(batch_tokens=4, pooling=pooling)
+    for job_id in ("first", "again"):
+        engine.decoder.submit(Embed(job_id=job_id, prompt=TextPrompt(text="abcabcab")))
+        engine.run()
+    tokens = _tokens("abcabcab")
+    expected = pool(np.array([logits_after(tokens[: n + 1]) for n in range(len(tokens))]))
+    for embedded in (event for event in engine.events if isinstance(event, Embedded)):
+        assert embedded.embedding == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
 
 
 def test_scoring_frees_the_cells_of_its_branches() -> None:

@@ -13,6 +13,8 @@ from moe2.coordinator.evaluation.routers import (
     round_robin,
     score_of,
 )
+from moe2.coordinator.evaluation.similarity import cosine_similarities
+from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor
 
 FEASIBLE = np.array([[True, True, True], [False, True, True], [False, False, False]])
 
@@ -42,9 +44,17 @@ def test_label_means_fall_back_to_the_overall_mean() -> None:
 
 def test_neighbours_vote_with_their_scores() -> None:
     """The two nearest train prompts decide, the opposite one does not."""
-    known = np.array([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
     scores = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
-    assert neighbour_means(np.array([[1.0, 0.0]]), known, scores, 2) == pytest.approx(np.array([[0.5, 0.0]]))
+    assert neighbour_means(np.array([[1.0, 0.8, -1.0]]), scores, 2) == pytest.approx(np.array([[0.5, 0.0]]))
+
+
+def test_similarity_is_the_cosine_of_ngrams() -> None:
+    """A prompt is wholly like itself, partly like one that shares words, and like nothing where nothing is shared."""
+    extractor = FeatureExtractor(FeatureConfig(character_orders=(), word_orders=(1,)))
+    idf = np.ones(extractor.config.buckets, dtype=np.float32)
+    known = ["red blue", "red green", "?", "yellow"]
+    (row,) = cosine_similarities(["red blue"], known, extractor, idf)
+    assert row == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-6)
 
 
 def test_unanswered_rows_score_nothing() -> None:

@@ -78,3 +78,9 @@ def test_one_source_and_some_experts_can_be_chosen(tmp_path: Path) -> None:
     assert manifest.experts == ("expert-2", "expert-0")
     assert manifest.source == "two"
     assert manifest.rows["auxiliary"] > 0
+
+
+def test_errors_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets in a message are no markup: nothing of a path or of "moe2[gate]" is swallowed."""
+    assert call("--outcomes", str(tmp_path / "o[bold].jsonl")) == 1
+    assert "o[bold].jsonl" in capsys.readouterr().err

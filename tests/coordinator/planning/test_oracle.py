@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning import branch, exhaustive, greedy, polyblock
+from moe2.coordinator.planning import branch, exhaustive, few, greedy, polyblock
 from moe2.coordinator.planning.branch import Effort
+from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.certificate import Plan, Status
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
 from moe2.coordinator.planning.table import ValueTable
@@ -91,13 +93,15 @@ def test_table_equals_brute_force_on_random_fleets(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_table_of_small_panels_equals_brute_force(kind: str) -> None:
-    """Above 16 experts a table lists panels by size; it gives the same panel, ties included."""
+@pytest.mark.parametrize("chunk", [16, 1 << 13])
+def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 16 experts a table lists panels by size and is read in chunks; the same panel, ties included."""
+    monkeypatch.setattr("moe2.coordinator.planning.table._CHUNK", chunk)
     rng = np.random.default_rng(8)
     for _ in range(3):
         problem = cases.random_problem(rng, kind, 17, prompts=8)
         table = ValueTable.build(problem.value, 3)
-        for scale in (0.1, 0.4, 1.0):
+        for scale in (0.02, 0.05, 0.1, 0.4, 1.0):
             budgets = Budgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
             limited = cases.problem(
                 np.zeros((1, 17)),
@@ -109,7 +113,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str) -> None:
             )
             found, oracle = branch.plan(limited, table=table), exhaustive.plan(limited)
             agree(limited, found, oracle)
-            assert found.certificate.method == "table"
+            assert found.certificate.method == "table" or not found.is_feasible
             assert found.names == oracle.names
 
 
@@ -152,3 +156,40 @@ def test_greedy_is_feasible_and_never_above_the_best(kind: str) -> None:
             assert bound is not None
             assert value <= best + 2e-9
             assert best <= bound + 2e-9
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_listing_small_panels_equals_brute_force(kind: str) -> None:
+    """Panels of up to four out of up to twelve, on top of held experts or of none, ties included."""
+    rng = np.random.default_rng(21)
+    listed = 0
+    for number in range(150):
+        experts = int(rng.integers(2, 13))
+        problem = cases.random_problem(rng, kind, experts, prompts=8)
+        problem = replace(problem, budgets=replace(problem.budgets, max_experts=int(rng.integers(1, 5))))
+        candidates = Candidates.of(problem)
+        held = [0] if number % 2 and candidates.count > 1 else []
+        free = candidates.addable(held, np.ones(candidates.count, dtype=np.bool_))
+        if len(free) == 0:
+            continue
+        found = few.best(candidates, held, free, candidates.most_joining(held, free))
+        others = {n for n in range(experts) if n not in candidates.index}
+        forced = {problem.names[candidates.index[n]] for n in held}
+        value, _ = best_with(problem, forced, others)
+        assert found is not None
+        listed += 1
+        assert found[1] == pytest.approx(value, abs=2e-9)
+        assert candidates.is_feasible(found[0])
+        assert set(held) <= set(found[0])
+    assert listed > 60
+
+
+def best_with(problem: Problem, forced: set[str], barred: set[int]) -> tuple[float, tuple[int, ...]]:
+    """The best feasible panel that holds all of `forced`, by a loop over all panels."""
+    best: tuple[float, tuple[int, ...]] = (-np.inf, ())
+    places = [n for n in range(len(problem.names)) if n not in barred]
+    for size in range(1, problem.largest_panel + 1):
+        for panel in combinations(places, size):
+            if forced <= {problem.names[n] for n in panel} and problem.is_feasible(list(panel)):
+                best = max(best, (problem.value.of(list(panel)), panel))
+    return best

@@ -1,0 +1,93 @@
+"""The job that writes: draws token after token until an end, a stop string or a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from moe2.agent.engine.batch import Chunk, Lanes, Run
+from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.job import Job
+from moe2.agent.engine.protocol import Event, Generate
+from moe2.agent.engine.request import Vocabulary
+from moe2.agent.engine.text import TextStream
+from moe2.common.messages import TokenAlternative, TokenPiece
+
+
+class Draw(Protocol):
+    """One job's sampler: draws a token from the logits at a place of the last batch."""
+
+    def sample(self, place: int) -> int: ...
+    def close(self) -> None: ...
+
+
+class Generation(Job):
+    """Draws token after token."""
+
+    def __init__(
+        self,
+        request: Generate,
+        prompt: list[int],
+        *,
+        cells: int,
+        queued_at_s: float,
+        draw: Draw,
+        vocabulary: Vocabulary,
+        logits: Callable[[int], Logits],
+        lanes: Lanes,
+        most_tokens: int,
+    ) -> None:
+        """`most_tokens`: prompt and answer together."""
+        super().__init__(request.job_id, prompt, cells=cells, queued_at_s=queued_at_s)
+        self._request = request
+        self._draw = draw
+        self._vocabulary = vocabulary
+        self._logits = logits
+        self._lanes = lanes
+        self._most_tokens = most_tokens
+        self._text = TextStream(request.stop)
+        self._pieces: list[TokenPiece] = []
+
+    def take(self, run: Run, chunk: Chunk, place: int) -> None:
+        if run.remaining:
+            return
+        place += len(chunk.tokens) - 1
+        token = self._draw.sample(place)
+        self.decoded_tokens += 1
+        if self._vocabulary.is_end(token):
+            self.reason = "stop"
+            return
+        self._pieces += self._text.feed(self._vocabulary.piece(token), *self._likelihood(token, place))
+        if self._text.stopped:
+            self.reason = "stop"
+        elif (
+            self.decoded_tokens == self._request.max_tokens
+            or len(self.prompt) + self.decoded_tokens >= self._most_tokens
+            or not self._lanes.grow(run)
+        ):
+            self.reason = "length"
+        else:
+            run.tokens.append(token)
+
+    def pieces(self) -> list[TokenPiece]:
+        if self.reason is not None:
+            self._pieces += self._text.finish()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def close(self) -> None:
+        self._draw.close()
+
+    def success(self, now_s: float) -> Event:
+        return self._finished(now_s)
+
+    def _likelihood(self, token: int, place: int) -> tuple[float | None, tuple[TokenAlternative, ...]]:
+        wanted = self._request.logprobs
+        if wanted is None:
+            return None, ()
+        logits = self._logits(place)
+        alternatives = tuple(
+            TokenAlternative(self._vocabulary.piece(other).decode("utf-8", "replace"), value)
+            for other, value in most_likely(logits, wanted)
+        )
+        return logprob(logits, token), alternatives

@@ -1,0 +1,232 @@
+"""The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
+
+Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent are
+checked before they are added: one NaN would spoil a counter for good.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import TypeGuard, TypeVar
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from moe2.common.errors import JobErrorCode
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.fleetmetrics import FleetCollector
+from moe2.coordinator.receipt import ExpertLine, Predicted, Receipt
+
+TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOTAL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
+OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1)
+REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
+MOST_PLAUSIBLE = 1e12
+"""Larger figures are an agent's defect."""
+
+C = TypeVar("C", bound=Collector)
+
+_FAILURES = frozenset({*JobErrorCode, "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"})
+
+
+class _Counter(Collector):
+    """A counter with one value per set of label values.
+
+    The library's own counters take a lock and look labels up for every addition; here one thread counts, and does so
+    for every request.
+    """
+
+    def __init__(self, name: str, documentation: str, *labels: str) -> None:
+        self._family = (name, documentation)
+        self._labels = labels
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+
+    def add(self, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
+        self._values[labels] = self._values.get(labels, 0.0) + amount
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(*self._family, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class _Histogram(Collector):
+    """A histogram; `bounds` are the upper ends of its buckets, ascending. One thread, as above."""
+
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
+        self._family = (name, documentation)
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float | None) -> None:
+        if _is_plausible(value):
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        names = (*map(floatToGoString, self._bounds), "+Inf")
+        family = HistogramMetricFamily(*self._family)
+        family.add_metric((), list(zip(names, accumulate(self._counts), strict=True)), self._sum)
+        yield family
+
+
+class CoordinatorMetrics:
+    """One registry, counted into by the event loop and read by scrapes on the same loop."""
+
+    def __init__(self, status: Callable[[], CoordinatorStatus], *, stale_s: float) -> None:
+        self._registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(FleetCollector(status, stale_s=stale_s))
+
+        def counter(name: str, documentation: str, *labels: str) -> _Counter:
+            return _registered(registry, _Counter(name, documentation, *labels))
+
+        def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> _Histogram:
+            return _registered(registry, _Histogram(name, documentation, bounds))
+
+        expert = ("agent", "agent_id", "model")
+        self._responses = counter("moe2_http_responses", "HTTP responses begun.", "route", "status")
+        self._requests = counter(
+            "moe2_requests", "Requests that ended; reason: finish reason or error code.", "outcome", "reason"
+        )
+        self._requests_unmeasured = counter("moe2_requests_unmeasured", "Requests whose energy is not known.")
+        self._attempts = counter("moe2_attempts", "Experts' work for requests that ended.", *expert, "outcome")
+        self._attempts_unmeasured = counter(
+            "moe2_attempts_unmeasured", "Attempts whose energy is not known.", *expert, "cause"
+        )
+        self._joules = counter(
+            "moe2_energy_joules",
+            "Energy of attempts with a known figure; cause: what became of the attempt, quality: how it was obtained.",
+            *expert,
+            "cause",
+            "quality",
+        )
+        self._energy_tokens = counter(
+            "moe2_energy_tokens",
+            "Tokens that moe2_energy_joules_total paid for: energy per token is their ratio.",
+            *expert,
+        )
+        self._decoded = counter("moe2_decoded_tokens", "Tokens that experts decoded.", *expert)
+        self._prompt = counter("moe2_prompt_tokens", "Prompt tokens of answered requests.")
+        self._cached = counter("moe2_prompt_cached_tokens", "Prompt tokens found in an expert's cache.")
+        self._ttft = histogram("moe2_request_ttft_seconds", "From a request's last byte to its first token.", TTFT_S)
+        self._total = histogram("moe2_request_duration_seconds", "From a request's last byte to its end.", TOTAL_S)
+        self._per_token = histogram(
+            "moe2_request_inter_token_seconds",
+            "Mean time between an answer's tokens, one observation per request.",
+            PER_TOKEN_S,
+        )
+        self._overhead = histogram(
+            "moe2_request_overhead_seconds", "From a request's last byte to its dispatch to an expert.", OVERHEAD_S
+        )
+        self._queued = histogram("moe2_request_queue_seconds", "Wait for a slot on the agent.", TTFT_S)
+        self._request_j = histogram(
+            "moe2_request_energy_joules", "Energy of a request, all attempts; unmeasured ones left out.", REQUEST_J
+        )
+        self._calibration = histogram(
+            "moe2_prediction_duration_ratio", "Measured over predicted median duration of completed requests.", RATIO
+        )
+        self._predictions = counter(
+            "moe2_predictions",
+            "Completed requests with a prediction, by whether what was measured kept the predicted p95.",
+            "quantity",
+            "kept",
+        )
+
+    def response_begun(self, route: str, status: int) -> None:
+        self._responses.add((route, str(status)))
+
+    def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
+        """Count one request, once, when everything it spent is known."""
+        name, reason = _outcome_labels(outcome)
+        self._requests.add((name, reason))
+        for line in receipt.experts:
+            self._attempt_ended(line)
+        joules = receipt.energy["joules"]
+        if _is_plausible(joules):
+            self._request_j.observe(joules)
+        else:
+            self._requests_unmeasured.add()
+        if _is_plausible(receipt.tokens.prompt):
+            self._prompt.add((), receipt.tokens.prompt)
+        if _is_plausible(receipt.tokens.cached):
+            self._cached.add((), receipt.tokens.cached)
+        self._observe_seconds(receipt, completed=name == "completed")
+
+    def _attempt_ended(self, line: ExpertLine) -> None:
+        agent_id, _, _ = line.expert.partition("/")
+        expert = (line.agent, agent_id, line.model)
+        self._attempts.add((*expert, line.outcome))
+        decoded = line.decoded_tokens if _is_plausible(line.decoded_tokens) else 0
+        if decoded:
+            self._decoded.add(expert, decoded)
+        joules = line.energy["joules"]
+        if _is_plausible(joules):
+            self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
+            self._energy_tokens.add(expert, decoded)
+        else:
+            self._attempts_unmeasured.add((*expert, line.outcome))
+
+    def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
+        seconds, decoded = receipt.seconds, receipt.tokens.decoded
+        self._overhead.observe(seconds.overhead)
+        self._queued.observe(seconds.queue)
+        self._ttft.observe(seconds.ttft)
+        self._total.observe(seconds.total)
+        if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
+            self._per_token.observe((seconds.total - seconds.ttft) / (decoded - 1))
+        if completed and receipt.predicted:
+            self._compare(receipt.predicted, receipt)
+
+    def _compare(self, predicted: Predicted, receipt: Receipt) -> None:
+        """How good the predictions were that the choice was based on."""
+        for quantity, quantiles, measured in (
+            ("ttft_seconds", predicted.ttft_s, receipt.seconds.ttft),
+            ("duration_seconds", predicted.total_s, receipt.seconds.total),
+            ("energy_joules", predicted.energy_j, receipt.energy["joules"]),
+        ):
+            if quantiles is not None and _is_plausible(measured):
+                self._predictions.add((quantity, "true" if measured <= quantiles.p95 else "false"))
+        total_s, median = receipt.seconds.total, predicted.total_s
+        if total_s is not None and median is not None and median.p50 > 0:
+            self._calibration.observe(total_s / median.p50)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that the scraper's Accept header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
+    match outcome:
+        case Completed(reason=reason):
+            return "completed", reason
+        case Failed(code=code):
+            # An agent chooses its code; a label's values must be a closed set.
+            return "failed", code if code in _FAILURES else "other"
+        case Cancelled():
+            return "cancelled", "client"
+        case None:
+            return "failed", "other"
+
+
+def _registered(registry: CollectorRegistry, collector: C) -> C:
+    registry.register(collector)
+    return collector
+
+
+def _is_plausible(value: float | None) -> TypeGuard[float]:
+    """False for unknown, negative, infinite and NaN."""
+    return value is not None and 0 <= value < MOST_PLAUSIBLE

@@ -1,0 +1,68 @@
+// The figures at the top.
+
+import { byId, el, show } from "./dom.js";
+import { DASH, UNMEASURED, count, digits, joules, median, seconds, watts } from "./format.js";
+
+const WINDOW_S = 60;
+
+// Energy per decoded token over requests whose energy is known; null if none is.
+export function perTokenOf(lines) {
+  let spent = 0;
+  let tokens = 0;
+  for (const line of lines) {
+    if (line.energy.joules === null || !line.decoded_tokens) continue;
+    spent += line.energy.joules;
+    tokens += line.decoded_tokens;
+  }
+  return tokens ? spent / tokens : null;
+}
+
+export const linesOf = (requests) => requests.flatMap((ended) => ended.receipt.experts);
+
+export function drawTiles({ fleet, power, requests, bins, binS }) {
+  const experts = fleet.agents.flatMap((agent) => (agent.connected ? agent.experts : []));
+  const ready = experts.filter((expert) => expert.state === "ready").length;
+  const queued = experts.reduce((sum, expert) => sum + (expert.queued ?? 0), 0);
+  const active = experts.reduce((sum, expert) => sum + (expert.active ?? 0), 0);
+  const slots = experts.reduce((sum, expert) => sum + expert.slots, 0);
+  // Whole intervals only: the one that is being filled would always look slow.
+  const now = bins.at(-1)?.start_unix_s ?? 0;
+  const past = bins.filter((bin) => bin.start_unix_s < now && bin.start_unix_s >= now - WINDOW_S);
+  const spanS = Math.min(WINDOW_S, Math.max(binS, now - (bins[0]?.start_unix_s ?? now)));
+  const sum = (field) => past.reduce((total, bin) => total + bin[field], 0);
+  const lines = linesOf(requests);
+  const energy = perTokenOf(lines);
+  const simulated = lines.some((line) => line.energy.quality === "simulated");
+  const unknown = lines.filter((line) => line.energy.joules === null && line.decoded_tokens).length;
+  const ttfts = requests.slice(-50).map((ended) => ended.receipt.seconds.ttft);
+
+  show(
+    byId("tiles"),
+    tile("Experts ready", `${ready} / ${experts.length}`, `${fleet.agents.filter((a) => a.connected).length} of ${fleet.agents.length} hosts connected`),
+    tile("Fleet power", watts(power.power_w), powerNote(power), power.simulated && power.power_w !== null),
+    tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests.length, unknown), simulated && energy !== null),
+    tile("Throughput", past.length ? `${digits(sum("tokens") / spanS)} tok/s` : DASH, past.length ? `${digits((60 * sum("n_requests")) / spanS)} requests/min` : "first minute"),
+    tile("In progress", count(fleet.requests_active), `${active} of ${slots} slots · ${queued} queued`),
+    tile("First token", seconds(median(ttfts)), "median of the last 50"),
+  );
+}
+
+function tile(name, value, note, simulated = false) {
+  return el(
+    "div",
+    { class: value === UNMEASURED ? "tile unknown" : "tile" },
+    el("h3", {}, name),
+    el("p", { class: "value" }, value),
+    el("p", { class: "note" }, simulated ? el("span", { class: "chip simulated" }, "simulated") : null, simulated ? " " : null, note),
+  );
+}
+
+function powerNote({ n_known, n_unknown }) {
+  if (n_unknown && n_known) return `${n_unknown} of ${n_known + n_unknown} hosts unmeasured`;
+  return n_unknown ? "no host has a power sensor" : `${n_known} ${n_known === 1 ? "host" : "hosts"}`;
+}
+
+function energyNote(n, n_unknown) {
+  if (!n) return "no request yet";
+  return n_unknown ? `${n_unknown} of the last ${n} unmeasured` : `last ${n} requests`;
+}

@@ -1,0 +1,285 @@
+"""A fleet of one host in virtual time: everything real but the model, the sensor and the clock.
+
+The agent's core, its decoder and lanes, its accounts and cost models, and the coordinator's selection and calibration
+are the real ones. A batch takes what a law says (a fixed part, one for each sequence, one for each prompt token, one
+for what attention looks back on) with a few percent of noise; power is a simulated board's at the real activity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from moe2.agent import core
+from moe2.agent.energy.account import HostAccount
+from moe2.agent.energy.attribution import DeviceAccount
+from moe2.agent.energy.meter import EnergyTrack
+from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.sensor import Limits, SensorFacts
+from moe2.agent.engine import protocol
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.decoder import Decoder
+from moe2.agent.engine.decoder import Limits as DecoderLimits
+from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.request import RequestReader
+from moe2.agent.settings import ModelSection
+from moe2.common.energy import NEVER_RAN, Scope
+from moe2.common.messages import JobDone, JobFailed, JobStarted, Sampling, TextPrompt
+from moe2.coordinator import dispatch
+from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
+from moe2.coordinator.predict import Demand
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.table import Expert
+from tests.coordinator.experts import selector
+
+_VOCABULARY = 1000
+_CONTEXT = 4096
+_SAMPLE_S = 0.1
+_PREFILL_TOKENS_PER_S, _DECODE_TOKENS_PER_S = 600.0, 50.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Clients that each wait for their answer and pause before the next request.
+
+    pause_s: mean of exponential pauses. prompt_tokens, answer_tokens: drawn from. estimate: tokens that the coordinator
+    takes a real one for.
+    """
+
+    clients: int = 3
+    pause_s: float = 0.3
+    prompt_tokens: Sequence[int] = (15, 40, 80, 150)
+    answer_tokens: Sequence[int] = (32, 64, 96, 128)
+    estimate: float = 1.0
+
+
+class VirtualHost:
+    """One expert under a load. `serve` advances the time."""
+
+    def __init__(self, load: Load, *, slots: int = 4, seed: int = 0, noise: float = 0.03) -> None:
+        self.now_s = 100.0
+        self.pace = 1.0
+        self.n_answered = 0
+        self._load = load
+        self._random = Random(seed)
+        self._noise = noise
+        self._power = PROFILES["agx-orin-maxn"].power_w
+        self._track = EnergyTrack()
+        self._sampled_s = self.now_s
+        facts = SensorFacts(
+            name="virtual",
+            device="virtual",
+            scope=Scope.MODULE_RAILS,
+            source="virtual",
+            has_counter=False,
+            limits=Limits(min_power_w=0.0, max_power_w=1000.0, stuck_after_s=None),
+        )
+        device = DeviceAccount(facts, self._track, start_s=self.now_s, max_settle_s=0.3)
+        self._account = HostAccount((device,), why_unmeasured="")
+        self._core = core.AgentCore((ModelSection(name="m", path=Path("m.gguf"), slots=slots),))
+        self._decoder = Decoder(
+            reader=RequestReader(_Counting(), None, vocabulary_size=_VOCABULARY),
+            cache=_Cache(self),
+            pooling=Pooling.MEAN,
+            lanes=Lanes(lanes=2 * slots + 2, cells=_CONTEXT, cuts_anywhere=True),
+            new_draw=lambda _: _Draw(self._random),
+            limits=DecoderLimits(
+                slots=slots, context_tokens=_CONTEXT, job_tokens=_CONTEXT, batch_tokens=512, outputs=512
+            ),
+            clock=lambda: self.now_s,
+            emit=self._spoke,
+            prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
+        )
+        self._selector = selector()
+        self._epoch = 0
+        self._calibration = CalibrationWindow(5000)
+        self._lives: dict[str, tuple[dispatch.Lifecycle, int]] = {}
+        self._arrivals: list[tuple[float, int]] = []
+        self._n_requests = 0
+        self._spoke(_loaded(slots))
+        for client in range(load.clients):
+            self._pause(client)
+
+    def serve(self, seconds: float) -> CalibrationReport:
+        """Let so much time pass; the calibration of the requests that were answered in it."""
+        end_s, before = self.now_s + seconds, self.n_answered
+        while self.now_s < end_s:
+            if self._arrivals and self._arrivals[0][0] <= self.now_s:
+                self._arrive(heappop(self._arrivals)[1])
+                continue
+            if self._decoder.has_work:
+                self._decoder.step()
+            else:
+                due_s = [self._sampled_s + _SAMPLE_S, *(at_s for at_s, _ in self._arrivals[:1])]
+                self.now_s = max(self.now_s, min(due_s))
+            self._sample()
+            for job_id, energy in self._account.settle(self.now_s).items():
+                self._do(core.EnergySettled(job_id, energy))
+        return self._calibration.report(max(1, self.n_answered - before))
+
+    def batch_passed(self, chunks: Sequence[Chunk]) -> None:
+        """The law of this host's speed."""
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
+        looked_back = sum(len(chunk.tokens) * (chunk.start + len(chunk.tokens) / 2) for chunk in chunks)
+        batch_s = 0.012 + 0.003 * decoding + 0.0016 * (tokens - decoding) + 2e-6 * looked_back
+        self.now_s += self.pace * batch_s * self._random.lognormvariate(0.0, self._noise)
+
+    # --- Coordinator --------------------------------------------------------------------------------------------------
+
+    def _arrive(self, client: int) -> None:
+        self._n_requests += 1
+        request_id = f"r{self._n_requests}"
+        prompt_tokens = round(self._random.choice(self._load.prompt_tokens) * self._random.uniform(0.9, 1.1))
+        max_tokens = self._random.choice(self._load.answer_tokens)
+        request = dispatch.Request(
+            request_id=request_id,
+            model="m",
+            prompt=TextPrompt(text=f"{prompt_tokens} {self._n_requests}"),
+            sampling=Sampling(),
+            demand=Demand(round(self._load.estimate * prompt_tokens), max_tokens),
+            arrived_s=self.now_s,
+            deadline_s=self.now_s + 3600.0,
+            max_tokens=max_tokens,
+        )
+        life = dispatch.Lifecycle(request=request, choose=self._choose)
+        self._lives[request_id] = (life, client)
+        for effect in life.handle(dispatch.Admitted(), self.now_s):
+            assert isinstance(effect, dispatch.SubmitJob)
+            self._do(core.JobSubmitted(effect.submit))
+
+    def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
+        self._epoch += 1
+        [report] = self._core.expert_reports(self.now_s)
+        expert = Expert(key="a/m", agent_id="a", agent_name="a", model="m", report=report)
+        return self._selector.select(request, [expert], {"a/m": len(self._lives) - 1}, self._epoch)
+
+    def _told(self, message: JobStarted | JobDone | JobFailed) -> None:
+        assert not isinstance(message, JobFailed), message
+        if isinstance(message, JobStarted):
+            return
+        life, client = self._lives.pop(message.job_id.partition(".")[0])
+        life.handle(dispatch.AttemptDone(message), self.now_s)
+        usage = message.usage
+        assert usage.prompt_tokens is not None
+        prefilled = usage.prompt_tokens - usage.cached_tokens
+        self._selector.prompts.observe("m", life.request.demand.prompt_tokens, prefilled)
+        self._calibration.request_retired(life)
+        self.n_answered += 1
+        self._pause(client)
+
+    def _pause(self, client: int) -> None:
+        heappush(self._arrivals, (self.now_s + self._random.expovariate(1 / self._load.pause_s), client))
+
+    # --- Agent --------------------------------------------------------------------------------------------------------
+
+    def _spoke(self, event: protocol.Event) -> None:
+        match event:
+            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
+                weight = self._core.experts["m"].costs.token_weight
+                self._account.request_started(job_id, prompt_tokens - cached_tokens, self.now_s, weight)
+            case protocol.Decoded(jobs=jobs):
+                for job in jobs:
+                    self._account.tokens_decoded(job.job_id, len(job.pieces), self.now_s)
+        self._do(core.EngineSpoke("m", event))
+
+    def _do(self, event: core.Event) -> None:
+        for effect in self._core.handle(event, self.now_s):
+            match effect:
+                case core.SendToEngine(command=protocol.Generate() as job):
+                    self._decoder.submit(job)
+                case core.SendTokens(jobs=jobs):
+                    for one in jobs:
+                        life, _ = self._lives[one.job_id.partition(".")[0]]
+                        life.handle(dispatch.TokensArrived(one.job_id, one.pieces), self.now_s)
+                case core.SettleEnergy(job_id=job_id):
+                    self._ended(job_id)
+                case core.SendToCoordinator(message=message):
+                    self._told(message)
+
+    def _ended(self, job_id: str) -> None:
+        if not self._account.request_ended(job_id, self.now_s):
+            self._do(core.EnergySettled(job_id, NEVER_RAN))
+            return
+        # As the daemon does: one reading at once, so that the answer need not wait for the next turn.
+        self._sample()
+        self._track.add_power(self.now_s, self._power(self._account.activity))
+
+    def _sample(self) -> None:
+        while self._sampled_s + _SAMPLE_S <= self.now_s:
+            self._sampled_s += _SAMPLE_S
+            self._track.add_power(self._sampled_s, self._power(self._account.activity))
+
+
+def _loaded(slots: int) -> protocol.Loaded:
+    return protocol.Loaded(
+        facts=protocol.ModelFacts(
+            architecture="virtual",
+            file_bytes=1,
+            vocabulary_size=_VOCABULARY,
+            vocabulary_sha256="0" * 64,
+            has_chat_template=True,
+        ),
+        load_s=0.0,
+        context_tokens=_CONTEXT,
+        slots=slots,
+        warmup_prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
+        warmup_decode_tokens_per_s=_DECODE_TOKENS_PER_S,
+    )
+
+
+class _Counting:
+    """A vocabulary for prompts of the form "TOKENS NUMBER"; the number makes their first tokens differ."""
+
+    bos = ""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        count, number = map(int, text.split())
+        return [1 + (number + index * (number % 7 + 1)) % (_VOCABULARY - 1) for index in range(count)]
+
+    def piece(self, token: int) -> bytes:
+        return b"x"
+
+    def is_end(self, token: int) -> bool:
+        return token == 0
+
+
+class _Cache:
+    def __init__(self, host: VirtualHost) -> None:
+        self._host = host
+
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
+        self._host.batch_passed(chunks)
+        return DecodeOutcome.DONE
+
+    def logits(self, place: int) -> Logits:
+        return np.zeros(_VOCABULARY, dtype=np.float32)
+
+    def embedding(self, place: int) -> Logits:
+        raise NotImplementedError("nobody asks this host for embeddings")
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Nothing is kept."""
+
+    def trim(self, lane: int, keep: int) -> bool:
+        return True
+
+
+class _Draw:
+    """Any token but the end."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def sample(self, place: int) -> Any:
+        return self._random.randrange(1, _VOCABULARY)
+
+    def close(self) -> None:
+        """Nothing is held."""

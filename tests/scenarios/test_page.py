@@ -1,0 +1,427 @@
+"""The web page in a real Chromium, in front of a real coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from moe2.coordinator.api.events import EventsRoute
+from moe2.coordinator.api.page import PageRoute
+from moe2.coordinator.api.plan import PLAN_ROUTE
+from moe2.coordinator.recent import RecentPast
+from tests.coordinator.receipts import agent_row, status
+from tests.fakes.browser import Browser, chromium
+from tests.fakes.control import ExpertControl
+from tests.fakes.fleet import fleet
+
+pytestmark = pytest.mark.slow
+
+CONTROL = "\ue009"
+ENTER = "\ue007"
+TAB = "\ue004"
+ARROW_LEFT = "\ue012"
+ANSWERED = "document.querySelector('#answer .receipt') !== null"
+PLAN = {
+    "chosen": "id-1/tiny",
+    "prompt_tokens": 12,
+    "answer_tokens": 128,
+    "decision": {
+        "mode": "route",
+        "category": "default",
+        "kind": None,
+        "budgets": {"energy_budget_j": 20.0},
+        "experts": [
+            {"expert": "id-1/tiny", "agent": "orin", "model": "tiny", "score": 0.7, "score_source": "gate",
+             "energy_j": {"p50": 10.0, "p95": 12.5}, "energy_quality": "simulated", "ttft_s": None,
+             "total_s": {"p50": 1.0, "p95": 1.5}, "candidate": True, "chosen": True, "reason": None},
+            {"expert": "id-2/big", "agent": "desk", "model": "big", "score": 0.9, "score_source": "prior",
+             "energy_j": None, "energy_quality": None, "ttft_s": None, "total_s": None, "candidate": False,
+             "chosen": False, "reason": "needs more energy than the budget"},
+        ],
+        "certificate": {"method": "branch", "status": "optimal", "value": 0.7, "upper_bound": 0.7, "gap": 0.0,
+                        "nodes": 3, "elapsed_s": 0.0004},
+    },
+    "refusal": None,
+    "offers": None,
+    "frontier": [{"energy_budget_j": 12.5, "value": 0.7, "experts": ["id-1/tiny"]},
+                 {"energy_budget_j": 40.0, "value": 0.9, "experts": ["id-1/tiny", "id-2/big"]}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+async def visit(check: Callable[[], None]) -> None:
+    """Run what a person does, while the fleet goes on in this thread's loop."""
+    await asyncio.to_thread(check)
+
+
+async def test_hosts_show_power_or_that_it_is_unmeasured(tmp_path: Path, browser: Browser) -> None:
+    """A simulated host is marked; one without a sensor has no watts, and nothing anywhere says 0 W."""
+    async with fleet(tmp_path, agents=()) as running:
+        await running.start_agent("orin", profile="agx-orin-maxn")
+        await running.start_agent("plain")
+        await running.until(ready=2)
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelectorAll('.host').length === 2")
+            browser.until("document.querySelector('[data-agent=orin] .power .value').innerText.includes('W')")
+            assert browser.text("[data-agent=orin] .power .chip") == "simulated"
+            assert browser.text("[data-agent=plain] .power .value") == "unmeasured"
+            assert "simulated" in browser.text("#tiles")
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+async def test_a_prompt_is_answered_with_its_receipt(tmp_path: Path, browser: Browser) -> None:
+    """Type, click, read: the text, the decision, predicted against measured; the console stays silent."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.type("#prompt", "alpha beta")
+            browser.type("#max-tokens", "4")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert browser.text("#answer-text").strip() == "alpha beta alpha beta"
+            receipt = browser.text("#answer-receipt")
+            assert "fake on one was chosen among 1 candidate of 1." in receipt
+            assert "p95" in receipt
+            assert "simulated" in receipt
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+async def test_unmeasured_energy_is_named_in_receipt_and_list(tmp_path: Path, browser: Browser) -> None:
+    """No joules are invented where there is no sensor."""
+    async with fleet(tmp_path) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.click("#send")
+            browser.until(ANSWERED)
+            browser.until("document.querySelectorAll('.request').length === 1")
+            assert browser.text(".request [data-name=energy]") == "unmeasured"
+            assert "no power sensor" in browser.text("#answer-receipt")
+            assert "0 J" not in browser.text("#answer-receipt")
+
+        await visit(check)
+
+
+async def test_keyboard_alone_sends_and_opens_a_request(tmp_path: Path, browser: Browser) -> None:
+    """Ctrl+Enter in the prompt sends; Enter on a request shows its decision; every control can be reached by Tab."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.js("document.querySelector('#prompt').focus()")
+            browser.press(CONTROL, ENTER)
+            browser.until("document.querySelectorAll('.request').length === 1")
+            browser.js("document.querySelector('#pause').focus()")
+            while browser.js("document.activeElement.tagName") != "SUMMARY":
+                browser.press(TAB)
+                assert browser.js("document.activeElement !== document.body")
+            browser.press(ENTER)
+            browser.until("document.querySelector('.request .decision') !== null")
+            assert "fake on one" in browser.text(".request .decision")
+            assert "answered" in browser.text(".request .attempts")
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+async def test_chart_is_read_with_arrow_keys(tmp_path: Path, browser: Browser) -> None:
+    """The newest interval tells its joules in words."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+        async with await running.chat("a b", max_tokens=4) as answer:
+            await answer.read()
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelector('rect.joules.simulated') !== null")
+            browser.js("document.querySelector('#chart svg').focus()")
+            for _ in range(3):
+                browser.press(ARROW_LEFT)
+                if "J simulated" in browser.text("#chart-readout"):
+                    break
+            assert "J simulated" in browser.text("#chart-readout")
+            assert "1 requests" in str(browser.js("document.querySelector('#chart svg').getAttribute('aria-label')"))
+
+        await visit(check)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1180])
+async def test_nothing_is_cut_off_on_any_width(tmp_path: Path, browser: Browser, width: int) -> None:
+    """No sideways scrolling, and the playground works, on phones and tablets alike."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url, width=width, height=800)
+            browser.until("document.querySelectorAll('.host').length === 1")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            browser.until("document.querySelectorAll('.request').length === 1")
+            browser.click(".request > summary")
+            browser.until("document.querySelector('.request .decision') !== null")
+            assert browser.js("document.documentElement.scrollWidth <= innerWidth")
+
+        await visit(check)
+
+
+async def test_colours_follow_the_system_and_the_choice(tmp_path: Path, browser: Browser) -> None:
+    """Dark where the system is dark; a choice overrides it and outlives a reload."""
+    ground = "getComputedStyle(document.body).backgroundColor"
+    async with fleet(tmp_path) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url, dark=False)
+            light = browser.js(ground)
+            browser.open(running.coordinator.api_url, dark=True)
+            dark = browser.js(ground)
+            assert light != dark
+            browser.js("document.querySelector('#theme').value = 'light'")
+            browser.js("document.querySelector('#theme').dispatchEvent(new Event('change'))")
+            assert browser.js(ground) == light
+            browser.open(running.coordinator.api_url, dark=True)
+            assert browser.js(ground) == light
+
+        await visit(check)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+async def test_text_can_be_read_in_both_colours(tmp_path: Path, browser: Browser, dark: bool) -> None:
+    """Ink, muted text and marks reach the contrast of 4.5 that WCAG 2.2 asks for (1.4.3)."""
+    ratio = """
+      ((a, b) => {
+        const channel = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+        const paint = document.createElement('canvas').getContext('2d');
+        const light = (name) => {
+          paint.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name);
+          paint.fillRect(0, 0, 1, 1);
+          const [r, g, b] = paint.getImageData(0, 0, 1, 1).data;
+          return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+        };
+        const [high, low] = [light(a), light(b)].sort((x, y) => y - x);
+        return (high + 0.05) / (low + 0.05);
+      })
+    """
+    pairs = [
+        (ink, ground)
+        for ink in ("--ink", "--muted", "--bad", "--watt")
+        for ground in ("--panel", "--ground", "--sunken")
+    ] + [("--sim", "--sim-soft"), ("--warn", "--warn-soft"), ("--bad", "--bad-soft"), ("--panel", "--ok")]
+    async with fleet(tmp_path, agents=()) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url, dark=dark)
+            found = {pair: browser.js(f"{ratio}('{pair[0]}', '{pair[1]}')") for pair in pairs}
+            assert {pair: value for pair, value in found.items() if float(str(value)) < 4.5} == {}
+
+        await visit(check)
+
+
+async def test_warnings_come_with_their_remedy(tmp_path: Path, browser: Browser) -> None:
+    """A model that cannot be loaded is on top of the page, with what to do."""
+    async with fleet(tmp_path, agents=()) as running:
+        missing = [{"name": "fake", "path": tmp_path / "nowhere.gguf"}]
+        await running.start_agent("one", models=missing)
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelector('#warnings').innerText.includes('model_failed')")
+            assert "nowhere.gguf" in browser.text(".warning.degraded ~ .warning.degraded")
+            assert "Correct its path" in browser.text("#warnings")
+            assert browser.text(".expert .chip.failed") == "failed"
+
+        await visit(check)
+
+
+async def test_an_answer_never_becomes_markup(tmp_path: Path, browser: Browser) -> None:
+    """A model that writes HTML is shown writing HTML."""
+    async with fleet(tmp_path) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.type("#prompt", "<img/src=x/onerror=document.title='broken'>")
+            browser.type("#max-tokens", "1")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert browser.text("#answer-text").startswith("<img/src=x")
+            assert browser.js("document.querySelector('#answer-text img') === null")
+            assert browser.js("document.title") == "moe2"
+
+        await visit(check)
+
+
+async def test_a_failed_request_says_why(tmp_path: Path, browser: Browser) -> None:
+    """The coordinator's own words stand where the answer would, and in the list."""
+    small = [{"name": "fake", "path": tmp_path / "fake.gguf", "context_tokens": 64}]
+    async with fleet(tmp_path, models=small) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.js(f"document.querySelector('#prompt').value = {'word ' * 200!r}")
+            browser.click("#send")
+            browser.until("document.querySelector('#answer-state').className === 'error'")
+            assert "200 tokens" in browser.text("#answer-state")
+            browser.until("document.querySelectorAll('.request.failed').length === 1")
+            assert "context exceeded" in browser.text(".request.failed")
+
+        await visit(check)
+
+
+async def test_stop_cancels_the_decoder(
+    tmp_path: Path, browser: Browser, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """Stop ends the request at the expert, and the list says cancelled."""
+    async with fleet(tmp_path, engine_argv=controlled) as running:
+
+        def begin() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.click("#send")
+
+        def stop() -> None:
+            browser.until("document.querySelector('#running').innerText.includes('one')")
+            browser.click("#stop")
+            browser.until("document.querySelector('#answer-state').innerText.startsWith('Stopped')")
+
+        await visit(begin)
+        await control.next_phase()
+        await visit(stop)
+        await running.quiet()
+        assert running.coordinator.status().requests_cancelled == 1
+        await visit(lambda: browser.until("document.querySelectorAll('.request.cancelled').length === 1"))
+
+
+async def test_a_paused_list_stands_still(tmp_path: Path, browser: Browser) -> None:
+    """New requests are held back until one goes on."""
+    async with fleet(tmp_path) as running:
+
+        async def ask() -> None:
+            async with await running.chat("a", max_tokens=1) as answer:
+                await answer.read()
+
+        await visit(lambda: browser.open(running.coordinator.api_url))
+        await visit(lambda: browser.click("#pause"))
+        await ask()
+        await visit(lambda: browser.until("document.querySelector('#requests-note').innerText === '1 new'"))
+        assert browser.js("document.querySelectorAll('.request').length") == 0
+        await visit(lambda: browser.click("#pause"))
+        assert browser.js("document.querySelectorAll('.request').length") == 1
+
+
+async def test_a_lost_coordinator_is_said_and_found_again(tmp_path: Path, browser: Browser) -> None:
+    """The page says that it reconnects, and is live again by itself when the coordinator is back."""
+    async with fake_coordinator() as (url, _):
+        await visit(lambda: browser.open(url))
+    await visit(lambda: browser.until("document.querySelector('#live').innerText === 'Reconnecting'"))
+    async with fake_coordinator(port=URL(url).port):
+        await visit(lambda: browser.until("document.querySelector('#live').innerText === 'Live'"))
+
+
+async def test_budgets_are_hidden_without_a_planner(tmp_path: Path, browser: Browser) -> None:
+    """What the coordinator would refuse is not offered."""
+    async with fake_coordinator() as (url, _):
+
+        def check() -> None:
+            browser.open(url)
+            assert browser.js("document.querySelector('#budgets').hidden && document.querySelector('#plan').hidden")
+
+        await visit(check)
+
+
+async def test_a_plan_shows_choice_reasons_frontier_and_certificate(tmp_path: Path, browser: Browser) -> None:
+    """With a planner the budgets travel to it and its answer is drawn; unknown energy stays unmeasured."""
+    async with fake_coordinator(plan=PLAN) as (url, feed):
+
+        def check() -> None:
+            browser.open(url)
+            browser.until("!document.querySelector('#budgets').hidden")
+            browser.type("#energy-budget", "20")
+            browser.type("#max-experts", "2")
+            browser.click("#plan")
+            browser.until("document.querySelector('#plan-view .plan') !== null")
+            shown = browser.text("#plan-view")
+            assert "Would be answered by tiny on orin" in shown
+            assert "needs more energy than the budget" in shown
+            assert "unmeasured" in shown
+            assert browser.js("document.querySelectorAll('#plan-view .offer').length") == 2
+            browser.click("#plan-view .decision-facts summary")
+            assert "Upper bound" in browser.text("#plan-view")
+            assert browser.complaints() == []
+
+        await visit(check)
+        assert feed.bodies[0]["moe2"] == {"energy_budget_j": 20, "max_experts": 2}
+        assert feed.bodies[0]["messages"][0]["role"] == "user"
+
+
+async def test_the_key_is_asked_for_and_sent(tmp_path: Path, browser: Browser) -> None:
+    """A coordinator that wants a key makes the page ask; feed and plan then carry it."""
+    async with fake_coordinator(plan=PLAN, key="k-1") as (url, feed):
+
+        def check() -> None:
+            browser.driver.get(url)
+            browser.until("document.querySelector('#key-dialog').open")
+            browser.type("#key", "k-1")
+            browser.press(ENTER)
+            browser.until("document.querySelector('#live').dataset.state === 'live'")
+            browser.until("!document.querySelector('#plan').hidden")
+            browser.click("#plan")
+            browser.until("document.querySelector('#plan-view .plan') !== null")
+            assert "k-1" not in str(browser.js("document.documentElement.outerHTML"))
+
+        await visit(check)
+        assert feed.bodies
+
+
+class FakeCoordinator:
+    """The page and its feed over a made-up fleet; what a planner would answer is given."""
+
+    def __init__(self, plan: dict[str, Any] | None, key: str | None) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self._plan = plan
+        self._key = key
+        self._feed = EventsRoute(RecentPast(), status=lambda: status(agent_row()), lives=lambda: ())
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard])
+        PageRoute().add_to(app)
+        self._feed.add_to(app)
+        if self._plan is not None:
+            app.router.add_post(PLAN_ROUTE, self._answer)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        wanted = f"Bearer {self._key}"
+        if self._key and request.path.startswith("/v1/") and request.headers.get("Authorization") != wanted:
+            return web.json_response({"error": {"message": "A key is needed."}}, status=401)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.json())
+        return web.json_response(self._plan)
+
+
+@asynccontextmanager
+async def fake_coordinator(
+    *, plan: dict[str, Any] | None = None, key: str | None = None, port: int | None = None
+) -> AsyncIterator[tuple[str, FakeCoordinator]]:
+    fake = FakeCoordinator(plan, key)
+    async with TestServer(fake.app(), port=port) as server:
+        yield str(server.make_url("/")), fake

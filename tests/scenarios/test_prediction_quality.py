@@ -1,0 +1,56 @@
+"""How good predictions are on a quiet host under a steady load, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe2.coordinator.calibration import Agreement, CalibrationReport
+from tests.fakes.virtualhost import Load, VirtualHost
+
+WARM_UP_S, MEASURED_S = 60.0, 300.0
+
+
+def figures(agreement: Agreement) -> tuple[float, float]:
+    assert agreement.median_abs_error_pct is not None
+    assert agreement.p95_coverage_pct is not None
+    return agreement.median_abs_error_pct, agreement.p95_coverage_pct
+
+
+def measured(load: Load, seed: int) -> CalibrationReport:
+    host = VirtualHost(load, seed=seed)
+    host.serve(WARM_UP_S)
+    return host.serve(MEASURED_S)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_chats_mix_of_lengths_and_concurrency_is_predicted(seed: int) -> None:
+    """Three clients with pauses: median errors of seconds and joules below 10 %; p95 covers 95 %, within chance."""
+    overall = measured(Load(), seed).overall
+    for comparison in (overall.ttft_s, overall.total_s, overall.energy_j):
+        assert comparison.decoded.n > 250
+        error_pct, coverage_pct = figures(comparison.decoded)
+        assert error_pct <= 10.0
+        # Three standard deviations of 300 draws.
+        assert 91.0 <= coverage_pct <= 99.0
+
+
+def test_one_client_is_predicted_closely() -> None:
+    """Without company nothing but the host's own noise is left."""
+    overall = measured(Load(clients=1), 0).overall
+    assert figures(overall.total_s.decoded)[0] < 3.0
+    assert figures(overall.energy_j.decoded)[0] < 5.0
+
+
+def test_a_wrong_estimate_of_prompts_is_learned_away() -> None:
+    """A vocabulary with half as many tokens per byte as assumed: first tokens are predicted all the same."""
+    overall = measured(Load(estimate=2.0), 0).overall
+    assert figures(overall.ttft_s.decoded)[0] <= 10.0
+
+
+def test_a_host_that_slows_down_is_noticed() -> None:
+    """At half the speed (a power mode, heat), predictions are right again within the next minute or so."""
+    host = VirtualHost(Load())
+    host.serve(WARM_UP_S)
+    host.pace = 2.0
+    host.serve(90.0)
+    assert figures(host.serve(MEASURED_S).overall.total_s.decoded)[0] <= 10.0
