@@ -41,7 +41,8 @@ def show_plan(
     if as_json:
         sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
     else:
-        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False))
+        piped = not sys.stdout.isatty()
+        draw(answer, Console(width=PIPED_COLUMNS if piped else None, soft_wrap=piped, highlight=False))
     return 0 if answer.chosen else INFEASIBLE
 
 
