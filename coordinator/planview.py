@@ -21,8 +21,8 @@ from moe2.coordinator.api.plan import PLAN_ROUTE, PlanAnswer
 from moe2.coordinator.decision import Decision, ExpertRow
 
 INFEASIBLE = 1
-PIPED_COLUMNS = 200
-"""Where there is no terminal, tables are for grep: one row, one line."""
+# In a pipe nothing is cut or wrapped.
+PIPED_WIDTH = 240
 
 
 def show_plan(
@@ -42,8 +42,7 @@ def show_plan(
     if as_json:
         sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
     else:
-        piped = not sys.stdout.isatty()
-        draw(answer, Console(width=PIPED_COLUMNS if piped else None, soft_wrap=piped, highlight=False))
+        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False))
     return 0 if answer.chosen else INFEASIBLE
 
 
@@ -63,14 +62,19 @@ def draw(answer: PlanAnswer, console: Console) -> None:
     if answer.refusal:
         console.print(Text(answer.refusal, style="yellow"))
     if answer.frontier:
+        simulated = answer.decision is not None and any(map(_is_simulated, answer.decision.experts))
+        note = " (some experts' joules are simulated)" if simulated else ""
+        console.print(Text(f"What other energy budgets would buy{note}", style="italic"))
         console.print(_frontier(answer))
 
 
 def _experts(decision: Decision) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("EXPERT", "ON", "SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
+    for heading in ("EXPERT", "ON"):
         table.add_column(heading, no_wrap=True)
+    for heading in ("SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
+        table.add_column(heading, overflow="fold")
     table.add_column("WHY NOT", overflow="fold")
     for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
         table.add_row(*_cells(row), style="bold green" if row.chosen else None if row.candidate else "dim")
@@ -102,10 +106,7 @@ def _both(quantiles: Quantiles | None) -> str:
 
 
 def _frontier(answer: PlanAnswer) -> Table:
-    rows = answer.decision.experts if answer.decision else ()
-    simulated = " (some experts' joules are simulated)" if any(map(_is_simulated, rows)) else ""
-    title = f"What other energy budgets would buy{simulated}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading in ("BUDGET J", "VALUE", "CANDIDATES"):
         table.add_column(heading)
     for row in answer.frontier:

@@ -81,7 +81,7 @@ def test_no_queue_is_not_a_full_one() -> None:
 
 
 def test_unmeasured_energy_is_worth_a_notice() -> None:
-    """With the remedy of the sensor that was refused; one that is merely absent is no reason to send people after it."""
+    """With the remedy of a sensor that was refused; one that is merely absent is no remedy."""
     denied = SensorReport(name="rapl", state="denied", remedy="Add the user to group x.")
     assert only(agent_warnings(CONNECTED, (expert(),), ())).code == "energy_unmeasured"
     assert only(agent_warnings(CONNECTED, (expert(),), (denied,))).remedy == "Add the user to group x."

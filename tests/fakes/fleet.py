@@ -125,7 +125,7 @@ async def fleet(
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
             "selection": selection or {},
-            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 30.0, "heartbeat_s": 0.5},
+            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 30.0, "heartbeat_s": 20.0},
         }
     )
     coordinator = CoordinatorDaemon(settings, environment={})

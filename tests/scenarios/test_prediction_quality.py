@@ -7,6 +7,9 @@ import pytest
 from moe2.coordinator.calibration import Agreement, CalibrationReport
 from tests.fakes.virtualhost import Load, VirtualHost
 
+# It serves thousands of virtual requests.
+pytestmark = pytest.mark.slow
+
 WARM_UP_S, MEASURED_S = 60.0, 300.0
 
 

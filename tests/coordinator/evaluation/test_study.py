@@ -20,6 +20,9 @@ from tests.coordinator.gating.outcome_tables import synthetic_outcomes
 
 from .conftest import SMALL_FEATURES, SMALL_TRAINING
 
+# It trains gates.
+pytestmark = pytest.mark.slow
+
 ROUTERS = {
     MOE2,
     ALL_EXPERTS,

@@ -21,6 +21,9 @@ from moe2.coordinator.gating.training_config import TrainingError
 from .conftest import SMALL_FEATURES, SMALL_TRAINING
 from .outcome_tables import synthetic_outcomes
 
+# It trains gates.
+pytestmark = pytest.mark.slow
+
 
 def top1(gate: Gate, split: str, **table: object) -> float:
     outcomes = synthetic_outcomes(**table)  # type: ignore[arg-type]
