@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,8 @@ from tests.agent.test_statusview import status
 from tests.fakes.fleet import FAKE_EXPERT
 
 Bench = Callable[..., str]
+# The checkout's own moe2, also where another one is installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture
@@ -132,3 +137,16 @@ def test_a_running_agent_is_in_the_way(bench: Bench, tmp_path: Path) -> None:
         done.set()
         agent.join()
     assert not (tmp_path / "state").exists()
+
+
+def test_the_command_finds_its_model(tmp_path: Path) -> None:
+    """`moe2-agent bench` with a model that is not configured: exit status 78, and the names of those that are."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[agent]\nstate_dir = "{tmp_path}"\n[coordinator]\nurl = "ws://127.0.0.1:1"\ntoken_file = "{tmp_path}/token"\n'
+        f'[[models]]\nname = "small"\npath = "{tmp_path}/m.gguf"\n'
+    )
+    command = (sys.executable, "-m", "moe2.agent", "bench", "--config", str(config), "--model", "large")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert ended.returncode == 78
+    assert "it has small" in ended.stderr
