@@ -99,8 +99,8 @@ def _print(result: BenchResult, console: Console) -> None:
     heading = f"{result.profile.model}  power mode {printable(mode)}" if mode else result.profile.model
     console.print(heading, style="bold", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
-    simulated = any(burst.energy.quality is Quality.SIMULATED for burst in result.bursts)
-    joules = "J/TOKEN\n(simulated)" if simulated else "J/TOKEN"
+    is_simulated = any(burst.energy.quality is Quality.SIMULATED for burst in result.bursts)
+    joules = "J/TOKEN\n(simulated)" if is_simulated else "J/TOKEN"
     for heading in ("PROMPT", "AT ONCE", "FIRST TOKEN", "PREFILL/S", "DECODE/S EACH", "TOGETHER", joules):
         table.add_column(heading, justify="right")
     for burst in result.bursts:
