@@ -99,7 +99,9 @@ def _print(result: BenchResult, console: Console) -> None:
     heading = f"{result.profile.model}  power mode {printable(mode)}" if mode else result.profile.model
     console.print(heading, style="bold", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
-    for heading in ("PROMPT", "AT ONCE", "FIRST TOKEN", "PREFILL/S", "DECODE/S EACH", "TOGETHER", "J/TOKEN"):
+    is_simulated = any(burst.energy.quality is Quality.SIMULATED for burst in result.bursts)
+    joules = "J/TOKEN\n(simulated)" if is_simulated else "J/TOKEN"
+    for heading in ("PROMPT", "AT ONCE", "FIRST TOKEN", "PREFILL/S", "DECODE/S EACH", "TOGETHER", joules):
         table.add_column(heading, justify="right")
     for burst in result.bursts:
         table.add_row(
@@ -128,4 +130,4 @@ def _print(result: BenchResult, console: Console) -> None:
 def _per_token(energy: Energy, tokens: int) -> str:
     if energy.joules is None or tokens == 0:
         return UNMEASURED
-    return number(energy.joules / tokens) + (" (simulated)" if energy.quality is Quality.SIMULATED else "")
+    return number(energy.joules / tokens)

@@ -7,8 +7,12 @@ warm-up in which the agent learns, the coordinator's own calibration of all late
 
 Where the host has no power sensor that can be read, the agent pretends to be an AGX Orin: the joules are then simulated
 from that board's published power at this host's real activity, and the output says so. What sampling costs is measured
-as in `benchmarks.sampler`. The last line is one JSON object. Takes about 3 minutes; the host should have nothing else
-to do, because another load is not what the predictions are about.
+as in `benchmarks.sampler`. The last line is one JSON object. Takes about 3 minutes.
+
+The host should have nothing else to do: what others take from the model cannot be predicted. How steady it was is
+measured beside it, by a fixed piece of work done twice a second: `host_unsteadiness_pct` is the median deviation of its
+duration from its own median. What of the errors is the models' and not the host's, `tests/scenarios/
+test_prediction_quality.py` shows in virtual time.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -47,6 +52,8 @@ PAUSE_S = 0.3
 POLL_S = 0.1
 START_S = 120.0
 SAMPLER_S = 3.0
+PROBE_EVERY_S = 0.5
+PROBE_STEPS = 200_000
 _WORDS = ("river", "stone", "lamp", "cloud", "seven", "paper", "green", "door", "music", "winter", "table", "bread")
 
 
@@ -135,10 +142,28 @@ async def _client(service: Service, http: aiohttp.ClientSession, random: Random)
         await asyncio.sleep(random.expovariate(1 / PAUSE_S))
 
 
-async def measure(service: Service, *, clients: int, warm_up_s: float, seconds: float) -> CalibrationReport:
-    """The calibration of the requests that ended after the warm-up."""
+async def _probe(durations_s: list[float]) -> None:
+    """Time a fixed piece of work of a few milliseconds, twice a second, for ever."""
+    while True:
+        began_s = time.perf_counter()
+        sum(range(PROBE_STEPS))
+        durations_s.append(time.perf_counter() - began_s)
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
+def _unsteadiness_pct(durations_s: list[float]) -> float:
+    usual_s = median(durations_s)
+    return 100 * median(abs(one_s - usual_s) for one_s in durations_s) / usual_s
+
+
+async def measure(
+    service: Service, *, clients: int, warm_up_s: float, seconds: float
+) -> tuple[CalibrationReport, float]:
+    """The calibration of the requests that ended after the warm-up, and how unsteady the host was, in percent."""
+    durations_s: list[float] = []
     async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as tasks:
         load = [tasks.create_task(_client(service, http, Random(number))) for number in range(clients)]
+        load.append(tasks.create_task(_probe(durations_s)))
         await asyncio.sleep(warm_up_s)
         before = (await service.status()).requests_finished
         print(f"{before} requests to warm up; now measuring for {seconds:.0f} s", flush=True)
@@ -149,7 +174,7 @@ async def measure(service: Service, *, clients: int, warm_up_s: float, seconds: 
         report = await service.calibration(count)
         for task in load:
             task.cancel()
-    return report
+    return report, _unsteadiness_pct(durations_s)
 
 
 def _print(name: str, comparison: Comparison) -> None:
@@ -182,7 +207,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sensor = f"profile:{profile} (simulated)" if profile else ", ".join(sensor.facts.name for sensor in sensors)
     print(f"Energy from {sensor}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs", flush=True)
     async with serving(arguments.model, slots=arguments.slots, threads=arguments.threads, profile=profile) as service:
-        report = await measure(
+        report, unsteadiness_pct = await measure(
             service, clients=arguments.clients, warm_up_s=arguments.warm_up, seconds=arguments.seconds
         )
     overall = report.overall
@@ -202,6 +227,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "energy_unmeasured": overall.energy_j.n_unmeasured,
         "sampler_core_pct": sampled_pct,
         "sampler_sensors": f"{sampled} at 10 Hz (AGX Orin's INA3221 and RAPL, from files)",
+        "host_unsteadiness_pct": round(unsteadiness_pct, 1),
         "load_average": round(os.getloadavg()[0], 1),
     }
 

@@ -154,6 +154,18 @@ async def test_a_profile_of_another_file_is_left_alone(tmp_path: Path) -> None:
         assert "file_bytes" in refused["reason"]
 
 
+async def test_a_profile_that_cannot_be_kept_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The agent ends all the same and says what it could not write."""
+    async with fleet(tmp_path) as running:
+        await serve(running, 2)
+        (tmp_path / "one" / "profiles").write_text("in the way")
+        with capture_logs() as logs:
+            await stop(running, "one")
+    [refused] = [entry for entry in logs if entry["event"] == "profile_not_stored"]
+    assert "cannot be written" in refused["reason"]
+    assert "agent_stopped" in [entry["event"] for entry in logs]
+
+
 async def stop(running: Fleet, name: str) -> None:
     """End an agent as SIGTERM does."""
     running.agents.pop(name).stop()
