@@ -117,12 +117,14 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
             f"{path} is a checkpoint of version {manifest.version}, this build reads {CHECKPOINT_VERSION}.",
             remedy=_RETRAIN,
         )
+    # Before the parameters, whose shapes follow from it: other features are the better explanation.
+    config = manifest.feature_config()
     missing = [entry.name for entry in fields(GateParameters) if entry.name not in tensors]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        return Gate(parameters, manifest.feature_config(), manifest.experts, manifest.tau), manifest
+        return Gate(parameters, config, manifest.experts, manifest.tau), manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
 

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-FEATURES_VERSION: Final = 1
+FEATURES_VERSION: Final = 2
 """Raised whenever the same prompt would give other numbers: an older checkpoint is then refused."""
 
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
