@@ -229,6 +229,9 @@ class AgentCore:
                 max_tokens=submit.max_tokens,
                 stop=submit.stop,
                 logprobs=submit.logprobs,
+                grammar=submit.grammar,
+                json_schema=submit.json_schema,
+                forced_tools=submit.forced_tools,
             )
             effects.append(SendToEngine(submit.model, command))
         return effects

@@ -95,6 +95,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         licence=facts.licence if facts else None,
         vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
         has_chat_template=facts.has_chat_template if facts else None,
+        supports_tools=facts.supports_tools if facts else None,
         load_progress=expert.load_progress,
         restarts=expert.restarts,
         last_error=expert.last_error,

@@ -20,6 +20,7 @@ _WARNING_LEVEL = 2
 _HALF_BYTES = 2
 _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
+_CALL_TAGS = (b"<tool_call>", b"</tool_call>")
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -98,10 +99,13 @@ class Model:
             room = -count
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes as they appear in text; control tokens have none."""
+        """A token's bytes as they appear in text; control tokens have none, but for those that mark a tool call."""
         found = self._pieces.get(token)
         if found is None:
-            found = self._pieces[token] = self._render(token, special=False)
+            found = self._render(token, special=False)
+            if not found and (tag := self._render(token, special=True)) in _CALL_TAGS:
+                found = tag
+            self._pieces[token] = found
         return found
 
     def is_end(self, token: int) -> bool:
@@ -150,7 +154,7 @@ class Model:
         name = self._metadata("general.architecture") or ""
         return _POOLINGS.get(self._metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self) -> ModelFacts:
+    def facts(self, *, supports_tools: bool) -> ModelFacts:
         """What the file says of itself."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
@@ -164,6 +168,7 @@ class Model:
             vocabulary_size=self.vocabulary_size,
             vocabulary_sha256=self._vocabulary_sha256(),
             has_chat_template=self.chat_template is not None,
+            supports_tools=supports_tools,
         )
 
     def _metadata(self, key: str) -> str | None:

@@ -46,6 +46,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_size: int
     vocabulary_sha256: str
     has_chat_template: bool
+    supports_tools: bool | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"):
@@ -57,7 +58,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
 
     logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
     grammar: GBNF that the answer follows; json_schema: the same from a JSON schema as JSON text ("{}" is any object).
-    At most one of the two.
+    forced_tools: names of the prompt's tools; the answer is one call of one of them. At most one of the three.
     """
 
     job_id: str
@@ -68,6 +69,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     logprobs: int | None = None
     grammar: str | None = None
     json_schema: str | None = None
+    forced_tools: tuple[str, ...] = ()
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="score"):

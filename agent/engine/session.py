@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.agent.engine.toolgrammar import schema_of_call, tagged
+from moe2.common.messages import ChatPrompt
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
@@ -73,7 +76,7 @@ def open_session(
         template = _template(model, log)
         emit(
             Loaded(
-                facts=model.facts(),
+                facts=model.facts(supports_tools=template is not None and template.shows_tools),
                 load_s=clock() - began_at_s,
                 context_tokens=context.tokens,
                 slots=spec.slots,
@@ -83,7 +86,7 @@ def open_session(
         )
 
         def new_draw(request: Generate) -> _Draw:
-            gbnf = request.grammar if request.json_schema is None else gbnf_of_schema(request.json_schema)
+            gbnf = _gbnf(request, template)
             sampler = Sampler(model, request.sampling, history_tokens=context.tokens, gbnf=gbnf)
             return _Draw(sampler, context)
 
@@ -145,6 +148,17 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
     except TemplateError as error:
         log(f"{error}\n")
         return None
+
+
+def _gbnf(request: Generate, template: ChatTemplate | None) -> str | None:
+    """The grammar that the answer is to follow, None where it is free. Raises `GrammarError`."""
+    if request.json_schema is not None:
+        return gbnf_of_schema(request.json_schema)
+    if request.forced_tools and isinstance(request.prompt, ChatPrompt):
+        schema = json.dumps(schema_of_call(request.prompt.tools, request.forced_tools))
+        gbnf = gbnf_of_schema(schema)
+        return tagged(gbnf) if template is not None and template.tags_calls else gbnf
+    return request.grammar
 
 
 def _warm_up(context: Context, model: Model, clock: Callable[[], float]) -> tuple[float, float]:
