@@ -45,6 +45,7 @@ class SelectionRequest:
     excluded: frozenset[str] = frozenset()
     least_context_tokens: int = 0
     needs_chat_template: bool = False
+    needs_tools: bool = False
     elapsed_s: float = 0.0
     spent_j: float = 0.0
 
@@ -222,6 +223,8 @@ def _ruled_out(request: SelectionRequest, wanted: Sequence[Expert], in_flight: M
             reasons[expert.key] = "it has already failed this request"
         elif request.needs_chat_template and report.has_chat_template is False:
             reasons[expert.key] = "its model has no chat template"
+        elif request.needs_tools and report.supports_tools is False:
+            reasons[expert.key] = "its model's template has no tools"
         elif report.context_tokens <= needed:
             reasons[expert.key] = f"its context of {report.context_tokens} tokens is too small"
         elif in_flight.get(expert.key, 0) >= report.slots + report.max_queue:
@@ -260,6 +263,8 @@ def _nobody(request: SelectionRequest, wanted: Sequence[Expert], ruled_out: Mapp
     """Why every wanted expert is out, in the words that help most."""
     if request.needs_chat_template and all(expert.report.has_chat_template is False for expert in wanted):
         return NoExpert("no_chat_template", f"{request.model!r} has no chat template; use /v1/completions.")
+    if request.needs_tools and all(expert.report.supports_tools is False for expert in wanted):
+        return NoExpert("no_tools", f"{request.model!r} cannot use tools: this model's template has no tools.")
     left = [expert for expert in wanted if expert.key not in request.excluded]
     if not left:
         return NoExpert("exhausted", f"All {len(wanted)} experts that could answer have failed this request.")
