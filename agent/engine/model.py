@@ -17,7 +17,6 @@ from moe2.common.errors import Moe2Error
 _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
 _WARNING_LEVEL = 2
-_HALF_BYTES = 2
 _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
 _CALL_TAGS = (b"<tool_call>", b"</tool_call>")
@@ -115,22 +114,6 @@ class Model:
             found = self._ends[token] = bool(llama.llama_vocab_is_eog(self.vocabulary, token))
         return found
 
-    def cache_bytes(self, tokens: int) -> int | None:
-        """Memory that the keys and values of so many tokens take, 16 bits each; None where they are not plain keys and
-        values of every layer (recurrent states, compressed attention)."""
-        name = self._metadata("general.architecture") or ""
-        if not self.keeps_every_position or self._metadata(f"{name}.attention.kv_lora_rank"):
-            return None
-        heads: int = llama.llama_model_n_head(self.pointer)
-        cached_heads: int = llama.llama_model_n_head_kv(self.pointer)
-        layers: int = llama.llama_model_n_layer(self.pointer)
-        if not heads:
-            return None
-        usual = self.embedding_size // heads
-        key = int(self._metadata(f"{name}.attention.key_length") or usual)
-        value = int(self._metadata(f"{name}.attention.value_length") or usual)
-        return tokens * layers * cached_heads * (key + value) * _HALF_BYTES
-
     def special_text(self, token: int) -> str:
         """A control token as it is written, e.g. for the templates' `bos_token`; empty where there is none."""
         return self._render(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
@@ -172,9 +155,7 @@ class Model:
         )
 
     def _metadata(self, key: str) -> str | None:
-        buffer = ctypes.create_string_buffer(4096)
-        length = llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") or None if length >= 0 else None
+        return metadata_of(self.pointer, key)
 
     def _render(self, token: int, *, special: bool) -> bytes:
         room = 64
@@ -196,6 +177,13 @@ class Model:
         ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
         digest.update(repr([special(self.vocabulary) for special in ends]).encode())
         return digest.hexdigest()
+
+
+def metadata_of(pointer: llama.llama_model_p, key: str) -> str | None:
+    """A value of the file's metadata as text."""
+    buffer = ctypes.create_string_buffer(4096)
+    length = llama.llama_model_meta_val_str(pointer, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") or None if length >= 0 else None
 
 
 def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
@@ -226,28 +214,28 @@ def recent_error() -> str:
     return _recent_errors[-1] if _recent_errors else ""
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, what: str = "model") -> None:
     """Refuse what is clearly no GGUF file before llama.cpp sees it. Raises `ModelError`."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError as error:
         raise ModelError(
-            f"There is no model file at {path}.",
-            code="model_missing",
-            remedy="Check the path in the agent's configuration, or download the model.",
+            f"There is no {what} file at {path}.",
+            code=f"{what}_missing",
+            remedy="Check the path in the agent's configuration, or download it.",
         ) from error
     except OSError as error:
         raise ModelError(
-            f"The model file {path} cannot be read: {error.strerror}.",
-            code="model_unreadable",
+            f"The {what} file {path} cannot be read: {error.strerror}.",
+            code=f"{what}_unreadable",
             remedy="Check that it is a file and that the agent's user may read it.",
         ) from error
     if magic != b"GGUF":
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {magic!r}.",
-            code="model_corrupt",
-            remedy="Download the model again in GGUF format, or convert it with llama.cpp's tools.",
+            code=f"{what}_corrupt",
+            remedy="Download it again in GGUF format, or convert it with llama.cpp's tools.",
         )
 
 

@@ -14,6 +14,13 @@ import msgspec
 from moe2.common.messages import ChatPrompt, Sampling, TextPrompt, TokenPiece
 
 
+class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter in a GGUF file, and how strongly it is applied."""
+
+    path: str
+    scale: float = 1.0
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to load.
 
@@ -21,6 +28,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: sequences decoded at once.
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
+    cache_type: of keys and values: "f16", "q8_0" or "q4_0".
     """
 
     path: str
@@ -31,6 +39,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int = 512
     flash_attention: bool = False
     mlock: bool = False
+    cache_type: str = "f16"
+    lora: tuple[LoraSpec, ...] = ()
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

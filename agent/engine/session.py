@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from moe2.agent.engine.adapters import apply_adapters
+from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.grammar import gbnf_of_schema
+from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.request import RequestReader
@@ -66,12 +69,14 @@ def open_session(
     check_spec(spec)
     with ExitStack() as stack:
         stack.callback(start_backend(log))
+        refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
         lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
         outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
+        apply_adapters(model, context, spec.lora)
         prefill_rate, decode_rate = _warm_up(context, model, clock)
         template = _template(model, log)
         emit(
@@ -117,6 +122,12 @@ def check_spec(spec: ModelSpec) -> None:
         "batch_tokens": (spec.batch_tokens, _LEAST_BATCH_TOKENS, _MOST_CONTEXT_TOKENS),
         "threads": (1 if spec.threads is None else spec.threads, 1, _MOST_THREADS),
     }
+    if spec.cache_type not in CACHE_TYPE_BYTES:
+        raise ModelError(
+            f"cache_type is {spec.cache_type!r}, but must be one of {', '.join(CACHE_TYPE_BYTES)}.",
+            code="invalid_spec",
+            remedy="Change it in the agent's configuration.",
+        )
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ModelError(
