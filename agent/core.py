@@ -13,6 +13,7 @@ import msgspec
 
 from moe2.agent.engine import protocol
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
+from moe2.agent.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
@@ -129,7 +130,21 @@ class ReportChange:
     """The capability report is no longer true; send a new one."""
 
 
-Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange
+@dataclass(frozen=True)
+class StartEngine:
+    """Load a cold model."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class StopEngine:
+    """Unload an idle model; its engine's exit is no news."""
+
+    model: str
+
+
+Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine
 
 
 class AgentCore:
@@ -148,9 +163,10 @@ class AgentCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """The earliest job deadline that still matters."""
-        deadlines = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        """When the next job's time is up, or a model is to be unloaded."""
+        jobs = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
+        models = (unload_at_s(expert) for expert in self.experts.values())
+        return min((at_s for at_s in (*jobs, *models) if at_s is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""
@@ -194,11 +210,11 @@ class AgentCore:
             return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
             return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
-        if expert.state is not ExpertState.READY:
+        if not takes_jobs(expert):
             text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
             return _refuse(submit, JobErrorCode.NOT_READY, text)
-        has_slot = len(expert.active) < expert.section.slots
-        if not has_slot and len(expert.queue) >= expert.section.max_queue:
+        has_slot = len(expert.active) + len(expert.queue) < expert.section.slots
+        if not has_slot and expert.waiting >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
             return _refuse(submit, JobErrorCode.QUEUE_FULL, text)
         deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
@@ -207,10 +223,12 @@ class AgentCore:
             received_s=now_s,
             deadline_s=deadline_s,
             occupancy=min(len(expert.active) + 1, expert.section.slots),
-            queued_ahead=None if has_slot else len(expert.queue),
+            queued_ahead=None if has_slot else expert.waiting,
         )
         self.jobs[submit.job_id] = job
         expert.queue.append(submit.job_id)
+        if wake(expert, now_s):
+            return [StartEngine(submit.model), ReportChange()]
         return [*self._fill_slots(expert, now_s), ReportChange()]
 
     def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
@@ -257,7 +275,9 @@ class AgentCore:
             waited_s = now_s - job.received_s
             job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
             effects += self._cancel(job, now_s)
-        return effects
+        unloaded = unload_due(self.experts.values(), now_s)
+        effects += [StopEngine(expert.section.name) for expert in unloaded]
+        return [*effects, ReportChange()] if unloaded else effects
 
     def _abandon_all(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -320,7 +340,8 @@ class AgentCore:
                 expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
                 expert.facts, expert.context_tokens = event.facts, event.context_tokens
                 expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
-                return [ReportChange()]
+                loaded(expert, event.load_s, now_s)
+                return [*self._fill_slots(expert, now_s), ReportChange()]
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
@@ -380,12 +401,15 @@ class AgentCore:
 
     def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
         expert.active.discard(job_id)
+        expert.idle_since_s = now_s
         expert.occupancy.count(len(expert.active), now_s)
         job = self.jobs.get(job_id)
         return job if job and job.phase is Phase.RUNNING else None
 
     def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
+        was_loaded = expert.state is ExpertState.READY
         expert.last_error = reason
+        expert.woken_at_s = None
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
@@ -395,7 +419,11 @@ class AgentCore:
         expert.queue.clear()
         effects: list[Effect] = []
         for job in lost:
-            job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+            job.failure = (
+                (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+                if was_loaded
+                else (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
+            )
             effects += self._end(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
 

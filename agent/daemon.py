@@ -181,6 +181,8 @@ class AgentDaemon:
             batch_tokens=model.batch_tokens,
             flash_attention=model.flash_attention,
             mlock=model.mlock,
+            cache_type=model.cache_type,
+            lora=tuple(protocol.LoraSpec(path=str(lora.path), scale=lora.scale) for lora in model.lora),
         )
         return EngineProcess(
             model.name,
@@ -190,6 +192,7 @@ class AgentDaemon:
             load_timeout_s=engine.load_timeout_s,
             on_event=self._engine_spoke,
             on_exit=self._engine_exited,
+            wanted=model.load == "start",
         )
 
     # --- Events in ----------------------------------------------------------------------------------------------------
@@ -248,6 +251,11 @@ class AgentDaemon:
                 _log_job(message, request_id)
             case core.SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
+            case core.StartEngine(model=model):
+                self._engines[model].start()
+            case core.StopEngine(model=model):
+                self._engines[model].stop()
+                self._models_changed()
             case core.ReportChange():
                 self._changed.set()
 

@@ -107,6 +107,8 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ExpertState(StrEnum):
+    COLD = "cold"
+    """Not in memory; loaded for the first request."""
     LOADING = "loading"
     READY = "ready"
     RESTARTING = "restarting"
@@ -132,6 +134,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     latency, energy: what predictions are made from, with their own spread and number of requests; None before anything
     was measured. measured_age_s: since the last request they learned from; None before the first.
+    on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
+    file_sha256: of the model's file; None until it has been computed.
     """
 
     model: str
@@ -156,6 +160,9 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     latency: LatencyProfile | None = None
     energy: EnergyProfile | None = None
     measured_age_s: float | None = None
+    on_demand: bool = False
+    load_s: float | None = None
+    file_sha256: str | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
