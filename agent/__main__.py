@@ -11,6 +11,7 @@ from pathlib import Path
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.doctor import run_doctor
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.modelsview import show_models
 from moe2.agent.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,
@@ -66,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
     status.set_defaults(act=_status)
 
+    models = commands.add_parser(
+        "models",
+        help="list the models that the running agent serves",
+        description="List models, their states and files. Exit status: 0 shown, 2 not running.",
+    )
+    models.add_argument("--json", action="store_true", help="the models as one JSON list")
+    models.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    models.set_defaults(act=_models)
+
     doctor = commands.add_parser(
         "doctor",
         help="probe this host's sensors and say what can be measured",
@@ -107,6 +117,10 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    return show_models(arguments.socket, as_json=arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

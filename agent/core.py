@@ -84,6 +84,14 @@ class PowerModeChanged:
     power_mode: str | None
 
 
+@dataclass(frozen=True)
+class FileHashed:
+    """The SHA-256 of the model's file is known."""
+
+    model: str
+    sha256: str
+
+
 Event = (
     JobSubmitted
     | CancelRequested
@@ -94,6 +102,7 @@ Event = (
     | EngineExited
     | EnergySettled
     | PowerModeChanged
+    | FileHashed
 )
 
 # --- Effects ----------------------------------------------------------------------------------------------------------
@@ -190,6 +199,9 @@ class AgentCore:
             case PowerModeChanged(power_mode=power_mode):
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
+                return [ReportChange()]
+            case FileHashed(model=model, sha256=sha256):
+                self.experts[model].file_sha256 = sha256
                 return [ReportChange()]
             case EngineExited(model=model, reason=reason, permanent=permanent):
                 return self._engine_exited(self.experts[model], reason, permanent, now_s)

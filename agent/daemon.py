@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from moe2.agent import core
+from moe2.agent.checksum import ChecksumStore
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
@@ -26,6 +27,7 @@ from moe2.agent.host import detect_host
 from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import local_app
+from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
@@ -98,6 +100,11 @@ class AgentDaemon:
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
+        self._files = ModelFiles(
+            {model.name: model.path for model in settings.models},
+            ChecksumStore(settings.agent.state_dir),
+            on_known=lambda model, sha256: self._dispatch(core.FileHashed(model, sha256)),
+        )
         link = settings.coordinator
         self._link = Link(
             url=link.url,
@@ -134,6 +141,7 @@ class AgentDaemon:
                 tasks.create_task(work)
                 for work in (
                     self._monitor.run(),
+                    self._files.run(),
                     self._settle_energy(),
                     self._report_changes(),
                     self._feed_watchdog(),
@@ -164,6 +172,7 @@ class AgentDaemon:
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
+            model_files={model.name: str(model.path) for model in self._settings.models},
         )
 
     def engine_pids(self) -> dict[str, int | None]:
@@ -223,6 +232,7 @@ class AgentDaemon:
         self._dispatch(core.EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._models_changed()
+            self._files.look(model)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(core.EngineExited(model, ended.reason, ended.permanent))
