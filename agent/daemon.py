@@ -28,6 +28,7 @@ from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import local_app
 from moe2.agent.modelfiles import ModelFiles
+from moe2.agent.modelspec import spec_of
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
@@ -181,21 +182,9 @@ class AgentDaemon:
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine = self._settings.engine
-        spec = protocol.ModelSpec(
-            path=str(model.path),
-            context_tokens=model.context_tokens,
-            slots=model.slots,
-            threads=model.threads,
-            gpu_layers=model.gpu_layers,
-            batch_tokens=model.batch_tokens,
-            flash_attention=model.flash_attention,
-            mlock=model.mlock,
-            cache_type=model.cache_type,
-            lora=tuple(protocol.LoraSpec(path=str(lora.path), scale=lora.scale) for lora in model.lora),
-        )
         return EngineProcess(
             model.name,
-            spec,
+            spec_of(model),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
