@@ -389,7 +389,9 @@ class AgentCore:
         if job is None:
             return []
         queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
-        job.timing = timing_of(job, expert, event, queue_s, now_s)
+        # Who waited for the model to be loaded learned nothing about waiting for a slot.
+        loading_s = max(0.0, (expert.loaded_at_s or 0.0) - job.received_s)
+        job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
         expert.costs.request_finished(job.timing)
         expert.measured_at_s = now_s
         usage = JobUsage(

@@ -52,6 +52,7 @@ class Expert:
     load_s: float | None = None
     woken_at_s: float | None = None
     """When its engine was started for a request, while it loads."""
+    loaded_at_s: float | None = None
     idle_since_s: float | None = None
     file_sha256: str | None = None
     restarts: int = 0

@@ -26,7 +26,7 @@ def wake(expert: Expert, now_s: float) -> bool:
 def loaded(expert: Expert, load_s: float, now_s: float) -> None:
     """The model is in memory. `load_s` is what the engine took by itself; where the whole wait is known, it counts."""
     expert.load_s = load_s if expert.woken_at_s is None else now_s - expert.woken_at_s
-    expert.woken_at_s, expert.idle_since_s = None, now_s
+    expert.woken_at_s, expert.loaded_at_s, expert.idle_since_s = None, now_s, now_s
 
 
 def unload_at_s(expert: Expert) -> float | None:

@@ -68,19 +68,20 @@ def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
     energy_j = report.energy.predict(shape) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
     load_s = 0.0 if report.state is ExpertState.READY else report.load_s
-    if report.latency is None or load_s is None:
+    if report.latency is None:
         return Prediction(None, None, None, energy_j, energy_quality)
     latency = report.latency.predict(shape)
     transmit_s = expert.rtt_s or 0.0
+    before_s = None if load_s is None else transmit_s + load_s
     return Prediction(
-        ttft_s=_later(latency.ttft_s, transmit_s + load_s),
+        ttft_s=_later(latency.ttft_s, before_s),
         per_token_s=latency.inter_token_s,
-        total_s=_later(latency.total_s, transmit_s + load_s),
+        total_s=_later(latency.total_s, before_s),
         energy_j=energy_j,
         energy_quality=energy_quality,
         transmit_s=transmit_s,
     )
 
 
-def _later(seconds: Quantiles, by_s: float) -> Quantiles:
-    return Quantiles(seconds.p50 + by_s, seconds.p95 + by_s)
+def _later(seconds: Quantiles, by_s: float | None) -> Quantiles | None:
+    return None if by_s is None else Quantiles(seconds.p50 + by_s, seconds.p95 + by_s)

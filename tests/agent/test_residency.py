@@ -10,7 +10,7 @@ from moe2.agent.core import AgentCore
 from moe2.agent.engine.protocol import Generate
 from moe2.agent.settings import ModelSection
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ExpertState, JobFailed
+from moe2.common.messages import ExpertState, JobDone, JobFailed
 from tests.agent.corebench import LOADED, MAX_QUEUE, SLOTS, CoreBench, commands, finished, settling
 
 
@@ -109,3 +109,19 @@ def test_what_was_learned_of_a_model_outlives_its_unloading() -> None:
     (report,) = bench.core.expert_reports(bench.now_s)
     assert (report.quantization, report.load_s, report.state) == ("Q4_1", 0.0, ExpertState.COLD)
     assert report.performance.decode_tokens_per_s is not None
+
+
+def test_waiting_for_a_load_is_no_waiting_for_a_slot() -> None:
+    """The job's usage tells the whole wait; what is learned of the expert's speed leaves the loading out."""
+    bench = ColdBench()
+    bench.submit("a")
+    bench.now_s += 9.0
+    bench.engine(LOADED)
+    bench.now_s += 2.0
+    bench.engine(finished("a", wait_s=0.5))
+    timing = bench.core.jobs["a"].timing
+    assert timing is not None
+    assert timing.queue_s == 0.5
+    done = bench.settle("a")
+    assert isinstance(done, JobDone)
+    assert done.usage.queue_s == 9.5
