@@ -12,6 +12,7 @@ from moe2.agent.benchview import run_bench
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
 from moe2.agent.doctor import run_doctor
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.modelsview import show_models
 from moe2.agent.settings import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_SOCKET_PATH,
@@ -66,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
     status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
     status.set_defaults(act=_status)
+
+    models = commands.add_parser(
+        "models",
+        help="list the models that the running agent serves",
+        description="List models, their states and files. Exit status: 0 shown, 2 not running.",
+    )
+    models.add_argument("--json", action="store_true", help="the models as one JSON list")
+    models.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    models.set_defaults(act=_models)
 
     doctor = commands.add_parser(
         "doctor",
@@ -125,6 +135,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     sensors = SensorSettings(profile=settings.sensors.profile, families=settings.sensors.families)
     return run_bench(settings, sensors, ENGINE_ARGV, model=arguments.model, as_json=arguments.json)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    return show_models(arguments.socket, as_json=arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

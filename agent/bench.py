@@ -22,6 +22,7 @@ from moe2.agent import core
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
+from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import StoredProfile, setup_of
 from moe2.agent.settings import EngineSection, ModelSection
 from moe2.common.backoff import Backoff
@@ -102,16 +103,7 @@ class ExpertBench:
         self._on_progress: Progress = lambda _what, _share: None
         self._engine = EngineProcess(
             section.name,
-            protocol.ModelSpec(
-                path=str(section.path),
-                context_tokens=section.context_tokens,
-                slots=section.slots,
-                threads=section.threads,
-                gpu_layers=section.gpu_layers,
-                batch_tokens=section.batch_tokens,
-                flash_attention=section.flash_attention,
-                mlock=section.mlock,
-            ),
+            spec_of(section),
             engine_argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,

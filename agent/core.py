@@ -13,6 +13,7 @@ import msgspec
 
 from moe2.agent.engine import protocol
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
+from moe2.agent.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
@@ -93,6 +94,14 @@ class PowerModeChanged:
     power_mode: str | None
 
 
+@dataclass(frozen=True)
+class FileHashed:
+    """The SHA-256 of the model's file is known."""
+
+    model: str
+    sha256: str
+
+
 Event = (
     JobSubmitted
     | CancelRequested
@@ -104,6 +113,7 @@ Event = (
     | EnergySettled
     | ProfileRestored
     | PowerModeChanged
+    | FileHashed
 )
 
 # --- Effects ----------------------------------------------------------------------------------------------------------
@@ -140,7 +150,21 @@ class ReportChange:
     """The capability report is no longer true; send a new one."""
 
 
-Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange
+@dataclass(frozen=True)
+class StartEngine:
+    """Load a cold model."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class StopEngine:
+    """Unload an idle model; its engine's exit is no news."""
+
+    model: str
+
+
+Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine
 
 
 class AgentCore:
@@ -159,9 +183,10 @@ class AgentCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """The earliest job deadline that still matters."""
-        deadlines = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        """When the next job's time is up, or a model is to be unloaded."""
+        jobs = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
+        models = (unload_at_s(expert) for expert in self.experts.values())
+        return min((at_s for at_s in (*jobs, *models) if at_s is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""
@@ -182,15 +207,22 @@ class AgentCore:
                 return [ReportChange()]
             case TimePassed():
                 return self._expire(now_s)
+            case PowerModeChanged() | ProfileRestored() | FileHashed():
+                return self._learned(event)
+            case EngineExited(model=model, reason=reason, permanent=permanent):
+                return self._engine_exited(self.experts[model], reason, permanent, now_s)
+
+    def _learned(self, event: PowerModeChanged | ProfileRestored | FileHashed) -> list[Effect]:
+        """Something of the experts became known that reports and predictions rest on."""
+        match event:
             case PowerModeChanged(power_mode=power_mode):
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
-                return [ReportChange()]
             case ProfileRestored(model=model, latency=latency, energy=energy):
                 self.experts[model].costs.restore(latency, energy)
-                return [ReportChange()]
-            case EngineExited(model=model, reason=reason, permanent=permanent):
-                return self._engine_exited(self.experts[model], reason, permanent, now_s)
+            case FileHashed(model=model, sha256=sha256):
+                self.experts[model].file_sha256 = sha256
+        return [ReportChange()]
 
     def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
         """What the capability report says of every expert now."""
@@ -208,11 +240,11 @@ class AgentCore:
             return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
             return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
-        if expert.state is not ExpertState.READY:
+        if not takes_jobs(expert):
             text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
             return _refuse(submit, JobErrorCode.NOT_READY, text)
-        has_slot = len(expert.active) < expert.section.slots
-        if not has_slot and len(expert.queue) >= expert.section.max_queue:
+        has_slot = len(expert.active) + len(expert.queue) < expert.section.slots
+        if not has_slot and expert.waiting >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
             return _refuse(submit, JobErrorCode.QUEUE_FULL, text)
         deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
@@ -221,10 +253,12 @@ class AgentCore:
             received_s=now_s,
             deadline_s=deadline_s,
             occupancy=min(len(expert.active) + 1, expert.section.slots),
-            queued_ahead=None if has_slot else len(expert.queue),
+            queued_ahead=None if has_slot else expert.waiting,
         )
         self.jobs[submit.job_id] = job
         expert.queue.append(submit.job_id)
+        if wake(expert, now_s):
+            return [StartEngine(submit.model), ReportChange()]
         return [*self._fill_slots(expert, now_s), ReportChange()]
 
     def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
@@ -243,6 +277,9 @@ class AgentCore:
                 max_tokens=submit.max_tokens,
                 stop=submit.stop,
                 logprobs=submit.logprobs,
+                grammar=submit.grammar,
+                json_schema=submit.json_schema,
+                forced_tools=submit.forced_tools,
             )
             effects.append(SendToEngine(submit.model, command))
         return effects
@@ -268,7 +305,9 @@ class AgentCore:
             waited_s = now_s - job.received_s
             job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
             effects += self._cancel(job, now_s)
-        return effects
+        unloaded = unload_due(self.experts.values(), now_s)
+        effects += [StopEngine(expert.section.name) for expert in unloaded]
+        return [*effects, ReportChange()] if unloaded else effects
 
     def _abandon_all(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -331,7 +370,8 @@ class AgentCore:
                 expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
                 expert.facts, expert.context_tokens = event.facts, event.context_tokens
                 expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
-                return [ReportChange()]
+                loaded(expert, event.load_s, now_s)
+                return [*self._fill_slots(expert, now_s), ReportChange()]
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
@@ -367,7 +407,9 @@ class AgentCore:
         if job is None:
             return []
         queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
-        job.timing = timing_of(job, expert, event, queue_s, now_s)
+        # Who waited for the model to be loaded learned nothing about waiting for a slot.
+        loading_s = max(0.0, (expert.loaded_at_s or 0.0) - job.received_s)
+        job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
         expert.costs.request_finished(job.timing)
         expert.measured_at_s = now_s
         usage = JobUsage(
@@ -391,12 +433,15 @@ class AgentCore:
 
     def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
         expert.active.discard(job_id)
+        expert.idle_since_s = now_s
         expert.occupancy.count(len(expert.active), now_s)
         job = self.jobs.get(job_id)
         return job if job and job.phase is Phase.RUNNING else None
 
     def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
+        was_loaded = expert.state is ExpertState.READY
         expert.last_error = reason
+        expert.woken_at_s = None
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
@@ -406,7 +451,11 @@ class AgentCore:
         expert.queue.clear()
         effects: list[Effect] = []
         for job in lost:
-            job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+            job.failure = (
+                (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+                if was_loaded
+                else (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
+            )
             effects += self._end(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
 

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from moe2.agent import core
+from moe2.agent.checksum import ChecksumStore
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
@@ -27,6 +28,8 @@ from moe2.agent.identity import load_identity
 from moe2.agent.link import Link
 from moe2.agent.localapi import listening, local_app, metrics_app
 from moe2.agent.metrics import AgentMetrics
+from moe2.agent.modelfiles import ModelFiles
+from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
@@ -104,6 +107,11 @@ class AgentDaemon:
         self.metrics_port: int | None = None
         self._known_power_modes: set[str | None] = set()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
+        self._files = ModelFiles(
+            {model.name: model.path for model in settings.models},
+            ChecksumStore(settings.agent.state_dir),
+            on_known=lambda model, sha256: self._dispatch(core.FileHashed(model, sha256)),
+        )
         link = settings.coordinator
         self._link = Link(
             url=link.url,
@@ -146,6 +154,7 @@ class AgentDaemon:
                 tasks.create_task(work)
                 for work in (
                     self._monitor.run(),
+                    self._files.run(),
                     self._settle_energy(),
                     self._report_changes(),
                     self._feed_watchdog(),
@@ -177,6 +186,7 @@ class AgentDaemon:
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
+            model_files={model.name: str(model.path) for model in self._settings.models},
         )
 
     def engine_pids(self) -> dict[str, int | None]:
@@ -185,24 +195,15 @@ class AgentDaemon:
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine = self._settings.engine
-        spec = protocol.ModelSpec(
-            path=str(model.path),
-            context_tokens=model.context_tokens,
-            slots=model.slots,
-            threads=model.threads,
-            gpu_layers=model.gpu_layers,
-            batch_tokens=model.batch_tokens,
-            flash_attention=model.flash_attention,
-            mlock=model.mlock,
-        )
         return EngineProcess(
             model.name,
-            spec,
+            spec_of(model),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
             on_event=self._engine_spoke,
             on_exit=self._engine_exited,
+            wanted=model.load == "start",
         )
 
     # --- Events in ----------------------------------------------------------------------------------------------------
@@ -233,6 +234,7 @@ class AgentDaemon:
         self._dispatch(core.EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._models_changed()
+            self._files.look(model)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(core.EngineExited(model, ended.reason, ended.permanent))
@@ -263,6 +265,11 @@ class AgentDaemon:
                 _log_job(message, request_id)
             case core.SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
+            case core.StartEngine(model=model):
+                self._engines[model].start()
+            case core.StopEngine(model=model):
+                self._engines[model].stop()
+                self._models_changed()
             case core.ReportChange():
                 self._changed.set()
 

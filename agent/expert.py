@@ -45,10 +45,16 @@ class Job:
 @dataclass
 class Expert:
     section: ModelSection
-    state: ExpertState = ExpertState.LOADING
+    state: ExpertState = field(init=False)
     facts: protocol.ModelFacts | None = None
     context_tokens: int = 0
-    load_progress: float | None = 0.0
+    load_progress: float | None = field(init=False)
+    load_s: float | None = None
+    woken_at_s: float | None = None
+    """When its engine was started for a request, while it loads."""
+    loaded_at_s: float | None = None
+    idle_since_s: float | None = None
+    file_sha256: str | None = None
     restarts: int = 0
     last_error: str | None = None
     active: set[str] = field(default_factory=set)
@@ -58,6 +64,13 @@ class Expert:
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
+        cold = self.section.load == "on_demand"
+        self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no slot will be free for when those before them have got theirs."""
+        return max(0, len(self.active) + len(self.queue) - self.section.slots)
 
 
 class Occupancy:
@@ -95,6 +108,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         licence=facts.licence if facts else None,
         vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
         has_chat_template=facts.has_chat_template if facts else None,
+        supports_tools=facts.supports_tools if facts else None,
         load_progress=expert.load_progress,
         restarts=expert.restarts,
         last_error=expert.last_error,
@@ -102,6 +116,9 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         latency=expert.costs.latency,
         energy=expert.costs.energy,
         measured_age_s=None if expert.measured_at_s is None else now_s - expert.measured_at_s,
+        on_demand=section.loads_on_demand,
+        load_s=expert.load_s,
+        file_sha256=expert.file_sha256,
     )
 
 

@@ -54,6 +54,14 @@ class CoordinatorSection(Settings):
         return url.rstrip("/")
 
 
+class LoraSection(Settings):
+    """One entry of `lora`"""
+
+    path: Path
+    """A GGUF file with a LoRA adapter."""
+    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
 class ModelSection(Settings):
     """[[models]]"""
 
@@ -74,6 +82,19 @@ class ModelSection(Settings):
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     flash_attention: bool = False
     mlock: bool = False
+    cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    """How keys and values are stored; the smaller ones need flash attention, which they switch on."""
+    load: Literal["start", "on_demand"] = "start"
+    """When to load: with the agent, or for the first request."""
+    unload_after_s: Seconds | None = None
+    """Unload after so long without a request; the next one loads it again."""
+    lora: tuple[LoraSection, ...] = ()
+    """Adapters applied to the model, all of them to every request."""
+
+    @property
+    def loads_on_demand(self) -> bool:
+        """True where the model may be cold and wait for a request."""
+        return self.load == "on_demand" or self.unload_after_s is not None
 
     @field_validator("name")
     @classmethod

@@ -12,6 +12,8 @@ class JobErrorCode(StrEnum):
     """The prompt, or prompt and `max_tokens`, do not fit the expert's context. The request is at fault."""
     INVALID_REQUEST = "invalid_request"
     """The request cannot be served as written. The request is at fault."""
+    INVALID_GRAMMAR = "invalid_grammar"
+    """The grammar or schema that the answer is to follow cannot be used. The request is at fault."""
     UNKNOWN_EXPERT = "unknown_expert"
     """This agent does not serve that expert (any more)."""
     QUEUE_FULL = "queue_full"
@@ -32,7 +34,7 @@ class JobErrorCode(StrEnum):
     """A defect of moe2."""
 
 
-REQUEST_FAULTS = frozenset({JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST})
+REQUEST_FAULTS = frozenset({JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR})
 """Codes that blame the request itself: what an operator could mend does not come into it."""
 
 

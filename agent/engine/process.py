@@ -38,7 +38,7 @@ class Exit:
 
 
 class EngineProcess:
-    """One model's child process, restarted with back-off until `run()` is cancelled.
+    """One model's child process, restarted with back-off while it is wanted and until `run()` is cancelled.
 
     on_event: called for every event of the child, on the event loop.
     on_exit: called once per child that ended.
@@ -54,6 +54,7 @@ class EngineProcess:
         load_timeout_s: float,
         on_event: Callable[[str, Event], None],
         on_exit: Callable[[str, Exit], None],
+        wanted: bool = True,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -67,6 +68,10 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._load_failure: str | None = None
+        self._wanted = asyncio.Event()
+        self._unwanted = asyncio.Event()
+        if wanted:
+            self.start()
         self._log = log.bind(model=model)
 
     @property
@@ -78,15 +83,41 @@ class EngineProcess:
         if self._process and self._process.stdin and not self._process.stdin.is_closing():
             self._process.stdin.write(length_prefixed(self._commands.encode(command)))
 
+    def start(self) -> None:
+        """From now on a child is wanted."""
+        self._wanted.set()
+        self._unwanted.clear()
+
+    def stop(self) -> None:
+        """End the child, and start none until `start`. Its end is not reported: it was asked for."""
+        self._wanted.clear()
+        self._unwanted.set()
+
     async def run(self) -> None:
-        """Keep a child running. Ends only by cancellation, which shuts the child down first."""
+        """Keep a child running while it is wanted. Ends only by cancellation, which shuts the child down first."""
         while True:
-            ended = await self._run_child()
+            await self._wanted.wait()
+            ended = await self._run_child_while_wanted()
+            if ended is None:
+                self._log.info("engine_stopped")
+                continue
             self._log.warning("engine_exited", reason=ended.reason, permanent=ended.permanent)
             self._on_exit(self._model, ended)
             delay_s = self._backoff.next_delay_s()
             self._log.info("engine_restart_scheduled", delay_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
+
+    async def _run_child_while_wanted(self) -> Exit | None:
+        """How the child ended by itself; None where it was stopped."""
+        child = asyncio.create_task(self._run_child())
+        stopped = asyncio.create_task(self._unwanted.wait())
+        try:
+            await asyncio.wait((child, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return child.result() if child.done() and not self._unwanted.is_set() else None
+        finally:
+            for task in (child, stopped):
+                task.cancel()
+            await asyncio.wait((child, stopped))
 
     async def _run_child(self) -> Exit:
         self._stderr.clear()

@@ -14,6 +14,13 @@ import msgspec
 from moe2.common.messages import ChatPrompt, Sampling, TextPrompt, TokenPiece
 
 
+class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter in a GGUF file, and how strongly it is applied."""
+
+    path: str
+    scale: float = 1.0
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to load.
 
@@ -21,6 +28,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: sequences decoded at once.
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
+    cache_type: of keys and values: "f16", "q8_0" or "q4_0".
     """
 
     path: str
@@ -31,6 +39,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int = 512
     flash_attention: bool = False
     mlock: bool = False
+    cache_type: str = "f16"
+    lora: tuple[LoraSpec, ...] = ()
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +56,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_size: int
     vocabulary_sha256: str
     has_chat_template: bool
+    supports_tools: bool | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"):
@@ -57,7 +68,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
 
     logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
     grammar: GBNF that the answer follows; json_schema: the same from a JSON schema as JSON text ("{}" is any object).
-    At most one of the two.
+    forced_tools: names of the prompt's tools; the answer is one call of one of them. At most one of the three.
     """
 
     job_id: str
@@ -68,6 +79,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     logprobs: int | None = None
     grammar: str | None = None
     json_schema: str | None = None
+    forced_tools: tuple[str, ...] = ()
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="score"):

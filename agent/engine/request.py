@@ -50,8 +50,8 @@ class RequestReader:
             raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
         if request.logprobs is not None and not 0 <= request.logprobs <= MAX_ALTERNATIVES:
             raise invalid(f"logprobs is {request.logprobs}, but must be between 0 and {MAX_ALTERNATIVES}.")
-        if request.grammar is not None and request.json_schema is not None:
-            raise invalid("Both a grammar and a JSON schema are given.", "Send one of them.")
+        if sum((request.grammar is not None, request.json_schema is not None, bool(request.forced_tools))) > 1:
+            raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
         return self._tokens(self._text(request.prompt), limit=limit)
@@ -95,7 +95,7 @@ class RequestReader:
         if not prompt.messages:
             raise invalid("The conversation has no messages.", "Send at least one.")
         try:
-            return self._template.render(prompt.messages)
+            return self._template.render(prompt.messages, prompt.tools)
         except TemplateError as error:
             raise invalid(error.message, error.remedy) from error
 

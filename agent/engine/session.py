@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from moe2.agent.engine.adapters import apply_adapters
+from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.grammar import gbnf_of_schema
+from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.agent.engine.toolgrammar import schema_of_call, tagged
+from moe2.common.messages import ChatPrompt
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
@@ -63,17 +69,19 @@ def open_session(
     check_spec(spec)
     with ExitStack() as stack:
         stack.callback(start_backend(log))
+        refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
         lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
         outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
+        apply_adapters(model, context, spec.lora)
         prefill_rate, decode_rate = _warm_up(context, model, clock)
         template = _template(model, log)
         emit(
             Loaded(
-                facts=model.facts(),
+                facts=model.facts(supports_tools=template is not None and template.shows_tools),
                 load_s=clock() - began_at_s,
                 context_tokens=context.tokens,
                 slots=spec.slots,
@@ -83,7 +91,7 @@ def open_session(
         )
 
         def new_draw(request: Generate) -> _Draw:
-            gbnf = request.grammar if request.json_schema is None else gbnf_of_schema(request.json_schema)
+            gbnf = _gbnf(request, template)
             sampler = Sampler(model, request.sampling, history_tokens=context.tokens, gbnf=gbnf)
             return _Draw(sampler, context)
 
@@ -114,6 +122,12 @@ def check_spec(spec: ModelSpec) -> None:
         "batch_tokens": (spec.batch_tokens, _LEAST_BATCH_TOKENS, _MOST_CONTEXT_TOKENS),
         "threads": (1 if spec.threads is None else spec.threads, 1, _MOST_THREADS),
     }
+    if spec.cache_type not in CACHE_TYPE_BYTES:
+        raise ModelError(
+            f"cache_type is {spec.cache_type!r}, but must be one of {', '.join(CACHE_TYPE_BYTES)}.",
+            code="invalid_spec",
+            remedy="Change it in the agent's configuration.",
+        )
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ModelError(
@@ -145,6 +159,17 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
     except TemplateError as error:
         log(f"{error}\n")
         return None
+
+
+def _gbnf(request: Generate, template: ChatTemplate | None) -> str | None:
+    """The grammar that the answer is to follow, None where it is free. Raises `GrammarError`."""
+    if request.json_schema is not None:
+        return gbnf_of_schema(request.json_schema)
+    if request.forced_tools and isinstance(request.prompt, ChatPrompt):
+        schema = json.dumps(schema_of_call(request.prompt.tools, request.forced_tools))
+        gbnf = gbnf_of_schema(schema)
+        return tagged(gbnf) if template is not None and template.tags_calls else gbnf
+    return request.grammar
 
 
 def _warm_up(context: Context, model: Model, clock: Callable[[], float]) -> tuple[float, float]:

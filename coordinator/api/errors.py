@@ -52,11 +52,13 @@ _STATUS = {
     # code: (HTTP status, OpenAI's error type, code towards the client, seconds after which a retry makes sense)
     JobErrorCode.CONTEXT_EXCEEDED: (400, "invalid_request_error", "context_length_exceeded", None),
     JobErrorCode.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request", None),
+    JobErrorCode.INVALID_GRAMMAR: (400, "invalid_request_error", "invalid_grammar", None),
     JobErrorCode.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded", None),
     JobErrorCode.QUEUE_FULL: (429, "rate_limit_error", "overloaded", 1),
     JobErrorCode.INTERNAL: (500, "server_error", "internal", None),
     "overloaded": (429, "rate_limit_error", "overloaded", 1),
     "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
+    "no_tools": (400, "invalid_request_error", "no_tools", None),
     "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),

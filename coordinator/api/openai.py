@@ -12,9 +12,13 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import ToolCall
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
+from moe2.coordinator.api.toolcalls import CallReader
+from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
@@ -66,12 +70,15 @@ class OpenAiRoutes:
             stop=call.stop,
             logprobs=call.logprobs,
             wish=call.wish,
+            structure=call.structure,
         )
         exchange = self._service.begin(request)
         try:
             if call.stream:
                 return await self._stream(http, call, exchange)
             return await self._respond(call, exchange)
+        except ApiError as error:
+            raise _blaming(error, call) from None
         finally:
             # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
             self._service.client_gone(request.request_id)
@@ -102,7 +109,12 @@ class OpenAiRoutes:
         pieces, outcome = await exchange.receive_all()
         reason = _reason(outcome, exchange)
         receipt = receipt_of(exchange.life)
-        body = full_response(_header(call, exchange), pieces, reason, receipt, with_logprobs=call.logprobs is not None)
+        header = _header(call, exchange)
+        calls: tuple[ToolCall, ...] = ()
+        if reader := _call_reader(call, header):
+            pieces, calls = whole_answer(reader, pieces)
+            reason = ended_by(reason, reader)
+        body = full_response(header, pieces, reason, receipt, with_logprobs=call.logprobs is not None, calls=calls)
         return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange))
 
     async def _stream(self, http: web.Request, call: Call, exchange: Exchange) -> web.StreamResponse:
@@ -114,25 +126,27 @@ class OpenAiRoutes:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(exchange)}
         )
         await response.prepare(http)
-        writer = ChunkWriter(
-            _header(call, exchange), include_usage=call.include_usage, with_logprobs=call.logprobs is not None
-        )
+        header = _header(call, exchange)
+        writer = ChunkWriter(header, include_usage=call.include_usage, with_logprobs=call.logprobs is not None)
+        reader = _call_reader(call, header)
         while True:
-            if pieces and (chunk := writer.tokens(pieces)):
+            if pieces and (chunk := writer.tokens(pieces) if reader is None else written(writer, reader, pieces)):
                 await response.write(chunk)
             if outcome is not None:
                 break
             pieces, outcome = await exchange.receive()
-        await response.write(self._last_chunk(writer, outcome, exchange))
+        await response.write(self._last_chunk(writer, reader, outcome, exchange))
         await response.write_eof()
         return response
 
     @staticmethod
-    def _last_chunk(writer: ChunkWriter, outcome: Outcome, exchange: Exchange) -> bytes:
+    def _last_chunk(writer: ChunkWriter, reader: CallReader | None, outcome: Outcome, exchange: Exchange) -> bytes:
+        held = b"" if reader is None else written_rest(writer, reader)
         try:
-            return writer.end(_reason(outcome, exchange), receipt_of(exchange.life))
+            reason = _reason(outcome, exchange)
         except ApiError as error:
-            return ChunkWriter.error(error.body())
+            return held + ChunkWriter.error(error.body())
+        return held + writer.end(reason if reader is None else ended_by(reason, reader), receipt_of(exchange.life))
 
     async def _models(self, _: web.Request) -> web.Response:
         names = (ANY_MODEL[0], *self._table.models())
@@ -157,6 +171,18 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
             raise error_of(outcome, receipt_of(exchange.life), exchange.life.refused)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
+
+
+def _blaming(error: ApiError, call: Call) -> ApiError:
+    """An error of the grammar names the parameter that the grammar came from."""
+    if error.code == JobErrorCode.INVALID_GRAMMAR and error.param is None:
+        error.param = call.structure.param
+        error.message = f"'{error.param}' cannot be used: {error.message}"
+    return error
+
+
+def _call_reader(call: Call, header: Header) -> CallReader | None:
+    return CallReader(call.tool_names, ids=header.id.removeprefix("req-")) if call.tool_names else None
 
 
 def _header(call: Call, exchange: Exchange) -> Header:

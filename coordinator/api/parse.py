@@ -9,15 +9,18 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
+from moe2.coordinator.api.conversation import messages_of
 from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.api.fields import clean, flag, number, text_of
+from moe2.coordinator.api.tools import structure_of, tools_of
 from moe2.coordinator.budgets import Wish
+from moe2.coordinator.structure import Structure
 
 NO_HEADERS: Mapping[str, str] = {}
 MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,26 @@ class Call:
     include_usage: bool
     user: str | None
     wish: Wish
+    structure: Structure
 
     @property
     def is_chat(self) -> bool:
         return isinstance(self.prompt, ChatPrompt)
 
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """Tools that the answer may call."""
+        return (
+            frozenset(tool.name for tool in self.prompt.tools) if isinstance(self.prompt, ChatPrompt) else frozenset()
+        )
+
     def prompt_texts(self) -> list[str]:
-        if isinstance(self.prompt, ChatPrompt):
-            return [message.content for message in self.prompt.messages]
-        return [self.prompt.text]
+        """Everything that becomes tokens of the prompt; the last message comes last."""
+        if isinstance(self.prompt, TextPrompt):
+            return [self.prompt.text]
+        tools = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
+        calls = [f"{call.name}{call.arguments}" for message in self.prompt.messages for call in message.tool_calls]
+        return [*tools, *calls, *(message.content for message in self.prompt.messages)]
 
 
 # Parameters that are accepted only with the value that changes nothing.
@@ -52,13 +66,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "store": (False,),
-    "tools": ([],),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
 }
-_COMMON = {"model", "stream", "stream_options", "max_tokens", "stop", "user", "logprobs", "moe2"}
+_COMMON = {
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "stop",
+    "user",
+    "logprobs",
+    "moe2",
+    "response_format",
+    "grammar",
+}
 _SAMPLING = {
     "temperature",
     "top_p",
@@ -69,24 +92,29 @@ _SAMPLING = {
     "presence_penalty",
     "logit_bias",
 }
-_CHAT = _COMMON | _SAMPLING | {"messages", "max_completion_tokens", "top_logprobs"}
+_TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
+_CHAT = _COMMON | _SAMPLING | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs"}
 _TEXT = _COMMON | _SAMPLING | {"prompt"}
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """`POST /v1/chat/completions`. Raises `ApiError` (400) naming the parameter."""
     fields = _fields(body, _CHAT)
-    wants_logprobs = _flag(fields, "logprobs")
-    top_logprobs = _number(fields, "top_logprobs", int, 0, MOST_TOP_LOGPROBS)
+    wants_logprobs = flag(fields, "logprobs")
+    top_logprobs = number(fields, "top_logprobs", int, 0, MOST_TOP_LOGPROBS)
     if top_logprobs is not None and not wants_logprobs:
         raise invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    max_tokens = _number(fields, "max_tokens", int, 1, 2**31 - 1)
-    newer = _number(fields, "max_completion_tokens", int, 1, 2**31 - 1)
+    max_tokens = number(fields, "max_tokens", int, 1, 2**31 - 1)
+    newer = number(fields, "max_completion_tokens", int, 1, 2**31 - 1)
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise invalid("Set 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
+    tools, structure = tools_of(fields)
+    if tools and wants_logprobs:
+        raise unsupported("logprobs", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
     return _call(
         fields,
-        ChatPrompt(messages=_messages(fields.get("messages"))),
+        ChatPrompt(messages=messages_of(fields.get("messages")), tools=tools),
+        structure,
         max_tokens=max_tokens if newer is None else newer,
         logprobs=(top_logprobs or 0) if wants_logprobs else None,
         headers=headers,
@@ -101,13 +129,14 @@ def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Ca
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise invalid("'prompt' must be one string; send several prompts as several requests.", param="prompt")
-    max_tokens = _number(fields, "max_tokens", int, 1, 2**31 - 1)
+    max_tokens = number(fields, "max_tokens", int, 1, 2**31 - 1)
     return _call(
         fields,
-        TextPrompt(text=_clean(prompt, "prompt")),
+        TextPrompt(text=clean(prompt, "prompt")),
+        structure_of(fields),
         # OpenAI's documented default of this older route.
         max_tokens=16 if max_tokens is None else max_tokens,
-        logprobs=_number(fields, "logprobs", int, 0, MOST_COMPLETION_LOGPROBS),
+        logprobs=number(fields, "logprobs", int, 0, MOST_COMPLETION_LOGPROBS),
         headers=headers,
     )
 
@@ -136,12 +165,13 @@ def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
 def _call(
     fields: Mapping[str, Any],
     prompt: ChatPrompt | TextPrompt,
+    structure: Structure,
     *,
     max_tokens: int | None,
     logprobs: int | None,
     headers: Mapping[str, str],
 ) -> Call:
-    stream = _flag(fields, "stream")
+    stream = flag(fields, "stream")
     return Call(
         model=_model(fields),
         prompt=prompt,
@@ -151,79 +181,34 @@ def _call(
         logprobs=logprobs,
         stream=stream,
         include_usage=_include_usage(fields, stream=stream),
-        user=_text(fields, "user"),
+        user=text_of(fields, "user"),
         wish=_wish(fields.get("moe2", {}), headers),
+        structure=structure,
     )
 
 
 def _model(fields: Mapping[str, Any]) -> str:
-    model = _text(fields, "model")
+    model = text_of(fields, "model")
     if not model:
         raise invalid("'model' is required; \"moe2\" lets the coordinator choose.", param="model")
     return model
 
 
-def _messages(value: Any) -> tuple[ChatMessage, ...]:
-    if not isinstance(value, list) or not value:
-        raise invalid("'messages' must be a non-empty list.", param="messages")
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(value))
-
-
-def _message(value: Any, where: str) -> ChatMessage:
-    if not isinstance(value, dict):
-        raise invalid(f"'{where}' must be an object.", param=where)
-    role = value.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise invalid(f"'{where}.role' must be one of {', '.join(ROLES)}.", param=f"{where}.role")
-    for name, part in value.items():
-        # An assistant's message sent back as the SDK returned it carries empty fields.
-        if name not in ("role", "content", "name") and part not in (None, [], {}, ""):
-            raise unsupported(f"{where}.{name}")
-    name = value.get("name")
-    if name is not None and not isinstance(name, str):
-        raise invalid(f"'{where}.name' must be a string.", param=f"{where}.name")
-    return ChatMessage(
-        role=ROLES[role],
-        content=_content(value.get("content"), f"{where}.content"),
-        name=None if name is None else _clean(name, f"{where}.name"),
-    )
-
-
-def _content(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return _clean(value, where)
-    if not isinstance(value, list):
-        raise invalid(f"'{where}' must be a string or a list of text parts.", param=where)
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise unsupported(f"{where}[{index}]", hint="Only parts of type 'text' are accepted.")
-        texts.append(_clean(part["text"], where))
-    return "".join(texts)
-
-
-def _clean(text: str, where: str) -> str:
-    """Refuse what no tokenizer can take: NUL ends a C string."""
-    if "\0" in text:
-        raise invalid(f"'{where}' contains a NUL character.", param=where)
-    return text
-
-
 def _sampling(fields: Mapping[str, Any]) -> Sampling:
     return Sampling(
-        temperature=_or(_number(fields, "temperature", float, 0, 2), 1.0),
-        top_p=_or(_number(fields, "top_p", float, 0, 1), 1.0),
-        top_k=_number(fields, "top_k", int, 1, 1_000_000),
-        min_p=_number(fields, "min_p", float, 0, 1),
+        temperature=_or(number(fields, "temperature", float, 0, 2), 1.0),
+        top_p=_or(number(fields, "top_p", float, 0, 1), 1.0),
+        top_k=number(fields, "top_k", int, 1, 1_000_000),
+        min_p=number(fields, "min_p", float, 0, 1),
         seed=_seed(fields),
-        frequency_penalty=_or(_number(fields, "frequency_penalty", float, -2, 2), 0.0),
-        presence_penalty=_or(_number(fields, "presence_penalty", float, -2, 2), 0.0),
+        frequency_penalty=_or(number(fields, "frequency_penalty", float, -2, 2), 0.0),
+        presence_penalty=_or(number(fields, "presence_penalty", float, -2, 2), 0.0),
         logit_bias=_logit_bias(fields.get("logit_bias")),
     )
 
 
 def _seed(fields: Mapping[str, Any]) -> int | None:
-    seed = _number(fields, "seed", int, -(2**63), 2**63 - 1)
+    seed = number(fields, "seed", int, -(2**63), 2**63 - 1)
     # llama.cpp's samplers take 32 bits, of which the highest value means "draw one".
     return None if seed is None else seed % (2**32 - 1)
 
@@ -260,7 +245,7 @@ def _include_usage(fields: Mapping[str, Any], *, stream: bool) -> bool:
     for name in options:
         if name != "include_usage":
             raise unsupported(f"stream_options.{name}")
-    return _flag(options, "include_usage")
+    return flag(options, "include_usage")
 
 
 def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
@@ -283,32 +268,6 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
         if fault["type"] == "extra_forbidden":
             raise unsupported(param, hint=f"Known: {', '.join(Wish.model_fields)}.") from None
         raise invalid(f"'{param}': {fault['msg']} (got {fault['input']!r}).", param=param) from None
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise invalid(f"{name!r} must be a boolean.", param=name)
-    return value
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise invalid(f"{name!r} must be a string.", param=name)
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str, kind: type[int] | type[float], least: float, most: float) -> Any:
-    value = fields.get(name)
-    if value is None:
-        return None
-    # A bool is an int to Python, but not to JSON.
-    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
-        noun = "an integer" if kind is int else "a number"
-        raise invalid(f"{name!r} must be {noun} from {least} to {most}.", param=name)
-    return kind(value)
 
 
 def _or(value: Any, default: float) -> float:

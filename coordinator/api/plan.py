@@ -13,6 +13,7 @@ from moe2.coordinator.decision import Decision, FrontierRow, decision_of, fronti
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
 from moe2.coordinator.selection import NoExpert, SelectionRequest
 from moe2.coordinator.service import Service
+from moe2.coordinator.structure import uses_tools
 
 PLAN_ROUTE = "/v1/moe2/plan"
 
@@ -55,6 +56,7 @@ class PlanRoutes:
             text=call.prompt_texts()[-1],
             wish=call.wish,
             needs_chat_template=isinstance(call.prompt, ChatPrompt),
+            needs_tools=uses_tools(call.prompt),
         )
         decided = self._service.choose(request)
         frontier = frontier_rows(self._service.frontier(decided))

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.messages import TokenPiece
+from moe2.common.messages import TokenPiece, ToolCall
 from moe2.coordinator.receipt import Receipt
 
 
@@ -40,13 +40,22 @@ def usage_of(receipt: Receipt) -> dict[str, Any] | None:
 
 
 def full_response(
-    header: Header, pieces: Sequence[TokenPiece], reason: str, receipt: Receipt, *, with_logprobs: bool
+    header: Header,
+    pieces: Sequence[TokenPiece],
+    reason: str,
+    receipt: Receipt,
+    *,
+    with_logprobs: bool,
+    calls: Sequence[ToolCall] = (),
 ) -> dict[str, Any]:
-    """A whole `chat.completion` or `text_completion`."""
+    """A whole `chat.completion` or `text_completion`. pieces: what the answer says beside its tool calls."""
     text = "".join(piece.text for piece in pieces)
     choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
     if header.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            choice["message"]["content"] = text or None
+            choice["message"]["tool_calls"] = [_call_object(call) for call in calls]
     else:
         choice["text"] = text
     choice["logprobs"] = logprobs_of(header, pieces) if with_logprobs else None
@@ -59,6 +68,10 @@ def full_response(
         "usage": usage_of(receipt),
         "moe2": receipt,
     }
+
+
+def _call_object(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0) -> dict[str, Any]:
@@ -108,6 +121,7 @@ class ChunkWriter:
         self._open = b"data: " + head[:-1] + tail + b',"choices":['
         self._started = False
         self._n_characters = 0
+        self._n_calls = 0
 
     def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
         """One chunk for these tokens; b"" if they carry nothing to show yet."""
@@ -124,6 +138,17 @@ class ChunkWriter:
         return (
             opening + self._open + b'{"index":0,' + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
         )
+
+    def call(self, call: ToolCall) -> bytes:
+        """Two chunks, as OpenAI's clients put them together: who is called, then with which arguments."""
+        index, self._n_calls = self._n_calls, self._n_calls + 1
+        begun = {"index": index, **_call_object(call)}
+        begun["function"] = {"name": call.name, "arguments": ""}
+        parts = (begun, {"index": index, "function": {"arguments": call.arguments}})
+        choices = (
+            {"index": 0, "delta": {"tool_calls": [part]}, "logprobs": None, "finish_reason": None} for part in parts
+        )
+        return self._opening() + b"".join(self._open + _json(choice) + b"]}\n\n" for choice in choices)
 
     def end(self, reason: str, receipt: Receipt) -> bytes:
         """The chunk with the finish reason, the usage chunk where asked for, and the end marker.

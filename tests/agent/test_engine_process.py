@@ -50,7 +50,7 @@ class CountingBackoff(Backoff):
 class Engine:
     """An engine under test: what its child says and how its children end."""
 
-    def __init__(self, argv: Sequence[str], *, path: Path, load_timeout_s: float = 60.0) -> None:
+    def __init__(self, argv: Sequence[str], *, path: Path, load_timeout_s: float = 60.0, wanted: bool = True) -> None:
         self.events: asyncio.Queue[protocol.Event] = asyncio.Queue()
         self.exits: asyncio.Queue[Exit] = asyncio.Queue()
         self.backoff = CountingBackoff()
@@ -62,6 +62,7 @@ class Engine:
             load_timeout_s=load_timeout_s,
             on_event=lambda _, event: self.events.put_nowait(event),
             on_exit=lambda _, ended: self.exits.put_nowait(ended),
+            wanted=wanted,
         )
 
     async def until(self, kind: type[protocol.Event]) -> protocol.Event:
@@ -74,9 +75,9 @@ class Engine:
 
 @asynccontextmanager
 async def running(
-    argv: Sequence[str], path: Path = Path(__file__), *, load_timeout_s: float = 60.0
+    argv: Sequence[str], path: Path = Path(__file__), *, load_timeout_s: float = 60.0, wanted: bool = True
 ) -> AsyncIterator[Engine]:
-    engine = Engine(argv, path=path, load_timeout_s=load_timeout_s)
+    engine = Engine(argv, path=path, load_timeout_s=load_timeout_s, wanted=wanted)
     async with asyncio.timeout(30):
         task = asyncio.create_task(engine.process.run())
         try:
@@ -113,6 +114,24 @@ async def test_a_child_loads_its_model_and_serves_jobs() -> None:
     assert started == protocol.Started(job_id="j", prompt_tokens=2)
     assert isinstance(finished, protocol.Finished)
     assert (finished.reason, finished.decoded_tokens) == ("length", 3)
+
+
+async def test_a_child_runs_while_it_is_wanted() -> None:
+    """None before; its end when stopped is no exit to report; and again when started again."""
+    async with running(FAKE_EXPERT, wanted=False) as engine:
+        await asyncio.sleep(0)
+        assert engine.process.pid is None
+        engine.process.start()
+        await engine.until(protocol.Loaded)
+        first = engine.process.pid
+        assert first is not None
+        engine.process.stop()
+        await gone(first)
+        engine.process.start()
+        await engine.until(protocol.Loaded)
+        assert engine.process.pid not in (None, first)
+    assert engine.exits.empty()
+    assert "failed" not in engine.backoff.calls
 
 
 async def test_a_child_that_crashes_in_a_job_is_restarted_and_serves_again(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.common.errors import JobErrorCode
-from moe2.common.messages import JobStarted, Submit, TextPrompt, TokenPiece
+from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
+from moe2.common.messages import ChatMessage, ChatPrompt, JobStarted, Submit, TextPrompt, TokenPiece, Tool
 from moe2.coordinator import dispatch
 from moe2.coordinator.dispatch import (
     MOST_ATTEMPTS,
@@ -19,6 +19,7 @@ from moe2.coordinator.dispatch import (
     Retire,
     SubmitJob,
 )
+from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import expert, text_request
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -98,11 +99,7 @@ def test_nobody_to_ask_is_a_failure_with_the_selections_reason() -> None:
 
 # --- Failover ---------------------------------------------------------------------------------------------------------
 
-PASSING = [
-    code
-    for code in JobErrorCode
-    if code not in (JobErrorCode.INVALID_REQUEST, JobErrorCode.DEADLINE_EXCEEDED, JobErrorCode.CONTEXT_EXCEEDED)
-]
+PASSING = [code for code in JobErrorCode if code not in REQUEST_FAULTS and code is not JobErrorCode.DEADLINE_EXCEEDED]
 
 
 @pytest.mark.parametrize("code", PASSING)
@@ -301,3 +298,13 @@ def test_an_agent_that_cancels_by_itself_is_an_error(life: LifeBench) -> None:
     """Nobody asked it to; the client is not told that all is well."""
     assert outcomes(life.done("cancelled")) == [Failed(JobErrorCode.INTERNAL, "The agent cancelled the job.")]
     assert life.life.attempts[0].state is AttemptState.FAILED
+
+
+def test_a_jobs_form_is_the_requests() -> None:
+    """Schema, grammar and forced tools reach the agent, and the choice knows that tools are needed."""
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=(Tool(name="f"),))
+    life = LifeBench(prompt=prompt, structure=Structure(param="tools", forced_tools=("f",)))
+    (effect,) = life.admitted().effects
+    assert isinstance(effect, SubmitJob)
+    assert (effect.submit.prompt, effect.submit.forced_tools) == (prompt, ("f",))
+    assert life.chosen_for[0].needs_tools

@@ -14,6 +14,7 @@ from moe2.common.wire import wire_codec
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.budgets import Wish
+from moe2.coordinator.structure import FREE
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -50,6 +51,7 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
         include_usage=False,
         user=None,
         wish=Wish(),
+        structure=FREE,
     )
 
 
@@ -196,9 +198,7 @@ NEUTRAL = {
     "echo": (False, True),
     "suffix": ("", "end"),
     "store": (False, True),
-    "tools": ([], [{"type": "function"}]),
     "functions": ([], [{"name": "f"}]),
-    "response_format": ({"type": "text"}, {"type": "json_object"}),
     "modalities": (["text"], ["audio"]),
     "service_tier": ("auto", "flex"),
 }
@@ -227,9 +227,7 @@ def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
 # --- Refused ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["tool_choice", "parallel_tool_calls", "reasoning_effort", "metadata", "prediction", "audio", "tempratur"]
-)
+@pytest.mark.parametrize("name", ["function_call", "reasoning_effort", "metadata", "prediction", "audio", "tempratur"])
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_unknown_parameters_are_refused_by_name(parse: Any, name: str) -> None:
     """Never silently dropped, typing errors included."""
@@ -304,7 +302,7 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
         ({"messages": "Hi"}, "messages"),
         ({"messages": ["Hi"]}, "messages[0]"),
         ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [USER, {"role": "function", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
@@ -314,7 +312,7 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [7]}]}, "messages[0].tool_calls[0]"),
     ],
 )
 def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
@@ -393,3 +391,9 @@ def test_random_bytes_are_refused(body: bytes) -> None:
     """With an error for the client."""
     with pytest.raises(ApiError):
         parse_chat(body)
+
+
+@pytest.mark.parametrize("name", ["tools", "tool_choice", "parallel_tool_calls"])
+def test_tools_are_unknown_to_completions(name: str) -> None:
+    """Text to continue has no turn in which to call."""
+    assert refused(completion, **{name: "x"}).param == name

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
 from moe2.common.energy import Quality
+from moe2.common.messages import ExpertState
 from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
 from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
@@ -47,6 +48,17 @@ def test_the_round_trip_is_part_of_every_time() -> None:
     ttft_s = predict(far, Demand(500, 1), 0).ttft_s
     assert ttft_s is not None
     assert ttft_s.p50 == pytest.approx(0.7)
+
+
+def test_a_cold_expert_is_loaded_first() -> None:
+    """As long as the last loading took; where none was measured, nobody knows."""
+    cold = expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD, load_s=3.0)
+    ttft_s = predict(cold, Demand(500, 1), 0).ttft_s
+    assert ttft_s is not None
+    assert ttft_s.p50 == pytest.approx(3.5)
+    warm = expert(latency=speed(1000.0, 100.0), load_s=3.0)
+    assert predict(warm, Demand(500, 1), 0) == predict(expert(latency=speed(1000.0, 100.0)), Demand(500, 1), 0)
+    assert predict(expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD), Demand(500, 1), 0).ttft_s is None
 
 
 def test_nothing_is_predicted_without_measurements() -> None:

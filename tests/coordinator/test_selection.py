@@ -332,3 +332,18 @@ def test_the_frontier_never_falls() -> None:
     known = [value for value in values if value is not None]
     assert values[0] is None
     assert known == sorted(known)
+
+
+# --- Tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_with_tools_goes_where_the_template_has_them() -> None:
+    """One that cannot is ruled out; one that has not said yet gets a try."""
+    without, silent = expert("agent-1", latency=FAST, supports_tools=False), expert("agent-2", latency=SLOW)
+    assert chosen(asked(needs_tools=True), without, silent) == "agent-2/m"
+    assert chosen(asked(), without, silent) == "agent-1/m"
+
+
+def test_a_model_without_tools_is_named_as_such() -> None:
+    """The client learns that trying again is of no use."""
+    assert chosen(asked(model="m", needs_tools=True), expert("agent-1", supports_tools=False)) == "no_tools"

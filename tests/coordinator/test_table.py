@@ -61,6 +61,16 @@ def test_only_ready_experts_can_be_chosen(table: CapabilityTable, state: ExpertS
     assert table.knows_expert("agent-1/m")
 
 
+@pytest.mark.parametrize("state", [ExpertState.COLD, ExpertState.LOADING])
+def test_an_expert_that_is_loaded_on_demand_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
+    """The request waits for it."""
+    table.agent_joined(hello(), 0.0)
+    table.agent_reported("agent-1", report(expert_report(state=state, on_demand=True)), 0.0)
+    assert keys(table) == ["agent-1/m"]
+    table.agent_reported("agent-1", report(expert_report(state=ExpertState.FAILED, on_demand=True)), 0.0)
+    assert keys(table) == []
+
+
 def test_a_draining_agent_gets_no_requests(table: CapabilityTable) -> None:
     """It would refuse them."""
     join(table)

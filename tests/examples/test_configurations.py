@@ -43,7 +43,11 @@ def defaults(kind: type[Settings]) -> dict[tuple[str, ...], Any]:
             found[(name,)] = field.get_default(call_default_factory=False)
         else:
             place = (name, "default") if get_origin(field.annotation) is dict else (name,)
-            found |= {(*place, *path): default for path, default in defaults(section).items()}
+            inner = defaults(section)
+            if field.get_default(call_default_factory=False) == ():
+                # A list that may stay empty: what its tables must set, the file need not.
+                inner = {path: None if default is PydanticUndefined else default for path, default in inner.items()}
+            found |= {(*place, *path): default for path, default in inner.items()}
     return found
 
 

@@ -82,6 +82,7 @@ class FakeExpert:
                     vocabulary_size=2,
                     vocabulary_sha256="0" * 64,
                     has_chat_template=True,
+                    supports_tools=not self._options.no_tools,
                 ),
                 load_s=0.0,
                 context_tokens=context_tokens,
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--control")
     parser.add_argument("--prefill-tokens-per-s", type=float, default=1000.0)
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
+    parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     asyncio.run(FakeExpert(parser.parse_args()).run())
 

@@ -76,7 +76,10 @@ class Child:
 
     def load(self, path: str, *, slots: int = 4, context_tokens: int = 1024) -> Loaded | LoadFailed:
         # One thread: the tests share their cores, and llama.cpp's threads wait for each other.
-        self.send(Load(spec=ModelSpec(path=path, context_tokens=context_tokens, slots=slots, threads=1)))
+        return self.load_spec(ModelSpec(path=path, context_tokens=context_tokens, slots=slots, threads=1))
+
+    def load_spec(self, spec: ModelSpec) -> Loaded | LoadFailed:
+        self.send(Load(spec=spec))
         while True:
             event = self.next()
             if isinstance(event, Loaded | LoadFailed):

@@ -187,16 +187,21 @@ def test_an_answer_follows_its_grammar(child: Child) -> None:
         {"json_schema": '{"$ref": "https://example.com/schema.json"}'},
         {"json_schema": '{"type": "string", "maxLength": 100000000}'},
         {"json_schema": '{"a":' * 500 + "1" + "}" * 500},
-        {"grammar": 'root ::= "a"', "json_schema": "{}"},
     ],
 )
-def test_an_unusable_grammar_or_schema_is_an_invalid_request(child: Child, fields: dict[str, Any]) -> None:
-    """It is refused with a reason, and the child goes on."""
+def test_an_unusable_grammar_or_schema_is_refused_as_such(child: Child, fields: dict[str, Any]) -> None:
+    """With a reason, and the child goes on."""
     child.send(_chat("unusable", "x", **fields))
     failed = child.until(JobFailed, "unusable")
     child.send(_chat("after", "x", max_tokens=1))
     child.collect(1)
-    assert failed.code == JobErrorCode.INVALID_REQUEST
+    assert failed.code == JobErrorCode.INVALID_GRAMMAR
+
+
+def test_an_answer_has_one_form(child: Child) -> None:
+    """A grammar and a schema contradict each other."""
+    child.send(_chat("both", "x", grammar='root ::= "a"', json_schema="{}"))
+    assert child.until(JobFailed, "both").code == JobErrorCode.INVALID_REQUEST
 
 
 def test_scores_do_not_depend_on_company(child: Child) -> None:

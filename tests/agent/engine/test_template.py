@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.common.messages import ChatMessage
+from moe2.common.messages import ChatMessage, Tool, ToolCall
 
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -47,3 +47,53 @@ def test_a_template_that_trips_over_a_message_is_a_clear_error() -> None:
     """A failure inside the template is the conversation's error, not a crash."""
     with pytest.raises(TemplateError, match="failed on this conversation"):
         _template("{{ messages[0]['content'] + 1 }}").render((ChatMessage(role="user", content="hi"),))
+
+
+# --- Tools ------------------------------------------------------------------------------------------------------------
+
+_WITH_TOOLS = (
+    "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+)
+_TOOL = Tool(name="weather", description="Is it <wet>?", parameters='{"type": "object", "a": 1}')
+_CALL = ToolCall(id="c1", name="weather", arguments='{"city": "Köln"}')
+_HISTORY = (
+    ChatMessage(role="user", content="?"),
+    ChatMessage(role="assistant", content="", tool_calls=(_CALL,)),
+    ChatMessage(role="tool", content="rain", tool_call_id="c1"),
+)
+
+
+def test_tools_are_written_down_as_plain_json() -> None:
+    """In OpenAI's shape, keys in their order, nothing escaped for HTML."""
+    text = _template(_WITH_TOOLS).render((ChatMessage(role="user", content="?"),), (_TOOL,))
+    assert text == (
+        '<tools>{"type": "function", "function": {"name": "weather", "description": "Is it <wet>?", '
+        '"parameters": {"type": "object", "a": 1}}}</tools>[user]?'
+    )
+
+
+def test_calls_and_their_answers_are_written_down() -> None:
+    """Arguments as the object they are."""
+    text = _template(_WITH_TOOLS).render(_HISTORY)
+    assert text == (
+        '[user]?[assistant]<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>[tool]rain'
+    )
+
+
+def test_a_template_that_drops_tools_says_so() -> None:
+    """Tools, or calls of earlier turns, that the model would never see are an error."""
+    plain = _template(_CHATML)
+    assert not plain.shows_tools
+    with pytest.raises(TemplateError, match="template has no tools"):
+        plain.render((ChatMessage(role="user", content="?"),), (_TOOL,))
+    with pytest.raises(TemplateError, match="template has no tools"):
+        plain.render(_HISTORY)
+
+
+def test_a_template_shows_how_its_model_writes_calls() -> None:
+    """Between tags where it says so."""
+    assert _template(_WITH_TOOLS).tags_calls
+    assert _template(_WITH_TOOLS).shows_tools
+    assert not _template(_CHATML).tags_calls

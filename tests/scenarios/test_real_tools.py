@@ -1,0 +1,108 @@
+"""Tools and structured answers on the real model, end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe2.agent.daemon import ENGINE_ARGV
+from tests.fakes.fleet import Fleet, fleet
+from tests.models import smollm2_path, with_tools
+
+pytestmark = pytest.mark.slow
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+
+
+def models(path: Path) -> list[dict[str, object]]:
+    return [{"name": "smollm2", "path": path, "context_tokens": 1024, "slots": 2}]
+
+
+async def choice_of(running: Fleet, **fields: Any) -> dict[str, Any]:
+    async with await running.chat("What is the weather in Paris?", temperature=0, **fields) as answer:
+        body = await answer.json()
+    assert answer.status == 200, body
+    choice: dict[str, Any] = body["choices"][0]
+    return choice
+
+
+async def error_of(running: Fleet, **fields: Any) -> dict[str, Any]:
+    async with await running.chat("What is the weather in Paris?", **fields) as answer:
+        assert answer.status == 400
+        error: dict[str, Any] = (await answer.json())["error"]
+    return error
+
+
+async def test_a_forced_call_follows_the_functions_schema(tmp_path: Path) -> None:
+    """Even a small model calls the named function, or one of those required, with arguments that fit."""
+    path = with_tools(smollm2_path(), tmp_path / "tools.gguf")
+    named = {"type": "function", "function": {"name": "weather"}}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path)) as running:
+        assert running.coordinator.status().agents[0].experts[0].supports_tools
+        choice = await choice_of(running, tools=[TIME, WEATHER], tool_choice=named, max_tokens=100)
+        assert choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "weather"
+        arguments = json.loads(call["function"]["arguments"])
+        assert set(arguments) == {"city", "unit"}
+        assert arguments["unit"] in ("C", "F")
+        choice = await choice_of(running, tools=[TIME, WEATHER], tool_choice="required", max_tokens=100)
+        assert choice["message"]["tool_calls"][0]["function"]["name"] in ("time", "weather")
+
+
+async def test_an_answer_follows_the_requested_schema(tmp_path: Path) -> None:
+    """`response_format` reaches the sampler."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {**schema, "additionalProperties": False}}}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(smollm2_path())) as running:
+        choice = await choice_of(running, response_format=form, max_tokens=40)
+        assert isinstance(json.loads(choice["message"]["content"])["ok"], bool)
+        choice = await choice_of(running, grammar='root ::= "yes" | "no"')
+        assert choice["message"]["content"] in ("yes", "no")
+
+
+async def test_a_schema_or_grammar_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """400 with the parameter that it came from; the engine lives. The model's own template has no tools."""
+    odd = {"type": "nonsense"}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": odd}}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(smollm2_path())) as running:
+        for fields, param in (({"response_format": form}, "response_format"), ({"grammar": "x ="}, "grammar")):
+            error = await error_of(running, **fields)
+            assert (error["param"], error["code"]) == (param, "invalid_grammar")
+            assert param in error["message"]
+        error = await error_of(running, tools=[WEATHER])
+        assert error["code"] == "no_tools"
+        assert (await choice_of(running, max_tokens=2))["message"]["content"]
+
+
+async def test_an_odd_tool_is_named_and_calls_come_back(tmp_path: Path) -> None:
+    """A schema that cannot be used blames `tools`; a call and its answer are read again."""
+    path = with_tools(smollm2_path(), tmp_path / "tools.gguf")
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "nonsense"}}}
+    call = {"id": "c", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "It is noon."},
+    ]
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path)) as running:
+        error = await error_of(running, tools=[odd], tool_choice="required")
+        assert (error["param"], error["code"]) == ("tools", "invalid_grammar")
+        choice = await choice_of(running, messages=history, tools=[TIME], max_tokens=8)
+        assert choice["finish_reason"] in ("stop", "length", "tool_calls")

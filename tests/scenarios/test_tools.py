@@ -1,0 +1,67 @@
+"""Tools and structured answers through the stock OpenAI client, over fake experts that say what they are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.lib.streaming.chat import ChatCompletionStreamState
+
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+
+TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+ECHOED = '<tool_call> {"name":"weather","arguments":{"city":"Bonn"}} </tool_call> END'
+
+
+def client_of(running: Fleet) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key="unused", max_retries=0)
+
+
+def asked(text: str = ECHOED, **fields: Any) -> dict[str, Any]:
+    return {"model": "moe2", "messages": [{"role": "user", "content": text}], "tools": TOOLS, "stop": "END", **fields}
+
+
+async def test_a_call_is_answered_in_openais_shape(tmp_path: Path) -> None:
+    """The finish reason, the function's name and arguments, and no text."""
+    async with fleet(tmp_path) as running, client_of(running) as client:
+        answer = await client.chat.completions.create(**asked())
+        (choice,) = answer.choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        (call,) = choice.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city":"Bonn"}')
+        assert call.id
+
+
+async def test_a_streamed_call_adds_up_to_the_same(tmp_path: Path) -> None:
+    """The SDK's own accumulator puts the deltas together."""
+    async with fleet(tmp_path) as running, client_of(running) as client:
+        state = ChatCompletionStreamState()
+        async for chunk in await client.chat.completions.create(**asked("Wait " + ECHOED, stream=True)):
+            state.handle_chunk(chunk)
+        (choice,) = state.get_final_completion().choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "Wait"
+        assert choice.message.tool_calls is not None
+        (call,) = choice.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city":"Bonn"}')
+
+
+async def test_an_answer_without_a_call_is_plain(tmp_path: Path) -> None:
+    """Offered tools change nothing else."""
+    async with fleet(tmp_path) as running, client_of(running) as client:
+        answer = await client.chat.completions.create(**asked("No need END"))
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.choices[0].message.content == "No need "
+        assert answer.choices[0].message.tool_calls is None
+
+
+async def test_a_model_without_tools_is_a_clear_400(tmp_path: Path) -> None:
+    """Nothing is sent to an expert whose template would drop them."""
+    async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--no-tools")) as running, client_of(running) as client:
+        with pytest.raises(openai.BadRequestError, match="template has no tools") as raised:
+            await client.chat.completions.create(**asked())
+        assert raised.value.code == "no_tools"
