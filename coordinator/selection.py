@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import problem_of, solve
@@ -252,8 +253,9 @@ def _finest(candidates: Sequence[Considered], in_flight: Mapping[str, int]) -> C
     def rank(candidate: Considered) -> tuple[float, int, str]:
         busy = in_flight.get(candidate.expert.key, 0)
         total_s = candidate.prediction.total_s
-        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy.
-        unmeasured_s = 0.0 if busy == 0 else np.inf
+        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
+        idle = busy == 0 and candidate.expert.report.state is ExpertState.READY
+        unmeasured_s = 0.0 if idle else np.inf
         return (unmeasured_s if total_s is None else total_s.p50, busy, candidate.expert.key)
 
     return min(good, key=rank)
