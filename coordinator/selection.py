@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from moe2.common.energy import Quality
+from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
@@ -315,8 +316,9 @@ def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray) -> int
     best = scores[places].max()
 
     def rank(place: int) -> tuple[float, int, str]:
-        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy.
-        unmeasured_s = 0.0 if busy[place] == 0 else np.inf
+        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
+        is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
+        unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
         end_s = float(total_s[place])
         return (unmeasured_s if np.isnan(end_s) else end_s, int(busy[place]), keys[place])
 

@@ -11,13 +11,9 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from moe2.agent.localapi import local_app
-from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelsview import model_rows, show_models
-from moe2.common import localsocket
-from moe2.common.energy import unmeasured
 from moe2.common.messages import ExpertReport, ExpertState
-from tests.agent.test_statusview import FRESH, READY, status
+from tests.agent.test_statusview import FRESH, READY, daemon, status
 from tests.fakes.fleet import fleet
 
 KNOWN = msgspec.structs.replace(
@@ -30,8 +26,7 @@ async def shown(socket: Path, *experts: ExpertReport, as_json: bool = False, dra
     """What the command prints of an agent with these experts."""
     value = msgspec.structs.replace(status(experts=experts), model_files={"small-q4": "/models/small.gguf"})
     console = Console(file=io.StringIO(), width=200, force_terminal=drawn)
-    metrics = AgentMetrics(lambda: value, lambda: unmeasured("no sensor"))
-    async with localsocket.serving(local_app(lambda: value, metrics), socket):
+    async with daemon(socket, lambda: value):
         code = await asyncio.to_thread(show_models, socket, as_json=as_json, console=console)
     assert code == 0
     assert isinstance(console.file, io.StringIO)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.cost import Spread
+from moe2.common.messages import ExpertState
 from moe2.coordinator.budgets import Budgets, Wish
 from moe2.coordinator.coarse import problem_of
 from moe2.coordinator.decision import decision_of, offers_of
@@ -347,3 +348,19 @@ def test_a_request_with_tools_goes_where_the_template_has_them() -> None:
 def test_a_model_without_tools_is_named_as_such() -> None:
     """The client learns that trying again is of no use."""
     assert chosen(asked(model="m", needs_tools=True), expert("agent-1", supports_tools=False)) == "no_tools"
+
+
+# --- Cold experts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cold_expert_is_not_woken_just_to_be_measured() -> None:
+    """A ready one that is as good answers; alone, the cold one does."""
+    cold = expert("agent-1", latency=None, state=ExpertState.COLD, on_demand=True)
+    assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"
+    assert chosen(asked(), cold) == "agent-1/m"
+
+
+def test_loading_counts_as_time() -> None:
+    """A slow expert in memory is sooner than a fast one that has to be loaded for a minute."""
+    cold = expert("agent-1", latency=FAST, state=ExpertState.COLD, on_demand=True, load_s=60.0)
+    assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"
