@@ -32,6 +32,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     gpu_layers: int
     batch_tokens: int
     flash_attention: bool
+    cache_type: str = "f16"
+    lora: tuple[tuple[str, float], ...] = ()
 
 
 class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +61,8 @@ def setup_of(section: ModelSection) -> Setup:
         gpu_layers=section.gpu_layers,
         batch_tokens=section.batch_tokens,
         flash_attention=section.flash_attention,
+        cache_type=section.cache_type,
+        lora=tuple((str(lora.path), lora.scale) for lora in section.lora),
     )
 
 

@@ -79,8 +79,8 @@ class Roster:
     """N experts, N >= 1, with what is known of them in columns.
 
     context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included.
-    bare, toolless: (N,) True where its model has no chat template, or one without tools. transmit_s: (N,) round trips,
-    0 where unknown.
+    bare, toolless: (N,) True where its model has no chat template, and where that has no tools. transmit_s: (N,) round
+    trips, 0 where unknown. load_s: (N,) what loading takes, 0 where it is in memory, NaN where nobody knows.
     """
 
     def __init__(self, experts: Sequence[Expert]) -> None:
@@ -92,9 +92,8 @@ class Roster:
         self.room: IntArray = np.array([report.slots + report.max_queue for report in reports])
         self.bare: BoolArray = np.array([report.has_chat_template is False for report in reports])
         self.toolless: BoolArray = np.array([report.supports_tools is False for report in reports])
+        self.load_s: FloatArray = np.array([_load_s(report) for report in reports])
         self.transmit_s: FloatArray = np.array([expert.rtt_s or 0.0 for expert in self.experts])
-        self._before_s = self.transmit_s + np.array([_load_s(report) for report in reports])
-        """The round trip, and loading where the model is not in memory; NaN where nobody knows how long that takes."""
         self._slots: IntArray = np.array([report.slots for report in reports])
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
@@ -116,8 +115,8 @@ class Roster:
 
     @cached_property
     def speed_known(self) -> BoolArray:
-        """(N,) False where nobody measured the expert's speed."""
-        return np.asarray(~np.isnan(self._turn_s))
+        """(N,) False where nobody measured the expert's speed, or how long it takes to load where it has to be."""
+        return np.asarray(~np.isnan(self._turn_s) & ~np.isnan(self.load_s))
 
     @cached_property
     def energy_known(self) -> BoolArray:
@@ -146,11 +145,17 @@ class Roster:
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
             busy=busy,
-            ttft_s=_around(first_s, self._ttft, self._before_s),
+            ttft_s=_around(first_s, self._ttft, self.transmit_s + self.load_s),
             per_token_s=_around(step_s, self._inter_token),
-            total_s=_around(total_s, self._total, self._before_s),
+            total_s=_around(total_s, self._total, self.transmit_s + self.load_s),
             energy_j=_around(_dot(self._energy, energy_features(lived)), self._joules),
         )
+
+
+def _load_s(report: ExpertReport) -> float:
+    if report.state is ExpertState.READY:
+        return 0.0
+    return np.nan if report.load_s is None else report.load_s
 
 
 def _shape(prompt_tokens: IntArray, answer_tokens: int, occupancy: IntArray | FloatArray) -> RequestShape:
@@ -158,12 +163,6 @@ def _shape(prompt_tokens: IntArray, answer_tokens: int, occupancy: IntArray | Fl
     return RequestShape(
         prompt_tokens=cast(int, prompt_tokens), decoded_tokens=answer_tokens, occupancy=cast(float, occupancy)
     )
-
-
-def _load_s(report: ExpertReport) -> float:
-    if report.state is ExpertState.READY:
-        return 0.0
-    return np.nan if report.load_s is None else report.load_s
 
 
 def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:

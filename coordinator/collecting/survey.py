@@ -70,7 +70,8 @@ class Asker:
             for agent in sorted(fleet.agents, key=lambda agent: agent.agent_id)
             if agent.connected and not agent.draining
             for expert in agent.experts
-            if expert.state is ExpertState.READY
+            # A cold expert loads for its first question.
+            if expert.state in (ExpertState.READY, ExpertState.COLD)
         )
 
     async def ask(self, question: Question, expert: LiveExpert) -> Answered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -125,7 +126,8 @@ def test_a_forecast_is_the_prediction_of_each_expert(
     for place, (latency, joules, rtt_s, lived, _) in enumerate(fleet):
         profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
         energy = None if joules is None else _energy(joules)
-        experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy), rtt_s=rtt_s))
+        load: dict[str, Any] = {} if place % 2 else {"state": ExpertState.COLD, "load_s": rtt_s}
+        experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy, **load), rtt_s=rtt_s))
     roster = Roster(experts)
     demands = [Demand(prompt_tokens, max_tokens) for *_, prompt_tokens in fleet]
     prompt_tokens = np.array([demand.prompt_tokens for demand in demands])
