@@ -20,42 +20,25 @@ from moe2.agent.settings import (
     AgentSettings,
 )
 from moe2.agent.statusview import show_status
-from moe2.common import __version__
+from moe2.common.commandline import add_config, add_socket, execute, program
 from moe2.common.config import load_settings
-from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
-
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd can be told not to restart on it
 
 
 def main() -> None:
     """Entry point of `moe2-agent`."""
-    arguments = _parser().parse_args()
-    try:
-        sys.exit(arguments.act(arguments))
-    except ConfigError as error:
-        print(f"moe2-agent: the configuration cannot be used:\n{error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except Moe2Error as error:
-        print(f"moe2-agent: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(execute(_parser()))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="moe2-agent", description="Serve quantized GGUF models of this host to a moe2 coordinator."
-    )
-    parser.add_argument("--version", action="version", version=f"moe2-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser, commands = program("moe2-agent", "Serve quantized GGUF models of this host to a moe2 coordinator.")
 
     run = commands.add_parser("run", help="run the agent in the foreground")
-    _add_config(run)
+    add_config(run, DEFAULT_CONFIG_PATH)
     run.set_defaults(act=_run)
 
     check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
-    _add_config(check)
+    add_config(check, DEFAULT_CONFIG_PATH)
     check.set_defaults(act=_check_config)
 
     status = commands.add_parser(
@@ -65,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
-    status.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    add_socket(status, DEFAULT_SOCKET_PATH)
     status.set_defaults(act=_status)
 
     models = commands.add_parser(
@@ -74,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description="List models, their states and files. Exit status: 0 shown, 2 not running.",
     )
     models.add_argument("--json", action="store_true", help="the models as one JSON list")
-    models.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
+    add_socket(models, DEFAULT_SOCKET_PATH)
     models.set_defaults(act=_models)
 
     doctor = commands.add_parser(
@@ -94,15 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure one model on a short fixed workload; the agent must not run meanwhile. About a minute on a"
         " fast host. The agent begins with the result when it is started next.",
     )
-    _add_config(bench)
+    add_config(bench, DEFAULT_CONFIG_PATH)
     bench.add_argument("--model", metavar="NAME", help="a model of the configuration; default: its first one")
     bench.add_argument("--json", action="store_true", help="the result as one JSON document")
     bench.set_defaults(act=_bench)
     return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE", help="default: %(default)s")
 
 
 def _load(arguments: argparse.Namespace) -> AgentSettings:

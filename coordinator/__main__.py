@@ -7,11 +7,9 @@ import asyncio
 import gc
 import os
 import sys
-from pathlib import Path
 
-from moe2.common import __version__
+from moe2.common.commandline import add_config, add_socket, execute, program
 from moe2.common.config import load_settings
-from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.logs import configure_logging
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
@@ -28,37 +26,21 @@ from moe2.coordinator.settings import (
 )
 from moe2.coordinator.statusview import show_status
 
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd can be told not to restart on it
-
 
 def main() -> None:
     """Entry point of `moe2-coordinator`."""
-    arguments = _parser().parse_args()
-    try:
-        sys.exit(arguments.act(arguments))
-    except ConfigError as error:
-        print(f"moe2-coordinator: the configuration cannot be used:\n{error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except Moe2Error as error:
-        print(f"moe2-coordinator: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(execute(_parser()))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="moe2-coordinator", description="Serve a fleet of moe2 agents as one OpenAI-compatible service."
-    )
-    parser.add_argument("--version", action="version", version=f"moe2-coordinator {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser, commands = program("moe2-coordinator", "Serve a fleet of moe2 agents as one OpenAI-compatible service.")
 
     run = commands.add_parser("run", help="run the coordinator in the foreground")
-    _add_config(run)
+    add_config(run, DEFAULT_CONFIG_PATH)
     run.set_defaults(act=_run)
 
     check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
-    _add_config(check)
+    add_config(check, DEFAULT_CONFIG_PATH)
     check.set_defaults(act=_check_config)
 
     status = commands.add_parser(
@@ -71,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--calibration", action="store_true", help="how good the predictions of recent requests were, instead"
     )
-    _add_socket(status)
+    add_socket(status, DEFAULT_SOCKET_PATH)
     status.set_defaults(act=_status)
 
     plan = commands.add_parser(
@@ -89,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
     plan.add_argument("--category", help="whose default budgets apply")
     plan.add_argument("--json", action="store_true", help="the plan as one JSON document")
-    _add_socket(plan)
+    add_socket(plan, DEFAULT_SOCKET_PATH)
     plan.set_defaults(act=_plan)
 
     train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
@@ -104,14 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_commands.add_arguments(evaluate)
     evaluate.set_defaults(act=evaluation_commands.run)
     return parser
-
-
-def _add_socket(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET_PATH, metavar="PATH", help="default: %(default)s")
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, metavar="FILE", help="default: %(default)s")
 
 
 def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
