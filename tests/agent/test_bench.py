@@ -28,6 +28,9 @@ from moe2.common.localsocket import serving
 from tests.agent.test_statusview import status
 from tests.fakes.fleet import FAKE_EXPERT
 
+# Each one benches a fake expert.
+pytestmark = pytest.mark.slow
+
 Bench = Callable[..., str]
 # The checkout's own moe2, also where another one is installed.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

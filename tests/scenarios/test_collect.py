@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from moe2.coordinator.gating.outcomes import read_outcomes
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
+
+# Whole question sets through a fleet.
+pytestmark = pytest.mark.slow
 
 
 def questions(path: Path, count: int) -> Path:

@@ -243,6 +243,7 @@ async def plan_command(running: Fleet, *argv: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.slow
 async def test_the_plan_command_draws_a_table(tmp_path: Path) -> None:
     """Over the local socket: the experts, the certificate, the frontier; exit status 0."""
     async with measured_fleet(tmp_path) as running:
@@ -254,6 +255,7 @@ async def test_the_plan_command_draws_a_table(tmp_path: Path) -> None:
         assert "What other energy budgets would buy" in out
 
 
+@pytest.mark.slow
 async def test_the_plan_commands_json_is_the_routes_answer(tmp_path: Path) -> None:
     """For scripts."""
     async with fleet(tmp_path) as running:
@@ -262,6 +264,7 @@ async def test_the_plan_commands_json_is_the_routes_answer(tmp_path: Path) -> No
         assert json.loads(out)["decision"]["budgets"] == {"latency_budget_s": 60.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "told"),
     [

@@ -13,6 +13,9 @@ from moe2.coordinator.planning.values import FloatArray
 
 from . import cases
 
+# HiGHS takes its time.
+pytestmark = pytest.mark.slow
+
 
 def best_by_milp(chances: FloatArray, energy: FloatArray, joules: float, most: int | None) -> float:
     """Facility location as a mixed-integer program: prompt m is answered with share y_mn by a chosen expert

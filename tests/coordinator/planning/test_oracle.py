@@ -17,6 +17,9 @@ from moe2.coordinator.planning.table import ValueTable
 
 from . import cases
 
+# Thousands of cases; `test_properties` is the inner loop's guard.
+pytestmark = pytest.mark.slow
+
 
 def agree(problem: Problem, found: Plan, oracle: Plan) -> None:
     """The same value to 1e-9, proven, by a panel that keeps the limits."""
