@@ -157,7 +157,7 @@ class AgentDaemon:
                     self._files.run(),
                     self._settle_energy(),
                     self._report_changes(),
-                    self._feed_watchdog(),
+                    self._notifier.feed_watchdog(),
                 )
             ]
             self._notifier.notify("READY=1")
@@ -391,14 +391,6 @@ class AgentDaemon:
                 await asyncio.sleep(REPORT_PAUSE_S)
             self._changed.clear()
             self._send_report()
-
-    async def _feed_watchdog(self) -> None:
-        """Tell systemd that the event loop turns, twice per watchdog period."""
-        if self._notifier.watchdog_s is None:
-            return
-        while True:
-            self._notifier.notify("WATCHDOG=1")
-            await asyncio.sleep(self._notifier.watchdog_s / 2)
 
     async def _drain(self, link: asyncio.Task[None]) -> None:
         """Refuse new jobs, let the running ones end within the bound, say goodbye."""

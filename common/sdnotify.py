@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
@@ -28,3 +29,11 @@ class Notifier:
                 sock.sendto("\n".join(assignments).encode(), self._address)
         except OSError:
             return
+
+    async def feed_watchdog(self) -> None:
+        """Tell systemd that the event loop turns, twice per watchdog period, until cancelled; at once without one."""
+        if self.watchdog_s is None:
+            return
+        while True:
+            self.notify("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog_s / 2)
