@@ -30,7 +30,7 @@ from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
-from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.dispatch import Completed, Lifecycle
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
@@ -81,7 +81,6 @@ class CoordinatorDaemon:
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
-            on_answered=self._answered,
             on_retired=self._request_retired,
         )
         self._hub = Hub(
@@ -113,7 +112,8 @@ class CoordinatorDaemon:
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
                 steady = [
-                    tasks.create_task(work) for work in (self._evict(), self._sample_power(), self._feed_watchdog())
+                    tasks.create_task(work)
+                    for work in (self._evict(), self._sample_power(), self._notifier.feed_watchdog())
                 ]
                 self.listening.set()
                 self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
@@ -176,12 +176,6 @@ class CoordinatorDaemon:
         CalibrationRoute(self._calibration).add_to(app)
         return app
 
-    def _answered(self, life: Lifecycle) -> None:
-        """So that the answer can be scored later."""
-        expert = life.attempts[-1].selection.expert
-        request = life.request
-        self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
-
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
             return "shutting down"
@@ -193,6 +187,10 @@ class CoordinatorDaemon:
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
+        if isinstance(life.outcome, Completed):
+            # So that the answer can be scored later.
+            expert, request = life.attempts[-1].selection.expert, life.request
+            self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
 
     async def _evict(self) -> None:
         while True:
@@ -205,13 +203,6 @@ class CoordinatorDaemon:
             rows = self._table.rows(monotonic())
             self._past.energy.power_sampled(fleet_power(rows), time())
             await asyncio.sleep(SAMPLE_POWER_EVERY_S)
-
-    async def _feed_watchdog(self) -> None:
-        if self._notifier.watchdog_s is None:
-            return
-        while True:
-            self._notifier.notify("WATCHDOG=1")
-            await asyncio.sleep(self._notifier.watchdog_s / 2)
 
 
 def _known(file: FeedbackFile) -> list[Feedback]:

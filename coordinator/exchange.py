@@ -6,6 +6,7 @@ import asyncio
 
 from moe2.common.messages import TokenPiece
 from moe2.coordinator.dispatch import Lifecycle, Outcome
+from moe2.coordinator.receipt import Receipt, receipt_of
 
 
 class Exchange:
@@ -13,9 +14,19 @@ class Exchange:
 
     def __init__(self, life: Lifecycle) -> None:
         self.life = life
+        self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
         self._outcome: Outcome | None = None
         self._news = asyncio.Event()
+
+    @property
+    def receipt(self) -> Receipt:
+        """The final receipt once everything is accounted, and what is known so far before."""
+        return self._final or receipt_of(self.life)
+
+    def settle(self, receipt: Receipt) -> None:
+        """Everything is accounted."""
+        self._final = receipt
 
     def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
         self._pieces.extend(pieces)

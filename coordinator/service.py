@@ -43,8 +43,8 @@ class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
     send: hands a message to an agent; False if it is not connected.
-    on_answered: told of each request that was answered in full, before its client is.
-    on_retired: called once per request, when everything it spent is known, with its final receipt.
+    on_retired: called once per request, when everything it spent is known, with its final receipt; for one that was
+    answered in full that is before its client learns of the end.
     """
 
     def __init__(
@@ -54,14 +54,12 @@ class Service:
         *,
         send: Send,
         max_active: int,
-        on_answered: Callable[[dispatch.Lifecycle], None],
         on_retired: OnRetired,
     ) -> None:
         self._table = table
         self._selector = selector
         self._send = send
         self._max_active = max_active
-        self._on_answered = on_answered
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
@@ -160,7 +158,7 @@ class Service:
                 if not self._in_flight[key]:
                     del self._in_flight[key]
             case dispatch.Conclude(outcome=outcome):
-                self._count(outcome, active.life)
+                self._count(outcome)
                 self._arm(active)
                 active.exchange.conclude(outcome)
             case dispatch.Retire():
@@ -191,6 +189,7 @@ class Service:
             self._idle.set()
         self._learn_prompt_lengths(life)
         receipt = receipt_of(life)
+        active.exchange.settle(receipt)
         self._on_retired(life, receipt)
         log.info(
             "request_ended",
@@ -211,11 +210,10 @@ class Service:
                 model = attempt.selection.expert.model
                 self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
 
-    def _count(self, outcome: dispatch.Outcome, life: dispatch.Lifecycle) -> None:
+    def _count(self, outcome: dispatch.Outcome) -> None:
         match outcome:
             case dispatch.Completed():
                 self.totals.finished += 1
-                self._on_answered(life)
             case dispatch.Failed():
                 self.totals.failed += 1
             case dispatch.Cancelled():

@@ -22,7 +22,6 @@ from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, wri
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
-from moe2.coordinator.receipt import receipt_of
 from moe2.coordinator.selection import ANY_MODEL
 from moe2.coordinator.service import Service
 from moe2.coordinator.table import CapabilityTable
@@ -108,7 +107,7 @@ class OpenAiRoutes:
     async def _respond(self, call: Call, exchange: Exchange) -> web.Response:
         pieces, outcome = await exchange.receive_all()
         reason = _reason(outcome, exchange)
-        receipt = receipt_of(exchange.life)
+        receipt = exchange.receipt
         header = _header(call, exchange)
         calls: tuple[ToolCall, ...] = ()
         if reader := _call_reader(call, header):
@@ -146,7 +145,7 @@ class OpenAiRoutes:
             reason = _reason(outcome, exchange)
         except ApiError as error:
             return held + ChunkWriter.error(error.body())
-        return held + writer.end(reason if reader is None else ended_by(reason, reader), receipt_of(exchange.life))
+        return held + writer.end(reason if reader is None else ended_by(reason, reader), exchange.receipt)
 
     async def _models(self, _: web.Request) -> web.Response:
         names = (ANY_MODEL[0], *self._table.models())
@@ -168,7 +167,7 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
-            raise error_of(outcome, receipt_of(exchange.life), exchange.life.refused)
+            raise error_of(outcome, exchange.receipt, exchange.life.refused)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 
