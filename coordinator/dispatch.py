@@ -22,6 +22,7 @@ from moe2.common.messages import (
     TextPrompt,
     TokenPiece,
 )
+from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.budgets import Wish
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
@@ -49,6 +50,7 @@ class Request:
     logprobs: int | None = None
     wish: Wish = field(default_factory=Wish)
     structure: Structure = FREE
+    principal: Principal = ANYBODY
 
     @property
     def text(self) -> str:
