@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import structlog
 
 from moe2.agent import core
 from moe2.agent.checksum import ChecksumStore
+from moe2.agent.credential import AgentPapers
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.engine import protocol
@@ -34,7 +36,6 @@ from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile,
 from moe2.agent.settings import AgentSettings, ModelSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
-from moe2.common.config import read_secret
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
@@ -55,6 +56,7 @@ from moe2.common.messages import (
 from moe2.common.sdnotify import Notifier
 from moe2.common.session import JobMessage
 from moe2.common.status import AgentStatus
+from moe2.common.tls import client_context
 
 log = structlog.get_logger()
 
@@ -115,7 +117,13 @@ class AgentDaemon:
         link = settings.coordinator
         self._link = Link(
             url=link.url,
-            token=read_secret(link.token_file),
+            papers=AgentPapers(
+                agent_id=self._agent_id,
+                agent_name=self._name,
+                state_dir=settings.agent.state_dir,
+                token_file=link.token_file,
+            ),
+            tls=self._tls,
             hello=Hello(
                 protocol_min=OLDEST_PROTOCOL_VERSION,
                 protocol_max=PROTOCOL_VERSION,
@@ -123,7 +131,7 @@ class AgentDaemon:
                 agent_name=self._name,
                 agent_version=__version__,
             ),
-            connect_timeout_s=link.connect_timeout_s,
+            timing=link,
             backoff=Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random),
             on_opened=self._link_opened,
             on_message=self._message_received,
@@ -192,6 +200,13 @@ class AgentDaemon:
     def engine_pids(self) -> dict[str, int | None]:
         """The process of each model's engine, None where it is being started again."""
         return {name: engine.pid for name, engine in self._engines.items()}
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Made for each attempt, so that new files are used from the next one on."""
+        link = self._settings.coordinator
+        if not link.url.startswith("wss:"):
+            return None
+        return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine = self._settings.engine

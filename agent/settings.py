@@ -39,11 +39,19 @@ class CoordinatorSection(Settings):
 
     url: str
     """ws:// or wss:// and the coordinator's agents listener."""
-    token_file: Path
-    """File with the enrolment token."""
+    token_file: Path | None = None
+    """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
+    ca_file: Path | None = None
+    """PEM file with the CA that has signed the coordinator's certificate; the system's CAs if not set."""
+    certificate: Path | None = None
+    """PEM file with a client certificate, where the coordinator asks for one."""
+    key: Path | None = None
+    """PEM file with the client certificate's private key, not encrypted."""
     connect_timeout_s: Seconds = 10.0
     reconnect_first_s: Seconds = 0.5
     reconnect_most_s: Seconds = 30.0
+    refused_retry_s: Seconds = 60.0
+    """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
     @field_validator("url")
     @classmethod
@@ -52,6 +60,16 @@ class CoordinatorSection(Settings):
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
         return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _tls_settings_belong_together(self) -> CoordinatorSection:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key stand together: set both, or neither")
+        if self.certificate is None and self.ca_file is None:
+            return self
+        if urlsplit(self.url).scheme != "wss":
+            raise ValueError("ca_file, certificate and key are for TLS: write wss:// in url, or remove them")
+        return self
 
 
 class LoraSection(Settings):

@@ -32,7 +32,7 @@ from moe2.common.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.wire import UnreadableMessage, wire_codec
+from moe2.common.wire import FrameTooLargeError, UnreadableMessage, wire_codec
 
 SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
@@ -70,6 +70,14 @@ class PeerFaulted:
 
 
 @dataclass(frozen=True)
+class NotSent:
+    """A message that exceeds the frame limit was not sent; the session goes on without it."""
+
+    message: JobMessage
+    reason: str
+
+
+@dataclass(frozen=True)
 class Closed:
     """The session is over. `code` is "refused", "goodbye", "silent", "handshake_timeout" or a protocol error's."""
 
@@ -78,7 +86,7 @@ class Closed:
     remedy: str | None = None
 
 
-SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | Closed
+SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | NotSent | Closed
 
 
 class Session:
@@ -114,11 +122,15 @@ class Session:
         frames, self._frames = self._frames, []
         return frames
 
-    def send(self, message: JobMessage) -> None:
-        """Queue a message. Raises `ProtocolError` before the handshake, or if the message exceeds the frame limit."""
+    def send(self, message: JobMessage) -> list[SessionEvent]:
+        """Queue a message, unless it exceeds the frame limit. Raises `ProtocolError` if the session is not open."""
         if not self.is_open:
             raise ProtocolError("The session is not open.", code="session_not_open")
-        self._queue(message)
+        try:
+            self._queue(message)
+        except FrameTooLargeError as error:
+            return [NotSent(message, str(error))]
+        return []
 
     def close(self, reason: str) -> Closed:
         """Say goodbye; the caller sends the last frames and closes the socket."""

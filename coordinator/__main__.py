@@ -14,6 +14,8 @@ from moe2.common.logs import configure_logging
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.enrolment import commands as enrolment_commands
+from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
@@ -73,6 +75,18 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="the plan as one JSON document")
     add_socket(plan, DEFAULT_SOCKET_PATH)
     plan.set_defaults(act=_plan)
+
+    agents = commands.add_parser(
+        "agents",
+        help="who may connect: enrolment tokens, enrolled agents",
+        description="Say which agents may connect: make tokens for new ones, list those that are enrolled, revoke one. "
+        "Changes are seen by the running coordinator at once.",
+    )
+    enrolment_commands.add_commands(
+        agents.add_subparsers(required=True, metavar="COMMAND", title="commands"),
+        add_options=lambda parser: add_config(parser, DEFAULT_CONFIG_PATH),
+        open_=lambda arguments: RegisterFile(_load(arguments).coordinator.state_dir),
+    )
 
     train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
     gating_commands.add_arguments(train)

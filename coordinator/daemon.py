@@ -15,11 +15,11 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.config import read_secret
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.common.tls import ServerTls
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
@@ -31,22 +31,26 @@ from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Completed, Lifecycle
+from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
+from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.listenertls import ListenerTls
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
-from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
 EVICT_EVERY_S = 5.0
+KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
@@ -83,9 +87,11 @@ class CoordinatorDaemon:
             max_active=settings.api.max_active_requests,
             on_retired=self._request_retired,
         )
+        self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
+        self._tls = ListenerTls(settings)
         self._hub = Hub(
             agents,
-            token=read_secret(agents.token_file),
+            doorkeeper=self._doorkeeper,
             coordinator_id=self._id,
             table=self._table,
             on_message=self._service.agent_said,
@@ -105,15 +111,20 @@ class CoordinatorDaemon:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents")
-            api_port = await _listen(stack, self._api_app(), api.host, api.port, "api")
-            self.agents_url = f"ws://{_in_url(agents.host)}:{agents_port}"
-            self.api_url = f"http://{_in_url(api.host)}:{api_port}"
+            agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents")
+            api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api")
+            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
+            self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
                 steady = [
                     tasks.create_task(work)
-                    for work in (self._evict(), self._sample_power(), self._notifier.feed_watchdog())
+                    for work in (
+                        self._evict(),
+                        self._keep_trust(),
+                        self._sample_power(),
+                        self._notifier.feed_watchdog(),
+                    )
                 ]
                 self.listening.set()
                 self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
@@ -151,6 +162,8 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *self._doorkeeper.warnings(),
+                *self._tls.warnings(time()),
             ),
         )
 
@@ -198,6 +211,13 @@ class CoordinatorDaemon:
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
 
+    async def _keep_trust(self) -> None:
+        """Act on certificates that were replaced and agents that were revoked."""
+        while True:
+            self._tls.load_changed()
+            self._hub.turn_out()
+            await asyncio.sleep(KEEP_TRUST_EVERY_S)
+
     async def _sample_power(self) -> None:
         while True:
             rows = self._table.rows(monotonic())
@@ -228,7 +248,13 @@ def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
     return Appraiser(gate, manifest.kinds, feedback.tallies)
 
 
-async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str) -> int:
+async def _listen(
+    stack: AsyncExitStack,
+    app: web.Application,
+    settings: ApiSection | AgentsSection,
+    tls: ServerTls | None,
+    section: str,
+) -> int:
     """Open a TCP listener for the length of the stack; returns its port.
 
     handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
@@ -239,10 +265,11 @@ async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: 
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port, reuse_address=True).start()
+        context = tls.context if tls else None
+        await web.TCPSite(runner, settings.host, settings.port, reuse_address=True, ssl_context=context).start()
     except OSError as error:
         raise Moe2Error(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
             remedy=f"Stop what uses it, or set {section}.host and {section}.port.",
         ) from error
     bound: int = runner.addresses[0][1]

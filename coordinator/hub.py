@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
+from moe2.common.enrolment import REFUSAL_HEADER, WHY
+from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     PROTOCOL_VERSION,
     CancelJob,
@@ -30,11 +31,14 @@ from moe2.common.session import (
     CoordinatorSession,
     JobMessage,
     MessageReceived,
+    NotSent,
     Opened,
     PeerFaulted,
     RttMeasured,
     SessionEvent,
 )
+from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
+from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError
 from moe2.coordinator.settings import AgentsSection
 from moe2.coordinator.table import CapabilityTable
 
@@ -48,6 +52,8 @@ AgentMessage = JobStarted | Tokens | JobDone | JobFailed
 @dataclass(eq=False)
 class _Connection:
     pump: Pump
+    session: CoordinatorSession
+    admission: Admission
     outgoing: deque[JobMessage] = field(default_factory=deque)
     agent_id: str | None = None
 
@@ -62,14 +68,14 @@ class Hub:
         self,
         settings: AgentsSection,
         *,
-        token: str,
+        doorkeeper: Doorkeeper,
         coordinator_id: str,
         table: CapabilityTable,
         on_message: Callable[[AgentMessage], None],
         on_lost: Callable[[str], None],
     ) -> None:
-        self._settings = settings
-        self._token = token.encode()
+        self.settings = settings
+        self._doorkeeper = doorkeeper
         self._coordinator_id = coordinator_id
         self._table = table
         self._on_message = on_message
@@ -91,18 +97,25 @@ class Hub:
         connection.pump.wake()
         return True
 
+    def turn_out(self) -> None:
+        """Disconnect every agent that may not be connected any more."""
+        for connection in tuple(self._by_agent.values()):
+            self._check_standing(connection)
+
     def close(self, reason: str) -> None:
         """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
         for connection in tuple(self._connections):
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
-        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(presented, self._token):
-            log.warning("agent_refused", reason="wrong_token", peer=request.remote)
-            raise web.HTTPUnauthorized(text="Wrong or missing enrolment token. Set the agent's token_file.")
+        try:
+            admission = await self._doorkeeper.admit(request.headers)
+        except AdmissionRefusedError as error:
+            log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
+            headers = {REFUSAL_HEADER: error.refusal.value}
+            raise web.HTTPUnauthorized(text=" ".join(WHY[error.refusal]), headers=headers) from error
         websocket = web.WebSocketResponse(
-            max_msg_size=self._settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
+            max_msg_size=self.settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )
         await websocket.prepare(request)
         session = CoordinatorSession(
@@ -110,12 +123,13 @@ class Hub:
                 protocol=PROTOCOL_VERSION,
                 coordinator_id=self._coordinator_id,
                 coordinator_version=__version__,
-                heartbeat_s=self._settings.heartbeat_s,
-                report_s=self._settings.report_s,
-                max_frame_bytes=self._settings.max_frame_bytes,
+                heartbeat_s=self.settings.heartbeat_s,
+                report_s=self.settings.report_s,
+                max_frame_bytes=self.settings.max_frame_bytes,
+                enrolled=admission.agent_id is not None,
             ),
             now_s=asyncio.get_running_loop().time(),
-            handshake_s=self._settings.handshake_s,
+            handshake_s=self.settings.handshake_s,
         )
         outgoing: deque[JobMessage] = deque()
         pump = Pump(
@@ -123,7 +137,7 @@ class Hub:
             next_message=lambda: outgoing.popleft() if outgoing else None,
             on_event=lambda event: self._act(connection, event),
         )
-        connection = _Connection(pump=pump, outgoing=outgoing)
+        connection = _Connection(pump=pump, session=session, admission=admission, outgoing=outgoing)
         self._connections.add(connection)
         try:
             await pump.run(websocket)
@@ -142,22 +156,44 @@ class Hub:
             case RttMeasured(rtt_s=rtt_s):
                 if connection.agent_id:
                     self._table.rtt_measured(connection.agent_id, rtt_s)
+            case NotSent(message=message, reason=reason):
+                self._not_sent(connection, message, reason)
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _joined(self, connection: _Connection, hello: Hello, protocol: int) -> None:
+        connection.agent_id = hello.agent_id
+        if not self._check_standing(connection):
+            return
         former = self._by_agent.get(hello.agent_id)
         if former:
             # The agent reconnected before we noticed that its old connection is dead; what ran there is lost.
             log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
             self._forget(former)
             former.pump.close("replaced by a newer connection of the same agent")
-        connection.agent_id = hello.agent_id
         self._by_agent[hello.agent_id] = connection
         self._table.agent_joined(hello, asyncio.get_running_loop().time())
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
+
+    def _check_standing(self, connection: _Connection) -> bool:
+        """True if the connection may be its agent's; otherwise it is told why not, and ends."""
+        agent_id = connection.agent_id or ""
+        refusal = self._doorkeeper.standing(connection.admission, agent_id)
+        if refusal is None:
+            return True
+        log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        message, remedy = WHY[refusal]
+        connection.session.refuse(refusal.value, message, remedy)
+        connection.pump.wake()
+        return False
+
+    def _not_sent(self, connection: _Connection, message: JobMessage, reason: str) -> None:
+        """It costs its job only, not the link."""
+        log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
+        if isinstance(message, Submit):
+            self._on_message(JobFailed(job_id=message.job_id, code=JobErrorCode.INVALID_REQUEST, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         # A connection that was replaced may still have words in its buffers; its jobs are already given up.

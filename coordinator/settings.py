@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
+from moe2.common.hosts import is_loopback
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 from moe2.coordinator.budgets import Budgets
 
@@ -28,6 +29,17 @@ class CoordinatorSection(Settings):
     """On SIGTERM, running requests get this long to finish."""
 
 
+class TlsSection(Settings):
+    """[api.tls], [agents.tls]: serve with TLS."""
+
+    certificate: Path
+    """PEM file with the listener's certificate, followed by those between it and its CA."""
+    key: Path
+    """PEM file with the certificate's private key, not encrypted."""
+    client_ca: Path | None = None
+    """PEM file with the CAs whose client certificates are accepted; with it, nobody without one connects."""
+
+
 class ApiSection(Settings):
     """[api]: where apps connect."""
 
@@ -38,6 +50,8 @@ class ApiSection(Settings):
     """A request that has not ended by then is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
+    tls: TlsSection | None = None
+    """Apps use https:// then."""
 
 
 class AgentsSection(Settings):
@@ -45,8 +59,10 @@ class AgentsSection(Settings):
 
     host: str = "127.0.0.1"
     port: Port = 8081
-    token_file: Path
-    """File with the enrolment token that agents must present."""
+    token_file: Path | None = None
+    """File with a token that any number of agents may enrol with, beside those of `agents enrol-token create`."""
+    allow_plaintext: bool = False
+    """Listen without TLS on other addresses than loopback: who sees the network reads and changes what passes."""
     heartbeat_s: Seconds = 5.0
     report_s: Seconds = 5.0
     """How often an agent reports even if nothing changed."""
@@ -57,6 +73,17 @@ class AgentsSection(Settings):
     handshake_s: Seconds = 10.0
     max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
     """Agents take no larger frames than the default."""
+    tls: TlsSection | None = None
+    """Agents use wss:// then."""
+
+    @model_validator(mode="after")
+    def _is_private_or_encrypted(self) -> AgentsSection:
+        if self.tls is None and not self.allow_plaintext and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached over the network, where prompts, answers and tokens must not pass "
+                "in the clear: set certificate and key in [agents.tls], or allow_plaintext = true on a trusted network"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stale_is_later_than_a_report(self) -> AgentsSection:
@@ -85,7 +112,7 @@ class LogSection(Settings):
 class CoordinatorSettings(Settings):
     coordinator: CoordinatorSection = CoordinatorSection()
     api: ApiSection = ApiSection()
-    agents: AgentsSection
+    agents: AgentsSection = AgentsSection()
     selection: SelectionSection = SelectionSection()
     log: LogSection = LogSection()
 
