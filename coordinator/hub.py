@@ -15,13 +15,15 @@ from moe2.common.enrolment import REFUSAL_HEADER, WHY
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     PROTOCOL_VERSION,
-    CancelJob,
+    FromAgent,
     Hello,
     JobDone,
     JobFailed,
+    JobScored,
     JobStarted,
+    NextTokens,
     Report,
-    Submit,
+    ToAgent,
     Tokens,
     Welcome,
 )
@@ -46,8 +48,6 @@ log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
 
-AgentMessage = JobStarted | Tokens | JobDone | JobFailed
-
 
 @dataclass(eq=False)
 class _Connection:
@@ -71,7 +71,7 @@ class Hub:
         doorkeeper: Doorkeeper,
         coordinator_id: str,
         table: CapabilityTable,
-        on_message: Callable[[AgentMessage], None],
+        on_message: Callable[[FromAgent], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self.settings = settings
@@ -88,7 +88,7 @@ class Hub:
         app.router.add_get(AGENTS_PATH, self._accept)
         return app
 
-    def send(self, agent_id: str, message: Submit | CancelJob) -> bool:
+    def send(self, agent_id: str, message: ToAgent) -> bool:
         """Queue a message for an agent. False if it is not connected (any more)."""
         connection = self._by_agent.get(agent_id)
         if connection is None:
@@ -174,7 +174,7 @@ class Hub:
             self._forget(former)
             former.pump.close("replaced by a newer connection of the same agent")
         self._by_agent[hello.agent_id] = connection
-        self._table.agent_joined(hello, asyncio.get_running_loop().time())
+        self._table.agent_joined(hello, asyncio.get_running_loop().time(), protocol=protocol)
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _check_standing(self, connection: _Connection) -> bool:
@@ -202,7 +202,7 @@ class Hub:
         match message:
             case Report():
                 self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
-            case JobStarted() | Tokens() | JobDone() | JobFailed():
+            case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
                 self._on_message(message)
             case _:
                 log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
