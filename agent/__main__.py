@@ -93,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
     configure_logging(settings.log.level)
 
     async def serve() -> None:
-        await AgentDaemon(settings).run()
+        await AgentDaemon(settings, load=lambda: _load(arguments)).run()
 
     asyncio.run(serve())
     return 0

@@ -17,7 +17,7 @@ from moe2.agent.outbox import Outbox
 from moe2.common.backoff import Backoff
 from moe2.common.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
-from moe2.common.messages import CancelJob, Hello, JobFailed, JobPieces, Tokens, Welcome
+from moe2.common.messages import CancelJob, Hello, JobFailed, JobPieces, JobScored, NextTokens, Tokens, Welcome
 from moe2.common.pump import Pump
 from moe2.common.session import (
     AgentSession,
@@ -103,7 +103,7 @@ class Link:
         self._tls = tls
         self._hello = hello
         self.timing = timing
-        self._backoff = backoff
+        self.backoff = backoff
         self._on_opened = on_opened
         self._on_message = on_message
         self._on_lost = on_lost
@@ -170,7 +170,7 @@ class Link:
                 if self._closing is not None:
                     return
                 self._last_error = (trouble, time.time())
-                delay_s = self._backoff.next_delay_s()
+                delay_s = self.backoff.next_delay_s()
                 if trouble.is_refusal and not self._refused(trouble):
                     delay_s = max(delay_s, self.timing.refused_retry_s)
                 self._next_attempt_s = loop.time() + delay_s
@@ -250,7 +250,7 @@ class Link:
     def _act(self, event: SessionEvent) -> None:
         match event:
             case Opened(protocol=protocol, welcome=Welcome() as welcome):
-                self._backoff.succeeded()
+                self.backoff.succeeded()
                 self._state, self._protocol = LinkState.CONNECTED, protocol
                 self._connected_since_unix_s = time.time()
                 log.info("link_opened", url=self._url, protocol=protocol)
@@ -278,10 +278,16 @@ class Link:
     def _not_sent(self, message: JobMessage, reason: str) -> None:
         """It costs its jobs only, not the link: an answer with a hole in it is worth nothing."""
         log.warning("message_not_sent", op=type(message).__name__, reason=reason)
-        if isinstance(message, Tokens):
-            for job in message.jobs:
-                self.send(JobFailed(job_id=job.job_id, code=JobErrorCode.INTERNAL, message=reason))
-                self._on_message(CancelJob(job_id=job.job_id))
+        match message:
+            case Tokens(jobs=jobs):
+                job_ids = [job.job_id for job in jobs]
+            case NextTokens(job_id=job_id) | JobScored(job_id=job_id):
+                job_ids = [job_id]
+            case _:
+                return
+        for job_id in job_ids:
+            self.send(JobFailed(job_id=job_id, code=JobErrorCode.INTERNAL, message=reason))
+            self._on_message(CancelJob(job_id=job_id))
 
 
 def _refused_upgrade(error: aiohttp.WSServerHandshakeError) -> Trouble:

@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
     configure_logging(settings.log.level)
 
     async def serve() -> None:
-        daemon = CoordinatorDaemon(settings)
+        daemon = CoordinatorDaemon(settings, load=lambda: _load(arguments))
         # What is loaded now stays for good: without this each full collection walks over all modules, for milliseconds.
         gc.collect()
         gc.freeze()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic, time
@@ -17,6 +17,8 @@ from aiohttp import web
 from moe2.common import __version__
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
+from moe2.common.logs import set_log_level
+from moe2.common.reload import Reload
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls import ServerTls
@@ -42,6 +44,7 @@ from moe2.coordinator.listenertls import ListenerTls
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
+from moe2.coordinator.reloading import LIVE
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
@@ -56,14 +59,21 @@ GOODBYE_S = 2.0
 
 
 class CoordinatorDaemon:
-    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains.
+    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
 
+    load: reads the configuration; None if there is none to read again.
     `api_url` and `agents_url` are known once `listening` is set, also where the configured port is 0.
     """
 
-    def __init__(self, settings: CoordinatorSettings, *, environment: Mapping[str, str] = os.environ) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: CoordinatorSettings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        load: Callable[[], CoordinatorSettings] | None = None,
+    ) -> None:
         self._notifier = Notifier(environment)
+        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
         self._id = f"coordinator-{uuid.uuid4().hex}"
         self._started_s = monotonic()
         self._stop = asyncio.Event()
@@ -97,17 +107,23 @@ class CoordinatorDaemon:
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
         )
+        self._openai = OpenAiRoutes(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
     def stop(self) -> None:
         """Drain and end `run()`."""
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied."""
+        self._reload.reload()
+
     async def run(self) -> None:
         """Serve until `stop()`. Raises `Moe2Error` if a listener cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             agents, api = self._settings.agents, self._settings.api
@@ -162,16 +178,41 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
                 *self._tls.warnings(time()),
             ),
         )
 
+    @property
+    def _settings(self) -> CoordinatorSettings:
+        return self._reload.running
+
+    def _apply(self, former: CoordinatorSettings, settings: CoordinatorSettings) -> None:
+        """Go on with other settings. What can fail comes first, so that a failure changes nothing."""
+        agents, api, selection = settings.agents, settings.api, settings.selection
+        # Read anew even if its path is the same: a gate may have been trained again.
+        appraiser = _appraiser(selection.gate, self._feedback)
+        self._doorkeeper.take_token(agents.token_file)
+        try:
+            self._tls.load(settings)
+        except Moe2Error:
+            self._doorkeeper.take_token(former.agents.token_file)
+            raise
+        self._selector.reconfigure(appraiser, selection.categories)
+        self._feedback.keep_prompts = selection.keep_prompts
+        self._service.max_active = api.max_active_requests
+        self._openai.request_timeout_s = api.request_timeout_s
+        self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._metrics.fleet.stale_s = agents.stale_s
+        self._hub.settings = agents
+        set_log_level(settings.log.level)
+
     def _api_app(self) -> web.Application:
         api = self._settings.api
         app = web.Application(middlewares=[openai_errors], client_max_size=api.max_body_bytes)
         app.on_response_prepare.append(add_request_id)
-        OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
+        self._openai.add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()

@@ -17,6 +17,7 @@ from moe2.common.messages import (
     PROTOCOL_VERSION,
     FromAgent,
     Hello,
+    Job,
     JobDone,
     JobFailed,
     JobScored,
@@ -192,7 +193,7 @@ class Hub:
     def _not_sent(self, connection: _Connection, message: JobMessage, reason: str) -> None:
         """It costs its job only, not the link."""
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
-        if isinstance(message, Submit):
+        if isinstance(message, Job):
             self._on_message(JobFailed(job_id=message.job_id, code=JobErrorCode.INVALID_REQUEST, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:

@@ -88,7 +88,8 @@ class CoordinatorMetrics:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        registry.register(FleetCollector(status, stale_s=stale_s))
+        self.fleet = FleetCollector(status, stale_s=stale_s)
+        registry.register(self.fleet)
 
         def counter(name: str, documentation: str, *labels: str) -> _Counter:
             return _registered(registry, _Counter(name, documentation, *labels))

@@ -56,6 +56,12 @@ class CapabilityTable:
         self._fresh_until_s = 0.0
         self.epoch = 0
 
+    def set_ages(self, *, stale_s: float, evict_s: float) -> None:
+        """When reports turn stale and agents are forgotten, from now on."""
+        if (stale_s, evict_s) != (self._stale_s, self._evict_s):
+            self._stale_s, self._evict_s = stale_s, evict_s
+            self._changed()
+
     def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
         """A session was opened. What a former session reported is forgotten: the agent reports at once."""
         self._agents[hello.agent_id] = _Agent(hello=hello, protocol=protocol, connected=True, changed_s=now_s)
