@@ -29,7 +29,9 @@ class AgentSection(Settings):
     name: str | None = None
     """Shown to people; the host's name if not set. The agent's identity is a generated id in `state_dir`."""
     state_dir: Path = Path("/var/lib/moe2-agent")
+    """Keeps identity, credential, what was learned of each model, and checksums. Not to be copied to another host."""
     socket: Path = DEFAULT_SOCKET_PATH
+    """Where `moe2-agent status` asks; who may is up to the group of the file."""
     drain_s: Seconds = 30.0
     """On SIGTERM, running requests get this long to finish."""
 
@@ -48,8 +50,11 @@ class CoordinatorSection(Settings):
     key: Path | None = None
     """PEM file with the client certificate's private key, not encrypted."""
     connect_timeout_s: Seconds = 10.0
+    """A connection that is not made, or not welcomed, by then is given up."""
     reconnect_first_s: Seconds = 0.5
+    """How long to wait before the second attempt; doubles with each further one, with jitter."""
     reconnect_most_s: Seconds = 30.0
+    """The longest wait between two attempts."""
     refused_retry_s: Seconds = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
@@ -78,6 +83,7 @@ class LoraSection(Settings):
     path: Path
     """A GGUF file with a LoRA adapter."""
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """How strongly it is applied; 1 as it was trained."""
 
 
 class ModelSection(Settings):
@@ -98,8 +104,11 @@ class ModelSection(Settings):
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
+    """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool = False
+    """Less memory for long contexts, where the hardware has kernels for it."""
     mlock: bool = False
+    """Keep the model's memory from being swapped out."""
     cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     """How keys and values are stored; the smaller ones need flash attention, which they switch on."""
     load: Literal["start", "on_demand"] = "start"
@@ -128,7 +137,9 @@ class EngineSection(Settings):
     """[engine]"""
 
     restart_first_s: Seconds = 0.5
+    """How long to wait before a crashed llama.cpp process is started again; doubles with each crash, with jitter."""
     restart_most_s: Seconds = 60.0
+    """The longest wait between two starts."""
     load_timeout_s: Seconds = 900.0
     """A model that has made no progress for this long is given up and its process restarted."""
 
@@ -153,6 +164,7 @@ class MetricsSection(Settings):
     """[metrics]: a listener for Prometheus. The local socket serves them in any case."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """No listener is opened if not set."""
 
@@ -161,6 +173,7 @@ class LogSection(Settings):
     """[log]"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least grave events that are logged."""
 
 
 class AgentSettings(Settings):
