@@ -12,7 +12,6 @@ from aiohttp import web
 
 from moe2.common import __version__
 from moe2.common.enrolment import REFUSAL_HEADER, WHY
-from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     PROTOCOL_VERSION,
     FromAgent,
@@ -157,8 +156,8 @@ class Hub:
             case RttMeasured(rtt_s=rtt_s):
                 if connection.agent_id:
                     self._table.rtt_measured(connection.agent_id, rtt_s)
-            case NotSent(message=message, reason=reason):
-                self._not_sent(connection, message, reason)
+            case NotSent():
+                self._not_sent(connection, event)
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
@@ -190,11 +189,12 @@ class Hub:
         connection.pump.wake()
         return False
 
-    def _not_sent(self, connection: _Connection, message: JobMessage, reason: str) -> None:
+    def _not_sent(self, connection: _Connection, event: NotSent) -> None:
         """It costs its job only, not the link."""
+        message, reason = event.message, event.reason
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
         if isinstance(message, Job):
-            self._on_message(JobFailed(job_id=message.job_id, code=JobErrorCode.INVALID_REQUEST, message=reason))
+            self._on_message(JobFailed(job_id=message.job_id, code=event.code, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         # A connection that was replaced may still have words in its buffers; its jobs are already given up.
