@@ -64,6 +64,8 @@ class Expert:
     queue: deque[str] = field(default_factory=deque)
     occupancy: Occupancy = field(default_factory=lambda: Occupancy())
     measured_at_s: float | None = None
+    paced: bool = False
+    """Its speed is a simulated host's."""
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
@@ -122,6 +124,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         on_demand=section.loads_on_demand,
         load_s=expert.load_s,
         file_sha256=expert.file_sha256,
+        paced=expert.paced,
     )
 
 
