@@ -232,7 +232,7 @@ class AgentDaemon:
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id):
-                weight = self._core.experts[model].costs.token_weight
+                weight = self._core.experts[model].token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 account.request_started(job_id, to_prefill, now_s, weight)
             case protocol.Decoded(jobs=jobs):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from moe2.agent.costs import ExpertCosts
+from moe2.agent.energy.attribution import TokenWeight
 from moe2.agent.engine import protocol
 from moe2.agent.latency import RequestTiming
 from moe2.agent.settings import ModelSection
@@ -71,6 +72,11 @@ class Expert:
         self.costs = ExpertCosts(self.section.slots)
         cold = self.section.load == "on_demand"
         self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
+
+    @property
+    def token_weight(self) -> TokenWeight:
+        """What one of its tokens counts when a device's energy is split."""
+        return self.costs.token_weight(self.facts.file_bytes if self.facts else None)
 
     @property
     def waiting(self) -> int:
