@@ -43,6 +43,7 @@ from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
+from moe2.coordinator.traces import open_traces
 
 log = structlog.get_logger()
 
@@ -76,6 +77,7 @@ class CoordinatorDaemon:
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
+        self._traces = open_traces(settings.traces.endpoint) if settings.traces.endpoint else None
         self._service = Service(
             self._table,
             self._selector,
@@ -124,6 +126,8 @@ class CoordinatorDaemon:
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
+        if self._traces:
+            await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
@@ -187,6 +191,8 @@ class CoordinatorDaemon:
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
+        if self._traces:
+            self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
         if isinstance(life.outcome, Completed):
             # So that the answer can be scored later.
             expert, request = life.attempts[-1].expert, life.request

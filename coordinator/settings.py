@@ -76,6 +76,14 @@ class SelectionSection(Settings):
     """Default budgets by category; `default` holds where no other applies."""
 
 
+class TracesSection(Settings):
+    """[traces]"""
+
+    endpoint: str | None = None
+    """OTLP/HTTP address that each request's spans are sent to, such as http://127.0.0.1:4318/v1/traces; needs
+    moe2[traces]."""
+
+
 class LogSection(Settings):
     """[log]"""
 
@@ -87,6 +95,7 @@ class CoordinatorSettings(Settings):
     api: ApiSection = ApiSection()
     agents: AgentsSection
     selection: SelectionSection = SelectionSection()
+    traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

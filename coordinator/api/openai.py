@@ -70,6 +70,7 @@ class OpenAiRoutes:
             logprobs=call.logprobs,
             wish=call.wish,
             structure=call.structure,
+            traceparent=http.headers.get("traceparent"),
         )
         exchange = self._service.begin(request)
         try:
