@@ -11,6 +11,7 @@ import sys
 from moe2.common.commandline import add_config, add_socket, execute, program
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
+from moe2.coordinator.access import commands as access_commands
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="the plan as one JSON document")
     add_socket(plan, DEFAULT_SOCKET_PATH)
     plan.set_defaults(act=_plan)
+
+    access_commands.add_arguments(commands.add_parser("keys", help="make, list and revoke the apps' API keys"))
 
     train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
     gating_commands.add_arguments(train)

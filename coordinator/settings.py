@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,14 @@ DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listener there is reached from this machine only. A name that is not `localhost` might be anything."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class CoordinatorSection(Settings):
@@ -38,6 +47,26 @@ class ApiSection(Settings):
     """A request that has not ended by then is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
+    keys: Literal["required", "off"] = "off"
+    """Whether apps need an API key (`moe2-coordinator keys create`)."""
+    allow_public_without_keys: bool = False
+    """Listen on more than loopback although `keys` is "off": for a proxy or a firewall that lets only the right in."""
+    header_timeout_s: Seconds = 75.0
+    """A connection on which no whole request header has come for so long is closed: slow ones, and idle ones."""
+    body_timeout_s: Seconds = 30.0
+    """A request's body must have come whole by then."""
+    send_timeout_s: Seconds = 60.0
+    """A client that takes nothing of its answer for so long is cut off."""
+
+    @model_validator(mode="after")
+    def _not_open_to_everybody(self) -> ApiSection:
+        if self.keys == "off" and not self.allow_public_without_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host = {self.host!r} can be reached from other machines, but no API keys are asked for; set "
+                'keys = "required" and make one with `moe2-coordinator keys create NAME`, or, where something else '
+                "keeps strangers out, allow_public_without_keys = true"
+            )
+        return self
 
 
 class AgentsSection(Settings):
