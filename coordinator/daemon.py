@@ -31,6 +31,7 @@ from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
+from moe2.coordinator.api.protocollog import protocol_logger
 from moe2.coordinator.api.slowness import LINGER_S, body_deadline
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
@@ -257,6 +258,7 @@ async def _listen(
         shutdown_timeout=GOODBYE_S,
         keepalive_timeout=header_timeout_s,
         lingering_time=LINGER_S,
+        logger=protocol_logger(),
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

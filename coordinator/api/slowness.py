@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.coordinator.api.errors import ApiError
 
-LINGER_S = 2.0
+LINGER_S = 1.0
 """How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
 
 
