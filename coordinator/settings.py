@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
+from moe2.common.hosts import is_loopback
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 from moe2.coordinator.budgets import Budgets
 
@@ -18,14 +18,6 @@ DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a listener there is reached from this machine only. A name that is not `localhost` might be anything."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class CoordinatorSection(Settings):

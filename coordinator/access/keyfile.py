@@ -16,6 +16,7 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.access.keys import KeySet
 
 KEYS_FILE = "keys.json"
+_DRAFT = f".{KEYS_FILE}.draft-"
 Stamp = tuple[int, int, int, int]
 
 
@@ -63,6 +64,9 @@ class KeyFile:
         try:
             self._give_to_owner(lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # A command that was killed has left its draft; nobody else can be writing one now.
+            for draft in self.path.parent.glob(f"{_DRAFT}*"):
+                draft.unlink(missing_ok=True)
             yield self.read()
         finally:
             os.close(lock)
@@ -72,7 +76,7 @@ class KeyFile:
         content = keys.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
         try:
             # mkstemp makes the file for its owner only, 0600.
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f"{KEYS_FILE}.")
+            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=_DRAFT)
             try:
                 with open(descriptor, "wb") as file:
                     file.write(content)

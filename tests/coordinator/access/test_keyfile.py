@@ -70,6 +70,14 @@ def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.lock"]
 
 
+def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path) -> None:
+    """The next one does it, and touches nothing else, such as an operator's copy."""
+    for name in (".keys.json.draft-x1y2", "keys.json.bak"):
+        (tmp_path / name).touch()
+    add_key(KeyFile(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.json.bak", "keys.lock"]
+
+
 def test_two_commands_at_once_lose_no_key(tmp_path: Path) -> None:
     """Each waits until the other has written."""
     file = KeyFile(tmp_path)

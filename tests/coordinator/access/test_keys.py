@@ -87,6 +87,21 @@ def test_why_is_told_only_to_who_has_the_secret() -> None:
     assert check(guess, {expired.id: expired}, NOW_UNIX_S) is Refusal.UNKNOWN
 
 
+def test_an_unknown_id_is_compared_like_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One comparison in constant time either way, of digests of the same length."""
+    compared: list[tuple[int, int]] = []
+
+    def noted(one: str, other: str) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr("hmac.compare_digest", noted)
+    record, key = made()
+    for presented in (key, f"moe2_{record.id}_wrong", "moe2_000000000000_wrong", "nonsense", ""):
+        check(presented, {record.id: record}, NOW_UNIX_S)
+    assert compared == [(64, 64)] * 5
+
+
 def test_a_key_is_revoked_once() -> None:
     """The moment of the first time stays; other keys are not touched."""
     first, _ = made(1)
