@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,12 +17,14 @@ from aiohttp.test_utils import TestServer
 
 from moe2.coordinator.api.slowness import body_deadline
 from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
 
 SOON_S = 0.1
 """The configured limits of these tests; the connection must end by itself, however long that takes."""
 PATIENCE_S = 30.0
+CUT_OFF = web.AppKey("cut_off", asyncio.Event)
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: moe2\r\n"
 
 
@@ -142,9 +144,9 @@ async def test_the_bytes_of_a_broken_request_are_not_logged(tmp_path: Path, capl
     assert "secret" not in f"{logged} {caplog.text}"
 
 
-async def test_who_takes_no_answer_is_cut_off() -> None:
-    """Once the buffers are full and nothing is taken any more, the handler is cancelled."""
-    cut_off = asyncio.Event()
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, EventLoop])
+def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Once the buffers are full and nothing is taken any more, the handler is cancelled; on the daemon's loop, too."""
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -153,17 +155,22 @@ async def test_who_takes_no_answer_is_cut_off() -> None:
             while True:
                 await response.write(bytes(65_536))
         finally:
-            cut_off.set()
+            request.app[CUT_OFF].set()
 
-    app = web.Application(middlewares=[body_deadline(1.0, SOON_S)])
-    app.router.add_get("/", endless)
-    async with TestServer(app) as server:
-        with socket.socket() as client:
-            client.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(client, (server.host, server.port))
-            await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: moe2\r\n\r\n")
-            async with asyncio.timeout(PATIENCE_S):
-                await cut_off.wait()
+    async def scenario() -> None:
+        app = web.Application(middlewares=[body_deadline(1.0, SOON_S)])
+        cut_off = app[CUT_OFF] = asyncio.Event()
+        app.router.add_get("/", endless)
+        async with TestServer(app) as server:
+            with socket.socket() as client:
+                client.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(client, (server.host, server.port))
+                await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: moe2\r\n\r\n")
+                async with asyncio.timeout(PATIENCE_S):
+                    await cut_off.wait()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(scenario())
 
 
 async def test_the_agents_listener_ends_slow_headers_too(tmp_path: Path) -> None:
