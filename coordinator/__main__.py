@@ -18,6 +18,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
+from moe2.coordinator.openfiles import allow_open_files
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
     DEFAULT_CONFIG_PATH,
@@ -98,6 +99,7 @@ def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
 def _run(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     configure_logging(settings.log.level)
+    allow_open_files()
 
     async def serve() -> None:
         daemon = CoordinatorDaemon(settings)
