@@ -37,7 +37,7 @@ class KeyFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unusable(f"{error.strerror or error}") from error
+            raise self._unreadable(error) from error
         return facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
 
     def read(self) -> KeySet:
@@ -47,7 +47,7 @@ class KeyFile:
         except FileNotFoundError:
             return KeySet()
         except OSError as error:
-            raise self._unusable(f"{error.strerror or error}") from error
+            raise self._unreadable(error) from error
         try:
             return KeySet.model_validate_json(content)
         except ValidationError as error:
@@ -101,6 +101,14 @@ class KeyFile:
         if os.geteuid() == 0:
             facts = os.stat(self.path.parent)
             os.fchown(descriptor, facts.st_uid, facts.st_gid)
+
+    def _unreadable(self, error: OSError) -> KeyFileError:
+        if isinstance(error, PermissionError):
+            return KeyFileError(
+                f"The API keys in {self.path} cannot be read: {error.strerror or error}.",
+                remedy="Run the command with sudo; for the daemon, give the file to its user.",
+            )
+        return self._unusable(f"{error.strerror or error}")
 
     def _unusable(self, why: str) -> KeyFileError:
         return KeyFileError(

@@ -126,6 +126,18 @@ def test_an_error_does_not_show_what_the_file_holds(tmp_path: Path) -> None:
     assert record.secret_sha256[:60] not in str(error.value)
 
 
+def test_who_may_not_read_it_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of somebody else is not taken for a damaged one."""
+    add_key(KeyFile(tmp_path))
+
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(KeyFileError, match="Permission denied.*sudo"):
+        KeyFile(tmp_path).read()
+
+
 # --- The keys in force ------------------------------------------------------------------------------------------------
 
 
