@@ -134,7 +134,7 @@ def test_who_may_not_read_it_is_told_so(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", denied)
-    with pytest.raises(KeyFileError, match="Permission denied.*sudo"):
+    with pytest.raises(KeyFileError, match=r"Permission denied.*sudo"):
         KeyFile(tmp_path).read()
 
 
