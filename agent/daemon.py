@@ -22,6 +22,7 @@ from moe2.agent.checksum import ChecksumStore
 from moe2.agent.credential import AgentPapers
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.health import agent_warnings, gravest_first
@@ -34,7 +35,7 @@ from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
 from moe2.agent.reloading import LIVE
-from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy
@@ -96,7 +97,7 @@ class AgentDaemon:
     ) -> None:
         self._notifier = Notifier(environment)
         self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
-        self._core = core.AgentCore(settings.models)
+        self._core = core.AgentCore(settings.models, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -107,9 +108,7 @@ class AgentDaemon:
         self._report_seq = 0
         self._agent_id = load_identity(settings.agent.state_dir)
         self._name = settings.agent.name or socket.gethostname()
-        self._sensor_settings = sensors or SensorSettings(
-            profile=settings.sensors.profile, families=settings.sensors.families
-        )
+        self._sensor_settings = sensors or sensors_wanted(settings.sensors)
         self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
@@ -246,10 +245,10 @@ class AgentDaemon:
         return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
-        engine = self._settings.engine
+        engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             model.name,
-            spec_of(model),
+            spec_of(model, simulated.pace if simulated else None),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
@@ -280,7 +279,7 @@ class AgentDaemon:
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id):
-                weight = self._core.experts[model].costs.token_weight
+                weight = self._core.experts[model].token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 account.request_started(job_id, to_prefill, now_s, weight)
             case protocol.Decoded(jobs=jobs):
@@ -405,7 +404,7 @@ class AgentDaemon:
         found = await asyncio.to_thread(discover, self._sensor_settings)
         self._monitor = HostMonitor(found, root=self._sensor_settings.root)
         self._host = await asyncio.to_thread(
-            detect_host, self._sensor_settings.root, profile=self._sensor_settings.profile
+            detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
         )
         for result in found:
             log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
@@ -464,6 +463,12 @@ class AgentDaemon:
         self._link.close("the agent is shutting down")
         with suppress(TimeoutError):
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
+
+
+def sensors_wanted(section: SensorsSection) -> SensorSettings:
+    """Where the configuration says to look. Raises ConfigError for an unknown profile."""
+    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
+    return SensorSettings(simulated=simulated, families=section.families)
 
 
 def _log_job(message: JobWord, request_id: str) -> None:

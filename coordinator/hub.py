@@ -39,6 +39,7 @@ from moe2.common.session import (
     RttMeasured,
     SessionEvent,
 )
+from moe2.coordinator.access.bucket import TokenBucket
 from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
 from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError
 from moe2.coordinator.settings import AgentsSection
@@ -47,6 +48,7 @@ from moe2.coordinator.table import CapabilityTable
 log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
+REFUSALS_LOGGED_PER_MINUTE = 60.0
 
 
 @dataclass(eq=False)
@@ -81,6 +83,7 @@ class Hub:
         self._on_message = on_message
         self._on_lost = on_lost
         self._connections: set[_Connection] = set()
+        self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
         self._by_agent: dict[str, _Connection] = {}
 
     def app(self) -> web.Application:
@@ -111,7 +114,9 @@ class Hub:
         try:
             admission = await self._doorkeeper.admit(request.headers)
         except AdmissionRefusedError as error:
-            log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
+            # Whoever floods the listener must not flood the log as well.
+            if self._refusals_logged.take(asyncio.get_running_loop().time()) == 0.0:
+                log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
             headers = {REFUSAL_HEADER: error.refusal.value}
             raise web.HTTPUnauthorized(text=" ".join(WHY[error.refusal]), headers=headers) from error
         websocket = web.WebSocketResponse(

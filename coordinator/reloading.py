@@ -26,6 +26,12 @@ LIVE = frozenset(
 NEEDS_RESTART = frozenset(
     {
         "agents.allow_plaintext",
+        "api.allow_public_without_keys",
+        "api.body_timeout_s",
+        "api.header_timeout_s",
+        "api.keys",
+        "api.send_timeout_s",
+        "traces.endpoint",
         "agents.host",
         "agents.max_frame_bytes",
         "agents.port",

@@ -40,7 +40,7 @@ class RegisterFile:
                 return self._known[1]
             # A replaced file is another inode, however coarse the clock of the file system is.
             if stamp != (stamp := (found.st_ino, found.st_mtime_ns, found.st_size)):
-                register = msgspec.json.decode(self.path.read_bytes(), type=Register)
+                register = msgspec.json.decode(self._read(), type=Register)
                 self._known = (stamp, register)
         return register
 
@@ -52,6 +52,11 @@ class RegisterFile:
             if after is not before:
                 self._replace(msgspec.json.format(msgspec.json.encode(after), indent=1))
         return told
+
+    def _read(self) -> bytes:
+        # No links: root's command must not be led to other files by the daemon's user.
+        with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            return file.read()
 
     def _replace(self, content: bytes) -> None:
         draft = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
@@ -77,9 +82,14 @@ class RegisterFile:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_name(f".{FILE_NAME}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = self.path.with_name(f".{FILE_NAME}.lock")
         try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            # Only what was made here is given away: another name of somebody's file could stand there.
             self._own(descriptor)
+        except FileExistsError:
+            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # A process that was killed has left its draft; nobody else can be writing one now.
             for draft in self.path.parent.glob(f".{FILE_NAME}.[0-9]*"):

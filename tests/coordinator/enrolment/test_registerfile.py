@@ -118,6 +118,19 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         RegisterFile(tmp_path / "file").current()
 
 
+@pytest.mark.parametrize("name", ["enrolment.json", ".enrolment.json.lock"])
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path, name: str) -> None:
+    """The daemon's user could otherwise lead root's command to any file."""
+    other = tmp_path / "other"
+    other.write_text("{}")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / name).symlink_to(other)
+    with pytest.raises(Moe2Error, match="cannot be used"):
+        with_token(RegisterFile(state))
+    assert other.read_text() == "{}"
+
+
 def test_fields_that_a_newer_release_adds_are_ignored(tmp_path: Path) -> None:
     """A coordinator that is rolled back still knows its agents."""
     file = RegisterFile(tmp_path)
