@@ -41,7 +41,7 @@ from moe2.common.session import (
 )
 from moe2.coordinator.access.bucket import TokenBucket
 from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
-from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError
+from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError, Register
 from moe2.coordinator.settings import AgentsSection
 from moe2.coordinator.table import CapabilityTable
 
@@ -58,6 +58,7 @@ class _Connection:
     admission: Admission
     outgoing: deque[JobMessage] = field(default_factory=deque)
     agent_id: str | None = None
+    is_turned_out: bool = False
 
 
 class Hub:
@@ -83,6 +84,7 @@ class Hub:
         self._on_message = on_message
         self._on_lost = on_lost
         self._connections: set[_Connection] = set()
+        self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
         self._by_agent: dict[str, _Connection] = {}
 
@@ -101,7 +103,11 @@ class Hub:
         return True
 
     def turn_out(self) -> None:
-        """Disconnect every agent that may not be connected any more."""
+        """Disconnect every agent that may not be connected any more. Costs nothing where the register is the same."""
+        register = self._doorkeeper.current()
+        if register is self._checked:
+            return
+        self._checked = register
         for connection in tuple(self._by_agent.values()):
             self._check_standing(connection)
 
@@ -189,6 +195,7 @@ class Hub:
         if refusal is None:
             return True
         log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        connection.is_turned_out = True
         message, remedy = WHY[refusal]
         connection.session.refuse(refusal.value, message, remedy)
         connection.pump.wake()
@@ -218,6 +225,10 @@ class Hub:
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
             return
         del self._by_agent[agent_id]
-        self._table.agent_left(agent_id, asyncio.get_running_loop().time())
+        if connection.is_turned_out:
+            # Nobody waits for it to come back.
+            self._table.agent_removed(agent_id)
+        else:
+            self._table.agent_left(agent_id, asyncio.get_running_loop().time())
         log.info("agent_left", agent_id=agent_id)
         self._on_lost(agent_id)

@@ -73,6 +73,11 @@ class CapabilityTable:
             agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
             self._changed()
 
+    def agent_removed(self, agent_id: str) -> None:
+        """Forget an agent at once."""
+        if self._agents.pop(agent_id, None):
+            self._changed()
+
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
         agent = self._agents.get(agent_id)
         if agent is None:
