@@ -36,6 +36,9 @@ from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
@@ -76,11 +79,14 @@ class CoordinatorDaemon:
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
+        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        self._accounts = Accounts()
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
             on_retired=self._request_retired,
         )
         self._hub = Hub(
@@ -98,11 +104,13 @@ class CoordinatorDaemon:
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop()`. Raises `Moe2Error` if a listener cannot be opened."""
+        """Serve until `stop()`. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._ledger.running())
+            self._accounts.restore(day_of(time()), self._ledger.today)
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents")
@@ -151,6 +159,7 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *self._ledger.warnings(),
             ),
         )
 
