@@ -7,8 +7,9 @@ from collections.abc import Callable
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Candidate, ContinuationScore, Event, Predict, Predicted, Score, Scored
+from moe2.agent.engine.protocol import Event, Predict, Predicted, Score, Scored
 from moe2.agent.engine.request import Vocabulary
+from moe2.common.messages import Candidate, ContinuationScore
 
 
 class Scoring(Job):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moe2.common.messages import ChatPrompt, Sampling, TextPrompt, TokenPiece
+from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, Sampling, TextPrompt, TokenPiece
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,14 +189,6 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     decode_s: float | None
 
 
-class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
-    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
-
-    logprob: float
-    tokens: int
-    utf8_bytes: int
-
-
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):
     """The end of a `Score`: one entry per continuation, in the order asked.
 
@@ -211,15 +203,6 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="sco
     wait_s: float
     prefill_s: float
     decode_s: float
-
-
-class Candidate(msgspec.Struct, frozen=True, array_like=True):
-    """One possible next token. `piece` are its bytes, maybe part of a character; `ends` means it ends the answer."""
-
-    token: int
-    logprob: float
-    piece: bytes
-    ends: bool
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="predicted"):

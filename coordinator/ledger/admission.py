@@ -17,7 +17,7 @@ from moe2.coordinator.ledger.accounts import Amount, Left, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.selection import Member, NoExpert, Selection, SelectionRequest
 
 BUDGET_EXHAUSTED = "budget_exhausted"
 SOON_S = 5
@@ -93,7 +93,7 @@ def attempt_j(attempt: Attempt) -> float | None:
         return attempt.usage.energy.joules
     if attempt.usage is None and attempt.state is AttemptState.FAILED:
         return 0.0
-    return p95_of(attempt.selection)
+    return _p95(attempt.member)
 
 
 def known_j(life: Lifecycle) -> float:
@@ -114,8 +114,13 @@ def fits(chosen: Selection, left_j: float) -> bool:
 
 
 def p95_of(chosen: Selection) -> float | None:
-    """Predicted joules that 95 of 100 such requests stay below."""
-    predicted = chosen.prediction.energy_j
+    """Predicted joules of the whole panel: the sum of its members' p95. None if one was never measured."""
+    parts = [_p95(member) for member in chosen.members]
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def _p95(member: Member) -> float | None:
+    predicted = member.prediction.energy_j
     return None if predicted is None else predicted.p95
 
 

@@ -131,11 +131,11 @@ def plausible(value: float | None) -> float | None:
 
 def plausible_count(value: int | None) -> int | None:
     """The count, if it can be believed."""
-    return None if value is None or not is_plausible(value) else value
+    return int(value) if is_plausible(value) else None
 
 
 def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
-    usage, prediction = attempt.usage, attempt.selection.prediction
+    usage, prediction = attempt.usage, attempt.prediction
     joules = plausible(line.energy["joules"])
     predicted_j, predicted_s = prediction.energy_j, prediction.total_s
     return AttemptEntry(
