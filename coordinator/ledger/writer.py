@@ -209,7 +209,7 @@ class LedgerWriter:
                 for entry in batch:
                     self._commit_or_refuse((entry,))
                 return
-            log.exception("ledger_entry_refused", request_id=batch[0].request_id)
+            log.error("ledger_entry_refused", request_id=batch[0].request_id, error=str(error))
             self._n_dropped += 1
 
     def _commit(self, batch: Sequence[Entry]) -> None:
