@@ -185,7 +185,12 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     """It is tried again, and nothing is lost once there is room."""
     path = tmp_path / "ledger.sqlite"
     opened: list[sqlite3.Connection] = []
-    monkeypatch.setattr(ledger_module, "open_for_writing", lambda p: opened.append(open_for_writing(p)) or opened[-1])
+
+    def opening(path: Path) -> sqlite3.Connection:
+        opened.append(open_for_writing(path))
+        return opened[-1]
+
+    monkeypatch.setattr(ledger_module, "open_for_writing", opening)
     async with running(path) as ledger:
         pages = opened[0].execute("PRAGMA page_count").fetchone()[0]
         opened[0].execute(f"PRAGMA max_page_count = {pages}")
