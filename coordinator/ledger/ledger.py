@@ -16,11 +16,11 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.ledger.accounts import DaySum, day_of
 from moe2.coordinator.ledger.report import day_sums
 from moe2.coordinator.ledger.schema import open_beside, open_for_writing
-from moe2.coordinator.ledger.writer import MOST_KEPT, Entry, LedgerWriter, Progress, Prune, Stop, Ticket
+from moe2.coordinator.ledger.writer import MOST_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
 PRUNE_EVERY_S = 3600.0
 STALLED_S = 1.0
-"""An answer waits no longer than this for its entry to be written."""
+"""An answer waits for its entry to be written, but never longer than twice this."""
 CLOSE_S = 5.0
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Ledger:
         self._n_put = 0
         self._progress = Progress(0, None, 0, 0)
         self._n_turned_away = 0
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._gathered: list[Entry] = []
         self._is_stalled = False
         self.today: tuple[DaySum, ...] = ()
 
@@ -62,11 +62,12 @@ class Ledger:
 
         self._writer = LedgerWriter(connection, checkpointer, tell)
         self._writer.start()
-        pruning = asyncio.create_task(self._keep_pruning(self._writer))
+        steady = [asyncio.create_task(work) for work in (self._keep_pruning(self._writer), self._keep_watch())]
         try:
             yield
         finally:
-            pruning.cancel()
+            for task in steady:
+                task.cancel()
             await self._close(self._writer)
 
     def record(self, entry: Entry) -> Recorded:
@@ -77,13 +78,14 @@ class Ledger:
             recorded.set_result(False)
             return recorded
         self._n_put += 1
-        self._writer.put(Ticket(self._n_put, entry))
+        if not self._gathered:
+            # What else this turn of the loop brings goes with it: waking the writer costs more than a row.
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._gathered.append(entry)
         if self.is_failing:
             recorded.set_result(False)
-            return recorded
-        self._waiting.append((self._n_put, recorded))
-        if self._stall_timer is None:
-            self._watch()
+        else:
+            self._waiting.append((self._n_put, recorded))
         return recorded
 
     @property
@@ -131,11 +133,6 @@ class Ledger:
         self._progress = progress
         self._is_stalled = False
         self._settle(progress.handled, is_safe=progress.error is None)
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-        if self._waiting:
-            self._watch()
 
     def _settle(self, upto: int, *, is_safe: bool) -> None:
         while self._waiting and self._waiting[0][0] <= upto:
@@ -144,14 +141,21 @@ class Ledger:
             if not recorded.done():
                 recorded.set_result(is_safe)
 
-    def _watch(self) -> None:
-        self._stall_timer = asyncio.get_running_loop().call_later(STALLED_S, self._stalled)
+    def _hand_over(self) -> None:
+        if self._gathered and self._writer is not None:
+            self._writer.put(Batch(self._n_put, tuple(self._gathered)))
+            self._gathered.clear()
 
-    def _stalled(self) -> None:
-        self._stall_timer = None
-        self._is_stalled = True
-        log.error("ledger_stalled", waiting=self.n_waiting)
-        self._settle(self._n_put, is_safe=False)
+    async def _keep_watch(self) -> None:
+        """Let nobody wait for a disk that hangs."""
+        seen = 0
+        while True:
+            await asyncio.sleep(STALLED_S)
+            if self._waiting and self._waiting[0][0] <= seen:
+                self._is_stalled = True
+                log.error("ledger_stalled", waiting=self.n_waiting)
+                self._settle(self._n_put, is_safe=False)
+            seen = self._n_put
 
     async def _keep_pruning(self, writer: LedgerWriter) -> None:
         while True:
@@ -160,11 +164,10 @@ class Ledger:
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def _close(self, writer: LedgerWriter) -> None:
+        self._hand_over()
         writer.put(Stop())
         if not await asyncio.to_thread(writer.join, CLOSE_S):
             log.error("ledger_close_timed_out", not_written=self.n_waiting)
         elif self._progress.n_waiting:
             log.error("ledger_entries_lost", not_written=self._progress.n_waiting)
         self._settle(self._n_put, is_safe=False)
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()

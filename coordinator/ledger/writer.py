@@ -44,11 +44,11 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Ticket:
-    """An entry on its way. `number` ascends."""
+class Batch:
+    """Entries on their way. `number` ascends, by one for each entry: it is the last one's."""
 
     number: int
-    entry: Entry
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Prune:
 class Progress:
     """What the writer tells after each try.
 
-    handled: every ticket up to this number has been tried. error: why it failed, None if all is well. n_waiting:
+    handled: every entry up to this number has been tried. error: why it failed, None if all is well. n_waiting:
     entries that are kept for the next try. n_dropped: entries lost since the start.
     """
 
@@ -91,7 +91,7 @@ class LedgerWriter:
         self._checkpointer = checkpointer
         self._on_progress = on_progress
         self._retry_s = retry_s
-        self._inbox: SimpleQueue[Ticket | Prune | Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[Batch | Prune | Stop] = SimpleQueue()
         self._kept: deque[Entry] = deque()
         self._n_dropped = 0
         self._told = Progress(0, None, 0, 0)
@@ -110,7 +110,7 @@ class LedgerWriter:
         for thread in self._threads:
             thread.start()
 
-    def put(self, item: Ticket | Prune | Stop) -> None:
+    def put(self, item: Batch | Prune | Stop) -> None:
         """Hand over work; returns at once."""
         self._inbox.put(item)
 
@@ -135,41 +135,39 @@ class LedgerWriter:
         except sqlite3.Error as error:
             log.warning("ledger_not_closed", error=str(error))
 
-    def _gather(self) -> list[Ticket]:
+    def _gather(self) -> list[Batch]:
         """What has come since; waits for something to do."""
-        tickets: list[Ticket] = []
+        batches: list[Batch] = []
         try:
             item = self._inbox.get(timeout=self._patience_s())
             while True:
                 match item:
-                    case Ticket():
-                        tickets.append(item)
+                    case Batch():
+                        batches.append(item)
                     case Prune(before_day=day):
                         self._prune_before = day
                     case Stop():
                         self._stopping = True
                         break
-                if len(tickets) >= MOST_PER_COMMIT:
-                    break
                 item = self._inbox.get_nowait()
         except Empty:
             pass
-        return tickets
+        return batches
 
     def _patience_s(self) -> float | None:
         if self._kept:
             return self._retry_s
         return None if self._prune_before is None else 0.0
 
-    def _write(self, tickets: Sequence[Ticket]) -> None:
-        self._kept.extend(ticket.entry for ticket in tickets)
+    def _write(self, batches: Sequence[Batch]) -> None:
+        self._kept.extend(entry for batch in batches for entry in batch.entries)
         try:
             while self._kept:
-                batch = tuple(islice(self._kept, MOST_PER_COMMIT))
-                self._commit_or_refuse(batch)
-                for _ in batch:
+                part = tuple(islice(self._kept, MOST_PER_COMMIT))
+                self._commit_or_refuse(part)
+                for _ in part:
                     self._kept.popleft()
-            if not tickets and self._prune_before is not None:
+            if not batches and self._prune_before is not None:
                 self._prune(self._prune_before)
         except sqlite3.Error as error:
             self._failed(error)
@@ -181,7 +179,7 @@ class LedgerWriter:
             self._kept.popleft()
             self._n_dropped += 1
         told = Progress(
-            tickets[-1].number if tickets else self._told.handled, self._error, len(self._kept), self._n_dropped
+            batches[-1].number if batches else self._told.handled, self._error, len(self._kept), self._n_dropped
         )
         if told != self._told:
             self._told = told
@@ -195,28 +193,28 @@ class LedgerWriter:
         # A prune that failed waits for the next order.
         self._prune_before = None
 
-    def _commit_or_refuse(self, batch: Sequence[Entry]) -> None:
-        """Write a batch. An entry that no database would take is left out, so that it does not stop the others.
+    def _commit_or_refuse(self, entries: Sequence[Entry]) -> None:
+        """Write entries. An entry that no database would take is left out, so that it does not stop the others.
 
         Raises sqlite3.Error where the same may succeed later.
         """
         try:
-            self._commit(batch)
+            self._commit(entries)
         except Exception as error:
             if type(error) in _MAY_PASS:
                 raise
-            if len(batch) > 1:
-                for entry in batch:
+            if len(entries) > 1:
+                for entry in entries:
                     self._commit_or_refuse((entry,))
                 return
-            log.error("ledger_entry_refused", request_id=batch[0].request_id, error=str(error))
+            log.error("ledger_entry_refused", request_id=entries[0].request_id, error=str(error))
             self._n_dropped += 1
 
-    def _commit(self, batch: Sequence[Entry]) -> None:
-        """Write a batch in one transaction; all of it or nothing."""
-        requests = [entry for entry in batch if isinstance(entry, RequestEntry)]
+    def _commit(self, entries: Sequence[Entry]) -> None:
+        """Write entries in one transaction; all of it or nothing."""
+        requests = [entry for entry in entries if isinstance(entry, RequestEntry)]
         with _Transaction(self._connection):
-            self._insert("reservations", _RESERVATION_COLUMNS, (e for e in batch if isinstance(e, ReservationEntry)))
+            self._insert("reservations", _RESERVATION_COLUMNS, (e for e in entries if isinstance(e, ReservationEntry)))
             self._insert("requests", _REQUEST_COLUMNS, requests)
             self._insert("attempts", _ATTEMPT_COLUMNS, (attempt for entry in requests for attempt in entry.attempts))
             ended = [(entry.request_id,) for entry in requests if entry.was_reserved]

@@ -192,10 +192,10 @@ async def test_near_its_limit_a_key_gets_a_cheaper_expert(tmp_path: Path, as_key
     measured(tmp_path, "dear", j_per_token=10.0, tokens_per_s=100.0)
     measured(tmp_path, "cheap", j_per_token=1.0, tokens_per_s=10.0)
     async with fleet(tmp_path, agents=("dear", "cheap"), profile=PROFILE) as running:
-        as_key(DailyLimits(energy_j=100.0))
+        as_key(DailyLimits(energy_j=100_000.0))
         async with await running.chat("a b c", max_tokens=8) as answer:
             assert answer.headers["x-moe2-agent"] == "dear"
-        as_key(DailyLimits(energy_j=40.0))
+        as_key(DailyLimits(energy_j=60.0))
         async with await running.chat("a b c", max_tokens=8) as answer:
             assert answer.headers["x-moe2-agent"] == "cheap"
 

@@ -181,6 +181,22 @@ async def test_entries_wait_for_a_locked_database(tmp_path: Path) -> None:
     assert kept(path) == ["req-0", "req-1", "req-2"]
 
 
+async def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait is given up, with a warning; what was handed over is written when the disk comes back."""
+    monkeypatch.setattr(ledger_module, "STALLED_S", 0.01)
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-0"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert not await ledger.record(request_entry("req-1"))
+            [warning] = ledger.warnings()
+            assert "nothing has been written" in warning.message
+            other.execute("ROLLBACK")
+        await until(lambda: not ledger.is_failing)
+    assert kept(path) == ["req-0", "req-1"]
+
+
 async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again, and nothing is lost once there is room."""
     path = tmp_path / "ledger.sqlite"
