@@ -24,6 +24,7 @@ from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.ledger import LedgerRoute
 from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.page import PageRoute
@@ -38,6 +39,7 @@ from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.collector import LedgerCollector
 from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
@@ -77,10 +79,11 @@ class CoordinatorDaemon:
             _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
         )
         self._past = RecentPast()
-        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
         self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
         self._accounts = Accounts()
+        collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._service = Service(
             self._table,
             self._selector,
@@ -173,6 +176,7 @@ class CoordinatorDaemon:
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
         ).add_to(app)
         self._fleet.add_to(app)
+        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
         PageRoute().add_to(app)

@@ -7,7 +7,7 @@ checked before they are added: one NaN would spoil a counter for good.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import TypeVar
 
@@ -85,11 +85,15 @@ class _Histogram(Collector):
 class CoordinatorMetrics:
     """One registry, counted into by the event loop and read by scrapes on the same loop."""
 
-    def __init__(self, status: Callable[[], CoordinatorStatus], *, stale_s: float) -> None:
+    def __init__(
+        self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
+    ) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         registry.register(FleetCollector(status, stale_s=stale_s))
+        for other in others:
+            registry.register(other)
 
         def counter(name: str, documentation: str, *labels: str) -> _Counter:
             return _registered(registry, _Counter(name, documentation, *labels))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.ledger import view
 from moe2.coordinator.ledger.report import By, Span, requests, sums
-from moe2.coordinator.ledger.schema import open_for_reading
+from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
 SHOWN_REQUESTS = 50
@@ -46,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.database or _configured(arguments.config)
     span = _span(arguments)
     is_export = arguments.csv is not None or arguments.json
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         if arguments.requests:
             most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
             found: view.Rows = tuple(requests(connection, span, most=most))

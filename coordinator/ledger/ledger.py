@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import structlog
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.ledger.accounts import DaySum, day_of
 from moe2.coordinator.ledger.report import day_sums
-from moe2.coordinator.ledger.schema import open_beside, open_for_writing
+from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
 from moe2.coordinator.ledger.writer import MOST_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
 PRUNE_EVERY_S = 3600.0
@@ -51,8 +52,12 @@ class Ledger:
     async def running(self) -> AsyncIterator[None]:
         """Open the database for the length of the context; `today` then has the sums so far. Raises LedgerError."""
         connection = open_for_writing(self.path)
-        checkpointer = open_beside(self.path)
-        self.today = day_sums(connection, day_of(time()))
+        try:
+            self.today = day_sums(connection, day_of(time()))
+            checkpointer = open_beside(self.path)
+        except sqlite3.Error as error:
+            connection.close()
+            raise unusable(self.path, error) from error
         loop = asyncio.get_running_loop()
 
         def tell(progress: Progress) -> None:

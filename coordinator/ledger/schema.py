@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from moe2.common.errors import Moe2Error
@@ -115,7 +117,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         connection.close()
-        raise LedgerError(f"The ledger {path} cannot be used: {_said(error)}.", remedy=_remedy(error)) from error
+        raise unusable(path, error) from error
     except LedgerError:
         connection.close()
         raise
@@ -129,8 +131,24 @@ def open_beside(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
-    """The database as it is now, also while a coordinator writes into it. Raises LedgerError."""
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database as it is now, also while a coordinator writes into it. Raises LedgerError, while it is read, too."""
+    connection = _open_for_reading(path)
+    try:
+        yield connection
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+    finally:
+        connection.close()
+
+
+def unusable(path: Path, error: sqlite3.Error) -> LedgerError:
+    """What is wrong with a database that could be opened."""
+    return LedgerError(f"The ledger {path} cannot be used: {error}.", remedy=_remedy(error))
+
+
+def _open_for_reading(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise LedgerError(
             f"There is no ledger at {path}.", remedy="Name it with --database, or the coordinator's --config."
@@ -145,7 +163,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                 raise
             return _reading(path, "&immutable=1")
     except sqlite3.Error as error:
-        raise LedgerError(f"The ledger {path} cannot be read: {_said(error)}.", remedy=_remedy(error)) from error
+        raise unusable(path, error) from error
 
 
 def is_full(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from moe2.coordinator.access.principal import DailyLimits, Principal
 from moe2.coordinator.dispatch import Request
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.report import RequestRow, Span, requests
-from moe2.coordinator.ledger.schema import open_for_reading
+from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.service import Service
 from tests.coordinator.experts import cost, speed
 from tests.fakes.control import ExpertControl
@@ -40,7 +40,7 @@ AsKey = Callable[[DailyLimits], None]
 
 def kept(root: Path) -> dict[str, RequestRow]:
     """The ledger of a coordinator, as another process reads it."""
-    with closing(open_for_reading(root / "ledger.sqlite")) as connection:
+    with reading(root / "ledger.sqlite") as connection:
         return {row.request_id: row for row in requests(connection, Span())}
 
 
@@ -207,6 +207,30 @@ async def test_an_energy_limit_needs_experts_that_were_measured(tmp_path: Path, 
         status, error, _ = await refusal(running)
     assert (status, error["code"]) == (422, "infeasible_budget")
     assert "moe2-agent bench" in error["message"]
+
+
+async def test_a_key_can_be_watched(tmp_path: Path, as_key: AsKey) -> None:
+    """What it has left is in the metrics and in the ledger's route, beside the sums."""
+    as_key(DailyLimits(energy_j=1000.0, tokens=1000))
+    measured(tmp_path, "one", j_per_token=1.0, tokens_per_s=100.0)
+    async with fleet(tmp_path, profile=PROFILE) as running:
+        await refusal(running, max_tokens=8)
+        async with running.http.get("/metrics") as answer:
+            metrics = await answer.text()
+        async with running.http.get("/v1/moe2/ledger?by=outcome&days=1") as answer:
+            document = await answer.json()
+    [day], [sums] = document["today"], document["sums"]
+    assert (day["key"], day["reserved_j"], day["energy_left_j"]) == ("app", 0.0, 1000.0 - day["energy_j"])
+    assert (sums["group"], sums["n_requests"], sums["joules"]) == ("completed", 1, day["energy_j"])
+    assert f'moe2_key_day_tokens_left{{key="app"}} {float(day["tokens_left"])}' in metrics
+    assert "moe2_ledger_lost_entries_total 0.0" in metrics
+
+
+@pytest.mark.parametrize("query", ["by=colour", "days=0", "days=many"])
+async def test_a_senseless_question_to_the_ledger_is_refused(tmp_path: Path, query: str) -> None:
+    """Naming the parameter."""
+    async with fleet(tmp_path, agents=()) as running, running.http.get(f"/v1/moe2/ledger?{query}") as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, query.partition("=")[0])
 
 
 # --- Death ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import asyncio
 import csv
 import io
 import json
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.ledger import commands, view
 from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.ledger.report import By, Span, requests, sums
-from moe2.coordinator.ledger.schema import open_for_reading
+from moe2.coordinator.ledger.schema import reading
 from tests.coordinator.ledger.entries import attempt_entry, request_entry
 
 NOON_S = 1_795_521_600.0  # 2026-11-24T12:00:00Z
@@ -118,7 +117,7 @@ def test_a_missing_ledger_is_told(tmp_path: Path) -> None:
 def test_the_picture_tells_what_is_left_out(database: Path) -> None:
     """Drawn, sums and requests."""
     console = Console(width=140, record=True, file=io.StringIO())
-    with closing(open_for_reading(database)) as connection:
+    with reading(database) as connection:
         console.print(view.picture(sums(connection, By.OUTCOME, Span()), "outcome"))
         console.print(view.picture(tuple(requests(connection, Span())), ""))
     text = console.export_text()

@@ -14,7 +14,7 @@ from moe2.coordinator.ledger import ledger as ledger_module
 from moe2.coordinator.ledger import writer as writer_module
 from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.ledger.report import By, Span, requests, sums
-from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_reading, open_for_writing
+from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
 from tests.coordinator.ledger.entries import attempt_entry, request_entry, reservation
 
 POLL_S = 0.002
@@ -35,7 +35,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def kept(path: Path) -> list[str]:
     """The request ids in the database, read as another process would."""
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         return [row.request_id for row in requests(connection, Span())]
 
 
@@ -64,7 +64,7 @@ async def test_a_later_entry_of_a_request_takes_the_place_of_the_first(tmp_path:
         first = attempt_entry(outcome="stopping", joules=None, quality="unmeasured")
         ledger.record(request_entry("req-1", first, joules=None, quality="unmeasured"))
         await ledger.record(request_entry("req-1", attempt_entry(outcome="cancelled")))
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         [row] = requests(connection, Span())
     assert (row.joules, row.wasted_j) == (5.0, {"cancelled": 5.0})
 
@@ -77,7 +77,7 @@ async def test_a_reservation_that_a_crash_left_stays_charged(tmp_path: Path) -> 
         connection.execute("INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
     async with running(path):
         pass
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         [row] = requests(connection, Span())
         assert connection.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
     assert (row.outcome, row.joules, row.charged_j) == ("interrupted", None, 8.0)
@@ -89,7 +89,7 @@ async def test_the_end_of_a_request_ends_its_reservation(tmp_path: Path) -> None
     async with running(path) as ledger:
         ledger.record(reservation("req-1"))
         await ledger.record(request_entry("req-1", was_reserved=True))
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
 
 
@@ -118,7 +118,7 @@ async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
         await ledger.record(request_entry("new", day="1970-01-09"))
     async with running(path, retention_days=2):
         await until(lambda: kept(path) == ["new"])
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
 
 
@@ -132,6 +132,21 @@ async def test_a_file_that_is_no_database_is_refused_at_the_start(tmp_path: Path
     with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be used: file is not a database\. Move it away"):
         async with running(path):
             pass
+
+
+async def test_a_damaged_database_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """At the start, and to who reads it."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await asyncio.gather(*(ledger.record(request_entry(f"req-{number:04d}")) for number in range(300)))
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match=r"cannot be used: .*\. Move it away"):
+        async with running(path):
+            pass
+    with pytest.raises(LedgerError, match=r"cannot be used: .*\. Move it away"):
+        kept(path)
 
 
 async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
@@ -275,7 +290,7 @@ async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
         ledger.record(request_entry("req-2", unknown, joules=None, quality="unmeasured", charged_j=None))
         nobody = {"joules": None, "quality": "unmeasured", "charged_j": None, "key_name": "other", "key_id": "k2"}
         await ledger.record(request_entry("req-3", lost, **nobody))
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         app, other = sums(connection, By.KEY, Span())
     assert (app.group, app.n_requests, app.n_unmeasured, app.joules) == ("app", 2, 1, 5.0)
     assert (other.group, other.joules, other.useful_j, other.quality) == ("other", None, None, "unmeasured")
@@ -291,7 +306,7 @@ async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
     )
     async with running(path) as ledger:
         await ledger.record(request_entry("req-1", *attempts, joules=7.0, quality="simulated"))
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         [day] = sums(connection, By.DAY, Span())
         tiny, big = sums(connection, By.EXPERT, Span())
     assert (day.useful_j, day.wasted_j, day.quality) == (4.0, {"failed": 1.0, "outvoted": 2.0}, "simulated")
@@ -305,6 +320,6 @@ async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> 
     async with running(path) as ledger:
         for number in range(4):
             await ledger.record(request_entry(f"req-{number}", at_unix_s=float(number)))
-    with closing(open_for_reading(path)) as connection:
+    with reading(path) as connection:
         assert [row.request_id for row in requests(connection, Span(1.0, 3.0))] == ["req-1", "req-2"]
         assert [row.request_id for row in requests(connection, Span(), most=1)] == ["req-3"]
