@@ -69,7 +69,8 @@ def admit(
             cheaper.plan,
             cheaper.outlook,
         )
-    return _no_energy(principal, statement, cheaper.plan.cheapest.energy_j, now)
+    refusal = _no_energy(principal, statement, cheaper.plan.cheapest.energy_j, now)
+    return replace(refusal, plan=cheaper.plan, outlook=cheaper.outlook)
 
 
 def reservation_of(life: Lifecycle) -> Amount:

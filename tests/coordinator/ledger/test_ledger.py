@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe2.coordinator.ledger import ledger as ledger_module
+from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import writer as writer_module
 from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.ledger.report import By, Span, requests, sums
@@ -157,6 +158,21 @@ async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="written by a newer moe2"):
         async with running(path):
             pass
+
+
+async def test_an_older_database_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, with what it holds; who only reads it is told to wait for that."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-1"))
+    step = "ALTER TABLE requests ADD COLUMN note TEXT;"
+    monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, step))
+    monkeypatch.setattr(schema, "VERSION", VERSION + 1)
+    with pytest.raises(LedgerError, match="Start the coordinator once"):
+        kept(path)
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-2"))
+    assert kept(path) == ["req-1", "req-2"]
 
 
 async def test_a_locked_database_is_refused_at_the_start(tmp_path: Path) -> None:
