@@ -48,6 +48,11 @@ class DaySum:
     n_requests: int = 0
     n_unmeasured: int = 0
 
+    @property
+    def known_j(self) -> float | None:
+        """`energy_j`, or None where nothing is known: nobody was measured, and nothing was reserved."""
+        return None if self.n_requests and self.n_unmeasured == self.n_requests and not self.held_j else self.energy_j
+
 
 @dataclass(frozen=True)
 class Statement:

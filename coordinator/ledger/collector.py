@@ -29,7 +29,7 @@ class LedgerCollector(Collector):
             "moe2_key_day_energy_joules",
             "Charged to the key today (UTC); requests that nobody could measure count with their reservation, if any.",
             statements,
-            lambda statement: statement.spent.energy_j,
+            lambda statement: statement.spent.known_j,
         )
         yield _gauge(
             "moe2_key_day_energy_left_joules",

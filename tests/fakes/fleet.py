@@ -14,6 +14,7 @@ import aiohttp
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.daemon import CoordinatorDaemon
@@ -76,7 +77,9 @@ class Fleet:
             }
         )
         sensors = SensorSettings(
-            root=sensors_root or self.root / "no-sensors", profile=profile, families=("ina3221", "rapl")
+            root=sensors_root or self.root / "no-sensors",
+            simulated=find_profile(profile) if profile else None,
+            families=("ina3221", "rapl"),
         )
         agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv, sensors=sensors)
         self.agents[name] = agent

@@ -54,7 +54,7 @@ def test_unknown_joules_without_reservation_are_counted_as_unknown() -> None:
     accounts = Accounts()
     assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(None, None)
     spent = accounts.statement(KEY, MONDAY).spent
-    assert (spent.energy_j, spent.n_requests, spent.n_unmeasured) == (0.0, 1, 1)
+    assert (spent.known_j, spent.n_requests, spent.n_unmeasured) == (None, 1, 1)
 
 
 def test_a_known_part_above_the_reservation_is_charged() -> None:
