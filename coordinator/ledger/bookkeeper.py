@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
 from moe2.coordinator.ledger.admission import Select, admit, burnt_j, is_limited, known_j, reservation_of
-from moe2.coordinator.ledger.entry import RequestEntry, ReservationEntry, plausible, plausible_count, request_entry
+from moe2.coordinator.ledger.entry import RequestEntry, plausible, plausible_count, request_entry, reservation_entry
 from moe2.coordinator.ledger.ledger import Ledger, Recorded
 from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
@@ -53,18 +53,7 @@ class Bookkeeper:
         at_unix_s = self._arrived_unix_s(life)
         self.accounts.reserve(request.principal, day_of(at_unix_s), request.request_id, amount)
         # Not waited for: it is for the books after a crash, and nobody is told of it.
-        self._ledger.record(
-            ReservationEntry(
-                request_id=request.request_id,
-                at_unix_s=at_unix_s,
-                day=day_of(at_unix_s),
-                key_id=request.principal.key_id,
-                key_name=request.principal.name,
-                model=request.model,
-                energy_j=amount.energy_j,
-                tokens=amount.tokens,
-            )
-        )
+        self._ledger.record(reservation_entry(life, amount, at_unix_s=at_unix_s, day=day_of(at_unix_s)))
 
     def concluded(self, life: Lifecycle) -> Recorded:
         """The outcome is known, but not everything that was spent: enter what is known, so that it is not lost."""

@@ -124,6 +124,21 @@ def request_entry(
     )
 
 
+def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day: str) -> ReservationEntry:
+    """What is reserved for a request now."""
+    request = life.request
+    return ReservationEntry(
+        request_id=request.request_id,
+        at_unix_s=at_unix_s,
+        day=day,
+        key_id=request.principal.key_id,
+        key_name=_text(request.principal.name),
+        model=_text(request.model),
+        energy_j=amount.energy_j,
+        tokens=amount.tokens,
+    )
+
+
 def plausible(value: float | None) -> float | None:
     """The figure, if it can be believed."""
     return value if is_plausible(value) else None
