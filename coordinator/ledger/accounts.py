@@ -1,6 +1,6 @@
 """What each key has used up today, what its running requests may still use, and what is left. PURE.
 
-A day is a UTC day; a request belongs to the day in which it was dispatched first. A reservation counts like something
+A day is a UTC day; a request belongs to the day in which it arrived. A reservation counts like something
 spent until its request is settled, so that requests that run at the same time cannot overdraw a limit together.
 
 Where a request's joules are not known at the end, what was reserved for it stays charged, or what is known of it if
