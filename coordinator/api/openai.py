@@ -14,8 +14,10 @@ from aiohttp import web
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
+from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
 from moe2.coordinator.api.toolcalls import CallReader
 from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
@@ -71,6 +73,8 @@ class OpenAiRoutes:
             logprobs=call.logprobs,
             wish=call.wish,
             structure=call.structure,
+            traceparent=http.headers.get("traceparent"),
+            principal=http.get(PRINCIPAL, ANYBODY),
         )
         exchange = self._service.begin(request)
         try:
@@ -260,6 +264,10 @@ def _error_response(error: ApiError) -> web.Response:
     if error.retry_after_s is not None and error.retry_after_s > MOST_PATIENCE_S:
         # OpenAI's client takes such a Retry-After for a mistake and would ask again at once; this it understands.
         headers["x-should-retry"] = "false"
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"
     return web.Response(
         status=error.status,
         body=msgspec.json.encode(error.body()),
