@@ -120,7 +120,7 @@ class CoordinatorDaemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
-            # The socket first: a second coordinator ends here, before it takes the first one's requests for interrupted.
+            # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
             self._accounts.restore(day_of(time()), self._ledger.today)

@@ -14,19 +14,23 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import openai
 import pytest
+from openai import AsyncOpenAI
 
 from moe2.agent.profilestore import StoredProfile, setup_of, store_profile
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Quality
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.principal import DailyLimits, Principal
 from moe2.coordinator.dispatch import Request
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.report import RequestRow, Span, requests
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.service import Service
+from tests.coordinator.access.keys import add_key
 from tests.coordinator.experts import cost, speed
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import POLL_S, Fleet, fleet
@@ -160,6 +164,32 @@ async def test_a_spent_limit_refuses_until_the_day_ends_also_after_a_restart(tmp
     assert int(headers["Retry-After"]) <= 60 or headers["x-should-retry"] == "false"
     async with fleet(tmp_path) as running:
         assert (await refusal(running, max_tokens=16))[1]["code"] == "budget_exhausted"
+
+
+async def test_a_keys_day_is_its_own(tmp_path: Path) -> None:
+    """With real keys and the stock client: one is refused, at once and for good, while the other goes on."""
+    _, spent = add_key(KeyFile(tmp_path), 1, daily_tokens=30)
+    _, other = add_key(KeyFile(tmp_path), 2)
+    messages: Any = [{"role": "user", "content": "a b c"}]
+    async with fleet(tmp_path, api={"keys": "required"}) as running, AsyncExitStack() as stack:
+
+        async def ask(key: str) -> None:
+            client = AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key=key)
+            await stack.enter_async_context(client)
+            await client.chat.completions.create(model="moe2", messages=messages, max_tokens=16)
+
+        await ask(spent)
+        with pytest.raises(openai.RateLimitError) as refused:
+            await ask(spent)
+        await ask(other)
+    assert refused.value.code == "budget_exhausted"
+    rows = kept(tmp_path).values()
+    assert [(row.key_name, row.outcome) for row in rows] == [
+        ("app-1", "completed"),
+        # One: the client did not ask again by itself.
+        ("app-1", "failed"),
+        ("app-2", "completed"),
+    ]
 
 
 async def test_a_request_that_a_whole_day_could_not_pay_is_a_different_error(tmp_path: Path, as_key: AsKey) -> None:
