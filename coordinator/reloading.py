@@ -44,5 +44,7 @@ NEEDS_RESTART = frozenset(
         "api.tls.client_ca",
         "coordinator.socket",
         "coordinator.state_dir",
+        "ledger.path",
+        "ledger.retention_days",
     }
 )
