@@ -13,16 +13,16 @@ import msgspec
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from tests.fakes.certificates import Authority
-from tests.fakes.fleet import fleet
+from tests.fakes.fleet import FAKE_EXPERT, fleet
 from tests.fakes.gates import write_gate
 from tests.fakes.waiting import until
 
 
 async def test_new_limits_budgets_and_ages_hold_at_once(tmp_path: Path) -> None:
     """Without a restart, and the agents stay."""
-    async with fleet(tmp_path) as running:
+    async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--seconds-per-token", "0.02")) as running:
         running.configuration["api"]["max_active_requests"] = 7
-        running.configuration["api"]["request_timeout_s"] = 1e-9
+        running.configuration["api"]["request_timeout_s"] = 0.1
         running.configuration["agents"]["evict_s"] = 0.001
         running.coordinator.reload()
         async with await running.chat("hi") as answer:
