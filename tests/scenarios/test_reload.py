@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
@@ -83,6 +84,7 @@ async def test_another_certificate_file_is_taken_and_a_bad_one_refused(tmp_path:
         await running.until(ready=1)
 
 
+@pytest.mark.slow
 async def test_a_sighup_applies_what_can_change_and_tells_the_rest(tmp_path: Path) -> None:
     """A real process, its file, its signal, its status."""
     config, socket = tmp_path / "coordinator.toml", tmp_path / "coordinator.sock"
