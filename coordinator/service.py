@@ -72,7 +72,7 @@ class Service:
         self._table = table
         self._selector = selector
         self._send = send
-        self._max_active = max_active
+        self.max_active = max_active
         self._bookkeeper = bookkeeper
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
@@ -93,7 +93,7 @@ class Service:
 
     @property
     def is_full(self) -> bool:
-        return len(self._active) >= self._max_active
+        return len(self._active) >= self.max_active
 
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
