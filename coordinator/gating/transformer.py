@@ -57,9 +57,10 @@ class _Layer:
         self._in_weight = _transposed(*(tensors[f"{part}weight"] for part in (query, key, value)))
         self._in_bias = np.concatenate([tensors[f"{part}bias"] for part in (query, key, value)])
         attention, inner, outer = (f"{prefix}{name}." for name in ("attention.output", "intermediate", "output"))
-        self._mix_weight, self._mix_bias = _transposed(tensors[f"{attention}dense.weight"]), tensors[
-            f"{attention}dense.bias"
-        ]
+        self._mix_weight, self._mix_bias = (
+            _transposed(tensors[f"{attention}dense.weight"]),
+            tensors[f"{attention}dense.bias"],
+        )
         self._mix_norm = tensors[f"{attention}LayerNorm.weight"], tensors[f"{attention}LayerNorm.bias"]
         self._up_weight, self._up_bias = _transposed(tensors[f"{inner}dense.weight"]), tensors[f"{inner}dense.bias"]
         self._down_weight, self._down_bias = _transposed(tensors[f"{outer}dense.weight"]), tensors[f"{outer}dense.bias"]

@@ -30,7 +30,7 @@ def grow(candidates: Candidates, members: list[int], pool: BoolArray, weight: Fl
     state = value.state_of(candidates.index[grown])
     current = float(value.average(state))
     while len(choices := candidates.addable(grown, pool)):
-        reached = value.cross(state[None], states)[0, choices]
+        reached = value.cross(state[None], states[choices])[0]
         gains = reached - current if np.isfinite(current) else reached
         if grown and float(gains.max()) <= tie_width(current):
             break
