@@ -55,7 +55,8 @@ class GateParameters:
     """(N,)"""
 
     def __post_init__(self) -> None:
-        (buckets, width), shape = self.embedding.shape, self.shape_mean.size
+        buckets, width = self.embedding.shape
+        shape = self.shape_mean.size
         hidden, kinds, experts = self.hidden_bias.size, self.task_bias.size, self.residual_bias.size
         expected = {
             "idf": (buckets,),

@@ -31,7 +31,7 @@ from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 _LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
 _STEPS = 1e5
-"""Elementwise steps of a listing that costs no more than a relaxation; a larger one comes after it, with less to list."""
+"""Elementwise steps of a listing that costs no more than a relaxation; larger ones come after it, with less to list."""
 _WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
 """Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
 _SLOW_ROWS = 8

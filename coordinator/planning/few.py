@@ -35,7 +35,7 @@ def list_panels(
     """Offer the best feasible panels that hold `held` and up to `most` of `free`, more than which cannot join.
 
     Returns what the panels that were not looked at can be worth at most, -inf where that is none that could be better
-    than the incumbent; None where nothing was listed: `most` is above MOST, or the elementwise steps above `most_steps`.
+    than the incumbent; None where nothing was listed: `most` is above MOST, or elementwise steps above `most_steps`.
     """
     if most > MOST or len(free) == 0:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,6 +21,12 @@ def after(looks: int) -> Callable[[], bool]:
     """A clock that has run out at that look."""
     left = iter(range(looks))
     return lambda: next(left, None) is None
+
+
+def ticking() -> Callable[[], float]:
+    """A clock on which every look takes a second."""
+    seconds = itertools.count()
+    return lambda: float(next(seconds))
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -56,10 +63,9 @@ def test_a_search_cut_short_encloses_the_best_value(kind: str) -> None:
         problem = cases.random_problem(rng, kind, 12)
         if number % 2:
             problem = replace(problem, budgets=replace(problem.budgets, max_experts=4))
-        ticks = iter(range(100_000))
-        # Every look at the clock is a second; next to nothing is listed outright, so that the search has to search.
+        # Next to nothing is listed outright, so that the search has to search.
         effort = Effort(time_limit_s=float(2 + number), list_up_to=1)
-        found = branch.plan(problem, effort=effort, clock=lambda ticks=ticks: float(next(ticks)))
+        found = branch.plan(problem, effort=effort, clock=ticking())
         oracle = exhaustive.plan(problem)
         assert found.is_feasible == oracle.is_feasible
         if not oracle.is_feasible:
