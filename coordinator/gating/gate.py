@@ -56,13 +56,13 @@ class GateParameters:
 
     def __post_init__(self) -> None:
         buckets, width = self.embedding.shape
-        shape = self.shape_mean.size
+        numbers = self.shape_mean.size
         hidden, kinds, experts = self.hidden_bias.size, self.task_bias.size, self.residual_bias.size
         expected = {
             "idf": (buckets,),
-            "shape_mean": (shape,),
-            "shape_scale": (shape,),
-            "hidden_weight": (hidden, width + shape),
+            "shape_mean": (numbers,),
+            "shape_scale": (numbers,),
+            "hidden_weight": (hidden, width + numbers),
             "task_weight": (kinds, hidden),
             "residual_weight": (experts, hidden),
             "profile": (kinds, experts),
