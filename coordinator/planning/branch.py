@@ -75,7 +75,7 @@ class _Search:
         """Search, starting from a feasible panel if one is known; returns the proven bound."""
         if self.candidates.is_feasible(known):
             self.incumbent.offer(known)
-        greedy.start(self.candidates, self.incumbent)
+        greedy.start(self.candidates, self.incumbent, self._late)
         everyone = np.arange(self.candidates.count)
         self._push(_Node((), everyone, self.candidates.value_of(everyone)))
         while self.heap:
@@ -246,7 +246,7 @@ class _Search:
             pool[free] = True
             if candidates.value_of(panel) < self.incumbent.value:
                 panel = self.incumbent.members
-            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))))
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))), self._late)
         if candidates.is_feasible(panel):
             self.incumbent.offer(panel)
 
