@@ -100,7 +100,7 @@ def evaluate(
     hosts = dict(hosts or default_hosts(pool.experts))
     train = parts.learn.take(parts.learn.rows_of("train"))
     costs = fleet_costs(parts.report, train, hosts, answer_tokens)
-    helpers = _without_reported(auxiliary, parts.report)
+    helpers = without_reported(auxiliary, parts.report)
     trained = train_gate(
         parts.learn, auxiliary=helpers, config=training, features=features, source=source, progress=progress
     )
@@ -127,7 +127,8 @@ def evaluate(
     )
 
 
-def _without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes | None:
+def without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes | None:
+    """Rows of other sources, without prompts that are reported on."""
     if auxiliary is None:
         return None
     unseen = set(report.prompts)

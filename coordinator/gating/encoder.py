@@ -69,20 +69,24 @@ class SentenceEncoder:
 
     def embed(self, text: str) -> FloatArray:
         """(width,) unit vector of a text, of which `MOST_TOKENS` tokens are read. Any string is accepted."""
-        clean = text.encode("utf-8", "replace")
-        key = hashlib.blake2b(clean, digest_size=16).digest()
+        key = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
         with self._lock:
             known = self._memo.get(key)
             if known is not None:
                 self._memo.move_to_end(key)
                 return known
-        found = self._transformer.embed(self._tokenizer.encode(clean.decode()).ids)
+        found = self.embed_anew(text)
         found.flags.writeable = False
         with self._lock:
             self._memo[key] = found
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
         return found
+
+    def embed_anew(self, text: str) -> FloatArray:
+        """The same, computed whether it is remembered or not."""
+        clean = text.encode("utf-8", "replace").decode()
+        return self._transformer.embed(self._tokenizer.encode(clean).ids)
 
 
 @lru_cache(maxsize=1)
