@@ -145,6 +145,11 @@ class FeatureExtractor:
 
             self._embed = installed_encoder().embed
 
+    @property
+    def read_ahead(self) -> Callable[[str], object] | None:
+        """Does the slow part of reading a prompt, in any thread, before `extract`; None where there is none."""
+        return self._embed
+
     def extract(self, prompt: str) -> PromptFeatures:
         """The features of one prompt. Any string is accepted, the empty one and lone surrogates too."""
         raw = prompt.encode("utf-8", "replace")

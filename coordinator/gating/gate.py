@@ -6,7 +6,7 @@ hidden units side by side, heads averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -120,6 +120,11 @@ class Gate:
         self.parameters = parameters
         self.feature_config = config
         self._extractor = FeatureExtractor(config)
+
+    @property
+    def read_ahead(self) -> Callable[[str], object] | None:
+        """Does the slow part of reading a prompt, in any thread, before `predict`; None where there is none."""
+        return self._extractor.read_ahead
 
     def predict(self, prompt: str) -> GatePrediction:
         """The gate's view of one prompt."""

@@ -31,7 +31,7 @@ def test_requests_are_served_by_priors_and_the_warning_has_a_name(
     def chosen() -> str:
         decided = selector.select(REQUEST, FLEET, {}, 0)
         assert isinstance(decided, Selection)
-        return decided.expert.model
+        return decided.first.expert.model
 
     assert chosen() == "smollm-1b"  # what this gate learnt
     assert not appraiser.warnings()
