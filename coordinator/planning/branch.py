@@ -30,8 +30,8 @@ from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
 _LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
-_STEPS = 1e5
-"""Elementwise steps of a listing that costs no more than a relaxation; larger ones come after it, with less to list."""
+_STEPS = {"coverage": 1e6, "best_of": 1e6, "free_energy": 1e5}
+"""Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
 _WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
 """Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
 _SLOW_ROWS = 8
@@ -114,7 +114,7 @@ class _Search:
         held, free = list(node.held), self._fitting(node)
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.upper, _STEPS):
+        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, 1e5)):
             return
         base = self.candidates.problem.value.state_of(self.candidates.index[held])
         costs, room = self._relaxed_limits(held, free)
