@@ -409,6 +409,7 @@ SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
 Job = Submit | ScoreJob | FollowJob
 """What an expert can be asked to do."""
 ToAgent = Job | TakeToken | CancelJob
-FromAgent = JobStarted | Tokens | NextTokens | JobDone | JobScored | JobFailed
-"""What an agent says of its jobs."""
+JobWord = JobStarted | NextTokens | JobDone | JobScored | JobFailed
+"""What an agent says of one job."""
+FromAgent = JobWord | Tokens
 WireMessage = SessionMessage | Report | ToAgent | FromAgent
