@@ -153,6 +153,10 @@ class Service:
         now_s = asyncio.get_running_loop().time()
         for effect in active.life.handle(event, now_s):
             self._perform(active, effect)
+        # A panel waits for its members only so long, each time anew. A timer that fires early changes nothing.
+        life = active.life
+        if life.outcome is None and active.timer and life.next_deadline_s < active.timer.when():
+            self._arm(active)
 
     def _perform(self, active: _Active, effect: dispatch.Effect) -> None:
         match effect:
@@ -221,6 +225,9 @@ class Service:
     def _learn_prompt_lengths(self, life: dispatch.Lifecycle) -> None:
         for attempt in life.attempts:
             usage = attempt.usage
+            if attempt.purpose is dispatch.Purpose.SCORE:
+                # Its prompt was in the cache, or came with the choices.
+                continue
             if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
                 prefilled = usage.prompt_tokens - usage.cached_tokens
                 model = attempt.expert.model
