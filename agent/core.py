@@ -181,8 +181,11 @@ Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportCh
 class AgentCore:
     """All jobs and experts of one agent. One writer: the daemon's event loop."""
 
-    def __init__(self, models: tuple[ModelSection, ...]) -> None:
-        self.experts = {model.name: Expert(section=model, context_tokens=model.context_tokens) for model in models}
+    def __init__(self, models: tuple[ModelSection, ...], *, paced: bool = False) -> None:
+        """paced: the host is a simulated one, its speed included."""
+        self.experts = {
+            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced) for model in models
+        }
         self.jobs: dict[str, Job] = {}
         self.draining = False
         self.jobs_finished = 0

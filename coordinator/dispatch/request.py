@@ -15,9 +15,10 @@ from moe2.coordinator.structure import FREE, Structure
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for. `arrived_s` is when its last byte had been read.
+    """What a client asked for.
 
-    modes: those that can serve it. ballot: the choices that the answer is one of.
+    arrived_s: when its last byte had been read. modes: those that can serve it. ballot: the choices that the answer is
+    one of. traceparent: the header by which the client's trace goes on here.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class Request:
     modes: frozenset[Mode] = ROUTE_ONLY
     ballot: Ballot | None = None
     principal: Principal = ANYBODY
+    traceparent: str | None = None
 
     @property
     def text(self) -> str:
