@@ -58,7 +58,8 @@ def draw(answer: PlanAnswer, console: Console) -> None:
             f"Certificate: {certificate.status} by {certificate.method}; value {value}{bound}, "
             f"gap {'–' if certificate.gap is None else f'{certificate.gap:.4f}'}, {certificate.nodes} nodes."
         )
-        console.print(*_panel(answer.decision), sep="\n", end="")
+        for line in _panel(answer.decision):
+            console.print(Text(line))
         limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
         console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
     if answer.refusal:
@@ -79,7 +80,7 @@ def _panel(decision: Decision) -> Iterator[str]:
     together = decision.predicted
     simulated = " (simulated)" if together.energy_quality == Quality.SIMULATED else ""
     yield f"Panel, {decision.mode}: {shares}."
-    yield f"Together: {_both(together.energy_j)} J{simulated}, {_both(together.total_s)} s.\n"
+    yield f"Together: {_both(together.energy_j)} J{simulated}, {_both(together.total_s)} s."
 
 
 def _experts(decision: Decision) -> Table:

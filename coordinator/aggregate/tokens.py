@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -23,34 +24,48 @@ import numpy.typing as npt
 from moe2.common.messages import Candidate, Sampling
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMixture:
-    """candidates: every token that some member named, most likely first, equals by their number; `logprob` is that of
-    the mixture. remainder: probability of the tokens that nobody named.
+    """T tokens, every one that some member named, most likely first, equals by their number.
+
+    tokens: (T,) their numbers. logprobs: (T,) in the mixture. remainder: probability of the tokens that nobody named.
+    members: the lists that it was made of.
     """
 
-    candidates: tuple[Candidate, ...]
+    tokens: IntArray
+    logprobs: FloatArray
     remainder: float
+    members: Sequence[Sequence[Candidate]]
+
+    def at(self, place: int) -> Candidate:
+        """One of the T tokens; its `logprob` is that of the mixture."""
+        token = int(self.tokens[place])
+        named = next(one for candidates in self.members for one in candidates if one.token == token)
+        return Candidate(token, float(self.logprobs[place]), named.piece, named.ends)
+
+    def best(self, count: int) -> tuple[Candidate, ...]:
+        """The so many most likely."""
+        return tuple(self.at(place) for place in range(min(count, len(self.tokens))))
 
 
 def mix_tokens(members: Sequence[Sequence[Candidate]], weights: Sequence[float]) -> TokenMixture:
-    """The mixture of the members' lists; weights: as many, with the sum 1."""
-    probabilities: dict[int, float] = {}
-    named: dict[int, Candidate] = {}
-    for candidates, weight in zip(members, weights, strict=True):
-        for candidate in candidates:
-            mass = weight * math.exp(candidate.logprob)
-            probabilities[candidate.token] = probabilities.get(candidate.token, 0.0) + mass
-            named.setdefault(candidate.token, candidate)
-    order = sorted(probabilities, key=lambda token: (-probabilities[token], token))
-    return TokenMixture(
-        candidates=tuple(
-            Candidate(token, _log(probabilities[token]), named[token].piece, named[token].ends) for token in order
-        ),
-        remainder=max(0.0, 1.0 - sum(probabilities.values())),
-    )
+    """The mixture of the members' lists, none of them empty; weights: as many, with the sum 1."""
+    count = sum(map(len, members))
+    every = chain.from_iterable(members)
+    named: IntArray = np.fromiter((candidate.token for candidate in every), np.int64, count)
+    every = chain.from_iterable(members)
+    logprobs = np.fromiter((candidate.logprob for candidate in every), np.float64, count)
+    masses = np.exp(logprobs) * np.repeat(np.asarray(weights, dtype=np.float64), [len(one) for one in members])
+    tokens, places = np.unique(named, return_inverse=True)
+    probabilities = np.bincount(places, masses)
+    # Stable, and the tokens are in order: equals stay in the order of their numbers.
+    order = np.argsort(-probabilities, kind="stable")
+    with np.errstate(divide="ignore"):
+        mixed = np.log(probabilities[order])
+    return TokenMixture(tokens[order], mixed, max(0.0, 1.0 - float(probabilities.sum())), members)
 
 
 class TokenDraw:
@@ -68,25 +83,25 @@ class TokenDraw:
 
     def draw(self, mixture: TokenMixture) -> Candidate:
         """The answer's next token; remembered for the penalties."""
-        scores = self._steered(mixture.candidates)
+        scores = self._steered(mixture)
         if self._sampling.temperature == 0:
             place = int(scores.argmax())
         else:
             kept = self._kept(scores, mixture.remainder)
             place = int(kept[self._place(scores[kept] / self._sampling.temperature)])
-        chosen = mixture.candidates[place]
+        chosen = mixture.at(place)
         self._counts[chosen.token] += 1
         return chosen
 
-    def _steered(self, candidates: Sequence[Candidate]) -> FloatArray:
+    def _steered(self, mixture: TokenMixture) -> FloatArray:
         """(T,) log-probabilities with bias and penalties, up to a constant."""
         sampling = self._sampling
-        scores = np.array([candidate.logprob for candidate in candidates])
-        if sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty:
-            for place, candidate in enumerate(candidates):
-                scores[place] += sampling.logit_bias.get(candidate.token, 0.0)
-                if count := self._counts[candidate.token]:
-                    scores[place] -= count * sampling.frequency_penalty + sampling.presence_penalty
+        scores = mixture.logprobs.copy()
+        for token, bias in sampling.logit_bias.items():
+            scores[mixture.tokens == token] += bias
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            for token, count in self._counts.items():
+                scores[mixture.tokens == token] -= count * sampling.frequency_penalty + sampling.presence_penalty
         return scores
 
     def _kept(self, scores: FloatArray, remainder: float) -> npt.NDArray[np.intp]:
@@ -109,7 +124,3 @@ class TokenDraw:
         masses = np.exp(scores - scores.max())
         bounds = np.cumsum(masses)
         return min(int(np.searchsorted(bounds, self._random.random() * bounds[-1], side="right")), len(bounds) - 1)
-
-
-def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0 else -math.inf

@@ -161,7 +161,7 @@ class Mix(PanelPlay):
         wanted = self.life.request.logprobs
         if wanted is None:
             return None, ()
-        return chosen.logprob, _alternatives(mixture.candidates[:wanted])
+        return chosen.logprob, _alternatives(mixture.best(wanted))
 
     def _job(self, member: Member) -> MakeJob:
         request = self.life.request

@@ -134,3 +134,37 @@ async def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> Non
             assert error["param"] == "tools"
         error = await refused(running, 400, response_format={"type": "json_object"}, moe2={"mode": "mix"})
         assert error["param"] == "response_format"
+
+
+async def test_a_client_that_leaves_a_mix_stops_all_its_members(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """In the middle of a token; everything is accounted, and both experts serve the next request."""
+    async with fleet(tmp_path, agents=("one", "two"), engine_argv=controlled) as running:
+        asking = asyncio.create_task(asked(running, temperature=0, max_tokens=9, moe2={"mode": "mix"}))
+        for _ in range(3):
+            (await control.next_phase()).answer()
+        await control.next_phase()
+        asking.cancel()
+        control.release()
+        await running.quiet()
+        assert running.coordinator.status().requests_cancelled == 1
+        body = await asked(running, temperature=0, max_tokens=2, moe2={"mode": "mix"})
+        assert text_of(body) == "one two "
+        assert len(body["moe2"]["collaboration"]["members"]) == 2
+
+
+async def test_a_vote_does_not_wait_for_a_member_that_hangs(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """Once the other has answered, patience is bounded; the receipt names who was late."""
+    async with fleet(tmp_path, agents=("steady",)) as running:
+        await running.start_agent("stuck", engine_argv=controlled)
+        await running.until(ready=2)
+        asking = asyncio.create_task(asked(running, moe2={"mode": "vote", "choices": ["a", "b"]}))
+        step = await control.next_phase()
+        body = await asking
+        [dropped] = body["moe2"]["collaboration"]["dropped"]
+        assert "late" in dropped["reason"]
+        step.answer()
+        await running.quiet()
