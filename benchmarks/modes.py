@@ -7,7 +7,8 @@ it, and the same requantized. Questions are in `benchmarks/questions.tsv`: simpl
 right answer and three wrong ones. Each is asked in two ways, as text to continue ("Question: ... Answer:"):
 
 - choices: which of the four? Every expert alone (a vote of one), `route` (one expert writes one of the four, held to
-  them by a grammar), `vote` of all.
+  them by a grammar), `vote` of all; its weights are the gate's, here priors by size. From the same votes also what they
+  would have been with weights by accuracy, learned on the other half of the questions.
 - open: write the answer. Every expert alone, `route`, `rank` of all, `mix` of those with one vocabulary. Right is an
   answer in which the right one occurs as a word.
 
@@ -43,6 +44,8 @@ from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.aggregate.shares import best_of, gate_weights, mixture
+from moe2.coordinator.gating.fleetgate import PRIOR_TAU
 from tests.models import smollm2_path
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")
@@ -68,6 +71,8 @@ class Outcome:
     right: bool
     seconds: float
     joules: float | None
+    views: dict[str, list[float]]
+    """Each member's distribution over the choices, by expert; empty but for a vote."""
 
 
 Fields = Callable[[Question], dict[str, Any]]
@@ -145,6 +150,11 @@ async def ask(http: aiohttp.ClientSession, api_url: str, way: Way, question: Que
         right=is_right(way, question, found["choices"][0]["text"]),
         seconds=receipt["seconds"]["total"],
         joules=receipt["energy"]["joules"],
+        views={
+            share["expert"]: share["distribution"]
+            for share in (receipt["collaboration"] or {}).get("members", ())
+            if way.task == "choices"
+        },
     )
     return outcome, receipt["energy"]["quality"]
 
@@ -169,6 +179,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                     qualities.add(quality)
                 if number % 20 == 0:
                     print(f"{number} of {len(asked)} questions", flush=True)
+    weighed = _weighed([outcomes["choices", f"{model} alone"] for model in keys], outcomes["choices", "vote"])
+    print(f"vote, with weights from the other half of the questions: accuracy {weighed[0]:.3f} ± {weighed[1]:.3f}")
     figures = {task: _compared({n: o for (t, n), o in outcomes.items() if t == task}) for task in ("choices", "open")}
     return {
         "n_questions": len(asked),
@@ -176,6 +188,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "energy_quality": sorted(qualities),
         "profile": arguments.profile,
         "load_average": round(os.getloadavg()[0], 1),
+        "vote_weighed_accuracy": round(weighed[0], 4),
+        "vote_weighed_accuracy_se": round(weighed[1], 4),
         **figures,
     }
 
@@ -208,6 +222,21 @@ def _compared(outcomes: Mapping[str, list[Outcome]]) -> dict[str, dict[str, floa
             + (f"   {row['joules']:.2f} ± {row['joules_se']:.2f} J" if joules else "   joules unmeasured")
         )
     return {name: {key: _rounded(value) for key, value in row.items()} for name, row in table.items()}
+
+
+def _weighed(alone: list[list[Outcome]], voted: list[Outcome]) -> tuple[float, float]:
+    """(accuracy, its standard error) of the same votes, had a gate known how often each expert is right: for each
+    question from the questions of the other parity.
+    """
+    accuracy = [[statistics.mean(one.right for one in found[parity::2]) for found in alone] for parity in (0, 1)]
+    right = []
+    for number, vote in enumerate(voted):
+        order = [next(iter(found[number].views)) for found in alone]
+        logits = [share / PRIOR_TAU for share in accuracy[1 - number % 2]]
+        kept = [place for place, expert in enumerate(order) if expert in vote.views]
+        weights = gate_weights([logits[place] for place in kept])
+        right.append(float(best_of(mixture(weights, [vote.views[order[place]] for place in kept])) == 0))
+    return statistics.mean(right), _standard_error(right)
 
 
 def _standard_error(figures: list[float]) -> float:

@@ -20,7 +20,7 @@ class Mode(StrEnum):
     """How experts work together."""
 
     AUTO = "auto"
-    """A vote where the request gives choices and a panel is worth it, else `ROUTE`."""
+    """A vote where the request gives choices, by several where the gate says that this is worth it; else `ROUTE`."""
     ROUTE = "route"
     """One expert answers."""
     VOTE = "vote"

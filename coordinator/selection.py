@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -47,7 +47,7 @@ MEMO_ENTRIES = 512
 MOST_ROSTERS = 256
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 AUTO_LEAST_GAIN = 0.05
-"""What a panel has to add to the chance of a good answer for `auto` to let it vote."""
+"""What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """All points together; a frontier is for people, and nobody else may wait for it longer."""
@@ -234,8 +234,9 @@ class Selector:
             return self._panel(mode, case)
         if mode is Mode.AUTO:
             panel = self._panel(Mode.VOTE, case)
-            if isinstance(panel, Selection) and _is_worth_it(panel):
-                return panel
+            if isinstance(panel, Selection):
+                # To score choices is cheaper than to write one, so even one expert votes.
+                return panel if _is_worth_it(panel) else self._panel(Mode.VOTE, case.alone())
         return self._route(case, epoch)
 
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
@@ -380,6 +381,10 @@ class _Case:
     ruled_out: Mapping[str, str]
     category: str
 
+    def alone(self) -> _Case:
+        """The same for panels of one."""
+        return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
+
     def outlook(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
         """For panels of up to `size` members without those who are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
@@ -397,9 +402,13 @@ def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
 
 
 def _is_worth_it(panel: Selection) -> bool:
-    """True where a vote is likelier to be right than its best member, as far as the scores tell."""
+    """True where the gate knows the members, and they are likelier to hold a good answer than the best of them. What a
+    prior thinks by a model's size says nothing of what several know together.
+    """
+    trained = {other.expert.key for other in panel.considered if other.trained}
     scores = np.array([member.score for member in panel.members])
-    return len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_LEAST_GAIN
+    is_known = trained.issuperset(member.expert.key for member in panel.members)
+    return is_known and len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_LEAST_GAIN
 
 
 def _strangers(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:

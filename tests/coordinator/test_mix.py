@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.common.errors import JobErrorCode
@@ -200,6 +200,7 @@ def played(members: int, views: list[list[int]], sampling: Sampling) -> list[Tok
 
 
 @given(VIEWS, st.integers(2, 3), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
 def test_identical_members_write_what_one_writes(views: list[list[int]], members: int, seed: int) -> None:
     """Drawn with the same seed, and greedily."""
     for sampling in (GREEDY, Sampling(seed=seed)):
@@ -207,6 +208,7 @@ def test_identical_members_write_what_one_writes(views: list[list[int]], members
 
 
 @given(VIEWS)
+@settings(max_examples=50, deadline=None)
 def test_one_member_at_temperature_0_writes_its_own_best(views: list[list[int]]) -> None:
     """Token for token."""
     best = [chr(97 + max(range(len(raw)), key=lambda n: (raw[n], -n))) for raw in views]

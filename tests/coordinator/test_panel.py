@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles
+from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.budgets import Budgets, Mode, Wish
 from moe2.coordinator.decision import decision_of
+from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.panel import USUAL_PANEL
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import EXACT, expert, selector, speed
 from tests.coordinator.panels import ALL_MODES
+from tests.fakes.gates import write_gate
 
 
 def joules(per_prompt_token: float, per_decoded_token: float, *, idle_w: float | None = None) -> EnergyProfile:
@@ -232,19 +236,39 @@ def test_without_a_word_of_a_mode_one_expert_answers() -> None:
     assert panel(member(1), member(2), choice_tokens=None).mode is Mode.ROUTE
 
 
-def test_auto_votes_where_choices_are_given_and_a_panel_fits() -> None:
-    """Else one expert answers; choices without a mode ask for `auto`."""
+def gated(tmp_path: Path) -> Selector:
+    """A gate that knows three models, good at 0.3, 0.5 and 0.7 of all prompts."""
+    gate, manifest = load_checkpoint(write_gate(tmp_path / "gate.safetensors", ["one", "two", "three"], ["all"]))
+    return Selector(Appraiser(gate, manifest.kinds), {}, clock=lambda: 0.0)
+
+
+def test_auto_has_choices_scored() -> None:
+    """By one expert, cheaper than writing one of them; choices without a mode ask for `auto`."""
     two = member(1), member(2)
-    assert panel(*two, mode=Mode.AUTO).mode is Mode.VOTE
-    assert panel(*two).mode is Mode.VOTE
+    for wish in ({"mode": Mode.AUTO}, {}):
+        decided = panel(*two, **wish)
+        assert (decided.mode, len(decided.members)) == (Mode.VOTE, 1)
     assert panel(*two, mode=Mode.AUTO, choice_tokens=None, modes=ALL_MODES - {Mode.VOTE}).mode is Mode.ROUTE
-    assert panel(two[0], mode=Mode.AUTO).mode is Mode.ROUTE
     assert panel(*two, mode=Mode.ROUTE).mode is Mode.ROUTE
 
 
-def test_auto_does_not_vote_for_a_gain_too_small() -> None:
-    """A weak second opinion is not worth its joules."""
-    assert panel(member(1, "m-100m"), member(2, "m-70b"), mode=Mode.AUTO).mode is Mode.ROUTE
+def test_auto_routes_where_nobody_can_score() -> None:
+    """An older agent writes one of the choices."""
+    assert panel(member(1, protocol=1), mode=Mode.AUTO).mode is Mode.ROUTE
+
+
+def test_auto_lets_several_vote_where_the_gate_says_so(tmp_path: Path) -> None:
+    """0.5 beside 0.7 covers 0.85: worth it, but not under a budget for one."""
+    two = member(1, "two"), member(2, "three")
+    chooser = gated(tmp_path)
+    for energy_j, members in ((None, 2), (1.3, 1)):
+        wish = Wish(mode=Mode.AUTO, energy_budget_j=energy_j)
+        asked = SelectionRequest(
+            model="moe2", demand=Demand(100, 20), wish=wish, modes=ALL_MODES, choice_tokens=10, text="x"
+        )
+        decided = chooser.select(asked, two, {}, 0)
+        assert isinstance(decided, Selection)
+        assert (decided.mode, len(decided.members)) == (Mode.VOTE, members)
 
 
 def test_a_categorys_mode_applies_where_it_can() -> None:

@@ -73,11 +73,13 @@ async def test_an_enum_is_answered_with_the_json_that_the_client_expects(tmp_pat
         assert (json.loads(text_of(body)), body["moe2"]["mode"]) == ({"answer": "no"}, "vote")
 
 
-async def test_choices_without_a_panel_are_routed(tmp_path: Path) -> None:
-    """One expert is all there is, so `auto` has it write the answer."""
-    async with fleet(tmp_path) as running:
+async def test_choices_alone_are_scored_by_one_expert(tmp_path: Path) -> None:
+    """Which `auto` finds cheapest without a gate; with a parameter that a vote cannot honour one is written."""
+    async with fleet(tmp_path, agents=("one", "two")) as running:
         body = await asked(running, moe2={"choices": ["one", "two"]})
-        assert body["moe2"]["mode"] == "route"
+        assert [line["purpose"] for line in body["moe2"]["experts"]] == ["score"]
+        body = await asked(running, temperature=0.5, moe2={"choices": ["one", "two"]})
+        assert [line["purpose"] for line in body["moe2"]["experts"]] == ["answer"]
 
 
 async def test_ranking_has_members_write_and_score(tmp_path: Path) -> None:
