@@ -231,12 +231,12 @@ class Selector:
         )
         mode = _mode(request, budgets)
         if mode.is_panel:
-            return self._panel(mode, case)
+            return self._panel(mode, case, epoch)
         if mode is Mode.AUTO:
-            panel = self._panel(Mode.VOTE, case)
+            panel = self._panel(Mode.VOTE, case, epoch)
             if isinstance(panel, Selection):
                 # To score choices is cheaper than to write one, so even one expert votes.
-                return panel if _is_worth_it(panel) else self._panel(Mode.VOTE, case.alone())
+                return panel if _is_worth_it(panel) else self._panel(Mode.VOTE, case.alone(), epoch)
         return self._route(case, epoch)
 
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
@@ -259,7 +259,7 @@ class Selector:
             predicted=chosen.prediction,
         )
 
-    def _panel(self, mode: Mode, case: _Case) -> Selection | NoExpert:
+    def _panel(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
         """As many experts as `max_experts` or `USUAL_PANEL` allows, or as few as the budgets do."""
         roster, largest = case.roster, case.budgets.max_experts or USUAL_PANEL
         incapable = outsiders(mode, roster)
@@ -271,7 +271,7 @@ class Selector:
                 return _impossible(mode, f"none of the {len(roster)} experts share a vocabulary")
         out = {**incapable, **case.ruled_out}
         plans = [
-            (outlook, self._solve(outlook))
+            (outlook, self._plan(outlook, epoch))
             for others in _strangers(mode, roster, out)
             # Only what ranking costs depends on the panel's size. Of equals the first, the smaller panel.
             for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
@@ -344,9 +344,11 @@ class Selector:
         return np.array([lengths[model] for model in roster.models])
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
-        forecast, worth = outlook.forecast, outlook.worth
+        forecast, worth, work = outlook.forecast, outlook.worth, outlook.work
         key = (
             epoch,
+            # A panel's costs follow from the rest and these two.
+            None if work is None else (work.mode, work.size),
             worth,
             forecast.roster.keys,
             forecast.busy.tobytes(),
@@ -357,16 +359,13 @@ class Selector:
         )
         plan = self._memo.get(key)
         if plan is None:
-            plan = self._memo[key] = self._solve(outlook)
+            problem = problem_of(forecast, worth, outlook.budgets, outlook.ruled_out, work)
+            plan = self._memo[key] = solve(problem, worth, clock=self._clock)
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
         else:
             self._memo.move_to_end(key)
         return plan
-
-    def _solve(self, outlook: Outlook) -> Plan:
-        problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work)
-        return solve(problem, outlook.worth, clock=self._clock)
 
 
 @dataclass(frozen=True, eq=False)

@@ -228,6 +228,23 @@ def _speed(reads: float, writes: float) -> dict[str, Any]:
     return {name: getattr(profile, name) for name in profile.__struct_fields__}
 
 
+def test_equal_inputs_are_planned_once() -> None:
+    """Panels as well; another mode or size is another plan."""
+    chooser, fleet = selector(), (member(1), member(2), member(3))
+
+    def plan(mode: Mode, most: int, epoch: int = 0) -> Any:
+        wish = Wish(mode=mode, max_experts=most)
+        asked = SelectionRequest(model="moe2", demand=Demand(100, 20), wish=wish, modes=ALL_MODES, choice_tokens=10)
+        decided = chooser.select(asked, fleet, {}, epoch)
+        assert isinstance(decided, Selection)
+        return decided.plan
+
+    first = plan(Mode.VOTE, 2)
+    assert plan(Mode.VOTE, 2) is first
+    others = [plan(Mode.VOTE, 3), plan(Mode.MIX, 2), plan(Mode.VOTE, 2, epoch=1)]
+    assert all(other is not first for other in others)
+
+
 # --- Which mode -------------------------------------------------------------------------------------------------------
 
 
