@@ -53,13 +53,15 @@ class Load:
 class Work:
     """One mode's work for panels of up to `size` members.
 
-    forecast: each member's own part. joining_s: what panels of two and more take on top of their slowest member.
+    forecast: what each member takes. parts: the same of its jobs, one after the other, where they are several.
+    joining_s: what panels of two and more take on top of their slowest member.
     """
 
     mode: Mode
     size: int
     forecast: Forecast
     joining_s: Quantiles = _NO_TIME
+    parts: tuple[Forecast, ...] = ()
 
     @property
     def delivers_at_once(self) -> bool:
@@ -72,8 +74,7 @@ def work_of(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArr
     if mode is Mode.VOTE:
         return Work(mode, size, _vote(roster, load))
     if mode is Mode.RANK:
-        forecast, scoring_s = _rank(roster, load, size)
-        return Work(mode, size, forecast, _spread(scoring_s, eligible))
+        return _rank(roster, load, size, eligible)
     forecast = _mix(roster, load, eligible)
     return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
 
@@ -151,15 +152,15 @@ def _vote(roster: Roster, load: Load) -> Forecast:
     return roster.forecast(load.prompt_tokens + load.choice_tokens, 1, load.busy)
 
 
-def _rank(roster: Roster, load: Load, size: int) -> tuple[Forecast, Range]:
-    """(each member's whole part, its seconds of scoring)."""
+def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
     writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
     if size < 2:
-        return replace(writing, ttft_s=writing.total_s), Range(*np.zeros((2, len(roster))))
+        return Work(Mode.RANK, size, replace(writing, ttft_s=writing.total_s))
     scoring = roster.forecast(load.prompt_tokens + size * load.answer_tokens, 1, load.busy)
     total_s = _sum(writing.total_s, scoring.total_s)
     energy_j = _sum(writing.energy_j, scoring.energy_j)
-    return replace(writing, ttft_s=total_s, total_s=total_s, energy_j=energy_j), scoring.total_s
+    whole = replace(writing, ttft_s=total_s, total_s=total_s, energy_j=energy_j)
+    return Work(Mode.RANK, size, whole, _spread(scoring.total_s, eligible), (writing, scoring))
 
 
 def _mix(roster: Roster, load: Load, eligible: BoolArray) -> Forecast:

@@ -112,6 +112,12 @@ class Outlook:
             bool(self.appraisal.trained[place]),
         )
 
+    def member(self, place: int, weight: float) -> Member:
+        """One expert of the roster as a member of a panel."""
+        one = self.at(place)
+        parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
+        return Member(one.expert, one.prediction, one.score, weight, parts)
+
     @cached_property
     def considered(self) -> tuple[Considered, ...]:
         """Every expert, in the fleet's order."""
@@ -120,12 +126,21 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Member:
-    """One expert of the panel that answers. weight: its share of the mixture; those of a panel sum to 1."""
+    """One expert of the panel that answers.
+
+    weight: its share of the mixture; those of a panel sum to 1. parts: the prediction of each of its jobs, where they
+    are several one after the other.
+    """
 
     expert: Expert
     prediction: Prediction
     score: float
     weight: float = 1.0
+    parts: tuple[Prediction, ...] = ()
+
+    def part(self, number: int) -> Member:
+        """The member as it does one of its jobs."""
+        return replace(self, prediction=self.parts[number], parts=()) if self.parts else self
 
 
 @dataclass(frozen=True)
@@ -168,13 +183,14 @@ class Selection:
 class NoExpert:
     """Nobody can take the request. `code` says which kind of answer the client gets.
 
-    plan, outlook: set where the budgets rule everybody out.
+    plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
     """
 
     code: str
     message: str
     plan: Plan | None = None
     outlook: Outlook | None = None
+    retry_after_s: int | None = None
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -290,10 +306,9 @@ class Selector:
         end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
         places = finest(problem, plan, case.appraisal.scores, end_s)
         members = weighted(places, case.appraisal.logits)
-        chosen = [(outlook.at(place), weight) for place, weight in members]
         return Selection(
             mode=mode,
-            members=tuple(Member(one.expert, one.prediction, one.score, weight) for one, weight in chosen),
+            members=tuple(outlook.member(place, weight) for place, weight in members),
             candidates=frozenset(plan.names) | {roster.keys[place] for place in places},
             category=case.category,
             outlook=outlook,

@@ -41,10 +41,10 @@ class Attempt:
     member: Member
     selection: Selection
     submitted_s: float
-    purpose: Purpose = Purpose.ANSWER
     state: AttemptState = AttemptState.RUNNING
     usage: JobUsage | None = None
     error: str | None = None
+    purpose: Purpose = Purpose.ANSWER
 
     @property
     def expert(self) -> Expert:

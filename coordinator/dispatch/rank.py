@@ -53,7 +53,7 @@ class Rank(PanelPlay):
         self._selection = selection
         effects: list[Effect] = []
         for member in selection.members:
-            effects += self.life.answer(member, selection, now_s, Purpose.CANDIDATE)
+            effects += self.life.answer(member.part(0), selection, now_s, Purpose.CANDIDATE)
             self._join(now_s)
         return effects
 
@@ -125,10 +125,13 @@ class Rank(PanelPlay):
         """Ask everybody who has written."""
         assert self._selection is not None  # noqa: S101 - the play has begun
         texts = tuple(candidate.text for candidate in self._candidates)
-        writers, self.active = self.active, []
+        writing = {writer.expert.key for writer in self.active}
+        self.active = []
         effects: list[Effect] = []
-        for writer in writers:
-            member = writer.member
+        for whole in self._selection.members:
+            if whole.expert.key not in writing:
+                continue
+            member = whole.part(1)
             job = score_job(self.life, member, texts)
             effects += self.life.submit(member, self._selection, job, now_s, Purpose.SCORE)
             self._join(now_s)

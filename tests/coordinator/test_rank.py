@@ -159,3 +159,15 @@ def test_when_all_writers_fail_the_client_is_told(rank: PanelBench) -> None:
     for attempt in (0, 1):
         rank.failed(attempt=attempt)
     assert outcomes(rank.failed(attempt=2)) == [Failed(JobErrorCode.ENGINE_CRASHED, "It died.")]
+
+
+def test_each_part_has_its_own_prediction(rank: PanelBench) -> None:
+    """What writing takes, then what scoring takes: together what the member was chosen for."""
+    written(rank, "aa", "bb", "cc")
+    writing, scoring = rank.life.attempts[0], rank.life.attempts[3]
+    whole = writing.selection.members[0].prediction
+    assert writing.prediction.total_s is not None
+    assert scoring.prediction.total_s is not None
+    assert whole.total_s is not None
+    assert whole.total_s.p95 == pytest.approx(writing.prediction.total_s.p95 + scoring.prediction.total_s.p95)
+    assert scoring.prediction.total_s.p95 < writing.prediction.total_s.p95
