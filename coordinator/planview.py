@@ -80,7 +80,8 @@ def _panel(decision: Decision) -> Iterator[str]:
     together = decision.predicted
     simulated = " (simulated)" if together.energy_quality == Quality.SIMULATED else ""
     yield f"Panel, {decision.mode}: {shares}."
-    yield f"Together: {_both(together.energy_j)} J{simulated}, {_both(together.total_s)} s."
+    energy = "joules unmeasured" if together.energy_j is None else f"{_both(together.energy_j)} J{simulated}"
+    yield f"Together: {energy}, {_both(together.total_s)} s (p50 / p95)."
 
 
 def _experts(decision: Decision) -> Table:
