@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.gating import encoder
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.gating.features import ENCODER, ENCODER_WIDTH, FeatureConfig, FeatureExtractor
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.table import CapabilityTable
@@ -38,6 +40,7 @@ def service_of(appraiser: Appraiser) -> Service:
         selector,
         send=lambda *_: False,
         max_active=1,
+        bookkeeper=create_autospec(Bookkeeper),
         on_retired=lambda *_: None,
     )
 
