@@ -274,6 +274,7 @@ class AgentCore:
                 job_id=submit.job_id,
                 prompt=submit.prompt,
                 sampling=submit.sampling,
+                prefix=submit.prefix,
                 max_tokens=submit.max_tokens,
                 stop=submit.stop,
                 logprobs=submit.logprobs,

@@ -66,14 +66,20 @@ class Budgets(Settings):
 
 
 class Wish(Budgets):
-    """What a request says of itself: the `moe2` object of its body. category None: found by the gate."""
+    """What a request says of itself: the `moe2` object of its body. category None: found by the gate.
+
+    strict: its latency budget holds even for an answer that has begun: it ends in an error rather than late.
+    resume: where an expert fails in mid-answer, another one goes on from there.
+    """
 
     category: str | None = None
+    strict: bool = False
+    resume: bool = False
 
 
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets]) -> Budgets:
     """The limits in force: the request's, else its category's, else the default category's."""
     default = categories.get(DEFAULT_CATEGORY, Budgets())
     fallback = categories[category].over(default) if category in categories else default
-    own = {name: value for name, value in wish if value is not None and name != "category"}
+    own = {name: value for name, value in wish if value is not None and name in Budgets.model_fields}
     return fallback.model_copy(update=own)

@@ -119,8 +119,11 @@ class CalibrationWindow:
         """Everything that the request spent is known. One that was not answered says nothing about predictions."""
         if not isinstance(life.outcome, Completed) or life.concluded_s is None:
             return
-        attempt = life.attempts[-1]
-        if attempt.state is not AttemptState.ANSWERED or attempt.usage is None or not attempt.usage.decoded_tokens:
+        attempt = life.answering
+        # An answer that two experts wrote in turn says nothing about either.
+        if attempt is None or len(life.authors) > 1 or attempt.state is not AttemptState.ANSWERED:
+            return
+        if attempt.usage is None or not attempt.usage.decoded_tokens:
             return
         began_s = attempt.submitted_s
         self._records.append(

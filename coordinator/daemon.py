@@ -34,7 +34,7 @@ from moe2.coordinator.dispatch import Completed, Lifecycle
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.health import fleet_warnings
+from moe2.coordinator.health import dispatch_warnings, fleet_warnings
 from moe2.coordinator.hub import Hub
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
@@ -82,6 +82,7 @@ class CoordinatorDaemon:
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
             on_retired=self._request_retired,
+            settings=settings.dispatch,
         )
         self._hub = Hub(
             agents,
@@ -90,6 +91,7 @@ class CoordinatorDaemon:
             table=self._table,
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
+            on_report=self._service.fleet_changed,
         )
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
@@ -129,7 +131,7 @@ class CoordinatorDaemon:
     def status(self) -> CoordinatorStatus:
         now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
-        totals = self._service.totals
+        totals, dispatch = self._service.totals, self._service.status()
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
@@ -144,7 +146,9 @@ class CoordinatorDaemon:
             requests_finished=totals.finished,
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
+            dispatch=dispatch,
             warnings=(
+                *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
                     rows,
                     n_choosable=len(self._table.choosable(now_s)),
@@ -187,9 +191,9 @@ class CoordinatorDaemon:
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
-        if isinstance(life.outcome, Completed):
+        if isinstance(life.outcome, Completed) and life.answering:
             # So that the answer can be scored later.
-            expert, request = life.attempts[-1].expert, life.request
+            expert, request = life.answering.expert, life.request
             self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
 
     async def _evict(self) -> None:
@@ -197,6 +201,7 @@ class CoordinatorDaemon:
             await asyncio.sleep(EVICT_EVERY_S)
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
+                self._service.agent_evicted(agent_id)
 
     async def _sample_power(self) -> None:
         while True:

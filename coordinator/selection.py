@@ -15,6 +15,7 @@ import numpy as np
 
 from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
+from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
@@ -43,6 +44,8 @@ class SelectionRequest:
 
     model: a model's name, an expert's key, or one of `ANY_MODEL`. text: the prompt as the gate reads it.
     excluded: keys of experts that must not be chosen, because they have failed this request already.
+    barred: keys of experts that nobody is to be sent to now, with the reasons. affinity: who holds the beginning of
+    this conversation in its cache.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
     elapsed_s, spent_j: what former attempts have used up of the budgets.
     """
@@ -52,6 +55,8 @@ class SelectionRequest:
     text: str = ""
     wish: Wish = field(default_factory=Wish)
     excluded: frozenset[str] = frozenset()
+    barred: Mapping[str, str] = field(default_factory=dict)
+    affinity: Affinity | None = None
     least_context_tokens: int = 0
     needs_chat_template: bool = False
     needs_tools: bool = False
@@ -190,13 +195,16 @@ class Selector:
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
         worth = self.appraiser.on_the_whole(roster)
-        forecast = roster.forecast(self._prompt_tokens(roster, request.demand), request.demand.answer_tokens, busy)
+        prompt_tokens = self._prompt_tokens(roster, request.demand)
+        if request.affinity is not None:
+            request.affinity.save(roster.keys, prompt_tokens)
+        forecast = roster.forecast(prompt_tokens, request.demand.answer_tokens, busy)
         outlook = Outlook(forecast, appraisal, worth, budgets, ruled_out)
         plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
             return NoExpert("infeasible", _infeasible(plan, forecast), plan, outlook)
         candidates = _candidates(plan, budgets)
-        chosen = outlook.at(_finest(outlook, candidates, busy))
+        chosen = outlook.at(_finest(outlook, candidates, busy, request.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -291,12 +299,16 @@ def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dic
         out |= roster.toolless
     if request.excluded:
         out |= np.array([key in request.excluded for key in roster.keys])
+    if request.barred:
+        out |= np.array([key in request.barred for key in roster.keys])
     reasons: dict[str, str] = {}
     for place in np.flatnonzero(out).tolist():
         expert = roster.experts[place]
         report = expert.report
         if expert.key in request.excluded:
             reason = "it has already failed this request"
+        elif expert.key in request.barred:
+            reason = request.barred[expert.key]
         elif request.needs_chat_template and roster.bare[place]:
             reason = "its model has no chat template"
         elif request.needs_tools and roster.toolless[place]:
@@ -321,19 +333,20 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray) -> int:
+def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
     """The fine level for one answering expert: the place of the best score, among the same scores the soonest end."""
     forecast, scores = outlook.forecast, outlook.appraisal.scores
     keys, total_s = forecast.roster.keys, forecast.total_s.p50
     places = [place for place, key in enumerate(keys) if key in candidates]
     best = scores[places].max()
 
-    def rank(place: int) -> tuple[float, int, str]:
+    def rank(place: int) -> tuple[float, bool, int, str]:
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
         is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
         unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
         end_s = float(total_s[place])
-        return (unmeasured_s if np.isnan(end_s) else end_s, int(busy[place]), keys[place])
+        is_strange = affinity is None or affinity.expert_key != keys[place]
+        return (unmeasured_s if np.isnan(end_s) else end_s, is_strange, int(busy[place]), keys[place])
 
     return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
@@ -350,6 +363,8 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
         return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")
+    if all(expert.key in request.barred for expert in left):
+        return NoExpert("no_live_expert", f"All {len(left)} experts that could answer have kept failing; try later.")
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
 

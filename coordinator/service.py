@@ -1,17 +1,18 @@
-"""Performs what the requests' lifecycles decide: sends jobs, delivers tokens, keeps their deadlines."""
+"""Performs what the requests' lifecycles decide: sends jobs, delivers tokens, keeps their deadlines and their queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from moe2.common.messages import (
     CancelJob,
     FromAgent,
+    Job,
     JobDone,
     JobFailed,
     JobScored,
@@ -20,23 +21,33 @@ from moe2.common.messages import (
     ToAgent,
     Tokens,
 )
+from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator import dispatch
+from moe2.coordinator.admission import WaitingRoom, retry_after_s
+from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
+from moe2.coordinator.breaker import Breakers
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
-from moe2.coordinator.table import CapabilityTable
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector, wants
+from moe2.coordinator.settings import DispatchSection
+from moe2.coordinator.table import CapabilityTable, Expert
 
 log = structlog.get_logger()
 
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[dispatch.Lifecycle, Receipt], None]
 
+MOST_IN_VAIN = 32
+"""Waiting requests that are looked at for one piece of news: those that want what it does not bring must not cost the
+running ones their time."""
+
 
 @dataclass
 class _Active:
     life: dispatch.Lifecycle
     exchange: Exchange
+    chain: tuple[Prefix, ...] = ()
     timer: asyncio.TimerHandle | None = None
 
 
@@ -47,6 +58,11 @@ class Totals:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
+    hedges_won: int = 0
+    hedges_lost: int = 0
+    resumed: int = 0
+    queue_refused: int = 0
+    """Requests for which there was no place in the queue."""
 
 
 class Service:
@@ -55,6 +71,7 @@ class Service:
     send: hands a message to an agent; False if it is not connected.
     on_retired: called once per request, when everything it spent is known, with its final receipt; for one that was
     answered in full that is before its client learns of the end.
+    settings: how far to go for a request.
     """
 
     def __init__(
@@ -65,6 +82,7 @@ class Service:
         send: Send,
         max_active: int,
         on_retired: OnRetired,
+        settings: DispatchSection,
     ) -> None:
         self._table = table
         self._selector = selector
@@ -74,6 +92,14 @@ class Service:
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
         self._in_flight: Counter[str] = Counter()
+        self._settings = settings
+        self._waiting = WaitingRoom(settings.max_queued)
+        self._is_room_expected = False
+        self._room_timer: asyncio.TimerHandle | None = None
+        self._breakers = Breakers()
+        self._affinities = Affinities()
+        self._hedges = dispatch.HedgeRation(settings.hedge_share if settings.hedging else 0.0)
+        self._terms = dispatch.Terms(queue_s=settings.queue_s, may_hedge=self._may_hedge)
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
@@ -91,11 +117,28 @@ class Service:
     def is_full(self) -> bool:
         return len(self._active) >= self._max_active
 
+    def status(self) -> DispatchStatus:
+        totals = self.totals
+        states = self._breakers.states(asyncio.get_running_loop().time()) if self._settings.breakers else {}
+        return DispatchStatus(
+            waiting=len(self._waiting),
+            queue_refused=totals.queue_refused,
+            hedges_won=totals.hedges_won,
+            hedges_lost=totals.hedges_lost,
+            resumed=totals.resumed,
+            breakers=tuple(BreakerRow(expert=key, state=state) for key, state in sorted(states.items())),
+        )
+
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
-        life = dispatch.Lifecycle(request=request, choose=self.choose)
+        # Who has waited comes before who has just arrived.
+        self._serve_waiting()
+        chain = prefixes(request.prompt) if self._settings.affinity else ()
+        affinity = self._affinities.find(chain)
+        life = dispatch.Lifecycle(request, lambda asked: self._choose(asked, affinity), self._terms)
         exchange = Exchange(life)
-        active = _Active(life, exchange)
+        active = _Active(life, exchange, chain)
+        self._hedges.request_came()
         self._active[request.request_id] = active
         self._idle.clear()
         self._handle(active, dispatch.Admitted())
@@ -122,13 +165,27 @@ class Service:
             case NextTokens():
                 self._handle_job(message.job_id, dispatch.NextTokensArrived(message))
 
+    def fleet_changed(self) -> None:
+        """An agent has joined or reported: there may be room where there was none."""
+        self._expect_room()
+
     def agent_lost(self, agent_id: str) -> None:
+        self._affinities.forget(agent_id)
         for active in tuple(self._active.values()):
             self._handle(active, dispatch.AgentLost(agent_id))
+        # Those who wait for this one alone are to hear that nobody is left.
+        self._expect_room()
+
+    def agent_evicted(self, agent_id: str) -> None:
+        """It will not come back."""
+        self._breakers.forget(agent_id)
 
     async def drain(self, drain_s: float) -> None:
-        """Let requests end by themselves, then end the rest with an error."""
+        """Let requests end by themselves, then end the rest with an error. Those that wait for room end at once: they
+        can be begun elsewhere."""
         self.stopping = True
+        for request_id in tuple(self._waiting.in_turn()):
+            self._handle(self._active[request_id], dispatch.ServiceStopping())
         try:
             await asyncio.wait_for(self._idle.wait(), drain_s)
         except TimeoutError:
@@ -138,12 +195,81 @@ class Service:
 
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
-        return self._selector.select(request, experts, self._in_flight, self._table.epoch)
+        return self._choose(request, None)
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """What other energy budgets would buy."""
         return self._selector.frontier(decided)
+
+    def _choose(self, request: SelectionRequest, affinity: Affinity | None) -> Selection | NoExpert:
+        now_s = asyncio.get_running_loop().time()
+        barred = self._breakers.barred(now_s) if self._settings.breakers else {}
+        if barred or affinity is not None:
+            request = replace(request, barred=barred, affinity=affinity)
+        return self._selector.select(request, self._table.choosable(now_s), self._in_flight, self._table.epoch)
+
+    def _may_hedge(self) -> bool:
+        """Where others wait for room, a second expert for one request would be taken from them."""
+        return not self._waiting and self._hedges.take()
+
+    # --- Who waits ----------------------------------------------------------------------------------------------------
+
+    def _expect_room(self) -> None:
+        """Look soon whether somebody who waits can be served: not in the middle of what is being done now."""
+        if self._waiting and not self._is_room_expected:
+            self._is_room_expected = True
+            asyncio.get_running_loop().call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        if not self._is_room_expected:
+            return
+        self._is_room_expected = False
+        in_vain = 0
+        for request_id in tuple(self._waiting.in_turn()):
+            if request_id not in self._waiting:
+                continue  # It lost its place to one that was served before it.
+            self._handle(self._active[request_id], dispatch.RoomAppeared())
+            in_vain += request_id in self._waiting
+            if in_vain >= MOST_IN_VAIN:
+                break
+        self._wake_for_breakers()
+
+    def _wake_for_breakers(self) -> None:
+        """A breaker that lets a probe through makes room, too, and nobody tells."""
+        loop = asyncio.get_running_loop()
+        at_s = self._breakers.next_change_s(loop.time()) if self._waiting else None
+        if self._room_timer:
+            self._room_timer.cancel()
+        self._room_timer = None if at_s is None else loop.call_at(at_s, self._expect_room)
+
+    def _enter_queue(self, active: _Active) -> None:
+        request = active.life.request
+        if self.stopping:
+            self._handle(active, dispatch.ServiceStopping())
+            return
+        entered = self._waiting.enter(request.request_id, model=request.model, key_id=request.principal.key_id)
+        for refused in (active if entered is None else None, entered and self._active.get(entered.displaced or "")):
+            if refused:
+                self.totals.queue_refused += 1
+                self._handle(refused, dispatch.RoomRefused())
+        if entered:
+            self._arm(active)
+            self._wake_for_breakers()
+
+    def _retry_after_s(self, life: dispatch.Lifecycle) -> float | None:
+        """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
+        request, outcome = life.request, life.outcome
+        if not isinstance(outcome, dispatch.Failed):
+            return None
+        now_s = asyncio.get_running_loop().time()
+        experts = [expert for expert in self._table.choosable(now_s) if wants(request.model, expert)]
+        if outcome.code == dispatch.OVERLOADED:
+            return retry_after_s(self._waiting.n_waiting_for(request.model), experts)
+        if outcome.code == "no_live_expert" and experts:
+            return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
+        return None
+
+    # --- Events and effects -------------------------------------------------------------------------------------------
 
     def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
         if active := self._jobs.get(job_id):
@@ -159,26 +285,57 @@ class Service:
             case dispatch.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
             case dispatch.SubmitJob(expert=expert, job=job):
-                self._in_flight[expert.key] += 1
-                self._jobs[job.job_id] = active
-                self._arm(active)
-                if not self._send(expert.agent_id, job):
-                    self._handle(active, dispatch.AgentLost(expert.agent_id))
+                self._submit(active, expert, job)
             case dispatch.Tell(agent_id=agent_id, take=take):
                 self._send(agent_id, take)
             case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
                 self._send(agent_id, CancelJob(job_id=job_id))
             case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
-                self._jobs.pop(job_id, None)
-                self._in_flight[key] -= 1
-                if not self._in_flight[key]:
-                    del self._in_flight[key]
+                self._release(active, key, job_id)
+            case dispatch.Suspect(expert_key=key, job_id=job_id):
+                log.warning("expert_late", request_id=active.life.request.request_id, expert=key)
+                self._breakers.late(key, job_id, asyncio.get_running_loop().time())
+            case dispatch.EnterQueue():
+                self._enter_queue(active)
+            case dispatch.LeaveQueue(served=served):
+                self._waiting.leave(active.life.request.request_id, served=served)
             case dispatch.Conclude(outcome=outcome):
                 self._count(outcome)
                 self._arm(active)
-                active.exchange.conclude(outcome)
+                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life))
             case dispatch.Retire():
                 self._retire(active)
+
+    def _submit(self, active: _Active, expert: Expert, job: Job) -> None:
+        self._in_flight[expert.key] += 1
+        self._jobs[job.job_id] = active
+        self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
+        self._arm(active)
+        if not self._send(expert.agent_id, job):
+            self._handle(active, dispatch.AgentLost(expert.agent_id))
+
+    def _release(self, active: _Active, key: str, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+        self._in_flight[key] -= 1
+        if not self._in_flight[key]:
+            del self._in_flight[key]
+        self._judge(active.life, job_id)
+        self._expect_room()
+
+    def _judge(self, life: dispatch.Lifecycle, job_id: str) -> None:
+        """What the end of an attempt says of its expert."""
+        attempt = next(attempt for attempt in life.attempts if attempt.job_id == job_id)
+        now_s, key = asyncio.get_running_loop().time(), attempt.expert.key
+        match attempt.state:
+            case dispatch.AttemptState.ANSWERED:
+                self._breakers.succeeded(key, job_id, now_s)
+            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
+                code = attempt.code or "unknown"
+                self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
+            case dispatch.AttemptState.HEDGED if _kept_waiting(attempt):
+                self._breakers.late(key, job_id, now_s)
+            case _:
+                self._breakers.ended(key, job_id)
 
     def _arm(self, active: _Active) -> None:
         loop = asyncio.get_running_loop()
@@ -203,7 +360,9 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
+        self._count_helpers(life)
         self._learn_prompt_lengths(life)
+        self._learn_affinity(active)
         receipt = receipt_of(life)
         active.exchange.settle(receipt)
         self._on_retired(life, receipt)
@@ -226,6 +385,18 @@ class Service:
                 model = attempt.expert.model
                 self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
 
+    def _learn_affinity(self, active: _Active) -> None:
+        answering = active.life.answering
+        if answering and answering.usage and isinstance(active.life.outcome, dispatch.Completed):
+            self._affinities.answered(active.chain, answering.expert.key, answering.usage)
+
+    def _count_helpers(self, life: dispatch.Lifecycle) -> None:
+        if life.hedge:
+            won = bool(life.authors) and life.authors[0] is life.hedge
+            self.totals.hedges_won += won
+            self.totals.hedges_lost += not won
+        self.totals.resumed += len(life.authors) > 1
+
     def _count(self, outcome: dispatch.Outcome) -> None:
         match outcome:
             case dispatch.Completed():
@@ -234,3 +405,12 @@ class Service:
                 self.totals.failed += 1
             case dispatch.Cancelled():
                 self.totals.cancelled += 1
+
+
+def _kept_waiting(attempt: dispatch.Attempt) -> bool:
+    """True for one that was beaten by its hedge without a token; the hedge itself owes nobody anything."""
+    ttft_s = attempt.prediction.ttft_s
+    stopped_s = attempt.stopped_s
+    if attempt.n_tokens or attempt.is_late or ttft_s is None or stopped_s is None:
+        return False
+    return stopped_s - attempt.submitted_s > ttft_s.p95

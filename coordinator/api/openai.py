@@ -167,7 +167,8 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
-            raise error_of(outcome, exchange.receipt, exchange.life.refused)
+            refused = exchange.life.refused
+            raise error_of(outcome, exchange.receipt, refused, retry_after_s=exchange.retry_after_s)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 
@@ -185,21 +186,23 @@ def _call_reader(call: Call, header: Header) -> CallReader | None:
 
 
 def _header(call: Call, exchange: Exchange) -> Header:
-    expert = exchange.life.attempts[-1].expert
+    answering = exchange.life.answering
     return Header(
-        id=exchange.life.request.request_id, created=int(time.time()), model=expert.model, is_chat=call.is_chat
+        id=exchange.life.request.request_id,
+        created=int(time.time()),
+        model=answering.expert.model if answering else call.model,
+        is_chat=call.is_chat,
     )
 
 
 def _headers(exchange: Exchange) -> dict[str, str]:
     """Who answers and what the coordinator itself took, for those who do not read bodies."""
     life = exchange.life
-    first, last = life.attempts[0], life.attempts[-1]
-    return {
-        "x-moe2-expert": last.expert.key,
-        "x-moe2-agent": last.expert.agent_name,
-        "x-moe2-overhead-ms": f"{1000 * (first.submitted_s - life.request.arrived_s):.3f}",
-    }
+    headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
+    if life.answering:
+        expert = life.answering.expert
+        headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
+    return headers
 
 
 def new_request_id() -> str:

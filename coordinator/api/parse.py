@@ -258,7 +258,7 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
     wish |= {name: value for name, value in body.items() if value is not None}
     for name, value in wish.items():
         # Pydantic would read true as 1.
-        if isinstance(value, bool) and name in Wish.model_fields:
+        if isinstance(value, bool) and name in Wish.model_fields and Wish.model_fields[name].annotation is not bool:
             raise invalid(f"'moe2.{name}' must not be a boolean.", param=f"moe2.{name}")
     try:
         return Wish.model_validate(wish)

@@ -9,6 +9,18 @@ from moe2.coordinator.table import Expert
 
 
 @dataclass(frozen=True)
+class EnterQueue:
+    """Nobody has room: let it wait, and tell it when somebody may have."""
+
+
+@dataclass(frozen=True)
+class LeaveQueue:
+    """It waits no more. served: because it has got an expert."""
+
+    served: bool
+
+
+@dataclass(frozen=True)
 class SubmitJob:
     expert: Expert
     job: Job
@@ -25,6 +37,14 @@ class Tell:
 @dataclass(frozen=True)
 class StopJob:
     agent_id: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An expert has given no sign of life for far too long."""
+
+    expert_key: str
     job_id: str
 
 
@@ -53,7 +73,7 @@ class Retire:
     """Everything is accounted; forget the request."""
 
 
-Effect = SubmitJob | Tell | StopJob | ReleaseExpert | Deliver | Conclude | Retire
+Effect = EnterQueue | LeaveQueue | SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | Deliver | Conclude | Retire
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ async def fleet(
     agents: Sequence[str] = ("one",),
     api: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
+    dispatch: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards."""
@@ -125,6 +126,7 @@ async def fleet(
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
             "selection": selection or {},
+            "dispatch": dispatch or {},
             "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 30.0, "heartbeat_s": 20.0},
         }
     )
