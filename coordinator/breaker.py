@@ -93,10 +93,11 @@ class Breakers:
         if breaker.open_until_s is None and not known:
             self._count_failure(breaker, now_s)
 
-    def late(self, key: str, job_id: str, now_s: float) -> None:
-        """A job has been without a token for far longer than it should: alive or not, its expert does no work."""
+    def late(self, key: str, job_id: str, now_s: float, *, hangs: bool) -> None:
+        """A job is late with its first token. hangs: by so much that once is enough: alive or not, the expert does no
+        work."""
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
-        if breaker.probe == job_id:
+        if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
             self._open(breaker, now_s)
         elif breaker.open_until_s is None:
             self._count_failure(breaker, now_s)

@@ -292,9 +292,9 @@ class Service:
                 self._send(agent_id, CancelJob(job_id=job_id))
             case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
                 self._release(active, key, job_id)
-            case dispatch.Suspect(expert_key=key, job_id=job_id):
-                log.warning("expert_late", request_id=active.life.request.request_id, expert=key)
-                self._breakers.late(key, job_id, asyncio.get_running_loop().time())
+            case dispatch.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
+                log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
+                self._breakers.late(key, job_id, asyncio.get_running_loop().time(), hangs=hangs)
             case dispatch.EnterQueue():
                 self._enter_queue(active)
             case dispatch.LeaveQueue(served=served):
@@ -332,8 +332,6 @@ class Service:
             case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
                 code = attempt.code or "unknown"
                 self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
-            case dispatch.AttemptState.HEDGED if _kept_waiting(attempt):
-                self._breakers.late(key, job_id, now_s)
             case _:
                 self._breakers.ended(key, job_id)
 
@@ -405,12 +403,3 @@ class Service:
                 self.totals.failed += 1
             case dispatch.Cancelled():
                 self.totals.cancelled += 1
-
-
-def _kept_waiting(attempt: dispatch.Attempt) -> bool:
-    """True for one that was beaten by its hedge without a token; the hedge itself owes nobody anything."""
-    ttft_s = attempt.prediction.ttft_s
-    stopped_s = attempt.stopped_s
-    if attempt.n_tokens or attempt.is_late or ttft_s is None or stopped_s is None:
-        return False
-    return stopped_s - attempt.submitted_s > ttft_s.p95

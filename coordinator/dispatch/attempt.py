@@ -33,8 +33,8 @@ class Attempt:
     """`usage` None: nothing was spent, or (state LOST) nobody can say. selection: the decision it came from.
 
     waited_s: what the request had waited for room by then. n_tokens: that came from it. first_sign_s: when it was first
-    heard to work; stopped_s: when it was told to stop. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed
-    stop makes of it.
+    heard to work. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed stop makes of it. is_late: its
+    expert has been suspected.
     """
 
     job_id: str
@@ -47,7 +47,6 @@ class Attempt:
     waited_s: float = 0.0
     n_tokens: int = 0
     first_sign_s: float | None = None
-    stopped_s: float | None = None
     code: str | None = None
     ends_as: AttemptState = AttemptState.CANCELLED
     is_late: bool = False
@@ -61,7 +60,13 @@ class Attempt:
         return self.member.prediction
 
     @property
-    def late_at_s(self) -> float | None:
+    def due_s(self) -> float | None:
+        """By when its first token was to come, with the probability of the p95; None where nobody knows."""
+        ttft_s = self.prediction.ttft_s
+        return None if ttft_s is None else self.submitted_s + ttft_s.p95
+
+    @property
+    def hangs_at_s(self) -> float | None:
         """From when on it is taken to hang, if it has given no sign of life by then; None if that was said, or cannot
         be: nobody knows how long its model takes to load."""
         if self.is_late or self.first_sign_s is not None or self.state is not AttemptState.RUNNING:

@@ -42,10 +42,11 @@ class StopJob:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An expert has given no sign of life for far too long."""
+    """An expert is late: another one was faster, or (hangs) it has given no sign of life for far too long."""
 
     expert_key: str
     job_id: str
+    hangs: bool
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Lifecycle:
             self.wait.until_s if self.wait else None,
             self.play.next_deadline_s if self.play else None,
             self._expires_s,
-            *(attempt.late_at_s for attempt in self.attempts),
+            *(attempt.hangs_at_s for attempt in self.attempts),
         )
         return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
 
@@ -216,18 +216,25 @@ class Lifecycle:
             self.first_token_s = now_s
         return [do.Deliver(pieces)]
 
-    def stop(self, attempt: Attempt, now_s: float, *, ends_as: AttemptState = AttemptState.CANCELLED) -> list[Effect]:
+    def stop(self, attempt: Attempt, *, ends_as: AttemptState = AttemptState.CANCELLED) -> list[Effect]:
         """End an attempt whose work is not wanted any more; what it spent is still to come."""
         if attempt.state is not AttemptState.RUNNING:
             return []
-        attempt.state, attempt.ends_as, attempt.stopped_s = AttemptState.STOPPING, ends_as, now_s
+        attempt.state, attempt.ends_as = AttemptState.STOPPING, ends_as
         return [do.StopJob(attempt.expert.agent_id, attempt.job_id)]
+
+    def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
+        """Tell once that an attempt is late."""
+        if attempt.is_late:
+            return []
+        attempt.is_late = True
+        return [do.Suspect(attempt.expert.key, attempt.job_id, hangs)]
 
     def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
         """Stop whatever runs and tell the client."""
         if self.outcome:
             return []
-        effects = [effect for attempt in self.attempts for effect in self.stop(attempt, now_s)]
+        effects = [effect for attempt in self.attempts for effect in self.stop(attempt)]
         return [*effects, *self.conclude(outcome, now_s)]
 
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
@@ -366,10 +373,10 @@ class Lifecycle:
             then = self.wait.then
             return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         effects: list[Effect] = []
-        for attempt in self.attempts:
-            if attempt.late_at_s is not None and attempt.late_at_s <= now_s:
-                attempt.is_late = True
-                effects.append(do.Suspect(attempt.expert.key, attempt.job_id))
+        for attempt in tuple(self.attempts):
+            if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
+                effects += self.suspect(attempt, hangs=True)
+                effects += self.play.hangs(attempt, now_s) if self.play else []
         play_s = self.play.next_deadline_s if self.play else None
         if self.play and play_s is not None and play_s <= now_s:
             effects += self.play.time_passed(now_s)

@@ -49,6 +49,10 @@ class Play(ABC):
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
         """An expert could not do it, or its agent is gone."""
 
+    def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """An attempt has given no sign of life for so long that none is to be expected any more."""
+        return []
+
     def time_passed(self, now_s: float) -> list[Effect]:
         """`next_deadline_s` has been reached."""
         return []

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle
 
 MOST_ATTEMPTS = 4
+LEAST_PAUSE_S = 0.01
+"""Between two looks for a second expert."""
 RESUMES_SINCE_PROTOCOL = 2
 """Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
 
@@ -33,21 +35,16 @@ class Route(Play):
     def __init__(self, life: Lifecycle) -> None:
         super().__init__(life)
         self._last_failure: JobFailed | None = None
-        self._judged: set[str] = set()
-        """Late jobs for which it has been decided."""
+        self._look_at_s: dict[str, float] = {}
+        """When to look again for a faster expert, by job; at first when it is late."""
         self._text: list[str] | None = [] if _can_resume(life) else None
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When the attempt that runs is later than it should be, for one that may get help."""
+        """When to look whether a second expert would be faster."""
         if self.life.first_token_s is not None or self.life.hedge is not None:
             return None
-        times = (
-            attempt.submitted_s + attempt.prediction.ttft_s.p95
-            for attempt in self._running()
-            if attempt.prediction.ttft_s is not None and attempt.job_id not in self._judged
-        )
-        return min(times, default=None)
+        return min((at_s for at_s in map(self._looks_s, self._running()) if at_s is not None), default=None)
 
     def begin(self, selection: Selection, now_s: float) -> list[Effect]:
         return self.life.answer(selection.first, selection, now_s)
@@ -79,18 +76,36 @@ class Route(Play):
 
     def time_passed(self, now_s: float) -> list[Effect]:
         """An attempt is late: have a second expert try, if it can be the faster one."""
-        late = [attempt for attempt in self._running() if attempt.job_id not in self._judged]
-        self._judged |= {attempt.job_id for attempt in late}
+        late = [attempt for attempt in self._running() if (self._looks_s(attempt) or now_s + 1) <= now_s]
         if not late or len(self.life.attempts) >= MOST_ATTEMPTS:
             return []
+        [attempt] = late
+        waited_s = now_s - attempt.submitted_s
         chosen = self.life.select(now_s)
-        if isinstance(chosen, NoExpert) or not _is_faster(chosen.first, late[0], now_s):
+        begins_in_s = None if isinstance(chosen, NoExpert) else _begins_in_s(chosen.first)
+        if isinstance(chosen, Selection) and begins_in_s is not None and begins_in_s <= waited_s:
+            if self.life.terms.may_hedge():
+                return self._help(chosen, now_s)
+            begins_in_s = None
+        # Not now. The later it is, the slower an expert would do.
+        pause_s = waited_s if begins_in_s is None else begins_in_s - waited_s
+        self._look_at_s[attempt.job_id] = now_s + pause_s + LEAST_PAUSE_S
+        return []
+
+    def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
+        if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MOST_ATTEMPTS:
             return []
-        if not self.life.terms.may_hedge():
-            return []
+        chosen = self.life.select(now_s)
+        return [] if isinstance(chosen, NoExpert) else self._help(chosen, now_s)
+
+    def _help(self, chosen: Selection, now_s: float) -> list[Effect]:
         effects = self.life.answer(chosen.first, chosen, now_s)
         self.life.hedge = self.life.attempts[-1]
         return effects
+
+    def _looks_s(self, attempt: Attempt) -> float | None:
+        return self._look_at_s.get(attempt.job_id, attempt.due_s)
 
     def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         """Submit to the best expert that has not failed this request yet, or conclude that there is none."""
@@ -129,8 +144,14 @@ class Route(Play):
         """The answer is this expert's; who else tries is not needed any more."""
         if attempt not in self.life.authors:
             self.life.authors.append(attempt)
-        losers = [other for other in self._running() if other is not attempt]
-        return [effect for loser in losers for effect in self.life.stop(loser, now_s, ends_as=AttemptState.HEDGED)]
+        effects: list[Effect] = []
+        for loser in self._running():
+            if loser is attempt:
+                continue
+            if loser.due_s is not None and loser.due_s <= now_s:
+                effects += self.life.suspect(loser, hangs=False)
+            effects += self.life.stop(loser, ends_as=AttemptState.HEDGED)
+        return effects
 
     def _running(self) -> list[Attempt]:
         return [attempt for attempt in self.life.attempts if attempt.state is AttemptState.RUNNING]
@@ -143,8 +164,7 @@ def _can_resume(life: Lifecycle) -> bool:
     return request.wish.resume and request.structure == FREE and not tools and request.logprobs is None
 
 
-def _is_faster(member: Member, late: Attempt, now_s: float) -> bool:
-    """True if a second expert has a free slot and is predicted to begin within the time that the late one has already
-    taken: nothing better is known of how long the late one still takes."""
+def _begins_in_s(member: Member) -> float | None:
+    """Until its first token, as predicted; None for one that has no free slot, or that nobody has measured."""
     ttft_s = member.prediction.ttft_s
-    return ttft_s is not None and member.prediction.shape.queued_ahead is None and ttft_s.p50 < now_s - late.submitted_s
+    return None if ttft_s is None or member.prediction.shape.queued_ahead is not None else ttft_s.p50

@@ -78,11 +78,26 @@ def test_one_crash_counts_once() -> None:
 
 
 def test_lateness_counts_as_failure() -> None:
-    """A hung expert never says that it fails."""
+    """Three in a row are more than the one in twenty that a p95 allows."""
     breakers = Breakers()
     for n in range(3):
-        breakers.late(KEY, f"{n}", 100.0 + n)
+        assert breakers.barred(100.0 + n) == {}
+        breakers.late(KEY, f"{n}", 100.0 + n, hangs=False)
     assert set(breakers.barred(102.0)) == {KEY}
+
+
+def test_an_expert_that_hangs_loses_its_traffic_at_once() -> None:
+    """It never says that it fails, and each request that finds that out costs its client seconds."""
+    breakers = Breakers()
+    breakers.late(KEY, "0", 100.0, hangs=True)
+    assert set(breakers.barred(100.0)) == {KEY}
+
+
+def test_late_jobs_from_before_do_not_prolong_it() -> None:
+    """Only the probe counts while it is open."""
+    breakers = tripped()
+    breakers.late(KEY, "older", 104.0, hangs=True)
+    assert breakers.barred(100.0 + FIRST_OPEN_S) == {}
 
 
 def test_half_open_lets_one_request_through_at_a_time() -> None:
@@ -176,7 +191,7 @@ def test_no_schedule_has_two_probes_or_stays_open_for_good(events: list[tuple[st
                 breakers.failed(KEY, job, JobErrorCode.INTERNAL, now_s, submitted_s=now_s)
                 probes.discard(job)
             case "late":
-                breakers.late(KEY, job, now_s)
+                breakers.late(KEY, job, now_s, hangs=False)
                 probes.discard(job)
             case "ended":
                 breakers.ended(KEY, job)

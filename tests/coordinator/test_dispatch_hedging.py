@@ -20,7 +20,9 @@ from moe2.coordinator.dispatch import (
     ReleaseExpert,
     StopJob,
     SubmitJob,
+    Suspect,
 )
+from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.receipt import receipt_of
 from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import cost, expert, speed
@@ -51,11 +53,12 @@ def test_a_late_expert_gets_help() -> None:
 
 
 def test_the_first_token_wins_and_the_loser_is_stopped() -> None:
-    """Whichever of them it is; what the loser says afterwards is not delivered."""
+    """Whichever of them it is; only the late one is blamed, and what the loser says afterwards is not delivered."""
     for winner, loser in ((0, 1), (1, 0)):
         life = hedged()
         effects = life.tokens("a", attempt=winner)
-        assert [type(effect) for effect in effects] == [StopJob, Deliver]
+        suspected = [Suspect] if winner else []
+        assert [type(effect) for effect in effects] == [*suspected, StopJob, Deliver]
         assert stopped(effects) == [(f"agent-{loser + 1}", f"req-1.{loser}")]
         assert life.tokens("b", attempt=loser) == []
         assert outcomes(life.done(attempt=winner)) == [Completed("stop")]
@@ -130,17 +133,29 @@ def test_there_is_one_hedge_at_most() -> None:
     """However late both are."""
     life = LifeBench(hedges=5).admitted()
     life.at_next()
-    life.now_s = 109.0
-    assert life.do(dispatch.TimePassed()) == []
+    for _ in range(4):
+        assert submitted(life.at_next()) == []
 
 
 def test_no_hedge_without_leave() -> None:
-    """The share of hedged requests is bounded for the whole fleet; nor is it asked for again and again."""
+    """The share of hedged requests is bounded for the whole fleet; who is refused asks again, ever more seldom."""
     life = LifeBench(hedges=0).admitted()
-    assert life.at_next() == []
-    life.hedges = 5
-    life.now_s = 109.0
-    assert life.do(dispatch.TimePassed()) == []
+    asked = []
+    while life.now_s < 100.5 + LEAST_LATE_S:
+        life.at_next()
+        asked.append(life.life.next_deadline_s - 100.5)
+    assert len(submitted(life.effects)) == 2
+    assert asked[:4] == pytest.approx([0.03, 0.07, 0.15, 0.31])
+    assert len(asked) < 20
+
+
+def test_an_expert_that_hangs_is_replaced_without_leave() -> None:
+    """It is as good as failed; should it answer after all, before the other one, its answer is as good."""
+    life = LifeBench(hedges=0).admitted()
+    life.now_s = 100.5 + LEAST_LATE_S
+    effects = life.do(dispatch.TimePassed())
+    assert [type(effect) for effect in effects] == [Suspect, SubmitJob]
+    assert stopped(life.tokens("a", attempt=0)) == [("agent-2", "req-1.1")]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +172,14 @@ def test_no_hedge_that_cannot_be_faster(second: Any) -> None:
     life = LifeBench(expert("agent-1"), second, hedges=1).admitted()
     assert submitted(life.at_next()) == []
     assert life.hedges == 1
+
+
+def test_a_slower_expert_helps_where_that_is_still_sooner() -> None:
+    """When the late one has already taken longer than the slower one is going to."""
+    life = LifeBench(expert("agent-1"), expert("agent-2", latency=speed(100.0, 50.0)), hedges=1).admitted()
+    life.at_next()
+    assert life.life.next_deadline_s == pytest.approx(100.61)
+    assert submitted(life.at_next()) == ["req-1.1"]
 
 
 def test_no_hedge_over_the_energy_budget() -> None:

@@ -208,9 +208,9 @@ def test_kept_budgets_leave_nothing_to_tell() -> None:
 
 def test_an_expert_without_a_sign_of_life_is_suspected_once() -> None:
     """Its link may be alive; the request itself goes on."""
-    life = LifeBench().admitted()
+    life = LifeBench(EXPERTS[0]).admitted()
     life.now_s = 100.5 + LEAST_LATE_S
-    assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0")]
+    assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0", hangs=True)]
     assert life.do(dispatch.TimePassed()) == []
 
 
@@ -224,7 +224,7 @@ def test_how_late_is_late_follows_the_prediction() -> None:
         life.now_s = 100.5 + late_s - 0.1
         assert life.do(dispatch.TimePassed()) == []
         life.now_s = 100.5 + late_s
-        assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0")]
+        assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0", hangs=True)]
 
 
 def test_who_has_begun_is_not_suspected() -> None:
