@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from moe2.coordinator.table import Expert
 
+LONGEST_AGENT_QUEUE_S = 2.0
+"""A request that is predicted to wait longer than this in an expert's own queue waits here. There it could only start
+when that expert falls free; here it starts when the first one does, which is never later but for a round trip, and the
+others' turn is kept. A short queue there bridges that round trip."""
 LONGEST_RETRY_S = 120.0
 """Nobody plans further ahead than this."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import uuid
@@ -20,6 +21,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.admission import LONGEST_AGENT_QUEUE_S
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
@@ -71,7 +73,10 @@ class CoordinatorDaemon:
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
+            _appraiser(settings.selection.gate, self._feedback),
+            settings.selection.categories,
+            clock=monotonic,
+            longest_queue_s=LONGEST_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
         )
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)

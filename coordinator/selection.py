@@ -6,6 +6,7 @@ Fine: among them, the one that the gate thinks most likely to answer this very p
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,13 +166,22 @@ class NoExpert:
 class Selector:
     """Chooses. Remembers coarse plans by their exact inputs, so that equal requests are planned once.
 
-    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit.
+    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: see
+    `Roster`.
     """
 
-    def __init__(self, appraiser: Appraiser, categories: Mapping[str, Budgets], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        appraiser: Appraiser,
+        categories: Mapping[str, Budgets],
+        *,
+        clock: Callable[[], float],
+        longest_queue_s: float = math.inf,
+    ) -> None:
         self.appraiser = appraiser
         self.categories = dict(categories)
         self._clock = clock
+        self._longest_queue_s = longest_queue_s
         self.prompts = PromptLengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
@@ -244,7 +254,7 @@ class Selector:
             self._rosters.clear()
         if model not in self._rosters:
             wanted = [expert for expert in experts if wants(model, expert)]
-            self._rosters[model] = Roster(wanted) if wanted else None
+            self._rosters[model] = Roster(wanted, longest_queue_s=self._longest_queue_s) if wanted else None
         return self._rosters[model]
 
     def _category_of(self, appraisal: Appraisal) -> str:
@@ -316,7 +326,8 @@ def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dic
         elif report.context_tokens <= needed:
             reason = f"its context of {report.context_tokens} tokens is too small"
         else:
-            reason = f"its {report.slots} slots and {report.max_queue} queue places are taken"
+            queued = int(roster.room[place]) - report.slots
+            reason = f"its {report.slots} slots and {queued} queue places are taken"
         reasons[expert.key] = reason
     return reasons
 

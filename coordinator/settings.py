@@ -92,6 +92,10 @@ class DispatchSection(Settings):
     affinity: bool = True
     """Of equally good experts, a conversation prefers the one that has its beginning in its cache."""
 
+    @property
+    def has_queue(self) -> bool:
+        return self.queue_s > 0 and self.max_queued > 0
+
 
 class LogSection(Settings):
     """[log]"""
