@@ -38,6 +38,7 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     queue, prefill, decode: on the agent, as measured there. admission: wait for an expert with room. overhead: in the
     coordinator, from the request's last byte to its dispatch, that wait left out. ttft, total: from the request's last
     byte, as seen by the coordinator.
+    simulated: an expert was held to the speed of a host that is not there.
     """
 
     overhead: float | None
@@ -47,6 +48,7 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     ttft: float | None
     total: float | None
     admission: float | None = None
+    simulated: bool | None = None
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
             admission=life.waited_s if life.attempts or life.outcome else None,
+            simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
         ),
         predicted=_predicted(last.prediction) if last else None,
         energy=_shown(energy),

@@ -18,7 +18,7 @@ from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
 from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
-from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, Wish, budgets_for
+from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
@@ -48,13 +48,14 @@ class SelectionRequest:
     barred: keys of experts that nobody is to be sent to now, with the reasons. affinity: who holds the beginning of
     this conversation in its cache.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
-    elapsed_s, spent_j: what former attempts have used up of the budgets.
+    budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
     """
 
     model: str
     demand: Demand
     text: str = ""
     wish: Wish = field(default_factory=Wish)
+    budgets: Budgets = NO_BUDGETS
     excluded: frozenset[str] = frozenset()
     barred: Mapping[str, str] = field(default_factory=dict)
     affinity: Affinity | None = None
@@ -203,7 +204,8 @@ class Selector:
             return _nobody(request, roster, ruled_out)
         appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
-        budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
+        budgets = budgets_for(request.wish, category, self.categories, request.budgets)
+        budgets = budgets.after(request.elapsed_s, request.spent_j)
         worth = self.appraiser.on_the_whole(roster)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
-from moe2.coordinator.budgets import Mode, Wish
+from moe2.coordinator.budgets import Mode, Wish, budgets_for
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
@@ -159,6 +159,7 @@ class Lifecycle:
                 demand=self._demand(),
                 text=request.text,
                 wish=self._wish(),
+                budgets=request.principal.budgets,
                 elapsed_s=self._elapsed_s(now_s),
                 spent_j=sum(attempt.reserved_j for attempt in self.attempts),
                 excluded=excluded | {attempt.expert.key for attempt in self.attempts},
@@ -384,12 +385,13 @@ class Lifecycle:
 
     @property
     def _patience_s(self) -> float:
-        """Until when waiting makes sense. Before the first decision only the request's own budgets are known."""
+        """Until when waiting makes sense. Before the first decision only the budgets of the request and its key are
+        known."""
         if self.attempts:
             return self._expires_s
-        wish, arrived_s = self.request.wish, self.request.arrived_s
-        budgets_s = (arrived_s + limit_s for limit_s in (wish.ttft_budget_s, wish.latency_budget_s) if limit_s)
-        return min(budgets_s, default=self.request.deadline_s)
+        own = budgets_for(self.request.wish, "", {}, self.request.principal.budgets)
+        expires_s = Limits.of(own, self.request.arrived_s).expires_s(begun=False, strict=False)
+        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
 
     def _elapsed_s(self, now_s: float) -> float:
         """What counts against the budgets. The first choice is made within microseconds: counting them would make every

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moe2.coordinator import dispatch
-from moe2.coordinator.budgets import Wish
+from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.budgets import Budgets, Wish
 from moe2.coordinator.dispatch import (
     BUDGET_EXCEEDED,
     OVERLOADED,
@@ -74,8 +75,9 @@ def test_waiting_uses_up_the_budgets() -> None:
 
 
 def test_a_wait_ends_with_a_clear_refusal() -> None:
-    """After the configured time, or when the request's own budget is used up."""
-    for life, ends_s in ((waiting(), 130.5), (waiting(wish=Wish(ttft_budget_s=4.0)), 104.0)):
+    """After the configured time, or when the request's own budget or its key's is used up."""
+    keys = waiting(principal=Principal(budgets=Budgets(latency_budget_s=7.0)))
+    for life, ends_s in ((waiting(), 130.5), (waiting(wish=Wish(ttft_budget_s=4.0)), 104.0), (keys, 107.0)):
         assert life.life.next_deadline_s == ends_s
         effects = life.at_next()
         assert effects[0] == LeaveQueue(served=False)

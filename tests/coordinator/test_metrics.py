@@ -13,6 +13,8 @@ from moe2.common.energy import NEVER_RAN, Energy, Quality
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed
 from moe2.coordinator.metrics import CoordinatorMetrics
+from moe2.coordinator.receipt import receipt_of
+from tests.coordinator.lives import LifeBench
 from tests.coordinator.receipts import MEASURED, UNMEASURED, agent_row, line, receipt, status
 
 EXPERT = {"agent": "orin", "agent_id": "id-1", "model": "tiny"}
@@ -206,3 +208,14 @@ def test_only_who_waited_for_room_counts_as_waiting(metrics: CoordinatorMetrics)
     metrics.request_ended(receipt(admission=2.0), Completed("stop"))
     assert value(metrics, "moe2_request_admission_seconds_count") == 1
     assert value(metrics, "moe2_request_admission_seconds_sum") == 2.0
+
+
+def test_the_planner_is_observed_by_its_certificates(metrics: CoordinatorMetrics) -> None:
+    """Its time and its gap, from the decision in the receipt; a request without one adds nothing."""
+    decided = receipt_of(LifeBench().admitted().life)
+    assert decided.decision is not None
+    metrics.request_ended(decided, Completed("stop"))
+    metrics.request_ended(receipt(), Completed("stop"))
+    assert value(metrics, "moe2_plan_duration_seconds_count") == 1
+    assert value(metrics, "moe2_plan_gap_count") == 1
+    assert value(metrics, "moe2_plan_gap_sum") == 0
