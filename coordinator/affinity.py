@@ -48,7 +48,11 @@ def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:
     chain = hashlib.blake2b(repr(prompt.tools).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES)
     found = []
     for message in prompt.messages:
-        chain.update(repr(message).encode("utf-8", "surrogatepass"))
+        content = message.content.encode("utf-8", "surrogatepass")
+        # The lengths keep two messages from looking like one.
+        about = (message.role, message.name, message.tool_calls, message.tool_call_id, len(content))
+        chain.update(repr(about).encode("utf-8", "surrogatepass"))
+        chain.update(content)
         found.append(chain.digest())
     return tuple(found)
 

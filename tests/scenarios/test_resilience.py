@@ -9,8 +9,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
+from moe2.common.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
+from moe2.common.wire import wire_codec
+from moe2.coordinator.hub import AGENTS_PATH
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, TOKEN, Fleet, fleet
 
 FAST = ("--decode-tokens-per-s", "1000")
 SLOW = ("--decode-tokens-per-s", "5")
@@ -259,6 +264,37 @@ async def test_a_hung_engine_stalls_nobody_else(tmp_path: Path) -> None:
         finally:
             os.kill(pid, signal.SIGKILL)
         await running.quiet()
+
+
+async def test_a_link_that_takes_nothing_stalls_nobody_else(tmp_path: Path) -> None:
+    """Megabytes for an agent that does not read wait for it alone."""
+    codec = wire_codec()
+    hello = Hello(protocol_min=1, protocol_max=2, agent_id="agent-stuck", agent_name="stuck", agent_version="0")
+    expert = ExpertReport(
+        model="stuck", state=ExpertState.READY, context_tokens=10_000_000, slots=16, has_chat_template=True
+    )
+    host = HostFacts(hostname="stuck", system="s", architecture="a")
+    async with fleet(tmp_path) as running, aiohttp.ClientSession() as http:
+        url = f"{running.coordinator.agents_url}{AGENTS_PATH}"
+        async with http.ws_connect(url, headers={"Authorization": f"Bearer {TOKEN}"}, autoping=False) as stuck:
+            await stuck.send_bytes(codec.encode(hello))
+            await stuck.receive()
+            await stuck.send_bytes(codec.encode(Report(seq=1, host=host, experts=(expert,))))
+            await running.until(ready=2)
+            connection = stuck._response.connection
+            assert connection is not None
+            assert connection.transport is not None
+            connection.transport.pause_reading()
+            try:
+                large = "a " * 400_000
+                held = [asyncio.create_task(running.chat(large, model="stuck")) for _ in range(12)]
+                await running.until_status(lambda status: status.requests_active == 12)
+                for _ in range(3):
+                    async with await running.chat("a b", model="fake", max_tokens=2) as answer:
+                        assert answer.status == 200
+            finally:
+                connection.transport.abort()
+            assert [(await request).status for request in held] == [502] * 12
 
 
 # --- Resuming and affinity --------------------------------------------------------------------------------------------
