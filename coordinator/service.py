@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     CancelJob,
     FromAgent,
@@ -26,6 +27,7 @@ from moe2.coordinator import dispatch
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
+from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
@@ -97,6 +99,8 @@ class Service:
         self._is_room_expected = False
         self._room_timer: asyncio.TimerHandle | None = None
         self._breakers = Breakers()
+        self._answered_s: dict[str, float] = {}
+        """When each expert last did so."""
         self._affinities = Affinities()
         self._hedges = dispatch.HedgeRation(settings.hedge_share if settings.hedging else 0.0)
         self._terms = dispatch.Terms(queue_s=settings.queue_s, may_hedge=self._may_hedge)
@@ -128,6 +132,12 @@ class Service:
             resumed=totals.resumed,
             breakers=tuple(BreakerRow(expert=key, state=state) for key, state in sorted(states.items())),
         )
+
+    def room_in_s(self, model: str) -> float | None:
+        """When a request for this model can expect room, behind those that wait; None where no speed is known."""
+        experts = self._table.choosable(asyncio.get_running_loop().time())
+        wanted = [expert for expert in experts if wants(model, expert)]
+        return retry_after_s(self._waiting.n_waiting_for(model), wanted)
 
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
@@ -179,6 +189,8 @@ class Service:
     def agent_evicted(self, agent_id: str) -> None:
         """It will not come back."""
         self._breakers.forget(agent_id)
+        for key in [key for key in self._answered_s if key.partition("/")[0] == agent_id]:
+            del self._answered_s[key]
 
     async def drain(self, drain_s: float) -> None:
         """Let requests end by themselves, then end the rest with an error. Those that wait for room end at once: they
@@ -256,15 +268,14 @@ class Service:
             self._arm(active)
             self._wake_for_breakers()
 
-    def _retry_after_s(self, life: dispatch.Lifecycle) -> float | None:
+    def _retry_after_s(self, model: str, outcome: dispatch.Outcome) -> float | None:
         """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
-        request, outcome = life.request, life.outcome
         if not isinstance(outcome, dispatch.Failed):
             return None
+        if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
+            return self.room_in_s(model)
         now_s = asyncio.get_running_loop().time()
-        experts = [expert for expert in self._table.choosable(now_s) if wants(request.model, expert)]
-        if outcome.code == dispatch.OVERLOADED:
-            return retry_after_s(self._waiting.n_waiting_for(request.model), experts)
+        experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
         if outcome.code == "no_live_expert" and experts:
             return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
         return None
@@ -293,8 +304,7 @@ class Service:
             case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
                 self._release(active, key, job_id)
             case dispatch.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
-                log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
-                self._breakers.late(key, job_id, asyncio.get_running_loop().time(), hangs=hangs)
+                self._suspect(active, key, job_id, hangs=hangs)
             case dispatch.EnterQueue():
                 self._enter_queue(active)
             case dispatch.LeaveQueue(served=served):
@@ -302,7 +312,7 @@ class Service:
             case dispatch.Conclude(outcome=outcome):
                 self._count(outcome)
                 self._arm(active)
-                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life))
+                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life.request.model, outcome))
             case dispatch.Retire():
                 self._retire(active)
 
@@ -322,12 +332,30 @@ class Service:
         self._judge(active.life, job_id)
         self._expect_room()
 
+    def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
+        now_s = asyncio.get_running_loop().time()
+        # One that works on other requests does not hang: this one waits in its queue for longer than was predicted.
+        hangs = hangs and not self._works(key, now_s)
+        log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
+        self._breakers.late(key, job_id, now_s, hangs=hangs)
+
+    def _works(self, key: str, now_s: float) -> bool:
+        """True if the expert has said something lately."""
+        signs = [
+            attempt.last_sign_s
+            for active in self._active.values()
+            for attempt in active.life.attempts
+            if attempt.expert.key == key
+        ]
+        return any(at_s is not None and now_s - at_s < LEAST_LATE_S for at_s in (*signs, self._answered_s.get(key)))
+
     def _judge(self, life: dispatch.Lifecycle, job_id: str) -> None:
         """What the end of an attempt says of its expert."""
         attempt = next(attempt for attempt in life.attempts if attempt.job_id == job_id)
         now_s, key = asyncio.get_running_loop().time(), attempt.expert.key
         match attempt.state:
             case dispatch.AttemptState.ANSWERED:
+                self._answered_s[key] = now_s
                 self._breakers.succeeded(key, job_id, now_s)
             case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
                 code = attempt.code or "unknown"

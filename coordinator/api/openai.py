@@ -15,6 +15,7 @@ from aiohttp import web
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
+from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
@@ -91,8 +92,13 @@ class OpenAiRoutes:
         if self._service.stopping:
             raise ApiError(503, "The coordinator is shutting down.", kind="server_error", retry_after_s=5)
         if self._service.is_full:
+            room_in_s = self._service.room_in_s(call.model)
             raise ApiError(
-                429, "Too many requests in progress.", kind="rate_limit_error", code="overloaded", retry_after_s=1
+                429,
+                "Too many requests in progress.",
+                kind="rate_limit_error",
+                code="overloaded",
+                retry_after_s=1 if room_in_s is None else whole_seconds(room_in_s),
             )
         self._check_model(call.model)
 

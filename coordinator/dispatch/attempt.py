@@ -32,7 +32,7 @@ class AttemptState(StrEnum):
 class Attempt:
     """`usage` None: nothing was spent, or (state LOST) nobody can say. selection: the decision it came from.
 
-    waited_s: what the request had waited for room by then. n_tokens: that came from it. first_sign_s: when it was first
+    waited_s: what the request had waited for room by then. n_tokens: that came from it. last_sign_s: when it was last
     heard to work. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed stop makes of it. is_late: its
     expert has been suspected.
     """
@@ -46,7 +46,7 @@ class Attempt:
     error: str | None = None
     waited_s: float = 0.0
     n_tokens: int = 0
-    first_sign_s: float | None = None
+    last_sign_s: float | None = None
     code: str | None = None
     ends_as: AttemptState = AttemptState.CANCELLED
     is_late: bool = False
@@ -69,7 +69,7 @@ class Attempt:
     def hangs_at_s(self) -> float | None:
         """From when on it is taken to hang, if it has given no sign of life by then; None if that was said, or cannot
         be: nobody knows how long its model takes to load."""
-        if self.is_late or self.first_sign_s is not None or self.state is not AttemptState.RUNNING:
+        if self.is_late or self.last_sign_s is not None or self.state is not AttemptState.RUNNING:
             return None
         ttft_s = self.prediction.ttft_s
         if ttft_s is not None:

@@ -421,8 +421,7 @@ class Lifecycle:
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
         attempt.n_tokens += n_tokens
-        if attempt.first_sign_s is None:
-            attempt.first_sign_s = now_s
+        attempt.last_sign_s = now_s
         return self.play, attempt
 
     def _attempt(self, job_id: str) -> Attempt | None:

@@ -97,7 +97,10 @@ class Route(Play):
         if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MOST_ATTEMPTS:
             return []
         chosen = self.life.select(now_s)
-        return [] if isinstance(chosen, NoExpert) else self._help(chosen, now_s)
+        # To wait in another queue is no help: where all are that late, it would only make that worse.
+        if isinstance(chosen, NoExpert) or chosen.first.prediction.shape.queued_ahead is not None:
+            return []
+        return self._help(chosen, now_s)
 
     def _help(self, chosen: Selection, now_s: float) -> list[Effect]:
         effects = self.life.answer(chosen.first, chosen, now_s)

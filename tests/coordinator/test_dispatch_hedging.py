@@ -149,6 +149,13 @@ def test_no_hedge_without_leave() -> None:
     assert len(asked) < 20
 
 
+def test_an_expert_that_hangs_is_not_replaced_by_a_queue() -> None:
+    """Where all are that late, a second place in a queue for everybody would make all of them later."""
+    life = LifeBench(expert("agent-1"), expert("agent-2", slots=0)).admitted()
+    life.now_s = 100.5 + LEAST_LATE_S
+    assert [type(effect) for effect in life.do(dispatch.TimePassed())] == [Suspect]
+
+
 def test_an_expert_that_hangs_is_replaced_without_leave() -> None:
     """It is as good as failed; should it answer after all, before the other one, its answer is as good."""
     life = LifeBench(hedges=0).admitted()
