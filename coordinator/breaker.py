@@ -13,16 +13,13 @@ from enum import StrEnum
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 
 LEAST_FAILURES = 3
-"""Fewer failures than this say nothing."""
+"""Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
 ERROR_RATE = 0.5
 """Share of failures, from which on an expert is not to be relied on."""
 HALF_LIFE_S = 30.0
 """An outcome counts half after this: what was long ago does not matter."""
 FIRST_OPEN_S = 5.0
 LONGEST_OPEN_S = 300.0
-_OPENS_AT = LEAST_FAILURES - 0.5
-"""Failures that came one after the other have faded a little by the time of the last one."""
-
 _HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
 _SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
 """One event fails all jobs that run there."""
@@ -38,6 +35,8 @@ class BreakerState(StrEnum):
 class _Breaker:
     failures: float = 0.0
     outcomes: float = 0.0
+    streak: int = 0
+    """Failures since it last answered."""
     faded_at_s: float = 0.0
     failed_at_s: float | None = None
     open_until_s: float | None = None
@@ -76,9 +75,10 @@ class Breakers:
         breaker.fade(now_s)
         if breaker.open_until_s is None:
             breaker.outcomes += 1
+            breaker.streak = 0
         elif breaker.probe == job_id:
             breaker.open_until_s, breaker.probe, breaker.closed_at_s = None, None, now_s
-            breaker.failures, breaker.outcomes = 0.0, 1.0
+            breaker.failures, breaker.outcomes, breaker.streak = 0.0, 1.0, 0
 
     def failed(self, key: str, job_id: str, code: str, now_s: float, *, submitted_s: float) -> None:
         """A job failed there. What is the request's fault, or no fault at all, only ends a probe."""
@@ -143,7 +143,9 @@ class Breakers:
         breaker.failed_at_s = now_s
         breaker.failures += 1
         breaker.outcomes += 1
-        if breaker.failures >= _OPENS_AT and breaker.failures >= ERROR_RATE * breaker.outcomes:
+        breaker.streak += 1
+        often = breaker.failures >= LEAST_FAILURES and breaker.failures >= ERROR_RATE * breaker.outcomes
+        if often or breaker.streak >= LEAST_FAILURES:
             self._open(breaker, now_s)
 
     def _open(self, breaker: _Breaker, now_s: float) -> None:

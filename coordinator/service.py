@@ -357,6 +357,9 @@ class Service:
             case dispatch.AttemptState.ANSWERED:
                 self._answered_s[key] = now_s
                 self._breakers.succeeded(key, job_id, now_s)
+            case dispatch.AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
+                # It was told to stop, and did not even say that it had.
+                self._breakers.late(key, job_id, now_s, hangs=not self._works(key, now_s))
             case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
                 code = attempt.code or "unknown"
                 self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)

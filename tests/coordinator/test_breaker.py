@@ -50,11 +50,30 @@ def test_failures_among_many_answers_do_not_open_it() -> None:
 
 
 def test_old_failures_are_forgotten() -> None:
-    """One failure an hour is no pattern."""
+    """Now and then a failure, with answers between them, is no pattern."""
     breakers = Breakers()
     for n in range(10):
         fail(breakers, 100.0 + 4 * HALF_LIFE_S * n)
+        breakers.succeeded(KEY, "job", 101.0 + 4 * HALF_LIFE_S * n)
     assert breakers.barred(1e6) == {}
+
+
+def test_a_slow_stream_of_failures_opens_it_too() -> None:
+    """Where requests are rare, three in a row may take an hour."""
+    breakers = Breakers()
+    for n in range(3):
+        fail(breakers, 100.0 + 1200.0 * n)
+    assert set(breakers.barred(2500.0)) == {KEY}
+
+
+def test_many_failures_among_answers_open_it() -> None:
+    """Half of the requests is too many, also if no three of them come in a row."""
+    breakers = Breakers()
+    for n in range(6):
+        breakers.succeeded(KEY, "job", 100.0 + n)
+        fail(breakers, 100.2 + n)
+        fail(breakers, 100.4 + n)
+    assert breakers.states(106.0)[KEY] is not BreakerState.CLOSED
 
 
 @pytest.mark.parametrize("code", sorted(REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING}))
