@@ -6,6 +6,7 @@ import asyncio
 
 from moe2.common.messages import TokenPiece
 from moe2.coordinator.dispatch import Lifecycle, Outcome
+from moe2.coordinator.ledger.ledger import Recorded
 from moe2.coordinator.receipt import Receipt, receipt_of
 
 
@@ -20,6 +21,8 @@ class Exchange:
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
         self._news = asyncio.Event()
+        self.recorded: Recorded | None = None
+        """Of the request's latest entry in the ledger."""
 
     @property
     def receipt(self) -> Receipt:
@@ -44,6 +47,11 @@ class Exchange:
         self._news.clear()
         pieces, self._pieces = self._pieces, []
         return pieces, self._outcome
+
+    async def until_recorded(self) -> None:
+        """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""
+        if self.recorded is not None:
+            await self.recorded
 
     async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
         """Wait for the end."""

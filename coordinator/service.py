@@ -29,6 +29,7 @@ from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector, wants
@@ -71,6 +72,7 @@ class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
     send: hands a message to an agent; False if it is not connected.
+    bookkeeper: asked at every choice, and told of every end.
     on_retired: called once per request, when everything it spent is known, with its final receipt; for one that was
     answered in full that is before its client learns of the end.
     settings: how far to go for a request.
@@ -83,6 +85,7 @@ class Service:
         *,
         send: Send,
         max_active: int,
+        bookkeeper: Bookkeeper,
         on_retired: OnRetired,
         settings: DispatchSection,
     ) -> None:
@@ -90,6 +93,7 @@ class Service:
         self._selector = selector
         self._send = send
         self._max_active = max_active
+        self._bookkeeper = bookkeeper
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
@@ -145,7 +149,11 @@ class Service:
         self._serve_waiting()
         chain = prefixes(request.prompt) if self._settings.affinity else ()
         affinity = self._affinities.find(chain)
-        life = dispatch.Lifecycle(request, lambda asked: self._choose(asked, affinity), self._terms)
+
+        def choose(asked: SelectionRequest) -> Selection | NoExpert:
+            return self._bookkeeper.choose(life, asked, lambda within: self._choose(within, affinity))
+
+        life = dispatch.Lifecycle(request, choose, self._terms)
         exchange = Exchange(life)
         active = _Active(life, exchange, chain)
         self._hedges.request_came()
@@ -312,6 +320,8 @@ class Service:
             case dispatch.Conclude(outcome=outcome):
                 self._count(outcome)
                 self._arm(active)
+                if not all(attempt.is_over for attempt in active.life.attempts):
+                    active.exchange.recorded = self._bookkeeper.concluded(active.life)
                 active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life.request.model, outcome))
             case dispatch.Retire():
                 self._retire(active)
@@ -320,6 +330,7 @@ class Service:
         self._in_flight[expert.key] += 1
         self._jobs[job.job_id] = active
         self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
+        self._bookkeeper.dispatched(active.life)
         self._arm(active)
         if not self._send(expert.agent_id, job):
             self._handle(active, dispatch.AgentLost(expert.agent_id))
@@ -394,6 +405,7 @@ class Service:
         self._learn_affinity(active)
         receipt = receipt_of(life)
         active.exchange.settle(receipt)
+        active.exchange.recorded = self._bookkeeper.retired(life, receipt)
         self._on_retired(life, receipt)
         log.info(
             "request_ended",

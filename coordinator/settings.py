@@ -118,6 +118,15 @@ class DispatchSection(Settings):
         return self.queue_s > 0 and self.max_queued > 0
 
 
+class LedgerSection(Settings):
+    """[ledger]: what requests have cost, kept in SQLite."""
+
+    path: Path | None = None
+    """`ledger.sqlite` in `coordinator.state_dir` if not set. On a local disk: SQLite's WAL does not work on NFS."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Requests of earlier days are forgotten."""
+
+
 class TracesSection(Settings):
     """[traces]"""
 
@@ -138,8 +147,14 @@ class CoordinatorSettings(Settings):
     agents: AgentsSection
     selection: SelectionSection = SelectionSection()
     dispatch: DispatchSection = DispatchSection()
+    ledger: LedgerSection = LedgerSection()
     traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is."""
+        return self.ledger.path or self.coordinator.state_dir / "ledger.sqlite"
 
     @model_validator(mode="after")
     def _requests_fit_a_frame(self) -> CoordinatorSettings:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from moe2.common.messages import CancelJob, JobDone, JobFailed, JobPieces, Submit, ToAgent, TokenPiece, Tokens
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.dispatch import Completed, Failed
 from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.ledger.accounts import Accounts
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import DispatchSection
@@ -31,6 +35,8 @@ class ServiceBench:
             selector(),
             send=self._send,
             max_active=100,
+            # A ledger that is not opened keeps nothing.
+            bookkeeper=Bookkeeper(Accounts(), Ledger(Path("unused"), retention_days=1), clock=lambda: 0.0),
             on_retired=lambda _, receipt: self.receipts.append(receipt),
             settings=DispatchSection(**{"affinity": False, **settings}),
         )
