@@ -191,8 +191,6 @@ class Service:
         self._affinities.forget(agent_id)
         for active in tuple(self._active.values()):
             self._handle(active, dispatch.AgentLost(agent_id))
-        # Those who wait for this one alone are to hear that nobody is left.
-        self._expect_room()
 
     def agent_evicted(self, agent_id: str) -> None:
         """It will not come back."""

@@ -114,6 +114,30 @@ async def test_who_has_waited_comes_before_who_has_just_arrived() -> None:
 
 
 @on_virtual_clock
+async def test_an_agent_that_joins_serves_who_waits() -> None:
+    """At once, and not when the busy one has ended."""
+    bench = ServiceBench("agent-1")
+    for request_id in ("first", "waiting"):
+        bench.ask(request_id)
+    bench.join("agent-2")
+    await asyncio.sleep(0)
+    assert bench.agent_of("waiting.0") == "agent-2"
+
+
+@on_virtual_clock
+async def test_an_agent_that_is_lost_with_all_that_waits_for_it() -> None:
+    """Its own request failed, and who waited has nobody left to wait for."""
+    bench = ServiceBench("agent-1")
+    exchanges = [bench.ask(request_id) for request_id in ("first", "waiting")]
+    bench.table.agent_left("agent-1", 0.0)
+    bench.service.agent_lost("agent-1")
+    await asyncio.sleep(0)
+    outcomes = [(await exchange.receive_all())[1] for exchange in exchanges]
+    assert [outcome.code for outcome in outcomes if isinstance(outcome, Failed)] == ["agent_lost", "no_live_expert"]
+    assert (bench.service.n_active, bench.service.status().waiting) == (0, 0)
+
+
+@on_virtual_clock
 async def test_who_is_displaced_is_told() -> None:
     """The newest of the key that fills the queue; 429 with the time that its queue takes."""
     bench = ServiceBench("agent-1", max_queued=3)
