@@ -42,7 +42,8 @@ class Route(Play):
     @property
     def next_deadline_s(self) -> float | None:
         """When to look whether a second expert would be faster."""
-        if self.life.first_token_s is not None or self.life.hedge is not None:
+        life = self.life
+        if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MOST_ATTEMPTS:
             return None
         return min((at_s for at_s in map(self._looks_s, self._running()) if at_s is not None), default=None)
 
@@ -76,10 +77,7 @@ class Route(Play):
 
     def time_passed(self, now_s: float) -> list[Effect]:
         """An attempt is late: have a second expert try, if it can be the faster one."""
-        late = [attempt for attempt in self._running() if (self._looks_s(attempt) or now_s + 1) <= now_s]
-        if not late or len(self.life.attempts) >= MOST_ATTEMPTS:
-            return []
-        [attempt] = late
+        [attempt] = self._running()  # There is no second one yet.
         waited_s = now_s - attempt.submitted_s
         chosen = self.life.select(now_s)
         begins_in_s = None if isinstance(chosen, NoExpert) else _begins_in_s(chosen.first)

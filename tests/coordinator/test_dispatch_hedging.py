@@ -129,6 +129,16 @@ def test_a_wrong_request_stops_both() -> None:
     assert outcomes(effects) == [Failed("invalid_request", "It died.")]
 
 
+def test_after_the_last_attempt_nobody_is_looked_for() -> None:
+    """And no timer is set for it."""
+    life = LifeBench(*(expert(f"agent-{n}") for n in range(6)), hedges=1).admitted()
+    for n in range(3):
+        life.failed(attempt=n)
+    life.now_s = 105.0
+    assert life.do(dispatch.TimePassed()) == []
+    assert life.life.next_deadline_s == 100.5 + LEAST_LATE_S
+
+
 def test_there_is_one_hedge_at_most() -> None:
     """However late both are."""
     life = LifeBench(hedges=5).admitted()

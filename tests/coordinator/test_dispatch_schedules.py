@@ -144,6 +144,7 @@ class AnyOrder(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.bench.now_s += seconds
         self.take(self.bench.do(dispatch.TimePassed()))
+        assert self.retired or self.bench.life.next_deadline_s > self.bench.now_s, "its timer would fire for ever"
 
     @invariant()
     def concludes_and_retires_at_most_once_in_this_order(self) -> None:
