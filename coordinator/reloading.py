@@ -25,6 +25,12 @@ LIVE = frozenset(
 )
 NEEDS_RESTART = frozenset(
     {
+        "dispatch.affinity",
+        "dispatch.breakers",
+        "dispatch.hedge_share",
+        "dispatch.hedging",
+        "dispatch.max_queued",
+        "dispatch.queue_s",
         "agents.allow_plaintext",
         "api.allow_public_without_keys",
         "api.body_timeout_s",

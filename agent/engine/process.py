@@ -122,17 +122,17 @@ class EngineProcess:
     async def _run_child(self) -> Exit:
         self._stderr.clear()
         self._load_failure = None
+        starting = asyncio.create_task(_start(self._argv))
         try:
-            # A session of its own: Ctrl-C on the daemon's terminal must not kill the child before it has drained.
-            process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = await asyncio.shield(starting)
         except OSError as error:
             return Exit(f"the engine could not be started: {error}", permanent=False)
+        except asyncio.CancelledError:
+            # Half a child cannot be ended cleanly: its pipes may not be there yet.
+            with suppress(OSError):
+                unborn = await starting
+                await _shut_down(unborn, self._commands, asyncio.create_task(self._read_stderr(unborn)))
+            raise
         self._process = process
         self._log.info("engine_started", pid=process.pid)
         stderr = asyncio.create_task(self._read_stderr(process))
@@ -148,10 +148,7 @@ class EngineProcess:
             return Exit(self._reason(process.returncode, protocol_error), permanent=self._load_failure is not None)
         finally:
             self._process = None
-            await asyncio.shield(_shut_down(process, self._commands))
-            stderr.cancel()
-            with suppress(asyncio.CancelledError):
-                await stderr
+            await asyncio.shield(_shut_down(process, self._commands, stderr))
 
     async def _read_events(self, process: asyncio.subprocess.Process) -> str | None:
         """Pass on events until the child's stdout ends; returns what was wrong if it was cut off instead."""
@@ -213,6 +210,17 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
+    # A session of its own: Ctrl-C on the daemon's terminal must not kill the child before it has drained.
+    return await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
 async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:
     """A child that closed its stdout should be ending; one that stays serves nobody, and is killed."""
     try:
@@ -223,8 +231,8 @@ async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:
     return None
 
 
-async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Command]) -> None:
-    """Ask the child to leave, then make it."""
+async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Command], stderr: asyncio.Task[None]) -> None:
+    """Ask the child to leave, then make it. stderr: who reads what it says there."""
     assert process.stdin  # noqa: S101 - opened as a pipe by the caller
     if process.returncode is None:
         with suppress(OSError):
@@ -235,10 +243,15 @@ async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Comman
         except TimeoutError:
             _kill(process)
             await process.wait()
+    stderr.cancel()
+    with suppress(asyncio.CancelledError):
+        await stderr
     # Of a child that left by itself, too: its transport is held open until the last pipe is closed.
     process.stdin.close()
     with suppress(OSError):
         await process.stdin.wait_closed()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.communicate(), SHUTDOWN_S)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

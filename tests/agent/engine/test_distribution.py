@@ -39,7 +39,8 @@ def test_the_nucleus_is_the_smallest_head_with_its_mass(logits: np.ndarray, top_
     found = nucleus(logits, top_p)
     masses = scipy.special.softmax(logits.astype(np.float64))
     found = found[np.argsort(-logits[found], kind="stable")]
-    assert list(logits[found]) == sorted(logits, reverse=True)[: len(found)]
+    # Logits that differ in their last bits alone are equally likely.
+    assert masses[found] == pytest.approx(sorted(masses, reverse=True)[: len(found)], rel=1e-6)
     assert len(set(found.tolist())) == len(found) >= 1
     assert masses[found].sum() >= top_p - 1e-5
     assert masses[found[:-1]].sum() <= top_p + 1e-5
