@@ -6,6 +6,7 @@ An environment variable overrides a key: prefix, then the path joined by two und
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,8 +84,13 @@ def _fault(fault: Any, path: Path, from_environment: Mapping[Path_, str]) -> str
     return f"{where}: {key}: {problem}." if key else f"{where}: {problem}."
 
 
-def read_secret(path: Path) -> str:
-    """The secret in a file, without surrounding white space. Raises `ConfigError` if there is none."""
+def read_secret(path: Path, *, environment: Mapping[str, str] = os.environ) -> str:
+    """The secret in a file, without surrounding white space. Raises `ConfigError` if there is none.
+
+    Where systemd was told to hand the file over (`LoadCredential=NAME:PATH`, with the file's name as NAME), its copy is
+    read: the file itself is then root's.
+    """
+    path = secret_path(path, environment=environment)
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -95,3 +101,11 @@ def read_secret(path: Path) -> str:
     if not (secret.isascii() and secret.isprintable()):
         raise ConfigError([f"{path}: the token must be one line of printable ASCII characters."])
     return secret
+
+
+def secret_path(path: Path, *, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where to read a secret file: systemd's copy of it if there is one, systemd.exec(5), else the file itself."""
+    folder = environment.get("CREDENTIALS_DIRECTORY")
+    if folder and (copy := Path(folder, path.name)).is_file():
+        return copy
+    return path

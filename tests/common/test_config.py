@@ -156,3 +156,14 @@ def test_a_secret_that_cannot_be_used_is_refused_with_its_path(path: Path, conte
     assert str(path) in str(raised.value)
     assert problem in str(raised.value)
     assert "two" not in str(raised.value)
+
+
+def test_a_secret_that_systemd_hands_over_is_read_from_there(tmp_path: Path) -> None:
+    """The file itself may then be root's; one that is not handed over is read where it is."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "agent-token").write_text("from-systemd\n")
+    (tmp_path / "other-token").write_text("from-the-file\n")
+    environment = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    assert read_secret(tmp_path / "agent-token", environment=environment) == "from-systemd"
+    assert read_secret(tmp_path / "other-token", environment=environment) == "from-the-file"
