@@ -28,8 +28,8 @@ deploy() {
   done
   if [[ -n $before && $before != "$RELEASE" ]]; then
     note_done "the former release stays until the next upgrade: $before"
+    is_dry || remove_old_releases "$RELEASE" "$before"
   fi
-  is_dry || remove_old_releases "$RELEASE" "$before"
   if [[ $RESTART == yes || -z $before ]]; then note_done "running: ${*/#/moe2-}"; fi
 }
 

@@ -57,7 +57,8 @@ attempt() {
   [[ ! -t 1 ]] || printf '\r\033[K'
   if ((code != 0)); then
     warn "✗ $label failed after $(elapsed "$began"). The end of $LOG:"
-    tail -n "$TAIL_LINES" "$LOG" >&2
+    # Of this step alone: sed keeps what follows the last heading.
+    sed -n '/^=== /h; //!H; ${x;p}' "$LOG" | tail -n "$TAIL_LINES" >&2
     return 1
   fi
   say "✓ $label ($(elapsed "$began"))"

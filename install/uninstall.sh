@@ -1,14 +1,15 @@
 # The way back: everything that the other commands made, but configuration and state, which only --purge removes.
 
 uninstall() {
-  local role path left=()
+  local role path left=() own=()
   begin uninstall "$@"
   # The log must not lie in what is removed.
   if ! is_dry; then LOG=$(mktemp); fi
   for role in "${ROLES[@]}"; do
     if [[ ! -e $(unit_file "$role") ]]; then continue; fi
     step "Stopping moe2-$role" systemctl disable --now "moe2-$role.service"
-    remove "the unit of moe2-$role" "$(unit_file "$role")" "$(unit_file "$role").d"
+    # Drop-ins that others made are configuration.
+    remove "the unit of moe2-$role" "$(unit_file "$role")" "$(unit_file "$role").d/10-groups.conf"
     note_done "moe2-$role is stopped and removed"
   done
   if ((${#DONE[@]} > 0)); then
@@ -21,11 +22,16 @@ uninstall() {
   remove "log folders" "$ROOT/var/log/moe2-agent" "$ROOT/var/log/moe2-coordinator"
   remove "runtime folders" "$ROOT/run/moe2-agent" "$ROOT/run/moe2-coordinator"
   remove "the lists of users and folders" "$SYSUSERS_FILE" "$TMPFILES_FILE"
+  for path in "$(unit_file coordinator).d" "$(unit_file agent).d"; do
+    if ! is_dry && [[ -d $path ]]; then rmdir --ignore-fail-on-non-empty "$path"; fi
+    if [[ -e $path ]]; then own+=("$path"); fi
+  done
+  own+=("$CONFIG_DIR" "$ROOT/var/lib/moe2-agent" "$ROOT/var/lib/moe2-coordinator")
   if [[ $PURGE == yes ]]; then
-    remove "configuration, tokens and state" "$CONFIG_DIR" "$ROOT/var/lib/moe2-agent" "$ROOT/var/lib/moe2-coordinator"
+    remove "configuration, tokens and state" "${own[@]}"
     remove_users
   else
-    for path in "$CONFIG_DIR" "$ROOT/var/lib/moe2-agent" "$ROOT/var/lib/moe2-coordinator"; do
+    for path in "${own[@]}"; do
       if [[ -e $path ]]; then left+=("${path#"$ROOT"}"); fi
     done
     if ((${#left[@]} > 0)); then
