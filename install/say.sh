@@ -27,7 +27,7 @@ step() { attempt "$@" || exit 1; }
 
 # attempt "What is done" COMMAND…: as step, but a failure is the caller's to deal with.
 attempt() {
-  local label=$1 began=$SECONDS said=$SECONDS pid code=0 pause=0.05
+  local label=$1 began=$SECONDS said=$SECONDS pid code=0 pauses=(0.01 0.02 0.05 0.1 0.2 0.5)
   shift
   if is_dry; then
     say "· $label"
@@ -49,8 +49,8 @@ attempt() {
       said=$SECONDS
       say "… $label ($(elapsed "$began")) $(phase)"
     fi
-    sleep "$pause"
-    ((SECONDS - began < 2)) || pause=0.5
+    sleep "${pauses[0]}"
+    ((${#pauses[@]} == 1)) || pauses=("${pauses[@]:1}")
   done
   wait "$pid" || code=$?
   trap - INT TERM
