@@ -41,7 +41,7 @@ install_coordinator() {
   local roles
   begin coordinator "$@"
   begin_changes
-  mapfile -t roles < <({ installed_roles && say coordinator; } | sort -u)
+  mapfile -t roles < <(installed_roles coordinator)
   ensure_release "${roles[@]}"
   ensure_users
   ensure_new_token
@@ -61,7 +61,7 @@ install_agent() {
   begin agent "$@"
   check_agent_options
   begin_changes
-  mapfile -t roles < <({ installed_roles && say agent; } | sort -ru)
+  mapfile -t roles < <(installed_roles agent)
   ensure_release "${roles[@]}"
   ensure_users
   ensure_given_token

@@ -11,11 +11,11 @@ readonly HEALTHY_WITHIN_S=30
 
 unit_file() { printf '%s/moe2-%s.service' "$UNIT_DIR" "$1"; }
 
-# The roles that this host has, one a line.
+# installed_roles [ROLE]: those that this host has, and this one, one a line and always in the same order.
 installed_roles() {
   local role
   for role in "${ROLES[@]}"; do
-    if [[ -e $(unit_file "$role") ]]; then say "$role"; fi
+    if [[ $role == "${1:-}" || -e $(unit_file "$role") ]]; then say "$role"; fi
   done
 }
 
