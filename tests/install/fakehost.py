@@ -68,9 +68,10 @@ class FakeHost:
 
     @classmethod
     def make(cls, folder: Path) -> FakeHost:
-        host = cls(
-            *(folder / name for name in ("root", "bin", "calls", "faults", "state")), checkout=folder / "checkout"
+        root, programs, calls, faults, state, checkout = (
+            folder / name for name in ("root", "bin", "calls", "faults", "state", "checkout")
         )
+        host = cls(root=root, bin=programs, calls_file=calls, faults=faults, state=state, checkout=checkout)
         for made in (
             host.root / "run/systemd/system",
             host.root / "usr/local/bin",
@@ -94,9 +95,12 @@ class FakeHost:
         host.uname("x86_64")
         for name in ("cc", "c++"):
             host.program(name, "")
-        for name in ("systemd-sysusers", "systemd-tmpfiles", "journalctl", "userdel", "groupdel"):
+        for name in ("systemd-tmpfiles", "journalctl", "userdel", "groupdel"):
             host.program(name, f'echo "{name}: $*" >> "$CALLS"')
-        host.program("getent", 'case "$*" in "group video") echo video:x:44:;; *) exit 2;; esac')
+        host.program("systemd-sysusers", 'echo "systemd-sysusers: $*" >> "$CALLS"; touch "$STATE/users"')
+        host.program(
+            "getent", 'case "$*" in "group video") ;; "passwd moe2-"*) [ -e "$STATE/users" ];; *) exit 2;; esac'
+        )
         host.program("ldconfig", "echo libgomp.so.1")
         host.program("systemctl", _SYSTEMCTL)
         host.program("venv-python", _VENV_PYTHON)
