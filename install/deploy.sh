@@ -38,7 +38,8 @@ preflight() {
   local role
   for role in "$@"; do
     if [[ ! -e $ROOT/etc/moe2/$role.toml ]]; then continue; fi
-    attempt "Checking /etc/moe2/$role.toml" "$RELEASE/bin/moe2-$role" check-config --config "$ROOT/etc/moe2/$role.toml" \
+    attempt "Checking /etc/moe2/$role.toml" \
+      "$RELEASE/bin/moe2-$role" check-config --config "$ROOT/etc/moe2/$role.toml" \
       || die "the configuration is refused; nothing was changed. Mend it, then run the same command again."
   done
 }
@@ -47,7 +48,8 @@ preflight() {
 keep_units() {
   local role
   for role in $(installed_roles); do
-    step "Keeping the unit of moe2-$role" install -D -m 0644 "$(unit_file "$role")" "$HOME_DIR/former-units/moe2-$role.service"
+    step "Keeping the unit of moe2-$role" \
+      install -D -m 0644 "$(unit_file "$role")" "$HOME_DIR/former-units/moe2-$role.service"
   done
 }
 

@@ -90,7 +90,8 @@ describe_host() {
     cpu) say "Host: ${HOST_BOARD:-computer} without an NVIDIA GPU" ;;
   esac
   if [[ $HOST_KIND != cpu ]]; then
-    gpu=", CUDA ${DRIVER_CUDA:+$DRIVER_CUDA (driver), }nvcc ${NVCC_VERSION:-not found}, architecture $CUDA_ARCHITECTURES"
+    gpu=", CUDA ${DRIVER_CUDA:+$DRIVER_CUDA (driver), }nvcc ${NVCC_VERSION:-not found}"
+    gpu+=", architecture $CUDA_ARCHITECTURES"
   fi
   say "      $HOST_ARCH, systemd ${SYSTEMD_VERSION:-not found}$gpu"
 }

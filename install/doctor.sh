@@ -13,7 +13,8 @@ doctor() {
     ill "no Python 3.11 or newer" "./install.sh agent or coordinator installs one with apt-get; or name one in PYTHON"
   fi
   if [[ $HOST_KIND != cpu && -z $NVCC ]]; then
-    ill "a GPU, but no nvcc: llama.cpp can only be built for the CPU" "install the CUDA toolkit, then ./install.sh upgrade"
+    ill "a GPU, but no nvcc: llama.cpp can only be built for the CPU" \
+      "install the CUDA toolkit, then ./install.sh upgrade"
   fi
   if [[ ! -d $ROOT/run/systemd/system ]]; then ill "systemd does not run here" "use ./install.sh demo"; fi
   mapfile -t roles < <(installed_roles)

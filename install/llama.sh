@@ -10,8 +10,8 @@ choose_backend() {
   BACKEND=cuda-${CUDA_ARCHITECTURES//;/-}
   if has_llama_wheel; then return; fi
   if [[ -z $NVCC ]]; then
-    note_warning "There is a GPU, but no nvcc in PATH or /usr/local/cuda/bin: llama.cpp is built for the CPU, which is" \
-      "much slower. Install the CUDA toolkit, then run ./install.sh upgrade."
+    note_warning "There is a GPU, but no nvcc in PATH or /usr/local/cuda/bin: llama.cpp is built for the CPU, which" \
+      "is much slower. Install the CUDA toolkit, then run ./install.sh upgrade."
     BACKEND=cpu
   elif [[ -e $LLAMA_DIR/$BACKEND/failed && $COMMAND != upgrade ]]; then
     note_warning "llama.cpp could not be compiled with CUDA before; it is built for the CPU, which is much slower." \
@@ -54,8 +54,8 @@ ensure_llama_wheel() {
       "$LLAMA_DIR/.build/bin/python" -m pip wheel "${PIP_OPTIONS[@]}" "${PIP_SOURCES[@]}" --no-cache-dir \
       --constraint constraints.txt --no-deps --wheel-dir "$folder" llama-cpp-python; then
       cp "$LOG" "$folder/failed"
-      note_warning "llama.cpp could not be compiled with CUDA; it is built for the CPU, which is much slower. What the" \
-        "compiler said is in $folder/failed; ./install.sh upgrade tries again."
+      note_warning "llama.cpp could not be compiled with CUDA; it is built for the CPU, which is much slower. What" \
+        "the compiler said is in $folder/failed; ./install.sh upgrade tries again."
       BACKEND=cpu
       ensure_llama_wheel
       return
@@ -77,8 +77,8 @@ check_llama() {
   local tried=$RELEASE/.gpu-offload
   step "Trying llama.cpp" try_llama "$tried"
   if ! is_dry && [[ $BACKEND != cpu && $(tail -n 1 "$tried") != True ]]; then
-    note_warning "This llama.cpp cannot use the host's GPU: the agent will run on the CPU, which is much slower. Build" \
-      "its wheel on such a host with CMAKE_ARGS='$(llama_flags)'."
+    note_warning "This llama.cpp cannot use the host's GPU: the agent will run on the CPU, which is much slower." \
+      "Build its wheel on such a host with CMAKE_ARGS='$(llama_flags)'."
   fi
 }
 

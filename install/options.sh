@@ -70,8 +70,8 @@ check_agent_options() {
   local model
   if [[ -e $ROOT/etc/moe2/agent.toml ]]; then
     if [[ -n $COORDINATOR$NAME$PROFILE ]] || ((${#MODELS[@]} > 0)); then
-      note_warning "/etc/moe2/agent.toml exists and is kept as it is: --coordinator, --model, --name and --profile have" \
-        "no effect. Edit it, then: systemctl restart moe2-agent"
+      note_warning "/etc/moe2/agent.toml exists and is kept as it is: --coordinator, --model, --name and --profile" \
+        "have no effect. Edit it, then: systemctl restart moe2-agent"
       MODELS=()
     fi
   else

@@ -76,6 +76,7 @@ remove_old_releases() {
   local folder
   for folder in "$HOME_DIR"/releases/*/; do
     folder=${folder%/}
-    [[ $folder == "$1" || $folder == "$2" || ! -d $folder ]] || step "Removing the old release ${folder##*/}" rm -rf "$folder"
+    if [[ $folder == "$1" || $folder == "$2" || ! -d $folder ]]; then continue; fi
+    step "Removing the old release ${folder##*/}" rm -rf "$folder"
   done
 }
