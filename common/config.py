@@ -87,8 +87,7 @@ def _fault(fault: Any, path: Path, from_environment: Mapping[Path_, str]) -> str
 def read_secret(path: Path, *, environment: Mapping[str, str] = os.environ) -> str:
     """The secret in a file, without surrounding white space. Raises `ConfigError` if there is none.
 
-    Where systemd was told to hand the file over (`LoadCredential=NAME:PATH`, with the file's name as NAME), its copy is
-    read: the file itself is then root's.
+    A file that is root's alone may be handed over by systemd: `LoadCredential=NAME:PATH`, with the file's name as NAME.
     """
     path = secret_path(path, environment=environment)
     try:
@@ -104,8 +103,19 @@ def read_secret(path: Path, *, environment: Mapping[str, str] = os.environ) -> s
 
 
 def secret_path(path: Path, *, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where to read a secret file: systemd's copy of it if there is one, systemd.exec(5), else the file itself."""
+    """Where to read a secret file: itself if that may be read, else systemd's copy of it if there is one.
+
+    In this order, because the copy is as old as the process, systemd.exec(5), and the file may have changed.
+    """
     folder = environment.get("CREDENTIALS_DIRECTORY")
-    if folder and (copy := Path(folder, path.name)).is_file():
+    if folder and not os.access(path, os.R_OK) and _has_content(copy := Path(folder, path.name)):
         return copy
     return path
+
+
+def _has_content(path: Path) -> bool:
+    """False also for white space, which a unit gives for a file that need not exist."""
+    try:
+        return bool(path.read_bytes().strip())
+    except OSError:
+        return False

@@ -45,7 +45,7 @@ install_coordinator() {
   ensure_release "${roles[@]}"
   ensure_users
   ensure_new_token
-  ensure_configuration coordinator examples/coordinator.toml
+  ensure_configuration coordinator examples/coordinator.toml --set "agents.token_file=/etc/moe2/agent-token"
   deploy "${roles[@]}"
   note_next "moe2-coordinator status        # the fleet; needs root or the group moe2"
   note_next "To add an agent on another host: let the coordinator listen there ([agents] host in" \
@@ -109,7 +109,7 @@ write_configuration() {
 ensure_agent_configuration() {
   local arguments=(examples/agent.toml) model place layers
   if [[ ! -e $CONFIG_DIR/agent.toml ]]; then
-    arguments+=(--set "coordinator.url=$COORDINATOR")
+    arguments+=(--set "coordinator.url=$COORDINATOR" --set "coordinator.token_file=/etc/moe2/agent-token")
     [[ -z $NAME ]] || arguments+=(--set "agent.name=$NAME")
     [[ -z $PROFILE ]] || arguments+=(--set "sensors.profile=$PROFILE")
     for model in "${MODELS[@]}"; do

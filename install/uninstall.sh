@@ -22,6 +22,8 @@ uninstall() {
   remove "log folders" "$ROOT/var/log/moe2-agent" "$ROOT/var/log/moe2-coordinator"
   remove "runtime folders" "$ROOT/run/moe2-agent" "$ROOT/run/moe2-coordinator"
   remove "the lists of users and folders" "$SYSUSERS_FILE" "$TMPFILES_FILE"
+  # Debian has no such folder until somebody needs one.
+  if ! is_dry && [[ -d ${SYSUSERS_FILE%/*} ]]; then rmdir --ignore-fail-on-non-empty "${SYSUSERS_FILE%/*}"; fi
   for path in "$(unit_file coordinator).d" "$(unit_file agent).d"; do
     if ! is_dry && [[ -d $path ]]; then rmdir --ignore-fail-on-non-empty "$path"; fi
     if [[ -e $path ]]; then own+=("$path"); fi

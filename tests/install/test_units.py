@@ -90,9 +90,9 @@ def test_a_refused_configuration_is_not_tried_again(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_the_token_goes_through_systemd(role: str) -> None:
     """Under its own file name, by which the daemon finds it."""
-    assert "agent-token:/etc/moe2/agent-token" in directives(role)["LoadCredential"]
-    example = (CHECKOUT / f"examples/{role}.toml").read_text()
-    assert 'token_file = "/etc/moe2/agent-token"' in example
+    assert directives(role)["LoadCredential"] == ["agent-token:/etc/moe2/agent-token"]
+    host = (CHECKOUT / "install/host.sh").read_text()
+    assert f"{'agents' if role == 'coordinator' else 'coordinator'}.token_file=/etc/moe2/agent-token" in host
 
 
 def test_the_users_of_the_units_are_made() -> None:
