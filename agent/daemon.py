@@ -20,6 +20,7 @@ from moe2.agent import core
 from moe2.agent.checksum import ChecksumStore
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.health import agent_warnings, gravest_first
@@ -31,7 +32,7 @@ from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
-from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
@@ -43,13 +44,18 @@ from moe2.common.messages import (
     PROTOCOL_VERSION,
     CancelJob,
     ExpertState,
+    FollowJob,
     Hello,
     HostFacts,
     JobDone,
     JobFailed,
+    JobScored,
     JobStarted,
+    JobWord,
     Report,
+    ScoreJob,
     Submit,
+    TakeToken,
     Welcome,
 )
 from moe2.common.sdnotify import Notifier
@@ -84,7 +90,7 @@ class AgentDaemon:
     ) -> None:
         self._settings = settings
         self._notifier = Notifier(environment)
-        self._core = core.AgentCore(settings.models)
+        self._core = core.AgentCore(settings.models, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -95,9 +101,7 @@ class AgentDaemon:
         self._report_seq = 0
         self._agent_id = load_identity(settings.agent.state_dir)
         self._name = settings.agent.name or socket.gethostname()
-        self._sensor_settings = sensors or SensorSettings(
-            profile=settings.sensors.profile, families=settings.sensors.families
-        )
+        self._sensor_settings = sensors or sensors_wanted(settings.sensors)
         self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
@@ -194,10 +198,10 @@ class AgentDaemon:
         return {name: engine.pid for name, engine in self._engines.items()}
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
-        engine = self._settings.engine
+        engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             model.name,
-            spec_of(model),
+            spec_of(model, simulated.pace if simulated else None),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
@@ -214,8 +218,10 @@ class AgentDaemon:
 
     def _message_received(self, message: JobMessage) -> None:
         match message:
-            case Submit():
+            case Submit() | ScoreJob() | FollowJob():
                 self._dispatch(core.JobSubmitted(message))
+            case TakeToken():
+                self._dispatch(core.TokenTaken(message))
             case CancelJob(job_id=job_id):
                 self._dispatch(core.CancelRequested(job_id))
             case _:
@@ -225,12 +231,16 @@ class AgentDaemon:
         now_s = time.monotonic()
         account = self._monitor.account
         match event:
-            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
-                weight = self._core.experts[model].costs.token_weight
-                account.request_started(job_id, prompt_tokens - cached_tokens, now_s, weight)
+            case protocol.Started(job_id=job_id):
+                weight = self._core.experts[model].token_weight
+                to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
+                account.request_started(job_id, to_prefill, now_s, weight)
             case protocol.Decoded(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
+            case protocol.Proposed(job_id=job_id):
+                # As where it draws by itself, the first token comes with the prompt.
+                account.tokens_decoded(job_id, 1, now_s)
         self._dispatch(core.EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._models_changed()
@@ -291,7 +301,7 @@ class AgentDaemon:
     def _settled(self, job_id: str, energy: Energy) -> None:
         job = self._core.jobs.get(job_id)
         if job and job.ending:
-            self._metrics.job_ended(job.submit.model, job.ending, energy)
+            self._metrics.job_ended(job.order.model, job.ending, energy)
         self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
@@ -347,7 +357,7 @@ class AgentDaemon:
         found = await asyncio.to_thread(discover, self._sensor_settings)
         self._monitor = HostMonitor(found, root=self._sensor_settings.root)
         self._host = await asyncio.to_thread(
-            detect_host, self._sensor_settings.root, profile=self._sensor_settings.profile
+            detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
         )
         for result in found:
             log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
@@ -408,17 +418,23 @@ class AgentDaemon:
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
 
 
-def _log_job(message: JobStarted | JobDone | JobFailed, request_id: str) -> None:
+def sensors_wanted(section: SensorsSection) -> SensorSettings:
+    """Where the configuration says to look. Raises ConfigError for an unknown profile."""
+    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
+    return SensorSettings(simulated=simulated, families=section.families)
+
+
+def _log_job(message: JobWord, request_id: str) -> None:
     """One line per fact, under the id that the coordinator's log and the client's response carry too."""
     match message:
         case JobStarted(job_id=job_id, queue_s=queue_s):
             log.debug("job_started", request_id=request_id, job_id=job_id, queue_s=round(queue_s, 4))
-        case JobDone(job_id=job_id, reason=reason, usage=usage):
+        case JobDone(job_id=job_id, usage=usage) | JobScored(job_id=job_id, usage=usage):
             log.info(
                 "job_done",
                 request_id=request_id,
                 job_id=job_id,
-                reason=reason,
+                reason=message.reason if isinstance(message, JobDone) else "scored",
                 decoded_tokens=usage.decoded_tokens,
                 joules=usage.energy.joules,
                 energy_quality=usage.energy.quality,

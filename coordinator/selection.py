@@ -16,7 +16,7 @@ import numpy as np
 from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
-from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
+from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
@@ -44,13 +44,14 @@ class SelectionRequest:
     model: a model's name, an expert's key, or one of `ANY_MODEL`. text: the prompt as the gate reads it.
     excluded: keys of experts that must not be chosen, because they have failed this request already.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
-    elapsed_s, spent_j: what former attempts have used up of the budgets.
+    budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
     """
 
     model: str
     demand: Demand
     text: str = ""
     wish: Wish = field(default_factory=Wish)
+    budgets: Budgets = NO_BUDGETS
     excluded: frozenset[str] = frozenset()
     least_context_tokens: int = 0
     needs_chat_template: bool = False
@@ -95,19 +96,33 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The chosen expert and why.
-
-    candidates: keys of the experts that the coarse level left to the fine one.
-    """
+class Member:
+    """One expert of the panel that answers. weight: its share of the mixture; those of a panel sum to 1."""
 
     expert: Expert
     prediction: Prediction
     score: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen panel, in the order of its members' weights, and why.
+
+    candidates: keys of the experts that the coarse level left to the fine one.
+    """
+
+    mode: Mode
+    members: tuple[Member, ...]
     candidates: frozenset[str]
     category: str
     outlook: Outlook
     plan: Plan
+
+    @property
+    def first(self) -> Member:
+        """Who answers, in a mode where one does."""
+        return self.members[0]
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -174,7 +189,8 @@ class Selector:
             return _nobody(request, roster, ruled_out)
         appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
-        budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
+        budgets = budgets_for(request.wish, category, self.categories, request.budgets)
+        budgets = budgets.after(request.elapsed_s, request.spent_j)
         worth = self.appraiser.on_the_whole(roster)
         forecast = roster.forecast(self._prompt_tokens(roster, request.demand), request.demand.answer_tokens, busy)
         outlook = Outlook(forecast, appraisal, worth, budgets, ruled_out)
@@ -184,9 +200,8 @@ class Selector:
         candidates = _candidates(plan, budgets)
         chosen = outlook.at(_finest(outlook, candidates, busy))
         return Selection(
-            expert=chosen.expert,
-            prediction=chosen.prediction,
-            score=chosen.score,
+            mode=Mode.ROUTE,
+            members=(Member(chosen.expert, chosen.prediction, chosen.score),),
             candidates=candidates,
             category=category,
             outlook=outlook,

@@ -14,8 +14,10 @@ from aiohttp import web
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
+from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
 from moe2.coordinator.api.toolcalls import CallReader
 from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
@@ -70,6 +72,8 @@ class OpenAiRoutes:
             logprobs=call.logprobs,
             wish=call.wish,
             structure=call.structure,
+            traceparent=http.headers.get("traceparent"),
+            principal=http.get(PRINCIPAL, ANYBODY),
         )
         exchange = self._service.begin(request)
         try:
@@ -185,7 +189,7 @@ def _call_reader(call: Call, header: Header) -> CallReader | None:
 
 
 def _header(call: Call, exchange: Exchange) -> Header:
-    expert = exchange.life.attempts[-1].selection.expert
+    expert = exchange.life.attempts[-1].expert
     return Header(
         id=exchange.life.request.request_id, created=int(time.time()), model=expert.model, is_chat=call.is_chat
     )
@@ -196,8 +200,8 @@ def _headers(exchange: Exchange) -> dict[str, str]:
     life = exchange.life
     first, last = life.attempts[0], life.attempts[-1]
     return {
-        "x-moe2-expert": last.selection.expert.key,
-        "x-moe2-agent": last.selection.expert.agent_name,
+        "x-moe2-expert": last.expert.key,
+        "x-moe2-agent": last.expert.agent_name,
         "x-moe2-overhead-ms": f"{1000 * (first.submitted_s - life.request.arrived_s):.3f}",
     }
 
@@ -249,6 +253,10 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def _error_response(error: ApiError) -> web.Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"
     return web.Response(
         status=error.status,
         body=msgspec.json.encode(error.body()),
