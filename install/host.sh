@@ -48,6 +48,7 @@ install_coordinator() {
   ensure_configuration coordinator examples/coordinator.toml --set "agents.token_file=/etc/moe2/agent-token"
   deploy "${roles[@]}"
   note_next "moe2-coordinator status        # the fleet; needs root or the group moe2"
+  note_next "moe2-coordinator keys create NAME   # a key for an app, before the API listens on more than loopback"
   note_next "To add an agent on another host: let the coordinator listen there ([agents] host in" \
     "/etc/moe2/coordinator.toml, then systemctl restart moe2-coordinator), bring /etc/moe2/agent-token over in a safe" \
     "way (scp), and run there: sudo ./install.sh agent --coordinator ws://$(uname -n):8081 --token-file agent-token" \
@@ -82,6 +83,10 @@ upgrade() {
   ensure_release "${roles[@]}"
   ensure_users
   deploy "${roles[@]}"
+  if [[ $BACKEND != none && -n $(gpu_layers) ]] && ! grep -q '^gpu_layers' "$CONFIG_DIR/agent.toml" 2>/dev/null; then
+    note_next "llama.cpp can use the GPU now: set gpu_layers = -1 for the models in /etc/moe2/agent.toml, then: sudo" \
+      "systemctl restart moe2-agent"
+  fi
   summarize
 }
 

@@ -2,6 +2,8 @@
 # need not compile it again. pip's own cache would not tell a build with CUDA from one without.
 
 readonly LLAMA_DIR=$ROOT/opt/moe2/wheels
+# CUDA's larger kernels take up to two gigabytes each to compile.
+readonly KB_PER_COMPILER=2000000
 
 # Sets BACKEND, the way llama.cpp is built here: cuda-ARCHITECTURES, or cpu.
 choose_backend() {
@@ -45,12 +47,13 @@ ensure_llama_wheel() {
   step "Creating an environment to build in" "$PYTHON" -m venv --clear "$LLAMA_DIR/.build"
   if [[ $BACKEND == cpu ]]; then
     say "llama.cpp is compiled unless pip has it already: 5 to 10 minutes on 2 cores."
-    step "Compiling llama.cpp for the CPU" env CMAKE_ARGS="$(llama_flags)" \
+    step "Compiling llama.cpp for the CPU" env CMAKE_ARGS="$(llama_flags)" CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" \
       "$LLAMA_DIR/.build/bin/python" -m pip wheel "${PIP_OPTIONS[@]}" "${PIP_SOURCES[@]}" \
       --constraint constraints.txt --no-deps --wheel-dir "$folder" llama-cpp-python
   else
     say "llama.cpp is compiled with CUDA, which may take an hour on a Jetson."
-    if ! attempt "Compiling llama.cpp with CUDA for $BACKEND" env CUDACXX="$NVCC" CMAKE_ARGS="$(llama_flags)" \
+    if ! attempt "Compiling llama.cpp with CUDA for $BACKEND" \
+      env CUDACXX="$NVCC" CMAKE_ARGS="$(llama_flags)" CMAKE_BUILD_PARALLEL_LEVEL="$(build_jobs)" \
       "$LLAMA_DIR/.build/bin/python" -m pip wheel "${PIP_OPTIONS[@]}" "${PIP_SOURCES[@]}" --no-cache-dir \
       --constraint constraints.txt --no-deps --wheel-dir "$folder" llama-cpp-python; then
       cp "$LOG" "$folder/failed"
@@ -70,6 +73,17 @@ llama_flags() {
   printf -- '-DLLAVA_BUILD=OFF'
   if [[ $BACKEND != cpu ]]; then printf -- ' -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=%s' "$CUDA_ARCHITECTURES"; fi
   printf '%s' "${CMAKE_ARGS:+ $CMAKE_ARGS}"
+}
+
+# Compilers at once: one for each core, but no more than the memory has room for; a Jetson's may have less.
+build_jobs() {
+  local cores memory_kb jobs
+  cores=$(nproc)
+  memory_kb=$(sed -nE 's/^MemTotal: *([0-9]+) kB$/\1/p' "$ROOT/proc/meminfo" 2>/dev/null) || true
+  jobs=$((${memory_kb:-0} / KB_PER_COMPILER))
+  if ((jobs < 1)); then jobs=1; fi
+  if ((jobs > cores)); then jobs=$cores; fi
+  printf '%d' "$jobs"
 }
 
 # llama.cpp must load here, and use the GPU if it is meant to; a wheel that was brought along may do neither.

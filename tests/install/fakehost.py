@@ -93,6 +93,7 @@ class FakeHost:
             (host.checkout / name).mkdir()
         (host.checkout / "common/__init__.py").write_text('__version__ = "0.1.0"\n')
         host.uname("x86_64")
+        host.program("nproc", "echo 6")
         for name in ("cc", "c++"):
             host.program(name, "")
         for name in ("systemd-tmpfiles", "journalctl", "userdel", "groupdel"):

@@ -105,3 +105,12 @@ def test_a_processor_that_moe2_is_not_for(host: FakeHost) -> None:
     refused = host.install("coordinator", "--dry-run")
     assert refused.returncode == 1
     assert "this is riscv64; moe2 is for x86_64 and aarch64" in refused.stderr
+
+
+@pytest.mark.parametrize(("memory_kb", "jobs"), [(7_800_000, 3), (64_000_000, 6), (900_000, 1)])
+def test_no_more_compilers_than_the_memory_has_room_for(host: FakeHost, memory_kb: int, jobs: int) -> None:
+    """An Orin Nano has six cores and 8 GB."""
+    host.jetson()
+    host.cuda()
+    host.file("proc/meminfo", f"MemTotal:        {memory_kb} kB\nMemFree:  1 kB\n")
+    assert f"CMAKE_BUILD_PARALLEL_LEVEL={jobs} " in plan(host)

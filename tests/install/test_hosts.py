@@ -217,7 +217,9 @@ def test_a_build_with_cuda_that_failed_is_tried_again_by_an_upgrade_only(host: F
     host.calls()
     host.install("agent")
     assert not [call for call in host.calls() if "pip wheel" in call]
-    assert host.install("upgrade").returncode == 0
+    upgraded = host.install("upgrade")
+    assert upgraded.returncode == 0
+    assert "set gpu_layers = -1 for the models in /etc/moe2/agent.toml" in upgraded.stdout
     assert "CMAKE_ARGS: -DLLAVA_BUILD=OFF -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=87" in host.calls()
 
 
