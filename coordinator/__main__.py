@@ -18,6 +18,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
+from moe2.coordinator.ledger import commands as ledger_commands
 from moe2.coordinator.openfiles import allow_open_files
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
@@ -85,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     collect = commands.add_parser("collect", help="ask a question set of every live expert, as outcomes for train-gate")
     collecting_commands.add_arguments(collect)
     collect.set_defaults(act=collecting_commands.run)
+
+    ledger = commands.add_parser("ledger", help="show or export what requests have cost, by key, expert, model or day")
+    ledger_commands.add_arguments(ledger)
+    ledger.set_defaults(act=ledger_commands.run)
 
     evaluate = commands.add_parser("evaluate", help="compare moe2's choice with baselines on held-out outcomes")
     evaluation_commands.add_arguments(evaluate)

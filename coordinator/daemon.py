@@ -27,6 +27,7 @@ from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.guard import Guard
+from moe2.coordinator.api.ledger import LedgerRoute
 from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.page import PageRoute
@@ -41,6 +42,10 @@ from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.collector import LedgerCollector
+from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
@@ -80,14 +85,18 @@ class CoordinatorDaemon:
             _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
         )
         self._past = RecentPast()
-        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
+        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        self._accounts = Accounts()
+        collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = open_traces(settings.traces.endpoint) if settings.traces.endpoint else None
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
             on_retired=self._request_retired,
         )
         self._hub = Hub(
@@ -106,12 +115,15 @@ class CoordinatorDaemon:
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop()`. Raises `Moe2Error` if a listener cannot be opened."""
+        """Serve until `stop()`. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
+            # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
+            await stack.enter_async_context(self._ledger.running())
+            self._accounts.restore(day_of(time()), self._ledger.today)
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents", agents.handshake_s)
             api_port = await _listen(stack, self._api_app(), api.host, api.port, "api", api.header_timeout_s)
@@ -161,6 +173,7 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *self._ledger.warnings(),
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
@@ -182,6 +195,7 @@ class CoordinatorDaemon:
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
         ).add_to(app)
         self._fleet.add_to(app)
+        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
         PageRoute().add_to(app)

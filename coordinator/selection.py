@@ -144,13 +144,14 @@ class Selection:
 class NoExpert:
     """Nobody can take the request. `code` says which kind of answer the client gets.
 
-    plan, outlook: set where the budgets rule everybody out.
+    plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
     """
 
     code: str
     message: str
     plan: Plan | None = None
     outlook: Outlook | None = None
+    retry_after_s: int | None = None
 
     @property
     def considered(self) -> tuple[Considered, ...]:

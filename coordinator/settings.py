@@ -97,6 +97,15 @@ class SelectionSection(Settings):
     """Default budgets by category; `default` holds where no other applies."""
 
 
+class LedgerSection(Settings):
+    """[ledger]: what requests have cost, kept in SQLite."""
+
+    path: Path | None = None
+    """`ledger.sqlite` in `coordinator.state_dir` if not set. On a local disk: SQLite's WAL does not work on NFS."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Requests of earlier days are forgotten."""
+
+
 class TracesSection(Settings):
     """[traces]"""
 
@@ -116,8 +125,14 @@ class CoordinatorSettings(Settings):
     api: ApiSection = ApiSection()
     agents: AgentsSection
     selection: SelectionSection = SelectionSection()
+    ledger: LedgerSection = LedgerSection()
     traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is."""
+        return self.ledger.path or self.coordinator.state_dir / "ledger.sqlite"
 
     @model_validator(mode="after")
     def _requests_fit_a_frame(self) -> CoordinatorSettings:

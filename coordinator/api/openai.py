@@ -30,6 +30,7 @@ from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
+MOST_PATIENCE_S = 60
 REQUEST_ID = web.RequestKey("request_id", str)
 
 
@@ -81,6 +82,7 @@ class OpenAiRoutes:
                 return await self._stream(http, call, exchange)
             return await self._respond(call, exchange)
         except ApiError as error:
+            await exchange.until_recorded()
             raise _blaming(error, call) from None
         finally:
             # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
@@ -118,7 +120,11 @@ class OpenAiRoutes:
             pieces, calls = whole_answer(reader, pieces)
             reason = ended_by(reason, reader)
         body = full_response(header, pieces, reason, receipt, with_logprobs=call.logprobs is not None, calls=calls)
-        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange))
+        answer = web.Response(
+            body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
+        )
+        await exchange.until_recorded()
+        return answer
 
     async def _stream(self, http: web.Request, call: Call, exchange: Exchange) -> web.StreamResponse:
         # The status line waits for the first news, so that a failure before it is a proper HTTP error.
@@ -138,7 +144,9 @@ class OpenAiRoutes:
             if outcome is not None:
                 break
             pieces, outcome = await exchange.receive()
-        await response.write(self._last_chunk(writer, reader, outcome, exchange))
+        last = self._last_chunk(writer, reader, outcome, exchange)
+        await exchange.until_recorded()
+        await response.write(last)
         await response.write_eof()
         return response
 
@@ -253,6 +261,9 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def _error_response(error: ApiError) -> web.Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.retry_after_s is not None and error.retry_after_s > MOST_PATIENCE_S:
+        # OpenAI's client takes such a Retry-After for a mistake and would ask again at once; this it understands.
+        headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == HTTPStatus.REQUEST_TIMEOUT:
