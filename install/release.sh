@@ -60,6 +60,9 @@ ensure_release() {
   if [[ $BACKEND != none ]]; then check_llama; fi
   if ! is_dry; then : >"$RELEASE/.complete"; fi
   note_done "moe2 $version with [$extras] in $RELEASE"
+  if [[ ,$extras, == *,jetson,* ]]; then
+    note_done "jetson-stats beside it, which is under the AGPL-3.0, for the power mode and the fan"
+  fi
 }
 
 # point_current_to RELEASE: one rename, so that there is no moment without a release.
