@@ -100,15 +100,21 @@ ensure_configuration() {
     kept "/etc/moe2/$role.toml exists and stays as it is"
     return
   fi
-  step "Writing /etc/moe2/$role.toml" write_configuration "$target" "$@"
+  step "Writing /etc/moe2/$role.toml" write_configuration "$role" "$target" "$@"
   note_done "/etc/moe2/$role.toml; every setting is in it, most as comments"
 }
 
+# One that the daemon refuses, because an option was mistaken, is not kept: it would never be overwritten.
 write_configuration() {
-  local target=$1 text
-  shift
+  local role=$1 target=$2 text
+  shift 2
   text=$("$PYTHON" install/configuration.py "$@")
-  write_text "$target" 0644 "$text"
+  write_text "$target.draft" 0644 "$text"
+  if ! "$RELEASE/bin/moe2-$role" check-config --config "$target.draft"; then
+    rm "$target.draft"
+    return 1
+  fi
+  mv "$target.draft" "$target"
 }
 
 ensure_agent_configuration() {

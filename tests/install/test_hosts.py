@@ -195,6 +195,17 @@ def test_a_file_that_is_no_model_is_refused(host: FakeHost) -> None:
     assert "is no GGUF file" in refused.stderr
 
 
+def test_a_first_configuration_that_is_refused_is_not_kept(host: FakeHost) -> None:
+    """An option was mistaken, such as a simulated host that does not exist; the next try has another."""
+    host.fault("agent-check-config")
+    failed = host.install_agent()
+    assert failed.returncode == 1
+    assert "✗ Writing /etc/moe2/agent.toml failed" in failed.stderr
+    assert not list((host.root / "etc/moe2").glob("agent.toml*"))
+    (host.faults / "agent-check-config").unlink()
+    assert host.install_agent().returncode == 0
+
+
 def test_a_build_with_cuda_that_fails_becomes_one_for_the_cpu(host: FakeHost) -> None:
     """With a warning, what the compiler said, and all layers on the CPU."""
     host.jetson()
