@@ -58,10 +58,10 @@ examine_role() {
   else
     ill "$said" "edit /etc/moe2/$role.toml, then: systemctl restart $unit"
   fi
-  if [[ ! -e $TOKEN ]]; then ill "/etc/moe2/agent-token is missing" "bring it from the coordinator's host"; fi
   if ! systemctl is-enabled --quiet "$unit"; then ill "$unit does not start at boot" "systemctl enable $unit"; fi
   if ! is_active "$role"; then
     ill "$unit is not running" "journalctl -u $unit; systemctl start $unit"
+    if [[ ! -e $TOKEN ]]; then ill "/etc/moe2/agent-token is missing" "bring it from the coordinator's host"; fi
     return
   fi
   "$CURRENT/bin/moe2-$role" status --json >/dev/null 2>&1 || code=$?

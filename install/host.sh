@@ -179,6 +179,8 @@ make_token() {
 }
 
 ensure_given_token() {
+  # An agent that is enrolled needs none.
+  if [[ ! -e $TOKEN && -z $TOKEN_FILE ]]; then return; fi
   if [[ -e $TOKEN ]]; then
     if [[ -n $TOKEN_FILE ]] && ! cmp -s "$TOKEN_FILE" "$TOKEN"; then
       note_warning "/etc/moe2/agent-token exists and is another than $TOKEN_FILE; it is kept. To replace it:" \

@@ -164,6 +164,14 @@ def test_configuration_is_never_overwritten(host: FakeHost) -> None:
     assert (host.root / "etc/moe2/agent-token").read_text() == "mine\n"
 
 
+def test_an_agent_goes_on_without_the_token_that_it_no_longer_needs(host: FakeHost) -> None:
+    """Enrolled, its operator has removed the file; another run is no reason to ask for it."""
+    host.install_agent()
+    (host.root / "etc/moe2/agent-token").unlink()
+    assert host.install("agent").returncode == 0
+    assert not (host.root / "etc/moe2/agent-token").exists()
+
+
 # --- What can go wrong ------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +374,7 @@ def test_the_doctor_says_what_to_do_about_what_is_missing(host: FakeHost, path: 
     """Exit status 1, and the remedy."""
     host.install("coordinator")
     (host.root / path).unlink()
+    (host.state / "moe2-coordinator.service").unlink()
     found = host.install("doctor")
     assert found.returncode == 1
     assert remedy in found.stdout
