@@ -44,7 +44,7 @@ Within this checkout, for trying and for working on it:
 
 On a host, as a system service under /opt/moe2 (docs/operations.md); needs sudo:
   coordinator             install and start the coordinator, and make an enrolment token for the agents
-  agent --coordinator URL --token-file FILE --model FILE… [--name NAME] [--profile SIMULATED-HOST]
+  agent --coordinator URL --token-file FILE --model FILE… [--ca-file FILE] [--name NAME] [--profile SIMULATED-HOST]
                           install and start an agent; llama.cpp is compiled for this host's GPU where there is one
   upgrade                 put this checkout to use; the former release goes on if the new one does not come up
   uninstall [--purge]     remove everything but configuration and state; with --purge these and the users as well

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import structlog
 
+_level = logging.INFO
 LEVELS = ("debug", "info", "warning", "error")
 # syslog(3)'s numbers.
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -23,16 +24,18 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 def configure_logging(level: str, *, stream: TextIO = sys.stderr, environment: Mapping[str, str] = os.environ) -> None:
     """Set up structlog for this process. Output goes to `stream`: JSON unless it is a terminal."""
+    set_log_level(level)
     to_journal = _is_journal(stream, environment)
     structlog.configure(
         processors=[
+            _drop_below_level,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             *_renderers(stream, to_journal=to_journal),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
@@ -42,6 +45,12 @@ def configure_logging(level: str, *, stream: TextIO = sys.stderr, environment: M
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
+def set_log_level(level: str) -> None:
+    """What is logged from now on, by loggers that are in use already, too."""
+    global _level
+    _level = logging.getLevelNamesMapping()[level.upper()]
+
+
 def _is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     """True where `stream` is the one that systemd connected to the journal: it names device and inode."""
     try:
@@ -49,6 +58,15 @@ def _is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     except (OSError, ValueError):
         return False
     return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _drop_below_level(
+    _logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Before anything else is done with the line. structlog's own filter cannot be changed once a logger is in use."""
+    if structlog.processors.NAME_TO_LEVEL.get(method, logging.CRITICAL) < _level:
+        raise structlog.DropEvent
+    return event
 
 
 def _renderers(stream: TextIO, *, to_journal: bool) -> list[structlog.typing.Processor]:

@@ -92,7 +92,8 @@ class CoordinatorMetrics:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        registry.register(FleetCollector(status, stale_s=stale_s))
+        self.fleet = FleetCollector(status, stale_s=stale_s)
+        registry.register(self.fleet)
         for other in others:
             registry.register(other)
 

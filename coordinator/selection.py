@@ -174,6 +174,14 @@ class Selector:
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
 
+    def reconfigure(self, appraiser: Appraiser, categories: Mapping[str, Budgets]) -> None:
+        """Decide by another gate and other budgets from now on. What was planned with the former ones is forgotten."""
+        self.appraiser = appraiser
+        self.categories = dict(categories)
+        self._memo.clear()
+        self._rosters.clear()
+        self._experts = ()
+
     def select(
         self, request: SelectionRequest, experts: Sequence[Expert], in_flight: Mapping[str, int], epoch: int
     ) -> Selection | NoExpert:

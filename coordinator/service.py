@@ -72,7 +72,7 @@ class Service:
         self._table = table
         self._selector = selector
         self._send = send
-        self._max_active = max_active
+        self.max_active = max_active
         self._bookkeeper = bookkeeper
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
@@ -93,7 +93,7 @@ class Service:
 
     @property
     def is_full(self) -> bool:
-        return len(self._active) >= self._max_active
+        return len(self._active) >= self.max_active
 
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
@@ -141,6 +141,15 @@ class Service:
             log.warning("drain_timed_out", requests_cut_off=len(self._active))
             for active in tuple(self._active.values()):
                 self._handle(active, dispatch.ServiceStopping())
+
+    async def read_ahead(self, text: str) -> None:
+        """Let a gate with a sentence encoder read the prompt beside the event loop: that takes tens of milliseconds."""
+        if (read := self._selector.appraiser.read_ahead) is not None:
+            try:
+                await asyncio.to_thread(read, text)
+            except Exception as error:
+                # The gate meets the same prompt in a moment, falls back to priors and keeps a warning.
+                log.warning("read_ahead_failed", reason=repr(error))
 
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""

@@ -49,9 +49,9 @@ install_coordinator() {
   deploy "${roles[@]}"
   note_next "moe2-coordinator status        # the fleet; needs root or the group moe2"
   note_next "moe2-coordinator keys create NAME   # a key for an app, before the API listens on more than loopback"
-  note_next "To add an agent on another host: let the coordinator listen there ([agents] host in" \
-    "/etc/moe2/coordinator.toml, then systemctl restart moe2-coordinator), bring /etc/moe2/agent-token over in a safe" \
-    "way (scp), and run there: sudo ./install.sh agent --coordinator ws://$(uname -n):8081 --token-file agent-token" \
+  note_next "To add an agent on another host: let the coordinator listen there with TLS ([agents] and [agents.tls] in" \
+    "/etc/moe2/coordinator.toml; docs/operations.md), bring /etc/moe2/agent-token over in a safe way (scp), and run" \
+    "there: sudo ./install.sh agent --coordinator wss://$(uname -n):8081 --ca-file ca.pem --token-file agent-token" \
     "--model FILE.gguf"
   note_next "On this host: sudo ./install.sh agent --coordinator ws://127.0.0.1:8081 --model FILE.gguf"
   summarize
@@ -121,6 +121,10 @@ ensure_agent_configuration() {
   local arguments=(examples/agent.toml) model place layers
   if [[ ! -e $CONFIG_DIR/agent.toml ]]; then
     arguments+=(--set "coordinator.url=$COORDINATOR" --set "coordinator.token_file=/etc/moe2/agent-token")
+    if [[ -n $CA_FILE ]]; then
+      step "Copying the coordinator's CA to /etc/moe2/ca.pem" install -D -m 0644 "$CA_FILE" "$CONFIG_DIR/ca.pem"
+      arguments+=(--set "coordinator.ca_file=/etc/moe2/ca.pem")
+    fi
     [[ -z $NAME ]] || arguments+=(--set "agent.name=$NAME")
     [[ -z $PROFILE ]] || arguments+=(--set "sensors.profile=$PROFILE")
     for model in "${MODELS[@]}"; do

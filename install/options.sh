@@ -2,11 +2,11 @@
 
 readonly MODEL_HOME=/var/lib/moe2-agent/models
 
-# parse_options COMMAND ARGUMENT…: sets COORDINATOR, TOKEN_FILE, MODELS, NAME, PROFILE, WHEELS, PURGE and DRY_RUN.
+# parse_options COMMAND ARGUMENT…: sets COORDINATOR, TOKEN_FILE, CA_FILE, MODELS, NAME, PROFILE, WHEELS, PURGE and DRY_RUN.
 parse_options() {
   local command=$1
   shift
-  COORDINATOR='' TOKEN_FILE='' MODELS=() NAME='' PROFILE='' WHEELS='' PURGE=no
+  COORDINATOR='' TOKEN_FILE='' CA_FILE='' MODELS=() NAME='' PROFILE='' WHEELS='' PURGE=no
   while (($# > 0)); do
     case $command:$1 in
       agent:--coordinator)
@@ -15,6 +15,10 @@ parse_options() {
         ;;
       agent:--token-file)
         TOKEN_FILE=$(path_of "$@")
+        shift
+        ;;
+      agent:--ca-file)
+        CA_FILE=$(path_of "$@")
         shift
         ;;
       agent:--name)
@@ -69,9 +73,9 @@ path_of() {
 check_agent_options() {
   local model
   if [[ -e $ROOT/etc/moe2/agent.toml ]]; then
-    if [[ -n $COORDINATOR$NAME$PROFILE ]] || ((${#MODELS[@]} > 0)); then
-      note_warning "/etc/moe2/agent.toml exists and is kept as it is: --coordinator, --model, --name and --profile" \
-        "have no effect. Edit it, then: systemctl restart moe2-agent"
+    if [[ -n $COORDINATOR$CA_FILE$NAME$PROFILE ]] || ((${#MODELS[@]} > 0)); then
+      note_warning "/etc/moe2/agent.toml exists and is kept as it is: --coordinator, --ca-file, --model, --name" \
+        "and --profile have no effect. Edit it, then: systemctl restart moe2-agent"
       MODELS=()
     fi
   else
@@ -84,6 +88,9 @@ check_agent_options() {
     [[ -f $model && -r $model ]] || die "--model $model is no file that can be read."
     [[ $(head -c 4 "$model") == GGUF ]] || die "--model $model is no GGUF file."
   done
+  if [[ -n $CA_FILE ]]; then
+    grep -q -- '-----BEGIN CERTIFICATE-----' "$CA_FILE" 2>/dev/null || die "--ca-file $CA_FILE holds no certificate."
+  fi
   if [[ -n $TOKEN_FILE ]]; then
     [[ -f $TOKEN_FILE && -r $TOKEN_FILE ]] || die "--token-file $TOKEN_FILE is no file that can be read."
     [[ -s $TOKEN_FILE ]] || die "--token-file $TOKEN_FILE is empty."

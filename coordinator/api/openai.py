@@ -40,7 +40,7 @@ class OpenAiRoutes:
     def __init__(self, service: Service, table: CapabilityTable, *, request_timeout_s: float) -> None:
         self._service = service
         self._table = table
-        self._request_timeout_s = request_timeout_s
+        self.request_timeout_s = request_timeout_s
         self._started_unix_s = int(time.time())
 
     def add_to(self, app: web.Application) -> None:
@@ -67,7 +67,7 @@ class OpenAiRoutes:
             sampling=call.sampling,
             demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens),
             arrived_s=arrived_s,
-            deadline_s=arrived_s + self._request_timeout_s,
+            deadline_s=arrived_s + self.request_timeout_s,
             max_tokens=call.max_tokens,
             stop=call.stop,
             logprobs=call.logprobs,
@@ -76,6 +76,8 @@ class OpenAiRoutes:
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
         )
+        await self._service.read_ahead(request.text)
+        self._admit(call)  # again: others may have come meanwhile
         exchange = self._service.begin(request)
         try:
             if call.stream:

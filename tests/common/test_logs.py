@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
-from moe2.common.logs import LEVELS, configure_logging
+from moe2.common.logs import LEVELS, configure_logging, set_log_level
 
 
 class Terminal(io.StringIO):
@@ -151,3 +151,16 @@ def test_another_stream_than_the_journal_s_has_no_priorities(journal: TextIO) ->
     structlog.get_logger().info("agent_joined")
     journal.seek(0)
     assert journal.read().startswith("{")
+
+
+def test_another_level_holds_for_loggers_in_use() -> None:
+    """A daemon that runs is asked to say more, and less again."""
+    stream = io.StringIO()
+    configured("info", stream)
+    log = structlog.get_logger()
+    log.debug("before")
+    set_log_level("debug")
+    log.debug("meanwhile")
+    set_log_level("warning")
+    log.info("after")
+    assert [line["event"] for line in lines(stream)] == ["meanwhile"]

@@ -187,6 +187,15 @@ def test_a_daemon_that_hangs_is_started_again(installed: Machine, unit: str) -> 
     installed.shell(f"rm -r /run/systemd/system/{unit}.service.d; systemctl daemon-reload; systemctl restart {unit}")
 
 
+def test_a_reload_applies_a_changed_setting(installed: Machine) -> None:
+    """systemctl reload, and the same process goes on with it."""
+    for unit, role in zip(UNITS, ("coordinator", "agent"), strict=True):
+        pid = shown(installed, unit, "MainPID")
+        installed.shell(f"sed -i 's/^# level = .*/level = \"debug\"/' /etc/moe2/{role}.toml; systemctl reload {unit}")
+        installed.wait_for(f"journalctl -u {unit} --grep configuration_reloaded.*debug --quiet >/dev/null")
+        assert shown(installed, unit, "MainPID") == pid
+
+
 def test_a_missing_token_is_told_by_the_daemon_and_not_tried_again(installed: Machine) -> None:
     """systemd starts it without the credential, and its exit status says that its configuration is at fault."""
     installed.output("mv", "/etc/moe2/agent-token", "/root/agent-token")

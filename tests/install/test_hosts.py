@@ -40,7 +40,7 @@ def test_a_coordinator_gets_a_token_that_only_root_can_read(host: FakeHost) -> N
     assert len(token) >= 40
     assert mode(host, "etc/moe2/agent-token") == 0o600
     assert "bring /etc/moe2/agent-token over" in installed.stdout
-    assert "--coordinator ws://edge-01:8081 --token-file agent-token" in installed.stdout
+    assert "--coordinator wss://edge-01:8081 --ca-file ca.pem --token-file agent-token" in installed.stdout
     assert token not in installed.stdout
 
 
@@ -66,6 +66,15 @@ def test_an_agent_is_configured_as_told(host: FakeHost) -> None:
     assert [model["name"] for model in found["models"]] == ["tiny.q4_k_m", "other-model"]
     assert (host.root / "etc/moe2/agent-token").read_text() == "from-the-coordinator\n"
     assert mode(host, "etc/moe2/agent-token") == 0o600
+
+
+def test_the_coordinator_s_ca_goes_where_the_agent_can_read_it(host: FakeHost) -> None:
+    """A certificate is no secret, but a home folder is not seen by the service."""
+    ca = host.file("srv/ca.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n")
+    assert host.install_agent("--ca-file", ca).returncode == 0
+    assert configuration(host, "agent")["coordinator"]["ca_file"] == "/etc/moe2/ca.pem"
+    assert (host.root / "etc/moe2/ca.pem").read_text() == ca.read_text()
+    assert mode(host, "etc/moe2/ca.pem") == 0o644
 
 
 def test_a_model_that_the_service_would_not_see_is_copied(host: FakeHost) -> None:
@@ -158,7 +167,7 @@ def test_configuration_is_never_overwritten(host: FakeHost) -> None:
     again = host.install_agent("--name", "other")
     changed(host)
     assert host.install("upgrade").returncode == 0
-    assert "is kept as it is: --coordinator, --model, --name and --profile have no effect" in again.stderr
+    assert "is kept as it is: --coordinator, --ca-file, --model, --name and --profile have no effect" in again.stderr
     assert "is another than" in again.stderr
     assert (host.root / "etc/moe2/agent.toml").read_text() == mine
     assert (host.root / "etc/moe2/agent-token").read_text() == "mine\n"
