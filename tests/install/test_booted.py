@@ -192,7 +192,7 @@ def test_a_reload_applies_a_changed_setting(installed: Machine) -> None:
     for unit, role in zip(UNITS, ("coordinator", "agent"), strict=True):
         pid = shown(installed, unit, "MainPID")
         installed.shell(f"sed -i 's/^# level = .*/level = \"debug\"/' /etc/moe2/{role}.toml; systemctl reload {unit}")
-        installed.wait_for(f"journalctl -u {unit} --grep configuration_reloaded.*debug --quiet >/dev/null")
+        installed.wait_for(f"journalctl -u {unit} --grep debug.*configuration_reloaded --quiet >/dev/null")
         assert shown(installed, unit, "MainPID") == pid
 
 
