@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from moe2.common.config import read_secret
 from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.secretfile import read_secret
 
 FILE_NAME = "credential"
 SECRET_BYTES = 32

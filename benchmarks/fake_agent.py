@@ -21,7 +21,6 @@ import uvloop
 
 from moe2.agent.link import Link
 from moe2.common.backoff import Backoff
-from moe2.common.config import read_secret
 from moe2.common.logs import configure_logging
 from moe2.common.messages import (
     PROTOCOL_VERSION,
@@ -40,6 +39,7 @@ from moe2.common.messages import (
     TokenPiece,
     Welcome,
 )
+from moe2.common.secretfile import read_secret
 from moe2.common.session import JobMessage
 
 INSTANT, PACED = "instant", "paced"

@@ -81,17 +81,3 @@ def _fault(fault: Any, path: Path, from_environment: Mapping[Path_, str]) -> str
         case _:
             problem = f"{fault['msg']} (got {fault['input']!r})"
     return f"{where}: {key}: {problem}." if key else f"{where}: {problem}."
-
-
-def read_secret(path: Path) -> str:
-    """The secret in a file, without surrounding white space. Raises `ConfigError` if there is none."""
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: the token cannot be read: {error}."]) from None
-    if not secret:
-        raise ConfigError([f"{path}: the token file is empty."])
-    # It travels in an HTTP header.
-    if not (secret.isascii() and secret.isprintable()):
-        raise ConfigError([f"{path}: the token must be one line of printable ASCII characters."])
-    return secret

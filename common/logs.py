@@ -1,5 +1,7 @@
 """Logging: structlog, for people on a terminal, JSON lines elsewhere. Configured once, by `__main__`.
 
+In systemd's journal a line begins with its priority, sd-daemon(3), so that `journalctl -p warning` finds it.
+
 One event name per fact, snake_case, past tense where something happened; values as keys. What belongs to a request
 carries `request_id`, bound with `structlog.contextvars`.
 """
@@ -7,18 +9,23 @@ carries `request_id`, bound with `structlog.contextvars`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import TextIO
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
 
 import structlog
 
 _level = logging.INFO
 LEVELS = ("debug", "info", "warning", "error")
+# syslog(3)'s numbers.
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
-def configure_logging(level: str, *, stream: TextIO = sys.stderr) -> None:
+def configure_logging(level: str, *, stream: TextIO = sys.stderr, environment: Mapping[str, str] = os.environ) -> None:
     """Set up structlog for this process. Output goes to `stream`: JSON unless it is a terminal."""
     set_log_level(level)
+    to_journal = _is_journal(stream, environment)
     structlog.configure(
         processors=[
             _drop_below_level,
@@ -26,20 +33,31 @@ def configure_logging(level: str, *, stream: TextIO = sys.stderr) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            *_renderers(stream),
+            *_renderers(stream, to_journal=to_journal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard module; what they warn about belongs in the same stream.
-    logging.basicConfig(level=logging.WARNING, stream=stream, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_LibraryFormatter("%(levelname)s %(name)s %(message)s", to_journal=to_journal))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def set_log_level(level: str) -> None:
     """What is logged from now on, by loggers that are in use already, too."""
     global _level
     _level = logging.getLevelNamesMapping()[level.upper()]
+
+
+def _is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """True where `stream` is the one that systemd connected to the journal: it names device and inode."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _drop_below_level(
@@ -51,9 +69,32 @@ def _drop_below_level(
     return event
 
 
-def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
+def _renderers(stream: TextIO, *, to_journal: bool) -> list[structlog.typing.Processor]:
     if stream.isatty():
         return [structlog.dev.ConsoleRenderer()]
     # Without locals: they hold prompts and tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+    renderers: list[structlog.typing.Processor] = [structlog.processors.ExceptionRenderer(tracebacks)]
+    return [*renderers, _journal_line if to_journal else _JSON]
+
+
+_JSON = structlog.processors.JSONRenderer()
+
+
+def _journal_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+    return f"<{_PRIORITIES[event['level']]}>{_JSON(logger, method, event)!s}"
+
+
+class _LibraryFormatter(logging.Formatter):
+    """Lines of the standard module; in the journal each with its priority, those of a traceback too."""
+
+    def __init__(self, form: str, *, to_journal: bool) -> None:
+        super().__init__(form)
+        self._to_journal = to_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._to_journal:
+            return text
+        prefix = f"<{_PRIORITIES.get(record.levelname.lower(), _PRIORITIES['warning'])}>"
+        return "\n".join(prefix + line for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""install.sh: what it asks of the system, what it skips, and how it reports failures."""
+"""install.sh demo and test: what they ask of the system, what they skip, and how they report failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-NAMED_FILES = ("pyproject.toml", "constraints.txt", "install.sh")
+# What is asked for is installed anew if one of these changes.
+NAMED_FILES = ("pyproject.toml", "constraints.txt", "install/checkout.sh")
 EXTRAS = re.compile(r"^  ensure_environment (\S+)$", re.MULTILINE)
 TOOLS = ("bash", "cat", "cut", "dirname", "env", "sed", "sha256sum", "sleep", "tail", "tr")
 
@@ -21,7 +22,8 @@ TOOLS = ("bash", "cat", "cut", "dirname", "env", "sed", "sha256sum", "sleep", "t
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what install.sh looks at."""
-    for name in NAMED_FILES:
+    shutil.copytree(CHECKOUT / "install", tmp_path / "install")
+    for name in ("install.sh", *NAMED_FILES):
         shutil.copy(CHECKOUT / name, tmp_path / name)
     return tmp_path
 
@@ -60,7 +62,7 @@ def installed(checkout: Path) -> None:
     for tool in ("python", "ruff", "mypy", "lint-imports", "shellcheck"):
         script(checkout / ".venv/bin" / tool, f'echo "{tool} $*" >> "{checkout}/calls"')
     content = b"".join((checkout / name).read_bytes() for name in NAMED_FILES)
-    for extras in EXTRAS.findall((checkout / "install.sh").read_text()):
+    for extras in EXTRAS.findall((checkout / "install/checkout.sh").read_text()):
         stamp = checkout / f".venv/.installed-{extras.replace(',', '-')}"
         stamp.write_text(hashlib.sha256(content).hexdigest() + "\n")
 
@@ -144,3 +146,13 @@ def test_all_checks_passing_is_success(checkout: Path) -> None:
     """Exit code 0 only when nothing failed."""
     installed(checkout)
     assert install(checkout, "test").returncode == 0
+
+
+def test_all_tests_are_run_only_when_asked_for(checkout: Path, path: Path) -> None:
+    """--all gets what the tests need that boot a system, and lifts the filter that leaves them out."""
+    installed(checkout)
+    script(path / "dpkg-query", "exit 0")
+    script(path / "apt-get", "exit 1")
+    environment = os.pathsep.join((str(path), os.environ["PATH"]))
+    assert install(checkout, "test", "--all", "-k", "one", PATH=environment).returncode == 0
+    assert calls(checkout)[-1] == "python -m pytest -m  -k one"

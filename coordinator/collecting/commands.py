@@ -11,9 +11,9 @@ import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe2.common.config import read_secret
 from moe2.common.errors import Moe2Error
 from moe2.common.figures import printable
+from moe2.common.secretfile import read_secret
 from moe2.coordinator.collecting.outfile import Outfile
 from moe2.coordinator.collecting.questions import Question, read_questions
 from moe2.coordinator.collecting.survey import Asker, LiveExpert, Report, missing, survey

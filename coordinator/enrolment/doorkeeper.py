@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 import structlog
 
-from moe2.common.config import read_secret
 from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER, Refusal, digest
 from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.secretfile import read_secret
 from moe2.coordinator.enrolment.register import (
     Admission,
     AdmissionRefusedError,

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from moe2.common.config import Settings, load_settings, read_secret
+from moe2.common.config import Settings, load_settings
 from moe2.common.errors import ConfigError
 
 
@@ -126,33 +126,3 @@ def test_invalid_toml_is_told_with_the_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"{path}: not valid TOML"):
         load_settings(Outer, path, environment={}, prefix="APP")
-
-
-def test_a_secret_is_the_files_content_without_white_space(path: Path) -> None:
-    """An editor's last newline is no part of a token."""
-    path.write_text("  s3cret-token \n")
-    assert read_secret(path) == "s3cret-token"
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (None, "cannot be read"),
-        (b"", "is empty"),
-        (b" \n", "is empty"),
-        (b"\xff", "cannot be read"),
-        (b"one\ntwo", "one line"),
-        (b"one\x00two", "one line"),
-        ("tokén".encode(), "one line"),
-    ],
-    ids=["absent", "empty", "blank", "no utf-8", "two lines", "NUL", "not ASCII"],
-)
-def test_a_secret_that_cannot_be_used_is_refused_with_its_path(path: Path, content: bytes | None, problem: str) -> None:
-    """It travels in an HTTP header, so it is one line of printable ASCII; the secret itself is never shown."""
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError) as raised:
-        read_secret(path)
-    assert str(path) in str(raised.value)
-    assert problem in str(raised.value)
-    assert "two" not in str(raised.value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import structlog
@@ -104,6 +106,51 @@ def test_an_exception_is_logged_without_the_values_of_variables() -> None:
     [line] = lines(stream)
     assert line["exception"][0]["exc_type"] == "ValueError"
     assert "a private" + " prompt" not in stream.getvalue()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[TextIO]:
+    """A stream with a device and an inode, as systemd connects to the journal."""
+    with (tmp_path / "journal").open("w+") as stream:
+        yield stream
+
+
+def told_by_systemd(stream: TextIO) -> dict[str, str]:
+    found = os.fstat(stream.fileno())
+    return {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+
+
+@pytest.mark.parametrize(("level", "priority"), [("debug", 7), ("info", 6), ("warning", 4), ("error", 3)])
+def test_lines_for_the_journal_begin_with_their_priority(journal: TextIO, level: str, priority: int) -> None:
+    """The number is syslog's; the rest of the line is the JSON object."""
+    configure_logging("debug", stream=journal, environment=told_by_systemd(journal))
+    getattr(structlog.get_logger(), level)("agent_joined", n=1)
+    journal.seek(0)
+    line = journal.read()
+    assert line.startswith(f"<{priority}>{{")
+    assert json.loads(line[3:])["n"] == 1
+
+
+def test_a_library_traceback_has_its_priority_on_every_line(journal: TextIO) -> None:
+    """The journal takes each line for an entry of its own."""
+    logging.getLogger().handlers.clear()
+    configure_logging("info", stream=journal, environment=told_by_systemd(journal))
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("asyncio").exception("task failed")
+    journal.seek(0)
+    found = journal.read().splitlines()
+    assert len(found) > 2
+    assert all(line.startswith("<3>") for line in found)
+
+
+def test_another_stream_than_the_journal_s_has_no_priorities(journal: TextIO) -> None:
+    """stderr may be redirected to a file while the variable is inherited."""
+    configure_logging("info", stream=journal, environment={"JOURNAL_STREAM": "1:1"})
+    structlog.get_logger().info("agent_joined")
+    journal.seek(0)
+    assert journal.read().startswith("{")
 
 
 def test_another_level_holds_for_loggers_in_use() -> None:

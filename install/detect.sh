@@ -1,0 +1,97 @@
+# What this host is, as far as the installation depends on it. MOE2_INSTALL_ROOT puts a folder in front of every path
+# that is read or written, for tests and images; programs are found in PATH.
+
+readonly ROOT=${MOE2_INSTALL_ROOT:-}
+
+# One file's first line, without the NUL bytes that the device tree ends its strings with; nothing if there is none.
+first_line() { if [[ -r $1 ]]; then tr -d '\0' <"$1" | head -n 1; fi; }
+
+# Sets HOST_ARCH, HOST_KIND (jetson, nvidia or cpu), HOST_BOARD, and for a GPU what is known of: L4T, JETPACK, TEGRA,
+# GPU_NAME, DRIVER_VERSION, DRIVER_CUDA, NVCC, NVCC_VERSION, CUDA_ARCHITECTURES. Unknown is empty.
+detect_host() {
+  HOST_ARCH=$(uname -m)
+  [[ $HOST_ARCH != arm64 ]] || HOST_ARCH=aarch64
+  HOST_BOARD=$(first_line "$ROOT/proc/device-tree/model")
+  [[ -n $HOST_BOARD ]] || HOST_BOARD=$(first_line "$ROOT/sys/class/dmi/id/product_name")
+  HOST_KIND=cpu L4T='' JETPACK='' TEGRA='' GPU_NAME='' DRIVER_VERSION='' DRIVER_CUDA='' CUDA_ARCHITECTURES=''
+  if is_jetson; then
+    HOST_KIND=jetson
+    detect_jetson
+  elif command -v nvidia-smi >/dev/null && detect_nvidia; then
+    HOST_KIND=nvidia
+  fi
+  detect_nvcc
+  SYSTEMD_VERSION=$(systemctl --version 2>/dev/null | sed -nE '1s/^systemd ([0-9]+).*/\1/p') || true
+}
+
+is_jetson() {
+  [[ -e $ROOT/etc/nv_tegra_release ]] \
+    || { [[ -r $ROOT/proc/device-tree/compatible ]] && grep -aq 'nvidia,tegra' "$ROOT/proc/device-tree/compatible"; }
+}
+
+detect_jetson() {
+  local release
+  release=$(first_line "$ROOT/etc/nv_tegra_release")
+  # "# R36 (release), REVISION: 4.0, GCID: …" is L4T 36.4.0.
+  L4T=$(sed -nE 's/^# R([0-9]+) .*REVISION: ([0-9.]+).*/\1.\2/p' <<<"$release")
+  case ${L4T%%.*} in
+    32) JETPACK=4 ;;
+    35) JETPACK=5 ;;
+    36) JETPACK=6 ;;
+    38) JETPACK=7 ;;
+  esac
+  if [[ -r $ROOT/proc/device-tree/compatible ]]; then
+    TEGRA=$(tr '\0' '\n' <"$ROOT/proc/device-tree/compatible" | sed -nE 's/^nvidia,(tegra[0-9]+)$/\1/p' | head -n 1)
+  fi
+  GPU_NAME="integrated GPU${TEGRA:+ of $TEGRA}"
+  # Compute capabilities as NVIDIA lists them for its boards.
+  case $TEGRA in
+    tegra210) CUDA_ARCHITECTURES=53 ;;
+    tegra186) CUDA_ARCHITECTURES=62 ;;
+    tegra194) CUDA_ARCHITECTURES=72 ;;
+    tegra234) CUDA_ARCHITECTURES=87 ;; # Orin
+    *) CUDA_ARCHITECTURES=native ;;
+  esac
+}
+
+# False where nvidia-smi finds no card, or no driver.
+detect_nvidia() {
+  local query
+  GPU_NAME=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || return 1
+  [[ -n $GPU_NAME ]] || return 1
+  DRIVER_VERSION=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+  DRIVER_CUDA=$(nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: *([0-9.]+).*/\1/p' | head -n 1) || true
+  # 8.9 is 89; several cards are 86;89. A driver that is too old to say leaves it to the compiler to look.
+  query=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) || query=''
+  CUDA_ARCHITECTURES=$(sed -nE 's/^ *([0-9]+)\.([0-9]+) *$/\1\2/p' <<<"$query" | sort -nu | tr '\n' ';')
+  CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES%;}
+  CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-native}
+}
+
+# CUDA's compiler is often installed without being in PATH.
+detect_nvcc() {
+  NVCC='' NVCC_VERSION=''
+  if command -v nvcc >/dev/null; then
+    NVCC=$(command -v nvcc)
+  elif [[ -x $ROOT/usr/local/cuda/bin/nvcc ]]; then
+    NVCC=$ROOT/usr/local/cuda/bin/nvcc
+  fi
+  if [[ -n $NVCC ]]; then
+    NVCC_VERSION=$("$NVCC" --version 2>/dev/null | sed -nE 's/.*release ([0-9.]+).*/\1/p' | head -n 1) || true
+  fi
+}
+
+# Two lines for people.
+describe_host() {
+  local gpu=''
+  case $HOST_KIND in
+    jetson) say "Host: Jetson, ${HOST_BOARD:-unknown board}, L4T ${L4T:-unknown}${JETPACK:+ (JetPack $JETPACK)}" ;;
+    nvidia) say "Host: ${HOST_BOARD:-computer} with $GPU_NAME, driver ${DRIVER_VERSION:-unknown}" ;;
+    cpu) say "Host: ${HOST_BOARD:-computer} without an NVIDIA GPU" ;;
+  esac
+  if [[ $HOST_KIND != cpu ]]; then
+    gpu=", CUDA ${DRIVER_CUDA:+$DRIVER_CUDA (driver), }nvcc ${NVCC_VERSION:-not found}"
+    gpu+=", architecture $CUDA_ARCHITECTURES"
+  fi
+  say "      $HOST_ARCH, systemd ${SYSTEMD_VERSION:-not found}$gpu"
+}

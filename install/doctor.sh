@@ -1,0 +1,74 @@
+# What of the installation is as it should be, and what to do about the rest. Changes nothing.
+
+# Exit status: 0 all good, 1 something to mend.
+doctor() {
+  local role roles bad=0
+  (($# == 0)) || die "doctor takes no arguments."
+  SYSTEM_PYTHON=yes
+  detect_host
+  describe_host
+  if PYTHON=${PYTHON:-$(find_python)}; then
+    good "Python $("$PYTHON" -c 'import platform; print(platform.python_version())'): $PYTHON"
+  else
+    ill "no Python 3.11 or newer" "./install.sh agent or coordinator installs one with apt-get; or name one in PYTHON"
+  fi
+  if [[ $HOST_KIND != cpu && -z $NVCC ]]; then
+    ill "a GPU, but no nvcc: llama.cpp can only be built for the CPU" \
+      "install the CUDA toolkit, then ./install.sh upgrade"
+  fi
+  if [[ ! -d $ROOT/run/systemd/system ]]; then ill "systemd does not run here" "use ./install.sh demo"; fi
+  mapfile -t roles < <(installed_roles)
+  if ((${#roles[@]} == 0)); then
+    say "= nothing is installed; ./install.sh coordinator or ./install.sh agent does it"
+  else
+    examine_release
+    for role in "${roles[@]}"; do examine_role "$role"; done
+  fi
+  exit "$bad"
+}
+
+good() { say "✓ $1"; }
+
+# ill "What is wrong" "What to do"
+ill() {
+  bad=1
+  say "✗ $1"
+  say "      → $2"
+}
+
+examine_release() {
+  local release
+  release=$(current_release)
+  if [[ -n $release && -e $release/.complete ]]; then
+    good "release ${release##*/}"
+  else
+    ill "$CURRENT names no complete release" "./install.sh upgrade"
+  fi
+  if [[ -e $LLAMA_DIR && $HOST_KIND != cpu && $(tail -n 1 "$release/.gpu-offload" 2>/dev/null) != True ]]; then
+    ill "llama.cpp does not use the GPU" "./install.sh upgrade, and see what it says about CUDA"
+  fi
+}
+
+examine_role() {
+  local role=$1 unit=moe2-$1.service config=$CONFIG_DIR/$1.toml said code=0
+  if [[ ! -e $config ]]; then
+    ill "/etc/moe2/$role.toml is missing" "./install.sh $role writes a new one"
+  elif said=$("$CURRENT/bin/moe2-$role" check-config --config "$config" 2>&1); then
+    good "/etc/moe2/$role.toml"
+  else
+    ill "$said" "edit /etc/moe2/$role.toml, then: systemctl restart $unit"
+  fi
+  if ! systemctl is-enabled --quiet "$unit"; then ill "$unit does not start at boot" "systemctl enable $unit"; fi
+  if ! is_active "$role"; then
+    ill "$unit is not running" "journalctl -u $unit; systemctl start $unit"
+    if [[ ! -e $TOKEN ]]; then ill "/etc/moe2/agent-token is missing" "bring it from the coordinator's host"; fi
+    return
+  fi
+  "$CURRENT/bin/moe2-$role" status --json >/dev/null 2>&1 || code=$?
+  case $code in
+    0) good "$unit is running and healthy" ;;
+    1) ill "$unit is running, with notices" "moe2-$role status" ;;
+    *) ill "$unit is running, but its status cannot be read" "run this as root; otherwise: journalctl -u $unit" ;;
+  esac
+  if [[ $role == agent ]]; then "$CURRENT/bin/moe2-agent" doctor || true; fi
+}
