@@ -20,6 +20,7 @@ from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.pacing import PacedCache
 from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
+from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
@@ -160,7 +161,7 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
     if source is None:
         return None
     try:
-        return ChatTemplate(source, bos=model.bos, eos=model.eos)
+        return ChatTemplate(source, bos=model.bos, eos=model.eos, quotation=Quotation(model.control_texts))
     except TemplateError as error:
         log(f"{error}\n")
         return None

@@ -240,6 +240,7 @@ class _Counting:
     """A vocabulary for prompts of the form "TOKENS NUMBER"; the number makes their first tokens differ."""
 
     bos = ""
+    control_texts: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         count, number = map(int, text.split())

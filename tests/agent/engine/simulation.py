@@ -40,6 +40,7 @@ class Letters:
     """A vocabulary of a..z (tokens 1..26) and an end token (0)."""
 
     bos = ""
+    control_texts: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [ord(letter) - ord("a") + 1 for letter in text]
