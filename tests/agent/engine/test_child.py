@@ -338,6 +338,27 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(child: Child) -
     assert str(_CONTEXT_TOKENS) in failed.message
 
 
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"max_tokens": 0}, JobErrorCode.INVALID_REQUEST),
+        ({"max_tokens": 2**62}, JobErrorCode.CONTEXT_EXCEEDED),
+        ({"prompt": TextPrompt(text="a\0b")}, JobErrorCode.INVALID_REQUEST),
+        ({"prompt": TextPrompt(text="")}, JobErrorCode.INVALID_REQUEST),
+        ({"stop": ("",)}, JobErrorCode.INVALID_REQUEST),
+    ],
+)
+def test_a_senseless_request_is_refused_and_the_next_one_served(
+    child: Child, fields: dict[str, Any], code: JobErrorCode
+) -> None:
+    """Each is that request's own error."""
+    child.send(msgspec.structs.replace(_text("senseless", "a", max_tokens=1), **fields))
+    child.send(_text("good", "1, 2, 3,", max_tokens=1))
+    _, ends = child.collect(2)
+    assert getattr(ends["senseless"], "code", None) == code
+    assert isinstance(ends["good"], Finished)
+
+
 def test_more_jobs_than_slots_and_cells_are_all_served(child: Child) -> None:
     """Jobs wait for room and then run; each ends as it asked."""
     for n in range(20):
