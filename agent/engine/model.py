@@ -268,7 +268,8 @@ def _load_error(path: Path) -> ModelError:
             code="unsupported_model",
             remedy="Install a newer llama-cpp-python, or use another model.",
         )
-    if "allocat" in lower or "out of memory" in lower:
+    # Among others std::bad_alloc.
+    if "alloc" in lower or "out of memory" in lower:
         return ModelError(
             f"There is not enough memory to load {path}{detail}.",
             code="out_of_memory",
