@@ -15,6 +15,7 @@ from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
 from moe2.common.energy import Quality, Scope
+from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
 from tests.fakes.sensors import ScriptedSensor
 
@@ -138,6 +139,25 @@ async def test_monitor_runs_and_stops(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert sensor.closed
+
+
+async def test_a_new_power_mode_and_a_throttle_are_named_warnings(tmp_path: Path) -> None:
+    """Seen by the running monitor, not only by the log of conditions; the mode that it tells is the new one."""
+    alert = "sys/class/thermal/cooling_device0"
+    sysfs.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0000")
+    monitor = HostMonitor([], root=tmp_path, clock=ManualClock())
+    sysfs.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
+    sysfs.write(tmp_path, f"{alert}/type", "gpu-throttle-alert")
+    sysfs.write(tmp_path, f"{alert}/cur_state", 1)
+    running = asyncio.create_task(monitor.run())
+    async with asyncio.timeout(30):
+        while not monitor.warnings():
+            await asyncio.sleep(0)
+    assert [warning.code for warning in monitor.warnings()] == ["throttled", "power_mode_changed"]
+    assert monitor.power_mode == "nvpmodel 2"
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 @pytest.mark.parametrize("profile_id", sorted(PROFILES))
