@@ -104,6 +104,18 @@ def test_a_seed_makes_sampling_repeatable(child: Child) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [Sampling(temperature=5.0, top_k=1), Sampling(temperature=5.0, top_p=0.0), Sampling(temperature=5.0, min_p=1.0)],
+)
+def test_what_is_cut_from_the_distribution_is_never_drawn(child: Child, cut: Sampling) -> None:
+    """Cut down to the best token, even a hot draw is the greedy one."""
+    child.send(_chat("greedy", _PROMPTS[2]))
+    child.send(_chat("cut", _PROMPTS[2], sampling=cut))
+    texts, _ = child.collect(2)
+    assert texts["cut"] == texts["greedy"]
+
+
 def test_a_stop_string_ends_the_text_before_it(child: Child) -> None:
     """The stop string spans tokens and never shows."""
     child.send(_text("stop", "1, 2, 3, 4, 5,", stop=("8, 9",)))
