@@ -46,11 +46,12 @@ class Fleet:
         token: str = TOKEN,
         profile: str | None = None,
         sensors_root: Path | None = None,
+        interval_s: float = 0.1,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere.
+        if not given, so that a test sees the same host everywhere. interval_s: between two readings of a sensor.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -72,9 +73,7 @@ class Fleet:
                     "reconnect_most_s": 0.1,
                 },
                 "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
-                # The rarest: five missed in a row are a hole, and on a busy machine the sensor's thread may well miss
-                # some. Every request's end is read in any case.
-                "sensors": {"profile": profile, "interval_s": 2.0},
+                "sensors": {"profile": profile, "interval_s": interval_s},
                 "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
             }
         )
