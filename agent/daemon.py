@@ -402,7 +402,9 @@ class AgentDaemon:
 
     async def _look_at_host(self) -> None:
         found = await asyncio.to_thread(discover, self._sensor_settings)
-        self._monitor = HostMonitor(found, root=self._sensor_settings.root)
+        self._monitor = HostMonitor(
+            found, root=self._sensor_settings.root, interval_s=self._settings.sensors.interval_s
+        )
         self._host = await asyncio.to_thread(
             detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
         )

@@ -29,6 +29,7 @@ NEEDS_RESTART = frozenset(
         "metrics.port",
         "models",
         "sensors.families",
+        "sensors.interval_s",
         "sensors.paced",
         "sensors.profile",
     }

@@ -149,6 +149,8 @@ class SensorsSection(Settings):
 
     families: tuple[Family, ...] = FAMILIES
     """Which kinds of power sensors to look for."""
+    interval_s: Annotated[float, Field(ge=0.1, le=2.0)] = 0.1
+    """Seconds between two readings of a sensor."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
     paced: bool = False

@@ -80,7 +80,8 @@ class DeviceAccount:
 
     Events are told in the order in which they happened. A request's energy is known once the sensor has
     covered its last moment, usually one sampling interval after its end; `settle` hands it out, at the latest
-    `max_settle_s` after the end, then with what is known. An event earlier than `settled_s` counts as if it
+    `patience_s` after the end, then with what is known. `max_settle_s`: how long it waits for the end of another
+    request's prefill. An event earlier than `settled_s` counts as if it
     had happened at `settled_s`.
     """
 
@@ -89,6 +90,9 @@ class DeviceAccount:
         self.baseline = IdleBaseline()
         self._track = track
         self._max_settle_s = max_settle_s
+        self.patience_s = max_settle_s
+        """How long an ended request waits for a reading that covers its end. Its owner may change it: a sensor that is
+        merely late is worth more of a wait than one that is known to be out of order."""
         self._settled_s = start_s
         self._latest_s = start_s
         self._first_j = track.cumulative_j(start_s)
@@ -142,7 +146,8 @@ class DeviceAccount:
         self._count_latecomers()
         frontier_s = self._track.frontier_s
         overdue_s = now_s - self._max_settle_s
-        limit_s = overdue_s if frontier_s is None else max(overdue_s, min(frontier_s, now_s))
+        silent_s = now_s - self.patience_s
+        limit_s = silent_s if frontier_s is None else max(silent_s, min(frontier_s, now_s))
         settled: dict[str, Energy] = {}
         while self._cuts and self._cuts[0].at_s <= limit_s:
             cut = self._cuts[0]

@@ -64,10 +64,16 @@ class SensorChannel:
     def power_w(self, now_s: float) -> float | None:
         """Mean power of the last second that is known, in W; None if that is not recent or not trusted."""
         frontier_s = self.track.frontier_s
-        if frontier_s is None or now_s - frontier_s > _SILENT_S or self._judge.quarantine_reason:
+        if frontier_s is None or self._judge.quarantine_reason:
+            return None
+        if now_s - frontier_s > max(_SILENT_S, 2 * self.facts.interval_s):
             return None
         window = self.track.between(frontier_s - _POWER_WINDOW_S, frontier_s)
         return window.joules / window.covered_s if window.joules is not None else None
+
+    def is_well(self, now_s: float) -> bool:
+        """It answers, and is believed: a reading that is missing now will come."""
+        return self._trouble(now_s) is None
 
     def report(self, now_s: float) -> SensorReport:
         """The sensor as it is now."""

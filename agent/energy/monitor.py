@@ -21,8 +21,10 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import SensorReport
 
 _CONDITIONS_EVERY_S = 5.0
-# A request's answer waits for its joules, so a sensor that has fallen silent may hold it up only this long.
+# A request's answer waits for its joules, so a sensor that is out of order may hold it up only this long,
 _MAX_SETTLE_S = 0.3
+# and one that answers, but whose thread gets no turn on a busy host, this long.
+_MAX_LATE_S = 1.0
 
 
 class HostMonitor:
@@ -39,14 +41,16 @@ class HostMonitor:
         root: Path = Path("/"),
         clock: Callable[[], float] = monotonic,
         conditions: Conditions | None = None,
+        interval_s: float = 0.0,
     ) -> None:
+        """interval_s: seconds between two readings of a sensor, where it does not have longer ones of its own."""
         self._results = tuple(results)
         self._root = root
         self._clock = clock
         self._sensors = choose(results)
         self._models: frozenset[str] = frozenset()
         self._profile = next((s.profile for s in self._sensors if isinstance(s, SimulatedSensor)), None)
-        self.sampler = EnergySampler(self._sensors, clock=clock)
+        self.sampler = EnergySampler(self._sensors, clock=clock, interval_s=interval_s)
         self._devices = tuple(
             DeviceAccount(channel.facts, channel.track, start_s=clock(), max_settle_s=_MAX_SETTLE_S)
             for channel in self.sampler.channels
@@ -82,9 +86,11 @@ class HostMonitor:
 
     def settle(self) -> dict[str, Energy]:
         """The ended requests whose energy became final, by job id, each once. Call it a few times a second."""
+        now_s = self._clock()
         for channel, device in zip(self.sampler.channels, self._devices, strict=True):
             device.suspicion = channel.suspicion
-        return self.account.settle(self._clock())
+            device.patience_s = _MAX_LATE_S if channel.is_well(now_s) else _MAX_SETTLE_S
+        return self.account.settle(now_s)
 
     def power_w(self) -> dict[str, float | None]:
         """Present power per sampled sensor in W; None where it is not known."""

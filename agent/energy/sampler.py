@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from moe2.agent.energy.channel import SensorChannel, fault_of
@@ -90,6 +90,7 @@ class EnergySampler:
 
     sensors: probed ones, one per device (`moe2.agent.energy.catalog.choose`).
     drain_s: how often the readings are taken over from the threads.
+    interval_s: between two readings of a sensor, where its own interval is not longer.
     """
 
     def __init__(
@@ -99,11 +100,15 @@ class EnergySampler:
         clock: Clock = monotonic,
         pace: Pace = threading.Event.wait,
         drain_s: float = 0.1,
+        interval_s: float = 0.0,
     ) -> None:
         self._clock = clock
         self._drain_s = drain_s
-        self.channels = tuple(SensorChannel(sensor.facts, _track(sensor.facts), opened_s=clock()) for sensor in sensors)
-        self._threads = tuple(_SensorThread(sensor, sensor.facts, clock, pace) for sensor in sensors)
+        all_facts = [replace(one.facts, interval_s=max(one.facts.interval_s, interval_s)) for one in sensors]
+        self.channels = tuple(SensorChannel(facts, _track(facts), opened_s=clock()) for facts in all_facts)
+        self._threads = tuple(
+            _SensorThread(sensor, facts, clock, pace) for sensor, facts in zip(sensors, all_facts, strict=True)
+        )
 
     async def run(self) -> None:
         """Sample until cancelled. Stopping is bounded even if a sensor hangs."""

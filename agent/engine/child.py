@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import os
 import platform
 import queue
@@ -57,7 +58,7 @@ class _Output:
         os.dup2(2, 1)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._codec: Codec[Event] = Codec(Event)
+        self._codec: Codec[Event] = Codec(Event, same_release=True)
 
     def emit(self, event: Event) -> None:
         frame = memoryview(length_prefixed(self._codec.encode(event)))
@@ -113,6 +114,8 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
         except ModelError as error:
             emit(LoadFailed(code=error.code, message=str(error)))
             return 1
+        # What was made until now stays until the end: no later search for garbage need look at it.
+        gc.freeze()
         while True:
             try:
                 command = inbox.get(block=not decoder.has_work)
@@ -138,7 +141,7 @@ def _obey(decoder: Decoder, command: Command) -> None:
 
 def _read(inbox: queue.SimpleQueue[Command | None]) -> None:
     """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
-    codec: Codec[Command] = Codec(Command)
+    codec: Codec[Command] = Codec(Command, same_release=True)
     splitter = FrameSplitter()
     try:
         while data := os.read(0, _READ_BYTES):

@@ -64,6 +64,7 @@ class Context:
         self._vocabulary_size = model.vocabulary_size
         self._embedding_size = model.embedding_size
         self._embeddings = False
+        self._rows: dict[int, Logits] = {}
         self._batch, self._buffers = _batch(self.batch_tokens)
 
     def close(self) -> None:
@@ -105,7 +106,12 @@ class Context:
     def logits(self, place: int) -> Logits:
         """The raw logits of the batch's token at `place`, shape (vocabulary_size,). Valid until the next decode."""
         row = llama.llama_get_logits_ith(self.pointer, place)
-        return np.ctypeslib.as_array(row, (self._vocabulary_size,))
+        address = ctypes.addressof(row.contents)
+        found = self._rows.get(address)
+        if found is None:
+            # The rows lie where they lay; making a view takes longer than drawing the most likely token from it.
+            found = self._rows[address] = np.ctypeslib.as_array(row, (self._vocabulary_size,))
+        return found
 
     def embedding(self, place: int) -> Logits:
         """The last layer's vector of the batch's token at `place`, shape (embedding_size,). Valid until the next

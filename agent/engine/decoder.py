@@ -9,29 +9,14 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.embedding import Embedding, Pooling, Vector
 from moe2.agent.engine.following import Following
-from moe2.agent.engine.generation import Draw, Generation
+from moe2.agent.engine.intake import Cache, Intake, Limits
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.likelihood import Scoring
-from moe2.agent.engine.protocol import (
-    Decoded,
-    Embed,
-    Event,
-    Follow,
-    Generate,
-    JobFailed,
-    JobTokens,
-    Score,
-    Started,
-)
+from moe2.agent.engine.protocol import Decoded, Event, JobFailed, JobTokens, Started
 from moe2.agent.engine.protocol import Job as JobRequest
-from moe2.agent.engine.request import RequestError, RequestReader, check_room
+from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode, Moe2Error
 
 _STEP_S = 0.25
@@ -41,30 +26,6 @@ _SHARED_STEP_S = 0.08
 _LEAST_PREFILL_TOKENS = 32
 _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
-_LEAST_PREDICTED_TOKENS = 64
-"""An answer of unknown length is taken to be at least this long when cells are reserved for it."""
-
-
-class Cache(Protocol):
-    """The model and its key/value cache (see `context.Context`)."""
-
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome: ...
-    def logits(self, place: int) -> Logits: ...
-    def embedding(self, place: int) -> Vector: ...
-    def copy(self, source: int, target: int, tokens: int) -> None: ...
-    def trim(self, lane: int, keep: int) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """slots: jobs at once. context_tokens: cells of the cache. job_tokens: prompt and answer of one job together.
-    batch_tokens, outputs: tokens, and rows of logits, of one batch."""
-
-    slots: int
-    context_tokens: int
-    job_tokens: int
-    batch_tokens: int
-    outputs: int
 
 
 class Decoder:
@@ -73,23 +34,18 @@ class Decoder:
     def __init__(
         self,
         *,
-        reader: RequestReader,
+        intake: Intake,
         cache: Cache,
         lanes: Lanes,
-        new_draw: Callable[[Generate], Draw],
         limits: Limits,
-        pooling: Pooling,
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
     ) -> None:
-        """`new_draw` raises `Moe2Error` for sampling parameters or a grammar that make no sense."""
-        self._reader = reader
+        self._intake = intake
         self._cache = cache
         self._lanes = lanes
-        self._new_draw = new_draw
         self._limits = limits
-        self._pooling = pooling
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
@@ -107,7 +63,7 @@ class Decoder:
         try:
             if self._find(request.job_id) is not None:
                 raise RequestError(f"Job {request.job_id} is already running.", code=JobErrorCode.INTERNAL)
-            job = self._job(request)
+            job = self._intake.job(request, self._clock())
         except Moe2Error as error:
             self._emit(
                 JobFailed(
@@ -140,7 +96,7 @@ class Decoder:
         job = self._find(job_id)
         if not isinstance(job, Following):
             return
-        if token is not None and not self._reader.knows_token(token):
+        if token is not None and not self._intake.knows_token(token):
             message = f"Token {token} is not in this model's vocabulary."
             self._give_up([job], JobErrorCode.INVALID_REQUEST, message, keep_cached=True)
         else:
@@ -180,58 +136,6 @@ class Decoder:
         self._report(list(touched))
         self._admit()
         self._learn_rate(place, now_s - began_at_s)
-
-    def _job(self, request: JobRequest) -> Job:
-        """Raises `Moe2Error` where the request cannot be run."""
-        now_s = self._clock()
-        limit = self._limits.job_tokens
-        if isinstance(request, Score):
-            prompt, continuations = self._reader.score(request, limit=limit)
-            scoring = Scoring(request, prompt, continuations, queued_at_s=now_s, logits=self._cache.logits)
-            if scoring.cells > self._limits.context_tokens:
-                raise RequestError(
-                    f"Prompt and continuations have {scoring.cells} tokens, and the context has "
-                    f"{self._limits.context_tokens}.",
-                    code=JobErrorCode.CONTEXT_EXCEEDED,
-                    remedy="Score fewer continuations at a time, or shorten them.",
-                    prompt_tokens=len(prompt),
-                )
-            return scoring
-        if isinstance(request, Embed):
-            prompt = self._reader.embed(request, limit=limit)
-            return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=self._cache.embedding)
-        if isinstance(request, Follow):
-            prompt = self._reader.follow(request, limit=limit)
-            check_room(len(prompt), request.max_tokens, limit=limit)
-            return Following(
-                request,
-                prompt,
-                cells=self._predicted_cells(len(prompt), request.max_tokens),
-                queued_at_s=now_s,
-                vocabulary=self._reader.vocabulary,
-                logits=self._cache.logits,
-                lanes=self._lanes,
-                most_tokens=limit,
-            )
-        prompt = self._reader.generate(request, limit=limit)
-        check_room(len(prompt), request.max_tokens, limit=limit)
-        return Generation(
-            request,
-            prompt,
-            cells=self._predicted_cells(len(prompt), request.max_tokens),
-            queued_at_s=now_s,
-            draw=self._new_draw(request),
-            vocabulary=self._reader.vocabulary,
-            logits=self._cache.logits,
-            lanes=self._lanes,
-            most_tokens=limit,
-        )
-
-    def _predicted_cells(self, prompt: int, max_tokens: int | None) -> int:
-        if max_tokens is not None:
-            return prompt + max_tokens
-        fair = self._limits.context_tokens // self._limits.slots
-        return min(max(fair, prompt + _LEAST_PREDICTED_TOKENS), self._limits.job_tokens)
 
     def _find(self, job_id: str) -> Job | None:
         return next((job for job in (*self._running, *self._queue) if job.job_id == job_id), None)

@@ -46,13 +46,14 @@ def nucleus(logits: Logits, top_p: float) -> npt.NDArray[np.intp]:
     near = np.flatnonzero(logits > highest - _NEAR)
     if float(masses[near].sum(dtype=np.float64)) < wanted:
         near = np.arange(len(logits))
-    near_masses = masses[near]
-    falling = np.sort(near_masses)[::-1]
-    reached = np.cumsum(falling, dtype=np.float64)
+    # By logits: two that differ by next to nothing may have the same mass.
+    near_logits = logits[near]
+    falling = np.sort(near_logits)[::-1]
+    reached = np.cumsum(np.exp(falling - highest), dtype=np.float64)
     count = min(int(np.searchsorted(reached, wanted)) + 1, len(falling))
     least = falling[count - 1]
-    above = near[near_masses > least]
-    level = near[near_masses == least][: count - len(above)]
+    above = near[near_logits > least]
+    level = near[near_logits == least][: count - len(above)]
     return np.sort(np.concatenate((above, level)))
 
 

@@ -20,6 +20,8 @@ _WARNING_LEVEL = 2
 _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
 _CALL_TAGS = (b"<tool_call>", b"</tool_call>")
+_CONTROL_KINDS = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+"""Of the tokens that llama.cpp finds in a text only where `parse_special` is set."""
 _recent_errors: deque[str] = deque(maxlen=8)
 
 
@@ -63,6 +65,9 @@ class Model:
         )
         """False where the cache is a running state, which cannot be cut back to an earlier token."""
         self.embedding_size: int = llama.llama_model_n_embd(self.pointer)
+        self.control_texts, self._vocabulary_sha256 = self._read_vocabulary()
+        """How the control tokens are spelt, and a digest that is equal for two models exactly when token ids mean the
+        same in both: texts, kinds and special tokens."""
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
 
@@ -149,7 +154,7 @@ class Model:
             licence=self._metadata("general.license"),
             trained_context_tokens=self.trained_context_tokens or None,
             vocabulary_size=self.vocabulary_size,
-            vocabulary_sha256=self._vocabulary_sha256(),
+            vocabulary_sha256=self._vocabulary_sha256,
             has_chat_template=self.chat_template is not None,
             supports_tools=supports_tools,
         )
@@ -166,17 +171,20 @@ class Model:
                 return buffer.raw[:length]
             room = -length
 
-    def _vocabulary_sha256(self) -> str:
-        """Equal for two models exactly when token ids mean the same in both: texts, kinds and special tokens."""
+    def _read_vocabulary(self) -> tuple[tuple[str, ...], str]:
+        """(the control tokens' texts, the vocabulary's SHA-256), in one pass over all tokens."""
         digest = hashlib.sha256()
+        control_texts = []
         for token in range(self.vocabulary_size):
             text = llama.llama_vocab_get_text(self.vocabulary, token) or b""
             kind = llama.llama_vocab_get_attr(self.vocabulary, token)
+            if kind & _CONTROL_KINDS:
+                control_texts.append(text.decode("utf-8", "replace"))
             digest.update(b"%d:%d:" % (len(text), kind))
             digest.update(text)
         ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
         digest.update(repr([special(self.vocabulary) for special in ends]).encode())
-        return digest.hexdigest()
+        return tuple(control_texts), digest.hexdigest()
 
 
 def metadata_of(pointer: llama.llama_model_p, key: str) -> str | None:
@@ -260,7 +268,8 @@ def _load_error(path: Path) -> ModelError:
             code="unsupported_model",
             remedy="Install a newer llama-cpp-python, or use another model.",
         )
-    if "allocat" in lower or "out of memory" in lower:
+    # Among others std::bad_alloc.
+    if "alloc" in lower or "out of memory" in lower:
         return ModelError(
             f"There is not enough memory to load {path}{detail}.",
             code="out_of_memory",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome
-from moe2.agent.engine.decoder import Cache
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Vector
+from moe2.agent.engine.intake import Cache
 from moe2.agent.engine.protocol import Pace
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
+from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.messages import ChatPrompt, TextPrompt
@@ -31,6 +32,8 @@ class Vocabulary(Protocol):
 
     @property
     def bos(self) -> str: ...
+    @property
+    def control_texts(self) -> tuple[str, ...]: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def is_end(self, token: int) -> bool: ...
@@ -43,6 +46,7 @@ class RequestReader:
         self.vocabulary = vocabulary
         self._template = template
         self._vocabulary_size = vocabulary_size
+        self._quotation = Quotation(vocabulary.control_texts)
 
     def generate(self, request: Generate, *, limit: int) -> list[int]:
         """The prompt's tokens, at least one and fewer than `limit`."""
@@ -54,11 +58,11 @@ class RequestReader:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
-        text = self._text(request.prompt)
-        prompt = self._tokens(text, limit=limit)
+        segments = self._read(request.prompt)
+        prompt = self._tokens(segments, limit=limit)
         if not request.prefix:
             return prompt
-        begun = prompt + self._continuation(text, prompt, request.prefix)
+        begun = prompt + self._continuation(segments, prompt, request.prefix)
         check_room(len(begun), 1, limit=limit)
         return begun
 
@@ -66,16 +70,16 @@ class RequestReader:
         """(the prompt's tokens, each continuation's tokens)."""
         if not request.continuations:
             raise invalid("There is no continuation to score.", "Send at least one.")
-        text = self._text(request.prompt)
-        prompt = self._tokens(text, limit=limit)
-        continuations = [self._continuation(text, prompt, each) for each in request.continuations]
+        segments = self._read(request.prompt)
+        prompt = self._tokens(segments, limit=limit)
+        continuations = [self._continuation(segments, prompt, each) for each in request.continuations]
         longest = max(map(len, continuations))
         check_room(len(prompt), longest, limit=limit)
         return prompt, continuations
 
     def embed(self, request: Embed, *, limit: int) -> list[int]:
         """The tokens of the text."""
-        return self._tokens(self._text(request.prompt), limit=limit)
+        return self._tokens(self._read(request.prompt), limit=limit)
 
     def follow(self, request: Follow, *, limit: int) -> list[int]:
         """The prompt's tokens."""
@@ -85,15 +89,16 @@ class RequestReader:
             raise invalid(f"top_p is {request.top_p}, but must be above 0 and at most 1.")
         if request.max_tokens is not None and request.max_tokens < 1:
             raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
-        return self._tokens(self._text(request.prompt), limit=limit)
+        return self._tokens(self._read(request.prompt), limit=limit)
 
     def knows_token(self, token: int) -> bool:
         """True if the model's vocabulary has it."""
         return 0 <= token < self._vocabulary_size
 
-    def _text(self, prompt: ChatPrompt | TextPrompt) -> str:
+    def _read(self, prompt: ChatPrompt | TextPrompt) -> tuple[Segment, ...]:
         if isinstance(prompt, TextPrompt):
-            return prompt.text
+            # Who sends plain text is its own template: control tokens in it are meant.
+            return (Segment(prompt.text),)
         if self._template is None:
             raise invalid(
                 "This model has no usable chat template, so it cannot hold a conversation.",
@@ -106,15 +111,15 @@ class RequestReader:
         except TemplateError as error:
             raise invalid(error.message, error.remedy) from error
 
-    def _tokens(self, text: str, *, limit: int) -> list[int]:
-        size = _checked_bytes(text)
+    def _tokens(self, segments: tuple[Segment, ...], *, limit: int) -> list[int]:
+        size = sum(_checked_bytes(segment.text) for segment in segments)
         if size > limit * LONGEST_TOKEN_BYTES:
             raise RequestError(
                 f"A prompt of {size} bytes cannot fit a context of {limit} tokens.",
                 code=JobErrorCode.CONTEXT_EXCEEDED,
                 remedy="Shorten it, or use an expert with a larger context.",
             )
-        tokens = self._tokenize(text)
+        tokens = self._tokenize(segments)
         if not tokens:
             raise invalid("The prompt is empty.", "Send at least one character.")
         if len(tokens) >= limit:
@@ -126,11 +131,12 @@ class RequestReader:
             )
         return tokens
 
-    def _continuation(self, text: str, prompt: list[int], continuation: str) -> list[int]:
+    def _continuation(self, segments: tuple[Segment, ...], prompt: list[int], continuation: str) -> list[int]:
         """A continuation's tokens: as they are in the joint text where the prompt's own tokens stay what they are, else
         of the continuation by itself (where a token would straddle the border)."""
         _checked_bytes(continuation)
-        joint = self._tokenize(text + continuation)
+        following = self._quotation.segments(self._quotation.quote(continuation))
+        joint = self._tokenize(_joined(segments, following))
         if joint[: len(prompt)] == prompt and len(joint) > len(prompt):
             return joint[len(prompt) :]
         tokens = self.vocabulary.tokenize(continuation, add_special=False, parse_special=False)
@@ -138,11 +144,23 @@ class RequestReader:
             raise invalid("A continuation is empty.", "Send at least one character.")
         return tokens
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, segments: tuple[Segment, ...]) -> list[int]:
         # A template that writes the BOS token itself must not get a second one.
         bos = self.vocabulary.bos
-        begins = bool(bos) and text.startswith(bos)
-        return self.vocabulary.tokenize(text, add_special=not begins, parse_special=True)
+        first = segments[0]
+        begins = bool(bos) and not first.quoted and first.text.startswith(bos)
+        tokens = self.vocabulary.tokenize(first.text, add_special=not begins, parse_special=not first.quoted)
+        for text, quoted in segments[1:]:
+            tokens += self.vocabulary.tokenize(text, add_special=False, parse_special=not quoted)
+        return tokens
+
+
+def _joined(before: tuple[Segment, ...], after: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """One text after another: where plain text meets plain text, tokens may span the border."""
+    last, first = before[-1], after[0]
+    if last.quoted or first.quoted:
+        return before + after
+    return (*before[:-1], Segment(last.text + first.text), *after[1:])
 
 
 def check_room(prompt: int, max_tokens: int | None, *, limit: int) -> None:

@@ -53,7 +53,7 @@ class Sampler:
         if self._grammar is not None:
             return self._sample_grammatical(context, place, self._grammar)
         if self._chain is None:
-            return int(np.argmax(context.logits(place)))
+            return int(context.logits(place).argmax())
         if self._top_p is not None:
             logits = context.logits(place)
             return self._choose(candidates_of(logits, nucleus(logits, self._top_p)), None)

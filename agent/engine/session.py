@@ -14,12 +14,14 @@ from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
-from moe2.agent.engine.decoder import Decoder, Limits
+from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.grammar import gbnf_of_schema
+from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.pacing import PacedCache
 from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
+from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.template import ChatTemplate, TemplateError
@@ -100,19 +102,27 @@ def open_session(
             sampler = Sampler(model, request.sampling, history_tokens=context.tokens, gbnf=gbnf)
             return _Draw(sampler, context)
 
-        yield Decoder(
+        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position)
+        limits = Limits(
+            slots=spec.slots,
+            context_tokens=context.tokens,
+            job_tokens=min(context.tokens, model.trained_context_tokens or context.tokens),
+            batch_tokens=context.batch_tokens,
+            outputs=outputs,
+        )
+        intake = Intake(
             reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
             cache=cache,
-            lanes=Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position),
+            lanes=run_lanes,
             new_draw=new_draw,
-            limits=Limits(
-                slots=spec.slots,
-                context_tokens=context.tokens,
-                job_tokens=min(context.tokens, model.trained_context_tokens or context.tokens),
-                batch_tokens=context.batch_tokens,
-                outputs=outputs,
-            ),
+            limits=limits,
             pooling=model.pooling,
+        )
+        yield Decoder(
+            intake=intake,
+            cache=cache,
+            lanes=run_lanes,
+            limits=limits,
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
@@ -160,7 +170,7 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
     if source is None:
         return None
     try:
-        return ChatTemplate(source, bos=model.bos, eos=model.eos)
+        return ChatTemplate(source, bos=model.bos, eos=model.eos, quotation=Quotation(model.control_texts))
     except TemplateError as error:
         log(f"{error}\n")
         return None

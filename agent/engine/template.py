@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
+from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.common.errors import Moe2Error
 from moe2.common.messages import ChatMessage, Tool, ToolCall
 
@@ -32,9 +33,11 @@ class TemplateError(Moe2Error):
 
 
 class ChatTemplate:
-    """One model's chat template, compiled once. Raises `TemplateError` where the template itself is invalid."""
+    """One model's chat template, compiled once."""
 
-    def __init__(self, source: str, *, bos: str, eos: str) -> None:
+    def __init__(self, source: str, *, bos: str, eos: str, quotation: Quotation | None = None) -> None:
+        """`quotation`: of the model's control tokens. Raises `TemplateError` where the template itself is invalid."""
+        self._quotation = quotation or Quotation(())
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -56,13 +59,16 @@ class ChatTemplate:
         """The template writes down the tools that are offered."""
         self._shows_calls = self._shows(_CALLED, ())
 
-    def render(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> str:
-        """The conversation as text, ending where the assistant's answer begins. Raises `TemplateError`."""
+    def render(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> tuple[Segment, ...]:
+        """The conversation as text, ending where the assistant's answer begins. Raises `TemplateError`.
+
+        What messages and tools say is quoted where it spells control tokens; the template's own are its own.
+        """
         if tools and not self.shows_tools:
             raise TemplateError(_NO_TOOLS, remedy=_WITHOUT_TOOLS)
         if not self._shows_calls and any(message.tool_calls or message.role == "tool" for message in messages):
             raise TemplateError(_NO_TOOLS, remedy=_WITHOUT_TOOLS)
-        return self._render(messages, tools)
+        return self._quotation.segments(self._render(messages, tools))
 
     def _shows(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> bool:
         """Does the probe's name reach the text?"""
@@ -74,8 +80,8 @@ class ChatTemplate:
     def _render(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> str:
         variables: dict[str, Any] = {
             **self._constants,
-            "messages": [_message(message) for message in messages],
-            "tools": [_tool(tool) for tool in tools] or None,
+            "messages": self._quotation.quote([_message(message) for message in messages]),
+            "tools": self._quotation.quote([_tool(tool) for tool in tools]) or None,
             "add_generation_prompt": True,
         }
         try:

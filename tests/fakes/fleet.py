@@ -50,11 +50,13 @@ class Fleet:
         profile: str | None = None,
         sensors_root: Path | None = None,
         link: dict[str, Any] | None = None,
+        interval_s: float = 0.1,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
         if not given, so that a test sees the same host everywhere. link: more keys of [coordinator].
+        interval_s: between two readings of a sensor.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -76,7 +78,7 @@ class Fleet:
                 **(link or {}),
             },
             "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
-            "sensors": {"profile": profile},
+            "sensors": {"profile": profile, "interval_s": interval_s},
             "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
         }
         self.agent_configurations[name] = configuration

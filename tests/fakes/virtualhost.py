@@ -25,9 +25,10 @@ from moe2.agent.energy.sensor import Limits, SensorFacts
 from moe2.agent.engine import protocol
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.decoder import Limits as DecoderLimits
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.intake import Intake
+from moe2.agent.engine.intake import Limits as DecoderLimits
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
@@ -84,15 +85,22 @@ class VirtualHost:
         device = DeviceAccount(facts, self._track, start_s=self.now_s, max_settle_s=0.3)
         self._account = HostAccount((device,), why_unmeasured="")
         self._core = core.AgentCore((ModelSection(name="m", path=Path("m.gguf"), slots=slots),))
-        self._decoder = Decoder(
+        cache = _Cache(self)
+        lanes = Lanes(lanes=2 * slots + 2, cells=_CONTEXT, cuts_anywhere=True)
+        limits = DecoderLimits(slots=slots, context_tokens=_CONTEXT, job_tokens=_CONTEXT, batch_tokens=512, outputs=512)
+        intake = Intake(
             reader=RequestReader(_Counting(), None, vocabulary_size=_VOCABULARY),
-            cache=_Cache(self),
-            pooling=Pooling.MEAN,
-            lanes=Lanes(lanes=2 * slots + 2, cells=_CONTEXT, cuts_anywhere=True),
+            cache=cache,
+            lanes=lanes,
             new_draw=lambda _: _Draw(self._random),
-            limits=DecoderLimits(
-                slots=slots, context_tokens=_CONTEXT, job_tokens=_CONTEXT, batch_tokens=512, outputs=512
-            ),
+            limits=limits,
+            pooling=Pooling.MEAN,
+        )
+        self._decoder = Decoder(
+            intake=intake,
+            cache=cache,
+            lanes=lanes,
+            limits=limits,
             clock=lambda: self.now_s,
             emit=self._spoke,
             prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
@@ -240,6 +248,7 @@ class _Counting:
     """A vocabulary for prompts of the form "TOKENS NUMBER"; the number makes their first tokens differ."""
 
     bos = ""
+    control_texts: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         count, number = map(int, text.split())

@@ -32,6 +32,20 @@ async def test_a_cold_model_is_loaded_for_its_first_requests(tmp_path: Path) -> 
         assert expert.load_s > 0
 
 
+async def test_a_load_that_failed_is_tried_again_and_serves_when_the_file_is_there(tmp_path: Path) -> None:
+    """With back-off and by itself: nobody needs to restart the agent."""
+    path = tmp_path / "late.gguf"
+    async with fleet(tmp_path, agents=()) as running:
+        await running.start_agent("one", models=on_demand(path))
+        await until_state(running, "cold")
+        async with await running.chat("hi") as refused:
+            assert refused.status == 502
+        path.touch()
+        await until_state(running, "ready")
+        async with await running.chat("hi", max_tokens=1) as answer:
+            assert answer.status == 200
+
+
 async def test_an_idle_model_gives_its_memory_back(tmp_path: Path) -> None:
     """Its process is gone; the next request starts another one."""
     async with fleet(tmp_path, agents=()) as running:

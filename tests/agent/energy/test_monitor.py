@@ -15,6 +15,7 @@ from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
 from moe2.common.energy import Quality, Scope
+from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
 from tests.fakes.sensors import ScriptedSensor
 
@@ -73,6 +74,47 @@ def test_host_without_sensors_says_why_in_every_request() -> None:
     assert "tmpfiles" in energy.reason
 
 
+def _sampled(clock: ManualClock) -> HostMonitor:
+    """One sensor that was last read at the clock's present time, with 20 W."""
+    sensor = ScriptedSensor("a", lambda: Reading(at_s=clock(), power_w=20.0))
+    results = [ProbeResult("a", ProbeState.PRESENT, "", sensor=sensor)]
+    monitor = HostMonitor(results, clock=clock, conditions=Conditions())
+    (channel,) = monitor.sampler.channels
+    channel.read(Reading(at_s=clock(), power_w=20.0), clock())
+    return monitor
+
+
+def test_a_reading_that_is_late_on_a_busy_host_still_counts() -> None:
+    """The sensor is well, only its thread got no turn: the request's energy waits for it."""
+    clock = ManualClock()
+    monitor = _sampled(clock)
+    monitor.account.request_started("a", 1, clock.advance(0.01))
+    monitor.account.request_ended("a", clock.advance(0.01))
+    clock.advance(0.45)
+    assert monitor.settle() == {}
+    (channel,) = monitor.sampler.channels
+    channel.read(Reading(at_s=clock(), power_w=20.0), clock())
+    assert monitor.settle()["a"].joules == pytest.approx(0.2)
+
+
+def test_a_sensor_out_of_order_holds_no_answer_up_for_long() -> None:
+    """A hung one is waited for a third of a second, a late one a second; then the energy is unmeasured."""
+    patience_s = {}
+    for hung in (True, False):
+        clock = ManualClock()
+        monitor = _sampled(clock)
+        if hung:
+            monitor.sampler.channels[0].hung(clock())
+        monitor.account.request_started("a", 1, clock.advance(0.01))
+        ended_s = clock.advance(0.01)
+        monitor.account.request_ended("a", ended_s)
+        while not (settled := monitor.settle()):
+            clock.advance(0.05)
+        patience_s[hung] = clock() - ended_s
+        assert settled["a"].joules is None
+    assert patience_s == {True: pytest.approx(0.3, abs=0.06), False: pytest.approx(1.0, abs=0.06)}
+
+
 def test_refused_sensors_are_reported_and_warned_of() -> None:
     """Status shows all that was looked for; only the refusal is a warning."""
     monitor = HostMonitor([_MISSING, _REFUSED], clock=ManualClock(), conditions=Conditions())
@@ -97,6 +139,25 @@ async def test_monitor_runs_and_stops(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert sensor.closed
+
+
+async def test_a_new_power_mode_and_a_throttle_are_named_warnings(tmp_path: Path) -> None:
+    """Seen by the running monitor, not only by the log of conditions; the mode that it tells is the new one."""
+    alert = "sys/class/thermal/cooling_device0"
+    sysfs.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0000")
+    monitor = HostMonitor([], root=tmp_path, clock=ManualClock())
+    sysfs.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
+    sysfs.write(tmp_path, f"{alert}/type", "gpu-throttle-alert")
+    sysfs.write(tmp_path, f"{alert}/cur_state", 1)
+    running = asyncio.create_task(monitor.run())
+    async with asyncio.timeout(30):
+        while not monitor.warnings():
+            await asyncio.sleep(0)
+    assert [warning.code for warning in monitor.warnings()] == ["throttled", "power_mode_changed"]
+    assert monitor.power_mode == "nvpmodel 2"
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 @pytest.mark.parametrize("profile_id", sorted(PROFILES))

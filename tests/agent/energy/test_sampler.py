@@ -79,6 +79,16 @@ def _powers(clock: ManualClock, powers: Iterable[float]) -> Callable[[], Reading
     return lambda: Reading(at_s=clock(), power_w=next(rest))
 
 
+def test_sensors_are_read_as_rarely_as_asked_but_no_oftener_than_they_can_be() -> None:
+    """The wanted interval, where the sensor's own is not longer."""
+    sensor = ScriptedSensor("a", lambda: Reading(at_s=0.0, power_w=1.0))
+    own_s = sensor.facts.interval_s
+    intervals_s = [
+        EnergySampler([sensor], interval_s=wanted_s).channels[0].facts.interval_s for wanted_s in (own_s / 2, own_s * 5)
+    ]
+    assert intervals_s == [own_s, own_s * 5]
+
+
 async def test_readings_reach_the_track() -> None:
     """What a sensor reads turns into energy."""
     clock, turns = ManualClock(), Turns(1)

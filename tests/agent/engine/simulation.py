@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
-from moe2.agent.engine.decoder import Decoder, Limits
+from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
 
@@ -40,6 +41,7 @@ class Letters:
     """A vocabulary of a..z (tokens 1..26) and an end token (0)."""
 
     bos = ""
+    control_texts: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [ord(letter) - ord("a") + 1 for letter in text]
@@ -141,15 +143,23 @@ class Engine:
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0
-        self.decoder = Decoder(
+        lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
+        limits = Limits(
+            slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
+        )
+        intake = Intake(
             reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
             cache=self.cache,
-            lanes=Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True),
+            lanes=lanes,
             new_draw=self._new_draw,
-            limits=Limits(
-                slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
-            ),
+            limits=limits,
             pooling=pooling,
+        )
+        self.decoder = Decoder(
+            intake=intake,
+            cache=self.cache,
+            lanes=lanes,
+            limits=limits,
             clock=self._clock,
             emit=self.events.append,
         )

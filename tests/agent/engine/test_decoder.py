@@ -120,6 +120,18 @@ def test_a_job_cancelled_between_prefill_chunks_decodes_no_more_of_its_prompt() 
     assert engine.cache.decoded_tokens == 4
 
 
+def test_a_prompt_that_was_cut_off_leaves_no_more_in_the_cache_than_was_decoded() -> None:
+    """The same prompt again begins with what is really there, and is answered as if it were alone."""
+    engine = Engine(slots=1, batch_tokens=4)
+    engine.decoder.submit(_generate("cut off", "ab" * 10))
+    engine.decoder.step()
+    engine.decoder.cancel("cut off")
+    engine.decoder.submit(_generate("again", "ab" * 10, max_tokens=5))
+    engine.run()
+    assert [event.cached_tokens for event in engine.events if isinstance(event, Started)] == [0, 4]
+    assert engine.text("again") == _expected("ab" * 10, 5)
+
+
 def test_a_cancelled_job_frees_its_slot_at_once() -> None:
     """The next job starts when the one before it is cancelled."""
     engine = Engine(slots=1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
+from moe2.agent.engine import model
 from moe2.agent.engine.protocol import Loaded, LoadFailed
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
+
+_LIMIT_BYTES = 900 * 2**20
+"""Of addresses: enough for the model, not for a cache of 1.5 GB."""
 
 
 def _load(path: Path, **settings: int) -> Loaded | LoadFailed:
@@ -75,6 +80,36 @@ def test_a_cache_beyond_the_hosts_memory_is_refused_with_the_numbers() -> None:
     assert failed.code == "out_of_memory"
     assert "GiB" in failed.message
     assert "Lower context_tokens to at most" in failed.message
+
+
+def test_a_host_that_gives_no_more_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses the cache although there seemed to be room: the child says so and lives to say it."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    with Child() as child:
+        resource.prlimit(child.process.pid, resource.RLIMIT_AS, (_LIMIT_BYTES, _LIMIT_BYTES))
+        failed = child.load(str(smollm2_path()), slots=1, context_tokens=65_536)
+        assert child.process.wait(timeout=60) == 1
+    assert isinstance(failed, LoadFailed)
+    assert failed.code == "out_of_memory"
+    assert "Lower context_tokens" in failed.message
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("error loading model vocabulary: std::bad_alloc", "out_of_memory"),
+        ("ggml_aligned_malloc: insufficient memory (attempted to allocate 900.00 MB)", "out_of_memory"),
+        ("error loading model architecture: unknown model architecture: 'x'", "unsupported_model"),
+        ("tensor 'a' data is not within the file bounds", "model_corrupt"),
+    ],
+)
+def test_what_llama_cpp_said_names_the_cause(said: str, code: str) -> None:
+    """Nobody is told to download a file again that merely had no room."""
+    model._recent_errors.append(said)
+    try:
+        assert model._load_error(Path("m.gguf")).code == code
+    finally:
+        model._recent_errors.clear()
 
 
 def test_impossible_settings_are_refused_by_name() -> None:

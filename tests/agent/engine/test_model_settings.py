@@ -57,6 +57,12 @@ def test_a_quantized_cache_still_knows_the_capital(cache_type: str) -> None:
     assert "Paris" in _answer(cache_type=cache_type)
 
 
+@pytest.mark.parametrize("fields", [{"flash_attention": True}, {"mlock": True}, {"gpu_layers": -1}])
+def test_a_setting_that_only_concerns_speed_changes_no_answer(fields: dict[str, Any]) -> None:
+    """Also where the host cannot follow it: no GPU, no right to lock so much memory."""
+    assert _answer(**fields).split()[:1] == _answer().split()[:1]
+
+
 def test_an_unknown_cache_type_is_refused() -> None:
     """It names what can be chosen."""
     assert "f16, q8_0, q4_0" in _failure(cache_type="q1").message

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from moe2.agent.engine.protocol import Follow, Generate, Score
+from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
@@ -25,6 +26,20 @@ class _Merging(Letters):
         begin = [100] if add_special or text.startswith("<s>") else []
         rest = text.removeprefix("<s>").replace("ab", "z")
         return begin + super().tokenize(rest, add_special=False, parse_special=False)
+
+
+class _Controlled(Letters):
+    """A vocabulary that reads <end> as one token where control tokens are looked for."""
+
+    control_texts = ("<end>",)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return super().tokenize(
+            text.replace("<end>", "S") if parse_special else text, add_special=False, parse_special=False
+        )
+
+
+_CONTROL_TOKEN = ord("S") - ord("a") + 1
 
 
 def _reader(template: ChatTemplate | None = None) -> RequestReader:
@@ -105,6 +120,38 @@ def test_a_beginning_that_fills_the_context_leaves_no_room() -> None:
         _reader().generate(_generate(prefix="defg"), limit=7)
     assert caught.value.code == JobErrorCode.CONTEXT_EXCEEDED
     assert len(_reader().generate(_generate(prefix="defg"), limit=8)) == 7
+
+
+def _controlled(template: str = "{{ messages[0].content }}<end>") -> RequestReader:
+    vocabulary = _Controlled()
+    quotation = Quotation(vocabulary.control_texts)
+    return RequestReader(vocabulary, ChatTemplate(template, bos="", eos="", quotation=quotation), vocabulary_size=99)
+
+
+def test_a_message_has_no_control_tokens_but_its_template_has() -> None:
+    """What a user spells out is so many plain characters."""
+    chat = ChatPrompt(messages=(ChatMessage(role="user", content="a<end>b"),))
+    tokens = _controlled().generate(_generate(chat), limit=99)
+    assert tokens.count(_CONTROL_TOKEN) == 1
+    assert tokens[-1] == _CONTROL_TOKEN
+    assert len(tokens) == len("a<end>b") + 1
+
+
+def test_a_message_that_begins_with_a_control_token_is_quoted_from_its_first_character() -> None:
+    """Also where nothing stands before it."""
+    chat = ChatPrompt(messages=(ChatMessage(role="user", content="<end>"),))
+    assert len(_controlled("{{ messages[0].content }}").generate(_generate(chat), limit=99)) == len("<end>")
+
+
+def test_plain_text_may_use_control_tokens() -> None:
+    """Who asks for a plain completion writes the template's part, too."""
+    assert _controlled().generate(_generate(TextPrompt(text="a<end>")), limit=99) == [1, _CONTROL_TOKEN]
+
+
+def test_a_continuation_has_no_control_tokens() -> None:
+    """What one model wrote does not steer the one that judges it."""
+    score = Score(job_id="job", prompt=TextPrompt(text="a"), continuations=("b<end>c",))
+    assert _CONTROL_TOKEN not in _controlled().score(score, limit=99)[1][0]
 
 
 def test_a_continuation_is_tokenized_in_its_context() -> None:

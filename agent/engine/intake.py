@@ -1,0 +1,126 @@
+"""From a request to the job that will run it, or the reason why none can. No llama.cpp, no clock, no pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Embedding, Pooling, Vector
+from moe2.agent.engine.following import Following
+from moe2.agent.engine.generation import Draw, Generation
+from moe2.agent.engine.job import Job
+from moe2.agent.engine.likelihood import Scoring
+from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
+from moe2.agent.engine.protocol import Job as JobRequest
+from moe2.agent.engine.request import RequestError, RequestReader, check_room
+from moe2.common.errors import JobErrorCode
+
+_LEAST_PREDICTED_TOKENS = 64
+"""An answer of unknown length is taken to be at least this long when cells are reserved for it."""
+
+
+class Cache(Protocol):
+    """The model and its key/value cache (see `context.Context`)."""
+
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome: ...
+    def logits(self, place: int) -> Logits: ...
+    def embedding(self, place: int) -> Vector: ...
+    def copy(self, source: int, target: int, tokens: int) -> None: ...
+    def trim(self, lane: int, keep: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """slots: jobs at once. context_tokens: cells of the cache. job_tokens: prompt and answer of one job together.
+    batch_tokens, outputs: tokens, and rows of logits, of one batch."""
+
+    slots: int
+    context_tokens: int
+    job_tokens: int
+    batch_tokens: int
+    outputs: int
+
+
+class Intake:
+    """Makes the jobs of one model."""
+
+    def __init__(
+        self,
+        *,
+        reader: RequestReader,
+        cache: Cache,
+        lanes: Lanes,
+        new_draw: Callable[[Generate], Draw],
+        limits: Limits,
+        pooling: Pooling,
+    ) -> None:
+        """`new_draw` raises `Moe2Error` for sampling parameters or a grammar that make no sense."""
+        self._reader = reader
+        self._cache = cache
+        self._lanes = lanes
+        self._new_draw = new_draw
+        self._limits = limits
+        self._pooling = pooling
+
+    def knows_token(self, token: int) -> bool:
+        """True if the model's vocabulary has it."""
+        return self._reader.knows_token(token)
+
+    def job(self, request: JobRequest, now_s: float) -> Job:
+        """A job that is queued from now on. Raises `Moe2Error` where the request cannot be run."""
+        match request:
+            case Score():
+                return self._scoring(request, now_s)
+            case Embed():
+                prompt = self._reader.embed(request, limit=self._limits.job_tokens)
+                embedding = self._cache.embedding
+                return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=embedding)
+            case Follow():
+                prompt = self._reader.follow(request, limit=self._limits.job_tokens)
+                return Following(
+                    request,
+                    prompt,
+                    cells=self._predicted_cells(len(prompt), request.max_tokens),
+                    queued_at_s=now_s,
+                    vocabulary=self._reader.vocabulary,
+                    logits=self._cache.logits,
+                    lanes=self._lanes,
+                    most_tokens=self._limits.job_tokens,
+                )
+            case Generate():
+                prompt = self._reader.generate(request, limit=self._limits.job_tokens)
+                return Generation(
+                    request,
+                    prompt,
+                    cells=self._predicted_cells(len(prompt), request.max_tokens),
+                    queued_at_s=now_s,
+                    draw=self._new_draw(request),
+                    vocabulary=self._reader.vocabulary,
+                    logits=self._cache.logits,
+                    lanes=self._lanes,
+                    most_tokens=self._limits.job_tokens,
+                )
+
+    def _scoring(self, request: Score, now_s: float) -> Scoring:
+        prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)
+        scoring = Scoring(request, prompt, continuations, queued_at_s=now_s, logits=self._cache.logits)
+        if scoring.cells > self._limits.context_tokens:
+            raise RequestError(
+                f"Prompt and continuations have {scoring.cells} tokens, and the context has "
+                f"{self._limits.context_tokens}.",
+                code=JobErrorCode.CONTEXT_EXCEEDED,
+                remedy="Score fewer continuations at a time, or shorten them.",
+                prompt_tokens=len(prompt),
+            )
+        return scoring
+
+    def _predicted_cells(self, prompt: int, max_tokens: int | None) -> int:
+        """Cells to reserve. Raises `RequestError` where prompt and answer together cannot fit."""
+        check_room(prompt, max_tokens, limit=self._limits.job_tokens)
+        if max_tokens is not None:
+            return prompt + max_tokens
+        fair = self._limits.context_tokens // self._limits.slots
+        return min(max(fair, prompt + _LEAST_PREDICTED_TOKENS), self._limits.job_tokens)
