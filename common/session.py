@@ -107,7 +107,12 @@ class Session:
             return None
         if self._handshake_deadline_s is not None:
             return self._handshake_deadline_s
-        return min(self._next_ping_s, self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s)
+        return min(self._next_ping_s, self._silent_at_s)
+
+    @property
+    def _silent_at_s(self) -> float:
+        # One sum for the deadline and for whether it has passed: a difference may round the other way.
+        return self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s
 
     def take_frames(self) -> list[bytes]:
         """Frames to send now, oldest first; each is handed out once."""
@@ -151,9 +156,8 @@ class Session:
             if now_s >= self._handshake_deadline_s:
                 return [self._fail("handshake_timeout", "The peer did not finish the handshake in time.")]
             return []
-        silence_s = now_s - self._last_heard_s
-        if silence_s >= SILENT_HEARTBEATS * self._heartbeat_s:
-            self.closed = Closed("silent", f"The peer was silent for {silence_s:.1f} s.")
+        if now_s >= self._silent_at_s:
+            self.closed = Closed("silent", f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
             return [self.closed]
         if now_s >= self._next_ping_s:
             self._ping_seq += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -246,6 +246,18 @@ def test_a_silent_peer_is_given_up(opened: Session) -> None:
     assert isinstance(closed, Closed)
     assert closed.code == "silent"
     assert opened.next_deadline_s is None
+
+
+@given(heard_s=st.floats(0, 1e6))
+def test_a_deadline_that_is_reached_has_passed(heard_s: float) -> None:
+    """Rounding cannot make a session miss its own deadline, and its shell spin."""
+    session = coordinator_session()
+    say(session, HELLO)
+    session.tick(0.0)
+    session.receive(UNKNOWN_OP, heard_s)
+    session.tick(heard_s)
+    while (deadline_s := session.next_deadline_s) is not None:
+        assert session.tick(deadline_s) or session.next_deadline_s != deadline_s
 
 
 def test_any_word_breaks_the_silence(opened: Session) -> None:
