@@ -164,13 +164,27 @@ class StopEngine:
     model: str
 
 
-Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine
+@dataclass(frozen=True)
+class KillEngine:
+    """The engine is stuck: nothing but its end frees its slots. It reports back with `EngineExited`."""
+
+    model: str
+    reason: str
+
+
+Effect = (
+    SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine | KillEngine
+)
 
 
 class AgentCore:
-    """All jobs and experts of one agent. One writer: the daemon's event loop."""
+    """All jobs and experts of one agent. One writer: the daemon's event loop.
 
-    def __init__(self, models: tuple[ModelSection, ...]) -> None:
+    stuck_s: an engine that does not stop a job within this time of being told to is stuck.
+    """
+
+    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0) -> None:
+        self._stuck_s = stuck_s
         self.experts = {model.name: Expert(section=model, context_tokens=model.context_tokens) for model in models}
         self.jobs: dict[str, Job] = {}
         self.draining = False
@@ -183,10 +197,11 @@ class AgentCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When the next job's time is up, or a model is to be unloaded."""
-        jobs = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
+        """When the next job's time is up, an engine counts as stuck, or a model is to be unloaded."""
+        jobs = [job for job in self.jobs.values() if job.phase is not Phase.SETTLING]
         models = (unload_at_s(expert) for expert in self.experts.values())
-        return min((at_s for at_s in (*jobs, *models) if at_s is not None), default=None)
+        moments = (*(job.deadline_s for job in jobs), *(job.stop_by_s for job in jobs), *models)
+        return min((at_s for at_s in moments if at_s is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""
@@ -231,12 +246,16 @@ class AgentCore:
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
     def _submit(self, submit: Submit, now_s: float) -> list[Effect]:
-        if submit.job_id in self.jobs:
+        known = self.jobs.get(submit.job_id)
+        if known and known.submit == submit:
+            # The same words twice: a refusal would end the job that is running.
+            return []
+        if known:
             return _refuse(submit, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
         expert = self.experts.get(submit.model)
         if expert is None:
-            known = ", ".join(sorted(self.experts))
-            text = f"This agent does not serve {submit.model!r}; it serves {known}."
+            names = ", ".join(sorted(self.experts))
+            text = f"This agent does not serve {submit.model!r}; it serves {names}."
             return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
             return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
@@ -291,7 +310,7 @@ class AgentCore:
                 self.experts[job.submit.model].queue.remove(job.submit.job_id)
                 return [*self._end(job, "cancelled", self._usage(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
-                job.cancel_sent = True
+                job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
                 return [SendToEngine(job.submit.model, protocol.Cancel(job_id=job.submit.job_id))]
             case _:
                 return []
@@ -305,9 +324,21 @@ class AgentCore:
             waited_s = now_s - job.received_s
             job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
             effects += self._cancel(job, now_s)
+        effects += self._kill_stuck(now_s)
         unloaded = unload_due(self.experts.values(), now_s)
         effects += [StopEngine(expert.section.name) for expert in unloaded]
         return [*effects, ReportChange()] if unloaded else effects
+
+    def _kill_stuck(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for name, expert in self.experts.items():
+            jobs = [self.jobs[job_id] for job_id in expert.active]
+            if any(job.stop_by_s is not None and job.stop_by_s <= now_s for job in jobs):
+                for job in jobs:
+                    job.stop_by_s = None
+                reason = f"stuck: it did not stop a job within {self._stuck_s:.0f} s"
+                effects.append(KillEngine(name, reason))
+        return effects
 
     def _abandon_all(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -445,7 +476,9 @@ class AgentCore:
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
-        lost = [self.jobs[job_id] for job_id in (*expert.active, *expert.queue)]
+        held = {*expert.active, *expert.queue}
+        # In the order they came: a set's order differs from run to run.
+        lost = [job for job_id, job in self.jobs.items() if job_id in held]
         expert.active.clear()
         expert.occupancy.count(0, now_s)
         expert.queue.clear()

@@ -84,7 +84,7 @@ class AgentDaemon:
     ) -> None:
         self._settings = settings
         self._notifier = Notifier(environment)
-        self._core = core.AgentCore(settings.models)
+        self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -270,6 +270,8 @@ class AgentDaemon:
             case core.StopEngine(model=model):
                 self._engines[model].stop()
                 self._models_changed()
+            case core.KillEngine(model=model, reason=reason):
+                self._engines[model].kill(reason)
             case core.ReportChange():
                 self._changed.set()
 
