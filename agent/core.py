@@ -7,15 +7,39 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
+from moe2.agent.effects import (
+    Effect,
+    KillEngine,
+    ReportChange,
+    SendToCoordinator,
+    SendToEngine,
+    SendTokens,
+    SettleEnergy,
+    StartEngine,
+    StopEngine,
+)
 from moe2.agent.engine import protocol
+from moe2.agent.events import (
+    CancelRequested,
+    DrainRequested,
+    EnergySettled,
+    EngineExited,
+    EngineSpoke,
+    Event,
+    FileHashed,
+    JobSubmitted,
+    LinkLost,
+    PowerModeChanged,
+    ProfileRestored,
+    TimePassed,
+    TokenTaken,
+)
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
+from moe2.agent.orders import command_of
 from moe2.agent.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.settings import ModelSection
-from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
@@ -24,157 +48,39 @@ from moe2.common.messages import (
     JobDone,
     JobFailed,
     JobPieces,
+    JobScored,
     JobStarted,
     JobUsage,
-    Submit,
+    NextTokens,
+    TakeToken,
 )
+from moe2.common.messages import Job as Order
 
-# --- Events -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class JobSubmitted:
-    submit: Submit
-
-
-@dataclass(frozen=True)
-class CancelRequested:
-    job_id: str
-
-
-@dataclass(frozen=True)
-class LinkLost:
-    """The coordinator is gone: nobody waits for the jobs any more."""
-
-
-@dataclass(frozen=True)
-class DrainRequested:
-    """Take no new jobs; let the running ones end."""
-
-
-@dataclass(frozen=True)
-class TimePassed:
-    """`next_deadline_s` has been reached."""
-
-
-@dataclass(frozen=True)
-class EngineSpoke:
-    model: str
-    event: protocol.Event
-
-
-@dataclass(frozen=True)
-class EngineExited:
-    """The child ended. `permanent` is set where starting it again as it is cannot help soon."""
-
-    model: str
-    reason: str
-    permanent: bool
-
-
-@dataclass(frozen=True)
-class EnergySettled:
-    job_id: str
-    energy: Energy
-
-
-@dataclass(frozen=True)
-class ProfileRestored:
-    """What was measured of the model earlier, in the power mode that rules now."""
-
-    model: str
-    latency: LatencyProfile | None
-    energy: EnergyProfile | None
-
-
-@dataclass(frozen=True)
-class PowerModeChanged:
-    """The host runs in this power mode from now on; what was learned in another one does not hold."""
-
-    power_mode: str | None
-
-
-@dataclass(frozen=True)
-class FileHashed:
-    """The SHA-256 of the model's file is known."""
-
-    model: str
-    sha256: str
-
-
-Event = (
-    JobSubmitted
-    | CancelRequested
-    | LinkLost
-    | DrainRequested
-    | TimePassed
-    | EngineSpoke
-    | EngineExited
-    | EnergySettled
-    | ProfileRestored
-    | PowerModeChanged
-    | FileHashed
-)
-
-# --- Effects ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SendToEngine:
-    model: str
-    command: protocol.Command
-
-
-@dataclass(frozen=True)
-class SendToCoordinator:
-    """`request_id` is the client's, for the log."""
-
-    message: JobStarted | JobDone | JobFailed
-    request_id: str
-
-
-@dataclass(frozen=True)
-class SendTokens:
-    jobs: tuple[JobPieces, ...]
-
-
-@dataclass(frozen=True)
-class SettleEnergy:
-    """The job has ended: close its account and report back with `EnergySettled`."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class ReportChange:
-    """The capability report is no longer true; send a new one."""
-
-
-@dataclass(frozen=True)
-class StartEngine:
-    """Load a cold model."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class StopEngine:
-    """Unload an idle model; its engine's exit is no news."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class KillEngine:
-    """The engine is stuck: nothing but its end frees its slots. It reports back with `EngineExited`."""
-
-    model: str
-    reason: str
-
-
-Effect = (
-    SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine | KillEngine
-)
+__all__ = [
+    "AgentCore",
+    "CancelRequested",
+    "DrainRequested",
+    "Effect",
+    "EnergySettled",
+    "EngineExited",
+    "EngineSpoke",
+    "Event",
+    "FileHashed",
+    "JobSubmitted",
+    "KillEngine",
+    "LinkLost",
+    "PowerModeChanged",
+    "ProfileRestored",
+    "ReportChange",
+    "SendToCoordinator",
+    "SendToEngine",
+    "SendTokens",
+    "SettleEnergy",
+    "StartEngine",
+    "StopEngine",
+    "TimePassed",
+    "TokenTaken",
+]
 
 
 class AgentCore:
@@ -208,8 +114,10 @@ class AgentCore:
         match event:
             case EngineSpoke(model=model, event=spoken):
                 return self._engine_spoke(self.experts[model], spoken, now_s)
-            case JobSubmitted(submit=submit):
-                return self._submit(submit, now_s)
+            case JobSubmitted(order=order):
+                return self._submit(order, now_s)
+            case TokenTaken(take=take):
+                return self._take(take)
             case CancelRequested(job_id=job_id):
                 job = self.jobs.get(job_id)
                 return self._cancel(job, now_s) if job else []
@@ -245,39 +153,39 @@ class AgentCore:
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
-    def _submit(self, submit: Submit, now_s: float) -> list[Effect]:
-        known = self.jobs.get(submit.job_id)
-        if known and known.submit == submit:
+    def _submit(self, order: Order, now_s: float) -> list[Effect]:
+        known = self.jobs.get(order.job_id)
+        if known and known.order == order:
             # The same words twice: a refusal would end the job that is running.
             return []
         if known:
-            return _refuse(submit, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
-        expert = self.experts.get(submit.model)
+            return _refuse(order, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
+        expert = self.experts.get(order.model)
         if expert is None:
             names = ", ".join(sorted(self.experts))
-            text = f"This agent does not serve {submit.model!r}; it serves {names}."
-            return _refuse(submit, JobErrorCode.UNKNOWN_EXPERT, text)
+            text = f"This agent does not serve {order.model!r}; it serves {names}."
+            return _refuse(order, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
-            return _refuse(submit, JobErrorCode.DRAINING, "The agent is shutting down.")
+            return _refuse(order, JobErrorCode.DRAINING, "The agent is shutting down.")
         if not takes_jobs(expert):
-            text = f"{submit.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
-            return _refuse(submit, JobErrorCode.NOT_READY, text)
+            text = f"{order.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
+            return _refuse(order, JobErrorCode.NOT_READY, text)
         has_slot = len(expert.active) + len(expert.queue) < expert.section.slots
         if not has_slot and expert.waiting >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
-            return _refuse(submit, JobErrorCode.QUEUE_FULL, text)
-        deadline_s = None if submit.deadline_s is None else now_s + submit.deadline_s
+            return _refuse(order, JobErrorCode.QUEUE_FULL, text)
+        deadline_s = None if order.deadline_s is None else now_s + order.deadline_s
         job = Job(
-            submit=submit,
+            order=order,
             received_s=now_s,
             deadline_s=deadline_s,
             occupancy=min(len(expert.active) + 1, expert.section.slots),
             queued_ahead=None if has_slot else expert.waiting,
         )
-        self.jobs[submit.job_id] = job
-        expert.queue.append(submit.job_id)
+        self.jobs[order.job_id] = job
+        expert.queue.append(order.job_id)
         if wake(expert, now_s):
-            return [StartEngine(submit.model), ReportChange()]
+            return [StartEngine(order.model), ReportChange()]
         return [*self._fill_slots(expert, now_s), ReportChange()]
 
     def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
@@ -285,35 +193,31 @@ class AgentCore:
         while expert.queue and expert.state is ExpertState.READY and len(expert.active) < expert.section.slots:
             job = self.jobs[expert.queue.popleft()]
             job.phase, job.started_s = Phase.RUNNING, now_s
-            submit = job.submit
-            expert.active.add(submit.job_id)
+            order = job.order
+            expert.active.add(order.job_id)
             expert.occupancy.count(len(expert.active), now_s)
             job.occupancy_at_start = expert.occupancy.until(now_s)
-            command = protocol.Generate(
-                job_id=submit.job_id,
-                prompt=submit.prompt,
-                sampling=submit.sampling,
-                max_tokens=submit.max_tokens,
-                stop=submit.stop,
-                logprobs=submit.logprobs,
-                grammar=submit.grammar,
-                json_schema=submit.json_schema,
-                forced_tools=submit.forced_tools,
-            )
-            effects.append(SendToEngine(submit.model, command))
+            effects.append(SendToEngine(order.model, command_of(order)))
         return effects
 
     def _cancel(self, job: Job, now_s: float) -> list[Effect]:
         """Stop a job in whatever phase it is. A queued one ends here, a running one when the engine confirms."""
         match job.phase:
             case Phase.QUEUED:
-                self.experts[job.submit.model].queue.remove(job.submit.job_id)
-                return [*self._end(job, "cancelled", self._usage(job, now_s)), ReportChange()]
+                self.experts[job.order.model].queue.remove(job.order.job_id)
+                return [*self._cut_short(job, "cancelled", self._usage(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
                 job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
-                return [SendToEngine(job.submit.model, protocol.Cancel(job_id=job.submit.job_id))]
+                return [SendToEngine(job.order.model, protocol.Cancel(job_id=job.order.job_id))]
             case _:
                 return []
+
+    def _take(self, take: TakeToken) -> list[Effect]:
+        job = self.jobs.get(take.job_id)
+        if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
+            return []
+        command = protocol.Take(job_id=take.job_id, step=take.step, token=take.token)
+        return [SendToEngine(job.order.model, command)]
 
     def _expire(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -347,23 +251,24 @@ class AgentCore:
             effects += self._cancel(job, now_s)
         return effects
 
-    def _end(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
+    def _end(self, job: Job, ending: JobDone | JobScored, usage: JobUsage) -> list[Effect]:
         """The job is over; what is sent waits for its joules."""
         job.phase = Phase.SETTLING
-        job_id = job.submit.job_id
+        job.ending = ending
         if job.failure:
             code, text = job.failure
-            job.ending = JobFailed(job_id=job_id, code=code, message=text, usage=usage)
-        else:
-            job.ending = JobDone(job_id=job_id, reason=reason, usage=usage)
-        return [SettleEnergy(job_id)]
+            job.ending = JobFailed(job_id=ending.job_id, code=code, message=text, usage=usage)
+        return [SettleEnergy(ending.job_id)]
+
+    def _cut_short(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
+        return self._end(job, JobDone(job_id=job.order.job_id, reason=reason, usage=usage), usage)
 
     def _settled(self, job_id: str, energy: Energy) -> list[Effect]:
         job = self.jobs.pop(job_id, None)
         if job is None or job.ending is None:
             return []
         if job.timing:
-            self.experts[job.submit.model].costs.energy_settled(job.timing, energy)
+            self.experts[job.order.model].costs.energy_settled(job.timing, energy)
         if isinstance(job.ending, JobFailed):
             self.jobs_failed += 1
         else:
@@ -371,7 +276,7 @@ class AgentCore:
         if job.abandoned:
             return []
         usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
-        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.submit.request_id)]
+        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.order.request_id)]
 
     @staticmethod
     def _usage(job: Job, now_s: float) -> JobUsage:
@@ -390,8 +295,10 @@ class AgentCore:
                 return self._decoded(decoded)
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
                 return self._started(job_id, prompt_tokens)
-            case protocol.Finished():
+            case protocol.Finished() | protocol.Scored():
                 return self._finished(expert, event, now_s)
+            case protocol.Proposed():
+                return self._proposed(event)
             case protocol.JobFailed():
                 return self._job_failed(expert, event, now_s)
             case protocol.Loading(progress=progress):
@@ -407,7 +314,7 @@ class AgentCore:
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
             case _:
-                # Answers to words that this core never sends (scores, distributions).
+                # Answers to words that this core never sends (embeddings).
                 return []
 
     def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
@@ -419,7 +326,7 @@ class AgentCore:
             return []
         queue_s = job.started_s - job.received_s
         started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
-        return [SendToCoordinator(started, job.submit.request_id)]
+        return [SendToCoordinator(started, job.order.request_id)]
 
     def _decoded(self, decoded: tuple[protocol.JobTokens, ...]) -> list[Effect]:
         wanted: list[JobPieces] = []
@@ -433,7 +340,15 @@ class AgentCore:
                 wanted.append(JobPieces(tokens.job_id, tokens.pieces))
         return [SendTokens(tuple(wanted))] if wanted else []
 
-    def _finished(self, expert: Expert, event: protocol.Finished, now_s: float) -> list[Effect]:
+    def _proposed(self, event: protocol.Proposed) -> list[Effect]:
+        job = self.jobs.get(event.job_id)
+        if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
+            return []
+        job.decoded_tokens = event.step
+        proposed = NextTokens(job_id=event.job_id, step=event.step, candidates=event.candidates)
+        return [SendToCoordinator(proposed, job.order.request_id)]
+
+    def _finished(self, expert: Expert, event: protocol.Finished | protocol.Scored, now_s: float) -> list[Effect]:
         job = self._leave_slot(expert, event.job_id, now_s)
         if job is None:
             return []
@@ -451,7 +366,13 @@ class AgentCore:
             prefill_s=event.prefill_s,
             decode_s=event.decode_s,
         )
-        return [*self._end(job, event.reason, usage), *self._fill_slots(expert, now_s), ReportChange()]
+        job_id = event.job_id
+        ending: JobDone | JobScored
+        if isinstance(event, protocol.Scored):
+            ending = JobScored(job_id=job_id, scores=event.scores, usage=usage)
+        else:
+            ending = JobDone(job_id=job_id, reason=event.reason, usage=usage)
+        return [*self._end(job, ending, usage), *self._fill_slots(expert, now_s), ReportChange()]
 
     def _job_failed(self, expert: Expert, event: protocol.JobFailed, now_s: float) -> list[Effect]:
         job = self._leave_slot(expert, event.job_id, now_s)
@@ -460,7 +381,8 @@ class AgentCore:
         job.failure = (_known(event.code), event.message)
         job.prompt_tokens = job.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
-        return [*self._end(job, "failed", self._usage(job, now_s)), *self._fill_slots(expert, now_s), ReportChange()]
+        ended = self._cut_short(job, "failed", self._usage(job, now_s))
+        return [*ended, *self._fill_slots(expert, now_s), ReportChange()]
 
     def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
         expert.active.discard(job_id)
@@ -489,7 +411,7 @@ class AgentCore:
                 if was_loaded
                 else (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
             )
-            effects += self._end(job, "failed", self._usage(job, now_s))
+            effects += self._cut_short(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
 
 
@@ -498,7 +420,7 @@ def _known(code: str) -> JobErrorCode:
     return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
 
 
-def _refuse(submit: Submit, code: JobErrorCode, text: str) -> list[Effect]:
+def _refuse(order: Order, code: JobErrorCode, text: str) -> list[Effect]:
     """A job that never began: nothing was spent on it."""
-    refusal = JobFailed(job_id=submit.job_id, code=code, message=text)
-    return [SendToCoordinator(refusal, submit.request_id)]
+    refusal = JobFailed(job_id=order.job_id, code=code, message=text)
+    return [SendToCoordinator(refusal, order.request_id)]

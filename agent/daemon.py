@@ -43,13 +43,18 @@ from moe2.common.messages import (
     PROTOCOL_VERSION,
     CancelJob,
     ExpertState,
+    FollowJob,
     Hello,
     HostFacts,
     JobDone,
     JobFailed,
+    JobScored,
     JobStarted,
+    JobWord,
     Report,
+    ScoreJob,
     Submit,
+    TakeToken,
     Welcome,
 )
 from moe2.common.sdnotify import Notifier
@@ -214,8 +219,10 @@ class AgentDaemon:
 
     def _message_received(self, message: JobMessage) -> None:
         match message:
-            case Submit():
+            case Submit() | ScoreJob() | FollowJob():
                 self._dispatch(core.JobSubmitted(message))
+            case TakeToken():
+                self._dispatch(core.TokenTaken(message))
             case CancelJob(job_id=job_id):
                 self._dispatch(core.CancelRequested(job_id))
             case _:
@@ -225,12 +232,16 @@ class AgentDaemon:
         now_s = time.monotonic()
         account = self._monitor.account
         match event:
-            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
+            case protocol.Started(job_id=job_id):
                 weight = self._core.experts[model].costs.token_weight
-                account.request_started(job_id, prompt_tokens - cached_tokens, now_s, weight)
+                to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
+                account.request_started(job_id, to_prefill, now_s, weight)
             case protocol.Decoded(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
+            case protocol.Proposed(job_id=job_id):
+                # As where it draws by itself, the first token comes with the prompt.
+                account.tokens_decoded(job_id, 1, now_s)
         self._dispatch(core.EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._models_changed()
@@ -293,7 +304,7 @@ class AgentDaemon:
     def _settled(self, job_id: str, energy: Energy) -> None:
         job = self._core.jobs.get(job_id)
         if job and job.ending:
-            self._metrics.job_ended(job.submit.model, job.ending, energy)
+            self._metrics.job_ended(job.order.model, job.ending, energy)
         self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
@@ -410,17 +421,17 @@ class AgentDaemon:
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
 
 
-def _log_job(message: JobStarted | JobDone | JobFailed, request_id: str) -> None:
+def _log_job(message: JobWord, request_id: str) -> None:
     """One line per fact, under the id that the coordinator's log and the client's response carry too."""
     match message:
         case JobStarted(job_id=job_id, queue_s=queue_s):
             log.debug("job_started", request_id=request_id, job_id=job_id, queue_s=round(queue_s, 4))
-        case JobDone(job_id=job_id, reason=reason, usage=usage):
+        case JobDone(job_id=job_id, usage=usage) | JobScored(job_id=job_id, usage=usage):
             log.info(
                 "job_done",
                 request_id=request_id,
                 job_id=job_id,
-                reason=reason,
+                reason=message.reason if isinstance(message, JobDone) else "scored",
                 decoded_tokens=usage.decoded_tokens,
                 joules=usage.energy.joules,
                 energy_quality=usage.energy.quality,

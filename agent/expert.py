@@ -12,7 +12,8 @@ from moe2.agent.latency import RequestTiming
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ExpertReport, ExpertState, JobDone, JobFailed, Submit
+from moe2.common.messages import ExpertReport, ExpertState, FollowJob, JobDone, JobFailed, JobScored
+from moe2.common.messages import Job as Order
 
 
 class Phase(Enum):
@@ -23,7 +24,9 @@ class Phase(Enum):
 
 @dataclass
 class Job:
-    submit: Submit
+    """order: what the coordinator asked for."""
+
+    order: Order
     received_s: float
     deadline_s: float | None
     phase: Phase = Phase.QUEUED
@@ -41,7 +44,7 @@ class Job:
     abandoned: bool = False
     failure: tuple[JobErrorCode, str] | None = None
     """Why the job fails although the engine only reports a cancellation."""
-    ending: JobDone | JobFailed | None = None
+    ending: JobDone | JobScored | JobFailed | None = None
 
 
 @dataclass
@@ -124,20 +127,31 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
     )
 
 
-def timing_of(job: Job, expert: Expert, event: protocol.Finished, queue_s: float, now_s: float) -> RequestTiming:
+def timing_of(
+    job: Job, expert: Expert, event: protocol.Finished | protocol.Scored, queue_s: float, now_s: float
+) -> RequestTiming:
     """What can be learned from a finished job."""
     held_s = now_s - job.started_s if job.started_s is not None else 0.0
     occupied_s = expert.occupancy.until(now_s) - job.occupancy_at_start
+    prompt_tokens, decoded_tokens = event.prompt_tokens - event.cached_tokens, event.decoded_tokens
+    prefill_s, decode_s = event.prefill_s, event.decode_s
+    if isinstance(event, protocol.Scored):
+        # Continuations go through the model in batches, as a prompt does, and nothing is drawn from them.
+        prompt_tokens, decoded_tokens = prompt_tokens + decoded_tokens, 1
+        prefill_s, decode_s = event.prefill_s + event.decode_s, None
+    elif isinstance(job.order, FollowJob):
+        # Between its tokens it waited for the others.
+        decode_s = None
     return RequestTiming(
         shape=RequestShape(
-            prompt_tokens=event.prompt_tokens - event.cached_tokens,
-            decoded_tokens=event.decoded_tokens,
+            prompt_tokens=prompt_tokens,
+            decoded_tokens=decoded_tokens,
             cached_tokens=event.cached_tokens,
             occupancy=job.occupancy,
             queued_ahead=job.queued_ahead,
         ),
         queue_s=queue_s,
-        prefill_s=event.prefill_s,
-        decode_s=event.decode_s,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
         mean_occupancy=occupied_s / held_s if held_s > 0 else None,
     )

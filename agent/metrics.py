@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.energy import Energy
-from moe2.common.messages import ExpertReport, ExpertState, JobDone, JobFailed
+from moe2.common.messages import ExpertReport, ExpertState, JobDone, JobFailed, JobScored
 from moe2.common.status import AgentStatus, LinkState
 
 PHASE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -52,9 +52,9 @@ class AgentMetrics:
         self._prefill = histogram("moe2_agent_job_prefill_seconds", "Time of reading the prompt.")
         self._decode = histogram("moe2_agent_job_decode_seconds", "Time of decoding the answer.")
 
-    def job_ended(self, model: str, ending: JobDone | JobFailed, energy: Energy) -> None:
+    def job_ended(self, model: str, ending: JobDone | JobScored | JobFailed, energy: Energy) -> None:
         """Count a job that held a queue place, whether or not anybody still waits for it."""
-        self._jobs.labels(model, ending.reason if isinstance(ending, JobDone) else ending.code).inc()
+        self._jobs.labels(model, _outcome(ending)).inc()
         if energy.joules is None:
             self._unmeasured.labels(model).inc()
         else:
@@ -148,3 +148,12 @@ def _power(status: AgentStatus) -> Metric:
         if sensor.power_w is not None:
             power.add_metric([sensor.name], sensor.power_w)
     return power
+
+
+def _outcome(ending: JobDone | JobScored | JobFailed) -> str:
+    match ending:
+        case JobDone(reason=reason):
+            return reason
+        case JobFailed(code=code):
+            return code
+    return "scored"

@@ -15,8 +15,8 @@ from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.health import HealthWarning
 
-PROTOCOL_VERSION = 1
-"""The newest version this build speaks."""
+PROTOCOL_VERSION = 2
+"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -259,6 +259,44 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     forced_tools: tuple[str, ...] = ()
 
 
+class ScoreJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="score"):
+    """Coordinator to agent: how likely is each continuation after the prompt? Answered with `JobScored`. Protocol 2."""
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    continuations: tuple[str, ...]
+    deadline_s: float | None = None
+
+
+class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="follow"):
+    """Coordinator to agent: say what you think of each next token, and take the one that the coordinator draws.
+
+    The first `NextTokens` comes after the prompt, each further one after a `TakeToken`. Protocol 2.
+
+    top_p, most: only the most likely tokens that make up this probability are sent, and never more than `most`.
+    max_tokens: how many tokens will be taken at most.
+    """
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    top_p: float = 1.0
+    most: int = 256
+    max_tokens: int | None = None
+    deadline_s: float | None = None
+
+
+class TakeToken(Message, frozen=True, kw_only=True, omit_defaults=True, tag="take_token"):
+    """Coordinator to agent: the answer's token number `step`, from 0. None: it is complete, end with a `JobDone`."""
+
+    job_id: str
+    step: int
+    token: int | None = None
+
+
 class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
     """Coordinator to agent: stop this job now. Answered with its `JobDone` (reason "cancelled")."""
 
@@ -299,6 +337,34 @@ class Tokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tokens
     jobs: tuple[JobPieces, ...]
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """One possible next token. `piece` are its bytes, maybe part of a character; `ends` means it ends the answer."""
+
+    token: int
+    logprob: float
+    piece: bytes
+    ends: bool
+
+
+class NextTokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="next_tokens"):
+    """Agent to coordinator: the most likely tokens of the answer's place `step`, from 0, best first.
+
+    What they lack to 1 lies on the others.
+    """
+
+    job_id: str
+    step: int
+    candidates: tuple[Candidate, ...]
+
+
+class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
+    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
+
+    logprob: float
+    tokens: int
+    utf8_bytes: int
+
+
 class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached."""
 
@@ -319,6 +385,14 @@ class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_d
     usage: JobUsage
 
 
+class JobScored(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_scored"):
+    """Agent to coordinator: the end of a `ScoreJob`, one score per continuation in the order asked."""
+
+    job_id: str
+    scores: tuple[ContinuationScore, ...]
+    usage: JobUsage
+
+
 class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_failed"):
     """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`.
 
@@ -332,4 +406,10 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
 
 
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
-WireMessage = SessionMessage | Report | Submit | CancelJob | JobStarted | Tokens | JobDone | JobFailed
+Job = Submit | ScoreJob | FollowJob
+"""What an expert can be asked to do."""
+ToAgent = Job | TakeToken | CancelJob
+JobWord = JobStarted | NextTokens | JobDone | JobScored | JobFailed
+"""What an agent says of one job."""
+FromAgent = JobWord | Tokens
+WireMessage = SessionMessage | Report | ToAgent | FromAgent

@@ -15,20 +15,16 @@ from moe2.common.errors import ProtocolError
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
-    CancelJob,
     Fault,
+    FromAgent,
     Goodbye,
     Hello,
-    JobDone,
-    JobFailed,
-    JobStarted,
     Ping,
     Pong,
     Refused,
     Report,
     SessionMessage,
-    Submit,
-    Tokens,
+    ToAgent,
     Welcome,
     WireMessage,
 )
@@ -39,7 +35,7 @@ SILENT_HEARTBEATS = 3
 MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
-JobMessage = Report | Submit | CancelJob | JobStarted | Tokens | JobDone | JobFailed
+JobMessage = Report | ToAgent | FromAgent
 
 
 @dataclass(frozen=True)

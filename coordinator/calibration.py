@@ -125,8 +125,8 @@ class CalibrationWindow:
         began_s = attempt.submitted_s
         self._records.append(
             _Record(
-                expert=attempt.selection.expert,
-                prediction=attempt.selection.prediction,
+                expert=attempt.expert,
+                prediction=attempt.prediction,
                 decoded_tokens=attempt.usage.decoded_tokens,
                 ttft_s=None if life.first_token_s is None else life.first_token_s - began_s,
                 total_s=life.concluded_s - began_s,

@@ -189,7 +189,7 @@ class CoordinatorDaemon:
         self._calibration.request_retired(life)
         if isinstance(life.outcome, Completed):
             # So that the answer can be scored later.
-            expert, request = life.attempts[-1].selection.expert, life.request
+            expert, request = life.attempts[-1].expert, life.request
             self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
 
     async def _evict(self) -> None:

@@ -70,7 +70,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def decision_of(selection: Selection) -> Decision:
     """The decision behind a chosen expert."""
     return Decision(
-        mode="route",
+        mode=selection.mode,
         category=selection.category,
         kind=selection.kind,
         budgets=_limits(selection.budgets),
@@ -132,10 +132,10 @@ def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | N
     rows = []
     for other in considered:
         key = other.expert.key
-        chosen = selection is not None and other.expert is selection.expert
+        chosen = selection is not None and any(other.expert is member.expert for member in selection.members)
         reason = reasons.get(key)
         if reason is None and not chosen and selection is not None:
-            better = selection.score > other.score
+            better = selection.first.score > other.score
             reason = f"a candidate, but {'scores lower' if better else 'is predicted to end later'}"
         rows.append(
             ExpertRow(

@@ -14,13 +14,15 @@ from aiohttp import web
 from moe2.common import __version__
 from moe2.common.messages import (
     PROTOCOL_VERSION,
-    CancelJob,
+    FromAgent,
     Hello,
     JobDone,
     JobFailed,
+    JobScored,
     JobStarted,
+    NextTokens,
     Report,
-    Submit,
+    ToAgent,
     Tokens,
     Welcome,
 )
@@ -41,8 +43,6 @@ from moe2.coordinator.table import CapabilityTable
 log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
-
-AgentMessage = JobStarted | Tokens | JobDone | JobFailed
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class Hub:
         token: str,
         coordinator_id: str,
         table: CapabilityTable,
-        on_message: Callable[[AgentMessage], None],
+        on_message: Callable[[FromAgent], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -82,7 +82,7 @@ class Hub:
         app.router.add_get(AGENTS_PATH, self._accept)
         return app
 
-    def send(self, agent_id: str, message: Submit | CancelJob) -> bool:
+    def send(self, agent_id: str, message: ToAgent) -> bool:
         """Queue a message for an agent. False if it is not connected (any more)."""
         connection = self._by_agent.get(agent_id)
         if connection is None:
@@ -156,7 +156,7 @@ class Hub:
             former.pump.close("replaced by a newer connection of the same agent")
         connection.agent_id = hello.agent_id
         self._by_agent[hello.agent_id] = connection
-        self._table.agent_joined(hello, asyncio.get_running_loop().time())
+        self._table.agent_joined(hello, asyncio.get_running_loop().time(), protocol=protocol)
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
@@ -166,7 +166,7 @@ class Hub:
         match message:
             case Report():
                 self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
-            case JobStarted() | Tokens() | JobDone() | JobFailed():
+            case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
                 self._on_message(message)
             case _:
                 log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)

@@ -95,7 +95,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
         ),
-        predicted=_predicted(last.selection.prediction) if last else None,
+        predicted=_predicted(last.prediction) if last else None,
         energy=_shown(energy_of(life)),
         decision=_decision(life),
     )
@@ -124,7 +124,7 @@ def _predicted(prediction: Prediction) -> Predicted:
 
 
 def _line(attempt: Attempt) -> ExpertLine:
-    expert = attempt.selection.expert
+    expert = attempt.expert
     return ExpertLine(
         expert=expert.key,
         agent=expert.agent_name,

@@ -189,7 +189,7 @@ def running(lives: tuple[Lifecycle, ...], now_s: float, *, most: int) -> tuple[R
             request_id=life.request.request_id,
             asked_model=life.request.model,
             age_s=now_s - life.request.arrived_s,
-            agents=tuple(attempt.selection.expert.agent_name for attempt in life.attempts),
+            agents=tuple(attempt.expert.agent_name for attempt in life.attempts),
             answering=life.first_token_s is not None,
         )
         for life in lives[:most]

@@ -16,7 +16,7 @@ import numpy as np
 from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
-from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Wish, budgets_for
+from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
@@ -95,19 +95,33 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The chosen expert and why.
-
-    candidates: keys of the experts that the coarse level left to the fine one.
-    """
+class Member:
+    """One expert of the panel that answers. weight: its share of the mixture; those of a panel sum to 1."""
 
     expert: Expert
     prediction: Prediction
     score: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen panel, in the order of its members' weights, and why.
+
+    candidates: keys of the experts that the coarse level left to the fine one.
+    """
+
+    mode: Mode
+    members: tuple[Member, ...]
     candidates: frozenset[str]
     category: str
     outlook: Outlook
     plan: Plan
+
+    @property
+    def first(self) -> Member:
+        """Who answers, in a mode where one does."""
+        return self.members[0]
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -184,9 +198,8 @@ class Selector:
         candidates = _candidates(plan, budgets)
         chosen = outlook.at(_finest(outlook, candidates, busy))
         return Selection(
-            expert=chosen.expert,
-            prediction=chosen.prediction,
-            score=chosen.score,
+            mode=Mode.ROUTE,
+            members=(Member(chosen.expert, chosen.prediction, chosen.score),),
             candidates=candidates,
             category=category,
             outlook=outlook,

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from moe2.common.messages import CancelJob, JobDone, JobFailed, JobStarted, Submit, Tokens
+from moe2.common.messages import (
+    CancelJob,
+    FromAgent,
+    JobDone,
+    JobFailed,
+    JobScored,
+    JobStarted,
+    NextTokens,
+    ToAgent,
+    Tokens,
+)
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -19,7 +29,7 @@ from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
-Send = Callable[[str, Submit | CancelJob], bool]
+Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[dispatch.Lifecycle, Receipt], None]
 
 
@@ -95,7 +105,7 @@ class Service:
         if active := self._active.get(request_id):
             self._handle(active, dispatch.ClientGone())
 
-    def agent_said(self, message: JobStarted | Tokens | JobDone | JobFailed) -> None:
+    def agent_said(self, message: FromAgent) -> None:
         match message:
             case Tokens(jobs=jobs):
                 for job in jobs:
@@ -107,6 +117,10 @@ class Service:
                 self._handle_job(message.job_id, dispatch.AttemptDone(message))
             case JobFailed():
                 self._handle_job(message.job_id, dispatch.AttemptFailed(message))
+            case JobScored():
+                self._handle_job(message.job_id, dispatch.AttemptScored(message))
+            case NextTokens():
+                self._handle_job(message.job_id, dispatch.NextTokensArrived(message))
 
     def agent_lost(self, agent_id: str) -> None:
         for active in tuple(self._active.values()):
@@ -144,12 +158,14 @@ class Service:
         match effect:
             case dispatch.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
-            case dispatch.SubmitJob(expert=expert, submit=submit):
+            case dispatch.SubmitJob(expert=expert, job=job):
                 self._in_flight[expert.key] += 1
-                self._jobs[submit.job_id] = active
+                self._jobs[job.job_id] = active
                 self._arm(active)
-                if not self._send(expert.agent_id, submit):
+                if not self._send(expert.agent_id, job):
                     self._handle(active, dispatch.AgentLost(expert.agent_id))
+            case dispatch.Tell(agent_id=agent_id, take=take):
+                self._send(agent_id, take)
             case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
                 self._send(agent_id, CancelJob(job_id=job_id))
             case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
@@ -195,7 +211,7 @@ class Service:
             "request_ended",
             request_id=life.request.request_id,
             outcome=type(life.outcome).__name__.lower(),
-            experts=[attempt.selection.expert.key for attempt in life.attempts],
+            experts=[attempt.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
             joules=receipt.energy["joules"],
             energy_quality=receipt.energy["quality"],
@@ -207,7 +223,7 @@ class Service:
             usage = attempt.usage
             if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
                 prefilled = usage.prompt_tokens - usage.cached_tokens
-                model = attempt.selection.expert.model
+                model = attempt.expert.model
                 self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
 
     def _count(self, outcome: dispatch.Outcome) -> None:

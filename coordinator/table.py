@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe2.common.messages import ExpertReport, ExpertState, Hello, Report
+from moe2.common.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
 
 RTT_TOLERANCE = 0.25
@@ -19,7 +19,7 @@ RTT_TOLERANCE_S = 0.005
 class Expert:
     """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for.
 
-    rtt_s: to its host and back; None before it was measured.
+    rtt_s: to its host and back; None before it was measured. protocol: the version spoken with its agent.
     """
 
     key: str
@@ -28,11 +28,13 @@ class Expert:
     model: str
     report: ExpertReport
     rtt_s: float | None = None
+    protocol: int = PROTOCOL_VERSION
 
 
 @dataclass
 class _Agent:
     hello: Hello
+    protocol: int
     connected: bool
     changed_s: float
     """When it last connected or disconnected."""
@@ -54,9 +56,9 @@ class CapabilityTable:
         self._fresh_until_s = 0.0
         self.epoch = 0
 
-    def agent_joined(self, hello: Hello, now_s: float) -> None:
+    def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
         """A session was opened. What a former session reported is forgotten: the agent reports at once."""
-        self._agents[hello.agent_id] = _Agent(hello=hello, connected=True, changed_s=now_s)
+        self._agents[hello.agent_id] = _Agent(hello=hello, protocol=protocol, connected=True, changed_s=now_s)
         self._changed()
 
     def agent_left(self, agent_id: str, now_s: float) -> None:
@@ -154,6 +156,7 @@ class CapabilityTable:
                     model=expert.model,
                     report=expert,
                     rtt_s=agent.settled_rtt_s,
+                    protocol=agent.protocol,
                 )
             )
         rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))

@@ -17,22 +17,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from moe2.agent.engine.protocol import (
     Cancel,
     Command,
     Embed,
     Event,
+    Follow,
     Generate,
     Load,
     LoadFailed,
     Loading,
-    Predict,
     Score,
     Shutdown,
+    Take,
 )
 from moe2.common.errors import Moe2Error, ProtocolError
 from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
+
+if TYPE_CHECKING:
+    from moe2.agent.engine.decoder import Decoder
 
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
@@ -116,12 +121,19 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            if isinstance(command, Generate | Score | Predict | Embed):
-                decoder.submit(command)
-            elif isinstance(command, Cancel):
-                decoder.cancel(command.job_id)
-            else:
-                _log(f"{type(command).__name__} came after Load and was ignored.\n")
+            _obey(decoder, command)
+
+
+def _obey(decoder: Decoder, command: Command) -> None:
+    match command:
+        case Generate() | Score() | Follow() | Embed():
+            decoder.submit(command)
+        case Take(job_id=job_id, step=step, token=token):
+            decoder.take(job_id, step, token)
+        case Cancel(job_id=job_id):
+            decoder.cancel(job_id)
+        case _:
+            _log(f"{type(command).__name__} came after Load and was ignored.\n")
 
 
 def _read(inbox: queue.SimpleQueue[Command | None]) -> None:

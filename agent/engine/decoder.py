@@ -15,20 +15,22 @@ from typing import Protocol
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Embedding, Pooling, Vector
+from moe2.agent.engine.following import Following
 from moe2.agent.engine.generation import Draw, Generation
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.likelihood import Prediction, Scoring
+from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import (
     Decoded,
     Embed,
     Event,
+    Follow,
     Generate,
     JobFailed,
     JobTokens,
-    Predict,
     Score,
     Started,
 )
+from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.common.errors import JobErrorCode, Moe2Error
 
@@ -97,9 +99,10 @@ class Decoder:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue or self._running)
+        """False while all jobs, if any, wait for a word from outside."""
+        return any(run.remaining for run in self._lanes.runs) or any(job.branches() for job in self._running)
 
-    def submit(self, request: Generate | Score | Predict | Embed) -> None:
+    def submit(self, request: JobRequest) -> None:
         """Check and queue a job, or answer it with `JobFailed` at once."""
         try:
             if self._find(request.job_id) is not None:
@@ -132,9 +135,21 @@ class Decoder:
             self._report([job])
             self._admit()
 
+    def take(self, job_id: str, step: int, token: int | None) -> None:
+        """The next token of a job that follows. An unknown job is one that has just ended: nothing to do."""
+        job = self._find(job_id)
+        if not isinstance(job, Following):
+            return
+        if token is not None and not self._reader.knows_token(token):
+            message = f"Token {token} is not in this model's vocabulary."
+            self._give_up([job], JobErrorCode.INVALID_REQUEST, message, keep_cached=True)
+        else:
+            job.taken(step, token)
+            self._report([job])
+        self._admit()
+
     def step(self) -> None:
         """Decode one batch and report what came of it."""
-        self._admit()
         self._branch()
         chunks = self._lanes.plan(
             batch_tokens=self._limits.batch_tokens,
@@ -163,9 +178,10 @@ class Decoder:
             if run is not job.trunk and not run.remaining:
                 self._end_run(run, keep_cached=False)
         self._report(list(touched))
+        self._admit()
         self._learn_rate(place, now_s - began_at_s)
 
-    def _job(self, request: Generate | Score | Predict | Embed) -> Job:
+    def _job(self, request: JobRequest) -> Job:
         """Raises `Moe2Error` where the request cannot be run."""
         now_s = self._clock()
         limit = self._limits.job_tokens
@@ -184,10 +200,19 @@ class Decoder:
         if isinstance(request, Embed):
             prompt = self._reader.embed(request, limit=limit)
             return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=self._cache.embedding)
-        vocabulary = self._reader.vocabulary
-        if isinstance(request, Predict):
-            prompt = self._reader.predict(request, limit=limit)
-            return Prediction(request, prompt, queued_at_s=now_s, vocabulary=vocabulary, logits=self._cache.logits)
+        if isinstance(request, Follow):
+            prompt = self._reader.follow(request, limit=limit)
+            check_room(len(prompt), request.max_tokens, limit=limit)
+            return Following(
+                request,
+                prompt,
+                cells=self._predicted_cells(len(prompt), request.max_tokens),
+                queued_at_s=now_s,
+                vocabulary=self._reader.vocabulary,
+                logits=self._cache.logits,
+                lanes=self._lanes,
+                most_tokens=limit,
+            )
         prompt = self._reader.generate(request, limit=limit)
         check_room(len(prompt), request.max_tokens, limit=limit)
         return Generation(
@@ -196,7 +221,7 @@ class Decoder:
             cells=self._predicted_cells(len(prompt), request.max_tokens),
             queued_at_s=now_s,
             draw=self._new_draw(request),
-            vocabulary=vocabulary,
+            vocabulary=self._reader.vocabulary,
             logits=self._cache.logits,
             lanes=self._lanes,
             most_tokens=limit,
@@ -225,7 +250,14 @@ class Decoder:
             job.trunk = run
             job.phases.started_at_s = self._clock()
             job.cached_tokens = run.filled
-            self._emit(Started(job_id=job.job_id, prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens))
+            self._emit(
+                Started(
+                    job_id=job.job_id,
+                    prompt_tokens=len(job.prompt),
+                    cached_tokens=job.cached_tokens,
+                    branch_tokens=job.branch_tokens,
+                )
+            )
 
     def _branch(self) -> None:
         """Start what branches jobs ask for, as far as lanes are free."""
@@ -264,6 +296,8 @@ class Decoder:
         if tokens:
             self._emit(Decoded(jobs=tuple(tokens)))
         for job in jobs:
+            for event in job.events():
+                self._emit(event)
             if job.reason is not None:
                 self._emit(job.ended(self._clock()))
                 self._end(job, keep_cached=True)
@@ -276,17 +310,22 @@ class Decoder:
             DecodeOutcome.FAILED: "llama.cpp could not decode this batch; its log names the cause.",
         }
         code = JobErrorCode.INTERNAL if outcome is DecodeOutcome.FAILED else JobErrorCode.OUT_OF_MEMORY
-        for job in {self._runs[run]: None for run, _ in chunks}:
+        failing = list({self._runs[run]: None for run, _ in chunks})
+        self._give_up(failing, code, messages[outcome], keep_cached=False)
+        self._admit()
+
+    def _give_up(self, jobs: Sequence[Job], code: JobErrorCode, message: str, *, keep_cached: bool) -> None:
+        for job in jobs:
             self._emit(
                 JobFailed(
                     job_id=job.job_id,
                     code=code,
-                    message=messages[outcome],
+                    message=message,
                     prompt_tokens=len(job.prompt),
                     decoded_tokens=job.decoded_tokens,
                 )
             )
-            self._end(job, keep_cached=False)
+            self._end(job, keep_cached=keep_cached)
 
     def _end(self, job: Job, *, keep_cached: bool) -> None:
         """Take a job out, with all its runs. Only a trunk's tokens are worth keeping."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,16 @@ def log_normalizer(logits: Logits) -> float:
 def logprob(logits: Logits, token: int) -> float:
     """Natural log-probability of one token."""
     return float(logits[token]) - log_normalizer(logits)
+
+
+def within(top_p: float, likely: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The first of these tokens, best first, that together have at least the probability `top_p`; at least one."""
+    mass = 0.0
+    for count, (_, value) in enumerate(likely, start=1):
+        mass += math.exp(value)
+        if mass >= top_p:
+            return likely[:count]
+    return likely
 
 
 def most_likely(logits: Logits, count: int) -> list[tuple[int, float]]:

@@ -67,6 +67,15 @@ class Job(ABC):
         """Text that became final since the last call."""
         return []
 
+    def events(self) -> list[Event]:
+        """What else there is to say since the last call."""
+        return []
+
+    @property
+    def branch_tokens(self) -> int:
+        """Tokens beyond the prompt that go through the model in batches."""
+        return 0
+
     def close(self) -> None:  # noqa: B027 - most jobs hold nothing there
         """Free what llama.cpp holds for this job."""
 

@@ -1,14 +1,14 @@
-"""The jobs that ask what the model thinks: of given continuations, and of the one next token."""
+"""The job that asks how likely given continuations are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from moe2.agent.engine.batch import Chunk, Run
-from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.distribution import Logits, logprob
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Candidate, ContinuationScore, Event, Predict, Predicted, Score, Scored
-from moe2.agent.engine.request import Vocabulary
+from moe2.agent.engine.protocol import Event, Score, Scored
+from moe2.common.messages import ContinuationScore
 
 
 class Scoring(Job):
@@ -57,6 +57,10 @@ class Scoring(Job):
         if self.trunk is not None and not (self.trunk.remaining or self._waiting or self._runs):
             self.reason = "stop"
 
+    @property
+    def branch_tokens(self) -> int:
+        return self.cells - len(self.prompt)
+
     def branches(self) -> list[list[int]]:
         if self.trunk is None or self.trunk.remaining:
             return []
@@ -81,44 +85,4 @@ class Scoring(Job):
             wait_s=wait_s,
             prefill_s=prefill_s or 0.0,
             decode_s=decode_s or 0.0,
-        )
-
-
-class Prediction(Job):
-    """Reports the distribution of the one next token."""
-
-    def __init__(
-        self,
-        request: Predict,
-        prompt: list[int],
-        *,
-        queued_at_s: float,
-        vocabulary: Vocabulary,
-        logits: Callable[[int], Logits],
-    ) -> None:
-        super().__init__(request.job_id, prompt, cells=len(prompt), queued_at_s=queued_at_s)
-        self._request = request
-        self._vocabulary = vocabulary
-        self._logits = logits
-        self._candidates: tuple[Candidate, ...] = ()
-
-    def take(self, run: Run, chunk: Chunk, place: int) -> None:
-        if run.remaining:
-            return
-        logits = self._logits(place + len(chunk.tokens) - 1)
-        self._candidates = tuple(
-            Candidate(token, value, self._vocabulary.piece(token), self._vocabulary.is_end(token))
-            for token, value in most_likely(logits, self._request.top)
-        )
-        self.reason = "stop"
-
-    def success(self, now_s: float) -> Event:
-        wait_s, prefill_s, _ = self.phases.durations_s(now_s)
-        return Predicted(
-            job_id=self.job_id,
-            candidates=self._candidates,
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached_tokens,
-            wait_s=wait_s,
-            prefill_s=prefill_s or 0.0,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moe2.common.messages import ChatPrompt, Sampling, TextPrompt, TokenPiece
+from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, Sampling, TextPrompt, TokenPiece
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,18 +90,27 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scor
     continuations: tuple[str, ...]
 
 
-class Predict(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="predict"):
-    """The model's distribution of the one next token; answered with `Predicted`.
+class Follow(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="follow"):
+    """What comes next? Answered with `Proposed` after the prompt and after each `Take`, and at last with `Finished`.
 
-    continuation: token ids that follow the prompt. Asking again with one token more decodes only that token, as the
-    rest is still cached.
-    top: how many of the most likely tokens to report, at least 1.
+    The job holds its slot while it waits for what is taken.
+    top_p, most: only the most likely tokens that make up this probability are reported, and never more than `most`.
+    max_tokens: the job ends after so many taken tokens.
     """
 
     job_id: str
     prompt: ChatPrompt | TextPrompt
-    continuation: tuple[int, ...] = ()
-    top: int = 64
+    top_p: float = 1.0
+    most: int = 256
+    max_tokens: int | None = None
+
+
+class Take(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="take"):
+    """The answer's token number `step`, from 0, to a job that follows. None: it is complete."""
+
+    job_id: str
+    step: int
+    token: int | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embed"):
@@ -121,7 +130,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
     """Finish nothing more, free the model, exit 0."""
 
 
-Command = Load | Generate | Score | Predict | Embed | Cancel | Shutdown
+Job = Generate | Score | Follow | Embed
+Command = Load | Job | Take | Cancel | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loading"):
@@ -152,11 +162,15 @@ class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag=
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="started"):
-    """The job holds a slot and its prompt has been tokenized; prefill begins."""
+    """The job holds a slot and its prompt has been tokenized; prefill begins.
+
+    branch_tokens: what follows the prompt and goes through the model in batches as it does: continuations to score.
+    """
 
     job_id: str
     prompt_tokens: int
     cached_tokens: int = 0
+    branch_tokens: int = 0
 
 
 class JobTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,14 +203,6 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     decode_s: float | None
 
 
-class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
-    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
-
-    logprob: float
-    tokens: int
-    utf8_bytes: int
-
-
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):
     """The end of a `Score`: one entry per continuation, in the order asked.
 
@@ -213,27 +219,12 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="sco
     decode_s: float
 
 
-class Candidate(msgspec.Struct, frozen=True, array_like=True):
-    """One possible next token. `piece` are its bytes, maybe part of a character; `ends` means it ends the answer."""
-
-    token: int
-    logprob: float
-    piece: bytes
-    ends: bool
-
-
-class Predicted(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="predicted"):
-    """The end of a `Predict`: the most likely tokens, best first; what they lack to 1 lies on the others.
-
-    prompt_tokens: of prompt and continuation together.
-    """
+class Proposed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="proposed"):
+    """The most likely tokens of the answer's place `step`, best first; what they lack to 1 lies on the others."""
 
     job_id: str
+    step: int
     candidates: tuple[Candidate, ...]
-    prompt_tokens: int
-    cached_tokens: int
-    wait_s: float
-    prefill_s: float
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embedded"):
@@ -256,4 +247,4 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Predicted | Embedded | JobFailed
+Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Proposed | Embedded | JobFailed

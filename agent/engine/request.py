@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from moe2.agent.engine.protocol import Embed, Generate, Predict, Score
+from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.messages import ChatPrompt, TextPrompt
@@ -71,18 +71,19 @@ class RequestReader:
         """The tokens of the text."""
         return self._tokens(self._text(request.prompt), limit=limit)
 
-    def predict(self, request: Predict, *, limit: int) -> list[int]:
-        """The tokens of prompt and continuation."""
-        if request.top < 1:
-            raise invalid(f"top is {request.top}, but must be at least 1.")
-        for token in request.continuation:
-            if not 0 <= token < self._vocabulary_size:
-                raise invalid(
-                    f"The continuation has token {token}, but this model's are 0 to {self._vocabulary_size - 1}."
-                )
-        prompt = self._tokens(self._text(request.prompt), limit=limit)
-        check_room(len(prompt), len(request.continuation) + 1, limit=limit)
-        return prompt + list(request.continuation)
+    def follow(self, request: Follow, *, limit: int) -> list[int]:
+        """The prompt's tokens."""
+        if request.most < 1:
+            raise invalid(f"most is {request.most}, but must be at least 1.")
+        if not 0 < request.top_p <= 1:
+            raise invalid(f"top_p is {request.top_p}, but must be above 0 and at most 1.")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
+        return self._tokens(self._text(request.prompt), limit=limit)
+
+    def knows_token(self, token: int) -> bool:
+        """True if the model's vocabulary has it."""
+        return 0 <= token < self._vocabulary_size
 
     def _text(self, prompt: ChatPrompt | TextPrompt) -> str:
         if isinstance(prompt, TextPrompt):

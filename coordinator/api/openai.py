@@ -185,7 +185,7 @@ def _call_reader(call: Call, header: Header) -> CallReader | None:
 
 
 def _header(call: Call, exchange: Exchange) -> Header:
-    expert = exchange.life.attempts[-1].selection.expert
+    expert = exchange.life.attempts[-1].expert
     return Header(
         id=exchange.life.request.request_id, created=int(time.time()), model=expert.model, is_chat=call.is_chat
     )
@@ -196,8 +196,8 @@ def _headers(exchange: Exchange) -> dict[str, str]:
     life = exchange.life
     first, last = life.attempts[0], life.attempts[-1]
     return {
-        "x-moe2-expert": last.selection.expert.key,
-        "x-moe2-agent": last.selection.expert.agent_name,
+        "x-moe2-expert": last.expert.key,
+        "x-moe2-agent": last.expert.agent_name,
         "x-moe2-overhead-ms": f"{1000 * (first.submitted_s - life.request.arrived_s):.3f}",
     }
 

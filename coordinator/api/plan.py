@@ -61,7 +61,7 @@ class PlanRoutes:
         decided = self._service.choose(request)
         frontier = frontier_rows(self._service.frontier(decided))
         return PlanAnswer(
-            chosen=None if isinstance(decided, NoExpert) else decided.expert.key,
+            chosen=None if isinstance(decided, NoExpert) else decided.first.expert.key,
             prompt_tokens=demand.prompt_tokens,
             answer_tokens=demand.answer_tokens,
             decision=refusal_of(decided) if isinstance(decided, NoExpert) else decision_of(decided),

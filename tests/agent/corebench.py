@@ -11,10 +11,9 @@ from moe2.agent.engine import protocol
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import (
-    JobDone,
     JobFailed,
     JobPieces,
-    JobStarted,
+    JobWord,
     Submit,
     TextPrompt,
     TokenPiece,
@@ -73,7 +72,7 @@ class CoreBench:
     def __init__(self, *models: str, ready: bool = True) -> None:
         self.core = AgentCore(tuple(section(name) for name in models or ("m",)))
         self.now_s = 100.0
-        self.sent: list[JobStarted | JobDone | JobFailed] = []
+        self.sent: list[JobWord] = []
         self.tokens: list[JobPieces] = []
         if ready:
             for name in models or ("m",):
@@ -98,7 +97,7 @@ class CoreBench:
     def crash(self, reason: str = "killed by SIGSEGV", *, permanent: bool = False) -> list[Effect]:
         return self.do(core.EngineExited("m", reason, permanent))
 
-    def settle(self, job_id: str = "j") -> JobStarted | JobDone | JobFailed | None:
+    def settle(self, job_id: str = "j") -> JobWord | None:
         """Close the energy account; returns what was sent then."""
         before = len(self.sent)
         self.do(core.EnergySettled(job_id, JOULES))

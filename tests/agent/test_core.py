@@ -8,13 +8,20 @@ from moe2.agent import core
 from moe2.agent.engine import protocol
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
+    Candidate,
+    ContinuationScore,
     ExpertState,
+    FollowJob,
     JobDone,
     JobPieces,
+    JobScored,
     JobStarted,
     JobUsage,
+    NextTokens,
     Sampling,
+    ScoreJob,
     Submit,
+    TakeToken,
     TextPrompt,
     TokenPiece,
 )
@@ -303,3 +310,51 @@ def test_jobs_are_counted_by_how_they_ended(agent: CoreBench) -> None:
     agent.crash()
     agent.settle("2")
     assert (agent.core.jobs_finished, agent.core.jobs_failed) == (1, 1)
+
+
+def test_a_score_is_asked_of_the_engine_and_sent_with_its_usage(agent: CoreBench) -> None:
+    """The continuations' scores come back with what they cost."""
+    order = ScoreJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Wet?"), continuations=("y", "n"))
+    asked = protocol.Score(job_id="j", prompt=order.prompt, continuations=order.continuations)
+    assert commands(agent.do(core.JobSubmitted(order))) == [asked]
+    scores = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.0, 1, 1))
+    agent.engine(
+        protocol.Scored(
+            job_id="j",
+            scores=scores,
+            prompt_tokens=7,
+            cached_tokens=3,
+            decoded_tokens=2,
+            wait_s=0.0,
+            prefill_s=0.25,
+            decode_s=0.5,
+        )
+    )
+    scored = agent.settle()
+    assert isinstance(scored, JobScored)
+    assert scored.scores == scores
+    assert (scored.usage.decoded_tokens, scored.usage.energy) == (2, JOULES)
+
+
+def test_a_follower_passes_proposals_and_taken_tokens_on(agent: CoreBench) -> None:
+    """What the engine proposes goes to the coordinator, what that draws goes to the engine."""
+    order = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once"), top_p=0.5, most=9)
+    asked = protocol.Follow(job_id="j", prompt=order.prompt, top_p=0.5, most=9)
+    assert commands(agent.do(core.JobSubmitted(order))) == [asked]
+    candidates = (Candidate(4, -0.5, b"x", False),)
+    agent.engine(protocol.Proposed(job_id="j", step=0, candidates=candidates))
+    assert agent.sent == [NextTokens(job_id="j", step=0, candidates=candidates)]
+    taken = core.TokenTaken(TakeToken(job_id="j", step=0, token=4))
+    assert commands(agent.do(taken)) == [protocol.Take(job_id="j", step=0, token=4)]
+    agent.engine(finished("j"))
+    assert isinstance(agent.settle(), JobDone)
+
+
+def test_a_cancelled_follower_says_no_more(agent: CoreBench) -> None:
+    """Neither a proposal nor a token passes after the cancellation."""
+    order = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once"))
+    agent.do(core.JobSubmitted(order))
+    agent.do(core.CancelRequested("j"))
+    agent.engine(protocol.Proposed(job_id="j", step=0, candidates=()))
+    assert agent.sent == []
+    assert commands(agent.do(core.TokenTaken(TakeToken(job_id="j", step=0, token=4)))) == []

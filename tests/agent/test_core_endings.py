@@ -12,6 +12,7 @@ from moe2.common.messages import (
     JobDone,
     JobFailed,
     JobStarted,
+    JobWord,
 )
 from tests.agent.corebench import (
     JOULES,
@@ -65,7 +66,7 @@ def disturb(agent: CoreBench, disturbance: str) -> list[Effect]:
             return agent.do(core.DrainRequested())
 
 
-def end(agent: CoreBench, phase: str, disturbance: str) -> JobStarted | JobDone | JobFailed | None:
+def end(agent: CoreBench, phase: str, disturbance: str) -> JobWord | None:
     """Let the engine, if it still lives, and the account do their part; what "j" ends with."""
     if disturbance != "crash":
         reason = "cancelled" if disturbance in ("cancel", "deadline", "link lost") else "stop"

@@ -35,8 +35,10 @@ from moe2.common.session import (
     SessionEvent,
 )
 from moe2.common.wire import wire_codec
-from tests.common.samples import HELLO, WELCOME
+from tests.common import samples
 
+HELLO = msgspec.structs.replace(samples.HELLO, protocol_max=PROTOCOL_VERSION)
+WELCOME = msgspec.structs.replace(samples.WELCOME, protocol=PROTOCOL_VERSION)
 HANDSHAKE_S = 10.0
 HEARTBEAT_S = WELCOME.heartbeat_s
 CODEC = wire_codec()
@@ -116,7 +118,9 @@ def test_a_newer_agent_is_spoken_to_in_the_coordinators_version() -> None:
     assert welcome.protocol == PROTOCOL_VERSION
 
 
-@pytest.mark.parametrize(("least", "most", "older"), [(0, 0, "agent"), (2, 3, "coordinator")])
+@pytest.mark.parametrize(
+    ("least", "most", "older"), [(0, 0, "agent"), (PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 2, "coordinator")]
+)
 def test_without_a_common_version_the_refusal_names_the_side_to_upgrade(least: int, most: int, older: str) -> None:
     """The remedy is on the older side, and the agent learns it in words."""
     coordinator, agent = coordinator_session(), agent_session()

@@ -79,7 +79,7 @@ class LifeBench:
 
 
 def submitted(effects: list[Effect]) -> list[str]:
-    return [effect.submit.job_id for effect in effects if isinstance(effect, SubmitJob)]
+    return [effect.job.job_id for effect in effects if isinstance(effect, SubmitJob)]
 
 
 def stopped(effects: list[Effect]) -> list[tuple[str, str]]:

@@ -135,7 +135,7 @@ def test_what_would_fail_everywhere_is_not_tried_again(life: LifeBench, code: Jo
 def test_a_prompt_too_long_is_only_tried_on_a_larger_context(life: LifeBench) -> None:
     """The second expert has one, the third has not."""
     assert submitted(life.failed(JobErrorCode.CONTEXT_EXCEEDED)) == ["req-1.1"]
-    assert life.life.attempts[1].selection.expert is EXPERTS[1]
+    assert life.life.attempts[1].expert is EXPERTS[1]
     assert life.chosen_for[-1].least_context_tokens == 4096
     assert outcomes(life.failed(JobErrorCode.CONTEXT_EXCEEDED, attempt=1, message="8192 are too few.")) == [
         Failed(JobErrorCode.CONTEXT_EXCEEDED, "8192 are too few.")
@@ -295,9 +295,12 @@ def test_an_agent_that_never_confirms_is_waited_for_within_a_bound(life: LifeBen
 
 
 def test_an_agent_that_cancels_by_itself_is_an_error(life: LifeBench) -> None:
-    """Nobody asked it to; the client is not told that all is well."""
-    assert outcomes(life.done("cancelled")) == [Failed(JobErrorCode.INTERNAL, "The agent cancelled the job.")]
+    """Nobody asked it to: another expert takes over, and once tokens are out the client is told."""
+    assert submitted(life.done("cancelled")) == ["req-1.1"]
     assert life.life.attempts[0].state is AttemptState.FAILED
+    life.tokens("Hi", attempt=1)
+    told = [Failed(JobErrorCode.INTERNAL, "The agent cancelled the job.")]
+    assert outcomes(life.done("cancelled", attempt=1)) == told
 
 
 def test_a_jobs_form_is_the_requests() -> None:
@@ -306,5 +309,6 @@ def test_a_jobs_form_is_the_requests() -> None:
     life = LifeBench(prompt=prompt, structure=Structure(param="tools", forced_tools=("f",)))
     (effect,) = life.admitted().effects
     assert isinstance(effect, SubmitJob)
-    assert (effect.submit.prompt, effect.submit.forced_tools) == (prompt, ("f",))
+    assert isinstance(effect.job, Submit)
+    assert (effect.job.prompt, effect.job.forced_tools) == (prompt, ("f",))
     assert life.chosen_for[0].needs_tools

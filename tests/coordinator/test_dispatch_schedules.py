@@ -48,10 +48,10 @@ class AnyOrder(RuleBasedStateMachine):
         for effect in effects:
             assert not self.retired, "an effect after the last one"
             match effect:
-                case SubmitJob(expert=found, submit=submit):
+                case SubmitJob(expert=found, job=job):
                     assert not self.concluded
                     assert not self.running, "two experts at once"
-                    self.running[submit.job_id] = (found.agent_id, found.key)
+                    self.running[job.job_id] = (found.agent_id, found.key)
                 case StopJob(agent_id=agent_id, job_id=job_id):
                     assert self.running[job_id][0] == agent_id
                 case ReleaseExpert(expert_key=key, job_id=job_id):

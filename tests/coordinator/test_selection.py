@@ -32,7 +32,7 @@ def chosen(request: SelectionRequest, *experts: Expert, **in_flight: int) -> str
     """The key of the choice, or the code of the reason why there is none."""
     keyed = {key.replace("_", "-") + "/m": number for key, number in in_flight.items()}
     selection = selector().select(request, experts, keyed, 0)
-    return selection.expert.key if isinstance(selection, Selection) else selection.code
+    return selection.first.expert.key if isinstance(selection, Selection) else selection.code
 
 
 # --- Choice -----------------------------------------------------------------------------------------------------------
@@ -43,8 +43,8 @@ def test_the_least_predicted_completion_wins() -> None:
     slow, fast = expert("agent-1", latency=SLOW), expert("agent-2", latency=FAST)
     selection = selector().select(asked(), (slow, fast), {}, 0)
     assert isinstance(selection, Selection)
-    assert (selection.expert, len(selection.considered)) == (fast, 2)
-    assert selection.prediction == predict(fast, asked().demand, 0)
+    assert (selection.first.expert, len(selection.considered)) == (fast, 2)
+    assert selection.first.prediction == predict(fast, asked().demand, 0)
 
 
 def test_a_busy_fast_expert_loses_to_an_idle_slow_one() -> None:
@@ -177,9 +177,9 @@ def test_a_choice_keeps_every_rule_and_does_not_depend_on_order(
     if isinstance(selection, NoExpert) and isinstance(again, NoExpert):
         assert again.code == selection.code
     if isinstance(selection, Selection) and isinstance(again, Selection):
-        assert again.expert == selection.expert
+        assert again.first.expert == selection.first.expert
     if isinstance(selection, Selection):
-        found = selection.expert
+        found = selection.first.expert
         assert found in experts
         assert found.key not in request.excluded
         assert request.model in ("moe2", found.model, found.key)
@@ -198,7 +198,7 @@ FLEET = (SMALL, LARGE)
 
 def picked(wish: Wish, *experts: Expert, **categories: Budgets) -> str:
     decided = selector(**categories).select(asked(wish=wish), experts or FLEET, {}, 0)
-    return decided.expert.model if isinstance(decided, Selection) else decided.code
+    return decided.first.expert.model if isinstance(decided, Selection) else decided.code
 
 
 def test_without_budgets_the_best_score_answers() -> None:
@@ -282,7 +282,7 @@ def test_former_attempts_use_up_the_budgets() -> None:
     again = selector().select(asked(wish=wish, spent_j=10.0), FLEET, {}, 0)
     assert isinstance(fresh, Selection)
     assert isinstance(again, Selection)
-    assert (fresh.expert.model, again.expert.model) == ("smollm-1700m", "smollm-135m")
+    assert (fresh.first.expert.model, again.first.expert.model) == ("smollm-1700m", "smollm-135m")
 
 
 def test_every_expert_outside_has_a_reason() -> None:

@@ -1,9 +1,10 @@
 """A fake expert: a real process that speaks the engine child's protocol, without a model.
 
-It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`. Run freely it is instant.
-With `--control SOCKET` it asks a test for permission before each step, so that a test can hold it in any phase and let
-it crash there, without a sleep: it sends lines such as "prefill JOB" or "token JOB N" and waits for one of
-"go", "crash", "hang" or "garbage".
+It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`; to a follower it proposes
+the same. With `--prefers TEXT` it scores this continuation highest. Run freely it is instant. With `--control SOCKET`
+it asks a test for permission before each step, so that a test can hold it in any phase and let it crash there, without
+a sleep: it sends lines such as "prefill JOB", "token JOB N", "score JOB" or "propose JOB N" and waits for one of "go",
+"crash", "hang" or "garbage".
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import os
 import sys
+from math import log
 from pathlib import Path
 
 from moe2.agent.engine.protocol import (
@@ -20,6 +22,7 @@ from moe2.agent.engine.protocol import (
     Decoded,
     Event,
     Finished,
+    Follow,
     Generate,
     JobFailed,
     JobTokens,
@@ -27,10 +30,14 @@ from moe2.agent.engine.protocol import (
     Loaded,
     LoadFailed,
     ModelFacts,
+    Proposed,
+    Score,
+    Scored,
     Shutdown,
     Started,
+    Take,
 )
-from moe2.common.messages import ChatPrompt, TextPrompt, TokenAlternative, TokenPiece
+from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, TextPrompt, TokenAlternative, TokenPiece
 from moe2.common.wire import Codec, FrameSplitter, length_prefixed
 
 DEFAULT_TOKENS = 16
@@ -43,6 +50,7 @@ class FakeExpert:
         self._options = options
         self._events: Codec[Event] = Codec(Event)
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._takes: dict[str, asyncio.Queue[Take]] = {}
         self._context_tokens = 0
         self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._control_turn = asyncio.Lock()
@@ -58,16 +66,28 @@ class FakeExpert:
         splitter = FrameSplitter()
         while data := await reader.read(65_536):
             for frame in splitter.feed(data):
-                match commands.decode(frame):
-                    case Load(spec=spec):
-                        self._load(spec.path, spec.context_tokens, spec.slots)
-                    case Generate() as job:
-                        self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
-                    case Cancel(job_id=job_id):
-                        if task := self._jobs.get(job_id):
-                            task.cancel()
-                    case Shutdown():
-                        return
+                command = commands.decode(frame)
+                if isinstance(command, Shutdown):
+                    return
+                self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Load(spec=spec):
+                self._load(spec.path, spec.context_tokens, spec.slots)
+            case Generate() as job:
+                self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
+            case Score() as job:
+                self._jobs[job.job_id] = asyncio.create_task(self._score(job))
+            case Follow() as job:
+                self._takes[job.job_id] = asyncio.Queue()
+                self._jobs[job.job_id] = asyncio.create_task(self._follow(job))
+            case Take() as take:
+                if takes := self._takes.get(take.job_id):
+                    takes.put_nowait(take)
+            case Cancel(job_id=job_id):
+                if task := self._jobs.get(job_id):
+                    task.cancel()
 
     def _load(self, path: str, context_tokens: int, slots: int) -> None:
         if not Path(path).exists():
@@ -121,17 +141,70 @@ class FakeExpert:
                 reason = "stop" if job.max_tokens is None else "length"
         except asyncio.CancelledError:
             pass
+        self._finished(job.job_id, reason, len(words), decoded)
+
+    async def _score(self, job: Score) -> None:
+        words = _words(job.prompt)
+        self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
+        try:
+            await self._permission(f"score {job.job_id}")
+        except asyncio.CancelledError:
+            self._finished(job.job_id, "cancelled", len(words), 0)
+            return
         self._jobs.pop(job.job_id, None)
+        decoded = sum(len(each.split()) for each in job.continuations)
         self._say(
-            Finished(
+            Scored(
                 job_id=job.job_id,
-                reason=reason,
+                scores=tuple(self._likelihood(each) for each in job.continuations),
                 prompt_tokens=len(words),
                 cached_tokens=0,
                 decoded_tokens=decoded,
                 wait_s=0.0,
                 prefill_s=len(words) / self._options.prefill_tokens_per_s,
-                decode_s=decoded / self._options.decode_tokens_per_s,
+                decode_s=decoded / self._options.prefill_tokens_per_s,
+            )
+        )
+
+    def _likelihood(self, continuation: str) -> ContinuationScore:
+        """e^-1 per word of the preferred one, e^-2 of the others."""
+        tokens = max(1, len(continuation.split()))
+        rate = 1.0 if continuation.strip() == self._options.prefers else 2.0
+        return ContinuationScore(-rate * tokens, tokens, len(continuation.encode()))
+
+    async def _follow(self, job: Follow) -> None:
+        words, takes, step, reason = _words(job.prompt), self._takes[job.job_id], 0, "cancelled"
+        most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
+        try:
+            self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
+            while True:
+                await self._permission(f"propose {job.job_id} {step}")
+                self._say(Proposed(job_id=job.job_id, step=step, candidates=_candidates(words, step)))
+                take = await takes.get()
+                if take.token is None:
+                    reason = "stop"
+                    break
+                step += 1
+                if step == most:
+                    reason = "length"
+                    break
+        except asyncio.CancelledError:
+            pass
+        del self._takes[job.job_id]
+        self._finished(job.job_id, reason, len(words), step)
+
+    def _finished(self, job_id: str, reason: str, prompt_tokens: int, decoded_tokens: int) -> None:
+        self._jobs.pop(job_id, None)
+        self._say(
+            Finished(
+                job_id=job_id,
+                reason=reason,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=0,
+                decoded_tokens=decoded_tokens,
+                wait_s=0.0,
+                prefill_s=prompt_tokens / self._options.prefill_tokens_per_s,
+                decode_s=decoded_tokens / self._options.decode_tokens_per_s,
             )
         )
 
@@ -162,6 +235,15 @@ def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
     return text.split() or ["nothing"]
 
 
+def _candidates(words: list[str], step: int) -> tuple[Candidate, ...]:
+    """The prompt's word for this place, and the end: the more likely one first. Token 0 is the end."""
+    place = step % len(words)
+    word = Candidate(place + 1, log(0.75), f"{words[place]} ".encode(), False)
+    if step < DEFAULT_TOKENS:
+        return word, Candidate(0, log(0.125), b"", True)
+    return Candidate(0, log(0.8), b"", True), word
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--control")
@@ -169,6 +251,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    parser.add_argument("--prefers", metavar="TEXT", help="the continuation that it scores highest")
     asyncio.run(FakeExpert(parser.parse_args()).run())
 
 

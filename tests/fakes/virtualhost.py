@@ -31,7 +31,7 @@ from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
-from moe2.common.messages import JobDone, JobFailed, JobStarted, Sampling, TextPrompt
+from moe2.common.messages import JobDone, JobFailed, JobWord, Sampling, Submit, TextPrompt
 from moe2.coordinator import dispatch
 from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
 from moe2.coordinator.predict import Demand
@@ -153,7 +153,8 @@ class VirtualHost:
         self._lives[request_id] = (life, client)
         for effect in life.handle(dispatch.Admitted(), self.now_s):
             assert isinstance(effect, dispatch.SubmitJob)
-            self._do(core.JobSubmitted(effect.submit))
+            assert isinstance(effect.job, Submit)
+            self._do(core.JobSubmitted(effect.job))
 
     def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
         self._epoch += 1
@@ -161,9 +162,9 @@ class VirtualHost:
         expert = Expert(key="a/m", agent_id="a", agent_name="a", model="m", report=report)
         return self._selector.select(request, [expert], {"a/m": len(self._lives) - 1}, self._epoch)
 
-    def _told(self, message: JobStarted | JobDone | JobFailed) -> None:
+    def _told(self, message: JobWord) -> None:
         assert not isinstance(message, JobFailed), message
-        if isinstance(message, JobStarted):
+        if not isinstance(message, JobDone):
             return
         life, client = self._lives.pop(message.job_id.partition(".")[0])
         life.handle(dispatch.AttemptDone(message), self.now_s)

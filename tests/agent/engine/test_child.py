@@ -17,15 +17,16 @@ from moe2.agent.engine.protocol import (
     Embedded,
     Event,
     Finished,
+    Follow,
     Generate,
     JobFailed,
     Loaded,
-    Predict,
-    Predicted,
+    Proposed,
     Score,
     Scored,
     Shutdown,
     Started,
+    Take,
 )
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
@@ -116,8 +117,10 @@ def test_a_stop_string_ends_the_text_before_it(child: Child) -> None:
 def test_logit_bias_bans_a_token(child: Child) -> None:
     """The most likely token, banned, is not drawn."""
     prompt = TextPrompt(text="The capital of France is")
-    child.send(Predict(job_id="top", prompt=prompt, top=1))
-    best = child.until(Predicted, "top").candidates[0]
+    child.send(Follow(job_id="top", prompt=prompt, most=1))
+    best = child.until(Proposed, "top").candidates[0]
+    child.send(Take(job_id="top", step=0))
+    child.until(Finished, "top")
     child.send(_text("ban", prompt.text, max_tokens=1, sampling=Sampling(temperature=0, logit_bias={best.token: -100})))
     assert child.collect(1)[0]["ban"] != best.piece.decode()
 
@@ -372,3 +375,18 @@ def test_answers_without_a_limit_share_the_cache_and_end_with_length() -> None:
         after, _ = small.collect(1)
     assert {getattr(end, "reason", end) for end in ends.values()} == {"length"}
     assert "after" in after
+
+
+def test_following_ones_own_best_is_the_greedy_answer(child: Child) -> None:
+    """Token by token over the pipe, the same text as drawn in one go."""
+    prompt = TextPrompt(text="The capital of France is")
+    child.send(_text("alone", prompt.text, max_tokens=8, sampling=Sampling(temperature=0)))
+    expected = child.collect(1)[0]["alone"]
+    child.send(Follow(job_id="follower", prompt=prompt, most=4, max_tokens=8))
+    text = b""
+    for step in range(8):
+        best = child.until(Proposed, "follower").candidates[0]
+        text += best.piece
+        child.send(Take(job_id="follower", step=step, token=best.token))
+    assert child.until(Finished, "follower").reason == "length"
+    assert text.decode() == expected

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from moe2.agent.engine.protocol import Generate, Predict, Score
+from moe2.agent.engine.protocol import Follow, Generate, Score
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
@@ -108,8 +110,20 @@ def test_nothing_to_score_is_refused(continuations: tuple[str, ...]) -> None:
         _reader().score(Score(job_id="job", prompt=_TEXT, continuations=continuations), limit=99)
 
 
-@pytest.mark.parametrize(("continuation", "top"), [((VOCABULARY_SIZE,), 1), ((-1,), 1), ((), 0)])
-def test_a_prediction_outside_the_vocabulary_is_refused(continuation: tuple[int, ...], top: int) -> None:
+@pytest.mark.parametrize("fields", [{"most": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}])
+def test_a_follower_with_senseless_limits_is_refused(fields: dict[str, Any]) -> None:
+    """Each limit is named."""
+    (name,) = fields
+    with pytest.raises(RequestError, match=name):
+        _reader().follow(Follow(job_id="job", prompt=_TEXT, **fields), limit=99)
+
+
+def test_only_the_models_own_tokens_are_known() -> None:
     """Token ids reach llama.cpp only if the model has them."""
-    with pytest.raises(RequestError):
-        _reader().predict(Predict(job_id="job", prompt=_TEXT, continuation=continuation, top=top), limit=99)
+    reader = _reader()
+    assert [reader.knows_token(token) for token in (-1, 0, VOCABULARY_SIZE - 1, VOCABULARY_SIZE)] == [
+        False,
+        True,
+        True,
+        False,
+    ]

@@ -15,7 +15,7 @@ from moe2.agent.outbox import Outbox
 from moe2.agent.settings import ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, Quality, unmeasured
-from moe2.common.messages import CancelJob, Hello, HostFacts, Report, Submit
+from moe2.common.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, CancelJob, Hello, HostFacts, Report, Submit
 from moe2.common.session import AgentSession, Closed, MessageReceived, Opened, SessionEvent
 from tests.scenarios.simulation.engine import SimEngine
 from tests.scenarios.simulation.wire import Wire
@@ -206,7 +206,13 @@ class SimAgent:
         self.wire = wire
         self._was_open = False
         self._session = AgentSession(
-            Hello(protocol_min=1, protocol_max=1, agent_id=self.agent_id, agent_name=self.agent_id, agent_version="0"),
+            Hello(
+                protocol_min=OLDEST_PROTOCOL_VERSION,
+                protocol_max=PROTOCOL_VERSION,
+                agent_id=self.agent_id,
+                agent_name=self.agent_id,
+                agent_version="0",
+            ),
             now_s=self._world.now_s,
             handshake_s=CONNECT_TIMEOUT_S,
             max_frame_bytes=2**20,
@@ -235,8 +241,8 @@ class SimAgent:
                     self._report_s = welcome.report_s
                     self._backoff.succeeded()
                     self._report()
-                case MessageReceived(message=Submit() as submit):
-                    self._dispatch(core.JobSubmitted(submit))
+                case MessageReceived(message=Submit() as order):
+                    self._dispatch(core.JobSubmitted(order))
                 case MessageReceived(message=CancelJob(job_id=job_id)):
                     self._dispatch(core.CancelRequested(job_id))
                 case Closed(code=code):

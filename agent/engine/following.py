@@ -1,0 +1,80 @@
+"""The job that says what it thinks of each next token, and takes the one that somebody else draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moe2.agent.engine.batch import Chunk, Lanes, Run
+from moe2.agent.engine.distribution import Logits, most_likely, within
+from moe2.agent.engine.job import Job
+from moe2.agent.engine.protocol import Event, Follow, Proposed
+from moe2.agent.engine.request import Vocabulary
+from moe2.common.messages import Candidate
+
+
+class Following(Job):
+    """Waits in its slot between a proposal and the token that is taken."""
+
+    def __init__(
+        self,
+        request: Follow,
+        prompt: list[int],
+        *,
+        cells: int,
+        queued_at_s: float,
+        vocabulary: Vocabulary,
+        logits: Callable[[int], Logits],
+        lanes: Lanes,
+        most_tokens: int,
+    ) -> None:
+        """`most_tokens`: prompt and answer together."""
+        super().__init__(request.job_id, prompt, cells=cells, queued_at_s=queued_at_s)
+        self._request = request
+        self._vocabulary = vocabulary
+        self._logits = logits
+        self._lanes = lanes
+        self._most_tokens = most_tokens
+        self._proposed: list[Event] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """A proposal is out, and its token not in."""
+        return self.trunk is not None and not self.trunk.remaining
+
+    def take(self, run: Run, chunk: Chunk, place: int) -> None:
+        if run.remaining:
+            return
+        logits = self._logits(place + len(chunk.tokens) - 1)
+        likely = within(self._request.top_p, most_likely(logits, self._request.most))
+        candidates = tuple(
+            Candidate(token, value, self._vocabulary.piece(token), self._vocabulary.is_end(token))
+            for token, value in likely
+        )
+        self._proposed.append(Proposed(job_id=self.job_id, step=self.decoded_tokens, candidates=candidates))
+
+    def taken(self, step: int, token: int | None) -> None:
+        """The answer goes on with `token`, or is complete. A step that is not the one waited for is a late word."""
+        run = self.trunk
+        if run is None or not self.is_waiting or step != self.decoded_tokens:
+            return
+        if token is None:
+            self.reason = "stop"
+            return
+        self.decoded_tokens += 1
+        if self._vocabulary.is_end(token):
+            self.reason = "stop"
+        elif (
+            self.decoded_tokens == self._request.max_tokens
+            or len(self.prompt) + self.decoded_tokens >= self._most_tokens
+            or not self._lanes.grow(run)
+        ):
+            self.reason = "length"
+        else:
+            run.tokens.append(token)
+
+    def events(self) -> list[Event]:
+        proposed, self._proposed = self._proposed, []
+        return proposed
+
+    def success(self, now_s: float) -> Event:
+        return self._finished(now_s)

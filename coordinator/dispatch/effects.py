@@ -1,0 +1,79 @@
+"""What the service is to do for a request, and how a request can end. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe2.common.messages import Job, TakeToken, TokenPiece
+from moe2.coordinator.table import Expert
+
+
+@dataclass(frozen=True)
+class SubmitJob:
+    expert: Expert
+    job: Job
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Say the next token to an expert that follows."""
+
+    agent_id: str
+    take: TakeToken
+
+
+@dataclass(frozen=True)
+class StopJob:
+    agent_id: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class ReleaseExpert:
+    """An attempt has ended; its expert has room again."""
+
+    expert_key: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Deliver:
+    pieces: tuple[TokenPiece, ...]
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """The one outcome that the client learns."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Everything is accounted; forget the request."""
+
+
+Effect = SubmitJob | Tell | StopJob | ReleaseExpert | Deliver | Conclude | Retire
+
+
+@dataclass(frozen=True)
+class Completed:
+    """reason: "stop" or "length"."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`code` is a `JobErrorCode` value or a `NoExpert.code`."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """By the client."""
+
+
+Outcome = Completed | Failed | Cancelled

@@ -1,0 +1,37 @@
+"""A request in moe2's words. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
+from moe2.coordinator.access.principal import ANYBODY, Principal
+from moe2.coordinator.budgets import Wish
+from moe2.coordinator.predict import Demand
+from moe2.coordinator.structure import FREE, Structure
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked for. `arrived_s` is when its last byte had been read."""
+
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    sampling: Sampling
+    demand: Demand
+    arrived_s: float
+    deadline_s: float
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    wish: Wish = field(default_factory=Wish)
+    structure: Structure = FREE
+    principal: Principal = ANYBODY
+
+    @property
+    def text(self) -> str:
+        """The prompt as the gate reads it: the last message of a conversation, or the text."""
+        if isinstance(self.prompt, ChatPrompt):
+            return self.prompt.messages[-1].content
+        return self.prompt.text
