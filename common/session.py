@@ -28,7 +28,7 @@ from moe2.common.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.wire import UnreadableMessage, wire_codec
+from moe2.common.wire import NUMBER, UnreadableMessage, wire_codec
 
 SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
@@ -90,6 +90,8 @@ class Session:
         self._ping: tuple[int, float] | None = None
         self._ping_seq = 0
         self._faults = 0
+        self._n_sent = 0
+        self._n_heard = 0
         self.closed: Closed | None = None
 
     @property
@@ -134,7 +136,10 @@ class Session:
             return []
         self._last_heard_s = now_s
         try:
-            message = self._codec.decode(frame)
+            content = self._codec.unpack(frame)
+            if fault := self._wrong_number(content.get(NUMBER)):
+                return [fault]
+            message = self._codec.message_of(content)
         except UnreadableMessage as error:
             return self._answer_unreadable(error)
         except ProtocolError as error:
@@ -194,6 +199,16 @@ class Session:
             case _:
                 return [MessageReceived(message)]
 
+    def _wrong_number(self, number: object) -> Closed | None:
+        """TCP loses, doubles and swaps nothing, a broken middlebox may: tokens would be missing from an answer, or be
+        there twice. A peer that sends no numbers (of an older version) is believed."""
+        if type(number) is not int:
+            return None
+        if number != self._n_heard:
+            return self._fail("frame_out_of_order", f"Expected frame {self._n_heard}, got frame {number}.")
+        self._n_heard += 1
+        return None
+
     def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
         if self._handshake_deadline_s is not None:
             return [self._fail(error.code, error.message)]
@@ -210,7 +225,8 @@ class Session:
         return self.closed
 
     def _queue(self, message: SessionMessage | JobMessage) -> None:
-        self._frames.append(self._codec.encode(message))
+        self._frames.append(self._codec.encode(message, number=self._n_sent))
+        self._n_sent += 1
 
 
 class AgentSession(Session):

@@ -1,6 +1,6 @@
 """Bytes to messages and back. The only user of msgpack.
 
-A frame is one msgpack map with an `op`. Decoding is strict about size, nesting and types, and lenient about fields it
+A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and types, and lenient about fields it
 does not know: those are ignored, so that a newer peer can add some.
 """
 
@@ -20,6 +20,9 @@ DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 # The text is sent back to the peer and logged.
 MOST_PROBLEM_CHARACTERS = 400
 
+NUMBER = "number"
+"""A frame's place among those of its sender, from 0."""
+
 _LENGTH = struct.Struct(">I")
 T = TypeVar("T")
 
@@ -36,8 +39,11 @@ class Codec(Generic[T]):
         self._ops = {info.__struct_config__.tag for info in _members(union)}
         self.max_frame_bytes = max_frame_bytes
 
-    def encode(self, message: T) -> bytes:
-        frame: bytes = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
+    def encode(self, message: T, *, number: int | None = None) -> bytes:
+        content = msgspec.to_builtins(message)
+        if number is not None:
+            content[NUMBER] = number
+        frame: bytes = msgpack.packb(content, use_bin_type=True)
         if len(frame) > self.max_frame_bytes:
             raise ProtocolError(
                 f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
@@ -47,6 +53,10 @@ class Codec(Generic[T]):
         return frame
 
     def decode(self, frame: bytes) -> T:
+        return self.message_of(self.unpack(frame))
+
+    def unpack(self, frame: bytes) -> dict[str, Any]:
+        """The map in a frame, which has an op."""
         if len(frame) > self.max_frame_bytes:
             raise ProtocolError(
                 f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
@@ -58,9 +68,13 @@ class Codec(Generic[T]):
         # TypeError: a map whose key is a list or a map.
         except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
             raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
-        op = content.get("op") if isinstance(content, dict) else None
-        if not isinstance(op, str):
+        if not isinstance(content, dict) or not isinstance(content.get("op"), str):
             raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame")
+        return content
+
+    def message_of(self, content: dict[str, Any]) -> T:
+        """The message that such a map is."""
+        op = content["op"]
         if op not in self._ops:
             raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64])
         try:

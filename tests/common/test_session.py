@@ -76,6 +76,17 @@ def open_coordinator(now_s: float = 0.0) -> CoordinatorSession:
     return session
 
 
+def joined() -> tuple[AgentSession, CoordinatorSession]:
+    """Both ends of one open session."""
+    agent, coordinator = agent_session(), coordinator_session()
+    for _ in range(2):
+        for frame in agent.take_frames():
+            coordinator.receive(frame, 0.0)
+        for frame in coordinator.take_frames():
+            agent.receive(frame, 0.0)
+    return agent, coordinator
+
+
 @pytest.fixture(params=[open_agent, open_coordinator], ids=["agent", "coordinator"])
 def opened(request: pytest.FixtureRequest) -> Session:
     session: Session = request.param()
@@ -330,11 +341,35 @@ def test_a_fault_is_reported_and_not_answered(opened: Session) -> None:
 
 def test_goodbye_ends_both_ends_once() -> None:
     """The reason travels; a second close changes nothing."""
-    agent, coordinator = open_agent(), open_coordinator()
+    agent, coordinator = joined()
     assert agent.close("draining") == Closed("goodbye", "draining")
     assert agent.close("again") == Closed("goodbye", "draining")
     [goodbye] = agent.take_frames()
     assert coordinator.receive(goodbye, 0.0) == [Closed("goodbye", "draining")]
+
+
+@pytest.mark.parametrize("places", [(0, 0, 1), (1, 2), (1, 0, 2)], ids=["doubled", "lost", "swapped"])
+def test_frames_out_of_order_end_the_session(places: tuple[int, ...]) -> None:
+    """An answer with tokens missing or doubled must not look whole; a new session begins from a known state."""
+    agent, coordinator = joined()
+    for number in range(3):
+        coordinator.send(CancelJob(job_id=str(number)))
+    frames = coordinator.take_frames()
+    heard = [event for place in places for event in agent.receive(frames[place], 0.0)]
+    in_order = [event.message for event in heard if isinstance(event, MessageReceived)]
+    assert in_order == [CancelJob(job_id="0")][: len(in_order)]
+    assert isinstance(heard[-1], Closed)
+    assert heard[-1].code == "frame_out_of_order"
+
+
+def test_a_frame_that_cannot_be_read_keeps_its_place() -> None:
+    """A newer peer's unknown words do not look like lost frames."""
+    agent, coordinator = joined()
+    frames = [msgpack.packb({"op": "teleport", "number": 1}), CODEC.encode(CancelJob(job_id="j"), number=2)]
+    del coordinator
+    assert [event for frame in frames for event in agent.receive(frame, 0.0)] == [
+        MessageReceived(CancelJob(job_id="j"))
+    ]
 
 
 def test_a_closed_session_is_deaf_and_dumb(opened: Session) -> None:
