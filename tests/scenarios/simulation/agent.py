@@ -24,7 +24,7 @@ from tests.scenarios.simulation.world import World
 MODEL = "m"
 SLOTS, MAX_QUEUE, STUCK_S = 3, 4, 20.0
 HOST = HostFacts(hostname="h", system="s", architecture="a")
-REPORT_PAUSE_S, SETTLE_S, CONNECT_TIMEOUT_S = 0.1, 0.05, 5.0
+REPORT_PAUSE_S, SETTLE_S, CONNECT_TIMEOUT_S, RESTART_S = 0.1, 0.05, 5.0, 1.0
 
 Connect = Callable[["SimAgent"], Wire | None]
 
@@ -178,7 +178,11 @@ class SimAgent:
         self._do(lambda: self._dispatch(core.EngineSpoke(MODEL, event)))
 
     def _engine_exited(self, reason: str) -> None:
-        self._do(lambda: self._dispatch(core.EngineExited(MODEL, reason, permanent=False)))
+        def noticed() -> None:
+            self._dispatch(core.EngineExited(MODEL, reason, permanent=False))
+            self._world.later(RESTART_S, self._do, self.engine.start)
+
+        self._do(noticed)
 
     def _report(self) -> None:
         self._reporting = False

@@ -78,8 +78,14 @@ class Cluster:
             world.later(world.random.uniform(0, scale.seconds), self._coordinator_dies)
         self._next_fault()
         await world.pass_time(scale.seconds)
-        self._peace = True
+        self._make_peace()
         await world.pass_time(SETTLING_S)
+
+    def _make_peace(self) -> None:
+        self._peace = True
+        for agent in self.live_agents():
+            if agent.wire:
+                agent.wire.tampering = 0.0
 
     def live_agents(self) -> list[SimAgent]:
         return [agent for agent in self.agents.values() if not agent.is_dead]

@@ -58,6 +58,9 @@ class SimEngine:
         self._world.later(LOAD_TIMEOUT_S, self._load_timed_out, self._life)
 
     def command(self, command: protocol.Command) -> None:
+        """A dead child reads nothing."""
+        if not self._is_loaded:
+            return
         match command:
             case protocol.Generate():
                 running = _Running(command, prompt_tokens=_words(command))
@@ -67,16 +70,14 @@ class SimEngine:
                 self._later(self.token_s, self._finish, self._running[job_id], "cancelled")
 
     def die(self, reason: str) -> None:
-        """All its jobs are gone with it; it is started again a second later."""
-        self._life += 1
-        self._running.clear()
-        life = self._life
+        """All its jobs are gone with it."""
+        self.end()
         self._on_exit(reason)
-        self._world.later(1.0, lambda: self.start() if self._life == life else None)
 
     def end(self) -> None:
-        """For good."""
+        """Without a word."""
         self._life += 1
+        self._is_loaded = False
         self._running.clear()
 
     def _later(self, delay_s: float, act: Callable[..., None], *args: object) -> None:

@@ -30,19 +30,15 @@ class _Direction:
 
 
 class Wire:
-    """tampering: the share of frames that come twice or late. A network under TCP does neither; a broken middlebox may.
-
-    tampered: whether one did.
-    """
+    """tampering: share of frames that come twice or late. A network under TCP does neither; a broken middlebox may."""
 
     def __init__(self, world: World, *, delay_s: float, tampering: float = 0.0) -> None:
         self._world = world
         self._delay_s = delay_s
-        self._tampering = tampering
+        self.tampering = tampering
         self._up: _Direction | None = None
         self._down: _Direction | None = None
         self.is_broken = False
-        self.tampered = False
 
     def join(self, *, agent: End, coordinator: End) -> None:
         self._up, self._down = _Direction(coordinator), _Direction(agent)
@@ -82,8 +78,7 @@ class Wire:
             return
         world = self._world
         arrives_s = max(world.now_s + self._delay_s * world.random.uniform(0.5, 1.5), direction.free_at_s)
-        if world.chance(self._tampering):
-            self.tampered = True
+        if world.chance(self.tampering):
             if world.chance(0.5):
                 world.at(arrives_s + world.random.uniform(0, 3), self._arrived, direction, frame)
                 return
