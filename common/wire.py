@@ -1,7 +1,7 @@
 """Bytes to messages and back. The only user of msgpack.
 
-A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and types, and lenient about fields it
-does not know: those are ignored, so that a newer peer can add some.
+A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
+types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some.
 """
 
 from __future__ import annotations

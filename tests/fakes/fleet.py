@@ -45,11 +45,14 @@ class Fleet:
         token: str = TOKEN,
         profile: str | None = None,
         sensors_root: Path | None = None,
+        url: str | None = None,
+        engine: dict[str, Any] | None = None,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere.
+        if not given, so that a test sees the same host everywhere. url: where it finds the coordinator, if not directly.
+        engine: more of [engine].
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -65,12 +68,12 @@ class Fleet:
                     "drain_s": 5.0,
                 },
                 "coordinator": {
-                    "url": self.coordinator.agents_url,
+                    "url": url or self.coordinator.agents_url,
                     "token_file": token_file,
                     "reconnect_first_s": 0.02,
                     "reconnect_most_s": 0.1,
                 },
-                "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
+                "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, **(engine or {})},
                 "sensors": {"profile": profile},
                 "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
             }
@@ -115,9 +118,13 @@ async def fleet(
     agents: Sequence[str] = ("one",),
     api: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
+    links: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
-    """A running coordinator with `agents` connected and their experts ready; everything ended afterwards."""
+    """A running coordinator with `agents` connected and their experts ready; everything ended afterwards.
+
+    links: more of [agents].
+    """
     token_file = root / "token"
     token_file.write_text(TOKEN)
     settings = CoordinatorSettings.model_validate(
@@ -125,7 +132,14 @@ async def fleet(
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
             "selection": selection or {},
-            "agents": {"port": 0, "token_file": token_file, "report_s": 0.5, "stale_s": 30.0, "heartbeat_s": 20.0},
+            "agents": {
+                "port": 0,
+                "token_file": token_file,
+                "report_s": 0.5,
+                "stale_s": 30.0,
+                "heartbeat_s": 20.0,
+                **(links or {}),
+            },
         }
     )
     coordinator = CoordinatorDaemon(settings, environment={})
