@@ -51,8 +51,8 @@ class Fleet:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere. url: where it finds the coordinator, if not directly.
-        engine: more of [engine].
+        if not given, so that a test sees the same host everywhere. url: where to find the coordinator, if not
+        directly. engine: more of [engine].
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)

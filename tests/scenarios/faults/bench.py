@@ -1,0 +1,270 @@
+"""A fleet with one agent behind a fault proxy, one out of harm's way, and a request in a known phase on the first."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from structlog.testing import capture_logs
+
+from tests.fakes.control import ExpertControl, Step, expert_control
+from tests.fakes.faultproxy import FaultProxy, fault_proxy
+from tests.fakes.fleet import FAKE_EXPERT, POLL_S, Fleet, fleet
+
+WORDS = ("a", "b", "c", "d")
+ANSWER = "a b c d "
+# Silence is noticed after three of them. Short, as these tests wait for it; long enough for a busy machine.
+HEARTBEAT_S = 0.25
+MAX_FRAME_BYTES = 65_536
+
+
+class Phase(StrEnum):
+    """Where the request is when the fault strikes."""
+
+    QUEUED = "queued"
+    """At the agent, behind another one."""
+    PREFILL = "prefill"
+    STREAM = "stream"
+    """Two of its four tokens have reached the client."""
+
+
+PHASES = tuple(Phase)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a client saw of a request, all of it. error: of the body or of the last event. marks: ends that it was told:
+    an error, or the end marker of a stream, or a whole JSON body."""
+
+    status: int
+    text: str
+    error: dict[str, Any] | None
+    receipt: dict[str, Any] | None
+    marks: int
+    broken: bool = False
+    """The connection ended before the response did."""
+
+
+@dataclass
+class Bench:
+    fleet: Fleet
+    proxy: FaultProxy
+    shaky: ExpertControl
+    steady: ExpertControl
+    keys: dict[str, str] = field(default_factory=dict)
+    """The experts' keys by their agent's name."""
+    logs: list[Any] = field(default_factory=list)
+
+    async def ask(self, *, model: str = "moe2", stream: bool = False, **fields: Any) -> Ended:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": " ".join(WORDS)}],
+            "max_tokens": len(WORDS),
+            "stream": stream,
+            **fields,
+        }
+        return await read_end(await self.fleet.http.post("/v1/chat/completions", json=body))
+
+    def pinned(self, agent: str) -> str:
+        """A model name that only this agent's expert answers to."""
+        return self.keys[agent]
+
+    def agent_id(self, name: str) -> str:
+        return self.keys[name].partition("/")[0]
+
+    async def learn_keys(self) -> None:
+        for row in self.fleet.coordinator.status().agents:
+            self.keys[row.agent_name] = f"{row.agent_id}/fake"
+
+    def is_connected(self, name: str) -> bool:
+        return any(row.connected for row in self.fleet.coordinator.status().agents if row.agent_name == name)
+
+    def request_ends(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.logs if entry["event"] == "request_ended"]
+
+
+@dataclass
+class InPhase:
+    """The request under test, the one before it in the queue, and one on the other agent that must not notice."""
+
+    phase: Phase
+    victim: asyncio.Task[Ended]
+    held: Step
+    bystander: asyncio.Task[Ended]
+    bystander_held: Step
+    holder: asyncio.Task[Ended] | None = None
+
+    def let_go(self, bench: Bench) -> None:
+        """Everybody may go on."""
+        for control in (bench.shaky, bench.steady):
+            control.release()
+        self.bystander_held.answer()
+        self.held.answer()
+
+
+@asynccontextmanager
+async def bench(
+    root: Path, *, api: dict[str, Any] | None = None, engine: dict[str, Any] | None = None, slots: int = 1
+) -> AsyncIterator[Bench]:
+    """Coordinator, proxy, and the agent `shaky` behind it, ready. `steady` is started by `in_phase`."""
+    async with AsyncExitStack() as stack:
+        shaky = await stack.enter_async_context(expert_control(root / "shaky-control.sock"))
+        steady = await stack.enter_async_context(expert_control(root / "steady-control.sock"))
+        running = await stack.enter_async_context(
+            fleet(
+                root,
+                agents=(),
+                api={"max_body_bytes": MAX_FRAME_BYTES // 2, **(api or {})},
+                links={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
+            )
+        )
+        proxy = await stack.enter_async_context(fault_proxy(running.coordinator.agents_url))
+        built = Bench(running, proxy, shaky, steady)
+        gguf = root / "fake.gguf"
+        gguf.touch()
+        await running.start_agent(
+            "shaky",
+            engine_argv=(*FAKE_EXPERT, "--control", str(root / "shaky-control.sock")),
+            models=[{"name": "fake", "path": gguf, "slots": slots}],
+            url=proxy.url,
+            engine=engine,
+        )
+        await running.until(ready=1)
+        await built.learn_keys()
+        built.logs = stack.enter_context(capture_logs())
+        try:
+            yield built
+        finally:
+            for control in (shaky, steady):
+                control.release()
+
+
+async def in_phase(built: Bench, phase: Phase, *, stream: bool | None = None) -> InPhase:
+    """Bring a request into the phase on `shaky`, start `steady`, and have it in the middle of a stream there.
+
+    stream: whether the client streams; by default it does where tokens flow.
+    """
+    streams = phase is Phase.STREAM if stream is None else stream
+    holder = None
+    if phase is Phase.QUEUED:
+        holder = asyncio.create_task(built.ask(stream=streams))
+        held = await built.shaky.next_phase()
+    victim = asyncio.create_task(built.ask(stream=streams))
+    if phase is Phase.QUEUED:
+        await built.fleet.until_status(lambda status: status.agents[0].experts[0].queued == 1)
+    else:
+        held = await _steps(built.shaky, 2 if phase is Phase.STREAM else 0)
+    if phase is Phase.STREAM:
+        await built.fleet.until_status(lambda _: _has_tokens(built))
+    await built.fleet.start_agent(
+        "steady", engine_argv=(*FAKE_EXPERT, "--control", str(built.fleet.root / "steady-control.sock"))
+    )
+    await built.fleet.until(ready=2)
+    await built.learn_keys()
+    bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
+    return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2), holder)
+
+
+async def _steps(control: ExpertControl, tokens: int) -> Step:
+    """Let an expert write so many tokens; it then waits to be allowed the next step."""
+    step = await control.next_phase()
+    for _ in range(tokens + (tokens > 0)):
+        step.answer()
+        step = await control.next_phase()
+    return step
+
+
+def _has_tokens(built: Bench) -> bool:
+    lives = built.fleet.coordinator._service.lives()
+    return any(life.first_token_s is not None for life in lives)
+
+
+async def read_end(response: aiohttp.ClientResponse) -> Ended:
+    """Read a response to its end, whatever that is."""
+    async with response:
+        broken = False
+        try:
+            body = await response.read()
+        except (aiohttp.ClientError, ConnectionError):
+            body, broken = b"", True
+        if response.content_type == "text/event-stream":
+            return _stream_end(response.status, body.decode(), broken)
+        content = json.loads(body) if body else {}
+        text = content["choices"][0]["message"]["content"] if "choices" in content else ""
+        return Ended(response.status, text, content.get("error"), content.get("moe2"), int(bool(content)), broken)
+
+
+def _stream_end(status: int, body: str, broken: bool) -> Ended:
+    text, error, receipt, marks = "", None, None, 0
+    for line in body.split("\n\n"):
+        if not line.startswith("data: "):
+            continue
+        if line == "data: [DONE]":
+            marks += 1
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        receipt = event.get("moe2", receipt)
+        if "error" in event:
+            error, marks = event["error"], marks + 1
+        for choice in event.get("choices", ()):
+            text += choice["delta"].get("content") or ""
+    return Ended(status, text, error, receipt, marks, broken)
+
+
+# --- What must hold every time ----------------------------------------------------------------------------------------
+
+
+def assert_one_end(ended: Ended) -> None:
+    """Exactly one terminal outcome, and no empty 200."""
+    assert ended.marks == 1, ended
+    assert not ended.broken
+    if ended.error is None:
+        assert ended.status == 200
+        assert ended.text
+    else:
+        assert ended.error["message"]
+        assert ended.error["code"]
+
+
+def assert_accounted(ended: Ended) -> None:
+    """Every attempt's joules are on the receipt, or it says why not."""
+    assert ended.receipt is not None
+    lines = ended.receipt["experts"]
+    assert lines
+    for line in (*lines, ended.receipt):
+        assert line["energy"]["joules"] is not None or line["energy"]["reason"], line
+    if any(line["energy"]["joules"] is None for line in lines):
+        assert ended.receipt["energy"]["joules"] is None, "unknown is not nothing"
+    assert all(line["outcome"] not in ("running", "stopping") for line in lines), lines
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What this process holds."""
+
+    fds: int
+    tasks: int
+
+    @staticmethod
+    def now() -> Resources:
+        return Resources(fds=len(os.listdir("/proc/self/fd")), tasks=len(asyncio.all_tasks()))
+
+    async def back(self) -> None:
+        """Wait until no more is held than here; fails if that never comes."""
+        try:
+            async with asyncio.timeout(10):
+                while (held := Resources.now()).fds > self.fds or held.tasks > self.tasks:
+                    gc.collect()
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            names = sorted(task.get_name() + str(task.get_coro()) for task in asyncio.all_tasks())
+            raise AssertionError(f"{held} instead of {self}: {names}") from None
