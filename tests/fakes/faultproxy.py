@@ -151,8 +151,6 @@ class FaultProxy:
         self.url = ""
         self.connections: list[Connection] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.refusing = False
-        """True: new connections are closed at once."""
 
     @property
     def latest(self) -> Connection:
@@ -163,15 +161,12 @@ class FaultProxy:
         return sum(not connection.over.is_set() for connection in self.connections)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
+        task = asyncio.ensure_future(self._join(reader, writer))
         self._tasks.add(task)
-        try:
-            if not self.refusing:
-                await self._join(reader, writer)
-        finally:
-            self._tasks.discard(task)
-            writer.close()
+        # Cancelled at the end: not to be told to asyncio's server, which would call it an error.
+        await asyncio.wait((task,))
+        self._tasks.discard(task)
+        writer.close()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -16,9 +16,10 @@ from typing import Any
 import aiohttp
 from structlog.testing import capture_logs
 
+from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, Step, expert_control
 from tests.fakes.faultproxy import FaultProxy, fault_proxy
-from tests.fakes.fleet import FAKE_EXPERT, POLL_S, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, POLL_S, TOKEN, Fleet, fleet
 
 WORDS = ("a", "b", "c", "d")
 ANSWER = "a b c d "
@@ -60,6 +61,8 @@ class Bench:
     proxy: FaultProxy
     shaky: ExpertControl
     steady: ExpertControl
+    process: asyncio.subprocess.Process | None = None
+    """`shaky`'s, where it has one of its own."""
     keys: dict[str, str] = field(default_factory=dict)
     """The experts' keys by their agent's name."""
     logs: list[Any] = field(default_factory=list)
@@ -88,6 +91,15 @@ class Bench:
     def is_connected(self, name: str) -> bool:
         return any(row.connected for row in self.fleet.coordinator.status().agents if row.agent_name == name)
 
+    def engine_pid(self) -> int:
+        """The process of `shaky`'s expert."""
+        if self.process is None:
+            pid = self.fleet.agents["shaky"].engine_pids()["fake"]
+            assert pid is not None
+            return pid
+        [child] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(child)
+
     def request_ends(self) -> list[dict[str, Any]]:
         return [entry for entry in self.logs if entry["event"] == "request_ended"]
 
@@ -113,9 +125,16 @@ class InPhase:
 
 @asynccontextmanager
 async def bench(
-    root: Path, *, api: dict[str, Any] | None = None, engine: dict[str, Any] | None = None, slots: int = 1
+    root: Path,
+    *,
+    api: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    own_process: bool = False,
 ) -> AsyncIterator[Bench]:
-    """Coordinator, proxy, and the agent `shaky` behind it, ready. `steady` is started by `in_phase`."""
+    """Coordinator, proxy, and the agent `shaky` behind it, ready. `steady` is started by `in_phase`.
+
+    own_process: `shaky` runs in a process of its own.
+    """
     async with AsyncExitStack() as stack:
         shaky = await stack.enter_async_context(expert_control(root / "shaky-control.sock"))
         steady = await stack.enter_async_context(expert_control(root / "steady-control.sock"))
@@ -131,13 +150,19 @@ async def bench(
         built = Bench(running, proxy, shaky, steady)
         gguf = root / "fake.gguf"
         gguf.touch()
-        await running.start_agent(
-            "shaky",
-            engine_argv=(*FAKE_EXPERT, "--control", str(root / "shaky-control.sock")),
-            models=[{"name": "fake", "path": gguf, "slots": slots}],
-            url=proxy.url,
-            engine=engine,
-        )
+        options = ("--control", str(root / "shaky-control.sock"))
+        if own_process:
+            built.process = await stack.enter_async_context(
+                agent_process(root, "shaky", proxy.url, token=TOKEN, expert=options)
+            )
+        else:
+            await running.start_agent(
+                "shaky",
+                engine_argv=(*FAKE_EXPERT, *options),
+                models=[{"name": "fake", "path": gguf, "slots": 1}],
+                url=proxy.url,
+                engine=engine,
+            )
         await running.until(ready=1)
         await built.learn_keys()
         built.logs = stack.enter_context(capture_logs())
@@ -244,7 +269,14 @@ def assert_accounted(ended: Ended) -> None:
         assert line["energy"]["joules"] is not None or line["energy"]["reason"], line
     if any(line["energy"]["joules"] is None for line in lines):
         assert ended.receipt["energy"]["joules"] is None, "unknown is not nothing"
-    assert all(line["outcome"] not in ("running", "stopping") for line in lines), lines
+
+
+def assert_settled(built: Bench, *, requests: int) -> None:
+    """So many requests have ended, each once, each with its joules or the word that nobody knows them."""
+    entries = built.request_ends()
+    assert len({entry["request_id"] for entry in entries}) == len(entries) == requests
+    for entry in entries:
+        assert entry["joules"] is not None or entry["energy_quality"] == "unmeasured", entry
 
 
 @dataclass(frozen=True)

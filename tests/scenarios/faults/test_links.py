@@ -20,6 +20,7 @@ from tests.scenarios.faults.bench import (
     Resources,
     assert_accounted,
     assert_one_end,
+    assert_settled,
     bench,
     in_phase,
 )
@@ -166,7 +167,7 @@ async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None
             again = await built.ask(model=built.pinned("shaky"))
             assert again.text == ANSWER
             await before.back()
-        assert len(built.request_ends()) == 3 + len(others)
+        assert_settled(built, requests=3 + len(others))
 
 
 @pytest.mark.parametrize("phase", [Phase.STREAM, *(pytest.param(p, marks=pytest.mark.slow) for p in PHASES[:2])])
