@@ -304,7 +304,7 @@ class AgentDaemon:
     def _settled(self, job_id: str, energy: Energy) -> None:
         job = self._core.jobs.get(job_id)
         if job and job.ending:
-            self._metrics.job_ended(job.order.model, job.ending, energy)
+            self._metrics.job_ended(job.order.model, job.ending, energy, abandoned=job.abandoned)
         self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
