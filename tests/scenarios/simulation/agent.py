@@ -23,6 +23,8 @@ from tests.scenarios.simulation.world import World
 
 MODEL = "m"
 SLOTS, MAX_QUEUE, STUCK_S = 3, 4, 20.0
+FIRST_S, MOST_S = 0.5, 8.0
+"""Of the back-off: the first as configured by default."""
 HOST = HostFacts(hostname="h", system="s", architecture="a")
 REPORT_PAUSE_S, SETTLE_S, CONNECT_TIMEOUT_S, RESTART_S = 0.1, 0.05, 5.0, 1.0
 
@@ -60,7 +62,7 @@ class SimAgent:
             world, token_s=token_s, slots=SLOTS, on_event=self._engine_spoke, on_exit=self._engine_exited
         )
         books.burnt.append(self.engine.joules)
-        self._backoff = Backoff(first_s=0.5, most_s=8.0, random=world.random)
+        self._backoff = Backoff(first_s=FIRST_S, most_s=MOST_S, random=world.random)
         self._outbox = Outbox()
         self.wire: Wire | None = None
         self._session: AgentSession | None = None

@@ -108,12 +108,14 @@ class Cluster:
         self.coordinators.append(SimCoordinator(self.world, max_active=2 * self.scale.agents))
 
     def _coordinator_dies(self) -> None:
-        """SIGKILL: every socket is reset; a new one listens some seconds later."""
-        dead = self.coordinator
-        if dead.is_dead:
-            return
+        if not self.coordinator.is_dead:
+            self.faults["coordinator_crash"] += 1
+            self.stop_coordinator(down_s=self.world.random.uniform(1, 4))
+
+    def stop_coordinator(self, *, down_s: float) -> None:
+        """SIGKILL: every socket is reset; a new one listens after so long."""
         self.world.tell("coordinator dies")
-        self.faults["coordinator_crash"] += 1
+        dead = self.coordinator
         dead.is_dead = True
         for socket in dead.sockets:
             socket.is_gone = True
@@ -130,7 +132,7 @@ class Cluster:
                 client.task.cancel()
                 client.ends.append("connection broken")
                 self.n_open -= 1
-        self.world.later(self.world.random.uniform(1, 4), self._start_coordinator)
+        self.world.later(down_s, self._start_coordinator)
 
     # --- Clients ------------------------------------------------------------------------------------------------------
 
