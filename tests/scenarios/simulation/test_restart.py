@@ -28,7 +28,7 @@ async def reconnected(down_s: float, first_seed: int) -> tuple[Cluster, list[flo
     for agent in cluster.agents.values():
         agent.connected_at_s = None
     # The longest delay of the back-off.
-    await world.pass_time(min(MOST_S, 2 * down_s + 2 * FIRST_S))
+    await world.pass_time(min(MOST_S, 2 * down_s + 4 * FIRST_S))
     at_s = [agent.connected_at_s for agent in cluster.agents.values() if agent.connected_at_s is not None]
     return cluster, sorted(at_s_ - returned_s for at_s_ in at_s)
 
