@@ -85,7 +85,9 @@ class OpenAiRoutes:
     def _admit(self, call: Call) -> None:
         """Raises `ApiError` for what cannot be begun."""
         if self._service.stopping:
-            raise ApiError(503, "The coordinator is shutting down.", kind="server_error", retry_after_s=5)
+            raise ApiError(
+                503, "The coordinator is shutting down.", kind="server_error", code="stopping", retry_after_s=5
+            )
         if self._service.is_full:
             raise ApiError(
                 429, "Too many requests in progress.", kind="rate_limit_error", code="overloaded", retry_after_s=1

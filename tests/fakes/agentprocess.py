@@ -1,6 +1,8 @@
-"""An agent in a process of its own, with a fake expert: `python -m tests.fakes.agentprocess ROOT NAME URL [...]`.
+"""An agent in a process of its own, with a fake expert:
+`python -m tests.fakes.agentprocess ROOT NAME URL PROFILE [...]`.
 
-The token is read from ROOT/NAME.token. What follows URL are the fake expert's options.
+The token is read from ROOT/NAME.token. PROFILE is a simulated host's, or "-". What follows are options of
+the fake expert.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from tests.fakes.fleet import FAKE_EXPERT
 
 @asynccontextmanager
 async def agent_process(
-    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = ()
+    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = (), profile: str = "-"
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives."""
     (root / f"{name}.token").write_text(token)
-    argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, *expert)
+    argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
@@ -38,7 +40,7 @@ async def agent_process(
 
 
 def main() -> None:
-    root, name, url, *options = sys.argv[1:]
+    root, name, url, profile, *options = sys.argv[1:]
     state = Path(root)
     gguf = state / "fake.gguf"
     gguf.touch()
@@ -55,7 +57,9 @@ def main() -> None:
             "models": [{"name": "fake", "path": gguf, "slots": 1}],
         }
     )
-    sensors = SensorSettings(root=state / "no-sensors", families=("ina3221", "rapl"))
+    sensors = SensorSettings(
+        root=state / "no-sensors", profile=None if profile == "-" else profile, families=("ina3221", "rapl")
+    )
     agent = AgentDaemon(settings, environment={}, engine_argv=(*FAKE_EXPERT, *options), sensors=sensors)
     asyncio.run(agent.run())
 
