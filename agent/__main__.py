@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from moe2.agent.benchview import run_bench
-from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon
+from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
 from moe2.agent.doctor import run_doctor
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.modelsview import show_models
@@ -112,7 +112,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    sensors = SensorSettings(profile=settings.sensors.profile, families=settings.sensors.families)
+    sensors = sensors_wanted(settings.sensors)
     return run_bench(settings, sensors, ENGINE_ARGV, model=arguments.model, as_json=arguments.json)
 
 

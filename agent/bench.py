@@ -103,7 +103,7 @@ class ExpertBench:
         self._on_progress: Progress = lambda _what, _share: None
         self._engine = EngineProcess(
             section.name,
-            spec_of(section),
+            spec_of(section, monitor.pace),
             engine_argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,

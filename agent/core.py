@@ -86,12 +86,15 @@ __all__ = [
 class AgentCore:
     """All jobs and experts of one agent. One writer: the daemon's event loop.
 
-    stuck_s: an engine that does not stop a job within this time of being told to is stuck.
+    stuck_s: an engine that does not stop a job within this time of being told to is stuck. paced: the host is a
+    simulated one, its speed included.
     """
 
-    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0) -> None:
+    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0, paced: bool = False) -> None:
         self._stuck_s = stuck_s
-        self.experts = {model.name: Expert(section=model, context_tokens=model.context_tokens) for model in models}
+        self.experts = {
+            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced) for model in models
+        }
         self.jobs: dict[str, Job] = {}
         self.draining = False
         self.jobs_finished = 0

@@ -16,6 +16,7 @@ from moe2.common.energy import Energy
 from moe2.common.messages import Performance
 
 _TTFT_MEMORY = 20
+_BYTES_PER_UNIT = 2**30
 
 
 @dataclass(slots=True)
@@ -46,10 +47,12 @@ class ExpertCosts:
         """Energy in the present power mode; None before any request's energy was measured."""
         return self._present.energy.profile
 
-    @property
-    def token_weight(self) -> TokenWeight:
-        """What a token of this expert counts when energy is split."""
-        return self._present.energy.token_weight()
+    def token_weight(self, file_bytes: int | None) -> TokenWeight:
+        """What a token of this expert counts when a device's energy is split among experts.
+
+        For a decoded token all weights are read once: their size stands for its cost.
+        """
+        return self._present.energy.token_weight(1.0 if file_bytes is None else file_bytes / _BYTES_PER_UNIT)
 
     @property
     def performance(self) -> Performance:

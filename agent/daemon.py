@@ -20,6 +20,7 @@ from moe2.agent import core
 from moe2.agent.checksum import ChecksumStore
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.health import agent_warnings, gravest_first
@@ -31,7 +32,7 @@ from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
-from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
 from moe2.common.config import read_secret
@@ -89,7 +90,7 @@ class AgentDaemon:
     ) -> None:
         self._settings = settings
         self._notifier = Notifier(environment)
-        self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s)
+        self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -100,9 +101,7 @@ class AgentDaemon:
         self._report_seq = 0
         self._agent_id = load_identity(settings.agent.state_dir)
         self._name = settings.agent.name or socket.gethostname()
-        self._sensor_settings = sensors or SensorSettings(
-            profile=settings.sensors.profile, families=settings.sensors.families
-        )
+        self._sensor_settings = sensors or sensors_wanted(settings.sensors)
         self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
@@ -199,10 +198,10 @@ class AgentDaemon:
         return {name: engine.pid for name, engine in self._engines.items()}
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
-        engine = self._settings.engine
+        engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             model.name,
-            spec_of(model),
+            spec_of(model, simulated.pace if simulated else None),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,
@@ -233,7 +232,7 @@ class AgentDaemon:
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id):
-                weight = self._core.experts[model].costs.token_weight
+                weight = self._core.experts[model].token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 account.request_started(job_id, to_prefill, now_s, weight)
             case protocol.Decoded(jobs=jobs):
@@ -360,7 +359,7 @@ class AgentDaemon:
         found = await asyncio.to_thread(discover, self._sensor_settings)
         self._monitor = HostMonitor(found, root=self._sensor_settings.root)
         self._host = await asyncio.to_thread(
-            detect_host, self._sensor_settings.root, profile=self._sensor_settings.profile
+            detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
         )
         for result in found:
             log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
@@ -419,6 +418,12 @@ class AgentDaemon:
         self._link.close("the agent is shutting down")
         with suppress(TimeoutError):
             await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
+
+
+def sensors_wanted(section: SensorsSection) -> SensorSettings:
+    """Where the configuration says to look. Raises ConfigError for an unknown profile."""
+    simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
+    return SensorSettings(simulated=simulated, families=section.families)
 
 
 def _log_job(message: JobWord, request_id: str) -> None:

@@ -34,7 +34,7 @@ def diagnose(settings: SensorSettings) -> Diagnosis:
     chosen = choose(results)
     try:
         return Diagnosis(
-            host=detect_host(settings.root, profile=settings.profile),
+            host=detect_host(settings.root, simulated=settings.simulated),
             sensors=tuple(_with_power(result) if result.sensor in chosen else result.report() for result in results),
             sampled=tuple(sensor.name for sensor in chosen),
             healthy=all(result.state in (ProbeState.PRESENT, ProbeState.ABSENT) for result in results),

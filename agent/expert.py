@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from moe2.agent.costs import ExpertCosts
+from moe2.agent.energy.attribution import TokenWeight
 from moe2.agent.engine import protocol
 from moe2.agent.latency import RequestTiming
 from moe2.agent.settings import ModelSection
@@ -66,11 +67,18 @@ class Expert:
     queue: deque[str] = field(default_factory=deque)
     occupancy: Occupancy = field(default_factory=lambda: Occupancy())
     measured_at_s: float | None = None
+    paced: bool = False
+    """Its speed is a simulated host's."""
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
         cold = self.section.load == "on_demand"
         self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
+
+    @property
+    def token_weight(self) -> TokenWeight:
+        """What one of its tokens counts when a device's energy is split."""
+        return self.costs.token_weight(self.facts.file_bytes if self.facts else None)
 
     @property
     def waiting(self) -> int:
@@ -124,6 +132,7 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         on_demand=section.loads_on_demand,
         load_s=expert.load_s,
         file_sha256=expert.file_sha256,
+        paced=expert.paced,
     )
 
 

@@ -12,15 +12,15 @@ import msgspec
 
 from moe2.agent.energy.conditions import read_power_mode
 from moe2.agent.energy.nvml import board_names
-from moe2.agent.energy.profiles import find_profile
+from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.sysfs import text_or_none
 from moe2.common.messages import HostFacts
 
 
-def detect_host(root: Path = Path("/"), *, profile: str | None = None) -> HostFacts:
+def detect_host(root: Path = Path("/"), *, simulated: Profile | None = None) -> HostFacts:
     """Facts of the host below `root`; what it does not tell is None. Blocking: call it from a thread.
 
-    profile: name of a simulated host, whose board, accelerator and power mode are then shown, marked as simulated.
+    simulated: a host whose board, accelerator and power mode are shown instead, marked as simulated.
     """
     facts = HostFacts(
         hostname=socket.gethostname(),
@@ -33,9 +33,8 @@ def detect_host(root: Path = Path("/"), *, profile: str | None = None) -> HostFa
         board=_board(root),
         power_mode=read_power_mode(root),
     )
-    if profile is None:
+    if simulated is None:
         return facts
-    simulated = find_profile(profile)
     return msgspec.structs.replace(
         facts,
         board=f"{simulated.board} (simulated)",

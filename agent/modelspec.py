@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from moe2.agent.engine.protocol import LoraSpec, ModelSpec
+from moe2.agent.engine.protocol import LoraSpec, ModelSpec, Pace
 from moe2.agent.settings import ModelSection
 
 
-def spec_of(section: ModelSection) -> ModelSpec:
+def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
+    """pace: of a simulated host."""
     return ModelSpec(
         path=str(section.path),
         context_tokens=section.context_tokens,
@@ -18,4 +19,5 @@ def spec_of(section: ModelSection) -> ModelSpec:
         mlock=section.mlock,
         cache_type=section.cache_type,
         lora=tuple(LoraSpec(path=str(lora.path), scale=lora.scale) for lora in section.lora),
+        pace=pace,
     )

@@ -125,6 +125,14 @@ class SensorsSection(Settings):
     """Which kinds of power sensors to look for."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
+    paced: bool = False
+    """A simulated host answers no faster than its board was measured to answer, with the 8B model of its profile."""
+
+    @model_validator(mode="after")
+    def _pace_is_a_profiles(self) -> SensorsSection:
+        if self.paced and self.profile is None:
+            raise ValueError("paced: only a simulated host has a pace; set profile as well")
+        return self
 
     @field_validator("profile")
     @classmethod

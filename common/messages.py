@@ -140,6 +140,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     was measured. measured_age_s: since the last request they learned from; None before the first.
     on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
     file_sha256: of the model's file; None until it has been computed.
+    paced: its speed is a simulated host's, so that its seconds are simulated, too.
     """
 
     model: str
@@ -167,6 +168,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     on_demand: bool = False
     load_s: float | None = None
     file_sha256: str | None = None
+    paced: bool = False
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):

@@ -116,6 +116,8 @@ def expert_cells(expert: ExpertReport) -> tuple[Text, ...]:
     rate = Text(known(speed.decode_tokens_per_s, figures.number))
     if speed.decode_tokens_per_s is not None:
         rate.append(f"\n{_basis(expert)}", style="dim")
+    if expert.paced:
+        rate.append("\nsimulated", style="dim")
     joules = Text(
         known(speed.j_per_decoded_token, figures.number, otherwise=UNMEASURED),
         style="dim" if speed.j_per_decoded_token is None else "",

@@ -11,12 +11,14 @@ import sys
 from moe2.common.commandline import add_config, add_socket, execute, program
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
+from moe2.coordinator.access import commands as access_commands
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
+from moe2.coordinator.openfiles import allow_open_files
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
     DEFAULT_CONFIG_PATH,
@@ -74,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add_socket(plan, DEFAULT_SOCKET_PATH)
     plan.set_defaults(act=_plan)
 
+    access_commands.add_arguments(commands.add_parser("keys", help="make, list and revoke the apps' API keys"))
+
     train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
     gating_commands.add_arguments(train)
     train.set_defaults(act=gating_commands.run)
@@ -95,6 +99,7 @@ def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
 def _run(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     configure_logging(settings.log.level)
+    allow_open_files()
 
     async def serve() -> None:
         daemon = CoordinatorDaemon(settings)

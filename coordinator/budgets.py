@@ -1,4 +1,4 @@
-"""What a request may cost: its own wish, else its category's. PURE."""
+"""What a request may cost: its own wish, else its key's, else its category's. PURE."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mode(StrEnum):
 
 
 class Budgets(Settings):
-    """Limits of one request, or a category's defaults. None is no limit of its own."""
+    """Limits of one request, or the defaults of a key or a category. None is no limit of its own."""
 
     energy_budget_j: Amount | None = None
     latency_budget_s: Amount | None = None
@@ -65,15 +65,20 @@ class Budgets(Settings):
         return (self.latency_budget_s, self.ttft_budget_s, self.tpot_budget_s) != (None, None, None)
 
 
+NO_BUDGETS = Budgets()
+
+
 class Wish(Budgets):
     """What a request says of itself: the `moe2` object of its body. category None: found by the gate."""
 
     category: str | None = None
 
 
-def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets]) -> Budgets:
-    """The limits in force: the request's, else its category's, else the default category's."""
-    default = categories.get(DEFAULT_CATEGORY, Budgets())
+def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:
+    """The limits in force: the request's, else its key's, else its category's, else the default category's."""
+    default = categories.get(DEFAULT_CATEGORY, NO_BUDGETS)
     fallback = categories[category].over(default) if category in categories else default
+    if key is not NO_BUDGETS:
+        fallback = key.over(fallback)
     own = {name: value for name, value in wish if value is not None and name != "category"}
     return fallback.model_copy(update=own)

@@ -20,14 +20,19 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.access.keyfile import KeyFile
+from moe2.coordinator.access.keyring import KeyRing
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
+from moe2.coordinator.api.guard import Guard
 from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
+from moe2.coordinator.api.protocollog import protocol_logger
+from moe2.coordinator.api.slowness import LINGER_S, body_deadline
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Completed, Lifecycle
@@ -43,6 +48,7 @@ from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
+from moe2.coordinator.traces import open_traces
 
 log = structlog.get_logger()
 
@@ -76,6 +82,7 @@ class CoordinatorDaemon:
         self._past = RecentPast()
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
+        self._traces = open_traces(settings.traces.endpoint) if settings.traces.endpoint else None
         self._service = Service(
             self._table,
             self._selector,
@@ -91,6 +98,7 @@ class CoordinatorDaemon:
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
         )
+        self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
     def stop(self) -> None:
@@ -105,8 +113,8 @@ class CoordinatorDaemon:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents")
-            api_port = await _listen(stack, self._api_app(), api.host, api.port, "api")
+            agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents", agents.handshake_s)
+            api_port = await _listen(stack, self._api_app(), api.host, api.port, "api", api.header_timeout_s)
             self.agents_url = f"ws://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"http://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -124,6 +132,8 @@ class CoordinatorDaemon:
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
+        if self._traces:
+            await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
@@ -151,12 +161,20 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *(self._keys.warnings() if self._keys else ()),
             ),
         )
 
     def _api_app(self) -> web.Application:
         api = self._settings.api
-        app = web.Application(middlewares=[openai_errors], client_max_size=api.max_body_bytes)
+        app = web.Application(
+            middlewares=[
+                openai_errors,
+                Guard(self._keys).middleware,
+                body_deadline(api.body_timeout_s, api.send_timeout_s),
+            ],
+            client_max_size=api.max_body_bytes,
+        )
         app.on_response_prepare.append(add_request_id)
         OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
         PlanRoutes(self._service).add_to(app)
@@ -187,6 +205,8 @@ class CoordinatorDaemon:
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
+        if self._traces:
+            self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
         if isinstance(life.outcome, Completed):
             # So that the answer can be scored later.
             expert, request = life.attempts[-1].expert, life.request
@@ -228,13 +248,23 @@ def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
     return Appraiser(gate, manifest.kinds, feedback.tallies)
 
 
-async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str) -> int:
+async def _listen(
+    stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str, header_timeout_s: float
+) -> int:
     """Open a TCP listener for the length of the stack; returns its port.
 
     handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
+    keepalive_timeout: aiohttp counts from the connection, or the last answer, to the end of a request's header.
     """
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=GOODBYE_S
+        app,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=GOODBYE_S,
+        keepalive_timeout=header_timeout_s,
+        lingering_time=LINGER_S,
+        logger=protocol_logger(),
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

@@ -29,6 +29,7 @@ TOTAL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 6
 PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
 OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1)
 REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 MOST_PLAUSIBLE = 1e12
 """Larger figures are an agent's defect."""
@@ -138,6 +139,14 @@ class CoordinatorMetrics:
         self._calibration = histogram(
             "moe2_prediction_duration_ratio", "Measured over predicted median duration of completed requests.", RATIO
         )
+        self._plan_s = histogram(
+            "moe2_plan_duration_seconds",
+            "Time of the planner; that of a remembered plan counts again.",
+            OVERHEAD_S,
+        )
+        self._plan_gap = histogram(
+            "moe2_plan_gap", "How much more the best possible plan can be worth, as certified.", GAP
+        )
         self._predictions = counter(
             "moe2_predictions",
             "Completed requests with a prediction, by whether what was measured kept the predicted p95.",
@@ -163,6 +172,9 @@ class CoordinatorMetrics:
             self._prompt.add((), receipt.tokens.prompt)
         if _is_plausible(receipt.tokens.cached):
             self._cached.add((), receipt.tokens.cached)
+        if receipt.decision:
+            self._plan_s.observe(receipt.decision.certificate.elapsed_s)
+            self._plan_gap.observe(receipt.decision.certificate.gap)
         self._observe_seconds(receipt, completed=name == "completed")
 
     def _attempt_ended(self, line: ExpertLine) -> None:

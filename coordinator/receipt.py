@@ -37,6 +37,7 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
 
     queue, prefill, decode: on the agent, as measured there. overhead: in the coordinator, from the request's last byte
     to its dispatch. ttft, total: from the request's last byte, as seen by the coordinator.
+    simulated: an expert was held to the speed of a host that is not there.
     """
 
     overhead: float | None
@@ -45,6 +46,7 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     decode: float | None
     ttft: float | None
     total: float | None
+    simulated: bool | None = None
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +96,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
             decode=usage.decode_s if usage else None,
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
+            simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
         ),
         predicted=_predicted(last.prediction) if last else None,
         energy=_shown(energy_of(life)),

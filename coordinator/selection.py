@@ -16,7 +16,7 @@ import numpy as np
 from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
-from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, Wish, budgets_for
+from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Offer, Plan
@@ -44,13 +44,14 @@ class SelectionRequest:
     model: a model's name, an expert's key, or one of `ANY_MODEL`. text: the prompt as the gate reads it.
     excluded: keys of experts that must not be chosen, because they have failed this request already.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
-    elapsed_s, spent_j: what former attempts have used up of the budgets.
+    budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
     """
 
     model: str
     demand: Demand
     text: str = ""
     wish: Wish = field(default_factory=Wish)
+    budgets: Budgets = NO_BUDGETS
     excluded: frozenset[str] = frozenset()
     least_context_tokens: int = 0
     needs_chat_template: bool = False
@@ -188,7 +189,8 @@ class Selector:
             return _nobody(request, roster, ruled_out)
         appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
-        budgets = budgets_for(request.wish, category, self.categories).after(request.elapsed_s, request.spent_j)
+        budgets = budgets_for(request.wish, category, self.categories, request.budgets)
+        budgets = budgets.after(request.elapsed_s, request.spent_j)
         worth = self.appraiser.on_the_whole(roster)
         forecast = roster.forecast(self._prompt_tokens(roster, request.demand), request.demand.answer_tokens, busy)
         outlook = Outlook(forecast, appraisal, worth, budgets, ruled_out)

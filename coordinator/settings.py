@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
+from moe2.common.hosts import is_loopback
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 from moe2.coordinator.budgets import Budgets
 
@@ -38,6 +39,26 @@ class ApiSection(Settings):
     """A request that has not ended by then is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
+    keys: Literal["required", "off"] = "off"
+    """Whether apps need an API key (`moe2-coordinator keys create`)."""
+    allow_public_without_keys: bool = False
+    """Listen on more than loopback although `keys` is "off": for a proxy or a firewall that lets only the right in."""
+    header_timeout_s: Seconds = 75.0
+    """A connection on which no whole request header has come for so long is closed: slow ones, and idle ones."""
+    body_timeout_s: Seconds = 30.0
+    """A request's body must have come whole by then."""
+    send_timeout_s: Seconds = 60.0
+    """A client that takes nothing of its answer for so long is cut off."""
+
+    @model_validator(mode="after")
+    def _not_open_to_everybody(self) -> ApiSection:
+        if self.keys == "off" and not self.allow_public_without_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host = {self.host!r} can be reached from other machines, but no API keys are asked for; set "
+                'keys = "required" and make one with `moe2-coordinator keys create NAME`, or, where something else '
+                "keeps strangers out, allow_public_without_keys = true"
+            )
+        return self
 
 
 class AgentsSection(Settings):
@@ -76,6 +97,14 @@ class SelectionSection(Settings):
     """Default budgets by category; `default` holds where no other applies."""
 
 
+class TracesSection(Settings):
+    """[traces]"""
+
+    endpoint: str | None = None
+    """OTLP/HTTP address that each request's spans are sent to, such as http://127.0.0.1:4318/v1/traces; needs
+    moe2[traces]."""
+
+
 class LogSection(Settings):
     """[log]"""
 
@@ -87,6 +116,7 @@ class CoordinatorSettings(Settings):
     api: ApiSection = ApiSection()
     agents: AgentsSection
     selection: SelectionSection = SelectionSection()
+    traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.nvml import NvmlSensor, board_names
-from moe2.agent.energy.profiles import find_profile
+from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.rapl import RaplSensor
 from moe2.agent.energy.sensor import (
     Sensor,
@@ -37,12 +37,12 @@ class ProbeState(StrEnum):
 class SensorSettings:
     """Where and for what to look.
 
-    root: of the file system; another one than "/" in tests. profile: name of a simulated host, whose sensor is then the
-    only one. families: of `FAMILIES`. deadline_s: for all probes together.
+    root: of the file system; another one than "/" in tests. simulated: a host that is not there, whose sensor is then
+    the only one. families: of `FAMILIES`. deadline_s: for all probes together.
     """
 
     root: Path = Path("/")
-    profile: str | None = None
+    simulated: Profile | None = None
     families: tuple[Family, ...] = FAMILIES
     deadline_s: float = 5.0
 
@@ -63,12 +63,9 @@ class ProbeResult:
 
 
 def discover(settings: SensorSettings = SensorSettings()) -> tuple[ProbeResult, ...]:
-    """Probe everything. Blocking, at most about `deadline_s`: call it from a thread.
-
-    Raises ConfigError for an unknown profile.
-    """
-    if settings.profile is not None:
-        return (_probe(SimulatedSensor(find_profile(settings.profile))),)
+    """Probe everything. Blocking, at most about `deadline_s`: call it from a thread."""
+    if settings.simulated is not None:
+        return (_probe(SimulatedSensor(settings.simulated)),)
     finders: dict[str, Callable[[], Sequence[Sensor]]] = {
         "ina3221": lambda: [Ina3221Sensor(settings.root)],
         "jtop": lambda: [JtopSensor()],

@@ -15,6 +15,7 @@ from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditio
 from moe2.agent.energy.nvml import NvmlSensor
 from moe2.agent.energy.sampler import EnergySampler
 from moe2.agent.energy.simulated import SimulatedSensor
+from moe2.agent.engine.protocol import Pace
 from moe2.common.energy import Energy
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import SensorReport
@@ -62,6 +63,11 @@ class HostMonitor:
     def power_mode(self) -> str | None:
         """The present power mode, a simulated host's own one, marked, if it is simulated; None if unknown."""
         return self._profile.marked_power_mode if self._profile else self._conditions.latest.power_mode
+
+    @property
+    def pace(self) -> Pace | None:
+        """What a simulated host's engines are slowed down to."""
+        return self._profile.pace if self._profile else None
 
     async def run(self) -> None:
         """Sample and watch until cancelled."""

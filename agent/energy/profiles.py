@@ -6,9 +6,10 @@ quality "simulated".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe2.agent.energy.account import Activity
+from moe2.agent.engine.protocol import Pace
 from moe2.common.energy import Scope
 from moe2.common.errors import ConfigError
 
@@ -31,6 +32,7 @@ class Profile:
     """A host in one power mode, serving the 8B model that the sources measured.
 
     Powers in W over `scope`; speeds in tokens/s at one request. Requests in parallel do not raise the power: assumed.
+    paced: the speed is simulated as well as the power.
     """
 
     profile_id: str
@@ -43,11 +45,21 @@ class Profile:
     decode_w: Figure
     prefill_tokens_per_s: Figure
     decode_tokens_per_s: Figure
+    paced: bool = False
 
     @property
     def marked_power_mode(self) -> str:
         """The power mode as reported and learned for: never the same as a real host's."""
-        return f"{self.power_mode} (simulated)"
+        return f"{self.power_mode} (simulated, paced)" if self.paced else f"{self.power_mode} (simulated)"
+
+    @property
+    def pace(self) -> Pace | None:
+        """What engines are slowed down to; None where only the power is simulated."""
+        if not self.paced:
+            return None
+        return Pace(
+            prefill_tokens_per_s=self.prefill_tokens_per_s.value, decode_tokens_per_s=self.decode_tokens_per_s.value
+        )
 
     def power_w(self, activity: Activity) -> float:
         """Power at this activity in W."""
@@ -102,10 +114,10 @@ PROFILES = {
 }
 
 
-def find_profile(profile_id: str) -> Profile:
-    """The profile of that name. Raises ConfigError, which lists those that exist."""
+def find_profile(profile_id: str, *, paced: bool = False) -> Profile:
+    """The profile of that name, with or without its pace. Raises ConfigError, which lists those that exist."""
     try:
-        return PROFILES[profile_id]
+        return replace(PROFILES[profile_id], paced=paced)
     except KeyError:
         known = ", ".join(sorted(PROFILES))
         raise ConfigError([f"profile: there is no simulated host {profile_id!r}; choose one of {known}"]) from None

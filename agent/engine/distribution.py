@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 Logits = npt.NDArray[np.float32]
 
+_NEAR = 12.0
+"""In logits: six millionths as likely as the best."""
+
 
 def log_normalizer(logits: Logits) -> float:
     """log Σ exp(logits), stable for any magnitude; shape (vocabulary,) to a scalar."""
@@ -29,6 +32,28 @@ def within(top_p: float, likely: list[tuple[int, float]]) -> list[tuple[int, flo
         if mass >= top_p:
             return likely[:count]
     return likely
+
+
+def nucleus(logits: Logits, top_p: float) -> npt.NDArray[np.intp]:
+    """The fewest of the most likely tokens that together have at least the probability `top_p`, by token.
+
+    Of equally likely ones at the border the lower ids. Sorted are only tokens that come near the best one, as long as
+    these are enough: a whole vocabulary takes milliseconds.
+    """
+    highest = logits.max()
+    masses = np.exp(logits - highest)
+    wanted = top_p * float(masses.sum(dtype=np.float64))
+    near = np.flatnonzero(logits > highest - _NEAR)
+    if float(masses[near].sum(dtype=np.float64)) < wanted:
+        near = np.arange(len(logits))
+    near_masses = masses[near]
+    falling = np.sort(near_masses)[::-1]
+    reached = np.cumsum(falling, dtype=np.float64)
+    count = min(int(np.searchsorted(reached, wanted)) + 1, len(falling))
+    least = falling[count - 1]
+    above = near[near_masses > least]
+    level = near[near_masses == least][: count - len(above)]
+    return np.sort(np.concatenate((above, level)))
 
 
 def most_likely(logits: Logits, count: int) -> list[tuple[int, float]]:

@@ -74,11 +74,13 @@ def candidate_array(candidates: np.ndarray[Any, Any]) -> llama.llama_token_data_
     )
 
 
-def candidates_of(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, Any]:
-    """Every token of the vocabulary as a candidate."""
-    candidates = np.zeros(len(logits), _CANDIDATE)
-    candidates["id"] = np.arange(len(logits), dtype=np.int32)
-    candidates["logit"] = logits
+def candidates_of(
+    logits: np.ndarray[Any, np.dtype[np.float32]], tokens: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
+    """These tokens as candidates; all of the vocabulary if none are given."""
+    candidates = np.zeros(len(logits) if tokens is None else len(tokens), _CANDIDATE)
+    candidates["id"] = np.arange(len(logits), dtype=np.int32) if tokens is None else tokens
+    candidates["logit"] = logits if tokens is None else logits[tokens]
     return candidates
 
 

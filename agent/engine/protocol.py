@@ -21,6 +21,13 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
     scale: float = 1.0
 
 
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """The speed of a simulated host, at one request."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to load.
 
@@ -29,6 +36,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
     cache_type: of keys and values: "f16", "q8_0" or "q4_0".
+    pace: what the model is slowed down to; None leaves it alone.
     """
 
     path: str
@@ -41,6 +49,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     mlock: bool = False
     cache_type: str = "f16"
     lora: tuple[LoraSpec, ...] = ()
+    pace: Pace | None = None
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

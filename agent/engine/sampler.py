@@ -7,11 +7,13 @@ import math
 import secrets
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.context import Context
+from moe2.agent.engine.distribution import nucleus
 from moe2.agent.engine.grammar import Grammar, candidate_array, candidates_of
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
@@ -36,6 +38,10 @@ class Sampler:
         check_sampling(sampling, vocabulary_size=model.vocabulary_size)
         self._grammar = None if gbnf is None else Grammar(model, gbnf)
         steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
+        self._top_p: float | None = None
+        """Cut here, before the chain: llama.cpp sorts the whole vocabulary for it."""
+        if sampling.temperature > 0 and sampling.top_p < 1 and not (steered or sampling.top_k or gbnf):
+            self._top_p, sampling = sampling.top_p, msgspec.structs.replace(sampling, top_p=1.0)
         self._chain = (
             None
             if sampling.temperature == 0 and not steered
@@ -48,6 +54,9 @@ class Sampler:
             return self._sample_grammatical(context, place, self._grammar)
         if self._chain is None:
             return int(np.argmax(context.logits(place)))
+        if self._top_p is not None:
+            logits = context.logits(place)
+            return self._choose(candidates_of(logits, nucleus(logits, self._top_p)), None)
         token: int = llama.llama_sampler_sample(self._chain, context.pointer, place)
         return token
 

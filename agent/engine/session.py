@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from moe2.agent.engine.decoder import Decoder, Limits
 from moe2.agent.engine.grammar import gbnf_of_schema
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
+from moe2.agent.engine.pacing import PacedCache
 from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
@@ -77,7 +79,10 @@ def open_session(
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
         apply_adapters(model, context, spec.lora)
-        prefill_rate, decode_rate = _warm_up(context, model, clock)
+        cache = context if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
+        prefill_rate, decode_rate = _warm_up(
+            cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
+        )
         template = _template(model, log)
         emit(
             Loaded(
@@ -97,7 +102,7 @@ def open_session(
 
         yield Decoder(
             reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
-            cache=context,
+            cache=cache,
             lanes=Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position),
             new_draw=new_draw,
             limits=Limits(
@@ -172,30 +177,35 @@ def _gbnf(request: Generate, template: ChatTemplate | None) -> str | None:
     return request.grammar
 
 
-def _warm_up(context: Context, model: Model, clock: Callable[[], float]) -> tuple[float, float]:
-    """Measured (prefill, decode) rates in tokens/s of a short fixed run. Raises `ModelError` where it cannot decode."""
-    count = min(_WARMUP_PREFILL_TOKENS, context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
+def _warm_up(
+    cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
+) -> tuple[float, float]:
+    """Measured (prefill, decode) rates in tokens/s of a short fixed run, of at most so many prompt tokens.
+
+    Raises `ModelError` where it cannot decode.
+    """
+    count = min(_WARMUP_PREFILL_TOKENS, most_tokens)
     prompt = [(7919 * n) % model.vocabulary_size for n in range(count)]
 
     def decode(start: int, tokens: list[int]) -> float:
         began_at_s = clock()
-        if context.decode([Chunk(0, start, tokens, len(tokens) - 1)]) is not DecodeOutcome.DONE:
+        if cache.decode([Chunk(0, start, tokens, len(tokens) - 1)]) is not DecodeOutcome.DONE:
             raise ModelError(
                 "The model is loaded, but llama.cpp cannot decode with it.",
                 code="out_of_memory",
                 remedy="Lower batch_tokens or context_tokens; llama.cpp's log names the cause.",
             )
-        context.logits(len(tokens) - 1)
+        cache.logits(len(tokens) - 1)
         return clock() - began_at_s
 
     # The first pass brings the weights in from disk; it measures the disk, not the model.
     decode(0, prompt)
-    context.trim(0, 0)
+    cache.trim(0, 0)
     prefill_s = decode(0, prompt)
     enough_at_s = clock() + _WARMUP_DECODE_S
     steps_s: list[float] = []
     while len(steps_s) < _WARMUP_DECODE_TOKENS and (not steps_s or clock() < enough_at_s):
         steps_s.append(decode(count + len(steps_s), [prompt[len(steps_s) % count]]))
     decode_s = statistics.median(steps_s)
-    context.trim(0, 0)
+    cache.trim(0, 0)
     return count / prefill_s, 1 / decode_s

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-from moe2.coordinator.budgets import Budgets
+from moe2.coordinator.budgets import NO_BUDGETS, Budgets
 
 
 class Scope(StrEnum):
@@ -37,7 +37,7 @@ class Principal:
     name: str = "anybody"
     scopes: frozenset[Scope] = frozenset(Scope)
     daily: DailyLimits = DailyLimits()
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: Budgets = NO_BUDGETS
     requests_per_minute: float | None = None
 
 

@@ -19,6 +19,7 @@ from aiohttp import web
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.plan import PLAN_ROUTE
+from moe2.coordinator.api.requestfacts import STILL_WELCOME
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.recent import RecentPast, fleet_power, running
 
@@ -63,16 +64,21 @@ class EventsRoute:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
             await response.prepare(request)
             with suppress(TimeoutError):
-                await self._feed(response, can_plan=_has_route(request.app, PLAN_ROUTE))
+                await self._feed(
+                    response,
+                    can_plan=_has_route(request.app, PLAN_ROUTE),
+                    welcome=request.get(STILL_WELCOME, lambda: True),
+                )
             return response
         finally:
             self._n_viewers -= 1
 
-    async def _feed(self, response: web.StreamResponse, *, can_plan: bool) -> None:
+    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, welcome: Callable[[], bool]) -> None:
         seq = self._past.requests.last_seq
         await _write(response, "hello", self._hello(can_plan=can_plan))
         looks = 0
-        while not self._closing.is_set():
+        # A key that is revoked or expires takes the feed along.
+        while not self._closing.is_set() and welcome():
             tick: dict[str, Any] = {}
             if looks % LOOKS_PER_STATUS == 0:
                 tick |= self._present()

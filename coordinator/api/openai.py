@@ -14,8 +14,10 @@ from aiohttp import web
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
+from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
 from moe2.coordinator.api.toolcalls import CallReader
 from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
@@ -70,6 +72,8 @@ class OpenAiRoutes:
             logprobs=call.logprobs,
             wish=call.wish,
             structure=call.structure,
+            traceparent=http.headers.get("traceparent"),
+            principal=http.get(PRINCIPAL, ANYBODY),
         )
         exchange = self._service.begin(request)
         try:
@@ -251,6 +255,10 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def _error_response(error: ApiError) -> web.Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"
     return web.Response(
         status=error.status,
         body=msgspec.json.encode(error.body()),

@@ -8,7 +8,9 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.messages import ChatPrompt
+from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.decision import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
 from moe2.coordinator.selection import NoExpert, SelectionRequest
@@ -44,17 +46,18 @@ class PlanRoutes:
     async def _plan(self, http: web.Request) -> web.Response:
         body = await http.read()
         parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
-        answer = self.answer(parse(body, http.headers))
+        answer = self.answer(parse(body, http.headers), http.get(PRINCIPAL, ANYBODY))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
-    def answer(self, call: Call) -> PlanAnswer:
-        """The plan for a parsed request."""
+    def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
+        """The plan for a parsed request of `principal`."""
         demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens)
         request = SelectionRequest(
             model=call.model,
             demand=demand,
             text=call.prompt_texts()[-1],
             wish=call.wish,
+            budgets=principal.budgets,
             needs_chat_template=isinstance(call.prompt, ChatPrompt),
             needs_tools=uses_tools(call.prompt),
         )

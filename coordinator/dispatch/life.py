@@ -91,6 +91,7 @@ class Lifecycle:
                 demand=request.demand,
                 text=request.text,
                 wish=request.wish,
+                budgets=request.principal.budgets,
                 # The first choice is made within microseconds: counting them would make every request a new problem.
                 elapsed_s=now_s - request.arrived_s if self.attempts else 0.0,
                 spent_j=sum(joules for joules in spent_j if joules is not None),

@@ -13,7 +13,10 @@ from moe2.coordinator.structure import FREE, Structure
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for. `arrived_s` is when its last byte had been read."""
+    """What a client asked for.
+
+    arrived_s: when its last byte had been read. traceparent: the header by which the client's trace goes on here.
+    """
 
     request_id: str
     model: str
@@ -28,6 +31,7 @@ class Request:
     wish: Wish = field(default_factory=Wish)
     structure: Structure = FREE
     principal: Principal = ANYBODY
+    traceparent: str | None = None
 
     @property
     def text(self) -> str:

@@ -3,7 +3,11 @@
 const KEY = "moe2-key";
 
 export const key = () => sessionStorage.getItem(KEY) ?? "";
-export const setKey = (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY));
+export function setKey(value) {
+  if (value) sessionStorage.setItem(KEY, value);
+  else sessionStorage.removeItem(KEY);
+  wake();
+}
 
 export class ApiError extends Error {
   constructor(status, body) {
@@ -52,9 +56,14 @@ export async function* events(response) {
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+let wake = () => {};
+const pause = (ms) =>
+  new Promise((done) => {
+    wake = () => done(true);
+    setTimeout(done, ms);
+  });
 
-// Follows the live feed for ever. onState: "live", "waiting", or "locked" (a key is needed).
+// Follows the live feed for ever; a new key is tried at once. onState: "live", "waiting", or "locked" and why.
 export async function follow(path, { onEvent, onState }) {
   let pauseMs = FIRST_PAUSE_MS;
   for (;;) {
@@ -67,9 +76,10 @@ export async function follow(path, { onEvent, onState }) {
       }
       onState("waiting");
     } catch (error) {
-      onState(error instanceof ApiError && [401, 403].includes(error.status) ? "locked" : "waiting");
+      if (error instanceof ApiError && [401, 403].includes(error.status)) onState("locked", error.message);
+      else onState("waiting");
     }
-    await pause(pauseMs * (0.75 + Math.random() / 2));
-    pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
+    const woken = await pause(pauseMs * (0.75 + Math.random() / 2));
+    pauseMs = woken ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
   }
 }

@@ -44,13 +44,21 @@ function tick(data) {
 
 const STATES = { live: "Live", waiting: "Reconnecting", locked: "Key needed" };
 
-function showState(name) {
+// Whether the key in use has not been found wanting yet: each is asked about once, so that the dialog can be left.
+let untried = true;
+
+function showState(name, reason) {
   const live = byId("live");
+  byId("key-reason").textContent = reason ?? "";
+  if (name === "live") untried = true;
+  if (name === "locked" && untried && !byId("key-dialog").open) {
+    untried = false;
+    askForKey();
+  }
   if (live.dataset.state === name) return;
   live.dataset.state = name;
   live.textContent = STATES[name];
   document.body.dataset.feed = name;
-  if (name === "locked" && !byId("key-dialog").open) askForKey();
 }
 
 function askForKey() {
@@ -62,7 +70,10 @@ function startKey() {
   const dialog = byId("key-dialog");
   byId("key-open").addEventListener("click", askForKey);
   dialog.addEventListener("close", () => {
-    if (dialog.returnValue === "save") setKey(byId("key").value.trim());
+    if (dialog.returnValue === "save") {
+      untried = true;
+      setKey(byId("key").value.trim());
+    }
     byId("key").value = "";
   });
 }

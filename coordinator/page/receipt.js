@@ -13,6 +13,7 @@ export function receiptView(receipt) {
     el("p", { class: "decision" }, summary(receipt)),
     decisionView(receipt.decision),
     timeline(receipt.seconds),
+    receipt.seconds.simulated ? el("p", { class: "note" }, el("span", { class: "chip simulated" }, "simulated"), " An expert was held to the speed of a host that is not there.") : null,
     el("div", { class: "tables" }, comparison(receipt), energyFacts(receipt)),
     attempts(receipt),
     el("details", { class: "raw" }, el("summary", {}, "Receipt as JSON"), el("pre", { tabindex: "0" }, JSON.stringify(receipt, null, 2))),

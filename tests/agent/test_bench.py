@@ -18,6 +18,7 @@ from rich.console import Console
 from moe2.agent.bench import workload
 from moe2.agent.benchview import run_bench
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.localapi import local_app
 from moe2.agent.metrics import AgentMetrics
 from moe2.agent.profilestore import load_profile
@@ -52,7 +53,8 @@ def bench(tmp_path: Path) -> Bench:
         )
         output = io.StringIO()
         console = Console(file=output, width=140)
-        sensors = SensorSettings(root=tmp_path / "empty", families=("ina3221", "rapl"), profile=profile)
+        simulated = find_profile(profile) if profile else None
+        sensors = SensorSettings(root=tmp_path / "empty", families=("ina3221", "rapl"), simulated=simulated)
         assert run_bench(settings, sensors, FAKE_EXPERT, console=console, **options) == 0  # type: ignore[arg-type]
         return output.getvalue()
 

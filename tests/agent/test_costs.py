@@ -88,3 +88,11 @@ def test_stored_profile_is_a_beginning() -> None:
     assert measured.energy is not None
     assert restarted.energy.mean_j(_SHAPE) == pytest.approx(measured.energy.mean_j(_SHAPE), rel=0.05)
     assert restarted.latency.n_requests == restarted.energy.n_requests == 0
+
+
+def test_a_larger_models_token_counts_by_its_size() -> None:
+    """Two experts on one device share its joules by what has to be read for a token."""
+    costs = ExpertCosts(slots=1)
+    small, large = costs.token_weight(10**8), costs.token_weight(4 * 10**8)
+    assert large.decode / small.decode == pytest.approx(4.0)
+    assert large.prefill / small.prefill == pytest.approx(4.0)

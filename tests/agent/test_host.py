@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.host import detect_host
 from tests.fakes import sysfs
 
@@ -38,5 +39,5 @@ def test_what_the_host_does_not_tell_is_unknown(tmp_path: Path) -> None:
 
 def test_simulated_host_says_so(tmp_path: Path) -> None:
     """Board and accelerator of a profile are marked."""
-    facts = detect_host(tmp_path, profile="rtx-4090")
+    facts = detect_host(tmp_path, simulated=find_profile("rtx-4090"))
     assert facts.accelerator == "NVIDIA GeForce RTX 4090 (simulated)"

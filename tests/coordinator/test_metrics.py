@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from moe2.common.energy import NEVER_RAN, Energy, Quality
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed
 from moe2.coordinator.metrics import CoordinatorMetrics
+from moe2.coordinator.receipt import receipt_of
+from tests.coordinator.lives import LifeBench
 from tests.coordinator.receipts import MEASURED, UNMEASURED, agent_row, line, receipt, status
 
 EXPERT = {"agent": "orin", "agent_id": "id-1", "model": "tiny"}
@@ -173,3 +175,14 @@ def test_openmetrics_is_spoken_where_asked_for(metrics: CoordinatorMetrics) -> N
     body, content_type = metrics.exposition("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
+
+
+def test_the_planner_is_observed_by_its_certificates(metrics: CoordinatorMetrics) -> None:
+    """Its time and its gap, from the decision in the receipt; a request without one adds nothing."""
+    decided = receipt_of(LifeBench().admitted().life)
+    assert decided.decision is not None
+    metrics.request_ended(decided, Completed("stop"))
+    metrics.request_ended(receipt(), Completed("stop"))
+    assert value(metrics, "moe2_plan_duration_seconds_count") == 1
+    assert value(metrics, "moe2_plan_gap_count") == 1
+    assert value(metrics, "moe2_plan_gap_sum") == 0

@@ -78,3 +78,23 @@ def test_what_an_app_may_send_fits_a_frame_to_an_agent(tmp_path: Path) -> None:
     """A prompt that the API accepts must not break the link that it is sent over."""
     with pytest.raises(ConfigError, match="max_frame_bytes"):
         load(tmp_path, SMALLEST + "max_frame_bytes = 65536\n")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "fleet.example", ""])
+def test_no_stranger_gets_in_by_a_slip(tmp_path: Path, host: str) -> None:
+    """A listener that others reach needs keys; the message says both ways out."""
+    with pytest.raises(ConfigError, match="keys create") as error:
+        load(tmp_path, SMALLEST + f'[api]\nhost = "{host}"\n')
+    assert "allow_public_without_keys" in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_keys(tmp_path: Path, host: str) -> None:
+    """Who can connect from this machine may ask."""
+    assert load(tmp_path, SMALLEST + f'[api]\nhost = "{host}"\n').api.keys == "off"
+
+
+@pytest.mark.parametrize("way", ['keys = "required"', "allow_public_without_keys = true"])
+def test_a_public_listener_is_a_choice(tmp_path: Path, way: str) -> None:
+    """With keys, or by an express word."""
+    assert load(tmp_path, SMALLEST + f'[api]\nhost = "0.0.0.0"\n{way}\n').api.host == "0.0.0.0"

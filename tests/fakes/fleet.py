@@ -14,6 +14,7 @@ import aiohttp
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.daemon import CoordinatorDaemon
@@ -79,7 +80,9 @@ class Fleet:
             }
         )
         sensors = SensorSettings(
-            root=sensors_root or self.root / "no-sensors", profile=profile, families=("ina3221", "rapl")
+            root=sensors_root or self.root / "no-sensors",
+            simulated=find_profile(profile) if profile else None,
+            families=("ina3221", "rapl"),
         )
         agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv, sensors=sensors)
         self.agents[name] = agent
@@ -119,6 +122,7 @@ async def fleet(
     api: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
     links: dict[str, Any] | None = None,
+    traces: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards.
@@ -132,6 +136,7 @@ async def fleet(
             "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
             "api": {"port": 0, **(api or {})},
             "selection": selection or {},
+            "traces": traces or {},
             "agents": {
                 "port": 0,
                 "token_file": token_file,

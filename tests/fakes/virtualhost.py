@@ -184,7 +184,7 @@ class VirtualHost:
     def _spoke(self, event: protocol.Event) -> None:
         match event:
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
-                weight = self._core.experts["m"].costs.token_weight
+                weight = self._core.experts["m"].token_weight
                 self._account.request_started(job_id, prompt_tokens - cached_tokens, self.now_s, weight)
             case protocol.Decoded(jobs=jobs):
                 for job in jobs:

@@ -13,10 +13,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
+from moe2.coordinator.access.keyfile import KeyFile
+from moe2.coordinator.access.principal import Scope
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.recent import RecentPast
+from tests.coordinator.access.keys import add_key, revoke
 from tests.coordinator.receipts import agent_row, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
@@ -386,6 +389,35 @@ async def test_the_key_is_asked_for_and_sent(tmp_path: Path, browser: Browser) -
 
         await visit(check)
         assert feed.bodies
+
+
+async def test_a_coordinator_with_keys_lets_the_page_in_and_out(tmp_path: Path, browser: Browser) -> None:
+    """A wrong key is asked about again, a right one works at once, a revoked one ends the feed."""
+    file = KeyFile(tmp_path)
+    record, key = add_key(file, scopes=tuple(Scope))
+    secret = key.split("_", 2)[2]
+    async with fleet(tmp_path, api={"keys": "required"}, profile="agx-orin-maxn") as running:
+
+        def enter(typed: str) -> None:
+            browser.until("document.querySelector('#key-dialog').open")
+            browser.type("#key", typed)
+            browser.press(ENTER)
+
+        def check() -> None:
+            browser.driver.get(running.coordinator.api_url)
+            enter("moe2_wrong")
+            browser.until("document.querySelector('#key-reason').innerText === 'The API key is wrong.'")
+            enter(key)
+            browser.until("document.querySelector('#live').dataset.state === 'live'")
+            browser.type("#max-tokens", "4")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert secret not in str(browser.js("document.documentElement.outerHTML + JSON.stringify(localStorage)"))
+            revoke(file, record.id)
+            browser.until("document.querySelector('#key-dialog').open")
+            assert browser.text("#key-reason") == "This API key was revoked."
+
+        await visit(check)
 
 
 class FakeCoordinator:

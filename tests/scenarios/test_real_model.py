@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientResponse
 from structlog.testing import capture_logs
 
 from moe2.agent.daemon import ENGINE_ARGV
+from moe2.common.messages import ExpertState
 from tests.fakes.fleet import Fleet, fleet
 from tests.models import smollm2_path
 
@@ -97,3 +101,33 @@ async def test_concurrent_real_requests_all_end(tmp_path: Path) -> None:
         assert all(texts)
         await running.quiet()
         assert running.coordinator.status().requests_finished == 6
+
+
+async def test_a_crash_mid_batch_fails_its_requests_alone_and_the_model_is_back(tmp_path: Path) -> None:
+    """Two streams of a killed engine get an error event, one of the other model on that host its whole answer."""
+    other = {"name": "other", "path": smollm2_path(), "context_tokens": 1024, "slots": 2}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[*smollm2(), other]) as running:
+        await running.until_status(lambda status: all(e.state is ExpertState.READY for e in status.agents[0].experts))
+        streams = [
+            await running.chat("Write a long story.", model=model, stream=True, max_tokens=200)
+            for model in ("smollm2", "smollm2", "other")
+        ]
+        for stream in streams:
+            await _first_word(stream)
+        (agent,) = running.agents.values()
+        pid = agent.engine_pids()["smollm2"]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        ends = [(await stream.text()).strip().split("\n\n") for stream in streams]
+        for end in ends[:2]:
+            assert json.loads(end[-1].removeprefix("data: "))["error"]["code"] == "engine_crashed"
+        assert ends[2][-1] == "data: [DONE]"
+        await running.quiet()
+        await running.until_status(lambda status: all(e.state is ExpertState.READY for e in status.agents[0].experts))
+        assert "4" in await content_of(running, "What is 2+2?", model="smollm2")
+
+
+async def _first_word(stream: ClientResponse) -> None:
+    async for line in stream.content:
+        if line.startswith(b"data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+            return

@@ -17,6 +17,7 @@ from moe2.agent.energy.catalog import (
     why_unmeasured,
 )
 from moe2.agent.energy.families import Family
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.energy.sensor import Reading, SensorDeniedError
 from moe2.common.errors import ConfigError
 from tests.fakes import sysfs
@@ -101,13 +102,13 @@ def test_one_sensor_per_device_is_chosen() -> None:
 
 def test_simulated_host_has_only_its_profile() -> None:
     """A profile replaces all real sensors."""
-    assert _states(discover(SensorSettings(profile="rtx-4090"))) == {"profile:rtx-4090": "present"}
+    assert _states(discover(SensorSettings(simulated=find_profile("rtx-4090")))) == {"profile:rtx-4090": "present"}
 
 
 def test_unknown_profile_lists_those_that_exist() -> None:
     """A wrong name is answered with the right ones."""
     with pytest.raises(ConfigError, match="agx-orin-30w"):
-        discover(SensorSettings(profile="orin"))
+        find_profile("orin")
 
 
 def test_reason_for_unmeasured_names_the_remedy() -> None:

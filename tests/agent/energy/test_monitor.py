@@ -12,7 +12,7 @@ from moe2.agent.energy.account import Activity
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, discover
 from moe2.agent.energy.conditions import Conditions
 from moe2.agent.energy.monitor import HostMonitor
-from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
 from moe2.common.energy import Quality, Scope
 from tests.fakes.clock import ManualClock
@@ -23,8 +23,14 @@ _MISSING = ProbeResult("ina3221", ProbeState.ABSENT, "no Jetson.")
 
 
 def _simulated(clock: ManualClock) -> HostMonitor:
-    results = discover(SensorSettings(profile="agx-orin-30w"))
+    results = discover(SensorSettings(simulated=find_profile("agx-orin-30w")))
     return HostMonitor(results, clock=clock, conditions=Conditions())
+
+
+def test_a_paced_host_is_learned_for_apart() -> None:
+    """Its seconds are neither a real host's nor those of one whose power alone is simulated."""
+    modes = [find_profile("agx-orin-30w", paced=paced).marked_power_mode for paced in (False, True)]
+    assert modes == ["MODE_30W (simulated)", "MODE_30W (simulated, paced)"]
 
 
 def _advance(monitor: HostMonitor, clock: ManualClock, seconds: float) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from moe2.agent.engine.distribution import logprob, most_likely
+from moe2.agent.engine.distribution import logprob, most_likely, nucleus
 
 _LOGITS = arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e4, 1e4, width=32))
 
@@ -28,3 +28,15 @@ def test_most_likely_is_the_head_of_the_sorted_distribution(logits: np.ndarray, 
     found = most_likely(logits, count)
     assert [float(logits[token]) for token, _ in found] == sorted(map(float, logits), reverse=True)[:count]
     assert len({token for token, _ in found}) == len(found)
+
+
+@given(_LOGITS | arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(-9, 9, width=32)), st.floats(0, 0.99))
+def test_the_nucleus_is_the_smallest_head_with_its_mass(logits: np.ndarray, top_p: float) -> None:
+    """Its tokens have the mass asked for, and would not without the last of them."""
+    found = nucleus(logits, top_p)
+    masses = scipy.special.softmax(logits.astype(np.float64))
+    found = found[np.argsort(-logits[found], kind="stable")]
+    assert list(logits[found]) == sorted(logits, reverse=True)[: len(found)]
+    assert len(set(found.tolist())) == len(found) >= 1
+    assert masses[found].sum() >= top_p - 1e-5
+    assert masses[found[:-1]].sum() <= top_p + 1e-5

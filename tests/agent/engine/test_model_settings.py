@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe2.agent.engine.protocol import Generate, Loaded, LoadFailed, LoraSpec, ModelSpec
+from moe2.agent.engine.protocol import Generate, Loaded, LoadFailed, LoraSpec, ModelSpec, Pace
 from moe2.common.messages import Sampling, TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import write_lora
@@ -76,3 +76,15 @@ def test_an_adapter_that_is_missing_or_for_another_model_is_named(tmp_path: Path
     assert (missing.code, "absent.gguf" in missing.message) == ("adapter_missing", True)
     other = _failure(lora=(LoraSpec(path=_adapter(tmp_path / "other.gguf", width=64)),))
     assert (other.code, "other.gguf" in other.message) == ("adapter_unusable", True)
+
+
+def test_a_paced_model_is_no_faster_than_its_pace() -> None:
+    """The run after loading keeps it already."""
+    pace = Pace(prefill_tokens_per_s=200.0, decode_tokens_per_s=20.0)
+    with Child() as child:
+        loaded = child.load_spec(_spec(pace=pace))
+    assert isinstance(loaded, Loaded)
+    assert loaded.warmup_prefill_tokens_per_s is not None
+    assert loaded.warmup_decode_tokens_per_s is not None
+    assert loaded.warmup_prefill_tokens_per_s <= pace.prefill_tokens_per_s
+    assert loaded.warmup_decode_tokens_per_s <= pace.decode_tokens_per_s

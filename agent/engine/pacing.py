@@ -1,0 +1,49 @@
+"""A model held to the speed of another machine: for simulated hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from moe2.agent.engine.batch import Chunk, DecodeOutcome
+from moe2.agent.engine.decoder import Cache
+from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Vector
+from moe2.agent.engine.protocol import Pace
+
+
+class PacedCache:
+    """Lets each batch take at least as long as at the given pace; a host that is slower by itself is not sped up.
+
+    A batch takes the time of its prompt tokens one after the other, and that of one decoded token however many are
+    decoded together: decoding is bound by reading the weights once (assumed).
+    """
+
+    def __init__(self, cache: Cache, pace: Pace, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self._cache = cache
+        self._pace = pace
+        self._clock = clock
+        self._sleep = sleep
+
+    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool = False) -> DecodeOutcome:
+        began_at_s = self._clock()
+        outcome = self._cache.decode(chunks, embeddings=embeddings)
+        prefilled = sum(len(chunk.tokens) for chunk in chunks if len(chunk.tokens) > 1)
+        due_s = prefilled / self._pace.prefill_tokens_per_s
+        if any(len(chunk.tokens) == 1 for chunk in chunks):
+            due_s += 1 / self._pace.decode_tokens_per_s
+        early_s = began_at_s + due_s - self._clock()
+        if early_s > 0:
+            self._sleep(early_s)
+        return outcome
+
+    def logits(self, place: int) -> Logits:
+        return self._cache.logits(place)
+
+    def embedding(self, place: int) -> Vector:
+        return self._cache.embedding(place)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        self._cache.copy(source, target, tokens)
+
+    def trim(self, lane: int, keep: int) -> bool:
+        return self._cache.trim(lane, keep)
