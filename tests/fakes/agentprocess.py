@@ -16,6 +16,7 @@ from pathlib import Path
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from tests.fakes.fleet import FAKE_EXPERT
 
@@ -58,7 +59,9 @@ def main() -> None:
         }
     )
     sensors = SensorSettings(
-        root=state / "no-sensors", profile=None if profile == "-" else profile, families=("ina3221", "rapl")
+        root=state / "no-sensors",
+        simulated=None if profile == "-" else find_profile(profile),
+        families=("ina3221", "rapl"),
     )
     agent = AgentDaemon(settings, environment={}, engine_argv=(*FAKE_EXPERT, *options), sensors=sensors)
     asyncio.run(agent.run())
