@@ -30,6 +30,7 @@ from moe2.coordinator.daemon import CoordinatorDaemon
 from tests.fakes.fleet import fleet
 
 DOCUMENT = document(frozenset(path for path, scopes in ROUTES.items() if scopes == OPEN))
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "Once"}
 # What a parameter needs beside it to be allowed at all.
@@ -138,7 +139,7 @@ def tamed(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
 
 def fuzz(api_url: str, method: str, path: str, mode: GenerationMode, examples: int) -> Counter[int]:
     """Random requests that follow the document, or break it; returns how they were answered. Blocks."""
-    operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method.upper()]
+    operation = SCHEMA[path][method.upper()]
     answers: Counter[int] = Counter()
 
     @settings(
