@@ -38,6 +38,7 @@ from moe2.common.session import (
     SessionEvent,
 )
 from moe2.coordinator.settings import AgentsSection
+from moe2.coordinator.soundness import sound
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
@@ -165,7 +166,7 @@ class Hub:
             return
         match message:
             case Report():
-                self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
+                self._table.agent_reported(connection.agent_id, sound(message), asyncio.get_running_loop().time())
             case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
                 self._on_message(message)
             case _:
