@@ -156,5 +156,8 @@ class SimEngine:
 
 def _words(job: protocol.Generate) -> int:
     prompt = job.prompt
-    text = prompt.messages[-1].content if isinstance(prompt, ChatPrompt) else prompt.text
+    messages = prompt.messages if isinstance(prompt, ChatPrompt) else ()
+    text = messages[-1].content if messages else ""
+    if not isinstance(prompt, ChatPrompt):
+        text = prompt.text
     return len(text.split())
