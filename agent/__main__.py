@@ -31,20 +31,39 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser, commands = program("moe2-agent", "Serve quantized GGUF models of this host to a moe2 coordinator.")
+    parser, commands = program(
+        "moe2-agent",
+        "Serve quantized GGUF models of this host to a moe2 coordinator, and measure what each answer costs. "
+        "`moe2-agent COMMAND --help` explains a command, docs/settings.md the configuration.",
+    )
 
-    run = commands.add_parser("run", help="run the agent in the foreground")
+    run = commands.add_parser(
+        "run",
+        help="run the agent in the foreground",
+        description="Run the agent in the foreground, as its systemd unit does. SIGTERM and SIGINT let running "
+        "requests end within agent.drain_s; SIGHUP reads the configuration again and applies what can change.",
+        exits={0: "stopped by a signal", 1: "could not start or go on; the reason is on standard error"},
+        examples=("moe2-agent run --config agent.toml",),
+    )
     add_config(run, DEFAULT_CONFIG_PATH)
     run.set_defaults(act=_run)
 
-    check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
+    check = commands.add_parser(
+        "check-config",
+        help="check the configuration and say what is wrong with it",
+        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
+        "it. Changes and starts nothing.",
+        exits={0: "good"},
+    )
     add_config(check, DEFAULT_CONFIG_PATH)
     check.set_defaults(act=_check_config)
 
     status = commands.add_parser(
         "status",
         help="show what the running agent does",
-        description="Show the running agent. Exit status: 0 healthy, 1 degraded, 2 not running.",
+        description="Show the running agent: its link, sensors and models, and what is wrong, each with a remedy.",
+        exits={0: "healthy", 1: "degraded", 2: "not running, or wrong usage"},
+        examples=("# what is wrong, for a script", "moe2-agent status --json | jq '.warnings'"),
     )
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
@@ -54,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser(
         "models",
         help="list the models that the running agent serves",
-        description="List models, their states and files. Exit status: 0 shown, 2 not running.",
+        description="List the models that the running agent serves, with their states, files and checksums.",
+        exits={0: "shown", 2: "not running, or wrong usage"},
     )
     models.add_argument("--json", action="store_true", help="the models as one JSON list")
     add_socket(models, DEFAULT_SOCKET_PATH)
@@ -63,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="probe this host's sensors and say what can be measured",
-        description="Probe all sensors. Exit status: 0 energy can be measured, 1 it cannot or something was refused.",
+        description="Probe all power sensors of this host and say which can be read, and what to do about the others.",
+        exits={0: "energy can be measured", 1: "it cannot, or something was refused"},
     )
     doctor.add_argument("--json", action="store_true", help="what was found as one JSON document")
     doctor.add_argument(
@@ -76,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="measure one model's speed and energy, and keep the result for the agent",
         description="Measure one model on a short fixed workload; the agent must not run meanwhile. About a minute on a"
         " fast host. The agent begins with the result when it is started next.",
+        exits={0: "measured and kept", 1: "failed; the reason is on standard error"},
     )
     add_config(bench, DEFAULT_CONFIG_PATH)
     bench.add_argument("--model", metavar="NAME", help="a model of the configuration; default: its first one")
@@ -93,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
     configure_logging(settings.log.level)
 
     async def serve() -> None:
-        await AgentDaemon(settings).run()
+        await AgentDaemon(settings, load=lambda: _load(arguments)).run()
 
     asyncio.run(serve())
     return 0

@@ -7,9 +7,10 @@ import os
 import platform
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 
@@ -18,6 +19,7 @@ import structlog
 
 from moe2.agent import core
 from moe2.agent.checksum import ChecksumStore
+from moe2.agent.credential import AgentPapers
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.profiles import find_profile
@@ -32,13 +34,14 @@ from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
+from moe2.agent.reloading import LIVE
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.backoff import Backoff
-from moe2.common.config import read_secret
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
+from moe2.common.logs import set_log_level
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
@@ -58,9 +61,11 @@ from moe2.common.messages import (
     TakeToken,
     Welcome,
 )
+from moe2.common.reload import Reload
 from moe2.common.sdnotify import Notifier
 from moe2.common.session import JobMessage
 from moe2.common.status import AgentStatus
+from moe2.common.tls import client_context
 
 log = structlog.get_logger()
 
@@ -74,10 +79,11 @@ CLOSE_ACCOUNTS_EVERY_S = 0.5
 
 
 class AgentDaemon:
-    """One agent. `run()` serves until SIGTERM or SIGINT, then drains.
+    """One agent. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
 
     engine_argv: the command that starts an engine's child; tests put a fake expert here.
     sensors: where to look for sensors; from the settings if not given.
+    load: reads the configuration; None if there is none to read again.
     """
 
     def __init__(
@@ -87,9 +93,10 @@ class AgentDaemon:
         environment: Mapping[str, str] = os.environ,
         engine_argv: Sequence[str] = ENGINE_ARGV,
         sensors: SensorSettings | None = None,
+        load: Callable[[], AgentSettings] | None = None,
     ) -> None:
-        self._settings = settings
         self._notifier = Notifier(environment)
+        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
         self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
@@ -117,9 +124,16 @@ class AgentDaemon:
             on_known=lambda model, sha256: self._dispatch(core.FileHashed(model, sha256)),
         )
         link = settings.coordinator
+        self._papers = AgentPapers(
+            agent_id=self._agent_id,
+            agent_name=self._name,
+            state_dir=settings.agent.state_dir,
+            token_file=link.token_file,
+        )
         self._link = Link(
             url=link.url,
-            token=read_secret(link.token_file),
+            papers=self._papers,
+            tls=self._tls,
             hello=Hello(
                 protocol_min=OLDEST_PROTOCOL_VERSION,
                 protocol_max=PROTOCOL_VERSION,
@@ -127,8 +141,8 @@ class AgentDaemon:
                 agent_name=self._name,
                 agent_version=__version__,
             ),
-            connect_timeout_s=link.connect_timeout_s,
-            backoff=Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random),
+            timing=link,
+            backoff=self._link_backoff(settings),
             on_opened=self._link_opened,
             on_message=self._message_received,
             on_lost=lambda: self._dispatch(core.LinkLost()),
@@ -138,11 +152,16 @@ class AgentDaemon:
         """Drain and end `run()`."""
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied."""
+        self._reload.reload()
+
     async def run(self) -> None:
         """Serve until `stop()`; running jobs then get `drain_s`, engines and link end after that."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         await self._look_at_host()
         self._enter_power_mode()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
@@ -175,7 +194,11 @@ class AgentDaemon:
     def status(self) -> AgentStatus:
         experts = self._core.expert_reports(asyncio.get_running_loop().time())
         sensors = self._monitor.reports()
-        warnings = (*agent_warnings(self._link.status, experts, sensors), *self._monitor.warnings())
+        warnings = (
+            *agent_warnings(self._link.status, experts, sensors),
+            *self._monitor.warnings(),
+            *self._reload.warnings(),
+        )
         return AgentStatus(
             agent_id=self._agent_id,
             agent_name=self._name,
@@ -196,6 +219,30 @@ class AgentDaemon:
     def engine_pids(self) -> dict[str, int | None]:
         """The process of each model's engine, None where it is being started again."""
         return {name: engine.pid for name, engine in self._engines.items()}
+
+    @property
+    def _settings(self) -> AgentSettings:
+        return self._reload.running
+
+    def _apply(self, former: AgentSettings, settings: AgentSettings) -> None:
+        """Go on with other settings. Those of the link hold for its next attempt."""
+        link, before = settings.coordinator, former.coordinator
+        self._link.timing = link
+        self._papers.token_file = link.token_file
+        if (link.reconnect_first_s, link.reconnect_most_s) != (before.reconnect_first_s, before.reconnect_most_s):
+            self._link.backoff = self._link_backoff(settings)
+        set_log_level(settings.log.level)
+
+    def _link_backoff(self, settings: AgentSettings) -> Backoff:
+        link = settings.coordinator
+        return Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random)
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Made for each attempt, so that new files are used from the next one on."""
+        link = self._settings.coordinator
+        if not link.url.startswith("wss:"):
+            return None
+        return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
     def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine, simulated = self._settings.engine, self._sensor_settings.simulated

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
+from moe2.common.enrolment import Refusal
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.hosts import is_loopback
 from moe2.common.messages import ExpertReport, ExpertState, SensorReport
 from moe2.common.status import LinkState, LinkStatus
+from moe2.common.tlsfault import TlsFault
 
 
 def agent_warnings(
@@ -22,25 +26,34 @@ def gravest_first(warnings: Iterable[HealthWarning]) -> tuple[HealthWarning, ...
 
 
 def _link_warnings(link: LinkStatus) -> list[HealthWarning]:
+    warnings = [_link_plaintext(link)] if _is_plaintext(link.url) else []
     if link.state is LinkState.CONNECTED or link.last_error is None:
-        return []
-    if "token" in link.last_error:
-        code, remedy = "token_refused", "Copy the coordinator's enrolment token into token_file and restart the agent."
-    elif "protocol" in link.last_error:
-        code, remedy = "protocol_version", "Install the same moe2 release on the agent and the coordinator."
+        return warnings
+    code, message = link.last_error_code, f"No link to the coordinator at {link.url}: {link.last_error}"
+    if code in (*Refusal, *TlsFault) and code is not None and link.last_error_remedy:
+        remedy = link.last_error_remedy
+        message = message.removesuffix(" " + remedy)
+    elif code == "protocol_version":
+        remedy = "Install the same moe2 release on the agent and the coordinator."
     else:
-        code, remedy = (
-            "coordinator_unreachable",
-            "Check that the coordinator runs, that coordinator.url names its agents listener, and the firewall.",
-        )
-    return [
-        HealthWarning(
-            code=code,
-            severity=Severity.DEGRADED,
-            message=f"No link to the coordinator at {link.url}: {link.last_error}",
-            remedy=remedy,
-        )
-    ]
+        code = "coordinator_unreachable"
+        remedy = "Check that the coordinator runs, that coordinator.url names its agents listener, and the firewall."
+    warnings.append(HealthWarning(code=code, severity=Severity.DEGRADED, message=message, remedy=remedy))
+    return warnings
+
+
+def _is_plaintext(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "ws" and not is_loopback(parts.hostname or "")
+
+
+def _link_plaintext(link: LinkStatus) -> HealthWarning:
+    return HealthWarning(
+        code="link_plaintext",
+        severity=Severity.NOTICE,
+        message=f"The link to {link.url} is not encrypted: who sees the network reads prompts and answers.",
+        remedy="Set certificate and key in the coordinator's [agents.tls], and write wss:// in coordinator.url.",
+    )
 
 
 def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:

@@ -29,7 +29,9 @@ class AgentSection(Settings):
     name: str | None = None
     """Shown to people; the host's name if not set. The agent's identity is a generated id in `state_dir`."""
     state_dir: Path = Path("/var/lib/moe2-agent")
+    """Keeps identity, credential, what was learned of each model, and checksums. Not to be copied to another host."""
     socket: Path = DEFAULT_SOCKET_PATH
+    """Where `moe2-agent status` asks; who may is up to the group of the file."""
     drain_s: Seconds = 30.0
     """On SIGTERM, running requests get this long to finish."""
 
@@ -39,11 +41,22 @@ class CoordinatorSection(Settings):
 
     url: str
     """ws:// or wss:// and the coordinator's agents listener."""
-    token_file: Path
-    """File with the enrolment token."""
+    token_file: Path | None = None
+    """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
+    ca_file: Path | None = None
+    """PEM file with the CA that has signed the coordinator's certificate; the system's CAs if not set."""
+    certificate: Path | None = None
+    """PEM file with a client certificate, where the coordinator asks for one."""
+    key: Path | None = None
+    """PEM file with the client certificate's private key, not encrypted."""
     connect_timeout_s: Seconds = 10.0
+    """A connection that is not made, or not welcomed, by then is given up."""
     reconnect_first_s: Seconds = 0.5
+    """How long to wait before the second attempt; doubles with each further one, with jitter."""
     reconnect_most_s: Seconds = 30.0
+    """The longest wait between two attempts."""
+    refused_retry_s: Seconds = 60.0
+    """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
     @field_validator("url")
     @classmethod
@@ -53,6 +66,16 @@ class CoordinatorSection(Settings):
             raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
         return url.rstrip("/")
 
+    @model_validator(mode="after")
+    def _tls_settings_belong_together(self) -> CoordinatorSection:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key stand together: set both, or neither")
+        if self.certificate is None and self.ca_file is None:
+            return self
+        if urlsplit(self.url).scheme != "wss":
+            raise ValueError("ca_file, certificate and key are for TLS: write wss:// in url, or remove them")
+        return self
+
 
 class LoraSection(Settings):
     """One entry of `lora`"""
@@ -60,6 +83,7 @@ class LoraSection(Settings):
     path: Path
     """A GGUF file with a LoRA adapter."""
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """How strongly it is applied; 1 as it was trained."""
 
 
 class ModelSection(Settings):
@@ -80,8 +104,11 @@ class ModelSection(Settings):
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
+    """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool = False
+    """Less memory for long contexts, where the hardware has kernels for it."""
     mlock: bool = False
+    """Keep the model's memory from being swapped out."""
     cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     """How keys and values are stored; the smaller ones need flash attention, which they switch on."""
     load: Literal["start", "on_demand"] = "start"
@@ -110,7 +137,9 @@ class EngineSection(Settings):
     """[engine]"""
 
     restart_first_s: Seconds = 0.5
+    """How long to wait before a crashed llama.cpp process is started again; doubles with each crash, with jitter."""
     restart_most_s: Seconds = 60.0
+    """The longest wait between two starts."""
     load_timeout_s: Seconds = 900.0
     """A model that has made no progress for this long is given up and its process restarted."""
     stuck_s: Seconds = 60.0
@@ -146,6 +175,7 @@ class MetricsSection(Settings):
     """[metrics]: a listener for Prometheus. The local socket serves them in any case."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """No listener is opened if not set."""
 
@@ -154,6 +184,7 @@ class LogSection(Settings):
     """[log]"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least grave events that are logged."""
 
 
 class AgentSettings(Settings):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -90,6 +91,28 @@ class Decoder:
             self._timer = self._loop.call_at(self._next_s, self._tick)
 
 
+@dataclass(frozen=True)
+class TokenOnly:
+    """Shows the token each time: nothing of a fake agent outlives it."""
+
+    token: str
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def enrolled(self) -> None:
+        return
+
+    def unknown(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Timing:
+    connect_timeout_s: float = 10.0
+    refused_retry_s: float = 60.0
+
+
 class FakeAgent:
     """One link to one coordinator, and what answers on it."""
 
@@ -106,9 +129,10 @@ class FakeAgent:
         self._seq = 0
         self._link = Link(
             url=url,
-            token=token,
+            papers=TokenOnly(token),
+            tls=lambda: None,
             hello=hello,
-            connect_timeout_s=10.0,
+            timing=Timing(),
             backoff=Backoff(first_s=0.05, most_s=0.5, random=Random()),
             on_opened=self._opened,
             on_message=self._received,

@@ -18,7 +18,12 @@ from moe2.coordinator.evaluation.plots import write_plots
 from moe2.coordinator.evaluation.routers import ORACLES
 from moe2.coordinator.evaluation.study import MOE2, evaluate, with_seeds
 from moe2.coordinator.evaluation.tables import tables
-from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
+from moe2.coordinator.gating.commands import (
+    add_features_argument,
+    add_pool_arguments,
+    chosen_features,
+    chosen_pool,
+)
 from moe2.coordinator.gating.outcomes import read_outcomes
 
 
@@ -27,12 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_pool_arguments(parser)
     parser.add_argument("--seeds", type=int, default=4)
+    add_features_argument(parser)
     parser.add_argument("--no-other-sources", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for plots and report.json")
     args = parser.parse_args()
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
     auxiliary = None if args.no_other_sources else others
-    report = evaluate(pool, auxiliary=auxiliary, training=with_seeds(args.seeds), source=args.source)
+    report = evaluate(
+        pool,
+        auxiliary=auxiliary,
+        training=with_seeds(args.seeds),
+        features=chosen_features(args.features),
+        source=args.source,
+    )
     console = Console()
     for table in tables(report):
         console.print(table)

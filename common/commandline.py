@@ -1,28 +1,92 @@
-"""What both command lines share: how errors become exit codes, and the options that every command has."""
+"""What both command lines share: what every `--help` tells, how errors become exit codes, options that all have."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moe2.common import __version__
 from moe2.common.errors import ConfigError, Moe2Error
 
+EXIT_USAGE = 2
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h; systemd can be told not to restart on it."""
 EXIT_INTERRUPTED = 130
+
+HELP_COLUMNS = 79
+EXITS = {0: "done", 1: "failed; the reason is on standard error"}
+"""What most commands end with. `ALWAYS` is added to every command's own."""
+ALWAYS = {
+    EXIT_USAGE: "wrong usage",
+    EXIT_CONFIG: "the configuration cannot be used; every fault is on standard error",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+
+class Command(argparse.ArgumentParser):
+    """A program or one of its commands; `--help` reads like a manual page.
+
+    exits: what an exit status means, in addition to those that every command has. examples: command lines, each with
+    what it does ("# ..." on the line before). Commands added to a `Command` are of this type too.
+    """
+
+    def __init__(
+        self, *args: Any, exits: Mapping[int, str] | None = None, examples: Sequence[str] = (), **details: Any
+    ) -> None:
+        details.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **details)
+        self.exits = dict(EXITS if exits is None else exits)
+        self.examples = tuple(examples)
+
+    def format_help(self) -> str:
+        """The usual help, then environment, files, exit status and examples."""
+        description, self.description = self.description, _filled(self.description or "")
+        try:
+            return super().format_help() + "".join(f"\n{part}" for part in self._sections())
+        finally:
+            self.description = description
+
+    def _sections(self) -> list[str]:
+        sections = []
+        program = self.prog.split()[0]
+        options = {option: action for action in self._actions for option in action.option_strings}
+        if "--config" in options:
+            variable = program.replace("-", "_").upper()
+            sections.append(
+                "environment:\n"
+                + _item(
+                    f"{variable}__SECTION__KEY", f"overrides KEY in [SECTION], such as {variable}__LOG__LEVEL=debug"
+                )
+            )
+        files = []
+        if "--config" in options:
+            files.append(
+                _item(str(options["--config"].default), "the configuration; docs/settings.md explains each key")
+            )
+        if "--socket" in options:
+            files.append(_item(str(options["--socket"].default), "where the running daemon answers"))
+        if files:
+            sections.append("files:\n" + "".join(files))
+        exits = sorted({**ALWAYS, **self.exits}.items())
+        sections.append("exit status:\n" + "".join(_item(str(code), meaning) for code, meaning in exits))
+        if self.examples:
+            sections.append("examples:\n" + "".join(f"  {line}\n" for line in self.examples))
+        return sections
 
 
 # argparse has no public name for what `add_subparsers` returns.
 Commands = argparse._SubParsersAction
 
 
-def program(name: str, description: str) -> tuple[argparse.ArgumentParser, Commands[argparse.ArgumentParser]]:
+def program(name: str, description: str, *, examples: Sequence[str] = ()) -> tuple[Command, Commands[Command]]:
     """A parser with `--version`, and where its commands are added. Each command sets its function as `act`."""
-    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser = Command(prog=name, description=description, examples=examples)
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
-    return parser, parser.add_subparsers(required=True, metavar="COMMAND")
+    return parser, parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
 
 def execute(parser: argparse.ArgumentParser) -> int:
@@ -49,3 +113,19 @@ def add_config(parser: argparse.ArgumentParser, default: Path) -> None:
 def add_socket(parser: argparse.ArgumentParser, default: Path) -> None:
     """`--socket PATH`, of the running daemon."""
     parser.add_argument("--socket", type=Path, default=default, metavar="PATH", help="default: %(default)s")
+
+
+def _filled(text: str) -> str:
+    return "\n\n".join(textwrap.fill(part, HELP_COLUMNS) for part in text.split("\n\n"))
+
+
+def _item(word: str, meaning: str) -> str:
+    """A word, and what it means, indented as argparse does."""
+    head = f"  {word:<21} "
+    if len(head) > 24:
+        return (
+            f"  {word}\n"
+            + textwrap.fill(meaning, HELP_COLUMNS, initial_indent=" " * 24, subsequent_indent=" " * 24)
+            + "\n"
+        )
+    return textwrap.fill(meaning, HELP_COLUMNS, initial_indent=head, subsequent_indent=" " * 24) + "\n"

@@ -39,7 +39,10 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, tag="hello")
 
 
 class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
-    """Coordinator to agent: the version to speak and the rhythm to keep."""
+    """Coordinator to agent: the version to speak and the rhythm to keep.
+
+    enrolled: the agent's own credential is known, it needs no token any more.
+    """
 
     protocol: int
     coordinator_id: str
@@ -47,6 +50,7 @@ class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welco
     heartbeat_s: float
     report_s: float
     max_frame_bytes: int
+    enrolled: bool = False
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):

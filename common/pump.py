@@ -123,7 +123,8 @@ class Pump:
                 message = self._next_message() if session.is_open else None
                 if message is None:
                     break
-                session.send(message)
+                for event in session.send(message):
+                    self._on_event(event)
             if self._closing is not None and session.closed is None:
                 session.close(self._closing)
                 continue

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from moe2.common.errors import ProtocolError
+from moe2.common.earlier import Unspeakable, spoken
+from moe2.common.errors import JobErrorCode, ProtocolError
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
@@ -28,7 +29,7 @@ from moe2.common.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.wire import NUMBER, UnreadableMessage, wire_codec
+from moe2.common.wire import NUMBER, FrameTooLargeError, UnreadableMessage, wire_codec
 
 SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
@@ -66,6 +67,18 @@ class PeerFaulted:
 
 
 @dataclass(frozen=True)
+class NotSent:
+    """A message was not sent: it exceeds the frame limit, or the peer speaks too early a protocol for it.
+
+    The session goes on without it. code: a `JobErrorCode`, for the job that it costs.
+    """
+
+    message: JobMessage
+    reason: str
+    code: str
+
+
+@dataclass(frozen=True)
 class Closed:
     """The session is over. `code` is "refused", "goodbye", "silent", "handshake_timeout" or a protocol error's."""
 
@@ -74,7 +87,7 @@ class Closed:
     remedy: str | None = None
 
 
-SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | Closed
+SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | NotSent | Closed
 
 
 class Session:
@@ -92,6 +105,8 @@ class Session:
         self._faults = 0
         self._n_sent = 0
         self._n_heard = 0
+        self.protocol = PROTOCOL_VERSION
+        """The version that is spoken, once the session is open."""
         self.closed: Closed | None = None
 
     @property
@@ -117,11 +132,22 @@ class Session:
         frames, self._frames = self._frames, []
         return frames
 
-    def send(self, message: JobMessage) -> None:
-        """Queue a message. Raises `ProtocolError` before the handshake, or if the message exceeds the frame limit."""
+    def send(self, message: JobMessage) -> list[SessionEvent]:
+        """Queue a message, in the peer's protocol. Raises `ProtocolError` if the session is not open.
+
+        One that cannot be sent is told of by a `NotSent`.
+        """
         if not self.is_open:
             raise ProtocolError("The session is not open.", code="session_not_open")
-        self._queue(message)
+        told = spoken(message, self.protocol)
+        if isinstance(told, Unspeakable):
+            reason = f"This needs protocol {told.since}, the peer speaks {self.protocol}. Upgrade moe2 there."
+            return [NotSent(message, reason, JobErrorCode.INTERNAL)]
+        try:
+            self._queue(told)
+        except FrameTooLargeError as error:
+            return [NotSent(message, str(error), JobErrorCode.INVALID_REQUEST)]
+        return []
 
     def close(self, reason: str) -> Closed:
         """Say goodbye; the caller sends the last frames and closes the socket."""
@@ -170,7 +196,8 @@ class Session:
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         raise NotImplementedError
 
-    def _established(self, now_s: float, *, heartbeat_s: float | None = None) -> None:
+    def _established(self, now_s: float, protocol: int, *, heartbeat_s: float | None = None) -> None:
+        self.protocol = protocol
         if heartbeat_s is not None:
             self._heartbeat_s = heartbeat_s
         self._handshake_deadline_s = None
@@ -242,14 +269,17 @@ class AgentSession(Session):
                 if not OLDEST_PROTOCOL_VERSION <= protocol <= PROTOCOL_VERSION:
                     return [self._fail("protocol_version", f"The coordinator chose protocol {protocol}, unknown here.")]
                 self._codec.max_frame_bytes = min(self._codec.max_frame_bytes, message.max_frame_bytes)
-                self._established(now_s, heartbeat_s=message.heartbeat_s)
+                self._established(now_s, protocol, heartbeat_s=message.heartbeat_s)
                 return [Opened(protocol, welcome=message)]
             case _:
                 return [self._fail("unexpected_message", "Expected a welcome.")]
 
 
 class CoordinatorSession(Session):
-    """The coordinator's end: waits for a hello, negotiates the version, welcomes or refuses."""
+    """The coordinator's end: waits for a hello, negotiates the version, welcomes or refuses.
+
+    welcome: its `protocol` is the newest that is spoken.
+    """
 
     def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float) -> None:
         super().__init__(
@@ -263,19 +293,19 @@ class CoordinatorSession(Session):
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         if not isinstance(message, Hello):
             return [self._fail("unexpected_message", "Expected a hello.")]
-        protocol = min(message.protocol_max, PROTOCOL_VERSION)
+        protocol = min(message.protocol_max, self._welcome.protocol)
         if protocol < max(message.protocol_min, OLDEST_PROTOCOL_VERSION):
             older = "agent" if message.protocol_max < OLDEST_PROTOCOL_VERSION else "coordinator"
             return [
                 self._fail(
                     "protocol_version",
                     f"The agent speaks protocol {message.protocol_min} to {message.protocol_max}, the coordinator "
-                    f"{OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}.",
+                    f"{OLDEST_PROTOCOL_VERSION} to {self._welcome.protocol}.",
                     f"Upgrade moe2 on the {older}.",
                 )
             ]
         self._queue(msgspec.structs.replace(self._welcome, protocol=protocol))
-        self._established(now_s)
+        self._established(now_s, protocol)
         return [Opened(protocol, hello=message)]
 
     def refuse(self, code: str, message: str, remedy: str | None = None) -> Closed:

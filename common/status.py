@@ -28,6 +28,10 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     next_attempt_in_s: float | None = None
     last_error: str | None = None
+    last_error_code: str | None = None
+    """A `Refusal`, a `TlsFault`, or why the session was closed; None for any other trouble of the network."""
+    last_error_remedy: str | None = None
+    """What to do about it, where that is known; `last_error` ends with it."""
     last_error_at_unix_s: float | None = None
 
 

@@ -45,11 +45,7 @@ class Codec(Generic[T]):
             content[NUMBER] = number
         frame: bytes = msgpack.packb(content, use_bin_type=True)
         if len(frame) > self.max_frame_bytes:
-            raise ProtocolError(
-                f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
-                code="frame_too_large",
-                remedy="Send less in one message, or raise max_frame_bytes on both sides.",
-            )
+            raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         return frame
 
     def decode(self, frame: bytes) -> T:
@@ -58,11 +54,7 @@ class Codec(Generic[T]):
     def unpack(self, frame: bytes) -> dict[str, Any]:
         """The map in a frame, which has an op."""
         if len(frame) > self.max_frame_bytes:
-            raise ProtocolError(
-                f"A frame of {len(frame)} bytes exceeds the limit of {self.max_frame_bytes}.",
-                code="frame_too_large",
-                remedy="Send less in one message, or raise max_frame_bytes on both sides.",
-            )
+            raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         try:
             content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
         # TypeError: a map whose key is a list or a map.
@@ -94,6 +86,17 @@ class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the 
         self.op = op
 
 
+class FrameTooLargeError(ProtocolError):
+    """A frame beyond the limit that both sides keep."""
+
+    def __init__(self, frame_bytes: int, max_frame_bytes: int) -> None:
+        super().__init__(
+            f"A frame of {frame_bytes} bytes exceeds the limit of {max_frame_bytes}.",
+            code="frame_too_large",
+            remedy="Send less in one message, or raise agents.max_frame_bytes on the coordinator.",
+        )
+
+
 def length_prefixed(frame: bytes) -> bytes:
     """A frame for a byte stream: 4-byte big-endian length, then the frame."""
     return _LENGTH.pack(len(frame)) + frame
@@ -112,10 +115,7 @@ class FrameSplitter:
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > self._max_frame_bytes:
-                raise ProtocolError(
-                    f"A frame of {length} bytes exceeds the limit of {self._max_frame_bytes}.",
-                    code="frame_too_large",
-                )
+                raise FrameTooLargeError(length, self._max_frame_bytes)
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return

@@ -15,9 +15,12 @@ from moe2.coordinator.access import commands as access_commands
 from moe2.coordinator.calibrationview import show_calibration
 from moe2.coordinator.collecting import commands as collecting_commands
 from moe2.coordinator.daemon import CoordinatorDaemon
+from moe2.coordinator.enrolment import commands as enrolment_commands
+from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.evaluation import commands as evaluation_commands
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.gating import commands as gating_commands
+from moe2.coordinator.ledger import commands as ledger_commands
 from moe2.coordinator.openfiles import allow_open_files
 from moe2.coordinator.planview import show_plan
 from moe2.coordinator.settings import (
@@ -35,20 +38,39 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser, commands = program("moe2-coordinator", "Serve a fleet of moe2 agents as one OpenAI-compatible service.")
+    parser, commands = program(
+        "moe2-coordinator",
+        "Serve a fleet of moe2 agents as one OpenAI-compatible service, within measured energy and latency budgets. "
+        "`moe2-coordinator COMMAND --help` explains a command, docs/settings.md the configuration.",
+    )
 
-    run = commands.add_parser("run", help="run the coordinator in the foreground")
+    run = commands.add_parser(
+        "run",
+        help="run the coordinator in the foreground",
+        description="Run the coordinator in the foreground, as its systemd unit does. SIGTERM and SIGINT let running "
+        "requests end within coordinator.drain_s; SIGHUP reads the configuration again and applies what can change.",
+        exits={0: "stopped by a signal", 1: "could not start or go on; the reason is on standard error"},
+        examples=("moe2-coordinator run --config coordinator.toml",),
+    )
     add_config(run, DEFAULT_CONFIG_PATH)
     run.set_defaults(act=_run)
 
-    check = commands.add_parser("check-config", help="check the configuration and say what is wrong with it")
+    check = commands.add_parser(
+        "check-config",
+        help="check the configuration and say what is wrong with it",
+        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
+        "it. Changes and starts nothing.",
+        exits={0: "good"},
+    )
     add_config(check, DEFAULT_CONFIG_PATH)
     check.set_defaults(act=_check_config)
 
     status = commands.add_parser(
         "status",
         help="show the fleet",
-        description="Show the fleet. Exit status: 0 healthy, 1 degraded, 2 not running.",
+        description="Show the fleet: agents, experts, requests, and what is wrong, each with a remedy.",
+        exits={0: "healthy", 1: "degraded", 2: "not running, or wrong usage"},
+        examples=("# what is wrong, for a script", "moe2-coordinator status --json | jq '.warnings'"),
     )
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
@@ -61,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="show what the running coordinator would decide for a prompt; runs nothing",
-        description="Show the decision for a prompt. Exit status: 0 an expert would answer, 1 none would.",
+        description="Show what the running coordinator would decide for a prompt, and why. Runs nothing.",
+        exits={0: "an expert would answer", 1: "none would, or nobody could be asked; the reason is told"},
+        examples=("moe2-coordinator plan 'Why is the sky blue?' --energy 20 --latency 5",),
     )
     plan.add_argument("prompt", help="the user's message")
     plan.add_argument("--model", default="moe2", help="default: %(default)s, any model")
@@ -76,17 +100,58 @@ def _parser() -> argparse.ArgumentParser:
     add_socket(plan, DEFAULT_SOCKET_PATH)
     plan.set_defaults(act=_plan)
 
-    access_commands.add_arguments(commands.add_parser("keys", help="make, list and revoke the apps' API keys"))
+    access_commands.add_arguments(
+        commands.add_parser(
+            "keys",
+            help="make, list and revoke the apps' API keys",
+            description="Make, list and revoke the apps' API keys. The running coordinator sees changes at once.",
+        )
+    )
 
-    train = commands.add_parser("train-gate", help="train a gate from recorded outcomes")
+    agents = commands.add_parser(
+        "agents",
+        help="who may connect: enrolment tokens, enrolled agents",
+        description="Say which agents may connect: make tokens for new ones, list those that are enrolled, revoke one. "
+        "Changes are seen by the running coordinator at once.",
+    )
+    enrolment_commands.add_commands(
+        agents.add_subparsers(required=True, metavar="COMMAND", title="commands"),
+        add_options=lambda parser: add_config(parser, DEFAULT_CONFIG_PATH),
+        open_=lambda arguments: RegisterFile(_load(arguments).coordinator.state_dir),
+    )
+
+    train = commands.add_parser(
+        "train-gate",
+        help="train a gate from recorded outcomes",
+        description="Train a gate from recorded outcomes: which expert answered which prompt how well. Needs torch. "
+        "The checkpoint is named in selection.gate; SIGHUP lets a running coordinator take it.",
+    )
     gating_commands.add_arguments(train)
     train.set_defaults(act=gating_commands.run)
 
-    collect = commands.add_parser("collect", help="ask a question set of every live expert, as outcomes for train-gate")
+    collect = commands.add_parser(
+        "collect",
+        help="ask a question set of every live expert, as outcomes for train-gate",
+        description="Ask a question set of every live expert and score the answers, as outcomes for train-gate. "
+        "Stopped and started again, it goes on where it was.",
+    )
     collecting_commands.add_arguments(collect)
     collect.set_defaults(act=collecting_commands.run)
 
-    evaluate = commands.add_parser("evaluate", help="compare moe2's choice with baselines on held-out outcomes")
+    ledger = commands.add_parser(
+        "ledger",
+        help="show or export what requests have cost, by key, expert, model or day",
+        description="Show or export what requests have cost, by key, expert, model or day.",
+    )
+    ledger_commands.add_arguments(ledger)
+    ledger.set_defaults(act=ledger_commands.run)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare moe2's choice with baselines on held-out outcomes",
+        description="Compare moe2's choice with simpler ones, and with the best there could be, on outcomes that the "
+        "gate has not seen.",
+    )
     evaluation_commands.add_arguments(evaluate)
     evaluate.set_defaults(act=evaluation_commands.run)
     return parser
@@ -102,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
     allow_open_files()
 
     async def serve() -> None:
-        daemon = CoordinatorDaemon(settings)
+        daemon = CoordinatorDaemon(settings, load=lambda: _load(arguments))
         # What is loaded now stays for good: without this each full collection walks over all modules, for milliseconds.
         gc.collect()
         gc.freeze()

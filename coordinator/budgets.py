@@ -28,6 +28,7 @@ class Budgets(Settings):
     """Limits of one request, or the defaults of a key or a category. None is no limit of its own."""
 
     energy_budget_j: Amount | None = None
+    """Joules of the whole request."""
     latency_budget_s: Amount | None = None
     """Until the last token."""
     ttft_budget_s: Amount | None = None
@@ -35,7 +36,9 @@ class Budgets(Settings):
     tpot_budget_s: Amount | None = None
     """Per output token after the first."""
     quantile: Quantile | None = None
+    """Which prediction the limits hold for; p95 if nobody says."""
     mode: Mode | None = None
+    """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
     """Candidates kept for the request. With it, `energy_budget_j` holds even if every one of them has to be tried."""
 

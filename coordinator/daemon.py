@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic, time
@@ -15,11 +15,13 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.config import read_secret
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
+from moe2.common.logs import set_log_level
+from moe2.common.reload import Reload
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
+from moe2.common.tls import ServerTls
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.keyring import KeyRing
 from moe2.coordinator.api.calibration import CalibrationRoute
@@ -27,6 +29,7 @@ from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
 from moe2.coordinator.api.fleet import FleetRoutes
 from moe2.coordinator.api.guard import Guard
+from moe2.coordinator.api.ledger import LedgerRoute
 from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
 from moe2.coordinator.api.openapiroute import OpenApiRoute
@@ -37,36 +40,52 @@ from moe2.coordinator.api.slowness import LINGER_S, body_deadline
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Completed, Lifecycle
+from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
+from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.health import fleet_warnings
 from moe2.coordinator.hub import Hub
+from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.collector import LedgerCollector
+from moe2.coordinator.ledger.ledger import Ledger
+from moe2.coordinator.listenertls import ListenerTls
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
+from moe2.coordinator.reloading import LIVE
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
-from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
 from moe2.coordinator.table import CapabilityTable
 from moe2.coordinator.traces import open_traces
 
 log = structlog.get_logger()
 
 EVICT_EVERY_S = 5.0
+KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
 
 class CoordinatorDaemon:
-    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains.
+    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
 
+    load: reads the configuration; None if there is none to read again.
     `api_url` and `agents_url` are known once `listening` is set, also where the configured port is 0.
     """
 
-    def __init__(self, settings: CoordinatorSettings, *, environment: Mapping[str, str] = os.environ) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: CoordinatorSettings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        load: Callable[[], CoordinatorSettings] | None = None,
+    ) -> None:
         self._notifier = Notifier(environment)
+        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
         self._id = f"coordinator-{uuid.uuid4().hex}"
         self._started_s = monotonic()
         self._stop = asyncio.Event()
@@ -81,24 +100,31 @@ class CoordinatorDaemon:
             _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
         )
         self._past = RecentPast()
-        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s)
         self._calibration = CalibrationWindow()
+        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        self._accounts = Accounts()
+        collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
+        self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = open_traces(settings.traces.endpoint) if settings.traces.endpoint else None
         self._service = Service(
             self._table,
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
+            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
             on_retired=self._request_retired,
         )
+        self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
+        self._tls = ListenerTls(settings)
         self._hub = Hub(
             agents,
-            token=read_secret(agents.token_file),
+            doorkeeper=self._doorkeeper,
             coordinator_id=self._id,
             table=self._table,
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
         )
+        self._openai = OpenAiRoutes(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
@@ -106,23 +132,36 @@ class CoordinatorDaemon:
         """Drain and end `run()`."""
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied."""
+        self._reload.reload()
+
     async def run(self) -> None:
-        """Serve until `stop()`. Raises `Moe2Error` if a listener cannot be opened."""
+        """Serve until `stop()`. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         async with AsyncExitStack() as stack:
+            # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
+            await stack.enter_async_context(self._ledger.running())
+            self._accounts.restore(day_of(time()), self._ledger.today)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents.host, agents.port, "agents", agents.handshake_s)
-            api_port = await _listen(stack, self._api_app(), api.host, api.port, "api", api.header_timeout_s)
-            self.agents_url = f"ws://{_in_url(agents.host)}:{agents_port}"
-            self.api_url = f"http://{_in_url(api.host)}:{api_port}"
+            agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
+            api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
+            self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
+            self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
             async with asyncio.TaskGroup() as tasks:
                 steady = [
                     tasks.create_task(work)
-                    for work in (self._evict(), self._sample_power(), self._notifier.feed_watchdog())
+                    for work in (
+                        self._evict(),
+                        self._keep_trust(),
+                        self._sample_power(),
+                        self._notifier.feed_watchdog(),
+                    )
                 ]
                 self.listening.set()
                 self._notifier.notify("READY=1", f"STATUS=Serving {self.api_url}")
@@ -162,9 +201,37 @@ class CoordinatorDaemon:
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *self._selector.appraiser.warnings(),
+                *self._reload.warnings(),
+                *self._doorkeeper.warnings(),
+                *self._tls.warnings(time()),
+                *self._ledger.warnings(),
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
+
+    @property
+    def _settings(self) -> CoordinatorSettings:
+        return self._reload.running
+
+    def _apply(self, former: CoordinatorSettings, settings: CoordinatorSettings) -> None:
+        """Go on with other settings. What can fail comes first, so that a failure changes nothing."""
+        agents, api, selection = settings.agents, settings.api, settings.selection
+        # Read anew even if its path is the same: a gate may have been trained again.
+        appraiser = _appraiser(selection.gate, self._feedback)
+        self._doorkeeper.take_token(agents.token_file)
+        try:
+            self._tls.load(settings)
+        except Moe2Error:
+            self._doorkeeper.take_token(former.agents.token_file)
+            raise
+        self._selector.reconfigure(appraiser, selection.categories)
+        self._feedback.keep_prompts = selection.keep_prompts
+        self._service.max_active = api.max_active_requests
+        self._openai.request_timeout_s = api.request_timeout_s
+        self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
+        self._metrics.fleet.stale_s = agents.stale_s
+        self._hub.settings = agents
+        set_log_level(settings.log.level)
 
     def _api_app(self) -> web.Application:
         api = self._settings.api
@@ -177,12 +244,13 @@ class CoordinatorDaemon:
             client_max_size=api.max_body_bytes,
         )
         app.on_response_prepare.append(add_request_id)
-        OpenAiRoutes(self._service, self._table, request_timeout_s=api.request_timeout_s).add_to(app)
+        self._openai.add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
         ).add_to(app)
         self._fleet.add_to(app)
+        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
         PageRoute().add_to(app)
@@ -220,6 +288,13 @@ class CoordinatorDaemon:
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
 
+    async def _keep_trust(self) -> None:
+        """Act on certificates that were replaced and agents that were revoked."""
+        while True:
+            self._tls.load_changed()
+            self._hub.turn_out()
+            await asyncio.sleep(KEEP_TRUST_EVERY_S)
+
     async def _sample_power(self) -> None:
         while True:
             rows = self._table.rows(monotonic())
@@ -251,7 +326,12 @@ def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
 
 
 async def _listen(
-    stack: AsyncExitStack, app: web.Application, host: str, port: int, section: str, header_timeout_s: float
+    stack: AsyncExitStack,
+    app: web.Application,
+    settings: ApiSection | AgentsSection,
+    tls: ServerTls | None,
+    section: str,
+    header_timeout_s: float,
 ) -> int:
     """Open a TCP listener for the length of the stack; returns its port.
 
@@ -271,10 +351,11 @@ async def _listen(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port, reuse_address=True).start()
+        context = tls.context if tls else None
+        await web.TCPSite(runner, settings.host, settings.port, reuse_address=True, ssl_context=context).start()
     except OSError as error:
         raise Moe2Error(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
             remedy=f"Stop what uses it, or set {section}.host and {section}.port.",
         ) from error
     bound: int = runner.addresses[0][1]

@@ -6,6 +6,7 @@ import asyncio
 
 from moe2.common.messages import TokenPiece
 from moe2.coordinator.dispatch import Lifecycle, Outcome
+from moe2.coordinator.ledger.ledger import Recorded
 from moe2.coordinator.receipt import Receipt, receipt_of
 
 
@@ -18,6 +19,8 @@ class Exchange:
         self._pieces: list[TokenPiece] = []
         self._outcome: Outcome | None = None
         self._news = asyncio.Event()
+        self.recorded: Recorded | None = None
+        """Of the request's latest entry in the ledger."""
 
     @property
     def receipt(self) -> Receipt:
@@ -42,6 +45,11 @@ class Exchange:
         self._news.clear()
         pieces, self._pieces = self._pieces, []
         return pieces, self._outcome
+
+    async def until_recorded(self) -> None:
+        """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""
+        if self.recorded is not None:
+            await self.recorded
 
     async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
         """Wait for the end."""

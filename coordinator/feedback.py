@@ -68,7 +68,7 @@ class FeedbackBook:
     """Who answered the latest requests, and each model's scores. keep_prompts: also what was asked."""
 
     def __init__(self, known: Iterable[Feedback] = (), *, keep_prompts: bool = False) -> None:
-        self._keep_prompts = keep_prompts
+        self.keep_prompts = keep_prompts
         self._latest: OrderedDict[str, _Answered] = OrderedDict()
         self.tallies: dict[str, Tally] = {}
         for feedback in known:
@@ -77,7 +77,7 @@ class FeedbackBook:
     def answered(self, request_id: str, *, expert: str, model: str, prompt: str) -> None:
         """Remember who answered a request."""
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-        self._latest[request_id] = _Answered(expert, model, digest, prompt if self._keep_prompts else None)
+        self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None)
         if len(self._latest) > MOST_REQUESTS:
             self._latest.popitem(last=False)
 

@@ -24,7 +24,7 @@ class FleetCollector(Collector):
 
     def __init__(self, status: Callable[[], CoordinatorStatus], *, stale_s: float) -> None:
         self._status = status
-        self._stale_s = stale_s
+        self.stale_s = stale_s
 
     def collect(self) -> Iterator[Metric]:
         status = self._status()
@@ -58,7 +58,7 @@ class FleetCollector(Collector):
     def _state(self, row: AgentRow) -> str:
         if not row.connected:
             return "disconnected"
-        return "connected" if row.report_age_s is not None and row.report_age_s <= self._stale_s else "stale"
+        return "connected" if row.report_age_s is not None and row.report_age_s <= self.stale_s else "stale"
 
 
 def _experts(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:

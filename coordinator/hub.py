@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +11,12 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
+from moe2.common.enrolment import REFUSAL_HEADER, WHY
 from moe2.common.messages import (
     PROTOCOL_VERSION,
     FromAgent,
     Hello,
+    Job,
     JobDone,
     JobFailed,
     JobScored,
@@ -32,11 +33,15 @@ from moe2.common.session import (
     CoordinatorSession,
     JobMessage,
     MessageReceived,
+    NotSent,
     Opened,
     PeerFaulted,
     RttMeasured,
     SessionEvent,
 )
+from moe2.coordinator.access.bucket import TokenBucket
+from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
+from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError, Register
 from moe2.coordinator.settings import AgentsSection
 from moe2.coordinator.soundness import sound
 from moe2.coordinator.table import CapabilityTable
@@ -44,13 +49,17 @@ from moe2.coordinator.table import CapabilityTable
 log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
+REFUSALS_LOGGED_PER_MINUTE = 60.0
 
 
 @dataclass(eq=False)
 class _Connection:
     pump: Pump
+    session: CoordinatorSession
+    admission: Admission
     outgoing: deque[JobMessage] = field(default_factory=deque)
     agent_id: str | None = None
+    is_turned_out: bool = False
 
 
 class Hub:
@@ -63,19 +72,21 @@ class Hub:
         self,
         settings: AgentsSection,
         *,
-        token: str,
+        doorkeeper: Doorkeeper,
         coordinator_id: str,
         table: CapabilityTable,
         on_message: Callable[[FromAgent], None],
         on_lost: Callable[[str], None],
     ) -> None:
-        self._settings = settings
-        self._token = token.encode()
+        self.settings = settings
+        self._doorkeeper = doorkeeper
         self._coordinator_id = coordinator_id
         self._table = table
         self._on_message = on_message
         self._on_lost = on_lost
         self._connections: set[_Connection] = set()
+        self._checked: Register | None = None
+        self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
         self._by_agent: dict[str, _Connection] = {}
 
     def app(self) -> web.Application:
@@ -92,18 +103,31 @@ class Hub:
         connection.pump.wake()
         return True
 
+    def turn_out(self) -> None:
+        """Disconnect every agent that may not be connected any more. Costs nothing where the register is the same."""
+        register = self._doorkeeper.current()
+        if register is self._checked:
+            return
+        self._checked = register
+        for connection in tuple(self._by_agent.values()):
+            self._check_standing(connection)
+
     def close(self, reason: str) -> None:
         """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
         for connection in tuple(self._connections):
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
-        presented = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(presented, self._token):
-            log.warning("agent_refused", reason="wrong_token", peer=request.remote)
-            raise web.HTTPUnauthorized(text="Wrong or missing enrolment token. Set the agent's token_file.")
+        try:
+            admission = await self._doorkeeper.admit(request.headers)
+        except AdmissionRefusedError as error:
+            # Whoever floods the listener must not flood the log as well.
+            if self._refusals_logged.take(asyncio.get_running_loop().time()) == 0.0:
+                log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
+            headers = {REFUSAL_HEADER: error.refusal.value}
+            raise web.HTTPUnauthorized(text=" ".join(WHY[error.refusal]), headers=headers) from error
         websocket = web.WebSocketResponse(
-            max_msg_size=self._settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
+            max_msg_size=self.settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )
         await websocket.prepare(request)
         session = CoordinatorSession(
@@ -111,12 +135,13 @@ class Hub:
                 protocol=PROTOCOL_VERSION,
                 coordinator_id=self._coordinator_id,
                 coordinator_version=__version__,
-                heartbeat_s=self._settings.heartbeat_s,
-                report_s=self._settings.report_s,
-                max_frame_bytes=self._settings.max_frame_bytes,
+                heartbeat_s=self.settings.heartbeat_s,
+                report_s=self.settings.report_s,
+                max_frame_bytes=self.settings.max_frame_bytes,
+                enrolled=admission.agent_id is not None,
             ),
             now_s=asyncio.get_running_loop().time(),
-            handshake_s=self._settings.handshake_s,
+            handshake_s=self.settings.handshake_s,
         )
         outgoing: deque[JobMessage] = deque()
         pump = Pump(
@@ -124,7 +149,7 @@ class Hub:
             next_message=lambda: outgoing.popleft() if outgoing else None,
             on_event=lambda event: self._act(connection, event),
         )
-        connection = _Connection(pump=pump, outgoing=outgoing)
+        connection = _Connection(pump=pump, session=session, admission=admission, outgoing=outgoing)
         self._connections.add(connection)
         try:
             await pump.run(websocket)
@@ -143,22 +168,46 @@ class Hub:
             case RttMeasured(rtt_s=rtt_s):
                 if connection.agent_id:
                     self._table.rtt_measured(connection.agent_id, rtt_s)
+            case NotSent():
+                self._not_sent(connection, event)
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _joined(self, connection: _Connection, hello: Hello, protocol: int) -> None:
+        connection.agent_id = hello.agent_id
+        if not self._check_standing(connection):
+            return
         former = self._by_agent.get(hello.agent_id)
         if former:
             # The agent reconnected before we noticed that its old connection is dead; what ran there is lost.
             log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
             self._forget(former)
             former.pump.close("replaced by a newer connection of the same agent")
-        connection.agent_id = hello.agent_id
         self._by_agent[hello.agent_id] = connection
         self._table.agent_joined(hello, asyncio.get_running_loop().time(), protocol=protocol)
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
+
+    def _check_standing(self, connection: _Connection) -> bool:
+        """True if the connection may be its agent's; otherwise it is told why not, and ends."""
+        agent_id = connection.agent_id or ""
+        refusal = self._doorkeeper.standing(connection.admission, agent_id)
+        if refusal is None:
+            return True
+        log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        connection.is_turned_out = True
+        message, remedy = WHY[refusal]
+        connection.session.refuse(refusal.value, message, remedy)
+        connection.pump.wake()
+        return False
+
+    def _not_sent(self, connection: _Connection, event: NotSent) -> None:
+        """It costs its job only, not the link."""
+        message, reason = event.message, event.reason
+        log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
+        if isinstance(message, Job):
+            self._on_message(JobFailed(job_id=message.job_id, code=event.code, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         # A connection that was replaced may still have words in its buffers; its jobs are already given up.
@@ -177,6 +226,10 @@ class Hub:
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
             return
         del self._by_agent[agent_id]
-        self._table.agent_left(agent_id, asyncio.get_running_loop().time())
+        if connection.is_turned_out:
+            # Nobody waits for it to come back.
+            self._table.agent_removed(agent_id)
+        else:
+            self._table.agent_left(agent_id, asyncio.get_running_loop().time())
         log.info("agent_left", agent_id=agent_id)
         self._on_lost(agent_id)

@@ -7,9 +7,9 @@ checked before they are added: one NaN would spoil a counter for good.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import TypeGuard, TypeVar
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -22,6 +22,7 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
+from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.receipt import ExpertLine, Predicted, Receipt
 
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -31,12 +32,12 @@ OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05,
 REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
-MOST_PLAUSIBLE = 1e12
-"""Larger figures are an agent's defect."""
 
 C = TypeVar("C", bound=Collector)
 
-_FAILURES = frozenset({*JobErrorCode, "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"})
+_FAILURES = frozenset(
+    {*JobErrorCode, "budget_exhausted", "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"}
+)
 
 
 class _Counter(Collector):
@@ -71,7 +72,7 @@ class _Histogram(Collector):
         self._sum = 0.0
 
     def observe(self, value: float | None) -> None:
-        if _is_plausible(value):
+        if is_plausible(value):
             self._counts[bisect_left(self._bounds, value)] += 1
             self._sum += value
 
@@ -85,11 +86,16 @@ class _Histogram(Collector):
 class CoordinatorMetrics:
     """One registry, counted into by the event loop and read by scrapes on the same loop."""
 
-    def __init__(self, status: Callable[[], CoordinatorStatus], *, stale_s: float) -> None:
+    def __init__(
+        self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
+    ) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        registry.register(FleetCollector(status, stale_s=stale_s))
+        self.fleet = FleetCollector(status, stale_s=stale_s)
+        registry.register(self.fleet)
+        for other in others:
+            registry.register(other)
 
         def counter(name: str, documentation: str, *labels: str) -> _Counter:
             return _registered(registry, _Counter(name, documentation, *labels))
@@ -164,13 +170,13 @@ class CoordinatorMetrics:
         for line in receipt.experts:
             self._attempt_ended(line)
         joules = receipt.energy["joules"]
-        if _is_plausible(joules):
+        if is_plausible(joules):
             self._request_j.observe(joules)
         else:
             self._requests_unmeasured.add()
-        if _is_plausible(receipt.tokens.prompt):
+        if is_plausible(receipt.tokens.prompt):
             self._prompt.add((), receipt.tokens.prompt)
-        if _is_plausible(receipt.tokens.cached):
+        if is_plausible(receipt.tokens.cached):
             self._cached.add((), receipt.tokens.cached)
         if receipt.decision:
             self._plan_s.observe(receipt.decision.certificate.elapsed_s)
@@ -181,11 +187,11 @@ class CoordinatorMetrics:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
         self._attempts.add((*expert, line.outcome))
-        decoded = line.decoded_tokens if _is_plausible(line.decoded_tokens) else 0
+        decoded = line.decoded_tokens if is_plausible(line.decoded_tokens) else 0
         if decoded:
             self._decoded.add(expert, decoded)
         joules = line.energy["joules"]
-        if _is_plausible(joules):
+        if is_plausible(joules):
             self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
             self._energy_tokens.add(expert, decoded)
         else:
@@ -209,7 +215,7 @@ class CoordinatorMetrics:
             ("duration_seconds", predicted.total_s, receipt.seconds.total),
             ("energy_joules", predicted.energy_j, receipt.energy["joules"]),
         ):
-            if quantiles is not None and _is_plausible(measured):
+            if quantiles is not None and is_plausible(measured):
                 self._predictions.add((quantity, "true" if measured <= quantiles.p95 else "false"))
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:
@@ -237,8 +243,3 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
 def _registered(registry: CollectorRegistry, collector: C) -> C:
     registry.register(collector)
     return collector
-
-
-def _is_plausible(value: float | None) -> TypeGuard[float]:
-    """False for unknown, negative, infinite and NaN."""
-    return value is not None and 0 <= value < MOST_PLAUSIBLE

@@ -85,7 +85,7 @@ class RecentRequests:
 
     def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> EndedRequest:
         self.last_seq += 1
-        outcome, reason, message = _said_of(life.outcome)
+        outcome, reason, message = said_of(life.outcome)
         ended = EndedRequest(
             seq=self.last_seq,
             ended_at_unix_s=ended_at_unix_s,
@@ -196,7 +196,8 @@ def running(lives: tuple[Lifecycle, ...], now_s: float, *, most: int) -> tuple[R
     )
 
 
-def _said_of(outcome: Outcome | None) -> tuple[str, str | None, str | None]:
+def said_of(outcome: Outcome | None) -> tuple[str, str | None, str | None]:
+    """An outcome in words: "completed", "failed" or "cancelled"; finish reason or error code; an error's text."""
     match outcome:
         case Completed(reason=reason):
             return "completed", reason, None

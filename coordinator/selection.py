@@ -144,13 +144,14 @@ class Selection:
 class NoExpert:
     """Nobody can take the request. `code` says which kind of answer the client gets.
 
-    plan, outlook: set where the budgets rule everybody out.
+    plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
     """
 
     code: str
     message: str
     plan: Plan | None = None
     outlook: Outlook | None = None
+    retry_after_s: int | None = None
 
     @property
     def considered(self) -> tuple[Considered, ...]:
@@ -172,6 +173,14 @@ class Selector:
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
+
+    def reconfigure(self, appraiser: Appraiser, categories: Mapping[str, Budgets]) -> None:
+        """Decide by another gate and other budgets from now on. What was planned with the former ones is forgotten."""
+        self.appraiser = appraiser
+        self.categories = dict(categories)
+        self._memo.clear()
+        self._rosters.clear()
+        self._experts = ()
 
     def select(
         self, request: SelectionRequest, experts: Sequence[Expert], in_flight: Mapping[str, int], epoch: int

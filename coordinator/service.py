@@ -22,6 +22,7 @@ from moe2.common.messages import (
 )
 from moe2.coordinator import dispatch
 from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
@@ -53,6 +54,7 @@ class Service:
     """All requests in progress. One writer: the coordinator's event loop.
 
     send: hands a message to an agent; False if it is not connected.
+    bookkeeper: asked at every choice, and told of every end.
     on_retired: called once per request, when everything it spent is known, with its final receipt; for one that was
     answered in full that is before its client learns of the end.
     """
@@ -64,12 +66,14 @@ class Service:
         *,
         send: Send,
         max_active: int,
+        bookkeeper: Bookkeeper,
         on_retired: OnRetired,
     ) -> None:
         self._table = table
         self._selector = selector
         self._send = send
-        self._max_active = max_active
+        self.max_active = max_active
+        self._bookkeeper = bookkeeper
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
@@ -89,11 +93,13 @@ class Service:
 
     @property
     def is_full(self) -> bool:
-        return len(self._active) >= self._max_active
+        return len(self._active) >= self.max_active
 
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
-        life = dispatch.Lifecycle(request=request, choose=self.choose)
+        life = dispatch.Lifecycle(
+            request=request, choose=lambda asked: self._bookkeeper.choose(life, asked, self.choose)
+        )
         exchange = Exchange(life)
         active = _Active(life, exchange)
         self._active[request.request_id] = active
@@ -136,6 +142,15 @@ class Service:
             for active in tuple(self._active.values()):
                 self._handle(active, dispatch.ServiceStopping())
 
+    async def read_ahead(self, text: str) -> None:
+        """Let a gate with a sentence encoder read the prompt beside the event loop: that takes tens of milliseconds."""
+        if (read := self._selector.appraiser.read_ahead) is not None:
+            try:
+                await asyncio.to_thread(read, text)
+            except Exception as error:
+                # The gate meets the same prompt in a moment, falls back to priors and keeps a warning.
+                log.warning("read_ahead_failed", reason=repr(error))
+
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""
         experts = self._table.choosable(asyncio.get_running_loop().time())
@@ -161,6 +176,7 @@ class Service:
             case dispatch.SubmitJob(expert=expert, job=job):
                 self._in_flight[expert.key] += 1
                 self._jobs[job.job_id] = active
+                self._bookkeeper.dispatched(active.life)
                 self._arm(active)
                 if not self._send(expert.agent_id, job):
                     self._handle(active, dispatch.AgentLost(expert.agent_id))
@@ -176,6 +192,8 @@ class Service:
             case dispatch.Conclude(outcome=outcome):
                 self._count(outcome)
                 self._arm(active)
+                if not all(attempt.is_over for attempt in active.life.attempts):
+                    active.exchange.recorded = self._bookkeeper.concluded(active.life)
                 active.exchange.conclude(outcome)
             case dispatch.Retire():
                 self._retire(active)
@@ -206,6 +224,7 @@ class Service:
         self._learn_prompt_lengths(life)
         receipt = receipt_of(life)
         active.exchange.settle(receipt)
+        active.exchange.recorded = self._bookkeeper.retired(life, receipt)
         self._on_retired(life, receipt)
         log.info(
             "request_ended",

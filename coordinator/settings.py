@@ -24,21 +24,39 @@ class CoordinatorSection(Settings):
     """[coordinator]"""
 
     state_dir: Path = Path("/var/lib/moe2-coordinator")
+    """Keeps what has to outlive a restart: who may connect, feedback, accounts."""
     socket: Path = DEFAULT_SOCKET_PATH
+    """Where `moe2-coordinator status` asks; who may is up to the group of the file."""
     drain_s: Seconds = 30.0
     """On SIGTERM, running requests get this long to finish."""
+
+
+class TlsSection(Settings):
+    """[api.tls], [agents.tls]: serve with TLS."""
+
+    certificate: Path
+    """PEM file with the listener's certificate, followed by those between it and its CA."""
+    key: Path
+    """PEM file with the certificate's private key, not encrypted."""
+    client_ca: Path | None = None
+    """PEM file with the CAs whose client certificates are accepted; with it, nobody without one connects."""
 
 
 class ApiSection(Settings):
     """[api]: where apps connect."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Port = 8080
+    """0 takes any that is free."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """A larger request is answered with 413. At most half of `agents.max_frame_bytes`."""
     request_timeout_s: Seconds = 600.0
     """A request that has not ended by then is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
+    tls: TlsSection | None = None
+    """Apps use https:// then."""
     keys: Literal["required", "off"] = "off"
     """Whether apps need an API key (`moe2-coordinator keys create`)."""
     allow_public_without_keys: bool = False
@@ -65,10 +83,15 @@ class AgentsSection(Settings):
     """[agents]: where agents connect."""
 
     host: str = "127.0.0.1"
+    """Address to listen on. Other addresses than loopback need `[agents.tls]`."""
     port: Port = 8081
-    token_file: Path
-    """File with the enrolment token that agents must present."""
+    """0 takes any that is free."""
+    token_file: Path | None = None
+    """File with a token that any number of agents may enrol with, beside those of `agents enrol-token create`."""
+    allow_plaintext: bool = False
+    """Listen without TLS on other addresses than loopback: who sees the network reads and changes what passes."""
     heartbeat_s: Seconds = 5.0
+    """How often both sides make sure that the other is there; after three without a word it is taken for gone."""
     report_s: Seconds = 5.0
     """How often an agent reports even if nothing changed."""
     stale_s: Seconds = 15.0
@@ -76,8 +99,20 @@ class AgentsSection(Settings):
     evict_s: Seconds = 600.0
     """A disconnected agent is forgotten after this."""
     handshake_s: Seconds = 10.0
+    """A connection that has not said hello by then is closed."""
     max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
     """Agents take no larger frames than the default."""
+    tls: TlsSection | None = None
+    """Agents use wss:// then."""
+
+    @model_validator(mode="after")
+    def _is_private_or_encrypted(self) -> AgentsSection:
+        if self.tls is None and not self.allow_plaintext and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached over the network, where prompts, answers and tokens must not pass "
+                "in the clear: set certificate and key in [agents.tls], or allow_plaintext = true on a trusted network"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stale_is_later_than_a_report(self) -> AgentsSection:
@@ -97,6 +132,15 @@ class SelectionSection(Settings):
     """Default budgets by category; `default` holds where no other applies."""
 
 
+class LedgerSection(Settings):
+    """[ledger]: what requests have cost, kept in SQLite."""
+
+    path: Path | None = None
+    """`ledger.sqlite` in `coordinator.state_dir` if not set. On a local disk: SQLite's WAL does not work on NFS."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Requests of earlier days are forgotten."""
+
+
 class TracesSection(Settings):
     """[traces]"""
 
@@ -109,15 +153,22 @@ class LogSection(Settings):
     """[log]"""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least grave events that are logged."""
 
 
 class CoordinatorSettings(Settings):
     coordinator: CoordinatorSection = CoordinatorSection()
     api: ApiSection = ApiSection()
-    agents: AgentsSection
+    agents: AgentsSection = AgentsSection()
     selection: SelectionSection = SelectionSection()
+    ledger: LedgerSection = LedgerSection()
     traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is."""
+        return self.ledger.path or self.coordinator.state_dir / "ledger.sqlite"
 
     @model_validator(mode="after")
     def _requests_fit_a_frame(self) -> CoordinatorSettings:

@@ -232,17 +232,20 @@ async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:
 
 async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Command]) -> None:
     """Ask the child to leave, then make it."""
-    if process.returncode is not None:
-        return
-    with suppress(OSError):
-        if process.stdin:
+    assert process.stdin  # noqa: S101 - opened as a pipe by the caller
+    if process.returncode is None:
+        with suppress(OSError):
             process.stdin.write(length_prefixed(commands.encode(Shutdown())))
             process.stdin.close()
-    try:
-        await asyncio.wait_for(process.wait(), SHUTDOWN_S)
-    except TimeoutError:
-        _kill(process)
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), SHUTDOWN_S)
+        except TimeoutError:
+            _kill(process)
+            await process.wait()
+    # Of a child that left by itself, too: its transport is held open until the last pipe is closed.
+    process.stdin.close()
+    with suppress(OSError):
+        await process.stdin.wait_closed()
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

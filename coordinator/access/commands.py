@@ -34,12 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_create(commands)
 
-    listing = commands.add_parser("list", help="show all keys; what is secret of them is not kept anywhere")
+    listing = commands.add_parser(
+        "list",
+        help="show all keys; what is secret of them is not kept anywhere",
+        description="Show all keys and what each may do. What is secret of them is not kept anywhere.",
+    )
     listing.add_argument("--json", action="store_true", help="as one JSON document")
     add_config(listing, DEFAULT_CONFIG_PATH)
     listing.set_defaults(act=_list)
 
-    revoke = commands.add_parser("revoke", help="end a key, for good and at once")
+    revoke = commands.add_parser(
+        "revoke", help="end a key, for good and at once", description="End a key, for good and at once."
+    )
     revoke.add_argument("id", help="the key's id, as `keys list` shows it")
     add_config(revoke, DEFAULT_CONFIG_PATH)
     revoke.set_defaults(act=_revoke)
@@ -64,7 +70,7 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
     create.add_argument("--energy-per-day", type=float, metavar="J", help="most joules per day (UTC)")
     create.add_argument("--tokens-per-day", type=int, metavar="N", help="most tokens per day (UTC)")
     budgets = create.add_argument_group("budgets of requests that set none of their own")
-    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j")
+    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="whole request")
     budgets.add_argument("--latency-budget", type=float, metavar="S", dest="latency_budget_s", help="last token")
     budgets.add_argument("--ttft-budget", type=float, metavar="S", dest="ttft_budget_s", help="first token")
     budgets.add_argument("--tpot-budget", type=float, metavar="S", dest="tpot_budget_s", help="each further token")

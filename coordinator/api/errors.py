@@ -8,6 +8,7 @@ from typing import Any
 from moe2.common.errors import JobErrorCode
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import Failed
+from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.selection import NoExpert
 
@@ -60,6 +61,7 @@ _STATUS = {
     "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
     "no_tools": (400, "invalid_request_error", "no_tools", None),
     "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
+    BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),
 }
@@ -69,6 +71,8 @@ def error_of(failed: Failed, receipt: Receipt, refused: NoExpert | None = None) 
     """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past."""
     status, kind, code, retry_after_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
     offers = offers_of(refused) if refused else None
+    if refused and refused.code == failed.code and refused.retry_after_s is not None:
+        retry_after_s = refused.retry_after_s
     return ApiError(
         status, failed.message, kind=kind, code=code, retry_after_s=retry_after_s, receipt=receipt, offers=offers
     )

@@ -17,6 +17,7 @@ from moe2.coordinator.access.principal import ANYBODY, Principal, Scope
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.events import EVENTS_PATH
 from moe2.coordinator.api.feedback import FEEDBACK_ROUTE
+from moe2.coordinator.api.ledger import LEDGER_ROUTE
 from moe2.coordinator.api.openapi import OPENAPI_PATH
 from moe2.coordinator.api.page import ASSETS_PATH
 from moe2.coordinator.api.plan import PLAN_ROUTE
@@ -41,6 +42,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     "/v1/models": EITHER,
     "/v1/models/{model}": EITHER,
     "/v1/moe2/fleet": OBSERVE,
+    LEDGER_ROUTE: OBSERVE,
     EVENTS_PATH: OBSERVE,
     "/metrics": OBSERVE,
 }

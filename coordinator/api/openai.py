@@ -30,6 +30,7 @@ from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
+MOST_PATIENCE_S = 60
 REQUEST_ID = web.RequestKey("request_id", str)
 
 
@@ -39,7 +40,7 @@ class OpenAiRoutes:
     def __init__(self, service: Service, table: CapabilityTable, *, request_timeout_s: float) -> None:
         self._service = service
         self._table = table
-        self._request_timeout_s = request_timeout_s
+        self.request_timeout_s = request_timeout_s
         self._started_unix_s = int(time.time())
 
     def add_to(self, app: web.Application) -> None:
@@ -66,7 +67,7 @@ class OpenAiRoutes:
             sampling=call.sampling,
             demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens),
             arrived_s=arrived_s,
-            deadline_s=arrived_s + self._request_timeout_s,
+            deadline_s=arrived_s + self.request_timeout_s,
             max_tokens=call.max_tokens,
             stop=call.stop,
             logprobs=call.logprobs,
@@ -75,12 +76,15 @@ class OpenAiRoutes:
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
         )
+        await self._service.read_ahead(request.text)
+        self._admit(call)  # again: others may have come meanwhile
         exchange = self._service.begin(request)
         try:
             if call.stream:
                 return await self._stream(http, call, exchange)
             return await self._respond(call, exchange)
         except ApiError as error:
+            await exchange.until_recorded()
             raise _blaming(error, call) from None
         finally:
             # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
@@ -120,7 +124,11 @@ class OpenAiRoutes:
             pieces, calls = whole_answer(reader, pieces)
             reason = ended_by(reason, reader)
         body = full_response(header, pieces, reason, receipt, with_logprobs=call.logprobs is not None, calls=calls)
-        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange))
+        answer = web.Response(
+            body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
+        )
+        await exchange.until_recorded()
+        return answer
 
     async def _stream(self, http: web.Request, call: Call, exchange: Exchange) -> web.StreamResponse:
         # The status line waits for the first news, so that a failure before it is a proper HTTP error.
@@ -140,7 +148,9 @@ class OpenAiRoutes:
             if outcome is not None:
                 break
             pieces, outcome = await exchange.receive()
-        await response.write(self._last_chunk(writer, reader, outcome, exchange))
+        last = self._last_chunk(writer, reader, outcome, exchange)
+        await exchange.until_recorded()
+        await response.write(last)
         await response.write_eof()
         return response
 
@@ -255,6 +265,9 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def _error_response(error: ApiError) -> web.Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.retry_after_s is not None and error.retry_after_s > MOST_PATIENCE_S:
+        # OpenAI's client takes such a Retry-After for a mistake and would ask again at once; this it understands.
+        headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == HTTPStatus.REQUEST_TIMEOUT:

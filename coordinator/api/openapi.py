@@ -7,7 +7,7 @@ test holds its paths to the registered routes, and schemathesis the answers of a
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +18,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.api.feedback import FeedbackAnswer
 from moe2.coordinator.api.openapiparameters import CHAT_BODY, FEEDBACK_BODY, TEXT_BODY, Schema, wish_schemas
 from moe2.coordinator.api.plan import PlanAnswer
+from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.receipt import Receipt
 
 OPENAPI_PATH = "/v1/openapi.json"
@@ -89,6 +90,14 @@ _SCHEMAS: dict[str, Schema] = {
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
     "Health": _HEALTH,
+    "Ledger": _object(
+        {
+            "by": _STRING,
+            "since_unix_s": {"type": "number"},
+            "sums": {"type": "array", "items": _ref("SumRow")},
+            "today": {"type": "array", "items": {"type": "object"}},
+        }
+    ),
 }
 _PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
 
@@ -109,6 +118,7 @@ class _Operation:
     errors: tuple[int, ...] = ()
     body: Schema | None = None
     parameters: tuple[str, ...] = ()
+    query: Schema = field(default_factory=dict)
     not_ready: Schema | None = None
     """Of a 503 in a shape of its own."""
 
@@ -150,6 +160,14 @@ _OPERATIONS = (
         _ref("FeedbackRequest"),
     ),
     _Operation("get", "/v1/moe2/fleet", "The fleet now.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation(
+        "get",
+        "/v1/moe2/ledger",
+        "What requests have cost, and how each key stands today.",
+        {_JSON: _ref("Ledger")},
+        (400, 503),
+        query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
+    ),
     _Operation("get", "/v1/moe2/events", "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
     _Operation("get", "/healthz", "Does the process live?", {_JSON: _ref("Health")}),
     _Operation("get", "/readyz", "Would a request find an expert?", {_JSON: _ref("Health")}, not_ready=_ref("Health")),
@@ -193,7 +211,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    structs = (Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus)
+    structs = (Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return {**found, **_SCHEMAS, **wish_schemas()}
 
@@ -216,11 +234,12 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
     described["security"] = [] if is_open else [{"key": []}, {}]
     if operation.body:
         described["requestBody"] = {"required": True, "content": {_JSON: {"schema": operation.body}}}
-    if operation.parameters:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for name in operation.parameters
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in operation.parameters
+    ] + [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
+    if parameters:
+        described["parameters"] = parameters
     return described
 
 

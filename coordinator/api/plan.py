@@ -46,7 +46,9 @@ class PlanRoutes:
     async def _plan(self, http: web.Request) -> web.Response:
         body = await http.read()
         parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
-        answer = self.answer(parse(body, http.headers), http.get(PRINCIPAL, ANYBODY))
+        call = parse(body, http.headers)
+        await self._service.read_ahead(call.prompt_texts()[-1])
+        answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:

@@ -1,21 +1,20 @@
-"""The choice of a panel under budgets, as evaluation needs it. Pure.
-
-`PanelSelector` is what the planner offers; `Enumeration` looks at every subset, for fleets of at most ten experts.
-"""
+"""The choice of a panel under budgets, as evaluation needs it: the planner on one prompt's probabilities. Pure."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from moe2.coordinator.planning import branch
+from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem
+from moe2.coordinator.planning.values import Coverage
+
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-
-ENUMERATION_LIMIT: Final = 10
 
 
 @dataclass(frozen=True)
@@ -40,27 +39,38 @@ class PanelSelector(Protocol):
     def select(self, problem: PanelProblem) -> tuple[int, ...]: ...
 
 
-class Enumeration:
-    """Every panel is looked at; the largest 1 - prod(1 - p) wins, ties go to fewer joules, then lower numbers."""
+class Planner:
+    """The exact planner: the largest 1 - prod(1 - p) wins, ties go to fewer joules, less delay, lower numbers."""
 
     def select(self, problem: PanelProblem) -> tuple[int, ...]:
-        """The best panel. Raises ValueError above `ENUMERATION_LIMIT` experts."""
-        size = problem.probabilities.size
-        if size > ENUMERATION_LIMIT:
-            raise ValueError(f"enumeration is for at most {ENUMERATION_LIMIT} experts, not {size}")
-        alone = (
-            problem.available & (problem.delay_s <= problem.max_delay_s) & (problem.energy_j <= problem.max_energy_j)
+        """The best panel; its members ascend."""
+        count = problem.probabilities.size
+        names, nothing, aggregation = _frame(count)
+        costs = Costs(problem.energy_j, nothing, nothing, nothing, problem.delay_s)
+        plan = branch.plan(
+            Problem(
+                names=names,
+                value=Coverage(problem.probabilities[None]),
+                p50=costs,
+                p95=costs,
+                aggregation=aggregation,
+                budgets=Budgets(
+                    energy_j=_limit(problem.max_energy_j),
+                    delay_s=_limit(problem.max_delay_s),
+                    max_experts=problem.max_experts,
+                ),
+                ruled_out={names[n]: "does not fit" for n in np.flatnonzero(~problem.available).tolist()},
+            )
         )
-        members = [int(n) for n in np.flatnonzero(alone)]
-        best: tuple[int, ...] = ()
-        best_rank = (0.0, 0.0)
-        for count in range(1, min(problem.max_experts, len(members)) + 1):
-            for panel in itertools.combinations(members, count):
-                chosen = list(panel)
-                energy_j = float(problem.energy_j[chosen].sum())
-                if energy_j > problem.max_energy_j:
-                    continue
-                rank = (1 - float(np.prod(1 - problem.probabilities[chosen])), -energy_j)
-                if not best or rank > best_rank:
-                    best, best_rank = panel, rank
-        return best
+        return tuple(sorted(plan.members))
+
+
+def _limit(value: float) -> float | None:
+    return None if np.isinf(value) else value
+
+
+@lru_cache(maxsize=8)
+def _frame(count: int) -> tuple[tuple[str, ...], FloatArray, Aggregation]:
+    """Names whose alphabetical order is that of the numbers, no cost at all, and free aggregation."""
+    width = len(str(count))
+    return tuple(f"{n:0{width}d}" for n in range(count)), np.zeros(count), Aggregation.free(count)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.evaluation.budgets import Budget, budget_grid, feasible_under
-from moe2.coordinator.evaluation.panels import Enumeration, PanelSelector
+from moe2.coordinator.evaluation.panels import PanelSelector, Planner
 from moe2.coordinator.evaluation.profiles import PROFILES, Costs, default_hosts, fleet_costs
 from moe2.coordinator.evaluation.report import BudgetFigures, EvaluationReport, RouterFigures
 from moe2.coordinator.evaluation.routers import (
@@ -100,12 +100,12 @@ def evaluate(
     hosts = dict(hosts or default_hosts(pool.experts))
     train = parts.learn.take(parts.learn.rows_of("train"))
     costs = fleet_costs(parts.report, train, hosts, answer_tokens)
-    helpers = _without_reported(auxiliary, parts.report)
+    helpers = without_reported(auxiliary, parts.report)
     trained = train_gate(
         parts.learn, auxiliary=helpers, config=training, features=features, source=source, progress=progress
     )
     probabilities = np.stack([trained.gate.predict(prompt).probabilities for prompt in parts.report.prompts])
-    routers = _routers(parts, trained.gate, probabilities, costs, selector or Enumeration())
+    routers = _routers(parts, trained.gate, probabilities, costs, selector or Planner())
     budgets = tuple(_under(budget, routers, parts.report, costs) for budget in budget_grid(costs))
     return EvaluationReport(
         experts=pool.experts,
@@ -127,7 +127,8 @@ def evaluate(
     )
 
 
-def _without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes | None:
+def without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes | None:
+    """Rows of other sources, without prompts that are reported on."""
     if auxiliary is None:
         return None
     unseen = set(report.prompts)

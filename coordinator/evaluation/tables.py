@@ -9,10 +9,12 @@ from rich.table import Table
 from moe2.coordinator.evaluation.report import BudgetFigures, EvaluationReport
 from moe2.coordinator.evaluation.study import MOE2
 
+NO_LIMIT = "none"
+
 
 def limit_text(value: float | None, unit: str) -> str:
     """A limit with its unit, or "none"."""
-    return "none" if value is None else f"{value:g} {unit}"
+    return NO_LIMIT if value is None else f"{value:g} {unit}"
 
 
 def tables(report: EvaluationReport) -> Iterator[Table]:
@@ -40,15 +42,14 @@ def _loose(budget: BudgetFigures) -> Table:
 
 
 def _sweep(title: str, budgets: list[BudgetFigures]) -> Table:
-    table = Table(title=title)
-    table.add_column("energy", justify="right")
-    table.add_column("delay", justify="right")
-    table.add_column("answered", justify="right")
-    names = list(budgets[0].routers)
-    for name in names:
-        table.add_column(name, justify="right")
+    """A row per router and a column per budget, which is narrower than the other way round."""
+    table = Table(title=title, padding=0)  # nine budgets fit a terminal of 80 columns
+    table.add_column("router")
     for budget in budgets:
-        cells = [f"{budget.routers[name].score:.3f}" for name in names]
-        answered = f"{budget.routers[MOE2].answered:.0%}"
-        table.add_row(limit_text(budget.max_energy_j, "J"), limit_text(budget.max_delay_s, "s"), answered, *cells)
+        limits = (limit_text(budget.max_energy_j, "J"), limit_text(budget.max_delay_s, "s"))
+        table.add_column("\n".join(text for text in limits if text != NO_LIMIT), justify="right", no_wrap=True)
+    for name in budgets[0].routers:
+        table.add_row(name, *(f"{budget.routers[name].score:.3f}" for budget in budgets))
+    table.add_section()
+    table.add_row("prompts that an expert fits", *(f"{budget.routers[MOE2].answered:.0%}" for budget in budgets))
     return table

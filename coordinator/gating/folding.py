@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from moe2.coordinator.gating.features import SHAPE_SIZE
 from moe2.coordinator.gating.gate import GateParameters
 from moe2.coordinator.gating.network import GateNetwork
 from moe2.coordinator.gating.preparation import PreparedRows
@@ -18,7 +17,7 @@ def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameter
     """Several networks as one: embeddings and hidden units side by side, heads averaged. Auxiliary kinds go."""
     width, hidden = networks[0].embedding.weight.shape[1], networks[0].hidden.bias.shape[0]
     count, kinds = len(networks), len(rows.kinds)
-    weight = np.zeros((hidden * count, width * count + SHAPE_SIZE), dtype=np.float32)
+    weight = np.zeros((hidden * count, width * count + rows.shapes.shape[1]), dtype=np.float32)
     for s, network in enumerate(networks):
         block = network.hidden.weight.detach().numpy()
         weight[s * hidden : (s + 1) * hidden, s * width : (s + 1) * width] = block[:, :width]

@@ -6,14 +6,14 @@ hidden units side by side, heads averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from moe2.coordinator.gating.calibration import log_odds_of, sigmoid
-from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig, FeatureExtractor, PromptFeatures
+from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor, PromptFeatures
 
 FloatArray = npt.NDArray[np.float32]
 _GELU = np.float32(np.sqrt(2 / np.pi))
@@ -23,18 +23,20 @@ _SHAPE_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class GateParameters:
-    """Everything the forward pass needs; D buckets, W wide, H hidden units, K kinds of prompts, N experts."""
+    """Everything the forward pass needs; D buckets, W wide, H hidden units, K kinds of prompts, N experts,
+    Z numbers of a prompt's shape (`FeatureConfig.shape_size`).
+    """
 
     idf: FloatArray
     """(D,) inverse document frequency of each bucket; 0 for buckets never seen."""
     embedding: FloatArray
     """(D, W)"""
     shape_mean: FloatArray
-    """(SHAPE_SIZE,)"""
+    """(Z,)"""
     shape_scale: FloatArray
-    """(SHAPE_SIZE,) what standardised shape features are multiplied by."""
+    """(Z,) what standardised shape features are multiplied by."""
     hidden_weight: FloatArray
-    """(H, W + SHAPE_SIZE)"""
+    """(H, W + Z)"""
     hidden_bias: FloatArray
     """(H,)"""
     task_weight: FloatArray
@@ -54,12 +56,13 @@ class GateParameters:
 
     def __post_init__(self) -> None:
         buckets, width = self.embedding.shape
+        numbers = self.shape_mean.size
         hidden, kinds, experts = self.hidden_bias.size, self.task_bias.size, self.residual_bias.size
         expected = {
             "idf": (buckets,),
-            "shape_mean": (SHAPE_SIZE,),
-            "shape_scale": (SHAPE_SIZE,),
-            "hidden_weight": (hidden, width + SHAPE_SIZE),
+            "shape_mean": (numbers,),
+            "shape_scale": (numbers,),
+            "hidden_weight": (hidden, width + numbers),
             "task_weight": (kinds, hidden),
             "residual_weight": (experts, hidden),
             "profile": (kinds, experts),
@@ -96,7 +99,7 @@ def weighted_counts(features: PromptFeatures, idf: FloatArray) -> FloatArray:
 
 
 def standardised_shape(shape: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
-    """(..., SHAPE_SIZE) shape features at zero mean and unit scale, clipped."""
+    """(..., Z) shape features at zero mean and unit scale, clipped."""
     return np.asarray(np.clip((shape - mean) * scale, -_SHAPE_LIMIT, _SHAPE_LIMIT), dtype=np.float32)
 
 
@@ -106,6 +109,8 @@ class Gate:
     def __init__(self, parameters: GateParameters, config: FeatureConfig, experts: Sequence[str], tau: float) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
+        if parameters.shape_mean.size != config.shape_size:
+            raise ValueError(f"{parameters.shape_mean.size} shape features for {config.shape_size}")
         if parameters.residual_bias.size != len(experts):
             raise ValueError(f"parameters for {parameters.residual_bias.size} experts, but {len(experts)} names")
         if tau <= 0:
@@ -115,6 +120,11 @@ class Gate:
         self.parameters = parameters
         self.feature_config = config
         self._extractor = FeatureExtractor(config)
+
+    @property
+    def read_ahead(self) -> Callable[[str], object] | None:
+        """Does the slow part of reading a prompt, in any thread, before `predict`; None where there is none."""
+        return self._extractor.read_ahead
 
     def predict(self, prompt: str) -> GatePrediction:
         """The gate's view of one prompt."""

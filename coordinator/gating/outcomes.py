@@ -152,6 +152,8 @@ def outcomes_from_columns(
     experts = tuple(sorted((*scored, *lost)))
     if not experts:
         raise OutcomesError(f"{place} has no column 'score__NAME' or 'loss__NAME'.", remedy="Add one per expert.")
+    if not all(name.strip() for name in experts):
+        raise OutcomesError(f"{place} has scores of an expert without a name.", remedy="Name it: 'score__NAME'.")
     scores = np.full((size, len(experts)), np.nan)
     chars = np.full((size, len(experts)), np.nan)
     for n, name in enumerate(experts):

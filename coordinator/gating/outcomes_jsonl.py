@@ -21,7 +21,8 @@ def read_columns(path: Path) -> tuple[dict[str, Sequence[object]], str]:
         try:
             value = decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise OutcomesError(f"{path}, line {number}: not JSON ({error}).") from error
+            remedy = "JSON has no NaN: leave a score out where it is unknown." if b"NaN" in line else None
+            raise OutcomesError(f"{path}, line {number}: not JSON ({error}).", remedy=remedy) from error
         if not isinstance(value, dict):
             raise OutcomesError(f"{path}, line {number}: a row must be an object, not {type(value).__name__}.")
         rows.append(_flattened(value, path, number))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 import msgspec
 import numpy as np
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moe2.common import __version__
 from moe2.coordinator.gating.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields
-from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
+from moe2.coordinator.gating.features import FeatureConfig
 from moe2.coordinator.gating.folding import folded
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
@@ -71,7 +71,7 @@ def train_gate(
     gate, metrics = chosen_on_validation(gate, val)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,
-        moe2_version=_moe2_version(),
+        moe2_version=__version__,
         experts=outcomes.experts,
         kinds=rows.kinds,
         features=feature_fields(features),
@@ -137,7 +137,7 @@ def _fit(rows: PreparedRows, config: TrainingConfig, seed: int, report: _Report)
         torch.manual_seed(seed)
         network = GateNetwork(
             buckets=rows.buckets,
-            shape_size=SHAPE_SIZE,
+            shape_size=rows.shapes.shape[1],
             kinds=rows.group_mask.shape[0],
             experts=rows.scores.shape[1],
             width=config.width,
@@ -187,10 +187,3 @@ def _loss(network: GateNetwork, batch: Batch, chosen: Tensor, rows: PreparedRows
     if bool((~in_pool).any()):
         loss = loss + config.auxiliary_weight * kind_loss[~in_pool].mean()
     return loss
-
-
-def _moe2_version() -> str:
-    try:
-        return metadata.version("moe2")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -30,6 +30,10 @@ from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
 _LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
+_STEPS = {"coverage": 1e6, "best_of": 1e6, "free_energy": 1e5}
+"""Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
+_WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
+"""Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
 _SLOW_ROWS = 8
 """Most experts whose slowness is told to the relaxation; the others are left to branching."""
 
@@ -38,8 +42,9 @@ _SLOW_ROWS = 8
 class Effort:
     """How far a search goes.
 
-    gap_share: a certified gap that is small enough. list_up_to: most free experts whose subsets are listed at
-    once; None for what pays with the set value, 0 for no listing at all.
+    time_limit_s: for the whole plan with its certificate. gap_share: a certified gap that is small enough.
+    list_up_to: most free experts whose subsets are listed at once; None for what pays with the set value, 0 for no
+    listing at all.
     """
 
     time_limit_s: float | None = None
@@ -70,7 +75,7 @@ class _Search:
         """Search, starting from a feasible panel if one is known; returns the proven bound."""
         if self.candidates.is_feasible(known):
             self.incumbent.offer(known)
-        greedy.start(self.candidates, self.incumbent)
+        greedy.start(self.candidates, self.incumbent, self._late)
         everyone = np.arange(self.candidates.count)
         self._push(_Node((), everyone, self.candidates.value_of(everyone)))
         while self.heap:
@@ -93,7 +98,9 @@ class _Search:
 
     def _late(self) -> bool:
         limit = self.effort.time_limit_s
-        return limit is not None and self.spent is not None and self.spent() >= limit
+        if limit is None or self.spent is None:
+            return False
+        return self.spent() >= limit - min(_WRAP_UP_S, _WRAP_UP_SHARE * limit)
 
     def _push(self, node: _Node) -> None:
         if node.upper > self._target():
@@ -107,7 +114,7 @@ class _Search:
         held, free = list(node.held), self._fitting(node)
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free):
+        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, 1e5)):
             return
         base = self.candidates.problem.value.state_of(self.candidates.index[held])
         costs, room = self._relaxed_limits(held, free)
@@ -121,6 +128,9 @@ class _Search:
         )
         upper = min(bound.upper, node.upper)
         if upper <= self._target():
+            return
+        if self._late():
+            self._push(_Node(node.held, node.free, upper))
             return
         self._round(held, free, bound.shares)
         target = self._target()
@@ -140,7 +150,7 @@ class _Search:
             return
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free):
+        if self._settled(held, free, node.upper):
             return
         cover = minimal_infeasible(self.candidates, held, free, wish)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
@@ -159,8 +169,11 @@ class _Search:
         pool[node.free] = True
         return self.candidates.addable(list(node.held), pool)
 
-    def _settled(self, held: list[int], free: IntArray) -> bool:
-        """Solve a node outright where its vertex is feasible or its subsets are few."""
+    def _settled(self, held: list[int], free: IntArray, upper: float, most_steps: float = np.inf) -> bool:
+        """Solve a node outright where its vertex is feasible or its subsets are few.
+
+        upper: bound of the node; what a listing had no time for goes back to the heap. most_steps: of a listing.
+        """
         candidates = self.candidates
         if len(free) == 0:
             return True
@@ -171,16 +184,19 @@ class _Search:
         if len(free) <= self.list_up_to:
             value = candidates.problem.value
             base = value.state_of(candidates.index[held])
-            found = lattice.best(candidates, held, free, lattice.values(value, candidates.states[free], base))
-            if found is not None:
+            worth = lattice.values_in_time(value, candidates.states[free], base, self._late)
+            if worth is None:
+                self._push(_Node(tuple(held), free, upper))
+            elif (found := lattice.best(candidates, held, free, worth)) is not None:
                 self.incumbent.offer(found[0])
             return True
         if self.list_up_to == 0:
             return False
-        found = few.best(candidates, held, free, candidates.most_joining(held, free))
-        if found is not None:
-            self.incumbent.offer(found[0])
-        return found is not None
+        most = candidates.most_joining(held, free)
+        left = few.list_panels(candidates, held, free, most, self.incumbent, self._late, most_steps=most_steps)
+        if left is not None and left > -np.inf:
+            self._push(_Node(tuple(held), free, min(left, upper)))
+        return left is not None
 
     def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
         """The limits as rows over shares of the free experts, with what is left of each.
@@ -230,7 +246,7 @@ class _Search:
             pool[free] = True
             if candidates.value_of(panel) < self.incumbent.value:
                 panel = self.incumbent.members
-            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))))
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))), self._late)
         if candidates.is_feasible(panel):
             self.incumbent.offer(panel)
 

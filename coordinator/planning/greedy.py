@@ -5,6 +5,7 @@ baseline.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,8 +14,15 @@ from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.values import BoolArray, FloatArray
 
+Stop: TypeAlias = Callable[[], bool]
+
 _EXCHANGES = 4
 """Most improving exchanges; a local optimum is usually met after one or two."""
+
+
+def never() -> bool:
+    """There is time."""
+    return False
 
 
 def burden(candidates: Candidates, cap: int) -> FloatArray:
@@ -23,14 +31,16 @@ def burden(candidates: Candidates, cap: int) -> FloatArray:
     return np.asarray((candidates.sums / room).max(axis=0, initial=1.0 / cap))
 
 
-def grow(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
-    """Add the candidate of `pool` with the largest gain over `weight` until none fits or gains."""
+def grow(
+    candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray, stop: Stop = never
+) -> list[int]:
+    """Add the candidate of `pool` with the largest gain over `weight` until none fits or gains, or `stop` says so."""
     value, states = candidates.problem.value, candidates.states
     grown = list(members)
     state = value.state_of(candidates.index[grown])
     current = float(value.average(state))
-    while len(choices := candidates.addable(grown, pool)):
-        reached = value.cross(state[None], states)[0, choices]
+    while len(choices := candidates.addable(grown, pool)) and not (grown and stop()):
+        reached = value.cross(state[None], states[choices])[0]
         gains = reached - current if np.isfinite(current) else reached
         if grown and float(gains.max()) <= tie_width(current):
             break
@@ -43,15 +53,17 @@ def grow(candidates: Candidates, members: list[int], pool: BoolArray, weight: Fl
     return grown
 
 
-def exchange(candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray) -> list[int]:
-    """Swap one member for one candidate of `pool`, the best swap first, while that gains; refill."""
+def exchange(
+    candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray, stop: Stop = never
+) -> list[int]:
+    """Swap one member for one candidate of `pool`, the best swap first, while that gains and `stop` lets it; refill."""
     value = candidates.problem.value
     panel = sorted(members)
     worth = candidates.value_of(panel)
     for _ in range(_EXCHANGES):
         entering = np.flatnonzero(pool & (candidates.largest >= len(panel)))
         entering = entering[~np.isin(entering, panel)]
-        if len(entering) == 0:
+        if len(entering) == 0 or stop():
             return panel
         left = candidates.sums[:, panel]
         fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
@@ -64,7 +76,7 @@ def exchange(candidates: Candidates, members: list[int], pool: BoolArray, weight
         swapped = [*panel[:leaving], *panel[leaving + 1 :], int(entering[place])]
         if not candidates.is_feasible(swapped):  # the sums above were rounded differently
             return panel
-        panel = sorted(grow(candidates, swapped, pool, weight))
+        panel = sorted(grow(candidates, swapped, pool, weight, stop))
         worth = candidates.value_of(panel)
     return panel
 
@@ -79,7 +91,7 @@ def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
     return value.combine(before, after)
 
 
-def start(candidates: Candidates, incumbent: Incumbent) -> None:
+def start(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> None:
     """Offer the best candidates alone, and greedy panels with and without those that keep panels small."""
     alone = candidates.problem.value.average(candidates.states)
     peak = float(alone.max())
@@ -88,10 +100,10 @@ def start(candidates: Candidates, incumbent: Incumbent) -> None:
     everyone = np.ones(candidates.count, dtype=np.bool_)
     most = max(1, candidates.most_joining([], np.arange(candidates.count)))
     weight = burden(candidates, most)
-    incumbent.offer(grow(candidates, [], everyone, weight))
+    incumbent.offer(grow(candidates, [], everyone, weight, stop))
     quick = candidates.largest >= most
-    if quick.any() and not quick.all():
-        incumbent.offer(grow(candidates, [], quick, weight))
+    if quick.any() and not quick.all() and not stop():
+        incumbent.offer(grow(candidates, [], quick, weight, stop))
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:

@@ -4,6 +4,7 @@ bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,8 @@ from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
 
 WIDEST = 20
 """Most experts whose subsets are ever listed: a million."""
+_PART = 1 << 18
+"""Elementwise steps between two looks at the clock."""
 _EVEN = 8 * float(np.finfo(np.float64).eps)
 """Steps of aggregation that differ by less, relative to the limit, are equal but for rounding."""
 
@@ -68,8 +71,26 @@ def values(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
 
     Only 2^(n/2) states are formed per half; for coverage all 2^n values are then one matrix product.
     """
-    low = (len(rows) + 1) // 2
-    return value.cross(states(value, rows[low:], base), states(value, rows[:low], value.empty_state())).reshape(-1)
+    high, low = _halves(value, rows, base)
+    return value.cross(high, low).reshape(-1)
+
+
+def values_in_time(value: SetValue, rows: FloatArray, base: FloatArray, stop: Callable[[], bool]) -> FloatArray | None:
+    """The same, a part at a time; None where `stop` said so before all of them were known."""
+    high, low = _halves(value, rows, base)
+    step = max(1, _PART // low.size)
+    found = np.empty((len(high), len(low)))
+    for start in range(0, len(high), step):
+        if stop():
+            return None
+        found[start : start + step] = value.cross(high[start : start + step], low)
+    return found.reshape(-1)
+
+
+def _halves(value: SetValue, rows: FloatArray, base: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """States of the panels of the later experts on top of `base`, and of those of the earlier ones."""
+    middle = (len(rows) + 1) // 2
+    return states(value, rows[middle:], base), states(value, rows[:middle], value.empty_state())
 
 
 def best(

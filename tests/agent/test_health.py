@@ -9,7 +9,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, SensorReport
 from moe2.common.status import LinkState, LinkStatus, exit_code
 
-CONNECTED = LinkStatus(url="ws://hub:8081", state=LinkState.CONNECTED)
+CONNECTED = LinkStatus(url="wss://hub:8081", state=LinkState.CONNECTED)
 PRESENT = SensorReport(name="rapl", state="present")
 
 
@@ -17,8 +17,12 @@ def expert(state: ExpertState = ExpertState.READY, **fields: int | str) -> Exper
     return ExpertReport(model="m", state=state, context_tokens=64, slots=1, **fields)  # type: ignore[arg-type]
 
 
-def link(last_error: str | None, state: LinkState = LinkState.WAITING) -> LinkStatus:
-    return LinkStatus(url="ws://hub:8081", state=state, last_error=last_error)
+def link(
+    last_error: str | None, state: LinkState = LinkState.WAITING, *, code: str | None = None, remedy: str | None = None
+) -> LinkStatus:
+    return LinkStatus(
+        url="wss://hub:8081", state=state, last_error=last_error, last_error_code=code, last_error_remedy=remedy
+    )
 
 
 def only(warnings: tuple[HealthWarning, ...]) -> HealthWarning:
@@ -33,24 +37,48 @@ def test_a_healthy_agent_has_no_warnings() -> None:
 
 def test_loading_is_not_a_fault() -> None:
     """Nor is a link that is being made for the first time."""
-    connecting = LinkStatus(url="ws://hub:8081", state=LinkState.CONNECTING)
+    connecting = LinkStatus(url="wss://hub:8081", state=LinkState.CONNECTING)
     assert agent_warnings(connecting, (expert(ExpertState.LOADING),), (PRESENT,)) == ()
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "remedy"),
+    ("told", "code", "named", "remedy"),
     [
-        ("Cannot connect to host hub:8081", "coordinator_unreachable", "Check that the coordinator runs"),
-        ("the coordinator refused the enrolment token (401).", "token_refused", "token_file"),
-        ("The agent speaks protocol 0 to 0, the coordinator 1 to 1.", "protocol_version", "same moe2 release"),
+        ("Cannot connect to host hub:8081", None, "coordinator_unreachable", "Check that the coordinator runs"),
+        ("the peer was silent", "silent", "coordinator_unreachable", "Check that the coordinator runs"),
+        ("Wrong.", "token_refused", "token_refused", "Do so."),
+        ("Revoked.", "credential_revoked", "credential_revoked", "Do so."),
+        ("Other name.", "certificate_name", "certificate_name", "Do so."),
+        ("The agent speaks protocol 0 to 0.", "protocol_version", "protocol_version", "same moe2 release"),
     ],
 )
-def test_a_missing_link_is_named_by_its_cause(error: str, code: str, remedy: str) -> None:
-    """Each cause has a remedy of its own, and the error is quoted."""
-    warning = only(agent_warnings(link(error), (expert(),), (PRESENT,)))
-    assert (warning.code, warning.severity) == (code, Severity.DEGRADED)
-    assert error in warning.message
+def test_a_missing_link_is_named_by_its_cause(told: str, code: str | None, named: str, remedy: str) -> None:
+    """Each cause has a remedy of its own, said once, and the error is quoted."""
+    status = link(f"{told} Do so.", code=code, remedy="Do so.")
+    warning = only(agent_warnings(status, (expert(),), (PRESENT,)))
+    assert (warning.code, warning.severity) == (named, Severity.DEGRADED)
+    assert told in warning.message
     assert remedy in warning.remedy
+    assert f"{warning.message} {warning.remedy}".count("Do so.") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "codes"),
+    [
+        ("ws://192.0.2.7:8081", ["link_plaintext"]),
+        ("ws://hub:8081", ["link_plaintext"]),
+        ("wss://hub:8081", []),
+        ("ws://127.0.0.1:8081", []),
+        ("ws://[::1]:8081", []),
+        ("ws://localhost:8081", []),
+    ],
+)
+def test_a_link_in_the_clear_over_a_network_is_worth_knowing(url: str, codes: list[str]) -> None:
+    """Connected or not, but not where nobody else can listen; the host still does its work."""
+    status = LinkStatus(url=url, state=LinkState.CONNECTED)
+    warnings = agent_warnings(status, (expert(),), (PRESENT,))
+    assert [warning.code for warning in warnings] == codes
+    assert all(warning.severity is Severity.NOTICE for warning in warnings)
 
 
 def test_a_mended_link_is_no_longer_warned_about() -> None:

@@ -99,6 +99,21 @@ def test_a_wrong_model_key_is_named_with_its_row(tmp_path: Path, line: str, key:
         load(tmp_path, SMALLEST + line)
 
 
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('certificate = "c"', "certificate and key stand together"),
+        ('key = "k"', "certificate and key stand together"),
+        ('ca_file = "ca"', "write wss:// in url"),
+        ('certificate = "c"\nkey = "k"', "write wss:// in url"),
+    ],
+)
+def test_tls_settings_that_would_have_no_effect_are_refused(tmp_path: Path, lines: str, problem: str) -> None:
+    """Who sets a CA believes that the link is encrypted."""
+    with pytest.raises(ConfigError, match=problem):
+        load(tmp_path, SMALLEST.replace("[[models]]", f"{lines}\n[[models]]"))
+
+
 @pytest.mark.parametrize("name", ["", "-m", "a b", "a/b", "é", "x" * 129, "moe2", "auto"])
 def test_names_that_clients_could_not_ask_for_are_refused(tmp_path: Path, name: str) -> None:
     """A slash would look like an expert's key, and two names are taken."""

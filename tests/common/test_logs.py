@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from moe2.common.logs import LEVELS, configure_logging
+from moe2.common.logs import LEVELS, configure_logging, set_log_level
 
 
 class Terminal(io.StringIO):
@@ -104,3 +104,16 @@ def test_an_exception_is_logged_without_the_values_of_variables() -> None:
     [line] = lines(stream)
     assert line["exception"][0]["exc_type"] == "ValueError"
     assert "a private" + " prompt" not in stream.getvalue()
+
+
+def test_another_level_holds_for_loggers_in_use() -> None:
+    """A daemon that runs is asked to say more, and less again."""
+    stream = io.StringIO()
+    configured("info", stream)
+    log = structlog.get_logger()
+    log.debug("before")
+    set_log_level("debug")
+    log.debug("meanwhile")
+    set_log_level("warning")
+    log.info("after")
+    assert [line["event"] for line in lines(stream)] == ["meanwhile"]

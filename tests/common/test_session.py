@@ -28,6 +28,7 @@ from moe2.common.session import (
     Closed,
     CoordinatorSession,
     MessageReceived,
+    NotSent,
     Opened,
     PeerFaulted,
     RttMeasured,
@@ -156,9 +157,13 @@ def test_a_coordinator_that_chooses_an_unknown_version_is_refused() -> None:
 def test_the_agent_keeps_to_the_smaller_frame_limit() -> None:
     """A message that the coordinator would refuse is not sent."""
     agent = open_agent()
-    with pytest.raises(ProtocolError) as raised:
-        agent.send(CancelJob(job_id="x" * (WELCOME.max_frame_bytes + 1)))
-    assert raised.value.code == "frame_too_large"
+    large = CancelJob(job_id="x" * (WELCOME.max_frame_bytes + 1))
+    [event] = agent.send(large)
+    assert isinstance(event, NotSent)
+    assert event.message is large
+    assert "exceeds the limit" in event.reason
+    assert agent.send(CancelJob(job_id="x")) == []
+    assert sent(agent) == [CancelJob(job_id="x")]
 
 
 def test_the_handshake_has_a_deadline(shaking: Session) -> None:

@@ -19,16 +19,34 @@ def load(tmp_path: Path, content: str, **environment: str) -> CoordinatorSetting
     return load_settings(CoordinatorSettings, path, environment=environment, prefix=ENVIRONMENT_PREFIX)
 
 
-def test_a_token_file_is_enough(tmp_path: Path) -> None:
+def test_nothing_must_be_set(tmp_path: Path) -> None:
     """Both listeners stay on loopback unless told otherwise."""
-    settings = load(tmp_path, SMALLEST)
+    settings = load(tmp_path, "")
     assert (settings.api.host, settings.agents.host) == ("127.0.0.1", "127.0.0.1")
 
 
-def test_the_token_file_is_required(tmp_path: Path) -> None:
-    """Agents are never accepted without a token."""
-    with pytest.raises(ConfigError, match=r"agents: required, but not set"):
-        load(tmp_path, "")
+TLS = '[agents.tls]\ncertificate = "c"\nkey = "k"\n'
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "edge-hub"])
+def test_agents_do_not_come_over_a_network_in_the_clear(tmp_path: Path, host: str) -> None:
+    """With the two ways out of it."""
+    with pytest.raises(ConfigError, match=r"\[agents\.tls\], or allow_plaintext = true"):
+        load(tmp_path, f'[agents]\nhost = "{host}"\n')
+    assert load(tmp_path, f'[agents]\nhost = "{host}"\n{TLS}').agents.tls is not None
+    assert load(tmp_path, f'[agents]\nhost = "{host}"\nallow_plaintext = true\n').agents.tls is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_loopback_needs_no_certificate(tmp_path: Path, host: str) -> None:
+    """Nobody else is there."""
+    assert load(tmp_path, f'[agents]\nhost = "{host}"\n').agents.host == host
+
+
+def test_a_certificate_has_its_key(tmp_path: Path) -> None:
+    """One of the two alone is no pair."""
+    with pytest.raises(ConfigError, match=r"agents\.tls\.key: required"):
+        load(tmp_path, '[agents.tls]\ncertificate = "c"\n')
 
 
 def test_the_environment_overrides(tmp_path: Path) -> None:

@@ -271,3 +271,13 @@ def test_the_cached_answer_is_the_one_that_a_fresh_table_would_give(steps: list[
         choosable = table.choosable(now_s)
         assert [expert.key for expert in choosable] == expected
         assert seen.setdefault(table.epoch, choosable) == choosable
+
+
+def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
+    """Nobody waits for it to come back, and its experts are chosen no more."""
+    join(table)
+    epoch = table.epoch
+    table.agent_removed("agent-1")
+    assert table.rows(0.0) == ()
+    table.agent_removed("agent-1")
+    assert table.epoch == epoch + 1

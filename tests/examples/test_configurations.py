@@ -44,8 +44,8 @@ def defaults(kind: type[Settings]) -> dict[tuple[str, ...], Any]:
         else:
             place = (name, "default") if get_origin(field.annotation) is dict else (name,)
             inner = defaults(section)
-            if field.get_default(call_default_factory=False) == ():
-                # A list that may stay empty: what its tables must set, the file need not.
+            if field.get_default(call_default_factory=False) in ((), None):
+                # A list that may stay empty, or a table that may be left out: what it must set, the file need not.
                 inner = {path: None if default is PydanticUndefined else default for path, default in inner.items()}
             found |= {(*place, *path): default for path, default in inner.items()}
     return found

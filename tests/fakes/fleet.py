@@ -34,7 +34,10 @@ class Fleet:
     coordinator: CoordinatorDaemon
     http: aiohttp.ClientSession
     tasks: asyncio.TaskGroup
+    configuration: dict[str, dict[str, Any]]
+    """The coordinator's, read again by its `reload`."""
     agents: dict[str, AgentDaemon] = field(default_factory=dict)
+    agent_configurations: dict[str, dict[str, Any]] = field(default_factory=dict)
     agent_tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def start_agent(
@@ -46,45 +49,49 @@ class Fleet:
         token: str = TOKEN,
         profile: str | None = None,
         sensors_root: Path | None = None,
-        url: str | None = None,
+        link: dict[str, Any] | None = None,
         engine: dict[str, Any] | None = None,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere. url: where to find the coordinator, if not
-        directly. engine: more of [engine].
+        if not given, so that a test sees the same host everywhere. link, engine: more
+        keys of [coordinator] and [engine].
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
         gguf = self.root / "fake.gguf"
         if not gguf.exists():
             gguf.touch()
-        settings = AgentSettings.model_validate(
-            {
-                "agent": {
-                    "name": name,
-                    "state_dir": self.root / name,
-                    "socket": self.root / f"{name}.sock",
-                    "drain_s": 5.0,
-                },
-                "coordinator": {
-                    "url": url or self.coordinator.agents_url,
-                    "token_file": token_file,
-                    "reconnect_first_s": 0.02,
-                    "reconnect_most_s": 0.1,
-                },
-                "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, **(engine or {})},
-                "sensors": {"profile": profile},
-                "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
-            }
-        )
+        configuration: dict[str, Any] = {
+            "agent": {
+                "name": name,
+                "state_dir": self.root / name,
+                "socket": self.root / f"{name}.sock",
+                "drain_s": 5.0,
+            },
+            "coordinator": {
+                "url": self.coordinator.agents_url,
+                "token_file": token_file,
+                "reconnect_first_s": 0.02,
+                "reconnect_most_s": 0.1,
+                **(link or {}),
+            },
+            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, **(engine or {})},
+            "sensors": {"profile": profile},
+            "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
+        }
+        self.agent_configurations[name] = configuration
+
+        def load() -> AgentSettings:
+            return AgentSettings.model_validate(configuration)
+
         sensors = SensorSettings(
             root=sensors_root or self.root / "no-sensors",
             simulated=find_profile(profile) if profile else None,
             families=("ina3221", "rapl"),
         )
-        agent = AgentDaemon(settings, environment={}, engine_argv=engine_argv, sensors=sensors)
+        agent = AgentDaemon(load(), environment={}, engine_argv=engine_argv, sensors=sensors, load=load)
         self.agents[name] = agent
         self.agent_tasks[name] = self.tasks.create_task(agent.run())
         return agent
@@ -121,38 +128,40 @@ async def fleet(
     agents: Sequence[str] = ("one",),
     api: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
-    links: dict[str, Any] | None = None,
+    listener: dict[str, Any] | None = None,
     traces: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards.
 
-    links: more of [agents].
+    api, selection, listener: more keys of [api], [selection] and [agents].
     """
     token_file = root / "token"
     token_file.write_text(TOKEN)
-    settings = CoordinatorSettings.model_validate(
-        {
-            "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
-            "api": {"port": 0, **(api or {})},
-            "selection": selection or {},
-            "traces": traces or {},
-            "agents": {
-                "port": 0,
-                "token_file": token_file,
-                "report_s": 0.5,
-                "stale_s": 30.0,
-                "heartbeat_s": 20.0,
-                **(links or {}),
-            },
-        }
-    )
-    coordinator = CoordinatorDaemon(settings, environment={})
+    configuration: dict[str, dict[str, Any]] = {
+        "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
+        "api": {"port": 0, **(api or {})},
+        "selection": selection or {},
+        "traces": traces or {},
+        "agents": {
+            "port": 0,
+            "token_file": token_file,
+            "report_s": 0.5,
+            "stale_s": 30.0,
+            "heartbeat_s": 20.0,
+            **(listener or {}),
+        },
+    }
+
+    def load() -> CoordinatorSettings:
+        return CoordinatorSettings.model_validate(configuration)
+
+    coordinator = CoordinatorDaemon(load(), environment={}, load=load)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(coordinator.run())
         await coordinator.listening.wait()
         async with aiohttp.ClientSession(coordinator.api_url) as http:
-            built = Fleet(root, coordinator, http, tasks)
+            built = Fleet(root, coordinator, http, tasks, configuration)
             try:
                 for name in agents:
                     await built.start_agent(name, **agent_options)

@@ -163,7 +163,7 @@ async def test_without_a_key_only_health_and_the_bare_page_are_open(tmp_path: Pa
 @pytest.mark.parametrize(
     ("scopes", "forbidden"),
     [
-        ((Scope.INFER,), {"/v1/moe2/fleet", EVENTS_PATH, "/metrics"}),
+        ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics"}),
         (
             (Scope.OBSERVE,),
             {"/v1/chat/completions", "/v1/completions", "/v1/moe2/plan", "/v1/moe2/feedback"},

@@ -182,8 +182,8 @@ def test_keys_without_effect_say_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_bad_configuration_makes_no_key(tmp_path: Path) -> None:
     """Where the keys belong is not guessed."""
     path = tmp_path / "coordinator.toml"
-    path.write_text("[agents]\n")
-    with pytest.raises(ConfigError, match="token_file"):
+    path.write_text("[agents]\nport = 'x'\n")
+    with pytest.raises(ConfigError, match=r"agents\.port"):
         keys(path, "create", "app")
 
 

@@ -62,6 +62,9 @@ def test_parquet_gives_the_same_as_json_lines(tmp_path: Path) -> None:
     ("row", "told"),
     [
         ("{broken", "line 2: not JSON"),
+        ('{"id": "b", "prompt": "q", "score__x"', "line 2: not JSON"),
+        ('{"id": "b", "prompt": "q", "score__x": 1e999}', "line 2: not JSON"),
+        ('{"id": "b", "prompt": "q", "score__x": NaN}', "JSON has no NaN"),
         ("[1]", "line 2: a row must be an object"),
         ("", "line 2: not JSON"),
         ({**GOOD, "id": "b", "score__x": "high"}, "line 2, column 'score__x': 'high' is not a number"),
@@ -107,6 +110,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
         ({"prompt": []}, "no rows"),
         ({"prompt": ["p"]}, "no column 'score__NAME'"),
         ({"prompt": ["p"], "score__x": [1.0], "loss__x": [0.1]}, "both a score and a loss of x"),
+        ({"prompt": ["p"], "score__": [1.0]}, "an expert without a name"),
     ],
 )
 def test_missing_columns_are_named(columns: dict[str, list[object]], told: str) -> None:

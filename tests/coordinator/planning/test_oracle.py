@@ -10,7 +10,7 @@ import pytest
 
 from moe2.coordinator.planning import branch, exhaustive, few, greedy, polyblock
 from moe2.coordinator.planning.branch import Effort
-from moe2.coordinator.planning.candidates import Candidates
+from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.certificate import Plan, Status
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
 from moe2.coordinator.planning.table import ValueTable
@@ -163,7 +163,7 @@ def test_greedy_is_feasible_and_never_above_the_best(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_listing_small_panels_equals_brute_force(kind: str) -> None:
-    """Panels of up to four out of up to twelve, on top of held experts or of none, ties included."""
+    """Panels of up to four out of up to twelve, on top of held experts or of none, equal values included."""
     rng = np.random.default_rng(21)
     listed = 0
     for number in range(150):
@@ -175,15 +175,19 @@ def test_listing_small_panels_equals_brute_force(kind: str) -> None:
         free = candidates.addable(held, np.ones(candidates.count, dtype=np.bool_))
         if len(free) == 0:
             continue
-        found = few.best(candidates, held, free, candidates.most_joining(held, free))
+        incumbent = Incumbent(candidates, [])
+        if held:
+            incumbent.offer(held)
+        most = candidates.most_joining(held, free)
+        left = few.list_panels(candidates, held, free, most, incumbent, stop=lambda: False)
         others = {n for n in range(experts) if n not in candidates.index}
         forced = {problem.names[candidates.index[n]] for n in held}
         value, _ = best_with(problem, forced, others)
-        assert found is not None
+        assert left == -np.inf
         listed += 1
-        assert found[1] == pytest.approx(value, abs=2e-9)
-        assert candidates.is_feasible(found[0])
-        assert set(held) <= set(found[0])
+        assert incumbent.value == pytest.approx(value, abs=2e-9)
+        assert candidates.is_feasible(incumbent.members)
+        assert set(held) <= set(incumbent.members)
     assert listed > 60
 
 

@@ -143,7 +143,7 @@ async def bench(
                 root,
                 agents=(),
                 api={"max_body_bytes": MAX_FRAME_BYTES // 2, **(api or {})},
-                links={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
+                listener={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
             )
         )
         proxy = await stack.enter_async_context(fault_proxy(running.coordinator.agents_url))
@@ -160,7 +160,7 @@ async def bench(
                 "shaky",
                 engine_argv=(*FAKE_EXPERT, *options),
                 models=[{"name": "fake", "path": gguf, "slots": 1}],
-                url=proxy.url,
+                link={"url": proxy.url},
                 engine=engine,
             )
         await running.until(ready=1)

@@ -12,6 +12,11 @@ from moe2.common.session import CoordinatorSession, JobMessage, SessionEvent
 from moe2.coordinator import hub as hubs
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
+from moe2.coordinator.enrolment.register import Admission
+from moe2.coordinator.ledger.accounts import Accounts
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
@@ -43,7 +48,9 @@ class Socket:
             handshake_s=5.0,
         )
         self._outgoing: deque[JobMessage] = deque()
-        self._connection = hubs._Connection(pump=cast(Pump, self), outgoing=self._outgoing)
+        self._connection = hubs._Connection(
+            pump=cast(Pump, self), session=self._session, admission=Admission(), outgoing=self._outgoing
+        )
         hub._connections.add(self._connection)
         self._tick: asyncio.TimerHandle | None = None
         self.is_gone = False
@@ -115,6 +122,22 @@ class Socket:
         self._wire.close(self)
 
 
+class _OpenDoor:
+    """A doorkeeper that knows everybody."""
+
+    def standing(self, admission: Admission, agent_id: str) -> None:
+        return None
+
+
+class _Paper:
+    """A ledger that is never read."""
+
+    def record(self, entry: object) -> asyncio.Future[bool]:
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(True)
+        return done
+
+
 class SimCoordinator:
     """One process of the coordinator, from its start to its end."""
 
@@ -127,11 +150,12 @@ class SimCoordinator:
             Selector(Appraiser(None), {}, clock=lambda: 0.0),
             send=lambda agent_id, message: self.hub.send(agent_id, message),
             max_active=max_active,
+            bookkeeper=Bookkeeper(Accounts(), cast(Ledger, _Paper()), clock=lambda: world.now_s),
             on_retired=lambda life, receipt: self.retired.append((life, receipt)),
         )
         self.hub = hubs.Hub(
             AgentsSection(token_file="unused"),  # type: ignore[arg-type]
-            token="",
+            doorkeeper=cast(Doorkeeper, _OpenDoor()),
             coordinator_id="c",
             table=self.table,
             on_message=self.service.agent_said,

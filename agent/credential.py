@@ -1,0 +1,115 @@
+"""The agent's credential: a secret it makes for itself, kept in its state directory, bound to its id by enrolment."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from moe2.common.config import read_secret
+from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
+from moe2.common.errors import ConfigError, Moe2Error
+
+FILE_NAME = "credential"
+SECRET_BYTES = 32
+
+
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
+    """secret: what proves that this agent is itself. enrolled: a coordinator has taken it in."""
+
+    secret: str
+    enrolled: bool = False
+
+
+class AgentPapers:
+    """What the agent shows at each connection: its credential, and until it is enrolled, the token.
+
+    Raises `ConfigError` if it is not enrolled and there is no token, `Moe2Error` if the state directory is unusable.
+    """
+
+    def __init__(self, *, agent_id: str, agent_name: str, state_dir: Path, token_file: Path | None) -> None:
+        self._agent_id = agent_id
+        self._agent_name = agent_name
+        self._path = state_dir / FILE_NAME
+        self.token_file = token_file
+        self._credential = _load(self._path)
+        self._show_token = not self._credential.enrolled
+        if self._show_token:
+            self._token()
+
+    def headers(self) -> dict[str, str]:
+        """For the upgrade request. Raises `ConfigError` if the token is needed and cannot be read."""
+        secret = self._credential.secret
+        who = {AGENT_ID_HEADER: self._agent_id, AGENT_NAME_HEADER: quote(self._agent_name)}
+        if self._show_token:
+            return {"Authorization": f"Bearer {self._token()}", CREDENTIAL_HEADER: secret, **who}
+        return {"Authorization": f"Bearer {secret}", **who}
+
+    def enrolled(self) -> None:
+        """The coordinator knows our credential: the token is not needed any more. Raises `Moe2Error`."""
+        self._show_token = False
+        if not self._credential.enrolled:
+            self._credential = msgspec.structs.replace(self._credential, enrolled=True)
+            _store(self._path, self._credential)
+
+    def unknown(self) -> bool:
+        """The coordinator does not know our credential (any more): show the token next time, if there is one.
+
+        False if there is none, or it has been shown just now.
+        """
+        if self._show_token:
+            return False
+        try:
+            self._token()
+        except ConfigError:
+            return False
+        self._show_token = True
+        return True
+
+    def _token(self) -> str:
+        if self.token_file is None:
+            raise ConfigError(["coordinator.token_file: required until this agent is enrolled, but not set."])
+        return read_secret(self.token_file)
+
+
+def _load(path: Path) -> Credential:
+    """The stored credential; made and stored on the first call."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Credential)
+    except FileNotFoundError:
+        credential = Credential(secret=secrets.token_urlsafe(SECRET_BYTES))
+        _store(path, credential)
+        return credential
+    except OSError as error:
+        raise _unusable(path, error) from error
+    except msgspec.MsgspecError as error:
+        raise Moe2Error(
+            f"{path} does not hold a credential.",
+            remedy="Remove the file, let the coordinator forget this agent, and enrol it with a token.",
+        ) from error
+
+
+def _store(path: Path, credential: Credential) -> None:
+    """Written aside and renamed, for nobody else to read: a crash leaves the former one or this one."""
+    draft = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(credential))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> Moe2Error:
+    return Moe2Error(
+        f"The credential {path} cannot be used: {error.strerror or error}.",
+        remedy="Make it readable and its directory writable for the agent's user, or set agent.state_dir.",
+    )

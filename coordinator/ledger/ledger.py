@@ -1,0 +1,178 @@
+"""The ledger as the event loop sees it: entries go in, and each tells when it is safe from the coordinator's death."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import time
+
+import structlog
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.ledger.accounts import DaySum, day_of
+from moe2.coordinator.ledger.report import day_sums
+from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
+from moe2.coordinator.ledger.writer import MOST_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
+
+PRUNE_EVERY_S = 3600.0
+STALLED_S = 1.0
+"""An answer waits for its entry to be written, but never longer than twice this."""
+CLOSE_S = 5.0
+
+log = structlog.get_logger()
+
+Recorded = asyncio.Future[bool]
+"""Done when the entry is safe (True), or when nobody should wait for it any longer (False)."""
+
+
+class Ledger:
+    """One database, written while `running()` is entered.
+
+    retention_days: whole days that are kept besides today.
+    """
+
+    def __init__(self, path: Path, *, retention_days: int) -> None:
+        self.path = path
+        self._retention_days = retention_days
+        self._writer: LedgerWriter | None = None
+        self._waiting: deque[tuple[int, Recorded]] = deque()
+        self._n_put = 0
+        self._progress = Progress(0, None, 0, 0)
+        self._n_turned_away = 0
+        self._gathered: list[Entry] = []
+        self._is_stalled = False
+        self.today: tuple[DaySum, ...] = ()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the database for the length of the context; `today` then has the sums so far. Raises LedgerError."""
+        connection = open_for_writing(self.path)
+        try:
+            self.today = day_sums(connection, day_of(time()))
+            checkpointer = open_beside(self.path)
+        except sqlite3.Error as error:
+            connection.close()
+            raise unusable(self.path, error) from error
+        loop = asyncio.get_running_loop()
+
+        def tell(progress: Progress) -> None:
+            # The loop may have ended before a thread that was given up.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._progressed, progress)
+
+        self._writer = LedgerWriter(connection, checkpointer, tell)
+        self._writer.start()
+        steady = [asyncio.create_task(work) for work in (self._keep_pruning(self._writer), self._keep_watch())]
+        try:
+            yield
+        finally:
+            for task in steady:
+                task.cancel()
+            await self._close(self._writer)
+
+    def record(self, entry: Entry) -> Recorded:
+        """Hand over an entry; returns at once. Outside of `running()` it is lost, and counted as such."""
+        recorded: Recorded = asyncio.get_running_loop().create_future()
+        if self._writer is None or self.n_waiting >= MOST_KEPT:
+            self._n_turned_away += 1
+            recorded.set_result(False)
+            return recorded
+        self._n_put += 1
+        if not self._gathered:
+            # What else this turn of the loop brings goes with it: waking the writer costs more than a row.
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._gathered.append(entry)
+        if self.is_failing:
+            recorded.set_result(False)
+        else:
+            self._waiting.append((self._n_put, recorded))
+        return recorded
+
+    @property
+    def n_waiting(self) -> int:
+        """Entries that are not written yet."""
+        return self._n_put - self._progress.handled + self._progress.n_waiting
+
+    @property
+    def n_dropped(self) -> int:
+        """Entries that were lost since the start."""
+        return self._progress.n_dropped + self._n_turned_away
+
+    @property
+    def is_failing(self) -> bool:
+        """True while entries wait in memory only."""
+        return self._is_stalled or self._progress.error is not None
+
+    def warnings(self) -> tuple[HealthWarning, ...]:
+        """What is wrong with it now, and what was lost."""
+        warnings = []
+        if self.is_failing:
+            error = self._progress.error or f"nothing has been written for more than {STALLED_S:.0f} s"
+            warnings.append(
+                HealthWarning(
+                    code="ledger_not_written",
+                    severity=Severity.DEGRADED,
+                    message=f"The ledger {self.path} cannot be written: {error}. Requests are answered all the same; "
+                    f"{self.n_waiting} entries wait in memory, of at most {MOST_KEPT}.",
+                    remedy="Make room on its disk, end what locks it, or look at its permissions; it is tried again "
+                    "every second.",
+                )
+            )
+        if self.n_dropped:
+            warnings.append(
+                HealthWarning(
+                    code="ledger_entries_lost",
+                    severity=Severity.DEGRADED,
+                    message=f"{self.n_dropped} entries of the ledger were lost since the start: its sums are too low.",
+                    remedy="See the log for why the ledger could not be written; a restart ends this warning.",
+                )
+            )
+        return tuple(warnings)
+
+    def _progressed(self, progress: Progress) -> None:
+        self._progress = progress
+        self._is_stalled = False
+        self._settle(progress.handled, is_safe=progress.error is None)
+
+    def _settle(self, upto: int, *, is_safe: bool) -> None:
+        while self._waiting and self._waiting[0][0] <= upto:
+            _, recorded = self._waiting.popleft()
+            # Its client may have left.
+            if not recorded.done():
+                recorded.set_result(is_safe)
+
+    def _hand_over(self) -> None:
+        if self._gathered and self._writer is not None:
+            self._writer.put(Batch(self._n_put, tuple(self._gathered)))
+            self._gathered.clear()
+
+    async def _keep_watch(self) -> None:
+        """Let nobody wait for a disk that hangs."""
+        seen = 0
+        while True:
+            await asyncio.sleep(STALLED_S)
+            if self._waiting and self._waiting[0][0] <= seen:
+                self._is_stalled = True
+                log.error("ledger_stalled", waiting=self.n_waiting)
+                self._settle(self._n_put, is_safe=False)
+            seen = self._n_put
+
+    async def _keep_pruning(self, writer: LedgerWriter) -> None:
+        while True:
+            oldest = datetime.fromtimestamp(time(), UTC).date() - timedelta(days=self._retention_days)
+            writer.put(Prune(oldest.isoformat()))
+            await asyncio.sleep(PRUNE_EVERY_S)
+
+    async def _close(self, writer: LedgerWriter) -> None:
+        self._hand_over()
+        writer.put(Stop())
+        if not await asyncio.to_thread(writer.join, CLOSE_S):
+            log.error("ledger_close_timed_out", not_written=self.n_waiting)
+        elif self._progress.n_waiting:
+            log.error("ledger_entries_lost", not_written=self._progress.n_waiting)
+        self._settle(self._n_put, is_safe=False)

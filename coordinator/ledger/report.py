@@ -1,0 +1,221 @@
+"""Sums over the ledger, and its single requests. What is not known is left out of a sum and counted beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from moe2.common.energy import Quality, worst_quality
+from moe2.coordinator.dispatch import AttemptState
+from moe2.coordinator.ledger.accounts import DaySum
+
+USEFUL = AttemptState.ANSWERED.value
+"""Joules under every other cause were spent on work that nobody got."""
+
+
+class By(StrEnum):
+    """What the sums are split by."""
+
+    KEY = "key"
+    EXPERT = "expert"
+    MODEL = "model"
+    DAY = "day"
+    OUTCOME = "outcome"
+
+
+# Columns of the tables, no input.
+_COLUMNS = {
+    By.KEY: "requests.key_name",
+    By.EXPERT: "attempts.expert",
+    By.MODEL: "attempts.model",
+    By.DAY: "requests.day",
+    By.OUTCOME: "requests.outcome",
+}
+_OF_ATTEMPTS = (By.EXPERT, By.MODEL)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Requests that arrived from `since_unix_s` on and before `until_unix_s`. None: no end on that side."""
+
+    since_unix_s: float | None = None
+    until_unix_s: float | None = None
+
+    def where(self) -> tuple[str, list[float]]:
+        """A condition on `requests`, and its values."""
+        terms, values = [], []
+        if self.since_unix_s is not None:
+            terms.append("requests.at_unix_s >= ?")
+            values.append(self.since_unix_s)
+        if self.until_unix_s is not None:
+            terms.append("requests.at_unix_s < ?")
+            values.append(self.until_unix_s)
+        return " AND ".join(terms) or "1", values
+
+
+class SumRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one group of requests took.
+
+    tokens and joules: sums of what is known, None where nothing is. n_unmeasured: requests with joules that nobody
+    knows, which `joules` leaves out; where there are any, it is a lower bound. useful_j: of work that answered.
+    wasted_j: of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: to the keys' days;
+    None where the rows are experts or models. seconds: of the requests in all, or of the experts' own work.
+    """
+
+    group: str
+    n_requests: int
+    n_unmeasured: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    decoded_tokens: int | None
+    seconds: float | None
+    joules: float | None
+    useful_j: float | None
+    wasted_j: dict[str, float]
+    quality: str
+    charged_j: float | None
+
+
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, as in the table `requests`; with its experts, and its joules by cause."""
+
+    request_id: str
+    at_unix_s: float
+    key_name: str
+    mode: str
+    category: str | None
+    model: str
+    outcome: str
+    code: str | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    decoded_tokens: int | None
+    ttft_s: float | None
+    total_s: float | None
+    joules: float | None
+    quality: str
+    useful_j: float | None
+    wasted_j: dict[str, float]
+    charged_j: float | None
+    experts: tuple[str, ...]
+
+
+def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
+    """What each key has been charged on a day."""
+    rows = connection.execute(
+        """
+        SELECT key_id, max(key_name), total(charged_j), total(CASE WHEN joules IS NULL THEN charged_j END),
+               CAST(total(charged_tokens) AS INTEGER), count(*), sum(joules IS NULL)
+        FROM requests WHERE day = ? GROUP BY key_id
+        """,
+        (day,),
+    )
+    return tuple(DaySum(*row) for row in rows)
+
+
+def sums(connection: sqlite3.Connection, by: By, span: Span) -> tuple[SumRow, ...]:
+    """The sums of each group, by its name; one transaction, so that they fit each other."""
+    where, values = span.where()
+    connection.execute("BEGIN")
+    try:
+        totals = _dicts(connection, (_attempt_sums if by in _OF_ATTEMPTS else _request_sums)(by, where), values)
+        causes = _Causes(_dicts(connection, _cause_sums(_COLUMNS[by], where), values))
+    finally:
+        connection.execute("ROLLBACK")
+    return tuple(
+        SumRow(
+            **{name: value for name, value in row.items() if name != "qualities"},
+            useful_j=causes.useful_j(row["group"]),
+            wasted_j=causes.wasted_j(row["group"]),
+            quality=_worst(row["qualities"]),
+        )
+        for row in totals
+    )
+
+
+def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = None) -> Iterator[RequestRow]:
+    """Single requests, the oldest first; the newest `most` of them."""
+    where, values = span.where()
+    limit = -1 if most is None else most
+    # Our own condition and columns, no input.
+    newest = f"SELECT rowid FROM requests WHERE {where} ORDER BY at_unix_s DESC LIMIT ?"  # noqa: S608
+    chosen = f"SELECT * FROM requests WHERE rowid IN ({newest}) ORDER BY at_unix_s"  # noqa: S608
+    wanted = RequestRow.__struct_fields__
+    of_request = (
+        "SELECT outcome AS cause, joules, expert, '' AS \"group\" FROM attempts WHERE request_id = ? ORDER BY place"
+    )
+    for row in _rows(connection, chosen, [*values, limit]):
+        attempts = _dicts(connection, of_request, [row["request_id"]])
+        causes = _Causes(attempts)
+        yield RequestRow(
+            **{name: value for name, value in row.items() if name in wanted},
+            useful_j=causes.useful_j(""),
+            wasted_j=causes.wasted_j(""),
+            experts=tuple(attempt["expert"] for attempt in attempts),
+        )
+
+
+class _Causes:
+    """Known joules by group and cause."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._known: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if row["joules"] is not None:
+                causes = self._known.setdefault(row["group"], {})
+                causes[row["cause"]] = causes.get(row["cause"], 0.0) + row["joules"]
+
+    def useful_j(self, group: str) -> float | None:
+        return self._known.get(group, {}).get(USEFUL)
+
+    def wasted_j(self, group: str) -> dict[str, float]:
+        return {cause: joules for cause, joules in sorted(self._known.get(group, {}).items()) if cause != USEFUL}
+
+
+def _request_sums(by: By, where: str) -> str:
+    return f"""
+        SELECT {_COLUMNS[by]} AS "group", count(*) AS n_requests, sum(joules IS NULL) AS n_unmeasured,
+               sum(prompt_tokens) AS prompt_tokens, sum(cached_tokens) AS cached_tokens,
+               sum(decoded_tokens) AS decoded_tokens, sum(total_s) AS seconds, sum(joules) AS joules,
+               group_concat(DISTINCT quality) AS qualities, sum(charged_j) AS charged_j
+        FROM requests WHERE {where} GROUP BY 1 ORDER BY 1
+    """  # noqa: S608
+
+
+def _attempt_sums(by: By, where: str) -> str:
+    return f"""
+        SELECT {_COLUMNS[by]} AS "group", count(DISTINCT request_id) AS n_requests,
+               count(DISTINCT CASE WHEN attempts.joules IS NULL THEN request_id END) AS n_unmeasured,
+               sum(attempts.prompt_tokens) AS prompt_tokens, sum(attempts.cached_tokens) AS cached_tokens,
+               sum(attempts.decoded_tokens) AS decoded_tokens, sum(attempts.seconds) AS seconds,
+               sum(attempts.joules) AS joules, group_concat(DISTINCT attempts.quality) AS qualities, NULL AS charged_j
+        FROM attempts JOIN requests USING (request_id) WHERE {where} GROUP BY 1 ORDER BY 1
+    """  # noqa: S608
+
+
+def _cause_sums(column: str, where: str) -> str:
+    return f"""
+        SELECT {column} AS "group", attempts.outcome AS cause, sum(attempts.joules) AS joules
+        FROM attempts JOIN requests USING (request_id) WHERE {where} GROUP BY 1, 2
+    """  # noqa: S608
+
+
+def _worst(qualities: str | None) -> str:
+    known = [Quality(word) for word in (qualities or "").split(",") if word in set(Quality)]
+    return worst_quality(quality for quality in known if quality is not Quality.UNMEASURED).value
+
+
+def _dicts(connection: sqlite3.Connection, statement: str, values: list[Any]) -> list[dict[str, Any]]:
+    return list(_rows(connection, statement, values))
+
+
+def _rows(connection: sqlite3.Connection, statement: str, values: list[Any]) -> Iterator[dict[str, Any]]:
+    cursor = connection.execute(statement, values)
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))

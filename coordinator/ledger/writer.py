@@ -1,0 +1,290 @@
+"""The one thread that writes the ledger: it commits what has gathered meanwhile at once, keeps what it cannot write.
+
+A second thread makes the checkpoints: they wait for the disk, and no commit has to wait for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import structlog
+
+from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry
+from moe2.coordinator.ledger.schema import is_full
+
+CHECKPOINT_EVERY_S = 5.0
+RETRY_S = 1.0
+MOST_PER_COMMIT = 256
+MOST_KEPT = 10_000
+"""Entries that wait for a database that cannot be written now; the oldest is dropped first."""
+PRUNED_AT_ONCE = 200
+_ROWS_PER_STATEMENT = 32
+
+_REQUEST_COLUMNS = tuple(
+    field.name for field in dataclasses.fields(RequestEntry) if field.name not in ("was_reserved", "attempts")
+)
+_ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
+_RESERVATION_COLUMNS = tuple(field.name for field in dataclasses.fields(ReservationEntry))
+
+# What ails the database or its disk; every other error is about what was to be written.
+_MAY_PASS = (sqlite3.OperationalError, sqlite3.DatabaseError)
+
+Entry = RequestEntry | ReservationEntry
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Entries on their way. `number` ascends, by one for each entry: it is the last one's."""
+
+    number: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Forget the requests of the days before this one."""
+
+    before_day: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the writer tells after each try.
+
+    handled: every entry up to this number has been tried. error: why it failed, None if all is well. n_waiting:
+    entries that are kept for the next try. n_dropped: entries lost since the start.
+    """
+
+    handled: int
+    error: str | None
+    n_waiting: int
+    n_dropped: int
+
+
+class Stop:
+    """Write what there is, and end."""
+
+
+class LedgerWriter:
+    """Owns the writing connection from `start` on. on_progress: called in its thread."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        checkpointer: sqlite3.Connection,
+        on_progress: Callable[[Progress], None],
+        *,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._connection = connection
+        self._checkpointer = checkpointer
+        self._on_progress = on_progress
+        self._retry_s = retry_s
+        self._inbox: SimpleQueue[Batch | Prune | Stop] = SimpleQueue()
+        self._kept: deque[Entry] = deque()
+        self._n_dropped = 0
+        self._told = Progress(0, None, 0, 0)
+        self._error: str | None = None
+        self._prune_before: str | None = None
+        self._stopping = False
+        self._stopped = threading.Event()
+        self._written = threading.Event()
+        # Daemon threads: a disk that hangs must not keep the coordinator from ending.
+        self._threads = (
+            threading.Thread(target=self._run, name="ledger-writer", daemon=True),
+            threading.Thread(target=self._keep_checkpoints, name="ledger-checkpoints", daemon=True),
+        )
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, item: Batch | Prune | Stop) -> None:
+        """Hand over work; returns at once."""
+        self._inbox.put(item)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end that `Stop` asked for; False if it has not come by then."""
+        self._threads[0].join(timeout_s)
+        if self._threads[0].is_alive():
+            return False
+        self._stopped.set()
+        self._written.set()
+        self._threads[1].join(timeout_s)
+        return True
+
+    # --- The writer's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._write(self._gather())
+        try:
+            # The last connection that closes writes everything into the database and removes the log beside it.
+            self._connection.close()
+        except sqlite3.Error as error:
+            log.warning("ledger_not_closed", error=str(error))
+
+    def _gather(self) -> list[Batch]:
+        """What has come since; waits for something to do."""
+        batches: list[Batch] = []
+        try:
+            item = self._inbox.get(timeout=self._patience_s())
+            while True:
+                match item:
+                    case Batch():
+                        batches.append(item)
+                    case Prune(before_day=day):
+                        self._prune_before = day
+                    case Stop():
+                        self._stopping = True
+                        break
+                item = self._inbox.get_nowait()
+        except Empty:
+            pass
+        return batches
+
+    def _patience_s(self) -> float | None:
+        if self._kept:
+            return self._retry_s
+        return None if self._prune_before is None else 0.0
+
+    def _write(self, batches: Sequence[Batch]) -> None:
+        self._kept.extend(entry for batch in batches for entry in batch.entries)
+        try:
+            while self._kept:
+                part = tuple(islice(self._kept, MOST_PER_COMMIT))
+                self._commit_or_refuse(part)
+                for _ in part:
+                    self._kept.popleft()
+            if not batches and self._prune_before is not None:
+                self._prune(self._prune_before)
+        except sqlite3.Error as error:
+            self._failed(error)
+        else:
+            if self._error is not None:
+                log.info("ledger_written_again", dropped=self._n_dropped)
+            self._error = None
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popleft()
+            self._n_dropped += 1
+        told = Progress(
+            batches[-1].number if batches else self._told.handled, self._error, len(self._kept), self._n_dropped
+        )
+        if told != self._told:
+            self._told = told
+            self._on_progress(told)
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        said = "its disk is full" if is_full(error) else str(error)
+        if said != self._error:
+            log.error("ledger_not_written", error=said, kept=len(self._kept))
+        self._error = said
+        # A prune that failed waits for the next order.
+        self._prune_before = None
+
+    def _commit_or_refuse(self, entries: Sequence[Entry]) -> None:
+        """Write entries. An entry that no database would take is left out, so that it does not stop the others.
+
+        Raises sqlite3.Error where the same may succeed later.
+        """
+        try:
+            self._commit(entries)
+        except Exception as error:
+            if type(error) in _MAY_PASS:
+                raise
+            if len(entries) > 1:
+                for entry in entries:
+                    self._commit_or_refuse((entry,))
+                return
+            log.error("ledger_entry_refused", request_id=entries[0].request_id, error=str(error))
+            self._n_dropped += 1
+
+    def _commit(self, entries: Sequence[Entry]) -> None:
+        """Write entries in one transaction; all of it or nothing."""
+        requests = [entry for entry in entries if isinstance(entry, RequestEntry)]
+        with _Transaction(self._connection):
+            self._insert("reservations", _RESERVATION_COLUMNS, (e for e in entries if isinstance(e, ReservationEntry)))
+            self._insert("requests", _REQUEST_COLUMNS, requests)
+            self._insert("attempts", _ATTEMPT_COLUMNS, (attempt for entry in requests for attempt in entry.attempts))
+            ended = [(entry.request_id,) for entry in requests if entry.was_reserved]
+            if ended:
+                self._connection.executemany("DELETE FROM reservations WHERE request_id = ?", ended)
+        self._written.set()
+
+    def _insert(self, table: str, columns: tuple[str, ...], entries: Iterable[object]) -> None:
+        """Several rows per statement: each statement gives the interpreter to other threads, and waits for it again."""
+        rows = [[getattr(entry, column) for column in columns] for entry in entries]
+        for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+            part = rows[start : start + _ROWS_PER_STATEMENT]
+            values: list[Any] = [value for row in part for value in row]
+            self._connection.execute(_insertion(table, columns, len(part)), values)
+
+    def _prune(self, before_day: str) -> None:
+        """Forget some of what is too old; called again until nothing is left."""
+        with _Transaction(self._connection):
+            found = self._connection.execute(
+                "SELECT rowid, request_id FROM requests WHERE day < ? LIMIT ?", (before_day, PRUNED_AT_ONCE)
+            ).fetchall()
+            self._connection.executemany(
+                "DELETE FROM attempts WHERE request_id = ?", [(found_id,) for _, found_id in found]
+            )
+            self._connection.executemany("DELETE FROM requests WHERE rowid = ?", [(rowid,) for rowid, _ in found])
+        self._written.set()
+        if len(found) < PRUNED_AT_ONCE:
+            self._prune_before = None
+
+    # --- The checkpoints' thread --------------------------------------------------------------------------------------
+
+    def _keep_checkpoints(self) -> None:
+        while not self._stopped.is_set():
+            self._written.wait()
+            self._written.clear()
+            try:
+                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                log.warning("ledger_checkpoint_failed", error=str(error))
+            self._stopped.wait(CHECKPOINT_EVERY_S)
+        self._checkpointer.close()
+
+
+class _Transaction:
+    """Commits at the end, or rolls back on an error."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                self._connection.execute("COMMIT")
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+        else:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        # A full disk makes SQLite roll back by itself.
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+@lru_cache(maxsize=256)
+def _insertion(table: str, columns: tuple[str, ...], n_rows: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    # Names of our own tables and columns, no input.
+    return f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * n_rows)}"  # noqa: S608

@@ -1,0 +1,97 @@
+"""The listeners' certificates: loaded, taken anew when their files are replaced, and watched for their last day."""
+
+from __future__ import annotations
+
+import structlog
+
+from moe2.common.errors import Moe2Error
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.hosts import is_loopback
+from moe2.common.tls import ServerTls, TlsError
+from moe2.coordinator.settings import CoordinatorSettings, TlsSection
+
+log = structlog.get_logger()
+
+EXPIRES_SOON_S = 14 * 86_400.0
+
+
+class ListenerTls:
+    """TLS of both listeners, None where one has none. Raises `TlsError` for a certificate that cannot be used."""
+
+    def __init__(self, settings: CoordinatorSettings) -> None:
+        self.api = _server_tls("api", settings.api.tls)
+        self.agents = _server_tls("agents", settings.agents.tls)
+        self._api_is_open = settings.api.tls is None and not is_loopback(settings.api.host)
+        self._trouble: dict[str, str] = {}
+
+    def load(self, settings: CoordinatorSettings) -> None:
+        """Use the certificates that the settings name now. Raises `TlsError`; what was in use then stays in use."""
+        for _, tls, section in self._listeners(settings):
+            tls.load(section.certificate, section.key)
+
+    def load_changed(self) -> None:
+        """Take certificates whose files were replaced; connections go on as they are."""
+        for name, tls in (("api", self.api), ("agents", self.agents)):
+            if tls is None:
+                continue
+            try:
+                if not tls.load_changed():
+                    continue
+            except TlsError as error:
+                # The other half of the pair is often written a moment later.
+                self._trouble[name] = str(error)
+                log.warning("certificate_not_loaded", listener=name, reason=str(error))
+            else:
+                self._trouble.pop(name, None)
+                log.info("certificate_loaded", listener=name, certificate=str(tls.certificate))
+
+    def warnings(self, now_unix_s: float) -> list[HealthWarning]:
+        """What is wrong with the certificates, or soon will be."""
+        warnings = []
+        if self._api_is_open:
+            warnings.append(
+                HealthWarning(
+                    code="api_plaintext",
+                    severity=Severity.NOTICE,
+                    message="Apps connect without TLS: who sees the network reads prompts, answers and keys.",
+                    remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
+                )
+            )
+        for name, tls in (("api", self.api), ("agents", self.agents)):
+            if tls is None:
+                continue
+            if trouble := self._trouble.get(name):
+                warnings.append(
+                    HealthWarning(
+                        code="certificate_not_loaded",
+                        severity=Severity.DEGRADED,
+                        message=f"The new certificate of [{name}.tls] is not used: {trouble}",
+                        remedy="Replace certificate and key with a good pair; it is then used at once.",
+                    )
+                )
+            left_s = tls.validity.not_after_unix_s - now_unix_s
+            if left_s > EXPIRES_SOON_S:
+                continue
+            told = "has expired" if left_s <= 0 else f"expires in {left_s / 86_400:.0f} days"
+            warnings.append(
+                HealthWarning(
+                    code="certificate_expired" if left_s <= 0 else "certificate_expires",
+                    severity=Severity.DEGRADED if left_s <= 0 else Severity.NOTICE,
+                    message=f"The certificate {tls.certificate} of [{name}.tls] {told}.",
+                    remedy="Replace certificate and key; the new ones are used at once, without a restart.",
+                )
+            )
+        return warnings
+
+    def _listeners(self, settings: CoordinatorSettings) -> list[tuple[str, ServerTls, TlsSection]]:
+        both = (("api", self.api, settings.api.tls), ("agents", self.agents, settings.agents.tls))
+        return [(name, tls, section) for name, tls, section in both if tls is not None and section is not None]
+
+
+def _server_tls(listener: str, section: TlsSection | None) -> ServerTls | None:
+    if section is None:
+        return None
+    try:
+        return ServerTls(section.certificate, section.key, section.client_ca)
+    except TlsError as error:
+        raise Moe2Error(f"[{listener}.tls]: {error.message}", remedy=error.remedy) from error

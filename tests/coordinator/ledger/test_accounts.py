@@ -1,0 +1,179 @@
+"""Daily limits: reserved, settled, never overdrawn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from moe2.coordinator.access.principal import DailyLimits, Principal
+from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Left, charge, day_after, day_of
+
+MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
+KEY = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=100.0, tokens=1000))
+JOULES = st.floats(0, 60)
+
+
+def test_a_reservation_counts_until_it_is_settled() -> None:
+    """Then what was not used is free again."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    assert accounts.left(KEY, MONDAY) == Left(40.0, 500)
+    accounts.settle(KEY, MONDAY, "r1", Amount(10.0, 100))
+    assert accounts.left(KEY, MONDAY) == Left(90.0, 900)
+
+
+def test_a_request_does_not_stand_in_its_own_way() -> None:
+    """Its second attempt is measured against what the others leave."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    accounts.reserve(KEY, MONDAY, "r2", Amount(10.0, 100))
+    assert accounts.left(KEY, MONDAY, besides="r1") == Left(90.0, 900)
+
+
+def test_a_second_reservation_takes_the_place_of_the_first() -> None:
+    """It says what the request may come to in all."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    accounts.reserve(KEY, MONDAY, "r1", Amount(70.0, 500))
+    assert accounts.left(KEY, MONDAY) == Left(30.0, 500)
+
+
+def test_unknown_joules_keep_their_reservation() -> None:
+    """It stays charged, as held and not measured."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    assert accounts.settle(KEY, MONDAY, "r1", Amount(None, 20)) == Amount(60.0, 20)
+    spent = accounts.statement(KEY, MONDAY).spent
+    assert (spent.energy_j, spent.held_j, spent.n_unmeasured) == (60.0, 60.0, 1)
+
+
+def test_unknown_joules_without_reservation_are_counted_as_unknown() -> None:
+    """The day's sum is then a lower bound, and says so."""
+    accounts = Accounts()
+    assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(None, None)
+    spent = accounts.statement(KEY, MONDAY).spent
+    assert (spent.known_j, spent.n_requests, spent.n_unmeasured) == (None, 1, 1)
+
+
+def test_a_known_part_above_the_reservation_is_charged() -> None:
+    """What is known to be spent is spent."""
+    assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)
+
+
+def test_a_new_day_begins_with_nothing_spent() -> None:
+    """Yesterday's reservation is no charge of today's, neither while it runs nor when it ends."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    accounts.settle(KEY, MONDAY, "r2", Amount(30.0, 10))
+    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(60.0, 500)
+    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+
+
+def test_a_clock_that_is_set_back_forgives_nothing() -> None:
+    """The day that has begun stays."""
+    accounts = Accounts()
+    accounts.settle(KEY, TUESDAY, "r1", Amount(30.0, 10))
+    accounts.reserve(KEY, MONDAY, "r2", Amount(50.0, 10))
+    accounts.settle(KEY, MONDAY, "r2", Amount(50.0, 10))
+    assert accounts.left(KEY, MONDAY).energy_j == 20.0
+
+
+def test_the_books_go_on_where_the_ledger_left_them() -> None:
+    """After a restart the day is not new."""
+    accounts = Accounts()
+    accounts.restore(MONDAY, [DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)])
+    assert accounts.left(KEY, MONDAY) == Left(5.0, 990)
+
+
+def test_keys_have_nothing_to_do_with_each_other() -> None:
+    """One key's use leaves another's limit alone."""
+    accounts = Accounts()
+    accounts.settle(Principal(key_id="k2", name="other", daily=KEY.daily), MONDAY, "r1", Amount(99.0, 999))
+    assert accounts.left(KEY, MONDAY) == Left(100.0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("at_unix_s", "day"), [(0.0, "1970-01-01"), (86_399.9, "1970-01-01"), (86_400.0, "1970-01-02")]
+)
+def test_a_day_is_a_utc_day(at_unix_s: float, day: str) -> None:
+    """From midnight to midnight."""
+    assert day_of(at_unix_s) == day
+
+
+def test_a_day_ends_at_the_next_midnight() -> None:
+    """Also at the end of a year."""
+    assert day_after("2026-12-31").isoformat() == "2027-01-01T00:00:00+00:00"
+
+
+class Ledgering(RuleBasedStateMachine):
+    """Requests come, are admitted where there is room, and end in any order, over days."""
+
+    running = Bundle("running")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accounts = Accounts()
+        self.day = 0
+        self.number = 0
+        self.reserved: dict[str, tuple[int, float]] = {}
+        self.spent = 0.0
+
+    @property
+    def today(self) -> str:
+        return day_of(self.day * 86_400)
+
+    @rule(target=running, joules=JOULES)
+    def admit(self, joules: float) -> str | None:
+        left_j = self.accounts.left(KEY, self.today).energy_j
+        assert left_j is not None
+        if joules > left_j:
+            return None
+        self.number += 1
+        name = f"r{self.number}"
+        self.accounts.reserve(KEY, self.today, name, Amount(joules, 0))
+        self.reserved[name] = (self.day, joules)
+        return name
+
+    @rule(name=consumes(running), share=st.floats(0, 1) | st.none())
+    def end(self, name: str | None, share: float | None) -> None:
+        """share: of what was reserved that was used; None: nobody knows."""
+        if name is None:
+            return
+        day, joules = self.reserved.pop(name)
+        used_j = None if share is None else share * joules
+        charged = self.accounts.settle(KEY, day_of(day * 86_400), name, Amount(used_j, 0))
+        assert charged.energy_j is not None
+        assert charged.energy_j <= joules
+        if day == self.day:
+            self.spent += charged.energy_j
+
+    @rule()
+    def midnight(self) -> None:
+        self.day += 1
+        self.spent = 0.0
+
+    @invariant()
+    def the_limit_is_never_overdrawn(self) -> None:
+        statement = self.accounts.statement(KEY, self.today)
+        reserved_j = sum(joules for day, joules in self.reserved.values() if day == self.day)
+        assert statement.spent.energy_j + statement.reserved_j <= 100.0 + 1e-6
+        assert statement.spent.energy_j == pytest.approx(self.spent)
+        assert statement.reserved_j == pytest.approx(reserved_j)
+
+
+TestLedgering = Ledgering.TestCase
+TestLedgering.settings = settings(max_examples=30, stateful_step_count=30)
+TestLedgering.__doc__ = "Spent and reserved together never exceed the limit; every unused joule is given back."
+
+
+@given(reserved=st.none() | JOULES, used=st.none() | JOULES, known=JOULES)
+def test_nothing_known_is_ever_forgiven(reserved: float | None, used: float | None, known: float) -> None:
+    """The charge is what was used, or where that is open at least what is known of it."""
+    charged = charge(None if reserved is None else Amount(reserved, 0), Amount(used, 0), known_j=known).energy_j
+    if used is not None:
+        assert charged == used
+    else:
+        assert (charged or 0.0) >= known

@@ -1,0 +1,71 @@
+"""What becomes an entry of a request."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from moe2.common.energy import Energy, Quality
+from moe2.common.messages import JobUsage
+from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.ledger.accounts import Amount
+from moe2.coordinator.ledger.bookkeeper import used
+from moe2.coordinator.ledger.entry import RequestEntry, request_entry
+from moe2.coordinator.receipt import receipt_of
+from tests.coordinator.lives import LifeBench
+
+
+def entry(life: Lifecycle) -> RequestEntry:
+    return request_entry(life, receipt_of(life), Amount(), at_unix_s=0.0, day="1970-01-01", was_reserved=False)
+
+
+def usage(joules: float | None, *, prompt: int = 7) -> JobUsage:
+    energy = Energy(joules=joules, quality=Quality.MEASURED_COUNTER)
+    return JobUsage(prompt_tokens=prompt, decoded_tokens=5, queue_s=0.5, prefill_s=0.25, decode_s=1.0, energy=energy)
+
+
+def test_failed_work_is_entered_beside_what_answered() -> None:
+    """Each attempt with its own joules and fate; the request has their sum."""
+    bench = LifeBench().admitted()
+    bench.failed(usage=usage(1.0))
+    bench.done(attempt=1, usage=usage(2.0))
+    written = entry(bench.life)
+    assert [(attempt.outcome, attempt.joules) for attempt in written.attempts] == [("failed", 1.0), ("answered", 2.0)]
+    assert (written.outcome, written.code, written.joules) == ("completed", "stop", 3.0)
+    assert written.attempts[1].seconds == 1.75
+
+
+def test_a_lost_expert_leaves_joules_and_tokens_unknown() -> None:
+    """Nobody can say, so nothing is said."""
+    bench = LifeBench().admitted()
+    bench.tokens("a")
+    bench.lost()
+    written = entry(bench.life)
+    assert (written.joules, written.quality, written.decoded_tokens) == (None, "unmeasured", None)
+    assert used(bench.life, receipt_of(bench.life)) == Amount(None, None)
+
+
+def test_a_request_that_never_ran_used_nothing() -> None:
+    """That is known."""
+    bench = LifeBench().admitted()
+    for attempt in range(3):
+        bench.failed("queue_full", attempt=attempt, usage=None)
+    assert used(bench.life, receipt_of(bench.life)) == Amount(0.0, 0)
+
+
+@pytest.mark.parametrize("joules", [math.nan, math.inf, -1.0, 1e300])
+def test_an_implausible_figure_is_unknown(joules: float) -> None:
+    """One of them would spoil every sum."""
+    bench = LifeBench().admitted()
+    bench.done(usage=usage(joules, prompt=10**30))
+    written = entry(bench.life)
+    assert (written.joules, written.attempts[0].joules, written.quality) == (None, None, "unmeasured")
+    assert (written.prompt_tokens, written.attempts[0].prompt_tokens) == (None, None)
+
+
+def test_a_text_that_no_database_takes_is_mended() -> None:
+    """Lone surrogates are replaced, long texts cut."""
+    bench = LifeBench(model="a\ud800" + "b" * 1000).admitted()
+    bench.done()
+    assert entry(bench.life).model == "a?" + "b" * 198

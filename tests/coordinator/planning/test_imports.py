@@ -1,0 +1,28 @@
+"""The import law of the planner: arrays and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe2.coordinator import planning
+
+MODULES = sorted(Path(str(planning.__file__)).parent.glob("*.py"))
+ALLOWED = ("numpy", "moe2.common.errors", "moe2.coordinator.planning")
+TOUCHES_THE_WORLD = {"asyncio", "io", "logging", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_planner_imports_numpy_and_itself(path: Path) -> None:
+    """Besides harmless parts of the standard library: no clock, no file, no other room."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            if name.split(".")[0] in sys.stdlib_module_names:
+                assert name.split(".")[0] not in TOUCHES_THE_WORLD
+            else:
+                assert any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED), name
