@@ -8,8 +8,10 @@ the fake expert.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,17 +22,23 @@ from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from tests.fakes.fleet import FAKE_EXPERT
 
+CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
+
 
 @asynccontextmanager
 async def agent_process(
-    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = (), profile: str = "-"
+    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = (), profile: str = "-", ahead_s: float = 0.0
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A running agent process; killed in the end, if it still lives."""
+    """A running agent process; killed in the end, if it still lives.
+
+    ahead_s: how far its host's wall clock is ahead of everybody's.
+    """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
+        environment = os.environ | {CLOCK_VARIABLE: str(ahead_s)}
+        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:
         yield process
     finally:
@@ -40,7 +48,14 @@ async def agent_process(
         await process.wait()
 
 
+def _set_wall_clock(ahead_s: float) -> None:
+    """The daemon's modules ask for it as `time.time()`."""
+    true_time = time.time
+    time.time = lambda: true_time() + ahead_s
+
+
 def main() -> None:
+    _set_wall_clock(float(os.environ.get(CLOCK_VARIABLE, "0")))
     root, name, url, profile, *options = sys.argv[1:]
     state = Path(root)
     gguf = state / "fake.gguf"

@@ -62,6 +62,8 @@ class SimAgent:
             world, token_s=token_s, slots=SLOTS, on_event=self._engine_spoke, on_exit=self._engine_exited
         )
         books.burnt.append(self.engine.joules)
+        # Hosts share no clock: each counts from a moment of its own.
+        self._clock_ahead_s = world.random.uniform(0, 100_000)
         self._backoff = Backoff(first_s=FIRST_S, most_s=MOST_S, random=world.random)
         self._outbox = Outbox()
         self.wire: Wire | None = None
@@ -77,6 +79,15 @@ class SimAgent:
         """While the process is stopped (SIGSTOP): what waits for it to go on."""
         self.is_dead = False
         self.connected_at_s: float | None = None
+
+    @property
+    def _now_s(self) -> float:
+        """On this host's clock."""
+        return self._world.now_s + self._clock_ahead_s
+
+    def _at(self, at_s: float, act: Callable[[], None]) -> asyncio.TimerHandle:
+        """A timer by this host's clock. A microsecond late: rounding must not make it early."""
+        return self._world.at(at_s - self._clock_ahead_s + 1e-6, self._do, act)
 
     # --- The process --------------------------------------------------------------------------------------------------
 
@@ -135,12 +146,12 @@ class SimAgent:
     # --- The core's shell ---------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: core.Event) -> None:
-        for effect in self.core.handle(event, self._world.now_s):
+        for effect in self.core.handle(event, self._now_s):
             self._perform(effect)
         if self._deadline:
             self._deadline.cancel()
         at_s = self.core.next_deadline_s
-        self._deadline = None if at_s is None else self._world.at(at_s, self._do, self._time_passed)
+        self._deadline = None if at_s is None else self._at(at_s, self._time_passed)
         self._leave_if_idle()
 
     def _time_passed(self) -> None:
@@ -191,7 +202,7 @@ class SimAgent:
         if self._session is None or not self._session.is_open:
             return
         self._seq += 1
-        reports = self.core.expert_reports(self._world.now_s)
+        reports = self.core.expert_reports(self._now_s)
         self._outbox.put(Report(seq=self._seq, host=HOST, experts=reports, draining=self.core.draining))
         self._pump()
 
@@ -219,7 +230,7 @@ class SimAgent:
                 agent_name=self.agent_id,
                 agent_version="0",
             ),
-            now_s=self._world.now_s,
+            now_s=self._now_s,
             handshake_s=CONNECT_TIMEOUT_S,
             max_frame_bytes=2**20,
         )
@@ -235,7 +246,7 @@ class SimAgent:
 
     def _receive(self, session: AgentSession | None, frame: bytes) -> None:
         if session and session is self._session:
-            self._act(session, session.receive(frame, self._world.now_s))
+            self._act(session, session.receive(frame, self._now_s))
 
     def _act(self, session: AgentSession, events: list[SessionEvent]) -> None:
         for event in events:
@@ -272,11 +283,11 @@ class SimAgent:
         if self._tick:
             self._tick.cancel()
         at_s = session.next_deadline_s
-        self._tick = None if at_s is None else self._world.at(at_s, self._do, lambda: self._ticked(session))
+        self._tick = None if at_s is None else self._at(at_s, lambda: self._ticked(session))
 
     def _ticked(self, session: AgentSession) -> None:
         if session is self._session:
-            self._act(session, session.tick(self._world.now_s))
+            self._act(session, session.tick(self._now_s))
 
     def _lost(self, session: AgentSession | None) -> None:
         if session is None or session is not self._session:
