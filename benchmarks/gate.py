@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig, FeatureExtractor
+from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
 from moe2.coordinator.gating.gate import Gate, GateParameters
 from moe2.coordinator.gating.outcomes import read_outcomes
 
@@ -81,7 +81,7 @@ def main() -> None:
     order = np.random.default_rng(2).permutation(len(prompts))[: args.prompts]
     prompts = [prompts[n] for n in order]
     whole = timed_ms(gate.predict, prompts)
-    features = timed_ms(FeatureExtractor(gate.feature_config).extract, prompts)
+    features = timed_ms(gate.extractor.extract, prompts)
     median = int(np.median([len(prompt) for prompt in prompts]))
     print(f"{len(prompts)} prompts, median {median} characters, {len(gate.experts)} experts")
     print(

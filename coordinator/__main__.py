@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
     plan.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
     plan.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
+    plan.add_argument("--mode", choices=("auto", "route", "vote", "rank", "mix"), help="how experts work together")
+    plan.add_argument("--choice", action="append", metavar="TEXT", help="a possible answer; repeat it for each")
     plan.add_argument("--category", help="whose default budgets apply")
     plan.add_argument("--json", action="store_true", help="the plan as one JSON document")
     add_socket(plan, DEFAULT_SOCKET_PATH)
@@ -197,6 +199,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         "ttft_budget_s": arguments.ttft,
         "quantile": arguments.quantile,
         "max_experts": arguments.max_experts,
+        "mode": arguments.mode,
+        "choices": arguments.choice,
         "category": arguments.category,
     }
     return show_plan(

@@ -31,11 +31,13 @@ MOST_VIEWS = 64
 class Appraisal:
     """One prompt's view of the experts, in the roster's order.
 
-    scores: (N,) probability that each answers well. trained: (N,) False where a prior stands in for training data.
-    kind: the kind of prompt that the gate takes it for; None without a trained gate.
+    scores: (N,) probability that each answers well. logits: (N,) the gate's; a softmax over a subset gives its members'
+    weights. trained: (N,) False where a prior stands in for training data. kind: the kind of prompt that the gate takes
+    it for; None without a trained gate.
     """
 
     scores: FloatArray
+    logits: FloatArray
     trained: npt.NDArray[np.bool_]
     kind: str | None
 
@@ -87,7 +89,7 @@ class Appraiser:
         kind = None
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):
             kind = self._kinds[int(predicted.kinds.argmax())]
-        return Appraisal(predicted.probabilities[columns], predicted.trained[columns], kind)
+        return Appraisal(predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind)
 
     def on_the_whole(self, roster: Roster) -> Worth:
         """What sets of these experts are worth; the same object until what the gate knows of them changes.

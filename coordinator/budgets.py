@@ -20,8 +20,20 @@ class Mode(StrEnum):
     """How experts work together."""
 
     AUTO = "auto"
+    """A vote where the request gives choices, by several where the gate says that this is worth it; else `ROUTE`."""
     ROUTE = "route"
     """One expert answers."""
+    VOTE = "vote"
+    """Members say how likely each of the given choices is; the mixture of their views decides."""
+    RANK = "rank"
+    """Members write candidates and score all of them; the mixture of their views decides."""
+    MIX = "mix"
+    """Members with one vocabulary write together: each token is drawn from the mixture of their distributions."""
+
+    @property
+    def is_panel(self) -> bool:
+        """True where all members of the panel work for each request."""
+        return self in (Mode.VOTE, Mode.RANK, Mode.MIX)
 
 
 class Budgets(Settings):
@@ -40,7 +52,9 @@ class Budgets(Settings):
     mode: Mode | None = None
     """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Candidates kept for the request. With it, `energy_budget_j` holds even if every one of them has to be tried."""
+    """Candidates kept for the request. With it, `energy_budget_j` holds even if every one of them has to be tried.
+
+    Where a panel answers: its members, at most."""
 
     def over(self, fallback: Budgets) -> Budgets:
         """These limits, and those of `fallback` where this sets none."""
@@ -72,9 +86,14 @@ NO_BUDGETS = Budgets()
 
 
 class Wish(Budgets):
-    """What a request says of itself: the `moe2` object of its body. category None: found by the gate."""
+    """What a request says of itself: the `moe2` object of its body. category None: found by the gate.
+
+    choices: the answers that are possible. length_normalised: choices are compared per byte.
+    """
 
     category: str | None = None
+    choices: tuple[str, ...] | None = None
+    length_normalised: bool | None = None
 
 
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:
@@ -83,5 +102,5 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     fallback = categories[category].over(default) if category in categories else default
     if key is not NO_BUDGETS:
         fallback = key.over(fallback)
-    own = {name: value for name, value in wish if value is not None and name != "category"}
+    own = {name: value for name, value in wish if value is not None and name in Budgets.model_fields}
     return fallback.model_copy(update=own)

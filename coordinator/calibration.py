@@ -25,7 +25,7 @@ import msgspec
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality, worst_quality
 from moe2.common.health import HealthWarning, Severity
-from moe2.coordinator.dispatch import AttemptState, Completed, Lifecycle
+from moe2.coordinator.dispatch import AttemptState, Completed, Lifecycle, Purpose
 from moe2.coordinator.predict import Prediction, predict_shape
 from moe2.coordinator.table import Expert
 
@@ -120,6 +120,9 @@ class CalibrationWindow:
         if not isinstance(life.outcome, Completed) or life.concluded_s is None:
             return
         attempt = life.attempts[-1]
+        if attempt.purpose is not Purpose.ANSWER:
+            # A panel's seconds are not those of one of its members.
+            return
         if attempt.state is not AttemptState.ANSWERED or attempt.usage is None or not attempt.usage.decoded_tokens:
             return
         began_s = attempt.submitted_s

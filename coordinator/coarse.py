@@ -8,12 +8,13 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from moe2.coordinator.budgets import Budgets
+from moe2.coordinator.panel import Work
 from moe2.coordinator.planning import branch
 from moe2.coordinator.planning import problem as planning
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.table import ValueTable
-from moe2.coordinator.planning.values import BestOf, FloatArray
+from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
 from moe2.coordinator.roster import Forecast, Range
 
 TIME_LIMIT_S = 0.02
@@ -22,13 +23,20 @@ LISTED_EXPERTS = 16
 
 
 class Worth:
-    """What sets of experts are worth: the mean score of the best member over the kinds of prompts.
+    """What sets of experts are worth, averaged over the kinds of prompts: where one of them answers, the score of the
+    best; where all work together, the chance that at least one answers well (`together`).
 
     on_the_whole: (K, N) scores per kind of prompt. Does not depend on a request: made once per fleet and gate.
     """
 
-    def __init__(self, on_the_whole: FloatArray) -> None:
-        self.value = BestOf(on_the_whole)
+    def __init__(self, on_the_whole: FloatArray, value: type[BestOf] | type[Coverage] = BestOf) -> None:
+        self.value: SetValue = value(on_the_whole)
+        self._on_the_whole = on_the_whole
+
+    @cached_property
+    def together(self) -> Worth:
+        """The same of panels whose members all work."""
+        return Worth(self._on_the_whole, Coverage)
 
     @cached_property
     def table(self) -> ValueTable | None:
@@ -36,31 +44,35 @@ class Worth:
         return ValueTable.build(self.value) if self.value.experts <= LISTED_EXPERTS else None
 
 
-def problem_of(forecast: Forecast, worth: Worth, budgets: Budgets, ruled_out: Mapping[str, str]) -> planning.Problem:
-    """The problem whose feasible panels are the candidate sets that keep the budgets.
+def problem_of(
+    forecast: Forecast, worth: Worth, budgets: Budgets, ruled_out: Mapping[str, str], work: Work | None = None
+) -> planning.Problem:
+    """The problem whose feasible panels are the sets that keep the budgets.
 
-    The value is that of the best member per kind, since one expert answers. Without `max_experts` each candidate has to
-    keep the energy budget alone; with it, all of them together, for the case that they have to be tried one after the
-    other. An expert whose cost is unknown is ruled out where the budget bounds that cost: what was not measured cannot
-    be promised.
+    work: None where one expert answers. Without `max_experts` each candidate then has to keep the energy budget alone;
+    with it, all of them together, for the case that they have to be tried one after the other. With work, all members
+    together always do. An expert whose cost is unknown is ruled out where the budget bounds that cost: what was not
+    measured cannot be promised.
     """
     quantile = budgets.quantile or planning.Quantile.P95
     costs = _costs(forecast, quantile)
+    # An answer that comes at once has no time per token.
+    per_token_s = None if work is not None and work.delivers_at_once else budgets.tpot_budget_s
     return planning.Problem(
         names=forecast.roster.keys,
         value=worth.value,
         # The budgets hold for one quantile, and no solver looks at the other.
         p50=costs,
         p95=costs,
-        aggregation=_no_aggregation(len(forecast.roster)),
+        aggregation=_joining(work, len(forecast.roster), quantile),
         budgets=planning.Budgets(
             energy_j=budgets.energy_budget_j,
             delay_s=budgets.latency_budget_s,
             first_token_s=budgets.ttft_budget_s,
-            per_token_s=budgets.tpot_budget_s,
-            max_experts=budgets.max_experts,
+            per_token_s=per_token_s,
+            max_experts=work.size if work else budgets.max_experts,
             quantile=quantile,
-            one_runs=budgets.max_experts is None,
+            one_runs=work is None and budgets.max_experts is None,
         ),
         ruled_out={**_unmeasured(forecast, budgets), **ruled_out},
     )
@@ -97,6 +109,16 @@ def _all_that_fit(problem: planning.Problem, clock: Callable[[], float]) -> Plan
 @lru_cache(maxsize=64)
 def _no_aggregation(experts: int) -> planning.Aggregation:
     return planning.Aggregation.free(experts)
+
+
+def _joining(work: Work | None, experts: int, quantile: planning.Quantile) -> planning.Aggregation:
+    """What a panel's members take on top of their own parts, once they are two."""
+    if work is None:
+        return _no_aggregation(experts)
+    seconds = work.joining_s.p50 if quantile is planning.Quantile.P50 else work.joining_s.p95
+    delay_s = np.where(np.arange(experts + 1) < 2, 0.0, seconds)
+    first_s = delay_s if work.delivers_at_once else np.zeros(experts + 1)
+    return planning.Aggregation(energy_j=np.zeros(experts + 1), delay_s=delay_s, first_token_s=first_s)
 
 
 def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:

@@ -277,9 +277,9 @@ class CoordinatorDaemon:
         self._calibration.request_retired(life)
         if self._traces:
             self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
-        if isinstance(life.outcome, Completed):
+        if isinstance(life.outcome, Completed) and life.leading:
             # So that the answer can be scored later.
-            expert, request = life.attempts[-1].expert, life.request
+            expert, request = life.leading.expert, life.request
             self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
 
     async def _evict(self) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from moe2.common.cost import Quantiles
-from moe2.coordinator.budgets import Budgets
+from moe2.coordinator.budgets import Budgets, Mode
 from moe2.coordinator.planning.certificate import Certificate, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint
+from moe2.coordinator.predict import Prediction
 from moe2.coordinator.selection import Considered, NoExpert, Selection
 
 
@@ -19,7 +20,7 @@ class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
 
     score: probability that it answers this prompt well; score_source: "gate", or "prior" where it has no training data.
     energy_j, ttft_s, total_s: predicted, None where it was never measured. energy_quality: of the measurements behind
-    the joules. candidate: it keeps the budgets. reason: why it was not chosen.
+    the joules. candidate: it keeps the budgets. weight: its share where a panel answers. reason: why it was not chosen.
     """
 
     expert: str
@@ -34,6 +35,7 @@ class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
     candidate: bool
     chosen: bool
     reason: str | None
+    weight: float | None = None
 
 
 class CertificateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +58,23 @@ class FrontierRow(msgspec.Struct, frozen=True, kw_only=True):
     experts: tuple[str, ...]
 
 
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the choice was based on: of the expert that answers, or of the panel together. None: not measured.
+
+    energy_quality: of the measurements behind the joules.
+    """
+
+    ttft_s: Quantiles | None
+    total_s: Quantiles | None
+    energy_j: Quantiles | None
+    energy_quality: str | None
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The two levels' answer. category: whose default budgets applied; kind: what the gate takes the prompt for."""
+    """The two levels' answer. category: whose default budgets applied; kind: what the gate takes the prompt for.
+
+    predicted: None where nobody is chosen.
+    """
 
     mode: str
     category: str | None
@@ -65,10 +82,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     budgets: dict[str, Any]
     experts: tuple[ExpertRow, ...]
     certificate: CertificateRow
+    predicted: Predicted | None = None
 
 
 def decision_of(selection: Selection) -> Decision:
-    """The decision behind a chosen expert."""
+    """The decision behind a chosen expert or panel."""
     return Decision(
         mode=selection.mode,
         category=selection.category,
@@ -76,6 +94,17 @@ def decision_of(selection: Selection) -> Decision:
         budgets=_limits(selection.budgets),
         experts=_rows(selection.considered, selection.plan, selection),
         certificate=_certificate(selection.plan.certificate),
+        predicted=predicted_of(selection.predicted),
+    )
+
+
+def predicted_of(prediction: Prediction) -> Predicted:
+    """A prediction as shown."""
+    return Predicted(
+        ttft_s=prediction.ttft_s,
+        total_s=prediction.total_s,
+        energy_j=prediction.energy_j,
+        energy_quality=prediction.energy_quality,
     )
 
 
@@ -84,7 +113,7 @@ def refusal_of(refused: NoExpert) -> Decision | None:
     if refused.plan is None or refused.outlook is None:
         return None
     return Decision(
-        mode="route",
+        mode=refused.outlook.work.mode if refused.outlook.work else Mode.ROUTE,
         category=None,
         kind=None,
         budgets=_limits(refused.outlook.budgets),
@@ -129,13 +158,15 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
 def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
     candidates = selection.candidates if selection else frozenset()
     reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions if exclusion.name not in candidates}
+    weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
+    is_panel = selection is not None and selection.mode.is_panel
     rows = []
     for other in considered:
         key = other.expert.key
-        chosen = selection is not None and any(other.expert is member.expert for member in selection.members)
+        chosen = key in weights
         reason = reasons.get(key)
         if reason is None and not chosen and selection is not None:
-            better = selection.first.score > other.score
+            better = is_panel or selection.first.score > other.score
             reason = f"a candidate, but {'scores lower' if better else 'is predicted to end later'}"
         rows.append(
             ExpertRow(
@@ -151,6 +182,7 @@ def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | N
                 candidate=key in candidates,
                 chosen=chosen,
                 reason=None if chosen else reason,
+                weight=weights.get(key) if is_panel else None,
             )
         )
     return tuple(rows)

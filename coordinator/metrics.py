@@ -20,10 +20,11 @@ from prometheus_client.utils import floatToGoString
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.decision import Predicted
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
 from moe2.coordinator.plausibility import is_plausible
-from moe2.coordinator.receipt import ExpertLine, Predicted, Receipt
+from moe2.coordinator.receipt import ExpertLine, Receipt
 
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOTAL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

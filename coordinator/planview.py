@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def draw(answer: PlanAnswer, console: Console) -> None:
             f"Certificate: {certificate.status} by {certificate.method}; value {value}{bound}, "
             f"gap {'–' if certificate.gap is None else f'{certificate.gap:.4f}'}, {certificate.nodes} nodes."
         )
+        for line in _panel(answer.decision):
+            console.print(Text(line))
         limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
         console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
     if answer.refusal:
@@ -66,6 +69,19 @@ def draw(answer: PlanAnswer, console: Console) -> None:
         note = " (some experts' joules are simulated)" if simulated else ""
         console.print(Text(f"What other energy budgets would buy{note}", style="italic"))
         console.print(_frontier(answer))
+
+
+def _panel(decision: Decision) -> Iterator[str]:
+    """Who works together, and what they take together; nothing where one expert answers."""
+    members = sorted((row for row in decision.experts if row.weight is not None), key=lambda row: -(row.weight or 0.0))
+    if not members or decision.predicted is None:
+        return
+    shares = ", ".join(f"{printable(row.model)} on {printable(row.agent)} {row.weight:.0%}" for row in members)
+    together = decision.predicted
+    simulated = " (simulated)" if together.energy_quality == Quality.SIMULATED else ""
+    yield f"Panel, {decision.mode}: {shares}."
+    energy = "joules unmeasured" if together.energy_j is None else f"{_both(together.energy_j)} J{simulated}"
+    yield f"Together: {energy}, {_both(together.total_s)} s (p50 / p95)."
 
 
 def _experts(decision: Decision) -> Table:

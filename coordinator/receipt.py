@@ -6,16 +6,16 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.cost import Quantiles
 from moe2.common.energy import NEVER_RAN, Energy, total, unmeasured
 from moe2.common.messages import JobUsage
-from moe2.coordinator.decision import Decision, decision_of, refusal_of
+from moe2.coordinator.budgets import Mode
+from moe2.coordinator.collaboration import Collaboration
+from moe2.coordinator.decision import Decision, Predicted, decision_of, predicted_of, refusal_of
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
-from moe2.coordinator.predict import Prediction
 
 
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt. outcome: an `AttemptState`; decoded_tokens None where nobody can say."""
+    """One attempt. purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say."""
 
     expert: str
     agent: str
@@ -24,6 +24,7 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     decoded_tokens: int | None
     energy: dict[str, Any]
     error: str | None
+    purpose: str = "answer"
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,20 +50,10 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool | None = None
 
 
-class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the choice was based on. None: the expert had not been measured.
-
-    energy_quality: of the measurements behind the joules.
-    """
-
-    ttft_s: Quantiles | None
-    total_s: Quantiles | None
-    energy_j: Quantiles | None
-    energy_quality: str | None
-
-
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """energy: the sum over all attempts, those that failed included. decision: of the last attempt."""
+    """energy: the sum over all attempts, those that failed or were outvoted included. decision: of the last attempt.
+    collaboration: what each member of a panel contributed; None where one expert answers.
+    """
 
     request_id: str
     mode: str
@@ -72,22 +63,24 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Predicted | None
     energy: dict[str, Any]
     decision: Decision | None
+    collaboration: Collaboration | None = None
 
 
 def receipt_of(life: Lifecycle) -> Receipt:
     """The receipt of a request, complete once it has ended."""
     first = life.attempts[0] if life.attempts else None
-    last = life.attempts[-1] if life.attempts else None
+    last = life.leading
     usage = last.usage if last else None
+    written = life.play.answer_tokens if life.play else None
     arrived_s = life.request.arrived_s
     return Receipt(
         request_id=life.request.request_id,
-        mode="route",
+        mode=last.selection.mode if last else Mode.ROUTE,
         experts=tuple(_line(attempt) for attempt in life.attempts),
         tokens=TokenCounts(
             prompt=usage.prompt_tokens if usage else None,
             cached=usage.cached_tokens if usage else None,
-            decoded=usage.decoded_tokens if usage else None,
+            decoded=written if written is not None else usage.decoded_tokens if usage else None,
         ),
         seconds=Seconds(
             overhead=first.submitted_s - arrived_s if first else None,
@@ -98,9 +91,10 @@ def receipt_of(life: Lifecycle) -> Receipt:
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
             simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
         ),
-        predicted=_predicted(last.prediction) if last else None,
+        predicted=_predicted(last) if last else None,
         energy=_shown(energy_of(life)),
         decision=_decision(life),
+        collaboration=life.play.collaboration if life.play else None,
     )
 
 
@@ -112,18 +106,14 @@ def energy_of(life: Lifecycle) -> Energy:
 
 
 def _decision(life: Lifecycle) -> Decision | None:
-    if life.attempts:
-        return decision_of(life.attempts[-1].selection)
+    if life.leading:
+        return decision_of(life.leading.selection)
     return refusal_of(life.refused) if life.refused else None
 
 
-def _predicted(prediction: Prediction) -> Predicted:
-    return Predicted(
-        ttft_s=prediction.ttft_s,
-        total_s=prediction.total_s,
-        energy_j=prediction.energy_j,
-        energy_quality=prediction.energy_quality,
-    )
+def _predicted(attempt: Attempt) -> Predicted:
+    selection = attempt.selection
+    return predicted_of(selection.predicted if selection.mode.is_panel else attempt.prediction)
 
 
 def _line(attempt: Attempt) -> ExpertLine:
@@ -136,6 +126,7 @@ def _line(attempt: Attempt) -> ExpertLine:
         decoded_tokens=attempt.usage.decoded_tokens if attempt.usage else None,
         energy=_shown(_energy(attempt)),
         error=attempt.error,
+        purpose=attempt.purpose,
     )
 
 

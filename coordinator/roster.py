@@ -81,6 +81,7 @@ class Roster:
     context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included.
     bare, toolless: (N,) True where its model has no chat template, and where that has no tools. transmit_s: (N,) round
     trips, 0 where unknown. load_s: (N,) what loading takes, 0 where it is in memory, NaN where nobody knows.
+    idle_w: (N,) watts of its host doing nothing, NaN where unknown.
     """
 
     def __init__(self, experts: Sequence[Expert]) -> None:
@@ -94,6 +95,7 @@ class Roster:
         self.toolless: BoolArray = np.array([report.supports_tools is False for report in reports])
         self.load_s: FloatArray = np.array([_load_s(report) for report in reports])
         self.transmit_s: FloatArray = np.array([expert.rtt_s or 0.0 for expert in self.experts])
+        self.idle_w: FloatArray = np.array([_idle_w(report) for report in reports])
         self._slots: IntArray = np.array([report.slots for report in reports])
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
@@ -150,6 +152,11 @@ class Roster:
             total_s=_around(total_s, self._total, self.transmit_s + self.load_s),
             energy_j=_around(_dot(self._energy, energy_features(lived)), self._joules),
         )
+
+
+def _idle_w(report: ExpertReport) -> float:
+    idle_w = report.energy.idle_w if report.energy else None
+    return np.nan if idle_w is None else idle_w
 
 
 def _load_s(report: ExpertReport) -> float:

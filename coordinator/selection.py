@@ -1,28 +1,41 @@
-"""Which expert answers a request: the two levels put together. PURE but for what it remembers.
+"""Which experts answer a request: the two levels put together. PURE but for what it remembers.
 
 Coarse: the experts that keep the request's budgets, as an exactly solved planning problem with its certificate.
-Fine: among them, the one that the gate thinks most likely to answer this very prompt well.
+Fine: among them, those that the gate thinks most likely to answer this very prompt well: one, or a panel that works
+together (`moe2.coordinator.panel`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
+from moe2.coordinator.panel import (
+    USUAL_PANEL,
+    Load,
+    Work,
+    coverage,
+    finest,
+    joint_prediction,
+    outsiders,
+    vocabularies,
+    weighted,
+    work_of,
+)
 from moe2.coordinator.planning.branch import Effort
-from moe2.coordinator.planning.certificate import Cause, Offer, Plan
+from moe2.coordinator.planning.certificate import Cause, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.promptlengths import PromptLengths
+from moe2.coordinator.refusal import infeasible_words, ruled_out_by
 from moe2.coordinator.roster import Forecast, IntArray, Roster
 from moe2.coordinator.table import Expert
 
@@ -32,6 +45,9 @@ SAME_SCORE = 0.005
 """Scores that differ by less are the same: the faster expert answers."""
 MEMO_ENTRIES = 512
 MOST_ROSTERS = 256
+ROUTE_ONLY = frozenset({Mode.ROUTE})
+AUTO_LEAST_GAIN = 0.05
+"""What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """All points together; a frontier is for people, and nobody else may wait for it longer."""
@@ -45,6 +61,7 @@ class SelectionRequest:
     excluded: keys of experts that must not be chosen, because they have failed this request already.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
     budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
+    modes: those that can serve the request. choice_tokens: of all the choices that it gives; None if it gives none.
     """
 
     model: str
@@ -58,6 +75,8 @@ class SelectionRequest:
     needs_tools: bool = False
     elapsed_s: float = 0.0
     spent_j: float = 0.0
+    modes: frozenset[Mode] = ROUTE_ONLY
+    choice_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +91,17 @@ class Considered:
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """All experts that could serve a request, as they look for it. Details of one are made when asked for."""
+    """All experts that could serve a request, as they look for it. Details of one are made when asked for.
+
+    work: what a panel does whose members all work; None where one expert answers.
+    """
 
     forecast: Forecast
     appraisal: Appraisal
     worth: Worth
     budgets: Budgets
     ruled_out: Mapping[str, str]
+    work: Work | None = None
 
     def at(self, place: int) -> Considered:
         """One expert of the roster."""
@@ -89,6 +112,12 @@ class Outlook:
             bool(self.appraisal.trained[place]),
         )
 
+    def member(self, place: int, weight: float) -> Member:
+        """One expert of the roster as a member of a panel."""
+        one = self.at(place)
+        parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
+        return Member(one.expert, one.prediction, one.score, weight, parts)
+
     @cached_property
     def considered(self) -> tuple[Considered, ...]:
         """Every expert, in the fleet's order."""
@@ -97,19 +126,28 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Member:
-    """One expert of the panel that answers. weight: its share of the mixture; those of a panel sum to 1."""
+    """One expert of the panel that answers.
+
+    weight: its share of the mixture; those of a panel sum to 1. parts: the prediction of each of its jobs, where they
+    are several one after the other.
+    """
 
     expert: Expert
     prediction: Prediction
     score: float
     weight: float = 1.0
+    parts: tuple[Prediction, ...] = ()
+
+    def part(self, number: int) -> Member:
+        """The member as it does one of its jobs."""
+        return replace(self, prediction=self.parts[number], parts=()) if self.parts else self
 
 
 @dataclass(frozen=True)
 class Selection:
     """The chosen panel, in the order of its members' weights, and why.
 
-    candidates: keys of the experts that the coarse level left to the fine one.
+    candidates: keys of the experts that the coarse level left to the fine one. predicted: of all members together.
     """
 
     mode: Mode
@@ -118,6 +156,7 @@ class Selection:
     category: str
     outlook: Outlook
     plan: Plan
+    predicted: Prediction
 
     @property
     def first(self) -> Member:
@@ -193,28 +232,96 @@ class Selector:
         if roster is None:
             return NoExpert("no_live_expert", "No expert is ready. See `moe2-coordinator status`.")
         busy = roster.busy(in_flight)
-        ruled_out = _ruled_out(request, roster, busy)
+        ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
             return _nobody(request, roster, ruled_out)
         appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories, request.budgets)
         budgets = budgets.after(request.elapsed_s, request.spent_j)
-        worth = self.appraiser.on_the_whole(roster)
-        forecast = roster.forecast(self._prompt_tokens(roster, request.demand), request.demand.answer_tokens, busy)
-        outlook = Outlook(forecast, appraisal, worth, budgets, ruled_out)
+        case = _Case(
+            roster=roster,
+            load=Load(
+                prompt_tokens=self._prompt_tokens(roster, request.demand),
+                answer_tokens=request.demand.answer_tokens,
+                choice_tokens=request.choice_tokens or 0,
+                busy=busy,
+            ),
+            appraisal=appraisal,
+            worth=self.appraiser.on_the_whole(roster),
+            budgets=budgets,
+            ruled_out=ruled_out,
+            category=category,
+        )
+        mode = _mode(request, budgets)
+        if mode.is_panel:
+            return self._panel(mode, case, epoch)
+        if mode is Mode.AUTO:
+            panel = self._panel(Mode.VOTE, case, epoch)
+            if isinstance(panel, Selection):
+                # To score choices is cheaper than to write one, so even one expert votes.
+                return panel if _is_worth_it(panel) else self._panel(Mode.VOTE, case.alone(), epoch)
+        return self._route(case, epoch)
+
+    def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
+        """One expert."""
+        load, budgets = case.load, case.budgets
+        forecast = case.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+        outlook = Outlook(forecast, case.appraisal, case.worth, budgets, case.ruled_out)
         plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
-            return NoExpert("infeasible", _infeasible(plan, forecast), plan, outlook)
+            return NoExpert("infeasible", infeasible_words(plan, forecast), plan, outlook)
         candidates = _candidates(plan, budgets)
-        chosen = outlook.at(_finest(outlook, candidates, busy))
+        chosen = outlook.at(_finest(outlook, candidates, load.busy))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
             candidates=candidates,
-            category=category,
+            category=case.category,
             outlook=outlook,
             plan=plan,
+            predicted=chosen.prediction,
+        )
+
+    def _panel(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
+        """As many experts as `max_experts` or `USUAL_PANEL` allows, or as few as the budgets do."""
+        roster, largest = case.roster, case.budgets.max_experts or USUAL_PANEL
+        incapable = outsiders(mode, roster)
+        if len(incapable) == len(roster):
+            return _impossible(mode, "; ".join(sorted(set(incapable.values()))))
+        if mode is Mode.MIX and largest > 1 and len(roster) > 1:
+            groups = vocabularies(roster, incapable)
+            if max(map(len, groups)) < 2:
+                return _impossible(mode, f"none of the {len(roster)} experts share a vocabulary")
+        out = {**incapable, **case.ruled_out}
+        plans = [
+            (outlook, self._plan(outlook, epoch))
+            for others in _strangers(mode, roster, out)
+            # Only what ranking costs depends on the panel's size. Of equals the first, the smaller panel.
+            for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
+            for outlook in (case.outlook(mode, size, {**others, **out}),)
+        ]
+        if not plans:
+            return NoExpert(
+                "overloaded", f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
+            )
+        outlook, plan = max(plans, key=lambda found: found[1].certificate.value or -1.0)
+        if not plan.is_feasible:
+            return NoExpert("infeasible", infeasible_words(plan, outlook.forecast), plan, outlook)
+        work = outlook.work
+        assert work is not None  # noqa: S101 - a panel's outlook says what its members do
+        problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, work)
+        end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
+        places = finest(problem, plan, case.appraisal.scores, end_s)
+        members = weighted(places, case.appraisal.logits)
+        return Selection(
+            mode=mode,
+            members=tuple(outlook.member(place, weight) for place, weight in members),
+            candidates=frozenset(plan.names) | {roster.keys[place] for place in places},
+            category=case.category,
+            outlook=outlook,
+            plan=plan,
+            predicted=joint_prediction(work, [place for place, _ in members]),
         )
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
@@ -230,7 +337,7 @@ class Selector:
         if known.size == 0:
             return ()
         bounded = outlook.budgets.model_copy(update={"energy_budget_j": float(known.max())})
-        problem = problem_of(outlook.forecast, outlook.worth, bounded, outlook.ruled_out)
+        problem = problem_of(outlook.forecast, outlook.worth, bounded, outlook.ruled_out, outlook.work)
         steps = np.geomspace(0.5 * known.min(), 1.5 * known.sum(), FRONTIER_POINTS)
         effort = Effort(time_limit_s=FRONTIER_S / FRONTIER_POINTS)
         return frontier(problem, steps.tolist(), table=outlook.worth.table, effort=effort, clock=self._clock)
@@ -260,9 +367,11 @@ class Selector:
         return np.array([lengths[model] for model in roster.models])
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
-        forecast, worth = outlook.forecast, outlook.worth
+        forecast, worth, work = outlook.forecast, outlook.worth, outlook.work
         key = (
             epoch,
+            # A panel's costs follow from the rest and these two.
+            None if work is None else (work.mode, work.size),
             worth,
             forecast.roster.keys,
             forecast.busy.tobytes(),
@@ -273,7 +382,7 @@ class Selector:
         )
         plan = self._memo.get(key)
         if plan is None:
-            problem = problem_of(forecast, worth, outlook.budgets, outlook.ruled_out)
+            problem = problem_of(forecast, worth, outlook.budgets, outlook.ruled_out, work)
             plan = self._memo[key] = solve(problem, worth, clock=self._clock)
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
@@ -282,42 +391,65 @@ class Selector:
         return plan
 
 
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """One request before the mode is known in which it is served."""
+
+    roster: Roster
+    load: Load
+    appraisal: Appraisal
+    worth: Worth
+    budgets: Budgets
+    ruled_out: Mapping[str, str]
+    category: str
+
+    def alone(self) -> _Case:
+        """The same for panels of one."""
+        return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
+
+    def outlook(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
+        """For panels of up to `size` members without those who are ruled out."""
+        eligible = np.array([key not in ruled_out for key in self.roster.keys])
+        work = work_of(mode, self.roster, self.load, size, eligible)
+        return Outlook(work.forecast, self.appraisal, self.worth.together, self.budgets, ruled_out, work)
+
+
+def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
+    """What is asked for, where it can serve the request. Without a word of a mode, choices ask for `AUTO`."""
+    mode = budgets.mode or (Mode.ROUTE if request.choice_tokens is None else Mode.AUTO)
+    if mode is Mode.AUTO:
+        return mode if Mode.VOTE in request.modes else Mode.ROUTE
+    # A request's own impossible mode has been refused before; this one is its category's.
+    return mode if mode in request.modes else Mode.ROUTE
+
+
+def _is_worth_it(panel: Selection) -> bool:
+    """True where the gate knows the members, and they are likelier to hold a good answer than the best of them. What a
+    prior thinks by a model's size says nothing of what several know together.
+    """
+    trained = {other.expert.key for other in panel.considered if other.trained}
+    scores = np.array([member.score for member in panel.members])
+    is_known = trained.issuperset(member.expert.key for member in panel.members)
+    return is_known and len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_LEAST_GAIN
+
+
+def _strangers(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
+    """For each set of experts that could be a panel: everybody else, with the reason. One set, but for mixing."""
+    if mode is not Mode.MIX:
+        return [{}] if len(out) < len(roster) else []
+    return [
+        {key: "its vocabulary is another one than the panel's" for key in roster.keys if key not in group}
+        for group in vocabularies(roster, out)
+    ]
+
+
+def _impossible(mode: Mode, why: str) -> NoExpert:
+    return NoExpert("mode_unavailable", f"Mode {mode.value!r} is not possible here: {why}.")
+
+
 def wants(model: str, expert: Expert) -> bool:
     """True if a client that asked for `model` can be served by this expert."""
     return model in ANY_MODEL or model in (expert.model, expert.key)
-
-
-def _ruled_out(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:
-    """Experts that the request or their own state excludes, with the reason; in the roster's order."""
-    needed = max(request.demand.prompt_tokens, request.least_context_tokens)
-    largest = int(roster.context_tokens.max())
-    # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
-    # expert's own tokenizer has the last word.
-    if largest > request.least_context_tokens:
-        needed = min(needed, largest - 1)
-    out = (roster.context_tokens <= needed) | (busy >= roster.room)
-    if request.needs_chat_template:
-        out |= roster.bare
-    if request.needs_tools:
-        out |= roster.toolless
-    if request.excluded:
-        out |= np.array([key in request.excluded for key in roster.keys])
-    reasons: dict[str, str] = {}
-    for place in np.flatnonzero(out).tolist():
-        expert = roster.experts[place]
-        report = expert.report
-        if expert.key in request.excluded:
-            reason = "it has already failed this request"
-        elif request.needs_chat_template and roster.bare[place]:
-            reason = "its model has no chat template"
-        elif request.needs_tools and roster.toolless[place]:
-            reason = "its model's template has no tools"
-        elif report.context_tokens <= needed:
-            reason = f"its context of {report.context_tokens} tokens is too small"
-        else:
-            reason = f"its {report.slots} slots and {report.max_queue} queue places are taken"
-        reasons[expert.key] = reason
-    return reasons
 
 
 def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
@@ -363,20 +495,3 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
         return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
-
-
-def _infeasible(plan: Plan, forecast: Forecast) -> str:
-    """What the budgets would have to be."""
-    reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
-    simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
-    offers = [
-        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
-        for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
-        if offer is not None
-    ]
-    told = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
-    return f"No expert keeps the request's budgets: {told}."
-
-
-def _needs(offer: Offer) -> str:
-    return ", ".join(str(breach) for breach in offer.breaches) or "keeps them"

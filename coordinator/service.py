@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -39,6 +39,9 @@ class _Active:
     life: dispatch.Lifecycle
     exchange: Exchange
     timer: asyncio.TimerHandle | None = None
+    backlog: deque[dispatch.Event] = field(default_factory=deque)
+    """What happened while the effects of an earlier event were being performed."""
+    is_handling: bool = False
 
 
 @dataclass
@@ -165,9 +168,24 @@ class Service:
             self._handle(active, event)
 
     def _handle(self, active: _Active, event: dispatch.Event) -> None:
-        now_s = asyncio.get_running_loop().time()
-        for effect in active.life.handle(event, now_s):
-            self._perform(active, effect)
+        """Perform what the event leads to. What happens meanwhile (an agent that cannot be reached) comes after it, as
+        half of a panel's jobs may not be out yet.
+        """
+        active.backlog.append(event)
+        if active.is_handling:
+            return
+        active.is_handling = True
+        try:
+            while active.backlog:
+                now_s = asyncio.get_running_loop().time()
+                for effect in active.life.handle(active.backlog.popleft(), now_s):
+                    self._perform(active, effect)
+        finally:
+            active.is_handling = False
+        # A panel waits for its members only so long, each time anew. A timer that fires early changes nothing.
+        life = active.life
+        if life.outcome is None and active.timer and life.next_deadline_s < active.timer.when():
+            self._arm(active)
 
     def _perform(self, active: _Active, effect: dispatch.Effect) -> None:
         match effect:
@@ -240,6 +258,9 @@ class Service:
     def _learn_prompt_lengths(self, life: dispatch.Lifecycle) -> None:
         for attempt in life.attempts:
             usage = attempt.usage
+            if attempt.purpose is dispatch.Purpose.SCORE:
+                # Its prompt was in the cache, or came with the choices.
+                continue
             if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
                 prefilled = usage.prompt_tokens - usage.cached_tokens
                 model = attempt.expert.model

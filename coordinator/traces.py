@@ -120,6 +120,7 @@ def _of_attempt(attempt: Attempt) -> Attributes:
             "moe2.expert": attempt.expert.key,
             "moe2.agent": attempt.expert.agent_name,
             "moe2.job_id": attempt.job_id,
+            "moe2.purpose": attempt.purpose,
             "moe2.outcome": attempt.state,
             "gen_ai.usage.output_tokens": usage.decoded_tokens if usage else None,
             "moe2.energy_j": usage.energy.joules if usage else None,

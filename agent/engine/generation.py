@@ -10,8 +10,8 @@ from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event, Generate
 from moe2.agent.engine.request import Vocabulary
-from moe2.agent.engine.text import TextStream
 from moe2.common.messages import TokenAlternative, TokenPiece
+from moe2.common.textstream import TextStream
 
 
 class Draw(Protocol):

@@ -60,6 +60,7 @@ _STATUS = {
     "overloaded": (429, "rate_limit_error", "overloaded", 1),
     "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
     "no_tools": (400, "invalid_request_error", "no_tools", None),
+    "mode_unavailable": (422, "invalid_request_error", "mode_unavailable", None),
     "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
     BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),

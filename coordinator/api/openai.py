@@ -73,6 +73,8 @@ class OpenAiRoutes:
             logprobs=call.logprobs,
             wish=call.wish,
             structure=call.structure,
+            modes=call.modes,
+            ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
         )
@@ -201,16 +203,20 @@ def _call_reader(call: Call, header: Header) -> CallReader | None:
 
 
 def _header(call: Call, exchange: Exchange) -> Header:
-    expert = exchange.life.attempts[-1].expert
+    leading = exchange.life.leading
+    assert leading is not None  # noqa: S101 - there is an answer
     return Header(
-        id=exchange.life.request.request_id, created=int(time.time()), model=expert.model, is_chat=call.is_chat
+        id=exchange.life.request.request_id,
+        created=int(time.time()),
+        model=leading.expert.model,
+        is_chat=call.is_chat,
     )
 
 
 def _headers(exchange: Exchange) -> dict[str, str]:
     """Who answers and what the coordinator itself took, for those who do not read bodies."""
     life = exchange.life
-    first, last = life.attempts[0], life.attempts[-1]
+    first, last = life.attempts[0], life.leading or life.attempts[-1]
     return {
         "x-moe2-expert": last.expert.key,
         "x-moe2-agent": last.expert.agent_name,

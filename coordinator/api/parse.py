@@ -13,8 +13,10 @@ from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.api.conversation import messages_of
 from moe2.coordinator.api.errors import invalid, unsupported
 from moe2.coordinator.api.fields import clean, flag, number, text_of
+from moe2.coordinator.api.modes import ballot_of, modes_of
 from moe2.coordinator.api.tools import structure_of, tools_of
-from moe2.coordinator.budgets import Wish
+from moe2.coordinator.ballot import Ballot
+from moe2.coordinator.budgets import Mode, Wish
 from moe2.coordinator.structure import Structure
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -25,7 +27,9 @@ MOST_COMPLETION_LOGPROBS = 5
 
 @dataclass(frozen=True)
 class Call:
-    """A parsed request. logprobs: None for none, else the number of alternatives per token."""
+    """A parsed request. logprobs: None for none, else the number of alternatives per token. modes: those that can serve
+    it. ballot: the choices that its answer is one of.
+    """
 
     model: str
     prompt: ChatPrompt | TextPrompt
@@ -38,6 +42,8 @@ class Call:
     user: str | None
     wish: Wish
     structure: Structure
+    modes: frozenset[Mode]
+    ballot: Ballot | None
 
     @property
     def is_chat(self) -> bool:
@@ -172,18 +178,33 @@ def _call(
     headers: Mapping[str, str],
 ) -> Call:
     stream = flag(fields, "stream")
+    sampling, wish = _sampling(fields), _wish(fields.get("moe2", {}), headers)
+    has_tools = isinstance(prompt, ChatPrompt) and bool(prompt.tools)
+    if has_tools and wish.choices is not None:
+        raise unsupported("moe2.choices", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
+    ballot, structure = ballot_of(wish, structure)
     return Call(
         model=_model(fields),
         prompt=prompt,
-        sampling=_sampling(fields),
+        sampling=sampling,
         max_tokens=max_tokens,
         stop=_stop(fields.get("stop")),
         logprobs=logprobs,
         stream=stream,
         include_usage=_include_usage(fields, stream=stream),
         user=text_of(fields, "user"),
-        wish=_wish(fields.get("moe2", {}), headers),
+        wish=wish,
         structure=structure,
+        modes=modes_of(
+            fields,
+            wish=wish,
+            sampling=sampling,
+            ballot=ballot,
+            structure=structure,
+            logprobs=logprobs,
+            has_tools=has_tools,
+        ),
+        ballot=ballot,
     )
 
 
@@ -253,12 +274,14 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
     if not isinstance(body, dict):
         raise invalid("'moe2' must be an object.", param="moe2")
     wish = {
-        name: headers[header] for name in Wish.model_fields if (header := f"x-moe2-{name.replace('_', '-')}") in headers
+        name: headers[header]
+        for name in Wish.model_fields
+        if name != "choices" and (header := f"x-moe2-{name.replace('_', '-')}") in headers
     }
     wish |= {name: value for name, value in body.items() if value is not None}
     for name, value in wish.items():
         # Pydantic would read true as 1.
-        if isinstance(value, bool) and name in Wish.model_fields:
+        if isinstance(value, bool) and name in Wish.model_fields and name != "length_normalised":
             raise invalid(f"'moe2.{name}' must not be a boolean.", param=f"moe2.{name}")
     try:
         return Wish.model_validate(wish)

@@ -21,8 +21,8 @@ PLAN_ROUTE = "/v1/moe2/plan"
 
 
 class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """chosen: the expert that would answer; None with a refusal that says why, and offers where budgets are the
-    reason. prompt_tokens: as estimated for the predictions.
+    """chosen: the expert that would answer, of a panel the one with the most weight; None with a refusal that says why,
+    and offers where budgets are the reason. prompt_tokens: as estimated for the predictions.
     """
 
     chosen: str | None
@@ -62,6 +62,8 @@ class PlanRoutes:
             budgets=principal.budgets,
             needs_chat_template=isinstance(call.prompt, ChatPrompt),
             needs_tools=uses_tools(call.prompt),
+            modes=call.modes,
+            choice_tokens=call.ballot.tokens if call.ballot else None,
         )
         decided = self._service.choose(request)
         frontier = frontier_rows(self._service.frontier(decided))

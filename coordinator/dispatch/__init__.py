@@ -1,6 +1,6 @@
 """One request from admission to its receipt: a pure lifecycle, and one play per mode."""
 
-from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
+from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import (
     Cancelled,
     Completed,
@@ -56,6 +56,7 @@ __all__ = [
     "Lifecycle",
     "NextTokensArrived",
     "Outcome",
+    "Purpose",
     "ReleaseExpert",
     "Request",
     "Retire",

@@ -11,10 +11,23 @@ from moe2.coordinator.selection import Member, Selection
 from moe2.coordinator.table import Expert
 
 
+class Purpose(StrEnum):
+    """What an expert worked for."""
+
+    ANSWER = "answer"
+    CANDIDATE = "candidate"
+    """An answer that others may be preferred to."""
+    SCORE = "score"
+    FOLLOW = "follow"
+    """A share of every token."""
+
+
 class AttemptState(StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     ANSWERED = "answered"
+    OUTVOTED = "outvoted"
+    """Done, and another expert's answer was preferred."""
     FAILED = "failed"
     CANCELLED = "cancelled"
     LOST = "lost"
@@ -31,6 +44,7 @@ class Attempt:
     state: AttemptState = AttemptState.RUNNING
     usage: JobUsage | None = None
     error: str | None = None
+    purpose: Purpose = Purpose.ANSWER
 
     @property
     def expert(self) -> Expert:

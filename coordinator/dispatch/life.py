@@ -15,20 +15,25 @@ from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored,
 from moe2.coordinator.budgets import Mode
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
-from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
+from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import Cancelled, Effect, Failed, Outcome
 from moe2.coordinator.dispatch.events import Event
+from moe2.coordinator.dispatch.mix import Mix
 from moe2.coordinator.dispatch.play import Play
+from moe2.coordinator.dispatch.rank import Rank
 from moe2.coordinator.dispatch.request import Request
-from moe2.coordinator.dispatch.route import Route
+from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
+from moe2.coordinator.dispatch.vote import Vote
 from moe2.coordinator.selection import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
-PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route}
+PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
 
+MakeJob = Callable[[str, float], Job]
+"""A job from its id and the seconds it may take."""
 Choose = Callable[[SelectionRequest], Selection | NoExpert]
 
 
@@ -45,6 +50,12 @@ class Lifecycle:
     least_context_tokens: int = 0
     refused: NoExpert | None = None
     play: Play | None = None
+
+    @property
+    def leading(self) -> Attempt | None:
+        """Whose answer it is, or who has the most weight in it."""
+        found = self.play.leading if self.play else None
+        return found or (self.attempts[-1] if self.attempts else None)
 
     @property
     def next_deadline_s(self) -> float:
@@ -99,18 +110,40 @@ class Lifecycle:
                 least_context_tokens=self.least_context_tokens,
                 needs_chat_template=isinstance(request.prompt, ChatPrompt),
                 needs_tools=uses_tools(request.prompt),
+                modes=request.modes,
+                choice_tokens=request.ballot.tokens if request.ballot else None,
             )
         )
 
+    def plan_again(self, told: JobFailed | None, now_s: float) -> list[Effect]:
+        """Have other experts answer, or conclude with what the last one said."""
+        chosen = self.select(now_s)
+        if isinstance(chosen, NoExpert):
+            self.refused = chosen
+        elif len(self.attempts) < MOST_ATTEMPTS:
+            self.play = PLAYS[chosen.mode](self)
+            return self.play.begin(chosen, now_s)
+        # What an expert itself said beats what the table says afterwards.
+        failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
+        return self.conclude(failed, now_s)
+
     def submit(
-        self, member: Member, selection: Selection, job: Callable[[str, float], Job], now_s: float
+        self,
+        member: Member,
+        selection: Selection,
+        job: MakeJob,
+        now_s: float,
+        purpose: Purpose = Purpose.ANSWER,
     ) -> list[Effect]:
-        """Give an expert work. job: from its id and the seconds it may take."""
+        """Give an expert work."""
         job_id = f"{self.request.request_id}.{len(self.attempts)}"
-        self.attempts.append(Attempt(job_id=job_id, member=member, selection=selection, submitted_s=now_s))
+        attempt = Attempt(job_id=job_id, member=member, selection=selection, submitted_s=now_s, purpose=purpose)
+        self.attempts.append(attempt)
         return [do.SubmitJob(member.expert, job(job_id, self.request.deadline_s - now_s))]
 
-    def answer(self, member: Member, selection: Selection, now_s: float) -> list[Effect]:
+    def answer(
+        self, member: Member, selection: Selection, now_s: float, purpose: Purpose = Purpose.ANSWER
+    ) -> list[Effect]:
         """Have an expert write the answer."""
         request = self.request
 
@@ -130,7 +163,7 @@ class Lifecycle:
                 forced_tools=request.structure.forced_tools,
             )
 
-        return self.submit(member, selection, job, now_s)
+        return self.submit(member, selection, job, now_s, purpose)
 
     def deliver(self, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
         """Hand the client a part of the answer."""

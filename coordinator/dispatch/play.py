@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from moe2.common.messages import JobDone, JobFailed, JobScored, NextTokens, TokenPiece
+from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch.attempt import Attempt
 from moe2.coordinator.dispatch.effects import Effect
 from moe2.coordinator.selection import Selection
@@ -23,6 +24,21 @@ class Play(ABC):
 
     def __init__(self, life: Lifecycle) -> None:
         self.life = life
+
+    @property
+    def leading(self) -> Attempt | None:
+        """Whose answer it is, or who has the most weight in it; None before anybody works on it."""
+        return self.life.attempts[-1] if self.life.attempts else None
+
+    @property
+    def collaboration(self) -> Collaboration | None:
+        """What the members of a panel have contributed; None where one expert answers."""
+        return None
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Length of the answer, where it is no expert's own."""
+        return None
 
     @property
     def next_deadline_s(self) -> float | None:

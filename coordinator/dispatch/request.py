@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.access.principal import ANYBODY, Principal
-from moe2.coordinator.budgets import Wish
+from moe2.coordinator.ballot import Ballot
+from moe2.coordinator.budgets import Mode, Wish
 from moe2.coordinator.predict import Demand
+from moe2.coordinator.selection import ROUTE_ONLY
 from moe2.coordinator.structure import FREE, Structure
 
 
@@ -15,7 +17,8 @@ from moe2.coordinator.structure import FREE, Structure
 class Request:
     """What a client asked for.
 
-    arrived_s: when its last byte had been read. traceparent: the header by which the client's trace goes on here.
+    arrived_s: when its last byte had been read. modes: those that can serve it. ballot: the choices that the answer is
+    one of. traceparent: the header by which the client's trace goes on here.
     """
 
     request_id: str
@@ -30,6 +33,8 @@ class Request:
     logprobs: int | None = None
     wish: Wish = field(default_factory=Wish)
     structure: Structure = FREE
+    modes: frozenset[Mode] = ROUTE_ONLY
+    ballot: Ballot | None = None
     principal: Principal = ANYBODY
     traceparent: str | None = None
 

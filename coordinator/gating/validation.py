@@ -16,7 +16,6 @@ from moe2.coordinator.gating.calibration import (
     row_log_losses,
     sigmoid,
 )
-from moe2.coordinator.gating.features import FeatureExtractor
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.outcomes import Outcomes
 
@@ -27,8 +26,7 @@ _RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, float]]:
     """The gate with the residual's scale and the calibration that validation prefers, and its figures there."""
-    extractor = FeatureExtractor(gate.feature_config)
-    heads = [gate.heads(extractor.extract(prompt)) for prompt in val.prompts]
+    heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in val.prompts]
     task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
     posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
     posterior /= posterior.sum(axis=1, keepdims=True)
@@ -54,7 +52,7 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
         "val_calibration_error_before": expected_calibration_error(before, val.scores),
         "val_calibration_error_after": expected_calibration_error(after, val.scores),
     }
-    return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics
+    return Gate(parameters, gate.feature_config, gate.experts, gate.tau, gate.read_ahead), metrics
 
 
 def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:

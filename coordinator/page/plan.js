@@ -9,13 +9,13 @@ const HEIGHT = 190;
 const PAD = { left: 44, right: 14, top: 12, bottom: 32 };
 
 export function planView(plan) {
-  const chosen = plan.decision?.experts.find((expert) => expert.chosen);
+  const chosen = plan.decision?.experts.filter((expert) => expert.chosen) ?? [];
   return el(
     "div",
     { class: "plan" },
     el("h3", {}, "Plan"),
-    chosen
-      ? el("p", { class: "decision" }, "Would be answered by ", el("strong", {}, `${chosen.model} on ${chosen.agent}`), ` (about ${plan.prompt_tokens} prompt tokens, up to ${plan.answer_tokens} answer tokens).`)
+    chosen.length
+      ? el("p", { class: "decision" }, plan.decision.mode === "route" ? "Would be answered by " : `Would be answered (${plan.decision.mode}) by `, el("strong", {}, chosen.map((expert) => `${expert.model} on ${expert.agent}`).join(", ")), ` (about ${plan.prompt_tokens} prompt tokens, up to ${plan.answer_tokens} answer tokens).`)
       : el("p", { class: "error" }, plan.refusal ?? "No expert would answer."),
     plan.offers ? offers(plan.offers) : null,
     decisionView(plan.decision),

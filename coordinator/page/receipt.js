@@ -20,7 +20,13 @@ export function receiptView(receipt) {
   );
 }
 
-function summary({ experts, decision }) {
+function summary({ experts, decision, collaboration, mode }) {
+  if (collaboration?.members.length) {
+    const names = new Map(experts.map((line) => [line.expert, `${line.model} on ${line.agent}`]));
+    const shares = collaboration.members.map((member) => `${names.get(member.expert)} (${digits(100 * member.weight)} %)`);
+    const lost = collaboration.dropped.map((member) => names.get(member.expert));
+    return [el("strong", {}, shares.join(", ")), ` answered together (${mode})${lost.length ? `, without ${lost.join(", ")}` : ""}.`];
+  }
   const last = experts.at(-1);
   if (!last) return "No expert was tried: nobody could take it.";
   const candidates = decision?.experts.filter((expert) => expert.candidate).length;
@@ -117,7 +123,7 @@ function attempts({ experts }) {
           "tr",
           {},
           el("td", {}, `${line.model} on ${line.agent}`, line.error ? el("p", { class: "error" }, line.error) : null),
-          el("td", {}, line.outcome),
+          el("td", {}, line.purpose === "answer" ? line.outcome : `${line.purpose}: ${line.outcome}`),
           el("td", {}, count(line.decoded_tokens)),
           el("td", {}, energyCell(line.energy)),
         ),

@@ -95,7 +95,8 @@ function open(details, ended) {
   );
 }
 
-function tries({ experts }) {
+function tries({ experts, mode, collaboration }) {
+  if (collaboration) return el("span", { class: "chip", title: "experts worked together" }, mode);
   return experts.length > 1 ? el("span", { class: "chip", title: "experts tried" }, `${experts.length} tries`) : null;
 }
 

@@ -13,7 +13,7 @@ from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, Submit, Text
 from moe2.common.wire import wire_codec
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
-from moe2.coordinator.budgets import Wish
+from moe2.coordinator.budgets import Mode, Wish
 from moe2.coordinator.structure import FREE
 
 USER = {"role": "user", "content": "Hi"}
@@ -52,6 +52,8 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
         user=None,
         wish=Wish(),
         structure=FREE,
+        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.MIX}),
+        ballot=None,
     )
 
 

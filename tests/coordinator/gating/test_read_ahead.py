@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 
 from moe2.coordinator.appraisal import Appraiser
-from moe2.coordinator.gating import encoder
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.gating.features import ENCODER, ENCODER_WIDTH, FeatureConfig, FeatureExtractor
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.table import CapabilityTable
@@ -38,6 +39,7 @@ def service_of(appraiser: Appraiser) -> Service:
         selector,
         send=lambda *_: False,
         max_active=1,
+        bookkeeper=create_autospec(Bookkeeper),
         on_retired=lambda *_: None,
     )
 
@@ -45,9 +47,9 @@ def service_of(appraiser: Appraiser) -> Service:
 async def test_the_encoder_runs_in_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the reading is done there; a prompt that it cannot read is left to the gate's own fallback."""
     reader = Reader()
-    monkeypatch.setattr(encoder, "installed_encoder", lambda: reader)
     gate, _ = load_checkpoint(write_gate(tmp_path / "g.safetensors", ["a", "b"], ["any"]))
-    monkeypatch.setattr(gate, "_extractor", FeatureExtractor(FeatureConfig(bucket_bits=4, encoder=ENCODER)))
+    features = FeatureConfig(bucket_bits=4, encoder=ENCODER)
+    monkeypatch.setattr(gate, "extractor", FeatureExtractor(features, reader.embed))
     service = service_of(Appraiser(gate))
     await service.read_ahead("Who is king?")
     await service.read_ahead("broken")

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.engine.text import TextStream
 from moe2.common.messages import TokenPiece
+from moe2.common.textstream import TextStream
 
 
 def _cut(content: bytes, borders: list[int]) -> list[bytes]:

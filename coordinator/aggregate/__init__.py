@@ -1,0 +1,1 @@
+"""What several experts' views of one answer come to together: pure maths, numpy only."""

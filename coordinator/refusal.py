@@ -1,0 +1,64 @@
+"""Why experts cannot take a request, in words. PURE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe2.common.energy import Quality
+from moe2.coordinator.planning.certificate import Offer, Plan
+from moe2.coordinator.roster import Forecast, IntArray, Roster
+
+if TYPE_CHECKING:
+    from moe2.coordinator.selection import SelectionRequest
+
+
+def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:
+    """Experts that the request or their own state excludes, with the reason; in the roster's order."""
+    needed = max(request.demand.prompt_tokens, request.least_context_tokens)
+    largest = int(roster.context_tokens.max())
+    # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
+    # expert's own tokenizer has the last word.
+    if largest > request.least_context_tokens:
+        needed = min(needed, largest - 1)
+    out = (roster.context_tokens <= needed) | (busy >= roster.room)
+    if request.needs_chat_template:
+        out |= roster.bare
+    if request.needs_tools:
+        out |= roster.toolless
+    if request.excluded:
+        out |= np.array([key in request.excluded for key in roster.keys])
+    reasons: dict[str, str] = {}
+    for place in np.flatnonzero(out).tolist():
+        expert = roster.experts[place]
+        report = expert.report
+        if expert.key in request.excluded:
+            reason = "it has already failed this request"
+        elif request.needs_chat_template and roster.bare[place]:
+            reason = "its model has no chat template"
+        elif request.needs_tools and roster.toolless[place]:
+            reason = "its model's template has no tools"
+        elif report.context_tokens <= needed:
+            reason = f"its context of {report.context_tokens} tokens is too small"
+        else:
+            reason = f"its {report.slots} slots and {report.max_queue} queue places are taken"
+        reasons[expert.key] = reason
+    return reasons
+
+
+def infeasible_words(plan: Plan, forecast: Forecast) -> str:
+    """What the budgets would have to be."""
+    reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
+    simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
+    offers = [
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
+        for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
+        if offer is not None
+    ]
+    told = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
+    return f"No expert keeps the request's budgets: {told}."
+
+
+def _needs(offer: Offer) -> str:
+    return ", ".join(str(breach) for breach in offer.breaches) or "keeps them"

@@ -1,0 +1,92 @@
+"""A panel's request on the bench: a `LifeBench` whose experts all work, and what they say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from moe2.common.messages import (
+    Candidate,
+    ContinuationScore,
+    FollowJob,
+    JobScored,
+    JobUsage,
+    NextTokens,
+    ScoreJob,
+    Submit,
+    TakeToken,
+)
+from moe2.coordinator import dispatch
+from moe2.coordinator.ballot import Ballot
+from moe2.coordinator.budgets import Mode, Wish
+from moe2.coordinator.collaboration import Collaboration
+from moe2.coordinator.dispatch import Deliver, Effect, SubmitJob, Tell
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.table import Expert
+from tests.coordinator.experts import expert, selector
+from tests.coordinator.lives import USAGE, LifeBench
+
+ALL_MODES = frozenset(mode for mode in Mode if mode is not Mode.AUTO)
+THREE = tuple(expert(f"agent-{n}", vocabulary_sha256="v") for n in (1, 2, 3))
+"""Equal weights: one model."""
+
+
+class PanelBench(LifeBench):
+    """Attempts are numbered as they are submitted: at first one per expert."""
+
+    def __init__(self, mode: Mode, *experts: Expert, weights: tuple[float, ...] = (), **fields: Any) -> None:
+        asked = {"wish": Wish(mode=mode), "modes": ALL_MODES, "stop": (), "logprobs": None, **fields}
+        super().__init__(*(experts or THREE), **asked)
+        self._weights = weights
+
+    def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
+        self.chosen_for.append(asked)
+        left = [found for found in self.experts if found.key not in asked.excluded]
+        decided = selector().select(replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
+        if isinstance(decided, Selection) and self._weights:
+            weighted = zip(decided.members, self._weights, strict=False)
+            decided = replace(decided, members=tuple(replace(member, weight=weight) for member, weight in weighted))
+        return decided
+
+    def scored(self, attempt: int, *probabilities: float, usage: JobUsage = USAGE) -> list[Effect]:
+        """The expert's likelihoods of what it was asked to score."""
+        scores = tuple(ContinuationScore(math.log(mass), 1, 1) for mass in probabilities)
+        return self.do(dispatch.AttemptScored(JobScored(job_id=f"req-1.{attempt}", scores=scores, usage=usage)))
+
+    def thinks(self, attempt: int, step: int, **probabilities: float) -> list[Effect]:
+        """The expert's next tokens, by name: `a` is token 0, `end` ends the answer."""
+        ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+        candidates = tuple(
+            Candidate(99, math.log(mass), b"", True)
+            if name == "end"
+            else Candidate(ord(name) - 97, math.log(mass), name.encode(), False)
+            for name, mass in ranked
+        )
+        return self.do(
+            dispatch.NextTokensArrived(NextTokens(job_id=f"req-1.{attempt}", step=step, candidates=candidates))
+        )
+
+    @property
+    def together(self) -> Collaboration:
+        assert self.life.play is not None
+        found = self.life.play.collaboration
+        assert found is not None
+        return found
+
+    @property
+    def text(self) -> str:
+        """What the client has read."""
+        return "".join(piece.text for effect in self.effects if isinstance(effect, Deliver) for piece in effect.pieces)
+
+
+def ballot(*choices: str, **fields: Any) -> Ballot:
+    return Ballot(choices, **fields)
+
+
+def jobs(effects: list[Effect]) -> list[Submit | ScoreJob | FollowJob]:
+    return [effect.job for effect in effects if isinstance(effect, SubmitJob)]
+
+
+def told(effects: list[Effect]) -> list[tuple[str, TakeToken]]:
+    return [(effect.agent_id, effect.take) for effect in effects if isinstance(effect, Tell)]
