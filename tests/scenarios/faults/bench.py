@@ -36,9 +36,18 @@ class Phase(StrEnum):
     PREFILL = "prefill"
     STREAM = "stream"
     """Two of its four tokens have reached the client."""
+    VOTE = "vote"
+    """`steady` has scored the choices, `shaky` is about to."""
+    MIX = "mix"
+    """Two tokens have been drawn together; `shaky` is asked for the third."""
 
 
 PHASES = tuple(Phase)
+PANELS: dict[Phase, dict[str, Any]] = {
+    Phase.VOTE: {"max_tokens": None, "moe2": {"mode": "vote", "choices": ["yes", "no"]}},
+    Phase.MIX: {"temperature": 0, "moe2": {"mode": "mix"}},
+}
+"""Phases in which both experts work on one answer, and what a client sends for that."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,8 @@ async def in_phase(built: Bench, phase: Phase, *, stream: bool | None = None) ->
 
     stream: whether the client streams; by default it does where tokens flow.
     """
+    if phase in PANELS:
+        return await _in_panel(built, phase)
     streams = phase is Phase.STREAM if stream is None else stream
     holder = None
     if phase is Phase.QUEUED:
@@ -190,22 +201,42 @@ async def in_phase(built: Bench, phase: Phase, *, stream: bool | None = None) ->
         held = await _steps(built.shaky, 2 if phase is Phase.STREAM else 0)
     if phase is Phase.STREAM:
         await built.fleet.until_status(lambda _: _has_tokens(built))
+    await _start_steady(built)
+    bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
+    return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2), holder)
+
+
+async def _in_panel(built: Bench, phase: Phase) -> InPhase:
+    await _start_steady(built)
+    built.steady.free = True
+    victim = asyncio.create_task(built.ask(**PANELS[phase]))
+    held = await built.shaky.next_phase()
+    while held.phase.split()[0] != "score" and held.phase.split()[-1] != "2":
+        held.answer()
+        held = await built.shaky.next_phase()
+    built.steady.free = False
+    bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
+    return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2))
+
+
+async def _start_steady(built: Bench) -> None:
     await built.fleet.start_agent(
         "steady", engine_argv=(*FAKE_EXPERT, "--control", str(built.fleet.root / "steady-control.sock"))
     )
     await built.fleet.until(ready=2)
     await built.learn_keys()
-    bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
-    return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2), holder)
 
 
 async def _steps(control: ExpertControl, tokens: int) -> Step:
-    """Let an expert write so many tokens; it then waits to be allowed the next step."""
-    step = await control.next_phase()
-    for _ in range(tokens + (tokens > 0)):
-        step.answer()
+    """Let an expert write so many tokens; it then waits to be allowed the next step. Work for a panel passes."""
+    steps = tokens + (tokens > 0)
+    while True:
         step = await control.next_phase()
-    return step
+        is_own = step.phase.split()[0] not in ("score", "propose")
+        if is_own and not steps:
+            return step
+        steps -= is_own
+        step.answer()
 
 
 def _has_tokens(built: Bench) -> bool:
@@ -277,6 +308,27 @@ def assert_settled(built: Bench, *, requests: int) -> None:
     assert len({entry["request_id"] for entry in entries}) == len(entries) == requests
     for entry in entries:
         assert entry["joules"] is not None or entry["energy_quality"] == "unmeasured", entry
+
+
+def assert_survived(victim: Ended, phase: Phase, *, outcome: str, code: str) -> None:
+    """What becomes of a request whose expert on `shaky` is no more: a panel goes on without it, before the first token
+    another expert takes over, after it the client is told. outcome, code: of the attempt, and of the error."""
+    assert victim.receipt is not None
+    outcomes = [line["outcome"] for line in victim.receipt["experts"]]
+    if phase in PANELS:
+        assert victim.error is None
+        assert sorted(outcomes) == sorted([outcome, "answered"])
+        assert len(victim.receipt["collaboration"]["dropped"]) == 1
+        assert victim.text == (ANSWER if phase is Phase.MIX else "yes")
+    elif phase is Phase.STREAM:
+        assert victim.error is not None
+        assert victim.error["code"] == code
+        assert ANSWER.startswith(victim.text)
+        assert outcomes == [outcome]
+    else:
+        assert victim.error is None
+        assert victim.text == ANSWER
+        assert outcomes == [outcome, "answered"]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tests.scenarios.faults.bench import (
     assert_accounted,
     assert_one_end,
     assert_settled,
+    assert_survived,
     bench,
     in_phase,
 )
@@ -125,7 +126,7 @@ FAULTS: tuple[Fault, ...] = (
     double_down,
     swap_up,
 )
-QUICK = {(reset, Phase.PREFILL), (blackhole_up, Phase.STREAM), (corrupt_up, Phase.QUEUED)}
+QUICK = {(reset, Phase.PREFILL), (blackhole_up, Phase.STREAM), (corrupt_up, Phase.QUEUED), (reset, Phase.MIX)}
 CASES = [
     pytest.param(
         fault, phase, id=f"{fault.__name__}-{phase}", marks=() if (fault, phase) in QUICK else pytest.mark.slow
@@ -153,16 +154,7 @@ async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None
                 assert_one_end(ended)
                 assert_accounted(ended)
             assert (bystander.text, bystander.error) == (ANSWER, None)
-            assert victim.receipt is not None
-            assert victim.receipt["experts"][0]["outcome"] == "lost"
-            if phase is Phase.STREAM:
-                assert victim.error is not None
-                assert victim.error["code"] == "agent_lost"
-                assert ANSWER.startswith(victim.text)
-            else:
-                assert victim.error is None
-                assert victim.text == ANSWER
-                assert [line["outcome"] for line in victim.receipt["experts"]] == ["lost", "answered"]
+            assert_survived(victim, phase, outcome="lost", code="agent_lost")
             await built.fleet.until(ready=2)
             again = await built.ask(model=built.pinned("shaky"))
             assert again.text == ANSWER
@@ -170,7 +162,7 @@ async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None
         assert_settled(built, requests=3 + len(others))
 
 
-@pytest.mark.parametrize("phase", [Phase.STREAM, *(pytest.param(p, marks=pytest.mark.slow) for p in PHASES[:2])])
+@pytest.mark.parametrize("phase", [p if p is Phase.STREAM else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_a_slow_link_loses_nothing(tmp_path: Path, phase: Phase, way: str) -> None:
     """Frames that are held up, for less than the silence that counts as gone, arrive: the answer is whole."""
@@ -185,10 +177,10 @@ async def test_a_slow_link_loses_nothing(tmp_path: Path, phase: Phase, way: str)
             direction.release()
             requests.let_go(built)
             victim, bystander = await requests.victim, await requests.bystander
-            assert (victim.text, bystander.text) == (ANSWER, ANSWER)
+            assert (victim.text, bystander.text) == ("yes" if phase is Phase.VOTE else ANSWER, ANSWER)
             assert victim.error is None
             assert victim.receipt is not None
-            assert [line["outcome"] for line in victim.receipt["experts"]] == ["answered"]
+            assert {line["outcome"] for line in victim.receipt["experts"]} == {"answered"}
             if requests.holder:
                 assert (await requests.holder).text == ANSWER
             assert len(built.proxy.connections) == 1
