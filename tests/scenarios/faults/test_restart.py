@@ -141,10 +141,11 @@ async def test_a_killed_coordinator(tmp_path: Path, phase: Phase) -> None:
                 continue
             assert stream
             assert ended.broken or ended.marks == 0
-        built.control.release()
-        step.answer()
+        # The expert still waits for the test: only a cancellation ends its job.
         while await built.agent_metric("moe2_agent_jobs_total", reason="abandoned") < len(requests):
             await asyncio.sleep(POLL_S)
+        built.control.release()
+        step.answer()
         wasted_j = await built.agent_metric("moe2_agent_wasted_energy_joules_total", cause="abandoned")
         assert wasted_j == await built.agent_metric("moe2_agent_job_energy_joules_total")
         assert wasted_j > 0

@@ -78,7 +78,6 @@ class SimAgent:
         self._stopped: list[Callable[[], None]] | None = None
         """While the process is stopped (SIGSTOP): what waits for it to go on."""
         self.is_dead = False
-        self.connected_at_s: float | None = None
 
     @property
     def _now_s(self) -> float:
@@ -254,7 +253,6 @@ class SimAgent:
                 case Opened(welcome=welcome) if welcome:
                     self._world.tell(self.agent_id, "connected")
                     self._was_open = True
-                    self.connected_at_s = self._world.now_s
                     self._report_s = welcome.report_s
                     self._backoff.succeeded()
                     self._report()

@@ -54,6 +54,8 @@ class Cluster:
         self.coordinators: list[SimCoordinator] = []
         self.clients: list[Client] = []
         self.faults: Counter[str] = Counter()
+        self.connected_s: list[float] = []
+        """When each connection came to the coordinator."""
         self.n_open = 0
         """Clients that wait for their end."""
         self._peace = False
@@ -99,6 +101,7 @@ class Cluster:
         coordinator = self.coordinator
         if coordinator.is_dead:
             return None
+        self.connected_s.append(self.world.now_s)
         tampering = 0.0 if self._peace else self.scale.tampering
         wire = Wire(self.world, delay_s=self.world.random.uniform(0.001, 0.08), tampering=tampering)
         wire.join(agent=agent, coordinator=coordinator.accept(wire))
@@ -112,7 +115,7 @@ class Cluster:
             self.faults["coordinator_crash"] += 1
             self.stop_coordinator(down_s=self.world.random.uniform(1, 4))
 
-    def stop_coordinator(self, *, down_s: float) -> None:
+    def stop_coordinator(self, *, down_s: float, told_within_s: float = 0.5) -> None:
         """SIGKILL: every socket is reset; a new one listens after so long."""
         self.world.tell("coordinator dies")
         dead = self.coordinator
@@ -123,7 +126,7 @@ class Cluster:
                 socket._tick.cancel()
         for agent in self.live_agents():
             if agent.wire:
-                agent.wire.snap(told_within_s=0.5)
+                agent.wire.snap(told_within_s=told_within_s)
         for active in dead.service._active.values():
             if active.timer:
                 active.timer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from moe2.agent.expert import Phase as JobPhase
 from moe2.common.energy import Quality
 from moe2.coordinator.dispatch import WIND_DOWN_S, AttemptState, Completed, Failed
 from tests.scenarios.simulation.cluster import Cluster
@@ -50,6 +51,9 @@ class Invariants:
             assert len(expert.active) <= expert.section.slots
             assert len(expert.queue) <= expert.section.slots + expert.section.max_queue
             assert {*expert.active, *expert.queue} <= set(agent.core.jobs)
+            for job in agent.core.jobs.values():
+                # Nobody reads on: the decoder has been told to stop.
+                assert not job.abandoned or job.cancel_sent or job.phase is JobPhase.SETTLING, job
 
     def _check_retired(self, coordinator: SimCoordinator) -> None:
         """Each receipt, once, as soon as it is final."""

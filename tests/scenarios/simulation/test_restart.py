@@ -15,22 +15,21 @@ WINDOW_S = 0.05
 
 
 async def reconnected(down_s: float, first_seed: int) -> tuple[Cluster, list[float]]:
-    """A fleet whose coordinator was away for so long; when its agents were back, from its return, in order."""
+    """A fleet whose coordinator was away for so long; when its agents connected, from its return on, in order."""
     world = World(first_seed)
     cluster = Cluster(world, Scale(agents=AGENTS, requests=0, seconds=0.0, fault_every_s=1e9))
     for agent in cluster.agents.values():
         world.later(world.random.uniform(0, 1), agent.start)
     await world.pass_time(4.0)
     assert cluster.coordinator.choosable() == AGENTS
-    cluster.stop_coordinator(down_s=down_s)
+    # All at the same instant: only the agents' own jitter spreads them.
+    cluster.stop_coordinator(down_s=down_s, told_within_s=0.0)
     await world.pass_time(down_s)
     returned_s = world.now_s
-    for agent in cluster.agents.values():
-        agent.connected_at_s = None
+    cluster.connected_s.clear()
     # The longest delay of the back-off.
     await world.pass_time(min(MOST_S, 2 * down_s + 4 * FIRST_S))
-    at_s = [agent.connected_at_s for agent in cluster.agents.values() if agent.connected_at_s is not None]
-    return cluster, sorted(at_s_ - returned_s for at_s_ in at_s)
+    return cluster, [at_s - returned_s for at_s in cluster.connected_s]
 
 
 @pytest.mark.parametrize("down_s", [0.01, *(pytest.param(s, marks=pytest.mark.slow) for s in (2.0, 30.0))])
