@@ -22,6 +22,7 @@ def command_of(order: Job) -> protocol.Job:
     return protocol.Generate(
         job_id=order.job_id,
         prompt=order.prompt,
+        prefix=order.prefix,
         sampling=order.sampling,
         max_tokens=order.max_tokens,
         stop=order.stop,

@@ -244,6 +244,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Coordinator to agent: run this job.
 
+    prefix: how the answer begins; the expert goes on from there. Protocol 2.
     max_tokens: None means until the context is full.
     logprobs: None for none, otherwise alternatives per token (0..20).
     deadline_s: the agent gives up this long after receipt.
@@ -255,6 +256,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
+    prefix: str = ""
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()

@@ -71,6 +71,30 @@ class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
 
 
+class BreakerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One expert's breaker. state: "closed", "half_open" or "open"."""
+
+    expert: str
+    state: str
+
+
+class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How hard it is to get the requests answered.
+
+    waiting: requests that wait for an expert with room now. queue_refused: those for which there was no place.
+    hedges_won, hedges_lost: requests that a second expert was started for because the first was late, by whether the
+    second one answered. resumed: answers that another expert went on with. breakers: of the experts that answered or
+    failed.
+    """
+
+    waiting: int = 0
+    queue_refused: int = 0
+    hedges_won: int = 0
+    hedges_lost: int = 0
+    resumed: int = 0
+    breakers: tuple[BreakerRow, ...] = ()
+
+
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Everything `moe2-coordinator status` and `GET /v1/moe2/fleet` show."""
 
@@ -88,6 +112,7 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests_failed: int
     requests_cancelled: int
     warnings: tuple[HealthWarning, ...]
+    dispatch: DispatchStatus = DispatchStatus()
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

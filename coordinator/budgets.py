@@ -89,11 +89,15 @@ class Wish(Budgets):
     """What a request says of itself: the `moe2` object of its body. category None: found by the gate.
 
     choices: the answers that are possible. length_normalised: choices are compared per byte.
+    strict: its latency budget holds even for an answer that has begun: it ends in an error rather than late.
+    resume: where an expert fails in mid-answer, another one goes on from there.
     """
 
     category: str | None = None
     choices: tuple[str, ...] | None = None
     length_normalised: bool | None = None
+    strict: bool = False
+    resume: bool = False
 
 
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:

@@ -119,9 +119,9 @@ class CalibrationWindow:
         """Everything that the request spent is known. One that was not answered says nothing about predictions."""
         if not isinstance(life.outcome, Completed) or life.concluded_s is None:
             return
-        attempt = life.attempts[-1]
-        if attempt.purpose is not Purpose.ANSWER:
-            # A panel's seconds are not those of one of its members.
+        attempt = life.leading
+        # A panel's seconds are not those of one of its members, and two authors in turn say nothing about either.
+        if attempt is None or attempt.purpose is not Purpose.ANSWER or len(life.authors) > 1:
             return
         if attempt.state is not AttemptState.ANSWERED or attempt.usage is None or not attempt.usage.decoded_tokens:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import uuid
@@ -24,6 +25,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.common.tls import ServerTls
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.keyring import KeyRing
+from moe2.coordinator.admission import LONGEST_AGENT_QUEUE_S
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
@@ -45,7 +47,7 @@ from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.health import fleet_warnings
+from moe2.coordinator.health import dispatch_warnings, fleet_warnings
 from moe2.coordinator.hub import Hub
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
@@ -97,7 +99,10 @@ class CoordinatorDaemon:
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _appraiser(settings.selection.gate, self._feedback), settings.selection.categories, clock=monotonic
+            _appraiser(settings.selection.gate, self._feedback),
+            settings.selection.categories,
+            clock=monotonic,
+            longest_queue_s=LONGEST_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -113,6 +118,7 @@ class CoordinatorDaemon:
             max_active=settings.api.max_active_requests,
             bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
             on_retired=self._request_retired,
+            settings=settings.dispatch,
         )
         self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
         self._tls = ListenerTls(settings)
@@ -123,6 +129,7 @@ class CoordinatorDaemon:
             table=self._table,
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
+            on_report=self._service.fleet_changed,
         )
         self._openai = OpenAiRoutes(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
@@ -179,7 +186,7 @@ class CoordinatorDaemon:
     def status(self) -> CoordinatorStatus:
         now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
-        totals = self._service.totals
+        totals, dispatch = self._service.totals, self._service.status()
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
@@ -194,7 +201,9 @@ class CoordinatorDaemon:
             requests_finished=totals.finished,
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
+            dispatch=dispatch,
             warnings=(
+                *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
                     rows,
                     n_choosable=len(self._table.choosable(now_s)),
@@ -287,6 +296,7 @@ class CoordinatorDaemon:
             await asyncio.sleep(EVICT_EVERY_S)
             for agent_id in self._table.evict(asyncio.get_running_loop().time()):
                 log.info("agent_evicted", agent_id=agent_id)
+                self._service.agent_evicted(agent_id)
 
     async def _keep_trust(self) -> None:
         """Act on certificates that were replaced and agents that were revoked."""

@@ -18,6 +18,8 @@ class Exchange:
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
         self._outcome: Outcome | None = None
+        self.retry_after_s: float | None = None
+        """When a request that failed should be sent again; None where nobody can say."""
         self._news = asyncio.Event()
         self.recorded: Recorded | None = None
         """Of the request's latest entry in the ledger."""
@@ -35,8 +37,8 @@ class Exchange:
         self._pieces.extend(pieces)
         self._news.set()
 
-    def conclude(self, outcome: Outcome) -> None:
-        self._outcome = outcome
+    def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
+        self._outcome, self.retry_after_s = outcome, retry_after_s
         self._news.set()
 
     async def receive(self) -> tuple[list[TokenPiece], Outcome | None]:

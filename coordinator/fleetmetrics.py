@@ -31,6 +31,7 @@ class FleetCollector(Collector):
         yield InfoMetricFamily("moe2_build", "This build.", value={"version": status.version})
         yield GaugeMetricFamily("moe2_requests_active", "Requests in progress.", value=status.requests_active)
         yield GaugeMetricFamily("moe2_draining", "1 while shutting down.", value=status.draining)
+        yield from _dispatch(status)
         yield from self._agents(status.agents)
         yield from _experts(status.agents)
         yield _power(status.agents)
@@ -59,6 +60,32 @@ class FleetCollector(Collector):
         if not row.connected:
             return "disconnected"
         return "connected" if row.report_age_s is not None and row.report_age_s <= self.stale_s else "stale"
+
+
+def _dispatch(status: CoordinatorStatus) -> Iterator[Metric]:
+    dispatch, names = status.dispatch, {row.agent_id: row.agent_name for row in status.agents}
+    yield GaugeMetricFamily(
+        "moe2_requests_waiting", "Requests that wait for an expert with room.", value=dispatch.waiting
+    )
+    yield CounterMetricFamily(
+        "moe2_queue_refusals", "Requests for which the queue had no place.", value=dispatch.queue_refused
+    )
+    hedges = CounterMetricFamily(
+        "moe2_hedges", "Requests that got a second expert because the first was late.", labels=["result"]
+    )
+    hedges.add_metric(["won"], dispatch.hedges_won)
+    hedges.add_metric(["lost"], dispatch.hedges_lost)
+    yield hedges
+    yield CounterMetricFamily("moe2_resumes", "Answers that another expert went on with.", value=dispatch.resumed)
+    breakers = GaugeMetricFamily(
+        "moe2_breaker_state", "1 for the state that the expert's breaker is in.", labels=[*EXPERT, "state"]
+    )
+    for breaker in dispatch.breakers:
+        agent_id, _, model = breaker.expert.partition("/")
+        if agent_id in names:
+            for state in ("closed", "half_open", "open"):
+                breakers.add_metric([names[agent_id], agent_id, model, state], breaker.state == state)
+    yield breakers
 
 
 def _experts(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:

@@ -3,7 +3,37 @@
 from __future__ import annotations
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.status import AgentRow
+from moe2.common.status import AgentRow, DispatchStatus
+
+
+def dispatch_warnings(
+    dispatch: DispatchStatus, rows: tuple[AgentRow, ...], *, max_queued: int
+) -> tuple[HealthWarning, ...]:
+    """Experts without traffic for their failures, and a queue without a place."""
+    names = {row.agent_id: row.agent_name for row in rows}
+    warnings: list[HealthWarning] = []
+    for breaker in dispatch.breakers:
+        agent_id, _, model = breaker.expert.partition("/")
+        if breaker.state != "closed" and agent_id in names:
+            name = names[agent_id]
+            warnings.append(
+                HealthWarning(
+                    code="breaker_open",
+                    severity=Severity.DEGRADED,
+                    message=f"{model} on {name} has kept failing; it gets one request now and then to try it.",
+                    remedy=f"On {name}: `moe2-agent status` and the agent's log; restart it if it hangs.",
+                )
+            )
+    if max_queued and dispatch.waiting >= max_queued:
+        warnings.append(
+            HealthWarning(
+                code="queue_full",
+                severity=Severity.DEGRADED,
+                message=f"All {max_queued} places of the queue are taken; more requests are answered with 429.",
+                remedy="Add experts or slots, or raise dispatch.max_queued if longer waits are acceptable.",
+            )
+        )
+    return tuple(warnings)
 
 
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:

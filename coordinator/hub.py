@@ -65,7 +65,8 @@ class _Connection:
 class Hub:
     """Accepts agents, keeps the table true, passes messages both ways.
 
-    on_message: an agent's word about a job. on_lost: an agent's session has ended, for whatever reason.
+    on_message: an agent's word about a job. on_lost: an agent's session has ended, for whatever reason. on_report:
+    an agent has said what it can do now.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Hub:
         table: CapabilityTable,
         on_message: Callable[[FromAgent], None],
         on_lost: Callable[[str], None],
+        on_report: Callable[[], None],
     ) -> None:
         self.settings = settings
         self._doorkeeper = doorkeeper
@@ -84,6 +86,7 @@ class Hub:
         self._table = table
         self._on_message = on_message
         self._on_lost = on_lost
+        self._on_report = on_report
         self._connections: set[_Connection] = set()
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
@@ -216,6 +219,7 @@ class Hub:
         match message:
             case Report():
                 self._table.agent_reported(connection.agent_id, sound(message), asyncio.get_running_loop().time())
+                self._on_report()
             case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
                 self._on_message(message)
             case _:

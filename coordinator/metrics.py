@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.decision import Predicted
-from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
 from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.receipt import ExpertLine, Receipt
@@ -37,7 +37,16 @@ RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 C = TypeVar("C", bound=Collector)
 
 _FAILURES = frozenset(
-    {*JobErrorCode, "budget_exhausted", "exhausted", "no_chat_template", "no_live_expert", "overloaded", "stopping"}
+    {
+        *JobErrorCode,
+        BUDGET_EXCEEDED,
+        "budget_exhausted",
+        "exhausted",
+        "no_chat_template",
+        "no_live_expert",
+        "overloaded",
+        "stopping",
+    }
 )
 
 
@@ -140,6 +149,9 @@ class CoordinatorMetrics:
             "moe2_request_overhead_seconds", "From a request's last byte to its dispatch to an expert.", OVERHEAD_S
         )
         self._queued = histogram("moe2_request_queue_seconds", "Wait for a slot on the agent.", TTFT_S)
+        self._admission = histogram(
+            "moe2_request_admission_seconds", "Wait for an expert with room, of the requests that waited.", TTFT_S
+        )
         self._request_j = histogram(
             "moe2_request_energy_joules", "Energy of a request, all attempts; unmeasured ones left out.", REQUEST_J
         )
@@ -202,6 +214,8 @@ class CoordinatorMetrics:
         seconds, decoded = receipt.seconds, receipt.tokens.decoded
         self._overhead.observe(seconds.overhead)
         self._queued.observe(seconds.queue)
+        if seconds.admission:
+            self._admission.observe(seconds.admission)
         self._ttft.observe(seconds.ttft)
         self._total.observe(seconds.total)
         if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:

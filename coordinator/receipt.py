@@ -36,8 +36,9 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     """Durations of the request's phases.
 
-    queue, prefill, decode: on the agent, as measured there. overhead: in the coordinator, from the request's last byte
-    to its dispatch. ttft, total: from the request's last byte, as seen by the coordinator.
+    queue, prefill, decode: on the agent, as measured there. admission: wait for an expert with room. overhead: in the
+    coordinator, from the request's last byte to its dispatch, that wait left out. ttft, total: from the request's last
+    byte, as seen by the coordinator.
     simulated: an expert was held to the speed of a host that is not there.
     """
 
@@ -47,12 +48,15 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     decode: float | None
     ttft: float | None
     total: float | None
+    admission: float | None = None
     simulated: bool | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """energy: the sum over all attempts, those that failed or were outvoted included. decision: of the last attempt.
+    """energy: the sum over all attempts, those that failed or were outvoted included. tokens: of the answer, whoever
+    wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
     collaboration: what each member of a panel contributed; None where one expert answers.
+    exceeded: names of the budgets that turned out not to be kept.
     """
 
     request_id: str
@@ -64,37 +68,36 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     energy: dict[str, Any]
     decision: Decision | None
     collaboration: Collaboration | None = None
+    exceeded: tuple[str, ...] = ()
 
 
 def receipt_of(life: Lifecycle) -> Receipt:
     """The receipt of a request, complete once it has ended."""
-    first = life.attempts[0] if life.attempts else None
     last = life.leading
     usage = last.usage if last else None
-    written = life.play.answer_tokens if life.play else None
+    energy = energy_of(life)
+    tokens = _tokens(life)
     arrived_s = life.request.arrived_s
     return Receipt(
         request_id=life.request.request_id,
         mode=last.selection.mode if last else Mode.ROUTE,
         experts=tuple(_line(attempt) for attempt in life.attempts),
-        tokens=TokenCounts(
-            prompt=usage.prompt_tokens if usage else None,
-            cached=usage.cached_tokens if usage else None,
-            decoded=written if written is not None else usage.decoded_tokens if usage else None,
-        ),
+        tokens=tokens,
         seconds=Seconds(
-            overhead=first.submitted_s - arrived_s if first else None,
+            overhead=life.overhead_s,
             queue=usage.queue_s if usage else None,
             prefill=usage.prefill_s if usage else None,
             decode=usage.decode_s if usage else None,
             ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
             total=None if life.concluded_s is None else life.concluded_s - arrived_s,
+            admission=life.waited_s if life.attempts or life.outcome else None,
             simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
         ),
         predicted=_predicted(last) if last else None,
-        energy=_shown(energy_of(life)),
+        energy=_shown(energy),
         decision=_decision(life),
         collaboration=life.play.collaboration if life.play else None,
+        exceeded=_exceeded(life, energy, tokens),
     )
 
 
@@ -103,6 +106,32 @@ def energy_of(life: Lifecycle) -> Energy:
     if life.outcome and not life.attempts:
         return NEVER_RAN
     return total(_energy(attempt) for attempt in life.attempts)
+
+
+def _tokens(life: Lifecycle) -> TokenCounts:
+    """Of the answer. Where several wrote it in turn, what one of them did not live to report has been counted here."""
+    if len(life.authors) < 2:
+        usage = life.leading.usage if life.leading else None
+        written = life.play.answer_tokens if life.play else None
+        return TokenCounts(
+            prompt=usage.prompt_tokens if usage else None,
+            cached=usage.cached_tokens if usage else None,
+            decoded=written if written is not None else usage.decoded_tokens if usage else None,
+        )
+    first = life.authors[0].usage
+    return TokenCounts(
+        prompt=first.prompt_tokens if first else None,
+        cached=first.cached_tokens if first else None,
+        decoded=life.n_tokens_written,
+    )
+
+
+def _exceeded(life: Lifecycle, energy: Energy, tokens: TokenCounts) -> tuple[str, ...]:
+    if life.concluded_s is None or not life.attempts:
+        return ()
+    return life.limits.exceeded(
+        first_token_s=life.first_token_s, end_s=life.concluded_s, joules=energy.joules, tokens=tokens.decoded
+    )
 
 
 def _decision(life: Lifecycle) -> Decision | None:

@@ -29,12 +29,16 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
         out |= roster.toolless
     if request.excluded:
         out |= np.array([key in request.excluded for key in roster.keys])
+    if request.barred:
+        out |= np.array([key in request.barred for key in roster.keys])
     reasons: dict[str, str] = {}
     for place in np.flatnonzero(out).tolist():
         expert = roster.experts[place]
         report = expert.report
         if expert.key in request.excluded:
             reason = "it has already failed this request"
+        elif expert.key in request.barred:
+            reason = request.barred[expert.key]
         elif request.needs_chat_template and roster.bare[place]:
             reason = "its model has no chat template"
         elif request.needs_tools and roster.toolless[place]:
@@ -42,7 +46,8 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
         elif report.context_tokens <= needed:
             reason = f"its context of {report.context_tokens} tokens is too small"
         else:
-            reason = f"its {report.slots} slots and {report.max_queue} queue places are taken"
+            queued = int(roster.room[place]) - report.slots
+            reason = f"its {report.slots} slots and {queued} queue places are taken"
         reasons[expert.key] = reason
     return reasons
 

@@ -44,6 +44,12 @@ NEEDS_RESTART = frozenset(
         "api.tls.client_ca",
         "coordinator.socket",
         "coordinator.state_dir",
+        "dispatch.affinity",
+        "dispatch.breakers",
+        "dispatch.hedge_share",
+        "dispatch.hedging",
+        "dispatch.max_queued",
+        "dispatch.queue_s",
         "ledger.path",
         "ledger.retention_days",
     }

@@ -78,13 +78,15 @@ class Forecast:
 class Roster:
     """N experts, N >= 1, with what is known of them in columns.
 
-    context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included.
+    context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included. No
+    more are queued there than are predicted to start within `longest_queue_s`, but one: whoever would wait longer waits
+    better where the first expert that falls free can be had.
     bare, toolless: (N,) True where its model has no chat template, and where that has no tools. transmit_s: (N,) round
     trips, 0 where unknown. load_s: (N,) what loading takes, 0 where it is in memory, NaN where nobody knows.
     idle_w: (N,) watts of its host doing nothing, NaN where unknown.
     """
 
-    def __init__(self, experts: Sequence[Expert]) -> None:
+    def __init__(self, experts: Sequence[Expert], *, longest_queue_s: float = math.inf) -> None:
         self.experts = tuple(experts)
         self.keys = tuple(expert.key for expert in self.experts)
         self.models = tuple(expert.model for expert in self.experts)
@@ -104,6 +106,11 @@ class Roster:
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
         """Slots fall free one by one, every so many seconds."""
+        with np.errstate(divide="ignore"):
+            soon = np.maximum(1.0, np.floor(longest_queue_s / self._turn_s))
+        # Where nobody knows how fast a queue moves, all of it may be used.
+        short: BoolArray = soon < self.room - self._slots
+        self.room[short] = self._slots[short] + soon[short].astype(np.int64)
         # Without a learned pace, a request is expected to live in what it finds.
         self._occupancy = np.array([found.occupancy if found else (0.0, 1.0) for found in latency]).T
         self._fullest = np.array([max(1.0, float(found.slots)) if found else np.inf for found in latency])

@@ -7,6 +7,7 @@ together (`moe2.coordinator.panel`).
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from moe2.common.messages import ExpertState
+from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
 from moe2.coordinator.coarse import Worth, problem_of, solve
@@ -59,6 +61,8 @@ class SelectionRequest:
 
     model: a model's name, an expert's key, or one of `ANY_MODEL`. text: the prompt as the gate reads it.
     excluded: keys of experts that must not be chosen, because they have failed this request already.
+    barred: keys of experts that nobody is to be sent to now, with the reasons. affinity: who holds the beginning of
+    this conversation in its cache.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
     budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
     modes: those that can serve the request. choice_tokens: of all the choices that it gives; None if it gives none.
@@ -70,6 +74,8 @@ class SelectionRequest:
     wish: Wish = field(default_factory=Wish)
     budgets: Budgets = NO_BUDGETS
     excluded: frozenset[str] = frozenset()
+    barred: Mapping[str, str] = field(default_factory=dict)
+    affinity: Affinity | None = None
     least_context_tokens: int = 0
     needs_chat_template: bool = False
     needs_tools: bool = False
@@ -201,13 +207,22 @@ class NoExpert:
 class Selector:
     """Chooses. Remembers coarse plans by their exact inputs, so that equal requests are planned once.
 
-    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit.
+    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: see
+    `Roster`.
     """
 
-    def __init__(self, appraiser: Appraiser, categories: Mapping[str, Budgets], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        appraiser: Appraiser,
+        categories: Mapping[str, Budgets],
+        *,
+        clock: Callable[[], float],
+        longest_queue_s: float = math.inf,
+    ) -> None:
         self.appraiser = appraiser
         self.categories = dict(categories)
         self._clock = clock
+        self._longest_queue_s = longest_queue_s
         self.prompts = PromptLengths()
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
@@ -239,10 +254,13 @@ class Selector:
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories, request.budgets)
         budgets = budgets.after(request.elapsed_s, request.spent_j)
+        prompt_tokens = self._prompt_tokens(roster, request.demand)
+        if request.affinity is not None:
+            request.affinity.save(roster.keys, prompt_tokens)
         case = _Case(
             roster=roster,
             load=Load(
-                prompt_tokens=self._prompt_tokens(roster, request.demand),
+                prompt_tokens=prompt_tokens,
                 answer_tokens=request.demand.answer_tokens,
                 choice_tokens=request.choice_tokens or 0,
                 busy=busy,
@@ -252,6 +270,7 @@ class Selector:
             budgets=budgets,
             ruled_out=ruled_out,
             category=category,
+            affinity=request.affinity,
         )
         mode = _mode(request, budgets)
         if mode.is_panel:
@@ -272,7 +291,7 @@ class Selector:
         if not plan.is_feasible:
             return NoExpert("infeasible", infeasible_words(plan, forecast), plan, outlook)
         candidates = _candidates(plan, budgets)
-        chosen = outlook.at(_finest(outlook, candidates, load.busy))
+        chosen = outlook.at(_finest(outlook, candidates, load.busy, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -354,7 +373,7 @@ class Selector:
             self._rosters.clear()
         if model not in self._rosters:
             wanted = [expert for expert in experts if wants(model, expert)]
-            self._rosters[model] = Roster(wanted) if wanted else None
+            self._rosters[model] = Roster(wanted, longest_queue_s=self._longest_queue_s) if wanted else None
         return self._rosters[model]
 
     def _category_of(self, appraisal: Appraisal) -> str:
@@ -402,6 +421,7 @@ class _Case:
     budgets: Budgets
     ruled_out: Mapping[str, str]
     category: str
+    affinity: Affinity | None = None
 
     def alone(self) -> _Case:
         """The same for panels of one."""
@@ -464,19 +484,20 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray) -> int:
+def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
     """The fine level for one answering expert: the place of the best score, among the same scores the soonest end."""
     forecast, scores = outlook.forecast, outlook.appraisal.scores
     keys, total_s = forecast.roster.keys, forecast.total_s.p50
     places = [place for place, key in enumerate(keys) if key in candidates]
     best = scores[places].max()
 
-    def rank(place: int) -> tuple[float, int, str]:
+    def rank(place: int) -> tuple[float, bool, int, str]:
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
         is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
         unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
         end_s = float(total_s[place])
-        return (unmeasured_s if np.isnan(end_s) else end_s, int(busy[place]), keys[place])
+        is_strange = affinity is None or affinity.expert_key != keys[place]
+        return (unmeasured_s if np.isnan(end_s) else end_s, is_strange, int(busy[place]), keys[place])
 
     return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
@@ -493,5 +514,7 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
         return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")
+    if all(expert.key in request.barred for expert in left):
+        return NoExpert("no_live_expert", f"All {len(left)} experts that could answer have kept failing; try later.")
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")

@@ -1,17 +1,19 @@
-"""Performs what the requests' lifecycles decide: sends jobs, delivers tokens, keeps their deadlines."""
+"""Performs what the requests' lifecycles decide: sends jobs, delivers tokens, keeps their deadlines and their queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
+from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     CancelJob,
     FromAgent,
+    Job,
     JobDone,
     JobFailed,
     JobScored,
@@ -20,24 +22,35 @@ from moe2.common.messages import (
     ToAgent,
     Tokens,
 )
+from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator import dispatch
+from moe2.coordinator.admission import WaitingRoom, retry_after_s
+from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
+from moe2.coordinator.breaker import Breakers
+from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
-from moe2.coordinator.table import CapabilityTable
+from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector, wants
+from moe2.coordinator.settings import DispatchSection
+from moe2.coordinator.table import CapabilityTable, Expert
 
 log = structlog.get_logger()
 
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[dispatch.Lifecycle, Receipt], None]
 
+MOST_IN_VAIN = 32
+"""Waiting requests that are looked at for one piece of news: those that want what it does not bring must not cost the
+running ones their time."""
+
 
 @dataclass
 class _Active:
     life: dispatch.Lifecycle
     exchange: Exchange
+    chain: tuple[Prefix, ...] = ()
     timer: asyncio.TimerHandle | None = None
     backlog: deque[dispatch.Event] = field(default_factory=deque)
     """What happened while the effects of an earlier event were being performed."""
@@ -51,6 +64,11 @@ class Totals:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
+    hedges_won: int = 0
+    hedges_lost: int = 0
+    resumed: int = 0
+    queue_refused: int = 0
+    """Requests for which there was no place in the queue."""
 
 
 class Service:
@@ -60,6 +78,7 @@ class Service:
     bookkeeper: asked at every choice, and told of every end.
     on_retired: called once per request, when everything it spent is known, with its final receipt; for one that was
     answered in full that is before its client learns of the end.
+    settings: how far to go for a request.
     """
 
     def __init__(
@@ -71,6 +90,7 @@ class Service:
         max_active: int,
         bookkeeper: Bookkeeper,
         on_retired: OnRetired,
+        settings: DispatchSection,
     ) -> None:
         self._table = table
         self._selector = selector
@@ -81,6 +101,16 @@ class Service:
         self._active: dict[str, _Active] = {}
         self._jobs: dict[str, _Active] = {}
         self._in_flight: Counter[str] = Counter()
+        self._settings = settings
+        self._waiting = WaitingRoom(settings.max_queued)
+        self._is_room_expected = False
+        self._room_timer: asyncio.TimerHandle | None = None
+        self._breakers = Breakers()
+        self._answered_s: dict[str, float] = {}
+        """When each expert last did so."""
+        self._affinities = Affinities()
+        self._hedges = dispatch.HedgeRation(settings.hedge_share if settings.hedging else 0.0)
+        self._terms = dispatch.Terms(queue_s=settings.queue_s, may_hedge=self._may_hedge)
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
@@ -98,13 +128,38 @@ class Service:
     def is_full(self) -> bool:
         return len(self._active) >= self.max_active
 
+    def status(self) -> DispatchStatus:
+        totals = self.totals
+        states = self._breakers.states(asyncio.get_running_loop().time()) if self._settings.breakers else {}
+        return DispatchStatus(
+            waiting=len(self._waiting),
+            queue_refused=totals.queue_refused,
+            hedges_won=totals.hedges_won,
+            hedges_lost=totals.hedges_lost,
+            resumed=totals.resumed,
+            breakers=tuple(BreakerRow(expert=key, state=state) for key, state in sorted(states.items())),
+        )
+
+    def room_in_s(self, model: str) -> float | None:
+        """When a request for this model can expect room, behind those that wait; None where no speed is known."""
+        experts = self._table.choosable(asyncio.get_running_loop().time())
+        wanted = [expert for expert in experts if wants(model, expert)]
+        return retry_after_s(self._waiting.n_waiting_for(model), wanted)
+
     def begin(self, request: dispatch.Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
-        life = dispatch.Lifecycle(
-            request=request, choose=lambda asked: self._bookkeeper.choose(life, asked, self.choose)
-        )
+        # Who has waited comes before who has just arrived.
+        self._serve_waiting()
+        chain = prefixes(request.prompt) if self._settings.affinity else ()
+        affinity = self._affinities.find(chain)
+
+        def choose(asked: SelectionRequest) -> Selection | NoExpert:
+            return self._bookkeeper.choose(life, asked, lambda within: self._choose(within, affinity))
+
+        life = dispatch.Lifecycle(request, choose, self._terms)
         exchange = Exchange(life)
-        active = _Active(life, exchange)
+        active = _Active(life, exchange, chain)
+        self._hedges.request_came()
         self._active[request.request_id] = active
         self._idle.clear()
         self._handle(active, dispatch.Admitted())
@@ -131,13 +186,27 @@ class Service:
             case NextTokens():
                 self._handle_job(message.job_id, dispatch.NextTokensArrived(message))
 
+    def fleet_changed(self) -> None:
+        """An agent has joined or reported: there may be room where there was none."""
+        self._expect_room()
+
     def agent_lost(self, agent_id: str) -> None:
+        self._affinities.forget(agent_id)
         for active in tuple(self._active.values()):
             self._handle(active, dispatch.AgentLost(agent_id))
 
+    def agent_evicted(self, agent_id: str) -> None:
+        """It will not come back."""
+        self._breakers.forget(agent_id)
+        for key in [key for key in self._answered_s if key.partition("/")[0] == agent_id]:
+            del self._answered_s[key]
+
     async def drain(self, drain_s: float) -> None:
-        """Let requests end by themselves, then end the rest with an error."""
+        """Let requests end by themselves, then end the rest with an error. Those that wait for room end at once: they
+        can be begun elsewhere."""
         self.stopping = True
+        for request_id in tuple(self._waiting.in_turn()):
+            self._handle(self._active[request_id], dispatch.ServiceStopping())
         try:
             await asyncio.wait_for(self._idle.wait(), drain_s)
         except TimeoutError:
@@ -156,12 +225,80 @@ class Service:
 
     def choose(self, request: SelectionRequest) -> Selection | NoExpert:
         """What the two levels decide for such a request now. Runs nothing."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
-        return self._selector.select(request, experts, self._in_flight, self._table.epoch)
+        return self._choose(request, None)
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """What other energy budgets would buy."""
         return self._selector.frontier(decided)
+
+    def _choose(self, request: SelectionRequest, affinity: Affinity | None) -> Selection | NoExpert:
+        now_s = asyncio.get_running_loop().time()
+        barred = self._breakers.barred(now_s) if self._settings.breakers else {}
+        if barred or affinity is not None:
+            request = replace(request, barred=barred, affinity=affinity)
+        return self._selector.select(request, self._table.choosable(now_s), self._in_flight, self._table.epoch)
+
+    def _may_hedge(self) -> bool:
+        """Where others wait for room, a second expert for one request would be taken from them."""
+        return not self._waiting and self._hedges.take()
+
+    # --- Who waits ----------------------------------------------------------------------------------------------------
+
+    def _expect_room(self) -> None:
+        """Look soon whether somebody who waits can be served: not in the middle of what is being done now."""
+        if self._waiting and not self._is_room_expected:
+            self._is_room_expected = True
+            asyncio.get_running_loop().call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        if not self._is_room_expected:
+            return
+        self._is_room_expected = False
+        in_vain = 0
+        for request_id in tuple(self._waiting.in_turn()):
+            if request_id not in self._waiting:
+                continue  # It lost its place to one that was served before it.
+            self._handle(self._active[request_id], dispatch.RoomAppeared())
+            in_vain += request_id in self._waiting
+            if in_vain >= MOST_IN_VAIN:
+                break
+        self._wake_for_breakers()
+
+    def _wake_for_breakers(self) -> None:
+        """A breaker that lets a probe through makes room, too, and nobody tells."""
+        loop = asyncio.get_running_loop()
+        at_s = self._breakers.next_change_s(loop.time()) if self._waiting else None
+        if self._room_timer:
+            self._room_timer.cancel()
+        self._room_timer = None if at_s is None else loop.call_at(at_s, self._expect_room)
+
+    def _enter_queue(self, active: _Active) -> None:
+        request = active.life.request
+        if self.stopping:
+            self._handle(active, dispatch.ServiceStopping())
+            return
+        entered = self._waiting.enter(request.request_id, model=request.model, key_id=request.principal.key_id)
+        for refused in (active if entered is None else None, entered and self._active.get(entered.displaced or "")):
+            if refused:
+                self.totals.queue_refused += 1
+                self._handle(refused, dispatch.RoomRefused())
+        if entered:
+            self._arm(active)
+            self._wake_for_breakers()
+
+    def _retry_after_s(self, model: str, outcome: dispatch.Outcome) -> float | None:
+        """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
+        if not isinstance(outcome, dispatch.Failed):
+            return None
+        if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
+            return self.room_in_s(model)
+        now_s = asyncio.get_running_loop().time()
+        experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
+        if outcome.code == "no_live_expert" and experts:
+            return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
+        return None
+
+    # --- Events and effects -------------------------------------------------------------------------------------------
 
     def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
         if active := self._jobs.get(job_id):
@@ -192,29 +329,78 @@ class Service:
             case dispatch.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
             case dispatch.SubmitJob(expert=expert, job=job):
-                self._in_flight[expert.key] += 1
-                self._jobs[job.job_id] = active
-                self._bookkeeper.dispatched(active.life)
-                self._arm(active)
-                if not self._send(expert.agent_id, job):
-                    self._handle(active, dispatch.AgentLost(expert.agent_id))
+                self._submit(active, expert, job)
             case dispatch.Tell(agent_id=agent_id, take=take):
                 self._send(agent_id, take)
             case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
                 self._send(agent_id, CancelJob(job_id=job_id))
             case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
-                self._jobs.pop(job_id, None)
-                self._in_flight[key] -= 1
-                if not self._in_flight[key]:
-                    del self._in_flight[key]
+                self._release(active, key, job_id)
+            case dispatch.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
+                self._suspect(active, key, job_id, hangs=hangs)
+            case dispatch.EnterQueue():
+                self._enter_queue(active)
+            case dispatch.LeaveQueue(served=served):
+                self._waiting.leave(active.life.request.request_id, served=served)
             case dispatch.Conclude(outcome=outcome):
                 self._count(outcome)
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
-                active.exchange.conclude(outcome)
+                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life.request.model, outcome))
             case dispatch.Retire():
                 self._retire(active)
+
+    def _submit(self, active: _Active, expert: Expert, job: Job) -> None:
+        self._in_flight[expert.key] += 1
+        self._jobs[job.job_id] = active
+        self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
+        self._bookkeeper.dispatched(active.life)
+        self._arm(active)
+        if not self._send(expert.agent_id, job):
+            self._handle(active, dispatch.AgentLost(expert.agent_id))
+
+    def _release(self, active: _Active, key: str, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+        self._in_flight[key] -= 1
+        if not self._in_flight[key]:
+            del self._in_flight[key]
+        self._judge(active.life, job_id)
+        self._expect_room()
+
+    def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
+        now_s = asyncio.get_running_loop().time()
+        # One that works on other requests does not hang: this one waits in its queue for longer than was predicted.
+        hangs = hangs and not self._works(key, now_s)
+        log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
+        self._breakers.late(key, job_id, now_s, hangs=hangs)
+
+    def _works(self, key: str, now_s: float) -> bool:
+        """True if the expert has said something lately."""
+        signs = [
+            attempt.last_sign_s
+            for active in self._active.values()
+            for attempt in active.life.attempts
+            if attempt.expert.key == key
+        ]
+        return any(at_s is not None and now_s - at_s < LEAST_LATE_S for at_s in (*signs, self._answered_s.get(key)))
+
+    def _judge(self, life: dispatch.Lifecycle, job_id: str) -> None:
+        """What the end of an attempt says of its expert."""
+        attempt = next(attempt for attempt in life.attempts if attempt.job_id == job_id)
+        now_s, key = asyncio.get_running_loop().time(), attempt.expert.key
+        match attempt.state:
+            case dispatch.AttemptState.ANSWERED:
+                self._answered_s[key] = now_s
+                self._breakers.succeeded(key, job_id, now_s)
+            case dispatch.AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
+                # It was told to stop, and did not even say that it had.
+                self._breakers.late(key, job_id, now_s, hangs=not self._works(key, now_s))
+            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
+                code = attempt.code or "unknown"
+                self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
+            case _:
+                self._breakers.ended(key, job_id)
 
     def _arm(self, active: _Active) -> None:
         loop = asyncio.get_running_loop()
@@ -239,7 +425,9 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
+        self._count_helpers(life)
         self._learn_prompt_lengths(life)
+        self._learn_affinity(active)
         receipt = receipt_of(life)
         active.exchange.settle(receipt)
         active.exchange.recorded = self._bookkeeper.retired(life, receipt)
@@ -265,6 +453,18 @@ class Service:
                 prefilled = usage.prompt_tokens - usage.cached_tokens
                 model = attempt.expert.model
                 self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
+
+    def _learn_affinity(self, active: _Active) -> None:
+        leading = active.life.leading
+        if leading and leading.usage and isinstance(active.life.outcome, dispatch.Completed):
+            self._affinities.answered(active.chain, leading.expert.key, leading.usage)
+
+    def _count_helpers(self, life: dispatch.Lifecycle) -> None:
+        if life.hedge:
+            won = bool(life.authors) and life.authors[0] is life.hedge
+            self.totals.hedges_won += won
+            self.totals.hedges_lost += not won
+        self.totals.resumed += len(life.authors) > 1
 
     def _count(self, outcome: dispatch.Outcome) -> None:
         match outcome:

@@ -41,11 +41,17 @@ def _header(status: CoordinatorStatus) -> RenderableType:
         f"{status.requests_active} active · {status.requests_finished} finished · {status.requests_failed} failed · "
         f"{status.requests_cancelled} cancelled"
     )
+    dispatch = status.dispatch
+    helped = (
+        f"{dispatch.waiting} wait for room · {dispatch.queue_refused} found no place · "
+        f"{dispatch.hedges_won} of {dispatch.hedges_won + dispatch.hedges_lost} hedges won · {dispatch.resumed} resumed"
+    )
     grid = statusparts.facts_grid(
         ("API for apps", Text(printable(status.api_url))),
         ("For agents", Text(printable(status.agents_url))),
         ("Agents", Text(f"{connected} of {len(status.agents)} connected")),
         ("Requests", Text(requests)),
+        ("Dispatch", Text(helped)),
         ("Up", Text(f"{figures.duration(status.uptime_s)} · moe2 {status.version} · pid {status.pid}")),
     )
     return statusparts.header_panel("moe2 coordinator", grid, status.warnings, draining=status.draining)
@@ -124,6 +130,19 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
             finished=status.requests_finished,
             failed=status.requests_failed,
             cancelled=status.requests_cancelled,
+        ),
+        fact_line(
+            "dispatch",
+            waiting=status.dispatch.waiting,
+            queue_refused=status.dispatch.queue_refused,
+            hedges_won=status.dispatch.hedges_won,
+            hedges_lost=status.dispatch.hedges_lost,
+            resumed=status.dispatch.resumed,
+        ),
+        *(
+            fact_line("breaker", expert=breaker.expert, state=breaker.state)
+            for breaker in status.dispatch.breakers
+            if breaker.state != "closed"
         ),
         *(statusparts.warning_line(warning) for warning in status.warnings),
     ]

@@ -75,6 +75,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="generate"):
     """Decode a continuation. `max_tokens` None means until the context is full.
 
+    prefix: how the answer begins; it is decoded like the prompt, and not reported again.
     logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
     grammar: GBNF that the answer follows; json_schema: the same from a JSON schema as JSON text ("{}" is any object).
     forced_tools: names of the prompt's tools; the answer is one call of one of them. At most one of the three.
@@ -83,6 +84,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     job_id: str
     prompt: ChatPrompt | TextPrompt
     sampling: Sampling
+    prefix: str = ""
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None

@@ -54,7 +54,13 @@ class RequestReader:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
-        return self._tokens(self._text(request.prompt), limit=limit)
+        text = self._text(request.prompt)
+        prompt = self._tokens(text, limit=limit)
+        if not request.prefix:
+            return prompt
+        begun = prompt + self._continuation(text, prompt, request.prefix)
+        check_room(len(begun), 1, limit=limit)
+        return begun
 
     def score(self, request: Score, *, limit: int) -> tuple[list[int], list[list[int]]]:
         """(the prompt's tokens, each continuation's tokens)."""

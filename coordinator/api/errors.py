@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe2.common.errors import JobErrorCode
+from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.decision import offers_of
-from moe2.coordinator.dispatch import Failed
+from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.selection import NoExpert
@@ -55,6 +56,7 @@ _STATUS = {
     JobErrorCode.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request", None),
     JobErrorCode.INVALID_GRAMMAR: (400, "invalid_request_error", "invalid_grammar", None),
     JobErrorCode.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded", None),
+    BUDGET_EXCEEDED: (504, "timeout_error", BUDGET_EXCEEDED, None),
     JobErrorCode.QUEUE_FULL: (429, "rate_limit_error", "overloaded", 1),
     JobErrorCode.INTERNAL: (500, "server_error", "internal", None),
     "overloaded": (429, "rate_limit_error", "overloaded", 1),
@@ -68,12 +70,23 @@ _STATUS = {
 }
 
 
-def error_of(failed: Failed, receipt: Receipt, refused: NoExpert | None = None) -> ApiError:
-    """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past."""
-    status, kind, code, retry_after_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
+def error_of(
+    failed: Failed, receipt: Receipt, refused: NoExpert | None = None, *, retry_after_s: float | None = None
+) -> ApiError:
+    """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past.
+
+    retry_after_s: as predicted for this one; None leaves what is usual for the code.
+    """
+    status, kind, code, usual_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
     offers = offers_of(refused) if refused else None
     if refused and refused.code == failed.code and refused.retry_after_s is not None:
         retry_after_s = refused.retry_after_s
     return ApiError(
-        status, failed.message, kind=kind, code=code, retry_after_s=retry_after_s, receipt=receipt, offers=offers
+        status,
+        failed.message,
+        kind=kind,
+        code=code,
+        retry_after_s=usual_s if retry_after_s is None else whole_seconds(retry_after_s),
+        receipt=receipt,
+        offers=offers,
     )

@@ -15,6 +15,7 @@ from aiohttp import web
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
+from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.api.errors import ApiError, error_of
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
@@ -99,8 +100,13 @@ class OpenAiRoutes:
                 503, "The coordinator is shutting down.", kind="server_error", code="stopping", retry_after_s=5
             )
         if self._service.is_full:
+            room_in_s = self._service.room_in_s(call.model)
             raise ApiError(
-                429, "Too many requests in progress.", kind="rate_limit_error", code="overloaded", retry_after_s=1
+                429,
+                "Too many requests in progress.",
+                kind="rate_limit_error",
+                code="overloaded",
+                retry_after_s=1 if room_in_s is None else whole_seconds(room_in_s),
             )
         self._check_model(call.model)
 
@@ -185,7 +191,8 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
-            raise error_of(outcome, exchange.receipt, exchange.life.refused)
+            refused = exchange.life.refused
+            raise error_of(outcome, exchange.receipt, refused, retry_after_s=exchange.retry_after_s)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 
@@ -204,11 +211,10 @@ def _call_reader(call: Call, header: Header) -> CallReader | None:
 
 def _header(call: Call, exchange: Exchange) -> Header:
     leading = exchange.life.leading
-    assert leading is not None  # noqa: S101 - there is an answer
     return Header(
         id=exchange.life.request.request_id,
         created=int(time.time()),
-        model=leading.expert.model,
+        model=leading.expert.model if leading else call.model,
         is_chat=call.is_chat,
     )
 
@@ -216,12 +222,11 @@ def _header(call: Call, exchange: Exchange) -> Header:
 def _headers(exchange: Exchange) -> dict[str, str]:
     """Who answers and what the coordinator itself took, for those who do not read bodies."""
     life = exchange.life
-    first, last = life.attempts[0], life.leading or life.attempts[-1]
-    return {
-        "x-moe2-expert": last.expert.key,
-        "x-moe2-agent": last.expert.agent_name,
-        "x-moe2-overhead-ms": f"{1000 * (first.submitted_s - life.request.arrived_s):.3f}",
-    }
+    headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
+    if life.leading:
+        expert = life.leading.expert
+        headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
+    return headers
 
 
 def new_request_id() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from pydantic import ValidationError
@@ -281,7 +281,7 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
     wish |= {name: value for name, value in body.items() if value is not None}
     for name, value in wish.items():
         # Pydantic would read true as 1.
-        if isinstance(value, bool) and name in Wish.model_fields and name != "length_normalised":
+        if isinstance(value, bool) and name in Wish.model_fields and not _takes_flag(name):
             raise invalid(f"'moe2.{name}' must not be a boolean.", param=f"moe2.{name}")
     try:
         return Wish.model_validate(wish)
@@ -291,6 +291,10 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
         if fault["type"] == "extra_forbidden":
             raise unsupported(param, hint=f"Known: {', '.join(Wish.model_fields)}.") from None
         raise invalid(f"'{param}': {fault['msg']} (got {fault['input']!r}).", param=param) from None
+
+
+def _takes_flag(name: str) -> bool:
+    return bool in (Wish.model_fields[name].annotation, *get_args(Wish.model_fields[name].annotation))
 
 
 def _or(value: Any, default: float) -> float:

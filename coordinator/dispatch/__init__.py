@@ -7,12 +7,15 @@ from moe2.coordinator.dispatch.effects import (
     Conclude,
     Deliver,
     Effect,
+    EnterQueue,
     Failed,
+    LeaveQueue,
     Outcome,
     ReleaseExpert,
     Retire,
     StopJob,
     SubmitJob,
+    Suspect,
     Tell,
 )
 from moe2.coordinator.dispatch.events import (
@@ -25,16 +28,21 @@ from moe2.coordinator.dispatch.events import (
     ClientGone,
     Event,
     NextTokensArrived,
+    RoomAppeared,
+    RoomRefused,
     ServiceStopping,
     TimePassed,
     TokensArrived,
 )
-from moe2.coordinator.dispatch.life import WIND_DOWN_S, Choose, Lifecycle
+from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, OVERLOADED, WIND_DOWN_S, Choose, Lifecycle
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS
+from moe2.coordinator.dispatch.terms import HedgeRation, Terms
 
 __all__ = [
+    "BUDGET_EXCEEDED",
     "MOST_ATTEMPTS",
+    "OVERLOADED",
     "WIND_DOWN_S",
     "Admitted",
     "AgentLost",
@@ -51,8 +59,11 @@ __all__ = [
     "Conclude",
     "Deliver",
     "Effect",
+    "EnterQueue",
     "Event",
     "Failed",
+    "HedgeRation",
+    "LeaveQueue",
     "Lifecycle",
     "NextTokensArrived",
     "Outcome",
@@ -60,10 +71,14 @@ __all__ = [
     "ReleaseExpert",
     "Request",
     "Retire",
+    "RoomAppeared",
+    "RoomRefused",
     "ServiceStopping",
     "StopJob",
     "SubmitJob",
+    "Suspect",
     "Tell",
+    "Terms",
     "TimePassed",
     "TokensArrived",
 ]

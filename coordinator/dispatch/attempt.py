@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moe2.common.messages import JobUsage
+from moe2.common.messages import ExpertState, JobUsage
 from moe2.coordinator.predict import Prediction
 from moe2.coordinator.selection import Member, Selection
 from moe2.coordinator.table import Expert
+
+LATE_FACTOR = 4.0
+LEAST_LATE_S = 10.0
+LATE_UNMEASURED_S = 60.0
+"""Without a sign of life for so many times the p95 of its first token, and never sooner than this, an expert is taken
+to hang; one whose speed nobody knows, after the last of these."""
 
 
 class Purpose(StrEnum):
@@ -30,12 +36,19 @@ class AttemptState(StrEnum):
     """Done, and another expert's answer was preferred."""
     FAILED = "failed"
     CANCELLED = "cancelled"
+    HEDGED = "hedged"
+    """Stopped, because another expert's first token came sooner."""
     LOST = "lost"
 
 
-@dataclass
+@dataclass(eq=False)
 class Attempt:
-    """`usage` None: nothing was spent, or (state LOST) nobody can say. selection: the decision it came from."""
+    """`usage` None: nothing was spent, or (state LOST) nobody can say. selection: the decision it came from.
+
+    waited_s: what the request had waited for room by then. n_tokens: that came from it. last_sign_s: when it was last
+    heard to work. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed stop makes of it. is_late: its
+    expert has been suspected.
+    """
 
     job_id: str
     member: Member
@@ -45,6 +58,12 @@ class Attempt:
     usage: JobUsage | None = None
     error: str | None = None
     purpose: Purpose = Purpose.ANSWER
+    waited_s: float = 0.0
+    n_tokens: int = 0
+    last_sign_s: float | None = None
+    code: str | None = None
+    ends_as: AttemptState = AttemptState.CANCELLED
+    is_late: bool = False
 
     @property
     def expert(self) -> Expert:
@@ -53,6 +72,34 @@ class Attempt:
     @property
     def prediction(self) -> Prediction:
         return self.member.prediction
+
+    @property
+    def due_s(self) -> float | None:
+        """By when its first token was to come, with the probability of the p95; None where nobody knows."""
+        ttft_s = self.prediction.ttft_s
+        return None if ttft_s is None else self.submitted_s + ttft_s.p95
+
+    @property
+    def hangs_at_s(self) -> float | None:
+        """From when on it is taken to hang, if it has given no sign of life by then; None if that was said, or cannot
+        be: nobody knows how long its model takes to load."""
+        if self.is_late or self.last_sign_s is not None or self.state is not AttemptState.RUNNING:
+            return None
+        ttft_s = self.prediction.ttft_s
+        if ttft_s is not None:
+            return self.submitted_s + max(LEAST_LATE_S, LATE_FACTOR * ttft_s.p95)
+        return self.submitted_s + LATE_UNMEASURED_S if self.expert.report.state is ExpertState.READY else None
+
+    @property
+    def reserved_j(self) -> float:
+        """Joules to keep back for it: what it took, or while nobody can say what it may take; 0 where that is unknown,
+        too."""
+        if self.usage is not None and self.usage.energy.joules is not None:
+            return self.usage.energy.joules
+        if self.state is AttemptState.FAILED and self.usage is None:
+            return 0.0
+        predicted_j = self.prediction.energy_j
+        return 0.0 if predicted_j is None else predicted_j.p95
 
     @property
     def is_over(self) -> bool:

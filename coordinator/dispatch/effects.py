@@ -9,6 +9,18 @@ from moe2.coordinator.table import Expert
 
 
 @dataclass(frozen=True)
+class EnterQueue:
+    """Nobody has room: let it wait, and tell it when somebody may have."""
+
+
+@dataclass(frozen=True)
+class LeaveQueue:
+    """It waits no more. served: because it has got an expert."""
+
+    served: bool
+
+
+@dataclass(frozen=True)
 class SubmitJob:
     expert: Expert
     job: Job
@@ -26,6 +38,15 @@ class Tell:
 class StopJob:
     agent_id: str
     job_id: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An expert is late: another one was faster, or (hangs) it has given no sign of life for far too long."""
+
+    expert_key: str
+    job_id: str
+    hangs: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class Retire:
     """Everything is accounted; forget the request."""
 
 
-Effect = SubmitJob | Tell | StopJob | ReleaseExpert | Deliver | Conclude | Retire
+Effect = EnterQueue | LeaveQueue | SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | Deliver | Conclude | Retire
 
 
 @dataclass(frozen=True)

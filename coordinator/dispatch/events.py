@@ -13,6 +13,16 @@ class Admitted:
 
 
 @dataclass(frozen=True)
+class RoomAppeared:
+    """For a request that waits: an expert may have room for it."""
+
+
+@dataclass(frozen=True)
+class RoomRefused:
+    """For a request that waits or wants to: there is no place for it."""
+
+
+@dataclass(frozen=True)
 class AttemptStarted:
     started: JobStarted
 
@@ -67,6 +77,8 @@ class TimePassed:
 
 Event = (
     Admitted
+    | RoomAppeared
+    | RoomRefused
     | AttemptStarted
     | TokensArrived
     | NextTokensArrived

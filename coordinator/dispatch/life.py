@@ -1,4 +1,4 @@
-"""The life of one request: attempts, deadline, cancellation, one outcome. PURE: events in, effects out.
+"""The life of one request: waiting, attempts, time limits, cancellation, one outcome. PURE: events in, effects out.
 
 How experts answer it is a `Play`, one per mode; what all modes share is here. Each request has exactly one terminal
 outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is gone for
@@ -8,41 +8,66 @@ good: work that was cancelled or failed is accounted like any other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
-from moe2.coordinator.budgets import Mode
+from moe2.coordinator.budgets import Mode, Wish, budgets_for
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import Cancelled, Effect, Failed, Outcome
 from moe2.coordinator.dispatch.events import Event
+from moe2.coordinator.dispatch.limits import Limits
 from moe2.coordinator.dispatch.mix import Mix
 from moe2.coordinator.dispatch.play import Play
 from moe2.coordinator.dispatch.rank import Rank
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
+from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
+from moe2.coordinator.predict import Demand
 from moe2.coordinator.selection import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
+OVERLOADED = "overloaded"
+"""The one refusal that passes by itself."""
+BUDGET_EXCEEDED = "budget_exceeded"
+
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
 
 MakeJob = Callable[[str, float], Job]
 """A job from its id and the seconds it may take."""
 Choose = Callable[[SelectionRequest], Selection | NoExpert]
+Then = Callable[[Selection | NoExpert, float], list[Effect]]
+
+NO_LIMITS = Limits()
+NO_TERMS = Terms()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """For room with an expert. then: what to do once somebody has it, or nobody ever will."""
+
+    since_s: float
+    until_s: float
+    then: Then
 
 
 @dataclass
 class Lifecycle:
-    """One request's state. `choose` answers from the live table and must not have side effects."""
+    """One request's state. `choose` answers from the live table and must not have side effects.
+
+    authors: the attempts whose words are the answer, in their order. hedge: the one that was started beside a late one.
+    waited_s: for room, all in all. limits: what the budgets of the first decision mean for the clock.
+    """
 
     request: Request
     choose: Choose
+    terms: Terms = NO_TERMS
     attempts: list[Attempt] = field(default_factory=list)
     outcome: Outcome | None = None
     first_token_s: float | None = None
@@ -50,10 +75,15 @@ class Lifecycle:
     least_context_tokens: int = 0
     refused: NoExpert | None = None
     play: Play | None = None
+    authors: list[Attempt] = field(default_factory=list)
+    hedge: Attempt | None = None
+    wait: Wait | None = None
+    waited_s: float = 0.0
+    limits: Limits = NO_LIMITS
 
     @property
     def leading(self) -> Attempt | None:
-        """Whose answer it is, or who has the most weight in it."""
+        """Whose answer it is, or who has the most weight in it; the latest attempt while nobody does."""
         found = self.play.leading if self.play else None
         return found or (self.attempts[-1] if self.attempts else None)
 
@@ -61,22 +91,51 @@ class Lifecycle:
     def next_deadline_s(self) -> float:
         if self.concluded_s is not None:
             return self.concluded_s + WIND_DOWN_S
-        sooner_s = self.play.next_deadline_s if self.play else None
-        return self.request.deadline_s if sooner_s is None else min(sooner_s, self.request.deadline_s)
+        sooner_s = (
+            self.wait.until_s if self.wait else None,
+            self.play.next_deadline_s if self.play else None,
+            self._expires_s,
+            *(attempt.hangs_at_s for attempt in self.attempts),
+        )
+        return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
+
+    @property
+    def n_tokens_written(self) -> int:
+        """Tokens that the client has."""
+        return sum(author.n_tokens for author in self.authors)
+
+    @property
+    def n_tokens_left(self) -> int | None:
+        """What is left of the request's `max_tokens`; None where it set none."""
+        most = self.request.max_tokens
+        return None if most is None else max(0, most - self.n_tokens_written)
+
+    @property
+    def overhead_s(self) -> float | None:
+        """What the coordinator itself took from the request's last byte to its dispatch, waiting for room left out."""
+        if not self.attempts:
+            return None
+        first = self.attempts[0]
+        return first.submitted_s - self.request.arrived_s - first.waited_s
+
+    @property
+    def _expires_s(self) -> float:
+        expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
+        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the service is to do, in order."""
         match event:
             case on.TokensArrived(job_id=job_id, pieces=pieces):
-                play, attempt = self._running(job_id)
+                play, attempt = self._heard(job_id, len(pieces), now_s)
                 return play.tokens(attempt, pieces, now_s) if play and attempt else []
             case on.NextTokensArrived(next_tokens=next_tokens):
-                play, attempt = self._running(next_tokens.job_id)
+                play, attempt = self._heard(next_tokens.job_id, 0, now_s)
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
-            case on.Admitted():
-                return self._begin(now_s)
             case on.AttemptStarted():
                 return []
+            case on.Admitted() | on.RoomAppeared() | on.RoomRefused():
+                return self._admission(event, now_s)
             case on.AttemptDone(done=ended) | on.AttemptScored(scored=ended):
                 return self._ended(ended, now_s)
             case on.AttemptFailed(failed=failed):
@@ -92,21 +151,22 @@ class Lifecycle:
 
     # --- For plays ----------------------------------------------------------------------------------------------------
 
-    def select(self, now_s: float) -> Selection | NoExpert:
-        """The best choice now, of experts that have not been tried, with what is left of the budgets."""
+    def select(self, now_s: float, *, excluded: frozenset[str] = frozenset()) -> Selection | NoExpert:
+        """The best choice now, of experts that have not been tried, with what is left of the budgets.
+
+        Attempts that still run keep the joules that they may take. excluded: keys of more experts to leave out.
+        """
         request = self.request
-        spent_j = (attempt.usage.energy.joules for attempt in self.attempts if attempt.usage)
         return self.choose(
             SelectionRequest(
                 model=request.model,
-                demand=request.demand,
+                demand=self._demand(),
                 text=request.text,
-                wish=request.wish,
+                wish=self._wish(),
                 budgets=request.principal.budgets,
-                # The first choice is made within microseconds: counting them would make every request a new problem.
-                elapsed_s=now_s - request.arrived_s if self.attempts else 0.0,
-                spent_j=sum(joules for joules in spent_j if joules is not None),
-                excluded=frozenset(attempt.expert.key for attempt in self.attempts),
+                elapsed_s=self._elapsed_s(now_s),
+                spent_j=sum(attempt.reserved_j for attempt in self.attempts),
+                excluded=excluded | {attempt.expert.key for attempt in self.attempts},
                 least_context_tokens=self.least_context_tokens,
                 needs_chat_template=isinstance(request.prompt, ChatPrompt),
                 needs_tools=uses_tools(request.prompt),
@@ -127,6 +187,14 @@ class Lifecycle:
         failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
         return self.conclude(failed, now_s)
 
+    def await_room(self, then: Then, now_s: float) -> list[Effect] | None:
+        """Wait until somebody has room; None if this request may wait no longer."""
+        until_s = min(now_s + self.terms.queue_s - self.waited_s, self._patience_s)
+        if until_s <= now_s:
+            return None
+        self.wait = Wait(now_s, until_s, then)
+        return [do.EnterQueue()]
+
     def submit(
         self,
         member: Member,
@@ -136,15 +204,23 @@ class Lifecycle:
         purpose: Purpose = Purpose.ANSWER,
     ) -> list[Effect]:
         """Give an expert work."""
+        if not self.attempts:
+            self.limits = Limits.of(selection.budgets, self.request.arrived_s + self._elapsed_s(now_s))
         job_id = f"{self.request.request_id}.{len(self.attempts)}"
-        attempt = Attempt(job_id=job_id, member=member, selection=selection, submitted_s=now_s, purpose=purpose)
+        attempt = Attempt(job_id, member, selection, submitted_s=now_s, purpose=purpose, waited_s=self.waited_s)
         self.attempts.append(attempt)
         return [do.SubmitJob(member.expert, job(job_id, self.request.deadline_s - now_s))]
 
     def answer(
-        self, member: Member, selection: Selection, now_s: float, purpose: Purpose = Purpose.ANSWER
+        self,
+        member: Member,
+        selection: Selection,
+        now_s: float,
+        purpose: Purpose = Purpose.ANSWER,
+        *,
+        prefix: str = "",
     ) -> list[Effect]:
-        """Have an expert write the answer."""
+        """Have an expert write the answer, or what is to follow its beginning `prefix`."""
         request = self.request
 
         def job(job_id: str, deadline_s: float) -> Submit:
@@ -154,7 +230,8 @@ class Lifecycle:
                 model=member.expert.model,
                 prompt=request.prompt,
                 sampling=request.sampling,
-                max_tokens=request.max_tokens,
+                prefix=prefix,
+                max_tokens=self.n_tokens_left,
                 stop=request.stop,
                 logprobs=request.logprobs,
                 deadline_s=deadline_s,
@@ -171,12 +248,19 @@ class Lifecycle:
             self.first_token_s = now_s
         return [do.Deliver(pieces)]
 
-    def stop(self, attempt: Attempt) -> list[Effect]:
+    def stop(self, attempt: Attempt, *, ends_as: AttemptState = AttemptState.CANCELLED) -> list[Effect]:
         """End an attempt whose work is not wanted any more; what it spent is still to come."""
         if attempt.state is not AttemptState.RUNNING:
             return []
-        attempt.state = AttemptState.STOPPING
+        attempt.state, attempt.ends_as = AttemptState.STOPPING, ends_as
         return [do.StopJob(attempt.expert.agent_id, attempt.job_id)]
+
+    def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
+        """Tell once that an attempt is late."""
+        if attempt.is_late:
+            return []
+        attempt.is_late = True
+        return [do.Suspect(attempt.expert.key, attempt.job_id, hangs)]
 
     def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
         """Stop whatever runs and tell the client."""
@@ -188,17 +272,57 @@ class Lifecycle:
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
         """Tell the client; the request stays until everything is accounted."""
         self.outcome, self.concluded_s = outcome, now_s
-        return [do.Conclude(outcome), *self._retire_if_over()]
+        return [*self._end_wait(now_s, served=False), do.Conclude(outcome), *self._retire_if_over()]
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, now_s: float) -> list[Effect]:
-        chosen = self.select(now_s)
+    def _admission(self, event: on.Admitted | on.RoomAppeared | on.RoomRefused, now_s: float) -> list[Effect]:
+        match event:
+            case on.Admitted():
+                return self._begin(self.select(now_s), now_s, may_wait=True)
+            case on.RoomAppeared():
+                return self._room_appeared(now_s)
+            case on.RoomRefused():
+                return self._room_refused(now_s)
+
+    def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         if isinstance(chosen, NoExpert):
             self.refused = chosen
+            if may_wait and chosen.code == OVERLOADED and (waits := self.await_room(self._begin, now_s)) is not None:
+                return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
+        self.refused = None
         self.play = PLAYS[chosen.mode](self)
         return self.play.begin(chosen, now_s)
+
+    def _room_appeared(self, now_s: float) -> list[Effect]:
+        """It stays where it is if the room turns out to be none for it."""
+        wait = self.wait
+        if wait is None:
+            return []
+        self.waited_s += now_s - wait.since_s
+        self.wait = replace(wait, since_s=now_s)
+        chosen = self.select(now_s)
+        # With the rest of its budgets only experts that are busy now may do: one of them may fall free in time.
+        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, "infeasible"):
+            return []
+        served = isinstance(chosen, Selection)
+        return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
+
+    def _room_refused(self, now_s: float) -> list[Effect]:
+        if self.wait is None:
+            return []
+        refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
+        wait, self.wait = self.wait, None
+        self.waited_s += now_s - wait.since_s
+        return wait.then(refused, now_s)
+
+    def _end_wait(self, now_s: float, *, served: bool) -> list[Effect]:
+        if self.wait is None:
+            return []
+        self.waited_s += now_s - self.wait.since_s
+        self.wait = None
+        return [do.LeaveQueue(served)]
 
     def _ended(self, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
         attempt = self._attempt(ended.job_id)
@@ -206,8 +330,9 @@ class Lifecycle:
             return []
         was_running = attempt.state is AttemptState.RUNNING
         is_cancelled = isinstance(ended, JobDone) and ended.reason == "cancelled"
+        is_beaten = not was_running and attempt.ends_as is AttemptState.HEDGED
         attempt.usage = ended.usage
-        attempt.state = AttemptState.CANCELLED if is_cancelled else AttemptState.ANSWERED
+        attempt.state = attempt.ends_as if is_cancelled or is_beaten else AttemptState.ANSWERED
         effects: list[Effect] = [do.ReleaseExpert(attempt.expert.key, attempt.job_id)]
         if self.outcome:
             return [*effects, *self._retire_if_over()]
@@ -215,6 +340,7 @@ class Lifecycle:
             return effects
         if is_cancelled:
             attempt.state, attempt.error = AttemptState.FAILED, "cancelled by its agent"
+            attempt.code = JobErrorCode.INTERNAL
             failed = JobFailed(
                 job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message="The agent cancelled the job."
             )
@@ -227,6 +353,7 @@ class Lifecycle:
             return []
         was_running = attempt.state is AttemptState.RUNNING
         attempt.state, attempt.usage, attempt.error = AttemptState.FAILED, failed.usage, failed.message
+        attempt.code = failed.code
         released = do.ReleaseExpert(attempt.expert.key, attempt.job_id)
         return [released, *self._after_failure(attempt, failed, was_running, now_s)]
 
@@ -238,7 +365,7 @@ class Lifecycle:
                 continue
             was_running = attempt.state is AttemptState.RUNNING
             text = f"The link to {expert.agent_name} broke."
-            attempt.state, attempt.error = AttemptState.LOST, text
+            attempt.state, attempt.error, attempt.code = AttemptState.LOST, text, JobErrorCode.AGENT_LOST
             failed = JobFailed(job_id=attempt.job_id, code=JobErrorCode.AGENT_LOST, message=text)
             effects.append(do.ReleaseExpert(expert.key, attempt.job_id))
             effects += self._after_failure(attempt, failed, was_running, now_s)
@@ -255,27 +382,77 @@ class Lifecycle:
         if now_s < self.next_deadline_s:
             return []
         if self.outcome is None:
-            if now_s < self.request.deadline_s and self.play:
-                return self.play.time_passed(now_s)
-            waited_s = now_s - self.request.arrived_s
-            return self.give_up(
-                Failed(JobErrorCode.DEADLINE_EXCEEDED, f"The request's time was up after {waited_s:.1f} s."), now_s
-            )
+            return self._limit_reached(now_s)
         effects: list[Effect] = []
         for attempt in self.attempts:
             if not attempt.is_over:
                 attempt.state, attempt.error = AttemptState.LOST, "its agent did not confirm the cancellation"
+                attempt.code = JobErrorCode.INTERNAL
                 effects.append(do.ReleaseExpert(attempt.expert.key, attempt.job_id))
         return [*effects, do.Retire()]
+
+    def _limit_reached(self, now_s: float) -> list[Effect]:
+        age_s = now_s - self.request.arrived_s
+        if now_s >= self.request.deadline_s:
+            text = f"The request's time was up after {age_s:.1f} s."
+            return self.give_up(Failed(JobErrorCode.DEADLINE_EXCEEDED, text), now_s)
+        if now_s >= self._expires_s:
+            begun = "its answer was not complete" if self.first_token_s is not None else "no token had come"
+            text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
+            return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
+        if self.wait and now_s >= self.wait.until_s:
+            refused = NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
+            then = self.wait.then
+            return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
+        effects: list[Effect] = []
+        for attempt in tuple(self.attempts):
+            if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
+                effects += self.suspect(attempt, hangs=True)
+                effects += self.play.hangs(attempt, now_s) if self.play else []
+        play_s = self.play.next_deadline_s if self.play else None
+        if self.play and play_s is not None and play_s <= now_s:
+            effects += self.play.time_passed(now_s)
+        return effects
+
+    @property
+    def _patience_s(self) -> float:
+        """Until when waiting makes sense. Before the first decision only the budgets of the request and its key are
+        known."""
+        if self.attempts:
+            return self._expires_s
+        own = budgets_for(self.request.wish, "", {}, self.request.principal.budgets)
+        expires_s = Limits.of(own, self.request.arrived_s).expires_s(begun=False, strict=False)
+        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
+
+    def _elapsed_s(self, now_s: float) -> float:
+        """What counts against the budgets. The first choice is made within microseconds: counting them would make every
+        request a new problem."""
+        return now_s - self.request.arrived_s if self.attempts or self.waited_s else 0.0
+
+    def _demand(self) -> Demand:
+        """What is still to be done: the words that the client already has need not be written again."""
+        demand = self.request.demand
+        if not self.n_tokens_written:
+            return demand
+        return Demand(demand.prompt_tokens + self.n_tokens_written, self.n_tokens_left)
+
+    def _wish(self) -> Wish:
+        """Once the first token has come, its budget was kept or not; for who goes on it is no limit."""
+        wish = self.request.wish
+        if self.first_token_s is None or self.limits.first_token_by_s is None:
+            return wish
+        return wish.model_copy(update={"ttft_budget_s": self.request.deadline_s})
 
     def _retire_if_over(self) -> list[Effect]:
         return [do.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
 
-    def _running(self, job_id: str) -> tuple[Play | None, Attempt | None]:
+    def _heard(self, job_id: str, n_tokens: int, now_s: float) -> tuple[Play | None, Attempt | None]:
         """The play and the attempt that a word from an agent is for; None if nobody waits for it any more."""
         attempt = self._attempt(job_id)
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
+        attempt.n_tokens += n_tokens
+        attempt.last_sign_s = now_s
         return self.play, attempt
 
     def _attempt(self, job_id: str) -> Attempt | None:

@@ -104,6 +104,7 @@ class PanelPlay(Play):
         effects: list[Effect] = []
         for attempt in late:
             attempt.error = "late: the others were there"
+            effects += self.life.suspect(attempt, hangs=False)
             effects += self.life.stop(attempt)
             self.drop(attempt, attempt.error)
         return [*effects, *self.proceed(now_s)]

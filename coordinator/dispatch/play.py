@@ -28,7 +28,8 @@ class Play(ABC):
     @property
     def leading(self) -> Attempt | None:
         """Whose answer it is, or who has the most weight in it; None before anybody works on it."""
-        return self.life.attempts[-1] if self.life.attempts else None
+        tried = self.life.authors or self.life.attempts
+        return tried[-1] if tried else None
 
     @property
     def collaboration(self) -> Collaboration | None:
@@ -64,6 +65,10 @@ class Play(ABC):
     @abstractmethod
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
         """An expert could not do it, or its agent is gone."""
+
+    def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """An attempt has given no sign of life for so long that none is to be expected any more."""
+        return []
 
     def time_passed(self, now_s: float) -> list[Effect]:
         """`next_deadline_s` has been reached."""

@@ -8,7 +8,7 @@ from typing import Any
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
-from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob
+from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
 from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
@@ -21,14 +21,24 @@ EXPERTS = (expert("agent-1"), expert("agent-2", context_tokens=8192), expert("ag
 
 
 class LifeBench:
-    """One request with a clock. `choose` takes the experts in order; nobody is left when all are excluded."""
+    """One request with a clock. `choose` takes the experts in order; nobody is left when all are excluded.
 
-    def __init__(self, *experts: Expert, **fields: Any) -> None:
+    full: keys of experts that have no room now. Hedges are granted while `hedges` lasts.
+    """
+
+    def __init__(self, *experts: Expert, queue_s: float = 0.0, hedges: int = 0, **fields: Any) -> None:
         self.experts = list(experts or EXPERTS)
+        self.full: set[str] = set()
+        self.hedges = hedges
         self.now_s = 100.5
         self.chosen_for: list[SelectionRequest] = []
         self.effects: list[Effect] = []
-        self.life = Lifecycle(request=request(**fields), choose=self._choose)
+        terms = Terms(queue_s=queue_s, may_hedge=self._may_hedge)
+        self.life = Lifecycle(request=request(**fields), choose=self._choose, terms=terms)
+
+    def _may_hedge(self) -> bool:
+        self.hedges -= 1
+        return self.hedges >= 0
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
@@ -36,10 +46,11 @@ class LifeBench:
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
             return NoExpert("exhausted", "Nobody is left.")
+        fitting = [found for found in fitting if found.key not in self.full]
+        if not fitting:
+            return NoExpert("overloaded", "All are busy.")
         any_model = replace(asked, model="moe2", needs_chat_template=False, excluded=frozenset())
-        decided = selector().select(any_model, fitting[:1], {}, 0)
-        assert isinstance(decided, Selection)
-        return decided
+        return selector().select(any_model, fitting[:1], {}, 0)
 
     def do(self, event: Event) -> list[Effect]:
         effects = self.life.handle(event, self.now_s)
@@ -67,6 +78,10 @@ class LifeBench:
         failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage)
         return self.do(dispatch.AttemptFailed(failure))
 
+    def room(self) -> list[Effect]:
+        self.full.clear()
+        return self.do(dispatch.RoomAppeared())
+
     def lost(self, agent_id: str = "agent-1") -> list[Effect]:
         return self.do(dispatch.AgentLost(agent_id))
 
@@ -74,6 +89,13 @@ class LifeBench:
         return self.do(dispatch.ClientGone())
 
     def at_deadline(self) -> list[Effect]:
+        """The request's own, or that of its winding down."""
+        life = self.life
+        self.now_s = life.request.deadline_s if life.outcome is None else life.next_deadline_s
+        return self.do(dispatch.TimePassed())
+
+    def at_next(self) -> list[Effect]:
+        """Whatever is due first."""
         self.now_s = self.life.next_deadline_s
         return self.do(dispatch.TimePassed())
 

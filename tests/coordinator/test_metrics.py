@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from moe2.common.energy import NEVER_RAN, Energy, Quality
+from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import receipt_of
@@ -175,6 +176,38 @@ def test_openmetrics_is_spoken_where_asked_for(metrics: CoordinatorMetrics) -> N
     body, content_type = metrics.exposition("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
+
+
+def test_trouble_is_counted_and_breakers_are_states() -> None:
+    """One series per state, so that a graph can sum them; an expert of an agent that is gone has none."""
+    dispatch = DispatchStatus(
+        waiting=3,
+        queue_refused=4,
+        hedges_won=2,
+        hedges_lost=1,
+        resumed=5,
+        breakers=(
+            BreakerRow(expert="id-1/tiny", state="half_open"),
+            BreakerRow(expert="gone/tiny", state="open"),
+        ),
+    )
+    metrics = CoordinatorMetrics(lambda: msgspec.structs.replace(status(agent_row()), dispatch=dispatch), stale_s=15.0)
+    assert value(metrics, "moe2_requests_waiting") == 3
+    assert value(metrics, "moe2_queue_refusals_total") == 4
+    assert value(metrics, "moe2_hedges_total", result="won") == 2
+    assert value(metrics, "moe2_hedges_total", result="lost") == 1
+    assert value(metrics, "moe2_resumes_total") == 5
+    states = {state: value(metrics, "moe2_breaker_state", **EXPERT, state=state) for state in ("closed", "half_open")}
+    assert states == {"closed": 0, "half_open": 1}
+    assert "gone" not in metrics.exposition("")[0].decode()
+
+
+def test_only_who_waited_for_room_counts_as_waiting(metrics: CoordinatorMetrics) -> None:
+    """Zeros would hide how long a wait is."""
+    metrics.request_ended(receipt(admission=0.0), Completed("stop"))
+    metrics.request_ended(receipt(admission=2.0), Completed("stop"))
+    assert value(metrics, "moe2_request_admission_seconds_count") == 1
+    assert value(metrics, "moe2_request_admission_seconds_sum") == 2.0
 
 
 def test_the_planner_is_observed_by_its_certificates(metrics: CoordinatorMetrics) -> None:

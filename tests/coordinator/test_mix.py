@@ -128,7 +128,7 @@ def test_a_late_member_is_dropped() -> None:
     bench.thinks(0, 1, b=0.9)
     # 50 tokens/s, and no round trip was measured.
     assert bench.life.next_deadline_s == pytest.approx(bench.now_s + GRACE_S + 2 * 0.02)
-    effects = bench.at_deadline()
+    effects = bench.at_next()
     assert stopped(effects) == [("agent-2", "req-1.1")]
     assert bench.text == "ab"
     assert bench.thinks(1, 1, c=0.9) == []
@@ -159,7 +159,7 @@ def test_a_member_that_does_not_confirm_the_end_is_not_waited_for() -> None:
     bench.thinks(0, 0, end=0.9)
     bench.thinks(1, 0, end=0.9)
     bench.done(attempt=0)
-    effects = bench.at_deadline()
+    effects = bench.at_next()
     assert stopped(effects) == [("agent-2", "req-1.1")]
     assert outcomes(effects) == [Completed("stop")]
 

@@ -153,7 +153,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Time alone brings every request to its end: who is late, its deadline, the wait for those who stop."""
         for _ in range(12):
             if hasattr(self, "bench") and not self.retired:
-                self.take(self.bench.at_deadline())
+                self.take(self.bench.at_next())
         if hasattr(self, "bench"):
             assert (self.concluded, self.retired) == (1, 1)
             assert not self.running

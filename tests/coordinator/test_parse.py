@@ -399,3 +399,20 @@ def test_random_bytes_are_refused(body: bytes) -> None:
 def test_tools_are_unknown_to_completions(name: str) -> None:
     """Text to continue has no turn in which to call."""
     assert refused(completion, **{name: "x"}).param == name
+
+
+@pytest.mark.parametrize("name", ["strict", "resume"])
+def test_how_far_to_go_is_a_yes_or_no(name: str) -> None:
+    """In the body or as a header; anything else names the parameter."""
+
+    def asked(value: object, **headers: str) -> bool:
+        body = {"model": "moe2", "messages": [{"role": "user", "content": "Hi"}], "moe2": {name: value}}
+        return bool(getattr(parse_chat(msgspec.json.encode(body), headers).wish, name))
+
+    assert asked(True)
+    assert not asked(False)
+    assert not asked(None)
+    assert asked(None, **{f"x-moe2-{name}": "true"})
+    with pytest.raises(ApiError) as caught:
+        asked(7)
+    assert caught.value.param == f"moe2.{name}"

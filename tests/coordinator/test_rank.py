@@ -148,7 +148,7 @@ def test_a_writer_that_hangs_is_stopped_once_another_is_done(rank: PanelBench) -
     """One answer is left, which needs no scoring."""
     rank.tokens("aa", attempt=0)
     rank.done(attempt=0)
-    effects = rank.at_deadline()
+    effects = rank.at_next()
     assert stopped(effects) == [("agent-2", "req-1.1"), ("agent-3", "req-1.2")]
     assert rank.text == "aa"
 

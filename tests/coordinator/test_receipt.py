@@ -30,7 +30,7 @@ def test_an_answer_is_accounted_in_full() -> None:
     assert receipt.request_id == "req-1"
     assert receipt.tokens == TokenCounts(prompt=7, cached=3, decoded=5)
     assert receipt.seconds == Seconds(
-        overhead=0.5, queue=0.5, prefill=0.25, decode=1.0, ttft=1.0, total=2.5, simulated=False
+        overhead=0.5, queue=0.5, prefill=0.25, decode=1.0, ttft=1.0, total=2.5, admission=0.0, simulated=False
     )
     assert receipt.predicted == Predicted(
         ttft_s=Quantiles(0.01, 0.01), total_s=Quantiles(0.39, 0.39), energy_j=None, energy_quality=None
@@ -110,7 +110,7 @@ def test_a_running_request_has_a_receipt_of_what_is_known() -> None:
     receipt = receipt_of(LifeBench().admitted().life)
     assert outcomes(receipt) == [("agent-1/m", "running")]
     assert receipt.seconds == Seconds(
-        overhead=0.5, queue=None, prefill=None, decode=None, ttft=None, total=None, simulated=False
+        overhead=0.5, queue=None, prefill=None, decode=None, ttft=None, total=None, admission=0.0, simulated=False
     )
     assert receipt.energy["joules"] is None
 

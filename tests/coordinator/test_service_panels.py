@@ -10,6 +10,7 @@ from moe2.coordinator.dispatch import Failed
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.service import Service
+from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable
 from tests.coordinator.experts import expert_report, hello, report, request, selector
 from tests.coordinator.panels import ALL_MODES, ballot
@@ -45,6 +46,7 @@ class Bench:
             selector(),
             send=self._send,
             max_active=9,
+            settings=DispatchSection(),
             bookkeeper=cast(Bookkeeper, FreeOfCharge()),
             on_retired=lambda _, receipt: self.receipts.append(receipt),
         )

@@ -149,7 +149,7 @@ def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
     sensors = (SensorReport(name="nvml", state="present", power_w=60.0),)
     lines = statusview.lines(status(row("one", sensors=sensors, warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)), 0.0)
     assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert"]
-    assert [line.split(" ")[0] for line in lines[:4]] == ["coordinator", "requests", "warning", "agent"]
+    assert [line.split(" ")[0] for line in lines[:5]] == ["coordinator", "requests", "dispatch", "warning", "agent"]
     assert "j_per_token=unmeasured" in next(line for line in lines if line.startswith("expert"))
 
 

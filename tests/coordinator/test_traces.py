@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("opentelemetry.sdk")
@@ -29,7 +31,7 @@ def spans_of(life: LifeBench) -> dict[str, list[ReadableSpan]]:
     return found
 
 
-def answered(**fields: str) -> LifeBench:
+def answered(**fields: Any) -> LifeBench:
     life = LifeBench(**fields).admitted()
     life.tokens("Hi")
     life.now_s += 2.0

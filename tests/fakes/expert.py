@@ -114,10 +114,15 @@ class FakeExpert:
 
     async def _generate(self, job: Generate) -> None:
         words = _words(job.prompt)
+        if self._options.failing:
+            self._say(JobFailed(job_id=job.job_id, code="internal", message="It always fails."))
+            return
         if len(words) >= self._context_tokens:
             text = f"The prompt has {len(words)} tokens, the context holds {self._context_tokens}."
             self._say(JobFailed(job_id=job.job_id, code="context_exceeded", message=text))
             return
+        # What the answer begins with has been said already.
+        said = len(job.prefix.split())
         decoded, reason = 0, "cancelled"
         try:
             self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
@@ -125,7 +130,7 @@ class FakeExpert:
             most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
             while decoded < most:
                 await self._permission(f"token {job.job_id} {decoded}")
-                word = words[decoded % len(words)]
+                word = words[(said + decoded) % len(words)]
                 decoded += 1
                 if word in job.stop:
                     reason = "stop"
@@ -250,6 +255,7 @@ def main() -> None:
     parser.add_argument("--prefill-tokens-per-s", type=float, default=1000.0)
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
+    parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--prefers", metavar="TEXT", help="the continuation that it scores highest")
     asyncio.run(FakeExpert(parser.parse_args()).run())

@@ -128,6 +128,7 @@ async def fleet(
     agents: Sequence[str] = ("one",),
     api: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
+    dispatch: dict[str, Any] | None = None,
     listener: dict[str, Any] | None = None,
     traces: dict[str, Any] | None = None,
     **agent_options: Any,
@@ -142,6 +143,7 @@ async def fleet(
         "coordinator": {"state_dir": root, "socket": root / "coordinator.sock", "drain_s": 1.0},
         "api": {"port": 0, **(api or {})},
         "selection": selection or {},
+        "dispatch": dispatch or {},
         "traces": traces or {},
         "agents": {
             "port": 0,

@@ -88,9 +88,9 @@ async def test_too_many_requests_is_429_with_retry_after(
 async def test_full_queues_are_429_with_retry_after(
     tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
 ) -> None:
-    """Where every slot and queue place of the fleet is taken, the answer says when to come back."""
+    """Where every place of the fleet is taken, and nobody may wait, the answer says when to come back."""
     models = [{"name": "fake", "path": tmp_path / "fake.gguf", "slots": 1, "max_queue": 0}]
-    async with fleet(tmp_path, engine_argv=controlled, models=models) as running:
+    async with fleet(tmp_path, engine_argv=controlled, models=models, dispatch={"max_queued": 0}) as running:
         first = asyncio.create_task(running.chat("a b", max_tokens=2))
         step = await control.next_phase()
         async with await running.chat("too many") as second:

@@ -89,6 +89,24 @@ def test_a_template_that_writes_the_begin_token_gets_no_second_one() -> None:
     assert reader.generate(_generate(chat), limit=9) == reader.generate(_generate(TextPrompt(text="c")), limit=9)
 
 
+def test_an_answer_that_has_begun_goes_on_behind_the_template() -> None:
+    """Its beginning follows the open assistant turn, in tokens as they would have been written there."""
+    template = ChatTemplate("{{ messages[0].content }}:", bos="", eos="")
+    reader = RequestReader(_Merging(), template, vocabulary_size=VOCABULARY_SIZE)
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="c"),))
+    begun = reader.generate(_generate(prompt, prefix="ab"), limit=100)
+    assert begun == reader.generate(_generate(TextPrompt(text="c:ab")), limit=100)
+    assert len(begun) == len(reader.generate(_generate(prompt), limit=100)) + 1
+
+
+def test_a_beginning_that_fills_the_context_leaves_no_room() -> None:
+    """Nothing could follow it."""
+    with pytest.raises(RequestError) as caught:
+        _reader().generate(_generate(prefix="defg"), limit=7)
+    assert caught.value.code == JobErrorCode.CONTEXT_EXCEEDED
+    assert len(_reader().generate(_generate(prefix="defg"), limit=8)) == 7
+
+
 def test_a_continuation_is_tokenized_in_its_context() -> None:
     """Where the prompt's tokens stay the same, the joint text decides."""
     reader = RequestReader(_Merging(), None, vocabulary_size=200)

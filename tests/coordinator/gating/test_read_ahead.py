@@ -15,6 +15,7 @@ from moe2.coordinator.gating.features import ENCODER, ENCODER_WIDTH, FeatureConf
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
+from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable
 from tests.fakes.gates import write_gate
 
@@ -41,6 +42,7 @@ def service_of(appraiser: Appraiser) -> Service:
         max_active=1,
         bookkeeper=create_autospec(Bookkeeper),
         on_retired=lambda *_: None,
+        settings=DispatchSection(),
     )
 
 

@@ -152,6 +152,8 @@ async def bench(
                 root,
                 agents=(),
                 api={"max_body_bytes": MAX_FRAME_BYTES // 2, **(api or {})},
+                # A hedge would hide what the fault does: a second expert answers while the first one hangs.
+                dispatch={"hedging": False},
                 listener={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
             )
         )

@@ -20,7 +20,7 @@ from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
-from moe2.coordinator.settings import AgentsSection
+from moe2.coordinator.settings import AgentsSection, DispatchSection
 from moe2.coordinator.table import CapabilityTable
 from tests.scenarios.simulation.wire import Wire
 from tests.scenarios.simulation.world import World
@@ -152,6 +152,7 @@ class SimCoordinator:
             max_active=max_active,
             bookkeeper=Bookkeeper(Accounts(), cast(Ledger, _Paper()), clock=lambda: world.now_s),
             on_retired=lambda life, receipt: self.retired.append((life, receipt)),
+            settings=DispatchSection(),
         )
         self.hub = hubs.Hub(
             AgentsSection(token_file="unused"),  # type: ignore[arg-type]
@@ -160,6 +161,7 @@ class SimCoordinator:
             table=self.table,
             on_message=self.service.agent_said,
             on_lost=self.service.agent_lost,
+            on_report=self.service.fleet_changed,
         )
         self.sockets: set[Socket] = set()
         self.is_dead = False

@@ -1,0 +1,238 @@
+"""The life of one request: waiting for room, and what its budgets mean for the clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe2.coordinator import dispatch
+from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.dispatch import (
+    BUDGET_EXCEEDED,
+    OVERLOADED,
+    AttemptState,
+    Cancelled,
+    Completed,
+    EnterQueue,
+    Failed,
+    LeaveQueue,
+    Suspect,
+)
+from moe2.coordinator.dispatch.attempt import LATE_UNMEASURED_S, LEAST_LATE_S
+from moe2.coordinator.receipt import receipt_of
+from tests.coordinator.experts import cost, expert, speed
+from tests.coordinator.lives import EXPERTS, LifeBench, outcomes, retires, stopped, submitted
+
+
+def waiting(**fields: object) -> LifeBench:
+    life = LifeBench(queue_s=30.0, **fields)  # type: ignore[arg-type]
+    life.full = {found.key for found in EXPERTS}
+    life.admitted()
+    return life
+
+
+# --- Waiting ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_nobody_has_room_for_waits() -> None:
+    """It is neither refused nor submitted."""
+    life = waiting()
+    assert life.effects == [EnterQueue()]
+    assert life.life.next_deadline_s == 130.5
+
+
+def test_room_ends_the_wait() -> None:
+    """Its receipt tells how long it was, and does not take it for the coordinator's own slowness."""
+    life = waiting()
+    life.now_s = 103.5
+    effects = life.room()
+    assert effects[0] == LeaveQueue(served=True)
+    assert submitted(effects) == ["req-1.0"]
+    life.tokens("a")
+    life.done()
+    seconds = receipt_of(life.life).seconds
+    assert (seconds.admission, seconds.overhead, seconds.ttft) == (3.0, 0.5, 3.5)
+
+
+def test_room_for_others_changes_nothing() -> None:
+    """It keeps its place, and its time goes on."""
+    life = waiting()
+    life.now_s = 110.0
+    assert life.do(dispatch.RoomAppeared()) == []
+    assert life.life.next_deadline_s == 130.5
+    life.now_s = 111.5
+    life.room()
+    assert life.life.waited_s == 11.0
+
+
+def test_waiting_uses_up_the_budgets() -> None:
+    """What is planned with afterwards is the rest."""
+    life = waiting(wish=Wish(latency_budget_s=20.0))
+    life.now_s = 108.0
+    life.room()
+    assert life.chosen_for[-1].elapsed_s == 8.0
+    assert life.life.limits.end_by_s == 120.0
+
+
+def test_a_wait_ends_with_a_clear_refusal() -> None:
+    """After the configured time, or when the request's own budget or its key's is used up."""
+    keys = waiting(principal=Principal(budgets=Budgets(latency_budget_s=7.0)))
+    for life, ends_s in ((waiting(), 130.5), (waiting(wish=Wish(ttft_budget_s=4.0)), 104.0), (keys, 107.0)):
+        assert life.life.next_deadline_s == ends_s
+        effects = life.at_next()
+        assert effects[0] == LeaveQueue(served=False)
+        [outcome] = outcomes(effects)
+        assert isinstance(outcome, Failed)
+        assert outcome.code == OVERLOADED
+        assert retires(effects)
+
+
+def test_no_place_in_the_queue_is_a_refusal_at_once() -> None:
+    """The room belongs to others."""
+    life = waiting()
+    effects = life.do(dispatch.RoomRefused())
+    [outcome] = outcomes(effects)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == OVERLOADED
+    assert retires(effects)
+
+
+def test_who_gives_up_while_waiting_leaves_nothing() -> None:
+    """No place, no attempt, no joule."""
+    life = waiting()
+    effects = life.gone()
+    assert effects[0] == LeaveQueue(served=False)
+    assert outcomes(effects) == [Cancelled()]
+    assert retires(effects)
+    assert receipt_of(life.life).energy["joules"] == 0.0
+    assert life.do(dispatch.RoomAppeared()) == []
+
+
+def test_shutting_down_ends_the_wait() -> None:
+    """With an error that says that it can be sent again."""
+    life = waiting()
+    [outcome] = outcomes(life.do(dispatch.ServiceStopping()))
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "stopping"
+
+
+def test_who_waits_for_agents_that_leave_is_told() -> None:
+    """Nobody is left who could ever fall free."""
+    life = waiting()
+    life.experts.clear()
+    [outcome] = outcomes(life.do(dispatch.RoomAppeared()))
+    assert outcome == Failed("exhausted", "Nobody is left.")
+
+
+def test_failover_waits_too() -> None:
+    """A crash while all others are busy loses no request."""
+    life = LifeBench(queue_s=30.0).admitted()
+    life.full = {"agent-2/m", "agent-3/m"}
+    assert EnterQueue() in life.failed()
+    life.now_s = 102.0
+    effects = life.room()
+    assert submitted(effects) == ["req-1.1"]
+    assert outcomes(life.done(attempt=1)) == [Completed("stop")]
+    assert receipt_of(life.life).seconds.admission == 1.5
+
+
+def test_a_failover_that_waits_in_vain_tells_the_failure() -> None:
+    """It says more than that the others were busy."""
+    life = LifeBench(queue_s=30.0).admitted()
+    life.full = {"agent-2/m", "agent-3/m"}
+    life.failed()
+    assert outcomes(life.at_next()) == [Failed("engine_crashed", "It died.")]
+
+
+# --- Budgets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wish", [Wish(ttft_budget_s=5.0), Wish(latency_budget_s=5.0), Wish(ttft_budget_s=5.0, latency_budget_s=50.0)]
+)
+def test_before_the_first_token_a_used_up_budget_is_an_error(wish: Wish) -> None:
+    """There is nothing to lose yet; the expert is stopped."""
+    life = LifeBench(wish=wish).admitted()
+    life.now_s = 105.0
+    effects = life.do(dispatch.TimePassed())
+    assert stopped(effects) == [("agent-1", "req-1.0")]
+    [outcome] = outcomes(effects)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == BUDGET_EXCEEDED
+
+
+def test_after_the_first_token_an_answer_is_finished_and_the_receipt_tells() -> None:
+    """Most readers prefer a late end to none."""
+    life = LifeBench(wish=Wish(latency_budget_s=5.0, ttft_budget_s=0.6)).admitted()
+    life.tokens("a")
+    life.now_s = 106.0
+    assert life.do(dispatch.TimePassed()) == []
+    life.tokens("b")
+    assert outcomes(life.done()) == [Completed("stop")]
+    assert receipt_of(life.life).exceeded == ("latency_budget_s",)
+
+
+def test_a_strict_request_ends_when_its_budget_does() -> None:
+    """It asked for that."""
+    life = LifeBench(wish=Wish(latency_budget_s=5.0, strict=True)).admitted()
+    life.tokens("a")
+    life.now_s = 105.0
+    effects = life.do(dispatch.TimePassed())
+    assert stopped(effects) == [("agent-1", "req-1.0")]
+    [outcome] = outcomes(effects)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == BUDGET_EXCEEDED
+
+
+def test_joules_over_the_budget_are_told() -> None:
+    """Predictions are quantiles: now and then more is measured."""
+    thrifty = expert(energy=cost(0.05))
+    life = LifeBench(thrifty, wish=Wish(energy_budget_j=1.5)).admitted()
+    life.tokens("a")
+    life.done()
+    assert receipt_of(life.life).exceeded == ("energy_budget_j",)
+
+
+def test_kept_budgets_leave_nothing_to_tell() -> None:
+    """All four of them."""
+    wish = Wish(energy_budget_j=3.0, latency_budget_s=5.0, ttft_budget_s=3.0, tpot_budget_s=0.5)
+    life = LifeBench(expert(energy=cost(0.05)), wish=wish).admitted()
+    life.tokens("a")
+    life.now_s = 102.0
+    life.done()
+    assert receipt_of(life.life).exceeded == ()
+    life.life.concluded_s = 104.0
+    assert receipt_of(life.life).exceeded == ("tpot_budget_s",)
+
+
+# --- Lateness ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_expert_without_a_sign_of_life_is_suspected_once() -> None:
+    """Its link may be alive; the request itself goes on."""
+    life = LifeBench(EXPERTS[0]).admitted()
+    life.now_s = 100.5 + LEAST_LATE_S
+    assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0", hangs=True)]
+    assert life.do(dispatch.TimePassed()) == []
+
+
+def test_how_late_is_late_follows_the_prediction() -> None:
+    """A slow expert gets longer, and one that nobody has measured a minute."""
+    for found, late_s in (
+        (expert(latency=speed(1.0, 50.0)), 40.0),
+        (expert(latency=None), LATE_UNMEASURED_S),
+    ):
+        life = LifeBench(found, deadline_s=1000.0).admitted()
+        life.now_s = 100.5 + late_s - 0.1
+        assert life.do(dispatch.TimePassed()) == []
+        life.now_s = 100.5 + late_s
+        assert life.do(dispatch.TimePassed()) == [Suspect("agent-1/m", "req-1.0", hangs=True)]
+
+
+def test_who_has_begun_is_not_suspected() -> None:
+    """Slow is not hung."""
+    life = LifeBench().admitted()
+    life.tokens("a")
+    life.now_s = 155.0
+    assert life.do(dispatch.TimePassed()) == []
+    assert life.life.attempts[0].state is AttemptState.RUNNING

@@ -1,0 +1,234 @@
+"""The service: what requests do to each other, on a clock that only jumps."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from moe2.common.messages import CancelJob, JobDone, JobFailed, JobPieces, Submit, ToAgent, TokenPiece, Tokens
+from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.dispatch import Completed, Failed
+from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.ledger.accounts import Accounts
+from moe2.coordinator.ledger.bookkeeper import Bookkeeper
+from moe2.coordinator.ledger.ledger import Ledger
+from moe2.coordinator.receipt import Receipt
+from moe2.coordinator.service import Service
+from moe2.coordinator.settings import DispatchSection
+from moe2.coordinator.table import CapabilityTable
+from tests.coordinator.experts import expert_report, hello, report, request, selector
+from tests.coordinator.lives import USAGE
+from tests.virtualclock import on_virtual_clock
+
+
+class ServiceBench:
+    """A service with agents that do what the test says. Each has one expert `m` with one slot and no queue."""
+
+    def __init__(self, *agents: str, **settings: Any) -> None:
+        self.table = CapabilityTable(stale_s=1e6, evict_s=1e6)
+        self.jobs: list[Submit] = []
+        self.cancelled: list[str] = []
+        self.receipts: list[Receipt] = []
+        self.service = Service(
+            self.table,
+            selector(),
+            send=self._send,
+            max_active=100,
+            # A ledger that is not opened keeps nothing.
+            bookkeeper=Bookkeeper(Accounts(), Ledger(Path("unused"), retention_days=1), clock=lambda: 0.0),
+            on_retired=lambda _, receipt: self.receipts.append(receipt),
+            settings=DispatchSection(**{"affinity": False, **settings}),
+        )
+        self._agents: dict[str, str] = {}
+        for agent_id in agents:
+            self.join(agent_id)
+
+    def join(self, agent_id: str, **fields: Any) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self.table.agent_joined(hello(agent_id), now_s)
+        expert = expert_report(**{"slots": 1, "max_queue": 0, **fields})
+        self.table.agent_reported(agent_id, report(expert), now_s)
+        self.service.fleet_changed()
+
+    def _send(self, agent_id: str, message: ToAgent) -> bool:
+        match message:
+            case Submit():
+                self.jobs.append(message)
+                self._agents[message.job_id] = agent_id
+            case CancelJob(job_id=job_id):
+                self.cancelled.append(job_id)
+        return True
+
+    def ask(self, request_id: str, *, key: str | None = None, **fields: Any) -> Exchange:
+        now_s = asyncio.get_running_loop().time()
+        principal = Principal(key_id=key)
+        times = {"arrived_s": now_s, "deadline_s": now_s + 600.0}
+        return self.service.begin(request(request_id=request_id, principal=principal, **{**times, **fields}))
+
+    @property
+    def working(self) -> list[str]:
+        """Requests that were given to an expert, in that order."""
+        return [job.request_id for job in self.jobs]
+
+    def agent_of(self, job_id: str) -> str:
+        return self._agents[job_id]
+
+    def token(self, job_id: str) -> None:
+        self.service.agent_said(Tokens(jobs=(JobPieces(job_id, (TokenPiece("a"),)),)))
+
+    async def done(self, job_id: str, reason: str = "stop") -> None:
+        self.service.agent_said(JobDone(job_id=job_id, reason=reason, usage=USAGE))
+        await asyncio.sleep(0)
+
+    async def failed(self, job_id: str, code: str = "internal") -> None:
+        self.service.agent_said(JobFailed(job_id=job_id, code=code, message="No.", usage=USAGE))
+        await asyncio.sleep(0)
+
+    def open_breakers(self) -> list[str]:
+        return [row.expert for row in self.service.status().breakers if row.state == "open"]
+
+
+@on_virtual_clock
+async def test_keys_take_turns() -> None:
+    """An app with many requests delays another one's by one request and not by all of them."""
+    bench = ServiceBench("agent-1")
+    for n in range(4):
+        bench.ask(f"a{n}", key="a")
+    bench.ask("b0", key="b")
+    for n in range(5):
+        await bench.done(bench.jobs[n].job_id)
+    assert bench.working == ["a0", "a1", "b0", "a2", "a3"]
+    assert len(bench.receipts) == 5
+
+
+@on_virtual_clock
+async def test_who_has_waited_comes_before_who_has_just_arrived() -> None:
+    """Also where both are told in the same turn of the loop."""
+    bench = ServiceBench("agent-1")
+    for request_id in ("first", "waiting"):
+        bench.ask(request_id)
+    bench.service.agent_said(JobDone(job_id="first.0", reason="stop", usage=USAGE))
+    bench.ask("newcomer")
+    assert bench.working == ["first", "waiting"]
+
+
+@on_virtual_clock
+async def test_an_agent_that_joins_serves_who_waits() -> None:
+    """At once, and not when the busy one has ended."""
+    bench = ServiceBench("agent-1")
+    for request_id in ("first", "waiting"):
+        bench.ask(request_id)
+    bench.join("agent-2")
+    await asyncio.sleep(0)
+    assert bench.agent_of("waiting.0") == "agent-2"
+
+
+@on_virtual_clock
+async def test_an_agent_that_is_lost_with_all_that_waits_for_it() -> None:
+    """Its own request failed, and who waited has nobody left to wait for."""
+    bench = ServiceBench("agent-1")
+    exchanges = [bench.ask(request_id) for request_id in ("first", "waiting")]
+    bench.table.agent_left("agent-1", 0.0)
+    bench.service.agent_lost("agent-1")
+    await asyncio.sleep(0)
+    outcomes = [(await exchange.receive_all())[1] for exchange in exchanges]
+    assert [outcome.code for outcome in outcomes if isinstance(outcome, Failed)] == ["agent_lost", "no_live_expert"]
+    assert (bench.service.n_active, bench.service.status().waiting) == (0, 0)
+
+
+@on_virtual_clock
+async def test_who_is_displaced_is_told() -> None:
+    """The newest of the key that fills the queue; 429 with the time that its queue takes."""
+    bench = ServiceBench("agent-1", max_queued=3)
+    greedy = [bench.ask(f"a{n}", key="a") for n in range(4)]
+    bench.ask("b0", key="b")
+    _, outcome = await greedy[-1].receive_all()
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "overloaded"
+    assert greedy[-1].retry_after_s is not None
+    assert bench.service.status().waiting == 3
+    assert bench.service.status().queue_refused == 1
+
+
+@on_virtual_clock
+async def test_nobody_is_given_a_second_expert_while_others_have_none() -> None:
+    """A hedge may take the place that somebody waits for, or will."""
+    for others, n_jobs in ((0, 2), (1, 1)):
+        bench = ServiceBench("agent-1", hedge_share=1.0)
+        bench.ask("late")
+        # It waits for an expert that has no room for it: its prompt is for the other one, which is busy, too.
+        bench.join("agent-2", model="n")
+        for n in range(1 + others):
+            bench.ask(f"n{n}", model="n")
+        bench.join("agent-3")
+        await asyncio.sleep(5)
+        assert len([job for job in bench.jobs if job.request_id == "late"]) == n_jobs
+
+
+@on_virtual_clock
+async def test_an_expert_that_says_nothing_loses_its_traffic() -> None:
+    """Its request goes to another one, without the leave that a hedge needs."""
+    bench = ServiceBench("agent-1", "agent-2", hedging=False)
+    bench.ask("r")
+    await asyncio.sleep(11)
+    assert bench.open_breakers() == ["agent-1/m"]
+    assert [bench.agent_of(job.job_id) for job in bench.jobs] == ["agent-1", "agent-2"]
+
+
+@on_virtual_clock
+async def test_an_expert_that_works_on_others_does_not_hang() -> None:
+    """Its queue only moves more slowly than was predicted."""
+    bench = ServiceBench(hedging=False)
+    bench.join("agent-1", max_queue=4)
+    bench.ask("slow")
+    bench.ask("queued")
+    for _ in range(12):
+        bench.token("slow.0")
+        await asyncio.sleep(1)
+    assert bench.open_breakers() == []
+
+
+@on_virtual_clock
+async def test_a_breaker_that_lets_a_probe_through_serves_who_waits() -> None:
+    """Nobody reports that; time does."""
+    bench = ServiceBench("agent-1", "agent-2")
+    for n in range(3):
+        exchange = bench.ask(f"f{n}")
+        await bench.failed(f"f{n}.0")
+        await bench.done(f"f{n}.1")
+        _, outcome = await exchange.receive_all()
+        assert isinstance(outcome, Completed)
+    assert bench.open_breakers() == ["agent-1/m"]
+    bench.ask("holds")
+    waiting = bench.ask("waits")
+    assert bench.service.status().waiting == 1
+    await asyncio.sleep(5.1)
+    assert bench.working[-2:] == ["holds", "waits"]
+    assert bench.agent_of("waits.0") == "agent-1"
+    await bench.done("waits.0")
+    await waiting.receive_all()
+    assert bench.open_breakers() == []
+
+
+@on_virtual_clock
+async def test_a_failing_expert_is_told_from_a_failing_request() -> None:
+    """What blames the request opens no breaker."""
+    bench = ServiceBench("agent-1")
+    for n in range(5):
+        bench.ask(f"r{n}")
+        await bench.failed(f"r{n}.0", "invalid_request")
+    assert bench.open_breakers() == []
+
+
+@on_virtual_clock
+async def test_unconfirmed_cancellations_are_the_experts_fault() -> None:
+    """Whoever does not even stop hangs."""
+    bench = ServiceBench("agent-1")
+    bench.ask("r")
+    bench.service.client_gone("r")
+    assert bench.cancelled == ["r.0"]
+    assert bench.open_breakers() == []
+    await asyncio.sleep(11)
+    assert bench.open_breakers() == ["agent-1/m"]
+    assert len(bench.receipts) == 1
