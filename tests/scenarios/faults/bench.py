@@ -152,8 +152,9 @@ async def bench(
                 root,
                 agents=(),
                 api={"max_body_bytes": MAX_FRAME_BYTES // 2, **(api or {})},
-                # A hedge would hide what the fault does: a second expert answers while the first one hangs.
-                dispatch={"hedging": False},
+                # They would hide what the fault does: a second expert answers while the first one hangs, or the first
+                # one, once it is back, gets nothing to do.
+                dispatch={"hedging": False, "breakers": False},
                 listener={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
             )
         )
