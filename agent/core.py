@@ -7,16 +7,39 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
+from moe2.agent.effects import (
+    Effect,
+    KillEngine,
+    ReportChange,
+    SendToCoordinator,
+    SendToEngine,
+    SendTokens,
+    SettleEnergy,
+    StartEngine,
+    StopEngine,
+)
 from moe2.agent.engine import protocol
+from moe2.agent.events import (
+    CancelRequested,
+    DrainRequested,
+    EnergySettled,
+    EngineExited,
+    EngineSpoke,
+    Event,
+    FileHashed,
+    JobSubmitted,
+    LinkLost,
+    PowerModeChanged,
+    ProfileRestored,
+    TimePassed,
+    TokenTaken,
+)
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
 from moe2.agent.orders import command_of
 from moe2.agent.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.settings import ModelSection
-from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
@@ -28,161 +51,47 @@ from moe2.common.messages import (
     JobScored,
     JobStarted,
     JobUsage,
-    JobWord,
     NextTokens,
     TakeToken,
 )
 from moe2.common.messages import Job as Order
 
-# --- Events -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class JobSubmitted:
-    order: Order
-
-
-@dataclass(frozen=True)
-class TokenTaken:
-    take: TakeToken
-
-
-@dataclass(frozen=True)
-class CancelRequested:
-    job_id: str
-
-
-@dataclass(frozen=True)
-class LinkLost:
-    """The coordinator is gone: nobody waits for the jobs any more."""
-
-
-@dataclass(frozen=True)
-class DrainRequested:
-    """Take no new jobs; let the running ones end."""
-
-
-@dataclass(frozen=True)
-class TimePassed:
-    """`next_deadline_s` has been reached."""
-
-
-@dataclass(frozen=True)
-class EngineSpoke:
-    model: str
-    event: protocol.Event
-
-
-@dataclass(frozen=True)
-class EngineExited:
-    """The child ended. `permanent` is set where starting it again as it is cannot help soon."""
-
-    model: str
-    reason: str
-    permanent: bool
-
-
-@dataclass(frozen=True)
-class EnergySettled:
-    job_id: str
-    energy: Energy
-
-
-@dataclass(frozen=True)
-class ProfileRestored:
-    """What was measured of the model earlier, in the power mode that rules now."""
-
-    model: str
-    latency: LatencyProfile | None
-    energy: EnergyProfile | None
-
-
-@dataclass(frozen=True)
-class PowerModeChanged:
-    """The host runs in this power mode from now on; what was learned in another one does not hold."""
-
-    power_mode: str | None
-
-
-@dataclass(frozen=True)
-class FileHashed:
-    """The SHA-256 of the model's file is known."""
-
-    model: str
-    sha256: str
-
-
-Event = (
-    JobSubmitted
-    | TokenTaken
-    | CancelRequested
-    | LinkLost
-    | DrainRequested
-    | TimePassed
-    | EngineSpoke
-    | EngineExited
-    | EnergySettled
-    | ProfileRestored
-    | PowerModeChanged
-    | FileHashed
-)
-
-# --- Effects ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SendToEngine:
-    model: str
-    command: protocol.Command
-
-
-@dataclass(frozen=True)
-class SendToCoordinator:
-    """`request_id` is the client's, for the log."""
-
-    message: JobWord
-    request_id: str
-
-
-@dataclass(frozen=True)
-class SendTokens:
-    jobs: tuple[JobPieces, ...]
-
-
-@dataclass(frozen=True)
-class SettleEnergy:
-    """The job has ended: close its account and report back with `EnergySettled`."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class ReportChange:
-    """The capability report is no longer true; send a new one."""
-
-
-@dataclass(frozen=True)
-class StartEngine:
-    """Load a cold model."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class StopEngine:
-    """Unload an idle model; its engine's exit is no news."""
-
-    model: str
-
-
-Effect = SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine
+__all__ = [
+    "AgentCore",
+    "CancelRequested",
+    "DrainRequested",
+    "Effect",
+    "EnergySettled",
+    "EngineExited",
+    "EngineSpoke",
+    "Event",
+    "FileHashed",
+    "JobSubmitted",
+    "KillEngine",
+    "LinkLost",
+    "PowerModeChanged",
+    "ProfileRestored",
+    "ReportChange",
+    "SendToCoordinator",
+    "SendToEngine",
+    "SendTokens",
+    "SettleEnergy",
+    "StartEngine",
+    "StopEngine",
+    "TimePassed",
+    "TokenTaken",
+]
 
 
 class AgentCore:
-    """All jobs and experts of one agent. One writer: the daemon's event loop."""
+    """All jobs and experts of one agent. One writer: the daemon's event loop.
 
-    def __init__(self, models: tuple[ModelSection, ...], *, paced: bool = False) -> None:
-        """paced: the host is a simulated one, its speed included."""
+    stuck_s: an engine that does not stop a job within this time of being told to is stuck. paced: the host is a
+    simulated one, its speed included.
+    """
+
+    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0, paced: bool = False) -> None:
+        self._stuck_s = stuck_s
         self.experts = {
             model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced) for model in models
         }
@@ -197,10 +106,11 @@ class AgentCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When the next job's time is up, or a model is to be unloaded."""
-        jobs = (job.deadline_s for job in self.jobs.values() if job.phase is not Phase.SETTLING)
+        """When the next job's time is up, an engine counts as stuck, or a model is to be unloaded."""
+        jobs = [job for job in self.jobs.values() if job.phase is not Phase.SETTLING]
         models = (unload_at_s(expert) for expert in self.experts.values())
-        return min((at_s for at_s in (*jobs, *models) if at_s is not None), default=None)
+        moments = (*(job.deadline_s for job in jobs), *(job.stop_by_s for job in jobs), *models)
+        return min((at_s for at_s in moments if at_s is not None), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""
@@ -247,12 +157,16 @@ class AgentCore:
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
     def _submit(self, order: Order, now_s: float) -> list[Effect]:
-        if order.job_id in self.jobs:
+        known = self.jobs.get(order.job_id)
+        if known and known.order == order:
+            # The same words twice: a refusal would end the job that is running.
+            return []
+        if known:
             return _refuse(order, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
         expert = self.experts.get(order.model)
         if expert is None:
-            known = ", ".join(sorted(self.experts))
-            text = f"This agent does not serve {order.model!r}; it serves {known}."
+            names = ", ".join(sorted(self.experts))
+            text = f"This agent does not serve {order.model!r}; it serves {names}."
             return _refuse(order, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
             return _refuse(order, JobErrorCode.DRAINING, "The agent is shutting down.")
@@ -296,7 +210,7 @@ class AgentCore:
                 self.experts[job.order.model].queue.remove(job.order.job_id)
                 return [*self._cut_short(job, "cancelled", self._usage(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
-                job.cancel_sent = True
+                job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
                 return [SendToEngine(job.order.model, protocol.Cancel(job_id=job.order.job_id))]
             case _:
                 return []
@@ -317,9 +231,21 @@ class AgentCore:
             waited_s = now_s - job.received_s
             job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
             effects += self._cancel(job, now_s)
+        effects += self._kill_stuck(now_s)
         unloaded = unload_due(self.experts.values(), now_s)
         effects += [StopEngine(expert.section.name) for expert in unloaded]
         return [*effects, ReportChange()] if unloaded else effects
+
+    def _kill_stuck(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for name, expert in self.experts.items():
+            jobs = [self.jobs[job_id] for job_id in expert.active]
+            if any(job.stop_by_s is not None and job.stop_by_s <= now_s for job in jobs):
+                for job in jobs:
+                    job.stop_by_s = None
+                reason = f"stuck: it did not stop a job within {self._stuck_s:.0f} s"
+                effects.append(KillEngine(name, reason))
+        return effects
 
     def _abandon_all(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -475,7 +401,9 @@ class AgentCore:
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
-        lost = [self.jobs[job_id] for job_id in (*expert.active, *expert.queue)]
+        held = {*expert.active, *expert.queue}
+        # In the order they came: a set's order differs from run to run.
+        lost = [job for job_id, job in self.jobs.items() if job_id in held]
         expert.active.clear()
         expert.occupancy.count(0, now_s)
         expert.queue.clear()

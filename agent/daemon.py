@@ -97,7 +97,7 @@ class AgentDaemon:
     ) -> None:
         self._notifier = Notifier(environment)
         self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
-        self._core = core.AgentCore(settings.models, paced=settings.sensors.paced)
+        self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -327,6 +327,8 @@ class AgentDaemon:
             case core.StopEngine(model=model):
                 self._engines[model].stop()
                 self._models_changed()
+            case core.KillEngine(model=model, reason=reason):
+                self._engines[model].kill(reason)
             case core.ReportChange():
                 self._changed.set()
 
@@ -348,7 +350,7 @@ class AgentDaemon:
     def _settled(self, job_id: str, energy: Energy) -> None:
         job = self._core.jobs.get(job_id)
         if job and job.ending:
-            self._metrics.job_ended(job.order.model, job.ending, energy)
+            self._metrics.job_ended(job.order.model, job.ending, energy, abandoned=job.abandoned)
         self._dispatch(core.EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:

@@ -40,6 +40,8 @@ class Job:
     prompt_tokens: int | None = None
     decoded_tokens: int = 0
     cancel_sent: bool = False
+    stop_by_s: float | None = None
+    """When an engine that was told to stop the job, and has not, counts as stuck."""
     abandoned: bool = False
     failure: tuple[JobErrorCode, str] | None = None
     """Why the job fails although the engine only reports a cancellation."""

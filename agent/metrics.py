@@ -45,6 +45,9 @@ class AgentMetrics:
         self._joules = counter(
             "moe2_agent_job_energy_joules", "Energy of jobs with a known figure, by its quality.", "model", "quality"
         )
+        self._wasted = counter(
+            "moe2_agent_wasted_energy_joules", "Energy of jobs whose answer nobody got, by cause.", "model", "cause"
+        )
         self._prompt = counter("moe2_agent_prompt_tokens", "Prompt tokens of ended jobs.", "model")
         self._cached = counter("moe2_agent_prompt_cached_tokens", "Prompt tokens found in the cache.", "model")
         self._decoded = counter("moe2_agent_decoded_tokens", "Tokens decoded by ended jobs.", "model")
@@ -52,14 +55,23 @@ class AgentMetrics:
         self._prefill = histogram("moe2_agent_job_prefill_seconds", "Time of reading the prompt.")
         self._decode = histogram("moe2_agent_job_decode_seconds", "Time of decoding the answer.")
 
-    def job_ended(self, model: str, ending: JobDone | JobScored | JobFailed, energy: Energy) -> None:
-        """Count a job that held a queue place, whether or not anybody still waits for it."""
-        self._jobs.labels(model, _outcome(ending)).inc()
+    def job_ended(
+        self, model: str, ending: JobDone | JobScored | JobFailed, energy: Energy, *, abandoned: bool = False
+    ) -> None:
+        """Count a job that held a queue place.
+
+        abandoned: the link to the coordinator broke meanwhile, nobody waits for it any more.
+        """
+        reason = "abandoned" if abandoned else _outcome(ending)
+        self._jobs.labels(model, reason).inc()
         if energy.joules is None:
             self._unmeasured.labels(model).inc()
         else:
             # Integration noise around an idle sensor may leave a hair below zero.
-            self._joules.labels(model, energy.quality).inc(max(0.0, energy.joules))
+            joules = max(0.0, energy.joules)
+            self._joules.labels(model, energy.quality).inc(joules)
+            if isinstance(ending, JobFailed) or reason in ("abandoned", "cancelled"):
+                self._wasted.labels(model, reason).inc(joules)
         usage = ending.usage
         if usage is None:
             return

@@ -23,6 +23,7 @@ NEEDS_RESTART = frozenset(
         "agent.state_dir",
         "coordinator.url",
         "engine.load_timeout_s",
+        "engine.stuck_s",
         "engine.restart_first_s",
         "engine.restart_most_s",
         "metrics.host",

@@ -142,6 +142,9 @@ class EngineSection(Settings):
     """The longest wait between two starts."""
     load_timeout_s: Seconds = 900.0
     """A model that has made no progress for this long is given up and its process restarted."""
+    stuck_s: Seconds = 60.0
+    """An engine that does not stop a job within this time of being told to is killed and restarted. Longer than one
+    batch of a prompt takes on the slowest host."""
 
 
 class SensorsSection(Settings):

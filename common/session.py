@@ -103,6 +103,8 @@ class Session:
         self._ping: tuple[int, float] | None = None
         self._ping_seq = 0
         self._faults = 0
+        self._n_sent = 0
+        self._n_heard = 0
         self.protocol = PROTOCOL_VERSION
         """The version that is spoken, once the session is open."""
         self.closed: Closed | None = None
@@ -118,7 +120,12 @@ class Session:
             return None
         if self._handshake_deadline_s is not None:
             return self._handshake_deadline_s
-        return min(self._next_ping_s, self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s)
+        return min(self._next_ping_s, self._silent_at_s)
+
+    @property
+    def _silent_at_s(self) -> float:
+        # One sum for the deadline and for whether it has passed: a difference may round the other way.
+        return self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s
 
     def take_frames(self) -> list[bytes]:
         """Frames to send now, oldest first; each is handed out once."""
@@ -155,6 +162,8 @@ class Session:
             return []
         self._last_heard_s = now_s
         try:
+            if fault := self._wrong_number(self._codec.number_of(frame)):
+                return [fault]
             message = self._codec.decode(frame)
         except UnreadableMessage as error:
             return self._answer_unreadable(error)
@@ -173,9 +182,8 @@ class Session:
             if now_s >= self._handshake_deadline_s:
                 return [self._fail("handshake_timeout", "The peer did not finish the handshake in time.")]
             return []
-        silence_s = now_s - self._last_heard_s
-        if silence_s >= SILENT_HEARTBEATS * self._heartbeat_s:
-            self.closed = Closed("silent", f"The peer was silent for {silence_s:.1f} s.")
+        if now_s >= self._silent_at_s:
+            self.closed = Closed("silent", f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
             return [self.closed]
         if now_s >= self._next_ping_s:
             self._ping_seq += 1
@@ -217,6 +225,16 @@ class Session:
             case _:
                 return [MessageReceived(message)]
 
+    def _wrong_number(self, number: int | None) -> Closed | None:
+        """TCP loses, doubles and swaps nothing, a broken middlebox may: tokens would be missing from an answer, or be
+        there twice. A peer that sends no numbers (of an older version) is believed."""
+        if number is None:
+            return None
+        if number != self._n_heard:
+            return self._fail("frame_out_of_order", f"Expected frame {self._n_heard}, got frame {number}.")
+        self._n_heard += 1
+        return None
+
     def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
         if self._handshake_deadline_s is not None:
             return [self._fail(error.code, error.message)]
@@ -233,7 +251,8 @@ class Session:
         return self.closed
 
     def _queue(self, message: SessionMessage | JobMessage) -> None:
-        self._frames.append(self._codec.encode(message))
+        self._frames.append(self._codec.encode(message, number=self._n_sent))
+        self._n_sent += 1
 
 
 class AgentSession(Session):

@@ -1,7 +1,7 @@
 """Bytes to messages and back. The only user of msgpack.
 
-A frame is one msgpack map with an `op`. Decoding is strict about size, nesting and types, and lenient about fields it
-does not know: those are ignored, so that a newer peer can add some.
+A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
+types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 # The text is sent back to the peer and logged.
 MOST_PROBLEM_CHARACTERS = 400
 
+NUMBER = "number"
+"""A frame's place among those of its sender, from 0."""
+
 _LENGTH = struct.Struct(">I")
 T = TypeVar("T")
+
+
+class _Numbered(msgspec.Struct):
+    number: int | None = None
 
 
 class Codec(Generic[T]):
@@ -39,18 +46,29 @@ class Codec(Generic[T]):
         golden ones in the width of a length and in how bytes are written, not in meaning."""
         self._union = union
         self._decoder = msgspec.msgpack.Decoder(union)
+        self._numbers = msgspec.msgpack.Decoder(_Numbered)
         self._encoder = msgspec.msgpack.Encoder() if same_release else None
         self._ops = {info.__struct_config__.tag for info in _members(union)}
         self.max_frame_bytes = max_frame_bytes
 
-    def encode(self, message: T) -> bytes:
-        if self._encoder is None:
-            frame: bytes = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
-        else:
+    def encode(self, message: T, *, number: int | None = None) -> bytes:
+        """number: the frame's place among those of its sender."""
+        if self._encoder is not None:
             frame = self._encoder.encode(message)
+        else:
+            content = msgspec.to_builtins(message)
+            if number is not None:
+                content[NUMBER] = number
+            frame = bytes(msgpack.packb(content, use_bin_type=True))
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         return frame
+
+    def number_of(self, frame: bytes) -> int | None:
+        """The frame's number; None where it has none, or is no frame at all, which `decode` will say."""
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            return self._numbers.decode(frame).number
+        return None
 
     def decode(self, frame: bytes) -> T:
         if len(frame) > self.max_frame_bytes:
@@ -59,14 +77,10 @@ class Codec(Generic[T]):
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             good: T = self._decoder.decode(frame)
             return good
-        try:
-            content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
-        # TypeError: a map whose key is a list or a map.
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-            raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
-        op = content.get("op") if isinstance(content, dict) else None
-        if not isinstance(op, str):
-            raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame")
+        return self._message_of(_unpacked(frame))
+
+    def _message_of(self, content: dict[str, Any]) -> T:
+        op = content["op"]
         if op not in self._ops:
             raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64])
         try:
@@ -76,6 +90,18 @@ class Codec(Generic[T]):
             problem = str(error)[:MOST_PROBLEM_CHARACTERS]
             raise UnreadableMessage(f"Invalid {op!r}: {problem}", code="invalid_message", op=op) from error
         return message
+
+
+def _unpacked(frame: bytes) -> dict[str, Any]:
+    """The map in a frame, which has an op."""
+    try:
+        content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
+    # TypeError: a map whose key is a list or a map.
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
+    if not isinstance(content, dict) or not isinstance(content.get("op"), str):
+        raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame")
+    return content
 
 
 class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the wire; ProtocolError is the base callers catch

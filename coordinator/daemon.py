@@ -34,6 +34,7 @@ from moe2.coordinator.api.guard import Guard
 from moe2.coordinator.api.ledger import LedgerRoute
 from moe2.coordinator.api.metrics import MetricsRoute
 from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.api.openapiroute import OpenApiRoute
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.api.protocollog import protocol_logger
@@ -262,6 +263,7 @@ class CoordinatorDaemon:
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
         PageRoute().add_to(app)
+        OpenApiRoute().add_to(app)
         return app
 
     def _local_app(self) -> web.Application:

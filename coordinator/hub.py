@@ -43,6 +43,7 @@ from moe2.coordinator.access.bucket import TokenBucket
 from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
 from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError, Register
 from moe2.coordinator.settings import AgentsSection
+from moe2.coordinator.soundness import sound
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
@@ -217,7 +218,7 @@ class Hub:
             return
         match message:
             case Report():
-                self._table.agent_reported(connection.agent_id, message, asyncio.get_running_loop().time())
+                self._table.agent_reported(connection.agent_id, sound(message), asyncio.get_running_loop().time())
                 self._on_report()
             case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
                 self._on_message(message)

@@ -29,6 +29,10 @@ class StuckError(Exception):
 class VirtualClockLoop(asyncio.SelectorEventLoop):
     """A selector loop that owns its clock. `time()` starts at 0 and moves only from timer to timer."""
 
+    # Of asyncio's own base class.
+    _scheduled: list[asyncio.TimerHandle]
+    _clock_resolution: float
+
     def __init__(self, *, io_grace_s: float = 0.0) -> None:
         self._virtual_s = 0.0
         self._in_threads = 0
@@ -53,7 +57,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             return events
         events = selector.select(self._io_grace_s)
         if not events:
-            self._virtual_s += timeout_s
+            # The timer's own moment: the sum would miss it by a rounding error, and who asks "is it time?" would loop.
+            next_s = self._scheduled[0].when() if self._scheduled else self._virtual_s
+            passed_s = self._virtual_s + timeout_s
+            self._virtual_s = next_s if abs(next_s - passed_s) < self._clock_resolution else passed_s
         return events
 
     def _left_thread(self, _: asyncio.Future[Any]) -> None:

@@ -68,6 +68,7 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._load_failure: str | None = None
+        self._killed_because: str | None = None
         self._wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
         if wanted:
@@ -92,6 +93,12 @@ class EngineProcess:
         """End the child, and start none until `start`. Its end is not reported: it was asked for."""
         self._wanted.clear()
         self._unwanted.set()
+
+    def kill(self, reason: str) -> None:
+        """End a stuck child the hard way; it is started again like one that crashed."""
+        if self._process and self._process.returncode is None:
+            self._killed_because = reason
+            _kill(self._process)
 
     async def run(self) -> None:
         """Keep a child running while it is wanted. Ends only by cancellation, which shuts the child down first."""
@@ -121,7 +128,7 @@ class EngineProcess:
 
     async def _run_child(self) -> Exit:
         self._stderr.clear()
-        self._load_failure = None
+        self._load_failure = self._killed_because = None
         starting = asyncio.create_task(_start(self._argv))
         try:
             process = await asyncio.shield(starting)
@@ -191,8 +198,8 @@ class EngineProcess:
                     self._log.debug("engine_stderr", line=line[:500])
 
     def _reason(self, returncode: int | None, protocol_error: str | None) -> str:
-        if self._load_failure:
-            return self._load_failure
+        if self._load_failure or self._killed_because:
+            return self._load_failure or self._killed_because or ""
         if protocol_error:
             return protocol_error
         if returncode is not None and returncode < 0:

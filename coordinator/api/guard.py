@@ -18,6 +18,7 @@ from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.events import EVENTS_PATH
 from moe2.coordinator.api.feedback import FEEDBACK_ROUTE
 from moe2.coordinator.api.ledger import LEDGER_ROUTE
+from moe2.coordinator.api.openapi import OPENAPI_PATH
 from moe2.coordinator.api.page import ASSETS_PATH
 from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.api.requestfacts import PRINCIPAL, STILL_WELCOME
@@ -33,6 +34,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     ASSETS_PATH + "{name}": OPEN,
     "/healthz": OPEN,
     "/readyz": OPEN,
+    OPENAPI_PATH: OPEN,
     "/v1/chat/completions": INFER,
     "/v1/completions": INFER,
     PLAN_ROUTE: INFER,

@@ -96,7 +96,9 @@ class OpenAiRoutes:
     def _admit(self, call: Call) -> None:
         """Raises `ApiError` for what cannot be begun."""
         if self._service.stopping:
-            raise ApiError(503, "The coordinator is shutting down.", kind="server_error", retry_after_s=5)
+            raise ApiError(
+                503, "The coordinator is shutting down.", kind="server_error", code="stopping", retry_after_s=5
+            )
         if self._service.is_full:
             room_in_s = self._service.room_in_s(call.model)
             raise ApiError(

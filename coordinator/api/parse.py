@@ -66,7 +66,7 @@ class Call:
 
 
 # Parameters that are accepted only with the value that changes nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -99,13 +99,13 @@ _SAMPLING = {
     "logit_bias",
 }
 _TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
-_CHAT = _COMMON | _SAMPLING | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs"}
-_TEXT = _COMMON | _SAMPLING | {"prompt"}
+CHAT_FIELDS = _COMMON | _SAMPLING | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs"}
+TEXT_FIELDS = _COMMON | _SAMPLING | {"prompt"}
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """`POST /v1/chat/completions`. Raises `ApiError` (400) naming the parameter."""
-    fields = _fields(body, _CHAT)
+    fields = _fields(body, CHAT_FIELDS)
     wants_logprobs = flag(fields, "logprobs")
     top_logprobs = number(fields, "top_logprobs", int, 0, MOST_TOP_LOGPROBS)
     if top_logprobs is not None and not wants_logprobs:
@@ -129,7 +129,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
 
 def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """`POST /v1/completions`. Raises `ApiError` (400) naming the parameter."""
-    fields = _fields(body, _TEXT)
+    fields = _fields(body, TEXT_FIELDS)
     prompt = fields.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -159,7 +159,7 @@ def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
     for name, value in fields.items():
         if name in known:
             continue
-        neutral = _NEUTRAL.get(name)
+        neutral = NEUTRAL.get(name)
         if neutral is None:
             raise unsupported(name)
         # By type as well: to Python, true equals 1.

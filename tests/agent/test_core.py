@@ -214,7 +214,15 @@ def test_a_draining_agent_refuses(agent: CoreBench) -> None:
 def test_a_job_id_in_use_is_refused(agent: CoreBench) -> None:
     """The running job is not disturbed."""
     agent.submit()
-    assert agent.refusal().code == JobErrorCode.INVALID_REQUEST
+    assert agent.refusal(deadline_s=9.0).code == JobErrorCode.INVALID_REQUEST
+    agent.engine(finished("j"))
+    assert isinstance(agent.settle(), JobDone)
+
+
+def test_a_job_submitted_twice_runs_once(agent: CoreBench) -> None:
+    """The second copy says nothing: a refusal would be taken for the end of the first."""
+    agent.submit()
+    assert agent.submit() == []
     agent.engine(finished("j"))
     assert isinstance(agent.settle(), JobDone)
 

@@ -20,6 +20,7 @@ from tests.agent.corebench import (
     commands,
     decoded,
     finished,
+    settling,
 )
 
 
@@ -247,3 +248,45 @@ def test_a_failed_job_frees_its_slot(agent: CoreBench) -> None:
 def test_words_about_unknown_jobs_are_ignored(agent: CoreBench, event: protocol.Event) -> None:
     """A job that was given up may still be talked about."""
     assert agent.engine(event) == []
+
+
+# --- An engine that does not stop -------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_does_not_stop_a_job_is_killed_once() -> None:
+    """Its slots would be taken for good; its end then ends the job, with what it spent."""
+    agent = CoreBench()
+    agent.submit(deadline_s=5.0)
+    agent.now_s += 5.0
+    agent.do(core.TimePassed())
+    stuck_at_s = agent.core.next_deadline_s
+    assert stuck_at_s is not None
+    agent.now_s = stuck_at_s
+    [killed] = agent.do(core.TimePassed())
+    assert isinstance(killed, core.KillEngine)
+    assert (killed.model, killed.reason) == ("m", "stuck: it did not stop a job within 60 s")
+    assert agent.core.next_deadline_s is None
+    assert settling(agent.crash(killed.reason)) == ["j"]
+    ended = agent.settle()
+    assert isinstance(ended, JobFailed)
+    assert ended.usage is not None
+    assert ended.usage.energy == JOULES
+
+
+def test_an_engine_that_stops_in_time_lives() -> None:
+    """The confirmation takes the deadline away."""
+    agent = CoreBench()
+    agent.submit()
+    agent.do(core.CancelRequested("j"))
+    agent.engine(finished("j", "cancelled"))
+    agent.now_s += 1000.0
+    assert agent.do(core.TimePassed()) == []
+    assert agent.core.next_deadline_s is None
+
+
+def test_jobs_of_a_dead_engine_end_in_the_order_they_came() -> None:
+    """Not in a set's order, which differs from run to run."""
+    agent = CoreBench()
+    for job_id in ("b", "c", "a"):
+        agent.submit(job_id)
+    assert settling(agent.crash()) == ["b", "c", "a"]

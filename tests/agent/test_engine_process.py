@@ -273,6 +273,17 @@ async def test_a_child_that_ignores_shutdown_is_killed(monkeypatch: pytest.Monke
     await gone(pid)
 
 
+async def test_a_stuck_child_is_killed_with_the_reason_given() -> None:
+    """Also one that is stopped and would read no word; it is started again."""
+    async with running(child("loaded(); time.sleep(1000)")) as engine:
+        await engine.until(protocol.Loaded)
+        assert engine.process.pid is not None
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        engine.process.kill("stuck: it did not stop a job")
+        assert await engine.exits.get() == Exit("stuck: it did not stop a job", permanent=False)
+        await engine.until(protocol.Loaded)
+
+
 async def test_a_command_for_a_dead_child_is_dropped() -> None:
     """Its exit fails the job; the daemon need not know the instant of death."""
     engine = Engine(FAKE_EXPERT, path=Path(__file__))

@@ -78,6 +78,19 @@ def test_jobs_are_counted_by_what_became_of_them() -> None:
     assert seen["moe2_agent_jobs_refused_total", ("queue_full",)] == 1
 
 
+def test_joules_that_nobody_profits_from_are_wasted_by_cause() -> None:
+    """Of jobs that failed, were cancelled, or lost their coordinator; not of those that were answered."""
+    metrics = metrics_of()
+    joules = Energy(joules=3.0, quality=Quality.MEASURED_COUNTER)
+    failed = JobFailed(job_id="k", code="engine_crashed", message="died")
+    metrics.job_ended("tiny", DONE, joules)
+    metrics.job_ended("tiny", DONE, joules, abandoned=True)
+    metrics.job_ended("tiny", failed, joules)
+    name = "moe2_agent_wasted_energy_joules_total"
+    wasted = {labels: value for (found, labels), value in samples(metrics).items() if found == name}
+    assert wasted == {("abandoned", "tiny"): 3.0, ("engine_crashed", "tiny"): 3.0}
+
+
 def test_phases_and_tokens_are_those_of_the_usage() -> None:
     """A phase that was never reached is not observed."""
     metrics = metrics_of()

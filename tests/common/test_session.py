@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -75,6 +75,17 @@ def open_coordinator(now_s: float = 0.0) -> CoordinatorSession:
     say(session, HELLO, now_s)
     session.take_frames()
     return session
+
+
+def joined() -> tuple[AgentSession, CoordinatorSession]:
+    """Both ends of one open session."""
+    agent, coordinator = agent_session(), coordinator_session()
+    for _ in range(2):
+        for frame in agent.take_frames():
+            coordinator.receive(frame, 0.0)
+        for frame in coordinator.take_frames():
+            agent.receive(frame, 0.0)
+    return agent, coordinator
 
 
 @pytest.fixture(params=[open_agent, open_coordinator], ids=["agent", "coordinator"])
@@ -257,6 +268,18 @@ def test_a_silent_peer_is_given_up(opened: Session) -> None:
     assert opened.next_deadline_s is None
 
 
+@given(heard_s=st.floats(0, 1e6))
+def test_a_deadline_that_is_reached_has_passed(heard_s: float) -> None:
+    """Rounding cannot make a session miss its own deadline, and its shell spin."""
+    session = coordinator_session()
+    say(session, HELLO)
+    session.tick(0.0)
+    session.receive(UNKNOWN_OP, heard_s)
+    session.tick(heard_s)
+    while (deadline_s := session.next_deadline_s) is not None:
+        assert session.tick(deadline_s) or session.next_deadline_s != deadline_s
+
+
 def test_any_word_breaks_the_silence(opened: Session) -> None:
     """Even one that could not be read: the peer is there."""
     silence_s = SILENT_HEARTBEATS * HEARTBEAT_S
@@ -323,11 +346,35 @@ def test_a_fault_is_reported_and_not_answered(opened: Session) -> None:
 
 def test_goodbye_ends_both_ends_once() -> None:
     """The reason travels; a second close changes nothing."""
-    agent, coordinator = open_agent(), open_coordinator()
+    agent, coordinator = joined()
     assert agent.close("draining") == Closed("goodbye", "draining")
     assert agent.close("again") == Closed("goodbye", "draining")
     [goodbye] = agent.take_frames()
     assert coordinator.receive(goodbye, 0.0) == [Closed("goodbye", "draining")]
+
+
+@pytest.mark.parametrize("places", [(0, 0, 1), (1, 2), (1, 0, 2)], ids=["doubled", "lost", "swapped"])
+def test_frames_out_of_order_end_the_session(places: tuple[int, ...]) -> None:
+    """An answer with tokens missing or doubled must not look whole; a new session begins from a known state."""
+    agent, coordinator = joined()
+    for number in range(3):
+        coordinator.send(CancelJob(job_id=str(number)))
+    frames = coordinator.take_frames()
+    heard = [event for place in places for event in agent.receive(frames[place], 0.0)]
+    in_order = [event.message for event in heard if isinstance(event, MessageReceived)]
+    assert in_order == [CancelJob(job_id="0")][: len(in_order)]
+    assert isinstance(heard[-1], Closed)
+    assert heard[-1].code == "frame_out_of_order"
+
+
+def test_a_frame_that_cannot_be_read_keeps_its_place() -> None:
+    """A newer peer's unknown words do not look like lost frames."""
+    agent, coordinator = joined()
+    frames = [msgpack.packb({"op": "teleport", "number": 1}), CODEC.encode(CancelJob(job_id="j"), number=2)]
+    del coordinator
+    assert [event for frame in frames for event in agent.receive(frame, 0.0)] == [
+        MessageReceived(CancelJob(job_id="j"))
+    ]
 
 
 def test_a_closed_session_is_deaf_and_dumb(opened: Session) -> None:

@@ -51,12 +51,13 @@ class Fleet:
         sensors_root: Path | None = None,
         link: dict[str, Any] | None = None,
         interval_s: float = 0.1,
+        engine: dict[str, Any] | None = None,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere. link: more keys of [coordinator].
-        interval_s: between two readings of a sensor.
+        if not given, so that a test sees the same host everywhere. link, engine: more keys of [coordinator] and
+        [engine]. interval_s: between two readings of a sensor.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -77,7 +78,7 @@ class Fleet:
                 "reconnect_most_s": 0.1,
                 **(link or {}),
             },
-            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
+            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, **(engine or {})},
             "sensors": {"profile": profile, "interval_s": interval_s},
             "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
         }

@@ -1,11 +1,13 @@
-"""Fixtures of the scenarios: a controlled fake expert."""
+"""Fixtures of the scenarios: a controlled fake expert, a log that keeps quiet."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.fleet import FAKE_EXPERT
@@ -22,3 +24,12 @@ async def control(tmp_path: Path) -> AsyncIterator[ExpertControl]:
 def controlled(tmp_path: Path) -> tuple[str, ...]:
     """The command of a fake expert that asks before each step."""
     return (*FAKE_EXPERT, "--control", str(tmp_path / "control.sock"))
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[None]:
+    """For runs of thousands of requests."""
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(wrapper_class=before)

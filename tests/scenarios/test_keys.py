@@ -157,7 +157,7 @@ async def test_without_a_key_only_health_and_the_bare_page_are_open(tmp_path: Pa
     async with fleet(tmp_path, agents=(), api=REQUIRED) as running:
         found = await statuses(running, None)
         closed = {path for path, status in found.items() if status == 401}
-        assert set(paths()) - closed == {"/", "/page/main.js", "/healthz", "/readyz"}
+        assert set(paths()) - closed == {"/", "/page/main.js", "/v1/openapi.json", "/healthz", "/readyz"}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_a_stranger_does_not_learn_what_there_is(tmp_path: Path) -> None:
 def test_only_reading_what_is_public_is_open() -> None:
     """No route that starts work or shows the fleet may become open by a slip."""
     opened = {path for path, scopes in ROUTES.items() if scopes == OPEN}
-    assert opened == {"/", "/page/{name}", "/healthz", "/readyz"}
+    assert opened == {"/", "/page/{name}", "/v1/openapi.json", "/healthz", "/readyz"}
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""An agent in a process of its own, with a fake expert:
+`python -m tests.fakes.agentprocess ROOT NAME URL PROFILE [...]`.
+
+The token is read from ROOT/NAME.token. PROFILE is a simulated host's, or "-". What follows are options of
+the fake expert.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from moe2.agent.daemon import AgentDaemon
+from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.profiles import find_profile
+from moe2.agent.settings import AgentSettings
+from tests.fakes.fleet import FAKE_EXPERT
+
+CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
+
+
+@asynccontextmanager
+async def agent_process(
+    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = (), profile: str = "-", ahead_s: float = 0.0
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A running agent process; killed in the end, if it still lives.
+
+    ahead_s: how far its host's wall clock is ahead of everybody's.
+    """
+    (root / f"{name}.token").write_text(token)
+    argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
+    # Its log is only of interest to whoever looks for a failure's cause.
+    with (root / f"{name}.log").open("ab") as log:
+        environment = os.environ | {CLOCK_VARIABLE: str(ahead_s)}
+        process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        await process.wait()
+
+
+def _set_wall_clock(ahead_s: float) -> None:
+    """The daemon's modules ask for it as `time.time()`."""
+    true_time = time.time
+    time.time = lambda: true_time() + ahead_s
+
+
+def main() -> None:
+    _set_wall_clock(float(os.environ.get(CLOCK_VARIABLE, "0")))
+    root, name, url, profile, *options = sys.argv[1:]
+    state = Path(root)
+    gguf = state / "fake.gguf"
+    gguf.touch()
+    settings = AgentSettings.model_validate(
+        {
+            "agent": {"name": name, "state_dir": state / name, "socket": state / f"{name}.sock", "drain_s": 5.0},
+            "coordinator": {
+                "url": url,
+                "token_file": state / f"{name}.token",
+                "reconnect_first_s": 0.02,
+                "reconnect_most_s": 0.1,
+            },
+            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
+            "models": [{"name": "fake", "path": gguf, "slots": 1}],
+        }
+    )
+    sensors = SensorSettings(
+        root=state / "no-sensors",
+        simulated=None if profile == "-" else find_profile(profile),
+        families=("ina3221", "rapl"),
+    )
+    agent = AgentDaemon(settings, environment={}, engine_argv=(*FAKE_EXPERT, *options), sensors=sensors)
+    asyncio.run(agent.run())
+
+
+if __name__ == "__main__":
+    main()

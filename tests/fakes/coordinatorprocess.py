@@ -1,0 +1,81 @@
+"""A coordinator in a process of its own, the real command, that can be killed and started again at the same address."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from tests.fakes.fleet import POLL_S
+
+
+class CoordinatorProcess:
+    """Use as an async context manager. Its ports stay the same over restarts."""
+
+    def __init__(self, root: Path, *, token: str, drain_s: float = 0.2) -> None:
+        self._root = root
+        self._api_port, self._agents_port = _free_port(), _free_port()
+        (root / "coordinator.token").write_text(token)
+        config = f"""
+            [coordinator]
+            state_dir = {_toml(root)}
+            socket = {_toml(root / "coordinator.sock")}
+            drain_s = {drain_s}
+            [api]
+            port = {self._api_port}
+            [agents]
+            port = {self._agents_port}
+            token_file = {_toml(root / "coordinator.token")}
+            report_s = 0.5
+        """
+        self._config = root / "coordinator.toml"
+        self._config.write_text("\n".join(line.strip() for line in config.splitlines()))
+        self._process: asyncio.subprocess.Process | None = None
+        self.api_url = f"http://127.0.0.1:{self._api_port}"
+        self.agents_url = f"ws://127.0.0.1:{self._agents_port}"
+
+    async def start(self) -> None:
+        """Returns once the API takes connections."""
+        argv = (sys.executable, "-m", "moe2.coordinator", "run", "--config", str(self._config))
+        with (self._root / "coordinator.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
+        while True:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self._api_port)
+                writer.close()
+                await writer.wait_closed()
+                return
+            assert self._process.returncode is None, (self._root / "coordinator.log").read_text()
+            await asyncio.sleep(POLL_S)
+
+    async def end(self, number: signal.Signals) -> None:
+        """Send a signal and wait for the end."""
+        assert self._process
+        self._process.send_signal(number)
+        await self._process.wait()
+
+    async def __aenter__(self) -> CoordinatorProcess:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process and self._process.returncode is None:
+            await self.end(signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _toml(path: Path) -> str:
+    return json.dumps(str(path))
