@@ -46,7 +46,7 @@ run_tests() {
     # An empty expression takes the place of pyproject.toml's, which leaves out the tests marked systemd.
     set -- -m "" "$@"
   fi
-  ensure_environment agent,coordinator,gate,plots,nvidia,test
+  ensure_environment agent,coordinator,gate,plots,nvidia,traces,docs,test
   # Every check runs, so that one run shows all there is to mend.
   check "$bin/ruff" check .
   check "$bin/ruff" format --check .

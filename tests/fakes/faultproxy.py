@@ -151,6 +151,7 @@ class FaultProxy:
         self.url = ""
         self.connections: list[Connection] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def latest(self) -> Connection:
@@ -161,6 +162,7 @@ class FaultProxy:
         return sum(not connection.over.is_set() for connection in self.connections)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         task = asyncio.ensure_future(self._join(reader, writer))
         self._tasks.add(task)
         # Cancelled at the end: not to be told to asyncio's server, which would call it an error.
@@ -173,6 +175,7 @@ class FaultProxy:
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
         except OSError:
             return
+        self._writers.append(upstream_writer)
         connection = Connection(
             Direction(upstream_writer, masked=True), Direction(writer, masked=False), (writer, upstream_writer)
         )
@@ -197,6 +200,11 @@ class FaultProxy:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Whoever was only just accepted, too: a socket must not outlive the test.
+        for writer in self._writers:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
