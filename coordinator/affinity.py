@@ -18,6 +18,7 @@ from moe2.common.messages import ChatPrompt, JobUsage, TextPrompt
 
 MOST_CONVERSATIONS = 4096
 HASH_BYTES = 16
+MOST_TOKENS = 2**31
 LEAST_HELD = 0.5
 """Share of the expected prefixes that an expert must have held lately, to be expected to hold another one."""
 _FORGETTING = 0.8
@@ -78,12 +79,16 @@ class Affinities:
         """An expert has answered this conversation, and holds it from now on."""
         if not chain or usage.prompt_tokens is None:
             return
+        held_tokens = usage.prompt_tokens + usage.decoded_tokens
+        if not 0 < held_tokens <= MOST_TOKENS:
+            # No context is that long: an agent's defect must not reach another request's prediction.
+            return
         known = self._longest(chain)
         if known is not None and known.expert_key == expert_key:
             was_held = usage.cached_tokens >= 0.5 * min(known.cached_tokens, usage.prompt_tokens)
             held = self._held.get(expert_key, 1.0)
             self._held[expert_key] = _FORGETTING * held + (1 - _FORGETTING) * was_held
-        self._known[chain[-1]] = Affinity(expert_key, usage.prompt_tokens + usage.decoded_tokens)
+        self._known[chain[-1]] = Affinity(expert_key, held_tokens)
         self._known.move_to_end(chain[-1])
         if len(self._known) > self._most:
             self._known.popitem(last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from moe2.common.messages import ChatMessage, ChatPrompt, JobUsage, TextPrompt, Tool
 from moe2.coordinator.affinity import Affinities, Affinity, prefixes
@@ -137,3 +138,11 @@ def test_among_the_equally_soon_it_decides() -> None:
     free = speed(1e12, 50.0)
     experts = (expert("agent-1", latency=free), expert("agent-2", latency=free))
     assert chosen(*experts, affinity=Affinity(OTHER, 0)).first.expert.key == OTHER
+
+
+@pytest.mark.parametrize("prompt_tokens", [-100, 2**62])
+def test_nonsense_about_a_prompts_length_is_not_remembered(prompt_tokens: int) -> None:
+    """It would spoil the next request's prediction."""
+    affinities = Affinities()
+    affinities.answered(FIRST, KEY, usage(prompt_tokens))
+    assert affinities.find(SECOND) is None

@@ -154,7 +154,8 @@ def test_logprobs_are_the_models_own(child: Child) -> None:
     (piece,) = child.until(Decoded).jobs[0].pieces
     child.send(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=(piece.text,)))
     (score,) = child.until(Scored, "score").scores
-    assert piece.logprob == pytest.approx(score.logprob, abs=1e-3)
+    # Kernels for batches of other sizes round differently.
+    assert piece.logprob == pytest.approx(score.logprob, abs=1e-2)
     assert piece.alternatives[0].text == piece.text
     assert len(piece.alternatives) == 3
 

@@ -143,7 +143,7 @@ async def test_a_broken_link(tmp_path: Path, fault: Fault, phase: Phase) -> None
         requests = await in_phase(built, phase)
         before = Resources.now()
         broken = built.proxy.latest
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             await fault(built)
             await broken.over.wait()
             requests.let_go(built)
@@ -170,7 +170,7 @@ async def test_a_slow_link_loses_nothing(tmp_path: Path, phase: Phase, way: str)
         requests = await in_phase(built, phase)
         direction = getattr(built.proxy.latest, way)
         direction.hold()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             built.shaky.release()
             requests.held.answer()
             await direction.passed.get()
