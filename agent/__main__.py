@@ -134,6 +134,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
+    # The table is for people: what the engine says on its way does not belong between its lines.
+    configure_logging("warning")
     sensors = sensors_wanted(settings.sensors)
     return run_bench(settings, sensors, ENGINE_ARGV, model=arguments.model, as_json=arguments.json)
 
