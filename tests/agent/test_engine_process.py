@@ -273,6 +273,7 @@ async def test_a_child_that_ignores_shutdown_is_killed(monkeypatch: pytest.Monke
     await gone(pid)
 
 
+@pytest.mark.slow
 async def test_a_stuck_child_is_killed_with_the_reason_given() -> None:
     """Also one that is stopped and would read no word; it is started again."""
     async with running(child("loaded(); time.sleep(1000)")) as engine:

@@ -287,6 +287,7 @@ async def test_finished_work_is_returned() -> None:
     assert await unless(forever(), work()) == 7
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
     """A daemon that cannot start leaves its last words in the error."""
     ready = setup.prepare(tmp_path, ())

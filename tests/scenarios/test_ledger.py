@@ -131,6 +131,7 @@ async def test_a_cancelled_request_is_in_the_ledger(
     assert list(row.wasted_j) == ["cancelled"]
 
 
+@pytest.mark.slow
 async def test_a_ledger_that_fails_stops_no_answer(tmp_path: Path) -> None:
     """The answer comes, the status warns, and the entry is written later."""
     async with fleet(tmp_path) as running:

@@ -156,6 +156,7 @@ async def test_a_client_that_leaves_a_mix_stops_all_its_members(
         assert len(body["moe2"]["collaboration"]["members"]) == 2
 
 
+@pytest.mark.slow
 async def test_a_vote_does_not_wait_for_a_member_that_hangs(
     tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
 ) -> None:

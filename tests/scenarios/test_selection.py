@@ -303,6 +303,7 @@ async def started(root: Path, gate: Path) -> tuple[int | None, str]:
 
 
 @pytest.mark.parametrize(("damage", "told"), [("cut", "cut short"), ("absent", "cannot be read")])
+@pytest.mark.slow
 async def test_a_broken_checkpoint_ends_the_start_with_its_reason(tmp_path: Path, damage: str, told: str) -> None:
     """Exit status 1 and one sentence that names the file, no traceback."""
     gate = tmp_path / "gate.safetensors"

@@ -89,6 +89,7 @@ async def test_a_second_request_has_its_own_time(tmp_path: Path) -> None:
             assert (await everything(reader)).count(b'"ok"}') == 2
 
 
+@pytest.mark.slow
 async def test_a_body_that_trickles_in_is_answered_with_408(tmp_path: Path) -> None:
     """In OpenAI's shape, naming the setting; then the connection ends."""
     async with fleet(tmp_path, agents=(), api={"body_timeout_s": SOON_S}) as running:
@@ -102,6 +103,7 @@ async def test_a_body_that_trickles_in_is_answered_with_408(tmp_path: Path) -> N
         assert await is_alive(running)
 
 
+@pytest.mark.slow
 async def test_a_chunked_body_without_end_is_refused(tmp_path: Path) -> None:
     """`api.max_body_bytes` holds where no length was given, too."""
     async with fleet(tmp_path, agents=(), api={"max_body_bytes": 2048}) as running:

@@ -250,6 +250,7 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(kept(path)) == 100
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries go first, and a warning tells how many."""
     monkeypatch.setattr(writer_module, "MOST_KEPT", 3)

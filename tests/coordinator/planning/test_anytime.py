@@ -30,6 +30,7 @@ def ticking() -> Callable[[], float]:
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
+@pytest.mark.slow
 def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
     """Stopped at any look, the best panel found and the bound enclose the true best value."""
     rng = np.random.default_rng(5)

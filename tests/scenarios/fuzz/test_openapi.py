@@ -181,6 +181,7 @@ async def attack(
     return answers
 
 
+@pytest.mark.slow
 async def test_a_live_coordinator_answers_as_documented(tmp_path: Path) -> None:
     """No server error, no undocumented status, content type, header or shape, whatever is asked of the small routes."""
     small = [(method, path) for method, path in OPERATIONS if path not in INFERENCE]

@@ -44,6 +44,7 @@ async def test_agents_come_back_spread_out(first_seed: int, down_s: float) -> No
 
 
 @on_virtual_clock
+@pytest.mark.slow
 async def test_the_table_is_warm_within_one_report_interval(first_seed: int) -> None:
     """After a short restart every expert can be chosen again no later than one interval after the return."""
     cluster, back_s = await reconnected(0.5, first_seed)
