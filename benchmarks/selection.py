@@ -24,6 +24,7 @@ from moe2.common.energy import Quality
 from moe2.common.messages import ExpertReport, ExpertState
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.choice import NoExpert, SelectionRequest
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.gating.gate import Gate
 from moe2.coordinator.gating.outcomes import Outcomes, split_of
@@ -31,7 +32,7 @@ from moe2.coordinator.gating.training import train_gate
 from moe2.coordinator.gating.training_config import TrainingConfig
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
-from moe2.coordinator.selection import NoExpert, SelectionRequest, Selector
+from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
 
 KINDS = ("arithmetic", "code", "facts", "chat", "summary", "translation")

@@ -9,10 +9,10 @@ import msgspec
 
 from moe2.common.cost import Quantiles
 from moe2.coordinator.budgets import Budgets, Mode
+from moe2.coordinator.choice import Considered, NoExpert, Selection
 from moe2.coordinator.planning.certificate import Certificate, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.predict import Prediction
-from moe2.coordinator.selection import Considered, NoExpert, Selection
 
 
 class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):

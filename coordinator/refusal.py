@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from moe2.common.energy import Quality
+from moe2.coordinator.choice import SelectionRequest
 from moe2.coordinator.planning.certificate import Offer, Plan
 from moe2.coordinator.roster import Forecast, IntArray, Roster
-
-if TYPE_CHECKING:
-    from moe2.coordinator.selection import SelectionRequest
 
 
 def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:

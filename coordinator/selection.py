@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moe2.common.messages import ExpertState
 from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
-from moe2.coordinator.budgets import DEFAULT_CATEGORY, NO_BUDGETS, Budgets, Mode, Wish, budgets_for
+from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, budgets_for
+from moe2.coordinator.choice import Member, NoExpert, Outlook, Selection, SelectionRequest
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.panel import (
     USUAL_PANEL,
     Load,
-    Work,
     coverage,
     finest,
     joint_prediction,
@@ -35,10 +34,10 @@ from moe2.coordinator.panel import (
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
-from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.predict import Demand
 from moe2.coordinator.promptlengths import PromptLengths
 from moe2.coordinator.refusal import infeasible_words, ruled_out_by
-from moe2.coordinator.roster import Forecast, IntArray, Roster
+from moe2.coordinator.roster import IntArray, Roster
 from moe2.coordinator.table import Expert
 
 ANY_MODEL = ("moe2", "auto")
@@ -47,161 +46,11 @@ SAME_SCORE = 0.005
 """Scores that differ by less are the same: the faster expert answers."""
 MEMO_ENTRIES = 512
 MOST_ROSTERS = 256
-ROUTE_ONLY = frozenset({Mode.ROUTE})
 AUTO_LEAST_GAIN = 0.05
 """What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """All points together; a frontier is for people, and nobody else may wait for it longer."""
-
-
-@dataclass(frozen=True)
-class SelectionRequest:
-    """What is asked for.
-
-    model: a model's name, an expert's key, or one of `ANY_MODEL`. text: the prompt as the gate reads it.
-    excluded: keys of experts that must not be chosen, because they have failed this request already.
-    barred: keys of experts that nobody is to be sent to now, with the reasons. affinity: who holds the beginning of
-    this conversation in its cache.
-    least_context_tokens: a context that was found too small; only larger ones are worth a try.
-    budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
-    modes: those that can serve the request. choice_tokens: of all the choices that it gives; None if it gives none.
-    """
-
-    model: str
-    demand: Demand
-    text: str = ""
-    wish: Wish = field(default_factory=Wish)
-    budgets: Budgets = NO_BUDGETS
-    excluded: frozenset[str] = frozenset()
-    barred: Mapping[str, str] = field(default_factory=dict)
-    affinity: Affinity | None = None
-    least_context_tokens: int = 0
-    needs_chat_template: bool = False
-    needs_tools: bool = False
-    elapsed_s: float = 0.0
-    spent_j: float = 0.0
-    modes: frozenset[Mode] = ROUTE_ONLY
-    choice_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Considered:
-    """One expert of the fleet as it looked to the decision."""
-
-    expert: Expert
-    prediction: Prediction
-    score: float
-    trained: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Outlook:
-    """All experts that could serve a request, as they look for it. Details of one are made when asked for.
-
-    work: what a panel does whose members all work; None where one expert answers.
-    """
-
-    forecast: Forecast
-    appraisal: Appraisal
-    worth: Worth
-    budgets: Budgets
-    ruled_out: Mapping[str, str]
-    work: Work | None = None
-
-    def at(self, place: int) -> Considered:
-        """One expert of the roster."""
-        return Considered(
-            self.forecast.roster.experts[place],
-            self.forecast.prediction(place),
-            float(self.appraisal.scores[place]),
-            bool(self.appraisal.trained[place]),
-        )
-
-    def member(self, place: int, weight: float) -> Member:
-        """One expert of the roster as a member of a panel."""
-        one = self.at(place)
-        parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
-        return Member(one.expert, one.prediction, one.score, weight, parts)
-
-    @cached_property
-    def considered(self) -> tuple[Considered, ...]:
-        """Every expert, in the fleet's order."""
-        return tuple(self.at(place) for place in range(len(self.forecast.roster)))
-
-
-@dataclass(frozen=True)
-class Member:
-    """One expert of the panel that answers.
-
-    weight: its share of the mixture; those of a panel sum to 1. parts: the prediction of each of its jobs, where they
-    are several one after the other.
-    """
-
-    expert: Expert
-    prediction: Prediction
-    score: float
-    weight: float = 1.0
-    parts: tuple[Prediction, ...] = ()
-
-    def part(self, number: int) -> Member:
-        """The member as it does one of its jobs."""
-        return replace(self, prediction=self.parts[number], parts=()) if self.parts else self
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The chosen panel, in the order of its members' weights, and why.
-
-    candidates: keys of the experts that the coarse level left to the fine one. predicted: of all members together.
-    """
-
-    mode: Mode
-    members: tuple[Member, ...]
-    candidates: frozenset[str]
-    category: str
-    outlook: Outlook
-    plan: Plan
-    predicted: Prediction
-
-    @property
-    def first(self) -> Member:
-        """Who answers, in a mode where one does."""
-        return self.members[0]
-
-    @property
-    def considered(self) -> tuple[Considered, ...]:
-        """In the fleet's order; `plan.members` are places in it."""
-        return self.outlook.considered
-
-    @property
-    def budgets(self) -> Budgets:
-        """The limits in force."""
-        return self.outlook.budgets
-
-    @property
-    def kind(self) -> str | None:
-        """What the gate takes the prompt for."""
-        return self.outlook.appraisal.kind
-
-
-@dataclass(frozen=True)
-class NoExpert:
-    """Nobody can take the request. `code` says which kind of answer the client gets.
-
-    plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
-    """
-
-    code: str
-    message: str
-    plan: Plan | None = None
-    outlook: Outlook | None = None
-    retry_after_s: int | None = None
-
-    @property
-    def considered(self) -> tuple[Considered, ...]:
-        """Every expert, where the budgets were the reason."""
-        return self.outlook.considered if self.outlook else ()
 
 
 class Selector:

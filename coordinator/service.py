@@ -27,12 +27,13 @@ from moe2.coordinator import dispatch
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector, wants
+from moe2.coordinator.selection import Selector, wants
 from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable, Expert
 

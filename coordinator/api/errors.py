@@ -7,11 +7,11 @@ from typing import Any
 
 from moe2.common.errors import JobErrorCode
 from moe2.coordinator.admission import whole_seconds
+from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
 from moe2.coordinator.receipt import Receipt
-from moe2.coordinator.selection import NoExpert
 
 
 @dataclass(eq=False)

@@ -11,9 +11,9 @@ from moe2.common.messages import ChatPrompt
 from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
+from moe2.coordinator.choice import NoExpert, SelectionRequest
 from moe2.coordinator.decision import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
-from moe2.coordinator.selection import NoExpert, SelectionRequest
 from moe2.coordinator.service import Service
 from moe2.coordinator.structure import uses_tools
 

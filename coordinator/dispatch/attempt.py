@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moe2.common.messages import ExpertState, JobUsage
+from moe2.coordinator.choice import Member, Selection
 from moe2.coordinator.predict import Prediction
-from moe2.coordinator.selection import Member, Selection
 from moe2.coordinator.table import Expert
 
 LATE_FACTOR = 4.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
+from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -27,7 +28,6 @@ from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0

@@ -24,11 +24,11 @@ from moe2.common.messages import (
 )
 from moe2.common.textstream import TextStream
 from moe2.coordinator.aggregate.tokens import TokenDraw, TokenMixture, mix_tokens
+from moe2.coordinator.choice import Member, Selection
 from moe2.coordinator.collaboration import Collaboration, MemberShare
 from moe2.coordinator.dispatch.attempt import Attempt, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect, Tell
 from moe2.coordinator.dispatch.panel import PanelPlay
-from moe2.coordinator.selection import Member, Selection
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle, MakeJob

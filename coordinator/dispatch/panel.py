@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import JobFailed
 from moe2.coordinator.aggregate.shares import renormalised
+from moe2.coordinator.choice import Member
 from moe2.coordinator.collaboration import DroppedMember
 from moe2.coordinator.dispatch.attempt import Attempt
 from moe2.coordinator.dispatch.effects import Effect, Failed
 from moe2.coordinator.dispatch.play import Play
-from moe2.coordinator.selection import Member
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle

@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from moe2.common.messages import JobDone, JobFailed, JobScored, NextTokens, TokenPiece
+from moe2.coordinator.choice import Selection
 from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch.attempt import Attempt
 from moe2.coordinator.dispatch.effects import Effect
-from moe2.coordinator.selection import Selection
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle

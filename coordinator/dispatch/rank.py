@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from moe2.common.messages import JobDone, JobScored, TokenPiece
 from moe2.coordinator.aggregate.shares import FloatArray, best_of, distributions, mixture
+from moe2.coordinator.choice import Selection
 from moe2.coordinator.collaboration import CandidateShare, Collaboration, MemberShare
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect
 from moe2.coordinator.dispatch.panel import PanelPlay
 from moe2.coordinator.dispatch.vote import no_scores, score_job
-from moe2.coordinator.selection import Selection
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle

@@ -8,8 +8,8 @@ from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
+from moe2.coordinator.choice import ROUTE_ONLY
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import ROUTE_ONLY
 from moe2.coordinator.structure import FREE, Structure
 
 

@@ -8,11 +8,11 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.messages import JobDone, JobFailed, JobScored, ScoreJob, TokenPiece
 from moe2.coordinator.aggregate.shares import FloatArray, best_of, distributions, mixture
 from moe2.coordinator.ballot import Ballot
+from moe2.coordinator.choice import Member, Selection
 from moe2.coordinator.collaboration import Collaboration, MemberShare
 from moe2.coordinator.dispatch.attempt import Attempt, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect
 from moe2.coordinator.dispatch.panel import PanelPlay
-from moe2.coordinator.selection import Member, Selection
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle, MakeJob

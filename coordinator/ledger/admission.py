@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
 from moe2.coordinator.ledger.accounts import Amount, Left, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import Member, NoExpert, Selection, SelectionRequest
 
 BUDGET_EXHAUSTED = "budget_exhausted"
 SOON_S = 5

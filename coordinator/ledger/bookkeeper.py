@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
 from moe2.coordinator.ledger.admission import Select, admit, burnt_j, is_limited, known_j, reservation_of
 from moe2.coordinator.ledger.entry import RequestEntry, plausible, plausible_count, request_entry, reservation_entry
 from moe2.coordinator.ledger.ledger import Ledger, Recorded
 from moe2.coordinator.receipt import Receipt, receipt_of
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 
 
 class Bookkeeper:

@@ -8,8 +8,8 @@ from typing import Any
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
 

@@ -20,9 +20,9 @@ from moe2.common.messages import (
 from moe2.coordinator import dispatch
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch import Deliver, Effect, SubmitJob, Tell
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, selector
 from tests.coordinator.lives import USAGE, LifeBench

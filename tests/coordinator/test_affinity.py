@@ -9,8 +9,8 @@ import pytest
 
 from moe2.common.messages import ChatMessage, ChatPrompt, JobUsage, TextPrompt, Tool
 from moe2.coordinator.affinity import Affinities, Affinity, prefixes
+from moe2.coordinator.choice import Selection, SelectionRequest
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import Selection, SelectionRequest
 from tests.coordinator.experts import expert, selector, speed
 
 KEY, OTHER = "agent-1/m", "agent-2/m"

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.budgets import Budgets, Mode, Wish
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.decision import decision_of
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.panel import USUAL_PANEL
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
+from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import EXACT, expert, selector, speed
 from tests.coordinator.panels import ALL_MODES

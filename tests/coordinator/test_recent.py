@@ -6,10 +6,10 @@ import pytest
 
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import Sampling, SensorReport, TextPrompt
+from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Lifecycle, Outcome, Request
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.recent import EnergyHistory, RecentRequests, fleet_power, running
-from moe2.coordinator.selection import NoExpert
 from tests.coordinator.receipts import UNMEASURED, agent_row, receipt
 
 STOPPED = Completed("stop")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import msgspec
 
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest, Selector
+from moe2.coordinator.selection import Selector
 from tests.coordinator.experts import expert, selector, speed
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from moe2.common.cost import Spread
 from moe2.common.messages import ExpertState
 from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.coarse import problem_of
 from moe2.coordinator.decision import decision_of, offers_of
 from moe2.coordinator.planning import branch
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand, predict
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import cost, expert, selector, speed
 

@@ -35,8 +35,8 @@ from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.messages import JobDone, JobFailed, JobWord, Sampling, Submit, TextPrompt
 from moe2.coordinator import dispatch
 from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import selector
 

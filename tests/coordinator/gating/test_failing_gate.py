@@ -9,10 +9,11 @@ import pytest
 
 from moe2.common.health import Severity
 from moe2.coordinator.appraisal import Appraiser
+from moe2.coordinator.choice import Selection, SelectionRequest
 from moe2.coordinator.gating.checkpoint import load_checkpoint
 from moe2.coordinator.gating.gate import GatePrediction
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import Selection, SelectionRequest, Selector
+from moe2.coordinator.selection import Selector
 from tests.coordinator.experts import expert
 from tests.fakes.gates import write_gate
 

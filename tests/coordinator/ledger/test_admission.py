@@ -11,12 +11,12 @@ from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobUsage
 from moe2.coordinator.access.principal import DailyLimits, Principal
 from moe2.coordinator.budgets import Wish
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
 from moe2.coordinator.ledger.accounts import Accounts, Amount
 from moe2.coordinator.ledger.admission import admit, burnt_j, known_j, p95_of, reservation_of
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.selection import NoExpert, Selection, SelectionRequest
 from tests.coordinator.experts import cost, expert, request, selector, speed
 
 TODAY = "2026-11-23"
