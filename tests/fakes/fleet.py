@@ -168,7 +168,7 @@ async def fleet(
             try:
                 for name in agents:
                     await built.start_agent(name, **agent_options)
-                await built.until(ready=len(agents))
+                await built.until(ready=sum(len(built.agent_configurations[name]["models"]) for name in agents))
                 yield built
             finally:
                 for agent in built.agents.values():

@@ -19,6 +19,9 @@ from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
 
+# SmolLM2's two tokens that end an answer.
+END_OF_TEXT, END_OF_TURN = "0", "2"
+
 
 def smollm2(**fields: int) -> list[dict[str, object]]:
     return [{"name": "smollm2", "path": smollm2_path(), "context_tokens": 1024, "slots": 2, **fields}]
@@ -107,10 +110,10 @@ async def test_a_crash_mid_batch_fails_its_requests_alone_and_the_model_is_back(
     """Two streams of a killed engine get an error event, one of the other model on that host its whole answer."""
     other = {"name": "other", "path": smollm2_path(), "context_tokens": 1024, "slots": 2}
     async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=[*smollm2(), other]) as running:
-        await running.until_status(lambda status: all(e.state is ExpertState.READY for e in status.agents[0].experts))
+        endless = {END_OF_TEXT: -100, END_OF_TURN: -100}
         streams = [
-            await running.chat("Write a long story.", model=model, stream=True, max_tokens=200)
-            for model in ("smollm2", "smollm2", "other")
+            await running.chat("Write a long story.", model=model, stream=True, max_tokens=most, logit_bias=endless)
+            for model, most in (("smollm2", 400), ("smollm2", 400), ("other", 60))
         ]
         for stream in streams:
             await _first_word(stream)
