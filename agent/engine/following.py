@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from moe2.agent.engine.batch import Chunk, Lanes, Run
 from moe2.agent.engine.distribution import Logits, most_likely, within
-from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event, Follow, Proposed
 from moe2.agent.engine.request import Vocabulary
+from moe2.agent.engine.writing import Writing
 from moe2.common.messages import Candidate
 
 
-class Following(Job):
+class Following(Writing):
     """Waits in its slot between a proposal and the token that is taken."""
 
     def __init__(
@@ -27,13 +27,18 @@ class Following(Job):
         lanes: Lanes,
         most_tokens: int,
     ) -> None:
-        """`most_tokens`: prompt and answer together."""
-        super().__init__(request.job_id, prompt, cells=cells, queued_at_s=queued_at_s)
+        super().__init__(
+            request.job_id,
+            prompt,
+            max_tokens=request.max_tokens,
+            cells=cells,
+            queued_at_s=queued_at_s,
+            vocabulary=vocabulary,
+            logits=logits,
+            lanes=lanes,
+            most_tokens=most_tokens,
+        )
         self._request = request
-        self._vocabulary = vocabulary
-        self._logits = logits
-        self._lanes = lanes
-        self._most_tokens = most_tokens
         self._proposed: list[Event] = []
 
     @property
@@ -63,18 +68,9 @@ class Following(Job):
         self.decoded_tokens += 1
         if self._vocabulary.is_end(token):
             self.reason = "stop"
-        elif (
-            self.decoded_tokens == self._request.max_tokens
-            or len(self.prompt) + self.decoded_tokens >= self._most_tokens
-            or not self._lanes.grow(run)
-        ):
-            self.reason = "length"
         else:
-            run.tokens.append(token)
+            self._go_on(run, token)
 
     def events(self) -> list[Event]:
         proposed, self._proposed = self._proposed, []
         return proposed
-
-    def success(self, now_s: float) -> Event:
-        return self._finished(now_s)

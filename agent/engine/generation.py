@@ -7,9 +7,9 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, Lanes, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
-from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Event, Generate
+from moe2.agent.engine.protocol import Generate
 from moe2.agent.engine.request import Vocabulary
+from moe2.agent.engine.writing import Writing
 from moe2.common.messages import TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
 
@@ -21,7 +21,7 @@ class Draw(Protocol):
     def close(self) -> None: ...
 
 
-class Generation(Job):
+class Generation(Writing):
     """Draws token after token."""
 
     def __init__(
@@ -37,14 +37,19 @@ class Generation(Job):
         lanes: Lanes,
         most_tokens: int,
     ) -> None:
-        """`most_tokens`: prompt and answer together."""
-        super().__init__(request.job_id, prompt, cells=cells, queued_at_s=queued_at_s)
+        super().__init__(
+            request.job_id,
+            prompt,
+            max_tokens=request.max_tokens,
+            cells=cells,
+            queued_at_s=queued_at_s,
+            vocabulary=vocabulary,
+            logits=logits,
+            lanes=lanes,
+            most_tokens=most_tokens,
+        )
         self._request = request
         self._draw = draw
-        self._vocabulary = vocabulary
-        self._logits = logits
-        self._lanes = lanes
-        self._most_tokens = most_tokens
         self._text = TextStream(request.stop)
         self._pieces: list[TokenPiece] = []
 
@@ -60,14 +65,8 @@ class Generation(Job):
         self._pieces += self._text.feed(self._vocabulary.piece(token), *self._likelihood(token, place))
         if self._text.stopped:
             self.reason = "stop"
-        elif (
-            self.decoded_tokens == self._request.max_tokens
-            or len(self.prompt) + self.decoded_tokens >= self._most_tokens
-            or not self._lanes.grow(run)
-        ):
-            self.reason = "length"
         else:
-            run.tokens.append(token)
+            self._go_on(run, token)
 
     def pieces(self) -> list[TokenPiece]:
         if self.reason is not None:
@@ -77,9 +76,6 @@ class Generation(Job):
 
     def close(self) -> None:
         self._draw.close()
-
-    def success(self, now_s: float) -> Event:
-        return self._finished(now_s)
 
     def _likelihood(self, token: int, place: int) -> tuple[float | None, tuple[TokenAlternative, ...]]:
         wanted = self._request.logprobs
