@@ -183,7 +183,10 @@ class Lifecycle:
         elif len(self.attempts) < MOST_ATTEMPTS:
             self.play = PLAYS[chosen.mode](self)
             return self.play.begin(chosen, now_s)
-        # What an expert itself said beats what the table says afterwards.
+        return self.nobody_left(told, now_s)
+
+    def nobody_left(self, told: JobFailed | None, now_s: float) -> list[Effect]:
+        """Conclude with what the last expert said: that beats what the table says afterwards."""
         failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
         return self.conclude(failed, now_s)
 

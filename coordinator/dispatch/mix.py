@@ -25,7 +25,7 @@ from moe2.common.messages import (
 from moe2.common.textstream import TextStream
 from moe2.coordinator.aggregate.tokens import TokenDraw, TokenMixture, mix_tokens
 from moe2.coordinator.choice import Member, Selection
-from moe2.coordinator.collaboration import Collaboration, MemberShare
+from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch.attempt import Attempt, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect, Tell
 from moe2.coordinator.dispatch.panel import PanelPlay
@@ -114,10 +114,7 @@ class Mix(PanelPlay):
     @property
     def collaboration(self) -> Collaboration:
         return Collaboration(
-            members=tuple(
-                MemberShare(expert=member.expert.key, weight=weight)
-                for member, weight in zip(self.members, self.weights, strict=True)
-            ),
+            members=self.shares(),
             dropped=tuple(self.dropped),
         )
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import JobFailed
-from moe2.coordinator.aggregate.shares import renormalised
+from moe2.coordinator.aggregate.shares import FloatArray, renormalised
 from moe2.coordinator.choice import Member
-from moe2.coordinator.collaboration import DroppedMember
+from moe2.coordinator.collaboration import DroppedMember, MemberShare
 from moe2.coordinator.dispatch.attempt import Attempt
 from moe2.coordinator.dispatch.effects import Effect, Failed
 from moe2.coordinator.dispatch.play import Play
@@ -61,6 +61,17 @@ class PanelPlay(Play):
     @property
     def leading(self) -> Attempt | None:
         return self.active[0] if self.active else None
+
+    def shares(self, views: FloatArray | None = None) -> tuple[MemberShare, ...]:
+        """Each member's part in the answer. views: (members, options), what each thought of the options if asked."""
+        return tuple(
+            MemberShare(
+                expert=member.expert.key,
+                weight=weight,
+                distribution=None if views is None else tuple(views[place].tolist()),
+            )
+            for place, (member, weight) in enumerate(zip(self.members, self.weights, strict=True))
+        )
 
     @abstractmethod
     def round_over(self, now_s: float) -> list[Effect]:

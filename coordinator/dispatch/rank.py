@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from moe2.common.messages import JobDone, JobScored, TokenPiece
 from moe2.coordinator.aggregate.shares import FloatArray, best_of, distributions, mixture
 from moe2.coordinator.choice import Selection
-from moe2.coordinator.collaboration import CandidateShare, Collaboration, MemberShare
+from moe2.coordinator.collaboration import CandidateShare, Collaboration
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect
 from moe2.coordinator.dispatch.panel import PanelPlay
@@ -84,14 +84,7 @@ class Rank(PanelPlay):
     def collaboration(self) -> Collaboration:
         views, mixed = self._shares or (None, None)
         return Collaboration(
-            members=tuple(
-                MemberShare(
-                    expert=member.expert.key,
-                    weight=weight,
-                    distribution=None if views is None else tuple(views[place].tolist()),
-                )
-                for place, (member, weight) in enumerate(zip(self.members, self.weights, strict=True))
-            ),
+            members=self.shares(views),
             candidates=tuple(
                 CandidateShare(
                     experts=tuple(writer.expert.key for writer in candidate.writers),

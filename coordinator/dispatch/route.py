@@ -118,7 +118,7 @@ class Route(Play):
                 waits = self.life.await_room(self._go_on, now_s)
                 if waits is not None:
                     return waits
-        return self._give_up(now_s)
+        return self.life.nobody_left(self._last_failure, now_s)
 
     def _resume(self, failed: JobFailed, now_s: float) -> list[Effect]:
         """Have another expert go on from the text so far, or tell the client."""
@@ -134,12 +134,6 @@ class Route(Play):
                 return self.life.answer(chosen.first, chosen, now_s, prefix="".join(self._text))
             older |= {chosen.first.expert.key}
         return self.life.conclude(Failed(failed.code, failed.message), now_s)
-
-    def _give_up(self, now_s: float) -> list[Effect]:
-        # What an expert itself said beats what the table says afterwards.
-        told = self._last_failure
-        failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
-        return self.life.conclude(failed, now_s)
 
     def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
         """The answer is this expert's; who else tries is not needed any more."""

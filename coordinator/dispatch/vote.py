@@ -9,7 +9,7 @@ from moe2.common.messages import JobDone, JobFailed, JobScored, ScoreJob, TokenP
 from moe2.coordinator.aggregate.shares import FloatArray, best_of, distributions, mixture
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.choice import Member, Selection
-from moe2.coordinator.collaboration import Collaboration, MemberShare
+from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch.attempt import Attempt, Purpose
 from moe2.coordinator.dispatch.effects import Completed, Effect
 from moe2.coordinator.dispatch.panel import PanelPlay
@@ -62,14 +62,7 @@ class Vote(PanelPlay):
     def collaboration(self) -> Collaboration:
         views, mixed = self._shares or (None, None)
         return Collaboration(
-            members=tuple(
-                MemberShare(
-                    expert=member.expert.key,
-                    weight=weight,
-                    distribution=None if views is None else tuple(views[place].tolist()),
-                )
-                for place, (member, weight) in enumerate(zip(self.members, self.weights, strict=True))
-            ),
+            members=self.shares(views),
             distribution=None if mixed is None else tuple(mixed.tolist()),
             dropped=tuple(self.dropped),
         )
