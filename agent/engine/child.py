@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
 """Asked of the kernel for stdout: room for many steps' tokens while the daemon is busy."""
 _PROGRESS_STEP = 0.05
-_SPIN_COUNT = "500"
+_SPIN_COUNT = "2000"
 _PR_SET_PDEATHSIG = 1
 """From Linux's <sys/prctl.h>."""
 
