@@ -18,6 +18,7 @@ def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
         flash_attention=section.flash_attention,
         mlock=section.mlock,
         cache_type=section.cache_type,
+        prefix_cache_mb=section.prefix_cache_mb,
         lora=tuple(LoraSpec(path=str(lora.path), scale=lora.scale) for lora in section.lora),
         pace=pace,
     )

@@ -111,6 +111,9 @@ class ModelSection(Settings):
     """Keep the model's memory from being swapped out."""
     cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     """How keys and values are stored; the smaller ones need flash attention, which they switch on."""
+    prefix_cache_mb: Annotated[int, Field(ge=0, le=1_048_576)] = 256
+    """Host memory, in MiB, for conversations that were answered, so that a continuation need not be read again; as far
+    as it is free. 0 keeps them in the KV cache alone, where they slow decoding down."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None

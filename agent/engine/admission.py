@@ -37,7 +37,7 @@ def refuse_beyond_memory(spec: ModelSpec) -> None:
             offloaded=offloaded_part(metadata, gpu_layers),
         )
     missing = shortage(
-        need, host_free_bytes=_host_free_bytes(), device_free_bytes=_device_free_bytes() if gpu_layers else None
+        need, host_free_bytes=host_free_bytes(), device_free_bytes=_device_free_bytes() if gpu_layers else None
     )
     if missing is not None:
         raise ModelError(
@@ -63,7 +63,7 @@ def _opened(path: str) -> Iterator[Metadata | None]:
             llama.llama_model_free(pointer)
 
 
-def _host_free_bytes() -> int | None:
+def host_free_bytes() -> int | None:
     """Memory that the kernel says can be had without swapping; None where it does not say."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():

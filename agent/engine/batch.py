@@ -4,7 +4,7 @@ A *run* is a token sequence being put through the model; it holds one lane. Runs
 batch; what is left of the batch's budget goes to prompts, the shortest remainder first, so that a short prompt does not
 wait behind a long one, with a share kept for the oldest so that it cannot starve.
 
-Lanes outlive their runs: a finished run's tokens stay cached until the cells are needed, and a new run begins with the
+Lanes outlive their runs: a finished run's tokens stay cached until they are forgotten, and a new run begins with the
 longest prefix that any lane already holds.
 
 Admission counts tokens: the sum of what all runs have reserved never exceeds the cache. Cells that runs share are
@@ -94,14 +94,16 @@ class Lanes:
         """Cells not reserved by any run."""
         return self._cells - self.reserved
 
-    def place(self, tokens: list[int], *, reserve: int, logits_from: int) -> tuple[Run, Placement] | None:
+    def place(
+        self, tokens: list[int], *, reserve: int, logits_from: int, afresh: bool = False
+    ) -> tuple[Run, Placement] | None:
         """Start a run on the best free lane; None while there is no free lane or not enough cells.
 
-        At least one token is left to decode, as its logits are needed.
+        At least one token is left to decode, as its logits are needed. `afresh`: with nothing of what other lanes hold.
         """
         if reserve > self.cells_free:
             return None
-        source, keep = self._longest_prefix(tokens, limit=min(len(tokens) - 1, logits_from))
+        source, keep = (0, 0) if afresh else self._longest_prefix(tokens, limit=most_reused(tokens, logits_from))
         lane = self._free_lane(source, keep)
         if lane is None:
             return None
@@ -136,18 +138,26 @@ class Lanes:
         self.runs.remove(run)
         self.reserved -= run.reserved
 
-    def evict(self) -> int | None:
-        """Forget the least recently used idle lane's tokens; returns the lane to trim, None where none is left."""
-        idle = [index for index, lane in enumerate(self._lanes) if lane.run is None and lane.cached]
+    @property
+    def idle_tokens(self) -> int:
+        """Tokens that stay cached for no run."""
+        return sum(len(lane.cached) for lane in self._lanes)
+
+    def least_recent(self) -> tuple[int, list[int]] | None:
+        """(lane, its tokens) of the idle lane that was used longest ago; None where no idle lane holds any."""
+        idle = [index for index, lane in enumerate(self._lanes) if lane.cached]
         if not idle:
             return None
         oldest = min(idle, key=lambda index: self._lanes[index].used_at)
-        self._lanes[oldest].cached = []
-        return oldest
+        return oldest, self._lanes[oldest].cached
 
-    def cached_prefix(self, tokens: list[int]) -> int:
-        """How many of these tokens, from the first, some lane holds."""
-        return self._longest_prefix(tokens, limit=len(tokens))[1]
+    def forget(self, lane: int) -> None:
+        """An idle lane holds nothing any more."""
+        self._lanes[lane].cached = []
+
+    def cached_prefix(self, tokens: list[int], *, limit: int) -> int:
+        """How many of these tokens, from the first, some lane holds, at most `limit`."""
+        return self._longest_prefix(tokens, limit=limit)[1]
 
     def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
         """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most
@@ -183,7 +193,8 @@ class Lanes:
         run = Run(lane=lane, tokens=list(tokens), filled=keep, logits_from=logits_from, reserved=reserve)
         self._lanes[lane].run = run
         self._lanes[lane].cached = []
-        self._lanes[source].used_at = self._tick()
+        if keep:
+            self._lanes[source].used_at = self._tick()
         self.runs.append(run)
         self.reserved += reserve
         return run, Placement(lane, source, keep)
@@ -196,7 +207,7 @@ class Lanes:
             usable = len(held) if lane.run is None else lane.run.filled
             if not self._cuts_anywhere and (lane.run is not None or usable > limit or tokens[:usable] != held):
                 continue
-            shared = _shared(tokens, held, min(limit, usable))
+            shared = shared_beginning(tokens, held, min(limit, usable))
             if shared > most:
                 best, most = index, shared
         return best, most
@@ -216,6 +227,11 @@ class Lanes:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def most_reused(tokens: list[int], logits_from: int) -> int:
+    """How many tokens of a prompt may come from the cache: the logits of the rest are needed, of one at least."""
+    return min(len(tokens) - 1, logits_from)
 
 
 def _shares(prompts: list[Run], budget: int) -> list[tuple[Run, int]]:
@@ -244,8 +260,9 @@ def _chunk(run: Run, count: int) -> Chunk:
     return Chunk(run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled)))
 
 
-def _shared(a: list[int], b: list[int], limit: int) -> int:
-    """Length of the common beginning, at most `limit`. Slices compare in C: bisect on them."""
+def shared_beginning(a: list[int], b: list[int], limit: int) -> int:
+    """Length of the common beginning, at most `limit`."""
+    # Slices compare in C: bisect on them.
     if a[:limit] == b[:limit]:
         return limit
     low, high = 0, limit

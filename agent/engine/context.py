@@ -16,6 +16,7 @@ from llama_cpp import llama_cpp as llama
 from moe2.agent.engine.batch import Chunk, DecodeOutcome
 from moe2.agent.engine.model import Model, ModelError, recent_error
 from moe2.agent.engine.protocol import ModelSpec
+from moe2.agent.engine.shelf import State
 
 Logits = npt.NDArray[np.float32]
 
@@ -126,6 +127,24 @@ class Context:
     def trim(self, lane: int, keep: int) -> bool:
         """Drop a lane's tokens after the first `keep`. False where the cache cannot do that."""
         return bool(llama.llama_memory_seq_rm(self._memory, lane, keep or -1, -1))
+
+    def state_bytes(self, lane: int) -> int:
+        """How large a lane's state is."""
+        return int(llama.llama_state_seq_get_size(self.pointer, lane))
+
+    def save(self, lane: int) -> State:
+        """A copy, in the host's memory, of all that the cache holds of a lane."""
+        state = np.empty(self.state_bytes(lane), np.uint8)
+        written = llama.llama_state_seq_get_data(self.pointer, _bytes_of(state), state.nbytes, lane)
+        return state[:written]
+
+    def restore(self, lane: int, state: State) -> bool:
+        """Let `lane` (empty) hold what was saved. False where the cache has no room for it; the lane is empty then."""
+        return bool(llama.llama_state_seq_set_data(self.pointer, _bytes_of(state), state.nbytes, lane))
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _batch(room: int) -> tuple[llama.llama_batch, tuple[npt.NDArray[Any], ...]]:

@@ -10,13 +10,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run, most_reused
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.intake import Cache, Intake, Limits
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Decoded, Event, JobFailed, JobTokens, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.shelf import Shelf, Shelved
 from moe2.common.errors import JobErrorCode, Moe2Error
 
 _STEP_S = 0.25
@@ -37,6 +38,7 @@ class Decoder:
         intake: Intake,
         cache: Cache,
         lanes: Lanes,
+        shelf: Shelf,
         limits: Limits,
         clock: Callable[[], float],
         emit: Callable[[Event], None],
@@ -45,6 +47,7 @@ class Decoder:
         self._intake = intake
         self._cache = cache
         self._lanes = lanes
+        self._shelf = shelf
         self._limits = limits
         self._clock = clock
         self._emit = emit
@@ -143,12 +146,22 @@ class Decoder:
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
+            if job.cells > self._lanes.cells_free:
+                return
+            limit = most_reused(job.prompt, job.logits_from)
+            shelved = self._shelf.find(
+                job.prompt, beyond=self._lanes.cached_prefix(job.prompt, limit=limit), limit=limit
+            )
+            placed = self._lanes.place(
+                job.prompt, reserve=job.cells, logits_from=job.logits_from, afresh=shelved is not None
+            )
             if placed is None:
                 return
             self._queue.popleft()
             run, placement = placed
             self._settle(run, placement)
+            if shelved is not None:
+                self._bring_back(run, *shelved)
             self._runs[run] = job
             self._running.append(job)
             job.trunk = run
@@ -186,13 +199,43 @@ class Decoder:
             self._cache.trim(placement.lane, 0)
             run.filled = 0
 
+    def _bring_back(self, run: Run, shelved: Shelved, tokens: int) -> None:
+        """Let a run on an empty lane begin with so many tokens of a shelved prefix, if the cache has room for all."""
+        while not self._cache.restore(run.lane, shelved.state):
+            if not self._empty_lane(may_lose=True):
+                return
+        if self._cache.trim(run.lane, tokens):
+            run.filled = tokens
+        else:
+            self._cache.trim(run.lane, 0)
+
     def _decode(self, chunks: list[Chunk], *, embeddings: bool) -> DecodeOutcome:
-        """One batch, after forgetting as many cached prefixes as it takes."""
+        """One batch, after emptying as many idle lanes as it takes."""
         while True:
             outcome = self._cache.decode(chunks, embeddings=embeddings)
-            if outcome is not DecodeOutcome.NO_CELLS or (lane := self._lanes.evict()) is None:
+            if outcome is not DecodeOutcome.NO_CELLS or not self._empty_lane(may_lose=True):
                 return outcome
-            self._cache.trim(lane, 0)
+
+    def _empty_lane(self, *, may_lose: bool) -> bool:
+        """Put the least recently used idle lane on the shelf, or lose it where that has no room; False if it stays, or
+        no lane is idle."""
+        idle = self._lanes.least_recent()
+        if idle is None:
+            return False
+        lane, tokens = idle
+        if not (self._shelve(lane, tokens) or may_lose):
+            return False
+        self._lanes.forget(lane)
+        self._cache.trim(lane, 0)
+        return True
+
+    def _shelve(self, lane: int, tokens: list[int]) -> bool:
+        """Put a copy of an idle lane on the shelf; False where there is no room."""
+        if not self._shelf.holds(tokens):
+            if not self._shelf.has_room(self._cache.state_bytes(lane)):
+                return False
+            self._shelf.put(tokens, self._cache.save(lane))
+        return True
 
     def _report(self, jobs: list[Job]) -> None:
         """Tokens first, all jobs in one frame, then the ends of jobs."""
@@ -240,6 +283,9 @@ class Decoder:
         self._running.remove(job)
         for run in [run for run, owner in self._runs.items() if owner is job]:
             self._end_run(run, keep_cached=keep_cached and run is job.trunk)
+        # What lies idle in the cache slows every step down.
+        while self._lanes.idle_tokens > self._limits.idle_tokens and self._empty_lane(may_lose=False):
+            pass
 
     def _end_run(self, run: Run, *, keep_cached: bool) -> None:
         del self._runs[run]

@@ -16,6 +16,7 @@ from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
+from moe2.agent.engine.shelf import State
 from moe2.common.errors import JobErrorCode
 
 _LEAST_PREDICTED_TOKENS = 64
@@ -30,15 +31,19 @@ class Cache(Protocol):
     def embedding(self, place: int) -> Vector: ...
     def copy(self, source: int, target: int, tokens: int) -> None: ...
     def trim(self, lane: int, keep: int) -> bool: ...
+    def state_bytes(self, lane: int) -> int: ...
+    def save(self, lane: int) -> State: ...
+    def restore(self, lane: int, state: State) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """slots: jobs at once. context_tokens: cells of the cache. job_tokens: prompt and answer of one job together.
-    batch_tokens, outputs: tokens, and rows of logits, of one batch."""
+    """slots: jobs at once. context_tokens: cells of the cache. idle_tokens: cached ones of no job. job_tokens: prompt
+    and answer of one job together. batch_tokens, outputs: tokens, and rows of logits, of one batch."""
 
     slots: int
     context_tokens: int
+    idle_tokens: int
     job_tokens: int
     batch_tokens: int
     outputs: int

@@ -9,6 +9,7 @@ from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Vector
 from moe2.agent.engine.intake import Cache
 from moe2.agent.engine.protocol import Pace
+from moe2.agent.engine.shelf import State
 
 
 class PacedCache:
@@ -47,3 +48,12 @@ class PacedCache:
 
     def trim(self, lane: int, keep: int) -> bool:
         return self._cache.trim(lane, keep)
+
+    def state_bytes(self, lane: int) -> int:
+        return self._cache.state_bytes(lane)
+
+    def save(self, lane: int) -> State:
+        return self._cache.save(lane)
+
+    def restore(self, lane: int, state: State) -> bool:
+        return self._cache.restore(lane, state)

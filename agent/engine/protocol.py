@@ -36,6 +36,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
     cache_type: of keys and values: "f16", "q8_0" or "q4_0".
+    prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
     """
 
@@ -49,6 +50,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     mlock: bool = False
     cache_type: str = "f16"
     lora: tuple[LoraSpec, ...] = ()
+    prefix_cache_mb: int = 256
     pace: Pace | None = None
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from moe2.agent.engine.adapters import apply_adapters
-from moe2.agent.engine.admission import refuse_beyond_memory
+from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
@@ -24,6 +24,7 @@ from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
+from moe2.agent.engine.shelf import Shelf
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.agent.engine.toolgrammar import schema_of_call, tagged
 from moe2.common.messages import ChatPrompt
@@ -35,6 +36,9 @@ _WARMUP_DECODE_S = 2.0
 _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
 _MOST_LANES = 64
+_IDLE_PART = 8
+"""One part in this many of the cache may hold prefixes of no job; the rest goes on the shelf. A 135M model on two
+x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them."""
 _LEAST_OUTPUTS = 64
 """Rows of logits in one batch: bounds the memory for them."""
 _MOST_SLOTS = 256
@@ -109,6 +113,12 @@ def open_session(
             job_tokens=min(context.tokens, model.trained_context_tokens or context.tokens),
             batch_tokens=context.batch_tokens,
             outputs=outputs,
+            idle_tokens=context.tokens // _IDLE_PART if spec.prefix_cache_mb else context.tokens,
+        )
+        shelf = Shelf(
+            most_bytes=spec.prefix_cache_mb * 2**20,
+            cuts_anywhere=model.keeps_every_position,
+            free_bytes=host_free_bytes,
         )
         intake = Intake(
             reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
@@ -122,6 +132,7 @@ def open_session(
             intake=intake,
             cache=cache,
             lanes=run_lanes,
+            shelf=shelf,
             limits=limits,
             clock=clock,
             emit=emit,

@@ -30,6 +30,7 @@ from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.intake import Intake
 from moe2.agent.engine.intake import Limits as DecoderLimits
 from moe2.agent.engine.request import RequestReader
+from moe2.agent.engine.shelf import Shelf, State
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.messages import JobDone, JobFailed, JobWord, Sampling, Submit, TextPrompt
@@ -87,7 +88,14 @@ class VirtualHost:
         self._core = core.AgentCore((ModelSection(name="m", path=Path("m.gguf"), slots=slots),))
         cache = _Cache(self)
         lanes = Lanes(lanes=2 * slots + 2, cells=_CONTEXT, cuts_anywhere=True)
-        limits = DecoderLimits(slots=slots, context_tokens=_CONTEXT, job_tokens=_CONTEXT, batch_tokens=512, outputs=512)
+        limits = DecoderLimits(
+            slots=slots,
+            context_tokens=_CONTEXT,
+            idle_tokens=_CONTEXT,
+            job_tokens=_CONTEXT,
+            batch_tokens=512,
+            outputs=512,
+        )
         intake = Intake(
             reader=RequestReader(_Counting(), None, vocabulary_size=_VOCABULARY),
             cache=cache,
@@ -100,6 +108,7 @@ class VirtualHost:
             intake=intake,
             cache=cache,
             lanes=lanes,
+            shelf=Shelf(most_bytes=0, cuts_anywhere=True, free_bytes=lambda: None),
             limits=limits,
             clock=lambda: self.now_s,
             emit=self._spoke,
@@ -280,6 +289,15 @@ class _Cache:
 
     def trim(self, lane: int, keep: int) -> bool:
         return True
+
+    def state_bytes(self, lane: int) -> int:
+        return 1
+
+    def save(self, lane: int) -> State:
+        raise NotImplementedError("this host has no shelf")
+
+    def restore(self, lane: int, state: State) -> bool:
+        raise NotImplementedError("this host has no shelf")
 
 
 class _Draw:

@@ -16,6 +16,7 @@ from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
+from moe2.agent.engine.shelf import Shelf, State
 
 VOCABULARY_SIZE = 27
 END = 0
@@ -113,6 +114,21 @@ class SimulatedCache:
         self._lanes[lane] = self._lanes.get(lane, [])[:keep]
         return True
 
+    def state_bytes(self, lane: int) -> int:
+        return len(self._lanes[lane])
+
+    def save(self, lane: int) -> State:
+        return np.array([token for _, token in self._lanes[lane]], np.uint8)
+
+    def restore(self, lane: int, state: State) -> bool:
+        if self._lanes.get(lane):
+            raise AssertionError(f"lane {lane} is not empty")
+        if self.used + len(state) > self._cells:
+            return False
+        self._lanes[lane] = [(self._next_cell + at, token) for at, token in enumerate(state.tolist())]
+        self._next_cell += len(state)
+        return True
+
 
 class _Greedy:
     def __init__(self, cache: SimulatedCache, *, endless: bool) -> None:
@@ -137,16 +153,25 @@ class Engine:
         batch_tokens: int = 16,
         endless: bool = False,
         pooling: Pooling = Pooling.MEAN,
+        idle_tokens: int | None = None,
+        shelved_tokens: int = 0,
     ) -> None:
-        """`endless`: the end token is never drawn."""
+        """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
+        shelf."""
         self._endless = endless
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0
         lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
         limits = Limits(
-            slots=slots, context_tokens=cells, job_tokens=cells, batch_tokens=batch_tokens, outputs=batch_tokens
+            slots=slots,
+            context_tokens=cells,
+            idle_tokens=cells if idle_tokens is None else idle_tokens,
+            job_tokens=cells,
+            batch_tokens=batch_tokens,
+            outputs=batch_tokens,
         )
+        self.shelf = Shelf(most_bytes=shelved_tokens, cuts_anywhere=True, free_bytes=lambda: None)
         intake = Intake(
             reader=RequestReader(Letters(), None, vocabulary_size=VOCABULARY_SIZE),
             cache=self.cache,
@@ -159,6 +184,7 @@ class Engine:
             intake=intake,
             cache=self.cache,
             lanes=lanes,
+            shelf=self.shelf,
             limits=limits,
             clock=self._clock,
             emit=self.events.append,

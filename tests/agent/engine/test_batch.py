@@ -85,7 +85,7 @@ def test_a_shared_beginning_is_copied_and_the_cached_conversation_kept() -> None
     placed = lanes.place([1, 2, 9, 9], reserve=4, logits_from=3)
     assert placed is not None
     assert (placed[1].source, placed[1].keep, placed[1].lane != first.lane) == (first.lane, 2, True)
-    assert lanes.cached_prefix([1, 2, 3, 4]) == 4
+    assert lanes.cached_prefix([1, 2, 3, 4], limit=4) == 4
 
 
 def test_at_least_the_last_prompt_token_is_decoded() -> None:
@@ -103,18 +103,30 @@ def test_a_cache_that_cannot_be_cut_is_only_continued() -> None:
     assert _start(lanes, [1, 2, 3, 4]).filled == 3
 
 
-def test_the_least_recently_used_prefix_is_forgotten_first() -> None:
-    """Eviction follows use."""
+def test_a_run_that_starts_afresh_takes_nothing_over() -> None:
+    """Not even what another lane holds."""
+    lanes = _lanes()
+    _finish(lanes, _start(lanes, [1, 2, 3]))
+    placed = lanes.place([1, 2, 3, 4], reserve=4, logits_from=3, afresh=True)
+    assert placed is not None
+    assert placed[0].filled == 0
+
+
+def test_the_least_recently_used_prefix_goes_first() -> None:
+    """A prefix that another run began with counts as used."""
     lanes = _lanes()
     old, new = _start(lanes, [1, 2]), _start(lanes, [3, 4])
     _finish(lanes, old)
     _finish(lanes, new)
-    assert lanes.evict() == old.lane
-    assert (lanes.cached_prefix([1, 2]), lanes.cached_prefix([3, 4])) == (0, 2)
+    assert lanes.least_recent() == (old.lane, [1, 2])
+    _start(lanes, [1, 2, 9])
+    lanes.forget(old.lane)
+    assert lanes.least_recent() == (new.lane, [3, 4])
+    assert lanes.idle_tokens == 2
 
 
-def test_nothing_is_evicted_from_running_jobs() -> None:
+def test_what_running_jobs_hold_is_not_idle() -> None:
     """With every cached token in use there is nothing to forget."""
     lanes = _lanes()
     _start(lanes, [1, 2])
-    assert lanes.evict() is None
+    assert lanes.least_recent() is None

@@ -65,12 +65,16 @@ _STEPS = st.tuples(st.just("step"), st.integers(1, 4))
     slots=st.integers(1, 4),
     cells=st.integers(24, 96),
     batch_tokens=st.integers(4, 16),
+    idle_tokens=st.integers(0, 24),
+    shelved_tokens=st.integers(0, 64),
 )
 def test_no_sequence_sees_anothers_tokens(
-    script: list[tuple[Any, ...]], slots: int, cells: int, batch_tokens: int
+    script: list[tuple[Any, ...]], slots: int, cells: int, batch_tokens: int, idle_tokens: int, shelved_tokens: int
 ) -> None:
     """Whatever arrives, stops and is cancelled meanwhile, each job's text is what it would be alone."""
-    engine = Engine(slots=slots, cells=cells, batch_tokens=batch_tokens)
+    engine = Engine(
+        slots=slots, cells=cells, batch_tokens=batch_tokens, idle_tokens=idle_tokens, shelved_tokens=shelved_tokens
+    )
     jobs: dict[str, tuple[str, int | None, tuple[str, ...]]] = {}
     cancelled: set[str] = set()
     for action, *details in script:
@@ -190,6 +194,44 @@ def test_a_shared_prefix_is_decoded_once() -> None:
     engine.decoder.submit(_generate("second", "ababababb", max_tokens=2))
     started = [event for event in engine.events if isinstance(event, Started)]
     assert started[1].cached_tokens == 8
+
+
+def test_an_answered_conversation_leaves_the_cache_and_comes_back() -> None:
+    """Idle tokens beyond the limit lie on the shelf; who goes on with them decodes only what is new."""
+    engine = Engine(slots=2, cells=96, batch_tokens=64, idle_tokens=4, shelved_tokens=96)
+    engine.decoder.submit(_generate("first", "abababab", max_tokens=1))
+    engine.run()
+    assert (engine.cache.used, engine.shelf.held_bytes) == (0, 8)
+    engine.decoder.submit(_generate("second", "ababababb", max_tokens=3))
+    engine.run()
+    assert [event.cached_tokens for event in engine.events if isinstance(event, Started)] == [0, 8]
+    assert engine.cache.decoded_tokens == 8 + 1 + 2
+    assert engine.text("second") == _expected("ababababb", 3)
+
+
+def test_a_conversation_without_room_on_the_shelf_stays_in_the_cache() -> None:
+    """Nothing is thrown away before its cells are needed."""
+    engine = Engine(slots=2, cells=96, batch_tokens=64, idle_tokens=4, shelved_tokens=7)
+    engine.decoder.submit(_generate("first", "abababab", max_tokens=1))
+    engine.run()
+    assert (engine.cache.used, engine.shelf.held_bytes) == (8, 0)
+
+
+def test_a_shelved_conversation_that_no_longer_fits_is_decoded_anew() -> None:
+    """Others hold the cells: the answer is the same."""
+    alone = Engine(slots=1, cells=40, endless=True)
+    alone.decoder.submit(_generate("again", "ab" * 4, max_tokens=8))
+    alone.run()
+    engine = Engine(slots=2, cells=40, batch_tokens=64, idle_tokens=0, shelved_tokens=96, endless=True)
+    engine.decoder.submit(_generate("long", "ab" * 8, max_tokens=16))
+    engine.run()
+    engine.decoder.submit(_generate("other", "b", max_tokens=20))
+    for _ in range(15):
+        engine.decoder.step()
+    engine.decoder.submit(_generate("again", "ab" * 4, max_tokens=8))
+    assert [event.cached_tokens for event in engine.events if isinstance(event, Started)][-1] == 0
+    engine.run()
+    assert engine.text("again") == alone.text("again")
 
 
 def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers() -> None:
