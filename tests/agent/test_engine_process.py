@@ -78,7 +78,7 @@ async def running(
     argv: Sequence[str], path: Path = Path(__file__), *, load_timeout_s: float = 60.0, wanted: bool = True
 ) -> AsyncIterator[Engine]:
     engine = Engine(argv, path=path, load_timeout_s=load_timeout_s, wanted=wanted)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         task = asyncio.create_task(engine.process.run())
         try:
             yield engine

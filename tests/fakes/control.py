@@ -15,30 +15,29 @@ class ExpertControl:
     """
 
     def __init__(self) -> None:
-        self._asked: asyncio.Queue[tuple[str, asyncio.StreamWriter]] = asyncio.Queue()
+        self._asked: asyncio.Queue[Step] = asyncio.Queue()
         self._connections: set[asyncio.Task[None]] = set()
         self.free = False
 
     async def next_phase(self) -> Step:
         """Wait until an expert asks; it stands still until the returned step is answered."""
-        async with asyncio.timeout(10):
-            phase, writer = await self._asked.get()
-        return Step(phase, writer)
+        async with asyncio.timeout(60):
+            return await self._asked.get()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
+            step = Step(line.decode().strip(), writer)
             if self.free:
-                writer.write(b"go\n")
+                step.answer()
             else:
-                self._asked.put_nowait((line.decode().strip(), writer))
+                self._asked.put_nowait(step)
         writer.close()
 
     def release(self) -> None:
         """Let everything pass from now on."""
         self.free = True
         while not self._asked.empty():
-            _, writer = self._asked.get_nowait()
-            writer.write(b"go\n")
+            self._asked.get_nowait().answer()
 
 
 class Step:
@@ -49,7 +48,7 @@ class Step:
         self._writer = writer
 
     def answer(self, word: str = "go") -> None:
-        self._writer.write(f"{word}\n".encode())
+        self._writer.write(f"{word} {self.phase}\n".encode())
 
 
 @asynccontextmanager

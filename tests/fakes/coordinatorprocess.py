@@ -19,7 +19,8 @@ class CoordinatorProcess:
 
     def __init__(self, root: Path, *, token: str, drain_s: float = 0.2) -> None:
         self._root = root
-        self._api_port, self._agents_port = _free_port(), _free_port()
+        self._reserved = _reserved_port(), _reserved_port()
+        self._api_port, self._agents_port = (held.getsockname()[1] for held in self._reserved)
         (root / "coordinator.token").write_text(token)
         config = f"""
             [coordinator]
@@ -68,13 +69,18 @@ class CoordinatorProcess:
     ) -> None:
         if self._process and self._process.returncode is None:
             await self.end(signal.SIGKILL)
+        for held in self._reserved:
+            held.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _reserved_port() -> socket.socket:
+    """A socket that holds a port without listening: the system gives it to nobody else, and who asks for
+    SO_REUSEADDR, as the coordinator does, may listen there.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def _toml(path: Path) -> str:

@@ -4,7 +4,7 @@ It echoes the words of the prompt, one per token, as often as it takes to reach 
 the same. With `--prefers TEXT` it scores this continuation highest. Run freely it is instant. With `--control SOCKET`
 it asks a test for permission before each step, so that a test can hold it in any phase and let it crash there, without
 a sleep: it sends lines such as "prefill JOB", "token JOB N", "score JOB" or "propose JOB N" and waits for one of "go",
-"crash", "hang" or "garbage".
+"crash", "hang" or "garbage", followed by the line that it answers.
 """
 
 from __future__ import annotations
@@ -220,7 +220,10 @@ class FakeExpert:
         reader, writer = self._control
         async with self._control_turn:
             writer.write(f"{phase}\n".encode())
-            answer = (await reader.readline()).decode().strip()
+            answer, asked = "", None
+            # An answer to a step that was cancelled meanwhile is for nobody.
+            while asked != phase and (line := await reader.readline()):
+                answer, _, asked = line.decode().strip().partition(" ")
         match answer:
             case "crash":
                 os.abort()

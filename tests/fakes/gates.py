@@ -1,19 +1,60 @@
-"""A gate made by hand: it takes every prompt for its first kind."""
+"""Gates made by hand, for what needs a gate but no training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from moe2.coordinator.gating.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields, save_checkpoint
+from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
-from moe2.coordinator.gating.gate import GateParameters
+from moe2.coordinator.gating.gate import Gate, GateParameters
+
+TAU = 0.1
+
+
+@dataclass(frozen=True)
+class MadeGate:
+    """What training gives, too: a gate with what is written beside it."""
+
+    gate: Gate
+    manifest: Manifest
+
+
+def random_gate(experts: Sequence[str], kinds: Sequence[str], features: FeatureConfig) -> MadeGate:
+    """A gate that answers every prompt differently; every number in it is drawn, the same each time."""
+    random = np.random.default_rng(11)
+    kind_count, count, width, hidden, numbers = len(kinds), len(experts), 4, 6, features.shape_size
+
+    def some(*shape: int) -> np.ndarray:
+        return random.normal(0.0, 0.5, shape).astype(np.float32)
+
+    parameters = GateParameters(
+        idf=np.abs(some(features.buckets)) + 1,
+        embedding=some(features.buckets, width).astype(np.float16).astype(np.float32),
+        shape_mean=some(numbers),
+        shape_scale=np.abs(some(numbers)) + 1,
+        hidden_weight=some(hidden, width + numbers),
+        hidden_bias=some(hidden),
+        task_weight=some(kind_count, hidden),
+        task_bias=some(kind_count),
+        residual_weight=some(count, hidden),
+        residual_bias=some(count),
+        profile=random.uniform(0.2, 0.8, (kind_count, count)).astype(np.float32),
+        calibration_slope=np.abs(some(count)) + 1,
+        calibration_offset=some(count),
+    )
+    gate = Gate(parameters, features, experts, TAU, embed_for(features))
+    return MadeGate(gate, _manifest(experts, kinds, features))
 
 
 def write_gate(path: Path, experts: Sequence[str], kinds: Sequence[str]) -> Path:
-    """A checkpoint for these experts, each a little better than the one before."""
+    """A checkpoint for these experts, each a little better than the one before; its gate takes every prompt for its
+    first kind.
+    """
     features = FeatureConfig(bucket_bits=4)
     kind_count, count = len(kinds), len(experts)
 
@@ -35,18 +76,21 @@ def write_gate(path: Path, experts: Sequence[str], kinds: Sequence[str]) -> Path
         calibration_slope=nothing(count) + 1,
         calibration_offset=nothing(count),
     )
-    manifest = Manifest(
+    save_checkpoint(path, parameters, _manifest(experts, kinds, features))
+    return path
+
+
+def _manifest(experts: Sequence[str], kinds: Sequence[str], features: FeatureConfig) -> Manifest:
+    return Manifest(
         version=CHECKPOINT_VERSION,
         moe2_version="test",
         experts=tuple(experts),
         kinds=tuple(kinds),
         features=feature_fields(features),
-        tau=0.1,
+        tau=TAU,
         data_sha256="0" * 64,
         source=None,
         rows={},
         training={},
         metrics={},
     )
-    save_checkpoint(path, parameters, manifest)
-    return path

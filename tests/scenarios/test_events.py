@@ -26,7 +26,7 @@ async def events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dic
 
 async def first(answer: aiohttp.ClientResponse, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """The first event that satisfies `holds`."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for _, data in events(answer):
             if holds(data):
                 return data
@@ -87,7 +87,7 @@ async def test_feeds_end_at_shutdown(tmp_path: Path) -> None:
     async with fleet(tmp_path) as running:
         answer = await running.http.get(EVENTS_PATH)
         running.coordinator.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await answer.content.readany():
                 pass
 
@@ -101,7 +101,7 @@ async def test_viewers_are_limited(tmp_path: Path) -> None:
             assert answer.headers["Retry-After"] == "10"
         for viewer in viewers:
             viewer.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 async with running.http.get(EVENTS_PATH) as answer:
                     if answer.status == 200:

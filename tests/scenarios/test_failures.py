@@ -62,7 +62,7 @@ async def test_engine_is_back_after_a_crash(
         assert failed.status == 502
         assert (await failed.json())["error"]["code"] == "engine_crashed"
         control.free = True
-        await running.until_status(lambda status: status.agents[0].experts[0].restarts == 1)
+        await running.until_status(lambda status: status.agents[0].experts[0].restarts > 0)
         await running.until(ready=1)
         async with await running.chat("c", max_tokens=1) as answer:
             assert answer.status == 200
@@ -92,7 +92,7 @@ async def test_killed_child_is_reported_by_signal(tmp_path: Path) -> None:
         pid = agent.engine_pids()["fake"]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await running.until_status(lambda status: status.agents[0].experts[0].restarts == 1)
+        await running.until_status(lambda status: status.agents[0].experts[0].restarts > 0)
         await running.until(ready=1)
         assert agent.engine_pids()["fake"] not in (None, pid)
 

@@ -112,6 +112,6 @@ async def test_a_sighup_applies_what_can_change_and_tells_the_rest(tmp_path: Pat
             await until(warned, lambda codes: codes is not None and "configuration_refused" in codes)
         finally:
             process.terminate()
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=60)
     assert process.returncode == 0
     assert '"log.level": "debug"' in log

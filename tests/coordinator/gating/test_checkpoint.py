@@ -11,49 +11,38 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from moe2.coordinator.gating.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from moe2.coordinator.gating.training import TrainedGate
+from tests.fakes.gates import MadeGate
 
 
 @pytest.fixture
-def checkpoint(trained: TrainedGate, tmp_path: Path) -> Path:
+def checkpoint(made: MadeGate, tmp_path: Path) -> Path:
     path = tmp_path / "gate.safetensors"
-    save_checkpoint(path, trained.gate.parameters, trained.manifest)
+    save_checkpoint(path, made.gate.parameters, made.manifest)
     return path
 
 
-def test_a_gate_survives_the_file(trained: TrainedGate, checkpoint: Path) -> None:
+def test_a_gate_survives_the_file(made: MadeGate, checkpoint: Path) -> None:
     """The gate read back predicts exactly the same, and its manifest is the same."""
     gate, manifest = load_checkpoint(checkpoint)
-    assert manifest == trained.manifest
+    assert manifest == made.manifest
     for prompt in ("python function", "who is king?", ""):
-        assert np.array_equal(gate.predict(prompt).probabilities, trained.gate.predict(prompt).probabilities)
+        assert np.array_equal(gate.predict(prompt).probabilities, made.gate.predict(prompt).probabilities)
 
 
-def test_the_same_gate_gives_the_same_bytes(trained: TrainedGate, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_same_gate_gives_the_same_bytes(made: MadeGate, checkpoint: Path, tmp_path: Path) -> None:
     """Writing is deterministic."""
     again = tmp_path / "again.safetensors"
-    save_checkpoint(again, trained.gate.parameters, trained.manifest)
+    save_checkpoint(again, made.gate.parameters, made.manifest)
     assert again.read_bytes() == checkpoint.read_bytes()
 
 
-def test_the_official_library_reads_it(trained: TrainedGate, checkpoint: Path) -> None:
+def test_the_official_library_reads_it(made: MadeGate, checkpoint: Path) -> None:
     """The file is valid safetensors, its manifest in the metadata."""
     tensors = load_file(checkpoint)
-    assert np.array_equal(tensors["profile"], trained.gate.parameters.profile)
+    assert np.array_equal(tensors["profile"], made.gate.parameters.profile)
     with safe_open(checkpoint, framework="numpy") as file:
         manifest = msgspec.json.decode(file.metadata()["manifest"])
-    assert manifest["experts"] == list(trained.manifest.experts)
-
-
-def test_the_manifest_says_what_was_trained(trained: TrainedGate) -> None:
-    """Experts, features, data hash, rows and metrics are all in the manifest."""
-    manifest = trained.manifest
-    assert manifest.experts == ("expert-0", "expert-1", "expert-2")
-    assert manifest.kinds == ("code", "maths", "trivia")
-    assert manifest.data_sha256 == "0" * 64
-    assert manifest.rows == {"train": 180, "val": 60, "auxiliary": 0}
-    assert manifest.features["bucket_bits"] == 10
-    assert {"val_calibration_error_before", "val_calibration_error_after", "val_score_top1"} <= set(manifest.metrics)
+    assert manifest["experts"] == list(made.manifest.experts)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, 5000, -1])
@@ -97,27 +86,27 @@ def test_damaged_headers_are_refused(checkpoint: Path, old: bytes, new: bytes, t
         load_checkpoint(checkpoint)
 
 
-def test_values_that_are_not_finite_are_refused(trained: TrainedGate, checkpoint: Path) -> None:
+def test_values_that_are_not_finite_are_refused(made: MadeGate, checkpoint: Path) -> None:
     """A NaN among the parameters is found at loading, not in an answer."""
-    profile = trained.gate.parameters.profile.tobytes()
+    profile = made.gate.parameters.profile.tobytes()
     rewritten(checkpoint, profile, np.float32("nan").tobytes() + profile[4:])
     with pytest.raises(CheckpointError, match="not finite"):
         load_checkpoint(checkpoint)
 
 
-def test_features_of_another_version_are_refused(trained: TrainedGate, tmp_path: Path) -> None:
+def test_features_of_another_version_are_refused(made: MadeGate, tmp_path: Path) -> None:
     """A gate trained on other features must not be served with these."""
     path = tmp_path / "old.safetensors"
-    old = msgspec.structs.replace(trained.manifest, features={**trained.manifest.features, "version": 0})
-    save_checkpoint(path, trained.gate.parameters, old)
+    old = msgspec.structs.replace(made.manifest, features={**made.manifest.features, "version": 0})
+    save_checkpoint(path, made.gate.parameters, old)
     with pytest.raises(CheckpointError, match="features of version 0"):
         load_checkpoint(path)
 
 
-def test_a_failed_write_leaves_the_old_file(trained: TrainedGate, checkpoint: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(made: MadeGate, checkpoint: Path) -> None:
     """An error while writing leaves the previous checkpoint whole and no part file behind."""
     before = checkpoint.read_bytes()
     with pytest.raises(TypeError):
-        save_checkpoint(checkpoint, trained.gate.parameters, msgspec.structs.replace(trained.manifest, rows=object()))
+        save_checkpoint(checkpoint, made.gate.parameters, msgspec.structs.replace(made.manifest, rows=object()))
     assert checkpoint.read_bytes() == before
     assert list(checkpoint.parent.glob("*.part")) == []

@@ -7,18 +7,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from moe2.coordinator.gating import encoder
 from moe2.coordinator.gating.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from moe2.coordinator.gating.encoder import EncoderError, SentenceEncoder, embed_for, installed_encoder
 from moe2.coordinator.gating.features import ENCODER, ENCODER_WIDTH, FeatureConfig, FeatureExtractor
-from moe2.coordinator.gating.training import TrainedGate, train_gate
 from moe2.coordinator.gating.transformer import Transformer, gelu
+from tests.fakes.gates import MadeGate, random_gate
 
-from .conftest import SMALL_TRAINING
-from .outcome_tables import KINDS, synthetic_outcomes
+from .outcome_tables import KINDS
 
 WIDTH, HEADS, LAYERS, PLACES, WORDS = 24, 3, 2, 16, 50
 WITH_ENCODER = FeatureConfig(bucket_bits=10, encoder=ENCODER)
@@ -74,6 +71,9 @@ def random_tensors() -> dict[str, np.ndarray]:
 
 def torch_embedding(tensors: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
     """The same arithmetic by torch's own encoder layers."""
+    import torch
+    from torch import nn
+
     weights = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     x = (
         weights["embeddings.word_embeddings.weight"][tokens]
@@ -106,6 +106,8 @@ def torch_embedding(tensors: dict[str, np.ndarray], tokens: list[int]) -> np.nda
     return np.asarray(nn.functional.normalize(x[0].mean(dim=0), dim=0).numpy())
 
 
+# Importing torch takes seconds, so those that compare with it are slow.
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [[7], [1, 2, 3], list(range(PLACES))])
 def test_the_forward_pass_is_that_of_torch(tokens: list[int]) -> None:
     """Attention, feed-forward, norms and pooling equal torch's own layers with the same weights."""
@@ -115,8 +117,12 @@ def test_the_forward_pass_is_that_of_torch(tokens: list[int]) -> None:
     assert float(found @ found) == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_gelu_is_exact_to_single_precision() -> None:
     """The approximated error function is as good as float32 is."""
+    import torch
+    from torch import nn
+
     x = np.linspace(-8, 8, 4001, dtype=np.float32)
     exact = nn.functional.gelu(torch.from_numpy(x)).numpy()
     assert np.abs(gelu(x) - exact).max() < 2e-6
@@ -159,13 +165,13 @@ def test_a_missing_encoder_says_what_to_install() -> None:
 
 
 def test_a_checkpoint_that_needs_the_encoder_is_refused_without_it(
-    trained: TrainedGate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The start ends with what to install, not with a gate that cannot answer."""
     path = tmp_path / "gate.safetensors"
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "installed_encoder", KindTeller)
-        with_encoder = train_gate(synthetic_outcomes(), config=SMALL_TRAINING, features=WITH_ENCODER)
+        with_encoder = random_gate(("expert-0", "expert-1"), KINDS, WITH_ENCODER)
         save_checkpoint(path, with_encoder.gate.parameters, with_encoder.manifest)
         gate, manifest = load_checkpoint(path)
     assert manifest.features["encoder"] == ENCODER
@@ -176,11 +182,11 @@ def test_a_checkpoint_that_needs_the_encoder_is_refused_without_it(
         load_checkpoint(path)
 
 
-def test_an_unknown_encoder_is_refused(trained: TrainedGate, tmp_path: Path) -> None:
+def test_an_unknown_encoder_is_refused(made: MadeGate, tmp_path: Path) -> None:
     """A checkpoint of a later build that names another encoder is not half understood."""
     path = tmp_path / "gate.safetensors"
-    features = {**trained.manifest.features, "encoder": "another"}
-    save_checkpoint(path, trained.gate.parameters, msgspec.structs.replace(trained.manifest, features=features))
+    features = {**made.manifest.features, "encoder": "another"}
+    save_checkpoint(path, made.gate.parameters, msgspec.structs.replace(made.manifest, features=features))
     with pytest.raises(CheckpointError, match="'another'"):
         load_checkpoint(path)
 
@@ -196,9 +202,9 @@ def test_the_embedding_follows_the_shape() -> None:
     assert np.array_equal(joined.buckets, plain.buckets)
 
 
-def test_checkpoints_from_before_the_encoder_are_read(trained: TrainedGate, tmp_path: Path) -> None:
+def test_checkpoints_from_before_the_encoder_are_read(made: MadeGate, tmp_path: Path) -> None:
     """A manifest without the field means n-grams alone."""
     path = tmp_path / "gate.safetensors"
-    features = {name: value for name, value in trained.manifest.features.items() if name != "encoder"}
-    save_checkpoint(path, trained.gate.parameters, msgspec.structs.replace(trained.manifest, features=features))
+    features = {name: value for name, value in made.manifest.features.items() if name != "encoder"}
+    save_checkpoint(path, made.gate.parameters, msgspec.structs.replace(made.manifest, features=features))
     assert load_checkpoint(path)[0].feature_config.encoder is None

@@ -8,17 +8,17 @@ import pytest
 from moe2.coordinator.gating.fleetgate import FleetGate, GateMismatchError, plain_name
 from moe2.coordinator.gating.gate import Gate, GatePrediction
 from moe2.coordinator.gating.prior import ExpertFacts, facts_from_name, prior_for
-from moe2.coordinator.gating.training import TrainedGate
+from tests.fakes.gates import MadeGate
 
 
 def renamed(gate: Gate, *names: str) -> Gate:
     return Gate(gate.parameters, gate.feature_config, names, gate.tau)
 
 
-def test_experts_come_in_the_fleets_order(trained: TrainedGate) -> None:
+def test_experts_come_in_the_fleets_order(made: MadeGate) -> None:
     """The fleet's order need not be the checkpoint's."""
-    gate = FleetGate(trained.gate, [ExpertFacts("expert-2"), ExpertFacts("expert-0")])
-    mine, theirs = gate.predict("python loop").probabilities, trained.gate.predict("python loop").probabilities
+    gate = FleetGate(made.gate, [ExpertFacts("expert-2"), ExpertFacts("expert-0")])
+    mine, theirs = gate.predict("python loop").probabilities, made.gate.predict("python loop").probabilities
     assert mine == pytest.approx(theirs[[2, 0]])
     assert gate.notices == ()
 
@@ -32,28 +32,28 @@ def test_experts_come_in_the_fleets_order(trained: TrainedGate) -> None:
         "llama_3.1_8b_instruct-IQ4_XS",
     ],
 )
-def test_quantized_files_are_mapped_to_their_model(trained: TrainedGate, name: str) -> None:
+def test_quantized_files_are_mapped_to_their_model(made: MadeGate, name: str) -> None:
     """A GGUF file of a trained model uses what was learnt of it, and says so."""
-    gate = FleetGate(renamed(trained.gate, "Llama-3.1-8B-Instruct", "b", "c"), [ExpertFacts(name)])
+    gate = FleetGate(renamed(made.gate, "Llama-3.1-8B-Instruct", "b", "c"), [ExpertFacts(name)])
     assert [notice.code for notice in gate.notices] == ["gate_expert_mapped"]
     assert gate.predict("x").trained.all()
 
 
-def test_an_ambiguous_name_is_not_mapped(trained: TrainedGate) -> None:
+def test_an_ambiguous_name_is_not_mapped(made: MadeGate) -> None:
     """Two trained experts with the same plain name: neither is guessed."""
-    gate = FleetGate(renamed(trained.gate, "A-1", "a1", "c"), [ExpertFacts("a_1"), ExpertFacts("c")])
+    gate = FleetGate(renamed(made.gate, "A-1", "a1", "c"), [ExpertFacts("a_1"), ExpertFacts("c")])
     assert gate.predict("x").trained.tolist() == [False, True]
 
 
-def test_a_checkpoint_of_another_fleet_is_refused(trained: TrainedGate) -> None:
+def test_a_checkpoint_of_another_fleet_is_refused(made: MadeGate) -> None:
     """Nothing in common: the error names both sides."""
     with pytest.raises(GateMismatchError, match=r"expert-0.*the fleet has phi-3"):
-        FleetGate(trained.gate, [ExpertFacts("phi-3")])
+        FleetGate(made.gate, [ExpertFacts("phi-3")])
 
 
-def test_new_experts_start_from_a_prior_and_say_so(trained: TrainedGate) -> None:
+def test_new_experts_start_from_a_prior_and_say_so(made: MadeGate) -> None:
     """An expert without data has a probability, is marked, and a notice gives the reason."""
-    gate = FleetGate(trained.gate, [ExpertFacts("expert-0"), ExpertFacts("newcomer-7B", parameters=7e9)])
+    gate = FleetGate(made.gate, [ExpertFacts("expert-0"), ExpertFacts("newcomer-7B", parameters=7e9)])
     prediction = gate.predict("who is king")
     assert prediction.trained.tolist() == [True, False]
     assert 0 < prediction.probabilities[1] < 1
@@ -82,10 +82,10 @@ class _Broken(Gate):
 
 
 @pytest.mark.parametrize("kind", ["raises", "not finite"])
-def test_a_failing_gate_falls_back_to_priors(trained: TrainedGate, kind: str) -> None:
+def test_a_failing_gate_falls_back_to_priors(made: MadeGate, kind: str) -> None:
     """A gate that raises or answers NaN gives priors and a warning that names the reason; it never raises."""
     nan = np.full(3, np.nan)
-    broken = _Broken(trained.gate, None if kind == "raises" else GatePrediction(nan, nan, nan))
+    broken = _Broken(made.gate, None if kind == "raises" else GatePrediction(nan, nan, nan))
     prediction = FleetGate(broken, [ExpertFacts("expert-0"), ExpertFacts("expert-1")]).predict("x")
     assert prediction.warning is not None
     assert prediction.warning.code == "gate_failed"

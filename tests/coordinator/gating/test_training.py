@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from moe2.coordinator.gating.checkpoint import load_checkpoint, save_checkpoint
 from moe2.coordinator.gating.features import FeatureExtractor
 from moe2.coordinator.gating.folding import folded
 from moe2.coordinator.gating.gate import Gate, GateParameters
@@ -50,6 +52,27 @@ def test_training_twice_gives_the_same_gate(trained: TrainedGate) -> None:
         one, other = getattr(trained.gate.parameters, entry.name), getattr(again.gate.parameters, entry.name)
         assert np.array_equal(one, other), entry.name
     assert again.manifest == trained.manifest
+
+
+def test_the_manifest_says_what_was_trained(trained: TrainedGate) -> None:
+    """Experts, features, data hash, rows and metrics are all in the manifest."""
+    manifest = trained.manifest
+    assert manifest.experts == ("expert-0", "expert-1", "expert-2")
+    assert manifest.kinds == ("code", "maths", "trivia")
+    assert manifest.data_sha256 == "0" * 64
+    assert manifest.rows == {"train": 180, "val": 60, "auxiliary": 0}
+    assert manifest.features["bucket_bits"] == 10
+    assert {"val_calibration_error_before", "val_calibration_error_after", "val_score_top1"} <= set(manifest.metrics)
+
+
+def test_a_trained_gate_survives_the_file(trained: TrainedGate, tmp_path: Path) -> None:
+    """The gate read back predicts exactly the same, and its manifest is the same."""
+    path = tmp_path / "gate.safetensors"
+    save_checkpoint(path, trained.gate.parameters, trained.manifest)
+    gate, manifest = load_checkpoint(path)
+    assert manifest == trained.manifest
+    for prompt in ("python function", "who is king?", ""):
+        assert np.array_equal(gate.predict(prompt).probabilities, trained.gate.predict(prompt).probabilities)
 
 
 def test_other_seeds_give_another_gate(trained: TrainedGate) -> None:

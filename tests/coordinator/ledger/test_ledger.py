@@ -29,7 +29,7 @@ async def running(path: Path, *, retention_days: int = 36_500) -> AsyncIterator[
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(POLL_S)
 

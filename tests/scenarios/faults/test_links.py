@@ -126,7 +126,7 @@ FAULTS: tuple[Fault, ...] = (
     double_down,
     swap_up,
 )
-QUICK = {(reset, Phase.PREFILL), (blackhole_up, Phase.STREAM), (corrupt_up, Phase.QUEUED), (reset, Phase.MIX)}
+QUICK = {(reset, Phase.PREFILL), (corrupt_up, Phase.QUEUED), (reset, Phase.MIX)}
 CASES = [
     pytest.param(
         fault, phase, id=f"{fault.__name__}-{phase}", marks=() if (fault, phase) in QUICK else pytest.mark.slow
