@@ -410,7 +410,7 @@ class Service:
             case dispatch.AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
                 # It was told to stop, and did not even say that it had.
                 self._breakers.late(key, job_id, now_s, hangs=not self._works(key, now_s))
-            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
+            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST | dispatch.AttemptState.BROKEN_OFF:
                 code = attempt.code or "unknown"
                 self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
             case _:

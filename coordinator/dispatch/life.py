@@ -17,7 +17,7 @@ from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionReques
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
-from moe2.coordinator.dispatch.effects import Cancelled, Effect, Failed, Outcome
+from moe2.coordinator.dispatch.effects import Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.dispatch.events import Event
 from moe2.coordinator.dispatch.limits import Limits
 from moe2.coordinator.dispatch.mix import Mix
@@ -275,6 +275,11 @@ class Lifecycle:
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
         """Tell the client; the request stays until everything is accounted."""
         self.outcome, self.concluded_s = outcome, now_s
+        if isinstance(outcome, Completed):
+            # The client has the words of those that broke off, too: what they took was not for nothing.
+            for author in self.authors:
+                if author.state in (AttemptState.FAILED, AttemptState.LOST):
+                    author.state = AttemptState.BROKEN_OFF
         return [*self._end_wait(now_s, served=False), do.Conclude(outcome), *self._retire_if_over()]
 
     # --- Events -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from moe2.common.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
 from moe2.common.wire import wire_codec
@@ -305,8 +306,8 @@ async def test_an_answer_that_breaks_off_is_resumed(
 ) -> None:
     """The stream goes on without a gap or a word twice, and both experts are on the receipt."""
     async with fleet(tmp_path, agents=(), dispatch={"hedging": False}) as running:
-        await running.start_agent("dying", engine_argv=(*controlled, *FAST))
-        await running.start_agent("steady", engine_argv=(*FAKE_EXPERT, *SLOW))
+        await running.start_agent("dying", engine_argv=(*controlled, *FAST), profile="agx-orin-maxn")
+        await running.start_agent("steady", engine_argv=(*FAKE_EXPERT, *SLOW), profile="agx-orin-maxn")
         await running.until(ready=2)
         request = asyncio.create_task(running.chat("a b c d e", max_tokens=5, stream=True, moe2={"resume": True}))
         for _ in range(3):
@@ -320,11 +321,21 @@ async def test_an_answer_that_breaks_off_is_resumed(
         assert text == "a b c d e "
         receipt = next(chunk["moe2"] for chunk in chunks if "moe2" in chunk)
         assert [(line["agent"], line["outcome"]) for line in receipt["experts"]] == [
-            ("dying", "failed"),
+            ("dying", "broken_off"),
             ("steady", "answered"),
         ]
         assert receipt["tokens"]["decoded"] == 5
         assert running.coordinator.status().dispatch.resumed == 1
+        broken_j, answered_j = (line["energy"]["joules"] for line in receipt["experts"])
+        assert broken_j > 0
+        assert receipt["energy"]["joules"] == pytest.approx(broken_j + answered_j)
+        async with running.http.get("/metrics") as scraped:
+            samples = (await scraped.text()).splitlines()
+        causes = {line.partition('cause="')[2].partition('"')[0] for line in samples if "energy_joules_total{" in line}
+        assert causes == {"broken_off", "answered"}
+        async with running.http.get("/v1/moe2/ledger", params={"by": "outcome"}) as told:
+            [row] = (await told.json())["sums"]
+        assert (row["useful_j"], row["wasted_j"]) == (pytest.approx(broken_j + answered_j), {})
 
 
 async def test_a_conversation_goes_on_where_its_beginning_is_cached(tmp_path: Path) -> None:
