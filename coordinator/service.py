@@ -27,7 +27,7 @@ from moe2.coordinator import dispatch
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import INFEASIBLE_NOW, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.dispatch.orphans import Orphans
 from moe2.coordinator.exchange import Exchange
@@ -291,12 +291,16 @@ class Service:
             self._arm(active)
             self._wake_for_breakers()
 
-    def _retry_after_s(self, model: str, outcome: dispatch.Outcome) -> float | None:
+    def _retry_after_s(self, life: dispatch.Lifecycle, outcome: dispatch.Outcome) -> float | None:
         """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
         if not isinstance(outcome, dispatch.Failed):
             return None
+        model = life.request.model
         if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
             return self.room_in_s(model)
+        if outcome.code == INFEASIBLE_NOW and life.refused:
+            known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
+            return max(known_s, default=None)
         now_s = asyncio.get_running_loop().time()
         experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
         if outcome.code == "no_live_expert" and experts:
@@ -361,7 +365,7 @@ class Service:
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
-                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life.request.model, outcome))
+                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life, outcome))
             case dispatch.Retire():
                 self._retire(active)
 
