@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from moe2.common.messages import (
     CancelJob,
     FromAgent,
@@ -18,6 +20,8 @@ from moe2.common.messages import (
     Tokens,
 )
 from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.budgets import Wish
+from moe2.coordinator.choice import INFEASIBLE_NOW
 from moe2.coordinator.dispatch import Completed, Failed
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.accounts import Accounts
@@ -27,7 +31,7 @@ from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable
-from tests.coordinator.experts import expert_report, hello, report, request, selector
+from tests.coordinator.experts import expert_report, hello, report, request, selector, speed
 from tests.coordinator.lives import USAGE
 from tests.virtualclock import on_virtual_clock
 
@@ -280,3 +284,59 @@ async def test_an_agent_has_no_say_in_the_jobs_of_others() -> None:
     pieces, outcome = await exchange.receive_all()
     assert [piece.text for piece in pieces] == ["a"]
     assert isinstance(outcome, Completed)
+
+
+# --- Budgets that only load breaks ------------------------------------------------------------------------------------
+
+ROOMY: dict[str, Any] = {"max_queue": 4, "latency": speed(1000.0, 100.0, slots=1)}
+"""0.2 s for a request alone, a slot a second."""
+TIGHT = Wish(latency_budget_s=2.0)
+
+
+@on_virtual_clock
+async def test_a_tight_budget_waits_for_the_queue_before_it() -> None:
+    """Behind two others it would take 2.2 s; 0.2 s are kept if both have ended after 1.5 s, and not after one has."""
+    bench = ServiceBench()
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    bench.ask("tight", wish=TIGHT)
+    await asyncio.sleep(1.0)
+    await bench.done("first.0")
+    assert bench.service.status().waiting == 1
+    await asyncio.sleep(0.5)
+    await bench.done("second.0")
+    assert bench.working == ["first", "second", "tight"]
+    await bench.done("tight.0")
+    assert bench.receipts[-1].seconds.admission == 1.5
+    assert bench.receipts[-1].exceeded == ()
+
+
+@on_virtual_clock
+async def test_a_tight_budget_waits_no_longer_than_it_makes_sense() -> None:
+    """After 1.8 s even an idle expert would be too late; it learns when to come again, and others go on."""
+    bench = ServiceBench()
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    exchange = bench.ask("tight", wish=TIGHT)
+    _, outcome = await exchange.receive_all()
+    assert asyncio.get_running_loop().time() == pytest.approx(1.8)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == INFEASIBLE_NOW
+    assert "load is the cause" in outcome.message
+    assert exchange.retry_after_s == 2.0
+    assert (bench.service.n_active, bench.service.status().waiting) == (2, 0)
+    assert bench.receipts[-1].experts == ()
+
+
+@on_virtual_clock
+async def test_without_a_place_to_wait_a_tight_budget_is_refused_at_once() -> None:
+    """For the same reason, and not because the queue is full."""
+    bench = ServiceBench(queue_s=0.0)
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    _, outcome = await bench.ask("tight", wish=TIGHT).receive_all()
+    assert isinstance(outcome, Failed)
+    assert outcome.code == INFEASIBLE_NOW
