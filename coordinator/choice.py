@@ -16,6 +16,15 @@ from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Forecast
 from moe2.coordinator.table import Expert
 
+OVERLOADED = "overloaded"
+"""A refusal: nobody has room."""
+INFEASIBLE = "infeasible"
+"""A refusal: no expert keeps the budgets, however little there is to do."""
+INFEASIBLE_NOW = "infeasible_now"
+"""A refusal: with less load one would."""
+PASSING = frozenset({OVERLOADED, INFEASIBLE_NOW})
+"""Refusals that may pass by themselves."""
+
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
 
@@ -154,6 +163,8 @@ class NoExpert:
     """Nobody can take the request. `code` says which kind of answer the client gets.
 
     plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
+    waits_s: how long waiting for less load may help; inf: as long as one likes; None: nobody can say. frees_in_s: until
+    an expert that would do has a free slot, as predicted.
     """
 
     code: str
@@ -161,6 +172,8 @@ class NoExpert:
     plan: Plan | None = None
     outlook: Outlook | None = None
     retry_after_s: int | None = None
+    waits_s: float | None = None
+    frees_in_s: float | None = None
 
     @property
     def considered(self) -> tuple[Considered, ...]:

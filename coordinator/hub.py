@@ -65,8 +65,8 @@ class _Connection:
 class Hub:
     """Accepts agents, keeps the table true, passes messages both ways.
 
-    on_message: an agent's word about a job. on_lost: an agent's session has ended, for whatever reason. on_report:
-    an agent has said what it can do now.
+    on_message: an agent's id and its word about a job. on_lost: an agent's session has ended, for whatever reason.
+    on_report: an agent has said what it can do now.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Hub:
         doorkeeper: Doorkeeper,
         coordinator_id: str,
         table: CapabilityTable,
-        on_message: Callable[[FromAgent], None],
+        on_message: Callable[[str, FromAgent], None],
         on_lost: Callable[[str], None],
         on_report: Callable[[], None],
     ) -> None:
@@ -209,8 +209,8 @@ class Hub:
         """It costs its job only, not the link."""
         message, reason = event.message, event.reason
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
-        if isinstance(message, Job):
-            self._on_message(JobFailed(job_id=message.job_id, code=event.code, message=reason))
+        if isinstance(message, Job) and connection.agent_id:
+            self._on_message(connection.agent_id, JobFailed(job_id=message.job_id, code=event.code, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         # A connection that was replaced may still have words in its buffers; its jobs are already given up.
@@ -221,7 +221,7 @@ class Hub:
                 self._table.agent_reported(connection.agent_id, sound(message), asyncio.get_running_loop().time())
                 self._on_report()
             case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
-                self._on_message(message)
+                self._on_message(connection.agent_id, message)
             case _:
                 log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
 

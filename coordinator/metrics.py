@@ -20,6 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW
 from moe2.coordinator.decision import Predicted
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
@@ -40,6 +41,8 @@ _FAILURES = frozenset(
     {
         *JobErrorCode,
         BUDGET_EXCEEDED,
+        INFEASIBLE,
+        INFEASIBLE_NOW,
         "budget_exhausted",
         "exhausted",
         "no_chat_template",

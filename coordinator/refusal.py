@@ -7,6 +7,7 @@ import numpy as np
 from moe2.common.energy import Quality
 from moe2.coordinator.choice import SelectionRequest
 from moe2.coordinator.planning.certificate import Offer, Plan
+from moe2.coordinator.relief import Relief
 from moe2.coordinator.roster import Forecast, IntArray, Roster
 
 
@@ -59,6 +60,17 @@ def infeasible_words(plan: Plan, forecast: Forecast) -> str:
     ]
     told = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
     return f"No expert keeps the request's budgets: {told}."
+
+
+def relieved_words(why: str, relief: Relief, request: SelectionRequest, *, is_late: bool) -> str:
+    """why: in the words of `infeasible_words`. is_late: waiting has used up what it needs."""
+    if relief.expert in request.barred:
+        what = f"{relief.expert} would, but {request.barred[relief.expert]}"
+    elif is_late:
+        what = f"{relief.expert} would have with less load when the request came: load is the cause"
+    else:
+        what = f"{relief.expert} would with less load: load is the cause"
+    return f"{why.removesuffix('.')}. {what}."
 
 
 def _needs(offer: Offer) -> str:

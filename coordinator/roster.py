@@ -7,7 +7,7 @@ forecast to `predict`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -135,6 +135,17 @@ class Roster:
     def busy(self, in_flight: Mapping[str, int]) -> IntArray:
         """(N,) requests in progress on each."""
         return np.array([in_flight.get(key, 0) for key in self.keys])
+
+    def lighter(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
+        """Less load than `busy` (N,), without a queue: nobody; and where joules are bounded, more and more after that,
+        as those who are decoded together share them."""
+        most = np.minimum(busy, self._slots - 1)
+        for level in range(int(most.max()) + 1 if bounds_joules else 1):
+            yield np.minimum(level, most)
+
+    def frees_in_s(self, busy: IntArray) -> FloatArray:
+        """(N,) seconds until a slot falls free with `busy` (N,) requests there, as predicted; NaN where unknown."""
+        return np.asarray(np.maximum(1, busy - self._slots + 1) * self._turn_s)
 
     def forecast(self, prompt_tokens: IntArray, answer_tokens: int, busy: IntArray) -> Forecast:
         """What a request takes on each expert, with `busy` (N,) requests already there.

@@ -18,7 +18,15 @@ from moe2.common.messages import ExpertState
 from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, budgets_for
-from moe2.coordinator.choice import Member, NoExpert, Outlook, Selection, SelectionRequest
+from moe2.coordinator.choice import (
+    INFEASIBLE,
+    INFEASIBLE_NOW,
+    Member,
+    NoExpert,
+    Outlook,
+    Selection,
+    SelectionRequest,
+)
 from moe2.coordinator.coarse import Worth, problem_of, solve
 from moe2.coordinator.panel import (
     USUAL_PANEL,
@@ -36,7 +44,8 @@ from moe2.coordinator.planning.certificate import Cause, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.promptlengths import PromptLengths
-from moe2.coordinator.refusal import infeasible_words, ruled_out_by
+from moe2.coordinator.refusal import infeasible_words, relieved_words, ruled_out_by
+from moe2.coordinator.relief import Relief, relief_in
 from moe2.coordinator.roster import IntArray, Roster
 from moe2.coordinator.table import Expert
 
@@ -101,8 +110,8 @@ class Selector:
             return _nobody(request, roster, ruled_out)
         appraisal = self.appraiser.appraise(request.text, roster)
         category = request.wish.category or self._category_of(appraisal)
-        budgets = budgets_for(request.wish, category, self.categories, request.budgets)
-        budgets = budgets.after(request.elapsed_s, request.spent_j)
+        whole = budgets_for(request.wish, category, self.categories, request.budgets)
+        budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
             request.affinity.save(roster.keys, prompt_tokens)
@@ -122,6 +131,12 @@ class Selector:
             affinity=request.affinity,
         )
         mode = _mode(request, budgets)
+        decided = self._decide(mode, case, epoch)
+        if isinstance(decided, NoExpert) and decided.code == INFEASIBLE:
+            return _or_later(decided, request, case, mode, whole.after(0.0, request.spent_j))
+        return decided
+
+    def _decide(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
         if mode.is_panel:
             return self._panel(mode, case, epoch)
         if mode is Mode.AUTO:
@@ -133,14 +148,12 @@ class Selector:
 
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
         """One expert."""
-        load, budgets = case.load, case.budgets
-        forecast = case.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-        outlook = Outlook(forecast, case.appraisal, case.worth, budgets, case.ruled_out)
+        [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
-            return NoExpert("infeasible", infeasible_words(plan, forecast), plan, outlook)
-        candidates = _candidates(plan, budgets)
-        chosen = outlook.at(_finest(outlook, candidates, load.busy, case.affinity))
+            return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+        candidates = _candidates(plan, case.budgets)
+        chosen = outlook.at(_finest(outlook, candidates, case.load.busy, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -161,21 +174,16 @@ class Selector:
             groups = vocabularies(roster, incapable)
             if max(map(len, groups)) < 2:
                 return _impossible(mode, f"none of the {len(roster)} experts share a vocabulary")
-        out = {**incapable, **case.ruled_out}
-        plans = [
-            (outlook, self._plan(outlook, epoch))
-            for others in _strangers(mode, roster, out)
-            # Only what ranking costs depends on the panel's size. Of equals the first, the smaller panel.
-            for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
-            for outlook in (case.outlook(mode, size, {**others, **out}),)
-        ]
+        # Of equals the first, the smaller panel.
+        plans = [(outlook, self._plan(outlook, epoch)) for outlook in case.outlooks(mode)]
         if not plans:
+            out = {**incapable, **case.ruled_out}
             return NoExpert(
                 "overloaded", f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
             )
         outlook, plan = max(plans, key=lambda found: found[1].certificate.value or -1.0)
         if not plan.is_feasible:
-            return NoExpert("infeasible", infeasible_words(plan, outlook.forecast), plan, outlook)
+            return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
         work = outlook.work
         assert work is not None  # noqa: S101 - a panel's outlook says what its members do
         problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, work)
@@ -276,7 +284,27 @@ class _Case:
         """The same for panels of one."""
         return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
 
-    def outlook(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
+    def outlooks(self, mode: Mode) -> list[Outlook]:
+        """How it looks in this mode: for each set of experts that could be a panel, and each size that matters."""
+        if mode is Mode.ROUTE:
+            load = self.load
+            forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+            return [Outlook(forecast, self.appraisal, self.worth, self.budgets, self.ruled_out)]
+        largest = self.budgets.max_experts or USUAL_PANEL
+        out = {**outsiders(mode, self.roster), **self.ruled_out}
+        return [
+            self._panel(mode, size, {**others, **out})
+            for others in _strangers(mode, self.roster, out)
+            # Only what ranking costs depends on the panel's size.
+            for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
+        ]
+
+    def beside(self, busy: IntArray, request: SelectionRequest, budgets: Budgets) -> _Case:
+        """The same with so many others there, (N,)."""
+        ruled_out = ruled_out_by(request, self.roster, busy)
+        return replace(self, load=replace(self.load, busy=busy), ruled_out=ruled_out, budgets=budgets)
+
+    def _panel(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
         """For panels of up to `size` members without those who are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
         work = work_of(mode, self.roster, self.load, size, eligible)
@@ -290,6 +318,35 @@ def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
         return mode if Mode.VOTE in request.modes else Mode.ROUTE
     # A request's own impossible mode has been refused before; this one is its category's.
     return mode if mode in request.modes else Mode.ROUTE
+
+
+def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: Mode, whole: Budgets) -> NoExpert:
+    """The same refusal; another one if only load is in the way, or a breaker.
+
+    whole: the budgets as they were before any time had passed: who has waited in vain has not asked for too much.
+    """
+    modes = (Mode.VOTE, Mode.ROUTE) if mode is Mode.AUTO else (mode,)
+
+    def relief(asked: SelectionRequest, budgets: Budgets) -> Relief | None:
+        for busy in case.roster.lighter(case.load.busy, bounds_joules=budgets.energy_budget_j is not None):
+            lighter = case.beside(busy, asked, budgets)
+            found = relief_in((outlook for each in modes for outlook in lighter.outlooks(each)), case.load.busy)
+            if found is not None:
+                return found
+        return None
+
+    for budgets in (case.budgets, whole) if request.elapsed_s else (whole,):
+        is_late = budgets is not case.budgets and request.elapsed_s > 0.0
+        for asked in (request, replace(request, barred={})) if request.barred else (request,):
+            if (found := relief(asked, budgets)) is not None:
+                return replace(
+                    refused,
+                    code=INFEASIBLE_NOW,
+                    message=relieved_words(refused.message, found, request, is_late=is_late),
+                    waits_s=0.0 if is_late else found.waits_s,
+                    frees_in_s=found.frees_in_s,
+                )
+    return refused
 
 
 def _is_worth_it(panel: Selection) -> bool:

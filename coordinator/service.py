@@ -27,8 +27,9 @@ from moe2.coordinator import dispatch
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import INFEASIBLE_NOW, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
+from moe2.coordinator.dispatch.orphans import Orphans
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -100,7 +101,9 @@ class Service:
         self._bookkeeper = bookkeeper
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
-        self._jobs: dict[str, _Active] = {}
+        self._jobs: dict[tuple[str, str], _Active] = {}
+        """By agent and job."""
+        self._orphans = Orphans()
         self._in_flight: Counter[str] = Counter()
         self._settings = settings
         self._waiting = WaitingRoom(settings.max_queued)
@@ -170,22 +173,22 @@ class Service:
         if active := self._active.get(request_id):
             self._handle(active, dispatch.ClientGone())
 
-    def agent_said(self, message: FromAgent) -> None:
+    def agent_said(self, agent_id: str, message: FromAgent) -> None:
+        """An agent's word about its jobs; those of others are none of its business."""
         match message:
             case Tokens(jobs=jobs):
                 for job in jobs:
-                    if active := self._jobs.get(job.job_id):
-                        self._handle(active, dispatch.TokensArrived(job.job_id, job.pieces))
+                    self._job_goes_on(agent_id, job.job_id, dispatch.TokensArrived(job.job_id, job.pieces))
             case JobStarted():
-                self._handle_job(message.job_id, dispatch.AttemptStarted(message))
-            case JobDone():
-                self._handle_job(message.job_id, dispatch.AttemptDone(message))
-            case JobFailed():
-                self._handle_job(message.job_id, dispatch.AttemptFailed(message))
-            case JobScored():
-                self._handle_job(message.job_id, dispatch.AttemptScored(message))
+                self._job_goes_on(agent_id, message.job_id, dispatch.AttemptStarted(message))
             case NextTokens():
-                self._handle_job(message.job_id, dispatch.NextTokensArrived(message))
+                self._job_goes_on(agent_id, message.job_id, dispatch.NextTokensArrived(message))
+            case JobDone():
+                self._job_ended(agent_id, message.job_id, dispatch.AttemptDone(message))
+            case JobFailed():
+                self._job_ended(agent_id, message.job_id, dispatch.AttemptFailed(message))
+            case JobScored():
+                self._job_ended(agent_id, message.job_id, dispatch.AttemptScored(message))
 
     def fleet_changed(self) -> None:
         """An agent has joined or reported: there may be room where there was none."""
@@ -193,13 +196,14 @@ class Service:
 
     def agent_lost(self, agent_id: str) -> None:
         self._affinities.forget(agent_id)
+        self._orphans.forget(agent_id)
         for active in tuple(self._active.values()):
             self._handle(active, dispatch.AgentLost(agent_id))
 
     def agent_evicted(self, agent_id: str) -> None:
         """It will not come back."""
         self._breakers.forget(agent_id)
-        for key in [key for key in self._answered_s if key.partition("/")[0] == agent_id]:
+        for key in [key for key in self._answered_s if _agent_id(key) == agent_id]:
             del self._answered_s[key]
 
     async def drain(self, drain_s: float) -> None:
@@ -287,12 +291,16 @@ class Service:
             self._arm(active)
             self._wake_for_breakers()
 
-    def _retry_after_s(self, model: str, outcome: dispatch.Outcome) -> float | None:
+    def _retry_after_s(self, life: dispatch.Lifecycle, outcome: dispatch.Outcome) -> float | None:
         """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
         if not isinstance(outcome, dispatch.Failed):
             return None
+        model = life.request.model
         if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
             return self.room_in_s(model)
+        if outcome.code == INFEASIBLE_NOW and life.refused:
+            known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
+            return max(known_s, default=None)
         now_s = asyncio.get_running_loop().time()
         experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
         if outcome.code == "no_live_expert" and experts:
@@ -301,9 +309,18 @@ class Service:
 
     # --- Events and effects -------------------------------------------------------------------------------------------
 
-    def _handle_job(self, job_id: str, event: dispatch.Event) -> None:
-        if active := self._jobs.get(job_id):
+    def _job_goes_on(self, agent_id: str, job_id: str, event: dispatch.Event) -> None:
+        if active := self._jobs.get((agent_id, job_id)):
             self._handle(active, event)
+        elif self._orphans.heard(agent_id, job_id):
+            log.info("orphan_stopped", agent_id=agent_id, job_id=job_id)
+            self._send(agent_id, CancelJob(job_id=job_id))
+
+    def _job_ended(self, agent_id: str, job_id: str, event: dispatch.Event) -> None:
+        if active := self._jobs.get((agent_id, job_id)):
+            self._handle(active, event)
+        else:
+            self._orphans.ended(agent_id, job_id)
 
     def _handle(self, active: _Active, event: dispatch.Event) -> None:
         """Perform what the event leads to. What happens meanwhile (an agent that cannot be reached) comes after it, as
@@ -348,13 +365,13 @@ class Service:
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
-                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life.request.model, outcome))
+                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life, outcome))
             case dispatch.Retire():
                 self._retire(active)
 
     def _submit(self, active: _Active, expert: Expert, job: Job) -> None:
         self._in_flight[expert.key] += 1
-        self._jobs[job.job_id] = active
+        self._jobs[expert.agent_id, job.job_id] = active
         self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
         self._bookkeeper.dispatched(active.life)
         self._arm(active)
@@ -362,7 +379,7 @@ class Service:
             self._handle(active, dispatch.AgentLost(expert.agent_id))
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:
-        self._jobs.pop(job_id, None)
+        self._jobs.pop((_agent_id(key), job_id), None)
         self._in_flight[key] -= 1
         if not self._in_flight[key]:
             del self._in_flight[key]
@@ -397,7 +414,7 @@ class Service:
             case dispatch.AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
                 # It was told to stop, and did not even say that it had.
                 self._breakers.late(key, job_id, now_s, hangs=not self._works(key, now_s))
-            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST:
+            case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST | dispatch.AttemptState.BROKEN_OFF:
                 code = attempt.code or "unknown"
                 self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
             case _:
@@ -475,3 +492,7 @@ class Service:
                 self.totals.failed += 1
             case dispatch.Cancelled():
                 self.totals.cancelled += 1
+
+
+def _agent_id(expert_key: str) -> str:
+    return expert_key.partition("/")[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe2.common.errors import JobErrorCode
 from moe2.coordinator.admission import whole_seconds
-from moe2.coordinator.choice import NoExpert
+from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
@@ -63,7 +63,8 @@ _STATUS = {
     "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
     "no_tools": (400, "invalid_request_error", "no_tools", None),
     "mode_unavailable": (422, "invalid_request_error", "mode_unavailable", None),
-    "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
+    INFEASIBLE: (422, "invalid_request_error", "infeasible_budget", None),
+    INFEASIBLE_NOW: (503, "server_error", INFEASIBLE_NOW, 1),
     BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),

@@ -35,6 +35,8 @@ class AttemptState(StrEnum):
     OUTVOTED = "outvoted"
     """Done, and another expert's answer was preferred."""
     FAILED = "failed"
+    BROKEN_OFF = "broken_off"
+    """It failed or was lost in mid-answer, and its words are the beginning of an answer that was completed."""
     CANCELLED = "cancelled"
     HEDGED = "hedged"
     """Stopped, because another expert's first token came sooner."""

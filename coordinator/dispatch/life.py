@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import INFEASIBLE_NOW, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
-from moe2.coordinator.dispatch.effects import Cancelled, Effect, Failed, Outcome
+from moe2.coordinator.dispatch.effects import Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.dispatch.events import Event
 from moe2.coordinator.dispatch.limits import Limits
 from moe2.coordinator.dispatch.mix import Mix
@@ -33,8 +33,6 @@ from moe2.coordinator.structure import uses_tools
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
-OVERLOADED = "overloaded"
-"""The one refusal that passes by itself."""
 BUDGET_EXCEEDED = "budget_exceeded"
 
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
@@ -191,8 +189,8 @@ class Lifecycle:
         return self.conclude(failed, now_s)
 
     def await_room(self, then: Then, now_s: float) -> list[Effect] | None:
-        """Wait until somebody has room; None if this request may wait no longer."""
-        until_s = min(now_s + self.terms.queue_s - self.waited_s, self._patience_s)
+        """Wait until somebody has room; None if this request may wait no longer. `refused` says what for."""
+        until_s = self._waits_until_s(now_s)
         if until_s <= now_s:
             return None
         self.wait = Wait(now_s, until_s, then)
@@ -275,6 +273,11 @@ class Lifecycle:
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
         """Tell the client; the request stays until everything is accounted."""
         self.outcome, self.concluded_s = outcome, now_s
+        if isinstance(outcome, Completed):
+            # The client has the words of those that broke off, too: what they took was not for nothing.
+            for author in self.authors:
+                if author.state in (AttemptState.FAILED, AttemptState.LOST):
+                    author.state = AttemptState.BROKEN_OFF
         return [*self._end_wait(now_s, served=False), do.Conclude(outcome), *self._retire_if_over()]
 
     # --- Events -------------------------------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ class Lifecycle:
     def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         if isinstance(chosen, NoExpert):
             self.refused = chosen
-            if may_wait and chosen.code == OVERLOADED and (waits := self.await_room(self._begin, now_s)) is not None:
+            if may_wait and chosen.code in PASSING and (waits := self.await_room(self._begin, now_s)) is not None:
                 return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
         self.refused = None
@@ -306,16 +309,24 @@ class Lifecycle:
         self.waited_s += now_s - wait.since_s
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
-        # With the rest of its budgets only experts that are busy now may do: one of them may fall free in time.
-        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, "infeasible"):
+        if isinstance(chosen, NoExpert) and chosen.code == OVERLOADED:
             return []
+        if isinstance(chosen, NoExpert) and chosen.code == INFEASIBLE_NOW:
+            self.refused = chosen
+            until_s = self._waits_until_s(now_s)
+            if until_s > now_s:
+                self.wait = replace(self.wait, until_s=until_s)
+                return []
+            chosen = self._in_vain(now_s)
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
 
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
+        refused = self._refused_for_its_budgets
+        if refused is None:
+            refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
         wait, self.wait = self.wait, None
         self.waited_s += now_s - wait.since_s
         return wait.then(refused, now_s)
@@ -404,9 +415,8 @@ class Lifecycle:
             text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
             return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
-            refused = NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
             then = self.wait.then
-            return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
+            return [*self._end_wait(now_s, served=False), *then(self._in_vain(now_s), now_s)]
         effects: list[Effect] = []
         for attempt in tuple(self.attempts):
             if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
@@ -416,6 +426,24 @@ class Lifecycle:
         if self.play and play_s is not None and play_s <= now_s:
             effects += self.play.time_passed(now_s)
         return effects
+
+    @property
+    def _refused_for_its_budgets(self) -> NoExpert | None:
+        """Why it waits, where an expert had room, but not in time."""
+        return self.refused if self.refused and self.refused.code == INFEASIBLE_NOW else None
+
+    def _in_vain(self, now_s: float) -> NoExpert:
+        """What it has waited for has not come."""
+        age_s, refused = now_s - self.request.arrived_s, self._refused_for_its_budgets
+        if refused:
+            return replace(refused, message=f"After {age_s:.1f} s: {refused.message}")
+        return NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
+
+    def _waits_until_s(self, now_s: float) -> float:
+        """Until the queue's limit, the end of the budgets, or when even an idle expert would come too late."""
+        until_s = min(now_s + self.terms.queue_s - self.waited_s, self._patience_s)
+        waits_s = self.refused.waits_s if self.refused else None
+        return until_s if waits_s is None else min(until_s, now_s + waits_s)
 
     @property
     def _patience_s(self) -> float:

@@ -14,7 +14,7 @@ from moe2.common.energy import Quality, worst_quality
 from moe2.coordinator.dispatch import AttemptState
 from moe2.coordinator.ledger.accounts import DaySum
 
-USEFUL = AttemptState.ANSWERED.value
+USEFUL = frozenset({AttemptState.ANSWERED.value, AttemptState.BROKEN_OFF.value})
 """Joules under every other cause were spent on work that nobody got."""
 
 
@@ -62,9 +62,9 @@ class SumRow(msgspec.Struct, frozen=True, kw_only=True):
     """What one group of requests took.
 
     tokens and joules: sums of what is known, None where nothing is. n_unmeasured: requests with joules that nobody
-    knows, which `joules` leaves out; where there are any, it is a lower bound. useful_j: of work that answered.
-    wasted_j: of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: to the keys' days;
-    None where the rows are experts or models. seconds: of the requests in all, or of the experts' own work.
+    knows, which `joules` leaves out; where there are any, it is a lower bound. useful_j: of work whose words the client
+    got. wasted_j: of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: to the keys'
+    days; None where the rows are experts or models. seconds: of the requests in all, or of the experts' own work.
     """
 
     group: str
@@ -171,10 +171,11 @@ class _Causes:
                 causes[row["cause"]] = causes.get(row["cause"], 0.0) + row["joules"]
 
     def useful_j(self, group: str) -> float | None:
-        return self._known.get(group, {}).get(USEFUL)
+        useful = [joules for cause, joules in self._known.get(group, {}).items() if cause in USEFUL]
+        return sum(useful) if useful else None
 
     def wasted_j(self, group: str) -> dict[str, float]:
-        return {cause: joules for cause, joules in sorted(self._known.get(group, {}).items()) if cause != USEFUL}
+        return {cause: joules for cause, joules in sorted(self._known.get(group, {}).items()) if cause not in USEFUL}
 
 
 def _request_sums(by: By, where: str) -> str:

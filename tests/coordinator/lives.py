@@ -23,13 +23,15 @@ EXPERTS = (expert("agent-1"), expert("agent-2", context_tokens=8192), expert("ag
 class LifeBench:
     """One request with a clock. `choose` takes the experts in order; nobody is left when all are excluded.
 
-    full: keys of experts that have no room now. Hedges are granted while `hedges` lasts.
+    full: keys of experts that have no room now. refusal: what it says instead, if set. Hedges are granted while
+    `hedges` lasts.
     """
 
     def __init__(self, *experts: Expert, queue_s: float = 0.0, hedges: int = 0, **fields: Any) -> None:
         self.experts = list(experts or EXPERTS)
         self.full: set[str] = set()
         self.hedges = hedges
+        self.refusal: NoExpert | None = None
         self.now_s = 100.5
         self.chosen_for: list[SelectionRequest] = []
         self.effects: list[Effect] = []
@@ -42,6 +44,8 @@ class LifeBench:
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
+        if self.refusal:
+            return self.refusal
         left = [found for found in self.experts if found.key not in asked.excluded]
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:

@@ -265,11 +265,47 @@ def test_the_receipt_of_a_resumed_answer_names_both() -> None:
     life.done(attempt=1)
     receipt = receipt_of(life.life)
     assert [(line.expert, line.outcome) for line in receipt.experts] == [
-        ("agent-1/m", "lost"),
+        ("agent-1/m", "broken_off"),
         ("agent-2/m", "answered"),
     ]
     assert receipt.tokens.decoded == 3
-    assert receipt.energy["joules"] is None
+    assert receipt.energy["joules"] is None, "what the lost one took nobody knows"
+
+
+def test_what_broke_off_is_no_waste_once_the_answer_is_whole() -> None:
+    """However often it broke off; and all joules are on the receipt."""
+    life = broken_off()
+    life.failed()
+    life.tokens(" a", attempt=1)
+    life.failed(attempt=1)
+    life.tokens(" time", attempt=2)
+    life.done(attempt=2)
+    receipt = receipt_of(life.life)
+    assert [line.outcome for line in receipt.experts] == ["broken_off", "broken_off", "answered"]
+    assert receipt.energy["joules"] == 3 * (USAGE.energy.joules or 0.0)
+
+
+def test_what_broke_off_without_a_word_of_its_cost_is_unknown() -> None:
+    """It has written, so it has cost something."""
+    life = broken_off()
+    life.failed(usage=None)
+    life.tokens(" a time", attempt=1)
+    life.done(attempt=1)
+    assert receipt_of(life.life).experts[0].energy["joules"] is None
+
+
+def test_what_broke_off_for_good_is_wasted() -> None:
+    """Nobody could complete the answer; nor had who wrote nothing a part in it."""
+    life = broken_off()
+    life.failed()
+    life.failed(attempt=1)
+    life.failed(attempt=2)
+    assert {attempt.state for attempt in life.life.attempts} == {AttemptState.FAILED}
+    early = LifeBench(**PLAIN).admitted()
+    early.failed()
+    early.tokens("a", attempt=1)
+    early.done(attempt=1)
+    assert [attempt.state for attempt in early.life.attempts] == [AttemptState.FAILED, AttemptState.ANSWERED]
 
 
 def test_a_second_break_is_resumed_too() -> None:
@@ -286,6 +322,7 @@ def test_a_complete_answer_needs_nobody_to_go_on() -> None:
     """Only its end was lost."""
     life = broken_off(max_tokens=2)
     assert outcomes(life.failed()) == [Completed("length")]
+    assert [attempt.state for attempt in life.life.attempts] == [AttemptState.BROKEN_OFF]
 
 
 TOOL = Tool(name="look")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
 from moe2.coordinator import dispatch
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.budgets import Budgets, Wish
+from moe2.coordinator.choice import INFEASIBLE_NOW, NoExpert
 from moe2.coordinator.dispatch import (
     BUDGET_EXCEEDED,
     OVERLOADED,
@@ -142,6 +146,94 @@ def test_a_failover_that_waits_in_vain_tells_the_failure() -> None:
     life.full = {"agent-2/m", "agent-3/m"}
     life.failed()
     assert outcomes(life.at_next()) == [Failed("engine_crashed", "It died.")]
+
+
+# --- Waiting for less load --------------------------------------------------------------------------------------------
+
+
+def busy(waits_s: float) -> NoExpert:
+    return NoExpert(INFEASIBLE_NOW, "Not now.", waits_s=waits_s)
+
+
+def crowded(waits_s: float, *, queue_s: float = 30.0, **fields: Any) -> LifeBench:
+    """With less load its budgets could be kept, for so many seconds."""
+    life = LifeBench(queue_s=queue_s, **fields)
+    life.refusal = busy(waits_s)
+    return life.admitted()
+
+
+def test_budgets_that_only_load_breaks_are_waited_for() -> None:
+    """It is served as soon as somebody can keep them."""
+    life = crowded(8.0, wish=Wish(latency_budget_s=10.0))
+    assert life.effects == [EnterQueue()]
+    life.now_s = 104.0
+    life.refusal = None
+    effects = life.room()
+    assert effects[0] == LeaveQueue(served=True)
+    assert submitted(effects) == ["req-1.0"]
+    assert life.life.refused is None
+
+
+def test_it_waits_no_longer_than_an_idle_expert_would_leave_it() -> None:
+    """Nor longer than the queue allows. The refusal keeps its reason, and says how long it took."""
+    for life, ends_s in ((crowded(8.0), 108.5), (crowded(math.inf), 130.5), (crowded(40.0), 130.5)):
+        assert life.life.next_deadline_s == ends_s
+        effects = life.at_next()
+        assert effects[0] == LeaveQueue(served=False)
+        assert outcomes(effects) == [Failed(INFEASIBLE_NOW, f"After {ends_s - 100.0:.1f} s: Not now.")]
+        assert retires(effects)
+        assert life.life.refused is not None
+
+
+def test_what_waiting_cannot_help_is_refused_at_once() -> None:
+    """No second is left for it, or nobody waits here, or there is no place."""
+    full = crowded(8.0)
+    full.do(dispatch.RoomRefused())
+    for life in (crowded(0.0), crowded(8.0, queue_s=0.0), full):
+        assert outcomes(life.effects) == [Failed(INFEASIBLE_NOW, "Not now.")]
+        assert retires(life.effects)
+
+
+def test_every_look_says_anew_how_long_waiting_may_help() -> None:
+    """A faster expert that has joined is worth waiting for longer, one that has left less long."""
+    life = crowded(8.0)
+    life.now_s = 103.0
+    for waits_s, ends_s in ((20.0, 123.0), (2.0, 105.0)):
+        life.refusal = busy(waits_s)
+        assert life.room() == []
+        assert life.life.next_deadline_s == ends_s
+
+
+def test_a_look_at_a_full_fleet_leaves_the_limit_where_it_was() -> None:
+    """What was said of the waiting's use was said then, not now."""
+    life = crowded(8.0)
+    life.now_s, life.refusal = 103.0, NoExpert(OVERLOADED, "All are busy.")
+    assert life.room() == []
+    [outcome] = outcomes(life.at_next())
+    assert (life.now_s, outcome) == (108.5, Failed(INFEASIBLE_NOW, "After 8.5 s: Not now."))
+
+
+def test_a_wait_that_has_used_up_the_budget_is_not_the_requests_fault() -> None:
+    """It ends as soon as that is known."""
+    life = crowded(8.0)
+    life.now_s, life.refusal = 105.0, busy(0.0)
+    effects = life.room()
+    assert effects[0] == LeaveQueue(served=False)
+    assert outcomes(effects) == [Failed(INFEASIBLE_NOW, "After 5.0 s: Not now.")]
+
+
+def test_a_failover_waits_for_less_load_too() -> None:
+    """If that is in vain, it tells what the expert said."""
+    for in_time in (True, False):
+        life = LifeBench(queue_s=30.0).admitted()
+        life.refusal = busy(5.0)
+        assert EnterQueue() in life.failed()
+        if in_time:
+            life.refusal = None
+            assert submitted(life.room()) == ["req-1.1"]
+        else:
+            assert outcomes(life.at_next()) == [Failed("engine_crashed", "It died.")]
+            assert life.now_s == 105.5
 
 
 # --- Budgets ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,22 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from moe2.common.messages import CancelJob, JobDone, JobFailed, JobPieces, Submit, ToAgent, TokenPiece, Tokens
+import pytest
+
+from moe2.common.messages import (
+    CancelJob,
+    FromAgent,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    Submit,
+    ToAgent,
+    TokenPiece,
+    Tokens,
+)
 from moe2.coordinator.access.principal import Principal
+from moe2.coordinator.budgets import Wish
+from moe2.coordinator.choice import INFEASIBLE_NOW
 from moe2.coordinator.dispatch import Completed, Failed
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.accounts import Accounts
@@ -17,7 +31,7 @@ from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable
-from tests.coordinator.experts import expert_report, hello, report, request, selector
+from tests.coordinator.experts import expert_report, hello, report, request, selector, speed
 from tests.coordinator.lives import USAGE
 from tests.virtualclock import on_virtual_clock
 
@@ -74,15 +88,18 @@ class ServiceBench:
     def agent_of(self, job_id: str) -> str:
         return self._agents[job_id]
 
+    def _said(self, job_id: str, message: FromAgent) -> None:
+        self.service.agent_said(self._agents[job_id], message)
+
     def token(self, job_id: str) -> None:
-        self.service.agent_said(Tokens(jobs=(JobPieces(job_id, (TokenPiece("a"),)),)))
+        self._said(job_id, Tokens(jobs=(JobPieces(job_id, (TokenPiece("a"),)),)))
 
     async def done(self, job_id: str, reason: str = "stop") -> None:
-        self.service.agent_said(JobDone(job_id=job_id, reason=reason, usage=USAGE))
+        self._said(job_id, JobDone(job_id=job_id, reason=reason, usage=USAGE))
         await asyncio.sleep(0)
 
     async def failed(self, job_id: str, code: str = "internal") -> None:
-        self.service.agent_said(JobFailed(job_id=job_id, code=code, message="No.", usage=USAGE))
+        self._said(job_id, JobFailed(job_id=job_id, code=code, message="No.", usage=USAGE))
         await asyncio.sleep(0)
 
     def open_breakers(self) -> list[str]:
@@ -108,7 +125,7 @@ async def test_who_has_waited_comes_before_who_has_just_arrived() -> None:
     bench = ServiceBench("agent-1")
     for request_id in ("first", "waiting"):
         bench.ask(request_id)
-    bench.service.agent_said(JobDone(job_id="first.0", reason="stop", usage=USAGE))
+    bench.service.agent_said("agent-1", JobDone(job_id="first.0", reason="stop", usage=USAGE))
     bench.ask("newcomer")
     assert bench.working == ["first", "waiting"]
 
@@ -232,3 +249,94 @@ async def test_unconfirmed_cancellations_are_the_experts_fault() -> None:
     await asyncio.sleep(11)
     assert bench.open_breakers() == ["agent-1/m"]
     assert len(bench.receipts) == 1
+
+
+@on_virtual_clock
+async def test_a_job_that_nobody_knows_any_more_is_stopped_once() -> None:
+    """Its agent has not confirmed the first cancellation in time, and goes on writing; another one that is at work for
+    somebody is left alone."""
+    bench = ServiceBench("agent-1", "agent-2")
+    bench.ask("r")
+    bench.ask("wanted")
+    bench.service.client_gone("r")
+    bench.token("r.0")
+    assert bench.cancelled == ["r.0"], "it may not have heard of it yet"
+    await asyncio.sleep(11)
+    for _ in range(3):
+        bench.token("r.0")
+        bench.token("wanted.0")
+    assert bench.cancelled == ["r.0", "r.0"]
+    await bench.done("r.0", "cancelled")
+    assert len(bench.receipts) == 1
+
+
+@on_virtual_clock
+async def test_an_agent_has_no_say_in_the_jobs_of_others() -> None:
+    """What it claims to work on there it is told to stop; the request waits for its own expert."""
+    bench = ServiceBench("agent-1", "agent-2")
+    exchange = bench.ask("r")
+    stranger = "agent-2" if bench.agent_of("r.0") == "agent-1" else "agent-1"
+    bench.service.agent_said(stranger, Tokens(jobs=(JobPieces("r.0", (TokenPiece("forged"),)),)))
+    bench.service.agent_said(stranger, JobFailed(job_id="r.0", code="internal", message="No."))
+    assert bench.cancelled == ["r.0"]
+    bench.token("r.0")
+    await bench.done("r.0")
+    pieces, outcome = await exchange.receive_all()
+    assert [piece.text for piece in pieces] == ["a"]
+    assert isinstance(outcome, Completed)
+
+
+# --- Budgets that only load breaks ------------------------------------------------------------------------------------
+
+ROOMY: dict[str, Any] = {"max_queue": 4, "latency": speed(1000.0, 100.0, slots=1)}
+"""0.2 s for a request alone, a slot a second."""
+TIGHT = Wish(latency_budget_s=2.0)
+
+
+@on_virtual_clock
+async def test_a_tight_budget_waits_for_the_queue_before_it() -> None:
+    """Behind two others it would take 2.2 s; 0.2 s are kept if both have ended after 1.5 s, and not after one has."""
+    bench = ServiceBench()
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    bench.ask("tight", wish=TIGHT)
+    await asyncio.sleep(1.0)
+    await bench.done("first.0")
+    assert bench.service.status().waiting == 1
+    await asyncio.sleep(0.5)
+    await bench.done("second.0")
+    assert bench.working == ["first", "second", "tight"]
+    await bench.done("tight.0")
+    assert bench.receipts[-1].seconds.admission == 1.5
+    assert bench.receipts[-1].exceeded == ()
+
+
+@on_virtual_clock
+async def test_a_tight_budget_waits_no_longer_than_it_makes_sense() -> None:
+    """After 1.8 s even an idle expert would be too late; it learns when to come again, and others go on."""
+    bench = ServiceBench()
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    exchange = bench.ask("tight", wish=TIGHT)
+    _, outcome = await exchange.receive_all()
+    assert asyncio.get_running_loop().time() == pytest.approx(1.8)
+    assert isinstance(outcome, Failed)
+    assert outcome.code == INFEASIBLE_NOW
+    assert "load is the cause" in outcome.message
+    assert exchange.retry_after_s == 2.0
+    assert (bench.service.n_active, bench.service.status().waiting) == (2, 0)
+    assert bench.receipts[-1].experts == ()
+
+
+@on_virtual_clock
+async def test_without_a_place_to_wait_a_tight_budget_is_refused_at_once() -> None:
+    """For the same reason, and not because the queue is full."""
+    bench = ServiceBench(queue_s=0.0)
+    bench.join("agent-1", **ROOMY)
+    for request_id in ("first", "second"):
+        bench.ask(request_id)
+    _, outcome = await bench.ask("tight", wish=TIGHT).receive_all()
+    assert isinstance(outcome, Failed)
+    assert outcome.code == INFEASIBLE_NOW

@@ -4,7 +4,8 @@ It echoes the words of the prompt, one per token, as often as it takes to reach 
 the same. With `--prefers TEXT` it scores this continuation highest. Run freely it is instant. With `--control SOCKET`
 it asks a test for permission before each step, so that a test can hold it in any phase and let it crash there, without
 a sleep: it sends lines such as "prefill JOB", "token JOB N", "score JOB" or "propose JOB N" and waits for one of "go",
-"crash", "hang" or "garbage", followed by the line that it answers.
+"crash", "hang", "garbage" or, for a token, "shout" (it writes the word in capitals), followed by the line that it
+answers.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ class FakeExpert:
             await self._permission(f"prefill {job.job_id}")
             most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
             while decoded < most:
-                await self._permission(f"token {job.job_id} {decoded}")
+                told = await self._permission(f"token {job.job_id} {decoded}")
                 word = words[(said + decoded) % len(words)]
+                word = word.upper() if told == "shout" else word
                 decoded += 1
                 if word in job.stop:
                     reason = "stop"
@@ -213,10 +215,10 @@ class FakeExpert:
             )
         )
 
-    async def _permission(self, phase: str) -> None:
-        """Ask the test whether to go on; without a control socket, go on."""
+    async def _permission(self, phase: str) -> str:
+        """Ask the test whether and how to go on; without a control socket, go on."""
         if self._control is None:
-            return
+            return "go"
         reader, writer = self._control
         async with self._control_turn:
             writer.write(f"{phase}\n".encode())
@@ -231,8 +233,7 @@ class FakeExpert:
                 await asyncio.Event().wait()
             case "garbage":
                 os.write(1, b"\xff" * 16)
-            case _:
-                return
+        return answer
 
     def _say(self, event: Event) -> None:
         os.write(1, length_prefixed(self._events.encode(event)))

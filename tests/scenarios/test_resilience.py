@@ -22,10 +22,10 @@ FAST = ("--decode-tokens-per-s", "1000")
 SLOW = ("--decode-tokens-per-s", "5")
 
 
-def one_slot(root: Path) -> list[dict[str, Any]]:
+def one_slot(root: Path, *, max_queue: int = 0) -> list[dict[str, Any]]:
     """An expert that has room for one request, and none that waits."""
     (root / "fake.gguf").touch()
-    return [{"name": "fake", "path": root / "fake.gguf", "slots": 1, "max_queue": 0}]
+    return [{"name": "fake", "path": root / "fake.gguf", "slots": 1, "max_queue": max_queue}]
 
 
 async def until_waiting(running: Fleet, n: int) -> None:
@@ -107,6 +107,57 @@ async def test_who_leaves_while_waiting_leaves_nothing(
         assert (await first).status == 200
         await running.quiet()
         assert running.agents["one"].status().jobs_finished == 1
+
+
+async def between_idle_and_busy(running: Fleet) -> float:
+    """A latency budget that an idle expert keeps, with seconds to spare, and the busy one does not."""
+    body = {"model": "moe2", "messages": [{"role": "user", "content": "b"}], "max_tokens": 1}
+    async with running.http.post("/v1/moe2/plan", json={**body, "moe2": {"latency_budget_s": 1e-6}}) as answer:
+        busy_s: float = (await answer.json())["offers"]["fastest"]["needs"]["delay_s"]
+    return busy_s / 2
+
+
+async def test_a_budget_that_only_load_breaks_waits(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """It is answered in time, once the expert is idle."""
+    slow = (*controlled, "--decode-tokens-per-s", "1")
+    async with fleet(tmp_path, engine_argv=slow, models=one_slot(tmp_path, max_queue=4)) as running:
+        holder = asyncio.create_task(running.chat("a", max_tokens=1))
+        step = await control.next_phase()
+        budget_s = await between_idle_and_busy(running)
+        tight = asyncio.create_task(running.chat("b", max_tokens=1, moe2={"latency_budget_s": budget_s}))
+        await until_waiting(running, 1)
+        control.free = True
+        step.answer()
+        answer = await tight
+        assert answer.status == 200
+        receipt = (await answer.json())["moe2"]
+        assert receipt["exceeded"] == []
+        assert receipt["seconds"]["admission"] > 0
+        assert (await holder).status == 200
+
+
+async def test_a_budget_that_only_load_breaks_is_503_where_nobody_waits(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """With offers, the cause, and when to come again; one that no load explains stays 422."""
+    slow = (*controlled, "--decode-tokens-per-s", "1")
+    models = one_slot(tmp_path, max_queue=4)
+    async with fleet(tmp_path, engine_argv=slow, models=models, dispatch={"queue_s": 0}) as running:
+        holder = asyncio.create_task(running.chat("a", max_tokens=1))
+        step = await control.next_phase()
+        budget_s = await between_idle_and_busy(running)
+        for limit_s, status, code in ((budget_s, 503, "infeasible_now"), (1e-6, 422, "infeasible_budget")):
+            async with await running.chat("b", max_tokens=1, moe2={"latency_budget_s": limit_s}) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["code"]) == (status, code)
+                assert error["offers"]["fastest"]["needs"]["delay_s"] > limit_s
+                assert ("load is the cause" in error["message"]) == (status == 503)
+                assert ("Retry-After" in answer.headers) == (status == 503)
+        control.free = True
+        step.answer()
+        assert (await holder).status == 200
 
 
 async def test_shutting_down_ends_the_wait_with_a_retryable_error(
@@ -306,8 +357,8 @@ async def test_an_answer_that_breaks_off_is_resumed(
 ) -> None:
     """The stream goes on without a gap or a word twice, and both experts are on the receipt."""
     async with fleet(tmp_path, agents=(), dispatch={"hedging": False}) as running:
-        await running.start_agent("dying", engine_argv=(*controlled, *FAST))
-        await running.start_agent("steady", engine_argv=(*FAKE_EXPERT, *SLOW))
+        await running.start_agent("dying", engine_argv=(*controlled, *FAST), profile="agx-orin-maxn")
+        await running.start_agent("steady", engine_argv=(*FAKE_EXPERT, *SLOW), profile="agx-orin-maxn")
         await running.until(ready=2)
         request = asyncio.create_task(running.chat("a b c d e", max_tokens=5, stream=True, moe2={"resume": True}))
         for _ in range(3):
@@ -321,11 +372,21 @@ async def test_an_answer_that_breaks_off_is_resumed(
         assert text == "a b c d e "
         receipt = next(chunk["moe2"] for chunk in chunks if "moe2" in chunk)
         assert [(line["agent"], line["outcome"]) for line in receipt["experts"]] == [
-            ("dying", "failed"),
+            ("dying", "broken_off"),
             ("steady", "answered"),
         ]
         assert receipt["tokens"]["decoded"] == 5
         assert running.coordinator.status().dispatch.resumed == 1
+        broken_j, answered_j = (line["energy"]["joules"] for line in receipt["experts"])
+        assert broken_j > 0
+        assert receipt["energy"]["joules"] == pytest.approx(broken_j + answered_j)
+        async with running.http.get("/metrics") as scraped:
+            samples = (await scraped.text()).splitlines()
+        causes = {line.partition('cause="')[2].partition('"')[0] for line in samples if "energy_joules_total{" in line}
+        assert causes == {"broken_off", "answered"}
+        async with running.http.get("/v1/moe2/ledger", params={"by": "outcome"}) as told:
+            [row] = (await told.json())["sums"]
+        assert (row["useful_j"], row["wasted_j"]) == (pytest.approx(broken_j + answered_j), {})
 
 
 async def test_a_conversation_goes_on_where_its_beginning_is_cached(tmp_path: Path) -> None:

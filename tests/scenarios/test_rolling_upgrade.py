@@ -91,7 +91,7 @@ async def test_a_job_that_an_older_agent_cannot_do_fails_at_once(tmp_path: Path)
         async with agent1(running.coordinator.agents_url, TOKEN) as peer:
             await running.until(ready=1)
             heard: list[object] = []
-            running.coordinator._hub._on_message = heard.append
+            running.coordinator._hub._on_message = lambda _, message: heard.append(message)
             follow = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="x"))
             assert running.coordinator._hub.send("agent-old", follow)
             assert running.coordinator._hub.send("agent-old", CancelJob(job_id="j"))

@@ -314,12 +314,13 @@ async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
-    """What answered is useful, everything else is wasted under its cause, whatever the grouping."""
+    """What the client got the words of is useful, everything else wasted under its cause, whatever the grouping."""
     path = tmp_path / "ledger.sqlite"
     attempts = (
         attempt_entry(outcome="failed", joules=1.0, quality="simulated", expert="id-2/big", model="big"),
         attempt_entry(place=1, outcome="outvoted", joules=2.0),
-        attempt_entry(place=2, joules=4.0),
+        attempt_entry(place=2, outcome="broken_off", joules=1.5),
+        attempt_entry(place=3, joules=2.5),
     )
     async with running(path) as ledger:
         await ledger.record(request_entry("req-1", *attempts, joules=7.0, quality="simulated"))

@@ -39,6 +39,10 @@ class Phase(StrEnum):
     """Two of its four tokens have reached the client."""
     VOTE = "vote"
     """`steady` has scored the choices, `shaky` is about to."""
+    RANK_WRITE = "rank_write"
+    """`steady` has written its candidate, `shaky` half of its own."""
+    RANK_SCORE = "rank_score"
+    """Their candidates differ; `steady` has scored them, `shaky` is about to."""
     MIX = "mix"
     """Two tokens have been drawn together; `shaky` is asked for the third."""
 
@@ -46,9 +50,18 @@ class Phase(StrEnum):
 PHASES = tuple(Phase)
 PANELS: dict[Phase, dict[str, Any]] = {
     Phase.VOTE: {"max_tokens": None, "moe2": {"mode": "vote", "choices": ["yes", "no"]}},
+    Phase.RANK_WRITE: {"moe2": {"mode": "rank"}},
+    Phase.RANK_SCORE: {"moe2": {"mode": "rank"}},
     Phase.MIX: {"temperature": 0, "moe2": {"mode": "mix"}},
 }
 """Phases in which both experts work on one answer, and what a client sends for that."""
+WRITTEN = {Phase.RANK_SCORE: ("answered", "outvoted")}
+"""What has become of earlier rounds' work by the end."""
+
+
+def panel_answer(phase: Phase) -> str:
+    """What the client reads, whether `shaky` survives or not."""
+    return "yes" if phase is Phase.VOTE else ANSWER
 
 
 @dataclass(frozen=True)
@@ -215,18 +228,32 @@ async def _in_panel(built: Bench, phase: Phase) -> InPhase:
     built.steady.free = True
     victim = asyncio.create_task(built.ask(**PANELS[phase]))
     held = await built.shaky.next_phase()
-    while held.phase.split()[0] != "score" and held.phase.split()[-1] != "2":
-        held.answer()
+    while not _is_reached(phase, held):
+        # In its own words, so that there is something to score.
+        held.answer("shout" if phase is Phase.RANK_SCORE and held.phase.startswith("token") else "go")
         held = await built.shaky.next_phase()
+    await built.fleet.until_status(lambda _: _steady_has_done_its_part(built, phase))
     built.steady.free = False
     bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
     return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2))
 
 
+def _is_reached(phase: Phase, step: Step) -> bool:
+    kind, *_, last = step.phase.split()
+    return kind == "score" if phase in (Phase.VOTE, Phase.RANK_SCORE) else last == "2"
+
+
+def _steady_has_done_its_part(built: Bench, phase: Phase) -> bool:
+    """Of the round that `shaky` is in the middle of. A mix goes on with the next token, so nobody is done there."""
+    lives = built.fleet.coordinator._service.lives()
+    rounds = [[a for a in life.attempts if a.expert.agent_name == "steady"] for life in lives]
+    return phase is Phase.MIX or all(attempts[-1].is_over for attempts in rounds)
+
+
 async def _start_steady(built: Bench) -> None:
-    await built.fleet.start_agent(
-        "steady", engine_argv=(*FAKE_EXPERT, "--control", str(built.fleet.root / "steady-control.sock"))
-    )
+    # Where both rank, its own candidate wins.
+    options = ("--control", str(built.fleet.root / "steady-control.sock"), "--prefers", ANSWER.strip())
+    await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options))
     await built.fleet.until(ready=2)
     await built.learn_keys()
 
@@ -321,9 +348,9 @@ def assert_survived(victim: Ended, phase: Phase, *, outcome: str, code: str) -> 
     outcomes = [line["outcome"] for line in victim.receipt["experts"]]
     if phase in PANELS:
         assert victim.error is None
-        assert sorted(outcomes) == sorted([outcome, "answered"])
+        assert sorted(outcomes) == sorted([outcome, "answered", *WRITTEN.get(phase, ())])
         assert len(victim.receipt["collaboration"]["dropped"]) == 1
-        assert victim.text == (ANSWER if phase is Phase.MIX else "yes")
+        assert victim.text == panel_answer(phase)
     elif phase is Phase.STREAM:
         assert victim.error is not None
         assert victim.error["code"] == code

@@ -15,6 +15,7 @@ from tests.scenarios.faults.bench import (
     MAX_FRAME_BYTES,
     PHASES,
     WORDS,
+    WRITTEN,
     Bench,
     Phase,
     Resources,
@@ -24,6 +25,7 @@ from tests.scenarios.faults.bench import (
     assert_survived,
     bench,
     in_phase,
+    panel_answer,
 )
 
 Fault = Callable[[Bench], Awaitable[None]]
@@ -127,12 +129,17 @@ FAULTS: tuple[Fault, ...] = (
     swap_up,
 )
 QUICK = {(reset, Phase.PREFILL), (corrupt_up, Phase.QUEUED), (reset, Phase.MIX)}
+OF_RANKING: dict[Phase, tuple[Fault, ...]] = {
+    Phase.RANK_WRITE: (reset, blackhole_up, lose_one_up, swap_up),
+    Phase.RANK_SCORE: (reset, blackhole, truncate_up, oversize_up, corrupt_up, lose_one_up, double_up),
+}
+"""Writing is streaming that nobody reads, and scoring is a vote: those faults that touch what only ranking does."""
 CASES = [
     pytest.param(
         fault, phase, id=f"{fault.__name__}-{phase}", marks=() if (fault, phase) in QUICK else pytest.mark.slow
     )
     for phase in PHASES
-    for fault in FAULTS
+    for fault in OF_RANKING.get(phase, FAULTS)
 ]
 
 
@@ -177,10 +184,10 @@ async def test_a_slow_link_loses_nothing(tmp_path: Path, phase: Phase, way: str)
             direction.release()
             requests.let_go(built)
             victim, bystander = await requests.victim, await requests.bystander
-            assert (victim.text, bystander.text) == ("yes" if phase is Phase.VOTE else ANSWER, ANSWER)
+            assert (victim.text, bystander.text) == (panel_answer(phase), ANSWER)
             assert victim.error is None
             assert victim.receipt is not None
-            assert {line["outcome"] for line in victim.receipt["experts"]} == {"answered"}
+            assert {line["outcome"] for line in victim.receipt["experts"]} == {"answered", *WRITTEN.get(phase, ())}
             if requests.holder:
                 assert (await requests.holder).text == ANSWER
             assert len(built.proxy.connections) == 1

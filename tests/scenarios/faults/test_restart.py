@@ -16,10 +16,12 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from moe2.common.localsocket import fetch
+from moe2.common.messages import CancelJob, JobPieces, Submit, TokenPiece, Tokens
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.coordinatorprocess import CoordinatorProcess
-from tests.fakes.fleet import POLL_S, TOKEN
+from tests.fakes.fleet import POLL_S, TOKEN, fleet
+from tests.fakes.version1 import agent1
 from tests.scenarios.faults.bench import ANSWER, PHASES, WORDS, Phase, assert_one_end, bench, in_phase, read_end
 
 IN_EVERY_PHASE = pytest.mark.parametrize(
@@ -59,6 +61,20 @@ async def test_a_refused_request_says_when_to_come_again(tmp_path: Path) -> None
         assert answer.headers["Retry-After"]
         built.shaky.release()
         step.answer()
+
+
+async def test_a_job_of_a_former_coordinator_is_stopped(tmp_path: Path) -> None:
+    """Agents drop their jobs with the link; one of another build that goes on with them is told to stop, once."""
+    async with fleet(tmp_path, agents=()) as running, agent1(running.coordinator.agents_url, TOKEN) as peer:
+        await running.until(ready=1)
+        for _ in range(5):
+            peer.say(Tokens(jobs=(JobPieces("former.0", (TokenPiece("for nobody "),)),)))
+        await peer.until(lambda peer: bool(peer.heard))
+        model = running.coordinator.status().agents[0].experts[0].model
+        async with await running.chat("hi", model=model) as answer:
+            assert (await answer.json())["choices"][0]["message"]["content"] == "old answer"
+        assert [type(message) for message in peer.heard] == [CancelJob, Submit]
+        assert peer.heard[0] == CancelJob(job_id="former.0")
 
 
 # --- Killed, as a real process ----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Invariants:
         service, now_s = coordinator.service, self._cluster.world.now_s
         running = [attempt for life in service.lives() for attempt in life.attempts if not attempt.is_over]
         assert service._in_flight == Counter(attempt.expert.key for attempt in running)
-        assert set(service._jobs) == {attempt.job_id for attempt in running}
+        assert set(service._jobs) == {(attempt.expert.agent_id, attempt.job_id) for attempt in running}
         for life in service.lives():
             if coordinator.is_dead:
                 break

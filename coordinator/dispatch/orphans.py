@@ -1,0 +1,40 @@
+"""Jobs that agents still work on though nobody here knows them: each is told to stop, once. PURE."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+MOST_REMEMBERED = 4096
+"""Of all agents together. An orphan that is forgotten is only told to stop again."""
+
+
+class Orphans:
+    """Who has been told to stop what.
+
+    A job is an orphan where its request is over without a word from its agent: a cancellation that was not confirmed in
+    time, or a coordinator that has been restarted.
+    """
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def heard(self, agent_id: str, job_id: str) -> bool:
+        """An agent works on a job that nobody knows; True if it has to be told to stop."""
+        if (agent_id, job_id) in self._told:
+            return False
+        self._told[agent_id, job_id] = None
+        if len(self._told) > MOST_REMEMBERED:
+            self._told.popitem(last=False)
+        return True
+
+    def ended(self, agent_id: str, job_id: str) -> None:
+        """The agent works on it no more."""
+        self._told.pop((agent_id, job_id), None)
+
+    def forget(self, agent_id: str) -> None:
+        """Its link is gone, and with it whatever it was told and has not heard."""
+        for told in [told for told in self._told if told[0] == agent_id]:
+            del self._told[told]
