@@ -8,7 +8,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.hosts import is_loopback
 from moe2.common.tls import ServerFiles, ServerTls, TlsError, load_server_files
-from moe2.coordinator.settings import CoordinatorSettings, TlsSection
+from moe2.coordinator.settings import ApiSection, CoordinatorSettings, TlsSection
 
 log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ class ListenerTls:
     def __init__(self, settings: CoordinatorSettings) -> None:
         self.api = _server_tls("api", settings.api.tls)
         self.agents = _server_tls("agents", settings.agents.tls)
-        self._api_is_open = settings.api.tls is None and not is_loopback(settings.api.host)
+        self._plaintext = _plaintext_warning(settings.api)
         self._trouble: dict[str, str] = {}
 
     def load(self, settings: CoordinatorSettings) -> None:
@@ -49,16 +49,7 @@ class ListenerTls:
 
     def warnings(self, now_unix_s: float) -> list[HealthWarning]:
         """What is wrong with the certificates, or soon will be."""
-        warnings = []
-        if self._api_is_open:
-            warnings.append(
-                HealthWarning(
-                    code="api_plaintext",
-                    severity=Severity.NOTICE,
-                    message="Apps connect without TLS: who sees the network reads prompts, answers and keys.",
-                    remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
-                )
-            )
+        warnings = [self._plaintext] if self._plaintext else []
         for name, tls in (("api", self.api), ("agents", self.agents)):
             if tls is None:
                 continue
@@ -84,6 +75,20 @@ class ListenerTls:
                 )
             )
         return warnings
+
+
+def _plaintext_warning(api: ApiSection) -> HealthWarning | None:
+    """Of a listener without TLS that others reach. A notice: there may be a proxy with TLS on another host."""
+    if api.tls is not None or is_loopback(api.host):
+        return None
+    required = api.keys == "required"
+    read = "reads API keys, prompts and answers, and can use the keys" if required else "reads prompts and answers"
+    return HealthWarning(
+        code="keys_plaintext" if required else "api_plaintext",
+        severity=Severity.NOTICE,
+        message=f"Apps connect to {api.host} without TLS: who sees the network {read}.",
+        remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
+    )
 
 
 def _server_tls(listener: str, section: TlsSection | None) -> ServerTls | None:
