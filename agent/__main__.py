@@ -20,7 +20,7 @@ from moe2.agent.settings import (
     AgentSettings,
 )
 from moe2.agent.statusview import show_status
-from moe2.common.commandline import add_config, add_socket, execute, program
+from moe2.common.commandline import add_config, add_run_and_check, add_socket, execute, program
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 
@@ -37,26 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "`moe2-agent COMMAND --help` explains a command, docs/settings.md the configuration.",
     )
 
-    run = commands.add_parser(
-        "run",
-        help="run the agent in the foreground",
-        description="Run the agent in the foreground, as its systemd unit does. SIGTERM and SIGINT let running "
-        "requests end within agent.drain_s; SIGHUP reads the configuration again and applies what can change.",
-        exits={0: "stopped by a signal", 1: "could not start or go on; the reason is on standard error"},
-        examples=("moe2-agent run --config agent.toml",),
-    )
-    add_config(run, DEFAULT_CONFIG_PATH)
-    run.set_defaults(act=_run)
-
-    check = commands.add_parser(
-        "check-config",
-        help="check the configuration and say what is wrong with it",
-        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
-        "it. Changes and starts nothing.",
-        exits={0: "good"},
-    )
-    add_config(check, DEFAULT_CONFIG_PATH)
-    check.set_defaults(act=_check_config)
+    add_run_and_check(commands, "agent", DEFAULT_CONFIG_PATH, run=_run, check_config=_check_config)
 
     status = commands.add_parser(
         "status",

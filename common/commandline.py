@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Command(argparse.ArgumentParser):
 
 # argparse has no public name for what `add_subparsers` returns.
 Commands = argparse._SubParsersAction
+Act = Callable[[argparse.Namespace], int]
+"""What a command does: from its arguments to an exit status."""
 
 
 def program(name: str, description: str, *, examples: Sequence[str] = ()) -> tuple[Command, Commands[Command]]:
@@ -87,6 +89,31 @@ def program(name: str, description: str, *, examples: Sequence[str] = ()) -> tup
     parser = Command(prog=name, description=description, examples=examples)
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
     return parser, parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+
+def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *, run: Act, check_config: Act) -> None:
+    """`run` and `check-config`, which every daemon has. config: where its configuration is by default."""
+    program = f"moe2-{daemon}"
+    running = commands.add_parser(
+        "run",
+        help=f"run the {daemon} in the foreground",
+        description=f"Run the {daemon} in the foreground, as its systemd unit does. SIGTERM and SIGINT let running "
+        f"requests end within {daemon}.drain_s; SIGHUP reads the configuration again and applies what can change.",
+        exits={0: "stopped by a signal", 1: "could not start or go on; the reason is on standard error"},
+        examples=(f"{program} run --config {daemon}.toml",),
+    )
+    add_config(running, config)
+    running.set_defaults(act=run)
+
+    checking = commands.add_parser(
+        "check-config",
+        help="check the configuration and say what is wrong with it",
+        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
+        "it. Changes and starts nothing.",
+        exits={0: "good"},
+    )
+    add_config(checking, config)
+    checking.set_defaults(act=check_config)
 
 
 def execute(parser: argparse.ArgumentParser) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -24,37 +26,83 @@ class TlsError(Moe2Error):
 # --- Listening --------------------------------------------------------------------------------------------------------
 
 
-class ServerTls:
-    """A listener's TLS. `context` stays the same object: what is loaded into it holds for new connections.
+@dataclass(frozen=True)
+class ServerFiles:
+    """What a listener's TLS is made of.
 
-    client_ca: PEM file; with it, clients must show a certificate of one of its CAs. Raises `TlsError`.
+    client_ca: PEM file; with it, clients must show a certificate of one of its CAs.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        self.context = _server_context()
-        self.certificate, self.key = certificate, key
-        self._stamp: object = None
-        self.load(certificate, key)
-        if client_ca is not None:
-            _trust(self.context, client_ca)
-            self.context.verify_mode = ssl.CERT_REQUIRED
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
 
-    def load(self, certificate: Path, key: Path) -> None:
-        """Use another certificate from now on. Raises `TlsError`, and the former one stays in use."""
-        stamp = _stamp(certificate, key)
-        found = _validity(certificate)
-        # Tried aside first: a pair that does not fit would leave the live context without a usable one.
-        _load_chain(_server_context(), certificate, key)
-        _load_chain(self.context, certificate, key)
-        self.certificate, self.key, self.validity, self._stamp = certificate, key, found, stamp
+    def stamp(self) -> object:
+        """Changes when one of the files is replaced or written."""
+        return _stamp(*(path for path in (self.certificate, self.key, self.client_ca) if path is not None))
+
+
+@dataclass(frozen=True)
+class LoadedFiles:
+    """Files as they were read, in a context that can be used at once."""
+
+    files: ServerFiles
+    stamp: object
+    validity: Validity
+    context: ssl.SSLContext
+
+
+def load_server_files(files: ServerFiles) -> LoadedFiles:
+    """Changes nothing. Raises `TlsError` for files that cannot be used."""
+    stamp = files.stamp()
+    found = _validity(files.certificate)
+    context = _server_context()
+    _load_chain(context, files.certificate, files.key)
+    if files.client_ca is not None:
+        _trust(context, files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return LoadedFiles(files, stamp, found, context)
+
+
+class NewestContext(ssl.SSLContext):
+    """Stands in for the newest context, in which each new connection begins.
+
+    So that a CA can also be taken back, which a live context does not allow. Nor is a session of a former context
+    resumed in the newest one: who was let in before is looked at again.
+    """
+
+    newest: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **details: Any) -> ssl.SSLObject:
+        """What event loops, asyncio's and uvloop, call for a connection."""
+        return self.newest.wrap_bio(*args, **details)
+
+
+class ServerTls:
+    """A listener's TLS. `context` stays the same object: what is used holds for new connections.
+
+    Raises `TlsError` for files that cannot be used.
+    """
+
+    def __init__(self, files: ServerFiles) -> None:
+        self.context = NewestContext(ssl.PROTOCOL_TLS_SERVER)
+        self.use(load_server_files(files))
+
+    def use(self, loaded: LoadedFiles) -> None:
+        """From now on."""
+        self.context.newest = loaded.context
+        self.files, self.validity, self._stamp = loaded.files, loaded.validity, loaded.stamp
 
     def load_changed(self) -> bool:
-        """Load the files if they were replaced; True if they were. Raises `TlsError`, once for each replacement."""
-        stamp = _stamp(self.certificate, self.key)
+        """Load the files if one was replaced; True if it was.
+
+        Raises `TlsError`, once for each replacement, and the former files stay in use.
+        """
+        stamp = self.files.stamp()
         if stamp == self._stamp:
             return False
         self._stamp = stamp
-        self.load(self.certificate, self.key)
+        self.use(load_server_files(self.files))
         return True
 
 

@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 
-from moe2.common.commandline import add_config, add_socket, execute, program
+from moe2.common.commandline import add_config, add_run_and_check, add_socket, execute, program
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.coordinator.access import commands as access_commands
@@ -44,26 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "`moe2-coordinator COMMAND --help` explains a command, docs/settings.md the configuration.",
     )
 
-    run = commands.add_parser(
-        "run",
-        help="run the coordinator in the foreground",
-        description="Run the coordinator in the foreground, as its systemd unit does. SIGTERM and SIGINT let running "
-        "requests end within coordinator.drain_s; SIGHUP reads the configuration again and applies what can change.",
-        exits={0: "stopped by a signal", 1: "could not start or go on; the reason is on standard error"},
-        examples=("moe2-coordinator run --config coordinator.toml",),
-    )
-    add_config(run, DEFAULT_CONFIG_PATH)
-    run.set_defaults(act=_run)
-
-    check = commands.add_parser(
-        "check-config",
-        help="check the configuration and say what is wrong with it",
-        description="Check the configuration, the environment's part of it included, and say all that is wrong with "
-        "it. Changes and starts nothing.",
-        exits={0: "good"},
-    )
-    add_config(check, DEFAULT_CONFIG_PATH)
-    check.set_defaults(act=_check_config)
+    add_run_and_check(commands, "coordinator", DEFAULT_CONFIG_PATH, run=_run, check_config=_check_config)
 
     status = commands.add_parser(
         "status",

@@ -7,8 +7,8 @@ import structlog
 from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.hosts import is_loopback
-from moe2.common.tls import ServerTls, TlsError
-from moe2.coordinator.settings import CoordinatorSettings, TlsSection
+from moe2.common.tls import ServerFiles, ServerTls, TlsError, load_server_files
+from moe2.coordinator.settings import ApiSection, CoordinatorSettings, TlsSection
 
 log = structlog.get_logger()
 
@@ -21,16 +21,18 @@ class ListenerTls:
     def __init__(self, settings: CoordinatorSettings) -> None:
         self.api = _server_tls("api", settings.api.tls)
         self.agents = _server_tls("agents", settings.agents.tls)
-        self._api_is_open = settings.api.tls is None and not is_loopback(settings.api.host)
+        self._plaintext = _plaintext_warning(settings.api)
         self._trouble: dict[str, str] = {}
 
     def load(self, settings: CoordinatorSettings) -> None:
-        """Use the certificates that the settings name now. Raises `TlsError`; what was in use then stays in use."""
-        for _, tls, section in self._listeners(settings):
-            tls.load(section.certificate, section.key)
+        """Use the files that the settings name now. Raises `TlsError`; all that was in use then stays in use."""
+        both = ((self.api, settings.api.tls), (self.agents, settings.agents.tls))
+        loaded = [(tls, load_server_files(_files(section))) for tls, section in both if tls and section]
+        for tls, files in loaded:
+            tls.use(files)
 
     def load_changed(self) -> None:
-        """Take certificates whose files were replaced; connections go on as they are."""
+        """Take files that were replaced; connections go on as they are."""
         for name, tls in (("api", self.api), ("agents", self.agents)):
             if tls is None:
                 continue
@@ -43,20 +45,11 @@ class ListenerTls:
                 log.warning("certificate_not_loaded", listener=name, reason=str(error))
             else:
                 self._trouble.pop(name, None)
-                log.info("certificate_loaded", listener=name, certificate=str(tls.certificate))
+                log.info("certificate_loaded", listener=name, certificate=str(tls.files.certificate))
 
     def warnings(self, now_unix_s: float) -> list[HealthWarning]:
         """What is wrong with the certificates, or soon will be."""
-        warnings = []
-        if self._api_is_open:
-            warnings.append(
-                HealthWarning(
-                    code="api_plaintext",
-                    severity=Severity.NOTICE,
-                    message="Apps connect without TLS: who sees the network reads prompts, answers and keys.",
-                    remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
-                )
-            )
+        warnings = [self._plaintext] if self._plaintext else []
         for name, tls in (("api", self.api), ("agents", self.agents)):
             if tls is None:
                 continue
@@ -65,8 +58,8 @@ class ListenerTls:
                     HealthWarning(
                         code="certificate_not_loaded",
                         severity=Severity.DEGRADED,
-                        message=f"The new certificate of [{name}.tls] is not used: {trouble}",
-                        remedy="Replace certificate and key with a good pair; it is then used at once.",
+                        message=f"The new files of [{name}.tls] are not used: {trouble}",
+                        remedy="Replace them with good ones, certificate and key as a pair; they are used at once.",
                     )
                 )
             left_s = tls.validity.not_after_unix_s - now_unix_s
@@ -77,21 +70,35 @@ class ListenerTls:
                 HealthWarning(
                     code="certificate_expired" if left_s <= 0 else "certificate_expires",
                     severity=Severity.DEGRADED if left_s <= 0 else Severity.NOTICE,
-                    message=f"The certificate {tls.certificate} of [{name}.tls] {told}.",
+                    message=f"The certificate {tls.files.certificate} of [{name}.tls] {told}.",
                     remedy="Replace certificate and key; the new ones are used at once, without a restart.",
                 )
             )
         return warnings
 
-    def _listeners(self, settings: CoordinatorSettings) -> list[tuple[str, ServerTls, TlsSection]]:
-        both = (("api", self.api, settings.api.tls), ("agents", self.agents, settings.agents.tls))
-        return [(name, tls, section) for name, tls, section in both if tls is not None and section is not None]
+
+def _plaintext_warning(api: ApiSection) -> HealthWarning | None:
+    """Of a listener without TLS that others reach. A notice: there may be a proxy with TLS on another host."""
+    if api.tls is not None or is_loopback(api.host):
+        return None
+    required = api.keys == "required"
+    read = "reads API keys, prompts and answers, and can use the keys" if required else "reads prompts and answers"
+    return HealthWarning(
+        code="keys_plaintext" if required else "api_plaintext",
+        severity=Severity.NOTICE,
+        message=f"Apps connect to {api.host} without TLS: who sees the network {read}.",
+        remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
+    )
 
 
 def _server_tls(listener: str, section: TlsSection | None) -> ServerTls | None:
     if section is None:
         return None
     try:
-        return ServerTls(section.certificate, section.key, section.client_ca)
+        return ServerTls(_files(section))
     except TlsError as error:
         raise Moe2Error(f"[{listener}.tls]: {error.message}", remedy=error.remedy) from error
+
+
+def _files(section: TlsSection) -> ServerFiles:
+    return ServerFiles(section.certificate, section.key, section.client_ca)

@@ -24,6 +24,7 @@ from moe2.common.messages import (
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator import dispatch
+from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
@@ -228,9 +229,9 @@ class Service:
                 # The gate meets the same prompt in a moment, falls back to priors and keeps a warning.
                 log.warning("read_ahead_failed", reason=repr(error))
 
-    def choose(self, request: SelectionRequest) -> Selection | NoExpert:
-        """What the two levels decide for such a request now. Runs nothing."""
-        return self._choose(request, None)
+    def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
+        """What the two levels decide for such a request now, within its key's daily limits. Runs nothing."""
+        return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """What other energy budgets would buy."""

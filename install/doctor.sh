@@ -64,11 +64,18 @@ examine_role() {
     if [[ ! -e $TOKEN ]]; then ill "/etc/moe2/agent-token is missing" "bring it from the coordinator's host"; fi
     return
   fi
-  "$CURRENT/bin/moe2-$role" status --json >/dev/null 2>&1 || code=$?
+  said=$("$CURRENT/bin/moe2-$role" status 2>/dev/null) || code=$?
   case $code in
     0) good "$unit is running and healthy" ;;
-    1) ill "$unit is running, with notices" "moe2-$role status" ;;
+    1) ill "$unit is running, but degraded" "moe2-$role status shows more; docs/troubleshooting.md explains each" ;;
     *) ill "$unit is running, but its status cannot be read" "run this as root; otherwise: journalctl -u $unit" ;;
   esac
+  tell_warnings <<<"$said"
   if [[ $role == agent ]]; then "$CURRENT/bin/moe2-agent" doctor || true; fi
+}
+
+# Health warnings out of a status in plain lines (stdin), notices too: the daemons see what nobody sees from outside.
+tell_warnings() {
+  sed -n -e 's/^warning severity=[a-z]* code=\([^ ]*\) message=\(.*\) remedy=\(.*\)$/  ! \1: \2\n      → \3/' \
+    -e 's/: "\(.*\)"\n/: \1\n/' -e 's/→ "\(.*\)"$/→ \1/' -e 's/\\\(["\\]\)/\1/g' -e '/^  ! /p'
 }

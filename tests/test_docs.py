@@ -33,6 +33,9 @@ def warning_codes() -> Iterator[str]:
 def _constants(node: ast.expr) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
+    elif isinstance(node, ast.IfExp):
+        yield from _constants(node.body)
+        yield from _constants(node.orelse)
 
 
 def test_every_warning_has_its_section() -> None:

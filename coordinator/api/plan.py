@@ -22,7 +22,8 @@ PLAN_ROUTE = "/v1/moe2/plan"
 
 class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """chosen: the expert that would answer, of a panel the one with the most weight; None with a refusal that says why,
-    and offers where budgets are the reason. prompt_tokens: as estimated for the predictions.
+    which may be the key's daily limit, and offers where budgets are the reason. prompt_tokens: as estimated for the
+    predictions.
     """
 
     chosen: str | None
@@ -65,7 +66,7 @@ class PlanRoutes:
             modes=call.modes,
             choice_tokens=call.ballot.tokens if call.ballot else None,
         )
-        decided = self._service.choose(request)
+        decided = self._service.choose(request, principal)
         frontier = frontier_rows(self._service.frontier(decided))
         return PlanAnswer(
             chosen=None if isinstance(decided, NoExpert) else decided.first.expert.key,

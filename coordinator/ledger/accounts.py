@@ -50,8 +50,8 @@ class DaySum:
 
     @property
     def known_j(self) -> float | None:
-        """`energy_j`, or None where nothing is known: nobody was measured, and nothing was reserved."""
-        return None if self.n_requests and self.n_unmeasured == self.n_requests and not self.held_j else self.energy_j
+        """`energy_j`, or None where nothing is known: of those that cost anything none was measured or reserved."""
+        return None if self.n_unmeasured and not self.energy_j else self.energy_j
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Lifecycle
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
@@ -32,17 +33,13 @@ class Bookkeeper:
         request = life.request
         if not is_limited(request.principal):
             return select(asked)
-        now_unix_s = self._clock()
-        today = day_of(now_unix_s)
-        return admit(
-            asked,
-            select,
-            request.principal,
-            self.accounts.left(request.principal, today, besides=request.request_id),
-            self.accounts.statement(request.principal, today),
-            burnt_j=burnt_j(life),
-            now=datetime.fromtimestamp(now_unix_s, UTC),
-        )
+        return self._admit(request.principal, asked, select, besides=request.request_id, burnt_j=burnt_j(life))
+
+    def plan(self, principal: Principal, asked: SelectionRequest, select: Select) -> Selection | NoExpert:
+        """What `choose` would answer to a request of `principal` that came now. Reserves nothing."""
+        if not is_limited(principal):
+            return select(asked)
+        return self._admit(principal, asked, select, besides=None, burnt_j=0.0)
 
     def dispatched(self, life: Lifecycle) -> None:
         """A job was sent out: reserve what the request may come to now."""
@@ -73,6 +70,21 @@ class Bookkeeper:
             known_j=known_j(life),
         )
         return self._ledger.record(self._entry(life, receipt, charged))
+
+    def _admit(
+        self, principal: Principal, asked: SelectionRequest, select: Select, *, besides: str | None, burnt_j: float
+    ) -> Selection | NoExpert:
+        now_unix_s = self._clock()
+        today = day_of(now_unix_s)
+        return admit(
+            asked,
+            select,
+            principal,
+            self.accounts.left(principal, today, besides=besides),
+            self.accounts.statement(principal, today),
+            burnt_j=burnt_j,
+            now=datetime.fromtimestamp(now_unix_s, UTC),
+        )
 
     def _entry(self, life: Lifecycle, receipt: Receipt, charged: Amount) -> RequestEntry:
         at_unix_s = self._arrived_unix_s(life)

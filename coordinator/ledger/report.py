@@ -127,14 +127,20 @@ def sums(connection: sqlite3.Connection, by: By, span: Span) -> tuple[SumRow, ..
         causes = _Causes(_dicts(connection, _cause_sums(_COLUMNS[by], where), values))
     finally:
         connection.execute("ROLLBACK")
-    return tuple(
-        SumRow(
-            **{name: value for name, value in row.items() if name != "qualities"},
-            useful_j=causes.useful_j(row["group"]),
-            wasted_j=causes.wasted_j(row["group"]),
-            quality=_worst(row["qualities"]),
-        )
-        for row in totals
+    return tuple(_sum_row(row, causes) for row in totals)
+
+
+def _sum_row(row: dict[str, Any], causes: _Causes) -> SumRow:
+    known_j, qualities = row.pop("joules"), row.pop("qualities")
+    if row["n_unmeasured"] and not known_j:
+        # What is known to be 0 never ran, and says nothing of those that ran and were not measured.
+        known_j, qualities = None, None
+    return SumRow(
+        **row,
+        joules=known_j,
+        useful_j=causes.useful_j(row["group"]),
+        wasted_j=causes.wasted_j(row["group"]),
+        quality=_worst(qualities),
     )
 
 

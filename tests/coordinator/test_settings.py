@@ -106,6 +106,16 @@ def test_no_stranger_gets_in_by_a_slip(tmp_path: Path, host: str) -> None:
     assert "allow_public_without_keys" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "host", "way_out"),
+    [("API", "0.0.0.0", "allow_public_without_keys"), ("AGENTS", "::", "allow_plaintext")],
+)
+def test_the_environment_opens_nothing_by_a_slip_either(tmp_path: Path, section: str, host: str, way_out: str) -> None:
+    """Both listeners."""
+    with pytest.raises(ConfigError, match=way_out):
+        load(tmp_path, SMALLEST, **{f"MOE2_COORDINATOR__{section}__HOST": host})
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_needs_no_keys(tmp_path: Path, host: str) -> None:
     """Who can connect from this machine may ask."""

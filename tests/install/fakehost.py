@@ -30,8 +30,9 @@ case "$*" in
   *"pip install"*)
     if [ -e "$FAULTS/pip" ]; then echo "No matching distribution"; exit 1; fi
     for role in agent coordinator; do
-      printf '#!/bin/sh\\nif [ -e "%s/%s-$1" ]; then echo "refused"; exit 78; fi\\nexit 0\\n' "$FAULTS" $role \
-        > "$here/moe2-$role"
+      { printf '#!/bin/sh\\nif [ -e "%s/%s-$1" ]; then echo "refused"; exit 78; fi\\n' "$FAULTS" $role
+        printf 'cat "%s/%s-$1" 2>/dev/null && grep -q severity=degraded "%s/%s-$1" && exit 1\\nexit 0\\n' \
+          "$STATE" $role "$STATE" $role; } > "$here/moe2-$role"
       chmod 755 "$here/moe2-$role"
     done;;
   *llama_cpp*) if grep -qs GGML_CUDA "$CALLS"; then echo True; else echo False; fi;;
@@ -135,6 +136,10 @@ esac""",
         """cuda: compiling with CUDA fails. pip: installing fails. agent-check-config: the configuration is refused.
         start-releases/NAME: the units of that release do not start."""
         (self.faults / name).touch()
+
+    def says(self, command: str, text: str) -> None:
+        """What a command of an installed daemon prints, such as agent-status; it exits with 1 if that is degraded."""
+        (self.state / command).write_text(text)
 
     def jetson(self, *, tegra: str = "tegra234", release: str = "36", revision: str = "4.0") -> None:
         """An AGX Orin with JetPack 6, or another."""

@@ -142,6 +142,18 @@ def test_the_daemons_run_as_users_of_their_own(installed: Machine) -> None:
     assert installed.output("stat", "--format=%U %a", "/etc/moe2/agent-token") == "root 600"
 
 
+def test_what_root_does_in_the_coordinators_state_stays_the_daemons(installed: Machine) -> None:
+    """Keys, tokens and the ledger, beside the running daemon and while it is stopped."""
+    for action in ("stop", "start"):
+        for command in ("keys create", "agents enrol-token create"):
+            installed.shell(f"moe2-coordinator {command} {action}")
+        assert "sum group=" in installed.shell("moe2-coordinator ledger")
+        installed.shell(f"systemctl {action} moe2-coordinator")
+    assert installed.shell("moe2-coordinator keys list").count("state=active") == 2
+    assert installed.shell("find /var/lib/moe2-coordinator/ ! -user moe2-coordinator") == ""
+    assert answer(installed)["choices"]
+
+
 @pytest.mark.parametrize(("unit", "most"), [("moe2-coordinator", 2.0), ("moe2-agent", 3.5)])
 def test_the_exposure_of_the_running_unit_is_low(installed: Machine, unit: str, most: float) -> None:
     """systemd's own measure, of the unit as it is loaded, drop-ins included."""

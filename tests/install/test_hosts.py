@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.statusparts import warning_line
 from tests.install.fakehost import FakeHost
 
 pytestmark = pytest.mark.slow
@@ -396,3 +398,17 @@ def test_the_doctor_says_that_a_unit_is_not_running(host: FakeHost) -> None:
     found = host.install("doctor")
     assert found.returncode == 1
     assert "journalctl -u moe2-coordinator.service" in found.stdout
+
+
+@pytest.mark.parametrize("severity", ["notice", "degraded"])
+def test_the_doctor_tells_every_health_warning_with_its_remedy(host: FakeHost, severity: str) -> None:
+    """A notice is nothing to mend, but worth knowing; what a shell would have to quote is shown as it is."""
+    host.install("coordinator")
+    warning = HealthWarning(
+        code="keys_plaintext", severity=Severity(severity), message='Keys pass "in the clear".', remedy="Set [api.tls]."
+    )
+    host.says("coordinator-status", f"coordinator id=x\n{warning_line(warning)}\nagent name=edge\n")
+    found = host.install("doctor")
+    assert '  ! keys_plaintext: Keys pass "in the clear".\n      → Set [api.tls].\n' in found.stdout
+    assert "name=edge" not in found.stdout
+    assert found.returncode == (severity == "degraded"), found.stdout + found.stderr

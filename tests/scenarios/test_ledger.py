@@ -25,6 +25,7 @@ from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.principal import DailyLimits, Principal
+from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.dispatch import Request
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.report import RequestRow, Span, requests
@@ -36,6 +37,7 @@ from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import POLL_S, Fleet, fleet
 
 PROFILE = "agx-orin-maxn"
+CHAT_ROUTE = "/v1/chat/completions"
 CLIENTS = 16
 BEFORE_THE_KILL = 60
 
@@ -200,6 +202,66 @@ async def test_a_request_that_a_whole_day_could_not_pay_is_a_different_error(tmp
         status, error, headers = await refusal(running, max_tokens=100)
     assert (status, error["code"], "Retry-After" in headers) == (422, "infeasible_budget", False)
     assert "more than a whole day's limit" in error["message"]
+
+
+def asking(running: Fleet, key: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(running.coordinator.api_url, headers={"Authorization": f"Bearer {key}"})
+
+
+async def told(http: aiohttp.ClientSession, route: str, max_tokens: int) -> dict[str, Any]:
+    """The answer to a chat request, or to the plan for it."""
+    body = {"model": "moe2", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": max_tokens}
+    async with http.post(route, json=body) as answer:
+        content: dict[str, Any] = await answer.json()
+        return content
+
+
+@pytest.mark.parametrize(
+    ("limits", "max_tokens", "why"),
+    [
+        ({"daily_tokens": 30}, 16, "The day ends at"),
+        ({"daily_tokens": 30}, 100, "more than a whole day's limit"),
+        ({"daily_energy_j": 1.0}, 16, "the cheapest way to answer needs"),
+    ],
+)
+async def test_a_plan_refuses_what_a_keys_day_cannot_pay_in_the_same_words(
+    tmp_path: Path, limits: dict[str, Any], max_tokens: int, why: str
+) -> None:
+    """Of an app that has spent its tokens, or never had enough; another key's plan names an expert."""
+    measured(tmp_path, "one", j_per_token=10.0, tokens_per_s=100.0)
+    _, poor = add_key(KeyFile(tmp_path), 1, **limits)
+    _, rich = add_key(KeyFile(tmp_path), 2)
+    async with fleet(tmp_path, api={"keys": "required"}, profile=PROFILE) as running, asking(running, poor) as http:
+        await told(http, CHAT_ROUTE, 16)
+        plan = await told(http, PLAN_ROUTE, max_tokens)
+        error = (await told(http, CHAT_ROUTE, max_tokens))["error"]
+        async with asking(running, rich) as other:
+            assert (await told(other, PLAN_ROUTE, max_tokens))["chosen"] is not None
+    assert (plan["chosen"], plan["refusal"]) == (None, error["message"])
+    assert "limit of key 'app-1' leaves no room" in plan["refusal"]
+    assert why in plan["refusal"]
+
+
+async def test_plans_take_nothing_of_a_keys_day(tmp_path: Path) -> None:
+    """Each of them would fit; so does the request that comes after all of them."""
+    _, key = add_key(KeyFile(tmp_path), 1, daily_tokens=30)
+    async with fleet(tmp_path, api={"keys": "required"}) as running, asking(running, key) as http:
+        for _ in range(3):
+            assert (await told(http, PLAN_ROUTE, 16))["chosen"] is not None
+        assert "choices" in await told(http, CHAT_ROUTE, 16)
+
+
+async def test_the_plan_of_a_key_near_its_limit_names_the_cheaper_expert(tmp_path: Path) -> None:
+    """Who would answer, with what is left as the budget."""
+    measured(tmp_path, "dear", j_per_token=10.0, tokens_per_s=100.0)
+    measured(tmp_path, "cheap", j_per_token=1.0, tokens_per_s=10.0)
+    _, key = add_key(KeyFile(tmp_path), 1, daily_energy_j=60.0)
+    agents = ("dear", "cheap")
+    async with fleet(tmp_path, agents=agents, api={"keys": "required"}, profile=PROFILE) as running:
+        async with asking(running, key) as http:
+            plan = await told(http, PLAN_ROUTE, 8)
+    assert [row["agent"] for row in plan["decision"]["experts"] if row["chosen"]] == ["cheap"]
+    assert plan["decision"]["budgets"]["energy_budget_j"] == 60.0
 
 
 async def test_requests_at_the_same_time_cannot_overdraw_a_limit_together(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
+from moe2.common.tls import client_context, connection_fault
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import FAKE_EXPERT, fleet
 from tests.fakes.gates import write_gate
@@ -82,6 +85,47 @@ async def test_another_certificate_file_is_taken_and_a_bad_one_refused(tmp_path:
         assert "does not belong to the certificate" in warning.message
         await running.start_agent("one", link={"ca_file": authority.ca_file})
         await running.until(ready=1)
+
+
+async def test_another_client_ca_is_taken_on_both_listeners_or_on_neither(tmp_path: Path) -> None:
+    """The agent that is connected stays; where one of the two files is bad, the other changes nothing either."""
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    sections = {name: {**authority.issue(name), "client_ca": authority.ca_file} for name in ("api", "agents")}
+    ours, theirs = (
+        client_context(ca_file=authority.ca_file, **ca.issue(name)) for ca, name in ((authority, "o"), (other, "t"))
+    )
+    async with fleet(
+        tmp_path, agents=(), listener={"tls": sections["agents"]}, api={"tls": sections["api"]}
+    ) as running:
+
+        async def let_in(context: ssl.SSLContext) -> list[bool]:
+            urls = (running.coordinator.api_url, running.coordinator.agents_url.replace("wss", "https"))
+            return [await lets_in(url, context) for url in urls]
+
+        await running.start_agent("one", link={"ca_file": authority.ca_file, **authority.issue("agent")})
+        await running.until(ready=1)
+        assert (await let_in(ours), await let_in(theirs)) == ([True, True], [False, False])
+        running.configuration["api"]["tls"] = {**sections["api"], "client_ca": other.ca_file}
+        running.configuration["agents"]["tls"] = {**sections["agents"], "client_ca": tmp_path / "missing.pem"}
+        running.coordinator.reload()
+        assert (await let_in(ours), await let_in(theirs)) == ([True, True], [False, False])
+        running.configuration["agents"]["tls"] = {**sections["agents"], "client_ca": other.ca_file}
+        running.coordinator.reload()
+        assert (await let_in(ours), await let_in(theirs)) == ([False, False], [True, True])
+        assert not {w.code for w in running.coordinator.status().warnings} & {"restart_needed", "configuration_refused"}
+        assert running.agents["one"].status().link.attempts == 1
+
+
+async def lets_in(url: str, context: ssl.SSLContext) -> bool:
+    """Whether a new connection gets an answer, be it 404."""
+    async with aiohttp.ClientSession() as http:
+        try:
+            async with http.get(f"{url}/healthz", ssl=context):
+                return True
+        except (aiohttp.ClientError, OSError) as error:
+            if connection_fault(error):
+                return False
+            raise
 
 
 @pytest.mark.slow

@@ -57,6 +57,14 @@ def test_unknown_joules_without_reservation_are_counted_as_unknown() -> None:
     assert (spent.known_j, spent.n_requests, spent.n_unmeasured) == (None, 1, 1)
 
 
+def test_a_refusal_that_cost_nothing_does_not_make_a_day_known() -> None:
+    """Its 0 J say nothing of the answer that nobody measured."""
+    accounts = Accounts()
+    accounts.settle(KEY, MONDAY, "r1", Amount(None, None))
+    accounts.settle(KEY, MONDAY, "r2", Amount(0.0, 0))
+    assert accounts.statement(KEY, MONDAY).spent.known_j is None
+
+
 def test_a_known_part_above_the_reservation_is_charged() -> None:
     """What is known to be spent is spent."""
     assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)

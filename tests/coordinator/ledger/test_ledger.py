@@ -313,6 +313,18 @@ async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (other.group, other.joules, other.useful_j, other.quality) == ("other", None, None, "unmeasured")
 
 
+async def test_refusals_that_cost_nothing_do_not_make_a_sum_of_unmeasured_answers(tmp_path: Path) -> None:
+    """Their 0 J are exact, and all that is known; the sum is not 0 for that."""
+    path = tmp_path / "ledger.sqlite"
+    unknown = attempt_entry("req-2", joules=None, quality="unmeasured")
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1", joules=0.0, quality="exact", outcome="failed"))
+        await ledger.record(request_entry("req-2", unknown, joules=None, quality="unmeasured"))
+    with reading(path) as connection:
+        [row] = sums(connection, By.KEY, Span())
+    assert (row.n_requests, row.n_unmeasured, row.joules, row.quality) == (2, 1, None, "unmeasured")
+
+
 async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
     """What the client got the words of is useful, everything else wasted under its cause, whatever the grouping."""
     path = tmp_path / "ledger.sqlite"
