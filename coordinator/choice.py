@@ -12,11 +12,15 @@ from moe2.coordinator.budgets import NO_BUDGETS, Budgets, Mode, Wish
 from moe2.coordinator.coarse import Worth
 from moe2.coordinator.panel import Work
 from moe2.coordinator.planning.certificate import Plan
+from moe2.coordinator.powercap import FLEET_CAPPED, FleetDraw
 from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Forecast
 from moe2.coordinator.table import Expert
 
 ROUTE_ONLY = frozenset({Mode.ROUTE})
+OVERLOADED = "overloaded"
+PASSING = (OVERLOADED, FLEET_CAPPED)
+"""Codes of why nobody can take a request now, though somebody may in a while: it waits for that."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Considered:
 class Outlook:
     """All experts that could serve a request, as they look for it. Details of one are made when asked for.
 
-    work: what a panel does whose members all work; None where one expert answers.
+    work: what a panel does whose members all work; None where one expert answers. draw: what the fleet draws where
+    that has a cap.
     """
 
     forecast: Forecast
@@ -72,6 +77,7 @@ class Outlook:
     budgets: Budgets
     ruled_out: Mapping[str, str]
     work: Work | None = None
+    draw: FleetDraw | None = None
 
     def at(self, place: int) -> Considered:
         """One expert of the roster."""

@@ -11,6 +11,7 @@ from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
+from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import Receipt
 
 
@@ -65,6 +66,8 @@ _STATUS = {
     "mode_unavailable": (422, "invalid_request_error", "mode_unavailable", None),
     "infeasible": (422, "invalid_request_error", "infeasible_budget", None),
     BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
+    FLEET_CAPPED: (503, "server_error", FLEET_CAPPED, 5),
+    FLEET_CAP_INFEASIBLE: (503, "server_error", FLEET_CAP_INFEASIBLE, None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -27,13 +27,13 @@ from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
+from moe2.coordinator.powercap import FLEET_CAPPED
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
-OVERLOADED = "overloaded"
 """The one refusal that passes by itself."""
 BUDGET_EXCEEDED = "budget_exceeded"
 
@@ -291,7 +291,7 @@ class Lifecycle:
     def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         if isinstance(chosen, NoExpert):
             self.refused = chosen
-            if may_wait and chosen.code == OVERLOADED and (waits := self.await_room(self._begin, now_s)) is not None:
+            if may_wait and chosen.code in PASSING and (waits := self.await_room(self._begin, now_s)) is not None:
                 return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
         self.refused = None
@@ -307,7 +307,7 @@ class Lifecycle:
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
         # With the rest of its budgets only experts that are busy now may do: one of them may fall free in time.
-        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, "infeasible"):
+        if isinstance(chosen, NoExpert) and chosen.code in (*PASSING, "infeasible"):
             return []
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
@@ -315,10 +315,16 @@ class Lifecycle:
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
+        refused = self._in_vain("All experts are busy, and so are all places in the queue.")
         wait, self.wait = self.wait, None
         self.waited_s += now_s - wait.since_s
         return wait.then(refused, now_s)
+
+    def _in_vain(self, why: str) -> NoExpert:
+        """Why there was no room: the fleet's cap, where the request waited for that."""
+        if self.refused and self.refused.code == FLEET_CAPPED:
+            return self.refused
+        return NoExpert(OVERLOADED, why)
 
     def _end_wait(self, now_s: float, *, served: bool) -> list[Effect]:
         if self.wait is None:
@@ -404,7 +410,7 @@ class Lifecycle:
             text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
             return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
-            refused = NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
+            refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.")
             then = self.wait.then
             return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         effects: list[Effect] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
-from moe2.coordinator.choice import Member, NoExpert, Selection
+from moe2.coordinator.choice import PASSING, Member, NoExpert, Selection
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Completed, Effect, Failed
 from moe2.coordinator.dispatch.play import Play
@@ -114,7 +114,7 @@ class Route(Play):
             if isinstance(chosen, Selection):
                 return self.life.answer(chosen.first, chosen, now_s)
             self.life.refused = chosen
-            if may_wait and chosen.code == "overloaded":
+            if may_wait and chosen.code in PASSING:
                 waits = self.life.await_room(self._go_on, now_s)
                 if waits is not None:
                     return waits
