@@ -25,7 +25,7 @@ FLEET_CAP_INFEASIBLE = "fleet_cap_infeasible"
 
 @dataclass(frozen=True)
 class FleetDraw:
-    """Against the cap. drawn_w: by all connected hosts now. idle_w: by them while nothing runs, as far as that is known.
+    """drawn_w: by all connected hosts now. idle_w: by them while nothing runs, as far as that is known.
 
     simulated: some of it is a simulated host's. unmeasured: ids of the agents whose hosts' power is unknown.
     """
