@@ -111,7 +111,7 @@ class Selector:
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
             return _nobody(request, roster, ruled_out)
-        appraisal = self.appraiser.appraise(request.text, roster)
+        appraisal = self.appraiser.appraise(request.text, roster, request.wish.category)
         category = request.wish.category or self._category_of(appraisal)
         budgets = budgets_for(request.wish, category, self.categories, request.budgets)
         budgets = budgets.after(request.elapsed_s, request.spent_j)
