@@ -2,7 +2,8 @@
 
 The same evaluation as `moe2-coordinator evaluate`, with a JSON object of the main figures as the last line:
 `score` and `standard_error` of moe2 without limits, each router's score there, `baselines_ahead` (how often, over the
-grid of budgets, a baseline other than the oracle leads by more than one standard error) and `worst_lead_points`.
+grid of budgets, a baseline other than the oracle leads by more than one standard error) and `worst_lead_points`; both
+also over moe2 that is told each prompt's category, as the best expert per known label is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import msgspec
 from rich.console import Console
 
 from moe2.coordinator.evaluation.plots import write_plots
-from moe2.coordinator.evaluation.routers import ORACLES
-from moe2.coordinator.evaluation.study import MOE2, evaluate, with_seeds
+from moe2.coordinator.evaluation.study import MOE2, evaluate, is_baseline, with_seeds
 from moe2.coordinator.evaluation.tables import tables
 from moe2.coordinator.gating.commands import (
     add_features_argument,
@@ -53,10 +53,10 @@ def main() -> None:
         (args.out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     loose = report.budgets[0].routers
     rivals = [
-        figures.lead
-        for budget in report.budgets
-        for name, figures in budget.routers.items()
-        if name not in (MOE2, *ORACLES)
+        figures.lead for budget in report.budgets for name, figures in budget.routers.items() if is_baseline(name)
+    ]
+    of_told = [
+        lead for budget in report.budgets for name, (lead, _) in budget.leads_over_told.items() if is_baseline(name)
     ]
     print(
         json.dumps(
@@ -68,6 +68,8 @@ def main() -> None:
                 "scores_without_limits": {name: round(figures.score, 4) for name, figures in loose.items()},
                 "baselines_ahead": len(report.baselines_ahead),
                 "worst_lead_points": round(max(rivals) * 100, 2),
+                "baselines_ahead_of_told": len(report.baselines_ahead_of_told),
+                "worst_lead_over_told_points": round(max(of_told) * 100, 2),
                 "calibration_error": round(report.gate_calibration_error, 4),
             }
         )

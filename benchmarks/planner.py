@@ -286,7 +286,9 @@ class Sample:
     members: int
 
 
-def anytime(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int, clock: Clock) -> list[Sample]:
+def anytime(
+    rng: np.random.Generator, sizes: tuple[int, ...], fleets: int, clock: Clock, max_experts: int | None = None
+) -> list[Sample]:
     """Searches without a table, stopped in time for an answer within LIMIT_S."""
     samples = []
     for experts in sizes:
@@ -299,7 +301,7 @@ def anytime(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int, clock
 
                         def answer(drawn: Fleet = drawn, value: SetValue = value, share: float = share) -> Plan:
                             effort = Effort(time_limit_s=SLICE_S)
-                            return branch.plan(drawn.request(value, share), effort=effort, clock=clock)
+                            return branch.plan(drawn.request(value, share, max_experts), effort=effort, clock=clock)
 
                         plan, time_ms = timed(answer, clock)
                         samples.append(
@@ -317,9 +319,9 @@ def anytime(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int, clock
     return samples
 
 
-def show_anytime(samples: list[Sample]) -> None:
+def show_anytime(samples: list[Sample], note: str = "") -> None:
     """Print the searches under the time limit, one line per size, value, character and budget."""
-    print(f"\nSearch without a table, stopped in time for an answer within {LIMIT_S * 1e3:.0f} ms")
+    print(f"\nSearch without a table, stopped in time for an answer within {LIMIT_S * 1e3:.0f} ms{note}")
     print("  N value        chances  budget | panel |  ms p50   worst | nodes p50 | gap % p50   worst")
     groups: dict[tuple[int, str, str, float], list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -411,6 +413,8 @@ def main() -> None:
         )
     samples = anytime(rng, (8, 16, 24, 32, 48, 64), fleets, clock)
     show_anytime(samples)
+    of_four = anytime(rng, (64,), fleets, clock, max_experts=4)
+    show_anytime(of_four, ", max_experts 4")
     if options.plots:
         plot(samples, options.plots)
 
@@ -433,6 +437,10 @@ def main() -> None:
         "exact_share_n32_k4_search": streams["n32_k4_search"].exact_share,
         "p99_ms_n32": late(32),
         "p99_ms_n64": late(64),
+        "p99_ms_n64_k4_search": float(np.quantile([s.time_ms for s in of_four], 0.99)),
+        "worst_ms_n64_k4_search": max(s.time_ms for s in of_four),
+        "exact_share_n64_k4_search": float(np.mean([s.gap_pct == 0.0 for s in of_four])),
+        "worst_gap_pct_n64_k4": max(s.gap_pct for s in of_four),
         "worst_gap_pct_n32_best_of": worst(32, "best_of"),
         "worst_gap_pct_n64_best_of": worst(64, "best_of"),
         "worst_gap_pct_n32_free_energy": worst(32, "free_energy"),

@@ -81,10 +81,14 @@ class Appraiser:
         """Does the slow part of reading a prompt, in any thread, before `appraise`; None where there is none."""
         return self._gate.read_ahead if self._gate is not None else None
 
-    def appraise(self, prompt: str, roster: Roster) -> Appraisal:
-        """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept."""
+    def appraise(self, prompt: str, roster: Roster, category: str | None = None) -> Appraisal:
+        """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept.
+
+        category: as the request names it. Where that is one of the gate's kinds, the gate need not guess.
+        """
         columns = self._view(roster).columns
-        predicted = self._fitted.predict(prompt)
+        known = self._kinds.index(category) if category in self._kinds else None
+        predicted = self._fitted.predict(prompt, known)
         self._failure = predicted.warning
         kind = None
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):

@@ -12,6 +12,7 @@ from moe2.coordinator.budgets import NO_BUDGETS, Budgets, Mode, Wish
 from moe2.coordinator.coarse import Worth
 from moe2.coordinator.panel import Work
 from moe2.coordinator.planning.certificate import Plan
+from moe2.coordinator.powercap import FLEET_CAPPED, FleetDraw
 from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Forecast
 from moe2.coordinator.table import Expert
@@ -22,8 +23,8 @@ INFEASIBLE = "infeasible"
 """A refusal: no expert keeps the budgets, however little there is to do."""
 INFEASIBLE_NOW = "infeasible_now"
 """A refusal: with less load one would."""
-PASSING = frozenset({OVERLOADED, INFEASIBLE_NOW})
-"""Refusals that may pass by themselves."""
+PASSING = frozenset({OVERLOADED, INFEASIBLE_NOW, FLEET_CAPPED})
+"""Refusals that may pass by themselves: the request waits for that."""
 
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
@@ -72,7 +73,8 @@ class Considered:
 class Outlook:
     """All experts that could serve a request, as they look for it. Details of one are made when asked for.
 
-    work: what a panel does whose members all work; None where one expert answers.
+    work: what a panel does whose members all work; None where one expert answers. draw: what the fleet draws where
+    that has a cap.
     """
 
     forecast: Forecast
@@ -81,6 +83,7 @@ class Outlook:
     budgets: Budgets
     ruled_out: Mapping[str, str]
     work: Work | None = None
+    draw: FleetDraw | None = None
 
     def at(self, place: int) -> Considered:
         """One expert of the roster."""

@@ -15,6 +15,7 @@ from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.table import ValueTable
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
+from moe2.coordinator.powercap import FleetDraw
 from moe2.coordinator.roster import Forecast, Range
 
 TIME_LIMIT_S = 0.02
@@ -45,7 +46,12 @@ class Worth:
 
 
 def problem_of(
-    forecast: Forecast, worth: Worth, budgets: Budgets, ruled_out: Mapping[str, str], work: Work | None = None
+    forecast: Forecast,
+    worth: Worth,
+    budgets: Budgets,
+    ruled_out: Mapping[str, str],
+    work: Work | None = None,
+    draw: FleetDraw | None = None,
 ) -> planning.Problem:
     """The problem whose feasible panels are the sets that keep the budgets.
 
@@ -53,6 +59,9 @@ def problem_of(
     with it, all of them together, for the case that they have to be tried one after the other. With work, all members
     together always do. An expert whose cost is unknown is ruled out where the budget bounds that cost: what was not
     measured cannot be promised.
+
+    draw: what the fleet draws, where it is capped. Each candidate has to keep the cap beside it; with work, all members
+    together.
     """
     quantile = budgets.quantile or planning.Quantile.P95
     costs = _costs(forecast, quantile)
@@ -70,11 +79,15 @@ def problem_of(
             delay_s=budgets.latency_budget_s,
             first_token_s=budgets.ttft_budget_s,
             per_token_s=per_token_s,
+            power_w=draw.cap_w if draw else None,
+            drawn_w=draw.drawn_w if draw else 0.0,
             max_experts=work.size if work else budgets.max_experts,
             quantile=quantile,
             one_runs=work is None and budgets.max_experts is None,
+            one_at_a_time=work is None,
         ),
-        ruled_out={**_unmeasured(forecast, budgets), **ruled_out},
+        power_w=np.nan_to_num(forecast.added_w) if draw else None,
+        ruled_out={**_unmeasured(forecast, budgets), **_unmetered(forecast, draw), **ruled_out},
     )
 
 
@@ -157,4 +170,19 @@ def _unmeasured(forecast: Forecast, budgets: Budgets) -> dict[str, str]:
     if budgets.energy_budget_j is not None and not roster.energy_known.all():
         for place in np.flatnonzero(~roster.energy_known):
             reasons[roster.keys[place]] = "its energy has not been measured, and the request bounds energy"
+    return reasons
+
+
+def _unmetered(forecast: Forecast, draw: FleetDraw | None) -> dict[str, str]:
+    """Experts whose watts nobody knows, where the fleet's are capped."""
+    if draw is None:
+        return {}
+    reasons: dict[str, str] = {}
+    for place, expert in enumerate(forecast.roster.experts):
+        if expert.agent_id in draw.unmeasured:
+            reasons[expert.key] = "its host's power is not measured, and the fleet's is capped"
+        elif np.isnan(forecast.added_w[place]):
+            reasons[expert.key] = (
+                "its power has not been measured, and the fleet's is capped; `moe2-agent bench` measures it"
+            )
     return reasons

@@ -47,7 +47,7 @@ from moe2.coordinator.enrolment.registerfile import RegisterFile
 from moe2.coordinator.feedback import Feedback, FeedbackBook
 from moe2.coordinator.feedbackfile import FeedbackFile
 from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.health import dispatch_warnings, fleet_warnings
+from moe2.coordinator.health import cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.hub import Hub
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
@@ -103,6 +103,7 @@ class CoordinatorDaemon:
             settings.selection.categories,
             clock=monotonic,
             longest_queue_s=LONGEST_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
+            fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -209,6 +210,7 @@ class CoordinatorDaemon:
                     n_choosable=len(self._table.choosable(now_s)),
                     stale_s=self._settings.agents.stale_s,
                 ),
+                *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
                 *self._selector.appraiser.warnings(),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
@@ -233,7 +235,7 @@ class CoordinatorDaemon:
         except Moe2Error:
             self._doorkeeper.take_token(former.agents.token_file)
             raise
-        self._selector.reconfigure(appraiser, selection.categories)
+        self._selector.reconfigure(appraiser, selection.categories, selection.fleet_watts_cap_w)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._openai.request_timeout_s = api.request_timeout_s

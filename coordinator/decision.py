@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import msgspec
 
 from moe2.common.cost import Quantiles
 from moe2.coordinator.budgets import Budgets, Mode
-from moe2.coordinator.choice import Considered, NoExpert, Selection
+from moe2.coordinator.choice import NoExpert, Outlook, Selection
 from moe2.coordinator.planning.certificate import Certificate, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint
+from moe2.coordinator.powercap import FleetDraw
 from moe2.coordinator.predict import Prediction
 
 
@@ -21,6 +23,7 @@ class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
     score: probability that it answers this prompt well; score_source: "gate", or "prior" where it has no training data.
     energy_j, ttft_s, total_s: predicted, None where it was never measured. energy_quality: of the measurements behind
     the joules. candidate: it keeps the budgets. weight: its share where a panel answers. reason: why it was not chosen.
+    added_w: what it would add to its host's power, where the fleet's is capped; None where unknown.
     """
 
     expert: str
@@ -36,6 +39,19 @@ class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
     chosen: bool
     reason: str | None
     weight: float | None = None
+    added_w: float | None = None
+
+
+class FleetPowerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The fleet's power against its cap. drawn_w: by all hosts that are known. simulated: some of it is.
+
+    hosts_unmeasured: hosts that do not count, because nobody knows what they draw; they get no requests.
+    """
+
+    cap_w: float
+    drawn_w: float
+    simulated: bool
+    hosts_unmeasured: int
 
 
 class CertificateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +89,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The two levels' answer. category: whose default budgets applied; kind: what the gate takes the prompt for.
 
-    predicted: None where nobody is chosen.
+    predicted: None where nobody is chosen. fleet_power: None where it is not capped.
     """
 
     mode: str
@@ -83,6 +99,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     experts: tuple[ExpertRow, ...]
     certificate: CertificateRow
     predicted: Predicted | None = None
+    fleet_power: FleetPowerRow | None = None
 
 
 def decision_of(selection: Selection) -> Decision:
@@ -92,9 +109,10 @@ def decision_of(selection: Selection) -> Decision:
         category=selection.category,
         kind=selection.kind,
         budgets=_limits(selection.budgets),
-        experts=_rows(selection.considered, selection.plan, selection),
+        experts=_rows(selection.outlook, selection.plan, selection),
         certificate=_certificate(selection.plan.certificate),
         predicted=predicted_of(selection.predicted),
+        fleet_power=_fleet_power(selection.outlook.draw),
     )
 
 
@@ -117,8 +135,9 @@ def refusal_of(refused: NoExpert) -> Decision | None:
         category=None,
         kind=None,
         budgets=_limits(refused.outlook.budgets),
-        experts=_rows(refused.outlook.considered, refused.plan, None),
+        experts=_rows(refused.outlook, refused.plan, None),
         certificate=_certificate(refused.plan.certificate),
+        fleet_power=_fleet_power(refused.outlook.draw),
     )
 
 
@@ -155,13 +174,13 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
     )
 
 
-def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
+def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
     candidates = selection.candidates if selection else frozenset()
     reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions if exclusion.name not in candidates}
     weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
     is_panel = selection is not None and selection.mode.is_panel
     rows = []
-    for other in considered:
+    for place, other in enumerate(outlook.considered):
         key = other.expert.key
         chosen = key in weights
         reason = reasons.get(key)
@@ -183,9 +202,22 @@ def _rows(considered: Sequence[Considered], plan: Plan, selection: Selection | N
                 chosen=chosen,
                 reason=None if chosen else reason,
                 weight=weights.get(key) if is_panel else None,
+                added_w=_known(outlook.forecast.added_w[place]) if outlook.draw else None,
             )
         )
     return tuple(rows)
+
+
+def _known(figure: float) -> float | None:
+    return None if math.isnan(figure) else float(figure)
+
+
+def _fleet_power(draw: FleetDraw | None) -> FleetPowerRow | None:
+    if draw is None:
+        return None
+    return FleetPowerRow(
+        cap_w=draw.cap_w, drawn_w=draw.drawn_w, simulated=draw.simulated, hosts_unmeasured=len(draw.unmeasured)
+    )
 
 
 def _limits(budgets: Budgets) -> dict[str, Any]:

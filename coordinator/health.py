@@ -36,6 +36,33 @@ def dispatch_warnings(
     return tuple(warnings)
 
 
+def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) -> tuple[HealthWarning, ...]:
+    """Experts that get no requests because the fleet's power is capped and theirs is not known."""
+    if fleet_watts_cap_w is None:
+        return ()
+    warnings: list[HealthWarning] = []
+    for row in rows:
+        if not row.connected or row.host is None:
+            continue
+        if all(sensor.power_w is None for sensor in row.sensors):
+            who = f"{row.agent_name} gets no requests: its power is not measured"
+            remedy = f"On {row.agent_name}: `moe2-agent doctor` tells which sensors could."
+        elif unknown := [expert.model for expert in row.experts if expert.energy is None]:
+            who = f"{row.agent_name} gets no requests for {', '.join(unknown)}: their power has not been measured"
+            remedy = f"On {row.agent_name}: `moe2-agent bench`."
+        else:
+            continue
+        warnings.append(
+            HealthWarning(
+                code="fleet_cap_unmeasured",
+                severity=Severity.DEGRADED,
+                message=f"{who}, and the fleet's is capped.",
+                remedy=remedy,
+            )
+        )
+    return tuple(warnings)
+
+
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:
     """Every warning that holds now: the coordinator's own first, then those of the agents, each with its name."""
     warnings: list[HealthWarning] = []

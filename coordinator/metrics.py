@@ -25,6 +25,7 @@ from moe2.coordinator.decision import Predicted
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
 from moe2.coordinator.plausibility import is_plausible
+from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import ExpertLine, Receipt
 
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -45,6 +46,8 @@ _FAILURES = frozenset(
         INFEASIBLE_NOW,
         "budget_exhausted",
         "exhausted",
+        FLEET_CAPPED,
+        FLEET_CAP_INFEASIBLE,
         "no_chat_template",
         "no_live_expert",
         "overloaded",

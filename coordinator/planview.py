@@ -19,7 +19,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.figures import UNMEASURED, printable
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
 from moe2.coordinator.api.plan import PLAN_ROUTE, PlanAnswer
-from moe2.coordinator.decision import Decision, ExpertRow
+from moe2.coordinator.decision import Decision, ExpertRow, FleetPowerRow
 
 INFEASIBLE = 1
 # In a pipe nothing is cut or wrapped.
@@ -60,6 +60,8 @@ def draw(answer: PlanAnswer, console: Console) -> None:
         )
         for line in _panel(answer.decision):
             console.print(Text(line))
+        if answer.decision.fleet_power:
+            console.print(_fleet_power(answer.decision.fleet_power))
         limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
         console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
     if answer.refusal:
@@ -84,6 +86,12 @@ def _panel(decision: Decision) -> Iterator[str]:
     yield f"Together: {energy}, {_both(together.total_s)} s (p50 / p95)."
 
 
+def _fleet_power(power: FleetPowerRow) -> str:
+    simulated = " (simulated)" if power.simulated else ""
+    unmeasured = f"; {power.hosts_unmeasured} hosts unmeasured, without requests" if power.hosts_unmeasured else ""
+    return f"Fleet: draws {power.drawn_w:.4g} W{simulated} of {power.cap_w:.4g} W at most{unmeasured}."
+
+
 def _experts(decision: Decision) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -91,15 +99,21 @@ def _experts(decision: Decision) -> Table:
         table.add_column(heading, no_wrap=True)
     for heading in ("SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
         table.add_column(heading, overflow="fold")
+    is_capped = decision.fleet_power is not None
+    if is_capped:
+        table.add_column("ADDS W", overflow="fold")
     table.add_column("WHY NOT", overflow="fold")
     for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
-        table.add_row(*_cells(row), style="bold green" if row.chosen else None if row.candidate else "dim")
+        table.add_row(
+            *_cells(row, is_capped=is_capped), style="bold green" if row.chosen else None if row.candidate else "dim"
+        )
     return table
 
 
-def _cells(row: ExpertRow) -> tuple[str, ...]:
+def _cells(row: ExpertRow, *, is_capped: bool) -> tuple[str, ...]:
     mark = "→" if row.chosen else "+" if row.candidate else " "
     simulated = " (simulated)" if _is_simulated(row) else ""
+    added_w = UNMEASURED if row.added_w is None else f"{row.added_w:.3g}{simulated}"
     return (
         mark,
         printable(row.model),
@@ -109,6 +123,7 @@ def _cells(row: ExpertRow) -> tuple[str, ...]:
         _both(row.energy_j) + simulated,
         _both(row.ttft_s),
         _both(row.total_s),
+        *((added_w,) if is_capped else ()),
         printable(row.reason or ""),
     )
 

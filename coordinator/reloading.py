@@ -21,6 +21,7 @@ LIVE = frozenset(
         "coordinator.drain_s",
         "log.level",
         "selection.categories",
+        "selection.fleet_watts_cap_w",
         "selection.gate",
         "selection.keep_prompts",
     }

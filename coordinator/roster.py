@@ -56,6 +56,16 @@ class Forecast:
     total_s: Range
     energy_j: Range
 
+    @cached_property
+    def added_w(self) -> FloatArray:
+        """(N,) watts that the request adds to what each one's host draws, NaN where unknown.
+
+        Where the host's idle power is unknown, all that it draws with the request counts: that cannot be too little.
+        """
+        before_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy)
+        with_it_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy + 1)
+        return np.asarray(np.maximum(with_it_w - np.nan_to_num(before_w), 0.0))
+
     def prediction(self, place: int) -> Prediction:
         """The same of one expert."""
         report, busy = self.roster.experts[place].report, int(self.busy[place])
@@ -146,6 +156,22 @@ class Roster:
     def frees_in_s(self, busy: IntArray) -> FloatArray:
         """(N,) seconds until a slot falls free with `busy` (N,) requests there, as predicted; NaN where unknown."""
         return np.asarray(np.maximum(1, busy - self._slots + 1) * self._turn_s)
+
+    def host_w(self, prompt_tokens: IntArray, answer_tokens: int, running: IntArray) -> FloatArray:
+        """(N,) mean watts of each one's host while `running` (N,) such requests run there and nothing else does.
+
+        The joules of those that hold a slot, idle share included, over the seconds that one takes. The host's idle
+        power where none runs. NaN where unknown.
+        """
+        at_once = np.minimum(running, self._slots)
+        shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
+        step_s = _dot(self._decode, inter_token_features(shape))
+        seconds = _dot(self._prefill, prefill_features(shape)) + max(0, answer_tokens - 1) * step_s
+        joules = at_once * _dot(self._energy, energy_features(shape))
+        active_w = np.divide(joules, seconds, out=np.full(len(self), np.nan), where=seconds > 0)
+        # A model of few requests may say less than nothing running does.
+        active_w = np.maximum(active_w, np.nan_to_num(self.idle_w))
+        return np.asarray(np.where(at_once > 0, active_w, self.idle_w))
 
     def forecast(self, prompt_tokens: IntArray, answer_tokens: int, busy: IntArray) -> Forecast:
         """What a request takes on each expert, with `busy` (N,) requests already there.

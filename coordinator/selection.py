@@ -42,12 +42,14 @@ from moe2.coordinator.panel import (
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.certificate import Cause, Plan
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.powercap import FleetDraw, capped, draw_of
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.promptlengths import PromptLengths
 from moe2.coordinator.refusal import infeasible_words, relieved_words, ruled_out_by
 from moe2.coordinator.relief import Relief, relief_in
 from moe2.coordinator.roster import IntArray, Roster
-from moe2.coordinator.table import Expert
+from moe2.coordinator.table import Expert, HostPower
 
 ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
@@ -66,7 +68,7 @@ class Selector:
     """Chooses. Remembers coarse plans by their exact inputs, so that equal requests are planned once.
 
     categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: see
-    `Roster`.
+    `Roster`. fleet_watts_cap_w: what all hosts together may draw; None for no cap.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Selector:
         *,
         clock: Callable[[], float],
         longest_queue_s: float = math.inf,
+        fleet_watts_cap_w: float | None = None,
     ) -> None:
         self.appraiser = appraiser
         self.categories = dict(categories)
+        self.fleet_watts_cap_w = fleet_watts_cap_w
         self._clock = clock
         self._longest_queue_s = longest_queue_s
         self.prompts = PromptLengths()
@@ -86,20 +90,28 @@ class Selector:
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
 
-    def reconfigure(self, appraiser: Appraiser, categories: Mapping[str, Budgets]) -> None:
-        """Decide by another gate and other budgets from now on. What was planned with the former ones is forgotten."""
+    def reconfigure(
+        self, appraiser: Appraiser, categories: Mapping[str, Budgets], fleet_watts_cap_w: float | None = None
+    ) -> None:
+        """Decide by another gate and other limits from now on. What was planned with the former ones is forgotten."""
         self.appraiser = appraiser
         self.categories = dict(categories)
+        self.fleet_watts_cap_w = fleet_watts_cap_w
         self._memo.clear()
         self._rosters.clear()
         self._experts = ()
 
     def select(
-        self, request: SelectionRequest, experts: Sequence[Expert], in_flight: Mapping[str, int], epoch: int
+        self,
+        request: SelectionRequest,
+        experts: Sequence[Expert],
+        in_flight: Mapping[str, int],
+        epoch: int,
+        hosts: Sequence[HostPower] = (),
     ) -> Selection | NoExpert:
         """Choose for one request. Ties go to the faster, then the less busy expert, then the smaller key.
 
-        experts: must not change while `epoch` stays.
+        experts: must not change while `epoch` stays. hosts: what they draw; looked at only where the fleet is capped.
         """
         roster = self._roster(request.model, experts)
         if roster is None:
@@ -108,7 +120,7 @@ class Selector:
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
             return _nobody(request, roster, ruled_out)
-        appraisal = self.appraiser.appraise(request.text, roster)
+        appraisal = self.appraiser.appraise(request.text, roster, request.wish.category)
         category = request.wish.category or self._category_of(appraisal)
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
         budgets = whole.after(request.elapsed_s, request.spent_j)
@@ -129,6 +141,7 @@ class Selector:
             ruled_out=ruled_out,
             category=category,
             affinity=request.affinity,
+            draw=self._draw(request.demand, experts, in_flight, hosts),
         )
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
@@ -151,7 +164,7 @@ class Selector:
         [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
-            return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+            return self._nothing_fits(plan, outlook, epoch)
         candidates = _candidates(plan, case.budgets)
         chosen = outlook.at(_finest(outlook, candidates, case.load.busy, case.affinity))
         return Selection(
@@ -183,10 +196,10 @@ class Selector:
             )
         outlook, plan = max(plans, key=lambda found: found[1].certificate.value or -1.0)
         if not plan.is_feasible:
-            return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+            return self._nothing_fits(plan, outlook, epoch)
         work = outlook.work
         assert work is not None  # noqa: S101 - a panel's outlook says what its members do
-        problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, work)
+        problem = _problem(outlook)
         end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
         places = finest(problem, plan, case.appraisal.scores, end_s)
         members = weighted(places, case.appraisal.logits)
@@ -213,10 +226,29 @@ class Selector:
         if known.size == 0:
             return ()
         bounded = outlook.budgets.model_copy(update={"energy_budget_j": float(known.max())})
-        problem = problem_of(outlook.forecast, outlook.worth, bounded, outlook.ruled_out, outlook.work)
+        problem = _problem(replace(outlook, budgets=bounded))
         steps = np.geomspace(0.5 * known.min(), 1.5 * known.sum(), FRONTIER_POINTS)
         effort = Effort(time_limit_s=FRONTIER_S / FRONTIER_POINTS)
         return frontier(problem, steps.tolist(), table=outlook.worth.table, effort=effort, clock=self._clock)
+
+    def _nothing_fits(self, plan: Plan, outlook: Outlook, epoch: int) -> NoExpert:
+        """Whether the request's budgets or the fleet's cap are the reason."""
+        draw = outlook.draw
+        if draw is not None and self._plan(replace(outlook, draw=None), epoch).is_feasible:
+            code, told = capped(plan, draw)
+            return NoExpert(code, told, plan, outlook)
+        return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+
+    def _draw(
+        self, demand: Demand, experts: Sequence[Expert], in_flight: Mapping[str, int], hosts: Sequence[HostPower]
+    ) -> FleetDraw | None:
+        """What all of the fleet draws now, whatever model is asked for; None without a cap."""
+        everybody = None if self.fleet_watts_cap_w is None else self._roster(ANY_MODEL[0], experts)
+        if self.fleet_watts_cap_w is None or everybody is None:
+            return None
+        prompt_tokens = self._prompt_tokens(everybody, demand)
+        running = everybody.forecast(prompt_tokens, demand.answer_tokens, everybody.busy(in_flight))
+        return draw_of(self.fleet_watts_cap_w, hosts, running)
 
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
         """The experts that can serve `model`; the same object until the fleet changes. None where there is none."""
@@ -255,11 +287,11 @@ class Selector:
             forecast.answer_tokens,
             outlook.budgets,
             tuple(outlook.ruled_out.items()),
+            outlook.draw,
         )
         plan = self._memo.get(key)
         if plan is None:
-            problem = problem_of(forecast, worth, outlook.budgets, outlook.ruled_out, work)
-            plan = self._memo[key] = solve(problem, worth, clock=self._clock)
+            plan = self._memo[key] = solve(_problem(outlook), worth, clock=self._clock)
             if len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
         else:
@@ -279,6 +311,7 @@ class _Case:
     ruled_out: Mapping[str, str]
     category: str
     affinity: Affinity | None = None
+    draw: FleetDraw | None = None
 
     def alone(self) -> _Case:
         """The same for panels of one."""
@@ -289,7 +322,7 @@ class _Case:
         if mode is Mode.ROUTE:
             load = self.load
             forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            return [Outlook(forecast, self.appraisal, self.worth, self.budgets, self.ruled_out)]
+            return [Outlook(forecast, self.appraisal, self.worth, self.budgets, self.ruled_out, draw=self.draw)]
         largest = self.budgets.max_experts or USUAL_PANEL
         out = {**outsiders(mode, self.roster), **self.ruled_out}
         return [
@@ -308,7 +341,13 @@ class _Case:
         """For panels of up to `size` members without those who are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
         work = work_of(mode, self.roster, self.load, size, eligible)
-        return Outlook(work.forecast, self.appraisal, self.worth.together, self.budgets, ruled_out, work)
+        return Outlook(work.forecast, self.appraisal, self.worth.together, self.budgets, ruled_out, work, self.draw)
+
+
+def _problem(outlook: Outlook) -> Problem:
+    return problem_of(
+        outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work, draw=outlook.draw
+    )
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:

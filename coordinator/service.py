@@ -242,7 +242,9 @@ class Service:
         barred = self._breakers.barred(now_s) if self._settings.breakers else {}
         if barred or affinity is not None:
             request = replace(request, barred=barred, affinity=affinity)
-        return self._selector.select(request, self._table.choosable(now_s), self._in_flight, self._table.epoch)
+        experts = self._table.choosable(now_s)
+        hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
+        return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
 
     def _may_hedge(self) -> bool:
         """Where others wait for room, a second expert for one request would be taken from them."""

@@ -128,6 +128,8 @@ class SelectionSection(Settings):
     """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
     keep_prompts: bool = False
     """Feedback is kept with its prompt, so that a gate can learn from it. Otherwise only with the prompt's hash."""
+    fleet_watts_cap_w: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What all hosts together may draw: no request is begun that is predicted to exceed it."""
     categories: dict[str, Budgets] = Field(default_factory=dict)
     """Default budgets by category; `default` holds where no other applies."""
 

@@ -31,6 +31,18 @@ class Expert:
     protocol: int = PROTOCOL_VERSION
 
 
+@dataclass(frozen=True)
+class HostPower:
+    """What a connected agent's host draws, by its latest report; None if no sensor reads.
+
+    simulated: some of it is a simulated host's.
+    """
+
+    agent_id: str
+    power_w: float | None
+    simulated: bool = False
+
+
 @dataclass
 class _Agent:
     hello: Hello
@@ -117,6 +129,17 @@ class CapabilityTable:
         if now_s >= self._fresh_until_s:
             self._rebuild(now_s)
         return self._choosable
+
+    def host_powers(self) -> tuple[HostPower, ...]:
+        """Of every connected agent. A host with several sensors that read (GPU and CPU) counts with their sum."""
+        powers = []
+        for agent_id, agent in self._agents.items():
+            if agent.connected:
+                sensors = agent.report.sensors if agent.report else ()
+                known = [sensor.power_w for sensor in sensors if sensor.power_w is not None]
+                simulated = any(sensor.simulated for sensor in sensors)
+                powers.append(HostPower(agent_id, sum(known) if known else None, simulated))
+        return tuple(powers)
 
     def models(self) -> tuple[str, ...]:
         """Names of all models of connected agents, whether ready or not; sorted."""

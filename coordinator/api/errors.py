@@ -11,6 +11,7 @@ from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
+from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import Receipt
 
 
@@ -66,6 +67,8 @@ _STATUS = {
     INFEASIBLE: (422, "invalid_request_error", "infeasible_budget", None),
     INFEASIBLE_NOW: (503, "server_error", INFEASIBLE_NOW, 1),
     BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
+    FLEET_CAPPED: (503, "server_error", FLEET_CAPPED, 5),
+    FLEET_CAP_INFEASIBLE: (503, "server_error", FLEET_CAP_INFEASIBLE, None),
     "no_live_expert": (503, "server_error", "no_live_expert", 5),
     "stopping": (503, "server_error", "stopping", 5),
 }

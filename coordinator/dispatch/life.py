@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import INFEASIBLE_NOW, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -311,7 +311,7 @@ class Lifecycle:
         chosen = self.select(now_s)
         if isinstance(chosen, NoExpert) and chosen.code == OVERLOADED:
             return []
-        if isinstance(chosen, NoExpert) and chosen.code == INFEASIBLE_NOW:
+        if isinstance(chosen, NoExpert) and chosen.code in PASSING:
             self.refused = chosen
             until_s = self._waits_until_s(now_s)
             if until_s > now_s:
@@ -324,7 +324,7 @@ class Lifecycle:
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = self._refused_for_its_budgets
+        refused = self._waited_for
         if refused is None:
             refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
         wait, self.wait = self.wait, None
@@ -428,13 +428,13 @@ class Lifecycle:
         return effects
 
     @property
-    def _refused_for_its_budgets(self) -> NoExpert | None:
-        """Why it waits, where an expert had room, but not in time."""
-        return self.refused if self.refused and self.refused.code == INFEASIBLE_NOW else None
+    def _waited_for(self) -> NoExpert | None:
+        """Why it waits, where that is not for room with an expert: that one is in time, or draws little enough."""
+        return self.refused if self.refused and self.refused.code in PASSING - {OVERLOADED} else None
 
     def _in_vain(self, now_s: float) -> NoExpert:
         """What it has waited for has not come."""
-        age_s, refused = now_s - self.request.arrived_s, self._refused_for_its_budgets
+        age_s, refused = now_s - self.request.arrived_s, self._waited_for
         if refused:
             return replace(refused, message=f"After {age_s:.1f} s: {refused.message}")
         return NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")

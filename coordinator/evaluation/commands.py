@@ -113,3 +113,7 @@ def _show(report: EvaluationReport, console: Console) -> None:
             console.print(f"  {line}")
     else:
         console.print("No baseline but the oracle is ahead of moe2 by more than one standard error.")
+    if report.baselines_ahead_of_told:
+        console.print("Ahead of moe2 that is told the category:")
+        for line in report.baselines_ahead_of_told:
+            console.print(f"  {line}")

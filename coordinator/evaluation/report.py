@@ -29,6 +29,8 @@ class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
     max_energy_j: float | None
     max_delay_s: float | None
     routers: dict[str, RouterFigures]
+    leads_over_told: dict[str, tuple[float, float]] = {}
+    """Each router's lead over moe2 that is told the category, and its standard error, paired by prompt."""
 
 
 class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,3 +51,5 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     budgets: tuple[BudgetFigures, ...]
     baselines_ahead: tuple[str, ...]
     """Baselines other than oracles that lead moe2 by more than one standard error, with the budget."""
+    baselines_ahead_of_told: tuple[str, ...] = ()
+    """The same of moe2 that is told each prompt's category, as the best expert per known label is."""

@@ -77,12 +77,15 @@ class FleetGate:
         self.tau = gate.tau if gate else PRIOR_TAU
         self.notices = self._told(trained)
 
-    def predict(self, prompt: str) -> FleetPrediction:
-        """The gate's view of a prompt. Never raises for a failing gate: priors then stand in, with a named warning."""
+    def predict(self, prompt: str, kind: int | None = None) -> FleetPrediction:
+        """The gate's view of a prompt. Never raises for a failing gate: priors then stand in, with a named warning.
+
+        kind: which of the gate's kinds the prompt is of, where that is known.
+        """
         if self._gate is None:
             return self._from_priors(None)
         try:
-            answer = self._gate.predict(prompt)
+            answer = self._gate.predict(prompt, kind)
             trained = answer.probabilities
             if not np.isfinite(trained).all():
                 raise FloatingPointError("the gate's answer is not finite")

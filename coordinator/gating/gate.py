@@ -133,15 +133,19 @@ class Gate:
         """Does the slow part of reading a prompt, in any thread, before `predict`; None where there is none."""
         return self.extractor.read_ahead
 
-    def predict(self, prompt: str) -> GatePrediction:
-        """The gate's view of one prompt."""
-        return self.predict_features(self.extractor.extract(prompt))
+    def predict(self, prompt: str, kind: int | None = None) -> GatePrediction:
+        """The gate's view of one prompt. kind: which of the kinds it is of, where that is known; else found."""
+        return self.predict_features(self.extractor.extract(prompt), kind)
 
-    def predict_features(self, features: PromptFeatures) -> GatePrediction:
+    def predict_features(self, features: PromptFeatures, kind: int | None = None) -> GatePrediction:
         """The same, from features already extracted."""
         task_logits, residual = self.heads(features)
-        posterior = np.exp(task_logits - task_logits.max())
-        posterior /= posterior.sum()
+        if kind is None:
+            posterior = np.exp(task_logits - task_logits.max())
+            posterior /= posterior.sum()
+        else:
+            posterior = np.zeros_like(task_logits)
+            posterior[kind] = 1.0
         raw = log_odds_of(posterior @ self.parameters.profile) + residual
         p = sigmoid(self.parameters.calibration_slope * raw + self.parameters.calibration_offset)
         return GatePrediction(probabilities=p, logits=p / self.tau, kinds=posterior.astype(np.float64))

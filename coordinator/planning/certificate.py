@@ -48,6 +48,8 @@ class Breach:
     allowed: float
 
     def __str__(self) -> str:
+        if self.limit is Limit.POWER:
+            return f"would exceed the fleet's cap of {self.allowed:.4g} W ({self.needed:.4g} W with it)"
         return f"{self.limit.value} {self.needed:.4g} > {self.allowed:.4g}"
 
 
@@ -258,6 +260,7 @@ def certified(
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]
     energy_j = spent.max() if problem.budgets.one_runs else spent.sum()
+    added_w = None if problem.power_w is None else problem.power_w[chosen]
     proven = not upper_bound > value + tie_width(value)
     return Plan(
         members=tuple(chosen),
@@ -265,7 +268,7 @@ def certified(
         energy_j=float(energy_j + aggregation.energy_j[size]),
         delay_s=float(costs.delay_s[chosen].max() + aggregation.delay_s[size]),
         first_token_s=float(costs.first_token_s[chosen].max() + aggregation.first_token_s[size]),
-        power_w=None if problem.power_w is None else float(problem.power_w[chosen].sum()),
+        power_w=None if added_w is None else float(added_w.sum() if problem.runs_together else added_w.max()),
         certificate=Certificate(
             method=method,
             status=Status.OPTIMAL if proven else Status.BOUNDED,

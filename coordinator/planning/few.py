@@ -20,6 +20,8 @@ MOST = 4
 """Most experts that may join for listing."""
 _CHUNK_STEPS = 1e5
 """Elementwise steps between two looks at the clock: some hundred microseconds."""
+_PRODUCT_STEPS = 1e6
+"""The same, where they are those of a matrix product."""
 
 
 def list_panels(
@@ -45,9 +47,9 @@ def list_panels(
     listing.offer_singles(incumbent)
     if most == 1:
         return -np.inf
-    if stop():
+    pairs = listing.pairs(most - 2, stop)
+    if pairs is None:
         return np.inf
-    pairs = listing.pairs(most - 2)
     pairs.offer(listing, incumbent)
     return -np.inf if most == 2 else _extended(listing, pairs, most - 2, incumbent, stop)
 
@@ -56,7 +58,7 @@ def list_panels(
 class _Listing:
     """The free experts in the order of falling value, n of them, on top of the held ones.
 
-    states: (n, M) without the held ones. base: (M,) of the held ones. costs: (C, n), used: (C,) by the held ones.
+    states: (n, M) without the held ones, joined: (n, M) with them. costs: (C, n), used: (C,) by the held ones.
     room: (n,) largest panel for each, the held ones' limit included. alone: (n,) value on top of the held ones.
     """
 
@@ -64,7 +66,7 @@ class _Listing:
     held: list[int]
     free: IntArray
     states: FloatArray
-    base: FloatArray
+    joined: FloatArray
     costs: FloatArray
     used: FloatArray
     room: IntArray
@@ -76,7 +78,8 @@ class _Listing:
         value = candidates.problem.value
         base = value.state_of(candidates.index[held])
         room = int(candidates.largest[held].min()) if held else len(candidates.problem.names)
-        alone = value.average(value.combine(base, candidates.states[free]))
+        joined = value.combine(base, candidates.states[free])
+        alone = value.average(joined)
         # The stronger come first, so that pairs of weak experts are left with weaker ones to be joined by.
         order = np.argsort(-alone, kind="stable")
         free = free[order]
@@ -85,7 +88,7 @@ class _Listing:
             held=held,
             free=free,
             states=candidates.states[free],
-            base=base,
+            joined=joined[order],
             costs=candidates.sums[:, free],
             used=candidates.sums[:, held].sum(axis=1),
             room=np.minimum(candidates.largest[free], room),
@@ -96,7 +99,17 @@ class _Listing:
     def steps(self) -> float:
         """Elementwise steps of extending every pair by every expert."""
         count = float(len(self.free))
-        return count * (count - 1) / 2 * count * len(self.base)
+        return count * (count - 1) / 2 * count * self.prompts
+
+    @property
+    def prompts(self) -> int:
+        """M, the number of calibration prompts."""
+        return int(self.states.shape[1])
+
+    @property
+    def steps_at_once(self) -> float:
+        """Steps of crossing panels between two looks at the clock."""
+        return _PRODUCT_STEPS if self.candidates.problem.value.crosses_at_once else _CHUNK_STEPS
 
     def fits(self, costs: FloatArray, room: IntArray, joining: int) -> BoolArray:
         """Which panels keep every limit. costs: (C, ...) of the `joining` experts of each; room: (...)."""
@@ -127,50 +140,88 @@ class _Listing:
         places = np.flatnonzero(self.fits(self.costs, self.room, 1))
         self.offer(self.alone[places], places[:, None], incumbent)
 
-    def pairs(self, more: int) -> _Pairs:
-        """All feasible pairs, by falling bound of what they are worth with up to `more` later experts."""
-        value = self.candidates.problem.value
+    def pairs(self, more: int, stop: Callable[[], bool]) -> _Pairs | None:
+        """All feasible pairs, by falling bound of what they are worth with up to `more` later experts.
+
+        None where `stop` said so before all of them were known.
+        """
+        found = self._pair_values(stop)
+        if found is None:
+            return None
         first, last = np.triu_indices(len(self.free), 1)
         costs, room = self.costs[:, first] + self.costs[:, last], np.minimum(self.room[first], self.room[last])
         kept = np.flatnonzero(self.fits(costs, room, 2))
         first, last, costs, room = first[kept], last[kept], costs[:, kept], room[kept]
-        states = value.combine(self.states[first], self.states[last])
-        values = value.average(value.combine(self.base, states))
+        pairs = _Pairs(first, last, found[first, last], costs, room)
+        if not more:
+            return pairs
+        upper = self._extended_bounds(pairs, more, stop)
+        return None if upper is None else pairs.by_falling(upper)
+
+    def _pair_values(self, stop: Callable[[], bool]) -> FloatArray | None:
+        """(n, n) values of all pairs, known above the diagonal; None where `stop` said so."""
+        value, count = self.candidates.problem.value, len(self.free)
+        found = np.empty((count, count))
+        rows = max(1, int(self.steps_at_once / (count * self.prompts)))
+        for start in range(0, count - 1, rows):
+            if stop():
+                return None
+            found[start : start + rows, start + 1 :] = value.cross(
+                self.joined[start : start + rows], self.states[start + 1 :]
+            )
+        return found
+
+    def extendable(self, pairs: _Pairs, part: IntArray | slice) -> BoolArray:
+        """(P, n) which experts later in the order fit beside each pair of the part."""
+        later = np.arange(len(self.free)) > pairs.last[part, None]
+        costs = pairs.costs[:, part, None] + self.costs[:, None, :]
+        return np.asarray(later & self.fits(costs, np.minimum(pairs.room[part, None], self.room), 3))
+
+    def _extended_bounds(self, pairs: _Pairs, more: int, stop: Callable[[], bool]) -> FloatArray | None:
+        """(G,) what each pair can be worth with up to `more` later experts; None where `stop` said so."""
         count = len(self.free)
-        extendable = np.arange(count) > last[:, None]
-        upper = values
-        if more:
-            extendable &= self.fits(costs[:, :, None] + self.costs[:, None, :], np.minimum(room[:, None], self.room), 3)
-            gains = np.full((count, count), np.inf)
-            gains[first, last] = values - self.alone[first]
-            gains[last, first] = values - self.alone[last]
+        gains = np.full((count, count), np.inf)
+        gains[pairs.first, pairs.last] = pairs.values - self.alone[pairs.first]
+        gains[pairs.last, pairs.first] = pairs.values - self.alone[pairs.last]
+        upper = np.empty(len(pairs.first))
+        rows = max(1, int(_CHUNK_STEPS / (8 * count)))
+        for start in range(0, len(upper), rows):
+            if stop():
+                return None
+            part = slice(start, start + rows)
             # An infinite gain is of a pair that does not fit, whose third expert is not extendable either.
-            least = np.where(extendable, np.minimum(gains[first], gains[last]), 0.0)
-            upper = values + _largest(least, more)
-        order = np.argsort(-upper, kind="stable")
-        return _Pairs(
-            first[order], last[order], states[order], values[order], costs[:, order], room[order],
-            extendable[order], upper[order],
-        )  # fmt: skip
+            least = np.minimum(gains[pairs.first[part]], gains[pairs.last[part]])
+            least[~self.extendable(pairs, part)] = 0.0
+            upper[part] = pairs.values[part] + _largest(least, more)
+        return upper
 
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
     """Feasible pairs of free experts, G of them.
 
-    first, last: (G,) places in the listing's order. states: (G, M) without the held ones. values, costs (C, G), room:
-    of each pair; values with the held ones. extendable: (G, n) which later experts fit beside it. upper: (G,) bound of
-    the value with what can still join.
+    first, last: (G,) places in the listing's order. values, costs (C, G), room: of each pair, the values with the held
+    ones. upper: (G,) bound of the value with what can still join, falling; None where nothing can.
     """
 
     first: IntArray
     last: IntArray
-    states: FloatArray
     values: FloatArray
     costs: FloatArray
     room: IntArray
-    extendable: BoolArray
-    upper: FloatArray
+    upper: FloatArray | None = None
+
+    def by_falling(self, upper: FloatArray) -> _Pairs:
+        """The same by falling bound."""
+        order = np.argsort(-upper, kind="stable")
+        return _Pairs(
+            self.first[order],
+            self.last[order],
+            self.values[order],
+            self.costs[:, order],
+            self.room[order],
+            upper[order],
+        )
 
     def offer(self, listing: _Listing, incumbent: Incumbent) -> None:
         """Offer the best pair."""
@@ -179,11 +230,10 @@ class _Pairs:
 
 def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent, stop: Callable[[], bool]) -> float:
     """Extend the pairs by one and by two experts; the bound of those not reached, -inf where none is left."""
+    assert pairs.upper is not None  # noqa: S101 - those that can be extended are bounded
     value = listing.candidates.problem.value
-    prompts, count = len(listing.base), len(listing.free)
-    rows = max(1, int(_CHUNK_STEPS / (prompts * count)))
-    place_of = np.full((count, count), -1)
-    place_of[pairs.first, pairs.last] = np.arange(len(pairs.first))
+    fourth = _Fourth(listing, pairs, incumbent, stop)
+    rows = max(1, int(listing.steps_at_once / (listing.prompts * len(listing.free))))
     for start in range(0, len(pairs.first), rows):
         upper = float(pairs.upper[start])
         if upper <= incumbent.value + tie_width(incumbent.value):
@@ -191,49 +241,65 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
         if stop():
             return upper
         part = np.arange(start, min(start + rows, len(pairs.first)))
-        base = value.combine(listing.base, pairs.states[part])
-        reached = np.where(pairs.extendable[part], value.cross(base, listing.states), -np.inf)
-        row, third = np.nonzero(pairs.extendable[part])
+        base = value.combine(listing.joined[pairs.first[part]], listing.states[pairs.last[part]])
+        extendable = listing.extendable(pairs, part)
+        reached = np.where(extendable, value.cross(base, listing.states), -np.inf)
+        row, third = np.nonzero(extendable)
         pair = part[row]
         listing.offer(reached[row, third], np.stack([pairs.first[pair], pairs.last[pair], third], axis=1), incumbent)
         if more == 1:
             continue
-        gains = np.where(pairs.extendable[part], reached - pairs.values[part, None], 0.0)
-        left = np.flatnonzero(pairs.values[part] + _largest(gains, 2) > incumbent.value + tie_width(incumbent.value))
-        for at in left.tolist():
-            if stop():
+        gains = np.where(extendable, reached - pairs.values[part, None], -np.inf)
+        best = pairs.values[part] + _largest(np.maximum(gains, 0.0), 2)
+        left = np.flatnonzero(best > incumbent.value + tie_width(incumbent.value))
+        for some in [left] if value.crosses_at_once and len(left) else left[:, None]:
+            if not fourth.offer(part[some], base[some], gains[some]):
                 return upper
-            _fourth(listing, pairs, int(part[at]), base[at], gains[at], place_of, incumbent)
     return -np.inf
 
 
-def _fourth(
-    listing: _Listing,
-    pairs: _Pairs,
-    pair: int,
-    base: FloatArray,
-    gains: FloatArray,
-    place_of: IntArray,
-    incumbent: Incumbent,
-) -> None:
-    """Extend one pair with state `base` by the pairs of later experts whose gains (n,) sum to enough."""
-    value = listing.candidates.problem.value
-    joining = np.flatnonzero(pairs.extendable[pair])
-    third, fourth = np.triu_indices(len(joining), 1)
-    third, fourth = joining[third], joining[fourth]
-    enough = incumbent.value + tie_width(incumbent.value) - pairs.values[pair]
-    kept = np.flatnonzero((gains[third] + gains[fourth] > enough) & (place_of[third, fourth] >= 0))
-    other = place_of[third[kept], fourth[kept]]
-    ok = listing.fits(
-        pairs.costs[:, pair, None] + pairs.costs[:, other], np.minimum(pairs.room[pair], pairs.room[other]), 4
-    )
-    other = other[ok]
-    if len(other) == 0:
-        return
-    members = np.empty((len(other), 4), dtype=np.intp)
-    members[:, 0], members[:, 1] = pairs.first[pair], pairs.last[pair]
-    members[:, 2], members[:, 3] = pairs.first[other], pairs.last[other]
-    listing.offer(value.cross(base[None], pairs.states[other])[0], members, incumbent)
+class _Fourth:
+    """Extends pairs by pairs of later experts. Keeps the states of those it has met."""
+
+    def __init__(self, listing: _Listing, pairs: _Pairs, incumbent: Incumbent, stop: Callable[[], bool]) -> None:
+        self._listing, self._pairs, self._incumbent, self._stop = listing, pairs, incumbent, stop
+        self._states = np.empty((len(pairs.first), listing.prompts))
+        self._met = np.zeros(len(pairs.first), dtype=np.bool_)
+
+    def offer(self, some: IntArray, base: FloatArray, gains: FloatArray) -> bool:
+        """Extend `some` (P,) pairs with states `base` (P, M); gains (P, n) of joining each, -inf for who cannot.
+
+        False where the clock said so before all were looked at.
+        """
+        listing, pairs, incumbent = self._listing, self._pairs, self._incumbent
+        value = listing.candidates.problem.value
+        target = incumbent.value - tie_width(incumbent.value)
+        upper = pairs.values[some, None] + gains[:, pairs.first] + gains[:, pairs.last]
+        worth_it = upper > incumbent.value + tie_width(incumbent.value)
+        others = np.flatnonzero(worth_it.any(axis=0))
+        columns = max(1, int(listing.steps_at_once / (listing.prompts * len(some))))
+        for start in range(0, len(others), columns):
+            if self._stop():
+                return False
+            other = others[start : start + columns]
+            reached = np.asarray(value.cross(base, self._state_of(other)))
+            row, column = np.nonzero(worth_it[:, other] & (reached >= target))
+            pair, late = some[row], other[column]
+            costs, room = pairs.costs[:, pair] + pairs.costs[:, late], np.minimum(pairs.room[pair], pairs.room[late])
+            fit = listing.fits(costs, room, 4)
+            pair, late = pair[fit], late[fit]
+            members = [pairs.first[pair], pairs.last[pair], pairs.first[late], pairs.last[late]]
+            listing.offer(reached[row, column][fit], np.stack(members, axis=1), incumbent)
+        return True
+
+    def _state_of(self, others: IntArray) -> FloatArray:
+        """(O, M) states of pairs, without the held experts."""
+        fresh = others[~self._met[others]]
+        states = self._listing.states
+        combine = self._listing.candidates.problem.value.combine
+        self._states[fresh] = combine(states[self._pairs.first[fresh]], states[self._pairs.last[fresh]])
+        self._met[fresh] = True
+        return np.asarray(self._states[others])
 
 
 def _largest(gains: FloatArray, count: int) -> FloatArray:

@@ -122,8 +122,9 @@ class Aggregation(_Vectors):
 class Budgets:
     """What the request allows; None is no limit. Limits hold for the predictions at `quantile`.
 
-    power_w: watts left under the fleet's cap, to be shared by the members' extra draw. one_runs: only one member of the
-    panel will run, so energy is bounded for each alone and not for all together.
+    power_w: the fleet's cap in watts, for what it draws already (drawn_w) and the members' extra draw. one_at_a_time:
+    members never run at once, so power is bounded for each alone and not for all together. one_runs: only one member of
+    the panel will run at all, so energy is, too.
     """
 
     energy_j: float | None = None
@@ -131,12 +132,14 @@ class Budgets:
     first_token_s: float | None = None
     per_token_s: float | None = None
     power_w: float | None = None
+    drawn_w: float = 0.0
     max_experts: int | None = None
     quantile: Quantile = Quantile.P95
     one_runs: bool = False
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("energy_j", "delay_s", "first_token_s", "per_token_s", "power_w"):
+        for name in ("energy_j", "delay_s", "first_token_s", "per_token_s", "power_w", "drawn_w"):
             limit = getattr(self, name)
             if limit is not None and not (math.isfinite(limit) and limit >= 0.0):
                 raise ProblemError(
@@ -240,13 +243,18 @@ class Problem:
         """Most members that a panel may have."""
         return min(self.budgets.max_experts or len(self.names), len(self.names))
 
+    @property
+    def runs_together(self) -> bool:
+        """True where members of a panel may draw power at the same time."""
+        return not (self.budgets.one_runs or self.budgets.one_at_a_time)
+
     def sum_limits(self) -> tuple[SumLimit, ...]:
         """The budgets on sums over the members: energy and power."""
         limits = []
         if self.budgets.energy_j is not None and not self.budgets.one_runs:
             limits.append(SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j))
-        if self.budgets.power_w is not None and self.power_w is not None:
-            limits.append(SumLimit(Limit.POWER, self.power_w, np.zeros(len(self.names) + 1), self.budgets.power_w))
+        if self.budgets.power_w is not None and self.power_w is not None and self.runs_together:
+            limits.append(SumLimit(Limit.POWER, self.power_w, self._drawn_w(), self.budgets.power_w))
         return tuple(limits)
 
     def max_limits(self) -> tuple[MaxLimit, ...]:
@@ -255,6 +263,8 @@ class Problem:
         limits = []
         if budgets.energy_j is not None and budgets.one_runs:
             limits.append(MaxLimit(Limit.ENERGY, costs.energy_j, aggregation.energy_j, budgets.energy_j))
+        if budgets.power_w is not None and self.power_w is not None and not self.runs_together:
+            limits.append(MaxLimit(Limit.POWER, self.power_w, self._drawn_w(), budgets.power_w))
         if budgets.delay_s is not None:
             limits.append(MaxLimit(Limit.DELAY, costs.delay_s, aggregation.delay_s, budgets.delay_s))
         if budgets.first_token_s is not None:
@@ -265,6 +275,10 @@ class Problem:
             nothing = np.zeros(len(self.names) + 1)
             limits.append(MaxLimit(Limit.PER_TOKEN, costs.per_token_s, nothing, budgets.per_token_s))
         return tuple(limits)
+
+    def _drawn_w(self) -> FloatArray:
+        """What the fleet draws already, whatever the panel's size. Shape (N + 1,)."""
+        return np.full(len(self.names) + 1, self.budgets.drawn_w)
 
     def breaches(self, members: list[int]) -> list[tuple[Limit, float, float]]:
         """The limits that a non-empty panel breaks, each with what it needs and what is allowed."""

@@ -30,6 +30,7 @@ class LifeBench:
     def __init__(self, *experts: Expert, queue_s: float = 0.0, hedges: int = 0, **fields: Any) -> None:
         self.experts = list(experts or EXPERTS)
         self.full: set[str] = set()
+        self.why_full = NoExpert("overloaded", "All are busy.")
         self.hedges = hedges
         self.refusal: NoExpert | None = None
         self.now_s = 100.5
@@ -52,7 +53,7 @@ class LifeBench:
             return NoExpert("exhausted", "Nobody is left.")
         fitting = [found for found in fitting if found.key not in self.full]
         if not fitting:
-            return NoExpert("overloaded", "All are busy.")
+            return self.why_full
         any_model = replace(asked, model="moe2", needs_chat_template=False, excluded=frozenset())
         return selector().select(any_model, fitting[:1], {}, 0)
 

@@ -23,6 +23,7 @@ from moe2.coordinator.dispatch import (
     Suspect,
 )
 from moe2.coordinator.dispatch.attempt import LATE_UNMEASURED_S, LEAST_LATE_S
+from moe2.coordinator.powercap import FLEET_CAPPED
 from moe2.coordinator.receipt import receipt_of
 from tests.coordinator.experts import cost, expert, speed
 from tests.coordinator.lives import EXPERTS, LifeBench, outcomes, retires, stopped, submitted
@@ -99,6 +100,16 @@ def test_no_place_in_the_queue_is_a_refusal_at_once() -> None:
     assert isinstance(outcome, Failed)
     assert outcome.code == OVERLOADED
     assert retires(effects)
+
+
+def test_who_waits_for_the_fleets_watts_is_told_of_the_cap() -> None:
+    """A request waits for room under it as for room with an expert; in vain, it is refused for that."""
+    life = LifeBench(queue_s=30.0)
+    life.full, life.why_full = {found.key for found in EXPERTS}, NoExpert(FLEET_CAPPED, "The cap of 100 W.")
+    assert life.admitted().effects == [EnterQueue()]
+    assert life.do(dispatch.RoomAppeared()) == []
+    [outcome] = outcomes(life.at_next())
+    assert outcome == Failed(FLEET_CAPPED, "After 30.5 s: The cap of 100 W.")
 
 
 def test_who_gives_up_while_waiting_leaves_nothing() -> None:

@@ -282,6 +282,8 @@ def test_an_error_in_a_stream_is_an_event_of_its_own() -> None:
         ("engine_crashed", 502, "server_error", "engine_crashed", True),
         ("agent_lost", 502, "server_error", "agent_lost", True),
         ("no_live_expert", 503, "server_error", "no_live_expert", True),
+        ("fleet_capped", 503, "server_error", "fleet_capped", True),
+        ("fleet_cap_infeasible", 503, "server_error", "fleet_cap_infeasible", False),
         ("stopping", 503, "server_error", "stopping", True),
         ("deadline_exceeded", 504, "timeout_error", "deadline_exceeded", False),
     ],

@@ -51,9 +51,13 @@ def random_gate(experts: Sequence[str], kinds: Sequence[str], features: FeatureC
     return MadeGate(gate, _manifest(experts, kinds, features))
 
 
-def write_gate(path: Path, experts: Sequence[str], kinds: Sequence[str]) -> Path:
+def write_gate(
+    path: Path, experts: Sequence[str], kinds: Sequence[str], profile: Sequence[Sequence[float]] | None = None
+) -> Path:
     """A checkpoint for these experts, each a little better than the one before; its gate takes every prompt for its
     first kind.
+
+    profile: a row of scores per kind of prompt instead.
     """
     features = FeatureConfig(bucket_bits=4)
     kind_count, count = len(kinds), len(experts)
@@ -72,7 +76,7 @@ def write_gate(path: Path, experts: Sequence[str], kinds: Sequence[str]) -> Path
         task_bias=np.array([5.0, *nothing(kind_count - 1)], dtype=np.float32),
         residual_weight=nothing(count, 2),
         residual_bias=nothing(count),
-        profile=np.tile(np.linspace(0.3, 0.7, count, dtype=np.float32), (kind_count, 1)),
+        profile=np.array(profile or [np.linspace(0.3, 0.7, count).tolist()] * kind_count, dtype=np.float32),
         calibration_slope=nothing(count) + 1,
         calibration_offset=nothing(count),
     )

@@ -127,6 +127,55 @@ async def test_the_gates_kind_is_the_category(tmp_path: Path) -> None:
         assert decision["experts"][0]["score_source"] == "gate"
 
 
+@pytest.mark.slow
+async def test_the_fleets_cap_holds_from_a_reload_on(tmp_path: Path) -> None:
+    """A cap below what any expert takes refuses everything and says why; a higher one lets the request through."""
+    async with measured_fleet(tmp_path) as running:
+        running.configuration["selection"]["fleet_watts_cap_w"] = 12.0
+        running.coordinator.reload()
+        async with await running.chat("hi", max_tokens=8) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (503, "fleet_cap_infeasible")
+        assert "cap of 12 W" in error["message"]
+        assert "(simulated)" in error["message"]
+        refused = await planned(running)
+        assert refused["refusal"].startswith("The fleet's cap of 12 W leaves no room")
+        assert "would exceed the fleet's cap of 12 W" in refused["decision"]["experts"][0]["reason"]
+        running.configuration["selection"]["fleet_watts_cap_w"] = 500.0
+        running.coordinator.reload()
+        power = (await planned(running))["decision"]["fleet_power"]
+        assert (power["cap_w"], power["simulated"], power["hosts_unmeasured"]) == (500.0, True, 0)
+        assert 11.0 < power["drawn_w"] < 50.0
+        async with await running.chat("hi", max_tokens=8) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.slow
+async def test_a_request_waits_for_its_share_of_the_fleets_watts(tmp_path: Path) -> None:
+    """While one model writes there is no room for the other; when it has ended there is."""
+    async with measured_fleet(tmp_path) as running:
+        running.configuration["selection"]["fleet_watts_cap_w"] = 75.0
+        running.coordinator.reload()
+        first = asyncio.create_task(running.chat("a", model="tiny-100M", max_tokens=200))
+        await running.until_status(lambda status: status.requests_active == 1 and status.dispatch.waiting == 0)
+        second = asyncio.create_task(running.chat("b", model="tiny-7B", max_tokens=8))
+        await running.until_status(lambda status: status.dispatch.waiting == 1)
+        assert not first.done()
+        for request in (first, second):
+            async with await request as answer:
+                assert answer.status == 200
+
+
+async def test_an_expert_without_measured_watts_gets_nothing_under_a_cap(tmp_path: Path) -> None:
+    """What was not measured cannot be promised; a warning tells what to do."""
+    async with fleet(tmp_path, selection={"fleet_watts_cap_w": 1e6}) as running:
+        async with await running.chat("hi", max_tokens=8) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (503, "fleet_cap_infeasible")
+        assert "its host's power is not measured" in error["message"]
+        assert "fleet_cap_unmeasured" in {warning.code for warning in running.coordinator.status().warnings}
+
+
 # --- Refused ----------------------------------------------------------------------------------------------------------
 
 

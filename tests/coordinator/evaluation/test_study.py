@@ -14,7 +14,7 @@ from moe2.coordinator.evaluation.budgets import Budget, budget_grid, feasible_un
 from moe2.coordinator.evaluation.plots import write_plots
 from moe2.coordinator.evaluation.profiles import default_hosts, fleet_costs
 from moe2.coordinator.evaluation.report import EvaluationReport
-from moe2.coordinator.evaluation.study import ALL_EXPERTS, MOE2, EvaluationError, evaluate, split_for_report
+from moe2.coordinator.evaluation.study import ALL_EXPERTS, MOE2, MOE2_TOLD, EvaluationError, evaluate, split_for_report
 from moe2.coordinator.evaluation.tables import tables
 from tests.coordinator.gating.outcome_tables import synthetic_outcomes
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROUTERS = {
     MOE2,
+    MOE2_TOLD,
     ALL_EXPERTS,
     "best single that fits",
     "best per known label",
@@ -70,6 +71,16 @@ def test_leads_are_paired_with_moe2(report: EvaluationReport) -> None:
     for name, figures in report.budgets[0].routers.items():
         assert figures.lead == pytest.approx(figures.score - report.budgets[0].routers[MOE2].score)
         assert name != MOE2 or figures.lead_standard_error == 0
+
+
+def test_told_the_category_moe2_knows_what_the_label_baseline_knows(report: EvaluationReport) -> None:
+    """Its leads are paired like moe2's, and without limits the known label's best is not ahead of it."""
+    loose = report.budgets[0]
+    lead, error = loose.leads_over_told["best per known label"]
+    assert lead == pytest.approx(loose.routers["best per known label"].score - loose.routers[MOE2_TOLD].score)
+    assert lead <= error
+    assert loose.leads_over_told[MOE2_TOLD] == (0.0, 0.0)
+    assert not any("known label under energy None J, delay None s" in line for line in report.baselines_ahead_of_told)
 
 
 def test_the_report_is_json(report: EvaluationReport) -> None:

@@ -75,7 +75,7 @@ class _Broken(Gate):
         super().__init__(gate.parameters, gate.feature_config, gate.experts, gate.tau)
         self._answer = answer
 
-    def predict(self, prompt: str) -> GatePrediction:
+    def predict(self, prompt: str, kind: int | None = None) -> GatePrediction:
         if self._answer is None:
             raise IndexError("out of range")
         return self._answer

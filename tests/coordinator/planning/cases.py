@@ -91,6 +91,8 @@ def random_problem(rng: np.random.Generator, kind: str, experts: int, prompts: i
         power_w=limit(float(power.sum())),
         max_experts=int(rng.integers(1, experts + 1)) if rng.random() < 0.4 else None,
         quantile=Quantile.P50 if rng.random() < 0.3 else Quantile.P95,
+        drawn_w=float(rng.uniform(0, 40)) if rng.random() < 0.3 else 0.0,
+        one_at_a_time=bool(rng.random() < 0.3),
     )
     barred = {f"expert-{n:02d}": "draining" for n in range(experts) if rng.random() < 0.1}
     return problem(

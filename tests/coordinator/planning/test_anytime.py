@@ -8,11 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from moe2.coordinator.planning import branch, exhaustive, few, lattice
+from moe2.coordinator.planning import branch, exhaustive, few, greedy, lattice
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.certificate import Status
+from moe2.coordinator.planning.problem import Budgets
+from moe2.coordinator.planning.values import FloatArray
 
 from . import cases
 
@@ -93,3 +97,87 @@ def test_values_of_all_panels_are_the_same_a_part_at_a_time(kind: str) -> None:
     assert parts is not None
     np.testing.assert_array_equal(parts, whole)
     assert lattice.values_in_time(value, value.states, base, stop=after(1)) is None
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_a_listing_looks_at_the_clock_all_the_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with 64 experts: what it does between two looks takes some hundred microseconds."""
+    rng = np.random.default_rng(7)
+    problem = cases.problem(
+        cases.probabilities(rng, 256, 64),
+        rng.lognormal(1.0, 0.8, 64),
+        kind=kind,
+        budgets=Budgets(energy_j=30.0, max_experts=4),
+    )
+    candidates = Candidates.of(problem)
+    free, value = np.arange(candidates.count), problem.value
+    steps, most = 0.0, 0.0
+
+    def counted(name: str, per_step: float) -> None:
+        method = getattr(value, name)
+
+        def run(left: FloatArray, right: FloatArray) -> FloatArray:
+            nonlocal steps
+            result: FloatArray = method(left, right)
+            steps += per_step * result.size
+            return result
+
+        monkeypatch.setattr(value, name, run)
+
+    def look() -> bool:
+        nonlocal steps, most
+        most, steps = max(most, steps), 0.0
+        return False
+
+    counted("combine", 1.0)
+    # A coverage's crossing is a matrix product, ten times as fast; the others' combines by itself.
+    counted("cross", 256 / 10 if kind == "coverage" else 0.0)
+    few.list_panels(candidates, [], free, 4, Incumbent(candidates, []), look)
+    assert 2e4 < most < 6e5
+
+
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(cases.KINDS), limit_s=st.integers(2, 120))
+@settings(max_examples=60, deadline=None)
+def test_what_is_claimed_under_a_time_limit_holds(seed: int, kind: str, limit_s: int) -> None:
+    """Bound >= best >= value >= what the search was started from; and what is called optimal is the brute force's."""
+    problem = cases.random_problem(np.random.default_rng(seed), kind, 11)
+    problem = replace(problem, budgets=replace(problem.budgets, max_experts=4))
+    known = greedy.plan(problem)
+    effort = Effort(time_limit_s=float(limit_s), list_up_to=1)
+    found = branch.plan(problem, effort=effort, clock=ticking(), known=known.members)
+    oracle = exhaustive.plan(problem)
+    assert found.is_feasible == oracle.is_feasible
+    if not oracle.is_feasible:
+        return
+    best, value, bound = (oracle.certificate.value, found.certificate.value, found.certificate.upper_bound)
+    start = known.certificate.value
+    assert best is not None
+    assert value is not None
+    assert bound is not None
+    assert start is not None
+    assert bound >= best - 2e-9
+    assert best + 2e-9 >= value >= start - 2e-9
+    assert problem.is_feasible(list(found.members))
+    if found.certificate.status is Status.OPTIMAL:
+        assert value == pytest.approx(best, abs=2e-9)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
+    """Listed without a limit of time, from no expert held and from one, also where many are equal."""
+    rng = np.random.default_rng(8)
+    for number in range(12):
+        problem = cases.random_problem(rng, kind, 12)
+        if number % 3 == 0:
+            problem = cases.problem(
+                np.round(cases.probabilities(rng, 6, 12)), np.ones(12), kind=kind, budgets=Budgets(energy_j=5.0)
+            )
+        problem = replace(problem, budgets=replace(problem.budgets, max_experts=int(rng.integers(3, 5))))
+        candidates = Candidates.of(problem)
+        if candidates.count == 0:
+            continue
+        free, incumbent = np.arange(candidates.count), Incumbent(candidates, [])
+        most = candidates.most_joining([], free)
+        left = few.list_panels(candidates, [], free, most, incumbent, lambda: False)
+        assert left == -np.inf
+        assert incumbent.value == pytest.approx(exhaustive.plan(problem).certificate.value, abs=2e-9)

@@ -129,6 +129,15 @@ def test_limits_hold_for_the_requested_quantile() -> None:
     assert at_p50.breaches([0, 1]) == []
 
 
+def test_the_fleets_cap_counts_what_is_drawn_already() -> None:
+    """Beside the members' watts together, or beside each one's where they run one at a time."""
+    for one_at_a_time, needed in ((False, [(Limit.POWER, 75.0, 60.0)]), (True, [])):
+        budgets = Budgets(power_w=60.0, drawn_w=20.0, one_at_a_time=one_at_a_time)
+        problem = cases.problem(TWO, np.ones(2), budgets=budgets, power_w=np.array([30.0, 25.0]))
+        assert problem.breaches([0, 1]) == needed
+        assert problem.breaches([0]) == []
+
+
 def test_each_limit_counts_what_its_definition_says() -> None:
     """Sums for joules and watts, the slowest member for delays, aggregation by the panel's size on top."""
     problem = cases.problem(

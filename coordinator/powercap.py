@@ -1,0 +1,80 @@
+"""What the fleet draws, held against its cap in watts. PURE.
+
+A host counts with what its sensors report, or with what its running requests are predicted to draw where that is more:
+what has just begun is in no report yet. Hosts that are not connected do not count, nor do those of which nothing is
+known: they get no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.coordinator.planning.certificate import Plan
+from moe2.coordinator.planning.problem import Limit
+from moe2.coordinator.roster import Forecast
+from moe2.coordinator.table import HostPower
+
+FLEET_CAPPED = "fleet_capped"
+"""No room under the cap now: there is when the fleet draws less."""
+FLEET_CAP_INFEASIBLE = "fleet_cap_infeasible"
+"""No room under the cap even if nothing else ran."""
+
+
+@dataclass(frozen=True)
+class FleetDraw:
+    """drawn_w: by all connected hosts now. idle_w: by them while nothing runs, as far as that is known.
+
+    simulated: some of it is a simulated host's. unmeasured: ids of the agents whose hosts' power is unknown.
+    """
+
+    cap_w: float
+    drawn_w: float
+    idle_w: float = 0.0
+    simulated: bool = False
+    unmeasured: frozenset[str] = frozenset()
+
+
+def draw_of(cap_w: float, hosts: Iterable[HostPower], running: Forecast) -> FleetDraw:
+    """The fleet's draw now. running: of a request on all of the fleet's experts; those in progress count like it."""
+    expected_w = _expected_w(running)
+    drawn_w, simulated, unmeasured = 0.0, False, set()
+    for host in hosts:
+        if host.power_w is None:
+            unmeasured.add(host.agent_id)
+        drawn_w += max(host.power_w or 0.0, expected_w.get(host.agent_id, 0.0))
+        simulated = simulated or host.simulated
+    roster = running.roster
+    idle_w = {expert.agent_id: idle for expert, idle in zip(roster.experts, roster.idle_w.tolist(), strict=True)}
+    return FleetDraw(cap_w, drawn_w, float(np.nansum(list(idle_w.values()))), simulated, frozenset(unmeasured))
+
+
+def _expected_w(running: Forecast) -> dict[str, float]:
+    """Watts by agent id, of hosts with requests in progress: idle, and what each of their experts adds to that."""
+    roster = running.roster
+    busy_w = roster.host_w(running.prompt_tokens, running.answer_tokens, running.busy)
+    idle_w = np.nan_to_num(roster.idle_w)
+    expected_w: dict[str, float] = {}
+    for place in np.flatnonzero((running.busy > 0) & ~np.isnan(busy_w)).tolist():
+        agent_id = roster.experts[place].agent_id
+        before_w = expected_w.get(agent_id, float(idle_w[place]))
+        expected_w[agent_id] = before_w + float(busy_w[place] - idle_w[place])
+    return expected_w
+
+
+def capped(plan: Plan, draw: FleetDraw) -> tuple[str, str]:
+    """Code and words for a cap that leaves room for nobody. plan: the infeasible one."""
+    mark = " (simulated)" if draw.simulated else ""
+    told = (
+        f"The fleet's cap of {draw.cap_w:.4g} W leaves no room for this request: {draw.drawn_w:.4g} W{mark} are drawn"
+    )
+    breaches = [breach for exclusion in plan.exclusions for breach in exclusion.breaches]
+    needed_w = [breach.needed for breach in breaches if breach.limit is Limit.POWER]
+    if not needed_w:
+        reasons = sorted({exclusion.detail for exclusion in plan.exclusions})
+        return FLEET_CAP_INFEASIBLE, f"{told}; the experts are out: {'; '.join(reasons)}."
+    least_w = min(needed_w) - draw.drawn_w
+    code = FLEET_CAPPED if draw.idle_w + least_w <= draw.cap_w else FLEET_CAP_INFEASIBLE
+    return code, f"{told}, and the least that an expert would add is {least_w:.4g} W."
