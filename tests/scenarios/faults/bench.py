@@ -47,6 +47,10 @@ class Phase(StrEnum):
     """Two tokens have been drawn together; `shaky` is asked for the third."""
 
 
+ALONE: dict[str, Any] = {"hedging": False, "breakers": False}
+"""Both would hide what a fault does: a second expert answers while the first one hangs, or the first one, once it is
+back, gets nothing to do. `test_defaults` has them on."""
+
 PHASES = tuple(Phase)
 PANELS: dict[Phase, dict[str, Any]] = {
     Phase.VOTE: {"max_tokens": None, "moe2": {"mode": "vote", "choices": ["yes", "no"]}},
@@ -153,10 +157,11 @@ async def bench(
     api: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     own_process: bool = False,
+    dispatch: dict[str, Any] = ALONE,
 ) -> AsyncIterator[Bench]:
     """Coordinator, proxy, and the agent `shaky` behind it, ready. `steady` is started by `in_phase`.
 
-    own_process: `shaky` runs in a process of its own.
+    own_process: `shaky` runs in a process of its own. dispatch: keys of [dispatch].
     """
     async with AsyncExitStack() as stack:
         shaky = await stack.enter_async_context(expert_control(root / "shaky-control.sock"))
@@ -166,9 +171,7 @@ async def bench(
                 root,
                 agents=(),
                 api={"max_body_bytes": MAX_FRAME_BYTES // 2, **(api or {})},
-                # They would hide what the fault does: a second expert answers while the first one hangs, or the first
-                # one, once it is back, gets nothing to do.
-                dispatch={"hedging": False, "breakers": False},
+                dispatch=dispatch,
                 listener={"heartbeat_s": HEARTBEAT_S, "max_frame_bytes": MAX_FRAME_BYTES},
             )
         )
@@ -218,13 +221,13 @@ async def in_phase(built: Bench, phase: Phase, *, stream: bool | None = None) ->
         held = await _steps(built.shaky, 2 if phase is Phase.STREAM else 0)
     if phase is Phase.STREAM:
         await built.fleet.until_status(lambda _: _has_tokens(built))
-    await _start_steady(built)
+    await start_steady(built)
     bystander = asyncio.create_task(built.ask(model=built.pinned("steady"), stream=True))
     return InPhase(phase, victim, held, bystander, await _steps(built.steady, 2), holder)
 
 
 async def _in_panel(built: Bench, phase: Phase) -> InPhase:
-    await _start_steady(built)
+    await start_steady(built)
     built.steady.free = True
     victim = asyncio.create_task(built.ask(**PANELS[phase]))
     held = await built.shaky.next_phase()
@@ -250,7 +253,8 @@ def _steady_has_done_its_part(built: Bench, phase: Phase) -> bool:
     return phase is Phase.MIX or all(attempts[-1].is_over for attempts in rounds)
 
 
-async def _start_steady(built: Bench) -> None:
+async def start_steady(built: Bench) -> None:
+    """Have the second agent join."""
     # Where both rank, its own candidate wins.
     options = ("--control", str(built.fleet.root / "steady-control.sock"), "--prefers", ANSWER.strip())
     await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options))
