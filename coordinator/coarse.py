@@ -178,11 +178,11 @@ def _unmetered(forecast: Forecast, draw: FleetDraw | None) -> dict[str, str]:
     if draw is None:
         return {}
     reasons: dict[str, str] = {}
-    for place, expert in enumerate(forecast.roster.experts):
+    for place in np.flatnonzero(np.isnan(forecast.added_w)):
+        reasons[forecast.roster.keys[place]] = (
+            "its power has not been measured, and the fleet's is capped; `moe2-agent bench` measures it"
+        )
+    for expert in forecast.roster.experts if draw.unmeasured else ():
         if expert.agent_id in draw.unmeasured:
             reasons[expert.key] = "its host's power is not measured, and the fleet's is capped"
-        elif np.isnan(forecast.added_w[place]):
-            reasons[expert.key] = (
-                "its power has not been measured, and the fleet's is capped; `moe2-agent bench` measures it"
-            )
     return reasons

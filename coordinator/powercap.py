@@ -7,6 +7,7 @@ known: they get no requests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from moe2.coordinator.planning.certificate import Plan
 from moe2.coordinator.planning.problem import Limit
-from moe2.coordinator.roster import Forecast
+from moe2.coordinator.roster import FloatArray, IntArray, Roster
 from moe2.coordinator.table import HostPower
 
 FLEET_CAPPED = "fleet_capped"
@@ -37,30 +38,32 @@ class FleetDraw:
     unmeasured: frozenset[str] = frozenset()
 
 
-def draw_of(cap_w: float, hosts: Iterable[HostPower], running: Forecast) -> FleetDraw:
-    """The fleet's draw now. running: of a request on all of the fleet's experts; those in progress count like it."""
-    expected_w = _expected_w(running)
+def draw_of(
+    cap_w: float, hosts: Iterable[HostPower], roster: Roster, busy: IntArray, running_w: FloatArray
+) -> FleetDraw:
+    """The fleet's draw now.
+
+    roster: all of its experts. busy: (N,) requests in progress on each. running_w: (N,) what each one's host is predicted
+    to draw for those, NaN where unknown.
+    """
+    expected_w = _expected_w(roster, busy, running_w)
     drawn_w, simulated, unmeasured = 0.0, False, set()
     for host in hosts:
         if host.power_w is None:
             unmeasured.add(host.agent_id)
         drawn_w += max(host.power_w or 0.0, expected_w.get(host.agent_id, 0.0))
         simulated = simulated or host.simulated
-    roster = running.roster
     idle_w = {expert.agent_id: idle for expert, idle in zip(roster.experts, roster.idle_w.tolist(), strict=True)}
-    return FleetDraw(cap_w, drawn_w, float(np.nansum(list(idle_w.values()))), simulated, frozenset(unmeasured))
+    known_w = sum(idle for idle in idle_w.values() if not math.isnan(idle))
+    return FleetDraw(cap_w, drawn_w, known_w, simulated, frozenset(unmeasured))
 
 
-def _expected_w(running: Forecast) -> dict[str, float]:
+def _expected_w(roster: Roster, busy: IntArray, running_w: FloatArray) -> dict[str, float]:
     """Watts by agent id, of hosts with requests in progress: idle, and what each of their experts adds to that."""
-    roster = running.roster
-    busy_w = roster.host_w(running.prompt_tokens, running.answer_tokens, running.busy)
-    idle_w = np.nan_to_num(roster.idle_w)
     expected_w: dict[str, float] = {}
-    for place in np.flatnonzero((running.busy > 0) & ~np.isnan(busy_w)).tolist():
-        agent_id = roster.experts[place].agent_id
-        before_w = expected_w.get(agent_id, float(idle_w[place]))
-        expected_w[agent_id] = before_w + float(busy_w[place] - idle_w[place])
+    for place in np.flatnonzero((busy > 0) & ~np.isnan(running_w)).tolist():
+        agent_id, idle_w = roster.experts[place].agent_id, float(np.nan_to_num(roster.idle_w[place]))
+        expected_w[agent_id] = expected_w.get(agent_id, idle_w) + float(running_w[place]) - idle_w
     return expected_w
 
 

@@ -163,6 +163,8 @@ class Roster:
         The joules of those that hold a slot, idle share included, over the seconds that one takes. The host's idle
         power where none runs. NaN where unknown.
         """
+        if not running.any():
+            return self.idle_w
         at_once = np.minimum(running, self._slots)
         shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))

@@ -247,8 +247,10 @@ class Selector:
         if self.fleet_watts_cap_w is None or everybody is None:
             return None
         prompt_tokens = self._prompt_tokens(everybody, demand)
-        running = everybody.forecast(prompt_tokens, demand.answer_tokens, everybody.busy(in_flight))
-        return draw_of(self.fleet_watts_cap_w, hosts, running)
+        busy = everybody.busy(in_flight)
+        # Those in progress count as if they were like this one: a host's watts hardly depend on a request's length.
+        running_w = everybody.host_w(prompt_tokens, demand.answer_tokens, busy)
+        return draw_of(self.fleet_watts_cap_w, hosts, everybody, busy, running_w)
 
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
         """The experts that can serve `model`; the same object until the fleet changes. None where there is none."""

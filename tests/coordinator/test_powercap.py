@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe2.common.energy import Quality
 from moe2.common.messages import SensorReport
@@ -90,8 +93,8 @@ def test_a_host_counts_with_what_its_sensors_report() -> None:
 def test_what_has_just_begun_counts_before_a_sensor_shows_it(reported_w: float, drawn_w: float) -> None:
     """The larger of what is reported and what the running requests are predicted to draw."""
     roster = Roster([drawing(1, 60.0)])
-    running = roster.forecast(roster.context_tokens * 0 + 10, 1001, roster.busy({"agent-1/m-1B": 1}))
-    draw = draw_of(100.0, hosts(reported_w), running)
+    busy = roster.busy({"agent-1/m-1B": 1})
+    draw = draw_of(100.0, hosts(reported_w), roster, busy, roster.host_w(np.array([10]), 1001, busy))
     assert (draw.drawn_w, draw.idle_w) == pytest.approx((drawn_w, IDLE_W), rel=1e-3)
 
 
@@ -99,7 +102,7 @@ def test_the_second_request_adds_what_the_batch_takes_more() -> None:
     """Two in a batch draw twice the joules over the same seconds here; a queued one adds nothing."""
     roster = Roster([drawing(1, 60.0)])
     added = [
-        float(roster.forecast(roster.context_tokens * 0 + 10, 1001, roster.busy({"agent-1/m-1B": busy})).added_w[0])
+        float(roster.forecast(np.array([10]), 1001, roster.busy({"agent-1/m-1B": busy})).added_w[0])
         for busy in (0, 1, 4)
     ]
     assert added == pytest.approx([50.0, 60.0, 0.0], rel=1e-3)
@@ -108,7 +111,7 @@ def test_the_second_request_adds_what_the_batch_takes_more() -> None:
 def test_without_a_known_idle_power_all_that_is_drawn_counts() -> None:
     """It cannot be too little."""
     roster = Roster([drawing(1, 60.0, idle_w=None)])
-    forecast = roster.forecast(roster.context_tokens * 0 + 10, 1001, roster.busy({}))
+    forecast = roster.forecast(np.array([10]), 1001, roster.busy({}))
     assert float(forecast.added_w[0]) == pytest.approx(60.0, rel=1e-3)
 
 
@@ -168,6 +171,34 @@ def test_what_is_not_measured_is_not_promised(unknown: Expert, powers: tuple[Hos
     assert chosen(decided) == ["agent-1"]
     assert isinstance(decided, Selection)
     assert (reasons(decision_of(decided))["m-2B"] or "").startswith(why)
+
+
+@given(
+    powers=st.lists(st.tuples(st.floats(10.0, 200.0), st.integers(0, 5)), min_size=1, max_size=6),
+    cap_w=st.floats(5.0, 800.0),
+    mode=st.sampled_from([Mode.ROUTE, Mode.VOTE, Mode.RANK]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_choice_exceeds_the_cap(powers: list[tuple[float, int]], cap_w: float, mode: Mode) -> None:
+    """What is drawn and what all members add stay below it; a higher cap refuses nothing that a lower one allows."""
+    experts = tuple(drawing(number, watts) for number, (watts, _) in enumerate(powers, 1))
+    in_flight = {found.key: busy for found, (_, busy) in zip(experts, powers, strict=True) if busy}
+    asked: dict[str, Any] = {
+        "wish": Wish(mode=mode, max_experts=3 if mode.is_panel else None),
+        "modes": ALL_MODES,
+        "choice_tokens": 4 if mode is Mode.VOTE else None,
+        "in_flight": in_flight,
+    }
+    idle = hosts(*[IDLE_W] * len(experts))
+    decided, roomier = (decide(cap, experts, idle, **asked) for cap in (cap_w, 2 * cap_w))
+    if isinstance(decided, NoExpert):
+        assert decided.code in ("fleet_capped", "fleet_cap_infeasible", "overloaded")
+        return
+    decision = decision_of(decided)
+    assert decision.fleet_power is not None
+    added_w = sum(row.added_w or 0.0 for row in decision.experts if row.chosen)
+    assert decision.fleet_power.drawn_w + added_w <= cap_w * (1 + 1e-9)
+    assert isinstance(roomier, Selection)
 
 
 # --- Nobody fits ------------------------------------------------------------------------------------------------------
