@@ -43,8 +43,8 @@ def draw_of(
 ) -> FleetDraw:
     """The fleet's draw now.
 
-    roster: all of its experts. busy: (N,) requests in progress on each. running_w: (N,) what each one's host is predicted
-    to draw for those, NaN where unknown.
+    roster: all of its experts. busy: (N,) requests in progress on each. running_w: (N,) what each one's host is
+    predicted to draw for those, NaN where unknown.
     """
     expected_w = _expected_w(roster, busy, running_w)
     drawn_w, simulated, unmeasured = 0.0, False, set()
