@@ -16,7 +16,7 @@ class ExpertControl:
 
     def __init__(self) -> None:
         self._asked: asyncio.Queue[Step] = asyncio.Queue()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self.free = False
 
     async def next_phase(self) -> Step:
@@ -25,6 +25,7 @@ class ExpertControl:
             return await self._asked.get()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         while line := await reader.readline():
             step = Step(line.decode().strip(), writer)
             if self.free:
@@ -38,6 +39,11 @@ class ExpertControl:
         self.free = True
         while not self._asked.empty():
             self._asked.get_nowait().answer()
+
+    def close(self) -> None:
+        """End every connection: a socket must not outlive the test."""
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 class Step:
@@ -61,3 +67,6 @@ async def expert_control(path: Path) -> AsyncIterator[ExpertControl]:
     finally:
         control.release()
         server.close()
+        control.close()
+        # One turn of the loop, in which they end.
+        await asyncio.sleep(0)

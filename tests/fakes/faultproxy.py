@@ -13,7 +13,6 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgpack
 
@@ -150,8 +149,9 @@ class FaultProxy:
         self._upstream = (host, port)
         self.url = ""
         self.connections: list[Connection] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
+        self._is_closed = False
 
     @property
     def latest(self) -> Connection:
@@ -161,19 +161,21 @@ class FaultProxy:
     def n_open(self) -> int:
         return sum(not connection.over.is_set() for connection in self.connections)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Called as soon as there is a connection, by the server itself: a task might begin only after `close`."""
+        if self._is_closed:
+            writer.transport.abort()
+            return
         self._writers.append(writer)
-        task = asyncio.ensure_future(self._join(reader, writer))
+        task = asyncio.create_task(self._join(reader, writer))
         self._tasks.add(task)
-        # Cancelled at the end: not to be told to asyncio's server, which would call it an error.
-        await asyncio.wait((task,))
-        self._tasks.discard(task)
-        writer.close()
+        task.add_done_callback(self._tasks.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
         except OSError:
+            writer.close()
             return
         self._writers.append(upstream_writer)
         connection = Connection(
@@ -194,13 +196,15 @@ class FaultProxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             upstream_writer.close()
+            writer.close()
             connection.over.set()
 
     async def close(self) -> None:
+        """End every connection; one that was only just accepted is ended as soon as it is there."""
+        self._is_closed = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # Whoever was only just accepted, too: a socket must not outlive the test.
         for writer in self._writers:
             writer.transport.abort()
             with suppress(OSError):

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 from structlog.testing import capture_logs
 
+from moe2.coordinator.dispatch import panel
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, Step, expert_control
 from tests.fakes.faultproxy import FaultProxy, fault_proxy
@@ -26,6 +28,8 @@ ANSWER = "a b c d "
 # Silence is noticed after three of them. Short, as these tests wait for it; but who is only starved of a busy machine's
 # processor must not count as gone.
 HEARTBEAT_S = 1.0
+# Nobody in a panel counts as late meanwhile: these tests are of members that are lost.
+PANEL_GRACE_S = 60.0
 MAX_FRAME_BYTES = 65_536
 
 
@@ -164,6 +168,7 @@ async def bench(
     own_process: `shaky` runs in a process of its own. dispatch: keys of [dispatch].
     """
     async with AsyncExitStack() as stack:
+        stack.enter_context(patch.object(panel, "GRACE_S", PANEL_GRACE_S))
         shaky = await stack.enter_async_context(expert_control(root / "shaky-control.sock"))
         steady = await stack.enter_async_context(expert_control(root / "steady-control.sock"))
         running = await stack.enter_async_context(

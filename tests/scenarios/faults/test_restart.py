@@ -44,7 +44,7 @@ async def test_a_stopping_coordinator_ends_its_requests(tmp_path: Path, phase: P
         victim, bystander = await requests.victim, await requests.bystander
         for ended in (victim, bystander):
             assert_one_end(ended)
-            assert ended.error is not None
+            assert ended.error is not None, ended
             assert ended.error["code"] == "stopping"
         assert victim.status == (200 if phase is Phase.STREAM else 503)
         requests.let_go(built)
