@@ -37,6 +37,7 @@ from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import Selector, wants
 from moe2.coordinator.settings import DispatchSection
 from moe2.coordinator.table import CapabilityTable, Expert
+from moe2.coordinator.totals import Totals
 
 log = structlog.get_logger()
 
@@ -57,20 +58,6 @@ class _Active:
     backlog: deque[dispatch.Event] = field(default_factory=deque)
     """What happened while the effects of an earlier event were being performed."""
     is_handling: bool = False
-
-
-@dataclass
-class Totals:
-    """Requests that have ended, by outcome."""
-
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    hedges_won: int = 0
-    hedges_lost: int = 0
-    resumed: int = 0
-    queue_refused: int = 0
-    """Requests for which there was no place in the queue."""
 
 
 class Service:
@@ -361,7 +348,7 @@ class Service:
             case dispatch.LeaveQueue(served=served):
                 self._waiting.leave(active.life.request.request_id, served=served)
             case dispatch.Conclude(outcome=outcome):
-                self._count(outcome)
+                self.totals.concluded(outcome)
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
@@ -443,7 +430,7 @@ class Service:
         del self._active[life.request.request_id]
         if not self._active:
             self._idle.set()
-        self._count_helpers(life)
+        self.totals.retired(life)
         self._learn_prompt_lengths(life)
         self._learn_affinity(active)
         receipt = receipt_of(life)
@@ -476,22 +463,6 @@ class Service:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, dispatch.Completed):
             self._affinities.answered(active.chain, leading.expert.key, leading.usage)
-
-    def _count_helpers(self, life: dispatch.Lifecycle) -> None:
-        if life.hedge:
-            won = bool(life.authors) and life.authors[0] is life.hedge
-            self.totals.hedges_won += won
-            self.totals.hedges_lost += not won
-        self.totals.resumed += len(life.authors) > 1
-
-    def _count(self, outcome: dispatch.Outcome) -> None:
-        match outcome:
-            case dispatch.Completed():
-                self.totals.finished += 1
-            case dispatch.Failed():
-                self.totals.failed += 1
-            case dispatch.Cancelled():
-                self.totals.cancelled += 1
 
 
 def _agent_id(expert_key: str) -> str:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import INFEASIBLE_NOW, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import (
+    INFEASIBLE,
+    INFEASIBLE_NOW,
+    OVERLOADED,
+    PASSING,
+    Member,
+    NoExpert,
+    Selection,
+    SelectionRequest,
+)
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -309,7 +318,8 @@ class Lifecycle:
         self.waited_s += now_s - wait.since_s
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
-        if isinstance(chosen, NoExpert) and chosen.code == OVERLOADED:
+        # Who could keep its budgets may have been lost, and come back in time.
+        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, INFEASIBLE):
             return []
         if isinstance(chosen, NoExpert) and chosen.code == INFEASIBLE_NOW:
             self.refused = chosen
@@ -317,16 +327,13 @@ class Lifecycle:
             if until_s > now_s:
                 self.wait = replace(self.wait, until_s=until_s)
                 return []
-            chosen = self._in_vain(now_s)
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
 
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = self._refused_for_its_budgets
-        if refused is None:
-            refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
+        refused = self._in_vain("All experts are busy, and so are all places in the queue.", now_s)
         wait, self.wait = self.wait, None
         self.waited_s += now_s - wait.since_s
         return wait.then(refused, now_s)
@@ -416,7 +423,8 @@ class Lifecycle:
             return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
-            return [*self._end_wait(now_s, served=False), *then(self._in_vain(now_s), now_s)]
+            refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+            return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         effects: list[Effect] = []
         for attempt in tuple(self.attempts):
             if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
@@ -427,17 +435,12 @@ class Lifecycle:
             effects += self.play.time_passed(now_s)
         return effects
 
-    @property
-    def _refused_for_its_budgets(self) -> NoExpert | None:
-        """Why it waits, where an expert had room, but not in time."""
-        return self.refused if self.refused and self.refused.code == INFEASIBLE_NOW else None
-
-    def _in_vain(self, now_s: float) -> NoExpert:
-        """What it has waited for has not come."""
-        age_s, refused = now_s - self.request.arrived_s, self._refused_for_its_budgets
-        if refused:
-            return replace(refused, message=f"After {age_s:.1f} s: {refused.message}")
-        return NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
+    def _in_vain(self, text: str, now_s: float) -> NoExpert:
+        """What it has waited for has not come. text: what that means, where it waited for room."""
+        refused = self.refused
+        if refused is None or refused.code != INFEASIBLE_NOW:
+            return NoExpert(OVERLOADED, text)
+        return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
 
     def _waits_until_s(self, now_s: float) -> float:
         """Until the queue's limit, the end of the budgets, or when even an idle expert would come too late."""
