@@ -1,4 +1,4 @@
-"""Requests that have ended, counted by outcome. PURE."""
+"""How requests have ended since the coordinator began. PURE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moe2.coordinator import dispatch
 
 @dataclass
 class Totals:
-    """queue_refused: requests for which there was no place in the queue."""
+    """Requests that have ended, by outcome."""
 
     finished: int = 0
     failed: int = 0
@@ -18,9 +18,10 @@ class Totals:
     hedges_lost: int = 0
     resumed: int = 0
     queue_refused: int = 0
+    """Requests for which there was no place in the queue."""
 
     def concluded(self, outcome: dispatch.Outcome) -> None:
-        """A client has learned of the end."""
+        """Count a request's one outcome."""
         match outcome:
             case dispatch.Completed():
                 self.finished += 1
@@ -30,7 +31,7 @@ class Totals:
                 self.cancelled += 1
 
     def retired(self, life: dispatch.Lifecycle) -> None:
-        """All that the request led to is over, helpers included."""
+        """Count what second experts have done for a request."""
         if life.hedge:
             won = bool(life.authors) and life.authors[0] is life.hedge
             self.hedges_won += won

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import INFEASIBLE, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -309,7 +309,8 @@ class Lifecycle:
         self.waited_s += now_s - wait.since_s
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
-        if isinstance(chosen, NoExpert) and chosen.code == OVERLOADED:
+        # Who could keep its budgets may have been lost, and come back in time.
+        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, INFEASIBLE):
             return []
         if isinstance(chosen, NoExpert) and chosen.code in PASSING:
             self.refused = chosen
@@ -317,16 +318,13 @@ class Lifecycle:
             if until_s > now_s:
                 self.wait = replace(self.wait, until_s=until_s)
                 return []
-            chosen = self._in_vain(now_s)
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
 
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = self._waited_for
-        if refused is None:
-            refused = NoExpert(OVERLOADED, "All experts are busy, and so are all places in the queue.")
+        refused = self._in_vain("All experts are busy, and so are all places in the queue.", now_s)
         wait, self.wait = self.wait, None
         self.waited_s += now_s - wait.since_s
         return wait.then(refused, now_s)
@@ -416,7 +414,8 @@ class Lifecycle:
             return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
-            return [*self._end_wait(now_s, served=False), *then(self._in_vain(now_s), now_s)]
+            refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+            return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         effects: list[Effect] = []
         for attempt in tuple(self.attempts):
             if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
@@ -427,17 +426,12 @@ class Lifecycle:
             effects += self.play.time_passed(now_s)
         return effects
 
-    @property
-    def _waited_for(self) -> NoExpert | None:
-        """Why it waits, where that is not for room with an expert: that one is in time, or draws little enough."""
-        return self.refused if self.refused and self.refused.code in PASSING - {OVERLOADED} else None
-
-    def _in_vain(self, now_s: float) -> NoExpert:
-        """What it has waited for has not come."""
-        age_s, refused = now_s - self.request.arrived_s, self._waited_for
-        if refused:
-            return replace(refused, message=f"After {age_s:.1f} s: {refused.message}")
-        return NoExpert(OVERLOADED, f"No expert had room for the request within {age_s:.1f} s.")
+    def _in_vain(self, text: str, now_s: float) -> NoExpert:
+        """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
+        refused = self.refused
+        if refused is None or refused.code not in PASSING - {OVERLOADED}:
+            return NoExpert(OVERLOADED, text)
+        return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
 
     def _waits_until_s(self, now_s: float) -> float:
         """Until the queue's limit, the end of the budgets, or when even an idle expert would come too late."""

@@ -10,7 +10,7 @@ import pytest
 from moe2.coordinator import dispatch
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.budgets import Budgets, Wish
-from moe2.coordinator.choice import INFEASIBLE_NOW, NoExpert
+from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
 from moe2.coordinator.dispatch import (
     BUDGET_EXCEEDED,
     OVERLOADED,
@@ -201,7 +201,10 @@ def test_what_waiting_cannot_help_is_refused_at_once() -> None:
     full = crowded(8.0)
     full.do(dispatch.RoomRefused())
     for life in (crowded(0.0), crowded(8.0, queue_s=0.0), full):
-        assert outcomes(life.effects) == [Failed(INFEASIBLE_NOW, "Not now.")]
+        [outcome] = outcomes(life.effects)
+        assert isinstance(outcome, Failed)
+        assert outcome.code == INFEASIBLE_NOW
+        assert outcome.message.endswith("Not now.")
         assert retires(life.effects)
 
 
@@ -215,10 +218,11 @@ def test_every_look_says_anew_how_long_waiting_may_help() -> None:
         assert life.life.next_deadline_s == ends_s
 
 
-def test_a_look_at_a_full_fleet_leaves_the_limit_where_it_was() -> None:
-    """What was said of the waiting's use was said then, not now."""
+@pytest.mark.parametrize("code", [OVERLOADED, INFEASIBLE])
+def test_a_fleet_that_is_full_or_has_lost_somebody_leaves_the_limit_where_it_was(code: str) -> None:
+    """What was said of the waiting's use was said then, not now; and whoever is gone may come back."""
     life = crowded(8.0)
-    life.now_s, life.refusal = 103.0, NoExpert(OVERLOADED, "All are busy.")
+    life.now_s, life.refusal = 103.0, NoExpert(code, "Nobody.")
     assert life.room() == []
     [outcome] = outcomes(life.at_next())
     assert (life.now_s, outcome) == (108.5, Failed(INFEASIBLE_NOW, "After 8.5 s: Not now."))
@@ -230,7 +234,7 @@ def test_a_wait_that_has_used_up_the_budget_is_not_the_requests_fault() -> None:
     life.now_s, life.refusal = 105.0, busy(0.0)
     effects = life.room()
     assert effects[0] == LeaveQueue(served=False)
-    assert outcomes(effects) == [Failed(INFEASIBLE_NOW, "After 5.0 s: Not now.")]
+    assert outcomes(effects) == [Failed(INFEASIBLE_NOW, "Not now.")]
 
 
 def test_a_failover_waits_for_less_load_too() -> None:

@@ -56,7 +56,7 @@ async def test_a_lone_request_is_charged_the_whole_device(
 
 async def test_simulated_joules_say_so(tmp_path: Path) -> None:
     """A simulated host's figures are marked in receipt and status."""
-    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+    async with fleet(tmp_path, profile="agx-orin-maxn", interval_s=RARELY_S) as running:
         energy = (await receipt_of(running, max_tokens=8))["energy"]
         assert energy["quality"] == "simulated"
         assert energy["source"] == "profile:agx-orin-maxn"
