@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -124,7 +125,7 @@ class EngineProcess:
         finally:
             for task in (child, stopped):
                 task.cancel()
-            await asyncio.wait((child, stopped))
+            await _until_done(asyncio.gather(child, stopped, return_exceptions=True))
 
     async def _run_child(self) -> Exit:
         self._stderr.clear()
@@ -155,7 +156,7 @@ class EngineProcess:
             return Exit(self._reason(process.returncode, protocol_error), permanent=self._load_failure is not None)
         finally:
             self._process = None
-            await asyncio.shield(_shut_down(process, self._commands, stderr))
+            await _until_done(asyncio.create_task(_shut_down(process, self._commands, stderr)))
 
     async def _read_events(self, process: asyncio.subprocess.Process) -> str | None:
         """Pass on events until the child's stdout ends; returns what was wrong if it was cut off instead."""
@@ -226,6 +227,21 @@ async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+
+
+async def _until_done(ending: asyncio.Future[Any]) -> None:
+    """Wait for it even where we are cancelled meanwhile, as often as that happens: a daemon that ends while a child is
+    being shut down must not leave it behind. Raises CancelledError afterwards.
+    """
+    cancelled = None
+    while not ending.done():
+        try:
+            await asyncio.wait((ending,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        raise cancelled
+    ending.result()
 
 
 async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:

@@ -274,6 +274,29 @@ async def test_a_child_that_ignores_shutdown_is_killed(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+async def test_a_daemon_that_ends_while_a_child_is_shut_down_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The owner is over only when the child is, however often it is told to hurry."""
+    monkeypatch.setattr(process, "SHUTDOWN_S", 0.2)
+    engine = Engine(child("loaded(); time.sleep(1000)"), path=Path(__file__))
+    async with asyncio.timeout(60):
+        task = asyncio.create_task(engine.process.run())
+        await engine.until(protocol.Loaded)
+        pid = engine.process.pid
+        assert pid is not None
+        engine.process.stop()
+        while engine.process.pid is not None:
+            await asyncio.sleep(0)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_a_stuck_child_is_killed_with_the_reason_given() -> None:
     """Also one that is stopped and would read no word; it is started again."""
     async with running(child("loaded(); time.sleep(1000)")) as engine:
