@@ -283,9 +283,11 @@ class Decoder:
         self._running.remove(job)
         for run in [run for run, owner in self._runs.items() if owner is job]:
             self._end_run(run, keep_cached=keep_cached and run is job.trunk)
-        # What lies idle in the cache slows every step down.
-        while self._lanes.idle_tokens > self._limits.idle_tokens and self._empty_lane(may_lose=False):
-            pass
+        if not self._running and self._lanes.idle_tokens > self._limits.idle_tokens:
+            # What lies idle in the cache slows every step down. All of it goes, and only now: in gaps that others left,
+            # tokens would lie before those that they follow, and attention would add up in another order.
+            while self._empty_lane(may_lose=False):
+                pass
 
     def _end_run(self, run: Run, *, keep_cached: bool) -> None:
         del self._runs[run]

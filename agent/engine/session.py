@@ -37,8 +37,8 @@ _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
 _MOST_LANES = 64
 _IDLE_PART = 8
-"""One part in this many of the cache may hold prefixes of no job; the rest goes on the shelf. A 135M model on two
-x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them."""
+"""When no job runs, prefixes stay in the cache if they fill less than one part in this many; more goes on the shelf. A
+135M model on two x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them."""
 _LEAST_OUTPUTS = 64
 """Rows of logits in one batch: bounds the memory for them."""
 _MOST_SLOTS = 256

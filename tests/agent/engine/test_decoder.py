@@ -197,7 +197,8 @@ def test_a_shared_prefix_is_decoded_once() -> None:
 
 
 def test_an_answered_conversation_leaves_the_cache_and_comes_back() -> None:
-    """Idle tokens beyond the limit lie on the shelf; who goes on with them decodes only what is new."""
+    """Where no job runs, idle tokens beyond the limit lie on the shelf; who goes on with them decodes only what is
+    new."""
     engine = Engine(slots=2, cells=96, batch_tokens=64, idle_tokens=4, shelved_tokens=96)
     engine.decoder.submit(_generate("first", "abababab", max_tokens=1))
     engine.run()
@@ -207,6 +208,18 @@ def test_an_answered_conversation_leaves_the_cache_and_comes_back() -> None:
     assert [event.cached_tokens for event in engine.events if isinstance(event, Started)] == [0, 8]
     assert engine.cache.decoded_tokens == 8 + 1 + 2
     assert engine.text("second") == _expected("ababababb", 3)
+
+
+def test_nothing_leaves_the_cache_while_a_job_runs() -> None:
+    """Its tokens would come to lie in the gaps."""
+    engine = Engine(slots=2, cells=96, batch_tokens=64, idle_tokens=4, shelved_tokens=96, endless=True)
+    engine.decoder.submit(_generate("long", "b", max_tokens=20))
+    engine.decoder.submit(_generate("short", "abababab", max_tokens=1))
+    engine.decoder.step()
+    assert engine.end("short")
+    assert engine.shelf.held_bytes == 0
+    engine.run()
+    assert (engine.cache.used, engine.shelf.held_bytes) == (0, 28)
 
 
 def test_a_conversation_without_room_on_the_shelf_stays_in_the_cache() -> None:
