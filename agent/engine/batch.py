@@ -94,16 +94,14 @@ class Lanes:
         """Cells not reserved by any run."""
         return self._cells - self.reserved
 
-    def place(
-        self, tokens: list[int], *, reserve: int, logits_from: int, afresh: bool = False
-    ) -> tuple[Run, Placement] | None:
+    def place(self, tokens: list[int], *, reserve: int, logits_from: int) -> tuple[Run, Placement] | None:
         """Start a run on the best free lane; None while there is no free lane or not enough cells.
 
-        At least one token is left to decode, as its logits are needed. `afresh`: with nothing of what other lanes hold.
+        At least one token is left to decode, as its logits are needed.
         """
         if reserve > self.cells_free:
             return None
-        source, keep = (0, 0) if afresh else self._longest_prefix(tokens, limit=most_reused(tokens, logits_from))
+        source, keep = self._longest_prefix(tokens, limit=most_reused(tokens, logits_from))
         lane = self._free_lane(source, keep)
         if lane is None:
             return None
@@ -155,9 +153,9 @@ class Lanes:
         """An idle lane holds nothing any more."""
         self._lanes[lane].cached = []
 
-    def cached_prefix(self, tokens: list[int], *, limit: int) -> int:
-        """How many of these tokens, from the first, some lane holds, at most `limit`."""
-        return self._longest_prefix(tokens, limit=limit)[1]
+    def cached_prefix(self, tokens: list[int]) -> int:
+        """How many of these tokens, from the first, some lane holds."""
+        return self._longest_prefix(tokens, limit=len(tokens))[1]
 
     def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
         """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most

@@ -146,22 +146,16 @@ class Decoder:
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._limits.slots:
             job = self._queue[0]
-            if job.cells > self._lanes.cells_free:
-                return
-            limit = most_reused(job.prompt, job.logits_from)
-            shelved = self._shelf.find(
-                job.prompt, beyond=self._lanes.cached_prefix(job.prompt, limit=limit), limit=limit
-            )
-            placed = self._lanes.place(
-                job.prompt, reserve=job.cells, logits_from=job.logits_from, afresh=shelved is not None
-            )
+            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
             if placed is None:
                 return
             self._queue.popleft()
             run, placement = placed
-            self._settle(run, placement)
-            if shelved is not None:
+            limit = most_reused(job.prompt, job.logits_from)
+            if shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit):
                 self._bring_back(run, *shelved)
+            else:
+                self._settle(run, placement)
             self._runs[run] = job
             self._running.append(job)
             job.trunk = run
@@ -200,7 +194,9 @@ class Decoder:
             run.filled = 0
 
     def _bring_back(self, run: Run, shelved: Shelved, tokens: int) -> None:
-        """Let a run on an empty lane begin with so many tokens of a shelved prefix, if the cache has room for all."""
+        """Let a run begin with so many tokens of a shelved prefix, if the cache has room for all; else with none."""
+        self._cache.trim(run.lane, 0)
+        run.filled = 0
         while not self._cache.restore(run.lane, shelved.state):
             if not self._empty_lane(may_lose=True):
                 return

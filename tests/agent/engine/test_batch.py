@@ -85,7 +85,7 @@ def test_a_shared_beginning_is_copied_and_the_cached_conversation_kept() -> None
     placed = lanes.place([1, 2, 9, 9], reserve=4, logits_from=3)
     assert placed is not None
     assert (placed[1].source, placed[1].keep, placed[1].lane != first.lane) == (first.lane, 2, True)
-    assert lanes.cached_prefix([1, 2, 3, 4], limit=4) == 4
+    assert lanes.cached_prefix([1, 2, 3, 4]) == 4
 
 
 def test_at_least_the_last_prompt_token_is_decoded() -> None:
@@ -101,15 +101,6 @@ def test_a_cache_that_cannot_be_cut_is_only_continued() -> None:
     _finish(lanes, _start(lanes, [1, 2, 3]))
     assert _start(lanes, [1, 2, 9]).filled == 0
     assert _start(lanes, [1, 2, 3, 4]).filled == 3
-
-
-def test_a_run_that_starts_afresh_takes_nothing_over() -> None:
-    """Not even what another lane holds."""
-    lanes = _lanes()
-    _finish(lanes, _start(lanes, [1, 2, 3]))
-    placed = lanes.place([1, 2, 3, 4], reserve=4, logits_from=3, afresh=True)
-    assert placed is not None
-    assert placed[0].filled == 0
 
 
 def test_the_least_recently_used_prefix_goes_first() -> None:
