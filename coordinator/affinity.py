@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.messages import ChatPrompt, JobUsage, TextPrompt
+from moe2.coordinator.table import agent_of
 
 MOST_CONVERSATIONS = 4096
 HASH_BYTES = 16
@@ -98,7 +99,7 @@ class Affinities:
 
     def forget(self, agent_id: str) -> None:
         """The agent is gone, and its caches with it."""
-        for prefix in [at for at, known in self._known.items() if known.expert_key.partition("/")[0] == agent_id]:
+        for prefix in [at for at, known in self._known.items() if agent_of(known.expert_key) == agent_id]:
             del self._known[prefix]
-        for key in [key for key in self._held if key.partition("/")[0] == agent_id]:
+        for key in [key for key in self._held if agent_of(key) == agent_id]:
             del self._held[key]

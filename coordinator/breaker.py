@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
+from moe2.coordinator.table import agent_of
 
 LEAST_FAILURES = 3
 """Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
@@ -135,7 +136,7 @@ class Breakers:
 
     def forget(self, agent_id: str) -> None:
         """The agent has been evicted."""
-        for key in [key for key in self._breakers if key.partition("/")[0] == agent_id]:
+        for key in [key for key in self._breakers if agent_of(key) == agent_id]:
             del self._breakers[key]
 
     def _count_failure(self, breaker: _Breaker, now_s: float) -> None:

@@ -37,7 +37,7 @@ from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import Selector, wants
 from moe2.coordinator.settings import DispatchSection
-from moe2.coordinator.table import CapabilityTable, Expert
+from moe2.coordinator.table import CapabilityTable, Expert, agent_of
 from moe2.coordinator.totals import Totals
 
 log = structlog.get_logger()
@@ -191,7 +191,7 @@ class Service:
     def agent_evicted(self, agent_id: str) -> None:
         """It will not come back."""
         self._breakers.forget(agent_id)
-        for key in [key for key in self._answered_s if _agent_id(key) == agent_id]:
+        for key in [key for key in self._answered_s if agent_of(key) == agent_id]:
             del self._answered_s[key]
 
     async def drain(self, drain_s: float) -> None:
@@ -369,7 +369,7 @@ class Service:
             self._handle(active, dispatch.AgentLost(expert.agent_id))
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:
-        self._jobs.pop((_agent_id(key), job_id), None)
+        self._jobs.pop((agent_of(key), job_id), None)
         self._in_flight[key] -= 1
         if not self._in_flight[key]:
             del self._in_flight[key]
@@ -466,7 +466,3 @@ class Service:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, dispatch.Completed):
             self._affinities.answered(active.chain, leading.expert.key, leading.usage)
-
-
-def _agent_id(expert_key: str) -> str:
-    return expert_key.partition("/")[0]

@@ -15,6 +15,11 @@ RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
 
 
+def agent_of(expert_key: str) -> str:
+    """The id of the agent that serves an expert."""
+    return expert_key.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class Expert:
     """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for.
