@@ -28,7 +28,8 @@ from moe2.agent.settings import EngineSection, ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, total
 from moe2.common.errors import Moe2Error
-from moe2.common.messages import JobDone, JobFailed, Sampling, Submit, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import JobDone, JobFailed, Submit, TextPrompt
 
 DECODED_TOKENS = 32
 PROMPT_TOKENS = (32, 128, 512)

@@ -31,7 +31,8 @@ from moe2.agent.engine.protocol import (
     ModelSpec,
     Started,
 )
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import TextPrompt
 from moe2.common.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 120.0

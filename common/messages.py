@@ -13,10 +13,12 @@ import msgspec
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
+from moe2.common.generation import Generation
 from moe2.common.health import HealthWarning
 
-PROTOCOL_VERSION = 2
-"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together."""
+PROTOCOL_VERSION = 3
+"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
+3: the sampling parameter `repeat_penalty`."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -228,28 +230,11 @@ class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     text: str
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is drawn. `temperature` 0 is greedy; `seed` None draws a fresh one."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-
-
-class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
-    """Coordinator to agent: run this job.
+class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="submit"):
+    """Coordinator to agent: run this job. On the wire its `Generation` is flat, beside the job's own fields.
 
     prefix: how the answer begins; the expert goes on from there. Protocol 2.
-    max_tokens: None means until the context is full.
-    logprobs: None for none, otherwise alternatives per token (0..20).
     deadline_s: the agent gives up this long after receipt.
-    json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
-    follows this GBNF. forced_tools: the answer is one call of one of these tools. At most one of the three.
     """
 
     job_id: str
@@ -257,14 +242,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     model: str
     prompt: ChatPrompt | TextPrompt
     prefix: str = ""
-    sampling: Sampling = Sampling()
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
     deadline_s: float | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    forced_tools: tuple[str, ...] = ()
 
 
 class ScoreJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="score"):

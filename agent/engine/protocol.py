@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
-from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, Sampling, TextPrompt, TokenPiece
+from moe2.common.generation import Sampling
+from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, TextPrompt, TokenPiece
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):

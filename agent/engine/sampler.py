@@ -17,7 +17,7 @@ from moe2.agent.engine.distribution import nucleus
 from moe2.agent.engine.grammar import Grammar, candidate_array, candidates_of
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
-from moe2.common.messages import Sampling
+from moe2.common.generation import Sampling
 
 _SEEDS = 2**32 - 1
 """llama.cpp takes 32 bits and reads the largest value as "draw one"."""

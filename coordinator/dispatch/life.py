@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
@@ -23,12 +25,11 @@ from moe2.coordinator.dispatch.limits import Limits
 from moe2.coordinator.dispatch.mix import Mix
 from moe2.coordinator.dispatch.play import Play
 from moe2.coordinator.dispatch.rank import Rank
-from moe2.coordinator.dispatch.request import Request
+from moe2.coordinator.dispatch.request import Request, uses_tools
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
@@ -105,7 +106,7 @@ class Lifecycle:
     @property
     def n_tokens_left(self) -> int | None:
         """What is left of the request's `max_tokens`; None where it set none."""
-        most = self.request.max_tokens
+        most = self.request.generation.max_tokens
         return None if most is None else max(0, most - self.n_tokens_written)
 
     @property
@@ -223,6 +224,7 @@ class Lifecycle:
     ) -> list[Effect]:
         """Have an expert write the answer, or what is to follow its beginning `prefix`."""
         request = self.request
+        generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
 
         def job(job_id: str, deadline_s: float) -> Submit:
             return Submit(
@@ -230,15 +232,9 @@ class Lifecycle:
                 request_id=request.request_id,
                 model=member.expert.model,
                 prompt=request.prompt,
-                sampling=request.sampling,
                 prefix=prefix,
-                max_tokens=self.n_tokens_left,
-                stop=request.stop,
-                logprobs=request.logprobs,
                 deadline_s=deadline_s,
-                json_schema=request.structure.json_schema,
-                grammar=request.structure.grammar,
-                forced_tools=request.structure.forced_tools,
+                **msgspec.structs.asdict(generation),
             )
 
         return self.submit(member, selection, job, now_s, purpose)

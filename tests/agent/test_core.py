@@ -7,6 +7,7 @@ import pytest
 from moe2.agent import core
 from moe2.agent.engine import protocol
 from moe2.common.errors import JobErrorCode
+from moe2.common.generation import Sampling
 from moe2.common.messages import (
     Candidate,
     ContinuationScore,
@@ -18,7 +19,6 @@ from moe2.common.messages import (
     JobStarted,
     JobUsage,
     NextTokens,
-    Sampling,
     ScoreJob,
     Submit,
     TakeToken,

@@ -17,7 +17,8 @@ import pytest
 from moe2.agent.engine import process, protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.common.backoff import Backoff
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import TextPrompt
 from moe2.common.wire import Codec, length_prefixed
 from tests.agent.corebench import LOADED
 from tests.fakes.control import expert_control

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import Sampling
+from moe2.common.generation import Sampling
 from moe2.coordinator import dispatch
 from moe2.coordinator.budgets import Mode
 from moe2.coordinator.dispatch import (

@@ -44,7 +44,7 @@ def test_choices_are_a_ballot_and_a_grammar() -> None:
     """So that one expert alone also answers with one of them."""
     call = chat({"choices": ["red", 'a "quoted"\n€']})
     assert choices_of(call) == ("red", 'a "quoted"\n€')
-    assert call.structure.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
+    assert call.generation.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
     assert call.modes == {Mode.ROUTE, Mode.VOTE, Mode.RANK}
 
 
@@ -77,7 +77,7 @@ def test_an_enum_is_a_ballot_of_documents(rules: Any, texts: tuple[str, ...]) ->
     call = chat(response_format=schema(rules))
     assert choices_of(call) == texts
     assert (Mode.VOTE in call.modes) == bool(texts)
-    assert call.structure.param == "response_format"
+    assert call.structured_by == "response_format"
 
 
 @pytest.mark.parametrize(

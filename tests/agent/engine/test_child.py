@@ -30,7 +30,8 @@ from moe2.agent.engine.protocol import (
     Take,
 )
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import ChatMessage, ChatPrompt, TextPrompt
 from moe2.common.wire import length_prefixed
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path

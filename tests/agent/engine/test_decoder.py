@@ -28,7 +28,8 @@ from moe2.agent.engine.protocol import (
     Started,
 )
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import TextPrompt
 from tests.agent.engine.simulation import END, Engine, Letters, greedy, letters, logits_after
 
 

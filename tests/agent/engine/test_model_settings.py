@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moe2.agent.engine.protocol import Generate, Loaded, LoadFailed, LoraSpec, ModelSpec, Pace
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import write_lora
 from tests.models import smollm2_path

@@ -11,7 +11,8 @@ from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import ChatMessage, ChatPrompt, TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters
 
 _TEXT = TextPrompt(text="abc")

@@ -27,8 +27,14 @@ def _of(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901 - one case per kind 
             return _struct(info)
         case types.BoolType():
             return st.booleans()
+        case types.Metadata(type=inner):
+            return _of(inner)
+        case types.IntType(ge=least, le=most) if least is not None:
+            return st.sampled_from([least, most]) | st.integers(least, most)
         case types.IntType():
             return _INTEGERS
+        case types.FloatType(ge=least, le=most) if least is not None:
+            return st.floats(least, most)
         case types.FloatType():
             return _FLOATS
         case types.StrType():
