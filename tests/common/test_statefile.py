@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,8 @@ def test_the_content_is_on_disk_before_it_has_the_name(
     def recorded(name: str) -> None:
         real = getattr(os, name)
 
-        def record(*arguments: object) -> object:
-            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)  # type: ignore[call-overload]
+        def record(*arguments: Any) -> object:
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)
             steps.append("fsync of the folder" if is_folder else name)
             return real(*arguments)
 
