@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import os
@@ -376,3 +377,33 @@ def test_a_links_stamp_is_its_own_unless_it_is_followed(path: Path) -> None:
     target.write_bytes(b"three")
     assert stamp_of(path) == own
     assert stamp_of(path, follow_links=True) != targets
+
+
+# --- The only door ----------------------------------------------------------------------------------------------------
+
+_ROOT = Path(__file__).parents[2]
+_OWN_WAYS = {
+    ("fcntl", "flock"),
+    ("fcntl", "lockf"),
+    ("os", "fsync"),
+    ("os", "link"),
+    ("os", "rename"),
+    ("os", "replace"),
+    ("tempfile", "NamedTemporaryFile"),
+    ("tempfile", "mkstemp"),
+}
+
+
+def test_nobody_else_replaces_or_locks_files() -> None:
+    """A second way to write state would have to be as careful, and is not needed."""
+    found = [
+        f"{path.relative_to(_ROOT)}:{node.lineno}"
+        for room in ("agent", "common", "coordinator")
+        for path in sorted((_ROOT / room).rglob("*.py"))
+        if path != _ROOT / "common" / "statefile.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in _OWN_WAYS
+    ]
+    assert found == []
