@@ -34,7 +34,6 @@ from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
-from moe2.agent.reloading import LIVE
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
@@ -97,7 +96,7 @@ class AgentDaemon:
         load: Callable[[], AgentSettings] | None = None,
     ) -> None:
         self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
+        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
         self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.common.errors import Moe2Error
+from moe2.common.statefile import replace_file
 from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import FEATURES_VERSION, FeatureConfig
 from moe2.coordinator.gating.gate import Gate, GateParameters
@@ -81,17 +80,7 @@ def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) 
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
     tensors["embedding"] = tensors["embedding"].astype(np.float16)
     content = encoded(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, content, mode=0o644)
 
 
 def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:

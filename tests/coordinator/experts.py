@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.messages import (
@@ -20,7 +22,8 @@ from moe2.common.messages import (
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.budgets import Budgets
 from moe2.coordinator.dispatch import Request
-from moe2.coordinator.predict import Demand
+from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.roster import Roster
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
 
@@ -104,6 +107,12 @@ def request(**fields: Any) -> Request:
 
 def text_request(**fields: Any) -> Request:
     return request(prompt=TextPrompt(text="Once"), **fields)
+
+
+def predict(expert: Expert, demand: Demand, busy: int) -> Prediction:
+    """What a request takes on one expert, with `busy` requests already there."""
+    forecast = Roster((expert,)).forecast(np.array([demand.prompt_tokens]), demand.answer_tokens, np.array([busy]))
+    return forecast.prediction(0)
 
 
 def selector(**categories: Budgets) -> Selector:

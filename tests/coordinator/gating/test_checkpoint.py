@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from moe2.coordinator.gating.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tests.fakes.fulldisk import room_for_bytes
 from tests.fakes.gates import MadeGate
 
 
@@ -104,9 +105,9 @@ def test_features_of_another_version_are_refused(made: MadeGate, tmp_path: Path)
 
 
 def test_a_failed_write_leaves_the_old_file(made: MadeGate, checkpoint: Path) -> None:
-    """An error while writing leaves the previous checkpoint whole and no part file behind."""
+    """A full disk while writing leaves the previous checkpoint whole and no draft behind."""
     before = checkpoint.read_bytes()
-    with pytest.raises(TypeError):
-        save_checkpoint(checkpoint, made.gate.parameters, msgspec.structs.replace(made.manifest, rows=object()))
+    with room_for_bytes(1000), pytest.raises(OSError, match="too large"):
+        save_checkpoint(checkpoint, made.gate.parameters, made.manifest)
     assert checkpoint.read_bytes() == before
-    assert list(checkpoint.parent.glob("*.part")) == []
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
