@@ -14,11 +14,11 @@ from moe2.coordinator.gating.features import FeatureExtractor
 from moe2.coordinator.gating.folding import folded
 from moe2.coordinator.gating.gate import Gate, GateParameters
 from moe2.coordinator.gating.network import GateNetwork, entropy_regularised_loss, expert_log_odds
-from moe2.coordinator.gating.objective import entropy_regularised_loss as pure_loss
-from moe2.coordinator.gating.objective import restricted_softmax
 from moe2.coordinator.gating.preparation import PreparedRows
 from moe2.coordinator.gating.training import TrainedGate, train_gate
 from moe2.coordinator.gating.training_config import TrainingError
+from tests.oracles.objective import entropy_regularised_loss as pure_loss
+from tests.oracles.objective import restricted_softmax
 
 from .conftest import SMALL_FEATURES, SMALL_TRAINING
 from .outcome_tables import synthetic_outcomes
