@@ -12,7 +12,6 @@ from moe2.common.messages import (
     ExpertReport,
     ExpertState,
     Hello,
-    HostFacts,
     Report,
     Sampling,
     TextPrompt,
@@ -23,6 +22,7 @@ from moe2.coordinator.dispatch import Request
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
+from tests.common.samples import SMALLEST_HOST
 
 EXACT = Spread(p50=0.0, p95=0.0)
 
@@ -49,7 +49,6 @@ def cost(j_per_decoded_token: float, *, quality: Quality = Quality.MEASURED_COUN
 
 
 MEASURED = speed(1000.0, 50.0)
-HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 
 def hello(agent_id: str = "agent-1") -> Hello:
@@ -71,7 +70,7 @@ def expert_report(model: str = "m", state: ExpertState = ExpertState.READY, **fi
 
 
 def report(*experts: ExpertReport, **fields: Any) -> Report:
-    return Report(seq=1, host=HOST, experts=experts, **fields)
+    return Report(seq=1, host=SMALLEST_HOST, experts=experts, **fields)
 
 
 def expert(agent_id: str = "agent-1", model: str = "m", **fields: Any) -> Expert:
