@@ -62,7 +62,7 @@ class CoordinatorMetrics:
         self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
     ) -> None:
         # The time at which each counter began doubles the series, and no graph shows it.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
