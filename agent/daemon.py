@@ -115,7 +115,6 @@ class AgentDaemon:
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
-        self.metrics_port: int | None = None
         self._known_power_modes: set[str | None] = set()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         self._files = ModelFiles(
@@ -168,7 +167,7 @@ class AgentDaemon:
         metrics = self._settings.metrics
         async with (
             serving(local_app(self.status, self._metrics), self._settings.agent.socket),
-            listening(metrics_app(self._metrics), metrics.host, metrics.port) as self.metrics_port,
+            listening(metrics_app(self._metrics), metrics.host, metrics.port),
             asyncio.TaskGroup() as tasks,
         ):
             engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]

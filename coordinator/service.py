@@ -213,15 +213,6 @@ class Service:
             for active in tuple(self._active.values()):
                 self._handle(active, dispatch.ServiceStopping())
 
-    async def read_ahead(self, text: str) -> None:
-        """Let a gate with a sentence encoder read the prompt beside the event loop: that takes tens of milliseconds."""
-        if (read := self._selector.appraiser.read_ahead) is not None:
-            try:
-                await asyncio.to_thread(read, text)
-            except Exception as error:
-                # The gate meets the same prompt in a moment, falls back to priors and keeps a warning.
-                log.warning("read_ahead_failed", reason=repr(error))
-
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """What the two levels decide for such a request now, within its key's daily limits. Runs nothing."""
         return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))

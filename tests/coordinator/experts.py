@@ -14,7 +14,6 @@ from moe2.common.messages import (
     ExpertReport,
     ExpertState,
     Hello,
-    HostFacts,
     Report,
     Sampling,
     TextPrompt,
@@ -26,6 +25,7 @@ from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Roster
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
+from tests.common.samples import SMALLEST_HOST
 
 EXACT = Spread(p50=0.0, p95=0.0)
 
@@ -52,7 +52,6 @@ def cost(j_per_decoded_token: float, *, quality: Quality = Quality.MEASURED_COUN
 
 
 MEASURED = speed(1000.0, 50.0)
-HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 
 def hello(agent_id: str = "agent-1") -> Hello:
@@ -74,7 +73,7 @@ def expert_report(model: str = "m", state: ExpertState = ExpertState.READY, **fi
 
 
 def report(*experts: ExpertReport, **fields: Any) -> Report:
-    return Report(seq=1, host=HOST, experts=experts, **fields)
+    return Report(seq=1, host=SMALLEST_HOST, experts=experts, **fields)
 
 
 def expert(agent_id: str = "agent-1", model: str = "m", **fields: Any) -> Expert:
