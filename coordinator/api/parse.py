@@ -87,6 +87,7 @@ _COMMON = {
     "moe2",
     "response_format",
     "grammar",
+    "grammar_syntax",
 }
 _SAMPLING = {
     "temperature",
