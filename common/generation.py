@@ -8,7 +8,7 @@ parameter that is added names the first protocol that knows it (`since`).
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ MAX_TOKEN_ID = 2**31 - 1
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+GrammarSyntax: TypeAlias = Literal["gbnf", "lark"]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
 BIASES_TEXT = "map token ids (0 to 2^31 - 1) to values from -100 to 100"
@@ -56,7 +57,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: None means until the context is full.
     logprobs: None for none, otherwise alternatives per token.
     json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
-    follows this GBNF. forced_tools: the answer is one call of one of these tools. At most one of the three.
+    follows this grammar, written in `grammar_syntax`. forced_tools: the answer is one call of one of these tools. At
+    most one of the three.
     """
 
     sampling: Sampling = Sampling()
@@ -65,6 +67,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    grammar_syntax: Annotated[GrammarSyntax, Meta(extra=since(3))] = "gbnf"
     forced_tools: tuple[str, ...] = ()
 
     @property

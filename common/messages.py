@@ -18,7 +18,7 @@ from moe2.common.health import HealthWarning
 
 PROTOCOL_VERSION = 3
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
-3: the sampling parameter `repeat_penalty`."""
+3: the parameters `repeat_penalty` and `grammar_syntax`."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from moe2.common.generation import MAX_ALTERNATIVES, Sampling, TokenCount
+from moe2.common.generation import MAX_ALTERNATIVES, GrammarSyntax, Sampling, TokenCount
 
 MAX_STOPS = 16
 MAX_COMPLETION_LOGPROBS = 5
@@ -198,9 +198,13 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     moe2: Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Wish"})] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     grammar: (
-        Annotated[FullText, Meta(description=f"GBNF of at most {MAX_STRUCTURE_BYTES} bytes that the answer follows.")]
+        Annotated[
+            FullText,
+            Meta(description=f"What the answer follows, in `grammar_syntax`; at most {MAX_STRUCTURE_BYTES} bytes."),
+        ]
         | None
     ) = None
+    grammar_syntax: GrammarSyntax | None = None
     n: Annotated[Any, only(1)] = None
     best_of: Annotated[Any, only(1)] = None
     echo: Annotated[Any, only(False)] = None

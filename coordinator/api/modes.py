@@ -33,8 +33,8 @@ def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structur
         if structure is not FREE:
             raise invalid(f"Set 'moe2.choices' or '{structure.param}', not both.", param="moe2.choices")
         choices = _checked(wish.choices)
-        return Ballot(choices, normalised), Structure(param="moe2.choices", grammar=_grammar(choices))
-    texts = None if structure.json_schema is None else _enumerated(structure.json_schema)
+        return Ballot(choices, normalised), Structure("moe2.choices", Generation(grammar=_grammar(choices)))
+    texts = None if structure.form.json_schema is None else _enumerated(structure.form.json_schema)
     if texts is None:
         if wish.length_normalised is not None:
             raise invalid("'moe2.length_normalised' needs 'moe2.choices'.", param="moe2.length_normalised")

@@ -121,14 +121,12 @@ def _call(
     if has_tools and wish.choices is not None:
         raise unsupported("moe2.choices", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
     ballot, structure = ballot_of(wish, structure)
-    generation = Generation(
+    generation = msgspec.structs.replace(
+        structure.form,
         sampling=_sampling(body),
         max_tokens=max_tokens,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         logprobs=logprobs,
-        json_schema=structure.json_schema,
-        grammar=structure.grammar,
-        forced_tools=structure.forced_tools,
     )
     return Call(
         model=body.model,

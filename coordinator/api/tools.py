@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from moe2.common.generation import Generation
 from moe2.common.messages import Tool
 from moe2.coordinator.api.body import (
     MAX_STRUCTURE_BYTES,
@@ -27,12 +28,10 @@ from moe2.coordinator.api.errors import invalid, unsupported
 
 @dataclass(frozen=True)
 class Structure:
-    """The form that an answer must have, as in `Generation`. param: the request's parameter that asked for it."""
+    """The form that an answer must have. param: the request's parameter that asked for it; None where it is free."""
 
     param: str | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    forced_tools: tuple[str, ...] = ()
+    form: Generation = Generation()
 
 
 FREE = Structure()
@@ -52,19 +51,21 @@ def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
     if not forced:
         _refuse_promises(body)
         return tools, FREE
-    return tools, Structure(param="tools", forced_tools=forced)
+    return tools, Structure("tools", Generation(forced_tools=forced))
 
 
 def structure_of(body: CommonRequest) -> Structure:
     """What `response_format` and `grammar` ask for."""
     schema = _response_schema(body.response_format)
     if body.grammar is None:
-        return FREE if schema is None else Structure(param="response_format", json_schema=schema)
+        if body.grammar_syntax is not None:
+            raise invalid("'grammar_syntax' needs 'grammar'.", param="grammar_syntax")
+        return FREE if schema is None else Structure("response_format", Generation(json_schema=schema))
     if schema is not None:
         raise invalid("Set 'response_format' or 'grammar', not both.", param="grammar")
     if not body.grammar.strip() or len(body.grammar.encode()) > MAX_STRUCTURE_BYTES:
-        raise invalid(f"'grammar' must be GBNF of 1 to {MAX_STRUCTURE_BYTES} bytes.", param="grammar")
-    return Structure(param="grammar", grammar=body.grammar)
+        raise invalid(f"'grammar' must be a grammar of 1 to {MAX_STRUCTURE_BYTES} bytes.", param="grammar")
+    return Structure("grammar", Generation(grammar=body.grammar, grammar_syntax=body.grammar_syntax or "gbnf"))
 
 
 def _tools(offered: Sequence[OfferedTool]) -> tuple[Tool, ...]:

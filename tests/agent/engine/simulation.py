@@ -131,12 +131,17 @@ class SimulatedCache:
 
 
 class _Greedy:
+    is_ready = True
+
     def __init__(self, cache: SimulatedCache, *, endless: bool) -> None:
         self._cache = cache
         self._first = END + 1 if endless else 0
 
     def sample(self, place: int) -> int:
-        return self._first + int(np.argmax(self._cache.logits(place)[self._first :]))
+        return self.sample_kept(self._cache.logits(place))
+
+    def sample_kept(self, logits: Logits) -> int:
+        return self._first + int(np.argmax(logits[self._first :]))
 
     def close(self) -> None:
         pass
