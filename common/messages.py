@@ -8,12 +8,14 @@ relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry t
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
-from moe2.common.generation import Generation
+from moe2.common.generation import Generation, TokenCount
 from moe2.common.health import HealthWarning
 
 PROTOCOL_VERSION = 3
@@ -269,9 +271,9 @@ class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fol
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
-    top_p: float = 1.0
-    most: int = 256
-    max_tokens: int | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    most: Annotated[int, Meta(ge=1)] = 256
+    max_tokens: TokenCount | None = None
     deadline_s: float | None = None
 
 

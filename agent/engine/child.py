@@ -21,21 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe2.agent.engine.protocol import (
-    Cancel,
-    Command,
-    Embed,
-    Event,
-    Follow,
-    Generate,
-    Load,
-    LoadFailed,
-    Loading,
-    Score,
-    Shutdown,
-    Take,
-)
+from moe2.agent.engine.protocol import Command, Embed, Event, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import Moe2Error, ProtocolError
+from moe2.common.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
 from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
 if TYPE_CHECKING:
@@ -144,11 +132,11 @@ def _serve(inbox: queue.SimpleQueue[Command | Resume | None], emit: Callable[[Ev
 
 def _obey(decoder: Decoder, command: Command | Resume) -> None:
     match command:
-        case Generate() | Score() | Follow() | Embed():
+        case Submit() | ScoreJob() | FollowJob() | Embed():
             decoder.submit(command)
-        case Take(job_id=job_id, step=step, token=token):
+        case TakeToken(job_id=job_id, step=step, token=token):
             decoder.take(job_id, step, token)
-        case Cancel(job_id=job_id):
+        case CancelJob(job_id=job_id):
             decoder.cancel(job_id)
         case Resume(job_id=job_id):
             decoder.resume(job_id)

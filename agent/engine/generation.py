@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, Run
-from moe2.agent.engine.distribution import logprob, most_likely
-from moe2.agent.engine.protocol import Generate
+from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.writing import Means, Writing
-from moe2.common.messages import TokenAlternative, TokenPiece
+from moe2.common.messages import Submit, TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
 
 
@@ -32,7 +32,7 @@ class Generation(Writing):
     """Draws token after token."""
 
     def __init__(
-        self, request: Generate, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
+        self, request: Submit, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
     ) -> None:
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request

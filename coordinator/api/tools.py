@@ -25,13 +25,15 @@ from moe2.coordinator.api.body import (
 )
 from moe2.coordinator.api.errors import invalid, unsupported
 
+FREE_FORM = Generation()
+
 
 @dataclass(frozen=True)
 class Structure:
     """The form that an answer must have. param: the request's parameter that asked for it; None where it is free."""
 
     param: str | None = None
-    form: Generation = Generation()
+    form: Generation = FREE_FORM
 
 
 FREE = Structure()

@@ -34,7 +34,7 @@ from moe2.agent.engine.shelf import Shelf, State
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.generation import Generation
-from moe2.common.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt
+from moe2.common.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
 from moe2.coordinator import dispatch
 from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
@@ -203,7 +203,7 @@ class VirtualHost:
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
                 weight = self._core.experts["m"].token_weight
                 self._account.request_started(job_id, prompt_tokens - cached_tokens, self.now_s, weight)
-            case protocol.Decoded(jobs=jobs):
+            case Tokens(jobs=jobs):
                 for job in jobs:
                     self._account.tokens_decoded(job.job_id, len(job.pieces), self.now_s)
         self._do(core.EngineSpoke("m", event))
@@ -211,7 +211,7 @@ class VirtualHost:
     def _do(self, event: core.Event) -> None:
         for effect in self._core.handle(event, self.now_s):
             match effect:
-                case core.SendToEngine(command=protocol.Generate() as job):
+                case core.SendToEngine(command=Submit() as job):
                     self._decoder.submit(job)
                 case core.SendTokens(jobs=jobs):
                     for one in jobs:

@@ -276,7 +276,7 @@ class Matchers:
             )
         self._engine = ours
         ours.settimeout(_MAX_SILENCE_S)
-        codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES, same_release=True)
+        codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES)
         ours.sendall(length_prefixed(codec.encode(self._vocabulary())))
 
     def _end_process(self) -> None:

@@ -46,7 +46,7 @@ def main() -> int:
     content = _vocabulary_frame(engine)
     if content is None:
         return 0
-    codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES, same_release=True)
+    codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES)
     compiler = Compiler(codec.decode(content))
     del content
     # Nobody waits for the forks: the kernel may forget them.

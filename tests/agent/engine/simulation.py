@@ -14,9 +14,10 @@ from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.intake import Intake, Limits
-from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
+from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
+from moe2.common.messages import Submit, Tokens
 
 VOCABULARY_SIZE = 27
 END = 0
@@ -195,7 +196,7 @@ class Engine:
             emit=self.events.append,
         )
 
-    def _new_draw(self, request: Generate) -> _Greedy:
+    def _new_draw(self, request: Submit) -> _Greedy:
         return _Greedy(self.cache, endless=self._endless)
 
     def _clock(self) -> float:
@@ -214,7 +215,7 @@ class Engine:
         return "".join(
             piece.text
             for event in self.events
-            if isinstance(event, Decoded)
+            if isinstance(event, Tokens)
             for job in event.jobs
             if job.job_id == job_id
             for piece in job.pieces
