@@ -21,6 +21,9 @@ DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 # The text is sent back to the peer and logged.
 MOST_PROBLEM_CHARACTERS = 400
 
+MAX_JOB_ID_CHARACTERS = 128
+"""A longer one in an unreadable message is not sent back."""
+
 NUMBER = "number"
 """A frame's place among those of its sender, from 0."""
 
@@ -75,14 +78,20 @@ class Codec(Generic[T]):
     def _message_of(self, content: dict[str, Any]) -> T:
         op = content["op"]
         if op not in self._ops:
-            raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64])
+            raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64], job_id=_job_id(content))
         try:
             message: T = msgspec.convert(content, self._union)
         except (msgspec.ValidationError, RecursionError) as error:
             # msgspec quotes an invalid value in full, and the peer chose its length.
             problem = str(error)[:MOST_PROBLEM_CHARACTERS]
-            raise UnreadableMessage(f"Invalid {op!r}: {problem}", code="invalid_message", op=op) from error
+            text = f"Invalid {op!r}: {problem}"
+            raise UnreadableMessage(text, code="invalid_message", op=op, job_id=_job_id(content)) from error
         return message
+
+
+def _job_id(content: dict[str, Any]) -> str | None:
+    job_id = content.get("job_id")
+    return job_id if isinstance(job_id, str) and len(job_id) <= MAX_JOB_ID_CHARACTERS else None
 
 
 def _unpacked(frame: bytes) -> dict[str, Any]:
@@ -98,11 +107,15 @@ def _unpacked(frame: bytes) -> dict[str, Any]:
 
 
 class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the wire; ProtocolError is the base callers catch
-    """A well-formed frame whose message could not be understood: the session can answer it and go on."""
+    """A well-formed frame whose message could not be understood: the session can answer it and go on.
 
-    def __init__(self, message: str, *, code: str, op: str) -> None:
+    job_id: the job that the message is of, as far as it could be read.
+    """
+
+    def __init__(self, message: str, *, code: str, op: str, job_id: str | None = None) -> None:
         super().__init__(message, code=code)
         self.op = op
+        self.job_id = job_id
 
 
 class FrameTooLargeError(ProtocolError):

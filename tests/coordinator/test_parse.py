@@ -80,6 +80,7 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"seed": 7}, {"seed": 7}),
     ({"frequency_penalty": -2}, {"frequency_penalty": -2.0}),
     ({"presence_penalty": 2}, {"presence_penalty": 2.0}),
+    ({"repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
     ({"logit_bias": {"50256": -100, "7": 1.5}}, {"logit_bias": {50256: -100.0, 7: 1.5}}),
 ]
 
@@ -258,6 +259,7 @@ WRONG: dict[str, list[Any]] = {
     "seed": [1.5, "x", 2**63, True],
     "frequency_penalty": [-2.1, 2.1, "x"],
     "presence_penalty": [-2.1, 2.1, "x"],
+    "repeat_penalty": [0, 2.1, "x"],
     "logit_bias": [
         [],
         "x",

@@ -130,6 +130,7 @@ def test_a_vote_needs_something_to_vote_on() -> None:
         {"min_p": 0.1},
         {"frequency_penalty": 0.5},
         {"presence_penalty": 0.5},
+        {"repeat_penalty": 1.1},
         {"logit_bias": {"1": 1}},
         {"stop": ["x"]},
     ],
@@ -157,6 +158,7 @@ def test_a_mix_follows_no_grammar() -> None:
     assert refused({"mode": "mix"}, grammar='root ::= "x"') == "grammar"
     assert refused({"mode": "mix", "choices": COLOURS}) == "moe2.choices"
     assert refused({"mode": "mix"}, logit_bias={"1": 5}) == "logit_bias"
+    assert refused({"mode": "mix"}, repeat_penalty=1.1) == "repeat_penalty"
     assert Mode.MIX in chat({"mode": "mix"}, logit_bias={"1": -100}, logprobs=True, stop=["x"], stream=True).modes
 
 

@@ -370,7 +370,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(child: Child) -
     ("fields", "code"),
     [
         ({"max_tokens": 0}, JobErrorCode.INVALID_REQUEST),
-        ({"max_tokens": 2**62}, JobErrorCode.CONTEXT_EXCEEDED),
+        ({"max_tokens": 2**31 - 1}, JobErrorCode.CONTEXT_EXCEEDED),
         ({"prompt": TextPrompt(text="a\0b")}, JobErrorCode.INVALID_REQUEST),
         ({"prompt": TextPrompt(text="")}, JobErrorCode.INVALID_REQUEST),
         ({"stop": ("",)}, JobErrorCode.INVALID_REQUEST),

@@ -78,6 +78,14 @@ def test_the_parser_keeps_the_documented_bounds(parse: Any, base: Any, name: str
         assert refused.value.param == name
 
 
+@pytest.mark.parametrize("body", ["ChatRequest", "TextRequest"])
+def test_every_parameter_is_in_the_api_reference(body: str) -> None:
+    """But for those of which only one value is accepted: it changes nothing."""
+    reference = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+    named = {name for name, schema in BODIES[body]["properties"].items() if "enum" not in schema}
+    assert {name for name in named if f"`{name}`" not in reference} == set()
+
+
 def test_every_reference_leads_somewhere() -> None:
     """All of the document's $refs resolve."""
     text = json.dumps(DOCUMENT)
