@@ -31,19 +31,6 @@ _HEXADECIMAL = {
     "U": re.compile(r"[0-9a-fA-F]{8}"),
 }
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {mark: mark for mark in '\\"[]-^/'}
-    "b": "\b",
-    "f": "\f",
-    "n": "\n",
-    "r": "\r",
-    "t": "\t",
-    "\\": "\\",
-    '"': '"',
-    "[": "[",
-    "]": "]",
-    "-": "-",
-    "^": "^",
-    "/": "/",
-}
 
 
 @dataclass(frozen=True, slots=True)
