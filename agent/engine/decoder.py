@@ -1,7 +1,7 @@
 """The decoding loop's one step: jobs in, events out. Knows no llama.cpp, no pipes and no clock of its own.
 
 Each step builds one batch from all runs (see `batch`), puts it through the model and hands every job its logits. All
-tokens of a step leave in one `Decoded`.
+tokens of a step leave in one `Tokens`.
 """
 
 from __future__ import annotations

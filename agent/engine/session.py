@@ -148,7 +148,7 @@ def open_session(
             )
         )
 
-        matchers = Matchers(partial(_vocabulary, model), max_processes=spec.slots + _SPARE_MATCHERS, wake=wake)
+        matchers = Matchers(partial(vocabulary_of, model), max_processes=spec.slots + _SPARE_MATCHERS, wake=wake)
         stack.callback(matchers.close)
 
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
@@ -239,7 +239,7 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
         return None
 
 
-def _vocabulary(model: Model) -> Vocabulary:
+def vocabulary_of(model: Model) -> Vocabulary:
     """The texts of the model's tokens as its answers show them; none for those that end an answer or do not show."""
     tokens = range(model.vocabulary_size)
     ends = tuple(token for token in tokens if model.is_end(token))

@@ -93,6 +93,12 @@ def test_a_grammar_travels_as_it_stands() -> None:
     assert (call.generation.grammar, call.structured_by) == ('root ::= "a"', "grammar")
 
 
+def test_a_grammar_names_its_syntax() -> None:
+    """Lark is another form than GBNF."""
+    generation = chat(grammar='start: "a"', grammar_syntax="lark").generation
+    assert (generation.grammar, generation.grammar_syntax) == ('start: "a"', "lark")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
@@ -118,6 +124,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grammar": " "}, "grammar"),
     ({"grammar": 'root ::= "a\0"'}, "grammar"),
     ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
+    ({"grammar": 'start: "a"', "grammar_syntax": "ebnf"}, "grammar_syntax"),
+    ({"grammar_syntax": "lark"}, "grammar_syntax"),
     ({"functions": [{"name": "f"}]}, "functions"),
 ]
 

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe2.agent.engine.structure.constraint import GrammarError
+from moe2.agent.engine.structure.expansion import MAX_EXPANDED_CHARACTERS
 
 MAX_RULES = 10_000
 MAX_NESTING = 64
 MAX_REPETITIONS = 100_000
-MAX_EXPANDED_CHARACTERS = 200_000
-"""A literal counts as often as it is repeated. About 0.25 s of one core of an x86-64 server in llguidance 1.9."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _COUNTS = re.compile(r"\{\s*(\d{1,18})\s*(?:(,)\s*(\d{1,18})?\s*)?\}")
@@ -31,7 +30,7 @@ _HEXADECIMAL = {
     "u": re.compile(r"[0-9a-fA-F]{4}"),
     "U": re.compile(r"[0-9a-fA-F]{8}"),
 }
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-", "^": "^", "/": "/"}
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {mark: mark for mark in '\\"[]-^/'}
 
 
 @dataclass(frozen=True, slots=True)

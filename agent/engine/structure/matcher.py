@@ -15,6 +15,7 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError, check_source
+from moe2.agent.engine.structure.expansion import check_lark
 from moe2.agent.engine.structure.gbnf import lark_of_gbnf
 from moe2.agent.engine.structure.schema import Schema, pointer_to, schema_of, subschemas
 from moe2.agent.engine.structure.toolcall import moved
@@ -28,6 +29,8 @@ _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """The model chooses the tokens of a text that the grammar leaves no choice about: llguidance does not have its
 tokenizer."""
 _ROOT = "moe2-root"
+_DEAD_END = "NoExtensionBias"
+"""What llguidance says where no token may come next, and the end neither."""
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="vocabulary"):
@@ -57,6 +60,7 @@ class Compiler:
             return self._matcher(lark_of_gbnf(constraint.source), what="grammar")
         if "x-guidance" in constraint.source:
             raise GrammarError("The grammar has 'x-guidance', which cannot be used.", remedy="Leave it out.")
+        check_lark(constraint.source)
         return self._matcher(constraint.source, what="grammar")
 
     def _schema(self, constraint: Constraint) -> Matcher:
@@ -97,6 +101,7 @@ class Compiler:
         keyword = None
         if isinstance(node, dict):
             keywords = [key for key in node if key not in ("$defs", "definitions", "$schema", "$id")]
+            keywords.sort(key=lambda key: key not in problem)
             keyword = next(
                 (key for key in keywords if not self._refuses(_without(schema, place, key), place, problem)), None
             ) or next((key for key in keywords if key in problem), None)
@@ -128,12 +133,11 @@ class Matcher:
         """The tokens that may come next, one bit each, the first token's the lowest of the first byte; None where the
         answer is complete and nothing may follow. Raises `GrammarError` where nothing can, or it is too complex."""
         mask: bytes = self._matcher.compute_bitmask()
-        if self._matcher.stop_reason() == "NoExtensionBias":
-            raise GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
         if self._matcher.is_error():
-            raise GrammarError(
-                f"The {self._what} is too complex: {_first_line(self._matcher.get_error())}.", remedy="Simplify it."
-            )
+            problem = _first_line(self._matcher.get_error())
+            if problem == _DEAD_END:
+                raise GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
+            raise GrammarError(f"The {self._what} is too complex: {problem}.", remedy="Simplify it.")
         if not self._matcher.is_stopped():
             return mask
         return None

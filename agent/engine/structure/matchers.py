@@ -265,16 +265,18 @@ class Matchers:
 
     def _try_process(self) -> None:
         """Start the process before somebody waits for it; if that fails, the first who does is told."""
-        with contextlib.suppress(OSError, subprocess.SubprocessError, ProtocolError):
+        try:
             self._start_process()
+        except (OSError, subprocess.SubprocessError, ProtocolError):
+            self._end_process()
 
     def _start_process(self) -> None:
         ours, theirs = socket.socketpair()
+        self._engine = ours
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 self._argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={**os.environ}
             )
-        self._engine = ours
         ours.settimeout(_MAX_SILENCE_S)
         codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES)
         ours.sendall(length_prefixed(codec.encode(self._vocabulary())))

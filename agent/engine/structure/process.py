@@ -31,8 +31,8 @@ MAX_MEMORY_BYTES = 256 * 2**20
 MAX_VOCABULARY_BYTES = 256 * 2**20
 
 MASK, COMPLETE, REFUSED, FAILED = b"M", b"C", b"R", b"F"
-"""First byte of an answer. After the first comes a mask, after the last two the text of an error, of the grammar's or of
-this process's."""
+"""First byte of an answer. After the first comes a mask; after the last two the text of an error, the grammar's or this
+process's."""
 TOKEN = struct.Struct(">I")
 _READ_BYTES = 1 << 16
 
@@ -120,7 +120,7 @@ def _bounded_time() -> Iterator[None]:
 
 
 def _bound_memory() -> None:
-    """Let every allocation beyond the bound fail. Where the system does not tell what is in use, it bounds everything."""
+    """Let every allocation beyond the bound fail; where the system does not tell what is in use, it bounds all."""
     used = 0
     with contextlib.suppress(OSError, ValueError):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe2.agent.engine.structure.constraint import GrammarError
+from moe2.agent.engine.structure.expansion import check_regex
 
 MAX_NESTING = 64
 MAX_SUBSCHEMAS = 20_000
@@ -123,6 +124,11 @@ def _rewritten(node: Any, place: str) -> Any:
             raise GrammarError(f"The JSON schema has {key!r} at {place}, which cannot be used.", remedy=_REFUSED[key])
         if key in _ANNOTATIONS or _restricts_nothing(key, value, node):
             continue
+        if key == "pattern" and isinstance(value, str):
+            check_regex(value, f"regular expression at {here}")
+        if key == "patternProperties" and isinstance(value, dict):
+            for name in value:
+                check_regex(name, f"regular expression at {here}")
         if key in _NAMED and isinstance(value, dict):
             found[key] = {name: _rewritten(child, pointer_to(here, name)) for name, child in value.items()}
         elif (key in _LISTED or key == "items") and isinstance(value, list):
@@ -150,7 +156,7 @@ def _restricts_nothing(key: str, value: Any, node: Mapping[str, Any]) -> bool:
         case "then" | "else":
             return "if" not in node or value is True or bool(value == {})
         case "minContains" | "maxContains":
-            return "contains" not in node
+            return "contains" not in node or _restricts_nothing("contains", None, node)
         case "contains":
             return bool(node.get("minContains") == 0) and "maxContains" not in node
         case "dependentRequired" | "dependencies" | "dependentSchemas":
