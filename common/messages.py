@@ -272,7 +272,7 @@ class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fol
     model: str
     prompt: ChatPrompt | TextPrompt
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    most: Annotated[int, Meta(ge=1)] = 256
+    most: TokenCount = 256
     max_tokens: TokenCount | None = None
     deadline_s: float | None = None
 

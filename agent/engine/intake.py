@@ -8,9 +8,9 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.drawing import Draw, Drawing
 from moe2.agent.engine.embedding import Embedding, Pooling, Vector
 from moe2.agent.engine.following import Following
-from moe2.agent.engine.generation import Draw, Generation
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Embed
@@ -94,7 +94,7 @@ class Intake:
                 prompt = self._reader.generate(request, limit=self._limits.job_tokens)
                 cells = self._predicted_cells(len(prompt), request.max_tokens)
                 draw = self._new_draw(request)
-                return Generation(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
+                return Drawing(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
 
     def _scoring(self, request: ScoreJob, now_s: float) -> Scoring:
         prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)

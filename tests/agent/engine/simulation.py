@@ -12,8 +12,8 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.drawing import Draw
 from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.generation import Draw
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import Logits, logprob
+from moe2.agent.engine.drawing import Draw
 from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.generation import Draw
 from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Scored, Started
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode

@@ -28,7 +28,7 @@ class Draw(Protocol):
     def close(self) -> None: ...
 
 
-class Generation(Writing):
+class Drawing(Writing):
     """Draws token after token."""
 
     def __init__(
