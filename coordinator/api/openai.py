@@ -78,6 +78,7 @@ class OpenAiRoutes:
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
+            is_streamed=call.stream,
         )
         await self._service.read_ahead(request.text)
         self._admit(call)  # again: others may have come meanwhile

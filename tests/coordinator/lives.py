@@ -8,7 +8,7 @@ from typing import Any
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
@@ -47,7 +47,8 @@ class LifeBench:
         self.chosen_for.append(asked)
         if self.refusal:
             return self.refusal
-        left = [found for found in self.experts if found.key not in asked.excluded]
+        excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
+        left = [found for found in self.experts if found.key not in excluded]
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
             return NoExpert("exhausted", "Nobody is left.")
@@ -79,8 +80,10 @@ class LifeBench:
         attempt: int = 0,
         usage: JobUsage | None = USAGE,
         message: str = "It died.",
+        in_batch: bool | None = False,
     ) -> list[Effect]:
-        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage)
+        """in_batch: whether its engine was working on it when it died; by default it was nobody's fault."""
+        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage, in_batch=in_batch)
         return self.do(dispatch.AttemptFailed(failure))
 
     def room(self) -> list[Effect]:
