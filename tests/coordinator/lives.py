@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
@@ -85,6 +87,15 @@ class LifeBench:
         """in_batch: whether its engine was working on it when it died; by default it was nobody's fault."""
         failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage, in_batch=in_batch)
         return self.do(dispatch.AttemptFailed(failure))
+
+    def restarted(self, agent_id: str = "agent-1") -> None:
+        """The agent's engines have been started again."""
+        self.experts = [
+            replace(found, report=msgspec.structs.replace(found.report, restarts=found.report.restarts + 1))
+            if found.agent_id == agent_id
+            else found
+            for found in self.experts
+        ]
 
     def room(self) -> list[Effect]:
         self.full.clear()

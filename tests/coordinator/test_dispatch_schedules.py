@@ -24,10 +24,13 @@ from moe2.coordinator.dispatch import (
     LeaveQueue,
     ReleaseExpert,
     Retire,
+    Retract,
     StopJob,
     SubmitJob,
 )
+from moe2.coordinator.dispatch.suspicion import MAX_DEATHS
 from moe2.coordinator.receipt import receipt_of
+from moe2.coordinator.structure import FREE, Structure
 from tests.coordinator.experts import cost, expert
 from tests.coordinator.lives import USAGE, LifeBench
 
@@ -42,16 +45,20 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begin()
+        self.begin(custom=False, streamed=True, resume=True)
 
-    def begin(self) -> None:
+    def begin(self, *, custom: bool, streamed: bool, resume: bool) -> None:
         experts = [
             expert(agent_id, model, context_tokens=n, energy=cost(0.05))
             for n, agent_id in enumerate(AGENTS, 64)
             for model in "ab"
         ]
-        wish = Wish(energy_budget_j=BUDGET_J, latency_budget_s=40.0, resume=True)
-        self.bench = LifeBench(*experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish)
+        wish = Wish(energy_budget_j=BUDGET_J, latency_budget_s=40.0, resume=resume)
+        structure = Structure(grammar="root ::= x") if custom else FREE
+        self.bench = LifeBench(
+            *experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish, structure=structure, is_streamed=streamed
+        )
+        self.most_deaths = 1 if custom else MAX_DEATHS
         self.waits = False
         self.written = 0
         self.running: dict[str, tuple[str, str]] = {}
@@ -76,6 +83,7 @@ class AnyOrder(RuleBasedStateMachine):
                     assert isinstance(job, Submit)
                     assert job.max_tokens == 20 - self.written, "what the client has is written again"
                     assert len(job.prefix) == self.written
+                    assert self.n_deaths < self.most_deaths, "it would kill one more engine"
                     self.is_within_the_budget()
                     self.running[job.job_id] = (found.agent_id, found.key)
                 case StopJob(agent_id=agent_id, job_id=job_id):
@@ -86,6 +94,9 @@ class AnyOrder(RuleBasedStateMachine):
                     assert pieces
                     assert not self.concluded
                     self.written += len(pieces)
+                case Retract():
+                    assert not self.bench.life.request.is_streamed, "its client has seen it"
+                    self.written = 0
                 case Conclude():
                     self.concluded += 1
                 case Retire():
@@ -102,10 +113,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert asked.spent_j == pytest.approx(known_j)
         assert asked.spent_j + predicted_j.p95 <= BUDGET_J
 
-    @rule()
+    @rule(custom=st.booleans(), streamed=st.booleans(), resume=st.booleans())
     @precondition(lambda self: self.retired)
-    def next_request(self) -> None:
-        self.begin()
+    def next_request(self, custom: bool, streamed: bool, resume: bool) -> None:
+        self.begin(custom=custom, streamed=streamed, resume=resume)
 
     lives = precondition(lambda self: not self.retired)
 
@@ -120,9 +131,33 @@ class AnyOrder(RuleBasedStateMachine):
         self.take(self.bench.done(reason, attempt=attempt))
 
     @lives
-    @rule(attempt=ATTEMPTS, code=st.sampled_from([*JobErrorCode, "new_code"]), spent=st.booleans())
-    def failed(self, attempt: int, code: str, spent: bool) -> None:
-        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None))
+    @rule(
+        attempt=ATTEMPTS,
+        code=st.sampled_from([*JobErrorCode, "new_code"]),
+        spent=st.booleans(),
+        in_batch=st.sampled_from([None, True, False]),
+    )
+    def failed(self, attempt: int, code: str, spent: bool, in_batch: bool | None) -> None:
+        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None, in_batch=in_batch))
+
+    @lives
+    @precondition(lambda self: self.bench.life.attempts)
+    @rule(in_batch=st.sampled_from([None, True, True, False]))
+    def engine_died(self, in_batch: bool | None) -> None:
+        """The one that was asked last; it took nothing that would count against the budget."""
+        newest = len(self.bench.life.attempts) - 1
+        self.take(self.bench.failed(attempt=newest, in_batch=in_batch, usage=None))
+
+    @lives
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def engine_back(self, agent_id: str) -> None:
+        """Who waits is told."""
+        self.bench.restarted(agent_id)
+        self.take(self.bench.do(dispatch.RoomAppeared()))
+
+    @property
+    def n_deaths(self) -> int:
+        return sum(attempt.died_with for attempt in self.bench.life.attempts)
 
     @lives
     @rule(agent_id=st.sampled_from(AGENTS))
@@ -183,7 +218,9 @@ class AnyOrder(RuleBasedStateMachine):
         if not receipt.experts:
             return
         assert len(receipt.experts) == len(self.bench.life.attempts) <= MOST_ATTEMPTS
-        assert Counter(line.expert for line in receipt.experts).most_common(1)[0][1] == 1
+        # An engine that died may be tried again once it has been started again; every other expert gets one chance.
+        again = Counter(attempt.expert.key for attempt in self.bench.life.attempts if not attempt.is_engines_fault)
+        assert not again or again.most_common(1)[0][1] == 1
         answered = [line for line in receipt.experts if line.outcome == AttemptState.ANSWERED]
         assert len(answered) <= 1 or not isinstance(self.bench.life.outcome, Completed)
         # Unknown is never added up as nothing.
