@@ -80,8 +80,6 @@ class OpenAiRoutes:
             principal=http.get(PRINCIPAL, ANYBODY),
             is_streamed=call.stream,
         )
-        await self._service.read_ahead(request.text)
-        self._admit(call)  # again: others may have come meanwhile
         exchange = self._service.begin(request)
         try:
             if call.stream:

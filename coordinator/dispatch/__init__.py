@@ -31,6 +31,7 @@ from moe2.coordinator.dispatch.events import (
     AttemptStarted,
     ClientGone,
     Event,
+    HandlingFailed,
     NextTokensArrived,
     RoomAppeared,
     RoomRefused,
@@ -38,13 +39,14 @@ from moe2.coordinator.dispatch.events import (
     TimePassed,
     TokensArrived,
 )
-from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, WIND_DOWN_S, Choose, Lifecycle
+from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, HANDLING_FAILED, WIND_DOWN_S, Choose, Lifecycle
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS
 from moe2.coordinator.dispatch.terms import HedgeRation, Terms
 
 __all__ = [
     "BUDGET_EXCEEDED",
+    "HANDLING_FAILED",
     "MOST_ATTEMPTS",
     "OVERLOADED",
     "WIND_DOWN_S",
@@ -67,6 +69,7 @@ __all__ = [
     "Event",
     "Failed",
     "ForExperts",
+    "HandlingFailed",
     "HedgeRation",
     "LeaveQueue",
     "Lifecycle",
