@@ -24,6 +24,7 @@ from tests.fakes.fleet import FAKE_EXPERT
 
 CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
 SLOTS_VARIABLE = "MOE2_TEST_SLOTS"
+STUCK_VARIABLE = "MOE2_TEST_STUCK_S"
 
 
 @asynccontextmanager
@@ -37,16 +38,20 @@ async def agent_process(
     profile: str = "-",
     ahead_s: float = 0.0,
     slots: int = 1,
+    stuck_s: float = 60.0,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives.
 
-    ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert.
+    ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert. stuck_s: its
+    `engine.stuck_s`.
     """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
-        environment = os.environ | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)}
+        environment = (
+            os.environ | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)} | {STUCK_VARIABLE: str(stuck_s)}
+        )
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:
         yield process
@@ -78,7 +83,11 @@ def main() -> None:
                 "reconnect_first_s": 0.02,
                 "reconnect_most_s": 0.1,
             },
-            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, "stuck_s": 0.2},
+            "engine": {
+                "restart_first_s": 0.02,
+                "restart_most_s": 0.1,
+                "stuck_s": float(os.environ.get(STUCK_VARIABLE, "60")),
+            },
             "models": [{"name": "fake", "path": gguf, "slots": int(os.environ.get(SLOTS_VARIABLE, "1"))}],
         }
     )

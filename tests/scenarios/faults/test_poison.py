@@ -21,13 +21,17 @@ ANSWER = "a b c d " * 3
 
 
 @asynccontextmanager
-async def poisonable(root: Path, *agents: str) -> AsyncIterator[Fleet]:
-    """A coordinator and these agents as processes of their own. Their engines die of one word, and hang at another."""
+async def poisonable(root: Path, *agents: str, stuck_s: float = 60.0) -> AsyncIterator[Fleet]:
+    """A coordinator and these agents as processes of their own. Their engines die of one word, and hang at another.
+
+    stuck_s: after this an engine that does not stop a job is killed.
+    """
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(fleet(root, agents=()))
         url = running.coordinator.agents_url
         for name in agents:
-            await stack.enter_async_context(agent_process(root, name, url, token=TOKEN, expert=EXPERT, slots=SLOTS))
+            process = agent_process(root, name, url, token=TOKEN, expert=EXPERT, slots=SLOTS, stuck_s=stuck_s)
+            await stack.enter_async_context(process)
         await running.until(ready=len(agents))
         yield running
 
@@ -93,7 +97,7 @@ async def test_a_request_that_kills_engines(tmp_path: Path, kind: str, agents: t
 
 async def test_an_engine_that_hangs_is_like_one_that_dies(tmp_path: Path) -> None:
     """Who made it hang has left; who was there, too, is answered once the engine has been killed and is back."""
-    async with poisonable(tmp_path, "one") as running, asyncio.timeout(60):
+    async with poisonable(tmp_path, "one", stuck_s=0.5) as running, asyncio.timeout(60):
         bystander = asyncio.create_task(ask(running))
         await all_working(running, n_requests=1)
         poison = asyncio.create_task(ask(running, "a spell b"))
