@@ -56,7 +56,7 @@ def open_breakers(running: Fleet) -> list[str]:
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-POISONS = {
+POISONS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 2),
     "grammar": ({"grammar": 'root ::= "a"'}, 1),
     "schema": ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}}, 1),
