@@ -167,7 +167,7 @@ async def test_a_time_limit_of_two_milliseconds_is_no_internal_error(tmp_path: P
                 return answer.status
 
         statuses = [status for _ in range(10) for status in await asyncio.gather(*(ask() for _ in range(20)))]
-        assert set(statuses) <= {200, 504}
+        assert 500 not in statuses
         await running.quiet()
         status = running.coordinator.status()
         assert status.dispatch.internal_errors == 0
