@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import Job, Submit
-from moe2.coordinator.dispatch.attempt import Attempt
+from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Failed
 from moe2.coordinator.structure import uses_tools
 from moe2.coordinator.table import Expert
@@ -37,6 +37,15 @@ def is_custom(job: Job) -> bool:
 def is_suspect(attempts: Iterable[Attempt]) -> bool:
     """True for a request whose engine died with it in the batch, or has been silent for so long that it may hang."""
     return any(attempt.died_with or attempt.hangs for attempt in attempts)
+
+
+def has_downed_an_engine(attempts: Sequence[Attempt]) -> bool:
+    """True for a request whose engine died with it in the batch, or did not even confirm that it had been stopped.
+
+    One that was only late is none: it may have waited for its turn.
+    """
+    unconfirmed = (attempt for attempt in attempts if attempt.hangs and attempt.state is AttemptState.LOST)
+    return any(attempt.died_with for attempt in attempts) or any(unconfirmed)
 
 
 def isolated_until(attempts: Sequence[Attempt]) -> int | None:

@@ -20,7 +20,7 @@ from moe2.coordinator.dispatch import (
     ShareExpert,
     Suspect,
 )
-from moe2.coordinator.dispatch.suspicion import reserved_experts
+from moe2.coordinator.dispatch.suspicion import has_downed_an_engine, reserved_experts
 from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import expert
 from tests.coordinator.lives import LifeBench, outcomes, retires, stopped, submitted
@@ -231,6 +231,21 @@ def test_while_no_engine_is_idle_a_request_whose_engine_hangs_looks_again() -> N
     life.full.clear()
     assert submitted(life.at_next()) == ["req-1.1"]
     assert life.now_s == 141.0
+
+
+def test_being_late_is_no_crash_to_be_counted() -> None:
+    """Only a death is, and an engine that does not confirm that it was told to stop."""
+    late = hangs(deadline_s=300.0)
+    late.experts = []
+    late.do(dispatch.TimePassed())
+    assert late.life.is_suspect
+    assert not has_downed_an_engine(late.life.attempts)
+    late.at_deadline()
+    late.at_deadline()
+    assert has_downed_an_engine(late.life.attempts)
+    died = LifeBench().admitted()
+    died.failed(in_batch=True)
+    assert has_downed_an_engine(died.life.attempts)
 
 
 def test_two_engines_that_are_killed_because_they_hang_convict() -> None:
