@@ -188,7 +188,7 @@ class CoordinatorMetrics:
         self._requests.add((name, reason))
         for line in receipt.experts:
             self._attempt_ended(line)
-        joules = receipt.energy["joules"]
+        joules = receipt.energy.joules
         if is_plausible(joules):
             self._request_j.observe(joules)
         else:
@@ -209,9 +209,9 @@ class CoordinatorMetrics:
         decoded = line.decoded_tokens if is_plausible(line.decoded_tokens) else 0
         if decoded:
             self._decoded.add(expert, decoded)
-        joules = line.energy["joules"]
+        joules = line.energy.joules
         if is_plausible(joules):
-            self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
+            self._joules.add((*expert, line.outcome, line.energy.quality), joules)
             self._energy_tokens.add(expert, decoded)
         else:
             self._attempts_unmeasured.add((*expert, line.outcome))
@@ -234,7 +234,7 @@ class CoordinatorMetrics:
         for quantity, quantiles, measured in (
             ("ttft_seconds", predicted.ttft_s, receipt.seconds.ttft),
             ("duration_seconds", predicted.total_s, receipt.seconds.total),
-            ("energy_joules", predicted.energy_j, receipt.energy["joules"]),
+            ("energy_joules", predicted.energy_j, receipt.energy.joules),
         ):
             if quantiles is not None and is_plausible(measured):
                 self._predictions.add((quantity, "true" if measured <= quantiles.p95 else "false"))

@@ -446,8 +446,8 @@ class Service:
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
-            joules=receipt.energy["joules"],
-            energy_quality=receipt.energy["quality"],
+            joules=receipt.energy.joules,
+            energy_quality=receipt.energy.quality,
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 

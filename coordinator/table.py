@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from moe2.common.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
 
@@ -40,12 +42,25 @@ class Expert:
 class HostPower:
     """What a connected agent's host draws, by its latest report; None if no sensor reads.
 
-    simulated: some of it is a simulated host's.
+    simulated: some of it comes from a simulated host's profile.
     """
 
     agent_id: str
     power_w: float | None
     simulated: bool = False
+
+
+class FleetPower(msgspec.Struct, frozen=True, kw_only=True):
+    """The power of all connected hosts now.
+
+    power_w: sum over the hosts that know theirs; None if none does. n_unknown: connected hosts that do not.
+    simulated: some of the sum comes from a simulated host's profile.
+    """
+
+    power_w: float | None
+    n_known: int
+    n_unknown: int
+    simulated: bool
 
 
 @dataclass
@@ -141,10 +156,21 @@ class CapabilityTable:
         for agent_id, agent in self._agents.items():
             if agent.connected:
                 sensors = agent.report.sensors if agent.report else ()
-                known = [sensor.power_w for sensor in sensors if sensor.power_w is not None]
-                simulated = any(sensor.simulated for sensor in sensors)
-                powers.append(HostPower(agent_id, sum(known) if known else None, simulated))
+                reading = [sensor for sensor in sensors if sensor.power_w is not None]
+                power_w = sum(sensor.power_w or 0.0 for sensor in reading) if reading else None
+                powers.append(HostPower(agent_id, power_w, any(sensor.simulated for sensor in reading)))
         return tuple(powers)
+
+    def fleet_power(self) -> FleetPower:
+        """The sum over `host_powers`."""
+        hosts = self.host_powers()
+        known_w = [host.power_w for host in hosts if host.power_w is not None]
+        return FleetPower(
+            power_w=sum(known_w) if known_w else None,
+            n_known=len(known_w),
+            n_unknown=len(hosts) - len(known_w),
+            simulated=any(host.simulated for host in hosts),
+        )
 
     def models(self) -> tuple[str, ...]:
         """Names of all models of connected agents, whether ready or not; sorted."""

@@ -102,7 +102,7 @@ def used(life: Lifecycle, receipt: Receipt) -> Amount:
 
     tokens None: an expert worked and nobody can say how much.
     """
-    joules = plausible(receipt.energy["joules"])
+    joules = plausible(receipt.energy.joules)
     prompt, decoded = plausible_count(receipt.tokens.prompt), plausible_count(receipt.tokens.decoded)
     if prompt is not None:
         return Amount(joules, prompt + (decoded or 0))

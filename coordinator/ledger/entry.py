@@ -95,7 +95,7 @@ def request_entry(
     """A request as it stands; final once it has retired."""
     request = life.request
     outcome, code, _ = said_of(life.outcome)
-    joules = plausible(receipt.energy["joules"])
+    joules = plausible(receipt.energy.joules)
     return RequestEntry(
         request_id=request.request_id,
         at_unix_s=at_unix_s,
@@ -113,7 +113,7 @@ def request_entry(
         ttft_s=receipt.seconds.ttft,
         total_s=receipt.seconds.total,
         joules=joules,
-        quality=_quality(receipt.energy["quality"], joules),
+        quality=_quality(receipt.energy.quality, joules),
         charged_j=charged.energy_j,
         charged_tokens=charged.tokens,
         was_reserved=was_reserved,
@@ -151,7 +151,7 @@ def plausible_count(value: int | None) -> int | None:
 
 def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
     usage, prediction = attempt.usage, attempt.prediction
-    joules = plausible(line.energy["joules"])
+    joules = plausible(line.energy.joules)
     predicted_j, predicted_s = prediction.energy_j, prediction.total_s
     return AttemptEntry(
         request_id=request_id,
@@ -165,7 +165,7 @@ def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLi
         decoded_tokens=plausible_count(line.decoded_tokens),
         seconds=_seconds(usage),
         joules=joules,
-        quality=_quality(line.energy["quality"], joules),
+        quality=_quality(line.energy.quality, joules),
         predicted_j_p50=_p50(predicted_j),
         predicted_j_p95=_p95(predicted_j),
         predicted_s_p50=_p50(predicted_s),

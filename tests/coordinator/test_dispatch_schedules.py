@@ -187,8 +187,8 @@ class AnyOrder(RuleBasedStateMachine):
         answered = [line for line in receipt.experts if line.outcome == AttemptState.ANSWERED]
         assert len(answered) <= 1 or not isinstance(self.bench.life.outcome, Completed)
         # Unknown is never added up as nothing.
-        if any(line.energy["joules"] is None for line in receipt.experts):
-            assert receipt.energy["joules"] is None
+        if any(line.energy.joules is None for line in receipt.experts):
+            assert receipt.energy.joules is None
 
     def teardown(self) -> None:
         """Time alone brings every request to its end: first its deadline, then the wait for those who stop."""

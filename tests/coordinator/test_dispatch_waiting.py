@@ -119,7 +119,7 @@ def test_who_gives_up_while_waiting_leaves_nothing() -> None:
     assert effects[0] == LeaveQueue(served=False)
     assert outcomes(effects) == [Cancelled()]
     assert retires(effects)
-    assert receipt_of(life.life).energy["joules"] == 0.0
+    assert receipt_of(life.life).energy.joules == 0.0
     assert life.do(dispatch.RoomAppeared()) == []
 
 

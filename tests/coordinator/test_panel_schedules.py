@@ -140,8 +140,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(receipt.experts) == len(self.bench.life.attempts)
         if receipt.collaboration and receipt.collaboration.members:
             assert abs(sum(share.weight for share in receipt.collaboration.members) - 1) < 1e-9
-        if any(line.energy["joules"] is None for line in receipt.experts):
-            assert receipt.energy["joules"] is None
+        if any(line.energy.joules is None for line in receipt.experts):
+            assert receipt.energy.joules is None
 
     @invariant()
     def a_completed_vote_has_an_answer(self) -> None:
