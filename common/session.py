@@ -67,6 +67,18 @@ class PeerFaulted:
 
 
 @dataclass(frozen=True)
+class PeerUnreadable:
+    """A message of the peer was no sound one of its op; the peer was told, and the session goes on.
+
+    job_id: of the job that it was about; None where it names none, or several.
+    """
+
+    op: str
+    job_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class NotSent:
     """A message was not sent: it exceeds the frame limit, or the peer speaks too early a protocol for it.
 
@@ -80,14 +92,15 @@ class NotSent:
 
 @dataclass(frozen=True)
 class Closed:
-    """The session is over. `code` is "refused", "goodbye", "silent", "handshake_timeout" or a protocol error's."""
+    """The session is over. `code` is "refused", "goodbye", "silent", "unread", "handshake_timeout" or a protocol
+    error's."""
 
     code: str
     reason: str
     remedy: str | None = None
 
 
-SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | NotSent | Closed
+SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | PeerUnreadable | NotSent | Closed
 
 
 class Session:
@@ -98,6 +111,8 @@ class Session:
         self._frames: list[bytes] = []
         self._heartbeat_s = heartbeat_s
         self._handshake_deadline_s: float | None = now_s + handshake_s
+        self.unread_s = handshake_s
+        """How long a peer that is heard may leave what it is sent unread."""
         self._last_heard_s = now_s
         self._next_ping_s = now_s + heartbeat_s
         self._ping: tuple[int, float] | None = None
@@ -192,6 +207,18 @@ class Session:
             self._queue(Ping(seq=self._ping_seq))
         return []
 
+    def left_unread(self, since_s: float, now_s: float) -> list[SessionEvent]:
+        """The peer has taken no byte of what is being sent to it since `since_s`.
+
+        It is given up where it was heard meanwhile: it lives, and does not read. One that is not heard is silent, which
+        a host on a bad network may be for longer.
+        """
+        is_heard = self._last_heard_s - since_s >= self.unread_s / 2
+        if self.closed or now_s - since_s < self.unread_s or not is_heard:
+            return []
+        self.closed = Closed("unread", f"The peer has read nothing for {now_s - since_s:.1f} s.")
+        return [self.closed]
+
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         raise NotImplementedError
 
@@ -238,11 +265,21 @@ class Session:
     def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
         if self._handshake_deadline_s is not None:
             return [self._fail(error.code, error.message)]
-        self._faults += 1
+        if closed := self.complain(error.code, error.message, in_reply_to=error.op):
+            return [closed]
+        # A newer peer may know more ops than we do: that breaks no rule.
+        is_newer = error.code == "unknown_op"
+        return [] if is_newer else [PeerUnreadable(error.op, error.job_id, error.message)]
+
+    def complain(self, code: str, message: str, *, in_reply_to: str, counts: bool = True) -> Closed | None:
+        """Tell the peer what is wrong with what it said, and end the session where that `counts` once too often."""
+        self._faults += counts
+        if self.closed:
+            return self.closed
         if self._faults > MAX_FAULTS:
-            return [self._fail("too_many_faults", f"More than {MAX_FAULTS} unreadable messages; the last: {error}")]
-        self._queue(Fault(code=error.code, message=error.message, in_reply_to=error.op))
-        return []
+            return self._fail("too_many_faults", f"More than {MAX_FAULTS} faulty messages; the last: {message}")
+        self._queue(Fault(code=code, message=message, in_reply_to=in_reply_to))
+        return None
 
     def _fail(self, code: str, message: str, remedy: str | None = None) -> Closed:
         """End the session through the peer's fault, and tell it why."""

@@ -1,7 +1,7 @@
 """The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
 
-Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent are
-checked before they are added: one NaN would spoil a counter for good.
+Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent have
+been checked (`moe2.coordinator.checks`): one NaN would spoil a counter for good.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from math import isfinite
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -24,7 +25,6 @@ from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW
 from moe2.coordinator.decision import Predicted
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
-from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import ExpertLine, Receipt
 
@@ -88,7 +88,8 @@ class _Histogram(Collector):
         self._sum = 0.0
 
     def observe(self, value: float | None) -> None:
-        if is_plausible(value):
+        # The gap of a plan that has no bound has no place in a sum.
+        if value is not None and isfinite(value):
             self._counts[bisect_left(self._bounds, value)] += 1
             self._sum += value
 
@@ -189,13 +190,13 @@ class CoordinatorMetrics:
         for line in receipt.experts:
             self._attempt_ended(line)
         joules = receipt.energy.joules
-        if is_plausible(joules):
+        if joules is not None:
             self._request_j.observe(joules)
         else:
             self._requests_unmeasured.add()
-        if is_plausible(receipt.tokens.prompt):
+        if receipt.tokens.prompt is not None:
             self._prompt.add((), receipt.tokens.prompt)
-        if is_plausible(receipt.tokens.cached):
+        if receipt.tokens.cached is not None:
             self._cached.add((), receipt.tokens.cached)
         if receipt.decision:
             self._plan_s.observe(receipt.decision.certificate.elapsed_s)
@@ -206,11 +207,11 @@ class CoordinatorMetrics:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
         self._attempts.add((*expert, line.outcome))
-        decoded = line.decoded_tokens if is_plausible(line.decoded_tokens) else 0
+        decoded = line.decoded_tokens or 0
         if decoded:
             self._decoded.add(expert, decoded)
         joules = line.energy.joules
-        if is_plausible(joules):
+        if joules is not None:
             self._joules.add((*expert, line.outcome, line.energy.quality), joules)
             self._energy_tokens.add(expert, decoded)
         else:
@@ -236,7 +237,7 @@ class CoordinatorMetrics:
             ("duration_seconds", predicted.total_s, receipt.seconds.total),
             ("energy_joules", predicted.energy_j, receipt.energy.joules),
         ):
-            if quantiles is not None and is_plausible(measured):
+            if quantiles is not None and measured is not None:
                 self._predictions.add((quantity, "true" if measured <= quantiles.p95 else "false"))
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:

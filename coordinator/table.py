@@ -12,6 +12,7 @@ import msgspec
 
 from moe2.common.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
+from moe2.coordinator.checks import Suspensions
 
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
@@ -84,6 +85,7 @@ class CapabilityTable:
         self._stale_s = stale_s
         self._evict_s = evict_s
         self._agents: dict[str, _Agent] = {}
+        self._suspensions = Suspensions()
         self._choosable: tuple[Expert, ...] = ()
         self._fresh_until_s = 0.0
         self.epoch = 0
@@ -107,8 +109,15 @@ class CapabilityTable:
 
     def agent_removed(self, agent_id: str) -> None:
         """Forget an agent at once."""
+        self._suspensions.forget(agent_id)
         if self._agents.pop(agent_id, None):
             self._changed()
+
+    def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
+        """The agent has said what cannot be: it gets no requests for a while. Returns until when."""
+        until_s = self._suspensions.broke(agent_id, reason, now_s)
+        self._changed()
+        return until_s
 
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
         agent = self._agents.get(agent_id)
@@ -141,11 +150,14 @@ class CapabilityTable:
         ]
         for agent_id in gone:
             del self._agents[agent_id]
+            self._suspensions.forget(agent_id)
         return gone
 
     def choosable(self, now_s: float) -> tuple[Expert, ...]:
-        """Experts that can take a request now, ready or loaded on demand: on a connected, fresh and not draining agent;
-        sorted by key."""
+        """Experts that can take a request now, ready or loaded on demand; sorted by key.
+
+        Their agents are connected and fresh, do not drain, and are not suspended.
+        """
         if now_s >= self._fresh_until_s:
             self._rebuild(now_s)
         return self._choosable
@@ -208,11 +220,15 @@ class CapabilityTable:
         for agent, expert in self._connected_experts():
             if agent.report_s is None or agent.report is None or agent.report.draining:
                 continue
+            agent_id = agent.hello.agent_id
+            suspended_until_s = self._suspensions.ends_s(agent_id, now_s)
+            if suspended_until_s is not None:
+                fresh_until_s = min(fresh_until_s, suspended_until_s)
+                continue
             stale_at_s = agent.report_s + self._stale_s
             if stale_at_s <= now_s or not _takes_requests(expert):
                 continue
             fresh_until_s = min(fresh_until_s, stale_at_s)
-            agent_id = agent.hello.agent_id
             choosable.append(
                 Expert(
                     key=f"{agent_id}/{expert.model}",
@@ -229,9 +245,9 @@ class CapabilityTable:
             self.epoch += 1
         self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
 
-    @staticmethod
-    def _row(agent: _Agent, now_s: float) -> AgentRow:
+    def _row(self, agent: _Agent, now_s: float) -> AgentRow:
         report = agent.report
+        broke = self._suspensions.warning(agent.hello.agent_id, now_s)
         return AgentRow(
             agent_id=agent.hello.agent_id,
             agent_name=agent.hello.agent_name,
@@ -243,7 +259,7 @@ class CapabilityTable:
             host=report.host if report else None,
             experts=report.experts if report else (),
             sensors=report.sensors if report else (),
-            warnings=report.warnings if report else (),
+            warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
         )
 
 

@@ -16,7 +16,6 @@ from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionReques
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
 from moe2.coordinator.ledger.accounts import Amount, Left, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
-from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.predict import Demand
 
 BUDGET_EXHAUSTED = "budget_exhausted"
@@ -90,7 +89,7 @@ def burnt_j(life: Lifecycle) -> float:
 
 def attempt_j(attempt: Attempt) -> float | None:
     """Joules of an attempt: measured, or its predicted p95 while it runs or where nobody measured."""
-    if attempt.usage is not None and is_plausible(attempt.usage.energy.joules):
+    if attempt.usage is not None and attempt.usage.energy.joules is not None:
         return attempt.usage.energy.joules
     if attempt.usage is None and attempt.state is AttemptState.FAILED:
         return 0.0
@@ -100,7 +99,7 @@ def attempt_j(attempt: Attempt) -> float | None:
 def known_j(life: Lifecycle) -> float:
     """Joules that were measured so far."""
     spent = (attempt.usage.energy.joules for attempt in life.attempts if attempt.usage)
-    return sum(joules for joules in spent if is_plausible(joules))
+    return sum(joules for joules in spent if joules is not None)
 
 
 def tokens_of(demand: Demand) -> int:

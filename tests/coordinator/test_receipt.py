@@ -83,7 +83,7 @@ def test_a_lost_attempt_makes_the_sum_unknown() -> None:
     assert outcomes(receipt) == [("agent-1/m", "lost"), ("agent-2/m", "answered")]
     assert receipt.experts[0].decoded_tokens is None
     assert receipt.energy.joules is None
-    assert "The link to name of agent-1 broke." in receipt.energy.reason
+    assert "The link to name of agent-1 broke." in (receipt.energy.reason or "")
 
 
 def test_a_refused_attempt_cost_nothing() -> None:
