@@ -78,7 +78,7 @@ def tokens(*pieces: TokenPiece, job_id: str = "j") -> Tokens:
     return Tokens(jobs=(JobPieces(job_id, pieces),))
 
 
-def done(reason: str = "stop", **usage: Any) -> JobDone:
+def done(reason: str = "stop", /, **usage: Any) -> JobDone:
     return JobDone(job_id="j", reason=reason, usage=replace(USAGE, **usage))
 
 
