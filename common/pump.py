@@ -14,6 +14,7 @@ from types import TracebackType
 import structlog
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
+from moe2.common.errors import LinkCode
 from moe2.common.session import JobMessage, Opened, Session, SessionEvent
 
 log = structlog.get_logger()
@@ -25,7 +26,7 @@ WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 # only bytes that the network does not take yet are counted, not those in flight.
 NOT_SENT_LOW_WATER_BYTES = 256
 LAST_WORDS_S = 5.0
-DEAF = frozenset({"silent", "unread"})
+DEAF = frozenset({LinkCode.SILENT, LinkCode.UNREAD})
 """Codes of sessions whose peer does not hear why they end."""
 _BYTES_ACKED = struct.Struct("Q")
 _BYTES_ACKED_AT = 120

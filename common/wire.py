@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgpack
 import msgspec
 
-from moe2.common.errors import ProtocolError
+from moe2.common.errors import LinkCode, ProtocolError
 from moe2.common.messages import (
     MAX_CANDIDATES,
     CancelJob,
@@ -79,8 +79,8 @@ class _Envelope(msgspec.Struct):
 class Codec(Generic[T]):
     """Encodes and decodes the messages of one tagged union.
 
-    Raises `ProtocolError` from `decode`, with one of the codes "frame_too_large", "malformed_frame", "unknown_op" and
-    "invalid_message"; the last two are an `UnreadableMessage`, which names the op and the job.
+    Raises `ProtocolError` from `decode`. Its code is a `LinkCode`: `FRAME_TOO_LARGE` or `MALFORMED_FRAME`; or, in an
+    `UnreadableMessage`, which names the op and the job, `UNKNOWN_OP` or `INVALID_MESSAGE`.
     """
 
     def __init__(
@@ -161,18 +161,18 @@ class Codec(Generic[T]):
         try:
             return self._envelopes.decode(frame)
         except msgspec.ValidationError as error:
-            raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame") from error
+            raise ProtocolError("The frame is not a map with an 'op'.", code=LinkCode.MALFORMED_FRAME) from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             problem = str(error)[:MOST_PROBLEM_CHARACTERS]
-            raise ProtocolError(f"The frame is not msgpack: {problem}", code="malformed_frame") from error
+            raise ProtocolError(f"The frame is not msgpack: {problem}", code=LinkCode.MALFORMED_FRAME) from error
 
     def _unreadable(self, envelope: _Envelope, error: Exception) -> UnreadableMessage:
         op, job_id = envelope.op, _job_id(envelope.job_id)
         # msgspec quotes an invalid value in full, and the peer chose its length.
         problem = str(error)[:MOST_PROBLEM_CHARACTERS]
         if op not in self._ops:
-            return UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64], job_id=job_id)
-        return UnreadableMessage(f"Invalid {op!r}: {problem}", code="invalid_message", op=op, job_id=job_id)
+            return UnreadableMessage(f"Unknown op {op[:64]!r}.", code=LinkCode.UNKNOWN_OP, op=op[:64], job_id=job_id)
+        return UnreadableMessage(f"Invalid {op!r}: {problem}", code=LinkCode.INVALID_MESSAGE, op=op, job_id=job_id)
 
 
 def _job_id(raw: msgspec.Raw) -> str | None:
@@ -200,7 +200,7 @@ class FrameTooLargeError(ProtocolError):
     def __init__(self, frame_bytes: int, max_frame_bytes: int) -> None:
         super().__init__(
             f"A frame of {frame_bytes} bytes exceeds the limit of {max_frame_bytes}.",
-            code="frame_too_large",
+            code=LinkCode.FRAME_TOO_LARGE,
             remedy="Send less in one message, or raise agents.max_frame_bytes on the coordinator.",
         )
 

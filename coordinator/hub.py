@@ -13,6 +13,7 @@ from aiohttp import web
 
 from moe2.common import __version__
 from moe2.common.enrolment import REFUSAL_HEADER, WHY
+from moe2.common.errors import LinkCode
 from moe2.common.messages import (
     PROTOCOL_VERSION,
     CancelJob,
@@ -193,7 +194,7 @@ class Hub:
         if fault := hello_fault(hello):
             log.warning("agent_misnamed", reason=fault)
             remedy = "Set agent.name on it, or remove agent-id from its state_dir."
-            connection.session.refuse("invalid_hello", f"The agent cannot be called so: {fault}.", remedy)
+            connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
             connection.pump.wake()
             return
         connection.agent_id = hello.agent_id
@@ -263,7 +264,7 @@ class Hub:
         connection.told = reason
         log.warning("agent_broke_rules", agent_id=agent_id, op=op, reason=reason, suspended=checked.suspends)
         if not is_told:
-            closed = connection.session.complain("unsound", reason, in_reply_to=op, counts=checked.suspends)
+            closed = connection.session.complain(LinkCode.UNSOUND, reason, in_reply_to=op, counts=checked.suspends)
             if closed:
                 self._act(connection, closed)
             connection.pump.wake()

@@ -19,13 +19,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW
 from moe2.coordinator.decision import Predicted
-from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.fleetmetrics import FleetCollector
-from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import ExpertLine, Receipt
 
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -37,23 +35,6 @@ GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 
 C = TypeVar("C", bound=Collector)
-
-_FAILURES = frozenset(
-    {
-        *JobErrorCode,
-        BUDGET_EXCEEDED,
-        INFEASIBLE,
-        INFEASIBLE_NOW,
-        "budget_exhausted",
-        "exhausted",
-        FLEET_CAPPED,
-        FLEET_CAP_INFEASIBLE,
-        "no_chat_template",
-        "no_live_expert",
-        "overloaded",
-        "stopping",
-    }
-)
 
 
 class _Counter(Collector):
@@ -254,8 +235,7 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
         case Completed(reason=reason):
             return "completed", reason
         case Failed(code=code):
-            # An agent chooses its code; a label's values must be a closed set.
-            return "failed", code if code in _FAILURES else "other"
+            return "failed", ErrorCode.of(code)
         case Cancelled():
             return "cancelled", "client"
         case None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import INFEASIBLE, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
@@ -27,13 +27,12 @@ from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
+from moe2.coordinator.errors import PASSING, ErrorCode
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.structure import uses_tools
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
-
-BUDGET_EXCEEDED = "budget_exceeded"
 
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
 
@@ -143,7 +142,9 @@ class Lifecycle:
             case on.ClientGone():
                 return self.give_up(Cancelled(), now_s)
             case on.ServiceStopping():
-                return self.give_up(Failed("stopping", "The coordinator is shutting down; send it again."), now_s)
+                return self.give_up(
+                    Failed(ErrorCode.STOPPING, "The coordinator is shutting down; send it again."), now_s
+                )
             case on.TimePassed():
                 return self._time_passed(now_s)
 
@@ -310,7 +311,7 @@ class Lifecycle:
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
         # Who could keep its budgets may have been lost, and come back in time.
-        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, INFEASIBLE):
+        if isinstance(chosen, NoExpert) and chosen.code in (ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE):
             return []
         if isinstance(chosen, NoExpert) and chosen.code in PASSING:
             self.refused = chosen
@@ -411,7 +412,7 @@ class Lifecycle:
         if now_s >= self._expires_s:
             begun = "its answer was not complete" if self.first_token_s is not None else "no token had come"
             text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
-            return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
+            return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
             refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
@@ -429,8 +430,8 @@ class Lifecycle:
     def _in_vain(self, text: str, now_s: float) -> NoExpert:
         """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
         refused = self.refused
-        if refused is None or refused.code not in PASSING - {OVERLOADED}:
-            return NoExpert(OVERLOADED, text)
+        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
+            return NoExpert(ErrorCode.OVERLOADED, text)
         return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
 
     def _waits_until_s(self, now_s: float) -> float:

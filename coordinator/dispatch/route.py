@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
-from moe2.coordinator.choice import PASSING, Member, NoExpert, Selection
+from moe2.coordinator.choice import Member, NoExpert, Selection
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Completed, Effect, Failed
 from moe2.coordinator.dispatch.play import Play
+from moe2.coordinator.errors import PASSING
 from moe2.coordinator.structure import FREE
 
 if TYPE_CHECKING:

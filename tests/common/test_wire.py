@@ -240,7 +240,8 @@ EMPTY_MAPS = b"\xdd" + (500_000).to_bytes(4, "big") + b"\x80" * 500_000
 def _with_field(content: dict[str, Any], name: str, packed: bytes) -> bytes:
     """The message with one more field that is packed already."""
     packed_content: bytes = msgpack.packb(content)
-    return bytes([packed_content[0] + 1]) + packed_content[1:] + msgpack.packb(name) + packed
+    packed_name: bytes = msgpack.packb(name)
+    return bytes([packed_content[0] + 1]) + packed_content[1:] + packed_name + packed
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_work_that_never_ran_is_an_exact_zero(metrics: CoordinatorMetrics) -> No
     [
         (Completed("length"), "completed", "length"),
         (Failed("engine_crashed", "it died"), "failed", "engine_crashed"),
-        (Failed("made-up-by-an-agent", "?"), "failed", "other"),
+        (Failed("made-up-by-an-agent", "?"), "failed", "internal"),
         (Cancelled(), "cancelled", "client"),
     ],
 )

@@ -8,6 +8,7 @@ from moe2.common.energy import Energy, Quality
 from moe2.common.messages import Sampling, TextPrompt
 from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Lifecycle, Outcome, Request
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.recent import EnergyHistory, RecentRequests, running
 from moe2.coordinator.table import FleetPower
@@ -27,7 +28,7 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
         arrived_s=arrived_s,
         deadline_s=arrived_s + 10,
     )
-    return Lifecycle(request=request, choose=lambda _: NoExpert("no_live_expert", ""), outcome=outcome)
+    return Lifecycle(request=request, choose=lambda _: NoExpert(ErrorCode.NO_LIVE_EXPERT, ""), outcome=outcome)
 
 
 def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
