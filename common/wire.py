@@ -1,4 +1,4 @@
-"""Bytes to messages and back. The only user of msgpack.
+"""Bytes to messages and back, on the link between the daemons and on the pipe to an engine. The only user of msgpack.
 
 A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
 types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some. Nothing is built
@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import msgpack
 import msgspec
+import msgspec.inspect
 
 from moe2.common.errors import LinkCode, ProtocolError
 from moe2.common.messages import (
@@ -51,10 +53,8 @@ MAX_BYTES_BY_KIND: dict[type[Any], int] = {
     **dict.fromkeys(_SMALL, SMALL_FRAME_BYTES),
 }
 """The largest frame of each kind of message that has a limit below that of all frames."""
-WITH_BYTES = frozenset({"next_tokens"})
-"""Ops of messages that have bytes in them."""
 MAX_FIELDS = 64
-"""Of one map in those."""
+"""Of one map in a message that has bytes in it."""
 # The text is sent back to the peer and logged.
 MOST_PROBLEM_CHARACTERS = 400
 
@@ -89,32 +89,25 @@ class Codec(Generic[T]):
         *,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         max_bytes_by_kind: Mapping[type[Any], int] | None = None,
-        same_release: bool = False,
     ) -> None:
-        """max_bytes_by_kind: limits below `max_frame_bytes`, for what is received.
-
-        same_release: both ends come from one installation, so its fastest bytes will do: they may differ from the
-        golden ones in the width of a length and in how bytes are written, not in meaning.
-        """
+        """max_bytes_by_kind: limits below `max_frame_bytes`, for what is received."""
         self._union = union
         self._decoder = msgspec.msgpack.Decoder(union)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
-        self._encoder = msgspec.msgpack.Encoder() if same_release else None
         self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
         self._always_small_enough = min(self._max_bytes.values(), default=max_frame_bytes)
         self._ops = {info.__struct_config__.tag for info in _members(union)}
+        self._spelled_ops = {info.__struct_config__.tag for info in _members(union) if _is_spelled(info)}
+        """Ops of messages that have bytes in them."""
         self.max_frame_bytes = max_frame_bytes
 
     def encode(self, message: T, *, number: int | None = None) -> bytes:
         """number: the frame's place among those of its sender."""
-        if self._encoder is not None:
-            frame = self._encoder.encode(message)
-        else:
-            content = msgspec.to_builtins(message)
-            if number is not None:
-                content[NUMBER] = number
-            frame = bytes(msgpack.packb(content, use_bin_type=True))
+        content = msgspec.to_builtins(message)
+        if number is not None:
+            content[NUMBER] = number
+        frame = bytes(msgpack.packb(content, use_bin_type=True))
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         return frame
@@ -135,7 +128,7 @@ class Codec(Generic[T]):
             return good
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             envelope = self._envelope(frame)
-            if envelope.op not in WITH_BYTES:
+            if envelope.op not in self._spelled_ops:
                 raise self._unreadable(envelope, error) from error
         try:
             return self._spelled(frame)
@@ -230,6 +223,30 @@ class FrameSplitter:
             frame = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             yield frame
+
+
+@cache
+def _is_spelled(kind: type[Any]) -> bool:
+    """True if messages of this kind can have bytes in them, which are written as base64."""
+    return _has_bytes(msgspec.inspect.type_info(kind))
+
+
+def _has_bytes(info: msgspec.inspect.Type) -> bool:
+    """True if a value of the type can have bytes in it."""
+    kinds = msgspec.inspect
+    match info:
+        case kinds.BytesType():
+            return True
+        case kinds.StructType():
+            return any(_has_bytes(field.type) for field in info.fields)
+        case kinds.VarTupleType():
+            return _has_bytes(info.item_type)
+        case kinds.TupleType():
+            return any(map(_has_bytes, info.item_types))
+        case kinds.UnionType():
+            return any(map(_has_bytes, info.types))
+        case _:
+            return False
 
 
 def _members(union: Any) -> tuple[Any, ...]:

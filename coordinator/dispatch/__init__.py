@@ -27,6 +27,7 @@ from moe2.coordinator.dispatch.events import (
     AttemptStarted,
     ClientGone,
     Event,
+    HandlingFailed,
     NextTokensArrived,
     RoomAppeared,
     RoomRefused,
@@ -34,12 +35,13 @@ from moe2.coordinator.dispatch.events import (
     TimePassed,
     TokensArrived,
 )
-from moe2.coordinator.dispatch.life import WIND_DOWN_S, Choose, Lifecycle
+from moe2.coordinator.dispatch.life import HANDLING_FAILED, WIND_DOWN_S, Choose, Lifecycle
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS
 from moe2.coordinator.dispatch.terms import HedgeRation, Terms
 
 __all__ = [
+    "HANDLING_FAILED",
     "MOST_ATTEMPTS",
     "WIND_DOWN_S",
     "Admitted",
@@ -60,6 +62,7 @@ __all__ = [
     "EnterQueue",
     "Event",
     "Failed",
+    "HandlingFailed",
     "HedgeRation",
     "LeaveQueue",
     "Lifecycle",
