@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgpack
@@ -197,8 +197,7 @@ async def test_an_agent_that_never_reads_is_cut_off(tmp_path: Path) -> None:
         await until_serves(running)
         connection = agent.websocket._response.connection
         assert connection is not None
-        assert isinstance(connection.transport, asyncio.Transport)
-        transport = connection.transport
+        transport = cast(asyncio.Transport, connection.transport)
         transport.pause_reading()
         for _ in range(400):
             assert running.coordinator._hub.send(HELLO.agent_id, CancelJob(job_id="x" * 60_000))
