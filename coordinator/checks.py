@@ -147,7 +147,7 @@ class AgentChecks:
                 return self._failed(message)
             case Report():
                 told, faults = sound_report(message)
-                self._context_tokens |= {expert.model: expert.context_tokens for expert in told.experts}
+                self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
                 return Checked((told,), faults)
 
     def unreadable(self, op: str, job_id: str | None, reason: str) -> Checked:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from moe2.common.cost import LatencyProfile, Spread
@@ -47,6 +51,7 @@ from moe2.coordinator.checks import (
     sound_report,
 )
 from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
+from tests.scenarios.fuzz.messages import any_message
 
 PROMPT = TextPrompt(text="hi")
 WRITE = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=3)
@@ -258,6 +263,39 @@ def test_an_unreadable_message_about_no_job_costs_none(op: str, job_id: str | No
     """The agent is suspended, its running jobs go on."""
     checked = checks(WRITE).unreadable(op, job_id, "no")
     assert (checked.messages, checked.stopped, checked.suspends) == ((), (), True)
+
+
+def test_the_limits_of_a_job_are_those_of_the_latest_report() -> None:
+    """Names of former reports are forgotten: an agent that makes up new ones fills no memory."""
+    door = checks()
+    door.check(report(expert_report(context_tokens=5)))
+    door.sent(WRITE)
+    assert door.check(done(prompt_tokens=6)).suspends
+    door.check(report(expert_report("other")))
+    door.sent(WRITE)
+    assert not door.check(done(prompt_tokens=6)).suspends
+
+
+FROM_AGENT = st.one_of(*map(any_message, (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens)))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(FROM_AGENT)
+def test_what_passes_once_is_sound(message: Report | FromAgent) -> None:
+    """Whatever an agent says, what the door lets through has no figure left that the door would not believe."""
+    for passed in AgentChecks().check(message).messages:
+        again = AgentChecks().check(passed)
+        assert (again.messages, again.faults) == ((passed,), ())
+        assert all(map(math.isfinite, _floats(msgspec.to_builtins(passed))))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Every float in a message."""
+    if isinstance(value, float):
+        yield value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        yield from _floats(part)
 
 
 # --- Who it is --------------------------------------------------------------------------------------------------------
