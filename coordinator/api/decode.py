@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 import msgspec.inspect as types
 
-from moe2.coordinator.api.errors import ApiError, invalid, unsupported
+from moe2.coordinator.api.errors import ApiError, invalid, refused, unsupported
+from moe2.coordinator.errors import ErrorCode
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -31,9 +32,9 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"The body is not valid JSON: {error}", code="invalid_json") from None
+        raise refused(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise invalid("The body must be a JSON object.", code="invalid_json")
+        raise refused(ErrorCode.INVALID_JSON, "The body must be a JSON object.")
     fields = {name: value for name, value in content.items() if value is not None}
     if _NUL in body:
         _refuse_nul(fields, "")

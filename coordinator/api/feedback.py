@@ -11,7 +11,8 @@ from aiohttp import web
 
 from moe2.coordinator.api.body import FeedbackRequest
 from moe2.coordinator.api.decode import convert, json_object
-from moe2.coordinator.api.errors import ApiError
+from moe2.coordinator.api.errors import refused
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
 
@@ -48,13 +49,13 @@ class FeedbackRoutes:
             feedback = self._book.feedback(body.request_id, body.score, time.time())
             self._file.append(feedback)
         except UnknownRequestError as error:
-            raise ApiError(404, str(error), param="request_id", code="request_not_found") from None
+            raise refused(ErrorCode.REQUEST_NOT_FOUND, str(error), param="request_id") from None
         except AlreadyScoredError as error:
-            raise ApiError(409, str(error), param="request_id", code="already_scored") from None
+            raise refused(ErrorCode.ALREADY_SCORED, str(error), param="request_id") from None
         except OSError as error:
             log.exception("feedback_not_kept", path=str(self._file.path))
             text = f"The score could not be kept: {error.strerror or error}."
-            raise ApiError(500, text, kind="server_error", code="feedback_not_kept") from None
+            raise refused(ErrorCode.FEEDBACK_NOT_KEPT, text) from None
         tally = self._book.accept(feedback)
         self._on_score(feedback)
         answer = FeedbackAnswer(

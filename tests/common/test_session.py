@@ -32,6 +32,7 @@ from moe2.common.session import (
     NotSent,
     Opened,
     PeerFaulted,
+    PeerUnreadable,
     RttMeasured,
     Session,
     SessionEvent,
@@ -304,8 +305,8 @@ def test_job_messages_are_handed_on(opened: Session) -> None:
 def test_an_unreadable_message_is_answered_and_the_session_goes_on(
     opened: Session, frame: bytes, code: str, op: str
 ) -> None:
-    """A newer peer learns what we do not understand."""
-    assert opened.receive(frame, 0.0) == []
+    """A newer peer learns what we do not understand; only a message that its op does not allow is an event."""
+    assert [type(event) for event in opened.receive(frame, 0.0)] == [PeerUnreadable] * (code == "invalid_message")
     [fault] = sent(opened)
     assert isinstance(fault, Fault)
     assert (fault.code, fault.in_reply_to) == (code, op)
@@ -317,7 +318,7 @@ def test_a_job_that_an_agent_cannot_read_has_failed(job_id: str) -> None:
     """Nobody waits for it; an id of no sane length is not sent back."""
     agent = open_agent()
     order = {"op": "submit", "job_id": job_id, "request_id": "r", "model": "m", "max_tokens": 0}
-    assert agent.receive(msgpack.packb({**order, "prompt": {"kind": "text", "text": ""}}), 0.0) == []
+    agent.receive(msgpack.packb({**order, "prompt": {"kind": "text", "text": ""}}), 0.0)
     fault, *failed = sent(agent)
     assert isinstance(fault, Fault)
     assert [(said.job_id, said.code) for said in failed if isinstance(said, JobFailed)] == (
@@ -330,7 +331,9 @@ def test_an_unreadable_message_of_any_size_can_be_answered(opened: Session) -> N
     huge = msgpack.packb(
         {"op": "submit", "job_id": "j", "request_id": "r", "model": "m", "prompt": {"kind": "x" * 65_300}}
     )
-    assert opened.receive(huge, 0.0) == []
+    [event] = opened.receive(huge, 0.0)
+    assert isinstance(event, PeerUnreadable)
+    assert (event.op, event.job_id) == ("submit", "j")
     assert opened.is_open
 
 
