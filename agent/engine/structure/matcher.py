@@ -65,15 +65,17 @@ class Compiler:
 
     def _schema(self, constraint: Constraint) -> Matcher:
         schema = schema_of(constraint.source)
-        problem = self._problem(schema)
-        if problem:
-            raise self._located(schema, problem)
-        source = json.dumps(_with_options(schema), ensure_ascii=False)
-        if constraint.tagged:
-            return self._matcher(
-                f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {source}', what="JSON schema"
-            )
-        return self._matcher(f"start: %json {source}", what="JSON schema")
+        call = f"%json {json.dumps(_with_options(schema))}"
+        lark = (
+            f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: {call}' if constraint.tagged else f"start: {call}"
+        )
+        try:
+            return self._matcher(lark, what="JSON schema")
+        except GrammarError:
+            problem = self._problem(schema)
+            if problem:
+                raise self._located(schema, problem) from None
+            raise
 
     def _matcher(self, lark: str, *, what: str) -> Matcher:
         grammar = LLMatcher.grammar_from_lark(lark if lark.lstrip().startswith("%llguidance") else _UNFORCED + lark)
@@ -134,22 +136,21 @@ class Matcher:
         answer is complete and nothing may follow. Raises `GrammarError` where nothing can, or it is too complex."""
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            problem = _first_line(self._matcher.get_error())
-            if problem == _DEAD_END:
-                raise GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
-            raise GrammarError(f"The {self._what} is too complex: {problem}.", remedy="Simplify it.")
+            raise self._failure()
         if not self._matcher.is_stopped():
             return mask
         return None
 
-    def accept(self, token: int) -> bool:
-        """The answer goes on with this token. False where it may not."""
-        return bool(self._matcher.consume_token(token))
+    def accept(self, token: int) -> None:
+        """The answer goes on with this token. Raises `GrammarError` where it may not, or it is too complex."""
+        if not self._matcher.consume_token(token):
+            raise self._failure()
 
-    @property
-    def is_complete(self) -> bool:
-        """True where the answer may end here."""
-        return bool(self._matcher.is_accepting())
+    def _failure(self) -> GrammarError:
+        problem = _first_line(self._matcher.get_error())
+        if problem == _DEAD_END:
+            return GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
+        return GrammarError(f"The {self._what} is too complex: {problem}.", remedy="Simplify it.")
 
 
 class _Tokens:
