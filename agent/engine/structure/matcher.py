@@ -28,6 +28,8 @@ _WHITESPACE = r"[ \t]{0,4}|\r?\n[ \t]{0,64}"
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """The model chooses the tokens of a text that the grammar leaves no choice about: llguidance does not have its
 tokenizer."""
+_OPTIONS = ("%llguidance", "x-guidance")
+"""How a grammar would change what llguidance is told here."""
 _ROOT = "moe2-root"
 _DEAD_END = "NoExtensionBias"
 """What llguidance says where no token may come next, and the end neither."""
@@ -58,8 +60,9 @@ class Compiler:
             return self._schema(constraint)
         if constraint.syntax == "gbnf":
             return self._matcher(lark_of_gbnf(constraint.source), what="grammar")
-        if "x-guidance" in constraint.source:
-            raise GrammarError("The grammar has 'x-guidance', which cannot be used.", remedy="Leave it out.")
+        for option in _OPTIONS:
+            if option in constraint.source:
+                raise GrammarError(f"The grammar has {option!r}, which cannot be used.", remedy="Leave it out.")
         check_lark(constraint.source)
         return self._matcher(constraint.source, what="grammar")
 
@@ -78,7 +81,7 @@ class Compiler:
             raise
 
     def _matcher(self, lark: str, *, what: str) -> Matcher:
-        grammar = LLMatcher.grammar_from_lark(lark if lark.lstrip().startswith("%llguidance") else _UNFORCED + lark)
+        grammar = LLMatcher.grammar_from_lark(_UNFORCED + lark)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             problem = _first_line(matcher.get_error())
