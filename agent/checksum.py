@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+
+from moe2.common.statefile import replace_file
 
 _CHUNK_BYTES = 1 << 20
 
@@ -46,14 +48,9 @@ class ChecksumStore:
             return {}
 
     def _store(self, known: dict[str, KnownChecksum]) -> None:
-        draft = self._path.with_suffix(".draft")
-        try:
-            draft.write_bytes(msgspec.json.format(msgspec.json.encode(known), indent=2))
-            # Replaced as a whole: a crash leaves the old file, never half of a new one.
-            os.replace(draft, self._path)
-        except OSError:
-            # It only saves work: without it, the next start computes the checksum again.
-            return
+        # It only saves work: without it, the next start computes the checksum again.
+        with suppress(OSError):
+            replace_file(self._path, msgspec.json.format(msgspec.json.encode(known), indent=2), mode=0o644)
 
 
 def _sha256_of(path: Path) -> str:

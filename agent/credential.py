@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +11,7 @@ import msgspec
 from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.secretfile import read_secret
+from moe2.common.statefile import replace_file
 
 FILE_NAME = "credential"
 SECRET_BYTES = 32
@@ -93,17 +93,8 @@ def _load(path: Path) -> Credential:
 
 
 def _store(path: Path, credential: Credential) -> None:
-    """Written aside and renamed, for nobody else to read: a crash leaves the former one or this one."""
-    draft = path.with_name(f".{FILE_NAME}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(credential))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        replace_file(path, msgspec.json.encode(credential))
     except OSError as error:
         raise _unusable(path, error) from error
 

@@ -34,9 +34,9 @@ from moe2.agent.metrics import AgentMetrics
 from moe2.agent.modelfiles import ModelFiles
 from moe2.agent.modelspec import spec_of
 from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
-from moe2.agent.reloading import LIVE
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
+from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
@@ -96,14 +96,14 @@ class AgentDaemon:
         load: Callable[[], AgentSettings] | None = None,
     ) -> None:
         self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
+        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
         self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
         self._idle = asyncio.Event()
         self._changed = asyncio.Event()
-        self._deadline: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(lambda: self._dispatch(core.TimePassed()))
         self._report_s = UNWELCOMED_REPORT_S
         self._report_seq = 0
         self._agent_id = load_identity(settings.agent.state_dir)
@@ -115,7 +115,6 @@ class AgentDaemon:
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
-        self.metrics_port: int | None = None
         self._known_power_modes: set[str | None] = set()
         self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
         self._files = ModelFiles(
@@ -168,7 +167,7 @@ class AgentDaemon:
         metrics = self._settings.metrics
         async with (
             serving(local_app(self.status, self._metrics), self._settings.agent.socket),
-            listening(metrics_app(self._metrics), metrics.host, metrics.port) as self.metrics_port,
+            listening(metrics_app(self._metrics), metrics.host, metrics.port),
             asyncio.TaskGroup() as tasks,
         ):
             engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
@@ -298,14 +297,13 @@ class AgentDaemon:
         self._models_changed()
 
     def _dispatch(self, event: core.Event) -> None:
-        loop = asyncio.get_running_loop()
-        for effect in self._core.handle(event, loop.time()):
+        for effect in self._core.handle(event, asyncio.get_running_loop().time()):
             self._perform(effect)
         if self._core.is_idle:
             self._idle.set()
         else:
             self._idle.clear()
-        self._arm_deadline(loop)
+        self._alarm.set(self._core.next_deadline_s)
 
     # --- Effects out --------------------------------------------------------------------------------------------------
 
@@ -417,18 +415,6 @@ class AgentDaemon:
         """Idle power depends on which models are loaded."""
         experts = self._core.experts.items()
         self._monitor.models_loaded(frozenset(name for name, expert in experts if expert.state is ExpertState.READY))
-
-    def _arm_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
-        deadline_s = self._core.next_deadline_s
-        if self._deadline and self._deadline.when() != deadline_s:
-            self._deadline.cancel()
-            self._deadline = None
-        if deadline_s is not None and self._deadline is None:
-            self._deadline = loop.call_at(deadline_s, self._deadline_reached)
-
-    def _deadline_reached(self) -> None:
-        self._deadline = None
-        self._dispatch(core.TimePassed())
 
     def _send_report(self) -> None:
         self._report_seq += 1

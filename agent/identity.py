@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from moe2.common.errors import Moe2Error
+from moe2.common.statefile import create_file
 
 _ID = re.compile(r"agent-[0-9a-f]{32}")
 
@@ -16,25 +17,16 @@ def load_identity(state_dir: Path) -> str:
     """The agent's id; made on the first call. Raises `Moe2Error` if the directory or file cannot be used."""
     path = state_dir / "agent-id"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            return _checked(path.read_text(encoding="ascii").strip(), path)
-        agent_id = f"agent-{uuid.uuid4().hex}"
-        # Written aside and linked: two daemons that start at once agree on one id, and a crash leaves no half of one.
-        draft = state_dir / f".agent-id.{os.getpid()}"
-        draft.write_text(agent_id + "\n", encoding="ascii")
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return _checked(path.read_text(encoding="ascii").strip(), path)
-        finally:
-            draft.unlink()
+        if not path.exists():
+            # Of two daemons that start at once, the second takes what the first has made.
+            with suppress(FileExistsError):
+                create_file(path, f"agent-{uuid.uuid4().hex}\n".encode("ascii"), mode=0o644)
+        return _checked(path.read_text(encoding="ascii").strip(), path)
     except (OSError, UnicodeError) as error:
         raise Moe2Error(
             f"The state directory {state_dir} cannot be used: {error}.",
             remedy="Make it writable for the agent's user, or set agent.state_dir.",
         ) from error
-    return agent_id
 
 
 def _checked(agent_id: str, path: Path) -> str:

@@ -6,7 +6,6 @@ host's power modes have names of their own, so its joules never pass for a real 
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import msgspec
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.errors import Moe2Error
+from moe2.common.statefile import replace_file
 
 FOLDER = "profiles"
 
@@ -72,12 +72,8 @@ def store_profile(state_dir: Path, profile: StoredProfile) -> Path:
     Raises Moe2Error if the directory cannot be used.
     """
     path = _path(state_dir, profile.model, profile.power_mode)
-    draft = path.with_suffix(".draft")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2))
-        # Replaced as a whole: a crash leaves the old profile, never half of a new one.
-        os.replace(draft, path)
+        replace_file(path, msgspec.json.format(msgspec.json.encode(profile), indent=2), mode=0o644)
     except OSError as error:
         raise Moe2Error(
             f"The profile cannot be written to {path}: {error.strerror}.",

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
-from moe2.common.config import Settings
+from moe2.common.config import LIVE, Settings
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
@@ -32,7 +32,7 @@ class AgentSection(Settings):
     """Keeps identity, credential, what was learned of each model, and checksums. Not to be copied to another host."""
     socket: Path = DEFAULT_SOCKET_PATH
     """Where `moe2-agent status` asks; who may is up to the group of the file."""
-    drain_s: Seconds = 30.0
+    drain_s: Annotated[Seconds, LIVE] = 30.0
     """On SIGTERM, running requests get this long to finish."""
 
 
@@ -41,21 +41,22 @@ class CoordinatorSection(Settings):
 
     url: str
     """ws:// or wss:// and the coordinator's agents listener."""
-    token_file: Path | None = None
+    # What is live here holds from the next connection on.
+    token_file: Annotated[Path | None, LIVE] = None
     """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
-    ca_file: Path | None = None
+    ca_file: Annotated[Path | None, LIVE] = None
     """PEM file with the CA that has signed the coordinator's certificate; the system's CAs if not set."""
-    certificate: Path | None = None
+    certificate: Annotated[Path | None, LIVE] = None
     """PEM file with a client certificate, where the coordinator asks for one."""
-    key: Path | None = None
+    key: Annotated[Path | None, LIVE] = None
     """PEM file with the client certificate's private key, not encrypted."""
-    connect_timeout_s: Seconds = 10.0
+    connect_timeout_s: Annotated[Seconds, LIVE] = 10.0
     """A connection that is not made, or not welcomed, by then is given up."""
-    reconnect_first_s: Seconds = 0.5
+    reconnect_first_s: Annotated[Seconds, LIVE] = 0.5
     """How long to wait before the second attempt; doubles with each further one, with jitter."""
-    reconnect_most_s: Seconds = 30.0
+    reconnect_most_s: Annotated[Seconds, LIVE] = 30.0
     """The longest wait between two attempts."""
-    refused_retry_s: Seconds = 60.0
+    refused_retry_s: Annotated[Seconds, LIVE] = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
     @field_validator("url")
@@ -188,7 +189,7 @@ class MetricsSection(Settings):
 class LogSection(Settings):
     """[log]"""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
     """The least grave events that are logged."""
 
 

@@ -98,8 +98,8 @@ class EngineChild(Rival):
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._commands: Codec[Command] = Codec(Command, same_release=True)
-        self._events: Codec[Event] = Codec(Event, same_release=True)
+        self._commands: Codec[Command] = Codec(Command)
+        self._events: Codec[Event] = Codec(Event)
         self._splitter = FrameSplitter()
         self._next_id = 0
         self.cached_tokens: list[int] = []

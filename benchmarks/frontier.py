@@ -18,12 +18,7 @@ from rich.console import Console
 from moe2.coordinator.evaluation.plots import write_plots
 from moe2.coordinator.evaluation.study import MOE2, evaluate, is_baseline, with_seeds
 from moe2.coordinator.evaluation.tables import tables
-from moe2.coordinator.gating.commands import (
-    add_features_argument,
-    add_pool_arguments,
-    chosen_features,
-    chosen_pool,
-)
+from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
 from moe2.coordinator.gating.outcomes import read_outcomes
 
 
@@ -32,7 +27,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_pool_arguments(parser)
     parser.add_argument("--seeds", type=int, default=4)
-    add_features_argument(parser)
     parser.add_argument("--no-other-sources", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for plots and report.json")
     args = parser.parse_args()
@@ -42,7 +36,6 @@ def main() -> None:
         pool,
         auxiliary=auxiliary,
         training=with_seeds(args.seeds),
-        features=chosen_features(args.features),
         source=args.source,
     )
     console = Console()

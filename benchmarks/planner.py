@@ -36,12 +36,14 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from moe2.coordinator.planning import branch, exhaustive, greedy, polyblock  # noqa: E402
+from moe2.coordinator.planning import branch, greedy  # noqa: E402
 from moe2.coordinator.planning.branch import Effort  # noqa: E402
 from moe2.coordinator.planning.certificate import Plan, Status  # noqa: E402
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem  # noqa: E402
 from moe2.coordinator.planning.table import ValueTable  # noqa: E402
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, FreeEnergy, SetValue  # noqa: E402
+from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue  # noqa: E402
+from tests.oracles import exhaustive, polyblock  # noqa: E402
+from tests.oracles.free_energy import FreeEnergy  # noqa: E402
 
 PROMPTS = 256
 SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.8)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +23,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class Applies(Enum):
+    """When a changed setting takes effect in a running daemon; a mark in the annotation of a field of `Settings`.
+
+    A field without a mark needs a restart.
+    """
+
+    LIVE = "live"
+
+
+LIVE: Final = Applies.LIVE
 S = TypeVar("S", bound=Settings)
 Path_ = tuple[str | int, ...]
 

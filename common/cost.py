@@ -1,8 +1,8 @@
 """What a request will take on an expert: seconds and joules with quantiles. PURE.
 
 Agents learn these profiles from their own requests (`moe2.agent.latency`, `moe2.agent.energy_model`) and report them;
-the coordinator evaluates them for requests that have not run yet. Both use the formulas below, so that a prediction
-means the same on either side.
+the coordinator evaluates them for requests that have not run yet, on all experts at once (`moe2.coordinator.roster`).
+Both use the formulas below, so that a prediction means the same on either side.
 
 With p prompt tokens to prefill, n tokens to decode, o requests in the batch (this one included) and c = p + cached +
 n/2 tokens of context on average:
@@ -20,7 +20,6 @@ shares (reading the weights, idle power).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -61,18 +60,6 @@ class Spread(msgspec.Struct, frozen=True):
     p50: float
     p95: float
 
-    def around(self, mean: float) -> Quantiles:
-        """The quantiles of what is predicted to be `mean`."""
-        return Quantiles(p50=mean * math.exp(self.p50), p95=mean * math.exp(self.p95))
-
-
-class LatencyPrediction(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds on the agent's side: to the first token, between tokens, and in all."""
-
-    ttft_s: Quantiles
-    inter_token_s: Quantiles
-    total_s: Quantiles
-
 
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned speed.
@@ -108,18 +95,6 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """What a request that arrives like this is expected to live in."""
         return expected_to_live(shape, self.occupancy, self.slots)
 
-    def predict(self, shape: RequestShape) -> LatencyPrediction:
-        """Seconds of a request that arrives like this."""
-        first_s = self.queue_s(shape) + self.prefill_s(shape)
-        step_s = self.inter_token_s(self.lived(shape))
-        # The first token comes with the prefill.
-        rest_s = max(0, shape.decoded_tokens - 1) * step_s
-        return LatencyPrediction(
-            ttft_s=self.ttft.around(first_s),
-            inter_token_s=self.inter_token.around(step_s),
-            total_s=self.total.around(first_s + rest_s),
-        )
-
 
 class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned energy, idle share included.
@@ -138,10 +113,6 @@ class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     def mean_j(self, shape: RequestShape) -> float:
         """Mean joules of a request of this shape."""
         return _dot(self.coefficients, energy_features(shape))
-
-    def predict(self, shape: RequestShape) -> Quantiles:
-        """Joules of a request of this shape."""
-        return self.spread.around(self.mean_j(shape))
 
     def j_per_prefilled_token(self) -> float:
         """Mean J per prompt token."""

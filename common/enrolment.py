@@ -62,6 +62,7 @@ def digest(secret: str) -> str:
 
     The one exception is a `token_file` that an operator has filled by hand; that is kept as it is, not as a hash.
     """
+    # A header may hold any bytes; surrogates stand for those that are no text.
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 import structlog
 
 _level = logging.INFO
-LEVELS = ("debug", "info", "warning", "error")
 # syslog(3)'s numbers.
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 

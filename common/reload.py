@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Generic, TypeVar
 
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Settings)
 class Reload(Generic[S]):
     """Keeps the settings that a daemon runs with.
 
-    load: reads the configuration; None where it did not come from a file. live: the keys that can be applied.
+    load: reads the configuration; None where it did not come from a file.
     apply: takes the former settings and those that hold from now on; called also if nothing changed, as the files that
     the settings name may have. It raises `Moe2Error` before it has changed anything.
     """
@@ -31,13 +31,11 @@ class Reload(Generic[S]):
         running: S,
         *,
         load: Callable[[], S] | None,
-        live: Set[str],
         apply: Callable[[S, S], None],
         notifier: Notifier,
     ) -> None:
         self.running = running
         self._load = load
-        self._live = live
         self._apply = apply
         self._notifier = notifier
         self._refused: str | None = None
@@ -52,14 +50,14 @@ class Reload(Generic[S]):
         self._notifier.notify("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
         try:
             wanted = self._load()
-            settings = merged(self.running, wanted, self._live)
+            settings = merged(self.running, wanted)
             self._apply(self.running, settings)
         except Moe2Error as error:
             self._refused = str(error)
             faults = error.faults if isinstance(error, ConfigError) else [str(error)]
             log.error("configuration_refused", faults=faults)
         else:
-            told = changes(self.running, wanted, self._live)
+            told = changes(self.running, wanted)
             self.running, self._refused, self._pending = settings, None, told.needs_restart
             log.info("configuration_reloaded", applied={change.key: str(change.new) for change in told.applied})
             for change in told.needs_restart:

@@ -82,6 +82,7 @@ class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How hard it is to get the requests answered.
 
     waiting: requests that wait for an expert with room now. queue_refused: those for which there was no place.
+    internal_errors: those that ended because the coordinator could not handle what happened to them.
     hedges_won, hedges_lost: requests that a second expert was started for because the first was late, by whether the
     second one answered. resumed: answers that another expert went on with. breakers: of the experts that answered or
     failed.
@@ -89,6 +90,7 @@ class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     waiting: int = 0
     queue_refused: int = 0
+    internal_errors: int = 0
     hedges_won: int = 0
     hedges_lost: int = 0
     resumed: int = 0

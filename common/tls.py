@@ -12,6 +12,7 @@ import aiohttp
 
 from moe2.common.certificate import Validity, validity
 from moe2.common.errors import Moe2Error
+from moe2.common.statefile import Stamp, stamp_of
 from moe2.common.tlsfault import TlsFault
 
 
@@ -37,9 +38,9 @@ class ServerFiles:
     key: Path
     client_ca: Path | None = None
 
-    def stamp(self) -> object:
-        """Changes when one of the files is replaced or written."""
-        return _stamp(*(path for path in (self.certificate, self.key, self.client_ca) if path is not None))
+    def stamp(self) -> tuple[Stamp | None, ...]:
+        """Changes when one of the files is replaced or written, or what it links to."""
+        return tuple(_stamp(path) for path in (self.certificate, self.key, self.client_ca) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LoadedFiles:
     """Files as they were read, in a context that can be used at once."""
 
     files: ServerFiles
-    stamp: object
+    stamp: tuple[Stamp | None, ...]
     validity: Validity
     context: ssl.SSLContext
 
@@ -112,17 +113,12 @@ def _server_context() -> ssl.SSLContext:
     return context
 
 
-def _stamp(*paths: Path) -> object:
-    """Changes when a file is replaced or written. None for one that is not there."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for path in paths:
-        try:
-            found = path.stat()
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
-    return stamps
+def _stamp(path: Path) -> Stamp | None:
+    """A file that cannot be looked at is as good as none: that is said when it is read."""
+    try:
+        return stamp_of(path, follow_links=True)
+    except OSError:
+        return None
 
 
 # --- Connecting -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Bytes to messages and back. The only user of msgpack.
+"""Bytes to messages and back, on the link between the daemons and on the pipe to an engine. The only user of msgpack.
 
 A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
 types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some.
@@ -40,27 +40,19 @@ class Codec(Generic[T]):
     "invalid_message"; for the last two `in_reply_to` names the op as far as it could be read.
     """
 
-    def __init__(
-        self, union: Any, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, same_release: bool = False
-    ) -> None:
-        """same_release: both ends come from one installation, so its fastest bytes will do: they may differ from the
-        golden ones in the width of a length and in how bytes are written, not in meaning."""
+    def __init__(self, union: Any, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
         self._union = union
         self._decoder = msgspec.msgpack.Decoder(union)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
-        self._encoder = msgspec.msgpack.Encoder() if same_release else None
         self._ops = {info.__struct_config__.tag for info in _members(union)}
         self.max_frame_bytes = max_frame_bytes
 
     def encode(self, message: T, *, number: int | None = None) -> bytes:
         """number: the frame's place among those of its sender."""
-        if self._encoder is not None:
-            frame = self._encoder.encode(message)
-        else:
-            content = msgspec.to_builtins(message)
-            if number is not None:
-                content[NUMBER] = number
-            frame = bytes(msgpack.packb(content, use_bin_type=True))
+        content = msgspec.to_builtins(message)
+        if number is not None:
+            content[NUMBER] = number
+        frame = bytes(msgpack.packb(content, use_bin_type=True))
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
         return frame

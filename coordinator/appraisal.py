@@ -5,7 +5,7 @@ The gate knows models; the fleet has experts, several of which may serve one mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,11 +75,6 @@ class Appraiser:
     def scored(self) -> None:
         """The tallies have changed."""
         self.meet(self._experts)
-
-    @property
-    def read_ahead(self) -> Callable[[str], object] | None:
-        """Does the slow part of reading a prompt, in any thread, before `appraise`; None where there is none."""
-        return self._gate.read_ahead if self._gate is not None else None
 
     def appraise(self, prompt: str, roster: Roster, category: str | None = None) -> Appraisal:
         """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept.

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from statistics import median
 
 import msgspec
+import numpy as np
 
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality, worst_quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.dispatch import AttemptState, Completed, Lifecycle, Purpose
-from moe2.coordinator.predict import Prediction, predict_shape
+from moe2.coordinator.predict import Prediction
+from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
 
 WINDOW = 500
@@ -100,12 +102,13 @@ class _Record:
     total_s: float
     energy: Energy
 
-    def for_decoded(self) -> Prediction:
-        """The prediction, had the length of the answer been known."""
-        if self.decoded_tokens == self.prediction.shape.decoded_tokens:
-            return self.prediction
-        shape = msgspec.structs.replace(self.prediction.shape, decoded_tokens=self.decoded_tokens)
-        return predict_shape(self.expert, shape)
+    @property
+    def busy(self) -> int:
+        """Requests that were on the expert already."""
+        shape = self.prediction.shape
+        if shape.queued_ahead is None:
+            return int(shape.occupancy) - 1
+        return shape.queued_ahead + self.expert.report.slots
 
 
 class CalibrationWindow:
@@ -139,7 +142,8 @@ class CalibrationWindow:
 
     def report(self, last: int = WINDOW) -> CalibrationReport:
         """The comparison of the last so many requests that are remembered; about 10 ms of computing for 500."""
-        compared = [(record, record.for_decoded()) for record in tuple(self._records)[-last:]]
+        records = tuple(self._records)[-last:]
+        compared = list(zip(records, _for_decoded(records), strict=True))
         keys = sorted({record.expert.key for record, _ in compared})
         experts = tuple(
             _calibration([pair for pair in compared if pair[0].expert.key == key], of_one=True) for key in keys
@@ -153,6 +157,24 @@ class CalibrationWindow:
 
 
 _Compared = tuple[_Record, Prediction]
+
+
+def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
+    """Each one's prediction, had the length of the answer been known."""
+    if not records:
+        return []
+    forecast = Roster([record.expert for record in records]).forecast(
+        np.array([record.prediction.shape.prompt_tokens for record in records]),
+        np.array([record.decoded_tokens for record in records]),
+        np.array([record.busy for record in records]),
+    )
+    return [
+        # One that was made for this length is kept: in a panel, it may hold more than the expert's own work.
+        record.prediction
+        if record.decoded_tokens == record.prediction.shape.decoded_tokens
+        else forecast.prediction(place)
+        for place, record in enumerate(records)
+    ]
 
 
 def _calibration(compared: Sequence[_Compared], *, of_one: bool) -> Calibration:

@@ -57,7 +57,6 @@ from moe2.coordinator.listenertls import ListenerTls
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
 from moe2.coordinator.recent import RecentPast, fleet_power
-from moe2.coordinator.reloading import LIVE
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
@@ -87,7 +86,7 @@ class CoordinatorDaemon:
         load: Callable[[], CoordinatorSettings] | None = None,
     ) -> None:
         self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, live=LIVE, apply=self._apply, notifier=self._notifier)
+        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
         self._id = f"coordinator-{uuid.uuid4().hex}"
         self._started_s = monotonic()
         self._stop = asyncio.Event()

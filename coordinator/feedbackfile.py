@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from moe2.common.statefile import append_line
 from moe2.coordinator.feedback import Feedback
 
 
 class FeedbackFile:
     """A file of scores. It may hold prompts, so that only its owner reads it.
 
-    `read` first: it tells how many lines were not understood, and ends a line that a crash cut off.
+    damaged_lines: how many lines the last `read` did not understand, such as one that a crash cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,8 +26,6 @@ class FeedbackFile:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return []
-        if content and not content.endswith(b"\n"):
-            self._append(b"\n")
         found, self.damaged_lines = [], 0
         decoder = msgspec.json.Decoder(Feedback)
         for line in content.splitlines():
@@ -43,13 +41,5 @@ class FeedbackFile:
         return found
 
     def append(self, feedback: Feedback) -> None:
-        """Add one score. Raises OSError."""
-        self._append(msgspec.json.encode(feedback) + b"\n")
-
-    def _append(self, content: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, content)
-        finally:
-            os.close(descriptor)
+        """Add one score, whole or not at all. Raises OSError if it could not be kept."""
+        append_line(self.path, msgspec.json.encode(feedback))

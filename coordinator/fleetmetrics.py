@@ -70,6 +70,11 @@ def _dispatch(status: CoordinatorStatus) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "moe2_queue_refusals", "Requests for which the queue had no place.", value=dispatch.queue_refused
     )
+    yield CounterMetricFamily(
+        "moe2_internal_errors",
+        "Requests that ended because the coordinator could not handle what happened to them; its log says why.",
+        value=dispatch.internal_errors,
+    )
     hedges = CounterMetricFamily(
         "moe2_hedges", "Requests that got a second expert because the first was late.", labels=["result"]
     )

@@ -6,17 +6,18 @@ checked before they are added: one NaN would spoil a counter for good.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
@@ -36,8 +37,6 @@ REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 
-C = TypeVar("C", bound=Collector)
-
 _FAILURES = frozenset(
     {
         *JobErrorCode,
@@ -56,55 +55,14 @@ _FAILURES = frozenset(
 )
 
 
-class _Counter(Collector):
-    """A counter with one value per set of label values.
-
-    The library's own counters take a lock and look labels up for every addition; here one thread counts, and does so
-    for every request.
-    """
-
-    def __init__(self, name: str, documentation: str, *labels: str) -> None:
-        self._family = (name, documentation)
-        self._labels = labels
-        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
-
-    def add(self, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
-        self._values[labels] = self._values.get(labels, 0.0) + amount
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(*self._family, labels=self._labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
-        yield family
-
-
-class _Histogram(Collector):
-    """A histogram; `bounds` are the upper ends of its buckets, ascending. One thread, as above."""
-
-    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
-        self._family = (name, documentation)
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float | None) -> None:
-        if is_plausible(value):
-            self._counts[bisect_left(self._bounds, value)] += 1
-            self._sum += value
-
-    def collect(self) -> Iterator[Metric]:
-        names = (*map(floatToGoString, self._bounds), "+Inf")
-        family = HistogramMetricFamily(*self._family)
-        family.add_metric((), list(zip(names, accumulate(self._counts), strict=True)), self._sum)
-        yield family
-
-
 class CoordinatorMetrics:
     """One registry, counted into by the event loop and read by scrapes on the same loop."""
 
     def __init__(
         self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
     ) -> None:
+        # The time at which each counter began doubles the series, and no graph shows it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -113,11 +71,11 @@ class CoordinatorMetrics:
         for other in others:
             registry.register(other)
 
-        def counter(name: str, documentation: str, *labels: str) -> _Counter:
-            return _registered(registry, _Counter(name, documentation, *labels))
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(name, documentation, labels, registry=registry)
 
-        def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> _Histogram:
-            return _registered(registry, _Histogram(name, documentation, bounds))
+        def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
+            return Histogram(name, documentation, registry=registry, buckets=bounds)
 
         expert = ("agent", "agent_id", "model")
         self._responses = counter("moe2_http_responses", "HTTP responses begun.", "route", "status")
@@ -180,52 +138,52 @@ class CoordinatorMetrics:
         )
 
     def response_begun(self, route: str, status: int) -> None:
-        self._responses.add((route, str(status)))
+        self._responses.labels(route, str(status)).inc()
 
     def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """Count one request, once, when everything it spent is known."""
         name, reason = _outcome_labels(outcome)
-        self._requests.add((name, reason))
+        self._requests.labels(name, reason).inc()
         for line in receipt.experts:
             self._attempt_ended(line)
         joules = receipt.energy["joules"]
         if is_plausible(joules):
-            self._request_j.observe(joules)
+            _observe(self._request_j, joules)
         else:
-            self._requests_unmeasured.add()
+            self._requests_unmeasured.inc()
         if is_plausible(receipt.tokens.prompt):
-            self._prompt.add((), receipt.tokens.prompt)
+            self._prompt.inc(receipt.tokens.prompt)
         if is_plausible(receipt.tokens.cached):
-            self._cached.add((), receipt.tokens.cached)
+            self._cached.inc(receipt.tokens.cached)
         if receipt.decision:
-            self._plan_s.observe(receipt.decision.certificate.elapsed_s)
-            self._plan_gap.observe(receipt.decision.certificate.gap)
+            _observe(self._plan_s, receipt.decision.certificate.elapsed_s)
+            _observe(self._plan_gap, receipt.decision.certificate.gap)
         self._observe_seconds(receipt, completed=name == "completed")
 
     def _attempt_ended(self, line: ExpertLine) -> None:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
-        self._attempts.add((*expert, line.outcome))
+        self._attempts.labels(*expert, line.outcome).inc()
         decoded = line.decoded_tokens if is_plausible(line.decoded_tokens) else 0
         if decoded:
-            self._decoded.add(expert, decoded)
+            self._decoded.labels(*expert).inc(decoded)
         joules = line.energy["joules"]
         if is_plausible(joules):
-            self._joules.add((*expert, line.outcome, line.energy["quality"]), joules)
-            self._energy_tokens.add(expert, decoded)
+            self._joules.labels(*expert, line.outcome, line.energy["quality"]).inc(joules)
+            self._energy_tokens.labels(*expert).inc(decoded)
         else:
-            self._attempts_unmeasured.add((*expert, line.outcome))
+            self._attempts_unmeasured.labels(*expert, line.outcome).inc()
 
     def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
         seconds, decoded = receipt.seconds, receipt.tokens.decoded
-        self._overhead.observe(seconds.overhead)
-        self._queued.observe(seconds.queue)
+        _observe(self._overhead, seconds.overhead)
+        _observe(self._queued, seconds.queue)
         if seconds.admission:
-            self._admission.observe(seconds.admission)
-        self._ttft.observe(seconds.ttft)
-        self._total.observe(seconds.total)
+            _observe(self._admission, seconds.admission)
+        _observe(self._ttft, seconds.ttft)
+        _observe(self._total, seconds.total)
         if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
-            self._per_token.observe((seconds.total - seconds.ttft) / (decoded - 1))
+            _observe(self._per_token, (seconds.total - seconds.ttft) / (decoded - 1))
         if completed and receipt.predicted:
             self._compare(receipt.predicted, receipt)
 
@@ -237,10 +195,10 @@ class CoordinatorMetrics:
             ("energy_joules", predicted.energy_j, receipt.energy["joules"]),
         ):
             if quantiles is not None and is_plausible(measured):
-                self._predictions.add((quantity, "true" if measured <= quantiles.p95 else "false"))
+                self._predictions.labels(quantity, "true" if measured <= quantiles.p95 else "false").inc()
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:
-            self._calibration.observe(total_s / median.p50)
+            _observe(self._calibration, total_s / median.p50)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the format that the scraper's Accept header asks for, and its content type."""
@@ -261,6 +219,7 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
             return "failed", "other"
 
 
-def _registered(registry: CollectorRegistry, collector: C) -> C:
-    registry.register(collector)
-    return collector
+def _observe(histogram: Histogram, value: float | None) -> None:
+    """Add an observation that is a plausible figure, and no other."""
+    if is_plausible(value):
+        histogram.observe(value)

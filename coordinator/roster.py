@@ -1,7 +1,7 @@
 """The experts of one moment as arrays, so that a request's costs on all of them are a few vector operations. PURE.
 
 Built once per report of the fleet, not per request. The formulas are those of `moe2.common.cost`; a test holds every
-forecast to `predict`.
+forecast to them, written out for one expert.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class Range:
 class Forecast:
     """What one request takes on each expert of a roster, in its order.
 
-    prompt_tokens: (N,) its prompt's length to each. busy: (N,) requests already there.
+    prompt_tokens: (N,) its prompt's length to each. answer_tokens: its answer's, the same for all or (N,). busy: (N,)
+    requests already there.
     """
 
     roster: Roster
     prompt_tokens: IntArray
-    answer_tokens: int
+    answer_tokens: int | IntArray
     busy: IntArray
     ttft_s: Range
     per_token_s: Range
@@ -72,7 +73,7 @@ class Forecast:
         return Prediction(
             shape=RequestShape(
                 prompt_tokens=int(self.prompt_tokens[place]),
-                decoded_tokens=self.answer_tokens,
+                decoded_tokens=int(np.broadcast_to(self.answer_tokens, len(self.roster))[place]),
                 occupancy=min(busy + 1, report.slots),
                 queued_ahead=busy - report.slots if busy >= report.slots else None,
             ),
@@ -157,7 +158,7 @@ class Roster:
         """(N,) seconds until a slot falls free with `busy` (N,) requests there, as predicted; NaN where unknown."""
         return np.asarray(np.maximum(1, busy - self._slots + 1) * self._turn_s)
 
-    def host_w(self, prompt_tokens: IntArray, answer_tokens: int, running: IntArray) -> FloatArray:
+    def host_w(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, running: IntArray) -> FloatArray:
         """(N,) mean watts of each one's host while `running` (N,) such requests run there and nothing else does.
 
         The joules of those that hold a slot, idle share included, over the seconds that one takes. The host's idle
@@ -168,17 +169,17 @@ class Roster:
         at_once = np.minimum(running, self._slots)
         shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
-        seconds = _dot(self._prefill, prefill_features(shape)) + max(0, answer_tokens - 1) * step_s
+        seconds = _dot(self._prefill, prefill_features(shape)) + np.maximum(0, answer_tokens - 1) * step_s
         joules = at_once * _dot(self._energy, energy_features(shape))
         active_w = np.divide(joules, seconds, out=np.full(len(self), np.nan), where=seconds > 0)
         # A model of few requests may say less than nothing running does.
         active_w = np.maximum(active_w, np.nan_to_num(self.idle_w))
         return np.asarray(np.where(at_once > 0, active_w, self.idle_w))
 
-    def forecast(self, prompt_tokens: IntArray, answer_tokens: int, busy: IntArray) -> Forecast:
+    def forecast(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, busy: IntArray) -> Forecast:
         """What a request takes on each expert, with `busy` (N,) requests already there.
 
-        prompt_tokens: (N,) its prompt's length to each expert's model.
+        prompt_tokens: (N,) its prompt's length to each expert's model. answer_tokens: the same for all, or (N,).
         """
         arriving = np.minimum(busy + 1, self._slots)
         shape = _shape(prompt_tokens, answer_tokens, arriving)
@@ -187,7 +188,7 @@ class Roster:
         queue_s = np.where(busy >= self._slots, (busy - self._slots + 1) * self._turn_s, 0.0)
         first_s = queue_s + _dot(self._prefill, prefill_features(shape))
         step_s = _dot(self._decode, inter_token_features(lived))
-        total_s = first_s + max(0, answer_tokens - 1) * step_s
+        total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s
         return Forecast(
             roster=self,
             prompt_tokens=prompt_tokens,
@@ -211,10 +212,12 @@ def _load_s(report: ExpertReport) -> float:
     return np.nan if report.load_s is None else report.load_s
 
 
-def _shape(prompt_tokens: IntArray, answer_tokens: int, occupancy: IntArray | FloatArray) -> RequestShape:
+def _shape(prompt_tokens: IntArray, answer_tokens: int | IntArray, occupancy: IntArray | FloatArray) -> RequestShape:
     """A shape with arrays where numbers belong: the formulas of `moe2.common.cost` take both."""
     return RequestShape(
-        prompt_tokens=cast(int, prompt_tokens), decoded_tokens=answer_tokens, occupancy=cast(float, occupancy)
+        prompt_tokens=cast(int, prompt_tokens),
+        decoded_tokens=cast(int, answer_tokens),
+        occupancy=cast(float, occupancy),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from moe2.common.alarm import Alarm
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
     CancelJob,
@@ -54,11 +55,15 @@ running ones their time."""
 class _Active:
     life: dispatch.Lifecycle
     exchange: Exchange
+    alarm: Alarm
     chain: tuple[Prefix, ...] = ()
-    timer: asyncio.TimerHandle | None = None
     backlog: deque[dispatch.Event] = field(default_factory=deque)
     """What happened while the effects of an earlier event were being performed."""
     is_handling: bool = False
+    counted: dispatch.Outcome | None = None
+    """The outcome that the totals have of it."""
+    is_broken: bool = False
+    """An event of this request could not be handled: it is being ended."""
 
 
 class Service:
@@ -96,7 +101,7 @@ class Service:
         self._settings = settings
         self._waiting = WaitingRoom(settings.max_queued)
         self._is_room_expected = False
-        self._room_timer: asyncio.TimerHandle | None = None
+        self._room_alarm = Alarm(self._expect_room)
         self._breakers = Breakers()
         self._answered_s: dict[str, float] = {}
         """When each expert last did so."""
@@ -126,6 +131,7 @@ class Service:
         return DispatchStatus(
             waiting=len(self._waiting),
             queue_refused=totals.queue_refused,
+            internal_errors=totals.internal_errors,
             hedges_won=totals.hedges_won,
             hedges_lost=totals.hedges_lost,
             resumed=totals.resumed,
@@ -150,7 +156,7 @@ class Service:
 
         life = dispatch.Lifecycle(request, choose, self._terms)
         exchange = Exchange(life)
-        active = _Active(life, exchange, chain)
+        active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain)
         self._hedges.request_came()
         self._active[request.request_id] = active
         self._idle.clear()
@@ -207,15 +213,6 @@ class Service:
             for active in tuple(self._active.values()):
                 self._handle(active, dispatch.ServiceStopping())
 
-    async def read_ahead(self, text: str) -> None:
-        """Let a gate with a sentence encoder read the prompt beside the event loop: that takes tens of milliseconds."""
-        if (read := self._selector.appraiser.read_ahead) is not None:
-            try:
-                await asyncio.to_thread(read, text)
-            except Exception as error:
-                # The gate meets the same prompt in a moment, falls back to priors and keeps a warning.
-                log.warning("read_ahead_failed", reason=repr(error))
-
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """What the two levels decide for such a request now, within its key's daily limits. Runs nothing."""
         return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
@@ -261,11 +258,8 @@ class Service:
 
     def _wake_for_breakers(self) -> None:
         """A breaker that lets a probe through makes room, too, and nobody tells."""
-        loop = asyncio.get_running_loop()
-        at_s = self._breakers.next_change_s(loop.time()) if self._waiting else None
-        if self._room_timer:
-            self._room_timer.cancel()
-        self._room_timer = None if at_s is None else loop.call_at(at_s, self._expect_room)
+        now_s = asyncio.get_running_loop().time()
+        self._room_alarm.set(self._breakers.next_change_s(now_s) if self._waiting else None)
 
     def _enter_queue(self, active: _Active) -> None:
         request = active.life.request
@@ -322,15 +316,70 @@ class Service:
         active.is_handling = True
         try:
             while active.backlog:
-                now_s = asyncio.get_running_loop().time()
-                for effect in active.life.handle(active.backlog.popleft(), now_s):
-                    self._perform(active, effect)
+                self._take(active, active.backlog.popleft())
         finally:
             active.is_handling = False
-        # A panel waits for its members only so long, each time anew. A timer that fires early changes nothing.
+
+    def _take(self, active: _Active, event: dispatch.Event) -> None:
+        """Handle one event. Whatever is raised meanwhile ends this request and nothing else; what the other effects
+        were to do (a place in the queue, a job to stop) is done all the same."""
         life = active.life
-        if life.outcome is None and active.timer and life.next_deadline_s < active.timer.when():
-            self._arm(active)
+        try:
+            effects = life.handle(event, asyncio.get_running_loop().time())
+            # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
+            at_s = active.alarm.at_s
+            if life.outcome is None and at_s is not None and life.next_deadline_s < at_s:
+                self._arm(active)
+        except Exception:
+            self._break(active, event)
+            return
+        broke = False
+        for effect in effects:
+            if life.request.request_id not in self._active:
+                return
+            if broke and isinstance(effect, dispatch.Retire):
+                continue  # Its end is still to come: see `_break`.
+            try:
+                self._perform(active, effect)
+            except Exception:
+                broke = True
+                self._break(active, effect)
+
+    def _break(self, active: _Active, at: dispatch.Event | dispatch.Effect) -> None:
+        """End a request because of the exception that is being handled: as a failure that is accounted like any other,
+        and by force where that raises, too."""
+        request_id = active.life.request.request_id
+        if not active.is_broken:
+            active.is_broken = True
+            self.totals.internal_errors += 1
+            log.exception("request_broken", request_id=request_id, at=type(at).__name__)
+            if request_id in self._active:
+                active.backlog.append(dispatch.HandlingFailed())
+        elif request_id in self._active:
+            log.exception("request_abandoned", request_id=request_id, at=type(at).__name__)
+            self._abandon(active)
+
+    def _abandon(self, active: _Active) -> None:
+        """Take a request out of every table although its lifecycle cannot be relied on any more."""
+        life = active.life
+        self._forget(active)
+        active.backlog.clear()
+        self._waiting.leave(life.request.request_id, served=False)
+        for (agent_id, job_id), owner in tuple(self._jobs.items()):
+            if owner is active:
+                self._send(agent_id, CancelJob(job_id=job_id))
+        for attempt in life.abandon(asyncio.get_running_loop().time()):
+            self._free(attempt.expert.key, attempt.job_id)
+            self._breakers.ended(attempt.expert.key, attempt.job_id)
+        self._expect_room()
+        self.totals.concluded(dispatch.HANDLING_FAILED, instead_of=active.counted)
+        active.exchange.conclude(dispatch.HANDLING_FAILED)
+        try:
+            receipt = receipt_of(life)
+            active.exchange.settle(receipt)
+            active.exchange.recorded = self._bookkeeper.retired(life, receipt)
+        except Exception:
+            log.exception("request_not_accounted", request_id=life.request.request_id)
 
     def _perform(self, active: _Active, effect: dispatch.Effect) -> None:
         match effect:
@@ -351,7 +400,8 @@ class Service:
             case dispatch.LeaveQueue(served=served):
                 self._waiting.leave(active.life.request.request_id, served=served)
             case dispatch.Conclude(outcome=outcome):
-                self.totals.concluded(outcome)
+                self.totals.concluded(outcome, instead_of=active.counted)
+                active.counted = outcome
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
@@ -369,12 +419,16 @@ class Service:
             self._handle(active, dispatch.AgentLost(expert.agent_id))
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:
-        self._jobs.pop((agent_of(key), job_id), None)
-        self._in_flight[key] -= 1
-        if not self._in_flight[key]:
-            del self._in_flight[key]
-        self._judge(active.life, job_id)
+        self._free(key, job_id)
         self._expect_room()
+        self._judge(active.life, job_id)
+
+    def _free(self, key: str, job_id: str) -> None:
+        """The job holds none of its expert's places any more."""
+        if self._jobs.pop((agent_of(key), job_id), None):
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
 
     def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -411,34 +465,24 @@ class Service:
                 self._breakers.ended(key, job_id)
 
     def _arm(self, active: _Active) -> None:
-        loop = asyncio.get_running_loop()
-        deadline_s = active.life.next_deadline_s
-        if active.timer:
-            if active.timer.when() == deadline_s:
-                return
-            active.timer.cancel()
-        active.timer = loop.call_at(deadline_s, self._time_passed, active)
+        active.alarm.set(active.life.next_deadline_s)
 
     def _time_passed(self, active: _Active) -> None:
-        active.timer = None
         self._handle(active, dispatch.TimePassed())
-        # The loop's clock is coarser than ours: a timer may fire a little early.
-        if active.life.request.request_id in self._active and active.timer is None:
+        # The loop's clock is coarser than ours: an alarm may ring a little early.
+        if active.life.request.request_id in self._active and active.alarm.at_s is None:
             self._arm(active)
 
     def _retire(self, active: _Active) -> None:
         life = active.life
-        if active.timer:
-            active.timer.cancel()
-        del self._active[life.request.request_id]
-        if not self._active:
-            self._idle.set()
-        self.totals.retired(life)
-        self._learn_prompt_lengths(life)
-        self._learn_affinity(active)
+        # The books come first: what is learned from a request may fail without it.
         receipt = receipt_of(life)
         active.exchange.settle(receipt)
         active.exchange.recorded = self._bookkeeper.retired(life, receipt)
+        self._forget(active)
+        self.totals.retired(life)
+        self._learn_prompt_lengths(life)
+        self._learn_affinity(active)
         self._on_retired(life, receipt)
         log.info(
             "request_ended",
@@ -450,6 +494,12 @@ class Service:
             energy_quality=receipt.energy["quality"],
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
+
+    def _forget(self, active: _Active) -> None:
+        active.alarm.set(None)
+        del self._active[active.life.request.request_id]
+        if not self._active:
+            self._idle.set()
 
     def _learn_prompt_lengths(self, life: dispatch.Lifecycle) -> None:
         for attempt in life.attempts:

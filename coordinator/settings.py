@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moe2.common.config import Settings
+from moe2.common.config import LIVE, Settings
 from moe2.common.hosts import is_loopback
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 from moe2.coordinator.budgets import Budgets
@@ -27,18 +27,18 @@ class CoordinatorSection(Settings):
     """Keeps what has to outlive a restart: who may connect, feedback, accounts."""
     socket: Path = DEFAULT_SOCKET_PATH
     """Where `moe2-coordinator status` asks; who may is up to the group of the file."""
-    drain_s: Seconds = 30.0
+    drain_s: Annotated[Seconds, LIVE] = 30.0
     """On SIGTERM, running requests get this long to finish."""
 
 
 class TlsSection(Settings):
     """[api.tls], [agents.tls]: serve with TLS."""
 
-    certificate: Path
+    certificate: Annotated[Path, LIVE]
     """PEM file with the listener's certificate, followed by those between it and its CA."""
-    key: Path
+    key: Annotated[Path, LIVE]
     """PEM file with the certificate's private key, not encrypted."""
-    client_ca: Path | None = None
+    client_ca: Annotated[Path | None, LIVE] = None
     """PEM file with the CAs whose client certificates are accepted; with it, nobody without one connects."""
 
 
@@ -51,9 +51,9 @@ class ApiSection(Settings):
     """0 takes any that is free."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """A larger request is answered with 413. At most half of `agents.max_frame_bytes`."""
-    request_timeout_s: Seconds = 600.0
+    request_timeout_s: Annotated[Seconds, LIVE] = 600.0
     """A request that has not ended by then is cancelled and answered with an error."""
-    max_active_requests: Annotated[int, Field(ge=1)] = 1024
+    max_active_requests: Annotated[int, Field(ge=1), LIVE] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
     tls: TlsSection | None = None
     """Apps use https:// then."""
@@ -86,19 +86,20 @@ class AgentsSection(Settings):
     """Address to listen on. Other addresses than loopback need `[agents.tls]`."""
     port: Port = 8081
     """0 takes any that is free."""
-    token_file: Path | None = None
+    token_file: Annotated[Path | None, LIVE] = None
     """File with a token that any number of agents may enrol with, beside those of `agents enrol-token create`."""
     allow_plaintext: bool = False
     """Listen without TLS on other addresses than loopback: who sees the network reads and changes what passes."""
-    heartbeat_s: Seconds = 5.0
+    # The pace of an agent's connection is settled when it connects: a change holds for those that connect afterwards.
+    heartbeat_s: Annotated[Seconds, LIVE] = 5.0
     """How often both sides make sure that the other is there; after three without a word it is taken for gone."""
-    report_s: Seconds = 5.0
+    report_s: Annotated[Seconds, LIVE] = 5.0
     """How often an agent reports even if nothing changed."""
-    stale_s: Seconds = 15.0
+    stale_s: Annotated[Seconds, LIVE] = 15.0
     """An agent whose last report is older gets no new requests."""
-    evict_s: Seconds = 600.0
+    evict_s: Annotated[Seconds, LIVE] = 600.0
     """A disconnected agent is forgotten after this."""
-    handshake_s: Seconds = 10.0
+    handshake_s: Annotated[Seconds, LIVE] = 10.0
     """A connection that has not said hello by then is closed."""
     max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
     """Agents take no larger frames than the default."""
@@ -124,13 +125,13 @@ class AgentsSection(Settings):
 class SelectionSection(Settings):
     """[selection]"""
 
-    gate: Path | None = None
+    gate: Annotated[Path | None, LIVE] = None
     """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
-    keep_prompts: bool = False
+    keep_prompts: Annotated[bool, LIVE] = False
     """Feedback is kept with its prompt, so that a gate can learn from it. Otherwise only with the prompt's hash."""
-    fleet_watts_cap_w: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    fleet_watts_cap_w: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, LIVE] = None
     """What all hosts together may draw: no request is begun that is predicted to exceed it."""
-    categories: dict[str, Budgets] = Field(default_factory=dict)
+    categories: Annotated[dict[str, Budgets], LIVE] = Field(default_factory=dict)
     """Default budgets by category; `default` holds where no other applies."""
 
 
@@ -175,7 +176,7 @@ class TracesSection(Settings):
 class LogSection(Settings):
     """[log]"""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
     """The least grave events that are logged."""
 
 

@@ -19,16 +19,23 @@ class Totals:
     resumed: int = 0
     queue_refused: int = 0
     """Requests for which there was no place in the queue."""
+    internal_errors: int = 0
+    """Requests that ended because the coordinator could not handle what happened to them."""
 
-    def concluded(self, outcome: dispatch.Outcome) -> None:
-        """Count a request's one outcome."""
+    def concluded(self, outcome: dispatch.Outcome, *, instead_of: dispatch.Outcome | None = None) -> None:
+        """Count a request's one outcome. instead_of: the one that it was counted with before it turned out wrong."""
+        self._count(outcome, 1)
+        if instead_of is not None:
+            self._count(instead_of, -1)
+
+    def _count(self, outcome: dispatch.Outcome, n: int) -> None:
         match outcome:
             case dispatch.Completed():
-                self.finished += 1
+                self.finished += n
             case dispatch.Failed():
-                self.failed += 1
+                self.failed += n
             case dispatch.Cancelled():
-                self.cancelled += 1
+                self.cancelled += n
 
     def retired(self, life: dispatch.Lifecycle) -> None:
         """Count what second experts have done for a request."""

@@ -16,11 +16,10 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from moe2.agent import reloading as agent_reloading
 from moe2.agent.settings import ENVIRONMENT_PREFIX as AGENT_PREFIX
 from moe2.agent.settings import AgentSettings
 from moe2.common.config import Settings
-from moe2.coordinator import reloading as coordinator_reloading
+from moe2.common.settingschange import is_live
 from moe2.coordinator.settings import ENVIRONMENT_PREFIX as COORDINATOR_PREFIX
 from moe2.coordinator.settings import CoordinatorSettings
 
@@ -48,19 +47,18 @@ KINDS = {
 def document() -> str:
     """The whole page."""
     parts = [INTRODUCTION.format(prefix=AGENT_PREFIX)]
-    for title, file, prefix, kind, live in (
-        ("Agent", "agent.toml", AGENT_PREFIX, AgentSettings, agent_reloading.LIVE),
-        ("Coordinator", "coordinator.toml", COORDINATOR_PREFIX, CoordinatorSettings, coordinator_reloading.LIVE),
+    for title, file, prefix, kind in (
+        ("Agent", "agent.toml", AGENT_PREFIX, AgentSettings),
+        ("Coordinator", "coordinator.toml", COORDINATOR_PREFIX, CoordinatorSettings),
     ):
         parts.append(f"## {title}\n\n`/etc/moe2/{file}`; variables begin with `{prefix}__`.\n")
-        parts += _tables(kind, (), live)
+        parts += _tables(kind, ())
     return "\n".join(parts)
 
 
 def _tables(
     kind: type[Settings],
     path: tuple[str, ...],
-    live: frozenset[str],
     *,
     inherited: bool | None = None,
     is_list: bool = False,
@@ -72,14 +70,13 @@ def _tables(
     rows: list[str] = []
     inner: list[str] = []
     for name, field in kind.model_fields.items():
-        key = ".".join((*path, name))
         section, form = _section(field.annotation)
         if section is None:
-            rows.append(_row(kind, name, field, key in live if inherited is None else inherited))
+            rows.append(_row(kind, name, field, is_live(field) if inherited is None else inherited))
             continue
-        whole = inherited if form in ("table", "optional") or inherited is not None else key in live
+        whole = inherited if form in ("table", "optional") or inherited is not None else is_live(field)
         deeper = (*path, name, "NAME") if form == "named" else (*path, name)
-        inner += _tables(section, deeper, live, inherited=whole, is_list=form == "list")
+        inner += _tables(section, deeper, inherited=whole, is_list=form == "list")
     if path:
         name = ".".join(path)
         yield f"### `[[{name}]]`\n" if is_list else f"### `[{name}]`\n"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import structlog
 from hypothesis import settings
+
+from moe2.coordinator.eventloop import EventLoop
 
 ROOT = Path(__file__).parent.parent
 # All tests of these modules are slow, and so are their imports: torch with its optimisers, schemathesis.
@@ -30,3 +34,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """The inner loop does not import what it would only leave out."""
     left_out = config.option.markexpr == "not slow" and str(collection_path).endswith(IMPORTED_SLOWLY)
     return True if left_out else None
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Whatever runs a coordinator runs it on the loop that users have; agents and what is common run on asyncio's."""
+    in_coordinator = {"coordinator", "scenarios"} & set(item.path.relative_to(ROOT).parts)
+    return {"uvloop": EventLoop} if in_coordinator else {"asyncio": asyncio.new_event_loop}

@@ -153,10 +153,6 @@ class Lanes:
         """An idle lane holds nothing any more."""
         self._lanes[lane].cached = []
 
-    def cached_prefix(self, tokens: list[int]) -> int:
-        """How many of these tokens, from the first, some lane holds."""
-        return self._longest_prefix(tokens, limit=len(tokens))[1]
-
     def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
         """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most
         `outputs` with logits."""

@@ -66,7 +66,7 @@ class _Output:
         os.dup2(2, 1)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._codec: Codec[Event] = Codec(Event, same_release=True)
+        self._codec: Codec[Event] = Codec(Event)
 
     def emit(self, event: Event) -> None:
         frame = memoryview(length_prefixed(self._codec.encode(event)))
@@ -158,7 +158,7 @@ def _obey(decoder: Decoder, command: Command | Resume) -> None:
 
 def _read(inbox: queue.SimpleQueue[Command | Resume | None]) -> None:
     """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
-    codec: Codec[Command] = Codec(Command, same_release=True)
+    codec: Codec[Command] = Codec(Command)
     splitter = FrameSplitter()
     try:
         while data := os.read(0, _READ_BYTES):

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from moe2.agent.engine.batch import Chunk, Lanes, Run
-from moe2.agent.engine.distribution import Logits, most_likely, within
+from moe2.agent.engine.batch import Chunk, Run
+from moe2.agent.engine.distribution import most_likely, within
 from moe2.agent.engine.protocol import Event, Follow, Proposed
-from moe2.agent.engine.request import Vocabulary
-from moe2.agent.engine.writing import Writing
+from moe2.agent.engine.writing import Means, Writing
 from moe2.common.messages import Candidate
 
 
 class Following(Writing):
     """Waits in its slot between a proposal and the token that is taken."""
 
-    def __init__(
-        self,
-        request: Follow,
-        prompt: list[int],
-        *,
-        cells: int,
-        queued_at_s: float,
-        vocabulary: Vocabulary,
-        logits: Callable[[int], Logits],
-        lanes: Lanes,
-        most_tokens: int,
-    ) -> None:
-        super().__init__(
-            request.job_id,
-            prompt,
-            max_tokens=request.max_tokens,
-            cells=cells,
-            queued_at_s=queued_at_s,
-            vocabulary=vocabulary,
-            logits=logits,
-            lanes=lanes,
-            most_tokens=most_tokens,
-        )
+    def __init__(self, request: Follow, prompt: list[int], means: Means, *, cells: int, queued_at_s: float) -> None:
+        super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
         self._proposed: list[Event] = []
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from moe2.agent.engine.batch import Chunk, Lanes, Run
-from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.batch import Chunk, Run
+from moe2.agent.engine.distribution import logprob, most_likely
 from moe2.agent.engine.protocol import Generate
-from moe2.agent.engine.request import Vocabulary
-from moe2.agent.engine.writing import Writing
+from moe2.agent.engine.writing import Means, Writing
 from moe2.common.messages import TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
 
@@ -34,29 +32,9 @@ class Generation(Writing):
     """Draws token after token."""
 
     def __init__(
-        self,
-        request: Generate,
-        prompt: list[int],
-        *,
-        cells: int,
-        queued_at_s: float,
-        draw: Draw,
-        vocabulary: Vocabulary,
-        logits: Callable[[int], Logits],
-        lanes: Lanes,
-        most_tokens: int,
+        self, request: Generate, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
     ) -> None:
-        super().__init__(
-            request.job_id,
-            prompt,
-            max_tokens=request.max_tokens,
-            cells=cells,
-            queued_at_s=queued_at_s,
-            vocabulary=vocabulary,
-            logits=logits,
-            lanes=lanes,
-            most_tokens=most_tokens,
-        )
+        super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
         self._draw = draw
         self._text = TextStream(request.stop)

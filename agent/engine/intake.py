@@ -17,6 +17,7 @@ from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.agent.engine.shelf import State
+from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
 
 _LEAST_PREDICTED_TOKENS = 64
@@ -66,7 +67,7 @@ class Intake:
         """`new_draw` raises `Moe2Error` for sampling parameters or a grammar that make no sense."""
         self._reader = reader
         self._cache = cache
-        self._lanes = lanes
+        self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens)
         self._new_draw = new_draw
         self._limits = limits
         self._pooling = pooling
@@ -86,29 +87,13 @@ class Intake:
                 return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=embedding)
             case Follow():
                 prompt = self._reader.follow(request, limit=self._limits.job_tokens)
-                return Following(
-                    request,
-                    prompt,
-                    cells=self._predicted_cells(len(prompt), request.max_tokens),
-                    queued_at_s=now_s,
-                    vocabulary=self._reader.vocabulary,
-                    logits=self._cache.logits,
-                    lanes=self._lanes,
-                    most_tokens=self._limits.job_tokens,
-                )
+                cells = self._predicted_cells(len(prompt), request.max_tokens)
+                return Following(request, prompt, self._means, cells=cells, queued_at_s=now_s)
             case Generate():
                 prompt = self._reader.generate(request, limit=self._limits.job_tokens)
-                return Generation(
-                    request,
-                    prompt,
-                    cells=self._predicted_cells(len(prompt), request.max_tokens),
-                    queued_at_s=now_s,
-                    draw=self._new_draw(request),
-                    vocabulary=self._reader.vocabulary,
-                    logits=self._cache.logits,
-                    lanes=self._lanes,
-                    most_tokens=self._limits.job_tokens,
-                )
+                cells = self._predicted_cells(len(prompt), request.max_tokens)
+                draw = self._new_draw(request)
+                return Generation(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
 
     def _scoring(self, request: Score, now_s: float) -> Scoring:
         prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)

@@ -64,8 +64,8 @@ class EngineProcess:
         self._load_timeout_s = load_timeout_s
         self._on_event = on_event
         self._on_exit = on_exit
-        self._commands: Codec[Command] = Codec(Command, max_frame_bytes=MAX_FRAME_BYTES, same_release=True)
-        self._events: Codec[Event] = Codec(Event, max_frame_bytes=MAX_FRAME_BYTES, same_release=True)
+        self._commands: Codec[Command] = Codec(Command, max_frame_bytes=MAX_FRAME_BYTES)
+        self._events: Codec[Event] = Codec(Event, max_frame_bytes=MAX_FRAME_BYTES)
         self._process: asyncio.subprocess.Process | None = None
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._load_failure: str | None = None

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from moe2.agent.engine.batch import Lanes, Run
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Event
+from moe2.agent.engine.protocol import Event, Follow, Generate
 from moe2.agent.engine.request import Vocabulary
 
 
+@dataclass(frozen=True)
+class Means:
+    """What every answer of one engine is written with.
+
+    logits: those at a place of the last batch. most_tokens: of prompt and answer together.
+    """
+
+    vocabulary: Vocabulary
+    logits: Callable[[int], Logits]
+    lanes: Lanes
+    most_tokens: int
+
+
 class Writing(Job):
-    """An answer in the making. `max_tokens`: of the answer, None for no limit; `most_tokens`: prompt and answer."""
+    """An answer in the making, of at most `request.max_tokens` tokens where that is set."""
 
     def __init__(
         self,
-        job_id: str,
+        request: Generate | Follow,
         prompt: list[int],
+        means: Means,
         *,
-        max_tokens: int | None,
         cells: int,
         queued_at_s: float,
-        vocabulary: Vocabulary,
-        logits: Callable[[int], Logits],
-        lanes: Lanes,
-        most_tokens: int,
     ) -> None:
-        super().__init__(job_id, prompt, cells=cells, queued_at_s=queued_at_s)
-        self._max_tokens = max_tokens
-        self._vocabulary = vocabulary
-        self._logits = logits
-        self._lanes = lanes
-        self._most_tokens = most_tokens
+        super().__init__(request.job_id, prompt, cells=cells, queued_at_s=queued_at_s)
+        self._max_tokens = request.max_tokens
+        self._vocabulary = means.vocabulary
+        self._logits = means.logits
+        self._lanes = means.lanes
+        self._most_tokens = means.most_tokens
 
     def success(self, now_s: float) -> Event:
         return self._finished(now_s)

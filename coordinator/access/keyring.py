@@ -8,7 +8,8 @@ from time import time
 import structlog
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.coordinator.access.keyfile import KeyFile, KeyFileError, Stamp
+from moe2.common.statefile import Stamp
+from moe2.coordinator.access.keyfile import KeyFile, KeyFileError
 from moe2.coordinator.access.keys import KeyRecord, KeyState, Refusal, check
 
 log = structlog.get_logger()

@@ -7,8 +7,6 @@ random bits at any price. It would only make each request dear, and a flood of w
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from enum import StrEnum
@@ -17,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from moe2.common.config import Settings
+from moe2.common.enrolment import digest, is_same
 from moe2.coordinator.access.principal import DailyLimits, Principal, Scope
 from moe2.coordinator.budgets import Budgets
 
@@ -132,7 +131,7 @@ def mint(options: KeyOptions, *, entropy: bytes, now_unix_s: float) -> tuple[Key
     record = KeyRecord(
         **dict(options),
         id=key_id,
-        secret_sha256=_digest(secret),
+        secret_sha256=digest(secret),
         created_at_unix_s=now_unix_s,
     )
     return record, f"{PREFIX}_{key_id}_{secret}"
@@ -144,7 +143,7 @@ def check(presented: str, records: Mapping[str, KeyRecord], now_unix_s: float) -
     key_id, _, secret = rest.partition("_")
     record = records.get(key_id) if prefix == PREFIX else None
     kept = record.secret_sha256 if record else "0" * 64
-    if not hmac.compare_digest(_digest(secret), kept) or record is None:
+    if not is_same(digest(secret), kept) or record is None:
         return Refusal.UNKNOWN
     match record.state(now_unix_s):
         case KeyState.ACTIVE:
@@ -153,8 +152,3 @@ def check(presented: str, records: Mapping[str, KeyRecord], now_unix_s: float) -
             return Refusal.EXPIRED
         case KeyState.REVOKED:
             return Refusal.REVOKED
-
-
-def _digest(secret: str) -> str:
-    # A header may hold any bytes; surrogates stand for those that are no text.
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

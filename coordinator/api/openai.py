@@ -79,8 +79,6 @@ class OpenAiRoutes:
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
         )
-        await self._service.read_ahead(request.text)
-        self._admit(call)  # again: others may have come meanwhile
         exchange = self._service.begin(request)
         try:
             if call.stream:

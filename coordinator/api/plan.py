@@ -48,7 +48,6 @@ class PlanRoutes:
         body = await http.read()
         parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
         call = parse(body, http.headers)
-        await self._service.read_ahead(call.prompt_texts()[-1])
         answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 

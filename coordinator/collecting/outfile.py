@@ -7,8 +7,6 @@ score is their mean.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,10 @@ from typing import Any
 import msgspec
 
 from moe2.common.errors import Moe2Error
+from moe2.common.statefile import append_line, replace_file
 from moe2.coordinator.collecting.questions import Question
+
+_MODE = 0o644
 
 
 class OutfileError(Moe2Error):
@@ -46,7 +47,8 @@ class Outfile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # A link's target is written to, not the link replaced.
+        self.path = path.resolve()
         self.repaired = False
         self._rows: dict[str, dict[str, Any]] = {}
         self._amended = False
@@ -66,22 +68,19 @@ class Outfile:
         return msgspec.convert(row.get("experts", {}), dict[str, Answered])
 
     def put(self, question: Question, answers: Mapping[str, Answered]) -> None:
-        """Keep a question's answers: a new one is appended at once, an amended one written by `flush`."""
+        """Keep a question's answers: a new one is appended at once, an amended one written by `flush`.
+
+        Raises OSError if a new one cannot be kept; it may be put again.
+        """
         row = _row(question, answers)
-        known = question.id in self._rows
-        self._rows[question.id] = row
-        if known:
+        if question.id in self._rows:
             self._amended = True
-            return
-        line = msgspec.json.encode(row) + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        else:
+            append_line(self.path, msgspec.json.encode(row), mode=_MODE)
+        self._rows[question.id] = row
 
     def flush(self) -> None:
-        """Write amended questions: the file is replaced as a whole, or not at all."""
+        """Write amended questions: the file is replaced as a whole, or not at all. Raises OSError."""
         if self._amended:
             self._rewrite()
             self._amended = False
@@ -107,16 +106,7 @@ class Outfile:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines(msgspec.json.encode(row) + b"\n" for row in self._rows.values())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(self.path, msgspec.json.Encoder().encode_lines(self._rows.values()), mode=_MODE)
 
 
 def _row(question: Question, answers: Mapping[str, Answered]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from moe2.coordinator.dispatch.events import (
     AttemptStarted,
     ClientGone,
     Event,
+    HandlingFailed,
     NextTokensArrived,
     RoomAppeared,
     RoomRefused,
@@ -35,13 +36,14 @@ from moe2.coordinator.dispatch.events import (
     TimePassed,
     TokensArrived,
 )
-from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, WIND_DOWN_S, Choose, Lifecycle
+from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, HANDLING_FAILED, WIND_DOWN_S, Choose, Lifecycle
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS
 from moe2.coordinator.dispatch.terms import HedgeRation, Terms
 
 __all__ = [
     "BUDGET_EXCEEDED",
+    "HANDLING_FAILED",
     "MOST_ATTEMPTS",
     "OVERLOADED",
     "WIND_DOWN_S",
@@ -63,6 +65,7 @@ __all__ = [
     "EnterQueue",
     "Event",
     "Failed",
+    "HandlingFailed",
     "HedgeRation",
     "LeaveQueue",
     "Lifecycle",

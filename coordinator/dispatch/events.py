@@ -71,6 +71,11 @@ class ServiceStopping:
 
 
 @dataclass(frozen=True)
+class HandlingFailed:
+    """Handling an earlier event of this request, or an effect of it, raised an exception."""
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """`next_deadline_s` has been reached."""
 
@@ -88,5 +93,6 @@ Event = (
     | AgentLost
     | ClientGone
     | ServiceStopping
+    | HandlingFailed
     | TimePassed
 )

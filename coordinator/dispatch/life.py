@@ -35,6 +35,10 @@ WIND_DOWN_S = 10.0
 
 BUDGET_EXCEEDED = "budget_exceeded"
 
+HANDLING_FAILED = Failed(
+    JobErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
+)
+
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
 
 MakeJob = Callable[[str, float], Job]
@@ -144,8 +148,15 @@ class Lifecycle:
                 return self.give_up(Cancelled(), now_s)
             case on.ServiceStopping():
                 return self.give_up(Failed("stopping", "The coordinator is shutting down; send it again."), now_s)
+            case on.HandlingFailed():
+                return self._handling_failed(now_s)
             case on.TimePassed():
                 return self._time_passed(now_s)
+
+    def abandon(self, now_s: float) -> list[Attempt]:
+        """End at once, as failed. Returns the attempts that had not ended; what they consume stays unknown."""
+        self.outcome, self.concluded_s, self.wait = HANDLING_FAILED, now_s, None
+        return self._lose_rest("the coordinator gave its request up")
 
     # --- For plays ----------------------------------------------------------------------------------------------------
 
@@ -396,13 +407,20 @@ class Lifecycle:
             return []
         if self.outcome is None:
             return self._limit_reached(now_s)
-        effects: list[Effect] = []
-        for attempt in self.attempts:
-            if not attempt.is_over:
-                attempt.state, attempt.error = AttemptState.LOST, "its agent did not confirm the cancellation"
-                attempt.code = JobErrorCode.INTERNAL
-                effects.append(do.ReleaseExpert(attempt.expert.key, attempt.job_id))
-        return [*effects, do.Retire()]
+        lost = self._lose_rest("its agent did not confirm the cancellation")
+        return [*(do.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), do.Retire()]
+
+    def _lose_rest(self, error: str) -> list[Attempt]:
+        """Every attempt that has not ended is lost."""
+        rest = [attempt for attempt in self.attempts if not attempt.is_over]
+        for attempt in rest:
+            attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
+        return rest
+
+    def _handling_failed(self, now_s: float) -> list[Effect]:
+        """The request fails, even one that was being concluded: its client may not have been told."""
+        self.outcome = None
+        return self.give_up(HANDLING_FAILED, now_s)
 
     def _limit_reached(self, now_s: float) -> list[Effect]:
         age_s = now_s - self.request.arrived_s

@@ -11,12 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.evaluation.report import EvaluationReport
-from moe2.coordinator.gating.commands import (
-    add_features_argument,
-    add_pool_arguments,
-    chosen_features,
-    chosen_pool,
-)
+from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
 from moe2.coordinator.gating.outcomes import read_outcomes
 
 
@@ -24,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     add_pool_arguments(parser)
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
-    add_features_argument(parser)
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
     parser.add_argument(
         "--hosts", metavar="EXPERT=HOST,...", help="where each expert runs (default: the published profiles in turn)"
@@ -87,7 +81,6 @@ def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
             hosts=parsed_hosts(args.hosts),
             answer_tokens=args.answer_tokens,
             training=with_seeds(args.seeds),
-            features=chosen_features(args.features),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

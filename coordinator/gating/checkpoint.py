@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -11,14 +9,16 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.gating.encoder import embed_for
+from moe2.common.statefile import replace_file
 from moe2.coordinator.gating.features import FEATURES_VERSION, FeatureConfig
 from moe2.coordinator.gating.gate import Gate, GateParameters
-from moe2.coordinator.gating.tensorfile import TensorFileError, decoded, encoded
 
 CHECKPOINT_VERSION: Final = 1
+_DTYPES: Final = frozenset({"F16", "F32", "F64"})
 _RETRAIN: Final = "Train it again with `moe2-coordinator train-gate`."
 
 
@@ -47,6 +47,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def feature_config(self) -> FeatureConfig:
         """The features the gate was trained on. Raises CheckpointError where this build computes others."""
+        if (encoder := self.features.get("encoder")) is not None:
+            raise CheckpointError(
+                f"The checkpoint's features name the sentence encoder {encoder!r}, which this build does not have.",
+                remedy=_RETRAIN,
+            )
         try:
             config = FeatureConfig(
                 bucket_bits=int(self.features["bucket_bits"]),
@@ -54,8 +59,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 word_orders=tuple(self.features["word_orders"]),
                 head_bytes=int(self.features["head_bytes"]),
                 tail_bytes=int(self.features["tail_bytes"]),
-                # Checkpoints from before the encoder do not name one.
-                encoder=self.features.get("encoder"),
                 version=int(self.features["version"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -80,32 +83,13 @@ def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) 
     """Write a checkpoint; the file appears whole or not at all. Same input, same bytes."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
     tensors["embedding"] = tensors["embedding"].astype(np.float16)
-    content = encoded(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
+    replace_file(path, content, mode=0o644)
 
 
 def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
-    """Read a checkpoint. Raises CheckpointError, saying what is wrong with the file, and EncoderError where the gate
-    needs an encoder that is not installed.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"The gate's checkpoint {path} cannot be read: {error.strerror}.") from error
-    try:
-        tensors, metadata = decoded(content, path)
-    except TensorFileError as error:
-        raise CheckpointError(error.message, remedy="Copy it again, or train it again.") from error
+    """Read a checkpoint. Raises CheckpointError, saying what is wrong with the file."""
+    tensors, metadata = _contents(path)
     if "manifest" not in metadata:
         raise CheckpointError(f"{path} holds no manifest: it is not a checkpoint of moe2.", remedy=_RETRAIN)
     try:
@@ -119,12 +103,29 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         )
     # Before the parameters, whose shapes follow from it: other features are the better explanation.
     config = manifest.feature_config()
-    embed = embed_for(config)
     missing = [entry.name for entry in fields(GateParameters) if entry.name not in tensors]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        return Gate(parameters, config, manifest.experts, manifest.tau, embed), manifest
+        return Gate(parameters, config, manifest.experts, manifest.tau), manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
+
+
+def _contents(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Tensors, as float32, and metadata of a safetensors file. Raises CheckpointError."""
+    again = "Copy it again, or train it again."
+    try:
+        with safe_open(path, framework="numpy") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not iterable)
+            for name, dtype in types.items():
+                if dtype not in _DTYPES:
+                    raise CheckpointError(
+                        f"{path}: the type {dtype} of tensor {name!r} is not understood.", remedy=again
+                    )
+            return {name: file.get_tensor(name).astype(np.float32) for name in types}, file.metadata() or {}
+    except OSError as error:
+        raise CheckpointError(f"The gate's checkpoint {path} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is cut short or not a safetensors file ({error}).", remedy=again) from error

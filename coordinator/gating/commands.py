@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.gating.checkpoint import Manifest, save_checkpoint
-from moe2.coordinator.gating.features import ENCODER, FeatureConfig
 from moe2.coordinator.gating.feedback_rows import with_feedback
 from moe2.coordinator.gating.outcomes import Outcomes, OutcomesError, read_outcomes
 
@@ -24,22 +23,6 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experts", metavar="A,B,...", help="use only these experts (default: all that were run on the rows)"
     )
-
-
-def add_features_argument(parser: argparse.ArgumentParser) -> None:
-    """The option that chooses what the gate reads of a prompt."""
-    parser.add_argument(
-        "--features",
-        choices=("ngrams", "encoder"),
-        default="ngrams",
-        help="what the gate reads of a prompt: n-grams and shape (default), or a sentence embedding too, which needs "
-        "moe2[encoder] here and where the gate is served",
-    )
-
-
-def chosen_features(name: str) -> FeatureConfig:
-    """The features that the option names."""
-    return FeatureConfig(encoder=ENCODER if name == "encoder" else None)
 
 
 def chosen_pool(everything: Outcomes, source: str | None, experts: str | None) -> tuple[Outcomes, Outcomes | None]:
@@ -69,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train rows")
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
-    add_features_argument(parser)
     parser.add_argument("--feedback", type=Path, metavar="FILE", help="also learn from users' scores: feedback.jsonl")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the manifest, figures included, as JSON")
 
@@ -119,7 +101,6 @@ def _trained(args: argparse.Namespace, console: Console) -> Manifest:
             pool,
             auxiliary=None if args.no_other_sources else others,
             config=config,
-            features=chosen_features(args.features),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -1,6 +1,6 @@
-"""Features of a prompt: hashed word and character n-grams, its shape, and if wanted a sentence embedding.
+"""Features of a prompt: hashed word and character n-grams, and its shape.
 
-Pure: numpy only; the encoder is handed in.
+Pure: numpy only.
 
 One function serves training and serving, so both always see the same numbers. Everything is vectorised over the bytes
 of the prompt; a long prompt is read at its head and tail only, which bounds the time (see `benchmarks/gate.py`).
@@ -13,7 +13,6 @@ An n-gram's hash is the difference of two prefix hashes (Karp and Rabin, IBM J. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,10 +21,6 @@ import numpy.typing as npt
 
 FEATURES_VERSION: Final = 2
 """Raised whenever the same prompt would give other numbers: an older checkpoint is then refused."""
-
-ENCODER: Final = "all-MiniLM-L6-v2"
-"""The sentence encoder that can be had (`encoder.py`)."""
-ENCODER_WIDTH: Final = 384
 
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
 _SCRAMBLE: Final = np.uint64(0xBF58476D1CE4E5B9)
@@ -46,8 +41,6 @@ _COUNTED_BYTES: Final = b'=%,"(<{;:+-*/^'
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
-Embed = Callable[[str], FloatArray]
-"""A text's embedding, (ENCODER_WIDTH,)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,6 @@ class FeatureConfig:
     bucket_bits: the n-grams share 2**bucket_bits buckets.
     character_orders, word_orders: lengths of the n-grams, in bytes and in words.
     head_bytes, tail_bytes: how much of a prompt's start and end is read.
-    encoder: the sentence encoder whose embedding follows the prompt's shape; None for none.
     """
 
     bucket_bits: int = 15
@@ -65,7 +57,6 @@ class FeatureConfig:
     word_orders: tuple[int, ...] = (1, 2)
     head_bytes: int = 1536
     tail_bytes: int = 512
-    encoder: str | None = None
     version: int = FEATURES_VERSION
 
     def __post_init__(self) -> None:
@@ -75,18 +66,11 @@ class FeatureConfig:
             raise ValueError("head_bytes must be at least 1 and tail_bytes at least 0")
         if any(order < 1 for order in (*self.character_orders, *self.word_orders)):
             raise ValueError("n-gram orders must be at least 1")
-        if self.encoder not in (None, ENCODER):
-            raise ValueError(f"the encoder {self.encoder!r} is not known, only {ENCODER!r}")
 
     @property
     def buckets(self) -> int:
         """How many buckets there are."""
         return 1 << self.bucket_bits
-
-    @property
-    def shape_size(self) -> int:
-        """How many numbers describe a prompt besides its n-grams."""
-        return SHAPE_SIZE + (ENCODER_WIDTH if self.encoder else 0)
 
 
 @dataclass(frozen=True)
@@ -95,7 +79,7 @@ class PromptFeatures:
 
     buckets: (k,) the n-gram buckets that occur, ascending, each once.
     counts: (k,) how often each occurs.
-    shape: (config.shape_size,) lengths, character classes and markers, not standardised; then the embedding, if any.
+    shape: (SHAPE_SIZE,) lengths, character classes and markers, not standardised.
     """
 
     buckets: IndexArray
@@ -130,25 +114,14 @@ def _scrambled(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class FeatureExtractor:
-    """Turns prompts into features under one configuration. Immutable after construction; safe to share.
+    """Turns prompts into features under one configuration. Immutable after construction; safe to share."""
 
-    embed: the encoder that the configuration names (`encoder.embed_for`).
-    """
-
-    def __init__(self, config: FeatureConfig, embed: Embed | None = None) -> None:
-        if (embed is None) != (config.encoder is None):
-            raise ValueError(f"features with the encoder {config.encoder} need just that, to embed with")
+    def __init__(self, config: FeatureConfig) -> None:
         self.config = config
         self._limit = config.head_bytes + config.tail_bytes
         self._powers, self._inverses = _powers(self._limit)
         self._is_word = _word_bytes()
         self._shift = np.uint64(64 - config.bucket_bits)
-        self._embed = embed
-
-    @property
-    def read_ahead(self) -> Embed | None:
-        """Does the slow part of reading a prompt, in any thread, before `extract`; None where there is none."""
-        return self._embed
 
     def extract(self, prompt: str) -> PromptFeatures:
         """The features of one prompt. Any string is accepted, the empty one and lone surrogates too."""
@@ -159,8 +132,6 @@ class FeatureExtractor:
         hashes = self._hashes(np.frombuffer(raw.lower(), dtype=np.uint8))
         buckets, counts = np.unique((hashes >> self._shift).astype(np.int32), return_counts=True)
         shape = prompt_shape(raw.decode("utf-8", "replace"), raw, length_bytes)
-        if self._embed is not None:
-            shape = np.concatenate([shape, self._embed(prompt)])
         return PromptFeatures(buckets.astype(np.int64), counts.astype(np.float32), shape)
 
     def _hashes(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
@@ -249,4 +220,4 @@ def _option_shape(options: list[str]) -> tuple[float, ...]:
 
 
 SHAPE_SIZE: Final = int(prompt_shape("", b"", 0).shape[0])
-"""How many numbers describe a prompt's shape, without an embedding."""
+"""How many numbers describe a prompt besides its n-grams."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.coordinator.gating.calibration import log_odds_of, sigmoid
-from moe2.coordinator.gating.features import Embed, FeatureConfig, FeatureExtractor, PromptFeatures
+from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig, FeatureExtractor, PromptFeatures
 
 FloatArray = npt.NDArray[np.float32]
 _GELU = np.float32(np.sqrt(2 / np.pi))
@@ -24,7 +24,7 @@ _SHAPE_LIMIT = 4.0
 @dataclass(frozen=True)
 class GateParameters:
     """Everything the forward pass needs; D buckets, W wide, H hidden units, K kinds of prompts, N experts,
-    Z numbers of a prompt's shape (`FeatureConfig.shape_size`).
+    Z numbers of a prompt's shape (`features.SHAPE_SIZE`).
     """
 
     idf: FloatArray
@@ -112,12 +112,11 @@ class Gate:
         config: FeatureConfig,
         experts: Sequence[str],
         tau: float,
-        embed: Embed | None = None,
     ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
-        if parameters.shape_mean.size != config.shape_size:
-            raise ValueError(f"{parameters.shape_mean.size} shape features for {config.shape_size}")
+        if parameters.shape_mean.size != SHAPE_SIZE:
+            raise ValueError(f"{parameters.shape_mean.size} shape features for {SHAPE_SIZE}")
         if parameters.residual_bias.size != len(experts):
             raise ValueError(f"parameters for {parameters.residual_bias.size} experts, but {len(experts)} names")
         if tau <= 0:
@@ -126,12 +125,7 @@ class Gate:
         self.tau = tau
         self.parameters = parameters
         self.feature_config = config
-        self.extractor = FeatureExtractor(config, embed)
-
-    @property
-    def read_ahead(self) -> Embed | None:
-        """Does the slow part of reading a prompt, in any thread, before `predict`; None where there is none."""
-        return self.extractor.read_ahead
+        self.extractor = FeatureExtractor(config)
 
     def predict(self, prompt: str, kind: int | None = None) -> GatePrediction:
         """The gate's view of one prompt. kind: which of the kinds it is of, where that is known; else found."""

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import FeatureConfig, FeatureExtractor, PromptFeatures
 from moe2.coordinator.gating.gate import standardised_shape, weighted_counts
 from moe2.coordinator.gating.network import Batch
@@ -24,7 +23,7 @@ class PreparedRows:
     def __init__(
         self, train: Outcomes, helpers: Outcomes | None, features: FeatureConfig, config: TrainingConfig
     ) -> None:
-        extractor = FeatureExtractor(features, embed_for(features))
+        extractor = FeatureExtractor(features)
         prompts = (*train.prompts, *(helpers.prompts if helpers else ()))
         extracted = [extractor.extract(prompt) for prompt in prompts]
         self.pool_rows, self.buckets = len(train), features.buckets

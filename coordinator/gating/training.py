@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from moe2.common import __version__
 from moe2.coordinator.gating.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields
-from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import FeatureConfig
 from moe2.coordinator.gating.folding import folded
 from moe2.coordinator.gating.gate import Gate
@@ -68,7 +67,7 @@ def train_gate(
     for position, seed in enumerate(config.seeds):
         report = _Report(progress, position * config.epochs * rows.batches, total)
         networks.append(_fit(rows, config, seed, report))
-    gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau, embed_for(features))
+    gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
     gate, metrics = chosen_on_validation(gate, val)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,

@@ -52,7 +52,7 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
         "val_calibration_error_before": expected_calibration_error(before, val.scores),
         "val_calibration_error_after": expected_calibration_error(after, val.scores),
     }
-    return Gate(parameters, gate.feature_config, gate.experts, gate.tau, gate.read_ahead), metrics
+    return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics
 
 
 def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:

@@ -28,9 +28,11 @@ from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.table import ValueTable
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
-_LISTED = {"coverage": 16, "best_of": 14, "free_energy": 12}
+_LISTED = {"coverage": 16, "best_of": 14}
+_LISTED_OF_OTHERS = 12
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
-_STEPS = {"coverage": 1e6, "best_of": 1e6, "free_energy": 1e5}
+_STEPS = {"coverage": 1e6, "best_of": 1e6}
+_STEPS_OF_OTHERS = 1e5
 """Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
 _WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
 """Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
@@ -68,7 +70,7 @@ class _Search:
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
         self.superiors: list[IntArray] = superiors(candidates)
-        usual = _LISTED.get(candidates.problem.value.kind, 12)
+        usual = _LISTED.get(candidates.problem.value.kind, _LISTED_OF_OTHERS)
         self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
 
     def run(self, known: list[int]) -> float:
@@ -114,7 +116,7 @@ class _Search:
         held, free = list(node.held), self._fitting(node)
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, 1e5)):
+        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, _STEPS_OF_OTHERS)):
             return
         base = self.candidates.problem.value.state_of(self.candidates.index[held])
         costs, room = self._relaxed_limits(held, free)

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, FreeEnergy, SetValue
+from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
 
 _LARGEST_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
-_TINY = 1e-300
 _SingleArray: TypeAlias = NDArray[np.float32]
 
 
@@ -62,21 +62,16 @@ class Envelope(ABC):
         """Constant and slope (n,) of the bound for any touching points (M,), by definition."""
 
 
+@singledispatch
 def envelope(value: SetValue, rows: FloatArray, held: FloatArray) -> Envelope:
-    """The envelope of `value` over experts with states `rows` (n, M) on top of the state `held` (M,)."""
-    if isinstance(value, Coverage):
-        return _CoverageEnvelope(rows, held)
-    if isinstance(value, FreeEnergy):
-        if value.in_logarithms:
-            # Raising what underflows to e^-600 can only raise the bound.
-            return _FreeEnergyEnvelope(np.exp(np.maximum(rows, -600.0)), np.exp(held), value)
-        return _FreeEnergyEnvelope(rows, held, value)
-    if isinstance(value, BestOf):
-        return _BestOfEnvelope(rows, held)
+    """The envelope of `value` over experts with states `rows` (n, M) on top of the state `held` (M,).
+
+    A further set value registers its own envelope here. Raises TypeError for a value without one.
+    """
     raise TypeError(f"No envelope is known for the set value {type(value).__name__}.")
 
 
-def _settle(
+def settle(
     beta: FloatArray, shares: FloatArray, near: FloatArray | None, floor: FloatArray | float = 0.0
 ) -> tuple[FloatArray, ...]:
     """Touching points, not under `floor`, of `psi(sum beta)` with min(beta, t) (n, M) and 1 / (1 - shares
@@ -109,7 +104,7 @@ class _CoverageEnvelope(Envelope):
         self.beta = -np.log(np.maximum(rows, np.exp(-_LARGEST_BETA)))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = _settle(self.beta, shares, near)
+        touching, steps, spread = settle(self.beta, shares, near)
         survive = np.exp(-touching)
         weight = self.held * survive / len(self.held)
         constant = 1.0 - float(weight @ (1.0 + touching))
@@ -123,33 +118,6 @@ class _CoverageEnvelope(Envelope):
         lifted = survive * (1.0 + touching) - self.rows
         slope = np.where(self.beta <= touching, survive * self.beta, lifted) * self.held
         return float(constant.mean()), np.asarray(slope.mean(axis=1))
-
-
-class _FreeEnergyEnvelope(Envelope):
-    """psi(t) = tau log(held + t) - offset, beta = exp(-(l - min l) / tau)."""
-
-    def __init__(self, rows: FloatArray, held: FloatArray, value: FreeEnergy) -> None:
-        self.beta, self.held = rows, held
-        self.temperature, self.offset = value.temperature, value.offset
-        self.alone = np.log(np.maximum(held + rows, _TINY))
-        self.least = np.maximum(rows.min(axis=0), _TINY)
-
-    def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = _settle(self.beta, shares, near, self.least)
-        total = self.held + touching
-        scale = self.temperature / len(self.held)
-        level = np.log(total)
-        constant = scale * float((level - touching / total).sum()) - self.offset
-        # Above t the tangent's slope t / total grows by log((held + beta) / total).
-        slope = scale * (steps @ (1.0 / total) + np.maximum(self.alone - level, 0.0).sum(axis=1))
-        return Tangent(touching, constant, slope, steps * (np.sqrt(scale * spread) / total))
-
-    def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
-        total = self.held + touching
-        constant = self.temperature * (np.log(total) - touching / total)
-        lifted = self.temperature * self.alone - constant
-        slope = np.where(self.beta <= touching, self.beta * (self.temperature / total), lifted)
-        return float(constant.mean()) - self.offset, np.asarray(slope.mean(axis=1))
 
 
 class _BestOfEnvelope(Envelope):
@@ -197,3 +165,13 @@ class _BestOfEnvelope(Envelope):
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         level = np.maximum(touching, self.held)
         return float(level.mean()), np.asarray(np.maximum(self.rows - level, 0.0).mean(axis=1))
+
+
+@envelope.register
+def _(value: Coverage, rows: FloatArray, held: FloatArray) -> Envelope:
+    return _CoverageEnvelope(rows, held)
+
+
+@envelope.register
+def _(value: BestOf, rows: FloatArray, held: FloatArray) -> Envelope:
+    return _BestOfEnvelope(rows, held)

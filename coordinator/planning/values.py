@@ -1,4 +1,4 @@
-"""The three set values: what a panel of experts is worth, averaged over calibration prompts.
+"""The set values: what a panel of experts is worth, averaged over calibration prompts.
 
 Each is monotone and submodular in the panel and has one shape: every expert has a *state* per prompt, the
 states of a panel's members are combined by an associative operation, and the value is the mean over prompts
@@ -8,10 +8,9 @@ of a concave function of the combined state. Solvers use only that shape.
 |---|---|---|---|
 | coverage | 1 - p_nm | product | 1 - mean(state) |
 | best of S | p_nm | maximum | mean(state) |
-| free energy | exp(-(l_nm - min l_m) / tau) | sum | tau * mean(log(state)) - mean(min l_m) |
 
-Source: design.md, section 2 (set value F). The free energy is given with its sign turned, so that more is
-better. Calibration arrays do not depend on a request: build a value once per fleet and category and reuse it.
+Source: design.md, section 2 (set value F). Calibration arrays do not depend on a request: build a value once
+per fleet and category and reuse it.
 """
 
 from __future__ import annotations
@@ -28,15 +27,12 @@ FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 IntArray: TypeAlias = NDArray[np.intp]
 
-_WIDEST_EXPONENT = 600.0
-"""exp(-600) is still a normal float64; a wider spread of losses is kept in logarithms instead."""
-
 
 class CalibrationError(Moe2Error):
     """Calibration figures that cannot be planned with: wrong shape, NaN, or out of range."""
 
 
-def _calibration(name: str, figures: ArrayLike, upper: float) -> FloatArray:
+def calibrated(name: str, figures: ArrayLike, upper: float) -> FloatArray:
     """`figures` as a read-only float64 array of shape (M, N) within [0, upper], or CalibrationError."""
     array = np.array(figures, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
@@ -93,7 +89,7 @@ class SetValue(ABC):
 
     @abstractmethod
     def average(self, state: FloatArray) -> FloatArray:
-        """Value of panels from their states (..., M); shape (...). The free energy of no expert is -inf."""
+        """Value of panels from their states (..., M); shape (...). That of no expert may be -inf."""
 
     def share(self, gap: float, value: float) -> float:
         """A difference of values as a share of `value`; inf where that is 0."""
@@ -133,7 +129,7 @@ class Coverage(SetValue):
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""
-        survival = 1.0 - _calibration("probabilities", probabilities, 1.0).T
+        survival = 1.0 - calibrated("probabilities", probabilities, 1.0).T
         self._keep(survival, 1.0, np.multiply, more_is_better=False)
 
     def average(self, state: FloatArray) -> FloatArray:
@@ -151,47 +147,7 @@ class BestOf(SetValue):
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""
-        self._keep(_calibration("probabilities", probabilities, 1.0).T, 0.0, np.maximum, more_is_better=True)
+        self._keep(calibrated("probabilities", probabilities, 1.0).T, 0.0, np.maximum, more_is_better=True)
 
     def average(self, state: FloatArray) -> FloatArray:
         return np.asarray(state.mean(axis=-1))
-
-
-class FreeEnergy(SetValue):
-    """Negative free energy of the panel, `tau * E[log sum exp(-l_n / tau)]`: minus the optimum of the gate's
-    objective.
-
-    The pointwise optimum of `sum w_n l_n + tau sum w_n log w_n` over the simplex is `-tau log sum exp(-l_n /
-    tau)` (design.md, section 2), so this is what a gate trained with that objective can reach on the panel.
-    """
-
-    kind = "free_energy"
-
-    def __init__(self, losses: ArrayLike, temperature: float) -> None:
-        """`losses` (M, N), not negative; `temperature` > 0 in the losses' unit. Raises CalibrationError."""
-        if not (np.isfinite(temperature) and temperature > 0.0):
-            raise CalibrationError(f"The temperature must be a positive number, not {temperature}.")
-        array = _calibration("losses", losses, float(np.finfo(np.float64).max))
-        self.temperature = float(temperature)
-        least = array.min(axis=1)
-        exponents = (array - least[:, None]).T / self.temperature
-        self.in_logarithms = bool(exponents.max() > _WIDEST_EXPONENT)
-        """States are logarithms, combined by logaddexp: sums would underflow."""
-        if self.in_logarithms:
-            self._keep(-exponents, -np.inf, np.logaddexp, more_is_better=True)
-        else:
-            self._keep(np.exp(-exponents), 0.0, np.add, more_is_better=True)
-        self.offset = float(least.mean())
-        alone = self.average(self.states)
-        self.spread = float(self.average(self.state_of(list(range(self.experts)))) - alone.min())
-        """What all the experts together are worth more than the worst of them alone."""
-
-    def share(self, gap: float, value: float) -> float:
-        """A difference of values as a share of `spread`: a free energy has no natural zero."""
-        return gap / self.spread if self.spread else np.inf
-
-    def average(self, state: FloatArray) -> FloatArray:
-        if not self.in_logarithms:
-            with np.errstate(divide="ignore"):
-                state = np.log(state)
-        return np.asarray(self.temperature * state.mean(axis=-1) - self.offset)

@@ -9,6 +9,7 @@ from moe2.agent.latency import RequestTiming
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import Performance
+from tests.common.predictions import predicted_latency
 
 _SHAPE = RequestShape(prompt_tokens=100, decoded_tokens=101)
 
@@ -61,7 +62,7 @@ def test_new_power_mode_starts_unconfirmed_from_the_old_law() -> None:
     assert guessed is not None
     assert guessed.n_requests == 0
     assert guessed.decode == pytest.approx(known.decode)
-    assert guessed.predict(_SHAPE).total_s.p95 > 1.5 * known.predict(_SHAPE).total_s.p95
+    assert predicted_latency(guessed, _SHAPE).total_s.p95 > 1.5 * predicted_latency(known, _SHAPE).total_s.p95
     assert costs.performance.ttft_s is None
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -35,14 +33,7 @@ def test_healthy_jetson_shows_its_power(tmp_path: Path) -> None:
 def test_refused_sensor_comes_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RAPL for root only: denied, how to open it, and exit code 1."""
     sysfs.intel_host(tmp_path)
-    real_open = os.open
-
-    def refuse_energy(path: Path, flags: int, *rest: int) -> int:
-        if str(path).endswith("energy_uj"):
-            raise PermissionError(errno.EACCES, "denied")
-        return real_open(path, flags, *rest)
-
-    monkeypatch.setattr(os, "open", refuse_energy)
+    sysfs.deny_energy(monkeypatch)
     code, text = _run(tmp_path)
     assert code == 1
     assert "denied" in text

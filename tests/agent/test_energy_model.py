@@ -11,6 +11,7 @@ from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT
 from moe2.agent.energy_model import EnergyModel
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Attribution, Energy, Quality, Scope, unmeasured
+from tests.common.predictions import predicted_energy
 
 
 def _energy(joules: float, **changes: object) -> Energy:
@@ -79,7 +80,7 @@ def test_one_request_gives_a_wide_prediction() -> None:
     shape = RequestShape(prompt_tokens=100, decoded_tokens=100)
     model.observe(shape, _energy(230.0))
     assert model.profile is not None
-    predicted = model.profile.predict(shape)
+    predicted = predicted_energy(model.profile, shape)
     assert predicted.p50 == pytest.approx(230.0, rel=0.05)
     assert predicted.p95 > 2 * predicted.p50
 
@@ -93,7 +94,7 @@ def test_predictions_on_steady_load_are_calibrated(seed: int) -> None:
         shape, energy = host.serve()
         assert model.profile is not None
         assert energy.joules is not None
-        predicted = model.profile.predict(shape)
+        predicted = predicted_energy(model.profile, shape)
         errors.append(abs(predicted.p50 / energy.joules - 1))
         below += energy.joules <= predicted.p95
         model.observe(shape, energy)
@@ -122,7 +123,7 @@ def test_change_of_power_mode_is_learned_within_five_requests() -> None:
         shape, energy = host.serve()
         assert model.profile is not None
         assert energy.joules is not None
-        errors.append(abs(model.profile.predict(shape).p50 / energy.joules - 1))
+        errors.append(abs(predicted_energy(model.profile, shape).p50 / energy.joules - 1))
     assert median(errors) < 0.15
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.agent.latency import LatencyModel, RequestTiming
-from moe2.common.cost import LatencyPrediction, RequestShape
+from moe2.common.cost import RequestShape
+from tests.common.predictions import LatencyPrediction, predicted_latency
 
 
 class Host:
@@ -43,7 +44,7 @@ def _total_s(timing: RequestTiming) -> float:
 def _predict(model: LatencyModel, shape: RequestShape) -> LatencyPrediction:
     profile = model.profile
     assert profile is not None
-    return profile.predict(shape)
+    return predicted_latency(profile, shape)
 
 
 def _trained(seed: int, count: int = 150) -> tuple[LatencyModel, Host]:

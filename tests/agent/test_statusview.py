@@ -26,20 +26,15 @@ from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
+from tests.common.samples import SMALL_EXPERT
 
 NOW_UNIX_S = 1_000_500.0
 
-READY = ExpertReport(
-    model="small-q4",
-    state=ExpertState.READY,
-    context_tokens=4096,
-    slots=4,
-    active=2,
-    queued=1,
-    max_queue=32,
+READY = msgspec.structs.replace(
+    SMALL_EXPERT,
     file_bytes=98_900_000,
     quantization="Q4_1",
-    performance=Performance(decode_tokens_per_s=41.66, ttft_s=0.0214, j_per_decoded_token=0.213, n_requests=120),
+    performance=msgspec.structs.replace(SMALL_EXPERT.performance, j_per_decoded_token=0.213),
 )
 FRESH = ExpertReport(model="fresh", state=ExpertState.LOADING, context_tokens=64, slots=1, load_progress=0.43)
 CONNECTED = LinkStatus(

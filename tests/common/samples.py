@@ -118,6 +118,19 @@ EXPERT = ExpertReport(
     ),
 )
 
+SMALL_EXPERT = ExpertReport(
+    model="small-q4",
+    state=ExpertState.READY,
+    context_tokens=4096,
+    slots=4,
+    active=2,
+    queued=1,
+    max_queue=32,
+    performance=Performance(decode_tokens_per_s=41.66, ttft_s=0.0214, n_requests=120),
+)
+"""A busy expert of which no energy is known."""
+SMALLEST_HOST = HostFacts(hostname="h", system="s", architecture="a")
+
 SAMPLES: dict[str, WireMessage] = {
     "hello": HELLO,
     "welcome": WELCOME,
@@ -138,7 +151,7 @@ SAMPLES: dict[str, WireMessage] = {
     ),
     "report.smallest": Report(
         seq=0,
-        host=HostFacts(hostname="h", system="s", architecture="a"),
+        host=SMALLEST_HOST,
         experts=(ExpertReport(model="m", state=ExpertState.LOADING, context_tokens=64, slots=1),),
     ),
     "submit": Submit(

@@ -13,7 +13,6 @@ from moe2.common.messages import (
     PROTOCOL_VERSION,
     ExpertReport,
     ExpertState,
-    HostFacts,
     Report,
     ToAgent,
     Welcome,
@@ -21,7 +20,7 @@ from moe2.common.messages import (
 )
 from moe2.common.session import AgentSession, CoordinatorSession, JobMessage, NotSent, Opened, Session
 from moe2.common.wire import wire_codec
-from tests.common.samples import HELLO, SAMPLES, WELCOME
+from tests.common.samples import HELLO, SAMPLES, SMALLEST_HOST, WELCOME
 from tests.fakes.version1 import OPS, STATES, Version1Codec
 
 RECORDED = dict(
@@ -36,7 +35,7 @@ def report(*states: ExpertState) -> Report:
         ExpertReport(model=f"m{number}", state=state, context_tokens=8, slots=1, on_demand=True)
         for number, state in enumerate(states)
     )
-    return Report(seq=1, host=HostFacts(hostname="h", system="s", architecture="a"), experts=experts)
+    return Report(seq=1, host=SMALLEST_HOST, experts=experts)
 
 
 def opened(agent_speaks: tuple[int, int], coordinator_newest: int) -> tuple[AgentSession, CoordinatorSession]:

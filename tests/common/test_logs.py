@@ -13,7 +13,9 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
-from moe2.common.logs import LEVELS, configure_logging, set_log_level
+from moe2.common.logs import configure_logging, set_log_level
+
+LEVELS = ("debug", "info", "warning", "error")
 
 
 class Terminal(io.StringIO):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from moe2.common.config import Settings, load_settings
+from moe2.common.config import LIVE, Settings, load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.health import Severity
 from moe2.common.reload import Reload
@@ -17,7 +17,7 @@ from moe2.common.sdnotify import Notifier
 
 
 class Part(Settings):
-    level: str = "info"
+    level: Annotated[str, LIVE] = "info"
     port: int = 1
 
 
@@ -43,7 +43,7 @@ class Daemon:
         self.applied: list[Whole] = []
         self.refuse = False
         self.notifier = Told()
-        self.reload = Reload(self.load(), load=self.load, live={"part.level"}, apply=self.apply, notifier=self.notifier)
+        self.reload = Reload(self.load(), load=self.load, apply=self.apply, notifier=self.notifier)
 
     def write(self, lines: str) -> None:
         self.path.write_text(f"[part]\n{lines}")
@@ -127,7 +127,7 @@ def test_systemd_is_told_when_it_begins_and_ends(daemon: Daemon, lines: str) -> 
 
 def test_settings_that_did_not_come_from_a_file_cannot_be_read_again(daemon: Daemon) -> None:
     """A daemon inside another program is not ended by it."""
-    reload = Reload(Whole(), load=None, live=set(), apply=daemon.apply, notifier=daemon.notifier)
+    reload = Reload(Whole(), load=None, apply=daemon.apply, notifier=daemon.notifier)
     with capture_logs() as logs:
         reload.reload()
     assert [line["event"] for line in logs] == ["reload_ignored"]

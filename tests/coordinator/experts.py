@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.messages import (
@@ -12,7 +14,6 @@ from moe2.common.messages import (
     ExpertReport,
     ExpertState,
     Hello,
-    HostFacts,
     Report,
     Sampling,
     TextPrompt,
@@ -20,9 +21,11 @@ from moe2.common.messages import (
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.budgets import Budgets
 from moe2.coordinator.dispatch import Request
-from moe2.coordinator.predict import Demand
+from moe2.coordinator.predict import Demand, Prediction
+from moe2.coordinator.roster import Roster
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.table import Expert
+from tests.common.samples import SMALLEST_HOST
 
 EXACT = Spread(p50=0.0, p95=0.0)
 
@@ -49,7 +52,6 @@ def cost(j_per_decoded_token: float, *, quality: Quality = Quality.MEASURED_COUN
 
 
 MEASURED = speed(1000.0, 50.0)
-HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 
 def hello(agent_id: str = "agent-1") -> Hello:
@@ -71,7 +73,7 @@ def expert_report(model: str = "m", state: ExpertState = ExpertState.READY, **fi
 
 
 def report(*experts: ExpertReport, **fields: Any) -> Report:
-    return Report(seq=1, host=HOST, experts=experts, **fields)
+    return Report(seq=1, host=SMALLEST_HOST, experts=experts, **fields)
 
 
 def expert(agent_id: str = "agent-1", model: str = "m", **fields: Any) -> Expert:
@@ -104,6 +106,12 @@ def request(**fields: Any) -> Request:
 
 def text_request(**fields: Any) -> Request:
     return request(prompt=TextPrompt(text="Once"), **fields)
+
+
+def predict(expert: Expert, demand: Demand, busy: int) -> Prediction:
+    """What a request takes on one expert, with `busy` requests already there."""
+    forecast = Roster((expert,)).forecast(np.array([demand.prompt_tokens]), demand.answer_tokens, np.array([busy]))
+    return forecast.prediction(0)
 
 
 def selector(**categories: Budgets) -> Selector:

@@ -52,6 +52,7 @@ def receipt(*energies: Energy, lines: tuple[ExpertLine, ...] | None = None, **se
 
 
 def agent_row(**fields: Any) -> AgentRow:
+    """A connected agent with one ready expert; `fields` replace its own."""
     expert = ExpertReport(
         model="tiny",
         state=ExpertState.READY,
@@ -81,8 +82,9 @@ def agent_row(**fields: Any) -> AgentRow:
     return msgspec.structs.replace(row, **fields)
 
 
-def status(*rows: AgentRow) -> CoordinatorStatus:
-    return CoordinatorStatus(
+def status(*rows: AgentRow, **fields: Any) -> CoordinatorStatus:
+    """A coordinator with these agents, five requests and a warning; `fields` replace its own."""
+    found = CoordinatorStatus(
         coordinator_id="coordinator-1",
         version="1",
         pid=1,
@@ -98,3 +100,4 @@ def status(*rows: AgentRow) -> CoordinatorStatus:
         requests_cancelled=0,
         warnings=(HealthWarning(code="agent_stale", severity=Severity.DEGRADED, message="m", remedy="r"),),
     )
+    return msgspec.structs.replace(found, **fields)

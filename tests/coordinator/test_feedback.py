@@ -20,6 +20,7 @@ from moe2.coordinator.gating.outcomes import OutcomesError
 from moe2.coordinator.roster import Roster
 from tests.coordinator.experts import expert
 from tests.coordinator.gating.outcome_tables import synthetic_outcomes
+from tests.fakes.fulldisk import room_for_bytes
 
 
 def answered(book: FeedbackBook, request_id: str = "req-1", **fields: str) -> None:
@@ -132,6 +133,27 @@ def test_a_cut_off_line_costs_only_itself(tmp_path_factory: pytest.TempPathFacto
     survivors = FeedbackFile(file.path).read()
     file.append(entry("req-3"))
     assert FeedbackFile(file.path).read() == [*survivors, entry("req-3")]
+
+
+def test_a_score_that_finds_the_disk_full_is_told_and_leaves_no_half_line(tmp_path: Path) -> None:
+    """The scores before it and after it are kept."""
+    file = FeedbackFile(tmp_path / "feedback.jsonl")
+    file.append(entry())
+    with room_for_bytes(file.path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+        file.append(entry("req-2"))
+    file.append(entry("req-3"))
+    assert file.read() == [entry(), entry("req-3")]
+    assert file.damaged_lines == 0
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    """A cut-off line is passed over, so that a coordinator starts on a full disk and training reads what it may not
+    write."""
+    path = tmp_path / "feedback.jsonl"
+    path.write_bytes(b'{"request_id": "req')
+    file = FeedbackFile(path)
+    assert (file.read(), file.damaged_lines) == ([], 1)
+    assert path.read_bytes() == b'{"request_id": "req'
 
 
 @pytest.mark.parametrize("line", ["nonsense", "{}", '{"score": 2}', "\x00"])

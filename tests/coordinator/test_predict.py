@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
 from moe2.common.energy import Quality
 from moe2.common.messages import ExpertState
-from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens, predict
+from moe2.coordinator.predict import ASSUMED_ANSWER_TOKENS, Demand, Prediction, estimate_prompt_tokens
 from moe2.coordinator.roster import Roster
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import EXACT, cost, expert, speed
+from tests.common.predictions import expected_occupancy, predicted_energy, predicted_latency
+from tests.coordinator.experts import EXACT, cost, expert, predict, speed
 
 
 def test_a_prediction_is_prefill_plus_decode() -> None:
@@ -107,35 +108,90 @@ PROFILES = st.none() | st.builds(
 LIVED = st.tuples(st.floats(-2, 4), st.floats(0, 2))
 
 
-@given(
-    st.lists(
-        st.tuples(PROFILES, st.none() | st.floats(0, 5), st.none() | st.floats(0, 1), LIVED, st.integers(0, 9000)),
-        min_size=1,
-        max_size=4,
+FLEETS = st.lists(
+    st.tuples(
+        PROFILES,
+        st.none() | st.floats(0, 5),
+        st.none() | st.floats(0, 1),
+        LIVED,
+        st.integers(0, 9000),
+        st.integers(0, 9),
     ),
-    st.none() | st.integers(1, 5000),
-    st.integers(0, 9),
+    min_size=1,
+    max_size=4,
 )
-def test_a_forecast_is_the_prediction_of_each_expert(
-    fleet: list[tuple[LatencyProfile | None, float | None, float | None, tuple[float, float], int]],
-    max_tokens: int | None,
-    busy: int,
-) -> None:
-    """All experts at once cost what each one alone is predicted to cost, the unknown included."""
+Drawn = tuple[LatencyProfile | None, float | None, float | None, tuple[float, float], int, int]
+
+
+def _experts(fleet: list[Drawn]) -> list[Expert]:
+    """Every second one is cold."""
     experts = []
-    for place, (latency, joules, rtt_s, lived, _) in enumerate(fleet):
+    for place, (latency, joules, rtt_s, lived, *_) in enumerate(fleet):
         profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
         energy = None if joules is None else _energy(joules)
         load: dict[str, Any] = {} if place % 2 else {"state": ExpertState.COLD, "load_s": rtt_s}
         experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy, **load), rtt_s=rtt_s))
-    roster = Roster(experts)
-    demands = [Demand(prompt_tokens, max_tokens) for *_, prompt_tokens in fleet]
-    prompt_tokens = np.array([demand.prompt_tokens for demand in demands])
-    forecast = roster.forecast(prompt_tokens, demands[0].answer_tokens, roster.busy({one.key: busy for one in experts}))
-    for place, (one, demand) in enumerate(zip(experts, demands, strict=True)):
-        predicted, alone = forecast.prediction(place), predict(one, demand, busy)
+    return experts
+
+
+@given(FLEETS, st.none() | st.integers(1, 5000))
+def test_a_forecast_is_what_the_formulas_say_of_each_expert(fleet: list[Drawn], max_tokens: int | None) -> None:
+    """All experts at once cost what each one's profile says for it alone, the unknown included."""
+    experts = _experts(fleet)
+    prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
+    demand = Demand(0, max_tokens)
+    forecast = Roster(experts).forecast(prompt_tokens, demand.answer_tokens, busy)
+    for place, one in enumerate(experts):
+        predicted = forecast.prediction(place)
+        alone = _written_out(one, Demand(int(prompt_tokens[place]), max_tokens), int(busy[place]))
         assert predicted.shape == alone.shape
         assert _figures(predicted) == pytest.approx(_figures(alone), nan_ok=True)
+
+
+@given(FLEETS, st.lists(st.integers(0, 5000), min_size=4, max_size=4))
+def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], lengths: list[int]) -> None:
+    """As if each had been asked for alone."""
+    experts = _experts(fleet)
+    prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
+    roster, answer_tokens = Roster(experts), np.array(lengths[: len(experts)])
+    together = roster.forecast(prompt_tokens, answer_tokens, busy)
+    for place, length in enumerate(answer_tokens.tolist()):
+        alone = roster.forecast(prompt_tokens, length, busy)
+        assert together.prediction(place) == alone.prediction(place)
+        assert together.added_w[place] == pytest.approx(alone.added_w[place], nan_ok=True)
+
+
+def _written_out(one: Expert, demand: Demand, busy: int) -> Prediction:
+    """The formulas of one request on one expert, with the way to it and its loading."""
+    report = one.report
+    shape = RequestShape(
+        prompt_tokens=demand.prompt_tokens,
+        decoded_tokens=demand.answer_tokens,
+        occupancy=min(busy + 1, report.slots),
+        queued_ahead=busy - report.slots if busy >= report.slots else None,
+    )
+    lived = expected_occupancy(report.latency, shape) if report.latency else shape.occupancy
+    energy_j = predicted_energy(report.energy, shape, lived) if report.energy else None
+    quality = report.energy.quality if report.energy else None
+    if report.latency is None:
+        return Prediction(shape, None, None, None, energy_j, quality)
+    latency, transmit_s = predicted_latency(report.latency, shape), one.rtt_s or 0.0
+    load_s = 0.0 if report.state is ExpertState.READY else report.load_s
+    return Prediction(
+        shape=shape,
+        ttft_s=_later(latency.ttft_s, transmit_s, load_s),
+        per_token_s=latency.inter_token_s,
+        total_s=_later(latency.total_s, transmit_s, load_s),
+        energy_j=energy_j,
+        energy_quality=quality,
+        transmit_s=transmit_s,
+    )
+
+
+def _later(seconds: Quantiles, transmit_s: float, load_s: float | None) -> Quantiles | None:
+    if load_s is None:
+        return None
+    return Quantiles(seconds.p50 + transmit_s + load_s, seconds.p95 + transmit_s + load_s)
 
 
 def _figures(prediction: Prediction) -> list[float]:

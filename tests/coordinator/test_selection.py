@@ -16,9 +16,9 @@ from moe2.coordinator.coarse import problem_of
 from moe2.coordinator.decision import decision_of, offers_of
 from moe2.coordinator.planning import branch
 from moe2.coordinator.planning.problem import Quantile
-from moe2.coordinator.predict import Demand, predict
+from moe2.coordinator.predict import Demand
 from moe2.coordinator.table import Expert
-from tests.coordinator.experts import cost, expert, selector, speed
+from tests.coordinator.experts import cost, expert, predict, selector, speed
 
 FAST = speed(1000.0, 100.0)
 SLOW = speed(1000.0, 10.0)

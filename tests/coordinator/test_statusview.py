@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,60 +17,33 @@ from moe2.common.cost import EnergyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
+from moe2.common.messages import HostFacts, Performance, SensorReport
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator import statusview
+from tests.common.samples import SMALL_EXPERT
+from tests.coordinator import receipts
 
-READY = ExpertReport(
-    model="small-q4",
-    state=ExpertState.READY,
-    context_tokens=4096,
-    slots=4,
-    active=2,
-    queued=1,
-    max_queue=32,
-    performance=Performance(decode_tokens_per_s=41.66, ttft_s=0.0214, n_requests=120),
-)
 NO_AGENTS = HealthWarning(
     code="no_agents", severity=Severity.DEGRADED, message="No agent is connected.", remedy="Start an agent."
 )
 
 
-def row(
-    name: str,
-    *,
-    connected: bool = True,
-    draining: bool = False,
-    experts: tuple[ExpertReport, ...] = (READY,),
-    sensors: tuple[SensorReport, ...] = (),
-    warnings: tuple[HealthWarning, ...] = (),
-) -> AgentRow:
-    return AgentRow(
-        agent_id=f"agent-{name}",
-        agent_name=name,
-        version="1.2.3",
-        connected=connected,
-        draining=draining,
-        report_age_s=1.2,
-        rtt_s=0.0004 if connected else None,
-        host=HostFacts(hostname=name, system="Linux", architecture="aarch64", board="Orin NX", power_mode="25W"),
-        experts=experts,
-        sensors=sensors,
-        warnings=warnings,
-    )
+def row(name: str, *, connected: bool = True, **fields: Any) -> AgentRow:
+    host = HostFacts(hostname=name, system="Linux", architecture="aarch64", board="Orin NX", power_mode="25W")
+    known = {"version": "1.2.3", "report_age_s": 1.2, "host": host, "experts": (SMALL_EXPERT,), "sensors": (), **fields}
+    rtt_s = 0.0004 if connected else None
+    return receipts.agent_row(agent_id=f"agent-{name}", agent_name=name, connected=connected, rtt_s=rtt_s, **known)
 
 
 def status(*agents: AgentRow, warnings: tuple[HealthWarning, ...] = ()) -> CoordinatorStatus:
-    return CoordinatorStatus(
-        coordinator_id="coordinator-1",
+    return receipts.status(
+        *agents,
         version="1.2.3",
         pid=7,
         uptime_s=93_784.0,
-        draining=False,
         epoch=12,
         api_url="http://127.0.0.1:8080",
         agents_url="ws://127.0.0.1:8081",
-        agents=agents,
         requests_active=2,
         requests_finished=1000,
         requests_failed=1,
@@ -180,7 +154,7 @@ def test_a_coordinator_that_is_down_names_the_command(tmp_path: Path, capsys: py
 def test_simulated_figures_are_marked() -> None:
     """Watts beside the sensor, joules per token below the figure."""
     simulated = msgspec.structs.replace(
-        READY,
+        SMALL_EXPERT,
         performance=Performance(j_per_decoded_token=2.17),
         energy=EnergyProfile(
             coefficients=(0.0, 2.17, 0.0, 0.0), spread=Spread(p50=0.0, p95=0.1), quality=Quality.SIMULATED

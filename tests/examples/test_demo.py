@@ -29,8 +29,8 @@ from moe2.agent.settings import AgentSettings
 from moe2.common.config import load_settings
 from moe2.common.localsocket import MAX_PATH_BYTES
 from moe2.common.messages import ExpertReport, ExpertState
-from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator.settings import CoordinatorSettings
+from tests.coordinator.receipts import agent_row, status
 
 MODELS = (Model("first", Path("/models/first.gguf")), Model("second", Path("/models/second.gguf")))
 RECEIPT = {
@@ -117,38 +117,8 @@ class FakeCoordinator:
         return web.Response(body=self.stream, status=self.status)
 
     async def _fleet(self, _: web.Request) -> web.Response:
-        rows = tuple(
-            AgentRow(
-                agent_id=expert.model,
-                agent_name=expert.model,
-                version="1",
-                connected=True,
-                draining=False,
-                report_age_s=0.0,
-                rtt_s=None,
-                host=None,
-                experts=(expert,),
-                sensors=(),
-                warnings=(),
-            )
-            for expert in self.fleets.pop(0)
-        )
-        fleet = CoordinatorStatus(
-            coordinator_id="c",
-            version="1",
-            pid=1,
-            uptime_s=1.0,
-            draining=False,
-            epoch=1,
-            api_url="",
-            agents_url="",
-            agents=rows,
-            requests_active=0,
-            requests_finished=0,
-            requests_failed=0,
-            requests_cancelled=0,
-            warnings=(),
-        )
+        experts = self.fleets.pop(0)
+        fleet = status(*(agent_row(agent_id=expert.model, experts=(expert,)) for expert in experts))
         return web.Response(body=msgspec.json.encode(fleet))
 
     async def _ready(self, _: web.Request) -> web.Response:

@@ -54,7 +54,9 @@ class Step:
         self._writer = writer
 
     def answer(self, word: str = "go") -> None:
-        self._writer.write(f"{word} {self.phase}\n".encode())
+        # One whose process was killed has nobody to tell; uvloop raises where asyncio's own loop drops what is written.
+        if not self._writer.is_closing():
+            self._writer.write(f"{word} {self.phase}\n".encode())
 
 
 @asynccontextmanager

@@ -49,7 +49,7 @@ class FakeExpert:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._events: Codec[Event] = Codec(Event, same_release=True)
+        self._events: Codec[Event] = Codec(Event)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._takes: dict[str, asyncio.Queue[Take]] = {}
         self._context_tokens = 0
@@ -63,7 +63,7 @@ class FakeExpert:
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb")
         )
-        commands: Codec[Command] = Codec(Command, same_release=True)
+        commands: Codec[Command] = Codec(Command)
         splitter = FrameSplitter()
         while data := await reader.read(65_536):
             for frame in splitter.feed(data):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from moe2.coordinator.gating.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields, save_checkpoint
-from moe2.coordinator.gating.encoder import embed_for
 from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
 from moe2.coordinator.gating.gate import Gate, GateParameters
 
@@ -27,7 +26,7 @@ class MadeGate:
 def random_gate(experts: Sequence[str], kinds: Sequence[str], features: FeatureConfig) -> MadeGate:
     """A gate that answers every prompt differently; every number in it is drawn, the same each time."""
     random = np.random.default_rng(11)
-    kind_count, count, width, hidden, numbers = len(kinds), len(experts), 4, 6, features.shape_size
+    kind_count, count, width, hidden, numbers = len(kinds), len(experts), 4, 6, SHAPE_SIZE
 
     def some(*shape: int) -> np.ndarray:
         return random.normal(0.0, 0.5, shape).astype(np.float32)
@@ -47,7 +46,7 @@ def random_gate(experts: Sequence[str], kinds: Sequence[str], features: FeatureC
         calibration_slope=np.abs(some(count)) + 1,
         calibration_offset=some(count),
     )
-    gate = Gate(parameters, features, experts, TAU, embed_for(features))
+    gate = Gate(parameters, features, experts, TAU)
     return MadeGate(gate, _manifest(experts, kinds, features))
 
 

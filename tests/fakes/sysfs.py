@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 _I2C = "sys/bus/i2c/drivers"
 
@@ -119,3 +123,16 @@ def amd_host(root: Path) -> tuple[Path, Path]:
     rapl_zone(root, "0:0", "core", 400_000, range_uj=65532610987)
     second = rapl_zone(root, "1", "package-1", 2_000_000, range_uj=65532610987)
     return first, second
+
+
+def deny_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAPL's counters can be read by nobody."""
+    # Tests may run as root, who may read everything: the refusal has to come from the call itself.
+    real_open = os.open
+
+    def refuse_energy(path: Path, flags: int, *rest: int) -> int:
+        if str(path).endswith("energy_uj"):
+            raise PermissionError(errno.EACCES, "denied")
+        return real_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse_energy)

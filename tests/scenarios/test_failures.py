@@ -155,3 +155,21 @@ async def test_slow_expert_gets_less_work(tmp_path: Path) -> None:
         for _ in range(3):
             async with await running.chat("a b c") as answer:
                 assert answer.headers["x-moe2-agent"] == "fast"
+
+
+async def test_a_time_limit_of_two_milliseconds_is_no_internal_error(tmp_path: Path) -> None:
+    """Requests whose deadline is now or past end as such, by the hundred, and the agent keeps its link."""
+    async with fleet(tmp_path, api={"request_timeout_s": 0.002}) as running:
+
+        async def ask() -> int:
+            async with await running.chat("a b c", max_tokens=3) as answer:
+                await answer.read()
+                return answer.status
+
+        statuses = [status for _ in range(10) for status in await asyncio.gather(*(ask() for _ in range(20)))]
+        assert 500 not in statuses
+        await running.quiet()
+        status = running.coordinator.status()
+        assert status.dispatch.internal_errors == 0
+        assert status.requests_finished == statuses.count(200)
+        assert [row.connected for row in status.agents] == [True]

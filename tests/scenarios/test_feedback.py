@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.fulldisk import room_for_bytes
 
 
 async def scored(running: Fleet, request_id: str, score: Any) -> tuple[int, dict[str, Any]]:
@@ -74,3 +75,22 @@ async def test_feedback_that_cannot_be_kept_does_not_count(tmp_path: Path) -> No
         assert (status, answer["error"]["code"]) == (500, "feedback_not_kept")
         (tmp_path / "feedback.jsonl").rmdir()
         assert (await scored(running, request_id, 1))[0] == 200
+
+
+async def test_a_score_on_a_full_disk_is_not_lost_silently(tmp_path: Path) -> None:
+    """The client is told, may send it again, and a restart finds every score that was answered with 200."""
+    path = tmp_path / "feedback.jsonl"
+    async with fleet(tmp_path) as running:
+        first, second = await asked(running), await asked(running)
+        assert (await scored(running, first, 1))[0] == 200
+        # Longer than anything else that the fleet writes meanwhile.
+        path.write_bytes(path.read_bytes() * 20_000)
+        with room_for_bytes(path.stat().st_size + 20):
+            status, answer = await scored(running, second, 0)
+        assert (status, answer["error"]["code"]) == (500, "feedback_not_kept")
+        assert path.read_bytes().endswith(b"}\n")
+        status, answer = await scored(running, second, 0)
+        assert (status, answer["model_count"]) == (200, 2)
+    kept = path.read_bytes().splitlines()
+    assert len(kept) == 20_001
+    assert {json.loads(line)["request_id"] for line in kept} == {first, second}

@@ -12,7 +12,6 @@ import aiohttp
 import openai
 import pytest
 import structlog
-from openai import AsyncOpenAI
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.access.keyfile import KeyFile
@@ -23,13 +22,10 @@ from moe2.coordinator.budgets import Budgets
 from tests.coordinator.access.keys import add_key, revoke
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import TOKEN, Fleet, fleet
+from tests.scenarios.clients import client_of
 
 REQUIRED = {"keys": "required"}
 HELLO: Any = [{"role": "user", "content": "a b c"}]
-
-
-def client_of(running: Fleet, key: str, *, retries: int = 0) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key=key, max_retries=retries)
 
 
 def bearer(key: str) -> dict[str, str]:

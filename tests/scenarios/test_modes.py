@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.scenarios.clients import text_of
 
 
 async def asked(running: Fleet, content: str = "one two three", **fields: Any) -> dict[str, Any]:
@@ -26,11 +27,6 @@ async def refused(running: Fleet, status: int, **fields: Any) -> dict[str, Any]:
     assert answer.status == status, body
     error: dict[str, Any] = body["error"]
     return error
-
-
-def text_of(body: dict[str, Any]) -> str:
-    text: str = body["choices"][0]["message"]["content"]
-    return text
 
 
 async def streamed(running: Fleet, **fields: Any) -> tuple[list[str], dict[str, Any]]:

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from openai import AsyncOpenAI
 
-from tests.fakes.fleet import Fleet, fleet
-
-
-def client_of(running: Fleet) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key="unused", max_retries=0)
+from tests.fakes.fleet import fleet
+from tests.scenarios.clients import client_of
 
 
 async def test_chat_is_answered_with_usage_and_receipt(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from moe2.agent.daemon import ENGINE_ARGV
 from tests.fakes.fleet import Fleet, fleet
 from tests.models import smollm2_path
+from tests.scenarios.clients import text_of
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +28,6 @@ async def answer_to(running: Fleet, prompt: str, **fields: Any) -> dict[str, Any
         body: dict[str, Any] = await answer.json()
     assert answer.status == 200, body
     return body
-
-
-def text_of(body: dict[str, Any]) -> str:
-    text: str = body["choices"][0]["message"]["content"]
-    return text
 
 
 async def test_a_mix_of_one_equals_that_expert_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from moe2.common.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
 from moe2.common.wire import wire_codec
 from moe2.coordinator.hub import AGENTS_PATH
-from tests.fakes.control import ExpertControl
+from tests.fakes.control import ExpertControl, Step
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN, Fleet, fleet
 
 FAST = ("--decode-tokens-per-s", "1000")
@@ -32,16 +32,24 @@ async def until_waiting(running: Fleet, n: int) -> None:
     await running.until_status(lambda status: status.dispatch.waiting == n)
 
 
+async def one_runs_and_one_waits(
+    running: Fleet, control: ExpertControl
+) -> tuple[asyncio.Task[aiohttp.ClientResponse], Step, asyncio.Task[aiohttp.ClientResponse]]:
+    """A request that decodes "a", its next step, and a request for "b" that waits for its slot."""
+    first = asyncio.create_task(running.chat("a", max_tokens=1))
+    step = await control.next_phase()
+    second = asyncio.create_task(running.chat("b", max_tokens=1))
+    await until_waiting(running, 1)
+    return first, step, second
+
+
 # --- Admission --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_request_waits_for_room(tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]) -> None:
     """It is answered when the one before it has ended, and its receipt tells how long it waited."""
     async with fleet(tmp_path, engine_argv=controlled, models=one_slot(tmp_path)) as running:
-        first = asyncio.create_task(running.chat("a", max_tokens=1))
-        step = await control.next_phase()
-        second = asyncio.create_task(running.chat("b", max_tokens=1))
-        await until_waiting(running, 1)
+        first, step, second = await one_runs_and_one_waits(running, control)
         control.free = True
         step.answer()
         assert (await first).status == 200
@@ -55,10 +63,7 @@ async def test_a_request_waits_for_room(tmp_path: Path, control: ExpertControl, 
 async def test_a_new_agent_makes_room(tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]) -> None:
     """Who waits does not wait for the busy one only."""
     async with fleet(tmp_path, engine_argv=controlled, models=one_slot(tmp_path)) as running:
-        first = asyncio.create_task(running.chat("a", max_tokens=1))
-        step = await control.next_phase()
-        second = asyncio.create_task(running.chat("b", max_tokens=1))
-        await until_waiting(running, 1)
+        first, step, second = await one_runs_and_one_waits(running, control)
         await running.start_agent("two", models=one_slot(tmp_path))
         answer = await second
         assert answer.headers["x-moe2-agent"] == "two"
@@ -96,10 +101,7 @@ async def test_who_leaves_while_waiting_leaves_nothing(
 ) -> None:
     """No place is held, and the expert never hears of it."""
     async with fleet(tmp_path, engine_argv=controlled, models=one_slot(tmp_path)) as running:
-        first = asyncio.create_task(running.chat("a", max_tokens=1))
-        step = await control.next_phase()
-        second = asyncio.create_task(running.chat("b", max_tokens=1))
-        await until_waiting(running, 1)
+        first, step, second = await one_runs_and_one_waits(running, control)
         second.cancel()
         await until_waiting(running, 0)
         step.answer()
@@ -165,10 +167,7 @@ async def test_shutting_down_ends_the_wait_with_a_retryable_error(
 ) -> None:
     """While the running request is given its time."""
     async with fleet(tmp_path, engine_argv=controlled, models=one_slot(tmp_path)) as running:
-        first = asyncio.create_task(running.chat("a", max_tokens=1))
-        step = await control.next_phase()
-        second = asyncio.create_task(running.chat("b", max_tokens=1))
-        await until_waiting(running, 1)
+        first, step, second = await one_runs_and_one_waits(running, control)
         running.coordinator.stop()
         refused = await second
         assert (refused.status, (await refused.json())["error"]["code"]) == (503, "stopping")

@@ -12,18 +12,14 @@ from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI
 
 from moe2.common.status import CoordinatorStatus
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
 from tests.fakes.gates import write_gate
+from tests.scenarios.clients import client_of
 
 QUESTION = [{"role": "user", "content": "one two three"}]
-
-
-def client_of(running: Fleet) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key="unused", max_retries=0)
 
 
 def models(root: Path, *names: str) -> list[dict[str, Any]]:

@@ -7,17 +7,13 @@ from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, fleet
+from tests.scenarios.clients import client_of
 
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 ECHOED = '<tool_call> {"name":"weather","arguments":{"city":"Bonn"}} </tool_call> END'
-
-
-def client_of(running: Fleet) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{running.coordinator.api_url}/v1", api_key="unused", max_retries=0)
 
 
 def asked(text: str = ECHOED, **fields: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_reset_begins_a_new_epoch(tmp_path: Path) -> None:
 def test_denied_counter_says_how_to_allow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root-only counters are denied, with the rule that opens them, and never 0."""
     sysfs.intel_host(tmp_path)
-    _deny(monkeypatch)
+    sysfs.deny_energy(monkeypatch)
     with pytest.raises(SensorDeniedError) as denied:
         RaplSensor(tmp_path, ManualClock()).probe()
     assert denied.value.remedy is not None
@@ -81,18 +81,6 @@ def test_host_without_rapl_is_absent(tmp_path: Path) -> None:
     """A virtual machine shows no powercap zones."""
     with pytest.raises(SensorAbsentError, match="no RAPL"):
         RaplSensor(tmp_path, ManualClock()).probe()
-
-
-def _deny(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tests may run as root, who may read everything: the refusal has to come from the call itself.
-    real_open = os.open
-
-    def refuse_energy(path: Path, flags: int, *rest: int) -> int:
-        if str(path).endswith("energy_uj"):
-            raise PermissionError(errno.EACCES, "denied")
-        return real_open(path, flags, *rest)
-
-    monkeypatch.setattr(os, "open", refuse_energy)
 
 
 def _refuse(*_: object) -> bytes:

@@ -30,8 +30,8 @@ class Child:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
-        self._commands: Codec[Command] = Codec(Command, same_release=True)
-        self._events: Codec[Event] = Codec(Event, same_release=True)
+        self._commands: Codec[Command] = Codec(Command)
+        self._events: Codec[Event] = Codec(Event)
         self._splitter = FrameSplitter()
         self._arrived: list[Event] = []
 

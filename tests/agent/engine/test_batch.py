@@ -85,7 +85,9 @@ def test_a_shared_beginning_is_copied_and_the_cached_conversation_kept() -> None
     placed = lanes.place([1, 2, 9, 9], reserve=4, logits_from=3)
     assert placed is not None
     assert (placed[1].source, placed[1].keep, placed[1].lane != first.lane) == (first.lane, 2, True)
-    assert lanes.cached_prefix([1, 2, 3, 4]) == 4
+    again = lanes.place([1, 2, 3, 4, 5], reserve=5, logits_from=4)
+    assert again is not None
+    assert (again[1].source, again[1].keep) == (first.lane, 4)
 
 
 def test_at_least_the_last_prompt_token_is_decoded() -> None:

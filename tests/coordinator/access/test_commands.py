@@ -192,7 +192,7 @@ def test_what_root_makes_belongs_to_the_daemons_user(tmp_path: Path, config: Pat
     """`sudo moe2-coordinator keys create` must not lock the daemon out."""
     os.chown(tmp_path, 12_345, 54_321)
     keys(config, "create", "app")
-    for name in ("keys.json", "keys.lock"):
+    for name in ("keys.json", ".keys.json.lock"):
         facts = (tmp_path / name).stat()
         assert (facts.st_uid, facts.st_gid) == (12_345, 54_321)
 

@@ -40,7 +40,7 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
         add_key(KeyFile(tmp_path / "state"))
     finally:
         os.umask(before)
-    for name in ("keys.json", "keys.lock"):
+    for name in ("keys.json", ".keys.json.lock"):
         assert stat.S_IMODE((tmp_path / "state" / name).stat().st_mode) == 0o600
 
 
@@ -52,7 +52,7 @@ def test_the_file_is_replaced_and_nothing_is_left_behind(tmp_path: Path) -> None
         add_key(file, 2)
         assert len(json.load(old)["keys"]) == 1
     assert len(file.read().keys) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,15 +67,15 @@ def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyFileError, match="No space left on device"):
         add_key(file, 2)
     assert len(file.read().keys) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path) -> None:
     """The next one does it, and touches nothing else, such as an operator's copy."""
-    for name in (".keys.json.draft-x1y2", "keys.json.bak"):
+    for name in (".keys.json.x1y2.draft", "keys.json.bak"):
         (tmp_path / name).touch()
     add_key(KeyFile(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.json.bak", "keys.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keys.json.lock", "keys.json", "keys.json.bak"]
 
 
 def test_two_commands_at_once_lose_no_key(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from moe2.coordinator.collecting.outfile import Answered, Outfile, OutfileError
 from moe2.coordinator.collecting.questions import Question
 from moe2.coordinator.collecting.scoring import Metric
 from moe2.coordinator.gating.outcomes import read_outcomes
+from tests.fakes.fulldisk import room_for_bytes
 
 
 def question(name: str = "q1", asked: str = "How many?") -> Question:
@@ -64,6 +65,30 @@ def test_a_cut_off_last_line_is_dropped(tmp_path_factory: pytest.TempPathFactory
     assert repaired.answers(question("q2")) == {}
     repaired.put(question("q2"), {"a/m": answered()})
     assert len(read_outcomes(path)) == 2
+
+
+def test_an_answer_that_finds_the_disk_full_can_be_put_again(tmp_path: Path) -> None:
+    """It is not taken for known, and no half line stays that the next collection would stumble over."""
+    path = tmp_path / "o.jsonl"
+    outfile = Outfile(path)
+    outfile.put(question(), {"a/m": answered()})
+    with room_for_bytes(path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
+        outfile.put(question("q2"), {"a/m": answered()})
+    assert outfile.answers(question("q2")) == {}
+    outfile.put(question("q2"), {"a/m": answered()})
+    assert len(read_outcomes(path)) == 2
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    """What it points to is continued and replaced."""
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "o.jsonl")
+    outfile = Outfile(link)
+    outfile.put(question(), {"a/m": answered()})
+    outfile.put(question(), {"a/m": answered(), "a/n": answered("n")})
+    outfile.flush()
+    assert link.is_symlink()
+    assert set(Outfile(tmp_path / "o.jsonl").answers(question())) == {"a/m", "a/n"}
 
 
 def test_another_question_set_is_refused(tmp_path: Path) -> None:

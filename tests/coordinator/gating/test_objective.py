@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
-from moe2.coordinator.gating.objective import (
+from tests.oracles.objective import (
     entropy_regularised_loss,
     free_energy,
     mixture_cross_entropy,

@@ -14,11 +14,11 @@ from moe2.coordinator.gating.features import FeatureExtractor
 from moe2.coordinator.gating.folding import folded
 from moe2.coordinator.gating.gate import Gate, GateParameters
 from moe2.coordinator.gating.network import GateNetwork, entropy_regularised_loss, expert_log_odds
-from moe2.coordinator.gating.objective import entropy_regularised_loss as pure_loss
-from moe2.coordinator.gating.objective import restricted_softmax
 from moe2.coordinator.gating.preparation import PreparedRows
 from moe2.coordinator.gating.training import TrainedGate, train_gate
 from moe2.coordinator.gating.training_config import TrainingError
+from tests.oracles.objective import entropy_regularised_loss as pure_loss
+from tests.oracles.objective import restricted_softmax
 
 from .conftest import SMALL_FEATURES, SMALL_TRAINING
 from .outcome_tables import synthetic_outcomes
@@ -132,21 +132,27 @@ def test_progress_ends_at_the_total() -> None:
     assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
 
 
-def test_torch_and_numpy_forward_agree() -> None:
-    """One network evaluated by torch gives the same heads and probabilities as its folded form in numpy."""
-    outcomes = synthetic_outcomes(60)
-    rows = PreparedRows(outcomes, None, SMALL_FEATURES, SMALL_TRAINING)
-    torch.manual_seed(0)
+def drawn_network(rows: PreparedRows, *, width: int, hidden: int) -> GateNetwork:
+    """An untrained network for three kinds and three experts, whose residual is not zero."""
     network = GateNetwork(
         buckets=SMALL_FEATURES.buckets,
         shape_size=rows.shapes.shape[1],
         kinds=3,
         experts=3,
-        width=8,
-        hidden=16,
+        width=width,
+        hidden=hidden,
         dropout=0,
     ).eval()
     torch.nn.init.normal_(network.residual_head.weight)
+    return network
+
+
+def test_torch_and_numpy_forward_agree() -> None:
+    """One network evaluated by torch gives the same heads and probabilities as its folded form in numpy."""
+    outcomes = synthetic_outcomes(60)
+    rows = PreparedRows(outcomes, None, SMALL_FEATURES, SMALL_TRAINING)
+    torch.manual_seed(0)
+    network = drawn_network(rows, width=8, hidden=16)
     with torch.no_grad():
         network.embedding.weight.copy_(network.embedding.weight.half().float())
         kinds, residual = network(rows.batch(np.arange(60), 1.0, torch.Generator()))
@@ -167,16 +173,7 @@ def test_folding_averages_the_networks() -> None:
     networks = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        network = GateNetwork(
-            buckets=SMALL_FEATURES.buckets,
-            shape_size=rows.shapes.shape[1],
-            kinds=3,
-            experts=3,
-            width=4,
-            hidden=8,
-            dropout=0,
-        ).eval()
-        torch.nn.init.normal_(network.residual_head.weight)
+        network = drawn_network(rows, width=4, hidden=8)
         networks.append(network)
     features = FeatureExtractor(SMALL_FEATURES).extract(outcomes.prompts[0])
     single = [Gate(folded([net], rows), SMALL_FEATURES, outcomes.experts, 0.1).heads(features) for net in networks]

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem, Quantile
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, FreeEnergy, SetValue
+from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
+from tests.oracles.free_energy import FreeEnergy
 
 KINDS = ("coverage", "best_of", "free_energy")
 TEMPERATURE = 0.3

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe2.coordinator.planning import branch, exhaustive, few, greedy, lattice
+from moe2.coordinator.planning import branch, few, greedy, lattice
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.certificate import Status
 from moe2.coordinator.planning.problem import Budgets
 from moe2.coordinator.planning.values import FloatArray
+from tests.oracles import exhaustive
 
 from . import cases
 

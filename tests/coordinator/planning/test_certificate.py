@@ -8,7 +8,7 @@ from itertools import count, pairwise
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning import branch, exhaustive, greedy, polyblock
+from moe2.coordinator.planning import branch, greedy
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.candidates import TIE
 from moe2.coordinator.planning.certificate import Cause, Plan, Status
@@ -16,6 +16,7 @@ from moe2.coordinator.planning.frontier import frontier
 from moe2.coordinator.planning.problem import Budgets, Limit, Problem
 from moe2.coordinator.planning.table import TableError, ValueTable
 from moe2.coordinator.planning.values import Coverage, FloatArray
+from tests.oracles import exhaustive, polyblock
 
 from . import cases
 

@@ -8,12 +8,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning import branch, exhaustive, few, greedy, polyblock
+from moe2.coordinator.planning import branch, few, greedy
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.certificate import Plan, Status
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
 from moe2.coordinator.planning.table import ValueTable
+from tests.oracles import exhaustive, polyblock
 
 from . import cases
 

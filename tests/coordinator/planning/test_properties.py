@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe2.coordinator.planning import branch, exhaustive
+from moe2.coordinator.planning import branch
 from moe2.coordinator.planning.branch import Effort
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.certificate import Plan
@@ -17,6 +17,7 @@ from moe2.coordinator.planning.cover import minimal_infeasible
 from moe2.coordinator.planning.envelope import envelope
 from moe2.coordinator.planning.problem import Costs, Problem
 from moe2.coordinator.planning.values import BestOf, CalibrationError, Coverage, FloatArray
+from tests.oracles import exhaustive
 
 from . import cases
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.coordinator.planning import lattice
-from moe2.coordinator.planning.values import BestOf, CalibrationError, Coverage, FreeEnergy
+from moe2.coordinator.planning.values import BestOf, CalibrationError, Coverage
+from tests.oracles.free_energy import FreeEnergy
 
 from . import cases
 

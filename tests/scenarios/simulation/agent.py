@@ -15,8 +15,9 @@ from moe2.agent.outbox import Outbox
 from moe2.agent.settings import ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, Quality, unmeasured
-from moe2.common.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, CancelJob, Hello, HostFacts, Report, Submit
+from moe2.common.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, CancelJob, Hello, Report, Submit
 from moe2.common.session import AgentSession, Closed, MessageReceived, Opened, SessionEvent
+from tests.common.samples import SMALLEST_HOST
 from tests.scenarios.simulation.engine import SimEngine
 from tests.scenarios.simulation.wire import Wire
 from tests.scenarios.simulation.world import World
@@ -25,7 +26,6 @@ MODEL = "m"
 SLOTS, MAX_QUEUE, STUCK_S = 3, 4, 20.0
 FIRST_S, MOST_S = 0.5, 8.0
 """Of the back-off: the first as configured by default."""
-HOST = HostFacts(hostname="h", system="s", architecture="a")
 REPORT_PAUSE_S, SETTLE_S, CONNECT_TIMEOUT_S, RESTART_S = 0.1, 0.05, 5.0, 1.0
 
 Connect = Callable[["SimAgent"], Wire | None]
@@ -202,7 +202,7 @@ class SimAgent:
             return
         self._seq += 1
         reports = self.core.expert_reports(self._now_s)
-        self._outbox.put(Report(seq=self._seq, host=HOST, experts=reports, draining=self.core.draining))
+        self._outbox.put(Report(seq=self._seq, host=SMALLEST_HOST, experts=reports, draining=self.core.draining))
         self._pump()
 
     def _report_steadily(self) -> None:

@@ -127,9 +127,8 @@ class Cluster:
         for agent in self.live_agents():
             if agent.wire:
                 agent.wire.snap(told_within_s=told_within_s)
-        for timer in (dead.service._room_timer, *(active.timer for active in dead.service._active.values())):
-            if timer:
-                timer.cancel()
+        for alarm in (dead.service._room_alarm, *(active.alarm for active in dead.service._active.values())):
+            alarm.set(None)
         for client in self.clients:
             if client.task and not client.task.done():
                 client.task.cancel()
