@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, Run
-from moe2.agent.engine.distribution import logprob, most_likely
+from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.protocol import Generate
 from moe2.agent.engine.writing import Means, Writing
 from moe2.common.messages import TokenAlternative, TokenPiece

@@ -35,7 +35,7 @@ _DEAD_END = "NoExtensionBias"
 """What llguidance says where no token may come next, and the end neither."""
 
 
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="vocabulary"):
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """texts: each token's bytes as they appear in an answer; empty for those that do not. ends: tokens by which a model
     ends its answer."""
 

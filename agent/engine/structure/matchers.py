@@ -26,12 +26,11 @@ from moe2.agent.engine.structure.process import (
     MASK,
     MAX_ANSWER_S,
     MAX_MEMORY_BYTES,
-    MAX_VOCABULARY_BYTES,
     REFUSED,
     TOKEN,
 )
 from moe2.common.errors import JobErrorCode, ProtocolError
-from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.wire import FrameSplitter, length_prefixed
 
 _ARGV = (sys.executable, "-m", "moe2.agent.engine.structure.process")
 _MAX_COMPILING = 2
@@ -278,8 +277,7 @@ class Matchers:
                 self._argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={**os.environ}
             )
         ours.settimeout(_MAX_SILENCE_S)
-        codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES, same_release=True)
-        ours.sendall(length_prefixed(codec.encode(self._vocabulary())))
+        ours.sendall(length_prefixed(msgspec.json.encode(self._vocabulary())))
 
     def _end_process(self) -> None:
         if self._engine is not None:

@@ -22,7 +22,7 @@ import msgspec
 
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
-from moe2.common.wire import LENGTH, Codec, FrameSplitter, length_prefixed
+from moe2.common.wire import LENGTH, FrameSplitter, length_prefixed
 
 MAX_ANSWER_S = 0.5
 """Of one core's time, for reading and compiling a constraint with its first mask, and for each further mask."""
@@ -46,8 +46,7 @@ def main() -> int:
     content = _vocabulary_frame(engine)
     if content is None:
         return 0
-    codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES, same_release=True)
-    compiler = Compiler(codec.decode(content))
+    compiler = Compiler(msgspec.json.decode(content, type=Vocabulary))
     del content
     # Nobody waits for the forks: the kernel may forget them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -129,7 +129,8 @@ def test_a_job_goes_on_from_what_the_model_said_when_its_mask_comes_late() -> No
 def test_a_grammar_that_cannot_be_followed_ends_its_job_alone(drawn: int) -> None:
     """Before the job starts to write, and in the middle of its answer."""
     engine, draw = _with_bound()
-    for answer in (*[GREEDY] * drawn, _NO_TEXT):
+    answers: list[int | RequestError] = [*[GREEDY] * drawn, _NO_TEXT]
+    for answer in answers:
         draw.say(engine, answer)
         engine.run()
     failed = engine.end("bound")
