@@ -24,6 +24,8 @@ class JobErrorCode(StrEnum):
     """The expert's model is not loaded (yet)."""
     ENGINE_CRASHED = "engine_crashed"
     """The llama.cpp process died."""
+    CRASH_SUSPECTED = "crash_suspected"
+    """Engines died or hung while they worked on the request, so it is not tried again. Set by the coordinator."""
     OUT_OF_MEMORY = "out_of_memory"
     """llama.cpp could not get memory for this batch."""
     AGENT_LOST = "agent_lost"

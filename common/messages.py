@@ -411,12 +411,15 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
     """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`.
 
     usage: None if the job was refused: it never began, and nothing was spent on it.
+    in_batch: where an engine died or hung, whether it was working on this job then, so that the job may be the cause;
+    False if the job only waited for its turn. None: the agent does not say (agents of before this field never do).
     """
 
     job_id: str
     code: str
     message: str
     usage: JobUsage | None = None
+    in_batch: bool | None = None
 
 
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye

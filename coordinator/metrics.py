@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW
+from moe2.coordinator.choice import EXHAUSTED, INFEASIBLE, INFEASIBLE_NOW, NO_LIVE_EXPERT
 from moe2.coordinator.decision import Predicted
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.fleetmetrics import FleetCollector
@@ -44,11 +44,11 @@ _FAILURES = frozenset(
         INFEASIBLE,
         INFEASIBLE_NOW,
         "budget_exhausted",
-        "exhausted",
+        EXHAUSTED,
         FLEET_CAPPED,
         FLEET_CAP_INFEASIBLE,
         "no_chat_template",
-        "no_live_expert",
+        NO_LIVE_EXPERT,
         "overloaded",
         "stopping",
     }

@@ -19,8 +19,10 @@ from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, budgets_for
 from moe2.coordinator.choice import (
+    EXHAUSTED,
     INFEASIBLE,
     INFEASIBLE_NOW,
+    NO_LIVE_EXPERT,
     Member,
     NoExpert,
     Outlook,
@@ -115,7 +117,7 @@ class Selector:
         """
         roster = self._roster(request.model, experts)
         if roster is None:
-            return NoExpert("no_live_expert", "No expert is ready. See `moe2-coordinator status`.")
+            return NoExpert(NO_LIVE_EXPERT, "No expert is ready. See `moe2-coordinator status`.")
         busy = roster.busy(in_flight)
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
@@ -378,7 +380,8 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
 
     for budgets in (case.budgets, whole) if request.elapsed_s else (whole,):
         is_late = budgets is not case.budgets and request.elapsed_s > 0.0
-        for asked in (request, replace(request, barred={})) if request.barred else (request,):
+        lenient = replace(request, barred={}, reserved={})
+        for asked in (request, lenient) if request.barred or request.reserved else (request,):
             if (found := relief(asked, budgets)) is not None:
                 return replace(
                     refused,
@@ -457,11 +460,11 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
         return NoExpert("no_tools", f"{request.model!r} cannot use tools: this model's template has no tools.")
     left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
-        return NoExpert("exhausted", f"All {len(roster)} experts that could answer have failed this request.")
+        return NoExpert(EXHAUSTED, f"All {len(roster)} experts that could answer have failed this request.")
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
         return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")
     if all(expert.key in request.barred for expert in left):
-        return NoExpert("no_live_expert", f"All {len(left)} experts that could answer have kept failing; try later.")
+        return NoExpert(NO_LIVE_EXPERT, f"All {len(left)} experts that could answer have kept failing; try later.")
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
     return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")

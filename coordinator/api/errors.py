@@ -7,7 +7,7 @@ from typing import Any
 
 from moe2.common.errors import JobErrorCode
 from moe2.coordinator.admission import whole_seconds
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
+from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NO_LIVE_EXPERT, NoExpert
 from moe2.coordinator.decision import offers_of
 from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
 from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
@@ -56,6 +56,8 @@ _STATUS = {
     JobErrorCode.CONTEXT_EXCEEDED: (400, "invalid_request_error", "context_length_exceeded", None),
     JobErrorCode.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request", None),
     JobErrorCode.INVALID_GRAMMAR: (400, "invalid_request_error", "invalid_grammar", None),
+    # No status that clients send again by themselves: each time it would cost an engine.
+    JobErrorCode.CRASH_SUSPECTED: (422, "invalid_request_error", "crash_suspected", None),
     JobErrorCode.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded", None),
     BUDGET_EXCEEDED: (504, "timeout_error", BUDGET_EXCEEDED, None),
     JobErrorCode.QUEUE_FULL: (429, "rate_limit_error", "overloaded", 1),
@@ -69,7 +71,7 @@ _STATUS = {
     BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
     FLEET_CAPPED: (503, "server_error", FLEET_CAPPED, 5),
     FLEET_CAP_INFEASIBLE: (503, "server_error", FLEET_CAP_INFEASIBLE, None),
-    "no_live_expert": (503, "server_error", "no_live_expert", 5),
+    NO_LIVE_EXPERT: (503, "server_error", NO_LIVE_EXPERT, 5),
     "stopping": (503, "server_error", "stopping", 5),
 }
 

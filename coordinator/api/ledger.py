@@ -65,6 +65,7 @@ def _shown(statement: Statement) -> dict[str, Any]:
         "day": statement.day,
         "n_requests": spent.n_requests,
         "n_unmeasured": spent.n_unmeasured,
+        "n_crash_suspected": spent.n_crash_suspected,
         "energy_j": spent.known_j,
         "held_j": spent.held_j,
         "reserved_j": statement.reserved_j,

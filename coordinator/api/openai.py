@@ -78,6 +78,7 @@ class OpenAiRoutes:
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
+            is_streamed=call.stream,
         )
         exchange = self._service.begin(request)
         try:

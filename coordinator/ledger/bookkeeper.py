@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
-from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.dispatch import Completed, Lifecycle
+from moe2.coordinator.dispatch.suspicion import has_downed_an_engine
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
 from moe2.coordinator.ledger.admission import Select, admit, burnt_j, is_limited, known_j, reservation_of
 from moe2.coordinator.ledger.entry import RequestEntry, plausible, plausible_count, request_entry, reservation_entry
@@ -68,6 +69,7 @@ class Bookkeeper:
             request.request_id,
             used(life, receipt),
             known_j=known_j(life),
+            crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
         )
         return self._ledger.record(self._entry(life, receipt, charged))
 

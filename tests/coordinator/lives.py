@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
@@ -47,7 +49,8 @@ class LifeBench:
         self.chosen_for.append(asked)
         if self.refusal:
             return self.refusal
-        left = [found for found in self.experts if found.key not in asked.excluded]
+        excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
+        left = [found for found in self.experts if found.key not in excluded]
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
             return NoExpert("exhausted", "Nobody is left.")
@@ -79,9 +82,20 @@ class LifeBench:
         attempt: int = 0,
         usage: JobUsage | None = USAGE,
         message: str = "It died.",
+        in_batch: bool | None = False,
     ) -> list[Effect]:
-        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage)
+        """in_batch: whether its engine was working on it when it died; by default it was nobody's fault."""
+        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage, in_batch=in_batch)
         return self.do(dispatch.AttemptFailed(failure))
+
+    def restarted(self, agent_id: str = "agent-1") -> None:
+        """The agent's engines have been started again."""
+        self.experts = [
+            replace(found, report=msgspec.structs.replace(found.report, restarts=found.report.restarts + 1))
+            if found.agent_id == agent_id
+            else found
+            for found in self.experts
+        ]
 
     def room(self) -> list[Effect]:
         self.full.clear()

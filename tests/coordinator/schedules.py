@@ -67,9 +67,14 @@ class Schedule(RuleBasedStateMachine):
         self.take(self.bench.done(reason, attempt=attempt))
 
     @lives
-    @rule(attempt=ATTEMPTS, code=st.sampled_from([*JobErrorCode, "new_code"]), spent=st.booleans())
-    def failed(self, attempt: int, code: str, spent: bool) -> None:
-        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None))
+    @rule(
+        attempt=ATTEMPTS,
+        code=st.sampled_from([*JobErrorCode, "new_code"]),
+        spent=st.booleans(),
+        in_batch=st.sampled_from([None, True, False]),
+    )
+    def failed(self, attempt: int, code: str, spent: bool, in_batch: bool | None) -> None:
+        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None, in_batch=in_batch))
 
     @lives
     @rule(agent_id=st.sampled_from(AGENTS))
