@@ -10,25 +10,13 @@ from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal
 from moe2.coordinator.budgets import NO_BUDGETS, Budgets, Mode, Wish
 from moe2.coordinator.coarse import Worth
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.panel import Work
 from moe2.coordinator.planning.certificate import Plan
-from moe2.coordinator.powercap import FLEET_CAPPED, FleetDraw
+from moe2.coordinator.powercap import FleetDraw
 from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Forecast
 from moe2.coordinator.table import Expert
-
-OVERLOADED = "overloaded"
-"""A refusal: nobody has room."""
-NO_LIVE_EXPERT = "no_live_expert"
-"""A refusal: nobody is there, or everybody there keeps failing."""
-EXHAUSTED = "exhausted"
-"""A refusal: everybody who is there has failed this request."""
-INFEASIBLE = "infeasible"
-"""A refusal: no expert keeps the budgets, however little there is to do."""
-INFEASIBLE_NOW = "infeasible_now"
-"""A refusal: with less load one would."""
-PASSING = frozenset({OVERLOADED, INFEASIBLE_NOW, FLEET_CAPPED})
-"""Refusals that may pass by themselves: the request waits for that."""
 
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
@@ -182,7 +170,7 @@ class NoExpert:
     an expert that would do has a free slot, as predicted.
     """
 
-    code: str
+    code: ErrorCode
     message: str
     plan: Plan | None = None
     outlook: Outlook | None = None

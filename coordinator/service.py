@@ -29,16 +29,10 @@ from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
-from moe2.coordinator.choice import (
-    INFEASIBLE_NOW,
-    NO_LIVE_EXPERT,
-    NoExpert,
-    Selection,
-    SelectionRequest,
-    still_down,
-)
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.dispatch.orphans import Orphans
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -298,14 +292,14 @@ class Service:
         if not isinstance(outcome, dispatch.Failed):
             return None
         model = life.request.model
-        if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
+        if outcome.code in (ErrorCode.OVERLOADED, JobErrorCode.QUEUE_FULL):
             return self.room_in_s(model)
-        if outcome.code == INFEASIBLE_NOW and life.refused:
+        if outcome.code == ErrorCode.INFEASIBLE_NOW and life.refused:
             known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
             return max(known_s, default=None)
         now_s = asyncio.get_running_loop().time()
         experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
-        if outcome.code == NO_LIVE_EXPERT and experts:
+        if outcome.code == ErrorCode.NO_LIVE_EXPERT and experts:
             return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
         return None
 
@@ -527,8 +521,8 @@ class Service:
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
-            joules=receipt.energy["joules"],
-            energy_quality=receipt.energy["quality"],
+            joules=receipt.energy.joules,
+            energy_quality=receipt.energy.quality,
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 

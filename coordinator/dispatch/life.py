@@ -13,17 +13,7 @@ from dataclasses import dataclass, field, replace
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode
-from moe2.coordinator.choice import (
-    EXHAUSTED,
-    INFEASIBLE,
-    NO_LIVE_EXPERT,
-    OVERLOADED,
-    PASSING,
-    Member,
-    NoExpert,
-    Selection,
-    SelectionRequest,
-)
+from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
 from moe2.coordinator.dispatch.asking import asked_of, elapsed_s
@@ -40,14 +30,13 @@ from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
 from moe2.coordinator.dispatch.suspicion import is_custom, is_suspect, isolated_until, restarts_seen, verdict
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
+from moe2.coordinator.errors import PASSING, ErrorCode
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
-BUDGET_EXCEEDED = "budget_exceeded"
-
 HANDLING_FAILED = Failed(
-    JobErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
+    ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
 )
 
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
@@ -168,7 +157,8 @@ class Lifecycle:
             case on.ClientGone():
                 return self.give_up(Cancelled(), now_s)
             case on.ServiceStopping():
-                return self.give_up(Failed("stopping", "The coordinator is shutting down; send it again."), now_s)
+                text = "The coordinator is shutting down; send it again."
+                return self.give_up(Failed(ErrorCode.STOPPING, text), now_s)
             case on.HandlingFailed():
                 return self._handling_failed(now_s)
             case on.TimePassed():
@@ -199,7 +189,7 @@ class Lifecycle:
         """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
         if refused.code in PASSING:
             return True
-        return refused.code in (EXHAUSTED, NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
+        return refused.code in (ErrorCode.EXHAUSTED, ErrorCode.NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
 
     def plan_again(self, told: JobFailed | None, now_s: float) -> list[Effect]:
         """Have other experts answer, or conclude with what the last one said."""
@@ -361,7 +351,7 @@ class Lifecycle:
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
         # Who could keep its budgets may have been lost, and come back in time.
-        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, INFEASIBLE):
+        if isinstance(chosen, NoExpert) and chosen.code in (ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE):
             return []
         if isinstance(chosen, NoExpert) and self.may_wait_for(chosen):
             self.refused = chosen
@@ -475,7 +465,7 @@ class Lifecycle:
         if now_s >= self.expires_s:
             begun = "its answer was not complete" if self.first_token_s is not None else "no token had come"
             text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
-            return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
+            return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
             refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
@@ -493,8 +483,8 @@ class Lifecycle:
     def _in_vain(self, text: str, now_s: float) -> NoExpert:
         """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
         refused = self.refused
-        if refused is None or refused.code not in PASSING - {OVERLOADED}:
-            return NoExpert(OVERLOADED, text)
+        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
+            return NoExpert(ErrorCode.OVERLOADED, text)
         return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
 
     def _retire_if_over(self) -> list[Effect]:

@@ -12,6 +12,7 @@ from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
 
@@ -32,7 +33,7 @@ class LifeBench:
     def __init__(self, *experts: Expert, queue_s: float = 0.0, hedges: int = 0, **fields: Any) -> None:
         self.experts = list(experts or EXPERTS)
         self.full: set[str] = set()
-        self.why_full = NoExpert("overloaded", "All are busy.")
+        self.why_full = NoExpert(ErrorCode.OVERLOADED, "All are busy.")
         self.hedges = hedges
         self.refusal: NoExpert | None = None
         self.now_s = 100.5
@@ -53,7 +54,7 @@ class LifeBench:
         left = [found for found in self.experts if found.key not in excluded]
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
-            return NoExpert("exhausted", "Nobody is left.")
+            return NoExpert(ErrorCode.EXHAUSTED, "Nobody is left.")
         fitting = [found for found in fitting if found.key not in self.full]
         if not fitting:
             return self.why_full

@@ -110,8 +110,8 @@ class Schedule(RuleBasedStateMachine):
     @invariant()
     def never_adds_unknown_energy_up_as_nothing(self) -> None:
         receipt = receipt_of(self.bench.life)
-        if any(line.energy["joules"] is None for line in receipt.experts):
-            assert receipt.energy["joules"] is None
+        if any(line.energy.joules is None for line in receipt.experts):
+            assert receipt.energy.joules is None
 
     def let_time_pass(self) -> None:
         """Bring the request to its end by time alone."""

@@ -23,8 +23,8 @@ from moe2.common.messages import (
 )
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.budgets import Wish
-from moe2.coordinator.choice import INFEASIBLE_NOW
 from moe2.coordinator.dispatch import Completed, Failed
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.accounts import Accounts
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
@@ -344,7 +344,7 @@ async def test_a_tight_budget_waits_no_longer_than_it_makes_sense() -> None:
     _, outcome = await exchange.receive_all()
     assert asyncio.get_running_loop().time() == pytest.approx(1.8)
     assert isinstance(outcome, Failed)
-    assert outcome.code == INFEASIBLE_NOW
+    assert outcome.code == ErrorCode.INFEASIBLE_NOW
     assert "load is the cause" in outcome.message
     assert exchange.retry_after_s == 2.0
     assert (bench.service.n_active, bench.service.status().waiting) == (2, 0)
@@ -360,7 +360,7 @@ async def test_without_a_place_to_wait_a_tight_budget_is_refused_at_once() -> No
         bench.ask(request_id)
     _, outcome = await bench.ask("tight", wish=TIGHT).receive_all()
     assert isinstance(outcome, Failed)
-    assert outcome.code == INFEASIBLE_NOW
+    assert outcome.code == ErrorCode.INFEASIBLE_NOW
 
 
 # --- Poison -----------------------------------------------------------------------------------------------------------
