@@ -29,7 +29,7 @@ from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.shelf import Shelf
 from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.matchers import Matcher, Matchers
+from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.messages import Submit
 
@@ -77,7 +77,7 @@ class _FreeDraw:
 class _BoundDraw:
     """A sampler that draws only what a matcher allows."""
 
-    def __init__(self, sampler: Sampler, context: Context, matcher: Matcher) -> None:
+    def __init__(self, sampler: Sampler, context: Context, matcher: JobMatcher) -> None:
         self._sampler = sampler
         self._context = context
         self._matcher = matcher

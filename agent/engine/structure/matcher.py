@@ -28,12 +28,14 @@ _WHITESPACE = r"[ \t]{0,4}|\r?\n[ \t]{0,64}"
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """The model chooses the tokens of a text that the grammar leaves no choice about: llguidance does not have its
 tokenizer."""
+_OPTIONS = ("%llguidance", "x-guidance")
+"""How a grammar would change what llguidance is told here."""
 _ROOT = "moe2-root"
 _DEAD_END = "NoExtensionBias"
 """What llguidance says where no token may come next, and the end neither."""
 
 
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="vocabulary"):
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """texts: each token's bytes as they appear in an answer; empty for those that do not. ends: tokens by which a model
     ends its answer."""
 
@@ -58,25 +60,28 @@ class Compiler:
             return self._schema(constraint)
         if constraint.syntax == "gbnf":
             return self._matcher(lark_of_gbnf(constraint.source), what="grammar")
-        if "x-guidance" in constraint.source:
-            raise GrammarError("The grammar has 'x-guidance', which cannot be used.", remedy="Leave it out.")
+        for option in _OPTIONS:
+            if option in constraint.source:
+                raise GrammarError(f"The grammar has {option!r}, which cannot be used.", remedy="Leave it out.")
         check_lark(constraint.source)
         return self._matcher(constraint.source, what="grammar")
 
     def _schema(self, constraint: Constraint) -> Matcher:
         schema = schema_of(constraint.source)
-        problem = self._problem(schema)
-        if problem:
-            raise self._located(schema, problem)
-        source = json.dumps(_with_options(schema), ensure_ascii=False)
-        if constraint.tagged:
-            return self._matcher(
-                f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {source}', what="JSON schema"
-            )
-        return self._matcher(f"start: %json {source}", what="JSON schema")
+        call = f"%json {json.dumps(_with_options(schema))}"
+        lark = (
+            f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: {call}' if constraint.tagged else f"start: {call}"
+        )
+        try:
+            return self._matcher(lark, what="JSON schema")
+        except GrammarError:
+            problem = self._problem(schema)
+            if problem:
+                raise self._located(schema, problem) from None
+            raise
 
     def _matcher(self, lark: str, *, what: str) -> Matcher:
-        grammar = LLMatcher.grammar_from_lark(lark if lark.lstrip().startswith("%llguidance") else _UNFORCED + lark)
+        grammar = LLMatcher.grammar_from_lark(_UNFORCED + lark)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             problem = _first_line(matcher.get_error())
@@ -134,22 +139,21 @@ class Matcher:
         answer is complete and nothing may follow. Raises `GrammarError` where nothing can, or it is too complex."""
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            problem = _first_line(self._matcher.get_error())
-            if problem == _DEAD_END:
-                raise GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
-            raise GrammarError(f"The {self._what} is too complex: {problem}.", remedy="Simplify it.")
+            raise self._failure()
         if not self._matcher.is_stopped():
             return mask
         return None
 
-    def accept(self, token: int) -> bool:
-        """The answer goes on with this token. False where it may not."""
-        return bool(self._matcher.consume_token(token))
+    def accept(self, token: int) -> None:
+        """The answer goes on with this token. Raises `GrammarError` where it may not, or it is too complex."""
+        if not self._matcher.consume_token(token):
+            raise self._failure()
 
-    @property
-    def is_complete(self) -> bool:
-        """True where the answer may end here."""
-        return bool(self._matcher.is_accepting())
+    def _failure(self) -> GrammarError:
+        problem = _first_line(self._matcher.get_error())
+        if problem == _DEAD_END:
+            return GrammarError(f"No text can follow the {self._what} from here on.", remedy="Give it a way to end.")
+        return GrammarError(f"The {self._what} is too complex: {problem}.", remedy="Simplify it.")
 
 
 class _Tokens:

@@ -26,12 +26,11 @@ from moe2.agent.engine.structure.process import (
     MASK,
     MAX_ANSWER_S,
     MAX_MEMORY_BYTES,
-    MAX_VOCABULARY_BYTES,
     REFUSED,
     TOKEN,
 )
 from moe2.common.errors import JobErrorCode, ProtocolError
-from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.wire import FrameSplitter, length_prefixed
 
 _ARGV = (sys.executable, "-m", "moe2.agent.engine.structure.process")
 _MAX_COMPILING = 2
@@ -43,7 +42,7 @@ _READ_BYTES = 1 << 16
 _SHUTDOWN_S = 2.0
 
 
-class Matcher:
+class JobMatcher:
     """One job's constraint and how far its answer has come. All methods are for the decoding loop's thread."""
 
     def __init__(self, job_id: str, constraint: Constraint, pool: Matchers) -> None:
@@ -51,7 +50,8 @@ class Matcher:
         self._constraint = constraint
         self._pool = pool
         self._awaited = True
-        self._answer: bytes | RequestError | None = None
+        self._answer: bytes | None = None
+        self._error: RequestError | None = None
         self._channel: socket.socket | None = None
         self._splitter = FrameSplitter()
         self._asked_at_s = 0.0
@@ -62,16 +62,16 @@ class Matcher:
     def is_ready(self) -> bool:
         """Is it known what may come next? If not, the job's id is announced (`wake`) as soon as it is."""
         self._awaited = True
-        ready = self._answer is not None
+        ready = self._answer is not None or self._error is not None
         self._awaited = not ready
         return ready
 
     def mask(self) -> bytes | None:
         """The tokens that may come next, one bit each, the first token's the lowest of the first byte; None where the
         answer is complete. Raises `RequestError` where the constraint cannot be used, or not any further."""
+        if self._error is not None:
+            raise self._error
         answer = self._answer
-        if isinstance(answer, RequestError):
-            raise answer
         if answer is None:
             raise RuntimeError("the mask is not there yet")
         return answer[1:] if answer[:1] == MASK else None
@@ -80,10 +80,11 @@ class Matcher:
         """The answer goes on with this token, which must be allowed."""
         self._answer = None
         self._asked_at_s = time.monotonic()
-        # A matcher that has died says so by its end.
+        channel = self._channel
+        # The end of a process that has died is noticed by the thread that reads.
         with contextlib.suppress(OSError):
-            if self._channel is not None:
-                self._channel.send(length_prefixed(TOKEN.pack(token)))
+            if channel is not None:
+                channel.send(length_prefixed(TOKEN.pack(token)))
 
     def close(self) -> None:
         self._pool.forget(self)
@@ -109,22 +110,22 @@ class Matchers:
         self._argv = tuple(argv)
         self._process: subprocess.Popen[bytes] | None = None
         self._engine: socket.socket | None = None
-        self._words: queue.SimpleQueue[Matcher | None] = queue.SimpleQueue()
-        self._waiting: list[Matcher] = []
-        self._living: set[Matcher] = set()
+        self._words: queue.SimpleQueue[JobMatcher | None] = queue.SimpleQueue()
+        self._waiting: list[JobMatcher] = []
+        self._living: set[JobMatcher] = set()
         self._selector = selectors.DefaultSelector()
         self._bell, self._ear = socket.socketpair()
         self._selector.register(self._ear, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="matchers", daemon=True)
         self._thread.start()
 
-    def start(self, job_id: str, constraint: Constraint) -> Matcher:
+    def start(self, job_id: str, constraint: Constraint) -> JobMatcher:
         """A matcher that will be ready soon."""
-        matcher = Matcher(job_id, constraint, self)
+        matcher = JobMatcher(job_id, constraint, self)
         self._say(matcher)
         return matcher
 
-    def forget(self, matcher: Matcher) -> None:
+    def forget(self, matcher: JobMatcher) -> None:
         """End a matcher; not ready, it never will be."""
         matcher._closed = True
         self._say(matcher)
@@ -138,7 +139,7 @@ class Matchers:
             end.close()
         self._selector.close()
 
-    def _say(self, word: Matcher | None) -> None:
+    def _say(self, word: JobMatcher | None) -> None:
         self._words.put(word)
         with contextlib.suppress(OSError):
             self._bell.send(b".")
@@ -166,7 +167,7 @@ class Matchers:
             self._give_up_on_silent()
             self._start_waiting()
 
-    def _hear(self, matcher: Matcher) -> None:
+    def _hear(self, matcher: JobMatcher) -> None:
         if not matcher._closed:
             self._waiting.append(matcher)
         elif matcher in self._living:
@@ -185,7 +186,7 @@ class Matchers:
                 self._end_process()
                 self._answer(matcher, _failure(f"The process that compiles grammars cannot be reached: {error}."))
 
-    def _open(self, matcher: Matcher) -> None:
+    def _open(self, matcher: JobMatcher) -> None:
         if self._process is None or self._process.poll() is not None:
             self._end_process()
             self._start_process()
@@ -206,7 +207,7 @@ class Matchers:
             ours.sendall(length_prefixed(msgspec.json.encode(matcher._constraint)))
         ours.setblocking(False)
 
-    def _read(self, matcher: Matcher) -> None:
+    def _read(self, matcher: JobMatcher) -> None:
         channel = matcher._channel
         if channel is None:
             return
@@ -227,18 +228,21 @@ class Matchers:
         if not data:
             self._end(matcher, self._death())
 
-    def _answer(self, matcher: Matcher, answer: bytes | RequestError) -> None:
+    def _answer(self, matcher: JobMatcher, answer: bytes | RequestError) -> None:
         matcher._answered = True
-        matcher._answer = answer
+        if isinstance(answer, RequestError):
+            matcher._error = answer
+        else:
+            matcher._answer = answer
         # The loop sets this before it looks for an answer, so that it finds one of the two.
         if matcher._awaited:
             self._wake(matcher.job_id)
 
-    def _end(self, matcher: Matcher, error: RequestError) -> None:
+    def _end(self, matcher: JobMatcher, error: RequestError) -> None:
         self._drop(matcher)
         self._answer(matcher, error)
 
-    def _drop(self, matcher: Matcher) -> None:
+    def _drop(self, matcher: JobMatcher) -> None:
         self._living.discard(matcher)
         channel, matcher._channel = matcher._channel, None
         if channel is not None:
@@ -278,8 +282,7 @@ class Matchers:
                 self._argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={**os.environ}
             )
         ours.settimeout(_MAX_SILENCE_S)
-        codec: Codec[Vocabulary] = Codec(Vocabulary, max_frame_bytes=MAX_VOCABULARY_BYTES)
-        ours.sendall(length_prefixed(codec.encode(self._vocabulary())))
+        ours.sendall(length_prefixed(msgspec.json.encode(self._vocabulary())))
 
     def _end_process(self) -> None:
         if self._engine is not None:

@@ -14,6 +14,10 @@ from moe2.agent.engine.request import invalid
 from moe2.common.messages import Tool
 
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
+_OPENING = frozenset(
+    {"$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
+)
+"""Keywords that may bring in arguments beyond a function's `properties`."""
 
 
 def schema_of_call(tools: Sequence[Tool], names: Sequence[str]) -> dict[str, Any]:
@@ -54,6 +58,10 @@ def moved(node: Any, here: str) -> Any:
 
 def _parameters(tool: Tool) -> Any:
     try:
-        return json.loads(tool.parameters) or _ANY_ARGUMENTS
+        schema = json.loads(tool.parameters)
     except (ValueError, RecursionError) as error:
         raise invalid(f"The parameters of the tool {tool.name!r} are no JSON that can be read.") from error
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) and not schema.keys() & _OPENING:
+        # Of all that would be valid, a model is to write what the function says it takes.
+        return {**schema, "additionalProperties": False}
+    return schema or _ANY_ARGUMENTS

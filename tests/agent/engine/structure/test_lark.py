@@ -30,6 +30,7 @@ def test_a_grammar_is_followed() -> None:
         (f'start: "{_LONG}"~1..1000', "rule start has more than"),
         ('start: %json {"x-guidance": {"lenient": true}, "uniqueItems": true}', "x-guidance"),
         ('start: %json {"uniqueItems": true}', "uniqueItems"),
+        ('%llguidance {"no_forcing": false}\nstart: "a"', "%llguidance"),
         ("", "empty"),
     ],
 )

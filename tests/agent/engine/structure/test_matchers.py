@@ -13,7 +13,7 @@ import pytest
 
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
-from moe2.agent.engine.structure.matchers import Matcher, Matchers
+from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.common.errors import JobErrorCode
 from tests.agent.engine.structure.following import BYTES, END, allows
 
@@ -38,10 +38,10 @@ class _Pool:
         self.matchers = matchers
         self._ready = ready
 
-    def start(self, source: str, *, job_id: str = "job") -> Matcher:
+    def start(self, source: str, *, job_id: str = "job") -> JobMatcher:
         return self.matchers.start(job_id, Constraint(syntax="gbnf", source=source))
 
-    def wait(self, matcher: Matcher) -> Matcher:
+    def wait(self, matcher: JobMatcher) -> JobMatcher:
         while not matcher.is_ready:
             self._ready.get(timeout=_PATIENCE_S)
         return matcher
@@ -135,6 +135,15 @@ def test_a_process_that_died_is_started_again() -> None:
         matcher.accept(ord("a"))
         assert allows(pool.wait(matcher).mask(), ord("b"))
         assert allows(pool.wait(pool.start('root ::= "c"', job_id="after")).mask(), ord("c"))
+
+
+def test_a_job_whose_process_died_is_told_whatever_it_does_next() -> None:
+    """Also where it goes on before it looks at the error."""
+    with _pool(_ABORT) as pool:
+        matcher = pool.wait(pool.start('root ::= "evil"'))
+        matcher.accept(ord("a"))
+        with pytest.raises(GrammarError, match="more than"):
+            pool.wait(matcher).mask()
 
 
 def test_a_process_that_cannot_be_started_is_not_the_requests_fault() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,20 @@ def test_one_forced_tool_is_one_object() -> None:
     schema = schema_of_call(_TOOLS, ["time"])
     assert schema["properties"]["name"] == {"const": "time"}
     assert schema["$defs"] == {"time": {"type": "object"}}
+
+
+@pytest.mark.parametrize("more", [{"additionalProperties": True}, {"allOf": [{"minProperties": 1}]}])
+def test_a_function_may_let_in_arguments_that_it_does_not_name(more: dict[str, Any]) -> None:
+    """Where its schema says so, the call follows it as it stands."""
+    parameters = {"type": "object", "properties": {"a": {}}, **more}
+    tool = Tool(name="f", parameters=json.dumps(parameters))
+    assert schema_of_call([tool], ["f"])["$defs"]["f"] == parameters
+
+
+def test_a_call_has_only_the_arguments_that_its_function_names() -> None:
+    """Where its schema does not say which others there may be."""
+    tool = Tool(name="f", parameters='{"type": "object", "properties": {"a": {}}}')
+    assert schema_of_call([tool], ["f"])["$defs"]["f"]["additionalProperties"] is False
 
 
 def test_several_forced_tools_are_a_choice() -> None:
