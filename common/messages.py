@@ -8,7 +8,7 @@ relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry t
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -256,6 +256,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
 
 
+GrammarSyntax = Literal["gbnf", "lark"]
+
+
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
     """Coordinator to agent: run this job.
 
@@ -264,7 +267,8 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     logprobs: None for none, otherwise alternatives per token (0..20).
     deadline_s: the agent gives up this long after receipt.
     json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
-    follows this GBNF. forced_tools: the answer is one call of one of these tools. At most one of the three.
+    follows this grammar, which is GBNF or, where grammar_syntax says so, Lark. forced_tools: the answer is one call of
+    one of these tools. At most one of the three.
     """
 
     job_id: str
@@ -279,6 +283,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     deadline_s: float | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    grammar_syntax: GrammarSyntax = "gbnf"
     forced_tools: tuple[str, ...] = ()
 
 

@@ -61,7 +61,8 @@ MOST_PROBLEM_CHARACTERS = 400
 NUMBER = "number"
 """A frame's place among those of its sender, from 0."""
 
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
+"""What stands before each frame in a byte stream."""
 T = TypeVar("T")
 
 
@@ -200,7 +201,7 @@ class FrameTooLargeError(ProtocolError):
 
 def length_prefixed(frame: bytes) -> bytes:
     """A frame for a byte stream: 4-byte big-endian length, then the frame."""
-    return _LENGTH.pack(len(frame)) + frame
+    return LENGTH.pack(len(frame)) + frame
 
 
 class FrameSplitter:
@@ -213,14 +214,14 @@ class FrameSplitter:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take in some bytes; yields every frame that is complete now."""
         self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
             if length > self._max_frame_bytes:
                 raise FrameTooLargeError(length, self._max_frame_bytes)
-            end = _LENGTH.size + length
+            end = LENGTH.size + length
             if len(self._buffer) < end:
                 return
-            frame = bytes(self._buffer[_LENGTH.size : end])
+            frame = bytes(self._buffer[LENGTH.size : end])
             del self._buffer[:end]
             yield frame
 

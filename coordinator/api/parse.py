@@ -88,6 +88,7 @@ _COMMON = {
     "moe2",
     "response_format",
     "grammar",
+    "grammar_syntax",
 }
 _SAMPLING = {
     "temperature",

@@ -272,6 +272,7 @@ class Lifecycle:
                 deadline_s=deadline_s,
                 json_schema=request.structure.json_schema,
                 grammar=request.structure.grammar,
+                grammar_syntax=request.structure.grammar_syntax,
                 forced_tools=request.structure.forced_tools,
             )
 
