@@ -28,7 +28,8 @@ from moe2.agent.settings import EngineSection, ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, total
 from moe2.common.errors import Moe2Error
-from moe2.common.messages import JobDone, JobFailed, Sampling, Submit, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import JobDone, JobFailed, Submit, TextPrompt, Tokens
 
 DECODED_TOKENS = 32
 PROMPT_TOKENS = (32, 128, 512)
@@ -210,7 +211,7 @@ class ExpertBench:
         match event:
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
                 account.request_started(job_id, prompt_tokens - cached_tokens, now_s)
-            case protocol.Decoded(jobs=jobs):
+            case Tokens(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
             case protocol.Loading(progress=progress):

@@ -37,12 +37,12 @@ from moe2.agent.events import (
     TokenTaken,
 )
 from moe2.agent.expert import Expert, Job, Phase, report_of, timing_of
-from moe2.agent.orders import command_of
 from moe2.agent.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
+    CancelJob,
     ExpertReport,
     ExpertState,
     JobDone,
@@ -53,6 +53,7 @@ from moe2.common.messages import (
     JobUsage,
     NextTokens,
     TakeToken,
+    Tokens,
 )
 from moe2.common.messages import Job as Order
 
@@ -200,7 +201,7 @@ class AgentCore:
             expert.active.add(order.job_id)
             expert.occupancy.count(len(expert.active), now_s)
             job.occupancy_at_start = expert.occupancy.until(now_s)
-            effects.append(SendToEngine(order.model, command_of(order)))
+            effects.append(SendToEngine(order.model, order))
         return effects
 
     def _cancel(self, job: Job, now_s: float) -> list[Effect]:
@@ -211,7 +212,7 @@ class AgentCore:
                 return [*self._cut_short(job, "cancelled", self._usage(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
                 job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
-                return [SendToEngine(job.order.model, protocol.Cancel(job_id=job.order.job_id))]
+                return [SendToEngine(job.order.model, CancelJob(job_id=job.order.job_id))]
             case _:
                 return []
 
@@ -219,8 +220,7 @@ class AgentCore:
         job = self.jobs.get(take.job_id)
         if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
             return []
-        command = protocol.Take(job_id=take.job_id, step=take.step, token=take.token)
-        return [SendToEngine(job.order.model, command)]
+        return [SendToEngine(job.order.model, take)]
 
     def _expire(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -294,13 +294,13 @@ class AgentCore:
 
     def _engine_spoke(self, expert: Expert, event: protocol.Event, now_s: float) -> list[Effect]:
         match event:
-            case protocol.Decoded(jobs=decoded):
+            case Tokens(jobs=decoded):
                 return self._decoded(decoded)
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished() | protocol.Scored():
                 return self._finished(expert, event, now_s)
-            case protocol.Proposed():
+            case NextTokens():
                 return self._proposed(event)
             case protocol.JobFailed():
                 return self._job_failed(expert, event, now_s)
@@ -331,7 +331,7 @@ class AgentCore:
         started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
         return [SendToCoordinator(started, job.order.request_id)]
 
-    def _decoded(self, decoded: tuple[protocol.JobTokens, ...]) -> list[Effect]:
+    def _decoded(self, decoded: tuple[JobPieces, ...]) -> list[Effect]:
         wanted: list[JobPieces] = []
         for tokens in decoded:
             job = self.jobs.get(tokens.job_id)
@@ -340,16 +340,15 @@ class AgentCore:
             job.decoded_tokens += len(tokens.pieces)
             # After a cancellation nobody reads them.
             if not job.cancel_sent:
-                wanted.append(JobPieces(tokens.job_id, tokens.pieces))
+                wanted.append(tokens)
         return [SendTokens(tuple(wanted))] if wanted else []
 
-    def _proposed(self, event: protocol.Proposed) -> list[Effect]:
+    def _proposed(self, event: NextTokens) -> list[Effect]:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
             return []
         job.decoded_tokens = event.step
-        proposed = NextTokens(job_id=event.job_id, step=event.step, candidates=event.candidates)
-        return [SendToCoordinator(proposed, job.order.request_id)]
+        return [SendToCoordinator(event, job.order.request_id)]
 
     def _finished(self, expert: Expert, event: protocol.Finished | protocol.Scored, now_s: float) -> list[Effect]:
         job = self._leave_slot(expert, event.job_id, now_s)

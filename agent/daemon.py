@@ -55,10 +55,12 @@ from moe2.common.messages import (
     JobScored,
     JobStarted,
     JobWord,
+    NextTokens,
     Report,
     ScoreJob,
     Submit,
     TakeToken,
+    Tokens,
     Welcome,
 )
 from moe2.common.reload import Reload
@@ -281,10 +283,10 @@ class AgentDaemon:
                 weight = self._core.experts[model].token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 account.request_started(job_id, to_prefill, now_s, weight)
-            case protocol.Decoded(jobs=jobs):
+            case Tokens(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
-            case protocol.Proposed(job_id=job_id):
+            case NextTokens(job_id=job_id):
                 # As where it draws by itself, the first token comes with the prompt.
                 account.tokens_decoded(job_id, 1, now_s)
         self._dispatch(core.EngineSpoke(model, event))

@@ -18,20 +18,9 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from moe2.agent.engine.protocol import (
-    Command,
-    Decoded,
-    Event,
-    Finished,
-    Generate,
-    JobFailed,
-    Load,
-    Loaded,
-    LoadFailed,
-    ModelSpec,
-    Started,
-)
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec, Started
+from moe2.common.generation import Sampling
+from moe2.common.messages import Submit, TextPrompt, Tokens
 from moe2.common.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 120.0
@@ -127,7 +116,9 @@ class EngineChild(Rival):
                 streams[job_id] = Stream(time.perf_counter())
                 open_jobs.add(job_id)
                 self._send(
-                    Generate(
+                    Submit(
+                        request_id="r",
+                        model="m",
                         job_id=job_id,
                         prompt=TextPrompt(text=request.prompt),
                         sampling=Sampling(temperature=0.0),
@@ -137,7 +128,7 @@ class EngineChild(Rival):
             timeout_s = max(0.0, waiting[0].delay_s - now_s) if waiting else _PATIENCE_S
             for event in self._receive(timeout_s):
                 at_s = time.perf_counter()
-                if isinstance(event, Decoded):
+                if isinstance(event, Tokens):
                     for job in event.jobs:
                         streams[job.job_id].token_at_s += [at_s] * len(job.pieces)
                 elif isinstance(event, Finished):

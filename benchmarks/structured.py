@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from moe2.agent.engine.model import Model, start_backend
-from moe2.agent.engine.protocol import Finished, Generate, Loaded, ModelSpec
+from moe2.agent.engine.protocol import Finished, Loaded, ModelSpec
 from moe2.agent.engine.session import vocabulary_of
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling
+from moe2.common.generation import Sampling
+from moe2.common.messages import ChatMessage, ChatPrompt, Submit
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 
@@ -205,8 +206,15 @@ def _decode_slowdown(model: Path, rounds: int) -> float:
 def _cpu_s_per_token(child: Child, job_id: str, schema: str | None) -> float:
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content="List thirty people as JSON: name, age and note."),))
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=1)
-    job = Generate(
-        job_id=job_id, prompt=prompt, max_tokens=DECODED_TOKENS, sampling=sampling, json_schema=schema, logprobs=None
+    job = Submit(
+        request_id="r",
+        model="m",
+        job_id=job_id,
+        prompt=prompt,
+        max_tokens=DECODED_TOKENS,
+        sampling=sampling,
+        json_schema=schema,
+        logprobs=None,
     )
     began_at_s = _cpu_s(child.process.pid)
     child.send(job)

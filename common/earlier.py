@@ -1,16 +1,21 @@
 """What a peer of an earlier protocol is told instead of what it would not understand. PURE.
 
 Fields that it does not know it ignores by itself. A new op or a new enum value it cannot read: it would drop a report
-as a whole, or never answer a job.
+as a whole, or never answer a job. A parameter of an answer that it would ignore is not sent either: nothing that was
+asked for is dropped in silence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from msgspec import inspect
 from msgspec.structs import replace
 
+from moe2.common.generation import Generation, Sampling
 from moe2.common.messages import (
+    PROTOCOL_VERSION,
     ExpertReport,
     ExpertState,
     FollowJob,
@@ -19,6 +24,7 @@ from moe2.common.messages import (
     NextTokens,
     Report,
     ScoreJob,
+    Submit,
     TakeToken,
     ToAgent,
 )
@@ -35,6 +41,24 @@ STATES_SINCE = {ExpertState.COLD: (2, ExpertState.LOADING)}
 """The first protocol that knows a state, and what the ones before it are told. `on_demand` tells the rest."""
 
 
+def _since(info: inspect.Type) -> int:
+    """The first protocol that knows a parameter of this type, where it says so (`generation.since`); else the first."""
+    if isinstance(info, inspect.Metadata):
+        since: int = (info.extra or {}).get("since", 1)
+        return max(since, _since(info.type))
+    return max(map(_since, info.types)) if isinstance(info, inspect.UnionType) else 1
+
+
+def _later(kind: type[Generation | Sampling]) -> dict[str, tuple[int, Any]]:
+    """Parameters that came after the first protocol: with which one, and what each is where nobody sets it."""
+    info = inspect.type_info(kind)
+    fields = info.fields if isinstance(info, inspect.StructType) else ()
+    return {field.name: (since, field.default) for field in fields if (since := _since(field.type)) > 1}
+
+
+LATER_PARAMETERS = {kind: _later(kind) for kind in (Generation, Sampling)}
+
+
 @dataclass(frozen=True)
 class Unspeakable:
     """There is no earlier word for it."""
@@ -44,12 +68,30 @@ class Unspeakable:
 
 def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToAgent | FromAgent | Unspeakable:
     """The message as a peer understands it that speaks `protocol`."""
+    if protocol == PROTOCOL_VERSION:
+        return message
     since = OPS_SINCE.get(type(message), 1)
+    if isinstance(message, Submit):
+        since = _protocol_of(message)
     if protocol < since:
         return Unspeakable(since)
     if isinstance(message, Report) and any(_is_later(expert.state, protocol) for expert in message.experts):
         return replace(message, experts=tuple(_told(expert, protocol) for expert in message.experts))
     return message
+
+
+def _protocol_of(submit: Submit) -> int:
+    """The first protocol that knows every parameter that is set."""
+    parameters = ((Generation, submit), (Sampling, submit.sampling))
+    return max(
+        (
+            since
+            for kind, values in parameters
+            for name, (since, default) in LATER_PARAMETERS[kind].items()
+            if getattr(values, name) != default
+        ),
+        default=1,
+    )
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

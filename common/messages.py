@@ -8,17 +8,19 @@ relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry t
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
+from moe2.common.generation import Generation, TokenCount
 from moe2.common.health import HealthWarning
 
-PROTOCOL_VERSION = 2
-"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together."""
+PROTOCOL_VERSION = 3
+"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
+3: the parameters `repeat_penalty` and `grammar_syntax`."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -243,32 +245,11 @@ class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     text: str
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is drawn. `temperature` 0 is greedy; `seed` None draws a fresh one."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-
-
-GrammarSyntax = Literal["gbnf", "lark"]
-
-
-class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit"):
-    """Coordinator to agent: run this job.
+class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="submit"):
+    """Coordinator to agent: run this job. On the wire its `Generation` is flat, beside the job's own fields.
 
     prefix: how the answer begins; the expert goes on from there. Protocol 2.
-    max_tokens: None means until the context is full.
-    logprobs: None for none, otherwise alternatives per token (0..20).
     deadline_s: the agent gives up this long after receipt.
-    json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
-    follows this grammar, which is GBNF or, where grammar_syntax says so, Lark. forced_tools: the answer is one call of
-    one of these tools. At most one of the three.
     """
 
     job_id: str
@@ -276,15 +257,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True, tag="submit
     model: str
     prompt: ChatPrompt | TextPrompt
     prefix: str = ""
-    sampling: Sampling = Sampling()
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
     deadline_s: float | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    grammar_syntax: GrammarSyntax = "gbnf"
-    forced_tools: tuple[str, ...] = ()
 
 
 class ScoreJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="score"):
@@ -311,9 +284,9 @@ class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fol
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
-    top_p: float = 1.0
-    most: int = 256
-    max_tokens: int | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    most: TokenCount = 256
+    max_tokens: TokenCount | None = None
     deadline_s: float | None = None
 
 

@@ -8,6 +8,7 @@ set; it then ignores further input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import msgspec
 
@@ -20,6 +21,8 @@ from moe2.common.messages import (
     FromAgent,
     Goodbye,
     Hello,
+    Job,
+    JobFailed,
     Ping,
     Pong,
     Refused,
@@ -37,6 +40,7 @@ MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
 JobMessage = Report | ToAgent | FromAgent
+_ORDERS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Job))
 
 
 @dataclass(frozen=True)
@@ -297,6 +301,13 @@ class AgentSession(Session):
     def __init__(self, hello: Hello, *, now_s: float, handshake_s: float, max_frame_bytes: int) -> None:
         super().__init__(now_s=now_s, handshake_s=handshake_s, heartbeat_s=handshake_s, max_frame_bytes=max_frame_bytes)
         self._queue(hello)
+
+    def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
+        events = super()._answer_unreadable(error)
+        # Nobody shall wait for a job that could not even be read, such as one with a parameter out of bounds.
+        if self.closed is None and error.op in _ORDERS and error.job_id is not None:
+            self._queue(JobFailed(job_id=error.job_id, code=JobErrorCode.INVALID_REQUEST, message=error.message))
+        return events
 
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         match message:

@@ -19,23 +19,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from moe2.agent.engine.protocol import (
-    Cancel,
-    Command,
-    Embed,
-    Event,
-    Follow,
-    Generate,
-    Load,
-    LoadFailed,
-    Loading,
-    Score,
-    Shutdown,
-    Take,
-)
-from moe2.common.errors import Moe2Error, ProtocolError
+from moe2.agent.engine.protocol import Command, Embed, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
+from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
+from moe2.common.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
 from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
 if TYPE_CHECKING:
@@ -55,6 +43,10 @@ class Resume:
     """A word of this process to itself: what this job waited for is known."""
 
     job_id: str
+
+
+Inbox: TypeAlias = Command | Resume | JobFailed | None
+"""A `JobFailed` is the answer to a command that could not be read. None: there will be no more commands."""
 
 
 class _Output:
@@ -82,14 +74,14 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     output = _Output()
-    inbox: queue.SimpleQueue[Command | Resume | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         return _serve(inbox, output.emit)
     return 0
 
 
-def _serve(inbox: queue.SimpleQueue[Command | Resume | None], emit: Callable[[Event], None]) -> int:
+def _serve(inbox: queue.SimpleQueue[Inbox], emit: Callable[[Event], None]) -> int:
     command = inbox.get()
     while not isinstance(command, Load):
         if command is None or isinstance(command, Shutdown):
@@ -139,16 +131,19 @@ def _serve(inbox: queue.SimpleQueue[Command | Resume | None], emit: Callable[[Ev
                 continue
             if command is None or isinstance(command, Shutdown):
                 return 0
-            _obey(decoder, command)
+            if isinstance(command, JobFailed):
+                emit(command)
+            else:
+                _obey(decoder, command)
 
 
 def _obey(decoder: Decoder, command: Command | Resume) -> None:
     match command:
-        case Generate() | Score() | Follow() | Embed():
+        case Submit() | ScoreJob() | FollowJob() | Embed():
             decoder.submit(command)
-        case Take(job_id=job_id, step=step, token=token):
+        case TakeToken(job_id=job_id, step=step, token=token):
             decoder.take(job_id, step, token)
-        case Cancel(job_id=job_id):
+        case CancelJob(job_id=job_id):
             decoder.cancel(job_id)
         case Resume(job_id=job_id):
             decoder.resume(job_id)
@@ -156,7 +151,7 @@ def _obey(decoder: Decoder, command: Command | Resume) -> None:
             _log(f"{type(command).__name__} came after Load and was ignored.\n")
 
 
-def _read(inbox: queue.SimpleQueue[Command | Resume | None]) -> None:
+def _read(inbox: queue.SimpleQueue[Inbox]) -> None:
     """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
     codec: Codec[Command] = Codec(Command)
     splitter = FrameSplitter()
@@ -166,7 +161,10 @@ def _read(inbox: queue.SimpleQueue[Command | Resume | None]) -> None:
                 try:
                     inbox.put(codec.decode(frame))
                 except UnreadableMessage as error:
-                    _log(f"A command was not understood and is ignored: {error}\n")
+                    _log(f"A command was not understood: {error}\n")
+                    if error.job_id is not None:
+                        text = error.message
+                        inbox.put(JobFailed(job_id=error.job_id, code=JobErrorCode.INVALID_REQUEST, message=text))
     except (ProtocolError, OSError) as error:
         # The stream is out of step: what follows cannot be trusted.
         _log(f"Commands can no longer be read: {error}\n")

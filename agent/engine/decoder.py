@@ -1,7 +1,7 @@
 """The decoding loop's one step: jobs in, events out. Knows no llama.cpp, no pipes and no clock of its own.
 
 Each step builds one batch from all runs (see `batch`), puts it through the model and hands every job its logits. All
-tokens of a step leave in one `Decoded`.
+tokens of a step leave in one `Tokens`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run,
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.intake import Cache, Intake, Limits
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Decoded, Event, JobFailed, JobTokens, Started
+from moe2.agent.engine.protocol import Event, JobFailed, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.shelf import Shelf, Shelved
 from moe2.common.errors import JobErrorCode, Moe2Error
+from moe2.common.messages import JobPieces, Tokens
 
 _STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
@@ -257,9 +258,9 @@ class Decoder:
 
     def _report(self, jobs: list[Job]) -> None:
         """Tokens first, all jobs in one frame, then the ends of jobs."""
-        tokens = [JobTokens(job_id=job.job_id, pieces=tuple(p)) for job in jobs if (p := job.pieces())]
+        tokens = [JobPieces(job_id=job.job_id, pieces=tuple(p)) for job in jobs if (p := job.pieces())]
         if tokens:
-            self._emit(Decoded(jobs=tuple(tokens)))
+            self._emit(Tokens(jobs=tuple(tokens)))
         for job in jobs:
             for event in job.events():
                 self._emit(event)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import most_likely, within
-from moe2.agent.engine.protocol import Event, Follow, Proposed
+from moe2.agent.engine.protocol import Event
 from moe2.agent.engine.writing import Means, Writing
-from moe2.common.messages import Candidate
+from moe2.common.messages import Candidate, FollowJob, NextTokens
 
 
 class Following(Writing):
     """Waits in its slot between a proposal and the token that is taken."""
 
-    def __init__(self, request: Follow, prompt: list[int], means: Means, *, cells: int, queued_at_s: float) -> None:
+    def __init__(self, request: FollowJob, prompt: list[int], means: Means, *, cells: int, queued_at_s: float) -> None:
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
         self._proposed: list[Event] = []
@@ -31,7 +31,7 @@ class Following(Writing):
             Candidate(token, value, self._vocabulary.piece(token), self._vocabulary.is_end(token))
             for token, value in likely
         )
-        self._proposed.append(Proposed(job_id=self.job_id, step=self.decoded_tokens, candidates=candidates))
+        self._proposed.append(NextTokens(job_id=self.job_id, step=self.decoded_tokens, candidates=candidates))
 
     def taken(self, step: int, token: int | None) -> None:
         """The answer goes on with `token`, or is complete. A step that is not the one waited for is a late word."""

@@ -8,17 +8,18 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.drawing import Draw, Drawing
 from moe2.agent.engine.embedding import Embedding, Pooling, Vector
 from moe2.agent.engine.following import Following
-from moe2.agent.engine.generation import Draw, Generation
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
-from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
+from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.agent.engine.shelf import State
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
+from moe2.common.messages import FollowJob, ScoreJob, Submit
 
 _LEAST_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""
@@ -60,7 +61,7 @@ class Intake:
         reader: RequestReader,
         cache: Cache,
         lanes: Lanes,
-        new_draw: Callable[[Generate], Draw],
+        new_draw: Callable[[Submit], Draw],
         limits: Limits,
         pooling: Pooling,
     ) -> None:
@@ -79,23 +80,23 @@ class Intake:
     def job(self, request: JobRequest, now_s: float) -> Job:
         """A job that is queued from now on. Raises `Moe2Error` where the request cannot be run."""
         match request:
-            case Score():
+            case ScoreJob():
                 return self._scoring(request, now_s)
             case Embed():
                 prompt = self._reader.embed(request, limit=self._limits.job_tokens)
                 embedding = self._cache.embedding
                 return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=embedding)
-            case Follow():
+            case FollowJob():
                 prompt = self._reader.follow(request, limit=self._limits.job_tokens)
                 cells = self._predicted_cells(len(prompt), request.max_tokens)
                 return Following(request, prompt, self._means, cells=cells, queued_at_s=now_s)
-            case Generate():
+            case Submit():
                 prompt = self._reader.generate(request, limit=self._limits.job_tokens)
                 cells = self._predicted_cells(len(prompt), request.max_tokens)
                 draw = self._new_draw(request)
-                return Generation(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
+                return Drawing(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
 
-    def _scoring(self, request: Score, now_s: float) -> Scoring:
+    def _scoring(self, request: ScoreJob, now_s: float) -> Scoring:
         prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)
         scoring = Scoring(request, prompt, continuations, queued_at_s=now_s, logits=self._cache.logits)
         if scoring.cells > self._limits.context_tokens:

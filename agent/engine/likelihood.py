@@ -7,8 +7,8 @@ from collections.abc import Callable
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Event, Score, Scored
-from moe2.common.messages import ContinuationScore
+from moe2.agent.engine.protocol import Event, Scored
+from moe2.common.messages import ContinuationScore, ScoreJob
 
 
 class Scoring(Job):
@@ -19,7 +19,7 @@ class Scoring(Job):
 
     def __init__(
         self,
-        request: Score,
+        request: ScoreJob,
         prompt: list[int],
         continuations: list[list[int]],
         *,

@@ -12,13 +12,16 @@ from __future__ import annotations
 import msgspec
 
 from moe2.common.messages import (
-    Candidate,
+    CancelJob,
     ChatPrompt,
     ContinuationScore,
-    GrammarSyntax,
-    Sampling,
+    FollowJob,
+    NextTokens,
+    ScoreJob,
+    Submit,
+    TakeToken,
     TextPrompt,
-    TokenPiece,
+    Tokens,
 )
 
 
@@ -82,60 +85,6 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"
     spec: ModelSpec
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="generate"):
-    """Decode a continuation. `max_tokens` None means until the context is full.
-
-    prefix: how the answer begins; it is decoded like the prompt, and not reported again.
-    logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
-    grammar: what the answer follows, in the form that grammar_syntax names; json_schema: the same from a JSON schema as
-    JSON text ("{}" is any object).
-    forced_tools: names of the prompt's tools; the answer is one call of one of them. At most one of the three.
-    """
-
-    job_id: str
-    prompt: ChatPrompt | TextPrompt
-    sampling: Sampling
-    prefix: str = ""
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    grammar: str | None = None
-    grammar_syntax: GrammarSyntax = "gbnf"
-    json_schema: str | None = None
-    forced_tools: tuple[str, ...] = ()
-
-
-class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="score"):
-    """How likely is each continuation after the prompt? The prompt is decoded once; answered with `Scored`."""
-
-    job_id: str
-    prompt: ChatPrompt | TextPrompt
-    continuations: tuple[str, ...]
-
-
-class Follow(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="follow"):
-    """What comes next? Answered with `Proposed` after the prompt and after each `Take`, and at last with `Finished`.
-
-    The job holds its slot while it waits for what is taken.
-    top_p, most: only the most likely tokens that make up this probability are reported, and never more than `most`.
-    max_tokens: the job ends after so many taken tokens.
-    """
-
-    job_id: str
-    prompt: ChatPrompt | TextPrompt
-    top_p: float = 1.0
-    most: int = 256
-    max_tokens: int | None = None
-
-
-class Take(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="take"):
-    """The answer's token number `step`, from 0, to a job that follows. None: it is complete."""
-
-    job_id: str
-    step: int
-    token: int | None = None
-
-
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embed"):
     """A vector for a text, from the model's last layer; answered with `Embedded`."""
 
@@ -143,18 +92,12 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embe
     prompt: ChatPrompt | TextPrompt
 
 
-class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel"):
-    """Stop a job of any kind before its next token. It is answered with a `Finished` whose reason is `cancelled`."""
-
-    job_id: str
-
-
 class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
     """Finish nothing more, free the model, exit 0."""
 
 
-Job = Generate | Score | Follow | Embed
-Command = Load | Job | Take | Cancel | Shutdown
+Job = Submit | ScoreJob | FollowJob | Embed
+Command = Load | Job | TakeToken | CancelJob | Shutdown
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loading"):
@@ -196,19 +139,6 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
     branch_tokens: int = 0
 
 
-class JobTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What one decoding step yielded for one job."""
-
-    job_id: str
-    pieces: tuple[TokenPiece, ...]
-
-
-class Decoded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="decoded"):
-    """The tokens of one decoding step, all jobs in one frame."""
-
-    jobs: tuple[JobTokens, ...]
-
-
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):
     """A job's end.
 
@@ -242,14 +172,6 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="sco
     decode_s: float
 
 
-class Proposed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="proposed"):
-    """The most likely tokens of the answer's place `step`, best first; what they lack to 1 lies on the others."""
-
-    job_id: str
-    step: int
-    candidates: tuple[Candidate, ...]
-
-
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embedded"):
     """The end of an `Embed`: a vector of length 1, pooled over the tokens as the GGUF asks, else their mean."""
 
@@ -270,4 +192,4 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Decoded | Finished | Scored | Proposed | Embedded | JobFailed
+Event = Loading | Loaded | LoadFailed | Started | Tokens | Finished | Scored | NextTokens | Embedded | JobFailed

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from moe2.agent.engine.protocol import Embed, Follow, Generate, Score
+from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.messages import ChatPrompt, TextPrompt
+from moe2.common.messages import ChatPrompt, FollowJob, ScoreJob, Submit, TextPrompt
 
-MAX_ALTERNATIVES = 20
 LONGEST_TOKEN_BYTES = 1024
 """No vocabulary we know has a longer token: a prompt of more bytes than this times the context cannot fit, and need not
 be tokenized to know it."""
@@ -48,12 +47,8 @@ class RequestReader:
         self._vocabulary_size = vocabulary_size
         self._quotation = Quotation(vocabulary.control_texts)
 
-    def generate(self, request: Generate, *, limit: int) -> list[int]:
+    def generate(self, request: Submit, *, limit: int) -> list[int]:
         """The prompt's tokens, at least one and fewer than `limit`."""
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
-        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_ALTERNATIVES:
-            raise invalid(f"logprobs is {request.logprobs}, but must be between 0 and {MAX_ALTERNATIVES}.")
         if sum((request.grammar is not None, request.json_schema is not None, bool(request.forced_tools))) > 1:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
@@ -66,7 +61,7 @@ class RequestReader:
         check_room(len(begun), 1, limit=limit)
         return begun
 
-    def score(self, request: Score, *, limit: int) -> tuple[list[int], list[list[int]]]:
+    def score(self, request: ScoreJob, *, limit: int) -> tuple[list[int], list[list[int]]]:
         """(the prompt's tokens, each continuation's tokens)."""
         if not request.continuations:
             raise invalid("There is no continuation to score.", "Send at least one.")
@@ -81,14 +76,8 @@ class RequestReader:
         """The tokens of the text."""
         return self._tokens(self._read(request.prompt), limit=limit)
 
-    def follow(self, request: Follow, *, limit: int) -> list[int]:
+    def follow(self, request: FollowJob, *, limit: int) -> list[int]:
         """The prompt's tokens."""
-        if request.most < 1:
-            raise invalid(f"most is {request.most}, but must be at least 1.")
-        if not 0 < request.top_p <= 1:
-            raise invalid(f"top_p is {request.top_p}, but must be above 0 and at most 1.")
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise invalid(f"max_tokens is {request.max_tokens}, but must be at least 1.")
         return self._tokens(self._read(request.prompt), limit=limit)
 
     def knows_token(self, token: int) -> bool:

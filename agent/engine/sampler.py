@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import secrets
 from typing import Any
 
@@ -16,7 +15,7 @@ from moe2.agent.engine.context import Context
 from moe2.agent.engine.distribution import Logits, nucleus
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
-from moe2.common.messages import Sampling
+from moe2.common.generation import Sampling
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _SEEDS = 2**32 - 1
@@ -24,7 +23,7 @@ _SEEDS = 2**32 - 1
 
 
 class SamplingError(Moe2Error):
-    """Sampling parameters that make no sense."""
+    """Sampling parameters that make no sense for this model."""
 
 
 class Sampler:
@@ -32,8 +31,7 @@ class Sampler:
 
     def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int) -> None:
         """`history_tokens`: how far back penalties look, in generated tokens. Raises `SamplingError`."""
-        check_sampling(sampling, vocabulary_size=model.vocabulary_size)
-        self._steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
+        self._steered = _penalises(sampling) or bool(sampling.logit_bias)
         self._top_p: float | None = None
         """Cut here, before the chain: llama.cpp sorts the whole vocabulary for it."""
         if sampling.temperature > 0 and sampling.top_p < 1 and not (self._steered or sampling.top_k):
@@ -91,16 +89,17 @@ def _candidates_of(logits: Logits, tokens: npt.NDArray[np.intp]) -> npt.NDArray[
 
 def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.llama_sampler_p:
     """Bias and penalties, then what cuts the distribution's tail, then the draw."""
-    parameters = llama.llama_sampler_chain_default_params()
-    parameters.no_perf = True
-    chain: llama.llama_sampler_p = llama.llama_sampler_chain_init(parameters)
     parts = []
     if sampling.logit_bias:
         parts.append(_bias(model, sampling.logit_bias))
-    if sampling.frequency_penalty or sampling.presence_penalty:
+    if _penalises(sampling):
         parts.append(
             llama.llama_sampler_init_penalties(
-                model.vocabulary_size, history_tokens, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+                model.vocabulary_size,
+                history_tokens,
+                sampling.repeat_penalty,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
             )
         )
     if sampling.temperature == 0:
@@ -116,33 +115,24 @@ def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.ll
             parts.append(llama.llama_sampler_init_temp(sampling.temperature))
         seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
         parts.append(llama.llama_sampler_init_dist(seed))
+    parameters = llama.llama_sampler_chain_default_params()
+    parameters.no_perf = True
+    chain: llama.llama_sampler_p = llama.llama_sampler_chain_init(parameters)
     for part in parts:
         llama.llama_sampler_chain_add(chain, part)
     return chain
 
 
-def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
-    """Raises `SamplingError` naming the first parameter that makes no sense, its value and its range."""
-    _between("temperature", sampling.temperature, 0, 100)
-    _between("top_p", sampling.top_p, 0, 1)
-    _between("min_p", sampling.min_p or 0.0, 0, 1)
-    _between("top_k", sampling.top_k or 0, 0, 2**31 - 1)
-    _between("frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _between("presence_penalty", sampling.presence_penalty, -2, 2)
-    for token, bias in sampling.logit_bias.items():
-        if not 0 <= token < vocabulary_size:
-            raise SamplingError(
-                f"logit_bias names token {token}, but this model's tokens are 0 to {vocabulary_size - 1}."
-            )
-        _between(f"logit_bias of token {token}", bias, -100, 100)
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise SamplingError(f"{name} is {value}, but must be between {low:g} and {high:g}.")
+def _penalises(sampling: Sampling) -> bool:
+    return bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.repeat_penalty != 1)
 
 
 def _bias(model: Model, biases: dict[int, float]) -> llama.llama_sampler_p:
+    """Raises `SamplingError` for a token that the model does not have."""
+    if unknown := [token for token in biases if token >= model.vocabulary_size]:
+        raise SamplingError(
+            f"logit_bias names token {unknown[0]}, but this model's tokens are 0 to {model.vocabulary_size - 1}."
+        )
     entries = (llama.llama_logit_bias * len(biases))(
         *(llama.llama_logit_bias(token=token, bias=bias) for token, bias in biases.items())
     )

@@ -22,7 +22,7 @@ from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.pacing import PacedCache
-from moe2.agent.engine.protocol import Event, Generate, Loaded, ModelSpec
+from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
@@ -31,6 +31,7 @@ from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.common.messages import Submit
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
@@ -150,7 +151,7 @@ def open_session(
         matchers = Matchers(partial(vocabulary_of, model), max_processes=spec.slots + _SPARE_MATCHERS, wake=wake)
         stack.callback(matchers.close)
 
-        def new_draw(request: Generate) -> _FreeDraw | _BoundDraw:
+        def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
             constraint = constraint_of(request, tags_calls=template is not None and template.tags_calls)
             sampler = Sampler(model, request.sampling, history_tokens=context.tokens)
             if constraint is None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from moe2.agent.engine.batch import Lanes, Run
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Event, Follow, Generate
+from moe2.agent.engine.protocol import Event
 from moe2.agent.engine.request import Vocabulary
+from moe2.common.messages import FollowJob, Submit
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Writing(Job):
 
     def __init__(
         self,
-        request: Generate | Follow,
+        request: Submit | FollowJob,
         prompt: list[int],
         means: Means,
         *,

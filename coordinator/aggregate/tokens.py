@@ -21,7 +21,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from moe2.common.messages import Candidate, Sampling
+from moe2.common.generation import Sampling
+from moe2.common.messages import Candidate
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -66,6 +67,21 @@ def mix_tokens(members: Sequence[Sequence[Candidate]], weights: Sequence[float])
     with np.errstate(divide="ignore"):
         mixed = np.log(probabilities[order])
     return TokenMixture(tokens[order], mixed, max(0.0, 1.0 - float(probabilities.sum())), members)
+
+
+MIXED_SAMPLING = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+    }
+)
+"""What `TokenDraw` honours. A request that sets any other parameter is not mixed."""
 
 
 class TokenDraw:

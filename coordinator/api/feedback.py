@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
 
-from moe2.coordinator.api.errors import invalid, refused, unsupported
+from moe2.coordinator.api.body import FeedbackRequest
+from moe2.coordinator.api.decode import convert, json_object
+from moe2.coordinator.api.errors import refused
 from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
@@ -43,9 +44,9 @@ class FeedbackRoutes:
         app.router.add_post(FEEDBACK_ROUTE, self._feedback)
 
     async def _feedback(self, http: web.Request) -> web.Response:
-        request_id, score = parse_feedback(await http.read())
+        body = parse_feedback(await http.read())
         try:
-            feedback = self._book.feedback(request_id, score, time.time())
+            feedback = self._book.feedback(body.request_id, body.score, time.time())
             self._file.append(feedback)
         except UnknownRequestError as error:
             raise refused(ErrorCode.REQUEST_NOT_FOUND, str(error), param="request_id") from None
@@ -58,30 +59,16 @@ class FeedbackRoutes:
         tally = self._book.accept(feedback)
         self._on_score(feedback)
         answer = FeedbackAnswer(
-            request_id=request_id,
+            request_id=body.request_id,
             expert=feedback.expert,
             model=feedback.model,
-            score=score,
+            score=body.score,
             model_mean=tally.total / tally.count,
             model_count=tally.count,
         )
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
-def parse_feedback(body: bytes) -> tuple[str, float]:
-    """Request id and score. Raises `ApiError` (400) naming the parameter."""
-    try:
-        fields: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise refused(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise refused(ErrorCode.INVALID_JSON, "The body must be a JSON object.")
-    for name in fields:
-        if name not in ("request_id", "score"):
-            raise unsupported(name, hint="Known: request_id, score.")
-    request_id, score = fields.get("request_id"), fields.get("score")
-    if not isinstance(request_id, str) or not request_id:
-        raise invalid("'request_id' is required: the x-request-id of an answer.", param="request_id")
-    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
-        raise invalid("'score' must be a number from 0 to 1.", param="score")
-    return request_id, float(score)
+def parse_feedback(body: bytes) -> FeedbackRequest:
+    """Raises `ApiError` (400) naming the parameter."""
+    return convert(json_object(body), FeedbackRequest)

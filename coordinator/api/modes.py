@@ -10,17 +10,20 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.messages import Sampling
+from moe2.common.generation import Generation, Sampling
+from moe2.coordinator.aggregate.tokens import MIXED_SAMPLING
 from moe2.coordinator.api.errors import invalid, unsupported
-from moe2.coordinator.api.fields import clean
+from moe2.coordinator.api.tools import FREE, Structure
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
-from moe2.coordinator.structure import FREE, Structure
 
 MOST_CHOICES = 64
 MOST_CHOICE_BYTES = 4096
-_WEIGHING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "stop")
+_WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "stop")
 """What a vote has no use for: the most likely choice is the answer, and nothing is written."""
+_UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
+"""What the coordinator's own draw of a mixture's tokens does not know."""
+UNTOUCHED = Sampling()
 
 
 def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
@@ -30,8 +33,8 @@ def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structur
         if structure is not FREE:
             raise invalid(f"Set 'moe2.choices' or '{structure.param}', not both.", param="moe2.choices")
         choices = _checked(wish.choices)
-        return Ballot(choices, normalised), Structure(param="moe2.choices", grammar=_grammar(choices))
-    texts = None if structure.json_schema is None else _enumerated(structure.json_schema)
+        return Ballot(choices, normalised), Structure("moe2.choices", Generation(grammar=_grammar(choices)))
+    texts = None if structure.form.json_schema is None else _enumerated(structure.form.json_schema)
     if texts is None:
         if wish.length_normalised is not None:
             raise invalid("'moe2.length_normalised' needs 'moe2.choices'.", param="moe2.length_normalised")
@@ -41,19 +44,21 @@ def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structur
 
 def modes_of(
     fields: Mapping[str, Any],
-    *,
     wish: Wish,
-    sampling: Sampling,
+    generation: Generation,
     ballot: Ballot | None,
-    structure: Structure,
-    logprobs: int | None,
+    *,
+    structured_by: str | None,
     has_tools: bool,
 ) -> frozenset[Mode]:
-    """The modes that can serve the request. Raises `ApiError` (400) where it asks for another one."""
+    """The modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
+
+    fields: the body's own, which tell what was set. structured_by: the parameter that asked for the answer's form.
+    """
     obstacles = {
-        Mode.VOTE: _against_vote(fields, ballot=ballot, logprobs=logprobs, has_tools=has_tools),
+        Mode.VOTE: "tools" if has_tools else _against_vote(fields, ballot, generation.logprobs),
         Mode.RANK: "tools" if has_tools else None,
-        Mode.MIX: _against_mix(sampling, structure, has_tools=has_tools),
+        Mode.MIX: "tools" if has_tools else structured_by or _against_mix(generation.sampling),
     }
     if wish.mode in obstacles and (param := obstacles[wish.mode]):
         if param == "moe2.choices" and ballot is None:
@@ -63,12 +68,8 @@ def modes_of(
     return frozenset({Mode.ROUTE}) | {mode for mode, param in obstacles.items() if param is None}
 
 
-def _against_vote(
-    fields: Mapping[str, Any], *, ballot: Ballot | None, logprobs: int | None, has_tools: bool
-) -> str | None:
+def _against_vote(fields: Mapping[str, Any], ballot: Ballot | None, logprobs: int | None) -> str | None:
     """The parameter that a vote cannot honour."""
-    if has_tools:
-        return "tools"
     if ballot is None:
         return "moe2.choices"
     if logprobs is not None:
@@ -76,14 +77,12 @@ def _against_vote(
     return next((name for name in _WEIGHING if fields.get(name) not in (None, 0, {}, [])), None)
 
 
-def _against_mix(sampling: Sampling, structure: Structure, *, has_tools: bool) -> str | None:
-    """The parameter that mixing cannot honour: members would have to follow a grammar in step, and they send only the
-    tokens that they find likely themselves."""
-    if has_tools:
-        return "tools"
-    if structure is not FREE:
-        return structure.param
-    return "logit_bias" if any(bias > 0 for bias in sampling.logit_bias.values()) else None
+def _against_mix(sampling: Sampling) -> str | None:
+    """The parameter that mixing cannot honour: members send only the tokens that they find likely themselves, and
+    would have to follow a grammar in step."""
+    if any(bias > 0 for bias in sampling.logit_bias.values()):
+        return "logit_bias"
+    return next((name for name in _UNMIXED if getattr(sampling, name) != getattr(UNTOUCHED, name)), None)
 
 
 def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,7 +92,6 @@ def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:
     for choice in choices:
         if not choice or len(choice.encode("utf-8", "replace")) > MOST_CHOICE_BYTES:
             raise invalid(f"Each of '{where}' must have 1 to {MOST_CHOICE_BYTES} bytes.", param=where)
-        clean(choice, where)
     return choices
 
 

@@ -65,15 +65,11 @@ class OpenAiRoutes:
             request_id=http[REQUEST_ID],
             model=call.model,
             prompt=call.prompt,
-            sampling=call.sampling,
-            demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens),
+            generation=call.generation,
+            demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens),
             arrived_s=arrived_s,
             deadline_s=arrived_s + self.request_timeout_s,
-            max_tokens=call.max_tokens,
-            stop=call.stop,
-            logprobs=call.logprobs,
             wish=call.wish,
-            structure=call.structure,
             modes=call.modes,
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
@@ -121,7 +117,7 @@ class OpenAiRoutes:
         if reader := _call_reader(call, header):
             pieces, calls = whole_answer(reader, pieces)
             reason = ended_by(reason, reader)
-        body = full_response(header, pieces, reason, receipt, with_logprobs=call.logprobs is not None, calls=calls)
+        body = full_response(header, pieces, reason, receipt, with_logprobs=call.with_logprobs, calls=calls)
         answer = web.Response(
             body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
         )
@@ -138,7 +134,7 @@ class OpenAiRoutes:
         )
         await response.prepare(http)
         header = _header(call, exchange)
-        writer = ChunkWriter(header, include_usage=call.include_usage, with_logprobs=call.logprobs is not None)
+        writer = ChunkWriter(header, include_usage=call.include_usage, with_logprobs=call.with_logprobs)
         reader = _call_reader(call, header)
         while True:
             if pieces and (chunk := writer.tokens(pieces) if reader is None else written(writer, reader, pieces)):
@@ -189,7 +185,7 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
 def _blaming(error: ApiError, call: Call) -> ApiError:
     """An error of the grammar names the parameter that the grammar came from."""
     if error.code == ErrorCode.INVALID_GRAMMAR.shown and error.param is None:
-        error.param = call.structure.param
+        error.param = call.structured_by
         error.message = f"'{error.param}' cannot be used: {error.message}"
     return error
 

@@ -1,7 +1,8 @@
 """The API as an OpenAPI 3.1 document.
 
-Built from what the API itself uses: the parser's tables, the budgets' model, the structs that responses are made of. A
-test holds its paths to the registered routes, and schemathesis the answers of a live coordinator to all of it.
+Built from what the API itself uses: the structs that bodies are parsed into, the budgets' model, the structs that
+responses are made of. A test holds its paths to the registered routes, and schemathesis the answers of a live
+coordinator to all of it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import msgspec
 
 from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.api.body import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.api.feedback import FeedbackAnswer
-from moe2.coordinator.api.openapiparameters import CHAT_BODY, FEEDBACK_BODY, TEXT_BODY, Schema, wish_schemas
 from moe2.coordinator.api.plan import PlanAnswer
+from moe2.coordinator.budgets import Wish
 from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.receipt import Receipt
+
+Schema = dict[str, Any]
 
 OPENAPI_PATH = "/v1/openapi.json"
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -82,9 +86,6 @@ _MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEG
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,
-    "ChatRequest": CHAT_BODY,
-    "TextRequest": TEXT_BODY,
-    "FeedbackRequest": FEEDBACK_BODY,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
     "Model": _MODEL,
@@ -211,9 +212,27 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    structs = (Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
+    bodies = (ChatRequest, TextRequest, FeedbackRequest)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
-    return {**found, **_SCHEMAS, **wish_schemas()}
+    for body in bodies:
+        properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]
+        for name in properties.keys() - set(required):
+            properties[name] = _nullable(properties[name])
+    return {**found, **_SCHEMAS, **_wish()}
+
+
+def _nullable(schema: Schema) -> Schema:
+    """Null is "not set" to OpenAI's clients and servers, and so it is here, but for what is required."""
+    takes_null = None in schema.get("enum", ()) or {"type": "null"} in schema.get("anyOf", ())
+    return schema if takes_null else _or_null(schema)
+
+
+def _wish() -> dict[str, Schema]:
+    """The `moe2` object and what it refers to, by name."""
+    schema = Wish.model_json_schema(ref_template="#/components/schemas/{model}")
+    others: dict[str, Schema] = schema.pop("$defs", {})
+    return {**others, "Wish": schema}
 
 
 def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:

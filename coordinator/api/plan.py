@@ -13,9 +13,9 @@ from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.choice import NoExpert, SelectionRequest
 from moe2.coordinator.decision import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
+from moe2.coordinator.dispatch.request import uses_tools
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
 from moe2.coordinator.service import Service
-from moe2.coordinator.structure import uses_tools
 
 PLAN_ROUTE = "/v1/moe2/plan"
 
@@ -53,7 +53,7 @@ class PlanRoutes:
 
     def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
         """The plan for a parsed request of `principal`."""
-        demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.max_tokens)
+        demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens)
         request = SelectionRequest(
             model=call.model,
             demand=demand,

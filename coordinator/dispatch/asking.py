@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from moe2.common.messages import ChatPrompt
 from moe2.coordinator.budgets import Wish
 from moe2.coordinator.choice import SelectionRequest
+from moe2.coordinator.dispatch.request import uses_tools
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.structure import uses_tools
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle

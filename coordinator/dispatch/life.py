@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
 from moe2.coordinator.budgets import Mode
@@ -119,7 +121,7 @@ class Lifecycle:
     @property
     def n_tokens_left(self) -> int | None:
         """What is left of the request's `max_tokens`; None where it set none."""
-        most = self.request.max_tokens
+        most = self.request.generation.max_tokens
         return None if most is None else max(0, most - self.n_tokens_written)
 
     @property
@@ -257,6 +259,7 @@ class Lifecycle:
     ) -> list[Effect]:
         """Have an expert write the answer, or what is to follow its beginning `prefix`."""
         request = self.request
+        generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
 
         def job(job_id: str, deadline_s: float) -> Submit:
             return Submit(
@@ -264,16 +267,9 @@ class Lifecycle:
                 request_id=request.request_id,
                 model=member.expert.model,
                 prompt=request.prompt,
-                sampling=request.sampling,
                 prefix=prefix,
-                max_tokens=self.n_tokens_left,
-                stop=request.stop,
-                logprobs=request.logprobs,
                 deadline_s=deadline_s,
-                json_schema=request.structure.json_schema,
-                grammar=request.structure.grammar,
-                grammar_syntax=request.structure.grammar_syntax,
-                forced_tools=request.structure.forced_tools,
+                **msgspec.structs.asdict(generation),
             )
 
         return self.submit(member, selection, job, now_s, purpose)

@@ -45,11 +45,12 @@ class Mix(PanelPlay):
     def __init__(self, life: Lifecycle) -> None:
         super().__init__(life)
         request = life.request
-        seed = request.sampling.seed
+        sampling = request.generation.sampling
+        seed = sampling.seed
         if seed is None:
             seed = int.from_bytes(sha256(request.request_id.encode()).digest()[:8])
-        self._draw = TokenDraw(request.sampling, seed)
-        self._text = TextStream(request.stop)
+        self._draw = TokenDraw(sampling, seed)
+        self._text = TextStream(request.generation.stop)
         self._views: dict[str, tuple[Candidate, ...]] = {}
         self._step = 0
         self._ended_by: str | None = None
@@ -102,7 +103,7 @@ class Mix(PanelPlay):
             pieces = self._text.feed(chosen.piece, *self._likelihood(chosen, mixture))
             if self._text.stopped:
                 self._ended_by = "stop"
-            elif self._step == self.life.request.max_tokens:
+            elif self._step == self.life.request.generation.max_tokens:
                 self._ended_by = "length"
         token = chosen.token if self._ended_by is None else None
         if token is None:
@@ -155,14 +156,14 @@ class Mix(PanelPlay):
     def _likelihood(
         self, chosen: Candidate, mixture: TokenMixture
     ) -> tuple[float | None, tuple[TokenAlternative, ...]]:
-        wanted = self.life.request.logprobs
+        wanted = self.life.request.generation.logprobs
         if wanted is None:
             return None, ()
         return chosen.logprob, _alternatives(mixture.best(wanted))
 
     def _job(self, member: Member) -> MakeJob:
         request = self.life.request
-        sampling = request.sampling
+        sampling = request.generation.sampling
         steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
         is_greedy = sampling.temperature == 0 and not steered
 
@@ -174,7 +175,7 @@ class Mix(PanelPlay):
                 prompt=request.prompt,
                 top_p=GREEDY_TOP_P if is_greedy else DRAWN_TOP_P,
                 most=GREEDY_MOST if is_greedy else DRAWN_MOST,
-                max_tokens=request.max_tokens,
+                max_tokens=request.generation.max_tokens,
                 deadline_s=deadline_s,
             )
 

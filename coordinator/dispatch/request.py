@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
+from moe2.common.generation import Generation
+from moe2.common.messages import ChatPrompt, TextPrompt
 from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
 from moe2.coordinator.choice import ROUTE_ONLY
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.structure import FREE, Structure
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,11 @@ class Request:
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
-    sampling: Sampling
+    generation: Generation
     demand: Demand
     arrived_s: float
     deadline_s: float
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
     wish: Wish = field(default_factory=Wish)
-    structure: Structure = FREE
     modes: frozenset[Mode] = ROUTE_ONLY
     ballot: Ballot | None = None
     principal: Principal = ANYBODY
@@ -46,3 +42,10 @@ class Request:
         if isinstance(self.prompt, ChatPrompt):
             return self.prompt.messages[-1].content
         return self.prompt.text
+
+
+def uses_tools(prompt: ChatPrompt | TextPrompt) -> bool:
+    """True where only a model whose chat template has tools can read the prompt."""
+    if isinstance(prompt, TextPrompt):
+        return False
+    return bool(prompt.tools) or any(message.tool_calls or message.role == "tool" for message in prompt.messages)

@@ -15,7 +15,6 @@ from moe2.coordinator.choice import Member, NoExpert, Selection
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Completed, Effect, Failed
 from moe2.coordinator.dispatch.play import Play
-from moe2.coordinator.structure import FREE
 
 if TYPE_CHECKING:
     from moe2.coordinator.dispatch.life import Lifecycle
@@ -170,7 +169,7 @@ def _can_resume(life: Lifecycle) -> bool:
     """A grammar, a tool call and log-probabilities cannot be taken up in the middle."""
     request = life.request
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
-    return request.wish.resume and request.structure == FREE and not tools and request.logprobs is None
+    return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
 
 
 def _begins_in_s(member: Member) -> float | None:

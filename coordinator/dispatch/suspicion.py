@@ -13,7 +13,7 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.messages import Job, Submit
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Failed
-from moe2.coordinator.structure import uses_tools
+from moe2.coordinator.dispatch.request import uses_tools
 from moe2.coordinator.table import Expert
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _CLAIMED = "a request that an engine died with runs alone there next"
 
 def is_custom(job: Job) -> bool:
     """True for a job with a grammar, a schema or tools of its client's: the likeliest to bring an engine down."""
-    if isinstance(job, Submit) and (job.grammar is not None or job.json_schema is not None or job.forced_tools):
-        return True
-    return uses_tools(job.prompt)
+    return (isinstance(job, Submit) and not job.is_free) or uses_tools(job.prompt)
 
 
 def is_suspect(attempts: Iterable[Attempt]) -> bool:

@@ -17,6 +17,7 @@ from moe2.common.messages import (
     Submit,
     TextPrompt,
     TokenPiece,
+    Tokens,
 )
 
 SLOTS, MAX_QUEUE = 2, 2
@@ -46,8 +47,8 @@ def submit(job_id: str = "j", *, model: str = "m", deadline_s: float | None = No
     return Submit(job_id=job_id, request_id="r", model=model, prompt=TextPrompt(text="Once"), deadline_s=deadline_s)
 
 
-def decoded(job_id: str, *texts: str) -> protocol.Decoded:
-    return protocol.Decoded(jobs=(protocol.JobTokens(job_id=job_id, pieces=tuple(TokenPiece(text) for text in texts)),))
+def decoded(job_id: str, *texts: str) -> Tokens:
+    return Tokens(jobs=(JobPieces(job_id=job_id, pieces=tuple(TokenPiece(text) for text in texts)),))
 
 
 def finished(job_id: str, reason: str = "stop", **fields: Any) -> protocol.Finished:

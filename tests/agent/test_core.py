@@ -7,6 +7,7 @@ import pytest
 from moe2.agent import core
 from moe2.agent.engine import protocol
 from moe2.common.errors import JobErrorCode
+from moe2.common.generation import Sampling
 from moe2.common.messages import (
     Candidate,
     ContinuationScore,
@@ -18,12 +19,12 @@ from moe2.common.messages import (
     JobStarted,
     JobUsage,
     NextTokens,
-    Sampling,
     ScoreJob,
     Submit,
     TakeToken,
     TextPrompt,
     TokenPiece,
+    Tokens,
 )
 from tests.agent.corebench import (
     JOULES,
@@ -59,7 +60,9 @@ def test_a_job_goes_to_a_free_slot_with_all_its_parameters(agent: CoreBench) -> 
         logprobs=2,
     )
     assert commands(agent.do(core.JobSubmitted(asked))) == [
-        protocol.Generate(
+        Submit(
+            request_id="r",
+            model="m",
             job_id="j",
             prompt=TextPrompt(text="Once"),
             sampling=Sampling(seed=7),
@@ -109,7 +112,7 @@ def test_the_slot_is_free_before_the_account_is_settled(agent: CoreBench) -> Non
     """The next job need not wait for a sensor."""
     for job_id in ("1", "2", "3"):
         agent.submit(job_id)
-    assert [c.job_id for c in commands(agent.engine(finished("1"))) if isinstance(c, protocol.Generate)] == ["3"]
+    assert [c.job_id for c in commands(agent.engine(finished("1"))) if isinstance(c, Submit)] == ["3"]
 
 
 def test_an_account_settled_twice_ends_a_job_once(agent: CoreBench) -> None:
@@ -145,9 +148,7 @@ def test_tokens_of_one_step_stay_together(agent: CoreBench) -> None:
     """All jobs of a decoding step make one effect, so that they can share a frame."""
     agent.submit("1")
     agent.submit("2")
-    step = protocol.Decoded(
-        jobs=tuple(protocol.JobTokens(job_id=job_id, pieces=(TokenPiece("x"),)) for job_id in ("1", "2"))
-    )
+    step = Tokens(jobs=tuple(JobPieces(job_id=job_id, pieces=(TokenPiece("x"),)) for job_id in ("1", "2")))
     assert agent.engine(step) == [
         core.SendTokens((JobPieces("1", (TokenPiece("x"),)), JobPieces("2", (TokenPiece("x"),))))
     ]
@@ -161,7 +162,7 @@ def test_jobs_wait_in_order_for_a_slot(agent: CoreBench) -> None:
     started = [c for job_id in "1234" for c in commands(agent.submit(job_id))]
     started += commands(agent.engine(finished("2")))
     started += commands(agent.engine(finished("1")))
-    assert [c.job_id for c in started if isinstance(c, protocol.Generate)] == ["1", "2", "3", "4"]
+    assert [c.job_id for c in started if isinstance(c, Submit)] == ["1", "2", "3", "4"]
 
 
 def test_a_full_queue_refuses(agent: CoreBench) -> None:
@@ -315,7 +316,7 @@ def test_jobs_are_counted_by_how_they_ended(agent: CoreBench) -> None:
 def test_a_score_is_asked_of_the_engine_and_sent_with_its_usage(agent: CoreBench) -> None:
     """The continuations' scores come back with what they cost."""
     order = ScoreJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Wet?"), continuations=("y", "n"))
-    asked = protocol.Score(job_id="j", prompt=order.prompt, continuations=order.continuations)
+    asked = ScoreJob(request_id="r", model="m", job_id="j", prompt=order.prompt, continuations=order.continuations)
     assert commands(agent.do(core.JobSubmitted(order))) == [asked]
     scores = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.0, 1, 1))
     agent.engine(
@@ -339,13 +340,13 @@ def test_a_score_is_asked_of_the_engine_and_sent_with_its_usage(agent: CoreBench
 def test_a_follower_passes_proposals_and_taken_tokens_on(agent: CoreBench) -> None:
     """What the engine proposes goes to the coordinator, what that draws goes to the engine."""
     order = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once"), top_p=0.5, most=9)
-    asked = protocol.Follow(job_id="j", prompt=order.prompt, top_p=0.5, most=9)
+    asked = FollowJob(request_id="r", model="m", job_id="j", prompt=order.prompt, top_p=0.5, most=9)
     assert commands(agent.do(core.JobSubmitted(order))) == [asked]
     candidates = (Candidate(4, -0.5, b"x", False),)
-    agent.engine(protocol.Proposed(job_id="j", step=0, candidates=candidates))
+    agent.engine(NextTokens(job_id="j", step=0, candidates=candidates))
     assert agent.sent == [NextTokens(job_id="j", step=0, candidates=candidates)]
     taken = core.TokenTaken(TakeToken(job_id="j", step=0, token=4))
-    assert commands(agent.do(taken)) == [protocol.Take(job_id="j", step=0, token=4)]
+    assert commands(agent.do(taken)) == [TakeToken(job_id="j", step=0, token=4)]
     agent.engine(finished("j"))
     assert isinstance(agent.settle(), JobDone)
 
@@ -355,6 +356,6 @@ def test_a_cancelled_follower_says_no_more(agent: CoreBench) -> None:
     order = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once"))
     agent.do(core.JobSubmitted(order))
     agent.do(core.CancelRequested("j"))
-    agent.engine(protocol.Proposed(job_id="j", step=0, candidates=()))
+    agent.engine(NextTokens(job_id="j", step=0, candidates=()))
     assert agent.sent == []
     assert commands(agent.do(core.TokenTaken(TakeToken(job_id="j", step=0, token=4)))) == []

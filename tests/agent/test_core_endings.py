@@ -9,10 +9,12 @@ from moe2.agent.core import Effect
 from moe2.agent.engine import protocol
 from moe2.common.errors import JobErrorCode
 from moe2.common.messages import (
+    CancelJob,
     JobDone,
     JobFailed,
     JobStarted,
     JobWord,
+    Submit,
 )
 from tests.agent.corebench import (
     JOULES,
@@ -114,9 +116,9 @@ def test_a_disturbed_job_has_the_ending_that_fits(phase: str, disturbance: str) 
 def test_the_decoder_is_stopped_where_it_runs_and_only_there(phase: str, disturbance: str) -> None:
     """One word to the engine for a job that holds a slot, none for others."""
     agent = in_phase(phase)
-    stopped = [c.job_id for c in commands(disturb(agent, disturbance)) if isinstance(c, protocol.Cancel)]
+    stopped = [c.job_id for c in commands(disturb(agent, disturbance)) if isinstance(c, CancelJob)]
     assert stopped.count("j") == (1 if phase in ("running", "decoding") else 0)
-    assert "j" not in [c.job_id for c in commands(disturb(agent, disturbance)) if isinstance(c, protocol.Cancel)]
+    assert "j" not in [c.job_id for c in commands(disturb(agent, disturbance)) if isinstance(c, CancelJob)]
 
 
 @pytest.mark.parametrize("disturbance", ["cancel", "deadline", "link lost", "crash"])
@@ -173,7 +175,7 @@ def test_a_drained_agent_still_serves_its_queue() -> None:
     """Accepted is accepted."""
     agent = in_phase("queued")
     agent.do(core.DrainRequested())
-    assert [c.job_id for c in commands(agent.engine(finished("1"))) if isinstance(c, protocol.Generate)] == ["j"]
+    assert [c.job_id for c in commands(agent.engine(finished("1"))) if isinstance(c, Submit)] == ["j"]
 
 
 def test_a_deadline_spares_jobs_whose_time_is_not_up(agent: CoreBench) -> None:
@@ -183,7 +185,7 @@ def test_a_deadline_spares_jobs_whose_time_is_not_up(agent: CoreBench) -> None:
     agent.submit("endless")
     assert agent.core.next_deadline_s == 101.0
     agent.now_s = 101.0
-    assert [c.job_id for c in commands(agent.do(core.TimePassed())) if isinstance(c, protocol.Cancel)] == ["short"]
+    assert [c.job_id for c in commands(agent.do(core.TimePassed())) if isinstance(c, CancelJob)] == ["short"]
     assert agent.core.next_deadline_s == 105.0
 
 
@@ -235,7 +237,7 @@ def test_a_failed_job_frees_its_slot(agent: CoreBench) -> None:
     for job_id in "123":
         agent.submit(job_id)
     effects = agent.engine(protocol.JobFailed(job_id="1", code="internal", message="No."))
-    assert [c.job_id for c in commands(effects) if isinstance(c, protocol.Generate)] == ["3"]
+    assert [c.job_id for c in commands(effects) if isinstance(c, Submit)] == ["3"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from moe2.agent.engine import protocol
 from moe2.agent.expert import Phase
 from moe2.common.energy import unmeasured
 from moe2.common.messages import (
+    CancelJob,
     ExpertState,
     JobStarted,
+    Submit,
 )
 from tests.agent.corebench import (
     LOADED,
@@ -52,11 +54,11 @@ class AnyOrder(RuleBasedStateMachine):
     def do(self, event: Event) -> None:
         for effect in self.core.handle(event, self.now_s):
             match effect:
-                case core.SendToEngine(model=model, command=protocol.Generate(job_id=job_id)):
+                case core.SendToEngine(model=model, command=Submit(job_id=job_id)):
                     assert self.core.experts[model].state is ExpertState.READY
                     assert job_id not in self.in_engine[model]
                     self.in_engine[model].append(job_id)
-                case core.SendToEngine(model=model, command=protocol.Cancel(job_id=job_id)):
+                case core.SendToEngine(model=model, command=CancelJob(job_id=job_id)):
                     assert job_id in self.in_engine[model]
                 case core.SettleEnergy(job_id=job_id):
                     self.settled[job_id] += 1

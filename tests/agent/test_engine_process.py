@@ -17,14 +17,22 @@ import pytest
 from moe2.agent.engine import process, protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.common.backoff import Backoff
-from moe2.common.messages import Candidate, Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import Candidate, NextTokens, Submit, TextPrompt
 from moe2.common.wire import Codec, length_prefixed
 from tests.agent.corebench import LOADED
 from tests.fakes.control import expert_control
 from tests.fakes.fleet import FAKE_EXPERT
 
-GENERATE = protocol.Generate(
-    job_id="j", prompt=TextPrompt(text="one two"), sampling=Sampling(), max_tokens=3, stop=(), logprobs=None
+GENERATE = Submit(
+    request_id="r",
+    model="m",
+    job_id="j",
+    prompt=TextPrompt(text="one two"),
+    sampling=Sampling(),
+    max_tokens=3,
+    stop=(),
+    logprobs=None,
 )
 LOADED_FRAME = length_prefixed(Codec[protocol.Event](protocol.Event).encode(LOADED))
 
@@ -34,7 +42,7 @@ SHUTDOWN_FRAME = length_prefixed(Codec[protocol.Command](protocol.Command).encod
 def test_pieces_that_are_no_text_survive_the_pipe() -> None:
     """A token may be a part of a character; the pipe packs bytes as the link does."""
     codec: Codec[protocol.Event] = Codec(protocol.Event)
-    proposed = protocol.Proposed(job_id="j", step=0, candidates=(Candidate(9, -0.25, b"\xc3", ends=False),))
+    proposed = NextTokens(job_id="j", step=0, candidates=(Candidate(9, -0.25, b"\xc3", ends=False),))
     assert codec.decode(codec.encode(proposed)) == proposed
 
 

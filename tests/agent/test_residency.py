@@ -7,10 +7,9 @@ from typing import Any
 
 from moe2.agent import core
 from moe2.agent.core import AgentCore
-from moe2.agent.engine.protocol import Generate
 from moe2.agent.settings import ModelSection
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ExpertState, JobDone, JobFailed
+from moe2.common.messages import ExpertState, JobDone, JobFailed, Submit
 from tests.agent.corebench import LOADED, MAX_QUEUE, SLOTS, CoreBench, commands, finished, settling
 
 
@@ -36,7 +35,7 @@ def test_the_first_job_starts_the_engine_and_waits() -> None:
     assert bench.state() is ExpertState.LOADING
     bench.now_s += 4.0
     started = commands(bench.engine(LOADED))
-    assert [command.job_id for command in started if isinstance(command, Generate)] == ["a", "b"]
+    assert [command.job_id for command in started if isinstance(command, Submit)] == ["a", "b"]
     assert bench.core.expert_reports(bench.now_s)[0].load_s == 4.0
 
 

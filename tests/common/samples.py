@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe2.common.energy import Attribution, Energy, Quality, Scope
+from moe2.common.generation import Sampling
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import (
     CancelJob,
@@ -29,7 +30,6 @@ from moe2.common.messages import (
     Pong,
     Refused,
     Report,
-    Sampling,
     ScoreJob,
     SensorReport,
     Submit,
@@ -191,6 +191,13 @@ SAMPLES: dict[str, WireMessage] = {
         json_schema="{}",
         grammar='root ::= "a"',
         forced_tools=("f",),
+    ),
+    "submit.later": Submit(
+        job_id="j",
+        request_id="r",
+        model="m",
+        prompt=TextPrompt(text="Once"),
+        sampling=Sampling(repeat_penalty=1.25),
     ),
     "submit.smallest": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once")),
     "score": ScoreJob(

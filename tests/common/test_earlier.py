@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgpack
 import msgspec
 import pytest
 
@@ -23,9 +24,14 @@ from moe2.common.wire import wire_codec
 from tests.common.samples import HELLO, SAMPLES, SMALLEST_HOST, WELCOME
 from tests.fakes.version1 import OPS, STATES, Version1Codec
 
-RECORDED = dict(
-    line.split(maxsplit=1) for line in (Path(__file__).parent / "golden" / "protocol1.hex").read_text().splitlines()
-)
+
+def recorded(protocol: int) -> dict[str, str]:
+    """Frames that builds of this protocol sent, by the name of their sample."""
+    path = Path(__file__).parent / "golden" / f"protocol{protocol}.hex"
+    return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+
+
+RECORDED, RECORDED2 = recorded(1), recorded(2)
 VERSIONS = range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
 JOB_MESSAGES = {name: message for name, message in SAMPLES.items() if isinstance(message, JobMessage)}
 
@@ -61,6 +67,15 @@ def test_frames_that_protocol_1_recorded_are_understood(name: str) -> None:
     assert Version1Codec().decode(wire_codec().encode(message)) == message
 
 
+@pytest.mark.parametrize("name", RECORDED2)
+def test_frames_that_protocol_2_recorded_are_understood(name: str) -> None:
+    """With every word: only the order of a map's fields has changed since."""
+    frame = bytes.fromhex(RECORDED2[name])
+    assert wire_codec().decode(frame) == SAMPLES[name]
+    sent = wire_codec().encode(SAMPLES[name])
+    assert msgpack.unpackb(sent, strict_map_key=False) == msgpack.unpackb(frame, strict_map_key=False)
+
+
 def test_the_record_is_of_every_op_of_protocol_1() -> None:
     """And of no later one."""
     assert {name.partition(".")[0] for name in RECORDED} == OPS
@@ -94,7 +109,7 @@ def test_nothing_is_sent_that_the_peer_cannot_read(name: str, protocol: int) -> 
     sender.take_frames()
     events = sender.send(message)
     frames = sender.take_frames()
-    if protocol < OPS_SINCE.get(type(message), 1):
+    if protocol < (3 if name == "submit.later" else OPS_SINCE.get(type(message), 1)):
         assert frames == []
         [event] = events
         assert isinstance(event, NotSent)
@@ -114,6 +129,13 @@ def test_a_cold_model_is_a_loading_one_to_protocol_1() -> None:
     assert spoken(report(*states), 2) == report(*states)
     unchanged = report(ExpertState.READY)
     assert spoken(unchanged, 1) is unchanged
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_parameter_that_a_peer_would_ignore_is_unspeakable(protocol: int) -> None:
+    """Where it is set: unset it changes nothing, and any peer takes the job."""
+    assert spoken(SAMPLES["submit.later"], protocol) == Unspeakable(3)  # type: ignore[arg-type]
+    assert spoken(SAMPLES["submit"], protocol) is SAMPLES["submit"]  # type: ignore[arg-type]
 
 
 def test_what_is_unspeakable_names_its_protocol() -> None:

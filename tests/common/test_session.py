@@ -15,6 +15,7 @@ from moe2.common.messages import (
     CancelJob,
     Fault,
     Goodbye,
+    JobFailed,
     Ping,
     Pong,
     Refused,
@@ -310,6 +311,19 @@ def test_an_unreadable_message_is_answered_and_the_session_goes_on(
     assert isinstance(fault, Fault)
     assert (fault.code, fault.in_reply_to) == (code, op)
     assert opened.is_open
+
+
+@pytest.mark.parametrize("job_id", ["j", "j" * 60_000])
+def test_a_job_that_an_agent_cannot_read_has_failed(job_id: str) -> None:
+    """Nobody waits for it; an id of no sane length is not sent back."""
+    agent = open_agent()
+    order = {"op": "submit", "job_id": job_id, "request_id": "r", "model": "m", "max_tokens": 0}
+    agent.receive(msgpack.packb({**order, "prompt": {"kind": "text", "text": ""}}), 0.0)
+    fault, *failed = sent(agent)
+    assert isinstance(fault, Fault)
+    assert [(said.job_id, said.code) for said in failed if isinstance(said, JobFailed)] == (
+        [("j", "invalid_request")] if job_id == "j" else []
+    )
 
 
 def test_an_unreadable_message_of_any_size_can_be_answered(opened: Session) -> None:

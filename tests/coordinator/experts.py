@@ -8,6 +8,7 @@ import numpy as np
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
+from moe2.common.generation import Generation, Sampling
 from moe2.common.messages import (
     ChatMessage,
     ChatPrompt,
@@ -15,7 +16,6 @@ from moe2.common.messages import (
     ExpertState,
     Hello,
     Report,
-    Sampling,
     TextPrompt,
 )
 from moe2.coordinator.appraisal import Appraiser
@@ -87,18 +87,19 @@ def expert(agent_id: str = "agent-1", model: str = "m", **fields: Any) -> Expert
 
 
 def request(**fields: Any) -> Request:
+    """fields: of the request, or of what it says about its text."""
+    said = {name: fields.pop(name) for name in Generation.__struct_fields__ if name in fields}
     return Request(
         **{
             "request_id": "req-1",
             "model": "m",
             "prompt": ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
-            "sampling": Sampling(seed=7),
+            "generation": Generation(
+                **{"sampling": Sampling(seed=7), "max_tokens": 20, "stop": ("END",), "logprobs": 2, **said}
+            ),
             "demand": Demand(prompt_tokens=10, max_tokens=20),
             "arrived_s": 100.0,
             "deadline_s": 160.0,
-            "max_tokens": 20,
-            "stop": ("END",),
-            "logprobs": 2,
             **fields,
         }
     )

@@ -19,7 +19,6 @@ from moe2.coordinator.dispatch import (
     Retire,
     SubmitJob,
 )
-from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import expert, text_request
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -44,7 +43,7 @@ def test_a_request_is_submitted_with_all_its_parameters() -> None:
                 request_id="req-1",
                 model="m",
                 prompt=asked.prompt,
-                sampling=asked.sampling,
+                sampling=asked.generation.sampling,
                 max_tokens=20,
                 stop=("END",),
                 logprobs=2,
@@ -306,7 +305,7 @@ def test_an_agent_that_cancels_by_itself_is_an_error(life: LifeBench) -> None:
 def test_a_jobs_form_is_the_requests() -> None:
     """Schema, grammar and forced tools reach the agent, and the choice knows that tools are needed."""
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=(Tool(name="f"),))
-    life = LifeBench(prompt=prompt, structure=Structure(param="tools", forced_tools=("f",)))
+    life = LifeBench(prompt=prompt, forced_tools=("f",))
     (effect,) = life.admitted().effects
     assert isinstance(effect, SubmitJob)
     assert isinstance(effect.job, Submit)

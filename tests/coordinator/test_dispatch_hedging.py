@@ -24,7 +24,6 @@ from moe2.coordinator.dispatch import (
 )
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.receipt import receipt_of
-from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import cost, expert, speed
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -333,7 +332,7 @@ TOOL = Tool(name="look")
     [
         {"wish": Wish()},
         {"logprobs": 0},
-        {"structure": Structure(param="grammar", grammar='root ::= "a"')},
+        {"grammar": 'root ::= "a"'},
         {"prompt": ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),), tools=(TOOL,))},
     ],
     ids=["not asked for", "logprobs", "grammar", "tools"],

@@ -21,16 +21,15 @@ from moe2.coordinator.dispatch import (
     Suspect,
 )
 from moe2.coordinator.dispatch.suspicion import has_downed_an_engine, reserved_experts
-from moe2.coordinator.structure import Structure
 from tests.coordinator.experts import expert
 from tests.coordinator.lives import LifeBench, outcomes, retires, stopped, submitted
 from tests.coordinator.panels import PanelBench
 
 TOOLED = ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),), tools=(Tool(name="f"),))
 CUSTOM: dict[str, dict[str, Any]] = {
-    "grammar": {"structure": Structure(grammar="root ::= x")},
-    "schema": {"structure": Structure(json_schema="{}")},
-    "forced tool": {"structure": Structure(forced_tools=("f",)), "prompt": TOOLED},
+    "grammar": {"grammar": "root ::= x"},
+    "schema": {"json_schema": "{}"},
+    "forced tool": {"forced_tools": ("f",), "prompt": TOOLED},
     "tools": {"prompt": TOOLED},
 }
 
@@ -89,7 +88,7 @@ def test_where_an_agent_does_not_say_who_was_in_the_batch_everybody_is_a_suspect
 
 def test_other_failures_make_no_suspect() -> None:
     """A lost link says nothing of the request."""
-    life = LifeBench(*(expert(f"agent-{n}") for n in range(4)), structure=Structure(grammar="root ::= x")).admitted()
+    life = LifeBench(*(expert(f"agent-{n}") for n in range(4)), grammar="root ::= x").admitted()
     assert submitted(life.lost("agent-0")) == ["req-1.1"]
     assert submitted(life.failed("internal", attempt=1)) == ["req-1.2"]
     assert not life.life.is_suspect
@@ -106,8 +105,7 @@ def test_in_a_panel_the_second_death_ends_all_members() -> None:
 
 def test_the_votes_of_a_panel_are_not_custom() -> None:
     """Choices are scored, and no grammar is at work: the others go on."""
-    structure = Structure(param="moe2.choices", grammar="root ::= x")
-    bench = PanelBench(Mode.VOTE, ballot=Ballot(("yes", "no")), structure=structure).admitted()
+    bench = PanelBench(Mode.VOTE, ballot=Ballot(("yes", "no")), grammar="root ::= x").admitted()
     assert outcomes(bench.failed(attempt=0, in_batch=True)) == []
     assert not any(attempt.is_custom for attempt in bench.life.attempts)
 

@@ -25,7 +25,6 @@ from moe2.coordinator.dispatch import (
 )
 from moe2.coordinator.dispatch.suspicion import MAX_DEATHS
 from moe2.coordinator.receipt import receipt_of
-from moe2.coordinator.structure import FREE, Structure
 from tests.coordinator.experts import cost, expert
 from tests.coordinator.lives import LifeBench
 from tests.coordinator.schedules import AGENTS, ATTEMPTS, Schedule, lives
@@ -48,14 +47,12 @@ class AnyOrder(Schedule):
             for model in "ab"
         ]
         wish = Wish(energy_budget_j=BUDGET_J, latency_budget_s=40.0, resume=resume)
-        structure = Structure(grammar="root ::= x") if custom else FREE
+        grammar = "root ::= x" if custom else None
         self.most_deaths = 1 if custom else MAX_DEATHS
         self.waits = False
         self.written = 0
         self.begin_on(
-            LifeBench(
-                *experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish, structure=structure, is_streamed=streamed
-            )
+            LifeBench(*experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish, grammar=grammar, is_streamed=streamed)
         )
 
     def check(self, effect: Effect) -> None:

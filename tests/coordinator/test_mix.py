@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import Candidate, FollowJob, NextTokens, Sampling, TokenPiece
+from moe2.common.generation import Sampling
+from moe2.common.messages import Candidate, FollowJob, NextTokens, TokenPiece
 from moe2.coordinator import dispatch
 from moe2.coordinator.budgets import Mode
 from moe2.coordinator.dispatch import Completed, Deliver, Effect, Failed

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from moe2.common.messages import Sampling
+from moe2.common.generation import Sampling
 from moe2.coordinator.budgets import Mode
 from moe2.coordinator.dispatch import Completed, Effect, Tell
 from moe2.coordinator.receipt import receipt_of

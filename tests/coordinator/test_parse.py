@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, Submit, TextPrompt
+from moe2.common.generation import Generation, Sampling
+from moe2.common.messages import ChatMessage, ChatPrompt, Submit, TextPrompt
 from moe2.common.wire import wire_codec
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.budgets import Mode, Wish
-from moe2.coordinator.structure import FREE
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -43,15 +43,12 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
     assert chat() == Call(
         model="m",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
-        sampling=Sampling(temperature=1.0, top_p=1.0),
-        max_tokens=None,
-        stop=(),
-        logprobs=None,
+        generation=Generation(sampling=Sampling(temperature=1.0, top_p=1.0), max_tokens=None, stop=(), logprobs=None),
+        structured_by=None,
         stream=False,
         include_usage=False,
         user=None,
         wish=Wish(),
-        structure=FREE,
         modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.MIX}),
         ballot=None,
     )
@@ -60,7 +57,8 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
 def test_the_smallest_completion_has_openais_defaults() -> None:
     """Sixteen tokens, as documented for this older route."""
     call = completion()
-    assert (call.prompt, call.max_tokens, call.logprobs, call.is_chat) == (TextPrompt(text="Once"), 16, None, False)
+    assert (call.prompt, call.is_chat) == (TextPrompt(text="Once"), False)
+    assert (call.generation.max_tokens, call.generation.logprobs) == (16, None)
 
 
 HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -82,6 +80,7 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"seed": 7}, {"seed": 7}),
     ({"frequency_penalty": -2}, {"frequency_penalty": -2.0}),
     ({"presence_penalty": 2}, {"presence_penalty": 2.0}),
+    ({"repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
     ({"logit_bias": {"50256": -100, "7": 1.5}}, {"logit_bias": {50256: -100.0, 7: 1.5}}),
 ]
 
@@ -91,14 +90,15 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_parameters_of_both_routes_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
     """Each reaches the call."""
     call = parse(**fields)
-    assert {name: getattr(call, name) for name in expected} == expected
+    found = {name: getattr(call if hasattr(call, name) else call.generation, name) for name in expected}
+    assert found == expected
 
 
 @pytest.mark.parametrize("parse", [chat, completion])
 @pytest.mark.parametrize(("fields", "expected"), SAMPLED)
 def test_sampling_parameters_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
     """Each reaches the sampler, and the others keep their defaults."""
-    assert parse(**fields).sampling == Sampling(**expected)
+    assert parse(**fields).generation.sampling == Sampling(**expected)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_sampling_parameters_are_honoured(parse: Any, fields: dict[str, Any], ex
 )
 def test_a_chats_limit_has_two_names(fields: dict[str, Any], max_tokens: int) -> None:
     """The older and the newer one."""
-    assert chat(**fields).max_tokens == max_tokens
+    assert chat(**fields).generation.max_tokens == max_tokens
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ def test_a_chats_limit_has_two_names(fields: dict[str, Any], max_tokens: int) ->
 )
 def test_a_chats_logprobs_are_a_flag_and_a_number(fields: dict[str, Any], logprobs: int | None) -> None:
     """The number of alternatives is 0 if not given."""
-    assert chat(**fields).logprobs == logprobs
+    assert chat(**fields).generation.logprobs == logprobs
 
 
 @pytest.mark.parametrize("logprobs", [0, 5])
 def test_a_completions_logprobs_are_a_number(logprobs: int) -> None:
     """0 asks for the chosen tokens' only."""
-    assert completion(logprobs=logprobs).logprobs == logprobs
+    assert completion(logprobs=logprobs).generation.logprobs == logprobs
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
 def test_every_seed_is_a_seed_for_llama_cpp(seed: int) -> None:
     """32 bits, and never the value that means: draw one."""
-    drawn = chat(seed=seed).sampling.seed
+    drawn = chat(seed=seed).generation.sampling.seed
     assert drawn is not None
     assert 0 <= drawn < 2**32 - 1
 
@@ -259,6 +259,7 @@ WRONG: dict[str, list[Any]] = {
     "seed": [1.5, "x", 2**63, True],
     "frequency_penalty": [-2.1, 2.1, "x"],
     "presence_penalty": [-2.1, 2.1, "x"],
+    "repeat_penalty": [0, 2.1, "x"],
     "logit_bias": [
         [],
         "x",
@@ -297,7 +298,7 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
@@ -379,10 +380,7 @@ def test_any_json_is_parsed_or_refused_and_what_is_parsed_can_be_sent(parse: Any
         request_id="r",
         model=call.model,
         prompt=call.prompt,
-        sampling=call.sampling,
-        max_tokens=call.max_tokens,
-        stop=call.stop,
-        logprobs=call.logprobs,
+        **msgspec.structs.asdict(call.generation),
     )
     codec = wire_codec()
     assert codec.decode(codec.encode(submit)) == submit

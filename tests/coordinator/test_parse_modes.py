@@ -44,7 +44,7 @@ def test_choices_are_a_ballot_and_a_grammar() -> None:
     """So that one expert alone also answers with one of them."""
     call = chat({"choices": ["red", 'a "quoted"\n€']})
     assert choices_of(call) == ("red", 'a "quoted"\n€')
-    assert call.structure.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
+    assert call.generation.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
     assert call.modes == {Mode.ROUTE, Mode.VOTE, Mode.RANK}
 
 
@@ -77,7 +77,7 @@ def test_an_enum_is_a_ballot_of_documents(rules: Any, texts: tuple[str, ...]) ->
     call = chat(response_format=schema(rules))
     assert choices_of(call) == texts
     assert (Mode.VOTE in call.modes) == bool(texts)
-    assert call.structure.param == "response_format"
+    assert call.structured_by == "response_format"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,7 @@ def test_a_vote_needs_something_to_vote_on() -> None:
         {"min_p": 0.1},
         {"frequency_penalty": 0.5},
         {"presence_penalty": 0.5},
+        {"repeat_penalty": 1.1},
         {"logit_bias": {"1": 1}},
         {"stop": ["x"]},
     ],
@@ -157,6 +158,7 @@ def test_a_mix_follows_no_grammar() -> None:
     assert refused({"mode": "mix"}, grammar='root ::= "x"') == "grammar"
     assert refused({"mode": "mix", "choices": COLOURS}) == "moe2.choices"
     assert refused({"mode": "mix"}, logit_bias={"1": 5}) == "logit_bias"
+    assert refused({"mode": "mix"}, repeat_penalty=1.1) == "repeat_penalty"
     assert Mode.MIX in chat({"mode": "mix"}, logit_bias={"1": -100}, logprobs=True, stop=["x"], stream=True).modes
 
 

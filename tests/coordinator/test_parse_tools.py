@@ -10,7 +10,7 @@ import pytest
 from moe2.common.messages import ChatMessage, ChatPrompt, Tool, ToolCall
 from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
-from moe2.coordinator.structure import FREE, Structure, uses_tools
+from moe2.coordinator.dispatch.request import uses_tools
 
 USER = {"role": "user", "content": "Weather?"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -42,7 +42,7 @@ def test_offered_tools_travel_with_the_prompt() -> None:
     weather, time = tools_of(call)
     assert (weather.name, weather.description, json.loads(weather.parameters)) == ("weather", "Now.", SCHEMA)
     assert time == Tool(name="time")
-    assert call.structure == FREE
+    assert call.generation.is_free
     assert call.tool_names == {"weather", "time"}
 
 
@@ -52,7 +52,7 @@ def test_offered_tools_travel_with_the_prompt() -> None:
 def test_a_tool_choice_forces_the_tools_that_it_means(choice: Any, forced: tuple[str, ...]) -> None:
     """Every form that OpenAI has; the model sees all tools in each."""
     call = chat(tools=[WEATHER, TIME], tool_choice=choice)
-    assert call.structure.forced_tools == forced
+    assert call.generation.forced_tools == forced
     assert len(tools_of(call)) == 2
 
 
@@ -66,34 +66,37 @@ def test_no_tools_are_no_tools() -> None:
     assert chat(tools=[]) == chat()
 
 
-FORMATS: list[tuple[Any, Structure]] = [
-    ({"type": "text"}, FREE),
-    ({"type": "json_object"}, Structure(param="response_format", json_schema="{}")),
+FORMATS: list[tuple[Any, str | None]] = [
+    ({"type": "text"}, None),
+    ({"type": "json_object"}, "{}"),
     (
         {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}},
-        Structure(param="response_format", json_schema='{"type":"object"}'),
+        '{"type":"object"}',
     ),
 ]
 
 
-@pytest.mark.parametrize(("form", "structure"), FORMATS)
-def test_a_response_format_becomes_a_schema(form: Any, structure: Structure) -> None:
+@pytest.mark.parametrize(("form", "schema"), FORMATS)
+def test_a_response_format_becomes_a_schema(form: Any, schema: str | None) -> None:
     """On both routes."""
-    assert chat(response_format=form).structure == structure
+    by = None if schema is None else "response_format"
+    call = chat(response_format=form)
+    assert (call.generation.json_schema, call.structured_by) == (schema, by)
     body = json.dumps({"model": "m", "prompt": "p", "response_format": form}).encode()
-    assert parse_completion(body).structure == structure
+    text = parse_completion(body)
+    assert (text.generation.json_schema, text.structured_by) == (schema, by)
 
 
 def test_a_grammar_travels_as_it_stands() -> None:
     """GBNF, as llama.cpp's server takes it."""
-    assert chat(grammar='root ::= "a"').structure == Structure(param="grammar", grammar='root ::= "a"')
+    call = chat(grammar='root ::= "a"')
+    assert (call.generation.grammar, call.structured_by) == ('root ::= "a"', "grammar")
 
 
 def test_a_grammar_names_its_syntax() -> None:
     """Lark is another form than GBNF."""
-    assert chat(grammar='start: "a"', grammar_syntax="lark").structure == Structure(
-        param="grammar", grammar='start: "a"', grammar_syntax="lark"
-    )
+    generation = chat(grammar='start: "a"', grammar_syntax="lark").generation
+    assert (generation.grammar, generation.grammar_syntax) == ('start: "a"', "lark")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -139,7 +142,7 @@ def test_promises_are_kept_where_a_call_is_forced() -> None:
     """One call that follows its schema is what `strict` and no parallel calls ask for."""
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     call = chat(tools=[strict], tool_choice="required", parallel_tool_calls=False)
-    assert call.structure.forced_tools == ("weather",)
+    assert call.generation.forced_tools == ("weather",)
 
 
 def test_a_call_and_its_answer_are_read() -> None:

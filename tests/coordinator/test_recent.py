@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Generation
+from moe2.common.messages import TextPrompt
 from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Lifecycle, Outcome, Request
 from moe2.coordinator.errors import ErrorCode
@@ -23,7 +24,7 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
         request_id="req-1",
         model="moe2",
         prompt=TextPrompt(text=SECRET),
-        sampling=Sampling(),
+        generation=Generation(),
         demand=Demand(prompt_tokens=1, max_tokens=None),
         arrived_s=arrived_s,
         deadline_s=arrived_s + 10,

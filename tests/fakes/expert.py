@@ -20,27 +20,34 @@ from math import log
 from pathlib import Path
 
 from moe2.agent.engine.protocol import (
-    Cancel,
     Command,
-    Decoded,
     Event,
     Finished,
-    Follow,
-    Generate,
     JobFailed,
-    JobTokens,
     Load,
     Loaded,
     LoadFailed,
     ModelFacts,
-    Proposed,
-    Score,
     Scored,
     Shutdown,
     Started,
-    Take,
 )
-from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, TextPrompt, TokenAlternative, TokenPiece
+from moe2.common.messages import (
+    CancelJob,
+    Candidate,
+    ChatPrompt,
+    ContinuationScore,
+    FollowJob,
+    JobPieces,
+    NextTokens,
+    ScoreJob,
+    Submit,
+    TakeToken,
+    TextPrompt,
+    TokenAlternative,
+    TokenPiece,
+    Tokens,
+)
 from moe2.common.wire import Codec, FrameSplitter, length_prefixed
 
 DEFAULT_TOKENS = 16
@@ -53,7 +60,7 @@ class FakeExpert:
         self._options = options
         self._events: Codec[Event] = Codec(Event)
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._takes: dict[str, asyncio.Queue[Take]] = {}
+        self._takes: dict[str, asyncio.Queue[TakeToken]] = {}
         self._context_tokens = 0
         self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._control_turn = asyncio.Lock()
@@ -78,17 +85,17 @@ class FakeExpert:
         match command:
             case Load(spec=spec):
                 self._load(spec.path, spec.context_tokens, spec.slots)
-            case Generate() as job:
+            case Submit() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
-            case Score() as job:
+            case ScoreJob() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._score(job))
-            case Follow() as job:
+            case FollowJob() as job:
                 self._takes[job.job_id] = asyncio.Queue()
                 self._jobs[job.job_id] = asyncio.create_task(self._follow(job))
-            case Take() as take:
+            case TakeToken() as take:
                 if takes := self._takes.get(take.job_id):
                     takes.put_nowait(take)
-            case Cancel(job_id=job_id):
+            case CancelJob(job_id=job_id):
                 if task := self._jobs.get(job_id):
                     task.cancel()
 
@@ -115,7 +122,7 @@ class FakeExpert:
             )
         )
 
-    async def _generate(self, job: Generate) -> None:
+    async def _generate(self, job: Submit) -> None:
         words = _words(job.prompt)
         if self._options.failing:
             self._say(JobFailed(job_id=job.job_id, code="internal", message="It always fails."))
@@ -144,7 +151,7 @@ class FakeExpert:
                 if job.logprobs is not None:
                     others = tuple(TokenAlternative(f"other{i}", -2.0 - i) for i in range(job.logprobs))
                     piece = TokenPiece(word + " ", -0.5, others)
-                self._say(Decoded(jobs=(JobTokens(job_id=job.job_id, pieces=(piece,)),)))
+                self._say(Tokens(jobs=(JobPieces(job_id=job.job_id, pieces=(piece,)),)))
                 if self._options.seconds_per_token:
                     await asyncio.sleep(self._options.seconds_per_token)
             else:
@@ -153,7 +160,7 @@ class FakeExpert:
             pass
         self._finished(job.job_id, reason, len(words), decoded)
 
-    async def _score(self, job: Score) -> None:
+    async def _score(self, job: ScoreJob) -> None:
         words = _words(job.prompt)
         self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
         try:
@@ -182,14 +189,14 @@ class FakeExpert:
         rate = 1.0 if continuation.strip() == self._options.prefers else 2.0
         return ContinuationScore(-rate * tokens, tokens, len(continuation.encode()))
 
-    async def _follow(self, job: Follow) -> None:
+    async def _follow(self, job: FollowJob) -> None:
         words, takes, step, reason = _words(job.prompt), self._takes[job.job_id], 0, "cancelled"
         most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
         try:
             self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
             while True:
                 await self._permission(f"propose {job.job_id} {step}")
-                self._say(Proposed(job_id=job.job_id, step=step, candidates=_candidates(words, step)))
+                self._say(NextTokens(job_id=job.job_id, step=step, candidates=_candidates(words, step)))
                 take = await takes.get()
                 if take.token is None:
                     reason = "stop"

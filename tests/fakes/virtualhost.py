@@ -33,7 +33,8 @@ from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
-from moe2.common.messages import JobDone, JobFailed, JobWord, Sampling, Submit, TextPrompt
+from moe2.common.generation import Generation
+from moe2.common.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
 from moe2.coordinator import dispatch
 from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
@@ -160,11 +161,10 @@ class VirtualHost:
             request_id=request_id,
             model="m",
             prompt=TextPrompt(text=f"{prompt_tokens} {self._n_requests}"),
-            sampling=Sampling(),
+            generation=Generation(max_tokens=max_tokens),
             demand=Demand(round(self._load.estimate * prompt_tokens), max_tokens),
             arrived_s=self.now_s,
             deadline_s=self.now_s + 3600.0,
-            max_tokens=max_tokens,
         )
         life = dispatch.Lifecycle(request=request, choose=self._choose)
         self._lives[request_id] = (life, client)
@@ -203,7 +203,7 @@ class VirtualHost:
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
                 weight = self._core.experts["m"].token_weight
                 self._account.request_started(job_id, prompt_tokens - cached_tokens, self.now_s, weight)
-            case protocol.Decoded(jobs=jobs):
+            case Tokens(jobs=jobs):
                 for job in jobs:
                     self._account.tokens_decoded(job.job_id, len(job.pieces), self.now_s)
         self._do(core.EngineSpoke("m", event))
@@ -211,7 +211,7 @@ class VirtualHost:
     def _do(self, event: core.Event) -> None:
         for effect in self._core.handle(event, self.now_s):
             match effect:
-                case core.SendToEngine(command=protocol.Generate() as job):
+                case core.SendToEngine(command=Submit() as job):
                     self._decoder.submit(job)
                 case core.SendTokens(jobs=jobs):
                     for one in jobs:

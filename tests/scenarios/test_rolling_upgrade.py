@@ -98,3 +98,16 @@ async def test_a_job_that_an_older_agent_cannot_do_fails_at_once(tmp_path: Path)
             await peer.until(lambda peer: bool(peer.heard))
             assert peer.heard == [CancelJob(job_id="j")]
             assert "needs protocol 2" in getattr(heard[0], "message", "")
+
+
+async def test_a_parameter_that_an_older_agent_would_ignore_is_another_ones(tmp_path: Path) -> None:
+    """Where nobody else has the model, the error says what to upgrade."""
+    async with fleet(tmp_path, agents=()) as running:
+        async with agent1(running.coordinator.agents_url, TOKEN) as peer:
+            await running.until(ready=1)
+            async with await running.chat("hi", repeat_penalty=1.1) as answer:
+                error = (await answer.json())["error"]
+            assert "needs protocol 3" in error["message"]
+            assert peer.heard == []
+            async with await running.chat("hi", repeat_penalty=1.0) as answer:
+                assert answer.status == 200

@@ -7,11 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from moe2.agent.engine.protocol import Generate
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatPrompt
+from moe2.common.messages import ChatPrompt, Submit
 
 MAX_SOURCE_BYTES = 262_144
 """The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""
@@ -37,7 +36,7 @@ class GrammarError(RequestError):
         super().__init__(message, code=JobErrorCode.INVALID_GRAMMAR, remedy=remedy)
 
 
-def constraint_of(request: Generate, *, tags_calls: bool) -> Constraint | None:
+def constraint_of(request: Submit, *, tags_calls: bool) -> Constraint | None:
     """The constraint that a request asks for, None where its answer is free. Raises `RequestError`.
 
     tags_calls: the model writes its calls between <tool_call> tags.

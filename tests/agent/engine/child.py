@@ -9,7 +9,8 @@ import sys
 from types import TracebackType
 from typing import TypeVar
 
-from moe2.agent.engine.protocol import Command, Decoded, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
+from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
+from moe2.common.messages import Tokens
 from moe2.common.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 60.0
@@ -91,7 +92,7 @@ class Child:
         ends: dict[str, Finished | JobFailed] = {}
         while len(ends) < jobs:
             event = self.next()
-            if isinstance(event, Decoded):
+            if isinstance(event, Tokens):
                 for job in event.jobs:
                     texts[job.job_id] = texts.get(job.job_id, "") + "".join(piece.text for piece in job.pieces)
             elif isinstance(event, Finished | JobFailed):

@@ -12,12 +12,13 @@ import numpy as np
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.drawing import Draw
 from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.generation import Draw
 from moe2.agent.engine.intake import Intake, Limits
-from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
+from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
+from moe2.common.messages import Submit, Tokens
 
 VOCABULARY_SIZE = 27
 END = 0
@@ -161,7 +162,7 @@ class Engine:
         pooling: Pooling = Pooling.MEAN,
         idle_tokens: int | None = None,
         shelved_tokens: int = 0,
-        new_draw: Callable[[Generate, SimulatedCache], Draw] | None = None,
+        new_draw: Callable[[Submit, SimulatedCache], Draw] | None = None,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
         shelf. new_draw: None draws the most likely token."""
@@ -198,7 +199,7 @@ class Engine:
             emit=self.events.append,
         )
 
-    def _new_draw(self, request: Generate) -> Draw:
+    def _new_draw(self, request: Submit) -> Draw:
         if self._own_draw is not None:
             return self._own_draw(request, self.cache)
         return _Greedy(self.cache, endless=self._endless)
@@ -219,7 +220,7 @@ class Engine:
         return "".join(
             piece.text
             for event in self.events
-            if isinstance(event, Decoded)
+            if isinstance(event, Tokens)
             for job in event.jobs
             if job.job_id == job_id
             for piece in job.pieces

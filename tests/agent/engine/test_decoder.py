@@ -14,29 +14,25 @@ from hypothesis import strategies as st
 
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import Logits, logprob
+from moe2.agent.engine.drawing import Draw
 from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.generation import Draw
-from moe2.agent.engine.protocol import (
-    Embed,
-    Embedded,
-    Finished,
-    Follow,
-    Generate,
-    JobFailed,
-    Proposed,
-    Score,
-    Scored,
-    Started,
-)
+from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Scored, Started
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt
 from tests.agent.engine.simulation import END, Engine, Letters, SimulatedCache, greedy, letters, logits_after
 
 
-def _generate(job_id: str, text: str, *, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> Generate:
-    return Generate(
-        job_id=job_id, prompt=TextPrompt(text=text), sampling=Sampling(temperature=0), max_tokens=max_tokens, stop=stop
+def _generate(job_id: str, text: str, *, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> Submit:
+    return Submit(
+        request_id="r",
+        model="m",
+        job_id=job_id,
+        prompt=TextPrompt(text=text),
+        sampling=Sampling(temperature=0),
+        max_tokens=max_tokens,
+        stop=stop,
     )
 
 
@@ -87,7 +83,7 @@ def _with_bound() -> tuple[Engine, _Bound]:
     """An engine of one slot to which the job "bound" has been sent."""
     draws: dict[str, _Bound] = {}
 
-    def new_draw(request: Generate, cache: SimulatedCache) -> Draw:
+    def new_draw(request: Submit, cache: SimulatedCache) -> Draw:
         draw = draws[request.job_id] = _Bound(cache)
         if request.job_id != "bound":
             draw.is_ready = True
@@ -402,7 +398,15 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, contin
     """Each continuation's score is what a single sequence gives, also with more continuations than lanes."""
     engine = Engine(slots=slots, cells=128)
     engine.decoder.submit(_generate("neighbour", "abc", max_tokens=8))
-    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=tuple(continuations)))
+    engine.decoder.submit(
+        ScoreJob(
+            request_id="r",
+            model="m",
+            job_id="score",
+            prompt=TextPrompt(text=prompt),
+            continuations=tuple(continuations),
+        )
+    )
     engine.run()
     (scored,) = [event for event in engine.events if isinstance(event, Scored)]
     for continuation, score in zip(continuations, scored.scores, strict=True):
@@ -439,19 +443,27 @@ def test_an_embedding_pools_every_tokens_vector(
 def test_scoring_frees_the_cells_of_its_branches() -> None:
     """After a score only the prompt stays cached."""
     engine = Engine(cells=64)
-    engine.decoder.submit(Score(job_id="score", prompt=TextPrompt(text="abab"), continuations=("abc", "bca", "cab")))
+    engine.decoder.submit(
+        ScoreJob(
+            request_id="r",
+            model="m",
+            job_id="score",
+            prompt=TextPrompt(text="abab"),
+            continuations=("abc", "bca", "cab"),
+        )
+    )
     engine.run()
     assert engine.cache.used == 4
 
 
-def _proposed(engine: Engine, job_id: str) -> list[Proposed]:
-    return [event for event in engine.events if isinstance(event, Proposed) and event.job_id == job_id]
+def _proposed(engine: Engine, job_id: str) -> list[NextTokens]:
+    return [event for event in engine.events if isinstance(event, NextTokens) and event.job_id == job_id]
 
 
 def test_a_proposal_is_the_models_distribution() -> None:
     """The most likely tokens come first, with the model's own log-probabilities."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="next", prompt=TextPrompt(text="ab"), most=5))
+    engine.decoder.submit(FollowJob(request_id="r", model="m", job_id="next", prompt=TextPrompt(text="ab"), most=5))
     engine.run()
     (proposed,) = _proposed(engine, "next")
     logits = logits_after([1, 2])
@@ -462,7 +474,7 @@ def test_a_proposal_is_the_models_distribution() -> None:
 def test_a_proposal_holds_no_more_than_the_mass_asked_for() -> None:
     """The candidates reach top_p, and would not without the last of them."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="next", prompt=TextPrompt(text="ab"), top_p=0.6))
+    engine.decoder.submit(FollowJob(request_id="r", model="m", job_id="next", prompt=TextPrompt(text="ab"), top_p=0.6))
     engine.run()
     (proposed,) = _proposed(engine, "next")
     masses = [exp(candidate.logprob) for candidate in proposed.candidates]
@@ -472,7 +484,9 @@ def test_a_proposal_holds_no_more_than_the_mass_asked_for() -> None:
 def test_a_follower_that_takes_its_own_best_writes_the_greedy_answer() -> None:
     """Step by step, at one decoded token each, and idle in between."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="job", prompt=TextPrompt(text="abc"), max_tokens=6))
+    engine.decoder.submit(
+        FollowJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="abc"), max_tokens=6)
+    )
     engine.run()
     before, taken = engine.cache.decoded_tokens, list[int]()
     while not engine.decoder.has_work and len(taken) < 6:
@@ -491,7 +505,7 @@ def test_a_follower_that_takes_its_own_best_writes_the_greedy_answer() -> None:
 def test_a_complete_answer_ends_its_follower() -> None:
     """No token, no further step: the job ends well and its slot is free."""
     engine = Engine(slots=1)
-    engine.decoder.submit(Follow(job_id="job", prompt=TextPrompt(text="abc")))
+    engine.decoder.submit(FollowJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="abc")))
     engine.decoder.submit(_generate("waiting", "abc", max_tokens=2))
     engine.run()
     engine.decoder.take("job", 0, None)
@@ -503,7 +517,7 @@ def test_a_complete_answer_ends_its_follower() -> None:
 def test_a_late_or_early_word_to_a_follower_is_passed_over() -> None:
     """Only the step that is waited for moves it."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="job", prompt=TextPrompt(text="abc")))
+    engine.decoder.submit(FollowJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="abc")))
     engine.run()
     engine.decoder.take("job", 1, 3)
     engine.decoder.take("nobody", 0, 3)
@@ -514,7 +528,7 @@ def test_a_late_or_early_word_to_a_follower_is_passed_over() -> None:
 def test_a_token_outside_the_vocabulary_ends_its_follower() -> None:
     """It never reaches llama.cpp; the job fails and says why."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="job", prompt=TextPrompt(text="abc")))
+    engine.decoder.submit(FollowJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="abc")))
     engine.run()
     engine.decoder.take("job", 0, -1)
     end = engine.end("job")
@@ -525,7 +539,9 @@ def test_a_token_outside_the_vocabulary_ends_its_follower() -> None:
 def test_a_follower_does_not_hold_up_the_others() -> None:
     """While it waits for a token, streams go on, and it can be cancelled."""
     engine = Engine()
-    engine.decoder.submit(Follow(job_id="follower", prompt=TextPrompt(text="abc"), max_tokens=8))
+    engine.decoder.submit(
+        FollowJob(request_id="r", model="m", job_id="follower", prompt=TextPrompt(text="abc"), max_tokens=8)
+    )
     engine.decoder.submit(_generate("stream", "bca", max_tokens=8))
     engine.run()
     engine.decoder.cancel("follower")

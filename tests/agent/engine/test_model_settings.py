@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe2.agent.engine.protocol import Generate, Loaded, LoadFailed, LoraSpec, ModelSpec, Pace
-from moe2.common.messages import Sampling, TextPrompt
+from moe2.agent.engine.protocol import Loaded, LoadFailed, LoraSpec, ModelSpec, Pace
+from moe2.common.generation import Sampling
+from moe2.common.messages import Submit, TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import write_lora
 from tests.models import smollm2_path
@@ -29,7 +30,11 @@ def _answer(**fields: Any) -> str:
         loaded = child.load_spec(_spec(**fields))
         assert isinstance(loaded, Loaded), loaded
         prompt = TextPrompt(text="The capital of France is")
-        child.send(Generate(job_id="j", prompt=prompt, sampling=Sampling(temperature=0), max_tokens=12))
+        child.send(
+            Submit(
+                request_id="r", model="m", job_id="j", prompt=prompt, sampling=Sampling(temperature=0), max_tokens=12
+            )
+        )
         texts, _ = child.collect(1)
     return texts["j"]
 

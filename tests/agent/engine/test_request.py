@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from moe2.agent.engine.protocol import Follow, Generate, Score
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatMessage, ChatPrompt, Sampling, TextPrompt
+from moe2.common.generation import Sampling
+from moe2.common.messages import ChatMessage, ChatPrompt, ScoreJob, Submit, TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters
 
 _TEXT = TextPrompt(text="abc")
@@ -46,16 +44,13 @@ def _reader(template: ChatTemplate | None = None) -> RequestReader:
     return RequestReader(Letters(), template, vocabulary_size=VOCABULARY_SIZE)
 
 
-def _generate(prompt: ChatPrompt | TextPrompt = _TEXT, **fields: object) -> Generate:
-    return Generate(job_id="job", prompt=prompt, sampling=Sampling(), **fields)  # type: ignore[arg-type]
+def _generate(prompt: ChatPrompt | TextPrompt = _TEXT, **fields: object) -> Submit:
+    return Submit(request_id="r", model="m", job_id="job", prompt=prompt, sampling=Sampling(), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (_generate(max_tokens=0), "max_tokens is 0"),
-        (_generate(max_tokens=-3), "max_tokens is -3"),
-        (_generate(logprobs=21), "logprobs is 21"),
         (_generate(stop=("x", "")), "stop string is empty"),
         (_generate(TextPrompt(text="")), "prompt is empty"),
         (_generate(TextPrompt(text="ab\0c")), "NUL character (character 2)"),
@@ -63,7 +58,7 @@ def _generate(prompt: ChatPrompt | TextPrompt = _TEXT, **fields: object) -> Gene
         (_generate(ChatPrompt(messages=(ChatMessage(role="user", content="a"),))), "no usable chat template"),
     ],
 )
-def test_what_cannot_be_run_is_an_invalid_request(request_: Generate, words: str) -> None:
+def test_what_cannot_be_run_is_an_invalid_request(request_: Submit, words: str) -> None:
     """Each fault has its own sentence and the code for a request's fault."""
     with pytest.raises(RequestError) as caught:
         _reader().generate(request_, limit=100)
@@ -150,21 +145,21 @@ def test_plain_text_may_use_control_tokens() -> None:
 
 def test_a_continuation_has_no_control_tokens() -> None:
     """What one model wrote does not steer the one that judges it."""
-    score = Score(job_id="job", prompt=TextPrompt(text="a"), continuations=("b<end>c",))
+    score = ScoreJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="a"), continuations=("b<end>c",))
     assert _CONTROL_TOKEN not in _controlled().score(score, limit=99)[1][0]
 
 
 def test_a_continuation_is_tokenized_in_its_context() -> None:
     """Where the prompt's tokens stay the same, the joint text decides."""
     reader = RequestReader(_Merging(), None, vocabulary_size=200)
-    score = Score(job_id="job", prompt=TextPrompt(text="c"), continuations=("abd",))
+    score = ScoreJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="c"), continuations=("abd",))
     assert reader.score(score, limit=99)[1] == [[26, 4]]
 
 
 def test_a_continuation_that_would_merge_with_the_prompt_stands_alone() -> None:
     """Where a token would straddle the border, the continuation's own tokens are scored."""
     reader = RequestReader(_Merging(), None, vocabulary_size=200)
-    score = Score(job_id="job", prompt=TextPrompt(text="ca"), continuations=("bd",))
+    score = ScoreJob(request_id="r", model="m", job_id="job", prompt=TextPrompt(text="ca"), continuations=("bd",))
     assert reader.score(score, limit=99) == ([100, 3, 1], [[2, 4]])
 
 
@@ -172,15 +167,9 @@ def test_a_continuation_that_would_merge_with_the_prompt_stands_alone() -> None:
 def test_nothing_to_score_is_refused(continuations: tuple[str, ...]) -> None:
     """An empty list and an empty continuation are both the request's fault."""
     with pytest.raises(RequestError, match="Send at least one"):
-        _reader().score(Score(job_id="job", prompt=_TEXT, continuations=continuations), limit=99)
-
-
-@pytest.mark.parametrize("fields", [{"most": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}])
-def test_a_follower_with_senseless_limits_is_refused(fields: dict[str, Any]) -> None:
-    """Each limit is named."""
-    (name,) = fields
-    with pytest.raises(RequestError, match=name):
-        _reader().follow(Follow(job_id="job", prompt=_TEXT, **fields), limit=99)
+        _reader().score(
+            ScoreJob(request_id="r", model="m", job_id="job", prompt=_TEXT, continuations=continuations), limit=99
+        )
 
 
 def test_only_the_models_own_tokens_are_known() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.messages import Candidate, Sampling
+from moe2.common.generation import Sampling
+from moe2.common.messages import Candidate
 from moe2.coordinator.aggregate.tokens import TokenDraw, TokenMixture, mix_tokens
 
 

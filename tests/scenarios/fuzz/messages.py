@@ -27,8 +27,14 @@ def _of(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901 - one case per kind 
             return _struct(info)
         case types.BoolType():
             return st.booleans()
+        case types.Metadata(type=inner):
+            return _of(inner)
+        case types.IntType(ge=least, le=most) if least is not None:
+            return st.sampled_from([least, most]) | st.integers(least, most)
         case types.IntType():
             return _INTEGERS
+        case types.FloatType(gt=above, ge=least, le=most) if most is not None:
+            return st.floats(least if above is None else above, most, exclude_min=above is not None)
         case types.FloatType():
             return _FLOATS
         case types.StrType():
@@ -39,6 +45,8 @@ def _of(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901 - one case per kind 
             return st.none()
         case types.EnumType(cls=cls):
             return st.sampled_from([member.value for member in cls])
+        case types.LiteralType(values=values):
+            return st.sampled_from(values)
         case types.UnionType(types=members):
             return st.one_of(*map(_of, members))
         case types.VarTupleType(item_type=item):

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from moe2.common.messages import Sampling, TextPrompt, TokenPiece
+from moe2.common.generation import Generation
+from moe2.common.messages import TextPrompt, TokenPiece
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
 from moe2.coordinator.predict import Demand
 from tests.scenarios.simulation.agent import MODEL, Books, SimAgent
@@ -146,11 +147,10 @@ class Cluster:
             request_id=request_id,
             model=MODEL if random.random() < 0.5 else "moe2",
             prompt=TextPrompt(text=prompt),
-            sampling=Sampling(),
+            generation=Generation(max_tokens=max_tokens),
             demand=Demand(len(prompt.split()), max_tokens),
             arrived_s=now_s,
             deadline_s=now_s + random.choice((3.0, 15.0, 40.0)),
-            max_tokens=max_tokens,
         )
         client = Client(request)
         self.clients.append(client)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moe2.agent.engine import protocol
-from moe2.common.messages import ChatPrompt, TokenPiece
+from moe2.common.messages import CancelJob, ChatPrompt, JobPieces, Submit, TokenPiece, Tokens
 from tests.scenarios.simulation.world import World
 
 TOKENS_PER_WORD = 4
@@ -17,7 +17,7 @@ LOAD_S, LOAD_TIMEOUT_S = 2.0, 10.0
 
 @dataclass
 class _Running:
-    job: protocol.Generate
+    job: Submit
     prompt_tokens: int
     decoded: int = 0
     started: bool = False
@@ -62,11 +62,11 @@ class SimEngine:
         if not self._is_loaded:
             return
         match command:
-            case protocol.Generate():
+            case Submit():
                 running = _Running(command, prompt_tokens=_words(command))
                 self._running[command.job_id] = running
                 self._later(self.token_s * running.prompt_tokens / 10, self._prefilled, running)
-            case protocol.Cancel(job_id=job_id) if job_id in self._running:
+            case CancelJob(job_id=job_id) if job_id in self._running:
                 self._later(self.token_s, self._finish, self._running[job_id], "cancelled")
 
     def die(self, reason: str) -> None:
@@ -123,7 +123,7 @@ class SimEngine:
         pieces = tuple(TokenPiece(f"{running.decoded + step} ") for step in range(count))
         running.decoded += count
         self._burn(running, count * TOKEN_J)
-        self._on_event(protocol.Decoded(jobs=(protocol.JobTokens(job_id=running.job.job_id, pieces=pieces),)))
+        self._on_event(Tokens(jobs=(JobPieces(job_id=running.job.job_id, pieces=pieces),)))
         if running.decoded >= most:
             self._finish(running, "length")
         else:
@@ -154,7 +154,7 @@ class SimEngine:
         self.joules[job_id] = self.joules.get(job_id, 0.0) + joules
 
 
-def _words(job: protocol.Generate) -> int:
+def _words(job: Submit) -> int:
     prompt = job.prompt
     messages = prompt.messages if isinstance(prompt, ChatPrompt) else ()
     text = messages[-1].content if messages else ""

@@ -95,7 +95,7 @@ class Invariants:
             if isinstance(end, Completed):
                 # Nothing lost, doubled or out of order: exactly one whole answer.
                 words = "".join(piece.text for piece in client.pieces).split()
-                assert words == [str(number) for number in range(client.request.max_tokens or 0)], client
+                assert words == [str(number) for number in range(client.request.generation.max_tokens or 0)], client
             if isinstance(end, Failed):
                 assert end.code
                 assert end.message

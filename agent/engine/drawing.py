@@ -7,9 +7,8 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
-from moe2.agent.engine.protocol import Generate
 from moe2.agent.engine.writing import Means, Writing
-from moe2.common.messages import TokenAlternative, TokenPiece
+from moe2.common.messages import Submit, TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
 
 
@@ -29,11 +28,11 @@ class Draw(Protocol):
     def close(self) -> None: ...
 
 
-class Generation(Writing):
+class Drawing(Writing):
     """Draws token after token."""
 
     def __init__(
-        self, request: Generate, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
+        self, request: Submit, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
     ) -> None:
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request

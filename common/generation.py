@@ -1,0 +1,76 @@
+"""How an answer is to be written: one frozen value, carried whole from a request's body to the decoder.
+
+Each parameter stands here once, with its bounds and its default. The bodies of the API inherit them, the error that
+refuses a value and the OpenAPI document are made from them, the wire and the pipe to the engine carry them, and both
+ends refuse what is out of bounds. So bounds are part of the protocol: wider ones need a new `PROTOCOL_VERSION`, and a
+parameter that is added names the first protocol that knows it (`since`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+MAX_TOKENS = 2**31 - 1
+MAX_ALTERNATIVES = 20
+MAX_TOKEN_ID = 2**31 - 1
+
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+GrammarSyntax: TypeAlias = Literal["gbnf", "lark"]
+Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+
+BIASES_TEXT = "map token ids (0 to 2^31 - 1) to values from -100 to 100"
+
+
+def since(protocol: int) -> dict[str, int]:
+    """For a parameter's `Meta(extra=…)`: the first protocol that knows it."""
+    return {"since": protocol}
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is drawn. `temperature` 0 is greedy; `seed` None draws a fresh one.
+
+    repeat_penalty: llama.cpp's: logits of tokens that the answer already has are divided by it, or multiplied with it
+    where they are negative; 1 changes nothing.
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repeat_penalty: Annotated[float, Meta(ge=0.5, le=2, extra=since(3))] = 1.0
+    logit_bias: Annotated[
+        dict[TokenId, Bias],
+        Meta(extra={"must": BIASES_TEXT}, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+    ] = {}
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What describes the text to be written, whoever writes it.
+
+    max_tokens: None means until the context is full.
+    logprobs: None for none, otherwise alternatives per token.
+    json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
+    follows this grammar, written in `grammar_syntax`. forced_tools: the answer is one call of one of these tools. At
+    most one of the three.
+    """
+
+    sampling: Sampling = Sampling()
+    max_tokens: TokenCount | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    json_schema: str | None = None
+    grammar: str | None = None
+    grammar_syntax: Annotated[GrammarSyntax, Meta(extra=since(3))] = "gbnf"
+    forced_tools: tuple[str, ...] = ()
+
+    @property
+    def is_free(self) -> bool:
+        """True where the answer may have any form."""
+        return self.json_schema is None and self.grammar is None and not self.forced_tools
