@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from moe2.coordinator.api.errors import ApiError, invalid, unsupported
+from moe2.coordinator.api.requestfacts import BODY
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
 
@@ -42,7 +43,7 @@ class FeedbackRoutes:
         app.router.add_post(FEEDBACK_ROUTE, self._feedback)
 
     async def _feedback(self, http: web.Request) -> web.Response:
-        request_id, score = parse_feedback(await http.read())
+        request_id, score = parse_feedback(http[BODY])
         try:
             feedback = self._book.feedback(request_id, score, time.time())
             self._file.append(feedback)

@@ -147,8 +147,10 @@ def _refuse_other_sites(request: web.Request) -> None:
 
     Sec-Fetch-Site is set by browsers and out of reach of scripts, https://www.w3.org/TR/fetch-metadata/.
     """
+    if "Origin" in request.headers:
+        return  # `Browsers` has let it in.
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        text = "Another site's page may not use this coordinator; with API keys it could, with a key of its own."
+        text = "Another site's page may not use this coordinator; if it should, add that site to api.origins."
         raise ApiError(403, text, kind="permission_error", code="cross_site")
 
 

@@ -1,39 +1,28 @@
-"""Slow clients on the API listener: who sends or takes bytes too slowly is cut off, so that it holds nothing."""
+"""Slow clients on the API listener: who takes an answer too slowly is cut off, so that it holds nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from moe2.coordinator.api.errors import ApiError
-
 LINGER_S = 1.0
 """How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
 
 
-def body_deadline(body_timeout_s: float, send_timeout_s: float) -> Middleware:
-    """A middleware that has the whole body read within `body_timeout_s`, or answers 408 and ends the connection.
+def send_deadline(timeout_s: float) -> Middleware:
+    """A middleware that has the kernel cut off a client that takes nothing of its answer for `timeout_s`.
 
-    The handler finds the body already there. A client that takes nothing of its answer for `send_timeout_s` is cut off
-    by the kernel (TCP_USER_TIMEOUT, tcp(7)), which cancels the handler.
+    TCP_USER_TIMEOUT of tcp(7); the connection's end cancels the handler.
     """
-    send_timeout_ms = max(1, round(1000 * send_timeout_s))
+    timeout_ms = max(1, round(1000 * timeout_s))
 
     @web.middleware
-    async def read_in_time(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def limit_sending(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.get_extra_info("socket")
         if connection is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, send_timeout_ms)
-        if request.body_exists:
-            try:
-                async with asyncio.timeout(body_timeout_s):
-                    await request.read()
-            except TimeoutError:
-                text = f"The body did not come within {body_timeout_s:g} s (api.body_timeout_s)."
-                raise ApiError(408, text, code="request_timeout") from None
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         return await handler(request)
 
-    return read_in_time
+    return limit_sending
