@@ -26,7 +26,7 @@ from moe2.common.tls import ServerTls
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.keyring import KeyRing
 from moe2.coordinator.admission import LONGEST_AGENT_QUEUE_S
-from moe2.coordinator.api.bodies import READ_BUFFER_BYTES, BodyReader
+from moe2.coordinator.api.bodies import BodyReader
 from moe2.coordinator.api.browsers import Browsers
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
@@ -40,7 +40,7 @@ from moe2.coordinator.api.openapiroute import OpenApiRoute
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.api.protocollog import protocol_logger
-from moe2.coordinator.api.slowness import LINGER_S, send_deadline
+from moe2.coordinator.api.slowness import LINGER_S, READ_BUFFER_BYTES, leave_rest_unparsed, send_deadline
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Completed, Lifecycle
@@ -361,6 +361,7 @@ async def _listen(
     keepalive_timeout: aiohttp counts from the connection, or the last answer, to the end of a request's header.
     auto_decompress: aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
+    app.middlewares.insert(0, leave_rest_unparsed)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -13,9 +13,10 @@ from moe2.coordinator.api.encodings import Encoding, Unpacker, encoding_of, too_
 from moe2.coordinator.api.errors import ApiError, invalid
 from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
 
-READ_BUFFER_BYTES = 16_384
-"""The HTTP library parses as much at a time. It stops after a sixteenth as many chunks: with its own default, 256 kB of
-one-byte chunks hold the loop for 15 ms, whoever sends them."""
+MIN_MEAN_CHUNK_BYTES = 16
+"""Of a body that comes in chunks, once it has more than `FREE_CHUNKS`. Each chunk costs the HTTP library some
+microseconds, however small it is: 4 MiB in chunks of one byte would cost 10 s."""
+FREE_CHUNKS = 256
 BODIES_IN_MEMORY = 32
 """So many bodies of the largest size may be on their way at once."""
 
@@ -69,19 +70,21 @@ class BodyReader:
             holding.end()
 
     async def _read(self, request: web.Request, holding: _Holding) -> bytes:
-        body = bytearray()
+        body, n_chunks = bytearray(), 0
         try:
             async with asyncio.timeout(self._timeout_s):
-                while part := await request.content.readany():
+                while not request.content.at_eof():
+                    part, is_end_of_chunk = await request.content.readchunk()
                     body += part
+                    n_chunks += is_end_of_chunk
                     if len(body) > self._max_bytes:
                         raise too_large()
+                    if n_chunks > FREE_CHUNKS + len(body) / MIN_MEAN_CHUNK_BYTES:
+                        raise invalid("The chunks of the body are too small; send larger ones.", code="invalid_body")
                     holding.take(len(part))
         except TimeoutError:
             text = f"The body did not come within {self._timeout_s:g} s (api.body_timeout_s)."
             raise ApiError(408, text, code="request_timeout") from None
-        except web.RequestPayloadError:
-            raise invalid("The body breaks off, or is not framed as HTTP wants it.", code="invalid_body") from None
         return bytes(body)
 
     async def _unpack(self, encoding: Encoding, packed: bytes, holding: _Holding) -> bytes:

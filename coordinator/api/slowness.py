@@ -1,14 +1,18 @@
-"""Slow clients on the API listener: who takes an answer too slowly is cut off, so that it holds nothing."""
+"""Clients that would hold a listener up: who takes an answer too slowly, and who sends on what nobody wants."""
 
 from __future__ import annotations
 
 import socket
 
 from aiohttp import web
+from aiohttp.http import WebSocketReader
 from aiohttp.typedefs import Handler, Middleware
 
 LINGER_S = 1.0
 """How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
+READ_BUFFER_BYTES = 8192
+"""The HTTP library parses on the loop, and stops after a sixteenth as many chunks until they are taken. With its own
+default, 256 kB of one-byte chunks hold the loop for 15 ms, whoever sends them."""
 
 
 def send_deadline(timeout_s: float) -> Middleware:
@@ -26,3 +30,30 @@ def send_deadline(timeout_s: float) -> Middleware:
         return await handler(request)
 
     return limit_sending
+
+
+@web.middleware
+async def leave_rest_unparsed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware that has the rest of a chunked body thrown away as it comes, where it was not read for the answer.
+
+    Parsing it costs far more than sending it. The connection cannot be used again and ends after `LINGER_S`.
+    """
+    try:
+        return await handler(request)
+    finally:
+        is_chunked = "Transfer-Encoding" in request.headers
+        if is_chunked and not request.content.is_eof() and request.transport is not None:
+            request.protocol.set_parser(_Nothing())
+
+
+class _Nothing(WebSocketReader):
+    """Stands where the HTTP library has the parser of a protocol that was switched to; takes bytes, makes nothing."""
+
+    def __init__(self) -> None:
+        """There is no queue to feed."""
+
+    def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
+        return False, b""
+
+    def feed_eof(self) -> None:
+        pass
