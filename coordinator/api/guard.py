@@ -55,7 +55,7 @@ log = structlog.get_logger()
 class Guard:
     """Lets a request through to its handler with `PRINCIPAL` set, or answers 401, 403 or 429.
 
-    keys: None where none are required; then only requests that another site makes a browser send are refused.
+    keys: None where none are required; then only what a browser marks as another site's is refused.
     clock: monotonic seconds.
     """
 
