@@ -28,6 +28,7 @@ def command_of(order: Job) -> protocol.Job:
         stop=order.stop,
         logprobs=order.logprobs,
         grammar=order.grammar,
+        grammar_syntax=order.grammar_syntax,
         json_schema=order.json_schema,
         forced_tools=order.forced_tools,
     )

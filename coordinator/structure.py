@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe2.common.messages import ChatPrompt, TextPrompt
+from moe2.common.messages import ChatPrompt, GrammarSyntax, TextPrompt
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Structure:
     param: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    grammar_syntax: GrammarSyntax = "gbnf"
     forced_tools: tuple[str, ...] = ()
 
 

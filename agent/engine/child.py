@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moe2.agent.engine.protocol import (
@@ -49,6 +50,13 @@ _PR_SET_PDEATHSIG = 1
 """From Linux's <sys/prctl.h>."""
 
 
+@dataclass(frozen=True)
+class Resume:
+    """A word of this process to itself: what this job waited for is known."""
+
+    job_id: str
+
+
 class _Output:
     """Events as frames on what was this process's stdout."""
 
@@ -74,14 +82,14 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     output = _Output()
-    inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Command | Resume | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         return _serve(inbox, output.emit)
     return 0
 
 
-def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], None]) -> int:
+def _serve(inbox: queue.SimpleQueue[Command | Resume | None], emit: Callable[[Event], None]) -> int:
     command = inbox.get()
     while not isinstance(command, Load):
         if command is None or isinstance(command, Shutdown):
@@ -109,7 +117,14 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
     with contextlib.ExitStack() as stack:
         try:
             decoder = stack.enter_context(
-                open_session(command.spec, on_progress=report, emit=emit, log=_log, clock=time.monotonic)
+                open_session(
+                    command.spec,
+                    on_progress=report,
+                    emit=emit,
+                    log=_log,
+                    clock=time.monotonic,
+                    wake=lambda job_id: inbox.put(Resume(job_id)),
+                )
             )
         except ModelError as error:
             emit(LoadFailed(code=error.code, message=str(error)))
@@ -127,7 +142,7 @@ def _serve(inbox: queue.SimpleQueue[Command | None], emit: Callable[[Event], Non
             _obey(decoder, command)
 
 
-def _obey(decoder: Decoder, command: Command) -> None:
+def _obey(decoder: Decoder, command: Command | Resume) -> None:
     match command:
         case Generate() | Score() | Follow() | Embed():
             decoder.submit(command)
@@ -135,11 +150,13 @@ def _obey(decoder: Decoder, command: Command) -> None:
             decoder.take(job_id, step, token)
         case Cancel(job_id=job_id):
             decoder.cancel(job_id)
+        case Resume(job_id=job_id):
+            decoder.resume(job_id)
         case _:
             _log(f"{type(command).__name__} came after Load and was ignored.\n")
 
 
-def _read(inbox: queue.SimpleQueue[Command | None]) -> None:
+def _read(inbox: queue.SimpleQueue[Command | Resume | None]) -> None:
     """Commands from stdin into the inbox, then None when stdin ends. Runs in its own thread."""
     codec: Codec[Command] = Codec(Command)
     splitter = FrameSplitter()

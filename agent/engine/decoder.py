@@ -107,6 +107,20 @@ class Decoder:
             self._report([job])
         self._admit()
 
+    def resume(self, job_id: str) -> None:
+        """What a job waited for is known. An unknown job is one that has just ended: nothing to do."""
+        job = self._find(job_id)
+        if job is None:
+            return
+        try:
+            job.resume()
+        except RequestError as error:
+            self._give_up([job], error.code, str(error), keep_cached=True)
+        else:
+            if job.trunk is not None:
+                self._report([job])
+        self._admit()
+
     def step(self) -> None:
         """Decode one batch and report what came of it."""
         self._branch()
@@ -126,17 +140,23 @@ class Decoder:
         self._lanes.commit(chunks)
         now_s = self._clock()
         place = 0
-        touched: dict[Job, None] = {}
+        touched: dict[Job, RequestError | None] = {}
         for run, chunk in chunks:
             job = self._runs[run]
-            touched[job] = None
+            touched.setdefault(job, None)
             if run is job.trunk and not run.remaining and job.phases.first_at_s is None:
                 job.phases.first_at_s = now_s
-            job.take(run, chunk, place)
+            try:
+                job.take(run, chunk, place)
+            except RequestError as refusal:
+                touched[job] = refusal
             place += len(chunk.tokens)
             if run is not job.trunk and not run.remaining:
                 self._end_run(run, keep_cached=False)
-        self._report(list(touched))
+        self._report([job for job, error in touched.items() if error is None])
+        for job, error in touched.items():
+            if error is not None:
+                self._give_up([job], error.code, str(error), keep_cached=True)
         self._admit()
         self._learn_rate(place, now_s - began_at_s)
 
@@ -144,12 +164,14 @@ class Decoder:
         return next((job for job in (*self._running, *self._queue) if job.job_id == job_id), None)
 
     def _admit(self) -> None:
-        while self._queue and len(self._running) < self._limits.slots:
-            job = self._queue[0]
+        while len(self._running) < self._limits.slots:
+            job = next((job for job in self._queue if job.is_ready), None)
+            if job is None:
+                return
             placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
             if placed is None:
                 return
-            self._queue.popleft()
+            self._queue.remove(job)
             run, placement = placed
             limit = most_reused(job.prompt, job.logits_from)
             if shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit):

@@ -48,9 +48,17 @@ class Job(ABC):
         self.decoded_tokens = 0
         self.reason: str | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """False while something outside the model still has to be known before the job can start."""
+        return True
+
     @abstractmethod
     def take(self, run: Run, chunk: Chunk, place: int) -> None:
-        """A chunk of one of this job's runs went through the model; its first token was at `place` in the batch."""
+        """A chunk of one of this job's runs went through the model; its first token was at `place` in the batch.
+
+        Raises `RequestError` where the job cannot go on.
+        """
 
     @abstractmethod
     def success(self, now_s: float) -> Event:
@@ -75,6 +83,9 @@ class Job(ABC):
     def branch_tokens(self) -> int:
         """Tokens beyond the prompt that go through the model in batches."""
         return 0
+
+    def resume(self) -> None:  # noqa: B027 - most jobs wait for nothing
+        """What the job waited for is known. Raises `RequestError` where the job cannot go on."""
 
     def close(self) -> None:  # noqa: B027 - most jobs hold nothing there
         """Free what llama.cpp holds for this job."""

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import msgspec
 
-from moe2.common.messages import Candidate, ChatPrompt, ContinuationScore, Sampling, TextPrompt, TokenPiece
+from moe2.common.messages import (
+    Candidate,
+    ChatPrompt,
+    ContinuationScore,
+    GrammarSyntax,
+    Sampling,
+    TextPrompt,
+    TokenPiece,
+)
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +87,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
 
     prefix: how the answer begins; it is decoded like the prompt, and not reported again.
     logprobs: None for none, otherwise how many alternatives to report beside each token (0..20).
-    grammar: GBNF that the answer follows; json_schema: the same from a JSON schema as JSON text ("{}" is any object).
+    grammar: what the answer follows, in the form that grammar_syntax names; json_schema: the same from a JSON schema as
+    JSON text ("{}" is any object).
     forced_tools: names of the prompt's tools; the answer is one call of one of them. At most one of the three.
     """
 
@@ -91,6 +100,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="g
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     grammar: str | None = None
+    grammar_syntax: GrammarSyntax = "gbnf"
     json_schema: str | None = None
     forced_tools: tuple[str, ...] = ()
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.context import Context
-from moe2.agent.engine.distribution import nucleus
-from moe2.agent.engine.grammar import Grammar, candidate_array, candidates_of
+from moe2.agent.engine.distribution import Logits, nucleus
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
 from moe2.common.messages import Sampling
 
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _SEEDS = 2**32 - 1
 """llama.cpp takes 32 bits and reads the largest value as "draw one"."""
 
@@ -30,52 +30,47 @@ class SamplingError(Moe2Error):
 class Sampler:
     """One job's sampler. Without penalties and biases, temperature 0 is a plain argmax and needs no chain."""
 
-    def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int, gbnf: str | None = None) -> None:
-        """`history_tokens`: how far back penalties look, in generated tokens; `gbnf`: a grammar to follow.
-
-        Raises `SamplingError`, `GrammarError`.
-        """
+    def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int) -> None:
+        """`history_tokens`: how far back penalties look, in generated tokens. Raises `SamplingError`."""
         check_sampling(sampling, vocabulary_size=model.vocabulary_size)
-        self._grammar = None if gbnf is None else Grammar(model, gbnf)
-        steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
+        self._steered = bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias)
         self._top_p: float | None = None
         """Cut here, before the chain: llama.cpp sorts the whole vocabulary for it."""
-        if sampling.temperature > 0 and sampling.top_p < 1 and not (steered or sampling.top_k or gbnf):
+        if sampling.temperature > 0 and sampling.top_p < 1 and not (self._steered or sampling.top_k):
             self._top_p, sampling = sampling.top_p, msgspec.structs.replace(sampling, top_p=1.0)
         self._chain = (
             None
-            if sampling.temperature == 0 and not steered
+            if sampling.temperature == 0 and not self._steered
             else _chain(model, sampling, history_tokens=history_tokens)
         )
 
     def sample(self, context: Context, place: int) -> int:
-        """Draw a token from the logits at `place` of the last batch, and remember it for penalties and grammar."""
-        if self._grammar is not None:
-            return self._sample_grammatical(context, place, self._grammar)
+        """Draw a token from the logits at `place` of the last batch, and remember it for penalties."""
         if self._chain is None:
             return int(context.logits(place).argmax())
         if self._top_p is not None:
             logits = context.logits(place)
-            return self._choose(candidates_of(logits, nucleus(logits, self._top_p)), None)
+            return self._choose(_candidates_of(logits, nucleus(logits, self._top_p)))
         token: int = llama.llama_sampler_sample(self._chain, context.pointer, place)
         return token
 
-    def _sample_grammatical(self, context: Context, place: int, grammar: Grammar) -> int:
-        token = self._choose(candidates_of(context.logits(place)), None)
-        if not grammar.allows(token):
-            token = self._choose(candidates_of(context.logits(place)), grammar)
-        if self._chain is not None:
+    def sample_among(self, logits: Logits, allowed: npt.NDArray[np.intp]) -> int:
+        """Draw one of the allowed tokens, of which there is at least one, as if there were no others."""
+        if self._chain is None:
+            return int(allowed[logits[allowed].argmax()])
+        if self._top_p is not None:
+            allowed = allowed[nucleus(logits[allowed], self._top_p)]
+        token = self._choose(_candidates_of(logits, allowed))
+        if self._steered:
             llama.llama_sampler_accept(self._chain, token)
-        grammar.accept(token)
         return token
 
-    def _choose(self, candidates: npt.NDArray[np.void], grammar: Grammar | None) -> int:
-        """Draw from candidates, of which a grammar may first rule some out."""
-        array = candidate_array(candidates)
-        if grammar is not None:
-            grammar.restrict(array)
-        if self._chain is None:
-            return int(candidates["id"][int(np.argmax(candidates["logit"]))])
+    def _choose(self, candidates: npt.NDArray[np.void]) -> int:
+        """Draw from candidates."""
+        # llama.cpp's view of them, valid as long as they live.
+        array = llama.llama_token_data_array(
+            data=candidates.ctypes.data_as(llama.llama_token_data_p), size=len(candidates), selected=-1, sorted=False
+        )
         llama.llama_sampler_apply(self._chain, ctypes.byref(array))
         # Samplers may sort and swap the array: only its own pointer tells which was chosen.
         chosen: Any = array.data[array.selected]
@@ -85,9 +80,13 @@ class Sampler:
         if self._chain is not None:
             llama.llama_sampler_free(self._chain)
             self._chain = None
-        if self._grammar is not None:
-            self._grammar.close()
-            self._grammar = None
+
+
+def _candidates_of(logits: Logits, tokens: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
+    candidates = np.zeros(len(tokens), _CANDIDATE)
+    candidates["id"] = tokens
+    candidates["logit"] = logits[tokens]
+    return candidates
 
 
 def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.llama_sampler_p:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.grammar import gbnf_of_schema
+from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
@@ -25,9 +27,10 @@ from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.shelf import Shelf
+from moe2.agent.engine.structure.constraint import constraint_of
+from moe2.agent.engine.structure.matcher import Vocabulary
+from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.agent.engine.toolgrammar import schema_of_call, tagged
-from moe2.common.messages import ChatPrompt
 
 _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
@@ -36,6 +39,8 @@ _WARMUP_DECODE_S = 2.0
 _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
 _MOST_LANES = 64
+_SPARE_MATCHERS = 2
+"""Grammars compiled ahead for jobs that wait for a slot."""
 _IDLE_PART = 8
 """When no job runs, prefixes stay in the cache if they fill less than one part in this many; more goes on the shelf. A
 135M model on two x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them."""
@@ -49,8 +54,10 @@ _MOST_CONTEXT_TOKENS = 2**27
 _LEAST_BATCH_TOKENS = 8
 
 
-class _Draw:
+class _FreeDraw:
     """A sampler bound to the context it samples from."""
+
+    is_ready = True
 
     def __init__(self, sampler: Sampler, context: Context) -> None:
         self._sampler = sampler
@@ -59,8 +66,43 @@ class _Draw:
     def sample(self, place: int) -> int:
         return self._sampler.sample(self._context, place)
 
+    def sample_kept(self, logits: Logits) -> int:
+        raise RuntimeError("a free draw is always ready")
+
     def close(self) -> None:
         self._sampler.close()
+
+
+class _BoundDraw:
+    """A sampler that draws only what a matcher allows."""
+
+    def __init__(self, sampler: Sampler, context: Context, matcher: JobMatcher) -> None:
+        self._sampler = sampler
+        self._context = context
+        self._matcher = matcher
+
+    @property
+    def is_ready(self) -> bool:
+        return self._matcher.is_ready
+
+    def sample(self, place: int) -> int | None:
+        return self.sample_kept(self._context.logits(place))
+
+    def sample_kept(self, logits: Logits) -> int | None:
+        mask = self._matcher.mask()
+        if mask is None:
+            return None
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little"))
+        if not len(allowed):
+            # The end itself, of a model that has no token for it.
+            return None
+        token = self._sampler.sample_among(logits, allowed)
+        self._matcher.accept(token)
+        return token
+
+    def close(self) -> None:
+        self._sampler.close()
+        self._matcher.close()
 
 
 @contextmanager
@@ -71,8 +113,12 @@ def open_session(
     emit: Callable[[Event], None],
     log: Callable[[str], None],
     clock: Callable[[], float],
+    wake: Callable[[str], None],
 ) -> Iterator[Decoder]:
-    """Load a model and emit `Loaded`; the decoder runs its jobs until the context is left. Raises `ModelError`."""
+    """Load a model and emit `Loaded`; the decoder runs its jobs until the context is left. Raises `ModelError`.
+
+    wake: called from another thread with the id of a job that the decoder is to resume.
+    """
     began_at_s = clock()
     check_spec(spec)
     with ExitStack() as stack:
@@ -101,10 +147,15 @@ def open_session(
             )
         )
 
-        def new_draw(request: Generate) -> _Draw:
-            gbnf = _gbnf(request, template)
-            sampler = Sampler(model, request.sampling, history_tokens=context.tokens, gbnf=gbnf)
-            return _Draw(sampler, context)
+        matchers = Matchers(partial(vocabulary_of, model), max_processes=spec.slots + _SPARE_MATCHERS, wake=wake)
+        stack.callback(matchers.close)
+
+        def new_draw(request: Generate) -> _FreeDraw | _BoundDraw:
+            constraint = constraint_of(request, tags_calls=template is not None and template.tags_calls)
+            sampler = Sampler(model, request.sampling, history_tokens=context.tokens)
+            if constraint is None:
+                return _FreeDraw(sampler, context)
+            return _BoundDraw(sampler, context, matchers.start(request.job_id, constraint))
 
         run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position)
         limits = Limits(
@@ -187,15 +238,11 @@ def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
         return None
 
 
-def _gbnf(request: Generate, template: ChatTemplate | None) -> str | None:
-    """The grammar that the answer is to follow, None where it is free. Raises `GrammarError`."""
-    if request.json_schema is not None:
-        return gbnf_of_schema(request.json_schema)
-    if request.forced_tools and isinstance(request.prompt, ChatPrompt):
-        schema = json.dumps(schema_of_call(request.prompt.tools, request.forced_tools))
-        gbnf = gbnf_of_schema(schema)
-        return tagged(gbnf) if template is not None and template.tags_calls else gbnf
-    return request.grammar
+def vocabulary_of(model: Model) -> Vocabulary:
+    """The texts of the model's tokens as its answers show them; none for those that end an answer or do not show."""
+    tokens = range(model.vocabulary_size)
+    ends = tuple(token for token in tokens if model.is_end(token))
+    return Vocabulary(texts=tuple(b"" if model.is_end(token) else model.piece(token) for token in tokens), ends=ends)
 
 
 def _warm_up(

@@ -10,8 +10,9 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.coordinator.api.bodyroom import BodyRoom
 from moe2.coordinator.api.encodings import Encoding, Unpacker, encoding_of, too_large
-from moe2.coordinator.api.errors import ApiError, invalid
+from moe2.coordinator.api.errors import refused
 from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
+from moe2.coordinator.errors import ErrorCode
 
 MIN_MEAN_CHUNK_BYTES = 16
 """Of a body that comes in chunks, once it has more than `FREE_CHUNKS`. Each chunk costs the HTTP library some
@@ -80,11 +81,11 @@ class BodyReader:
                     if len(body) > self._max_bytes:
                         raise too_large()
                     if n_chunks > FREE_CHUNKS + len(body) / MIN_MEAN_CHUNK_BYTES:
-                        raise invalid("The chunks of the body are too small; send larger ones.", code="invalid_body")
+                        raise refused(ErrorCode.INVALID_BODY, "The chunks of the body are too small.")
                     holding.take(len(part))
         except TimeoutError:
             text = f"The body did not come within {self._timeout_s:g} s (api.body_timeout_s)."
-            raise ApiError(408, text, code="request_timeout") from None
+            raise refused(ErrorCode.REQUEST_TIMEOUT, text) from None
         return bytes(body)
 
     async def _unpack(self, encoding: Encoding, packed: bytes, holding: _Holding) -> bytes:
@@ -108,13 +109,7 @@ class _Holding:
     def take(self, n_bytes: int) -> None:
         """Raises `ApiError` (429) where there is no room for it."""
         if not self._room.take(self._client, n_bytes):
-            raise ApiError(
-                429,
-                "Too many bodies are on their way at once; send fewer, or faster.",
-                kind="rate_limit_error",
-                code="overloaded",
-                retry_after_s=1,
-            )
+            raise refused(ErrorCode.OVERLOADED, "Too many bodies are on their way at once; send fewer, or faster.")
         self._n_bytes += n_bytes
 
     def end(self) -> None:
@@ -132,7 +127,7 @@ async def _ask_for_body(request: web.Request) -> None:
     if expected is None or request.version < HttpVersion11:
         return
     if expected.lower() != "100-continue":
-        raise ApiError(417, "The only expectation that is met is 100-continue.", code="expectation_failed")
+        raise refused(ErrorCode.EXPECTATION_FAILED, "The only expectation that is met is 100-continue.")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     # It does not count as part of the answer, which has not begun.
     request.writer.output_size = 0

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Sequence
 from enum import StrEnum
 
-from moe2.coordinator.api.errors import ApiError, invalid
+from moe2.coordinator.api.errors import ApiError, refused
+from moe2.coordinator.errors import ErrorCode
 
 STEP_BYTES = 65_536
 MAX_SHOWN_CHARACTERS = 100
@@ -41,7 +42,7 @@ def encoding_of(headers: Sequence[str]) -> Encoding | None:
     text = (
         f"The Content-Encoding {given} is not supported; send the body as it is, or packed once as one of: {ACCEPTED}."
     )
-    raise ApiError(415, text, code="unsupported_encoding")
+    raise refused(ErrorCode.UNSUPPORTED_ENCODING, text)
 
 
 class Unpacker:
@@ -89,12 +90,12 @@ class Unpacker:
         return len(more)
 
     def _damaged(self, how: str) -> ApiError:
-        return invalid(f"The body is not valid {self._encoding}: {how}.", code="invalid_encoding")
+        return refused(ErrorCode.INVALID_ENCODING, f"The body is not valid {self._encoding}: {how}.")
 
 
 def too_large() -> ApiError:
     """The answer to a body that is larger than allowed, packed or unpacked."""
-    return ApiError(413, "The body is larger than api.max_body_bytes allows.", code="body_too_large")
+    return refused(ErrorCode.BODY_TOO_LARGE, "The body is larger than api.max_body_bytes allows.")
 
 
 def _window_bits(encoding: Encoding, packed: bytes) -> int:

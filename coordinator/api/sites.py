@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from moe2.common.hosts import Authority, Origin, is_ip_address
-from moe2.coordinator.api.errors import ApiError
+from moe2.coordinator.api.errors import refused
+from moe2.coordinator.errors import ErrorCode
 
 MAX_SHOWN_CHARACTERS = 100
 PREFLIGHT_VALID_S = 600
@@ -39,7 +40,7 @@ class Sites:
         ):
             return
         text = f"This coordinator does not answer to the name {_shown(host)}; if it has that name, add it to api.hosts."
-        raise ApiError(403, text, kind="permission_error", code="unknown_host")
+        raise refused(ErrorCode.UNKNOWN_HOST, text)
 
     def check_origin(self, origin: str, host: str | None) -> bool:
         """True for a configured site, False for the listener's own page; raises `ApiError` (403) for all others."""
@@ -50,7 +51,7 @@ class Sites:
         if site and authority and site.is_at(authority):
             return False
         text = f"Pages of {_shown(origin)} may not use this coordinator; if they should, add it to api.origins."
-        raise ApiError(403, text, kind="permission_error", code="cross_site")
+        raise refused(ErrorCode.CROSS_SITE, text)
 
 
 def sites_of(

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.messages import Tool
+from moe2.common.messages import GrammarSyntax, Tool
 from moe2.coordinator.api.errors import invalid, unsupported
 from moe2.coordinator.api.fields import clean, flag, object_of, text_of
 from moe2.coordinator.structure import FREE, Structure
@@ -42,13 +42,25 @@ def structure_of(fields: Mapping[str, Any]) -> Structure:
     """What `response_format` and `grammar` ask for."""
     schema = _response_schema(fields.get("response_format"))
     grammar = text_of(fields, "grammar")
+    syntax = _syntax(fields)
     if grammar is None:
+        if fields.get("grammar_syntax") is not None:
+            raise invalid("'grammar_syntax' needs 'grammar'.", param="grammar_syntax")
         return FREE if schema is None else Structure(param="response_format", json_schema=schema)
     if schema is not None:
         raise invalid("Set 'response_format' or 'grammar', not both.", param="grammar")
     if not grammar.strip() or len(grammar.encode("utf-8", "replace")) > MOST_STRUCTURE_BYTES:
-        raise invalid(f"'grammar' must be GBNF of 1 to {MOST_STRUCTURE_BYTES} bytes.", param="grammar")
-    return Structure(param="grammar", grammar=clean(grammar, "grammar"))
+        raise invalid(f"'grammar' must be a grammar of 1 to {MOST_STRUCTURE_BYTES} bytes.", param="grammar")
+    return Structure(param="grammar", grammar=clean(grammar, "grammar"), grammar_syntax=syntax)
+
+
+def _syntax(fields: Mapping[str, Any]) -> GrammarSyntax:
+    match fields.get("grammar_syntax"):
+        case None | "gbnf":
+            return "gbnf"
+        case "lark":
+            return "lark"
+    raise invalid("'grammar_syntax' must be gbnf or lark.", param="grammar_syntax")
 
 
 def _tools(value: Any) -> tuple[Tool, ...]:

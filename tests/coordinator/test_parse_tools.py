@@ -89,6 +89,13 @@ def test_a_grammar_travels_as_it_stands() -> None:
     assert chat(grammar='root ::= "a"').structure == Structure(param="grammar", grammar='root ::= "a"')
 
 
+def test_a_grammar_names_its_syntax() -> None:
+    """Lark is another form than GBNF."""
+    assert chat(grammar='start: "a"', grammar_syntax="lark").structure == Structure(
+        param="grammar", grammar='start: "a"', grammar_syntax="lark"
+    )
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
@@ -114,6 +121,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grammar": " "}, "grammar"),
     ({"grammar": 'root ::= "a\0"'}, "grammar"),
     ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
+    ({"grammar": 'start: "a"', "grammar_syntax": "ebnf"}, "grammar_syntax"),
+    ({"grammar_syntax": "lark"}, "grammar_syntax"),
     ({"functions": [{"name": "f"}]}, "functions"),
 ]
 

@@ -303,10 +303,15 @@ class _Cache:
 class _Draw:
     """Any token but the end."""
 
+    is_ready = True
+
     def __init__(self, random: Random) -> None:
         self._random = random
 
     def sample(self, place: int) -> Any:
+        return self._random.randrange(1, _VOCABULARY)
+
+    def sample_kept(self, logits: Any) -> Any:
         return self._random.randrange(1, _VOCABULARY)
 
     def close(self) -> None:

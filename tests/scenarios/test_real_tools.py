@@ -73,6 +73,8 @@ async def test_an_answer_follows_the_requested_schema(tmp_path: Path) -> None:
     async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(smollm2_path())) as running:
         choice = await choice_of(running, response_format=form, max_tokens=40)
         assert isinstance(json.loads(choice["message"]["content"])["ok"], bool)
+        choice = await choice_of(running, grammar='start: "yes" | "no"', grammar_syntax="lark")
+        assert choice["message"]["content"] in ("yes", "no")
         choice = await choice_of(running, grammar='root ::= "yes" | "no"')
         assert choice["message"]["content"] in ("yes", "no")
 
@@ -86,6 +88,9 @@ async def test_a_schema_or_grammar_that_cannot_be_used_is_named(tmp_path: Path) 
             error = await error_of(running, **fields)
             assert (error["param"], error["code"]) == (param, "invalid_grammar")
             assert param in error["message"]
+        unique = {"properties": {"tags": {"type": "array", "uniqueItems": True}}}
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": unique}}
+        assert "#/properties/tags/uniqueItems" in (await error_of(running, response_format=form))["message"]
         error = await error_of(running, tools=[WEATHER])
         assert error["code"] == "no_tools"
         assert (await choice_of(running, max_tokens=2))["message"]["content"]

@@ -5,7 +5,7 @@ Whoever sees another sequence's tokens, or misses one of its own, draws differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.generation import Draw
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Decoded, Event, Finished, Generate, JobFailed
 from moe2.agent.engine.request import RequestReader
@@ -131,12 +132,17 @@ class SimulatedCache:
 
 
 class _Greedy:
+    is_ready = True
+
     def __init__(self, cache: SimulatedCache, *, endless: bool) -> None:
         self._cache = cache
         self._first = END + 1 if endless else 0
 
     def sample(self, place: int) -> int:
-        return self._first + int(np.argmax(self._cache.logits(place)[self._first :]))
+        return self.sample_kept(self._cache.logits(place))
+
+    def sample_kept(self, logits: Logits) -> int:
+        return self._first + int(np.argmax(logits[self._first :]))
 
     def close(self) -> None:
         pass
@@ -155,10 +161,12 @@ class Engine:
         pooling: Pooling = Pooling.MEAN,
         idle_tokens: int | None = None,
         shelved_tokens: int = 0,
+        new_draw: Callable[[Generate, SimulatedCache], Draw] | None = None,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
-        shelf."""
+        shelf. new_draw: None draws the most likely token."""
         self._endless = endless
+        self._own_draw = new_draw
         self.cache = SimulatedCache(cells)
         self.events: list[Event] = []
         self.now_s = 0.0
@@ -190,7 +198,9 @@ class Engine:
             emit=self.events.append,
         )
 
-    def _new_draw(self, request: Generate) -> _Greedy:
+    def _new_draw(self, request: Generate) -> Draw:
+        if self._own_draw is not None:
+            return self._own_draw(request, self.cache)
         return _Greedy(self.cache, endless=self._endless)
 
     def _clock(self) -> float:

@@ -202,7 +202,8 @@ def test_an_answer_follows_its_grammar(child: Child) -> None:
         {"json_schema": "[1]"},
         {"json_schema": '{"type": "nonsense"}'},
         {"json_schema": '{"$ref": "https://example.com/schema.json"}'},
-        {"json_schema": '{"type": "string", "maxLength": 100000000}'},
+        {"json_schema": '{"type": "array", "uniqueItems": true}'},
+        {"json_schema": '{"type": "string", "pattern": "(' + "ab" * 30_000 + '){1000}"}'},
         {"json_schema": '{"a":' * 500 + "1" + "}" * 500},
     ],
 )
@@ -213,6 +214,70 @@ def test_an_unusable_grammar_or_schema_is_refused_as_such(child: Child, fields: 
     child.send(_chat("after", "x", max_tokens=1))
     child.collect(1)
     assert failed.code == JobErrorCode.INVALID_GRAMMAR
+
+
+def test_a_text_in_json_has_no_raw_line_ends(child: Child) -> None:
+    """What the model would write as several lines is escaped, and the answer is JSON."""
+    schema = json.dumps(
+        {
+            "type": "object",
+            "properties": {"poem": {"type": "string", "maxLength": 80}},
+            "required": ["poem"],
+            "additionalProperties": False,
+        }
+    )
+    child.send(_chat("poem", "Write a poem of four lines.", max_tokens=200, json_schema=schema))
+    texts, ends = child.collect(1)
+    end = ends["poem"]
+    assert isinstance(end, Finished)
+    assert end.reason == "stop"
+    assert isinstance(json.loads(texts["poem"])["poem"], str)
+
+
+def test_an_answer_follows_a_lark_grammar(child: Child) -> None:
+    """And ends where the grammar does, after exactly what it allows."""
+    child.send(
+        _chat("lark", "Count.", grammar='start: "one, " /tw{1,2}o/ "!"{3}', grammar_syntax="lark", max_tokens=40)
+    )
+    texts, ends = child.collect(1)
+    end = ends["lark"]
+    assert isinstance(end, Finished)
+    assert end.reason == "stop"
+    assert texts["lark"] in ("one, two!!!", "one, twwo!!!")
+
+
+def test_log_probabilities_are_the_models_own_under_a_grammar(child: Child) -> None:
+    """What the grammar rules out stays in the distribution that is reported."""
+    prompt = "The capital of France is"
+    grammar = 'root ::= " London"'
+    child.send(_text("held", prompt, max_tokens=1, logprobs=3, grammar=grammar))
+    (piece,) = child.until(Decoded).jobs[0].pieces
+    child.until(Finished, "held")
+    child.send(Score(job_id="score", prompt=TextPrompt(text=prompt), continuations=(piece.text,)))
+    (score,) = child.until(Scored, "score").scores
+    assert piece.logprob == pytest.approx(score.logprob, abs=1e-2)
+    assert " London" not in [alternative.text for alternative in piece.alternatives[:1]]
+
+
+_SLOW = 'root ::= ("' + "ab" * 50 + '"){1000}'
+"""A grammar that takes a while to compile, within the bounds."""
+
+
+def test_others_are_answered_while_a_grammar_is_compiled(child: Child) -> None:
+    """A job that came after it starts first."""
+    child.send(_chat("slow", "x", grammar=_SLOW, max_tokens=1))
+    child.send(_chat("quick", "x", max_tokens=1))
+    assert child.until(Started).job_id == "quick"
+    child.until(Finished, "slow")
+
+
+def test_a_job_is_cancelled_while_its_grammar_is_compiled(child: Child) -> None:
+    """At once, and the child goes on."""
+    child.send(_chat("slow", "x", grammar=_SLOW))
+    child.send(Cancel(job_id="slow"))
+    assert child.until(Finished, "slow").reason == "cancelled"
+    child.send(_chat("after", "x", grammar='root ::= "yes"'))
+    assert child.collect(1)[0]["after"] == "yes"
 
 
 def test_an_answer_has_one_form(child: Child) -> None:

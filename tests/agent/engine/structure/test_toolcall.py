@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from moe2.agent.engine.request import RequestError
-from moe2.agent.engine.toolgrammar import schema_of_call, tagged
+from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.messages import Tool
 
 _NODE = {"$defs": {"leaf": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/leaf"}, "b": {"$ref": "#"}}}
@@ -18,7 +19,21 @@ def test_one_forced_tool_is_one_object() -> None:
     """Its name is fixed, its arguments follow its schema."""
     schema = schema_of_call(_TOOLS, ["time"])
     assert schema["properties"]["name"] == {"const": "time"}
-    assert schema["$defs"] == {"tool0": {"type": "object"}}
+    assert schema["$defs"] == {"time": {"type": "object"}}
+
+
+@pytest.mark.parametrize("more", [{"additionalProperties": True}, {"allOf": [{"minProperties": 1}]}])
+def test_a_function_may_let_in_arguments_that_it_does_not_name(more: dict[str, Any]) -> None:
+    """Where its schema says so, the call follows it as it stands."""
+    parameters = {"type": "object", "properties": {"a": {}}, **more}
+    tool = Tool(name="f", parameters=json.dumps(parameters))
+    assert schema_of_call([tool], ["f"])["$defs"]["f"] == parameters
+
+
+def test_a_call_has_only_the_arguments_that_its_function_names() -> None:
+    """Where its schema does not say which others there may be."""
+    tool = Tool(name="f", parameters='{"type": "object", "properties": {"a": {}}}')
+    assert schema_of_call([tool], ["f"])["$defs"]["f"]["additionalProperties"] is False
 
 
 def test_several_forced_tools_are_a_choice() -> None:
@@ -29,18 +44,11 @@ def test_several_forced_tools_are_a_choice() -> None:
 
 def test_references_follow_their_schema() -> None:
     """A tool's schema is no document of its own any more."""
-    moved = schema_of_call(_TOOLS, ["tree"])["$defs"]["tool0"]
-    assert moved["properties"] == {"a": {"$ref": "#/$defs/tool0/$defs/leaf"}, "b": {"$ref": "#/$defs/tool0"}}
+    moved = schema_of_call(_TOOLS, ["tree"])["$defs"]["tree"]
+    assert moved["properties"] == {"a": {"$ref": "#/$defs/tree/$defs/leaf"}, "b": {"$ref": "#/$defs/tree"}}
 
 
 def test_an_unknown_tool_cannot_be_forced() -> None:
     """The name is in the message."""
     with pytest.raises(RequestError, match="'nobody'"):
         schema_of_call(_TOOLS, ["nobody"])
-
-
-def test_tags_go_around_the_whole_call() -> None:
-    """The old root becomes a rule of its own."""
-    assert tagged('a ::= "x"\nroot ::= a') == (
-        'root ::= "<tool_call>\\n" tagged-call "\\n</tool_call>"\na ::= "x"\ntagged-call ::= a'
-    )

@@ -1,0 +1,73 @@
+"""PURE: what form an answer must have, as the engine hands it to the process that compiles it."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import msgspec
+
+from moe2.agent.engine.protocol import Generate
+from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.structure.toolcall import schema_of_call
+from moe2.common.errors import JobErrorCode
+from moe2.common.messages import ChatPrompt
+
+MAX_SOURCE_BYTES = 262_144
+"""The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""
+
+Syntax = Literal["json_schema", "gbnf", "lark"]
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON schema (as JSON text), a GBNF grammar or a Lark grammar that the answer follows.
+
+    tagged: the answer is written between <tool_call> tags, each on a line of its own.
+    """
+
+    syntax: Syntax
+    source: str
+    tagged: bool = False
+
+
+class GrammarError(RequestError):
+    """A grammar or schema that cannot be used."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message, code=JobErrorCode.INVALID_GRAMMAR, remedy=remedy)
+
+
+def constraint_of(request: Generate, *, tags_calls: bool) -> Constraint | None:
+    """The constraint that a request asks for, None where its answer is free. Raises `RequestError`.
+
+    tags_calls: the model writes its calls between <tool_call> tags.
+    """
+    if request.json_schema is not None:
+        found = Constraint(syntax="json_schema", source=request.json_schema)
+    elif request.forced_tools and isinstance(request.prompt, ChatPrompt):
+        schema = schema_of_call(request.prompt.tools, request.forced_tools)
+        found = Constraint(syntax="json_schema", source=json.dumps(schema, ensure_ascii=False), tagged=tags_calls)
+    elif request.grammar is not None:
+        found = Constraint(syntax=request.grammar_syntax, source=request.grammar)
+    else:
+        return None
+    check_source(found.source)
+    return found
+
+
+def check_source(source: str) -> None:
+    """Raises `GrammarError` for a text that no parser should see."""
+    try:
+        size = len(source.encode())
+    except UnicodeEncodeError as error:
+        raise GrammarError(
+            f"The grammar or schema has half a surrogate pair at character {error.start}.", remedy="Send valid Unicode."
+        ) from error
+    if size > MAX_SOURCE_BYTES:
+        raise GrammarError(
+            f"The grammar or schema has {size} bytes, more than {MAX_SOURCE_BYTES}.", remedy="Make it smaller."
+        )
+    if not source.strip():
+        raise GrammarError("The grammar is empty.", remedy="Leave it out, or give it a rule to start from.")
+    if "\0" in source:
+        raise GrammarError("The grammar contains a NUL character.", remedy="Remove it.")

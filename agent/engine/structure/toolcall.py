@@ -1,0 +1,67 @@
+"""PURE: the JSON schema of a forced tool call.
+
+A call is `{"name": NAME, "arguments": OBJECT}`; models whose template says so write it between <tool_call> tags (the
+form that Hermes and Qwen models were trained on).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from moe2.agent.engine.request import invalid
+from moe2.common.messages import Tool
+
+_ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
+_OPENING = frozenset(
+    {"$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
+)
+"""Keywords that may bring in arguments beyond a function's `properties`."""
+
+
+def schema_of_call(tools: Sequence[Tool], names: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of one call of one of the tools with these names. Raises `RequestError` for an unknown name or
+    parameters that are no JSON."""
+    known = {tool.name: tool for tool in tools}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise invalid(f"The tool {missing[0]!r} is to be called, but is not among the tools.")
+    definitions: dict[str, Any] = {}
+    calls = []
+    for name in names:
+        here = f"#/$defs/{name}"
+        definitions[name] = moved(_parameters(known[name]), here)
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": {"$ref": here}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": definitions}
+
+
+def moved(node: Any, here: str) -> Any:
+    """A schema that is no longer its document's root but lies at the pointer `here`: references to its own parts are
+    changed accordingly."""
+    if isinstance(node, dict):
+        return {
+            key: here + value[1:]
+            if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))
+            else moved(value, here)
+            for key, value in node.items()
+        }
+    return [moved(value, here) for value in node] if isinstance(node, list) else node
+
+
+def _parameters(tool: Tool) -> Any:
+    try:
+        schema = json.loads(tool.parameters)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"The parameters of the tool {tool.name!r} are no JSON that can be read.") from error
+    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) and not schema.keys() & _OPENING:
+        # Of all that would be valid, a model is to write what the function says it takes.
+        return {**schema, "additionalProperties": False}
+    return schema or _ANY_ARGUMENTS
