@@ -12,7 +12,7 @@ from moe2.coordinator.api.sites import Sites, sites_of
 
 def sites(**options: Any) -> Sites:
     """Of a listener on loopback without keys."""
-    given = {
+    given: dict[str, Any] = {
         "hosts": (),
         "origins": (),
         "listens_at": "127.0.0.1",

@@ -92,7 +92,6 @@ async def assert_not_held_up(found: Bystander, name: str, url: str, key: str = "
         quiet = await found.latency()
         async with attack(name, address.hostname or "", address.port or 0, key):
             attacked = await found.latency()
-        print(name, quiet, attacked)
         if attacked.health_s <= quiet.health_s + MAX_ADDED_S and attacked.chat_s <= quiet.chat_s + MAX_ADDED_S:
             return
         rounds.append((quiet, attacked))
