@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.fleet import Fleet, fleet
@@ -28,7 +28,7 @@ async def test_only_an_allowed_sites_page_runs_requests(tmp_path: Path) -> None:
             await _ask_from(elsewhere, running, browser)
 
 
-async def _ask_from(elsewhere: TestServer, running: Fleet, browser: Browser) -> None:
+async def _ask_from(elsewhere: BaseTestServer, running: Fleet, browser: Browser) -> None:
     url = running.coordinator.api_url
 
     def asked(fields: str, mode: str = "cors") -> str:
