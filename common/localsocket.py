@@ -40,7 +40,7 @@ class RefusedError(Moe2Error):
 async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
     """Serve `app` at `path` for the length of the block. Raises `SocketInUseError`, or `Moe2Error` for a bad path."""
     _claim(path)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
     await runner.setup()
     try:
         with _explained(path):

@@ -26,6 +26,8 @@ from moe2.common.tls import ServerTls
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.keyring import KeyRing
 from moe2.coordinator.admission import LONGEST_AGENT_QUEUE_S
+from moe2.coordinator.api.bodies import BodyReader
+from moe2.coordinator.api.browsers import Browsers
 from moe2.coordinator.api.calibration import CalibrationRoute
 from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.feedback import FeedbackRoutes
@@ -38,7 +40,7 @@ from moe2.coordinator.api.openapiroute import OpenApiRoute
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PlanRoutes
 from moe2.coordinator.api.protocollog import protocol_logger
-from moe2.coordinator.api.slowness import LINGER_S, body_deadline
+from moe2.coordinator.api.slowness import LINGER_S, READ_BUFFER_BYTES, leave_rest_unparsed, send_deadline
 from moe2.coordinator.appraisal import Appraiser
 from moe2.coordinator.calibration import CalibrationWindow
 from moe2.coordinator.dispatch import Completed, Lifecycle
@@ -133,6 +135,7 @@ class CoordinatorDaemon:
         )
         self._openai = OpenAiRoutes(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
+        self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
     def stop(self) -> None:
@@ -238,6 +241,7 @@ class CoordinatorDaemon:
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._openai.request_timeout_s = api.request_timeout_s
+        self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
         self._metrics.fleet.stale_s = agents.stale_s
         self._hub.settings = agents
@@ -245,15 +249,18 @@ class CoordinatorDaemon:
 
     def _api_app(self) -> web.Application:
         api = self._settings.api
+        bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         app = web.Application(
             middlewares=[
                 openai_errors,
+                send_deadline(api.send_timeout_s),
+                self._browsers.middleware,
                 Guard(self._keys).middleware,
-                body_deadline(api.body_timeout_s, api.send_timeout_s),
+                bodies.middleware,
             ],
-            client_max_size=api.max_body_bytes,
         )
         app.on_response_prepare.append(add_request_id)
+        self._browsers.add_to(app)
         self._openai.add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
@@ -267,13 +274,17 @@ class CoordinatorDaemon:
         )
         PageRoute().add_to(app)
         OpenApiRoute().add_to(app)
+        bodies.add_to(app)
         return app
 
     def _local_app(self) -> web.Application:
-        app = web.Application(middlewares=[openai_errors])
+        api = self._settings.api
+        bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
+        app = web.Application(middlewares=[openai_errors, bodies.middleware])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
+        bodies.add_to(app)
         return app
 
     def _why_not_ready(self) -> str | None:
@@ -349,7 +360,9 @@ async def _listen(
 
     handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
     keepalive_timeout: aiohttp counts from the connection, or the last answer, to the end of a request's header.
+    auto_decompress: aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
+    app.middlewares.insert(0, leave_rest_unparsed)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -358,6 +371,8 @@ async def _listen(
         shutdown_timeout=GOODBYE_S,
         keepalive_timeout=header_timeout_s,
         lingering_time=LINGER_S,
+        read_bufsize=READ_BUFFER_BYTES,
+        auto_decompress=False,
         logger=protocol_logger(),
     )
     await runner.setup()

@@ -65,16 +65,27 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found", 404, _INVALID, "use one of `GET /v1/models`"
     REQUEST_NOT_FOUND = "request_not_found", 404, _INVALID, "score a recent request by its `x-request-id`"
     REQUEST_TIMEOUT = "request_timeout", 408, _INVALID, "send the whole body within `api.body_timeout_s`"
+    INVALID_BODY = "invalid_body", 400, _INVALID, "send larger chunks, or a `Content-Length`"
+    INVALID_ENCODING = "invalid_encoding", 400, _INVALID, "pack the whole body as `Content-Encoding` says"
+    BODY_TOO_LARGE = "body_too_large", 413, _INVALID, "send less, or raise `api.max_body_bytes`"
+    UNSUPPORTED_ENCODING = (
+        "unsupported_encoding",
+        415,
+        _INVALID,
+        "pack the body once, with `gzip` or `deflate`, or not at all",
+    )
+    EXPECTATION_FAILED = "expectation_failed", 417, _INVALID, "expect `100-continue`, or nothing"
     ALREADY_SCORED = "already_scored", 409, _INVALID, "nothing: the first score counts"
 
     # Who asks.
     INVALID_API_KEY = "invalid_api_key", 401, _INVALID, "use another key"
     INSUFFICIENT_SCOPE = "insufficient_scope", 403, _PERMISSION, "use a key with the scope that the message names"
-    CROSS_SITE = (
-        "cross_site",
+    CROSS_SITE = "cross_site", 403, _PERMISSION, "a page of another site asked: add that site to `api.origins`"
+    UNKNOWN_HOST = (
+        "unknown_host",
         403,
         _PERMISSION,
-        "a page from elsewhere needs API keys on the coordinator, and one of its own",
+        "the coordinator was asked for by a name that it does not know: add it to `api.hosts`",
     )
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, _RATE, _WAIT
     BUDGET_EXHAUSTED = (

@@ -103,7 +103,7 @@ class Hub:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_get(AGENTS_PATH, self._accept)
+        app.router.add_get(AGENTS_PATH, self._accept, expect_handler=_say_nothing_yet)
         return app
 
     def send(self, agent_id: str, message: ToAgent) -> bool:
@@ -131,6 +131,7 @@ class Hub:
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
+        _check_headers(request)
         try:
             admission = await self._doorkeeper.admit(request.headers)
         except AdmissionRefusedError as error:
@@ -290,3 +291,17 @@ async def _hang_up(request: web.Request, websocket: web.WebSocketResponse) -> No
             await websocket.close()
     if request.transport is not None:
         request.transport.abort()
+
+
+def _check_headers(request: web.Request) -> None:
+    """Refuse what no agent sends: a page's request, and a body, which is not read for anybody."""
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="Agents connect here; a browser's page may not.")
+    if request.body_exists or "Expect" in request.headers:
+        raise web.HTTPBadRequest(
+            text="Agents connect here by WebSocket, without a body.", headers={"Connection": "close"}
+        )
+
+
+async def _say_nothing_yet(_: web.Request) -> None:
+    """Nobody is asked for a body here."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moe2.common.config import LIVE, Settings
-from moe2.common.hosts import is_loopback
+from moe2.common.hosts import Authority, Origin, is_loopback
 from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
 from moe2.coordinator.budgets import Budgets
 
@@ -18,6 +18,25 @@ DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _host_name(text: str) -> str:
+    name = Authority.parse(text)
+    if name is None or name.port is not None or ":" in text:
+        raise ValueError(f"{text!r} is no host name: write it without scheme, port or path, such as hub.example")
+    return name.host
+
+
+def _site_origin(text: str) -> str:
+    if Origin.parse(text) is None:
+        raise ValueError(
+            f"{text!r} is no site's origin: write scheme and name without a path, such as https://chat.example"
+        )
+    return text.lower()
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
+SiteOrigin = Annotated[str, AfterValidator(_site_origin)]
 
 
 class CoordinatorSection(Settings):
@@ -50,7 +69,7 @@ class ApiSection(Settings):
     port: Port = 8080
     """0 takes any that is free."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    """A larger request is answered with 413. At most half of `agents.max_frame_bytes`."""
+    """A larger request, packed or unpacked, is answered with 413. At most half of `agents.max_frame_bytes`."""
     request_timeout_s: Annotated[Seconds, LIVE] = 600.0
     """A request that has not ended by then is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1), LIVE] = 1024
@@ -61,6 +80,13 @@ class ApiSection(Settings):
     """Whether apps need an API key (`moe2-coordinator keys create`)."""
     allow_public_without_keys: bool = False
     """Listen on more than loopback although `keys` is "off": for a proxy or a firewall that lets only the right in."""
+    hosts: Annotated[tuple[HostName, ...], LIVE] = ()
+    """Names by which apps reach the API, such as `hub.example`; other names are refused, as a page that a stranger's
+    name server leads here has one. IP addresses, `localhost` and this machine's own names need not be listed. If none
+    are, a listener that asks for keys and can be reached from other machines answers to every name."""
+    origins: Annotated[tuple[SiteOrigin, ...], LIVE] = ()
+    """Sites whose pages may use the API from a browser (CORS), such as `https://chat.example`; others are refused. The
+    coordinator's own page need not be listed, except behind a proxy that sends another `Host` on."""
     header_timeout_s: Seconds = 75.0
     """A connection on which no whole request header has come for so long is closed: slow ones, and idle ones."""
     body_timeout_s: Seconds = 30.0

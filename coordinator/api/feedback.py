@@ -12,6 +12,7 @@ from aiohttp import web
 from moe2.coordinator.api.body import FeedbackRequest
 from moe2.coordinator.api.decode import convert, json_object
 from moe2.coordinator.api.errors import refused
+from moe2.coordinator.api.requestfacts import BODY
 from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
@@ -44,7 +45,7 @@ class FeedbackRoutes:
         app.router.add_post(FEEDBACK_ROUTE, self._feedback)
 
     async def _feedback(self, http: web.Request) -> web.Response:
-        body = parse_feedback(await http.read())
+        body = parse_feedback(http[BODY])
         try:
             feedback = self._book.feedback(body.request_id, body.score, time.time())
             self._file.append(feedback)

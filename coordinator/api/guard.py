@@ -56,7 +56,7 @@ log = structlog.get_logger()
 class Guard:
     """Lets a request through to its handler with `PRINCIPAL` set, or answers 401, 403 or 429.
 
-    keys: None where none are required; then only requests that another site makes a browser send are refused.
+    keys: None where none are required; then only what a browser marks as another site's is refused.
     clock: monotonic seconds.
     """
 
@@ -146,8 +146,10 @@ def _refuse_other_sites(request: web.Request) -> None:
 
     Sec-Fetch-Site is set by browsers and out of reach of scripts, https://www.w3.org/TR/fetch-metadata/.
     """
+    if "Origin" in request.headers:
+        return  # `Browsers` has let it in.
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        text = "Another site's page may not use this coordinator; with API keys it could, with a key of its own."
+        text = "Another site's page may not use this coordinator; if it should, add that site to api.origins."
         raise refused(ErrorCode.CROSS_SITE, text)
 
 

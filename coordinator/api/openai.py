@@ -15,9 +15,10 @@ from aiohttp import web
 from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.admission import whole_seconds
+from moe2.coordinator.api.encodings import ACCEPTED
 from moe2.coordinator.api.errors import ApiError, error_of, refused
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
-from moe2.coordinator.api.requestfacts import PRINCIPAL
+from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
 from moe2.coordinator.api.toolcalls import CallReader
 from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
@@ -57,7 +58,7 @@ class OpenAiRoutes:
         return await self._answer(request, parse_completion)
 
     async def _answer(self, http: web.Request, parse: Callable[[bytes, Mapping[str, str]], Call]) -> web.StreamResponse:
-        body = await http.read()
+        body = http[BODY]
         arrived_s = asyncio.get_running_loop().time()
         call = parse(body, http.headers)
         self._admit(call)
@@ -250,8 +251,6 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
             text = f"There is no {request.method} {request.path}."
         case 405:
             text = f"{request.path} does not take {request.method}."
-        case 413:
-            text = "The body is larger than api.max_body_bytes allows."
         case _:
             text = error.reason or HTTPStatus(error.status).phrase
     return ApiError(error.status, text)
@@ -264,6 +263,8 @@ def _error_response(error: ApiError) -> web.Response:
         headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        headers["Accept-Encoding"] = ACCEPTED
     if error.status == HTTPStatus.REQUEST_TIMEOUT:
         headers["Connection"] = "close"
     return web.Response(

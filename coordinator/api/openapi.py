@@ -104,7 +104,7 @@ _PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
 
 _SHUT = (401, 403, 429)
 """What the check of a key, or of where a browser's request comes from, may answer."""
-_BODY = (400, 408, 413)
+_BODY = (400, 408, 413, 415, 417)
 """What a body may be refused with."""
 
 

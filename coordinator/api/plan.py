@@ -10,7 +10,7 @@ from aiohttp import web
 from moe2.common.messages import ChatPrompt
 from moe2.coordinator.access.principal import ANYBODY, Principal
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
-from moe2.coordinator.api.requestfacts import PRINCIPAL
+from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
 from moe2.coordinator.choice import NoExpert, SelectionRequest
 from moe2.coordinator.decision import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
 from moe2.coordinator.dispatch.request import uses_tools
@@ -45,7 +45,7 @@ class PlanRoutes:
         app.router.add_post(PLAN_ROUTE, self._plan)
 
     async def _plan(self, http: web.Request) -> web.Response:
-        body = await http.read()
+        body = http[BODY]
         parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
         call = parse(body, http.headers)
         answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))

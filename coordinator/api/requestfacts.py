@@ -12,3 +12,5 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 """Whom the request is charged to."""
 STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
 """Whether its key would still be accepted. Not set where no key is asked for."""
+BODY = web.RequestKey("body", bytes)
+"""Of a POST request: its body, whole and unpacked."""

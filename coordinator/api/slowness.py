@@ -1,40 +1,59 @@
-"""Slow clients on the API listener: who sends or takes bytes too slowly is cut off, so that it holds nothing."""
+"""Clients that would hold a listener up: who takes an answer too slowly, and who sends on what nobody wants."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 from aiohttp import web
+from aiohttp.http import WebSocketReader
 from aiohttp.typedefs import Handler, Middleware
-
-from moe2.coordinator.api.errors import refused
-from moe2.coordinator.errors import ErrorCode
 
 LINGER_S = 1.0
 """How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
+READ_BUFFER_BYTES = 8192
+"""The HTTP library parses on the loop, and stops after a sixteenth as many chunks until they are taken. With its own
+default, 256 kB of one-byte chunks hold the loop for 15 ms, whoever sends them."""
 
 
-def body_deadline(body_timeout_s: float, send_timeout_s: float) -> Middleware:
-    """A middleware that has the whole body read within `body_timeout_s`, or answers 408 and ends the connection.
+def send_deadline(timeout_s: float) -> Middleware:
+    """A middleware that has the kernel cut off a client that takes nothing of its answer for `timeout_s`.
 
-    The handler finds the body already there. A client that takes nothing of its answer for `send_timeout_s` is cut off
-    by the kernel (TCP_USER_TIMEOUT, tcp(7)), which cancels the handler.
+    TCP_USER_TIMEOUT of tcp(7); the connection's end cancels the handler.
     """
-    send_timeout_ms = max(1, round(1000 * send_timeout_s))
+    timeout_ms = max(1, round(1000 * timeout_s))
 
     @web.middleware
-    async def read_in_time(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def limit_sending(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.get_extra_info("socket")
         if connection is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, send_timeout_ms)
-        if request.body_exists:
-            try:
-                async with asyncio.timeout(body_timeout_s):
-                    await request.read()
-            except TimeoutError:
-                text = f"The body did not come within {body_timeout_s:g} s (api.body_timeout_s)."
-                raise refused(ErrorCode.REQUEST_TIMEOUT, text) from None
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         return await handler(request)
 
-    return read_in_time
+    return limit_sending
+
+
+@web.middleware
+async def leave_rest_unparsed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware that has the rest of a chunked body thrown away as it comes, where it was not read for the answer.
+
+    Parsing it costs far more than sending it. The connection cannot be used again and ends after `LINGER_S`.
+    """
+    try:
+        return await handler(request)
+    finally:
+        is_chunked = "Transfer-Encoding" in request.headers
+        if is_chunked and not request.content.is_eof() and request.transport is not None:
+            request.protocol.set_parser(_Nothing())
+
+
+class _Nothing(WebSocketReader):
+    """Stands where the HTTP library has the parser of a protocol that was switched to; takes bytes, makes nothing."""
+
+    def __init__(self) -> None:
+        """There is no queue to feed."""
+
+    def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
+        return False, b""
+
+    def feed_eof(self) -> None:
+        pass

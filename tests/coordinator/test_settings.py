@@ -126,3 +126,17 @@ def test_loopback_needs_no_keys(tmp_path: Path, host: str) -> None:
 def test_a_public_listener_is_a_choice(tmp_path: Path, way: str) -> None:
     """With keys, or by an express word."""
     assert load(tmp_path, SMALLEST + f'[api]\nhost = "0.0.0.0"\n{way}\n').api.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("name", ["https://hub.example", "hub.example:8080", "hub.example/", "[::1]:1", "a b", ""])
+def test_a_host_is_a_name_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """Something that could never match would lock everybody out unnoticed."""
+    with pytest.raises(ConfigError, match="without scheme, port or path"):
+        load(tmp_path, SMALLEST + f'[api]\nhosts = ["{name}"]\n')
+
+
+@pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/", "null", "*", "https://*.example"])
+def test_an_origin_is_a_site_and_nothing_else(tmp_path: Path, origin: str) -> None:
+    """Neither everybody nor nobody can be allowed."""
+    with pytest.raises(ConfigError, match="scheme and name without a path"):
+        load(tmp_path, SMALLEST + f'[api]\norigins = ["{origin}"]\n')

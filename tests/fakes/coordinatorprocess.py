@@ -15,9 +15,9 @@ from tests.fakes.fleet import POLL_S
 
 
 class CoordinatorProcess:
-    """Use as an async context manager. Its ports stay the same over restarts."""
+    """Use as an async context manager. Its ports stay the same over restarts. api: another line of [api]."""
 
-    def __init__(self, root: Path, *, token: str, drain_s: float = 0.2) -> None:
+    def __init__(self, root: Path, *, token: str, drain_s: float = 0.2, api: str = "") -> None:
         self._root = root
         self._reserved = _reserved_port(), _reserved_port()
         self._api_port, self._agents_port = (held.getsockname()[1] for held in self._reserved)
@@ -29,6 +29,7 @@ class CoordinatorProcess:
             drain_s = {drain_s}
             [api]
             port = {self._api_port}
+            {api}
             [agents]
             port = {self._agents_port}
             token_file = {_toml(root / "coordinator.token")}

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moe2.coordinator.api.slowness import body_deadline
+from moe2.coordinator.api.slowness import send_deadline
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.eventloop import EventLoop
 from moe2.coordinator.settings import CoordinatorSettings
@@ -25,7 +25,7 @@ SOON_S = 0.1
 """The configured limits of these tests; the connection must end by itself, however long that takes."""
 PATIENCE_S = 60.0
 CUT_OFF = web.AppKey("cut_off", asyncio.Event)
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: moe2\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def test_a_second_request_has_its_own_time(tmp_path: Path) -> None:
     """A connection is kept for the next request, and ends when none comes."""
     async with fleet(tmp_path, agents=(), api={"header_timeout_s": 5 * SOON_S}) as running:
         async with connected(running.coordinator.api_url) as (reader, writer):
-            writer.write(2 * b"GET /healthz HTTP/1.1\r\nHost: moe2\r\n\r\n")
+            writer.write(2 * b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await everything(reader)).count(b'"ok"}') == 2
 
 
@@ -128,7 +128,7 @@ async def test_too_large_a_header_is_refused(tmp_path: Path, header: bytes) -> N
     """One long line, or too many."""
     async with fleet(tmp_path, agents=()) as running:
         async with connected(running.coordinator.api_url) as (reader, writer):
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: moe2\r\n" + header + b"\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
             assert b" 400 " in await reader.readline()
         assert await is_alive(running)
 
@@ -158,14 +158,14 @@ def test_who_takes_no_answer_is_cut_off(loop_factory: Callable[[], asyncio.Abstr
             request.app[CUT_OFF].set()
 
     async def scenario() -> None:
-        app = web.Application(middlewares=[body_deadline(1.0, SOON_S)])
+        app = web.Application(middlewares=[send_deadline(SOON_S)])
         cut_off = app[CUT_OFF] = asyncio.Event()
         app.router.add_get("/", endless)
         async with TestServer(app) as server:
             with socket.socket() as client:
                 client.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(client, (server.host, server.port))
-                await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: moe2\r\n\r\n")
+                await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 async with asyncio.timeout(PATIENCE_S):
                     await cut_off.wait()
 

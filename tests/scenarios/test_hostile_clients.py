@@ -1,0 +1,114 @@
+"""Hostile clients in another process against a real coordinator: nobody else is held up by them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from moe2.coordinator.access.keyfile import KeyFile
+from tests.coordinator.access.keys import add_key
+from tests.fakes.agentprocess import agent_process
+from tests.fakes.attacker import ATTACKS, IDLE, attack
+from tests.fakes.coordinatorprocess import CoordinatorProcess
+from tests.fakes.fleet import POLL_S, TOKEN
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MAX_ADDED_S = 0.050
+"""What an attack may add to the 99th percentile of anybody's latency."""
+N_SAMPLES = 200
+PACE_S = 0.01
+MAX_ROUNDS = 5
+"""Other work on this machine only ever adds to a latency: one good round shows what the coordinator can do."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """99th percentiles, seconds. health: of GET /healthz. chat: of an honest client's request."""
+
+    health_s: float
+    chat_s: float
+
+
+@dataclass(frozen=True)
+class Bystander:
+    """An honest client, and who looks after the coordinator's health."""
+
+    http: aiohttp.ClientSession
+    agents_url: str
+    api_url: str
+    key: str
+
+    async def latency(self) -> Latency:
+        health, chat = await asyncio.gather(self._p99("/healthz"), self._p99("/v1/chat/completions"))
+        return Latency(health, chat)
+
+    async def _p99(self, path: str) -> float:
+        taken = []
+        for _ in range(N_SAMPLES):
+            began_s = perf_counter()
+            assert await self.status(path) == 200
+            taken.append(perf_counter() - began_s)
+            await asyncio.sleep(PACE_S)
+        return sorted(taken)[int(0.99 * N_SAMPLES) - 1]
+
+    async def status(self, path: str) -> int:
+        if path == "/healthz":
+            async with self.http.get(path) as answer:
+                return answer.status
+        body = {"model": "moe2", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        async with self.http.post(path, json=body, headers={"Authorization": f"Bearer {self.key}"}) as answer:
+            await answer.read()
+            return answer.status
+
+
+@asynccontextmanager
+async def bystander(root: Path) -> AsyncIterator[Bystander]:
+    """A coordinator and an agent, each in its process, and an honest client with a key."""
+    _, key = add_key(KeyFile(root), 1)
+    async with CoordinatorProcess(root, token=TOKEN, api='keys = "required"') as coordinator:
+        async with agent_process(root, "one", coordinator.agents_url, token=TOKEN):
+            async with aiohttp.ClientSession(coordinator.api_url) as http:
+                found = Bystander(http, coordinator.agents_url, coordinator.api_url, key)
+                async with asyncio.timeout(60):
+                    while await found.status("/v1/chat/completions") != 200:
+                        await asyncio.sleep(POLL_S)
+                yield found
+
+
+async def assert_not_held_up(found: Bystander, name: str, url: str, key: str = "") -> None:
+    """Latencies under the attack are as without it, within `MAX_ADDED_S`, in one of a few rounds."""
+    address = urlsplit(url)
+    rounds = []
+    for _ in range(MAX_ROUNDS):
+        quiet = await found.latency()
+        async with attack(name, address.hostname or "", address.port or 0, key):
+            attacked = await found.latency()
+        if attacked.health_s <= quiet.health_s + MAX_ADDED_S and attacked.chat_s <= quiet.chat_s + MAX_ADDED_S:
+            return
+        rounds.append((quiet, attacked))
+    pytest.fail(f"{name} holds others up: {rounds}")
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, IDLE])
+async def test_strangers_hold_nobody_up(tmp_path: Path, name: str) -> None:
+    """Without a key, on both listeners: bombs, packed twice, tiny chunks, bodies nobody asked for, idle connections."""
+    async with bystander(tmp_path) as found:
+        await assert_not_held_up(found, name, found.api_url)
+        await assert_not_held_up(found, name, found.agents_url)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_a_key_holds_nobody_else_up(tmp_path: Path, name: str) -> None:
+    """A bomb of a client that may ask costs what `api.max_body_bytes` allows, off the loop."""
+    _, key = add_key(KeyFile(tmp_path), 2)
+    async with bystander(tmp_path) as found:
+        await assert_not_held_up(found, name, found.api_url, key)
