@@ -32,6 +32,7 @@ class Refusal(StrEnum):
     CREDENTIAL_NEEDED = "credential_needed"
     IDENTITY_TAKEN = "identity_taken"
     IDENTITY_MISMATCH = "identity_mismatch"
+    AGENT_ID_SHARED = "agent_id_shared"
 
 
 _NEW_TOKEN = "Put a token from `moe2-coordinator agents enrol-token create NAME` into the agent's token_file."  # noqa: S105
@@ -53,6 +54,11 @@ WHY: dict[Refusal, tuple[str, str]] = {
         f"If it has lost its credential: {_FORGET}",
     ),
     Refusal.IDENTITY_MISMATCH: ("The agent says it is another one than its credential belongs to.", _FORGET),
+    Refusal.AGENT_ID_SHARED: (
+        "Another host is connected with this agent's id.",
+        "If one of the two was copied from the other: give it another /etc/machine-id "
+        "(`sudo rm /etc/machine-id && sudo systemd-machine-id-setup`), and restart moe2-agent there.",
+    ),
 }
 """For each refusal, what is wrong and what to do about it."""
 

@@ -213,6 +213,7 @@ class CoordinatorDaemon:
                 *self._selector.appraiser.warnings(),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
+                *self._hub.warnings(),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
                 *(self._keys.warnings() if self._keys else ()),
