@@ -39,6 +39,7 @@ from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
+from moe2.common.clock import clock_warnings
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
@@ -205,6 +206,7 @@ class AgentDaemon:
             *agent_warnings(self._link.status, experts, sensors),
             *self._monitor.warnings(),
             *self._copy_warnings,
+            *clock_warnings(time.time()),
             *self._reload.warnings(),
         )
         return AgentStatus(

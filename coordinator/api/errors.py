@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe2.common.errors import JobErrorCode
+from moe2.common.figures import shortened
 from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
 from moe2.coordinator.decision import offers_of
@@ -14,10 +15,17 @@ from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
 from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import Receipt
 
+MAX_QUOTED_CHARACTERS = 80
+MAX_PARAM_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 2_000
+
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`."""
+    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`.
+
+    Whatever it repeats of the request, message and parameter stay short: see `body`.
+    """
 
     status: int
     message: str
@@ -31,14 +39,19 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         error: dict[str, Any] = {
-            "message": self.message,
+            "message": shortened(self.message, MAX_MESSAGE_CHARACTERS),
             "type": self.kind,
-            "param": self.param,
+            "param": None if self.param is None else shortened(self.param, MAX_PARAM_CHARACTERS),
             "code": self.code,
         }
         if self.offers is not None:
             error["offers"] = self.offers
         return {"error": error} if self.receipt is None else {"error": error, "moe2": self.receipt}
+
+
+def quoted(value: object) -> str:
+    """A part of the request as an error repeats it: as Python writes it, and short."""
+    return shortened(repr(value), MAX_QUOTED_CHARACTERS)
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -47,7 +60,7 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 
 def unsupported(param: str, *, hint: str = "") -> ApiError:
     """A parameter that moe2 does not implement is refused, never silently dropped."""
-    text = f"Unsupported parameter: {param!r}.{' ' + hint if hint else ''}"
+    text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
     return ApiError(400, text, param=param, code="unsupported_parameter")
 
 

@@ -10,7 +10,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.api.errors import ApiError, invalid, unsupported
+from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
 
@@ -44,7 +46,8 @@ class FeedbackRoutes:
     async def _feedback(self, http: web.Request) -> web.Response:
         request_id, score = parse_feedback(await http.read())
         try:
-            feedback = self._book.feedback(request_id, score, time.time())
+            key_id = http.get(PRINCIPAL, ANYBODY).key_id
+            feedback = self._book.feedback(request_id, score, time.time(), key_id=key_id)
             self._file.append(feedback)
         except UnknownRequestError as error:
             raise ApiError(404, str(error), param="request_id", code="request_not_found") from None
@@ -52,7 +55,10 @@ class FeedbackRoutes:
             raise ApiError(409, str(error), param="request_id", code="already_scored") from None
         except OSError as error:
             log.exception("feedback_not_kept", path=str(self._file.path))
-            text = f"The score could not be kept: {error.strerror or error}."
+            text = (
+                f"The score could not be kept: {error.strerror or error}. It was not counted: send it again once "
+                "there is room on the coordinator's disk and feedback.jsonl in its state_dir can be written."
+            )
             raise ApiError(500, text, kind="server_error", code="feedback_not_kept") from None
         tally = self._book.accept(feedback)
         self._on_score(feedback)

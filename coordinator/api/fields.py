@@ -41,6 +41,16 @@ def number(fields: Mapping[str, Any], name: str, kind: type[int] | type[float], 
     return kind(value)
 
 
+def whole_number(text: str, least: int, most: int) -> int | None:
+    """The whole number that a query parameter says, in ASCII digits; None if it says none, or one out of bounds.
+
+    Never more digits are converted than `most` has: Python refuses to convert thousands of them.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None
+    return value if least <= (value := int(text)) <= most else None
+
+
 def object_of(value: Any, where: str, known: set[str]) -> dict[str, Any]:
     """A JSON object that has no other fields than these; explicit nulls are left out."""
     if not isinstance(value, dict):

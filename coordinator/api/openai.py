@@ -16,7 +16,7 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.admission import whole_seconds
-from moe2.coordinator.api.errors import ApiError, error_of
+from moe2.coordinator.api.errors import ApiError, error_of, quoted
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
@@ -115,7 +115,7 @@ class OpenAiRoutes:
         names = ", ".join((*ANY_MODEL, *known))
         raise ApiError(
             404,
-            f"The model {model!r} does not exist. Known: {names}.",
+            f"The model {quoted(model)} does not exist. Known: {names}.",
             param="model",
             code="model_not_found",
         )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.api.conversation import messages_of
-from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.api.errors import invalid, quoted, unsupported
 from moe2.coordinator.api.fields import clean, flag, number, text_of
 from moe2.coordinator.api.modes import ballot_of, modes_of
 from moe2.coordinator.api.tools import structure_of, tools_of
@@ -290,7 +290,7 @@ def _wish(body: Any, headers: Mapping[str, str]) -> Wish:
         param = ".".join(("moe2", *(str(part) for part in fault["loc"])))
         if fault["type"] == "extra_forbidden":
             raise unsupported(param, hint=f"Known: {', '.join(Wish.model_fields)}.") from None
-        raise invalid(f"'{param}': {fault['msg']} (got {fault['input']!r}).", param=param) from None
+        raise invalid(f"'{param}': {fault['msg']} (got {quoted(fault['input'])}).", param=param) from None
 
 
 def _takes_flag(name: str) -> bool:

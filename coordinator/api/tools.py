@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.messages import Tool
-from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.api.errors import invalid, quoted, unsupported
 from moe2.coordinator.api.fields import clean, flag, object_of, text_of
 from moe2.coordinator.structure import FREE, Structure
 
@@ -98,7 +98,7 @@ def _forced(choice: Any, names: tuple[str, ...]) -> tuple[str, ...] | None:
         raise unsupported("tool_choice.type", hint="Only 'function' is accepted.")
     name = object_of(named.get("function"), "tool_choice.function", {"name"}).get("name")
     if name not in names:
-        raise invalid(f"'tool_choice' names {name!r}, which is not among 'tools'.", param="tool_choice")
+        raise invalid(f"'tool_choice' names {quoted(name)}, which is not among 'tools'.", param="tool_choice")
     return (name,)
 
 
