@@ -260,7 +260,7 @@ class AgentCore:
         job.ending = ending
         if job.failure:
             code, text = job.failure
-            job.ending = JobFailed(job_id=ending.job_id, code=code, message=text, usage=usage)
+            job.ending = JobFailed(job_id=ending.job_id, code=code, message=text, usage=usage, in_batch=job.in_batch)
         return [SettleEnergy(ending.job_id)]
 
     def _cut_short(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
@@ -401,7 +401,8 @@ class AgentCore:
         expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
         expert.restarts += 1
         expert.load_progress = None
-        held = {*expert.active, *expert.queue}
+        in_batch = frozenset(expert.active)
+        held = in_batch.union(expert.queue)
         # In the order they came: a set's order differs from run to run.
         lost = [job for job_id, job in self.jobs.items() if job_id in held]
         expert.active.clear()
@@ -409,11 +410,11 @@ class AgentCore:
         expert.queue.clear()
         effects: list[Effect] = []
         for job in lost:
-            job.failure = (
-                (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
-                if was_loaded
-                else (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
-            )
+            if was_loaded:
+                job.in_batch = job.order.job_id in in_batch
+                job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+            else:
+                job.failure = (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
             effects += self._cut_short(job, "failed", self._usage(job, now_s))
         return [*effects, ReportChange()]
 

@@ -147,7 +147,7 @@ class AgentDaemon:
                 agent_name=self._name,
                 agent_version=__version__,
                 instance_id=uuid.uuid4().hex,
-                hostname=self._host.hostname,
+                hostname=self._host.hostname or None,
             ),
             timing=link,
             backoff=self._link_backoff(settings),

@@ -45,6 +45,8 @@ class Job:
     abandoned: bool = False
     failure: tuple[JobErrorCode, str] | None = None
     """Why the job fails although the engine only reports a cancellation."""
+    in_batch: bool | None = None
+    """Whether its engine worked on it when it died; None while the engine lives."""
     ending: JobDone | JobScored | JobFailed | None = None
 
 

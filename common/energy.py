@@ -75,6 +75,18 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str | None = None
 
 
+class WholeEnergy(Energy, frozen=True, kw_only=True, omit_defaults=False):
+    """The same record for readers outside the fleet: its JSON has every key, unknown ones as null.
+
+    On the wire between agents and coordinator a missing key is null; a client must not have to guess that.
+    """
+
+    @classmethod
+    def of(cls, energy: Energy) -> WholeEnergy:
+        """The record with the figures of another one."""
+        return cls(**msgspec.structs.asdict(energy))
+
+
 def unmeasured(reason: str) -> Energy:
     """An unknown energy, with the reason that is shown to the user."""
     return Energy(reason=reason)

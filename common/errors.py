@@ -24,6 +24,8 @@ class JobErrorCode(StrEnum):
     """The expert's model is not loaded (yet)."""
     ENGINE_CRASHED = "engine_crashed"
     """The llama.cpp process died."""
+    CRASH_SUSPECTED = "crash_suspected"
+    """Engines died or hung while they worked on the request, so it is not tried again. Set by the coordinator."""
     OUT_OF_MEMORY = "out_of_memory"
     """llama.cpp could not get memory for this batch."""
     AGENT_LOST = "agent_lost"
@@ -32,6 +34,34 @@ class JobErrorCode(StrEnum):
     """The request's time is up."""
     INTERNAL = "internal"
     """A defect of moe2."""
+
+
+class LinkCode(StrEnum):
+    """Why a message on the link was not understood, or a session ended. Refusals of an identity have codes of their own
+    (`moe2.common.enrolment.Refusal`)."""
+
+    FRAME_TOO_LARGE = "frame_too_large"
+    MALFORMED_FRAME = "malformed_frame"
+    """The bytes are no message at all: nothing after them can be trusted."""
+    FRAME_OUT_OF_ORDER = "frame_out_of_order"
+    UNKNOWN_OP = "unknown_op"
+    """A newer peer's word."""
+    INVALID_MESSAGE = "invalid_message"
+    """A known op with fields that it does not allow."""
+    UNSOUND = "unsound"
+    """A message of the right types that says what cannot be."""
+    TOO_MANY_FAULTS = "too_many_faults"
+    UNEXPECTED_MESSAGE = "unexpected_message"
+    PROTOCOL_VERSION = "protocol_version"
+    """The two ends have no version of the protocol in common."""
+    INVALID_HELLO = "invalid_hello"
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    SILENT = "silent"
+    UNREAD = "unread"
+    """The peer is alive, and reads nothing."""
+    GOODBYE = "goodbye"
+    SESSION_NOT_OPEN = "session_not_open"
+    PROTOCOL_ERROR = "protocol_error"
 
 
 REQUEST_FAULTS = frozenset({JobErrorCode.CONTEXT_EXCEEDED, JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR})
@@ -53,7 +83,7 @@ class Moe2Error(Exception):
 class ProtocolError(Moe2Error):
     """Bytes or messages that break the wire protocol."""
 
-    def __init__(self, message: str, *, code: str = "protocol_error", remedy: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str = LinkCode.PROTOCOL_ERROR, remedy: str | None = None) -> None:
         super().__init__(message, remedy=remedy)
         self.code = code
 

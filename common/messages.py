@@ -8,8 +8,10 @@ relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry t
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
@@ -19,6 +21,19 @@ PROTOCOL_VERSION = 2
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
+
+MAX_EXPERTS = 256
+MAX_SENSORS = 64
+MAX_WARNINGS = 256
+"""Of one agent's report."""
+MAX_JOBS_PER_FRAME = 4096
+MAX_PIECES_PER_JOB = 65_536
+MAX_ALTERNATIVES = 64
+MAX_CANDIDATES = 4096
+MAX_SCORES = 1024
+"""Of one frame: longer arrays are refused by their length, before anything is built from them."""
+
+JobId = Annotated[str, Meta(max_length=256)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op"):
@@ -186,9 +201,9 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
 
     seq: int
     host: HostFacts
-    experts: tuple[ExpertReport, ...]
-    sensors: tuple[SensorReport, ...] = ()
-    warnings: tuple[HealthWarning, ...] = ()
+    experts: Annotated[tuple[ExpertReport, ...], Meta(max_length=MAX_EXPERTS)]
+    sensors: Annotated[tuple[SensorReport, ...], Meta(max_length=MAX_SENSORS)] = ()
+    warnings: Annotated[tuple[HealthWarning, ...], Meta(max_length=MAX_WARNINGS)] = ()
     draining: bool = False
 
 
@@ -327,13 +342,13 @@ class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
 
     text: str
     logprob: float | None = None
-    alternatives: tuple[TokenAlternative, ...] = ()
+    alternatives: Annotated[tuple[TokenAlternative, ...], Meta(max_length=MAX_ALTERNATIVES)] = ()
 
 
 class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):
     """Agent to coordinator: the job left the queue and holds a slot."""
 
-    job_id: str
+    job_id: JobId
     prompt_tokens: int
     queue_s: float
 
@@ -341,14 +356,14 @@ class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="jo
 class JobPieces(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of one job."""
 
-    job_id: str
-    pieces: tuple[TokenPiece, ...]
+    job_id: JobId
+    pieces: Annotated[tuple[TokenPiece, ...], Meta(max_length=MAX_PIECES_PER_JOB)]
 
 
 class Tokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tokens"):
     """Agent to coordinator: tokens since the last such frame, of every job: a slow link gets fewer, fuller frames."""
 
-    jobs: tuple[JobPieces, ...]
+    jobs: Annotated[tuple[JobPieces, ...], Meta(max_length=MAX_JOBS_PER_FRAME)]
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
@@ -366,9 +381,9 @@ class NextTokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="ne
     What they lack to 1 lies on the others.
     """
 
-    job_id: str
+    job_id: JobId
     step: int
-    candidates: tuple[Candidate, ...]
+    candidates: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)]
 
 
 class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
@@ -394,7 +409,7 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_done"):
     """Agent to coordinator: the job's end. reason: "stop", "length" or "cancelled"."""
 
-    job_id: str
+    job_id: JobId
     reason: str
     usage: JobUsage
 
@@ -402,8 +417,8 @@ class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_d
 class JobScored(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_scored"):
     """Agent to coordinator: the end of a `ScoreJob`, one score per continuation in the order asked."""
 
-    job_id: str
-    scores: tuple[ContinuationScore, ...]
+    job_id: JobId
+    scores: Annotated[tuple[ContinuationScore, ...], Meta(max_length=MAX_SCORES)]
     usage: JobUsage
 
 
@@ -411,12 +426,15 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
     """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`.
 
     usage: None if the job was refused: it never began, and nothing was spent on it.
+    in_batch: where an engine died or hung, whether it was working on this job then, so that the job may be the cause;
+    False if the job only waited for its turn. None: the agent does not say (agents of before this field never do).
     """
 
-    job_id: str
+    job_id: JobId
     code: str
     message: str
     usage: JobUsage | None = None
+    in_batch: bool | None = None
 
 
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import TracebackType
@@ -13,6 +14,7 @@ from types import TracebackType
 import structlog
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
+from moe2.common.errors import LinkCode
 from moe2.common.session import JobMessage, Opened, Session, SessionEvent
 
 log = structlog.get_logger()
@@ -24,6 +26,11 @@ WebSocket = ClientWebSocketResponse | web.WebSocketResponse
 # only bytes that the network does not take yet are counted, not those in flight.
 NOT_SENT_LOW_WATER_BYTES = 256
 LAST_WORDS_S = 5.0
+DEAF = frozenset({LinkCode.SILENT, LinkCode.UNREAD})
+"""Codes of sessions whose peer does not hear why they end."""
+_BYTES_ACKED = struct.Struct("Q")
+_BYTES_ACKED_AT = 120
+"""In Linux's `tcp_info`: bytes that the peer's kernel has confirmed."""
 
 
 class Pump:
@@ -48,6 +55,7 @@ class Pump:
         self._wake = asyncio.Event()
         self._rescheduled = asyncio.Event()
         self._closing: str | None = None
+        self._is_sending = False
 
     def wake(self) -> None:
         """There is something to send."""
@@ -70,10 +78,11 @@ class Pump:
             return  # Gone before we began.
         with _Writability(connection) as writability:
             sender = asyncio.create_task(self._send(websocket, writability))
-            tasks = (sender, asyncio.create_task(self._receive(websocket)), asyncio.create_task(self._watch()))
+            watch = asyncio.create_task(self._watch(writability))
+            tasks = (sender, asyncio.create_task(self._receive(websocket)), watch)
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if self._session.closed and self._session.closed.code != "silent" and not sender.done():
+                if self._session.closed and self._session.closed.code not in DEAF and not sender.done():
                     # The peer is still to hear why.
                     await asyncio.wait((sender,), timeout=LAST_WORDS_S)
             finally:
@@ -97,12 +106,20 @@ class Pump:
             if self._session.closed:
                 return
 
-    async def _watch(self) -> None:
-        """Keep the session's deadlines, also while the sender waits for a link that a vanished peer left full."""
+    async def _watch(self, writability: _Writability) -> None:
+        """Keep the session's deadlines, also while the sender waits for a link that a vanished peer left full.
+
+        A peer that does not read is noticed at one of them.
+        """
         session, loop = self._session, asyncio.get_running_loop()
+        taken, since_s = 0, self._clock()
         while True:
             self._rescheduled.clear()
-            for event in session.tick(self._clock()):
+            now_s = self._clock()
+            taken_by_now = writability.bytes_taken()
+            if taken_by_now != taken or not self._is_sending:
+                taken, since_s = taken_by_now, now_s
+            for event in (*session.tick(now_s), *session.left_unread(since_s, now_s)):
                 self._on_event(event)
             self._wake.set()
             deadline_s = session.next_deadline_s
@@ -119,6 +136,7 @@ class Pump:
         session = self._session
         while True:
             self._wake.clear()
+            self._is_sending = True
             while True:
                 for frame in session.take_frames():
                     await websocket.send_bytes(frame)
@@ -137,6 +155,7 @@ class Pump:
                 for frame in session.take_frames():
                     await websocket.send_bytes(frame)
                 return
+            self._is_sending = False
             await self._wake.wait()
 
 
@@ -162,6 +181,12 @@ class _Writability:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
+
+    def bytes_taken(self) -> int:
+        """Bytes that the peer's kernel has confirmed; it confirms none that nobody there makes room for."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + _BYTES_ACKED.size)
+        (taken,) = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)
+        return int(taken)
 
     async def wait(self) -> None:
         if self._poll.poll(0):

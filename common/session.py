@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from moe2.common.earlier import Unspeakable, spoken
-from moe2.common.errors import JobErrorCode, ProtocolError
+from moe2.common.errors import JobErrorCode, LinkCode, ProtocolError
 from moe2.common.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
@@ -75,6 +75,18 @@ class PeerFaulted:
 
 
 @dataclass(frozen=True)
+class PeerUnreadable:
+    """A message of the peer was no sound one of its op; the peer was told, and the session goes on.
+
+    job_id: of the job that it was about; None where it names none, or several.
+    """
+
+    op: str
+    job_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class NotSent:
     """A message was not sent: it exceeds the frame limit, or the peer speaks too early a protocol for it.
 
@@ -88,14 +100,14 @@ class NotSent:
 
 @dataclass(frozen=True)
 class Closed:
-    """The session is over. `code` is "refused", "goodbye", "silent", "handshake_timeout" or a protocol error's."""
+    """The session is over. `code` is a `LinkCode`, or a `moe2.common.enrolment.Refusal`."""
 
     code: str
     reason: str
     remedy: str | None = None
 
 
-SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | NotSent | Closed
+SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | PeerUnreadable | NotSent | Closed
 
 
 class Session:
@@ -106,6 +118,8 @@ class Session:
         self._frames: list[bytes] = []
         self._heartbeat_s = heartbeat_s
         self._handshake_deadline_s: float | None = now_s + handshake_s
+        self.unread_s = handshake_s
+        """How long a peer that is heard may leave what it is sent unread."""
         self._last_heard_s = now_s
         self._next_ping_s = now_s + heartbeat_s
         self._ping: tuple[int, float] | None = None
@@ -155,7 +169,7 @@ class Session:
         One that cannot be sent is told of by a `NotSent`.
         """
         if not self.is_open:
-            raise ProtocolError("The session is not open.", code="session_not_open")
+            raise ProtocolError("The session is not open.", code=LinkCode.SESSION_NOT_OPEN)
         told = spoken(message, self.protocol)
         if isinstance(told, Unspeakable):
             reason = f"This needs protocol {told.since}, the peer speaks {self.protocol}. Upgrade moe2 there."
@@ -170,7 +184,7 @@ class Session:
         """Say goodbye; the caller sends the last frames and closes the socket."""
         if self.closed is None:
             self._queue(Goodbye(reason=reason))
-            self.closed = Closed("goodbye", reason)
+            self.closed = Closed(LinkCode.GOODBYE, reason)
         return self.closed
 
     def receive(self, frame: bytes, now_s: float) -> list[SessionEvent]:
@@ -197,10 +211,10 @@ class Session:
             return []
         if self._handshake_deadline_s is not None:
             if now_s >= self._handshake_deadline_s:
-                return [self._fail("handshake_timeout", "The peer did not finish the handshake in time.")]
+                return [self._fail(LinkCode.HANDSHAKE_TIMEOUT, "The peer did not finish the handshake in time.")]
             return []
         if now_s >= self._silent_at_s:
-            self.closed = Closed("silent", f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
+            self.closed = Closed(LinkCode.SILENT, f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
             return [self.closed]
         if now_s >= self._next_ping_s:
             self._ping_seq += 1
@@ -208,6 +222,18 @@ class Session:
             self._next_ping_s = now_s + self._heartbeat_s
             self._queue(Ping(seq=self._ping_seq))
         return []
+
+    def left_unread(self, since_s: float, now_s: float) -> list[SessionEvent]:
+        """The peer has taken no byte of what is being sent to it since `since_s`.
+
+        It is given up where it was heard meanwhile: it lives, and does not read. One that is not heard is silent, which
+        a host on a bad network may be for longer.
+        """
+        is_heard = self._last_heard_s - since_s >= self.unread_s / 2
+        if self.closed or now_s - since_s < self.unread_s or not is_heard:
+            return []
+        self.closed = Closed(LinkCode.UNREAD, f"The peer has read nothing for {now_s - since_s:.1f} s.")
+        return [self.closed]
 
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         raise NotImplementedError
@@ -232,13 +258,13 @@ class Session:
             case Fault(code=code, message=text):
                 return [PeerFaulted(code, text)]
             case Goodbye(reason=reason):
-                self.closed = Closed("goodbye", reason)
+                self.closed = Closed(LinkCode.GOODBYE, reason)
                 return [self.closed]
             case Refused(code=code, message=text, remedy=remedy):
                 self.closed = Closed(code, text, remedy)
                 return [self.closed]
             case Hello() | Welcome():
-                return [self._fail("unexpected_message", "The handshake was already done.")]
+                return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "The handshake was already done.")]
             case _:
                 return [MessageReceived(message)]
 
@@ -248,18 +274,28 @@ class Session:
         if number is None:
             return None
         if number != self._n_heard:
-            return self._fail("frame_out_of_order", f"Expected frame {self._n_heard}, got frame {number}.")
+            return self._fail(LinkCode.FRAME_OUT_OF_ORDER, f"Expected frame {self._n_heard}, got frame {number}.")
         self._n_heard += 1
         return None
 
     def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
         if self._handshake_deadline_s is not None:
             return [self._fail(error.code, error.message)]
-        self._faults += 1
+        if closed := self.complain(error.code, error.message, in_reply_to=error.op):
+            return [closed]
+        # A newer peer may know more ops than we do: that breaks no rule.
+        is_newer = error.code == LinkCode.UNKNOWN_OP
+        return [] if is_newer else [PeerUnreadable(error.op, error.job_id, error.message)]
+
+    def complain(self, code: str, message: str, *, in_reply_to: str, counts: bool = True) -> Closed | None:
+        """Tell the peer what is wrong with what it said, and end the session where that `counts` once too often."""
+        self._faults += counts
+        if self.closed:
+            return self.closed
         if self._faults > MAX_FAULTS:
-            return [self._fail("too_many_faults", f"More than {MAX_FAULTS} unreadable messages; the last: {error}")]
-        self._queue(Fault(code=error.code, message=error.message, in_reply_to=error.op))
-        return []
+            return self._fail(LinkCode.TOO_MANY_FAULTS, f"More than {MAX_FAULTS} faulty messages; the last: {message}")
+        self._queue(Fault(code=code, message=message, in_reply_to=in_reply_to))
+        return None
 
     def _fail(self, code: str, message: str, remedy: str | None = None) -> Closed:
         """End the session through the peer's fault, and tell it why."""
@@ -283,12 +319,16 @@ class AgentSession(Session):
         match message:
             case Welcome(protocol=protocol):
                 if not OLDEST_PROTOCOL_VERSION <= protocol <= PROTOCOL_VERSION:
-                    return [self._fail("protocol_version", f"The coordinator chose protocol {protocol}, unknown here.")]
+                    return [
+                        self._fail(
+                            LinkCode.PROTOCOL_VERSION, f"The coordinator chose protocol {protocol}, unknown here."
+                        )
+                    ]
                 self._codec.max_frame_bytes = min(self._codec.max_frame_bytes, message.max_frame_bytes)
                 self._established(now_s, protocol, heartbeat_s=message.heartbeat_s)
                 return [Opened(protocol, welcome=message)]
             case _:
-                return [self._fail("unexpected_message", "Expected a welcome.")]
+                return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "Expected a welcome.")]
 
 
 class CoordinatorSession(Session):
@@ -311,13 +351,14 @@ class CoordinatorSession(Session):
 
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         if not isinstance(message, Hello) or self._greeted is not None:
-            return [self._fail("unexpected_message", "Expected one hello, and nothing else before the welcome.")]
+            reason = "Expected one hello, and nothing else before the welcome."
+            return [self._fail(LinkCode.UNEXPECTED_MESSAGE, reason)]
         protocol = min(message.protocol_max, self._welcome.protocol)
         if protocol < max(message.protocol_min, OLDEST_PROTOCOL_VERSION):
             older = "agent" if message.protocol_max < OLDEST_PROTOCOL_VERSION else "coordinator"
             return [
                 self._fail(
-                    "protocol_version",
+                    LinkCode.PROTOCOL_VERSION,
                     f"The agent speaks protocol {message.protocol_min} to {message.protocol_max}, the coordinator "
                     f"{OLDEST_PROTOCOL_VERSION} to {self._welcome.protocol}.",
                     f"Upgrade moe2 on the {older}.",
@@ -329,7 +370,7 @@ class CoordinatorSession(Session):
     def welcome(self, now_s: float) -> Opened:
         """Welcome the agent that has said hello. Raises `ProtocolError` if none has, or the session is closed."""
         if self._greeted is None or self.closed:
-            raise ProtocolError("No agent waits to be welcomed.", code="session_not_open")
+            raise ProtocolError("No agent waits to be welcomed.", code=LinkCode.SESSION_NOT_OPEN)
         protocol = self._greeted.protocol
         self._queue(msgspec.structs.replace(self._welcome, protocol=protocol))
         self._established(now_s, protocol)

@@ -1,23 +1,60 @@
 """Bytes to messages and back, on the link between the daemons and on the pipe to an engine. The only user of msgpack.
 
 A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
-types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some.
+types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some. Nothing is built
+of a frame that is too large for its op, or of an array longer than its field allows: a frame that is mostly empty maps
+would take a hundred times its size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import msgpack
 import msgspec
+import msgspec.inspect
 
-from moe2.common.errors import ProtocolError
-from moe2.common.messages import WireMessage
+from moe2.common.errors import LinkCode, ProtocolError
+from moe2.common.messages import (
+    MAX_CANDIDATES,
+    CancelJob,
+    Fault,
+    Goodbye,
+    Hello,
+    JobDone,
+    JobFailed,
+    JobId,
+    JobScored,
+    JobStarted,
+    NextTokens,
+    Ping,
+    Pong,
+    Refused,
+    Report,
+    TakeToken,
+    Welcome,
+    WireMessage,
+)
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
+SMALL_FRAME_BYTES = 64 * 1024
+"""For messages that say one thing: no such message of a sound peer comes near it."""
+MEDIUM_FRAME_BYTES = 256 * 1024
+REPORT_FRAME_BYTES = 1024 * 1024
+_SMALL = (Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed)
+MAX_BYTES_BY_KIND: dict[type[Any], int] = {
+    Report: REPORT_FRAME_BYTES,
+    NextTokens: MEDIUM_FRAME_BYTES,
+    JobScored: MEDIUM_FRAME_BYTES,
+    **dict.fromkeys(_SMALL, SMALL_FRAME_BYTES),
+}
+"""The largest frame of each kind of message that has a limit below that of all frames."""
+MAX_FIELDS = 64
+"""Of one map in a message that has bytes in it."""
 # The text is sent back to the peer and logged.
 MOST_PROBLEM_CHARACTERS = 400
 
@@ -32,18 +69,37 @@ class _Numbered(msgspec.Struct):
     number: int | None = None
 
 
+class _Envelope(msgspec.Struct):
+    """What can be said of a message that cannot be understood. job_id: raw, as it may be anything."""
+
+    op: str
+    job_id: msgspec.Raw = msgspec.Raw()
+
+
 class Codec(Generic[T]):
     """Encodes and decodes the messages of one tagged union.
 
-    Raises `ProtocolError` from `decode`, with one of the codes "frame_too_large", "malformed_frame", "unknown_op" and
-    "invalid_message"; for the last two `in_reply_to` names the op as far as it could be read.
+    Raises `ProtocolError` from `decode`. Its code is a `LinkCode`: `FRAME_TOO_LARGE` or `MALFORMED_FRAME`; or, in an
+    `UnreadableMessage`, which names the op and the job, `UNKNOWN_OP` or `INVALID_MESSAGE`.
     """
 
-    def __init__(self, union: Any, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self,
+        union: Any,
+        *,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        max_bytes_by_kind: Mapping[type[Any], int] | None = None,
+    ) -> None:
+        """max_bytes_by_kind: limits below `max_frame_bytes`, for what is received."""
         self._union = union
         self._decoder = msgspec.msgpack.Decoder(union)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
+        self._envelopes = msgspec.msgpack.Decoder(_Envelope)
+        self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
+        self._always_small_enough = min(self._max_bytes.values(), default=max_frame_bytes)
         self._ops = {info.__struct_config__.tag for info in _members(union)}
+        self._spelled_ops = {info.__struct_config__.tag for info in _members(union) if _is_spelled(info)}
+        """Ops of messages that have bytes in them."""
         self.max_frame_bytes = max_frame_bytes
 
     def encode(self, message: T, *, number: int | None = None) -> bytes:
@@ -65,43 +121,70 @@ class Codec(Generic[T]):
     def decode(self, frame: bytes) -> T:
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLargeError(len(frame), self.max_frame_bytes)
-        # Nearly every frame is a good one, and this is a hundred times as fast as finding out what is wrong with one.
-        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        if len(frame) > self._always_small_enough:
+            self._refuse_inflated(frame)
+        try:
             good: T = self._decoder.decode(frame)
             return good
-        return self._message_of(_unpacked(frame))
-
-    def _message_of(self, content: dict[str, Any]) -> T:
-        op = content["op"]
-        if op not in self._ops:
-            raise UnreadableMessage(f"Unknown op {op[:64]!r}.", code="unknown_op", op=op[:64])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            envelope = self._envelope(frame)
+            if envelope.op not in self._spelled_ops:
+                raise self._unreadable(envelope, error) from error
         try:
-            message: T = msgspec.convert(content, self._union)
-        except (msgspec.ValidationError, RecursionError) as error:
-            # msgspec quotes an invalid value in full, and the peer chose its length.
+            return self._spelled(frame)
+        except (msgspec.MsgspecError, msgpack.exceptions.UnpackException, ValueError, RecursionError) as error:
+            raise self._unreadable(envelope, error) from error
+
+    def _spelled(self, frame: bytes) -> T:
+        """A message whose bytes are written as base64, as the link has them; msgspec's decoder wants them raw."""
+        content = msgpack.unpackb(frame, raw=False, max_array_len=MAX_CANDIDATES, max_map_len=MAX_FIELDS)
+        spelled: T = msgspec.convert(content, self._union)
+        return spelled
+
+    def _refuse_inflated(self, frame: bytes) -> None:
+        """Raise for a frame that is too large for its op."""
+        envelope = self._envelope(frame)
+        limit = self._max_bytes.get(envelope.op)
+        if limit is not None and len(frame) > limit:
+            problem = f"{len(frame)} bytes are more than the {limit} that it may have."
+            raise self._unreadable(envelope, ValueError(problem))
+
+    def _envelope(self, frame: bytes) -> _Envelope:
+        """The op and the job of a frame that is a map with an op."""
+        try:
+            return self._envelopes.decode(frame)
+        except msgspec.ValidationError as error:
+            raise ProtocolError("The frame is not a map with an 'op'.", code=LinkCode.MALFORMED_FRAME) from error
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             problem = str(error)[:MOST_PROBLEM_CHARACTERS]
-            raise UnreadableMessage(f"Invalid {op!r}: {problem}", code="invalid_message", op=op) from error
-        return message
+            raise ProtocolError(f"The frame is not msgpack: {problem}", code=LinkCode.MALFORMED_FRAME) from error
+
+    def _unreadable(self, envelope: _Envelope, error: Exception) -> UnreadableMessage:
+        op, job_id = envelope.op, _job_id(envelope.job_id)
+        # msgspec quotes an invalid value in full, and the peer chose its length.
+        problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+        if op not in self._ops:
+            return UnreadableMessage(f"Unknown op {op[:64]!r}.", code=LinkCode.UNKNOWN_OP, op=op[:64], job_id=job_id)
+        return UnreadableMessage(f"Invalid {op!r}: {problem}", code=LinkCode.INVALID_MESSAGE, op=op, job_id=job_id)
 
 
-def _unpacked(frame: bytes) -> dict[str, Any]:
-    """The map in a frame, which has an op."""
-    try:
-        content = msgpack.unpackb(frame, raw=False, strict_map_key=False)
-    # TypeError: a map whose key is a list or a map.
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"The frame is not msgpack: {error}", code="malformed_frame") from error
-    if not isinstance(content, dict) or not isinstance(content.get("op"), str):
-        raise ProtocolError("The frame is not a map with an 'op'.", code="malformed_frame")
-    return content
+def _job_id(raw: msgspec.Raw) -> str | None:
+    """The job's id, if it is a text that could be one."""
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        return msgspec.msgpack.decode(raw, type=JobId)
+    return None
 
 
 class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the wire; ProtocolError is the base callers catch
-    """A well-formed frame whose message could not be understood: the session can answer it and go on."""
+    """A well-formed frame whose message could not be understood: the session can answer it and go on.
 
-    def __init__(self, message: str, *, code: str, op: str) -> None:
+    job_id: of the job that it was about; None where it names none, or several.
+    """
+
+    def __init__(self, message: str, *, code: str, op: str, job_id: str | None = None) -> None:
         super().__init__(message, code=code)
         self.op = op
+        self.job_id = job_id
 
 
 class FrameTooLargeError(ProtocolError):
@@ -110,7 +193,7 @@ class FrameTooLargeError(ProtocolError):
     def __init__(self, frame_bytes: int, max_frame_bytes: int) -> None:
         super().__init__(
             f"A frame of {frame_bytes} bytes exceeds the limit of {max_frame_bytes}.",
-            code="frame_too_large",
+            code=LinkCode.FRAME_TOO_LARGE,
             remedy="Send less in one message, or raise agents.max_frame_bytes on the coordinator.",
         )
 
@@ -142,10 +225,34 @@ class FrameSplitter:
             yield frame
 
 
+@cache
+def _is_spelled(kind: type[Any]) -> bool:
+    """True if messages of this kind can have bytes in them, which are written as base64."""
+    return _has_bytes(msgspec.inspect.type_info(kind))
+
+
+def _has_bytes(info: msgspec.inspect.Type) -> bool:
+    """True if a value of the type can have bytes in it."""
+    kinds = msgspec.inspect
+    match info:
+        case kinds.BytesType():
+            return True
+        case kinds.StructType():
+            return any(_has_bytes(field.type) for field in info.fields)
+        case kinds.VarTupleType():
+            return _has_bytes(info.item_type)
+        case kinds.TupleType():
+            return any(map(_has_bytes, info.item_types))
+        case kinds.UnionType():
+            return any(map(_has_bytes, info.types))
+        case _:
+            return False
+
+
 def _members(union: Any) -> tuple[Any, ...]:
     return getattr(union, "__args__", (union,))
 
 
 def wire_codec(*, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> Codec[WireMessage]:
     """The codec of the link between coordinator and agents."""
-    return Codec(WireMessage, max_frame_bytes=max_frame_bytes)
+    return Codec(WireMessage, max_frame_bytes=max_frame_bytes, max_bytes_by_kind=MAX_BYTES_BY_KIND)

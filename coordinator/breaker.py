@@ -7,11 +7,12 @@ that one may still fail over, so its client does not notice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
-from moe2.coordinator.table import agent_of
+from moe2.coordinator.table import Expert, agent_of
 
 LEAST_FAILURES = 3
 """Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
@@ -47,6 +48,8 @@ class _Breaker:
     """When a probe's answer last closed it."""
     probe: str | None = None
     """The job that probes it."""
+    hung_restarts: int | None = None
+    """Restarts of the engine that it was opened for because it hangs; None where it was not."""
 
     def fade(self, now_s: float) -> None:
         weight = 0.5 ** (max(0.0, now_s - self.faded_at_s) / HALF_LIFE_S)
@@ -79,6 +82,7 @@ class Breakers:
             breaker.streak = 0
         elif breaker.probe == job_id:
             breaker.open_until_s, breaker.probe, breaker.closed_at_s = None, None, now_s
+            breaker.hung_restarts = None
             breaker.failures, breaker.outcomes, breaker.streak = 0.0, 1.0, 0
 
     def failed(self, key: str, job_id: str, code: str, now_s: float, *, submitted_s: float) -> None:
@@ -94,12 +98,14 @@ class Breakers:
         if breaker.open_until_s is None and not known:
             self._count_failure(breaker, now_s)
 
-    def late(self, key: str, job_id: str, now_s: float, *, hangs: bool) -> None:
+    def late(self, key: str, job_id: str, now_s: float, *, hangs: bool, restarts: int = 0) -> None:
         """A job is late with its first token. hangs: by so much that once is enough: alive or not, the expert does no
-        work."""
+        work. restarts: of its engine, as they were known when it got the job."""
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
             self._open(breaker, now_s)
+            # Whatever else the new engine may turn out to be, it does not hang yet.
+            breaker.hung_restarts = restarts if hangs else None
         elif breaker.open_until_s is None:
             self._count_failure(breaker, now_s)
 
@@ -108,6 +114,18 @@ class Breakers:
         breaker = self._breakers.get(key)
         if breaker and breaker.probe == job_id:
             breaker.probe = None
+
+    @property
+    def has_hung(self) -> bool:
+        """Whether a breaker is open for an expert that hangs: news of its engine's restarts is wanted."""
+        return any(breaker.hung_restarts is not None for breaker in self._breakers.values())
+
+    def seen(self, experts: Iterable[Expert]) -> None:
+        """These experts serve. One whose engine hung, and has been restarted since, begins anew."""
+        for expert in experts:
+            breaker = self._breakers.get(expert.key)
+            if breaker and breaker.hung_restarts not in (None, expert.report.restarts):
+                self._breakers[expert.key] = _Breaker()
 
     def barred(self, now_s: float) -> dict[str, str]:
         """Experts that must not be given a request now, each with the reason."""
@@ -155,5 +173,5 @@ class Breakers:
         if breaker.open_until_s is None and (closed_at_s is None or now_s - closed_at_s > LONGEST_OPEN_S):
             breaker.trips = 0
         breaker.trips += 1
-        breaker.probe, breaker.failed_at_s = None, now_s
+        breaker.probe, breaker.failed_at_s, breaker.hung_restarts = None, now_s, None
         breaker.open_until_s = now_s + min(LONGEST_OPEN_S, FIRST_OPEN_S * 2 ** min(30, breaker.trips - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,21 +10,13 @@ from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal
 from moe2.coordinator.budgets import NO_BUDGETS, Budgets, Mode, Wish
 from moe2.coordinator.coarse import Worth
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.panel import Work
 from moe2.coordinator.planning.certificate import Plan
-from moe2.coordinator.powercap import FLEET_CAPPED, FleetDraw
+from moe2.coordinator.powercap import FleetDraw
 from moe2.coordinator.predict import Demand, Prediction
 from moe2.coordinator.roster import Forecast
 from moe2.coordinator.table import Expert
-
-OVERLOADED = "overloaded"
-"""A refusal: nobody has room."""
-INFEASIBLE = "infeasible"
-"""A refusal: no expert keeps the budgets, however little there is to do."""
-INFEASIBLE_NOW = "infeasible_now"
-"""A refusal: with less load one would."""
-PASSING = frozenset({OVERLOADED, INFEASIBLE_NOW, FLEET_CAPPED})
-"""Refusals that may pass by themselves: the request waits for that."""
 
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
@@ -35,8 +27,9 @@ class SelectionRequest:
 
     model: a model's name, an expert's key, or one of `selection.ANY_MODEL`. text: the prompt as the gate reads it.
     excluded: keys of experts that must not be chosen, because they have failed this request already.
-    barred: keys of experts that nobody is to be sent to now, with the reasons. affinity: who holds the beginning of
-    this conversation in its cache.
+    barred: keys of experts that nobody is to be sent to now, with the reasons. reserved: those that are kept for others
+    now and will be free soon, with the reasons. affinity: who holds the beginning of this conversation in its cache.
+    restarts_seen: restarts by key of experts whose engine died under this request: out until they have others.
     least_context_tokens: a context that was found too small; only larger ones are worth a try.
     budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
     modes: those that can serve the request. choice_tokens: of all the choices that it gives; None if it gives none.
@@ -49,6 +42,8 @@ class SelectionRequest:
     budgets: Budgets = NO_BUDGETS
     excluded: frozenset[str] = frozenset()
     barred: Mapping[str, str] = field(default_factory=dict)
+    reserved: Mapping[str, str] = field(default_factory=dict)
+    restarts_seen: Mapping[str, int] = field(default_factory=dict)
     affinity: Affinity | None = None
     least_context_tokens: int = 0
     needs_chat_template: bool = False
@@ -57,6 +52,11 @@ class SelectionRequest:
     spent_j: float = 0.0
     modes: frozenset[Mode] = ROUTE_ONLY
     choice_tokens: int | None = None
+
+
+def still_down(restarts_seen: Mapping[str, int], experts: Iterable[Expert]) -> frozenset[str]:
+    """Keys of the experts whose engine has not been restarted since it was seen with so many restarts."""
+    return frozenset(expert.key for expert in experts if restarts_seen.get(expert.key) == expert.report.restarts)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class NoExpert:
     an expert that would do has a free slot, as predicted.
     """
 
-    code: str
+    code: ErrorCode
     message: str
     plan: Plan | None = None
     outlook: Outlook | None = None

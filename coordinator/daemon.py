@@ -57,7 +57,7 @@ from moe2.coordinator.ledger.ledger import Ledger
 from moe2.coordinator.listenertls import ListenerTls
 from moe2.coordinator.metrics import CoordinatorMetrics
 from moe2.coordinator.receipt import Receipt
-from moe2.coordinator.recent import RecentPast, fleet_power
+from moe2.coordinator.recent import RecentPast
 from moe2.coordinator.selection import Selector
 from moe2.coordinator.service import Service
 from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
@@ -265,7 +265,9 @@ class CoordinatorDaemon:
         self._fleet.add_to(app)
         LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
-        EventsRoute(self._past, status=self.status, lives=self._service.lives).add_to(app)
+        EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
+            app
+        )
         PageRoute().add_to(app)
         OpenApiRoute().add_to(app)
         return app
@@ -317,8 +319,7 @@ class CoordinatorDaemon:
 
     async def _sample_power(self) -> None:
         while True:
-            rows = self._table.rows(monotonic())
-            self._past.energy.power_sampled(fleet_power(rows), time())
+            self._past.energy.power_sampled(self._table.fleet_power(), time())
             await asyncio.sleep(SAMPLE_POWER_EVERY_S)
 
 

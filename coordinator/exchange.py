@@ -17,6 +17,7 @@ class Exchange:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
+        self._is_retracted = False
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
@@ -36,6 +37,11 @@ class Exchange:
     def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
         self._pieces.extend(pieces)
         self._news.set()
+
+    def retract(self) -> None:
+        """What was delivered does not count any more. Only for a reader who waits for the end with `receive_all`."""
+        self._pieces.clear()
+        self._is_retracted = True
 
     def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
         self._outcome, self.retry_after_s = outcome, retry_after_s
@@ -58,6 +64,9 @@ class Exchange:
         pieces: list[TokenPiece] = []
         while True:
             news, outcome = await self.receive()
+            if self._is_retracted:
+                self._is_retracted = False
+                pieces.clear()
             pieces += news
             if outcome is not None:
                 return pieces, outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ from aiohttp import web
 
 from moe2.common import __version__
 from moe2.common.enrolment import REFUSAL_HEADER, WHY, Refusal
+from moe2.common.errors import LinkCode
 from moe2.common.health import HealthWarning
 from moe2.common.messages import (
     PROTOCOL_VERSION,
+    CancelJob,
     FromAgent,
+    Hello,
     Job,
     JobDone,
     JobFailed,
@@ -27,7 +31,7 @@ from moe2.common.messages import (
     Tokens,
     Welcome,
 )
-from moe2.common.pump import Pump
+from moe2.common.pump import LAST_WORDS_S, Pump
 from moe2.common.session import (
     Closed,
     CoordinatorSession,
@@ -36,21 +40,24 @@ from moe2.common.session import (
     MessageReceived,
     NotSent,
     PeerFaulted,
+    PeerUnreadable,
     RttMeasured,
     SessionEvent,
 )
 from moe2.coordinator.access.bucket import TokenBucket
+from moe2.coordinator.checks import AgentChecks, Checked, hello_fault
 from moe2.coordinator.enrolment.claims import PROBE_S, Claimant, Claims, Verdict
 from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
 from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError, Register
 from moe2.coordinator.settings import AgentsSection
-from moe2.coordinator.soundness import sound
 from moe2.coordinator.table import CapabilityTable
 
 log = structlog.get_logger()
 
 AGENTS_PATH = "/v1/agents"
 REFUSALS_LOGGED_PER_MINUTE = 60.0
+MAX_FAULTS_TOLD = 4
+"""Of one message."""
 
 
 @dataclass(eq=False)
@@ -62,6 +69,9 @@ class _Connection:
     outgoing: deque[JobMessage] = field(default_factory=deque)
     claimant: Claimant | None = None
     """Whose connection it says it is, once it has said hello."""
+    checks: AgentChecks = field(default_factory=AgentChecks)
+    told: str | None = None
+    """The fault that the agent was told of last: one that comes with every report is told once."""
     is_turned_out: bool = False
 
     @property
@@ -110,6 +120,7 @@ class Hub:
         connection = self._by_agent.get(agent_id)
         if connection is None:
             return False
+        connection.checks.sent(message)
         connection.outgoing.append(message)
         connection.pump.wake()
         return True
@@ -174,7 +185,7 @@ class Hub:
         finally:
             self._connections.discard(connection)
             self._forget(connection)
-            await websocket.close()
+            await _hang_up(request, websocket)
         return websocket
 
     def _act(self, connection: _Connection, event: SessionEvent) -> None:
@@ -182,20 +193,32 @@ class Hub:
             case MessageReceived(message=message):
                 self._received(connection, message)
             case Greeted(hello=hello):
-                connection.claimant = Claimant(hello, connection.address)
-                self._claimed(connection, connection.claimant)
+                self._greeted(connection, hello)
             case RttMeasured(rtt_s=rtt_s):
                 if connection.agent_id:
                     self._table.rtt_measured(connection.agent_id, rtt_s)
             case NotSent():
                 self._not_sent(connection, event)
+            case PeerUnreadable(op=op, job_id=job_id, reason=reason):
+                self._take(connection, op, connection.checks.unreadable(op, job_id, reason), is_told=True)
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
+    def _greeted(self, connection: _Connection, hello: Hello) -> None:
+        """An agent has said who it is, if it can be called so."""
+        if fault := hello_fault(hello):
+            log.warning("agent_misnamed", reason=fault)
+            remedy = "Set agent.name on it, or remove agent-id from its state_dir."
+            connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
+            connection.pump.wake()
+            return
+        connection.claimant = Claimant(hello, connection.address)
+        self._claimed(connection, connection.claimant)
+
     def _claimed(self, connection: _Connection, claimant: Claimant) -> None:
-        """An agent has said who it is: welcome it, or first ask who has that id whether it is alive."""
+        """An agent claims its id: welcome it, or first ask who has that id whether it is alive."""
         if not self._check_standing(connection):
             return
         now_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
@@ -272,17 +295,43 @@ class Hub:
             self._on_message(connection.agent_id, JobFailed(job_id=message.job_id, code=event.code, message=reason))
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
-        # A connection that was replaced may still have words in its buffers; its jobs are already given up.
-        if connection.agent_id is None or self._by_agent.get(connection.agent_id) is not connection:
-            return
         match message:
-            case Report():
-                self._table.agent_reported(connection.agent_id, sound(message), asyncio.get_running_loop().time())
-                self._on_report()
-            case JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
-                self._on_message(connection.agent_id, message)
+            case Report() | JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
+                op = type(message).__struct_config__.tag
+                self._take(connection, str(op), connection.checks.check(message))
             case _:
                 log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
+
+    def _take(self, connection: _Connection, op: str, checked: Checked, *, is_told: bool = False) -> None:
+        """Hand on what may be believed, and act on the rest. is_told: the agent knows what was wrong."""
+        agent_id = connection.agent_id
+        # A connection that was replaced may still have words in its buffers; its jobs are already given up.
+        if agent_id is None or self._by_agent.get(agent_id) is not connection:
+            return
+        if checked.faults:
+            self._complain(connection, agent_id, op, checked, is_told=is_told)
+        for job_id in checked.stopped:
+            self.send(agent_id, CancelJob(job_id=job_id))
+        for message in checked.messages:
+            if isinstance(message, Report):
+                self._table.agent_reported(agent_id, message, asyncio.get_running_loop().time())
+                self._on_report()
+            else:
+                self._on_message(agent_id, message)
+
+    def _complain(self, connection: _Connection, agent_id: str, op: str, checked: Checked, *, is_told: bool) -> None:
+        reason = "; ".join(checked.faults[:MAX_FAULTS_TOLD])
+        if checked.suspends:
+            self._table.agent_broke_rules(agent_id, reason, asyncio.get_running_loop().time())
+        if reason == connection.told:
+            return
+        connection.told = reason
+        log.warning("agent_broke_rules", agent_id=agent_id, op=op, reason=reason, suspended=checked.suspends)
+        if not is_told:
+            closed = connection.session.complain(LinkCode.UNSOUND, reason, in_reply_to=op, counts=checked.suspends)
+            if closed:
+                self._act(connection, closed)
+            connection.pump.wake()
 
     def _forget(self, connection: _Connection) -> None:
         agent_id = connection.agent_id
@@ -296,3 +345,12 @@ class Hub:
             self._table.agent_left(agent_id, asyncio.get_running_loop().time())
         log.info("agent_left", agent_id=agent_id)
         self._on_lost(agent_id)
+
+
+async def _hang_up(request: web.Request, websocket: web.WebSocketResponse) -> None:
+    """End a connection. A peer that does not read does not take part in its closing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            await websocket.close()
+    if request.transport is not None:
+        request.transport.abort()

@@ -1,12 +1,13 @@
 """The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
 
-Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent are
-checked before they are added: one NaN would spoil a counter for good.
+Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent have
+been checked (`moe2.coordinator.checks`): one NaN would spoil a counter for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import isfinite
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,14 +20,11 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from moe2.common.errors import JobErrorCode
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW
 from moe2.coordinator.decision import Predicted
-from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.fleetmetrics import FleetCollector
-from moe2.coordinator.plausibility import is_plausible
-from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
 from moe2.coordinator.receipt import ExpertLine, Receipt
 
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -36,23 +34,6 @@ OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05,
 REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
-
-_FAILURES = frozenset(
-    {
-        *JobErrorCode,
-        BUDGET_EXCEEDED,
-        INFEASIBLE,
-        INFEASIBLE_NOW,
-        "budget_exhausted",
-        "exhausted",
-        FLEET_CAPPED,
-        FLEET_CAP_INFEASIBLE,
-        "no_chat_template",
-        "no_live_expert",
-        "overloaded",
-        "stopping",
-    }
-)
 
 
 class CoordinatorMetrics:
@@ -146,14 +127,14 @@ class CoordinatorMetrics:
         self._requests.labels(name, reason).inc()
         for line in receipt.experts:
             self._attempt_ended(line)
-        joules = receipt.energy["joules"]
-        if is_plausible(joules):
+        joules = receipt.energy.joules
+        if joules is not None:
             _observe(self._request_j, joules)
         else:
             self._requests_unmeasured.inc()
-        if is_plausible(receipt.tokens.prompt):
+        if receipt.tokens.prompt is not None:
             self._prompt.inc(receipt.tokens.prompt)
-        if is_plausible(receipt.tokens.cached):
+        if receipt.tokens.cached is not None:
             self._cached.inc(receipt.tokens.cached)
         if receipt.decision:
             _observe(self._plan_s, receipt.decision.certificate.elapsed_s)
@@ -164,12 +145,12 @@ class CoordinatorMetrics:
         agent_id, _, _ = line.expert.partition("/")
         expert = (line.agent, agent_id, line.model)
         self._attempts.labels(*expert, line.outcome).inc()
-        decoded = line.decoded_tokens if is_plausible(line.decoded_tokens) else 0
+        decoded = line.decoded_tokens or 0
         if decoded:
             self._decoded.labels(*expert).inc(decoded)
-        joules = line.energy["joules"]
-        if is_plausible(joules):
-            self._joules.labels(*expert, line.outcome, line.energy["quality"]).inc(joules)
+        joules = line.energy.joules
+        if joules is not None:
+            self._joules.labels(*expert, line.outcome, line.energy.quality).inc(joules)
             self._energy_tokens.labels(*expert).inc(decoded)
         else:
             self._attempts_unmeasured.labels(*expert, line.outcome).inc()
@@ -192,9 +173,9 @@ class CoordinatorMetrics:
         for quantity, quantiles, measured in (
             ("ttft_seconds", predicted.ttft_s, receipt.seconds.ttft),
             ("duration_seconds", predicted.total_s, receipt.seconds.total),
-            ("energy_joules", predicted.energy_j, receipt.energy["joules"]),
+            ("energy_joules", predicted.energy_j, receipt.energy.joules),
         ):
-            if quantiles is not None and is_plausible(measured):
+            if quantiles is not None and measured is not None:
                 self._predictions.labels(quantity, "true" if measured <= quantiles.p95 else "false").inc()
         total_s, median = receipt.seconds.total, predicted.total_s
         if total_s is not None and median is not None and median.p50 > 0:
@@ -211,8 +192,7 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
         case Completed(reason=reason):
             return "completed", reason
         case Failed(code=code):
-            # An agent chooses its code; a label's values must be a closed set.
-            return "failed", code if code in _FAILURES else "other"
+            return "failed", ErrorCode.of(code)
         case Cancelled():
             return "cancelled", "client"
         case None:
@@ -220,6 +200,6 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
 
 
 def _observe(histogram: Histogram, value: float | None) -> None:
-    """Add an observation that is a plausible figure, and no other."""
-    if is_plausible(value):
+    """Add an observation, if there is one. The gap of a plan that has no bound has no place in a sum."""
+    if value is not None and isfinite(value):
         histogram.observe(value)

@@ -13,15 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.planning.certificate import Plan
 from moe2.coordinator.planning.problem import Limit
 from moe2.coordinator.roster import FloatArray, IntArray, Roster
 from moe2.coordinator.table import HostPower
-
-FLEET_CAPPED = "fleet_capped"
-"""No room under the cap now: there is when the fleet draws less."""
-FLEET_CAP_INFEASIBLE = "fleet_cap_infeasible"
-"""No room under the cap even if nothing else ran."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def _expected_w(roster: Roster, busy: IntArray, running_w: FloatArray) -> dict[s
     return expected_w
 
 
-def capped(plan: Plan, draw: FleetDraw) -> tuple[str, str]:
+def capped(plan: Plan, draw: FleetDraw) -> tuple[ErrorCode, str]:
     """Code and words for a cap that leaves room for nobody. plan: the infeasible one."""
     mark = " (simulated)" if draw.simulated else ""
     told = (
@@ -77,7 +73,7 @@ def capped(plan: Plan, draw: FleetDraw) -> tuple[str, str]:
     needed_w = [breach.needed for breach in breaches if breach.limit is Limit.POWER]
     if not needed_w:
         reasons = sorted({exclusion.detail for exclusion in plan.exclusions})
-        return FLEET_CAP_INFEASIBLE, f"{told}; the experts are out: {'; '.join(reasons)}."
+        return ErrorCode.FLEET_CAP_INFEASIBLE, f"{told}; the experts are out: {'; '.join(reasons)}."
     least_w = min(needed_w) - draw.drawn_w
-    code = FLEET_CAPPED if draw.idle_w + least_w <= draw.cap_w else FLEET_CAP_INFEASIBLE
+    code = ErrorCode.FLEET_CAPPED if draw.idle_w + least_w <= draw.cap_w else ErrorCode.FLEET_CAP_INFEASIBLE
     return code, f"{told}, and the least that an expert would add is {least_w:.4g} W."

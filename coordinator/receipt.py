@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from moe2.common.energy import NEVER_RAN, Energy, total, unmeasured
+from moe2.common.energy import NEVER_RAN, Energy, WholeEnergy, total, unmeasured
 from moe2.common.messages import JobUsage
 from moe2.coordinator.budgets import Mode
 from moe2.coordinator.collaboration import Collaboration
@@ -22,7 +20,7 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     outcome: str
     decoded_tokens: int | None
-    energy: dict[str, Any]
+    energy: WholeEnergy
     error: str | None
     purpose: str = "answer"
 
@@ -65,7 +63,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenCounts
     seconds: Seconds
     predicted: Predicted | None
-    energy: dict[str, Any]
+    energy: WholeEnergy
     decision: Decision | None
     collaboration: Collaboration | None = None
     exceeded: tuple[str, ...] = ()
@@ -94,7 +92,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
             simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
         ),
         predicted=_predicted(last) if last else None,
-        energy=_shown(energy),
+        energy=WholeEnergy.of(energy),
         decision=_decision(life),
         collaboration=life.play.collaboration if life.play else None,
         exceeded=_exceeded(life, energy, tokens),
@@ -153,7 +151,7 @@ def _line(attempt: Attempt) -> ExpertLine:
         model=expert.model,
         outcome=attempt.state,
         decoded_tokens=attempt.usage.decoded_tokens if attempt.usage else None,
-        energy=_shown(_energy(attempt)),
+        energy=WholeEnergy.of(_energy(attempt)),
         error=attempt.error,
         purpose=attempt.purpose,
     )
@@ -166,8 +164,3 @@ def _energy(attempt: Attempt) -> Energy:
     if attempt.state is AttemptState.FAILED:
         return NEVER_RAN
     return unmeasured(attempt.error or "not reported yet")
-
-
-def _shown(energy: Energy) -> dict[str, Any]:
-    """All keys, unknown ones as null: a reader must not have to guess what a missing key means."""
-    return msgspec.structs.asdict(energy)

@@ -10,9 +10,9 @@ from itertools import islice
 
 import msgspec
 
-from moe2.common.status import AgentRow
 from moe2.coordinator.dispatch import Completed, Failed, Lifecycle, Outcome
 from moe2.coordinator.receipt import Receipt
+from moe2.coordinator.table import FleetPower
 
 KEPT_REQUESTS = 200
 BIN_S = 10.0
@@ -63,19 +63,6 @@ class EnergyBin(msgspec.Struct, kw_only=True):
     simulated: bool = False
 
 
-class FleetPower(msgspec.Struct, frozen=True, kw_only=True):
-    """The fleet's power now.
-
-    power_w: sum over the hosts that know theirs; None if none does. n_unknown: connected hosts that do not.
-    simulated: a simulated host is among them.
-    """
-
-    power_w: float | None
-    n_known: int
-    n_unknown: int
-    simulated: bool
-
-
 class RecentRequests:
     """The last `capacity` ended requests."""
 
@@ -119,11 +106,11 @@ class EnergyHistory:
         current = self._current(now_unix_s)
         current.n_requests += 1
         current.tokens += sum(line.decoded_tokens or 0 for line in receipt.experts)
-        joules = receipt.energy["joules"]
+        joules = receipt.energy.joules
         if joules is None:
             current.n_unmeasured += 1
         else:
-            quality = str(receipt.energy["quality"])
+            quality = receipt.energy.quality.value
             current.joules[quality] = current.joules.get(quality, 0.0) + joules
 
     def power_sampled(self, power: FleetPower, now_unix_s: float) -> None:
@@ -162,24 +149,6 @@ class RecentPast:
     def request_ended(self, life: Lifecycle, receipt: Receipt, now_unix_s: float) -> None:
         self.requests.add(life, receipt, now_unix_s)
         self.energy.request_ended(receipt, now_unix_s)
-
-
-def fleet_power(rows: tuple[AgentRow, ...]) -> FleetPower:
-    """Power of all connected hosts; a host with several sensors that read (GPU and CPU) counts with their sum."""
-    known: list[float] = []
-    n_unknown, simulated = 0, False
-    for row in rows:
-        if not row.connected:
-            continue
-        powers = [sensor.power_w for sensor in row.sensors if sensor.power_w is not None]
-        if powers:
-            known.append(sum(powers))
-        else:
-            n_unknown += 1
-        simulated = simulated or any(sensor.name.startswith("profile:") for sensor in row.sensors)
-    return FleetPower(
-        power_w=sum(known) if known else None, n_known=len(known), n_unknown=n_unknown, simulated=simulated
-    )
 
 
 def running(lives: tuple[Lifecycle, ...], now_s: float, *, most: int) -> tuple[RunningRequest, ...]:

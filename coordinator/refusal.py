@@ -28,25 +28,31 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
         out |= np.array([key in request.excluded for key in roster.keys])
     if request.barred:
         out |= np.array([key in request.barred for key in roster.keys])
+    if request.reserved:
+        out |= np.array([key in request.reserved for key in roster.keys])
     reasons: dict[str, str] = {}
     for place in np.flatnonzero(out).tolist():
-        expert = roster.experts[place]
-        report = expert.report
-        if expert.key in request.excluded:
-            reason = "it has already failed this request"
-        elif expert.key in request.barred:
-            reason = request.barred[expert.key]
-        elif request.needs_chat_template and roster.bare[place]:
-            reason = "its model has no chat template"
-        elif request.needs_tools and roster.toolless[place]:
-            reason = "its model's template has no tools"
-        elif report.context_tokens <= needed:
-            reason = f"its context of {report.context_tokens} tokens is too small"
-        else:
-            queued = int(roster.room[place]) - report.slots
-            reason = f"its {report.slots} slots and {queued} queue places are taken"
-        reasons[expert.key] = reason
+        reasons[roster.keys[place]] = _reason(request, roster, place, needed)
     return reasons
+
+
+def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens: int) -> str:
+    """Why the expert at `place` is ruled out: the first cause that applies."""
+    key, report = roster.keys[place], roster.experts[place].report
+    if key in request.excluded:
+        return "it has already failed this request"
+    if key in request.barred:
+        return request.barred[key]
+    if key in request.reserved:
+        return request.reserved[key]
+    if request.needs_chat_template and roster.bare[place]:
+        return "its model has no chat template"
+    if request.needs_tools and roster.toolless[place]:
+        return "its model's template has no tools"
+    if report.context_tokens <= needed_tokens:
+        return f"its context of {report.context_tokens} tokens is too small"
+    queued = int(roster.room[place]) - report.slots
+    return f"its {report.slots} slots and {queued} queue places are taken"
 
 
 def infeasible_words(plan: Plan, forecast: Forecast) -> str:

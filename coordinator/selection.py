@@ -19,8 +19,6 @@ from moe2.coordinator.affinity import Affinity
 from moe2.coordinator.appraisal import Appraisal, Appraiser
 from moe2.coordinator.budgets import DEFAULT_CATEGORY, Budgets, Mode, budgets_for
 from moe2.coordinator.choice import (
-    INFEASIBLE,
-    INFEASIBLE_NOW,
     Member,
     NoExpert,
     Outlook,
@@ -28,6 +26,7 @@ from moe2.coordinator.choice import (
     SelectionRequest,
 )
 from moe2.coordinator.coarse import Worth, problem_of, solve
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.panel import (
     USUAL_PANEL,
     Load,
@@ -115,7 +114,7 @@ class Selector:
         """
         roster = self._roster(request.model, experts)
         if roster is None:
-            return NoExpert("no_live_expert", "No expert is ready. See `moe2-coordinator status`.")
+            return NoExpert(ErrorCode.NO_LIVE_EXPERT, "No expert is ready. See `moe2-coordinator status`.")
         busy = roster.busy(in_flight)
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
@@ -145,7 +144,7 @@ class Selector:
         )
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
-        if isinstance(decided, NoExpert) and decided.code == INFEASIBLE:
+        if isinstance(decided, NoExpert) and decided.code == ErrorCode.INFEASIBLE:
             return _or_later(decided, request, case, mode, whole.after(0.0, request.spent_j))
         return decided
 
@@ -192,7 +191,7 @@ class Selector:
         if not plans:
             out = {**incapable, **case.ruled_out}
             return NoExpert(
-                "overloaded", f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
+                ErrorCode.OVERLOADED, f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
             )
         outlook, plan = max(plans, key=lambda found: found[1].certificate.value or -1.0)
         if not plan.is_feasible:
@@ -237,7 +236,7 @@ class Selector:
         if draw is not None and self._plan(replace(outlook, draw=None), epoch).is_feasible:
             code, told = capped(plan, draw)
             return NoExpert(code, told, plan, outlook)
-        return NoExpert(INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+        return NoExpert(ErrorCode.INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
 
     def _draw(
         self, demand: Demand, experts: Sequence[Expert], in_flight: Mapping[str, int], hosts: Sequence[HostPower]
@@ -378,11 +377,12 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
 
     for budgets in (case.budgets, whole) if request.elapsed_s else (whole,):
         is_late = budgets is not case.budgets and request.elapsed_s > 0.0
-        for asked in (request, replace(request, barred={})) if request.barred else (request,):
+        lenient = replace(request, barred={}, reserved={})
+        for asked in (request, lenient) if request.barred or request.reserved else (request,):
             if (found := relief(asked, budgets)) is not None:
                 return replace(
                     refused,
-                    code=INFEASIBLE_NOW,
+                    code=ErrorCode.INFEASIBLE_NOW,
                     message=relieved_words(refused.message, found, request, is_late=is_late),
                     waits_s=0.0 if is_late else found.waits_s,
                     frees_in_s=found.frees_in_s,
@@ -411,7 +411,7 @@ def _strangers(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[
 
 
 def _impossible(mode: Mode, why: str) -> NoExpert:
-    return NoExpert("mode_unavailable", f"Mode {mode.value!r} is not possible here: {why}.")
+    return NoExpert(ErrorCode.MODE_UNAVAILABLE, f"Mode {mode.value!r} is not possible here: {why}.")
 
 
 def wants(model: str, expert: Expert) -> bool:
@@ -452,16 +452,18 @@ def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affini
 def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
     """Why every wanted expert is out, in the words that help most."""
     if request.needs_chat_template and roster.bare.all():
-        return NoExpert("no_chat_template", f"{request.model!r} has no chat template; use /v1/completions.")
+        return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
     if request.needs_tools and roster.toolless.all():
-        return NoExpert("no_tools", f"{request.model!r} cannot use tools: this model's template has no tools.")
+        return NoExpert(ErrorCode.NO_TOOLS, f"{request.model!r} cannot use tools: this model's template has no tools.")
     left = [expert for expert in roster.experts if expert.key not in request.excluded]
     if not left:
-        return NoExpert("exhausted", f"All {len(roster)} experts that could answer have failed this request.")
+        return NoExpert(ErrorCode.EXHAUSTED, f"All {len(roster)} experts that could answer have failed this request.")
     largest = max(expert.report.context_tokens for expert in left)
     if largest <= request.least_context_tokens:
-        return NoExpert("context_exceeded", f"The largest context among the experts is {largest} tokens.")
+        return NoExpert(ErrorCode.CONTEXT_EXCEEDED, f"The largest context among the experts is {largest} tokens.")
     if all(expert.key in request.barred for expert in left):
-        return NoExpert("no_live_expert", f"All {len(left)} experts that could answer have kept failing; try later.")
+        return NoExpert(
+            ErrorCode.NO_LIVE_EXPERT, f"All {len(left)} experts that could answer have kept failing; try later."
+        )
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
-    return NoExpert("overloaded", f"None of {len(left)} experts can take the request now: {reasons}.")
+    return NoExpert(ErrorCode.OVERLOADED, f"None of {len(left)} experts can take the request now: {reasons}.")

@@ -29,15 +29,17 @@ from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.admission import WaitingRoom, retry_after_s
 from moe2.coordinator.affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.breaker import Breakers
-from moe2.coordinator.choice import INFEASIBLE_NOW, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch.attempt import LEAST_LATE_S
 from moe2.coordinator.dispatch.orphans import Orphans
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.receipt import Receipt, receipt_of
 from moe2.coordinator.selection import Selector, wants
 from moe2.coordinator.settings import DispatchSection
+from moe2.coordinator.suspects import Suspects
 from moe2.coordinator.table import CapabilityTable, Expert, agent_of
 from moe2.coordinator.totals import Totals
 
@@ -105,6 +107,7 @@ class Service:
         self._breakers = Breakers()
         self._answered_s: dict[str, float] = {}
         """When each expert last did so."""
+        self._suspects = Suspects()
         self._affinities = Affinities()
         self._hedges = dispatch.HedgeRation(settings.hedge_share if settings.hedging else 0.0)
         self._terms = dispatch.Terms(queue_s=settings.queue_s, may_hedge=self._may_hedge)
@@ -152,7 +155,7 @@ class Service:
         affinity = self._affinities.find(chain)
 
         def choose(asked: SelectionRequest) -> Selection | NoExpert:
-            return self._bookkeeper.choose(life, asked, lambda within: self._choose(within, affinity))
+            return self._bookkeeper.choose(life, asked, lambda within: self._choose(within, affinity, life))
 
         life = dispatch.Lifecycle(request, choose, self._terms)
         exchange = Exchange(life)
@@ -186,6 +189,8 @@ class Service:
 
     def fleet_changed(self) -> None:
         """An agent has joined or reported: there may be room where there was none."""
+        if self._breakers.has_hung:
+            self._breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
         self._expect_room()
 
     def agent_lost(self, agent_id: str) -> None:
@@ -221,12 +226,18 @@ class Service:
         """What other energy budgets would buy."""
         return self._selector.frontier(decided)
 
-    def _choose(self, request: SelectionRequest, affinity: Affinity | None) -> Selection | NoExpert:
+    def _choose(
+        self, request: SelectionRequest, affinity: Affinity | None, life: dispatch.Lifecycle | None = None
+    ) -> Selection | NoExpert:
         now_s = asyncio.get_running_loop().time()
+        experts = self._table.choosable(now_s)
         barred = self._breakers.barred(now_s) if self._settings.breakers else {}
         if barred or affinity is not None:
             request = replace(request, barred=barred, affinity=affinity)
-        experts = self._table.choosable(now_s)
+        if request.restarts_seen:
+            request = replace(request, excluded=request.excluded | still_down(request.restarts_seen, experts))
+        if life is not None and self._suspects:
+            request = replace(request, reserved=self._suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
         return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
 
@@ -247,7 +258,8 @@ class Service:
             return
         self._is_room_expected = False
         in_vain = 0
-        for request_id in tuple(self._waiting.in_turn()):
+        # Suspects first: they need an engine that is idle, as one is that has just been started again.
+        for request_id in sorted(self._waiting.in_turn(), key=lambda waiting: waiting not in self._suspects):
             if request_id not in self._waiting:
                 continue  # It lost its place to one that was served before it.
             self._handle(self._active[request_id], dispatch.RoomAppeared())
@@ -280,14 +292,14 @@ class Service:
         if not isinstance(outcome, dispatch.Failed):
             return None
         model = life.request.model
-        if outcome.code in (dispatch.OVERLOADED, JobErrorCode.QUEUE_FULL):
+        if outcome.code in (ErrorCode.OVERLOADED, JobErrorCode.QUEUE_FULL):
             return self.room_in_s(model)
-        if outcome.code == INFEASIBLE_NOW and life.refused:
+        if outcome.code == ErrorCode.INFEASIBLE_NOW and life.refused:
             known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
             return max(known_s, default=None)
         now_s = asyncio.get_running_loop().time()
         experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
-        if outcome.code == "no_live_expert" and experts:
+        if outcome.code == ErrorCode.NO_LIVE_EXPERT and experts:
             return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
         return None
 
@@ -385,16 +397,8 @@ class Service:
         match effect:
             case dispatch.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
-            case dispatch.SubmitJob(expert=expert, job=job):
-                self._submit(active, expert, job)
-            case dispatch.Tell(agent_id=agent_id, take=take):
-                self._send(agent_id, take)
-            case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
-                self._send(agent_id, CancelJob(job_id=job_id))
-            case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
-                self._release(active, key, job_id)
-            case dispatch.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
-                self._suspect(active, key, job_id, hangs=hangs)
+            case dispatch.Retract():
+                active.exchange.retract()
             case dispatch.EnterQueue():
                 self._enter_queue(active)
             case dispatch.LeaveQueue(served=served):
@@ -408,6 +412,24 @@ class Service:
                 active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life, outcome))
             case dispatch.Retire():
                 self._retire(active)
+            case _:
+                self._direct(active, effect)
+
+    def _direct(self, active: _Active, effect: dispatch.ForExperts) -> None:
+        """Perform what concerns an expert."""
+        match effect:
+            case dispatch.SubmitJob(expert=expert, job=job):
+                self._submit(active, expert, job)
+            case dispatch.Tell(agent_id=agent_id, take=take):
+                self._send(agent_id, take)
+            case dispatch.StopJob(agent_id=agent_id, job_id=job_id):
+                self._send(agent_id, CancelJob(job_id=job_id))
+            case dispatch.ReleaseExpert(expert_key=key, job_id=job_id):
+                self._release(active, key, job_id)
+            case dispatch.ShareExpert():
+                self._expect_room()
+            case dispatch.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
+                self._suspect(active, key, job_id, hangs=hangs)
 
     def _submit(self, active: _Active, expert: Expert, job: Job) -> None:
         self._in_flight[expert.key] += 1
@@ -420,6 +442,7 @@ class Service:
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:
         self._free(key, job_id)
+        self._suspects.note(active.life)
         self._expect_room()
         self._judge(active.life, job_id)
 
@@ -435,7 +458,9 @@ class Service:
         # One that works on other requests does not hang: this one waits in its queue for longer than was predicted.
         hangs = hangs and not self._works(key, now_s)
         log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
-        self._breakers.late(key, job_id, now_s, hangs=hangs)
+        restarts = _attempt(active.life, job_id).expert.report.restarts
+        self._breakers.late(key, job_id, now_s, hangs=hangs, restarts=restarts)
+        self._suspects.note(active.life)
 
     def _works(self, key: str, now_s: float) -> bool:
         """True if the expert has said something lately."""
@@ -449,7 +474,7 @@ class Service:
 
     def _judge(self, life: dispatch.Lifecycle, job_id: str) -> None:
         """What the end of an attempt says of its expert."""
-        attempt = next(attempt for attempt in life.attempts if attempt.job_id == job_id)
+        attempt = _attempt(life, job_id)
         now_s, key = asyncio.get_running_loop().time(), attempt.expert.key
         match attempt.state:
             case dispatch.AttemptState.ANSWERED:
@@ -457,7 +482,13 @@ class Service:
                 self._breakers.succeeded(key, job_id, now_s)
             case dispatch.AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
                 # It was told to stop, and did not even say that it had.
-                self._breakers.late(key, job_id, now_s, hangs=not self._works(key, now_s))
+                hangs, restarts = not self._works(key, now_s), attempt.expert.report.restarts
+                self._breakers.late(key, job_id, now_s, hangs=hangs, restarts=restarts)
+            case dispatch.AttemptState.FAILED if attempt.code == JobErrorCode.ENGINE_CRASHED:
+                # Whether it was the engine's fault is known when all that it worked on have ended.
+                self._breakers.ended(key, job_id)
+                if attempt.died_with:
+                    self._suspects.died(life, attempt, now_s)
             case dispatch.AttemptState.FAILED | dispatch.AttemptState.LOST | dispatch.AttemptState.BROKEN_OFF:
                 code = attempt.code or "unknown"
                 self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
@@ -490,13 +521,20 @@ class Service:
             outcome=type(life.outcome).__name__.lower(),
             experts=[attempt.expert.key for attempt in life.attempts],
             decoded_tokens=[attempt.usage.decoded_tokens if attempt.usage else None for attempt in life.attempts],
-            joules=receipt.energy["joules"],
-            energy_quality=receipt.energy["quality"],
+            joules=receipt.energy.joules,
+            energy_quality=receipt.energy.quality,
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 
+    def _acquit(self, life: dispatch.Lifecycle) -> None:
+        """Hold deaths against engines that died by their own fault, as the end of a suspect may show."""
+        now_s = asyncio.get_running_loop().time()
+        for key in self._suspects.ended(life):
+            self._breakers.failed(key, life.request.request_id, JobErrorCode.ENGINE_CRASHED, now_s, submitted_s=now_s)
+
     def _forget(self, active: _Active) -> None:
         active.alarm.set(None)
+        self._acquit(active.life)
         del self._active[active.life.request.request_id]
         if not self._active:
             self._idle.set()
@@ -516,3 +554,8 @@ class Service:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, dispatch.Completed):
             self._affinities.answered(active.chain, leading.expert.key, leading.usage)
+
+
+def _attempt(life: dispatch.Lifecycle, job_id: str) -> dispatch.Attempt:
+    """The attempt of one of the request's own jobs."""
+    return next(attempt for attempt in life.attempts if attempt.job_id == job_id)

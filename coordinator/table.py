@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from moe2.common.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
+from moe2.coordinator.checks import Suspensions
 
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
@@ -40,12 +43,25 @@ class Expert:
 class HostPower:
     """What a connected agent's host draws, by its latest report; None if no sensor reads.
 
-    simulated: some of it is a simulated host's.
+    simulated: some of it comes from a simulated host's profile.
     """
 
     agent_id: str
     power_w: float | None
     simulated: bool = False
+
+
+class FleetPower(msgspec.Struct, frozen=True, kw_only=True):
+    """The power of all connected hosts now.
+
+    power_w: sum over the hosts that know theirs; None if none does. n_unknown: connected hosts that do not.
+    simulated: some of the sum comes from a simulated host's profile.
+    """
+
+    power_w: float | None
+    n_known: int
+    n_unknown: int
+    simulated: bool
 
 
 @dataclass
@@ -69,6 +85,7 @@ class CapabilityTable:
         self._stale_s = stale_s
         self._evict_s = evict_s
         self._agents: dict[str, _Agent] = {}
+        self._suspensions = Suspensions()
         self._choosable: tuple[Expert, ...] = ()
         self._fresh_until_s = 0.0
         self.epoch = 0
@@ -92,8 +109,15 @@ class CapabilityTable:
 
     def agent_removed(self, agent_id: str) -> None:
         """Forget an agent at once."""
+        self._suspensions.forget(agent_id)
         if self._agents.pop(agent_id, None):
             self._changed()
+
+    def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
+        """The agent has said what cannot be: it gets no requests for a while. Returns until when."""
+        until_s = self._suspensions.broke(agent_id, reason, now_s)
+        self._changed()
+        return until_s
 
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
         agent = self._agents.get(agent_id)
@@ -126,11 +150,14 @@ class CapabilityTable:
         ]
         for agent_id in gone:
             del self._agents[agent_id]
+            self._suspensions.forget(agent_id)
         return gone
 
     def choosable(self, now_s: float) -> tuple[Expert, ...]:
-        """Experts that can take a request now, ready or loaded on demand: on a connected, fresh and not draining agent;
-        sorted by key."""
+        """Experts that can take a request now, ready or loaded on demand; sorted by key.
+
+        Their agents are connected and fresh, do not drain, and are not suspended.
+        """
         if now_s >= self._fresh_until_s:
             self._rebuild(now_s)
         return self._choosable
@@ -141,10 +168,21 @@ class CapabilityTable:
         for agent_id, agent in self._agents.items():
             if agent.connected:
                 sensors = agent.report.sensors if agent.report else ()
-                known = [sensor.power_w for sensor in sensors if sensor.power_w is not None]
-                simulated = any(sensor.simulated for sensor in sensors)
-                powers.append(HostPower(agent_id, sum(known) if known else None, simulated))
+                reading = [sensor for sensor in sensors if sensor.power_w is not None]
+                power_w = sum(sensor.power_w or 0.0 for sensor in reading) if reading else None
+                powers.append(HostPower(agent_id, power_w, any(sensor.simulated for sensor in reading)))
         return tuple(powers)
+
+    def fleet_power(self) -> FleetPower:
+        """The sum over `host_powers`."""
+        hosts = self.host_powers()
+        known_w = [host.power_w for host in hosts if host.power_w is not None]
+        return FleetPower(
+            power_w=sum(known_w) if known_w else None,
+            n_known=len(known_w),
+            n_unknown=len(hosts) - len(known_w),
+            simulated=any(host.simulated for host in hosts),
+        )
 
     def models(self) -> tuple[str, ...]:
         """Names of all models of connected agents, whether ready or not; sorted."""
@@ -182,11 +220,15 @@ class CapabilityTable:
         for agent, expert in self._connected_experts():
             if agent.report_s is None or agent.report is None or agent.report.draining:
                 continue
+            agent_id = agent.hello.agent_id
+            suspended_until_s = self._suspensions.ends_s(agent_id, now_s)
+            if suspended_until_s is not None:
+                fresh_until_s = min(fresh_until_s, suspended_until_s)
+                continue
             stale_at_s = agent.report_s + self._stale_s
             if stale_at_s <= now_s or not _takes_requests(expert):
                 continue
             fresh_until_s = min(fresh_until_s, stale_at_s)
-            agent_id = agent.hello.agent_id
             choosable.append(
                 Expert(
                     key=f"{agent_id}/{expert.model}",
@@ -203,9 +245,9 @@ class CapabilityTable:
             self.epoch += 1
         self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
 
-    @staticmethod
-    def _row(agent: _Agent, now_s: float) -> AgentRow:
+    def _row(self, agent: _Agent, now_s: float) -> AgentRow:
         report = agent.report
+        broke = self._suspensions.warning(agent.hello.agent_id, now_s)
         return AgentRow(
             agent_id=agent.hello.agent_id,
             agent_name=agent.hello.agent_name,
@@ -217,7 +259,7 @@ class CapabilityTable:
             host=report.host if report else None,
             experts=report.experts if report else (),
             sensors=report.sensors if report else (),
-            warnings=report.warnings if report else (),
+            warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
         )
 
 

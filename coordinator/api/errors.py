@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moe2.common.errors import JobErrorCode
 from moe2.common.figures import shortened
 from moe2.coordinator.admission import whole_seconds
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
+from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.decision import offers_of
-from moe2.coordinator.dispatch import BUDGET_EXCEEDED, Failed
-from moe2.coordinator.ledger.admission import BUDGET_EXHAUSTED
-from moe2.coordinator.powercap import FLEET_CAP_INFEASIBLE, FLEET_CAPPED
+from moe2.coordinator.dispatch import Failed
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.receipt import Receipt
 
 MAX_QUOTED_CHARACTERS = 80
@@ -54,56 +52,53 @@ def quoted(value: object) -> str:
     return shortened(repr(value), MAX_QUOTED_CHARACTERS)
 
 
-def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    return ApiError(400, message, param=param, code=code)
+def refused(
+    code: ErrorCode,
+    message: str,
+    *,
+    param: str | None = None,
+    retry_after_s: int | None = None,
+    receipt: Receipt | None = None,
+    offers: dict[str, Any] | None = None,
+) -> ApiError:
+    """An error with the status and type of its code. retry_after_s: None leaves what is usual for the code."""
+    return ApiError(
+        code.status,
+        message,
+        kind=code.kind,
+        param=param,
+        code=code.shown,
+        retry_after_s=code.retry_after_s if retry_after_s is None else retry_after_s,
+        receipt=receipt,
+        offers=offers,
+    )
+
+
+def invalid(message: str, *, param: str | None = None) -> ApiError:
+    """A parameter that cannot be what it is."""
+    return ApiError(400, message, param=param)
 
 
 def unsupported(param: str, *, hint: str = "") -> ApiError:
     """A parameter that moe2 does not implement is refused, never silently dropped."""
     text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
-    return ApiError(400, text, param=param, code="unsupported_parameter")
-
-
-_STATUS = {
-    # code: (HTTP status, OpenAI's error type, code towards the client, seconds after which a retry makes sense)
-    JobErrorCode.CONTEXT_EXCEEDED: (400, "invalid_request_error", "context_length_exceeded", None),
-    JobErrorCode.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request", None),
-    JobErrorCode.INVALID_GRAMMAR: (400, "invalid_request_error", "invalid_grammar", None),
-    JobErrorCode.DEADLINE_EXCEEDED: (504, "timeout_error", "deadline_exceeded", None),
-    BUDGET_EXCEEDED: (504, "timeout_error", BUDGET_EXCEEDED, None),
-    JobErrorCode.QUEUE_FULL: (429, "rate_limit_error", "overloaded", 1),
-    JobErrorCode.INTERNAL: (500, "server_error", "internal", None),
-    "overloaded": (429, "rate_limit_error", "overloaded", 1),
-    "no_chat_template": (400, "invalid_request_error", "no_chat_template", None),
-    "no_tools": (400, "invalid_request_error", "no_tools", None),
-    "mode_unavailable": (422, "invalid_request_error", "mode_unavailable", None),
-    INFEASIBLE: (422, "invalid_request_error", "infeasible_budget", None),
-    INFEASIBLE_NOW: (503, "server_error", INFEASIBLE_NOW, 1),
-    BUDGET_EXHAUSTED: (429, "insufficient_quota", BUDGET_EXHAUSTED, None),
-    FLEET_CAPPED: (503, "server_error", FLEET_CAPPED, 5),
-    FLEET_CAP_INFEASIBLE: (503, "server_error", FLEET_CAP_INFEASIBLE, None),
-    "no_live_expert": (503, "server_error", "no_live_expert", 5),
-    "stopping": (503, "server_error", "stopping", 5),
-}
+    return refused(ErrorCode.UNSUPPORTED_PARAMETER, text, param=param)
 
 
 def error_of(
-    failed: Failed, receipt: Receipt, refused: NoExpert | None = None, *, retry_after_s: float | None = None
+    failed: Failed, receipt: Receipt, no_expert: NoExpert | None = None, *, retry_after_s: float | None = None
 ) -> ApiError:
-    """What a failed request is answered with. An unlisted code is a fault of the fleet that a retry may get past.
+    """What a failed request is answered with.
 
-    retry_after_s: as predicted for this one; None leaves what is usual for the code.
+    no_expert: why nobody could take it, where that is so. retry_after_s: as predicted for this one; None leaves what is
+    usual for the code.
     """
-    status, kind, code, usual_s = _STATUS.get(failed.code, (502, "server_error", failed.code, 1))
-    offers = offers_of(refused) if refused else None
-    if refused and refused.code == failed.code and refused.retry_after_s is not None:
-        retry_after_s = refused.retry_after_s
-    return ApiError(
-        status,
+    if no_expert and no_expert.code == failed.code and no_expert.retry_after_s is not None:
+        retry_after_s = no_expert.retry_after_s
+    return refused(
+        ErrorCode.of(failed.code),
         failed.message,
-        kind=kind,
-        code=code,
-        retry_after_s=usual_s if retry_after_s is None else whole_seconds(retry_after_s),
+        retry_after_s=None if retry_after_s is None else whole_seconds(retry_after_s),
         receipt=receipt,
-        offers=offers,
+        offers=offers_of(no_expert) if no_expert else None,
     )

@@ -21,7 +21,8 @@ from moe2.coordinator.api.errors import ApiError
 from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.api.requestfacts import STILL_WELCOME
 from moe2.coordinator.dispatch import Lifecycle
-from moe2.coordinator.recent import RecentPast, fleet_power, running
+from moe2.coordinator.recent import RecentPast, running
+from moe2.coordinator.table import FleetPower
 
 EVENTS_PATH = "/v1/moe2/events"
 LOOK_EVERY_S = 0.25
@@ -34,17 +35,19 @@ STUCK_S = 30.0
 
 
 class EventsRoute:
-    """status: the fleet now. lives: the requests in progress, oldest first."""
+    """status: the fleet now. power: what its hosts draw. lives: the requests in progress, oldest first."""
 
     def __init__(
         self,
         past: RecentPast,
         *,
         status: Callable[[], CoordinatorStatus],
+        power: Callable[[], FleetPower],
         lives: Callable[[], tuple[Lifecycle, ...]],
     ) -> None:
         self._past = past
         self._status = status
+        self._power = power
         self._lives = lives
         self._n_viewers = 0
         self._closing = asyncio.Event()
@@ -100,11 +103,10 @@ class EventsRoute:
         }
 
     def _present(self) -> dict[str, Any]:
-        status = self._status()
         now_s = monotonic()
         return {
-            "fleet": status,
-            "power": fleet_power(status.agents),
+            "fleet": self._status(),
+            "power": self._power(),
             "running": running(self._lives(), now_s, most=MOST_RUNNING),
             "bin": self._past.energy.latest(),
         }

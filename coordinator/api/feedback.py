@@ -11,8 +11,9 @@ import structlog
 from aiohttp import web
 
 from moe2.coordinator.access.principal import ANYBODY
-from moe2.coordinator.api.errors import ApiError, invalid, unsupported
+from moe2.coordinator.api.errors import invalid, refused, unsupported
 from moe2.coordinator.api.requestfacts import PRINCIPAL
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
 
@@ -50,16 +51,16 @@ class FeedbackRoutes:
             feedback = self._book.feedback(request_id, score, time.time(), key_id=key_id)
             self._file.append(feedback)
         except UnknownRequestError as error:
-            raise ApiError(404, str(error), param="request_id", code="request_not_found") from None
+            raise refused(ErrorCode.REQUEST_NOT_FOUND, str(error), param="request_id") from None
         except AlreadyScoredError as error:
-            raise ApiError(409, str(error), param="request_id", code="already_scored") from None
+            raise refused(ErrorCode.ALREADY_SCORED, str(error), param="request_id") from None
         except OSError as error:
             log.exception("feedback_not_kept", path=str(self._file.path))
             text = (
                 f"The score could not be kept: {error.strerror or error}. It was not counted: send it again once "
                 "there is room on the coordinator's disk and feedback.jsonl in its state_dir can be written."
             )
-            raise ApiError(500, text, kind="server_error", code="feedback_not_kept") from None
+            raise refused(ErrorCode.FEEDBACK_NOT_KEPT, text) from None
         tally = self._book.accept(feedback)
         self._on_score(feedback)
         answer = FeedbackAnswer(
@@ -78,9 +79,9 @@ def parse_feedback(body: bytes) -> tuple[str, float]:
     try:
         fields: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"The body is not valid JSON: {error}", code="invalid_json") from None
+        raise refused(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise invalid("The body must be a JSON object.", code="invalid_json")
+        raise refused(ErrorCode.INVALID_JSON, "The body must be a JSON object.")
     for name in fields:
         if name not in ("request_id", "score"):
             raise unsupported(name, hint="Known: request_id, score.")

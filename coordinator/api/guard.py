@@ -14,7 +14,7 @@ from moe2.coordinator.access.bucket import TokenBucket
 from moe2.coordinator.access.keyring import KeyRing
 from moe2.coordinator.access.keys import KeyRecord, Refusal
 from moe2.coordinator.access.principal import ANYBODY, Principal, Scope
-from moe2.coordinator.api.errors import ApiError
+from moe2.coordinator.api.errors import ApiError, refused
 from moe2.coordinator.api.events import EVENTS_PATH
 from moe2.coordinator.api.feedback import FEEDBACK_ROUTE
 from moe2.coordinator.api.ledger import LEDGER_ROUTE
@@ -22,6 +22,7 @@ from moe2.coordinator.api.openapi import OPENAPI_PATH
 from moe2.coordinator.api.page import ASSETS_PATH
 from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.api.requestfacts import PRINCIPAL, STILL_WELCOME
+from moe2.coordinator.errors import ErrorCode
 
 OPEN: frozenset[Scope] = frozenset()
 EITHER = frozenset(Scope)
@@ -89,7 +90,7 @@ class Guard:
         if not scopes & principal.scopes:
             wanted = " or ".join(sorted(scopes))
             text = f"This key may not do that: it lacks the scope {wanted}."
-            raise ApiError(403, text, kind="permission_error", code="insufficient_scope")
+            raise refused(ErrorCode.INSUFFICIENT_SCOPE, text)
         self._take(principal)
         request[PRINCIPAL] = principal
         keys, key_id = self._keys, record.id
@@ -127,11 +128,9 @@ class Guard:
             bucket = self._buckets[place] = TokenBucket(per_minute, now_s)
         wait_s = bucket.take(now_s)
         if wait_s:
-            raise ApiError(
-                429,
+            raise refused(
+                ErrorCode.RATE_LIMIT_EXCEEDED,
                 f"This key may send {per_minute:g} requests per minute; the next one in {wait_s:.1f} s.",
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
                 retry_after_s=math.ceil(wait_s),
             )
 
@@ -143,7 +142,7 @@ def _scopes_of(request: web.Request) -> frozenset[Scope]:
         return EITHER
     scopes = ROUTES.get(resource.canonical)
     if scopes is None:
-        raise ApiError(403, "No key opens this route.", kind="permission_error", code="insufficient_scope")
+        raise refused(ErrorCode.INSUFFICIENT_SCOPE, "No key opens this route.")
     return scopes
 
 
@@ -154,8 +153,8 @@ def _refuse_other_sites(request: web.Request) -> None:
     """
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         text = "Another site's page may not use this coordinator; with API keys it could, with a key of its own."
-        raise ApiError(403, text, kind="permission_error", code="cross_site")
+        raise refused(ErrorCode.CROSS_SITE, text)
 
 
 def _unauthorized(text: str) -> ApiError:
-    return ApiError(401, text, code="invalid_api_key")
+    return refused(ErrorCode.INVALID_API_KEY, text)

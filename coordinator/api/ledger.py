@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from moe2.coordinator.api.errors import ApiError, invalid
+from moe2.coordinator.api.errors import invalid, refused
 from moe2.coordinator.api.fields import whole_number
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day_of
 from moe2.coordinator.ledger.report import By, Span, SumRow, sums
 from moe2.coordinator.ledger.schema import LedgerError, reading
@@ -44,7 +45,7 @@ class LedgerRoute:
             # Reading may take as long as the ledger is large.
             rows = await asyncio.to_thread(_sums, self._path, By(by), Span(since_unix_s=since_unix_s))
         except LedgerError as error:
-            raise ApiError(503, str(error), kind="server_error", code="ledger_unreadable", retry_after_s=5) from None
+            raise refused(ErrorCode.LEDGER_UNREADABLE, str(error)) from None
         body = {
             "by": by,
             "since_unix_s": since_unix_s,
@@ -67,6 +68,7 @@ def _shown(statement: Statement) -> dict[str, Any]:
         "day": statement.day,
         "n_requests": spent.n_requests,
         "n_unmeasured": spent.n_unmeasured,
+        "n_crash_suspected": spent.n_crash_suspected,
         "energy_j": spent.known_j,
         "held_j": spent.held_j,
         "reserved_j": statement.reserved_j,

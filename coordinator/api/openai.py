@@ -12,17 +12,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.admission import whole_seconds
-from moe2.coordinator.api.errors import ApiError, error_of, quoted
+from moe2.coordinator.api.errors import ApiError, error_of, quoted, refused
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
 from moe2.coordinator.api.toolcalls import CallReader
 from moe2.coordinator.api.toolshapes import ended_by, whole_answer, written, written_rest
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.predict import Demand, estimate_prompt_tokens
 from moe2.coordinator.selection import ANY_MODEL
@@ -78,6 +78,7 @@ class OpenAiRoutes:
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
+            is_streamed=call.stream,
         )
         exchange = self._service.begin(request)
         try:
@@ -94,17 +95,13 @@ class OpenAiRoutes:
     def _admit(self, call: Call) -> None:
         """Raises `ApiError` for what cannot be begun."""
         if self._service.stopping:
-            raise ApiError(
-                503, "The coordinator is shutting down.", kind="server_error", code="stopping", retry_after_s=5
-            )
+            raise refused(ErrorCode.STOPPING, "The coordinator is shutting down.")
         if self._service.is_full:
             room_in_s = self._service.room_in_s(call.model)
-            raise ApiError(
-                429,
+            raise refused(
+                ErrorCode.OVERLOADED,
                 "Too many requests in progress.",
-                kind="rate_limit_error",
-                code="overloaded",
-                retry_after_s=1 if room_in_s is None else whole_seconds(room_in_s),
+                retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
         self._check_model(call.model)
 
@@ -113,11 +110,8 @@ class OpenAiRoutes:
         if model in ANY_MODEL or model in known or self._table.knows_expert(model):
             return
         names = ", ".join((*ANY_MODEL, *known))
-        raise ApiError(
-            404,
-            f"The model {quoted(model)} does not exist. Known: {names}.",
-            param="model",
-            code="model_not_found",
+        raise refused(
+            ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
         )
 
     async def _respond(self, call: Call, exchange: Exchange) -> web.Response:
@@ -189,15 +183,14 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
-            refused = exchange.life.refused
-            raise error_of(outcome, exchange.receipt, refused, retry_after_s=exchange.retry_after_s)
+            raise error_of(outcome, exchange.receipt, exchange.life.refused, retry_after_s=exchange.retry_after_s)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 
 
 def _blaming(error: ApiError, call: Call) -> ApiError:
     """An error of the grammar names the parameter that the grammar came from."""
-    if error.code == JobErrorCode.INVALID_GRAMMAR and error.param is None:
+    if error.code == ErrorCode.INVALID_GRAMMAR.shown and error.param is None:
         error.param = call.structure.param
         error.message = f"'{error.param}' cannot be used: {error.message}"
     return error
@@ -246,9 +239,7 @@ async def openai_errors(request: web.Request, handler: Callable[[web.Request], o
         raise
     except Exception:
         log.exception("request_broke")
-        response = _error_response(
-            ApiError(500, f"A defect of moe2; its log has {request_id}.", kind="server_error", code="internal")
-        )
+        response = _error_response(refused(ErrorCode.INTERNAL, f"A defect of moe2; its log has {request_id}."))
     return response
 
 

@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 from moe2.common.messages import ChatPrompt, Sampling, TextPrompt
 from moe2.coordinator.api.conversation import messages_of
-from moe2.coordinator.api.errors import invalid, quoted, unsupported
+from moe2.coordinator.api.errors import invalid, quoted, refused, unsupported
 from moe2.coordinator.api.fields import clean, flag, number, text_of
 from moe2.coordinator.api.modes import ballot_of, modes_of
 from moe2.coordinator.api.tools import structure_of, tools_of
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.structure import Structure
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -151,9 +152,9 @@ def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"The body is not valid JSON: {error}", code="invalid_json") from None
+        raise refused(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise invalid("The body must be a JSON object.", code="invalid_json")
+        raise refused(ErrorCode.INVALID_JSON, "The body must be a JSON object.")
     # OpenAI's clients and servers read an explicit null as "not set".
     fields = {name: value for name, value in content.items() if value is not None}
     for name, value in fields.items():

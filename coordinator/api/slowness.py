@@ -8,7 +8,8 @@ import socket
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from moe2.coordinator.api.errors import ApiError
+from moe2.coordinator.api.errors import refused
+from moe2.coordinator.errors import ErrorCode
 
 LINGER_S = 1.0
 """How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
@@ -33,7 +34,7 @@ def body_deadline(body_timeout_s: float, send_timeout_s: float) -> Middleware:
                     await request.read()
             except TimeoutError:
                 text = f"The body did not come within {body_timeout_s:g} s (api.body_timeout_s)."
-                raise ApiError(408, text, code="request_timeout") from None
+                raise refused(ErrorCode.REQUEST_TIMEOUT, text) from None
         return await handler(request)
 
     return read_in_time

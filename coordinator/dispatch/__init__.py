@@ -1,6 +1,5 @@
 """One request from admission to its receipt: a pure lifecycle, and one play per mode."""
 
-from moe2.coordinator.choice import OVERLOADED
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import (
     Cancelled,
@@ -10,10 +9,13 @@ from moe2.coordinator.dispatch.effects import (
     Effect,
     EnterQueue,
     Failed,
+    ForExperts,
     LeaveQueue,
     Outcome,
     ReleaseExpert,
     Retire,
+    Retract,
+    ShareExpert,
     StopJob,
     SubmitJob,
     Suspect,
@@ -36,16 +38,14 @@ from moe2.coordinator.dispatch.events import (
     TimePassed,
     TokensArrived,
 )
-from moe2.coordinator.dispatch.life import BUDGET_EXCEEDED, HANDLING_FAILED, WIND_DOWN_S, Choose, Lifecycle
+from moe2.coordinator.dispatch.life import HANDLING_FAILED, WIND_DOWN_S, Choose, Lifecycle
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS
 from moe2.coordinator.dispatch.terms import HedgeRation, Terms
 
 __all__ = [
-    "BUDGET_EXCEEDED",
     "HANDLING_FAILED",
     "MOST_ATTEMPTS",
-    "OVERLOADED",
     "WIND_DOWN_S",
     "Admitted",
     "AgentLost",
@@ -65,6 +65,7 @@ __all__ = [
     "EnterQueue",
     "Event",
     "Failed",
+    "ForExperts",
     "HandlingFailed",
     "HedgeRation",
     "LeaveQueue",
@@ -75,9 +76,11 @@ __all__ = [
     "ReleaseExpert",
     "Request",
     "Retire",
+    "Retract",
     "RoomAppeared",
     "RoomRefused",
     "ServiceStopping",
+    "ShareExpert",
     "StopJob",
     "SubmitJob",
     "Suspect",

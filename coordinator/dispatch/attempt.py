@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moe2.common.errors import JobErrorCode
 from moe2.common.messages import ExpertState, JobUsage
 from moe2.coordinator.choice import Member, Selection
 from moe2.coordinator.predict import Prediction
@@ -49,7 +50,9 @@ class Attempt:
 
     waited_s: what the request had waited for room by then. n_tokens: that came from it. last_sign_s: when it was last
     heard to work. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed stop makes of it. is_late: its
-    expert has been suspected.
+    expert has been suspected. hangs: it has been silent for so long that its engine may hang. died_with: it was in the
+    batch of an engine that died. is_custom: its job brings a grammar, a schema or tools of the client's. alone_until:
+    it has its engine to itself until it has written more tokens than this; None: it may have company.
     """
 
     job_id: str
@@ -66,6 +69,10 @@ class Attempt:
     code: str | None = None
     ends_as: AttemptState = AttemptState.CANCELLED
     is_late: bool = False
+    hangs: bool = False
+    died_with: bool = False
+    is_custom: bool = False
+    alone_until: int | None = None
 
     @property
     def expert(self) -> Expert:
@@ -106,3 +113,14 @@ class Attempt:
     @property
     def is_over(self) -> bool:
         return self.state not in (AttemptState.RUNNING, AttemptState.STOPPING)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Nobody else may use its engine now."""
+        return self.alone_until is not None and not self.is_over and self.n_tokens <= self.alone_until
+
+    @property
+    def is_engines_fault(self) -> bool:
+        """True if it failed only because its engine died, or was refused because the engine was down."""
+        refused = self.code == JobErrorCode.NOT_READY and self.usage is None
+        return self.code == JobErrorCode.ENGINE_CRASHED or refused

@@ -58,8 +58,20 @@ class ReleaseExpert:
 
 
 @dataclass(frozen=True)
+class ShareExpert:
+    """The request has worked alone for long enough: others may use the expert, too."""
+
+    expert_key: str
+
+
+@dataclass(frozen=True)
 class Deliver:
     pieces: tuple[TokenPiece, ...]
+
+
+@dataclass(frozen=True)
+class Retract:
+    """Throw away what was delivered: the client has seen none of it, and the answer begins anew."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ class Retire:
     """Everything is accounted; forget the request."""
 
 
-Effect = EnterQueue | LeaveQueue | SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | Deliver | Conclude | Retire
+ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
+Effect = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
 
 
 @dataclass(frozen=True)

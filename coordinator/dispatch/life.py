@@ -11,32 +11,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatPrompt, Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
-from moe2.coordinator.budgets import Mode, Wish, budgets_for
-from moe2.coordinator.choice import INFEASIBLE, OVERLOADED, PASSING, Member, NoExpert, Selection, SelectionRequest
+from moe2.common.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
+from moe2.coordinator.budgets import Mode
+from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import effects as do
 from moe2.coordinator.dispatch import events as on
+from moe2.coordinator.dispatch.asking import asked_of, elapsed_s
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState, Purpose
 from moe2.coordinator.dispatch.effects import Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.dispatch.events import Event
 from moe2.coordinator.dispatch.limits import Limits
 from moe2.coordinator.dispatch.mix import Mix
+from moe2.coordinator.dispatch.patience import waits_until_s
 from moe2.coordinator.dispatch.play import Play
 from moe2.coordinator.dispatch.rank import Rank
 from moe2.coordinator.dispatch.request import Request
 from moe2.coordinator.dispatch.route import MOST_ATTEMPTS, Route
+from moe2.coordinator.dispatch.suspicion import is_custom, is_suspect, isolated_until, restarts_seen, verdict
 from moe2.coordinator.dispatch.terms import Terms
 from moe2.coordinator.dispatch.vote import Vote
-from moe2.coordinator.predict import Demand
-from moe2.coordinator.structure import uses_tools
+from moe2.coordinator.errors import PASSING, ErrorCode
 
 WIND_DOWN_S = 10.0
 """How long a concluded request waits for the usage of attempts that were told to stop."""
 
-BUDGET_EXCEEDED = "budget_exceeded"
-
 HANDLING_FAILED = Failed(
-    JobErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
+    ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
 )
 
 PLAYS: dict[Mode, type[Play]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
@@ -90,13 +90,23 @@ class Lifecycle:
         return found or (self.attempts[-1] if self.attempts else None)
 
     @property
+    def tried(self) -> frozenset[str]:
+        """Keys of the experts that this request is not given to again, however often their engine is restarted."""
+        return frozenset(attempt.expert.key for attempt in self.attempts) - restarts_seen(self.attempts).keys()
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed an engine, or makes one hang."""
+        return is_suspect(self.attempts)
+
+    @property
     def next_deadline_s(self) -> float:
         if self.concluded_s is not None:
             return self.concluded_s + WIND_DOWN_S
         sooner_s = (
             self.wait.until_s if self.wait else None,
             self.play.next_deadline_s if self.play else None,
-            self._expires_s,
+            self.expires_s,
             *(attempt.hangs_at_s for attempt in self.attempts),
         )
         return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
@@ -121,7 +131,8 @@ class Lifecycle:
         return first.submitted_s - self.request.arrived_s - first.waited_s
 
     @property
-    def _expires_s(self) -> float:
+    def expires_s(self) -> float:
+        """When the request is over unless its first token comes, or, where its budget is strict, its end."""
         expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
         return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
 
@@ -129,10 +140,9 @@ class Lifecycle:
         """Take in one event; returns what the service is to do, in order."""
         match event:
             case on.TokensArrived(job_id=job_id, pieces=pieces):
-                play, attempt = self._heard(job_id, len(pieces), now_s)
-                return play.tokens(attempt, pieces, now_s) if play and attempt else []
+                return self._tokens(job_id, pieces, now_s)
             case on.NextTokensArrived(next_tokens=next_tokens):
-                play, attempt = self._heard(next_tokens.job_id, 0, now_s)
+                play, attempt = self._heard(next_tokens.job_id, now_s)
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
             case on.AttemptStarted():
                 return []
@@ -147,7 +157,8 @@ class Lifecycle:
             case on.ClientGone():
                 return self.give_up(Cancelled(), now_s)
             case on.ServiceStopping():
-                return self.give_up(Failed("stopping", "The coordinator is shutting down; send it again."), now_s)
+                text = "The coordinator is shutting down; send it again."
+                return self.give_up(Failed(ErrorCode.STOPPING, text), now_s)
             case on.HandlingFailed():
                 return self._handling_failed(now_s)
             case on.TimePassed():
@@ -163,36 +174,38 @@ class Lifecycle:
     def select(self, now_s: float, *, excluded: frozenset[str] = frozenset()) -> Selection | NoExpert:
         """The best choice now, of experts that have not been tried, with what is left of the budgets.
 
-        Attempts that still run keep the joules that they may take. excluded: keys of more experts to leave out.
+        Where the engine of one died, another one comes first, and that one once it is back. excluded: keys of more
+        experts to leave out.
         """
-        request = self.request
-        return self.choose(
-            SelectionRequest(
-                model=request.model,
-                demand=self._demand(),
-                text=request.text,
-                wish=self._wish(),
-                budgets=request.principal.budgets,
-                elapsed_s=self._elapsed_s(now_s),
-                spent_j=sum(attempt.reserved_j for attempt in self.attempts),
-                excluded=excluded | {attempt.expert.key for attempt in self.attempts},
-                least_context_tokens=self.least_context_tokens,
-                needs_chat_template=isinstance(request.prompt, ChatPrompt),
-                needs_tools=uses_tools(request.prompt),
-                modes=request.modes,
-                choice_tokens=request.ballot.tokens if request.ballot else None,
-            )
-        )
+        down = restarts_seen(self.attempts)
+        chosen = self.choose(asked_of(self, now_s, excluded=excluded | self.tried | down.keys()))
+        if down and isinstance(chosen, NoExpert):
+            # Rather another engine than the one that died; but rather that one, restarted, than none.
+            asked = asked_of(self, now_s, excluded=excluded | self.tried)
+            chosen = self.choose(replace(asked, restarts_seen=down))
+        return chosen
+
+    def may_wait_for(self, refused: NoExpert) -> bool:
+        """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
+        if refused.code in PASSING:
+            return True
+        return refused.code in (ErrorCode.EXHAUSTED, ErrorCode.NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
 
     def plan_again(self, told: JobFailed | None, now_s: float) -> list[Effect]:
         """Have other experts answer, or conclude with what the last one said."""
-        chosen = self.select(now_s)
-        if isinstance(chosen, NoExpert):
-            self.refused = chosen
-        elif len(self.attempts) < MOST_ATTEMPTS:
-            self.play = PLAYS[chosen.mode](self)
-            return self.play.begin(chosen, now_s)
-        return self.nobody_left(told, now_s)
+
+        def go_on(chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
+            self.refused = chosen if isinstance(chosen, NoExpert) else None
+            if len(self.attempts) >= MOST_ATTEMPTS:
+                return self.nobody_left(told, now_s)
+            if isinstance(chosen, Selection):
+                self.play = PLAYS[chosen.mode](self)
+                return self.play.begin(chosen, now_s)
+            # Others' load was no reason to wait before, and is none now: only an engine that comes back is.
+            waits = may_wait and restarts_seen(self.attempts) and self.may_wait_for(chosen)
+            return (self.await_room(go_on, now_s) if waits else None) or self.nobody_left(told, now_s)
+
+        return go_on(self.select(now_s), now_s, may_wait=True)
 
     def nobody_left(self, told: JobFailed | None, now_s: float) -> list[Effect]:
         """Conclude with what the last expert said: that beats what the table says afterwards."""
@@ -201,7 +214,7 @@ class Lifecycle:
 
     def await_room(self, then: Then, now_s: float) -> list[Effect] | None:
         """Wait until somebody has room; None if this request may wait no longer. `refused` says what for."""
-        until_s = self._waits_until_s(now_s)
+        until_s = waits_until_s(self, now_s)
         if until_s <= now_s:
             return None
         self.wait = Wait(now_s, until_s, then)
@@ -217,11 +230,21 @@ class Lifecycle:
     ) -> list[Effect]:
         """Give an expert work."""
         if not self.attempts:
-            self.limits = Limits.of(selection.budgets, self.request.arrived_s + self._elapsed_s(now_s))
+            self.limits = Limits.of(selection.budgets, self.request.arrived_s + elapsed_s(self, now_s))
         job_id = f"{self.request.request_id}.{len(self.attempts)}"
-        attempt = Attempt(job_id, member, selection, submitted_s=now_s, purpose=purpose, waited_s=self.waited_s)
+        made = job(job_id, self.request.deadline_s - now_s)
+        attempt = Attempt(
+            job_id,
+            member,
+            selection,
+            submitted_s=now_s,
+            purpose=purpose,
+            waited_s=self.waited_s,
+            is_custom=is_custom(made),
+            alone_until=isolated_until(self.attempts),
+        )
         self.attempts.append(attempt)
-        return [do.SubmitJob(member.expert, job(job_id, self.request.deadline_s - now_s))]
+        return [do.SubmitJob(member.expert, made)]
 
     def answer(
         self,
@@ -260,6 +283,12 @@ class Lifecycle:
             self.first_token_s = now_s
         return [do.Deliver(pieces)]
 
+    def retract(self) -> list[Effect]:
+        """Begin anew: the client has seen nothing of what was delivered."""
+        self.first_token_s = None
+        self.authors.clear()
+        return [do.Retract()]
+
     def stop(self, attempt: Attempt, *, ends_as: AttemptState = AttemptState.CANCELLED) -> list[Effect]:
         """End an attempt whose work is not wanted any more; what it spent is still to come."""
         if attempt.state is not AttemptState.RUNNING:
@@ -271,7 +300,7 @@ class Lifecycle:
         """Tell once that an attempt is late."""
         if attempt.is_late:
             return []
-        attempt.is_late = True
+        attempt.is_late, attempt.hangs = True, hangs
         return [do.Suspect(attempt.expert.key, attempt.job_id, hangs)]
 
     def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
@@ -305,7 +334,7 @@ class Lifecycle:
     def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         if isinstance(chosen, NoExpert):
             self.refused = chosen
-            if may_wait and chosen.code in PASSING and (waits := self.await_room(self._begin, now_s)) is not None:
+            if may_wait and self.may_wait_for(chosen) and (waits := self.await_room(self._begin, now_s)) is not None:
                 return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
         self.refused = None
@@ -321,11 +350,11 @@ class Lifecycle:
         self.wait = replace(wait, since_s=now_s)
         chosen = self.select(now_s)
         # Who could keep its budgets may have been lost, and come back in time.
-        if isinstance(chosen, NoExpert) and chosen.code in (OVERLOADED, INFEASIBLE):
+        if isinstance(chosen, NoExpert) and chosen.code in (ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE):
             return []
-        if isinstance(chosen, NoExpert) and chosen.code in PASSING:
+        if isinstance(chosen, NoExpert) and self.may_wait_for(chosen):
             self.refused = chosen
-            until_s = self._waits_until_s(now_s)
+            until_s = waits_until_s(self, now_s)
             if until_s > now_s:
                 self.wait = replace(self.wait, until_s=until_s)
                 return []
@@ -377,6 +406,8 @@ class Lifecycle:
         was_running = attempt.state is AttemptState.RUNNING
         attempt.state, attempt.usage, attempt.error = AttemptState.FAILED, failed.usage, failed.message
         attempt.code = failed.code
+        # An agent that does not say which jobs were in the batch leaves them all open to suspicion.
+        attempt.died_with = failed.code == JobErrorCode.ENGINE_CRASHED and failed.in_batch is not False
         released = do.ReleaseExpert(attempt.expert.key, attempt.job_id)
         return [released, *self._after_failure(attempt, failed, was_running, now_s)]
 
@@ -397,6 +428,8 @@ class Lifecycle:
     def _after_failure(self, attempt: Attempt, failed: JobFailed, was_running: bool, now_s: float) -> list[Effect]:
         if self.outcome:
             return self._retire_if_over()
+        if attempt.died_with and (suspected := verdict(self.attempts)) is not None:
+            return self.give_up(suspected, now_s)
         if failed.code == JobErrorCode.CONTEXT_EXCEEDED:
             self.least_context_tokens = max(self.least_context_tokens, attempt.expert.report.context_tokens)
         return self.play.failed(attempt, failed, now_s) if self.play and was_running else []
@@ -407,6 +440,8 @@ class Lifecycle:
         if self.outcome is None:
             return self._limit_reached(now_s)
         lost = self._lose_rest("its agent did not confirm the cancellation")
+        for attempt in lost:
+            attempt.hangs = True
         return [*(do.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), do.Retire()]
 
     def _lose_rest(self, error: str) -> list[Attempt]:
@@ -426,10 +461,10 @@ class Lifecycle:
         if now_s >= self.request.deadline_s:
             text = f"The request's time was up after {age_s:.1f} s."
             return self.give_up(Failed(JobErrorCode.DEADLINE_EXCEEDED, text), now_s)
-        if now_s >= self._expires_s:
+        if now_s >= self.expires_s:
             begun = "its answer was not complete" if self.first_token_s is not None else "no token had come"
             text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
-            return self.give_up(Failed(BUDGET_EXCEEDED, text), now_s)
+            return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
             refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
@@ -447,54 +482,28 @@ class Lifecycle:
     def _in_vain(self, text: str, now_s: float) -> NoExpert:
         """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
         refused = self.refused
-        if refused is None or refused.code not in PASSING - {OVERLOADED}:
-            return NoExpert(OVERLOADED, text)
+        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
+            return NoExpert(ErrorCode.OVERLOADED, text)
         return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
-
-    def _waits_until_s(self, now_s: float) -> float:
-        """Until the queue's limit, the end of the budgets, or when even an idle expert would come too late."""
-        until_s = min(now_s + self.terms.queue_s - self.waited_s, self._patience_s)
-        waits_s = self.refused.waits_s if self.refused else None
-        return until_s if waits_s is None else min(until_s, now_s + waits_s)
-
-    @property
-    def _patience_s(self) -> float:
-        """Until when waiting makes sense. Before the first decision only the budgets of the request and its key are
-        known."""
-        if self.attempts:
-            return self._expires_s
-        own = budgets_for(self.request.wish, "", {}, self.request.principal.budgets)
-        expires_s = Limits.of(own, self.request.arrived_s).expires_s(begun=False, strict=False)
-        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
-
-    def _elapsed_s(self, now_s: float) -> float:
-        """What counts against the budgets. The first choice is made within microseconds: counting them would make every
-        request a new problem."""
-        return now_s - self.request.arrived_s if self.attempts or self.waited_s else 0.0
-
-    def _demand(self) -> Demand:
-        """What is still to be done: the words that the client already has need not be written again."""
-        demand = self.request.demand
-        if not self.n_tokens_written:
-            return demand
-        return Demand(demand.prompt_tokens + self.n_tokens_written, self.n_tokens_left)
-
-    def _wish(self) -> Wish:
-        """Once the first token has come, its budget was kept or not; for who goes on it is no limit."""
-        wish = self.request.wish
-        if self.first_token_s is None or self.limits.first_token_by_s is None:
-            return wish
-        return wish.model_copy(update={"ttft_budget_s": self.request.deadline_s})
 
     def _retire_if_over(self) -> list[Effect]:
         return [do.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
 
-    def _heard(self, job_id: str, n_tokens: int, now_s: float) -> tuple[Play | None, Attempt | None]:
+    def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        play, attempt = self._heard(job_id, now_s)
+        if play is None or attempt is None:
+            return []
+        was_isolated = attempt.is_isolated
+        attempt.n_tokens += len(pieces)
+        shared = was_isolated and not attempt.is_isolated
+        freed: list[Effect] = [do.ShareExpert(attempt.expert.key)] if shared else []
+        return [*freed, *play.tokens(attempt, pieces, now_s)]
+
+    def _heard(self, job_id: str, now_s: float) -> tuple[Play | None, Attempt | None]:
         """The play and the attempt that a word from an agent is for; None if nobody waits for it any more."""
         attempt = self._attempt(job_id)
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
-        attempt.n_tokens += n_tokens
         attempt.last_sign_s = now_s
         return self.play, attempt
 

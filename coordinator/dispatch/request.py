@@ -18,7 +18,8 @@ class Request:
     """What a client asked for.
 
     arrived_s: when its last byte had been read. modes: those that can serve it. ballot: the choices that the answer is
-    one of. traceparent: the header by which the client's trace goes on here.
+    one of. traceparent: the header by which the client's trace goes on here. is_streamed: its client sees the answer
+    grow; where not, the client has seen nothing until the end.
     """
 
     request_id: str
@@ -37,6 +38,7 @@ class Request:
     ballot: Ballot | None = None
     principal: Principal = ANYBODY
     traceparent: str | None = None
+    is_streamed: bool = True
 
     @property
     def text(self) -> str:

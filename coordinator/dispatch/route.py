@@ -1,8 +1,8 @@
 """Route: one expert answers, and its stream passes through. PURE.
 
-Before the first token another expert may take over: in the place of one that failed, or beside one that is late, where
-the first token decides (a hedge, after Dean and Barroso, "The Tail at Scale", 2013). After the first token a failure is
-told, unless the client asked that another expert goes on from the text so far.
+Before the client has seen a token another expert may take over: in the place of one that failed, or beside one that is
+late, where the first token decides (a hedge, after Dean and Barroso, "The Tail at Scale", 2013). Afterwards a failure
+is told, unless the client asked that another expert goes on from the text so far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
-from moe2.coordinator.choice import PASSING, Member, NoExpert, Selection
+from moe2.coordinator.choice import Member, NoExpert, Selection
 from moe2.coordinator.dispatch.attempt import Attempt, AttemptState
 from moe2.coordinator.dispatch.effects import Completed, Effect, Failed
 from moe2.coordinator.dispatch.play import Play
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_ATTEMPTS = 4
 LEAST_PAUSE_S = 0.01
 """Between two looks for a second expert."""
+HANG_PAUSE_S = 1.0
+"""Between two looks for an expert in the place of one that hangs."""
 RESUMES_SINCE_PROTOCOL = 2
 """Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
 
@@ -73,11 +75,16 @@ class Route(Play):
             return []
         if self.life.first_token_s is None:
             return self._go_on(self.life.select(now_s), now_s, may_wait=True)
+        if not self.life.request.is_streamed and self._text is None:
+            retracted = self.life.retract()
+            return [*retracted, *self._go_on(self.life.select(now_s), now_s, may_wait=True)]
         return self._resume(failed, now_s)
 
     def time_passed(self, now_s: float) -> list[Effect]:
         """An attempt is late: have a second expert try, if it can be the faster one."""
         [attempt] = self._running()  # There is no second one yet.
+        if attempt.hangs:
+            return self.hangs(attempt, now_s)
         waited_s = now_s - attempt.submitted_s
         chosen = self.life.select(now_s)
         begins_in_s = None if isinstance(chosen, NoExpert) else _begins_in_s(chosen.first)
@@ -94,9 +101,13 @@ class Route(Play):
         """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
         if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MOST_ATTEMPTS:
             return []
+        # It may be what makes its engine hang, and likely is if it brings a grammar, a schema or tools of its own.
+        if attempt.is_custom:
+            return []
         chosen = self.life.select(now_s)
         # To wait in another queue is no help: where all are that late, it would only make that worse.
         if isinstance(chosen, NoExpert) or chosen.first.prediction.shape.queued_ahead is not None:
+            self._look_at_s[attempt.job_id] = now_s + HANG_PAUSE_S
             return []
         return self._help(chosen, now_s)
 
@@ -106,6 +117,9 @@ class Route(Play):
         return effects
 
     def _looks_s(self, attempt: Attempt) -> float | None:
+        # What may bring down one engine is not given to a second one beside it.
+        if attempt.is_custom or attempt.alone_until is not None:
+            return None
         return self._look_at_s.get(attempt.job_id, attempt.due_s)
 
     def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
@@ -114,7 +128,7 @@ class Route(Play):
             self.life.refused = chosen if isinstance(chosen, NoExpert) else None
             if isinstance(chosen, Selection):
                 return self.life.answer(chosen.first, chosen, now_s)
-            if may_wait and chosen.code in PASSING:
+            if may_wait and self.life.may_wait_for(chosen):
                 waits = self.life.await_room(self._go_on, now_s)
                 if waits is not None:
                     return waits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
@@ -15,6 +14,7 @@ from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL
 from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.secretfile import read_secret
+from moe2.coordinator.checks import AGENT_ID, MAX_NAME_CHARACTERS
 from moe2.coordinator.enrolment.register import (
     Admission,
     AdmissionRefusedError,
@@ -27,8 +27,6 @@ from moe2.coordinator.enrolment.registerfile import RegisterFile
 
 log = structlog.get_logger()
 
-_AGENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-MOST_NAME_CHARACTERS = 128
 LEAST_CREDENTIAL_CHARACTERS = 32
 """An agent's secret is 43 characters long; what is much shorter could be guessed."""
 
@@ -100,13 +98,13 @@ class Doorkeeper:
 def _presented(headers: Mapping[str, str]) -> Presented:
     agent_id = headers.get(AGENT_ID_HEADER)
     offered = headers.get(CREDENTIAL_HEADER)
-    if agent_id is not None and not _AGENT_ID.fullmatch(agent_id):
+    if agent_id is not None and not AGENT_ID.fullmatch(agent_id):
         raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     if offered is not None and len(offered) < LEAST_CREDENTIAL_CHARACTERS:
         raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     return Presented(
         bearer=headers.get("Authorization", "").removeprefix("Bearer "),
         agent_id=agent_id,
-        agent_name=unquote(headers.get(AGENT_NAME_HEADER, ""))[:MOST_NAME_CHARACTERS],
+        agent_name=unquote(headers.get(AGENT_NAME_HEADER, ""))[:MAX_NAME_CHARACTERS],
         offered=offered,
     )

@@ -38,6 +38,7 @@ class DaySum:
     """A key's day as the ledger has kept it.
 
     energy_j: charged so far; held_j: the part of it that was reserved, for requests whose joules nobody knows.
+    n_crash_suspected: requests that ended unanswered after an engine had died or hung while it worked on them.
     """
 
     key_id: str | None
@@ -47,6 +48,7 @@ class DaySum:
     tokens: int = 0
     n_requests: int = 0
     n_unmeasured: int = 0
+    n_crash_suspected: int = 0
 
     @property
     def known_j(self) -> float | None:
@@ -106,10 +108,20 @@ class Accounts:
         """Set what a request may still come to, in place of what was reserved for it before."""
         self._book(principal, day).reserved[request_id] = amount
 
-    def settle(self, principal: Principal, day: str, request_id: str, used: Amount, *, known_j: float = 0.0) -> Amount:
+    def settle(
+        self,
+        principal: Principal,
+        day: str,
+        request_id: str,
+        used: Amount,
+        *,
+        known_j: float = 0.0,
+        crash_suspected: bool = False,
+    ) -> Amount:
         """Charge what a request has used up, and give back the rest of its reservation; returns the charge.
 
-        known_j: the part of its joules that is known, where `used` leaves them open.
+        known_j: the part of its joules that is known, where `used` leaves them open. crash_suspected: it ended
+        unanswered after an engine had died or hung while it worked on it.
         """
         book = self._book(principal, day)
         if request_id in book.overnight:
@@ -118,7 +130,7 @@ class Accounts:
         reserved = book.reserved.pop(request_id, None)
         charged = charge(reserved, used, known_j=known_j)
         if reserved is not None or day == book.day:
-            book.spent = _plus(book.spent, used, charged)
+            book.spent = _plus(book.spent, used, charged, crash_suspected=crash_suspected)
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
@@ -160,7 +172,7 @@ def day_after(day: str) -> datetime:
     return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
 
 
-def _plus(spent: DaySum, used: Amount, charged: Amount) -> DaySum:
+def _plus(spent: DaySum, used: Amount, charged: Amount, *, crash_suspected: bool) -> DaySum:
     energy_j = charged.energy_j or 0.0
     return DaySum(
         key_id=spent.key_id,
@@ -170,6 +182,7 @@ def _plus(spent: DaySum, used: Amount, charged: Amount) -> DaySum:
         tokens=spent.tokens + (charged.tokens or 0),
         n_requests=spent.n_requests + 1,
         n_unmeasured=spent.n_unmeasured + (used.energy_j is None),
+        n_crash_suspected=spent.n_crash_suspected + crash_suspected,
     )
 
 

@@ -14,12 +14,11 @@ from datetime import datetime
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.choice import Member, NoExpert, Selection, SelectionRequest
 from moe2.coordinator.dispatch import Attempt, AttemptState, Lifecycle
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.ledger.accounts import Amount, Left, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
-from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.predict import Demand
 
-BUDGET_EXHAUSTED = "budget_exhausted"
 SOON_S = 5
 """When to ask again where the requests in progress may give something back."""
 
@@ -59,11 +58,11 @@ def admit(
         if fits(cheaper, left_j):
             return cheaper
         return _no_energy(principal, statement, p95_of(cheaper), now)
-    if cheaper.code != "infeasible" or cheaper.plan is None:
+    if cheaper.code != ErrorCode.INFEASIBLE or cheaper.plan is None:
         return cheaper
     if cheaper.plan.cheapest is None:
         return NoExpert(
-            "infeasible",
+            ErrorCode.INFEASIBLE,
             f"The key {principal.name!r} has a daily energy limit, and no expert that could answer has had its energy "
             "measured: what was not measured cannot be promised. `moe2-agent bench` measures it.",
             cheaper.plan,
@@ -90,7 +89,7 @@ def burnt_j(life: Lifecycle) -> float:
 
 def attempt_j(attempt: Attempt) -> float | None:
     """Joules of an attempt: measured, or its predicted p95 while it runs or where nobody measured."""
-    if attempt.usage is not None and is_plausible(attempt.usage.energy.joules):
+    if attempt.usage is not None and attempt.usage.energy.joules is not None:
         return attempt.usage.energy.joules
     if attempt.usage is None and attempt.state is AttemptState.FAILED:
         return 0.0
@@ -100,7 +99,7 @@ def attempt_j(attempt: Attempt) -> float | None:
 def known_j(life: Lifecycle) -> float:
     """Joules that were measured so far."""
     spent = (attempt.usage.energy.joules for attempt in life.attempts if attempt.usage)
-    return sum(joules for joules in spent if is_plausible(joules))
+    return sum(joules for joules in spent if joules is not None)
 
 
 def tokens_of(demand: Demand) -> int:
@@ -161,9 +160,13 @@ def _no_tokens(principal: Principal, statement: Statement, needed: int, now: dat
 
 def _refusal(facts: str, statement: Statement, now: datetime, *, never: bool, soon: bool) -> NoExpert:
     if never:
-        return NoExpert("infeasible", f"{facts} That is more than a whole day's limit.")
+        return NoExpert(ErrorCode.INFEASIBLE, f"{facts} That is more than a whole day's limit.")
     midnight = day_after(statement.day)
     if soon:
-        return NoExpert(BUDGET_EXHAUSTED, f"{facts} It may fit when running requests have ended.", retry_after_s=SOON_S)
+        return NoExpert(
+            ErrorCode.BUDGET_EXHAUSTED, f"{facts} It may fit when running requests have ended.", retry_after_s=SOON_S
+        )
     until_s = max(1, round((midnight - now).total_seconds()))
-    return NoExpert(BUDGET_EXHAUSTED, f"{facts} The day ends at {midnight:%Y-%m-%dT%H:%M:%SZ}.", retry_after_s=until_s)
+    return NoExpert(
+        ErrorCode.BUDGET_EXHAUSTED, f"{facts} The day ends at {midnight:%Y-%m-%dT%H:%M:%SZ}.", retry_after_s=until_s
+    )

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
-from moe2.coordinator.dispatch import Lifecycle
+from moe2.coordinator.dispatch import Completed, Lifecycle
+from moe2.coordinator.dispatch.suspicion import has_downed_an_engine
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
 from moe2.coordinator.ledger.admission import Select, admit, burnt_j, is_limited, known_j, reservation_of
-from moe2.coordinator.ledger.entry import RequestEntry, plausible, plausible_count, request_entry, reservation_entry
+from moe2.coordinator.ledger.entry import RequestEntry, request_entry, reservation_entry
 from moe2.coordinator.ledger.ledger import Ledger, Recorded
 from moe2.coordinator.receipt import Receipt, receipt_of
 
@@ -68,6 +69,7 @@ class Bookkeeper:
             request.request_id,
             used(life, receipt),
             known_j=known_j(life),
+            crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
         )
         return self._ledger.record(self._entry(life, receipt, charged))
 
@@ -102,8 +104,8 @@ def used(life: Lifecycle, receipt: Receipt) -> Amount:
 
     tokens None: an expert worked and nobody can say how much.
     """
-    joules = plausible(receipt.energy["joules"])
-    prompt, decoded = plausible_count(receipt.tokens.prompt), plausible_count(receipt.tokens.decoded)
+    joules = receipt.energy.joules
+    prompt, decoded = receipt.tokens.prompt, receipt.tokens.decoded
     if prompt is not None:
         return Amount(joules, prompt + (decoded or 0))
     # An expert that refused has no usage, and used no tokens; one that was lost may have used all.

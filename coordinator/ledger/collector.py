@@ -55,6 +55,12 @@ class LedgerCollector(Collector):
             statements,
             lambda statement: statement.spent.n_unmeasured,
         )
+        yield _gauge(
+            "moe2_key_day_crash_suspected_requests",
+            "Requests of the key today (UTC) that went unanswered after an engine died or hung with them in its batch.",
+            statements,
+            lambda statement: statement.spent.n_crash_suspected,
+        )
         yield GaugeMetricFamily(
             "moe2_ledger_waiting_entries", "Entries that are not written yet.", value=self._ledger.n_waiting
         )

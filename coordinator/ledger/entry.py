@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.common.cost import Quantiles
-from moe2.common.energy import Quality
+from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobUsage
 from moe2.coordinator.dispatch import Attempt, Lifecycle
 from moe2.coordinator.ledger.accounts import Amount
-from moe2.coordinator.plausibility import is_plausible
 from moe2.coordinator.receipt import ExpertLine, Receipt
 from moe2.coordinator.recent import said_of
 
@@ -95,7 +94,6 @@ def request_entry(
     """A request as it stands; final once it has retired."""
     request = life.request
     outcome, code, _ = said_of(life.outcome)
-    joules = plausible(receipt.energy["joules"])
     return RequestEntry(
         request_id=request.request_id,
         at_unix_s=at_unix_s,
@@ -107,13 +105,13 @@ def request_entry(
         model=_text(request.model),
         outcome=outcome,
         code=None if code is None else _text(code),
-        prompt_tokens=plausible_count(receipt.tokens.prompt),
-        cached_tokens=plausible_count(receipt.tokens.cached),
-        decoded_tokens=plausible_count(receipt.tokens.decoded),
+        prompt_tokens=receipt.tokens.prompt,
+        cached_tokens=receipt.tokens.cached,
+        decoded_tokens=receipt.tokens.decoded,
         ttft_s=receipt.seconds.ttft,
         total_s=receipt.seconds.total,
-        joules=joules,
-        quality=_quality(receipt.energy["quality"], joules),
+        joules=receipt.energy.joules,
+        quality=_quality(receipt.energy),
         charged_j=charged.energy_j,
         charged_tokens=charged.tokens,
         was_reserved=was_reserved,
@@ -139,19 +137,8 @@ def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day:
     )
 
 
-def plausible(value: float | None) -> float | None:
-    """The figure, if it can be believed."""
-    return value if is_plausible(value) else None
-
-
-def plausible_count(value: int | None) -> int | None:
-    """The count, if it can be believed."""
-    return int(value) if is_plausible(value) else None
-
-
 def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
     usage, prediction = attempt.usage, attempt.prediction
-    joules = plausible(line.energy["joules"])
     predicted_j, predicted_s = prediction.energy_j, prediction.total_s
     return AttemptEntry(
         request_id=request_id,
@@ -160,12 +147,12 @@ def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLi
         agent=_text(line.agent),
         model=_text(line.model),
         outcome=str(line.outcome),
-        prompt_tokens=plausible_count(usage.prompt_tokens) if usage else None,
-        cached_tokens=plausible_count(usage.cached_tokens) if usage else None,
-        decoded_tokens=plausible_count(line.decoded_tokens),
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        decoded_tokens=line.decoded_tokens,
         seconds=_seconds(usage),
-        joules=joules,
-        quality=_quality(line.energy["quality"], joules),
+        joules=line.energy.joules,
+        quality=_quality(line.energy),
         predicted_j_p50=_p50(predicted_j),
         predicted_j_p95=_p95(predicted_j),
         predicted_s_p50=_p50(predicted_s),
@@ -178,23 +165,23 @@ def _category(life: Lifecycle) -> str | None:
     return None if category is None else _text(category)
 
 
-def _quality(said: object, joules: float | None) -> str:
-    return str(said) if joules is not None else Quality.UNMEASURED.value
+def _quality(energy: Energy) -> str:
+    return (energy.quality if energy.joules is not None else Quality.UNMEASURED).value
 
 
 def _seconds(usage: JobUsage | None) -> float | None:
     if usage is None:
         return None
     phases = [seconds for seconds in (usage.queue_s, usage.prefill_s, usage.decode_s) if seconds is not None]
-    return plausible(sum(phases)) if phases else None
+    return sum(phases) if phases else None
 
 
 def _p50(quantiles: Quantiles | None) -> float | None:
-    return plausible(quantiles.p50) if quantiles else None
+    return quantiles.p50 if quantiles else None
 
 
 def _p95(quantiles: Quantiles | None) -> float | None:
-    return plausible(quantiles.p95) if quantiles else None
+    return quantiles.p95 if quantiles else None
 
 
 def _text(text: str) -> str:

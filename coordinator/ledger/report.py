@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.energy import Quality, worst_quality
+from moe2.common.errors import JobErrorCode
 from moe2.coordinator.dispatch import AttemptState
 from moe2.coordinator.ledger.accounts import DaySum
 
@@ -110,10 +111,11 @@ def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
     rows = connection.execute(
         """
         SELECT key_id, max(key_name), total(charged_j), total(CASE WHEN joules IS NULL THEN charged_j END),
-               CAST(total(charged_tokens) AS INTEGER), count(*), sum(joules IS NULL)
+               CAST(total(charged_tokens) AS INTEGER), count(*), sum(joules IS NULL), CAST(total(code IS ?) AS INTEGER)
         FROM requests WHERE day = ? GROUP BY key_id
         """,
-        (day,),
+        # Of those that ended in another way the ledger does not keep whether they were suspects.
+        (JobErrorCode.CRASH_SUSPECTED.value, day),
     )
     return tuple(DaySum(*row) for row in rows)
 

@@ -97,10 +97,12 @@ def test_a_disturbed_job_has_the_ending_that_fits(phase: str, disturbance: str) 
             assert isinstance(ending, JobFailed)
             assert ending.code == JobErrorCode.DEADLINE_EXCEEDED
             assert ending.message == "The job's time was up after 60.0 s."
+            assert ending.in_batch is None
         case _:
             assert isinstance(ending, JobFailed)
             assert ending.code == JobErrorCode.ENGINE_CRASHED
             assert ending.message == "The engine of m died: killed by SIGSEGV"
+            assert ending.in_batch is (phase != "queued")
     if ending is not None:
         assert not isinstance(ending, JobStarted)
         assert ending.usage is not None

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from moe2.common import pump as pump_module
-from moe2.common.messages import CancelJob, Goodbye, Refused, WireMessage
+from moe2.common.messages import CancelJob, Goodbye, Ping, Refused, WireMessage
 from moe2.common.pump import Pump, WebSocket
 from moe2.common.session import (
     AgentSession,
@@ -155,7 +155,7 @@ async def test_two_ends_shake_hands_and_measure_the_round_trip() -> None:
 @on_loopback
 async def test_messages_arrive_in_order_both_ways() -> None:
     """As many as there are."""
-    messages = [CancelJob(job_id=str(n)) for n in range(200)]
+    messages = [CancelJob(job_id=str(n)) for n in range(400)]
     async with linked() as (agent, coordinator):
         agent.send(*messages)
         coordinator.send(*messages)
@@ -283,7 +283,7 @@ async def test_a_silent_peer_is_given_up_although_the_link_is_full() -> None:
     async with websockets() as (client, server):
         abandoned(client)
         coordinator = coordinator_end()
-        coordinator.send(*(CancelJob(job_id="x" * 100_000) for _ in range(200)))
+        coordinator.send(*(CancelJob(job_id="x" * 60_000) for _ in range(400)))
         start_s = asyncio.get_running_loop().time()
         await say(client, HELLO)
         await coordinator.pump.run(server)
@@ -299,7 +299,7 @@ async def test_messages_wait_while_the_link_is_full() -> None:
     async with websockets() as (client, server), asyncio.TaskGroup() as tasks:
         transport = abandoned(client)
         coordinator = coordinator_end()
-        messages = [CancelJob(job_id=f"{n}-" + "x" * 100_000) for n in range(200)]
+        messages = [CancelJob(job_id=f"{n}-" + "x" * 60_000) for n in range(400)]
         coordinator.send(*messages)
         running = tasks.create_task(coordinator.pump.run(server))
         await say(client, HELLO)
@@ -324,7 +324,7 @@ async def test_a_peer_that_takes_no_last_words_does_not_hold_up_the_end(monkeypa
     async with websockets() as (client, server), asyncio.TaskGroup() as tasks:
         abandoned(client)
         coordinator = coordinator_end()
-        coordinator.send(*(CancelJob(job_id="x" * 100_000) for _ in range(200)))
+        coordinator.send(*(CancelJob(job_id="x" * 60_000) for _ in range(400)))
         running = tasks.create_task(coordinator.pump.run(server))
         await say(client, HELLO)
         await coordinator.until(lambda: coordinator.session.is_open)
@@ -369,3 +369,23 @@ def abandoned(websocket: aiohttp.ClientWebSocketResponse) -> asyncio.ReadTranspo
     transport.pause_reading()
     assert isinstance(transport, asyncio.ReadTransport)
     return transport
+
+
+@on_loopback
+async def test_a_peer_that_speaks_but_never_reads_is_given_up() -> None:
+    """A peer whose pings keep coming while it takes no byte of what it is sent is cut off, not served for ever."""
+    async with websockets() as (client, server), asyncio.TaskGroup() as tasks:
+        abandoned(client)
+        coordinator = coordinator_end()
+        coordinator.send(*(CancelJob(job_id="x" * 60_000) for _ in range(400)))
+        running = tasks.create_task(coordinator.pump.run(server))
+        await say(client, HELLO)
+        await coordinator.until(lambda: coordinator.session.is_open)
+        start_s, seq = asyncio.get_running_loop().time(), 0
+        while not running.done():
+            await say(client, Ping(seq=seq))
+            seq += 1
+            await asyncio.wait((running,), timeout=1.0)
+        assert HANDSHAKE_S <= asyncio.get_running_loop().time() - start_s <= HANDSHAKE_S + 2 * WELCOME.heartbeat_s
+    [closed] = coordinator.seen(Closed)
+    assert closed.code == "unread"

@@ -31,6 +31,7 @@ from moe2.common.session import (
     NotSent,
     Opened,
     PeerFaulted,
+    PeerUnreadable,
     RttMeasured,
     Session,
     SessionEvent,
@@ -303,8 +304,8 @@ def test_job_messages_are_handed_on(opened: Session) -> None:
 def test_an_unreadable_message_is_answered_and_the_session_goes_on(
     opened: Session, frame: bytes, code: str, op: str
 ) -> None:
-    """A newer peer learns what we do not understand."""
-    assert opened.receive(frame, 0.0) == []
+    """A newer peer learns what we do not understand; only a message that its op does not allow is an event."""
+    assert [type(event) for event in opened.receive(frame, 0.0)] == [PeerUnreadable] * (code == "invalid_message")
     [fault] = sent(opened)
     assert isinstance(fault, Fault)
     assert (fault.code, fault.in_reply_to) == (code, op)
@@ -316,7 +317,9 @@ def test_an_unreadable_message_of_any_size_can_be_answered(opened: Session) -> N
     huge = msgpack.packb(
         {"op": "submit", "job_id": "j", "request_id": "r", "model": "m", "prompt": {"kind": "x" * 65_300}}
     )
-    assert opened.receive(huge, 0.0) == []
+    [event] = opened.receive(huge, 0.0)
+    assert isinstance(event, PeerUnreadable)
+    assert (event.op, event.job_id) == ("submit", "j")
     assert opened.is_open
 
 

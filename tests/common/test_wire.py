@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.errors import ProtocolError
-from moe2.common.messages import PROTOCOL_VERSION, Ping, Submit, TextPrompt, WireMessage
-from moe2.common.wire import FrameSplitter, UnreadableMessage, length_prefixed, wire_codec
+from moe2.common.messages import PROTOCOL_VERSION, JobFailed, Ping, Pong, Submit, TextPrompt, Tokens, WireMessage
+from moe2.common.wire import SMALL_FRAME_BYTES, FrameSplitter, UnreadableMessage, length_prefixed, wire_codec
 from tests.common.samples import SAMPLES
 
 GOLDEN = dict(
@@ -230,3 +231,74 @@ def test_a_length_over_the_limit_is_refused_before_its_bytes_arrive() -> None:
     with pytest.raises(ProtocolError) as raised:
         next(frames)
     assert raised.value.code == "frame_too_large"
+
+
+EMPTY_MAPS = b"\xdd" + (500_000).to_bytes(4, "big") + b"\x80" * 500_000
+"""An array of half a million empty maps: a byte each on the wire, 64 bytes each in memory."""
+
+
+def _with_field(content: dict[str, Any], name: str, packed: bytes) -> bytes:
+    """The message with one more field that is packed already."""
+    packed_content: bytes = msgpack.packb(content)
+    packed_name: bytes = msgpack.packb(name)
+    return bytes([packed_content[0] + 1]) + packed_content[1:] + packed_name + packed
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"op": "report", "seq": 1, "host": {"hostname": "h", "system": "s", "architecture": "a"}}, "experts"),
+        ({"op": "tokens"}, "jobs"),
+        ({"op": "next_tokens", "job_id": "j", "step": 0}, "candidates"),
+        ({"op": "job_scored", "job_id": "j", "usage": {}}, "scores"),
+        ({"op": "job_failed", "job_id": "j", "code": "internal", "message": "m"}, "usage"),
+        ({"op": "hello"}, "protocol_min"),
+    ],
+)
+def test_nothing_is_built_of_a_frame_that_is_mostly_empty_maps(content: dict[str, Any], field: str) -> None:
+    """A frame that would take a hundred times its size is refused by its length, or by that of its arrays."""
+    frame = _with_field(content, field, EMPTY_MAPS)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableMessage):
+            wire_codec().decode(frame)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * len(frame)
+
+
+def test_an_unknown_field_costs_nothing_whatever_it_holds() -> None:
+    """What a newer peer adds is skipped, not built."""
+    frame = _with_field({"op": "tokens", "jobs": []}, "added_later", EMPTY_MAPS)
+    tracemalloc.start()
+    try:
+        assert wire_codec().decode(frame) == Tokens(jobs=())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < len(frame)
+
+
+@pytest.mark.parametrize("message", [Pong(seq=1), JobFailed(job_id="j", code="internal", message="m")])
+def test_small_messages_have_small_frames(message: WireMessage) -> None:
+    """A message that says one thing has no use for megabytes."""
+    content = {**msgspec.to_builtins(message), "added_later": "x" * SMALL_FRAME_BYTES}
+    with pytest.raises(UnreadableMessage, match="more than the 65536"):
+        wire_codec().decode(msgpack.packb(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "job_id"),
+    [
+        ({"op": "job_done", "job_id": "j", "reason": "stop", "usage": {"energy": {"quality": "guessed"}}}, "j"),
+        ({"op": "job_done", "job_id": 7, "reason": "stop", "usage": {}}, None),
+        ({"op": "job_done", "reason": "stop", "usage": {}}, None),
+        ({"op": "job_done", "job_id": "x" * 300, "reason": "stop", "usage": {}}, None),
+    ],
+)
+def test_an_unreadable_message_names_its_job(content: dict[str, Any], job_id: str | None) -> None:
+    """The job's end is lost with the message, so whoever waits for it has to be told."""
+    with pytest.raises(UnreadableMessage) as raised:
+        wire_codec().decode(msgpack.packb(content))
+    assert raised.value.job_id == job_id

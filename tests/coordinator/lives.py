@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
 from moe2.coordinator import dispatch
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import expert, request, selector
 
@@ -30,7 +33,7 @@ class LifeBench:
     def __init__(self, *experts: Expert, queue_s: float = 0.0, hedges: int = 0, **fields: Any) -> None:
         self.experts = list(experts or EXPERTS)
         self.full: set[str] = set()
-        self.why_full = NoExpert("overloaded", "All are busy.")
+        self.why_full = NoExpert(ErrorCode.OVERLOADED, "All are busy.")
         self.hedges = hedges
         self.refusal: NoExpert | None = None
         self.now_s = 100.5
@@ -47,10 +50,11 @@ class LifeBench:
         self.chosen_for.append(asked)
         if self.refusal:
             return self.refusal
-        left = [found for found in self.experts if found.key not in asked.excluded]
+        excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
+        left = [found for found in self.experts if found.key not in excluded]
         fitting = [found for found in left if found.report.context_tokens > asked.least_context_tokens]
         if not fitting:
-            return NoExpert("exhausted", "Nobody is left.")
+            return NoExpert(ErrorCode.EXHAUSTED, "Nobody is left.")
         fitting = [found for found in fitting if found.key not in self.full]
         if not fitting:
             return self.why_full
@@ -79,9 +83,20 @@ class LifeBench:
         attempt: int = 0,
         usage: JobUsage | None = USAGE,
         message: str = "It died.",
+        in_batch: bool | None = False,
     ) -> list[Effect]:
-        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage)
+        """in_batch: whether its engine was working on it when it died; by default it was nobody's fault."""
+        failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage, in_batch=in_batch)
         return self.do(dispatch.AttemptFailed(failure))
+
+    def restarted(self, agent_id: str = "agent-1") -> None:
+        """The agent's engines have been started again."""
+        self.experts = [
+            replace(found, report=msgspec.structs.replace(found.report, restarts=found.report.restarts + 1))
+            if found.agent_id == agent_id
+            else found
+            for found in self.experts
+        ]
 
     def room(self) -> list[Effect]:
         self.full.clear()

@@ -20,7 +20,7 @@ from moe2.common.messages import (
 from moe2.coordinator import dispatch
 from moe2.coordinator.ballot import Ballot
 from moe2.coordinator.budgets import Mode, Wish
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
 from moe2.coordinator.collaboration import Collaboration
 from moe2.coordinator.dispatch import Deliver, Effect, SubmitJob, Tell
 from moe2.coordinator.table import Expert
@@ -42,7 +42,8 @@ class PanelBench(LifeBench):
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
-        left = [found for found in self.experts if found.key not in asked.excluded]
+        excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
+        left = [found for found in self.experts if found.key not in excluded]
         decided = selector().select(replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
         if isinstance(decided, Selection) and self._weights:
             weighted = zip(decided.members, self._weights, strict=False)

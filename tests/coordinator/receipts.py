@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.cost import Quantiles
-from moe2.common.energy import Energy, Quality, total, unmeasured
+from moe2.common.energy import Energy, Quality, WholeEnergy, total, unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentRow, CoordinatorStatus
@@ -25,7 +25,7 @@ def line(energy: Energy = MEASURED, *, outcome: str = "answered", decoded: int |
         model="tiny",
         outcome=outcome,
         decoded_tokens=decoded,
-        energy=msgspec.structs.asdict(energy),
+        energy=WholeEnergy.of(energy),
         error=None,
     )
 
@@ -46,7 +46,7 @@ def receipt(*energies: Energy, lines: tuple[ExpertLine, ...] | None = None, **se
             energy_j=Quantiles(10.0, 20.0),
             energy_quality=Quality.MEASURED_COUNTER,
         ),
-        energy=msgspec.structs.asdict(total(parts)),
+        energy=WholeEnergy.of(total(parts)),
         decision=None,
     )
 

@@ -67,9 +67,14 @@ class Schedule(RuleBasedStateMachine):
         self.take(self.bench.done(reason, attempt=attempt))
 
     @lives
-    @rule(attempt=ATTEMPTS, code=st.sampled_from([*JobErrorCode, "new_code"]), spent=st.booleans())
-    def failed(self, attempt: int, code: str, spent: bool) -> None:
-        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None))
+    @rule(
+        attempt=ATTEMPTS,
+        code=st.sampled_from([*JobErrorCode, "new_code"]),
+        spent=st.booleans(),
+        in_batch=st.sampled_from([None, True, False]),
+    )
+    def failed(self, attempt: int, code: str, spent: bool, in_batch: bool | None) -> None:
+        self.take(self.bench.failed(code, attempt=attempt, usage=USAGE if spent else None, in_batch=in_batch))
 
     @lives
     @rule(agent_id=st.sampled_from(AGENTS))
@@ -105,8 +110,8 @@ class Schedule(RuleBasedStateMachine):
     @invariant()
     def never_adds_unknown_energy_up_as_nothing(self) -> None:
         receipt = receipt_of(self.bench.life)
-        if any(line.energy["joules"] is None for line in receipt.experts):
-            assert receipt.energy["joules"] is None
+        if any(line.energy.joules is None for line in receipt.experts):
+            assert receipt.energy.joules is None
 
     def let_time_pass(self) -> None:
         """Bring the request to its end by time alone."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.coordinator.breaker import FIRST_OPEN_S, HALF_LIFE_S, LONGEST_OPEN_S, Breakers, BreakerState
+from tests.coordinator.experts import expert
 
 KEY = "agent-1/m"
 
@@ -74,6 +75,20 @@ def test_many_failures_among_answers_open_it() -> None:
         fail(breakers, 100.2 + n)
         fail(breakers, 100.4 + n)
     assert breakers.states(106.0)[KEY] is not BreakerState.CLOSED
+
+
+def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
+    """While it is the same one it stays barred; one that failed instead stays barred, whatever happens to it."""
+    hung, failing = Breakers(), tripped()
+    hung.late(KEY, "job", 100.0, hangs=True, restarts=2)
+    assert hung.has_hung
+    hung.seen([expert(restarts=2)])
+    assert state(hung, 100.0) is BreakerState.OPEN
+    hung.seen([expert(restarts=3)])
+    assert (state(hung, 100.0), hung.has_hung) == (BreakerState.CLOSED, False)
+    assert not failing.has_hung
+    failing.seen([expert(restarts=3)])
+    assert state(failing, 100.0) is BreakerState.OPEN
 
 
 @pytest.mark.parametrize("code", sorted(REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING}))

@@ -75,11 +75,11 @@ def test_the_losers_joules_are_accounted_as_hedged() -> None:
         life.done(reason, attempt=0)
         life.done(attempt=1)
         receipt = receipt_of(life.life)
-        assert [(line.outcome, line.energy["joules"]) for line in receipt.experts] == [
+        assert [(line.outcome, line.energy.joules) for line in receipt.experts] == [
             ("hedged", 2.0),
             ("answered", 2.0),
         ]
-        assert receipt.energy["joules"] == 4.0
+        assert receipt.energy.joules == 4.0
 
 
 def test_the_receipt_is_of_who_answered() -> None:
@@ -269,7 +269,7 @@ def test_the_receipt_of_a_resumed_answer_names_both() -> None:
         ("agent-2/m", "answered"),
     ]
     assert receipt.tokens.decoded == 3
-    assert receipt.energy["joules"] is None, "what the lost one took nobody knows"
+    assert receipt.energy.joules is None, "what the lost one took nobody knows"
 
 
 def test_what_broke_off_is_no_waste_once_the_answer_is_whole() -> None:
@@ -282,7 +282,7 @@ def test_what_broke_off_is_no_waste_once_the_answer_is_whole() -> None:
     life.done(attempt=2)
     receipt = receipt_of(life.life)
     assert [line.outcome for line in receipt.experts] == ["broken_off", "broken_off", "answered"]
-    assert receipt.energy["joules"] == 3 * (USAGE.energy.joules or 0.0)
+    assert receipt.energy.joules == 3 * (USAGE.energy.joules or 0.0)
 
 
 def test_what_broke_off_without_a_word_of_its_cost_is_unknown() -> None:
@@ -291,7 +291,7 @@ def test_what_broke_off_without_a_word_of_its_cost_is_unknown() -> None:
     life.failed(usage=None)
     life.tokens(" a time", attempt=1)
     life.done(attempt=1)
-    assert receipt_of(life.life).experts[0].energy["joules"] is None
+    assert receipt_of(life.life).experts[0].energy.joules is None
 
 
 def test_what_broke_off_for_good_is_wasted() -> None:

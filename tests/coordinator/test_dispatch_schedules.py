@@ -20,9 +20,12 @@ from moe2.coordinator.dispatch import (
     Effect,
     EnterQueue,
     LeaveQueue,
+    Retract,
     SubmitJob,
 )
+from moe2.coordinator.dispatch.suspicion import MAX_DEATHS
 from moe2.coordinator.receipt import receipt_of
+from moe2.coordinator.structure import FREE, Structure
 from tests.coordinator.experts import cost, expert
 from tests.coordinator.lives import LifeBench
 from tests.coordinator.schedules import AGENTS, ATTEMPTS, Schedule, lives
@@ -36,18 +39,24 @@ class AnyOrder(Schedule):
 
     @initialize()
     def first_request(self) -> None:
-        self.begin()
+        self.begin(custom=False, streamed=True, resume=True)
 
-    def begin(self) -> None:
+    def begin(self, *, custom: bool, streamed: bool, resume: bool) -> None:
         experts = [
             expert(agent_id, model, context_tokens=n, energy=cost(0.05))
             for n, agent_id in enumerate(AGENTS, 64)
             for model in "ab"
         ]
-        wish = Wish(energy_budget_j=BUDGET_J, latency_budget_s=40.0, resume=True)
+        wish = Wish(energy_budget_j=BUDGET_J, latency_budget_s=40.0, resume=resume)
+        structure = Structure(grammar="root ::= x") if custom else FREE
+        self.most_deaths = 1 if custom else MAX_DEATHS
         self.waits = False
         self.written = 0
-        self.begin_on(LifeBench(*experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish))
+        self.begin_on(
+            LifeBench(
+                *experts, queue_s=20.0, hedges=1, logprobs=None, wish=wish, structure=structure, is_streamed=streamed
+            )
+        )
 
     def check(self, effect: Effect) -> None:
         match effect:
@@ -63,9 +72,13 @@ class AnyOrder(Schedule):
                 assert isinstance(job, Submit)
                 assert job.max_tokens == 20 - self.written, "what the client has is written again"
                 assert len(job.prefix) == self.written
+                assert self.n_deaths < self.most_deaths, "it would kill one more engine"
                 self.is_within_the_budget()
             case Deliver(pieces=pieces):
                 self.written += len(pieces)
+            case Retract():
+                assert not self.bench.life.request.is_streamed, "its client has seen it"
+                self.written = 0
 
     def is_within_the_budget(self) -> None:
         """What every attempt took, or was predicted to take while nobody knows, with the newest one's prediction."""
@@ -78,15 +91,34 @@ class AnyOrder(Schedule):
         assert asked.spent_j == pytest.approx(known_j)
         assert asked.spent_j + predicted_j.p95 <= BUDGET_J
 
-    @rule()
+    @rule(custom=st.booleans(), streamed=st.booleans(), resume=st.booleans())
     @precondition(lambda self: self.retired)
-    def next_request(self) -> None:
-        self.begin()
+    def next_request(self, custom: bool, streamed: bool, resume: bool) -> None:
+        self.begin(custom=custom, streamed=streamed, resume=resume)
 
     @lives
     @rule(attempt=ATTEMPTS)
     def tokens(self, attempt: int) -> None:
         self.take(self.bench.tokens("x", attempt=attempt))
+
+    @lives
+    @precondition(lambda self: self.bench.life.attempts)
+    @rule(in_batch=st.sampled_from([None, True, True, False]))
+    def engine_died(self, in_batch: bool | None) -> None:
+        """The one that was asked last; it took nothing that would count against the budget."""
+        newest = len(self.bench.life.attempts) - 1
+        self.take(self.bench.failed(attempt=newest, in_batch=in_batch, usage=None))
+
+    @lives
+    @rule(agent_id=st.sampled_from(AGENTS))
+    def engine_back(self, agent_id: str) -> None:
+        """Who waits is told."""
+        self.bench.restarted(agent_id)
+        self.take(self.bench.do(dispatch.RoomAppeared()))
+
+    @property
+    def n_deaths(self) -> int:
+        return sum(attempt.died_with for attempt in self.bench.life.attempts)
 
     @lives
     @rule(keys=st.sets(st.sampled_from([f"{agent_id}/{model}" for agent_id in AGENTS for model in "ab"])))
@@ -116,7 +148,9 @@ class AnyOrder(Schedule):
         if not receipt.experts:
             return
         assert len(receipt.experts) == len(self.bench.life.attempts) <= MOST_ATTEMPTS
-        assert Counter(line.expert for line in receipt.experts).most_common(1)[0][1] == 1
+        # An engine that died may be tried again once it has been started again; every other expert gets one chance.
+        again = Counter(attempt.expert.key for attempt in self.bench.life.attempts if not attempt.is_engines_fault)
+        assert not again or again.most_common(1)[0][1] == 1
         answered = [line for line in receipt.experts if line.outcome == AttemptState.ANSWERED]
         assert len(answered) <= 1 or not isinstance(self.bench.life.outcome, Completed)
 

@@ -10,10 +10,8 @@ import pytest
 from moe2.coordinator import dispatch
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.budgets import Budgets, Wish
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert
+from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.dispatch import (
-    BUDGET_EXCEEDED,
-    OVERLOADED,
     AttemptState,
     Cancelled,
     Completed,
@@ -23,7 +21,7 @@ from moe2.coordinator.dispatch import (
     Suspect,
 )
 from moe2.coordinator.dispatch.attempt import LATE_UNMEASURED_S, LEAST_LATE_S
-from moe2.coordinator.powercap import FLEET_CAPPED
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.receipt import receipt_of
 from tests.coordinator.experts import cost, expert, speed
 from tests.coordinator.lives import EXPERTS, LifeBench, outcomes, retires, stopped, submitted
@@ -88,7 +86,7 @@ def test_a_wait_ends_with_a_clear_refusal() -> None:
         assert effects[0] == LeaveQueue(served=False)
         [outcome] = outcomes(effects)
         assert isinstance(outcome, Failed)
-        assert outcome.code == OVERLOADED
+        assert outcome.code == ErrorCode.OVERLOADED
         assert retires(effects)
 
 
@@ -98,18 +96,18 @@ def test_no_place_in_the_queue_is_a_refusal_at_once() -> None:
     effects = life.do(dispatch.RoomRefused())
     [outcome] = outcomes(effects)
     assert isinstance(outcome, Failed)
-    assert outcome.code == OVERLOADED
+    assert outcome.code == ErrorCode.OVERLOADED
     assert retires(effects)
 
 
 def test_who_waits_for_the_fleets_watts_is_told_of_the_cap() -> None:
     """A request waits for room under it as for room with an expert; in vain, it is refused for that."""
     life = LifeBench(queue_s=30.0)
-    life.full, life.why_full = {found.key for found in EXPERTS}, NoExpert(FLEET_CAPPED, "The cap of 100 W.")
+    life.full, life.why_full = {found.key for found in EXPERTS}, NoExpert(ErrorCode.FLEET_CAPPED, "The cap of 100 W.")
     assert life.admitted().effects == [EnterQueue()]
     assert life.do(dispatch.RoomAppeared()) == []
     [outcome] = outcomes(life.at_next())
-    assert outcome == Failed(FLEET_CAPPED, "After 30.5 s: The cap of 100 W.")
+    assert outcome == Failed(ErrorCode.FLEET_CAPPED, "After 30.5 s: The cap of 100 W.")
 
 
 def test_who_gives_up_while_waiting_leaves_nothing() -> None:
@@ -119,7 +117,7 @@ def test_who_gives_up_while_waiting_leaves_nothing() -> None:
     assert effects[0] == LeaveQueue(served=False)
     assert outcomes(effects) == [Cancelled()]
     assert retires(effects)
-    assert receipt_of(life.life).energy["joules"] == 0.0
+    assert receipt_of(life.life).energy.joules == 0.0
     assert life.do(dispatch.RoomAppeared()) == []
 
 
@@ -163,7 +161,7 @@ def test_a_failover_that_waits_in_vain_tells_the_failure() -> None:
 
 
 def busy(waits_s: float) -> NoExpert:
-    return NoExpert(INFEASIBLE_NOW, "Not now.", waits_s=waits_s)
+    return NoExpert(ErrorCode.INFEASIBLE_NOW, "Not now.", waits_s=waits_s)
 
 
 def crowded(waits_s: float, *, queue_s: float = 30.0, **fields: Any) -> LifeBench:
@@ -191,7 +189,7 @@ def test_it_waits_no_longer_than_an_idle_expert_would_leave_it() -> None:
         assert life.life.next_deadline_s == ends_s
         effects = life.at_next()
         assert effects[0] == LeaveQueue(served=False)
-        assert outcomes(effects) == [Failed(INFEASIBLE_NOW, f"After {ends_s - 100.0:.1f} s: Not now.")]
+        assert outcomes(effects) == [Failed(ErrorCode.INFEASIBLE_NOW, f"After {ends_s - 100.0:.1f} s: Not now.")]
         assert retires(effects)
         assert life.life.refused is not None
 
@@ -203,7 +201,7 @@ def test_what_waiting_cannot_help_is_refused_at_once() -> None:
     for life in (crowded(0.0), crowded(8.0, queue_s=0.0), full):
         [outcome] = outcomes(life.effects)
         assert isinstance(outcome, Failed)
-        assert outcome.code == INFEASIBLE_NOW
+        assert outcome.code == ErrorCode.INFEASIBLE_NOW
         assert outcome.message.endswith("Not now.")
         assert retires(life.effects)
 
@@ -218,14 +216,14 @@ def test_every_look_says_anew_how_long_waiting_may_help() -> None:
         assert life.life.next_deadline_s == ends_s
 
 
-@pytest.mark.parametrize("code", [OVERLOADED, INFEASIBLE])
-def test_a_fleet_that_is_full_or_has_lost_somebody_leaves_the_limit_where_it_was(code: str) -> None:
+@pytest.mark.parametrize("code", [ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE])
+def test_a_fleet_that_is_full_or_has_lost_somebody_leaves_the_limit_where_it_was(code: ErrorCode) -> None:
     """What was said of the waiting's use was said then, not now; and whoever is gone may come back."""
     life = crowded(8.0)
     life.now_s, life.refusal = 103.0, NoExpert(code, "Nobody.")
     assert life.room() == []
     [outcome] = outcomes(life.at_next())
-    assert (life.now_s, outcome) == (108.5, Failed(INFEASIBLE_NOW, "After 8.5 s: Not now."))
+    assert (life.now_s, outcome) == (108.5, Failed(ErrorCode.INFEASIBLE_NOW, "After 8.5 s: Not now."))
 
 
 def test_a_wait_that_has_used_up_the_budget_is_not_the_requests_fault() -> None:
@@ -234,7 +232,7 @@ def test_a_wait_that_has_used_up_the_budget_is_not_the_requests_fault() -> None:
     life.now_s, life.refusal = 105.0, busy(0.0)
     effects = life.room()
     assert effects[0] == LeaveQueue(served=False)
-    assert outcomes(effects) == [Failed(INFEASIBLE_NOW, "Not now.")]
+    assert outcomes(effects) == [Failed(ErrorCode.INFEASIBLE_NOW, "Not now.")]
 
 
 def test_a_failover_waits_for_less_load_too() -> None:
@@ -265,7 +263,7 @@ def test_before_the_first_token_a_used_up_budget_is_an_error(wish: Wish) -> None
     assert stopped(effects) == [("agent-1", "req-1.0")]
     [outcome] = outcomes(effects)
     assert isinstance(outcome, Failed)
-    assert outcome.code == BUDGET_EXCEEDED
+    assert outcome.code == ErrorCode.BUDGET_EXCEEDED
 
 
 def test_after_the_first_token_an_answer_is_finished_and_the_receipt_tells() -> None:
@@ -288,7 +286,7 @@ def test_a_strict_request_ends_when_its_budget_does() -> None:
     assert stopped(effects) == [("agent-1", "req-1.0")]
     [outcome] = outcomes(effects)
     assert isinstance(outcome, Failed)
-    assert outcome.code == BUDGET_EXCEEDED
+    assert outcome.code == ErrorCode.BUDGET_EXCEEDED
 
 
 def test_joules_over_the_budget_are_told() -> None:

@@ -68,8 +68,8 @@ def reasons(decision: Decision | None) -> dict[str, str | None]:
 # --- What is drawn ----------------------------------------------------------------------------------------------------
 
 
-def test_a_host_counts_with_what_its_sensors_report() -> None:
-    """With the sum of them, and only while it is connected."""
+def reported_powers() -> CapabilityTable:
+    """A fleet of four: two sensors, none that reads, a simulated one, and one that has left."""
     table = CapabilityTable(stale_s=15.0, evict_s=60.0)
     for agent_id in ("agent-1", "agent-2", "agent-3"):
         table.agent_joined(hello(agent_id), 0.0)
@@ -82,11 +82,33 @@ def test_a_host_counts_with_what_its_sensors_report() -> None:
     table.agent_reported("agent-3", report(expert_report(), sensors=(pretended,)), 0.0)
     table.agent_joined(hello("agent-4"), 0.0)
     table.agent_left("agent-4", 1.0)
-    assert table.host_powers() == (
+    return table
+
+
+def test_a_host_counts_with_what_its_sensors_report() -> None:
+    """A host's power is the sum of its sensors', and counts only while it is connected."""
+    assert reported_powers().host_powers() == (
         HostPower("agent-1", 90.0),
         HostPower("agent-2", None),
         HostPower("agent-3", 5.0, simulated=True),
     )
+
+
+def test_the_fleets_power_says_what_it_leaves_out() -> None:
+    """The fleet's power is the sum over its hosts; those without a figure are counted, a simulated part is marked."""
+    power = reported_powers().fleet_power()
+    assert (power.power_w, power.n_known, power.n_unknown, power.simulated) == (95.0, 2, 1, True)
+    assert CapabilityTable(stale_s=15.0, evict_s=60.0).fleet_power().power_w is None
+
+
+def test_a_sensor_named_like_a_profile_is_not_thereby_simulated() -> None:
+    """The report's own mark decides whether watts are simulated, and only where they are part of the sum."""
+    table = CapabilityTable(stale_s=15.0, evict_s=60.0)
+    table.agent_joined(hello(), 0.0)
+    named = SensorReport(name="profile:orin", state="present", power_w=5.0)
+    silent = SensorReport(name="profile:other", state="absent", simulated=True)
+    table.agent_reported("agent-1", report(expert_report(), sensors=(named, silent)), 0.0)
+    assert not table.fleet_power().simulated
 
 
 @pytest.mark.parametrize(("reported_w", "drawn_w"), [(10.0, 60.0), (80.0, 80.0)])

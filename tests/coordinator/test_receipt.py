@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from moe2.common.cost import Quantiles
+from moe2.common.energy import Energy
 from moe2.common.messages import JobUsage
 from moe2.coordinator.decision import Predicted
 from moe2.coordinator.receipt import Receipt, Seconds, TokenCounts, receipt_of
@@ -46,7 +47,7 @@ def test_joules_come_with_their_quality() -> None:
     """For the request and for each expert."""
     receipt = receipt_of(answered().life)
     for energy in (receipt.energy, receipt.experts[0].energy):
-        assert (energy["joules"], energy["marginal_joules"], energy["quality"]) == (2.0, 1.0, "measured_counter")
+        assert (energy.joules, energy.marginal_joules, energy.quality) == (2.0, 1.0, "measured_counter")
 
 
 def test_every_key_is_there_and_unknown_is_null() -> None:
@@ -57,6 +58,7 @@ def test_every_key_is_there_and_unknown_is_null() -> None:
     assert set(body["tokens"].values()) == {None}
     assert body["predicted"] is None
     assert body["experts"] == []
+    assert set(body["energy"]) == set(Energy.__struct_fields__)
     assert body["energy"]["joules"] is None
     assert body["energy"]["quality"] == "unmeasured"
 
@@ -69,7 +71,7 @@ def test_failed_attempts_are_accounted_too() -> None:
     receipt = receipt_of(life.life)
     assert outcomes(receipt) == [("agent-1/m", "failed"), ("agent-2/m", "answered")]
     assert receipt.experts[0].error == "It died."
-    assert receipt.energy["joules"] == 4.0
+    assert receipt.energy.joules == 4.0
 
 
 def test_a_lost_attempt_makes_the_sum_unknown() -> None:
@@ -80,8 +82,8 @@ def test_a_lost_attempt_makes_the_sum_unknown() -> None:
     receipt = receipt_of(life.life)
     assert outcomes(receipt) == [("agent-1/m", "lost"), ("agent-2/m", "answered")]
     assert receipt.experts[0].decoded_tokens is None
-    assert receipt.energy["joules"] is None
-    assert "The link to name of agent-1 broke." in receipt.energy["reason"]
+    assert receipt.energy.joules is None
+    assert "The link to name of agent-1 broke." in (receipt.energy.reason or "")
 
 
 def test_a_refused_attempt_cost_nothing() -> None:
@@ -90,9 +92,9 @@ def test_a_refused_attempt_cost_nothing() -> None:
     life.failed("queue_full", usage=None, message="Full.")
     life.done(attempt=1)
     receipt = receipt_of(life.life)
-    assert receipt.experts[0].energy["joules"] == 0.0
-    assert receipt.energy["joules"] == 2.0
-    assert receipt.energy["quality"] == "measured_counter"
+    assert receipt.experts[0].energy.joules == 0.0
+    assert receipt.energy.joules == 2.0
+    assert receipt.energy.quality == "measured_counter"
 
 
 def test_an_unmeasured_answer_has_no_joules() -> None:
@@ -101,8 +103,8 @@ def test_an_unmeasured_answer_has_no_joules() -> None:
     life.failed(usage=JobUsage(decoded_tokens=3))
     life.done(attempt=1)
     receipt = receipt_of(life.life)
-    assert receipt.energy["joules"] is None
-    assert receipt.energy["quality"] == "unmeasured"
+    assert receipt.energy.joules is None
+    assert receipt.energy.quality == "unmeasured"
 
 
 def test_a_running_request_has_a_receipt_of_what_is_known() -> None:
@@ -112,7 +114,7 @@ def test_a_running_request_has_a_receipt_of_what_is_known() -> None:
     assert receipt.seconds == Seconds(
         overhead=0.5, queue=None, prefill=None, decode=None, ttft=None, total=None, admission=0.0, simulated=False
     )
-    assert receipt.energy["joules"] is None
+    assert receipt.energy.joules is None
 
 
 def test_a_cancelled_request_shows_what_it_cost() -> None:
@@ -123,4 +125,4 @@ def test_a_cancelled_request_shows_what_it_cost() -> None:
     receipt = receipt_of(life.life)
     assert outcomes(receipt) == [("agent-1/m", "cancelled")]
     assert receipt.tokens.decoded == USAGE.decoded_tokens
-    assert receipt.energy["joules"] == 2.0
+    assert receipt.energy.joules == 2.0

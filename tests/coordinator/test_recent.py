@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.messages import Sampling, SensorReport, TextPrompt
+from moe2.common.messages import Sampling, TextPrompt
 from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Lifecycle, Outcome, Request
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.predict import Demand
-from moe2.coordinator.recent import EnergyHistory, RecentRequests, fleet_power, running
-from tests.coordinator.receipts import UNMEASURED, agent_row, receipt
+from moe2.coordinator.recent import EnergyHistory, RecentRequests, running
+from moe2.coordinator.table import FleetPower
+from tests.coordinator.receipts import UNMEASURED, receipt
 
 STOPPED = Completed("stop")
 SECRET = "the client's words"
@@ -26,7 +28,7 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
         arrived_s=arrived_s,
         deadline_s=arrived_s + 10,
     )
-    return Lifecycle(request=request, choose=lambda _: NoExpert("no_live_expert", ""), outcome=outcome)
+    return Lifecycle(request=request, choose=lambda _: NoExpert(ErrorCode.NO_LIVE_EXPERT, ""), outcome=outcome)
 
 
 def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
@@ -104,9 +106,8 @@ def test_power_is_the_mean_of_its_samples() -> None:
     """10 W and 20 W in one interval are 15 W; a fleet without sensors has none."""
     history = EnergyHistory(bin_s=10.0, capacity=5)
     for power_w in (10.0, 20.0):
-        row = agent_row(sensors=(SensorReport(name="ina3221", state="present", power_w=power_w),))
-        history.power_sampled(fleet_power((row,)), 1000.0)
-    history.power_sampled(fleet_power((agent_row(sensors=()),)), 1010.0)
+        history.power_sampled(FleetPower(power_w=power_w, n_known=1, n_unknown=0, simulated=False), 1000.0)
+    history.power_sampled(FleetPower(power_w=None, n_known=0, n_unknown=1, simulated=False), 1010.0)
     first, second = history.bins()
     assert (first.power_w, first.n_hosts_unknown) == (15.0, 0)
     assert (second.power_w, second.n_hosts_unknown) == (None, 1)
@@ -126,16 +127,3 @@ def test_old_intervals_are_forgotten() -> None:
     for at_s in (1000.0, 1010.0, 1020.0):
         history.request_ended(receipt(), at_s)
     assert [one.start_unix_s for one in history.bins()] == [1010.0, 1020.0]
-
-
-def test_fleet_power_says_what_it_leaves_out() -> None:
-    """Disconnected hosts draw nothing that is known; unmeasured ones are counted; simulated ones are marked."""
-    rows = (
-        agent_row(),
-        agent_row(connected=False),
-        agent_row(sensors=()),
-        agent_row(sensors=(SensorReport(name="profile:agx-orin-maxn", state="present", power_w=10.0),)),
-    )
-    power = fleet_power(rows)
-    assert (power.power_w, power.n_known, power.n_unknown, power.simulated) == (26.5, 2, 1, True)
-    assert fleet_power(()).power_w is None

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from moe2.coordinator.budgets import Budgets, Mode, Wish
-from moe2.coordinator.choice import INFEASIBLE, INFEASIBLE_NOW, NoExpert, Selection, SelectionRequest
+from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.decision import offers_of, refusal_of
-from moe2.coordinator.dispatch import OVERLOADED
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.predict import Demand
 from moe2.coordinator.table import Expert
 from tests.coordinator.experts import cost, expert, selector, speed
@@ -50,7 +50,7 @@ def refused(request: SelectionRequest, *experts: Expert, busy: tuple[int, ...] =
 def test_a_queue_that_is_too_long_is_load() -> None:
     """2.2 s with two others before it, 0.2 s alone: it can wait for 0.8 s, and in 2 s there is a slot."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(2,))
-    assert found.code == INFEASIBLE_NOW
+    assert found.code == ErrorCode.INFEASIBLE_NOW
     assert found.waits_s == pytest.approx(0.8, abs=1e-6)
     assert found.frees_in_s == pytest.approx(2.0)
     assert "load is the cause" in found.message
@@ -72,32 +72,34 @@ def test_what_no_state_of_the_fleet_could_keep_is_the_requests_own() -> None:
     for wish in (Wish(energy_budget_j=1.0, latency_budget_s=9.0), Wish(latency_budget_s=0.1)):
         for busy in (0, 2, 4):
             found = refused(asked(wish), one(1), busy=(busy,))
-            assert (found.code, found.waits_s) == (INFEASIBLE, None)
+            assert (found.code, found.waits_s) == (ErrorCode.INFEASIBLE, None)
 
 
 def test_a_full_expert_that_would_do_is_load() -> None:
     """The other one has room, and is too slow."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), one(2, SLOW), busy=(5, 0))
-    assert found.code == INFEASIBLE_NOW
+    assert found.code == ErrorCode.INFEASIBLE_NOW
     assert "agent-1/m would with less load" in found.message
-    assert refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(5,)).code == OVERLOADED
+    assert refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(5,)).code == ErrorCode.OVERLOADED
 
 
 def test_an_expert_that_keeps_failing_may_come_back() -> None:
     """The one that has failed this very request may not."""
     barred = {"agent-1/m": "it has kept failing"}
     found = refused(asked(Wish(latency_budget_s=1.0), barred=barred), one(1), one(2, SLOW))
-    assert found.code == INFEASIBLE_NOW
+    assert found.code == ErrorCode.INFEASIBLE_NOW
     assert "agent-1/m would, but it has kept failing" in found.message
     excluded = frozenset({"agent-1/m"})
-    assert refused(asked(Wish(latency_budget_s=1.0), excluded=excluded), one(1), one(2, SLOW)).code == INFEASIBLE
+    assert (
+        refused(asked(Wish(latency_budget_s=1.0), excluded=excluded), one(1), one(2, SLOW)).code == ErrorCode.INFEASIBLE
+    )
 
 
 def test_a_pace_that_company_spoils_can_be_waited_for_without_end() -> None:
     """Nothing shrinks meanwhile."""
     crowded = structs.replace(FAST, decode=(0.01, 0.01, 0.0), slots=2)
     found = refused(asked(Wish(tpot_budget_s=0.015)), one(1, crowded, slots=2), busy=(1,))
-    assert (found.code, found.waits_s) == (INFEASIBLE_NOW, math.inf)
+    assert (found.code, found.waits_s) == (ErrorCode.INFEASIBLE_NOW, math.inf)
 
 
 def test_joules_that_only_company_makes_few_enough_are_load_too() -> None:
@@ -106,20 +108,20 @@ def test_joules_that_only_company_makes_few_enough_are_load_too() -> None:
     both = structs.replace(FAST, slots=2)
     request = asked(Wish(energy_budget_j=1.5, latency_budget_s=0.5))
     found = refused(request, one(1, both, energy=shared, slots=2), busy=(4,))
-    assert found.code == INFEASIBLE_NOW
+    assert found.code == ErrorCode.INFEASIBLE_NOW
     assert isinstance(decide(request, one(1, both, energy=shared, slots=2), busy=(1,)), Selection)
     alone = refused(asked(Wish(energy_budget_j=1.5)), one(1, both, energy=shared, slots=2))
-    assert alone.code == INFEASIBLE, "nobody waits for company"
+    assert alone.code == ErrorCode.INFEASIBLE, "nobody waits for company"
     nothing = asked(Wish(energy_budget_j=0.5, latency_budget_s=0.5))
-    assert refused(nothing, one(1, both, energy=shared, slots=2), busy=(4,)).code == INFEASIBLE
+    assert refused(nothing, one(1, both, energy=shared, slots=2), busy=(4,)).code == ErrorCode.INFEASIBLE
 
 
 def test_who_has_waited_in_vain_has_not_asked_for_too_much() -> None:
     """0.15 s are left of 1 s: too little for anybody, but that is what the wait has made of it."""
     found = refused(asked(Wish(latency_budget_s=1.0), elapsed_s=0.85), one(1), busy=(2,))
-    assert (found.code, found.waits_s) == (INFEASIBLE_NOW, 0.0)
+    assert (found.code, found.waits_s) == (ErrorCode.INFEASIBLE_NOW, 0.0)
     assert "when the request came" in found.message
-    assert refused(asked(Wish(latency_budget_s=0.1), elapsed_s=0.05), one(1), busy=(2,)).code == INFEASIBLE
+    assert refused(asked(Wish(latency_budget_s=0.1), elapsed_s=0.05), one(1), busy=(2,)).code == ErrorCode.INFEASIBLE
 
 
 def test_a_category_s_budgets_shrink_like_the_requests_own() -> None:
@@ -127,7 +129,7 @@ def test_a_category_s_budgets_shrink_like_the_requests_own() -> None:
     tight = Budgets(ttft_budget_s=0.5)
     found = decide(asked(Wish()), one(1), busy=(2,), default=tight)
     assert isinstance(found, NoExpert)
-    assert found.code == INFEASIBLE_NOW
+    assert found.code == ErrorCode.INFEASIBLE_NOW
     assert found.waits_s == pytest.approx(0.49)
 
 
@@ -162,11 +164,11 @@ def test_load_is_the_cause_exactly_where_an_idle_fleet_would_do(
     )
     request = asked(wish, elapsed_s=elapsed_s, choice_tokens=2)
     found = decide(request, *experts, busy=tuple(busy for _, _, busy in speeds))
-    if isinstance(found, Selection) or found.code == OVERLOADED:
+    if isinstance(found, Selection) or found.code == ErrorCode.OVERLOADED:
         return
     at_once = replace(request, elapsed_s=0.0)
-    assert (found.code == INFEASIBLE_NOW) == isinstance(decide(at_once, *experts), Selection)
-    if found.code == INFEASIBLE_NOW:
+    assert (found.code == ErrorCode.INFEASIBLE_NOW) == isinstance(decide(at_once, *experts), Selection)
+    if found.code == ErrorCode.INFEASIBLE_NOW:
         assert found.waits_s is not None
         late = replace(request, elapsed_s=elapsed_s + found.waits_s * (1 + 1e-6) + 1e-6)
         assert not isinstance(decide(late, *experts), Selection)

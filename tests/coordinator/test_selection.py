@@ -14,6 +14,7 @@ from moe2.coordinator.budgets import Budgets, Wish
 from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
 from moe2.coordinator.coarse import problem_of
 from moe2.coordinator.decision import decision_of, offers_of
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.planning import branch
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.predict import Demand
@@ -130,7 +131,7 @@ def test_a_context_found_too_small_is_not_tried_again() -> None:
     small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
     assert chosen(asked(least_context_tokens=100), small, large) == "agent-2/m"
     refused = selector().select(asked(least_context_tokens=1000), (small, large), {}, 0)
-    assert refused == NoExpert("context_exceeded", "The largest context among the experts is 1000 tokens.")
+    assert refused == NoExpert(ErrorCode.CONTEXT_EXCEEDED, "The largest context among the experts is 1000 tokens.")
 
 
 def test_a_full_expert_is_passed_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from moe2.common.messages import (
     CancelJob,
+    ExpertState,
     FromAgent,
     JobDone,
     JobFailed,
@@ -21,8 +23,8 @@ from moe2.common.messages import (
 )
 from moe2.coordinator.access.principal import Principal
 from moe2.coordinator.budgets import Wish
-from moe2.coordinator.choice import INFEASIBLE_NOW
 from moe2.coordinator.dispatch import Completed, Failed
+from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.exchange import Exchange
 from moe2.coordinator.ledger.accounts import Accounts
 from moe2.coordinator.ledger.bookkeeper import Bookkeeper
@@ -55,13 +57,17 @@ class ServiceBench:
             settings=DispatchSection(**{"affinity": False, **settings}),
         )
         self._agents: dict[str, str] = {}
+        self._restarts: Counter[str] = Counter()
+        self._fields: dict[str, dict[str, Any]] = {}
         for agent_id in agents:
             self.join(agent_id)
 
     def join(self, agent_id: str, **fields: Any) -> None:
         now_s = asyncio.get_running_loop().time()
         self.table.agent_joined(hello(agent_id), now_s)
-        expert = expert_report(**{"slots": 1, "max_queue": 0, **fields})
+        self._fields[agent_id] = {name: value for name, value in fields.items() if name != "state"}
+        restarts = self._restarts[agent_id]
+        expert = expert_report(**{"slots": 1, "max_queue": 0, "restarts": restarts, **fields})
         self.table.agent_reported(agent_id, report(expert), now_s)
         self.service.fleet_changed()
 
@@ -98,9 +104,24 @@ class ServiceBench:
         self._said(job_id, JobDone(job_id=job_id, reason=reason, usage=USAGE))
         await asyncio.sleep(0)
 
-    async def failed(self, job_id: str, code: str = "internal") -> None:
-        self._said(job_id, JobFailed(job_id=job_id, code=code, message="No.", usage=USAGE))
+    async def failed(self, job_id: str, code: str = "internal", *, in_batch: bool | None = None) -> None:
+        self._said(job_id, JobFailed(job_id=job_id, code=code, message="No.", usage=USAGE, in_batch=in_batch))
         await asyncio.sleep(0)
+
+    async def engine_died(self, agent_id: str, *, in_batch: tuple[str, ...], queued: tuple[str, ...] = ()) -> None:
+        """With these jobs; its agent reports it first."""
+        self._restarts[agent_id] += 1
+        self.join(agent_id, **self._fields[agent_id], state=ExpertState.RESTARTING)
+        for job_id in (*in_batch, *queued):
+            await self.failed(job_id, "engine_crashed", in_batch=job_id in in_batch)
+
+    async def engine_back(self, agent_id: str) -> None:
+        self.join(agent_id, **self._fields[agent_id])
+        await asyncio.sleep(0)
+
+    def given_to(self, agent_id: str) -> list[str]:
+        """Jobs that this agent was given, in that order."""
+        return [job.job_id for job in self.jobs if self._agents[job.job_id] == agent_id]
 
     def open_breakers(self) -> list[str]:
         return [row.expert for row in self.service.status().breakers if row.state == "open"]
@@ -323,7 +344,7 @@ async def test_a_tight_budget_waits_no_longer_than_it_makes_sense() -> None:
     _, outcome = await exchange.receive_all()
     assert asyncio.get_running_loop().time() == pytest.approx(1.8)
     assert isinstance(outcome, Failed)
-    assert outcome.code == INFEASIBLE_NOW
+    assert outcome.code == ErrorCode.INFEASIBLE_NOW
     assert "load is the cause" in outcome.message
     assert exchange.retry_after_s == 2.0
     assert (bench.service.n_active, bench.service.status().waiting) == (2, 0)
@@ -339,4 +360,99 @@ async def test_without_a_place_to_wait_a_tight_budget_is_refused_at_once() -> No
         bench.ask(request_id)
     _, outcome = await bench.ask("tight", wish=TIGHT).receive_all()
     assert isinstance(outcome, Failed)
-    assert outcome.code == INFEASIBLE_NOW
+    assert outcome.code == ErrorCode.INFEASIBLE_NOW
+
+
+# --- Poison -----------------------------------------------------------------------------------------------------------
+
+
+@on_virtual_clock
+async def test_suspects_are_tried_one_after_another_and_before_others() -> None:
+    """On the engine that is back: alone, so that the second death leaves no doubt; then whoever only waited."""
+    bench = ServiceBench()
+    bench.join("agent-1", slots=3, max_queue=1)
+    for request_id in ("poison", "innocent", "third", "queued"):
+        bench.ask(request_id)
+    await bench.engine_died("agent-1", in_batch=("poison.0", "innocent.0", "third.0"), queued=("queued.0",))
+    assert bench.service.status().waiting == 4
+    await bench.engine_back("agent-1")
+    assert bench.given_to("agent-1")[4:] == ["poison.1"]
+    await bench.engine_died("agent-1", in_batch=("poison.1",))
+    await bench.engine_back("agent-1")
+    assert bench.given_to("agent-1")[5:] == ["innocent.1"]
+    await bench.done("innocent.1")
+    assert bench.given_to("agent-1")[6:] == ["third.1"]
+    await bench.done("third.1")
+    assert bench.given_to("agent-1")[7:] == ["queued.1"]
+    await bench.done("queued.1")
+    assert bench.open_breakers() == []
+    assert len(bench.receipts) == 4
+
+
+@on_virtual_clock
+async def test_a_suspect_finds_an_idle_engine_in_a_busy_fleet() -> None:
+    """The least busy one takes nothing new until it has had it; others wait for the engine that works on."""
+    bench = ServiceBench()
+    bench.join("agent-1")
+    poison = bench.ask("poison")
+    bench.join("agent-2", slots=2)
+    for request_id in ("b", "c"):
+        bench.ask(request_id)
+    await bench.engine_died("agent-1", in_batch=("poison.0",))
+    bench.ask("d")
+    await bench.done("b.0")
+    assert bench.given_to("agent-2") == ["b.0", "c.0"], "it is to fall idle"
+    await bench.done("c.0")
+    assert bench.given_to("agent-2") == ["b.0", "c.0", "poison.1"]
+    bench.token("poison.1")
+    await asyncio.sleep(0)
+    assert bench.given_to("agent-2")[3:] == ["d.0"], "it is past where the engine died"
+    await bench.done("poison.1")
+    _, outcome = await poison.receive_all()
+    assert isinstance(outcome, Completed)
+
+
+@on_virtual_clock
+async def test_deaths_that_a_request_explains_open_no_breaker() -> None:
+    """However many there are: the expert is innocent."""
+    bench = ServiceBench()
+    bench.join("agent-1")
+    for n in range(4):
+        exchange = bench.ask(f"r{n}")
+        for attempt in range(2):
+            await bench.engine_died("agent-1", in_batch=(f"r{n}.{attempt}",))
+            await bench.engine_back("agent-1")
+        _, outcome = await exchange.receive_all()
+        assert isinstance(outcome, Failed)
+        assert outcome.code == "crash_suspected"
+    assert bench.open_breakers() == []
+
+
+@on_virtual_clock
+async def test_deaths_that_no_request_explains_open_the_breaker() -> None:
+    """All that it died with were answered elsewhere: the engine itself is bad."""
+    bench = ServiceBench("agent-1", "agent-2")
+    for n in range(3):
+        bench.ask(f"r{n}")
+        await bench.engine_died("agent-1", in_batch=(f"r{n}.0",))
+        await bench.done(f"r{n}.1")
+        assert bench.agent_of(f"r{n}.1") == "agent-2"
+        await bench.engine_back("agent-1")
+        await asyncio.sleep(1)
+    assert bench.open_breakers() == ["agent-1/m"]
+
+
+@on_virtual_clock
+async def test_an_engine_that_hung_and_was_restarted_is_a_new_one() -> None:
+    """Its breaker was open while it hung; innocents are not kept from it afterwards."""
+    bench = ServiceBench("agent-1")
+    bench.ask("r")
+    bench.service.client_gone("r")
+    await asyncio.sleep(11)
+    assert bench.open_breakers() == ["agent-1/m"]
+    await bench.engine_died("agent-1", in_batch=())
+    assert bench.open_breakers() == ["agent-1/m"]
+    await bench.engine_back("agent-1")
+    assert bench.open_breakers() == []
+    bench.ask("next")
+    assert bench.working[-1] == "next"

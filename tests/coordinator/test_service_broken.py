@@ -110,7 +110,7 @@ async def test_one_exception_is_a_failure_in_order() -> None:
     await bench.done(job.job_id, "cancelled")
     assert bench.service.n_active == 0
     (receipt,) = bench.receipts
-    assert receipt.energy["joules"] is not None
+    assert receipt.energy.joules is not None
     assert (bench.service.totals.failed, bench.service.totals.finished) == (1, 0)
 
 

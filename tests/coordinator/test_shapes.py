@@ -280,6 +280,7 @@ def test_an_error_in_a_stream_is_an_event_of_its_own() -> None:
         ("queue_full", 429, "rate_limit_error", "overloaded", True),
         ("internal", 500, "server_error", "internal", False),
         ("engine_crashed", 502, "server_error", "engine_crashed", True),
+        ("crash_suspected", 422, "invalid_request_error", "crash_suspected", False),
         ("agent_lost", 502, "server_error", "agent_lost", True),
         ("no_live_expert", 503, "server_error", "no_live_expert", True),
         ("fleet_capped", 503, "server_error", "fleet_capped", True),

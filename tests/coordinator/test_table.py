@@ -281,3 +281,37 @@ def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
     assert table.rows(0.0) == ()
     table.agent_removed("agent-1")
     assert table.epoch == epoch + 1
+
+
+# --- Who has broken a rule --------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_broke_a_rule_gets_no_requests_for_a_while(table: CapabilityTable) -> None:
+    """Its experts cannot be chosen until its suspension ends, and the others can."""
+    join(table)
+    join(table, "agent-2")
+    epoch = table.epoch
+    until_s = table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    assert table.epoch > epoch
+    assert keys(table, 1.0) == ["agent-2/m"]
+    assert keys(table, until_s) == ["agent-1/m", "agent-2/m"]
+
+
+def test_a_suspension_outlasts_a_new_connection(table: CapabilityTable) -> None:
+    """An agent does not get out of it by connecting again."""
+    join(table)
+    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    table.agent_left("agent-1", 2.0)
+    join(table, now_s=3.0)
+    assert keys(table, 3.0) == []
+
+
+def test_a_breach_is_a_named_warning_in_the_agents_row(table: CapabilityTable) -> None:
+    """An operator sees who broke which rule, and how long it is set aside."""
+    join(table)
+    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    [row] = table.rows(2.0)
+    [warning] = row.warnings
+    assert warning.code == "agent_broke_rules"
+    assert "joules is nan" in warning.message
+    assert "4 s" in warning.message

@@ -122,7 +122,7 @@ def test_the_receipt_tells_how_it_came_about(vote: PanelBench) -> None:
     receipt = receipt_of(vote.life)
     assert receipt.mode == "vote"
     assert [(line.purpose, line.outcome) for line in receipt.experts] == [("score", "answered")] * 3
-    assert receipt.energy["joules"] == pytest.approx(6.0)
+    assert receipt.energy.joules == pytest.approx(6.0)
     assert receipt.collaboration == vote.together
     assert receipt.decision is not None
     assert [row.weight for row in receipt.decision.experts] == pytest.approx([0.5, 0.3, 0.2])

@@ -23,21 +23,35 @@ from moe2.agent.settings import AgentSettings
 from tests.fakes.fleet import FAKE_EXPERT
 
 CLOCK_VARIABLE = "MOE2_TEST_CLOCK_AHEAD_S"
+SLOTS_VARIABLE = "MOE2_TEST_SLOTS"
+STUCK_VARIABLE = "MOE2_TEST_STUCK_S"
 
 
 @asynccontextmanager
 async def agent_process(
-    root: Path, name: str, url: str, *, token: str, expert: Sequence[str] = (), profile: str = "-", ahead_s: float = 0.0
+    root: Path,
+    name: str,
+    url: str,
+    *,
+    token: str,
+    expert: Sequence[str] = (),
+    profile: str = "-",
+    ahead_s: float = 0.0,
+    slots: int = 1,
+    stuck_s: float = 60.0,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running agent process; killed in the end, if it still lives.
 
-    ahead_s: how far its host's wall clock is ahead of everybody's.
+    ahead_s: how far its host's wall clock is ahead of everybody's. slots: of its expert. stuck_s: its
+    `engine.stuck_s`.
     """
     (root / f"{name}.token").write_text(token)
     argv = (sys.executable, "-m", "tests.fakes.agentprocess", str(root), name, url, profile, *expert)
     # Its log is only of interest to whoever looks for a failure's cause.
     with (root / f"{name}.log").open("ab") as log:
-        environment = os.environ | {CLOCK_VARIABLE: str(ahead_s)}
+        environment = (
+            os.environ | {CLOCK_VARIABLE: str(ahead_s), SLOTS_VARIABLE: str(slots)} | {STUCK_VARIABLE: str(stuck_s)}
+        )
         process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log, env=environment)
     try:
         yield process
@@ -69,8 +83,12 @@ def main() -> None:
                 "reconnect_first_s": 0.02,
                 "reconnect_most_s": 0.1,
             },
-            "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1},
-            "models": [{"name": "fake", "path": gguf, "slots": 1}],
+            "engine": {
+                "restart_first_s": 0.02,
+                "restart_most_s": 0.1,
+                "stuck_s": float(os.environ.get(STUCK_VARIABLE, "60")),
+            },
+            "models": [{"name": "fake", "path": gguf, "slots": int(os.environ.get(SLOTS_VARIABLE, "1"))}],
         }
     )
     sensors = SensorSettings(

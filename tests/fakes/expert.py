@@ -1,7 +1,8 @@
 """A fake expert: a real process that speaks the engine child's protocol, without a model.
 
 It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`; to a follower it proposes
-the same. With `--prefers TEXT` it scores this continuation highest. Run freely it is instant. With `--control SOCKET`
+the same. With `--prefers TEXT` it scores this continuation highest. A prompt with the word of `--dies-on` or
+`--hangs-on` makes it do so, with all its other jobs. Run freely it is instant. With `--control SOCKET`
 it asks a test for permission before each step, so that a test can hold it in any phase and let it crash there, without
 a sleep: it sends lines such as "prefill JOB", "token JOB N", "score JOB" or "propose JOB N" and waits for one of "go",
 "crash", "hang", "garbage" or, for a token, "shout" (it writes the word in capitals), followed by the line that it
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from math import log
 from pathlib import Path
@@ -127,6 +129,7 @@ class FakeExpert:
         decoded, reason = 0, "cancelled"
         try:
             self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
+            self._fall_ill(words)
             await self._permission(f"prefill {job.job_id}")
             most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
             while decoded < most:
@@ -235,6 +238,13 @@ class FakeExpert:
                 os.write(1, b"\xff" * 16)
         return answer
 
+    def _fall_ill(self, words: list[str]) -> None:
+        """Die, or stop answering anybody, of a prompt that has this effect."""
+        if self._options.dies_on in words:
+            os.abort()
+        if self._options.hangs_on in words:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
     def _say(self, event: Event) -> None:
         os.write(1, length_prefixed(self._events.encode(event)))
 
@@ -261,6 +271,8 @@ def main() -> None:
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    parser.add_argument("--dies-on", metavar="WORD")
+    parser.add_argument("--hangs-on", metavar="WORD")
     parser.add_argument("--prefers", metavar="TEXT", help="the continuation that it scores highest")
     asyncio.run(FakeExpert(parser.parse_args()).run())
 

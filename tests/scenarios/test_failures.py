@@ -54,14 +54,14 @@ async def test_engine_crash_after_the_first_token_is_an_error_event(
 async def test_engine_is_back_after_a_crash(
     tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
 ) -> None:
-    """The daemon survives, restarts its child and serves again; the loss is reported."""
+    """The daemon survives, restarts its child and serves again: first the request that it died with."""
     async with fleet(tmp_path, engine_argv=controlled) as running:
         request = asyncio.create_task(running.chat("a b", max_tokens=2))
         (await control.next_phase()).answer("crash")
-        failed = await request
-        assert failed.status == 502
-        assert (await failed.json())["error"]["code"] == "engine_crashed"
         control.free = True
+        answer = await request
+        assert answer.status == 200
+        assert [line["outcome"] for line in (await answer.json())["moe2"]["experts"]] == ["failed", "answered"]
         await running.until_status(lambda status: status.agents[0].experts[0].restarts > 0)
         await running.until(ready=1)
         async with await running.chat("c", max_tokens=1) as answer:
@@ -167,7 +167,7 @@ async def test_a_time_limit_of_two_milliseconds_is_no_internal_error(tmp_path: P
                 return answer.status
 
         statuses = [status for _ in range(10) for status in await asyncio.gather(*(ask() for _ in range(20)))]
-        assert set(statuses) <= {200, 504}
+        assert 500 not in statuses
         await running.quiet()
         status = running.coordinator.status()
         assert status.dispatch.internal_errors == 0

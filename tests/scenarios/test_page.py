@@ -19,6 +19,7 @@ from moe2.coordinator.api.events import EventsRoute
 from moe2.coordinator.api.page import PageRoute
 from moe2.coordinator.api.plan import PLAN_ROUTE
 from moe2.coordinator.recent import RecentPast
+from moe2.coordinator.table import CapabilityTable
 from tests.coordinator.access.keys import add_key, revoke
 from tests.coordinator.receipts import agent_row, status
 from tests.fakes.browser import Browser, chromium
@@ -427,7 +428,12 @@ class FakeCoordinator:
         self.bodies: list[dict[str, Any]] = []
         self._plan = plan
         self._key = key
-        self._feed = EventsRoute(RecentPast(), status=lambda: status(agent_row()), lives=lambda: ())
+        self._feed = EventsRoute(
+            RecentPast(),
+            status=lambda: status(agent_row()),
+            power=CapabilityTable(stale_s=1.0, evict_s=1.0).fleet_power,
+            lives=lambda: (),
+        )
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])

@@ -96,6 +96,17 @@ def test_the_books_go_on_where_the_ledger_left_them() -> None:
     assert accounts.left(KEY, MONDAY) == Left(5.0, 990)
 
 
+def test_a_key_counts_its_requests_that_engines_died_with() -> None:
+    """Of the day, beside all of its requests."""
+    accounts = Accounts()
+    accounts.settle(KEY, MONDAY, "r1", Amount(1.0, 1), crash_suspected=True)
+    accounts.settle(KEY, MONDAY, "r2", Amount(1.0, 1))
+    spent = accounts.statement(KEY, MONDAY).spent
+    assert (spent.n_requests, spent.n_crash_suspected) == (2, 1)
+    accounts.settle(KEY, TUESDAY, "r3", Amount(1.0, 1))
+    assert accounts.statement(KEY, TUESDAY).spent.n_crash_suspected == 0
+
+
 def test_keys_have_nothing_to_do_with_each_other() -> None:
     """One key's use leaves another's limit alone."""
     accounts = Accounts()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
-
 from moe2.common.energy import Energy, Quality
 from moe2.common.messages import JobUsage
 from moe2.coordinator.dispatch import Lifecycle
@@ -52,16 +48,6 @@ def test_a_request_that_never_ran_used_nothing() -> None:
     for attempt in range(3):
         bench.failed("queue_full", attempt=attempt, usage=None)
     assert used(bench.life, receipt_of(bench.life)) == Amount(0.0, 0)
-
-
-@pytest.mark.parametrize("joules", [math.nan, math.inf, -1.0, 1e300])
-def test_an_implausible_figure_is_unknown(joules: float) -> None:
-    """One of them would spoil every sum."""
-    bench = LifeBench().admitted()
-    bench.done(usage=usage(joules, prompt=10**30))
-    written = entry(bench.life)
-    assert (written.joules, written.attempts[0].joules, written.quality) == (None, None, "unmeasured")
-    assert (written.prompt_tokens, written.attempts[0].prompt_tokens) == (None, None)
 
 
 def test_a_text_that_no_database_takes_is_mended() -> None:

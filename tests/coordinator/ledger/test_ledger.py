@@ -100,12 +100,12 @@ async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         ledger.record(request_entry("req-1"))
-        ledger.record(request_entry("req-2", joules=None, charged_j=8.0))
+        ledger.record(request_entry("req-2", joules=None, charged_j=8.0, outcome="failed", code="crash_suspected"))
         await ledger.record(request_entry("req-3", day="1970-01-02"))
     async with running(path) as ledger:
         [today] = ledger.today
     assert (today.key_id, today.energy_j, today.held_j) == ("k1", 13.0, 8.0)
-    assert (today.tokens, today.n_requests, today.n_unmeasured) == (34, 2, 1)
+    assert (today.tokens, today.n_requests, today.n_unmeasured, today.n_crash_suspected) == (34, 2, 1, 1)
 
 
 async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,10 +75,10 @@ class Invariants:
                     assert attempt.error, "lost joules need a reason"
                     known.append(None)
             if None in known:
-                assert receipt.energy["joules"] is None
-                assert receipt.energy["reason"]
+                assert receipt.energy.joules is None
+                assert receipt.energy.reason
             else:
-                assert receipt.energy["joules"] == sum(joules for joules in known if joules is not None)
+                assert receipt.energy.joules == sum(joules for joules in known if joules is not None)
         self._n_retired[id(coordinator)] = len(coordinator.retired)
 
     def check_end(self) -> None:
@@ -120,8 +120,8 @@ class Invariants:
             for attempt in life.attempts:
                 burnt_j = books.joules(attempt.job_id)
                 line = next(line for line in receipt.experts if line.expert == attempt.expert.key)
-                if line.energy["joules"] is not None:
-                    assert line.energy["joules"] == burnt_j, f"{attempt.job_id}: {line}"
+                if line.energy.joules is not None:
+                    assert line.energy.joules == burnt_j, f"{attempt.job_id}: {line}"
                 else:
-                    assert line.energy["quality"] == Quality.UNMEASURED
-                    assert line.energy["reason"]
+                    assert line.energy.quality == Quality.UNMEASURED
+                    assert line.energy.reason
