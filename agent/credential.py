@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from moe2.agent.identity import Identity
 from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.secretfile import read_secret
@@ -18,24 +19,31 @@ SECRET_BYTES = 32
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """secret: what proves that this agent is itself. enrolled: a coordinator has taken it in."""
+    """secret: what proves that this agent is itself. enrolled: a coordinator has taken it in.
+
+    agent_id: whose it is; None in files of earlier releases.
+    """
 
     secret: str
     enrolled: bool = False
+    agent_id: str | None = None
 
 
 class AgentPapers:
     """What the agent shows at each connection: its credential, and until it is enrolled, the token.
 
+    A credential that was made for another identity is not shown; a new one takes its place.
     Raises `ConfigError` if it is not enrolled and there is no token, `Moe2Error` if the state directory is unusable.
     """
 
-    def __init__(self, *, agent_id: str, agent_name: str, state_dir: Path, token_file: Path | None) -> None:
-        self._agent_id = agent_id
+    def __init__(self, *, identity: Identity, agent_name: str, state_dir: Path, token_file: Path | None) -> None:
+        self._identity = identity
         self._agent_name = agent_name
         self._path = state_dir / FILE_NAME
         self.token_file = token_file
-        self._credential = _load(self._path)
+        self._credential = _load(self._path, identity)
+        self.is_copy_to_enrol = identity.copied_from is not None and not self._credential.enrolled
+        """This host is a copy of another one, and has not been enrolled as an agent of its own before this start."""
         self._show_token = not self._credential.enrolled
         if self._show_token:
             self._token()
@@ -43,7 +51,7 @@ class AgentPapers:
     def headers(self) -> dict[str, str]:
         """For the upgrade request. Raises `ConfigError` if the token is needed and cannot be read."""
         secret = self._credential.secret
-        who = {AGENT_ID_HEADER: self._agent_id, AGENT_NAME_HEADER: quote(self._agent_name)}
+        who = {AGENT_ID_HEADER: self._identity.agent_id, AGENT_NAME_HEADER: quote(self._agent_name)}
         if self._show_token:
             return {"Authorization": f"Bearer {self._token()}", CREDENTIAL_HEADER: secret, **who}
         return {"Authorization": f"Bearer {secret}", **who}
@@ -70,19 +78,46 @@ class AgentPapers:
         return True
 
     def _token(self) -> str:
-        if self.token_file is None:
-            raise ConfigError(["coordinator.token_file: required until this agent is enrolled, but not set."])
-        return read_secret(self.token_file)
+        try:
+            if self.token_file is None:
+                raise ConfigError(["coordinator.token_file: required until this agent is enrolled, but not set."])
+            return read_secret(self.token_file)
+        except ConfigError as error:
+            if not self.is_copy_to_enrol:
+                raise
+            raise ConfigError(
+                [
+                    *error.faults,
+                    f"This host's state was copied from another machine ({self._identity.copied_from}), so that it is "
+                    "a new agent and has to enrol: put a token from `moe2-coordinator agents enrol-token create NAME` "
+                    "into its token_file.",
+                ]
+            ) from error
 
 
-def _load(path: Path) -> Credential:
-    """The stored credential; made and stored on the first call."""
+def _load(path: Path, identity: Identity) -> Credential:
+    """The stored credential; made and stored on the first call, and anew for a copy of another agent's state."""
+    stored = _read(path)
+    if stored is None or not _is_of(stored, identity):
+        fresh = Credential(secret=secrets.token_urlsafe(SECRET_BYTES), agent_id=identity.agent_id)
+    elif stored.agent_id is None:
+        fresh = msgspec.structs.replace(stored, agent_id=identity.agent_id)
+    else:
+        return stored
+    _store(path, fresh)
+    return fresh
+
+
+def _is_of(stored: Credential, identity: Identity) -> bool:
+    """A credential without an id is from an earlier release, and a copy's is the original's."""
+    return stored.agent_id == identity.agent_id or (stored.agent_id is None and identity.copied_from is None)
+
+
+def _read(path: Path) -> Credential | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Credential)
     except FileNotFoundError:
-        credential = Credential(secret=secrets.token_urlsafe(SECRET_BYTES))
-        _store(path, credential)
-        return credential
+        return None
     except OSError as error:
         raise _unusable(path, error) from error
     except msgspec.MsgspecError as error:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
@@ -38,6 +39,7 @@ from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
+from moe2.common.clock import clock_warnings
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
@@ -108,7 +110,8 @@ class AgentDaemon:
         self._alarm = Alarm(lambda: self._dispatch(core.TimePassed()))
         self._report_s = UNWELCOMED_REPORT_S
         self._report_seq = 0
-        self._agent_id = load_identity(settings.agent.state_dir)
+        self._identity = load_identity(settings.agent.state_dir)
+        self._agent_id = self._identity.agent_id
         self._name = settings.agent.name or socket.gethostname()
         self._sensor_settings = sensors or sensors_wanted(settings.sensors)
         self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
@@ -126,11 +129,15 @@ class AgentDaemon:
         )
         link = settings.coordinator
         self._papers = AgentPapers(
-            agent_id=self._agent_id,
+            identity=self._identity,
             agent_name=self._name,
             state_dir=settings.agent.state_dir,
             token_file=link.token_file,
         )
+        copied = self._identity.copied_warning
+        self._copy_warnings = (copied,) if copied and self._papers.is_copy_to_enrol else ()
+        if self._copy_warnings:
+            log.warning("identity_copied", agent_id=self._agent_id, copied_from=self._identity.copied_from)
         self._link = Link(
             url=link.url,
             papers=self._papers,
@@ -141,6 +148,8 @@ class AgentDaemon:
                 agent_id=self._agent_id,
                 agent_name=self._name,
                 agent_version=__version__,
+                instance_id=uuid.uuid4().hex,
+                hostname=self._host.hostname or None,
             ),
             timing=link,
             backoff=self._link_backoff(settings),
@@ -198,6 +207,8 @@ class AgentDaemon:
         warnings = (
             *agent_warnings(self._link.status, experts, sensors),
             *self._monitor.warnings(),
+            *self._copy_warnings,
+            *clock_warnings(time.time()),
             *self._reload.warnings(),
         )
         return AgentStatus(

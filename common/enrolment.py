@@ -25,6 +25,7 @@ class Refusal(StrEnum):
 
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - a name
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
+    TOKEN_UNDECIDED = "token_undecided"  # noqa: S105
     TOKEN_USED_UP = "token_used_up"  # noqa: S105
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
     CREDENTIAL_UNKNOWN = "credential_unknown"
@@ -32,6 +33,7 @@ class Refusal(StrEnum):
     CREDENTIAL_NEEDED = "credential_needed"
     IDENTITY_TAKEN = "identity_taken"
     IDENTITY_MISMATCH = "identity_mismatch"
+    AGENT_ID_SHARED = "agent_id_shared"
 
 
 _NEW_TOKEN = "Put a token from `moe2-coordinator agents enrol-token create NAME` into the agent's token_file."  # noqa: S105
@@ -39,6 +41,10 @@ _FORGET = "On the coordinator `moe2-coordinator agents forget AGENT` lets it enr
 WHY: dict[Refusal, tuple[str, str]] = {
     Refusal.TOKEN_REFUSED: ("The enrolment token is wrong or missing.", _NEW_TOKEN),
     Refusal.TOKEN_EXPIRED: ("The enrolment token has expired.", _NEW_TOKEN),
+    Refusal.TOKEN_UNDECIDED: (
+        "The enrolment token expires, and the coordinator's clock is wrong: it cannot tell whether it has.",
+        "Set the clock of the coordinator's host; `moe2-coordinator status` tells what it says.",
+    ),
     Refusal.TOKEN_USED_UP: ("The enrolment token has been used as often as it may be.", _NEW_TOKEN),
     Refusal.TOKEN_REVOKED: ("The enrolment token has been revoked.", _NEW_TOKEN),
     Refusal.CREDENTIAL_UNKNOWN: ("The coordinator does not know this agent's credential.", _NEW_TOKEN),
@@ -53,6 +59,11 @@ WHY: dict[Refusal, tuple[str, str]] = {
         f"If it has lost its credential: {_FORGET}",
     ),
     Refusal.IDENTITY_MISMATCH: ("The agent says it is another one than its credential belongs to.", _FORGET),
+    Refusal.AGENT_ID_SHARED: (
+        "Another host is connected with this agent's id.",
+        "If one of the two was copied from the other: give it another /etc/machine-id "
+        "(`sudo rm /etc/machine-id && sudo systemd-machine-id-setup`), and restart moe2-agent there.",
+    ),
 }
 """For each refusal, what is wrong and what to do about it."""
 

@@ -80,6 +80,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text).strip()
 
 
+def shortened(text: str, max_characters: int) -> str:
+    """`text` itself, or its beginning and its end around the number of characters left out.
+
+    What a message repeats of foreign input is bounded by it, and its end, often the remedy, stays readable.
+    """
+    if len(text) <= max_characters:
+        return text
+    head = max_characters * 2 // 3
+    tail = max_characters - head
+    return f"{text[:head]} … ({len(text) - head - tail} characters left out) … {text[len(text) - tail :]}"
+
+
 def fact_line(word: str, /, **facts: object) -> str:
     """One line of plain output: a word, then key=value pairs that a shell's rules split. None is shown as unknown."""
     return " ".join([word, *(f"{key}={_quoted(value)}" for key, value in facts.items())])

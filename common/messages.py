@@ -46,13 +46,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, tag="hello"):
-    """Agent to coordinator, first frame. The enrolment token travels in the upgrade request, never in a message."""
+    """Agent to coordinator, first frame. The enrolment token travels in the upgrade request, never in a message.
+
+    instance_id: of the process that speaks, drawn anew at each start: it tells a reconnect from another host that
+    claims the same agent_id. hostname: of its host. Both are None from earlier releases.
+    """
 
     protocol_min: int
     protocol_max: int
     agent_id: str
     agent_name: str
     agent_version: str
+    instance_id: str | None = None
+    hostname: str | None = None
 
 
 class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):

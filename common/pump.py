@@ -61,6 +61,11 @@ class Pump:
         """There is something to send."""
         self._wake.set()
 
+    def reschedule(self) -> None:
+        """The session's next deadline has changed, and there may be something to send."""
+        self._rescheduled.set()
+        self._wake.set()
+
     def close(self, reason: str) -> None:
         """Say goodbye once everything queued has been sent; `run` then returns."""
         self._closing = reason

@@ -17,7 +17,7 @@ class Notifier:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         watchdog_us = environment.get("WATCHDOG_USEC")
         is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self.watchdog_s = int(watchdog_us) / 1e6 if watchdog_us and watchdog_us.isdigit() and is_ours else None
+        self.watchdog_s = int(watchdog_us) / 1e6 if watchdog_us and watchdog_us.isdecimal() and is_ours else None
         """systemd restarts us if it hears nothing for this long; None without a watchdog."""
 
     def notify(self, *assignments: str) -> None:

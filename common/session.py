@@ -53,6 +53,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Greeted:
+    """The agent has said hello and waits for `welcome` or `refuse`; on the coordinator's side, where it decides."""
+
+    hello: Hello
+    protocol: int
+
+
+@dataclass(frozen=True)
 class MessageReceived:
     message: JobMessage
 
@@ -103,7 +111,7 @@ class Closed:
     remedy: str | None = None
 
 
-SessionEvent = Opened | MessageReceived | RttMeasured | PeerFaulted | PeerUnreadable | NotSent | Closed
+SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | PeerUnreadable | NotSent | Closed
 
 
 class Session:
@@ -130,6 +138,15 @@ class Session:
     @property
     def is_open(self) -> bool:
         return self._handshake_deadline_s is None and self.closed is None
+
+    @property
+    def last_heard_s(self) -> float:
+        """When the peer's last frame came."""
+        return self._last_heard_s
+
+    def probe(self, now_s: float) -> None:
+        """Ask at the next `tick` whether the peer is alive, not only at the next heartbeat."""
+        self._next_ping_s = now_s
 
     @property
     def next_deadline_s(self) -> float | None:
@@ -328,10 +345,11 @@ class AgentSession(Session):
 class CoordinatorSession(Session):
     """The coordinator's end: waits for a hello, negotiates the version, welcomes or refuses.
 
-    welcome: its `protocol` is the newest that is spoken.
+    welcome: its `protocol` is the newest that is spoken. asks_first: a hello is not welcomed at once, but told of by a
+    `Greeted`; the caller then calls `welcome` or `refuse` before the handshake's deadline.
     """
 
-    def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float) -> None:
+    def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float, asks_first: bool = False) -> None:
         super().__init__(
             now_s=now_s,
             handshake_s=handshake_s,
@@ -339,10 +357,13 @@ class CoordinatorSession(Session):
             max_frame_bytes=welcome.max_frame_bytes,
         )
         self._welcome = welcome
+        self._asks_first = asks_first
+        self._greeted: Greeted | None = None
 
     def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
-        if not isinstance(message, Hello):
-            return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "Expected a hello.")]
+        if not isinstance(message, Hello) or self._greeted is not None:
+            reason = "Expected one hello, and nothing else before the welcome."
+            return [self._fail(LinkCode.UNEXPECTED_MESSAGE, reason)]
         protocol = min(message.protocol_max, self._welcome.protocol)
         if protocol < max(message.protocol_min, OLDEST_PROTOCOL_VERSION):
             older = "agent" if message.protocol_max < OLDEST_PROTOCOL_VERSION else "coordinator"
@@ -354,9 +375,17 @@ class CoordinatorSession(Session):
                     f"Upgrade moe2 on the {older}.",
                 )
             ]
+        self._greeted = Greeted(message, protocol)
+        return [self._greeted if self._asks_first else self.welcome(now_s)]
+
+    def welcome(self, now_s: float) -> Opened:
+        """Welcome the agent that has said hello. Raises `ProtocolError` if none has, or the session is closed."""
+        if self._greeted is None or self.closed:
+            raise ProtocolError("No agent waits to be welcomed.", code=LinkCode.SESSION_NOT_OPEN)
+        protocol = self._greeted.protocol
         self._queue(msgspec.structs.replace(self._welcome, protocol=protocol))
         self._established(now_s, protocol)
-        return [Opened(protocol, hello=message)]
+        return Opened(protocol, hello=self._greeted.hello)
 
     def refuse(self, code: str, message: str, remedy: str | None = None) -> Closed:
         """Turn the agent away for a reason that only the caller knows, such as an identity that is already online."""

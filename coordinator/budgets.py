@@ -12,6 +12,7 @@ from moe2.common.config import Settings
 from moe2.coordinator.planning.problem import Quantile
 
 DEFAULT_CATEGORY = "default"
+MAX_CATEGORY_CHARACTERS = 200
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -93,7 +94,7 @@ class Wish(Budgets):
     resume: where an expert fails in mid-answer, another one goes on from there.
     """
 
-    category: str | None = None
+    category: Annotated[str, Field(max_length=MAX_CATEGORY_CHARACTERS)] | None = None
     choices: tuple[str, ...] | None = None
     length_normalised: bool | None = None
     strict: bool = False

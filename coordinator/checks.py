@@ -328,7 +328,15 @@ def hello_fault(hello: Hello) -> str | None:
     """What is wrong with how an agent introduces itself; None if nothing is."""
     if not AGENT_ID.fullmatch(hello.agent_id):
         return f"its id {hello.agent_id[:MAX_NAME_CHARACTERS]!r} is not 1 to 64 letters, digits or . _ -"
-    return _name_fault("its name", hello.agent_name) or _name_fault("its version", hello.agent_version)
+    names = {
+        "its name": hello.agent_name,
+        "its version": hello.agent_version,
+        "its instance id": hello.instance_id,
+        "its host's name": hello.hostname,
+    }
+    return next(
+        (fault for what, name in names.items() if name is not None and (fault := _name_fault(what, name))), None
+    )
 
 
 def _name_fault(what: str, name: str) -> str | None:

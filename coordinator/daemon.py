@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
+from moe2.common.clock import clock_warnings
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
@@ -216,6 +217,8 @@ class CoordinatorDaemon:
                 *self._selector.appraiser.warnings(),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
+                *self._hub.warnings(),
+                *clock_warnings(time()),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
                 *(self._keys.warnings() if self._keys else ()),
@@ -303,7 +306,13 @@ class CoordinatorDaemon:
         if isinstance(life.outcome, Completed) and life.leading:
             # So that the answer can be scored later.
             expert, request = life.leading.expert, life.request
-            self._feedback.answered(request.request_id, expert=expert.key, model=expert.model, prompt=request.text)
+            self._feedback.answered(
+                request.request_id,
+                expert=expert.key,
+                model=expert.model,
+                prompt=request.text,
+                key_id=request.principal.key_id,
+            )
 
     async def _evict(self) -> None:
         while True:

@@ -61,6 +61,7 @@ class _Answered:
     model: str
     prompt_sha256: str
     prompt: str | None
+    key_id: str | None
     scored: bool = False
 
 
@@ -74,20 +75,21 @@ class FeedbackBook:
         for feedback in known:
             self._count(feedback)
 
-    def answered(self, request_id: str, *, expert: str, model: str, prompt: str) -> None:
-        """Remember who answered a request."""
+    def answered(self, request_id: str, *, expert: str, model: str, prompt: str, key_id: str | None = None) -> None:
+        """Remember who answered a request. key_id: of the API key that asked, None where none was needed."""
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-        self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None)
+        self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None, key_id)
         if len(self._latest) > MOST_REQUESTS:
             self._latest.popitem(last=False)
 
-    def feedback(self, request_id: str, score: float, at_unix_s: float) -> Feedback:
+    def feedback(self, request_id: str, score: float, at_unix_s: float, *, key_id: str | None = None) -> Feedback:
         """The score as it is to be kept. Counts only once it is passed to `accept`.
 
-        Raises UnknownRequestError and AlreadyScoredError.
+        key_id: of the API key that scores. Another key's request is unknown to it: what it asked is nobody else's
+        business, and its scores move everybody's gate. Raises UnknownRequestError and AlreadyScoredError.
         """
         answered = self._latest.get(request_id)
-        if answered is None:
+        if answered is None or answered.key_id != key_id:
             raise UnknownRequestError(
                 f"No answered request {request_id!r} is remembered.",
                 remedy=f"Score one of the latest {MOST_REQUESTS} answers, before the coordinator restarts.",

@@ -12,8 +12,9 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.enrolment import REFUSAL_HEADER, WHY
+from moe2.common.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.errors import LinkCode
+from moe2.common.health import HealthWarning
 from moe2.common.messages import (
     PROTOCOL_VERSION,
     CancelJob,
@@ -34,10 +35,10 @@ from moe2.common.pump import LAST_WORDS_S, Pump
 from moe2.common.session import (
     Closed,
     CoordinatorSession,
+    Greeted,
     JobMessage,
     MessageReceived,
     NotSent,
-    Opened,
     PeerFaulted,
     PeerUnreadable,
     RttMeasured,
@@ -45,6 +46,7 @@ from moe2.common.session import (
 )
 from moe2.coordinator.access.bucket import TokenBucket
 from moe2.coordinator.checks import AgentChecks, Checked, hello_fault
+from moe2.coordinator.enrolment.claims import PROBE_S, Claimant, Claims, Verdict
 from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
 from moe2.coordinator.enrolment.register import Admission, AdmissionRefusedError, Register
 from moe2.coordinator.settings import AgentsSection
@@ -63,12 +65,18 @@ class _Connection:
     pump: Pump
     session: CoordinatorSession
     admission: Admission
+    address: str | None
     outgoing: deque[JobMessage] = field(default_factory=deque)
+    claimant: Claimant | None = None
+    """Whose connection it says it is, once it has said hello."""
     checks: AgentChecks = field(default_factory=AgentChecks)
     told: str | None = None
     """The fault that the agent was told of last: one that comes with every report is told once."""
-    agent_id: str | None = None
     is_turned_out: bool = False
+
+    @property
+    def agent_id(self) -> str | None:
+        return self.claimant.hello.agent_id if self.claimant else None
 
 
 class Hub:
@@ -100,6 +108,7 @@ class Hub:
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
         self._by_agent: dict[str, _Connection] = {}
+        self._claims = Claims()
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -124,6 +133,10 @@ class Hub:
         self._checked = register
         for connection in tuple(self._by_agent.values()):
             self._check_standing(connection)
+
+    def warnings(self) -> list[HealthWarning]:
+        """Agent ids that two hosts claim."""
+        return self._claims.warnings(asyncio.get_running_loop().time())
 
     def close(self, reason: str) -> None:
         """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
@@ -156,6 +169,7 @@ class Hub:
             ),
             now_s=asyncio.get_running_loop().time(),
             handshake_s=self.settings.handshake_s,
+            asks_first=True,
         )
         outgoing: deque[JobMessage] = deque()
         pump = Pump(
@@ -163,7 +177,9 @@ class Hub:
             next_message=lambda: outgoing.popleft() if outgoing else None,
             on_event=lambda event: self._act(connection, event),
         )
-        connection = _Connection(pump=pump, session=session, admission=admission, outgoing=outgoing)
+        connection = _Connection(
+            pump=pump, session=session, admission=admission, address=request.remote, outgoing=outgoing
+        )
         self._connections.add(connection)
         try:
             await pump.run(websocket)
@@ -177,8 +193,8 @@ class Hub:
         match event:
             case MessageReceived(message=message):
                 self._received(connection, message)
-            case Opened(hello=Hello() as hello, protocol=protocol):
-                self._joined(connection, hello, protocol)
+            case Greeted(hello=hello):
+                self._greeted(connection, hello)
             case RttMeasured(rtt_s=rtt_s):
                 if connection.agent_id:
                     self._table.rtt_measured(connection.agent_id, rtt_s)
@@ -191,24 +207,72 @@ class Hub:
             case Closed(code=code, reason=reason):
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
-    def _joined(self, connection: _Connection, hello: Hello, protocol: int) -> None:
+    def _greeted(self, connection: _Connection, hello: Hello) -> None:
+        """An agent has said who it is, if it can be called so."""
         if fault := hello_fault(hello):
             log.warning("agent_misnamed", reason=fault)
             remedy = "Set agent.name on it, or remove agent-id from its state_dir."
             connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
             connection.pump.wake()
             return
-        connection.agent_id = hello.agent_id
+        connection.claimant = Claimant(hello, connection.address)
+        self._claimed(connection, connection.claimant)
+
+    def _claimed(self, connection: _Connection, claimant: Claimant) -> None:
+        """An agent claims its id: welcome it, or first ask who has that id whether it is alive."""
         if not self._check_standing(connection):
             return
-        former = self._by_agent.get(hello.agent_id)
+        now_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
+        holder = self._by_agent.get(claimant.hello.agent_id)
+        if holder is not None and holder.session.closed:
+            # It has ended, and its handler has not noticed yet.
+            self._forget(holder)
+            holder = None
+        match self._claims.verdict(claimant, holder.claimant if holder else None, now_s):
+            case Verdict.ASK_HOLDER if holder is not None:
+                holder.session.probe(now_s)
+                holder.pump.reschedule()
+                wait_s = min(PROBE_S, self.settings.handshake_s / 2)
+                loop.call_later(wait_s, self._holder_asked, connection, claimant, holder, now_s)
+            case _:
+                self._join(connection, claimant, holder)
+
+    def _holder_asked(
+        self, connection: _Connection, claimant: Claimant, holder: _Connection, asked_at_s: float
+    ) -> None:
+        """The holder of a claimed id has had its time to answer."""
+        if connection not in self._connections or connection.session.closed:
+            return
+        if self._by_agent.get(claimant.hello.agent_id) is not holder or holder.claimant is None:
+            # It has left, or a third connection has its place.
+            self._claimed(connection, claimant)
+            return
+        if holder.session.last_heard_s <= asked_at_s:
+            if self._check_standing(connection):
+                self._join(connection, claimant, holder)
+            return
+        log.warning(
+            "agent_id_shared",
+            agent_id=claimant.hello.agent_id,
+            holder=str(holder.claimant),
+            refused=str(claimant),
+        )
+        message, remedy = self._claims.refused(claimant, holder.claimant, asyncio.get_running_loop().time())
+        connection.session.refuse(Refusal.AGENT_ID_SHARED.value, message, remedy)
+        connection.pump.reschedule()
+
+    def _join(self, connection: _Connection, claimant: Claimant, former: _Connection | None) -> None:
+        """Welcome an agent. former: its dead connection, whose jobs are lost."""
+        hello, now_s = claimant.hello, asyncio.get_running_loop().time()
         if former:
-            # The agent reconnected before we noticed that its old connection is dead; what ran there is lost.
             log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
+            self._claims.replaced(hello.agent_id, now_s)
             self._forget(former)
             former.pump.close("replaced by a newer connection of the same agent")
+        protocol = connection.session.welcome(now_s).protocol
+        connection.pump.reschedule()
         self._by_agent[hello.agent_id] = connection
-        self._table.agent_joined(hello, asyncio.get_running_loop().time(), protocol=protocol)
+        self._table.agent_joined(hello, now_s, protocol=protocol)
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
     def _check_standing(self, connection: _Connection) -> bool:

@@ -151,10 +151,28 @@ copy_model() {
     kept "$2 exists"
     return
   fi
-  step "Making the agent's state folder" install -d -m 0700 "${OWNER[@]}" "$ROOT${MODEL_HOME%/*}" "$ROOT$MODEL_HOME"
-  step "Copying ${1##*/} to $MODEL_HOME: the unit does not see $(dirname "$(realpath "$1")")" \
-    install -m 0600 "${OWNER[@]}" "$1" "$ROOT$2"
+  step "Making the agent's state folder" make_state_folder
+  step "Copying ${1##*/} to $MODEL_HOME: the unit does not see $(dirname "$(realpath "$1")")" put_model "$1" "$ROOT$2"
   note_done "$2, a copy of $1"
+}
+
+# as_agent COMMAND ARGUMENT…: with the rights of the agent's user. All that is made within a folder which that user owns
+# is made so: it may have put a link there, and root would follow it and give any file of the system away.
+as_agent() {
+  if [[ -n $ROOT ]]; then "$@"; else runuser -u moe2-agent -g moe2 -- "$@"; fi
+}
+
+# The state folder itself lies in a folder of root's, where nobody else can put a link.
+make_state_folder() {
+  local folder=$ROOT${MODEL_HOME%/*}
+  if [[ ! -d $folder || -L $folder ]]; then install -d -m 0700 "${OWNER[@]}" "$folder"; fi
+  as_agent mkdir -p -m 0700 "$ROOT$MODEL_HOME"
+}
+
+# put_model FILE PLACE: complete or not at all. The agent's user may not be able to read FILE, so root opens it.
+put_model() {
+  # shellcheck disable=SC2016 # The inner shell's.
+  as_agent sh -c 'umask 077 && cat >"$1.new" && mv -fT "$1.new" "$1"' sh "$2" <"$1"
 }
 
 # --- The enrolment token ----------------------------------------------------------------------------------------------

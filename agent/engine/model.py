@@ -19,6 +19,24 @@ _ERROR_LEVELS = (3, 4)
 _WARNING_LEVEL = 2
 _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
+_POOLING_TYPES, _RANKING = ("1", "2", "3"), "4"
+"""llama.cpp's LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST and _RANK."""
+_ENCODERS = frozenset(
+    (
+        *(
+            "bert",
+            "modern-bert",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "neo-bert",
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "eurobert",
+        ),
+        *("gemma-embedding", "llama-embed", "t5encoder", "wavtokenizer-dec"),
+    )
+)
+"""llama.cpp's architectures that yield vectors only."""
 _CALL_TAGS = (b"<tool_call>", b"</tool_call>")
 _CONTROL_KINDS = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 """Of the tokens that llama.cpp finds in a text only where `parse_special` is set."""
@@ -72,11 +90,18 @@ class Model:
         self._ends: dict[int, bool] = {}
 
     def _refuse_unsupported(self) -> None:
+        name = self._metadata("general.architecture") or ""
         if llama.llama_model_has_encoder(self.pointer) or not llama.llama_model_has_decoder(self.pointer):
-            kind = "an encoder or encoder-decoder model"
+            kind: str | None = "an encoder or encoder-decoder model"
         elif llama.llama_model_is_diffusion(self.pointer):
             kind = "a diffusion model"
         else:
+            kind = kind_that_only_reads(
+                name,
+                pooling_type=self._metadata(f"{name}.pooling_type"),
+                is_causal=self._metadata(f"{name}.attention.causal"),
+            )
+        if kind is None:
             return
         self.close()
         raise ModelError(
@@ -185,6 +210,22 @@ class Model:
         ends = (llama.llama_vocab_bos, llama.llama_vocab_eos, llama.llama_vocab_eot)
         digest.update(repr([special(self.vocabulary) for special in ends]).encode())
         return tuple(control_texts), digest.hexdigest()
+
+
+def kind_that_only_reads(architecture: str, *, pooling_type: str | None, is_causal: str | None) -> str | None:
+    """What a model is that yields vectors and writes no text; None for one that writes.
+
+    llama.cpp takes all but T5 for decoders and would draw words from what they compute. A file that asks for pooling,
+    or for attention to later tokens, was converted for vectors, also where its architecture can write.
+    pooling_type, is_causal: the file's metadata as text; None where it says nothing.
+    """
+    if pooling_type == _RANKING:
+        return "a reranking model"
+    if pooling_type in _POOLING_TYPES:
+        return "an embedding model"
+    if is_causal == "false" or architecture in _ENCODERS:
+        return "an encoder-only model"
+    return None
 
 
 def metadata_of(pointer: llama.llama_model_p, key: str) -> str | None:

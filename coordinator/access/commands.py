@@ -15,6 +15,7 @@ import msgspec
 from pydantic import ValidationError
 from rich.console import Console
 
+from moe2.common.clock import require_right_clock
 from moe2.common.commandline import Commands, add_config
 from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
@@ -130,6 +131,8 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, now_unix_s: float) -> KeyOptions:
+    if arguments.expires is not None:
+        require_right_clock(now_unix_s)
     fields: dict[str, Any] = {
         "name": arguments.name,
         "scopes": tuple(dict.fromkeys(arguments.scope or [Scope.INFER])),
@@ -165,7 +168,7 @@ def _find(key_id: str, keys: KeySet) -> KeyRecord:
 
 
 def _span_s(text: str) -> float:
-    match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time; write 90m, 12h, 30d or 8w")
     return float(int(match[1]) * _SECONDS[match[2]])

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from moe2.common.clock import is_clock_wrong
 from moe2.common.config import Settings
 from moe2.common.enrolment import digest, is_same
 from moe2.coordinator.access.principal import DailyLimits, Principal, Scope
@@ -34,6 +35,8 @@ class KeyState(StrEnum):
     ACTIVE = "active"
     EXPIRED = "expired"
     REVOKED = "revoked"
+    UNDECIDED = "undecided"
+    """It expires, and the clock is too wrong to tell whether it has."""
 
 
 class KeyOptions(Settings):
@@ -67,8 +70,11 @@ class KeyRecord(KeyOptions):
     def state(self, now_unix_s: float) -> KeyState:
         if self.revoked_at_unix_s is not None:
             return KeyState.REVOKED
-        if self.expires_at_unix_s is not None and now_unix_s >= self.expires_at_unix_s:
-            return KeyState.EXPIRED
+        if self.expires_at_unix_s is not None:
+            if now_unix_s >= self.expires_at_unix_s:
+                return KeyState.EXPIRED
+            if is_clock_wrong(now_unix_s, written_unix_s=self.created_at_unix_s):
+                return KeyState.UNDECIDED
         return KeyState.ACTIVE
 
     @property
@@ -115,11 +121,12 @@ class KeySet(Settings):
 
 
 class Refusal(StrEnum):
-    """Why a presented key is not accepted. The last two are told only to who has the right secret."""
+    """Why a presented key is not accepted. All but the first are told only to who has the right secret."""
 
     UNKNOWN = "unknown"
     EXPIRED = "expired"
     REVOKED = "revoked"
+    CLOCK_WRONG = "clock_wrong"
 
 
 def mint(options: KeyOptions, *, entropy: bytes, now_unix_s: float) -> tuple[KeyRecord, str]:
@@ -152,3 +159,5 @@ def check(presented: str, records: Mapping[str, KeyRecord], now_unix_s: float) -
             return Refusal.EXPIRED
         case KeyState.REVOKED:
             return Refusal.REVOKED
+        case KeyState.UNDECIDED:
+            return Refusal.CLOCK_WRONG

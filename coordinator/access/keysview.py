@@ -14,7 +14,7 @@ from moe2.common.figures import fact_line, known, printable
 from moe2.coordinator.access.keys import KeyRecord, KeyState
 
 _NO_LIMIT = "no limit"
-_STYLES = {KeyState.ACTIVE: "green", KeyState.EXPIRED: "yellow", KeyState.REVOKED: "red"}
+_STYLES = {KeyState.ACTIVE: "green", KeyState.EXPIRED: "yellow", KeyState.REVOKED: "red", KeyState.UNDECIDED: "red"}
 _LIMITS = ("Requests/min", "J/day", "Tokens/day")
 _BUDGETS = {
     "energy_budget_j": "{} J",
@@ -89,7 +89,7 @@ def _state_cell(key: KeyRecord, state: KeyState, now_unix_s: float) -> Text:
     match state:
         case KeyState.ACTIVE:
             until = known(key.expires_at_unix_s, lambda at: f"for {figures.duration(at - now_unix_s)}", otherwise="")
-        case KeyState.EXPIRED:
+        case KeyState.EXPIRED | KeyState.UNDECIDED:
             until = known(key.expires_at_unix_s, figures.moment)
         case KeyState.REVOKED:
             until = known(key.revoked_at_unix_s, figures.moment)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from moe2.coordinator.api.errors import ApiError
+from moe2.coordinator.api.decode import whole_number
+from moe2.coordinator.api.errors import invalid
 from moe2.coordinator.calibration import WINDOW, CalibrationWindow
 
 CALIBRATION_ROUTE = "/calibration"
+MAX_LAST = 1_000_000_000
+"""Above any number of requests that is kept."""
 
 
 class CalibrationRoute:
@@ -21,8 +24,8 @@ class CalibrationRoute:
         app.router.add_get(CALIBRATION_ROUTE, self._report)
 
     async def _report(self, http: web.Request) -> web.Response:
-        last = http.query.get("last", str(WINDOW))
-        if not last.isascii() or not last.isdigit() or int(last) < 1:
-            raise ApiError(400, f"last is {last!r}, but must be a number of requests, at least 1.", param="last")
-        report = self._window.report(int(last))
+        last = whole_number(http.query.get("last", str(WINDOW)), 1, MAX_LAST)
+        if last is None:
+            raise invalid(f"'last' must be a whole number of requests, from 1 to {MAX_LAST}.", param="last")
+        report = self._window.report(last)
         return web.Response(body=msgspec.json.encode(report), content_type="application/json")

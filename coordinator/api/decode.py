@@ -211,3 +211,13 @@ def _extra(info: types.Type) -> dict[str, Any]:
 
 def _joined(param: str, name: str) -> str:
     return f"{param}.{name}" if param else name
+
+
+def whole_number(text: str, least: int, most: int) -> int | None:
+    """The whole number that a query parameter says, in ASCII digits; None if it says none, or one out of bounds.
+
+    Never more digits are converted than `most` has: Python refuses to convert thousands of them.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None
+    return value if least <= (value := int(text)) <= most else None

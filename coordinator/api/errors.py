@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from moe2.common.figures import shortened
 from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.choice import NoExpert
 from moe2.coordinator.decision import offers_of
@@ -12,10 +13,17 @@ from moe2.coordinator.dispatch import Failed
 from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.receipt import Receipt
 
+MAX_QUOTED_CHARACTERS = 80
+MAX_PARAM_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 2_000
+
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`."""
+    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`.
+
+    Whatever it repeats of the request, message and parameter stay short: see `body`.
+    """
 
     status: int
     message: str
@@ -29,14 +37,19 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         error: dict[str, Any] = {
-            "message": self.message,
+            "message": shortened(self.message, MAX_MESSAGE_CHARACTERS),
             "type": self.kind,
-            "param": self.param,
+            "param": None if self.param is None else shortened(self.param, MAX_PARAM_CHARACTERS),
             "code": self.code,
         }
         if self.offers is not None:
             error["offers"] = self.offers
         return {"error": error} if self.receipt is None else {"error": error, "moe2": self.receipt}
+
+
+def quoted(value: object) -> str:
+    """A part of the request as an error repeats it: as Python writes it, and short."""
+    return shortened(repr(value), MAX_QUOTED_CHARACTERS)
 
 
 def refused(
@@ -68,7 +81,7 @@ def invalid(message: str, *, param: str | None = None) -> ApiError:
 
 def unsupported(param: str, *, hint: str = "") -> ApiError:
     """A parameter that moe2 does not implement is refused, never silently dropped."""
-    text = f"Unsupported parameter: {param!r}.{' ' + hint if hint else ''}"
+    text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
     return refused(ErrorCode.UNSUPPORTED_PARAMETER, text, param=param)
 
 

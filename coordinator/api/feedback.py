@@ -9,10 +9,11 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.api.body import FeedbackRequest
 from moe2.coordinator.api.decode import convert, json_object
 from moe2.coordinator.api.errors import refused
-from moe2.coordinator.api.requestfacts import BODY
+from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
 from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.feedback import AlreadyScoredError, Feedback, FeedbackBook, UnknownRequestError
 from moe2.coordinator.feedbackfile import FeedbackFile
@@ -47,7 +48,8 @@ class FeedbackRoutes:
     async def _feedback(self, http: web.Request) -> web.Response:
         body = parse_feedback(http[BODY])
         try:
-            feedback = self._book.feedback(body.request_id, body.score, time.time())
+            key_id = http.get(PRINCIPAL, ANYBODY).key_id
+            feedback = self._book.feedback(body.request_id, body.score, time.time(), key_id=key_id)
             self._file.append(feedback)
         except UnknownRequestError as error:
             raise refused(ErrorCode.REQUEST_NOT_FOUND, str(error), param="request_id") from None
@@ -55,7 +57,10 @@ class FeedbackRoutes:
             raise refused(ErrorCode.ALREADY_SCORED, str(error), param="request_id") from None
         except OSError as error:
             log.exception("feedback_not_kept", path=str(self._file.path))
-            text = f"The score could not be kept: {error.strerror or error}."
+            text = (
+                f"The score could not be kept: {error.strerror or error}. It was not counted: send it again once "
+                "there is room on the coordinator's disk and feedback.jsonl in its state_dir can be written."
+            )
             raise refused(ErrorCode.FEEDBACK_NOT_KEPT, text) from None
         tally = self._book.accept(feedback)
         self._on_score(feedback)

@@ -110,6 +110,11 @@ class Guard:
                 raise _unauthorized("This API key has expired.")
             case Refusal.REVOKED:
                 raise _unauthorized("This API key was revoked.")
+            case Refusal.CLOCK_WRONG:
+                raise _unauthorized(
+                    "This API key expires, and the coordinator's clock is wrong: it cannot tell whether it has. Set "
+                    "the clock of the coordinator's host."
+                )
             case Refusal.UNKNOWN:
                 raise _unauthorized("The API key is wrong.")
 

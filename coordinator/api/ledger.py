@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from moe2.coordinator.api.decode import whole_number
 from moe2.coordinator.api.errors import invalid, refused
 from moe2.coordinator.errors import ErrorCode
 from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day_of
@@ -18,6 +19,7 @@ from moe2.coordinator.ledger.schema import LedgerError, reading
 
 LEDGER_ROUTE = "/v1/moe2/ledger"
 DAY_S = 86_400
+MAX_DAYS = 36_500
 
 
 class LedgerRoute:
@@ -32,13 +34,13 @@ class LedgerRoute:
         app.router.add_get(LEDGER_ROUTE, self._ledger)
 
     async def _ledger(self, http: web.Request) -> web.Response:
-        by, days = http.query.get("by", By.KEY), http.query.get("days", "1")
+        by, days = http.query.get("by", By.KEY), whole_number(http.query.get("days", "1"), 1, MAX_DAYS)
         if by not in set(By):
             raise invalid(f"'by' must be one of {', '.join(By)}.", param="by")
-        if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 36_500):
-            raise invalid("'days' must be a number of days, from 1 on.", param="days")
+        if days is None:
+            raise invalid(f"'days' must be a whole number of days, from 1 to {MAX_DAYS}.", param="days")
         today = day_of(self._clock())
-        since_unix_s = day_after(today).timestamp() - int(days) * DAY_S
+        since_unix_s = day_after(today).timestamp() - days * DAY_S
         try:
             # Reading may take as long as the ledger is large.
             rows = await asyncio.to_thread(_sums, self._path, By(by), Span(since_unix_s=since_unix_s))

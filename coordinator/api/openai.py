@@ -16,7 +16,7 @@ from moe2.common.messages import ToolCall
 from moe2.coordinator.access.principal import ANYBODY
 from moe2.coordinator.admission import whole_seconds
 from moe2.coordinator.api.encodings import ACCEPTED
-from moe2.coordinator.api.errors import ApiError, error_of, refused
+from moe2.coordinator.api.errors import ApiError, error_of, quoted, refused
 from moe2.coordinator.api.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.api.requestfacts import BODY, PRINCIPAL
 from moe2.coordinator.api.shapes import ChunkWriter, Header, full_response
@@ -107,7 +107,9 @@ class OpenAiRoutes:
         if model in ANY_MODEL or model in known or self._table.knows_expert(model):
             return
         names = ", ".join((*ANY_MODEL, *known))
-        raise refused(ErrorCode.MODEL_NOT_FOUND, f"The model {model!r} does not exist. Known: {names}.", param="model")
+        raise refused(
+            ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
+        )
 
     async def _respond(self, call: Call, exchange: Exchange) -> web.Response:
         pieces, outcome = await exchange.receive_all()

@@ -14,7 +14,7 @@ from moe2.common.messages import ChatPrompt, TextPrompt
 from moe2.coordinator.api.body import ChatRequest, CommonRequest, TextRequest
 from moe2.coordinator.api.conversation import messages_of, without_empty_fields
 from moe2.coordinator.api.decode import convert, json_object
-from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.api.errors import invalid, quoted, unsupported
 from moe2.coordinator.api.modes import ballot_of, modes_of
 from moe2.coordinator.api.tools import Structure, structure_of, tools_of
 from moe2.coordinator.ballot import Ballot
@@ -178,7 +178,7 @@ def _wish(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
         param = ".".join(("moe2", *(str(part) for part in fault["loc"])))
         if fault["type"] == "extra_forbidden":
             raise unsupported(param, hint=f"Known: {', '.join(Wish.model_fields)}.") from None
-        raise invalid(f"'{param}': {fault['msg']} (got {fault['input']!r}).", param=param) from None
+        raise invalid(f"'{param}': {fault['msg']} (got {quoted(fault['input'])}).", param=param) from None
 
 
 def _takes_flag(name: str) -> bool:

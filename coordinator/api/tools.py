@@ -23,7 +23,7 @@ from moe2.coordinator.api.body import (
     OfferedTool,
     TextFormat,
 )
-from moe2.coordinator.api.errors import invalid, unsupported
+from moe2.coordinator.api.errors import invalid, quoted, unsupported
 
 FREE_FORM = Generation()
 
@@ -96,7 +96,7 @@ def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[st
         return names
     name = choice.function.name
     if name not in names:
-        raise invalid(f"'tool_choice' names {name!r}, which is not among 'tools'.", param="tool_choice")
+        raise invalid(f"'tool_choice' names {quoted(name)}, which is not among 'tools'.", param="tool_choice")
     return (name,)
 
 

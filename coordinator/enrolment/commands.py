@@ -13,6 +13,7 @@ from time import time
 
 import msgspec
 
+from moe2.common.clock import require_right_clock
 from moe2.common.commandline import Command, Commands
 from moe2.common.enrolment import Refusal, digest
 from moe2.common.figures import printable
@@ -30,7 +31,8 @@ from moe2.coordinator.enrolment.registerfile import RegisterFile
 
 TOKEN_PREFIX = "moe2-enrol-"  # noqa: S105 - so that scanners for leaked secrets can know it
 TOKEN_BYTES = 32
-_DURATION = re.compile(r"(\d+)([smhd])")
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
+_USES = re.compile(r"[1-9][0-9]{0,8}")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -102,6 +104,8 @@ def add_commands(
 
 def _create_token(arguments: argparse.Namespace, file: RegisterFile) -> int:
     secret, now_unix_s = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES), time()
+    if arguments.expires is not None:
+        require_right_clock(now_unix_s)
     token = EnrolmentToken(
         name=arguments.name,
         sha256=digest(secret),
@@ -196,6 +200,8 @@ def _validity(token: EnrolmentToken, now_unix_s: float) -> str:
             return "revoked"
         case Refusal.TOKEN_EXPIRED:
             return "expired"
+        case Refusal.TOKEN_UNDECIDED:
+            return "undecided: this host's clock is wrong"
         case Refusal.TOKEN_USED_UP:
             return "used up"
     until = "" if token.expires_unix_s is None else f" until {_when(token.expires_unix_s)}"
@@ -232,12 +238,12 @@ def _token_name(text: str) -> str:
 
 def _duration_s(text: str) -> float:
     found = _DURATION.fullmatch(text)
-    if not found or not int(found[1]):
+    if not found:
         raise argparse.ArgumentTypeError(f"a number and one of s, m, h, d, such as 24h; got {text!r}")
     return float(int(found[1]) * _UNIT_S[found[2]])
 
 
 def _uses(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
+    if not _USES.fullmatch(text):
         raise argparse.ArgumentTypeError(f"a whole number of at least 1, got {text!r}")
     return int(text)

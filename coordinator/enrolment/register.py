@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec.structs import replace
 
+from moe2.common.clock import is_clock_wrong
 from moe2.common.enrolment import Refusal, digest, is_same
 from moe2.common.errors import Moe2Error
 
@@ -32,8 +33,11 @@ class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Why it can enrol no agent now; None if it can."""
         if self.revoked_unix_s is not None:
             return Refusal.TOKEN_REVOKED
-        if self.expires_unix_s is not None and now_unix_s >= self.expires_unix_s:
-            return Refusal.TOKEN_EXPIRED
+        if self.expires_unix_s is not None:
+            if now_unix_s >= self.expires_unix_s:
+                return Refusal.TOKEN_EXPIRED
+            if is_clock_wrong(now_unix_s, written_unix_s=self.created_unix_s):
+                return Refusal.TOKEN_UNDECIDED
         if self.most_uses is not None and self.n_used >= self.most_uses:
             return Refusal.TOKEN_USED_UP
         return None

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.credential import AgentPapers
+from moe2.agent.identity import Identity
 from moe2.common.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.errors import ConfigError, Moe2Error
 
 
-def papers(root: Path, *, token: str | None = "tok", name: str = "one") -> AgentPapers:
+def papers(root: Path, *, token: str | None = "tok", name: str = "one", copied_from: str | None = None) -> AgentPapers:
     path = root / "token"
     path.unlink(missing_ok=True)
     if token is not None:
         path.write_text(token)
-    return AgentPapers(agent_id="agent-1", agent_name=name, state_dir=root / "state", token_file=path)
+    return AgentPapers(
+        identity=Identity("agent-1", copied_from), agent_name=name, state_dir=root / "state", token_file=path
+    )
 
 
 def test_the_first_contact_shows_token_and_credential(tmp_path: Path) -> None:
@@ -57,7 +60,7 @@ def test_without_token_or_enrolment_the_agent_does_not_start(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="token: the token cannot be read"):
         papers(tmp_path, token=None)
     with pytest.raises(ConfigError, match=r"coordinator\.token_file: required until"):
-        AgentPapers(agent_id="agent-1", agent_name="one", state_dir=tmp_path, token_file=None)
+        AgentPapers(identity=Identity("agent-1"), agent_name="one", state_dir=tmp_path, token_file=None)
 
 
 def test_a_changed_token_is_used_at_the_next_attempt(tmp_path: Path) -> None:
@@ -86,3 +89,44 @@ def test_a_damaged_credential_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(Moe2Error, match=r"does not hold a credential\. Remove"):
         papers(tmp_path)
     assert path.read_text() == "{"
+
+
+def test_a_copy_does_not_use_the_credential_of_the_original(tmp_path: Path) -> None:
+    """It makes one of its own, enrols with its token, and needs it no more after that."""
+    original = papers(tmp_path)
+    secret = original.headers()[CREDENTIAL_HEADER]
+    original.enrolled()
+    copy = AgentPapers(
+        identity=Identity("agent-2", "agent-1"),
+        agent_name="one",
+        state_dir=tmp_path / "state",
+        token_file=tmp_path / "token",
+    )
+    headers = copy.headers()
+    assert copy.is_copy_to_enrol
+    assert headers["Authorization"] == "Bearer tok"
+    assert headers[AGENT_ID_HEADER] == "agent-2"
+    assert secret not in headers.values()
+    copy.enrolled()
+    again = AgentPapers(
+        identity=Identity("agent-2", "agent-1"), agent_name="one", state_dir=tmp_path / "state", token_file=None
+    )
+    assert not again.is_copy_to_enrol
+    assert again.headers()["Authorization"] == f"Bearer {headers[CREDENTIAL_HEADER]}"
+
+
+@pytest.mark.parametrize(("copied_from", "kept"), [(None, True), ("agent-0", False)])
+def test_a_credential_of_an_earlier_release_stays_that_of_its_own_machine(
+    tmp_path: Path, copied_from: str | None, kept: bool
+) -> None:
+    """Such a file does not say whose it is."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "credential").write_text('{"secret":"earlier","enrolled":true}')
+    headers = papers(tmp_path, copied_from=copied_from).headers()
+    assert (headers["Authorization"] == "Bearer earlier") == kept
+
+
+def test_a_copy_without_a_token_is_told_what_to_do(tmp_path: Path) -> None:
+    """The operator cloned a host and wonders why the agent wants a token again."""
+    with pytest.raises(ConfigError, match=r"copied from another machine \(agent-0\).*enrol-token create"):
+        papers(tmp_path, token=None, copied_from="agent-0")

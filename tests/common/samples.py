@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from moe2.common.energy import Attribution, Energy, Quality, Scope
 from moe2.common.generation import Sampling
 from moe2.common.health import HealthWarning, Severity
@@ -132,7 +134,8 @@ SMALL_EXPERT = ExpertReport(
 SMALLEST_HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 SAMPLES: dict[str, WireMessage] = {
-    "hello": HELLO,
+    "hello": msgspec.structs.replace(HELLO, instance_id="0" * 31 + "2", hostname="jetson"),
+    "hello.smallest": HELLO,
     "welcome": WELCOME,
     "refused": Refused(code="protocol_version", message="No common version.", remedy="Upgrade the agent."),
     "refused.smallest": Refused(code="no", message="No."),

@@ -69,3 +69,16 @@ def test_a_fact_is_one_line_that_a_shell_can_split(text: str) -> None:
 def test_a_fact_without_value_is_unknown() -> None:
     """None is shown as unknown in plain lines as well."""
     assert figures.fact_line("model", name="a b", rtt_s=None) == 'model name="a b" rtt_s=–'
+
+
+@given(st.text(max_size=300), st.integers(3, 100))
+def test_what_is_shortened_keeps_its_beginning_and_its_end(text: str, max_characters: int) -> None:
+    """And says how much is missing."""
+    shown = figures.shortened(text, max_characters)
+    if len(text) <= max_characters:
+        assert shown == text
+    else:
+        assert f"({len(text) - max_characters} characters left out)" in shown
+        assert shown[:2] == text[:2]
+        assert shown[-1] == text[-1]
+        assert len(shown) < max_characters + 40

@@ -312,6 +312,9 @@ def _floats(value: Any) -> Iterator[float]:
         ({"agent_id": "a/b"}, False),
         ({"agent_id": "x" * 65}, False),
         ({"agent_version": "1\n2"}, False),
+        ({"instance_id": "a" * 32, "hostname": "jetson-1"}, True),
+        ({"instance_id": "a" * 129}, False),
+        ({"hostname": "a\x1b[2J"}, False),
     ],
 )
 def test_names_are_short_and_have_no_control_characters(fields: dict[str, str], is_sound: bool) -> None:

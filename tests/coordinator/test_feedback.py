@@ -66,6 +66,18 @@ def test_a_request_is_scored_once_and_only_if_known() -> None:
         scored(book)
 
 
+def test_only_the_key_that_asked_may_score() -> None:
+    """To any other the request is unknown, also once it is scored; so it is to one without a key."""
+    book = FeedbackBook()
+    book.answered("req-1", expert="a/m", model="m", prompt="Why?", key_id="one")
+    for key_id in ("two", None):
+        with pytest.raises(UnknownRequestError):
+            book.feedback("req-1", 1.0, 0.0, key_id=key_id)
+    book.accept(book.feedback("req-1", 1.0, 0.0, key_id="one"))
+    with pytest.raises(UnknownRequestError):
+        book.feedback("req-1", 1.0, 0.0, key_id="two")
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest request is forgotten first."""
     monkeypatch.setattr(feedback_module, "MOST_REQUESTS", 2)

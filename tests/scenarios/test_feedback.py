@@ -73,6 +73,7 @@ async def test_feedback_that_cannot_be_kept_does_not_count(tmp_path: Path) -> No
         (tmp_path / "feedback.jsonl").mkdir()
         status, answer = await scored(running, request_id, 1)
         assert (status, answer["error"]["code"]) == (500, "feedback_not_kept")
+        assert "send it again" in answer["error"]["message"]
         (tmp_path / "feedback.jsonl").rmdir()
         assert (await scored(running, request_id, 1))[0] == 200
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,31 @@ async def test_keys_that_nobody_asks_for_stop_nothing(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{")
     async with fleet(tmp_path, agents=()) as running, running.http.get("/v1/models") as answer:
         assert answer.status == 200
+
+
+async def test_feedback_is_taken_from_the_key_that_asked_only(tmp_path: Path) -> None:
+    """Another key that has seen the request's id, in a log for instance, cannot move everybody's gate with it."""
+    (_, mine), (_, theirs) = add_key(KeyFile(tmp_path), name="mine"), add_key(KeyFile(tmp_path), 2, name="theirs")
+    async with fleet(tmp_path, api=REQUIRED) as running:
+        body = {"model": "moe2", "messages": HELLO, "max_tokens": 2}
+        async with running.http.post("/v1/chat/completions", json=body, headers=bearer(mine)) as answer:
+            score = {"request_id": answer.headers["x-request-id"], "score": 1}
+        for key, status in ((theirs, 404), (mine, 200), (theirs, 404)):
+            async with running.http.post("/v1/moe2/feedback", json=score, headers=bearer(key)) as answer:
+                assert answer.status == status
+
+
+async def test_a_key_that_expires_is_refused_while_the_clock_says_1970(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status names the clock, and the client is told what is wrong."""
+    _, key = add_key(KeyFile(tmp_path), expires_at_unix_s=time.time() + 3600)
+    async with fleet(tmp_path, agents=(), api=REQUIRED) as running:
+        keys = running.coordinator._keys
+        assert keys is not None
+        monkeypatch.setattr(keys, "_clock", lambda: 60.0)
+        monkeypatch.setattr("moe2.coordinator.daemon.time", lambda: 60.0)
+        async with running.http.get("/v1/models", headers=bearer(key)) as answer:
+            assert answer.status == 401
+            assert "clock is wrong" in (await answer.json())["error"]["message"]
+        assert "clock_wrong" in {warning.code for warning in running.coordinator.status().warnings}

@@ -319,7 +319,9 @@ async def test_a_key_can_be_watched(tmp_path: Path, as_key: AsKey) -> None:
     assert "moe2_ledger_lost_entries_total 0.0" in metrics
 
 
-@pytest.mark.parametrize("query", ["by=colour", "days=0", "days=many"])
+@pytest.mark.parametrize(
+    "query", ["by=colour", "days=0", "days=many", "days=" + "9" * 5_000, "days=%D9%A4", "days=-1", "by=" + "x" * 5_000]
+)
 async def test_a_senseless_question_to_the_ledger_is_refused(tmp_path: Path, query: str) -> None:
     """Naming the parameter."""
     async with fleet(tmp_path, agents=()) as running, running.http.get(f"/v1/moe2/ledger?{query}") as answer:

@@ -10,6 +10,7 @@ import pytest
 from moe2.agent.engine import model
 from moe2.agent.engine.protocol import Loaded, LoadFailed
 from tests.agent.engine.child import Child
+from tests.agent.engine.gguf import with_metadata
 from tests.models import smollm2_path
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,37 @@ def test_an_unknown_architecture_is_unsupported(tmp_path: Path) -> None:
     failed = _failure(path)
     assert failed.code == "unsupported_model"
     assert "lxama" in failed.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("llama.pooling_type", 1, "an embedding model"),
+        ("llama.pooling_type", 4, "a reranking model"),
+        ("llama.attention.causal", False, "an encoder-only model"),
+    ],
+)
+def test_a_model_that_yields_vectors_is_not_loaded_as_a_writer(
+    tmp_path: Path, key: str, value: int | bool, kind: str
+) -> None:
+    """It would answer with random words; the message says what it is and what to use."""
+    failed = _failure(with_metadata(smollm2_path(), tmp_path / "model.gguf", key, value))
+    assert failed.code == "unsupported_model"
+    assert kind in failed.message
+    assert "decoder-only" in failed.message
+
+
+def test_a_model_that_says_it_writes_is_loaded(tmp_path: Path) -> None:
+    """Pooling type 0 is none, and causal attention is that of a writer."""
+    for number, (key, value) in enumerate((("llama.pooling_type", 0), ("llama.attention.causal", True))):
+        assert isinstance(_load(with_metadata(smollm2_path(), tmp_path / f"{number}.gguf", key, value)), Loaded)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "nomic-bert", "jina-bert-v2", "modern-bert", "t5encoder"])
+def test_encoders_are_known_by_their_architecture(architecture: str) -> None:
+    """Old files do not say that they look at later tokens."""
+    assert model.kind_that_only_reads(architecture, pooling_type=None, is_causal=None) == "an encoder-only model"
+    assert model.kind_that_only_reads("llama", pooling_type=None, is_causal=None) is None
 
 
 def test_a_cache_beyond_the_hosts_memory_is_refused_with_the_numbers() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from moe2.coordinator.access.keyfile import KeyFile
 from moe2.coordinator.access.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, mint
 
-NOW_UNIX_S = 1_700_000_000.0
+NOW_UNIX_S = 1_750_000_000.0
 
 
 def made(seed: int = 1, **options: Any) -> tuple[KeyRecord, str]:

@@ -171,3 +171,24 @@ def test_what_is_written_is_read_back(seeds: list[int], data: st.DataObject) -> 
         keys.append(made(seed, **options)[0])
     written = KeySet(keys=tuple(keys)).model_dump_json(exclude_none=True)
     assert KeySet.model_validate_json(written) == KeySet(keys=tuple(keys))
+
+
+# --- A wrong clock ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_expires_is_refused_while_the_clock_is_wrong() -> None:
+    """In 1970 every expired key was still good; one that never expires, or was revoked, needs no clock."""
+    expiring, key = made(1, expires_at_unix_s=NOW_UNIX_S + 60)
+    lasting, other = made(2)
+    records = {expiring.id: expiring, lasting.id: lasting}
+    assert check(key, records, 60.0) is Refusal.CLOCK_WRONG
+    assert check(other, records, 60.0) is lasting
+    assert expiring.state(NOW_UNIX_S) is KeyState.ACTIVE
+    assert expiring.model_copy(update={"revoked_at_unix_s": 1.0}).state(60.0) is KeyState.REVOKED
+
+
+def test_a_clock_before_the_keys_making_is_wrong() -> None:
+    """Also where it is later than the release: the key itself tells."""
+    record, _ = made(expires_at_unix_s=NOW_UNIX_S + 60)
+    assert record.state(NOW_UNIX_S - 86_400) is KeyState.UNDECIDED
+    assert record.state(NOW_UNIX_S - 60) is KeyState.ACTIVE

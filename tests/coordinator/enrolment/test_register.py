@@ -23,7 +23,7 @@ from moe2.coordinator.enrolment.register import (
     standing,
 )
 
-NOW_S = 1_000.0
+NOW_S = 1_800_000_000.0
 STATIC = digest("static")
 
 
@@ -117,6 +117,15 @@ def test_a_token_expires() -> None:
     _, later = let_in(register, first(), NOW_S - 0.5)
     assert refused(register, first(), NOW_S) is Refusal.TOKEN_EXPIRED
     assert let_in(later, again(), NOW_S + 1e6)
+
+
+def test_a_token_that_expires_enrols_nobody_while_the_clock_is_wrong() -> None:
+    """A board without a battery starts in 1970, when every expired token was still good; others are not concerned."""
+    register = token(expires=NOW_S)
+    assert refused(register, first(), 60.0) is Refusal.TOKEN_UNDECIDED
+    _, later = let_in(register, first(), NOW_S - 1)
+    assert let_in(later, again(), 60.0)
+    assert let_in(token(), first(), 60.0)
 
 
 @given(uses=st.integers(1, 5))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from moe2.agent import core
@@ -45,6 +46,10 @@ class Books:
         return sum(engine.get(job_id, 0.0) for engine in self.burnt)
 
 
+_INSTANCES = count()
+"""Each start of an agent is another process."""
+
+
 class SimAgent:
     """One process of an agent, from its start to its end. A restarted agent is a new one of the same `agent_id`.
 
@@ -64,6 +69,7 @@ class SimAgent:
         books.burnt.append(self.engine.joules)
         # Hosts share no clock: each counts from a moment of its own.
         self._clock_ahead_s = world.random.uniform(0, 100_000)
+        self._instance_id = str(next(_INSTANCES))
         self._backoff = Backoff(first_s=FIRST_S, most_s=MOST_S, random=world.random)
         self._outbox = Outbox()
         self.wire: Wire | None = None
@@ -228,6 +234,7 @@ class SimAgent:
                 agent_id=self.agent_id,
                 agent_name=self.agent_id,
                 agent_version="0",
+                instance_id=self._instance_id,
             ),
             now_s=self._now_s,
             handshake_s=CONNECT_TIMEOUT_S,

@@ -46,10 +46,15 @@ class Socket:
             ),
             now_s=world.now_s,
             handshake_s=5.0,
+            asks_first=True,
         )
         self._outgoing: deque[JobMessage] = deque()
         self._connection = hubs._Connection(
-            pump=cast(Pump, self), session=self._session, admission=Admission(), outgoing=self._outgoing
+            pump=cast(Pump, self),
+            session=self._session,
+            admission=Admission(),
+            address=None,
+            outgoing=self._outgoing,
         )
         hub._connections.add(self._connection)
         self._tick: asyncio.TimerHandle | None = None
@@ -64,6 +69,9 @@ class Socket:
 
     def wake(self) -> None:
         self._world.later(0.0, self._pump)
+
+    def reschedule(self) -> None:
+        self._world.later(0.0, self._ticked)
 
     def close(self, reason: str) -> None:
         self._world.later(0.0, self._say_goodbye, reason)
