@@ -63,7 +63,7 @@ def keys(content: dict[str, Any]) -> dict[tuple[str, ...], Any]:
     """Every key by its path, with its value; a list of tables counts by its first table."""
     found: dict[tuple[str, ...], Any] = {}
     for name, value in content.items():
-        table = value[0] if isinstance(value, list) else value
+        table = value[0] if isinstance(value, list) and value else value
         if isinstance(table, dict):
             found |= {(name, *path): inner for path, inner in keys(table).items()}
         else:

@@ -63,12 +63,19 @@ class Liar:
 
 
 @asynccontextmanager
-async def liar(running: Fleet, told: Report | None = None, hello: Hello = HELLO) -> AsyncIterator[Liar]:
-    """A connected liar that has reported an expert `lie`, or whatever it is given to report."""
+async def greeted(running: Fleet, hello: Hello = HELLO) -> AsyncIterator[Liar]:
+    """A connected liar that has said hello."""
     url, headers = running.coordinator.agents_url + "/v1/agents", {"Authorization": f"Bearer {TOKEN}"}
     async with running.http.ws_connect(url, headers=headers, max_msg_size=0) as websocket:
         made = Liar(websocket)
         await made.say(hello)
+        yield made
+
+
+@asynccontextmanager
+async def liar(running: Fleet, told: Report | None = None) -> AsyncIterator[Liar]:
+    """A connected liar that has reported an expert `lie`, or whatever it is given to report."""
+    async with greeted(running) as made:
         await made.hear(Welcome)
         await made.say(told or report(expert_report(MODEL)))
         yield made
@@ -171,7 +178,7 @@ async def test_300000_unknown_jobs_in_one_frame_stall_nobody(tmp_path: Path) -> 
 async def test_an_agent_with_a_name_that_cannot_be_is_refused(tmp_path: Path, fields: dict[str, str]) -> None:
     """It is told what is wrong, and appears in no list."""
     async with fleet(tmp_path) as running:
-        async with liar(running, hello=msgspec.structs.replace(HELLO, **fields)) as agent:
+        async with greeted(running, msgspec.structs.replace(HELLO, **fields)) as agent:
             refused = await agent.hear(Refused)
             assert refused.code == "invalid_hello"
             assert "agent.name" in refused.remedy

@@ -63,7 +63,7 @@ async def test_answers_are_compared_with_their_predictions(tmp_path: Path) -> No
 async def test_a_senseless_number_of_requests_is_refused(tmp_path: Path, last: str) -> None:
     """In words."""
     async with fleet(tmp_path) as running:
-        with pytest.raises(RefusedError, match="must be a number of requests"):
+        with pytest.raises(RefusedError, match="must be a whole number of requests"):
             await calibration(running, f"?last={last}")
 
 
