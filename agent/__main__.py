@@ -8,21 +8,16 @@ import os
 import sys
 from pathlib import Path
 
-from moe2.agent.benchview import run_bench
+from moe2.agent.cli.bench import run_bench
+from moe2.agent.cli.doctor import run_doctor
+from moe2.agent.cli.models import show_models
+from moe2.agent.cli.status import show_status
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
-from moe2.agent.doctor import run_doctor
 from moe2.agent.energy.catalog import SensorSettings
-from moe2.agent.modelsview import show_models
-from moe2.agent.settings import (
-    DEFAULT_CONFIG_PATH,
-    DEFAULT_SOCKET_PATH,
-    ENVIRONMENT_PREFIX,
-    AgentSettings,
-)
-from moe2.agent.statusview import show_status
-from moe2.common.commandline import add_config, add_run_and_check, add_socket, execute, program
+from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, ENVIRONMENT_PREFIX, AgentSettings
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
+from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
 
 
 def main() -> None:

@@ -18,23 +18,48 @@ from random import Random
 import msgspec
 import structlog
 
-from moe2.agent import core
-from moe2.agent.checksum import ChecksumStore
-from moe2.agent.credential import AgentPapers
 from moe2.agent.energy.catalog import SensorSettings, discover
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.profiles import find_profile
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
-from moe2.agent.health import agent_warnings, gravest_first
-from moe2.agent.host import detect_host
-from moe2.agent.identity import load_identity
-from moe2.agent.link import Link
-from moe2.agent.localapi import listening, local_app, metrics_app
-from moe2.agent.metrics import AgentMetrics
-from moe2.agent.modelfiles import ModelFiles
-from moe2.agent.modelspec import spec_of
-from moe2.agent.profilestore import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
+from moe2.agent.jobs import core
+from moe2.agent.jobs.effects import (
+    Effect,
+    KillEngine,
+    ReportChange,
+    SendToCoordinator,
+    SendToEngine,
+    SendTokens,
+    SettleEnergy,
+    StartEngine,
+    StopEngine,
+)
+from moe2.agent.jobs.events import (
+    CancelRequested,
+    DrainRequested,
+    EnergySettled,
+    EngineExited,
+    EngineSpoke,
+    Event,
+    FileHashed,
+    JobSubmitted,
+    LinkLost,
+    PowerModeChanged,
+    ProfileRestored,
+    TimePassed,
+    TokenTaken,
+)
+from moe2.agent.learning.store import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
+from moe2.agent.link.credential import AgentPapers
+from moe2.agent.link.identity import load_identity
+from moe2.agent.link.link import Link
+from moe2.agent.models.files import ChecksumStore, ModelFiles
+from moe2.agent.models.spec import spec_of
+from moe2.agent.observing.health import agent_warnings, gravest_first
+from moe2.agent.observing.host import detect_host
+from moe2.agent.observing.local_api import listening, local_app, metrics_app
+from moe2.agent.observing.metrics import AgentMetrics
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
@@ -42,9 +67,7 @@ from moe2.common.backoff import Backoff
 from moe2.common.clock import clock_warnings
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import serving
-from moe2.common.logs import set_log_level
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     CancelJob,
@@ -65,11 +88,13 @@ from moe2.common.messages import (
     Tokens,
     Welcome,
 )
+from moe2.common.link.session import JobMessage
+from moe2.common.localsocket import serving
+from moe2.common.logs import set_log_level
 from moe2.common.reload import Reload
 from moe2.common.sdnotify import Notifier
-from moe2.common.session import JobMessage
 from moe2.common.status import AgentStatus
-from moe2.common.tls import client_context
+from moe2.common.tls.contexts import client_context
 
 log = structlog.get_logger()
 
@@ -107,7 +132,7 @@ class AgentDaemon:
         self._stop = asyncio.Event()
         self._idle = asyncio.Event()
         self._changed = asyncio.Event()
-        self._alarm = Alarm(lambda: self._dispatch(core.TimePassed()))
+        self._alarm = Alarm(lambda: self._dispatch(TimePassed()))
         self._report_s = UNWELCOMED_REPORT_S
         self._report_seq = 0
         self._identity = load_identity(settings.agent.state_dir)
@@ -125,7 +150,7 @@ class AgentDaemon:
         self._files = ModelFiles(
             {model.name: model.path for model in settings.models},
             ChecksumStore(settings.agent.state_dir),
-            on_known=lambda model, sha256: self._dispatch(core.FileHashed(model, sha256)),
+            on_known=lambda model, sha256: self._dispatch(FileHashed(model, sha256)),
         )
         link = settings.coordinator
         self._papers = AgentPapers(
@@ -155,7 +180,7 @@ class AgentDaemon:
             backoff=self._link_backoff(settings),
             on_opened=self._link_opened,
             on_message=self._message_received,
-            on_lost=lambda: self._dispatch(core.LinkLost()),
+            on_lost=lambda: self._dispatch(LinkLost()),
         )
 
     def stop(self) -> None:
@@ -278,11 +303,11 @@ class AgentDaemon:
     def _message_received(self, message: JobMessage) -> None:
         match message:
             case Submit() | ScoreJob() | FollowJob():
-                self._dispatch(core.JobSubmitted(message))
+                self._dispatch(JobSubmitted(message))
             case TakeToken():
-                self._dispatch(core.TokenTaken(message))
+                self._dispatch(TokenTaken(message))
             case CancelJob(job_id=job_id):
-                self._dispatch(core.CancelRequested(job_id))
+                self._dispatch(CancelRequested(job_id))
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
@@ -300,16 +325,16 @@ class AgentDaemon:
             case NextTokens(job_id=job_id):
                 # As where it draws by itself, the first token comes with the prompt.
                 account.tokens_decoded(job_id, 1, now_s)
-        self._dispatch(core.EngineSpoke(model, event))
+        self._dispatch(EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._models_changed()
             self._files.look(model)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
-        self._dispatch(core.EngineExited(model, ended.reason, ended.permanent))
+        self._dispatch(EngineExited(model, ended.reason, ended.permanent))
         self._models_changed()
 
-    def _dispatch(self, event: core.Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         for effect in self._core.handle(event, asyncio.get_running_loop().time()):
             self._perform(effect)
         if self._core.is_idle:
@@ -320,27 +345,27 @@ class AgentDaemon:
 
     # --- Effects out --------------------------------------------------------------------------------------------------
 
-    def _perform(self, effect: core.Effect) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
-            case core.SendTokens(jobs=jobs):
+            case SendTokens(jobs=jobs):
                 self._link.send_tokens(jobs)
-            case core.SendToEngine(model=model, command=command):
+            case SendToEngine(model=model, command=command):
                 self._engines[model].send(command)
-            case core.SendToCoordinator(message=message, request_id=request_id):
+            case SendToCoordinator(message=message, request_id=request_id):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
                 self._link.send(message)
                 _log_job(message, request_id)
-            case core.SettleEnergy(job_id=job_id):
+            case SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
-            case core.StartEngine(model=model):
+            case StartEngine(model=model):
                 self._engines[model].start()
-            case core.StopEngine(model=model):
+            case StopEngine(model=model):
                 self._engines[model].stop()
                 self._models_changed()
-            case core.KillEngine(model=model, reason=reason):
+            case KillEngine(model=model, reason=reason):
                 self._engines[model].kill(reason)
-            case core.ReportChange():
+            case ReportChange():
                 self._changed.set()
 
     def _job_ended(self, job_id: str) -> None:
@@ -362,7 +387,7 @@ class AgentDaemon:
         job = self._core.jobs.get(job_id)
         if job and job.ending:
             self._metrics.job_ended(job.order.model, job.ending, energy, abandoned=job.abandoned)
-        self._dispatch(core.EnergySettled(job_id, energy))
+        self._dispatch(EnergySettled(job_id, energy))
 
     async def _settle_energy(self) -> None:
         """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
@@ -380,7 +405,7 @@ class AgentDaemon:
         """Learn apart for the power mode that rules now, from what is stored of it if it is entered for the first
         time."""
         mode = self._power_mode = self._monitor.power_mode
-        self._dispatch(core.PowerModeChanged(mode))
+        self._dispatch(PowerModeChanged(mode))
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
@@ -390,7 +415,7 @@ class AgentDaemon:
             except NoProfileError as error:
                 log.info("profile_not_restored", model=model.name, reason=str(error))
             else:
-                self._dispatch(core.ProfileRestored(model.name, stored.latency, stored.energy))
+                self._dispatch(ProfileRestored(model.name, stored.latency, stored.energy))
                 log.info("profile_restored", model=model.name, measured_at_unix_s=stored.measured_at_unix_s)
 
     def _store_profiles(self) -> None:
@@ -457,7 +482,7 @@ class AgentDaemon:
         self._notifier.notify("STOPPING=1")
         drain_s = self._settings.agent.drain_s
         log.info("drain_started", jobs=len(self._core.jobs), drain_s=drain_s)
-        self._dispatch(core.DrainRequested())
+        self._dispatch(DrainRequested())
         self._send_report()
         try:
             await asyncio.wait_for(self._idle.wait(), drain_s)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
-from moe2.common.config import LIVE, Settings
+from moe2.common.config import LIVE, Seconds, Settings
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
@@ -19,8 +19,6 @@ DEFAULT_SOCKET_PATH = Path("/run/moe2-agent/agent.sock")
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 RESERVED_MODEL_NAMES = ("moe2", "auto")
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AgentSection(Settings):

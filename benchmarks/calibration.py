@@ -42,7 +42,7 @@ from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.calibration import Agreement, CalibrationReport, Comparison
+from moe2.coordinator.observing.accuracy import Agreement, CalibrationReport, Comparison
 
 PROFILE = "agx-orin-maxn"
 PROMPT_WORDS = (15, 40, 80, 150)

@@ -19,10 +19,9 @@ from random import Random
 
 import uvloop
 
-from moe2.agent.link import Link
+from moe2.agent.link.link import Link
 from moe2.common.backoff import Backoff
-from moe2.common.logs import configure_logging
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     CancelJob,
     ExpertReport,
@@ -39,8 +38,9 @@ from moe2.common.messages import (
     TokenPiece,
     Welcome,
 )
+from moe2.common.link.session import JobMessage
+from moe2.common.logs import configure_logging
 from moe2.common.secretfile import read_secret
-from moe2.common.session import JobMessage
 
 INSTANT, PACED = "instant", "paced"
 TOKEN_TEXT = " token"

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from moe2.coordinator.evaluation.plots import write_plots
-from moe2.coordinator.evaluation.study import MOE2, evaluate, is_baseline, with_seeds
-from moe2.coordinator.evaluation.tables import tables
-from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
-from moe2.coordinator.gating.outcomes import read_outcomes
+from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
+from moe2.coordinator.training.evaluate.plots import write_plots
+from moe2.coordinator.training.evaluate.study import MOE2, evaluate, is_baseline, with_seeds
+from moe2.coordinator.training.evaluate.tables import tables
+from moe2.coordinator.training.outcomes import read_outcomes
 
 
 def main() -> None:

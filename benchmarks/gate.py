@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
-from moe2.coordinator.gating.gate import Gate, GateParameters
-from moe2.coordinator.gating.outcomes import read_outcomes
+from moe2.coordinator.gate.checkpoint import load_checkpoint
+from moe2.coordinator.gate.features import SHAPE_SIZE, FeatureConfig
+from moe2.coordinator.gate.gate import Gate, GateParameters
+from moe2.coordinator.training.outcomes import read_outcomes
 
 
 def random_gate(experts: int, kinds: int = 16, networks: int = 4, width: int = 16, hidden: int = 48) -> Gate:

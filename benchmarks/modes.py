@@ -44,8 +44,8 @@ from moe2.agent.energy.profiles import PROFILES
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.aggregate.shares import best_of, gate_weights, mixture
-from moe2.coordinator.gating.fleetgate import PRIOR_TAU
+from moe2.coordinator.choosing.mixture import best_of, gate_weights, mixture
+from moe2.coordinator.gate.fleet_gate import PRIOR_TAU
 from tests.models import smollm2_path
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")

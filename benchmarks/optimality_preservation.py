@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from moe2.coordinator.evaluation.study import split_for_report
-from moe2.coordinator.gating.commands import add_pool_arguments, chosen_pool
-from moe2.coordinator.gating.gate import Gate
-from moe2.coordinator.gating.outcomes import Outcomes, read_outcomes
-from moe2.coordinator.gating.training import train_gate
-from moe2.coordinator.gating.training_config import TrainingConfig
+from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
+from moe2.coordinator.gate.gate import Gate
+from moe2.coordinator.training.config import TrainingConfig
+from moe2.coordinator.training.evaluate.study import split_for_report
+from moe2.coordinator.training.outcomes import Outcomes, read_outcomes
+from moe2.coordinator.training.train import train_gate
 
 
 def chosen_subsets(size: int, count: int) -> list[tuple[int, ...]]:

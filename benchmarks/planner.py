@@ -36,11 +36,11 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from moe2.coordinator.planning import branch, greedy  # noqa: E402
-from moe2.coordinator.planning.branch import Effort  # noqa: E402
-from moe2.coordinator.planning.certificate import Plan, Status  # noqa: E402
+from moe2.coordinator.planning import greedy, search  # noqa: E402
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem  # noqa: E402
-from moe2.coordinator.planning.table import ValueTable  # noqa: E402
+from moe2.coordinator.planning.proof import Plan, Status  # noqa: E402
+from moe2.coordinator.planning.search import Effort  # noqa: E402
+from moe2.coordinator.planning.value_table import ValueTable  # noqa: E402
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue  # noqa: E402
 from tests.oracles import exhaustive, polyblock  # noqa: E402
 from tests.oracles.free_energy import FreeEnergy  # noqa: E402
@@ -189,8 +189,8 @@ def side_by_side(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int) 
                     cells["brute force"].append((brute_ms, oracle.certificate.nodes, 0.0))
                     runs: dict[str, Callable[[], Plan]] = {
                         "polyblock": partial(polyblock.plan, problem, node_limit=400),
-                        "search": partial(branch.plan, problem),
-                        "table": partial(branch.plan, problem, table=table),
+                        "search": partial(search.plan, problem),
+                        "table": partial(search.plan, problem, table=table),
                         "greedy": partial(greedy.plan, problem),
                     }
                     for name, run in runs.items():
@@ -248,7 +248,7 @@ def stream(
             started = time.perf_counter()
             table = ValueTable.build(value, max_experts) if tabled else None
             builds.append((time.perf_counter() - started) * 1e3)
-            branch.plan(drawn.request(value, 0.3, max_experts), table=table)  # first call: caches, BLAS
+            search.plan(drawn.request(value, 0.3, max_experts), table=table)  # first call: caches, BLAS
             for number in range(requests // 6):
                 # Queues, prompt lengths and power modes move the costs from request to request.
                 now = replace(
@@ -259,11 +259,11 @@ def stream(
                 share, _ = float(rng.choice(SHARES)), now.patience_s  # the budgets are given, not timed
                 started = clock()
                 problem = now.request(value, share, max_experts)
-                plan = branch.plan(problem, table=table, clock=clock)
+                plan = search.plan(problem, table=table, clock=clock)
                 spent.append((clock() - started) * 1e3)
                 exact.append(plan.certificate.status is not Status.BOUNDED)
                 if number < checked:
-                    other = exhaustive.plan(problem) if experts <= 16 else branch.plan(problem)
+                    other = exhaustive.plan(problem) if experts <= 16 else search.plan(problem)
                     mismatches += differs(plan, other)
     return Latency(
         float(np.median(spent)),
@@ -303,7 +303,7 @@ def anytime(
 
                         def answer(drawn: Fleet = drawn, value: SetValue = value, share: float = share) -> Plan:
                             effort = Effort(time_limit_s=SLICE_S)
-                            return branch.plan(drawn.request(value, share, max_experts), effort=effort, clock=clock)
+                            return search.plan(drawn.request(value, share, max_experts), effort=effort, clock=clock)
 
                         plan, time_ms = timed(answer, clock)
                         samples.append(

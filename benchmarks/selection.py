@@ -21,19 +21,18 @@ import numpy as np
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
-from moe2.common.messages import ExpertReport, ExpertState
-from moe2.coordinator.appraisal import Appraiser
-from moe2.coordinator.budgets import Budgets, Wish
-from moe2.coordinator.choice import NoExpert, SelectionRequest
-from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.gating.gate import Gate
-from moe2.coordinator.gating.outcomes import Outcomes, split_of
-from moe2.coordinator.gating.training import train_gate
-from moe2.coordinator.gating.training_config import TrainingConfig
+from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, estimate_prompt_tokens
+from moe2.coordinator.choosing.result import NoExpert
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.gate.checkpoint import load_checkpoint
+from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.planning.problem import Quantile
-from moe2.coordinator.predict import Demand, estimate_prompt_tokens
-from moe2.coordinator.selection import Selector
-from moe2.coordinator.table import Expert
+from moe2.coordinator.training.config import TrainingConfig
+from moe2.coordinator.training.outcomes import Outcomes, split_of
+from moe2.coordinator.training.train import train_gate
 
 KINDS = ("arithmetic", "code", "facts", "chat", "summary", "translation")
 SIZES_B = (0.135, 0.36, 0.5, 1.1, 1.5, 1.7, 3.0, 7.0)

@@ -7,8 +7,8 @@ it the time. What has expired must not be valid again meanwhile.
 from __future__ import annotations
 
 from moe2.common.errors import Moe2Error
-from moe2.common.figures import moment
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.terminal.figures import moment
 
 EARLIEST_UNIX_S = 1_735_689_600.0
 """2025-01-01: every release of moe2 is younger, so that it cannot run earlier. A constant, to be raised with releases:

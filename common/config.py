@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moe2.common.errors import ConfigError
 
@@ -92,3 +92,7 @@ def _fault(fault: Any, path: Path, from_environment: Mapping[Path_, str]) -> str
         case _:
             problem = f"{fault['msg']} (got {fault['input']!r})"
     return f"{where}: {key}: {problem}." if key else f"{where}: {problem}."
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65_535)]

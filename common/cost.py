@@ -1,8 +1,8 @@
 """What a request will take on an expert: seconds and joules with quantiles. PURE.
 
-Agents learn these profiles from their own requests (`moe2.agent.latency`, `moe2.agent.energy_model`) and report them;
-the coordinator evaluates them for requests that have not run yet, on all experts at once (`moe2.coordinator.roster`).
-Both use the formulas below, so that a prediction means the same on either side.
+Agents learn these profiles from their own requests (`moe2.agent.learning`) and report them; the coordinator evaluates
+them for requests that have not run yet, on all experts at once (`moe2.coordinator.choosing.forecast`). Both use the
+formulas below, so that a prediction means the same on either side.
 
 With p prompt tokens to prefill, n tokens to decode, o requests in the batch (this one included) and c = p + cached +
 n/2 tokens of context on average:

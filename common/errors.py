@@ -38,7 +38,7 @@ class JobErrorCode(StrEnum):
 
 class LinkCode(StrEnum):
     """Why a message on the link was not understood, or a session ended. Refusals of an identity have codes of their own
-    (`moe2.common.enrolment.Refusal`)."""
+    (`moe2.common.link.enrolment.Refusal`)."""
 
     FRAME_TOO_LARGE = "frame_too_large"
     MALFORMED_FRAME = "malformed_frame"

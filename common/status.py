@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.messages import ExpertReport, HostFacts, SensorReport
+from moe2.common.link.messages import ExpertReport, HostFacts, SensorReport
 
 
 class LinkState(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from moe2.common.messages import TokenAlternative, TokenPiece
+from moe2.common.link.messages import TokenAlternative, TokenPiece
 
 
 class TextStream:

@@ -8,28 +8,22 @@ import gc
 import os
 import sys
 
-from moe2.common.commandline import add_config, add_run_and_check, add_socket, execute, program
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
-from moe2.coordinator.access import commands as access_commands
-from moe2.coordinator.calibrationview import show_calibration
-from moe2.coordinator.collecting import commands as collecting_commands
+from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
+from moe2.coordinator.cli import agents as enrolment_commands
+from moe2.coordinator.cli import collect as collecting_commands
+from moe2.coordinator.cli import evaluate as evaluation_commands
+from moe2.coordinator.cli import keys as access_commands
+from moe2.coordinator.cli import ledger as ledger_commands
+from moe2.coordinator.cli import train as gating_commands
+from moe2.coordinator.cli.accuracy import show_calibration
+from moe2.coordinator.cli.plan import show_plan
+from moe2.coordinator.cli.status import show_status
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.enrolment import commands as enrolment_commands
-from moe2.coordinator.enrolment.registerfile import RegisterFile
-from moe2.coordinator.evaluation import commands as evaluation_commands
-from moe2.coordinator.eventloop import EventLoop
-from moe2.coordinator.gating import commands as gating_commands
-from moe2.coordinator.ledger import commands as ledger_commands
-from moe2.coordinator.openfiles import allow_open_files
-from moe2.coordinator.planview import show_plan
-from moe2.coordinator.settings import (
-    DEFAULT_CONFIG_PATH,
-    DEFAULT_SOCKET_PATH,
-    ENVIRONMENT_PREFIX,
-    CoordinatorSettings,
-)
-from moe2.coordinator.statusview import show_status
+from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.runtime import EventLoop, allow_open_files
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
 
 def main() -> None:

@@ -23,48 +23,51 @@ from moe2.common.logs import set_log_level
 from moe2.common.reload import Reload
 from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
-from moe2.common.tls import ServerTls
-from moe2.coordinator.access.keyfile import KeyFile
-from moe2.coordinator.access.keyring import KeyRing
-from moe2.coordinator.admission import LONGEST_AGENT_QUEUE_S
-from moe2.coordinator.api.bodies import BodyReader
-from moe2.coordinator.api.browsers import Browsers
-from moe2.coordinator.api.calibration import CalibrationRoute
-from moe2.coordinator.api.events import EventsRoute
-from moe2.coordinator.api.feedback import FeedbackRoutes
-from moe2.coordinator.api.fleet import FleetRoutes
-from moe2.coordinator.api.guard import Guard
-from moe2.coordinator.api.ledger import LedgerRoute
-from moe2.coordinator.api.metrics import MetricsRoute
-from moe2.coordinator.api.openai import OpenAiRoutes, add_request_id, openai_errors
-from moe2.coordinator.api.openapiroute import OpenApiRoute
-from moe2.coordinator.api.page import PageRoute
-from moe2.coordinator.api.plan import PlanRoutes
-from moe2.coordinator.api.protocollog import protocol_logger
-from moe2.coordinator.api.slowness import LINGER_S, READ_BUFFER_BYTES, leave_rest_unparsed, send_deadline
-from moe2.coordinator.appraisal import Appraiser
-from moe2.coordinator.calibration import CalibrationWindow
-from moe2.coordinator.dispatch import Completed, Lifecycle
-from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
-from moe2.coordinator.enrolment.registerfile import RegisterFile
-from moe2.coordinator.feedback import Feedback, FeedbackBook
-from moe2.coordinator.feedbackfile import FeedbackFile
-from moe2.coordinator.gating.checkpoint import load_checkpoint
-from moe2.coordinator.health import cap_warnings, dispatch_warnings, fleet_warnings
-from moe2.coordinator.hub import Hub
+from moe2.common.tls.contexts import ServerTls
+from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.fleet.doorkeeper import Doorkeeper
+from moe2.coordinator.fleet.hub import Hub
+from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.fleet.settings import AgentsSection
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.gate.checkpoint import load_checkpoint
+from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
+from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.http.auth import Guard
+from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
+from moe2.coordinator.http.browsers import Browsers
+from moe2.coordinator.http.events import EventsRoute
+from moe2.coordinator.http.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.plan import PlanRoutes
+from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
+from moe2.coordinator.http.settings import ApiSection
+from moe2.coordinator.http.transport import (
+    LINGER_S,
+    READ_BUFFER_BYTES,
+    leave_rest_unparsed,
+    protocol_logger,
+    send_deadline,
+)
+from moe2.coordinator.http.upload import BodyReader
+from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
-from moe2.coordinator.ledger.bookkeeper import Bookkeeper
-from moe2.coordinator.ledger.collector import LedgerCollector
-from moe2.coordinator.ledger.ledger import Ledger
-from moe2.coordinator.listenertls import ListenerTls
-from moe2.coordinator.metrics import CoordinatorMetrics
-from moe2.coordinator.receipt import Receipt
-from moe2.coordinator.recent import RecentPast
-from moe2.coordinator.selection import Selector
-from moe2.coordinator.service import Service
-from moe2.coordinator.settings import AgentsSection, ApiSection, CoordinatorSettings
-from moe2.coordinator.table import CapabilityTable
-from moe2.coordinator.traces import open_traces
+from moe2.coordinator.ledger.store import Ledger
+from moe2.coordinator.observing.accuracy import CalibrationWindow
+from moe2.coordinator.observing.fleet_metrics import LedgerCollector
+from moe2.coordinator.observing.health import cap_warnings, dispatch_warnings, fleet_warnings
+from moe2.coordinator.observing.history import RecentPast
+from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.observing.traces import open_traces
+from moe2.coordinator.runtime import ListenerTls
+from moe2.coordinator.serving.bookkeeper import Bookkeeper
+from moe2.coordinator.serving.effects import Completed
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import Receipt
+from moe2.coordinator.serving.service import Service
+from moe2.coordinator.serving.waiting_room import LONGEST_AGENT_QUEUE_S
+from moe2.coordinator.settings import CoordinatorSettings
 
 log = structlog.get_logger()
 

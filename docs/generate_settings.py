@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from moe2.agent.settings import ENVIRONMENT_PREFIX as AGENT_PREFIX
 from moe2.agent.settings import AgentSettings
 from moe2.common.config import Settings
-from moe2.common.settingschange import is_live
+from moe2.common.reload import is_live
 from moe2.coordinator.settings import ENVIRONMENT_PREFIX as COORDINATOR_PREFIX
 from moe2.coordinator.settings import CoordinatorSettings
 

@@ -13,11 +13,11 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from moe2.coordinator.eventloop import EventLoop
+from moe2.coordinator.runtime import EventLoop
 
 ROOT = Path(__file__).parent.parent
 # All tests of these modules are slow, and so are their imports: torch with its optimisers, schemathesis.
-IMPORTED_SLOWLY = ("evaluation/test_study.py", "gating/test_training.py", "fuzz/test_openapi_live.py")
+IMPORTED_SLOWLY = ("evaluate/test_study.py", "training/test_train.py", "fuzz/test_openapi_live.py")
 
 os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT / "dev"), str(ROOT)))
 # Bytecode is kept even where the environment says otherwise: each of the hundreds of child processes would compile the

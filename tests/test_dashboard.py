@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from moe2.agent.metrics import AgentMetrics
+from moe2.agent.observing.metrics import AgentMetrics
 from moe2.common.energy import NEVER_RAN
-from moe2.coordinator.metrics import CoordinatorMetrics
-from tests.agent.test_metrics import STATUS
+from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from tests.agent.observing.test_metrics import STATUS
 from tests.coordinator.receipts import agent_row, status
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "dashboards" / "grafana.json").read_text())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moe2.common.enrolment import Refusal
-from moe2.common.tlsfault import TlsFault
+from moe2.common.link.enrolment import Refusal
+from moe2.common.tls.fault import TlsFault
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,14 +16,9 @@ from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.nvml import NvmlSensor, board_names
 from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.rapl import RaplSensor
-from moe2.agent.energy.sensor import (
-    Sensor,
-    SensorAbsentError,
-    SensorBrokenError,
-    SensorDeniedError,
-)
+from moe2.agent.energy.sensor import Sensor, SensorAbsentError, SensorBrokenError, SensorDeniedError
 from moe2.agent.energy.simulated import SimulatedSensor
-from moe2.common.messages import SensorReport
+from moe2.common.link.messages import SensorReport
 
 
 class ProbeState(StrEnum):

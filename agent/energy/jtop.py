@@ -17,13 +17,7 @@ from typing import Any
 import msgspec
 
 from moe2.agent.energy.rails import MODULE_LIMITS, ModuleRails, module_rails
-from moe2.agent.energy.sensor import (
-    Reading,
-    SensorAbsentError,
-    SensorBrokenError,
-    SensorDeniedError,
-    SensorFacts,
-)
+from moe2.agent.energy.sensor import Reading, SensorAbsentError, SensorBrokenError, SensorDeniedError, SensorFacts
 
 _WANTED_INTERVAL_S = 0.2
 _PATIENCE_S = 3.0

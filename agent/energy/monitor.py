@@ -18,7 +18,7 @@ from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.agent.engine.protocol import Pace
 from moe2.common.energy import Energy
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.messages import SensorReport
+from moe2.common.link.messages import SensorReport
 
 _CONDITIONS_EVERY_S = 5.0
 # A request's answer waits for its joules, so a sensor that is out of order may hold it up only this long,

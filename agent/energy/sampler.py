@@ -17,7 +17,7 @@ from moe2.agent.energy.channel import SensorChannel, fault_of
 from moe2.agent.energy.meter import EnergyTrack
 from moe2.agent.energy.sensor import Reading, Sensor, SensorFacts, SensorFault
 from moe2.common.health import HealthWarning
-from moe2.common.messages import SensorReport
+from moe2.common.link.messages import SensorReport
 
 _RETRY_S = 5.0
 _JOIN_S = 1.0

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from moe2.agent.engine.protocol import Command, Embed, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
-from moe2.common.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
-from moe2.common.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
+from moe2.common.link.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
+from moe2.common.link.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
 if TYPE_CHECKING:
     from moe2.agent.engine.decoder import Decoder

@@ -19,7 +19,7 @@ from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.shelf import Shelf, Shelved
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.messages import JobPieces, Tokens
+from moe2.common.link.messages import JobPieces, Tokens
 
 _STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""

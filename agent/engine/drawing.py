@@ -8,7 +8,7 @@ from typing import Protocol
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.writing import Means, Writing
-from moe2.common.messages import Submit, TokenAlternative, TokenPiece
+from moe2.common.link.messages import Submit, TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
 
 

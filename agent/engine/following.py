@@ -6,7 +6,7 @@ from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import most_likely, within
 from moe2.agent.engine.protocol import Event
 from moe2.agent.engine.writing import Means, Writing
-from moe2.common.messages import Candidate, FollowJob, NextTokens
+from moe2.common.link.messages import Candidate, FollowJob, NextTokens
 
 
 class Following(Writing):

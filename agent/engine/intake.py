@@ -19,7 +19,7 @@ from moe2.agent.engine.request import RequestError, RequestReader, check_room
 from moe2.agent.engine.shelf import State
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import FollowJob, ScoreJob, Submit
+from moe2.common.link.messages import FollowJob, ScoreJob, Submit
 
 _LEAST_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.protocol import Event, Finished
-from moe2.common.messages import TokenPiece
+from moe2.common.link.messages import TokenPiece
 
 
 @dataclass(slots=True)

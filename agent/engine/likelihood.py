@@ -8,7 +8,7 @@ from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event, Scored
-from moe2.common.messages import ContinuationScore, ScoreJob
+from moe2.common.link.messages import ContinuationScore, ScoreJob
 
 
 class Scoring(Job):

@@ -19,7 +19,7 @@ import structlog
 from moe2.agent.engine.protocol import Command, Event, Load, Loaded, LoadFailed, Loading, ModelSpec, Shutdown
 from moe2.common.backoff import Backoff
 from moe2.common.errors import ProtocolError
-from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 log = structlog.get_logger()
 

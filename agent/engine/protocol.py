@@ -1,6 +1,6 @@
 """The words between the daemon and an engine's child process.
 
-Frames are a 4-byte big-endian length and a msgpack map with an `op` (see `moe2.common.wire`). Commands go to the
+Frames are a 4-byte big-endian length and a msgpack map with an `op` (see `moe2.common.link.wire`). Commands go to the
 child's stdin, events come from its stdout; its stderr is llama.cpp's own log. One child serves one model, so a crash
 takes one model's requests with it and nothing else.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     ChatPrompt,
     ContinuationScore,

@@ -8,7 +8,7 @@ from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.messages import ChatPrompt, FollowJob, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import ChatPrompt, FollowJob, ScoreJob, Submit, TextPrompt
 
 LONGEST_TOKEN_BYTES = 1024
 """No vocabulary we know has a longer token: a prompt of more bytes than this times the context cannot fit, and need not

@@ -14,7 +14,7 @@ import jinja2.sandbox
 
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.common.errors import Moe2Error
-from moe2.common.messages import ChatMessage, Tool, ToolCall
+from moe2.common.link.messages import ChatMessage, Tool, ToolCall
 
 _NO_TOOLS = "This model's template has no tools."
 _WITHOUT_TOOLS = "Leave out the tools and their calls, or use a model whose chat template takes them."

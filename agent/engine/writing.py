@@ -10,7 +10,7 @@ from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event
 from moe2.agent.engine.request import Vocabulary
-from moe2.common.messages import FollowJob, Submit
+from moe2.common.link.messages import FollowJob, Submit
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What requests have cost: the lasting record of each, and what keys may still use up today."""
+"""What requests have cost: accounts, daily limits, the SQLite file; may import `keys`, `choosing` and what is below."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from moe2.coordinator.access.principal import DailyLimits, Principal
+from moe2.coordinator.keys.keys import DailyLimits, Principal
 
 
 @dataclass(frozen=True)

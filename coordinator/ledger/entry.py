@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from moe2.common.cost import Quantiles
-from moe2.common.energy import Energy, Quality
-from moe2.common.messages import JobUsage
-from moe2.coordinator.dispatch import Attempt, Lifecycle
-from moe2.coordinator.ledger.accounts import Amount
-from moe2.coordinator.receipt import ExpertLine, Receipt
-from moe2.coordinator.recent import said_of
-
-MOST_CHARACTERS = 200
-"""Of a text that somebody else chose."""
+from enum import StrEnum
 
 
 @dataclass(frozen=True)
@@ -88,102 +78,16 @@ class ReservationEntry:
     tokens: int | None
 
 
-def request_entry(
-    life: Lifecycle, receipt: Receipt, charged: Amount, *, at_unix_s: float, day: str, was_reserved: bool
-) -> RequestEntry:
-    """A request as it stands; final once it has retired."""
-    request = life.request
-    outcome, code, _ = said_of(life.outcome)
-    return RequestEntry(
-        request_id=request.request_id,
-        at_unix_s=at_unix_s,
-        day=day,
-        key_id=request.principal.key_id,
-        key_name=_text(request.principal.name),
-        mode=receipt.mode,
-        category=_category(life),
-        model=_text(request.model),
-        outcome=outcome,
-        code=None if code is None else _text(code),
-        prompt_tokens=receipt.tokens.prompt,
-        cached_tokens=receipt.tokens.cached,
-        decoded_tokens=receipt.tokens.decoded,
-        ttft_s=receipt.seconds.ttft,
-        total_s=receipt.seconds.total,
-        joules=receipt.energy.joules,
-        quality=_quality(receipt.energy),
-        charged_j=charged.energy_j,
-        charged_tokens=charged.tokens,
-        was_reserved=was_reserved,
-        attempts=tuple(
-            _attempt_entry(request.request_id, place, attempt, line)
-            for place, (attempt, line) in enumerate(zip(life.attempts, receipt.experts, strict=True))
-        ),
-    )
-
-
-def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day: str) -> ReservationEntry:
-    """What is reserved for a request now."""
-    request = life.request
-    return ReservationEntry(
-        request_id=request.request_id,
-        at_unix_s=at_unix_s,
-        day=day,
-        key_id=request.principal.key_id,
-        key_name=_text(request.principal.name),
-        model=_text(request.model),
-        energy_j=amount.energy_j,
-        tokens=amount.tokens,
-    )
-
-
-def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
-    usage, prediction = attempt.usage, attempt.prediction
-    predicted_j, predicted_s = prediction.energy_j, prediction.total_s
-    return AttemptEntry(
-        request_id=request_id,
-        place=place,
-        expert=_text(line.expert),
-        agent=_text(line.agent),
-        model=_text(line.model),
-        outcome=str(line.outcome),
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        cached_tokens=usage.cached_tokens if usage else None,
-        decoded_tokens=line.decoded_tokens,
-        seconds=_seconds(usage),
-        joules=line.energy.joules,
-        quality=_quality(line.energy),
-        predicted_j_p50=_p50(predicted_j),
-        predicted_j_p95=_p95(predicted_j),
-        predicted_s_p50=_p50(predicted_s),
-        predicted_s_p95=_p95(predicted_s),
-    )
-
-
-def _category(life: Lifecycle) -> str | None:
-    category = life.attempts[-1].selection.category if life.attempts else life.request.wish.category
-    return None if category is None else _text(category)
-
-
-def _quality(energy: Energy) -> str:
-    return (energy.quality if energy.joules is not None else Quality.UNMEASURED).value
-
-
-def _seconds(usage: JobUsage | None) -> float | None:
-    if usage is None:
-        return None
-    phases = [seconds for seconds in (usage.queue_s, usage.prefill_s, usage.decode_s) if seconds is not None]
-    return sum(phases) if phases else None
-
-
-def _p50(quantiles: Quantiles | None) -> float | None:
-    return quantiles.p50 if quantiles else None
-
-
-def _p95(quantiles: Quantiles | None) -> float | None:
-    return quantiles.p95 if quantiles else None
-
-
-def _text(text: str) -> str:
-    """What a database takes: no lone surrogates, and not too long."""
-    return text[:MOST_CHARACTERS].encode("utf-8", "replace").decode()
+class AttemptState(StrEnum):
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ANSWERED = "answered"
+    OUTVOTED = "outvoted"
+    """Done, and another expert's answer was preferred."""
+    FAILED = "failed"
+    BROKEN_OFF = "broken_off"
+    """It failed or was lost in mid-answer, and its words are the beginning of an answer that was completed."""
+    CANCELLED = "cancelled"
+    HEDGED = "hedged"
+    """Stopped, because another expert's first token came sooner."""
+    LOST = "lost"

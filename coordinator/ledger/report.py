@@ -12,8 +12,8 @@ import msgspec
 
 from moe2.common.energy import Quality, worst_quality
 from moe2.common.errors import JobErrorCode
-from moe2.coordinator.dispatch import AttemptState
 from moe2.coordinator.ledger.accounts import DaySum
+from moe2.coordinator.ledger.entry import AttemptState
 
 USEFUL = frozenset({AttemptState.ANSWERED.value, AttemptState.BROKEN_OFF.value})
 """Joules under every other cause were spent on work that nobody got."""

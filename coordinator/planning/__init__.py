@@ -1,1 +1,1 @@
-"""Coarse selection: the exact discrete monotonic optimizer. Pure: numpy arrays in, a certified answer out."""
+"""The exact discrete monotonic optimizer; pure arrays; imports nothing of the coordinator."""

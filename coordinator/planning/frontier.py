@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from moe2.coordinator.planning import branch
-from moe2.coordinator.planning.certificate import Plan
+from moe2.coordinator.planning import search
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.table import ValueTable
+from moe2.coordinator.planning.proof import Plan
+from moe2.coordinator.planning.value_table import ValueTable
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def frontier(
     energy_budgets_j: Sequence[float],
     *,
     table: ValueTable | None = None,
-    effort: branch.Effort | None = None,
+    effort: search.Effort | None = None,
     clock: Callable[[], float] | None = None,
 ) -> tuple[FrontierPoint, ...]:
     """Plans by rising budget; each is at least as good as the one before, even where `effort` cuts searches
@@ -36,7 +36,7 @@ def frontier(
     known: tuple[int, ...] = ()
     for budget in sorted(energy_budgets_j):
         priced = replace(problem, budgets=replace(problem.budgets, energy_j=float(budget)))
-        plan = branch.plan(priced, table=table, effort=effort, clock=clock, known=known)
+        plan = search.plan(priced, table=table, effort=effort, clock=clock, known=known)
         known = plan.members
         points.append(FrontierPoint(float(budget), plan))
     return tuple(points)

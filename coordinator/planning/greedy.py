@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
-from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.proof import Plan, certified, infeasible
 from moe2.coordinator.planning.values import BoolArray, FloatArray
 
 Stop: TypeAlias = Callable[[], bool]

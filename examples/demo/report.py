@@ -16,8 +16,8 @@ from rich.text import Text
 
 from examples.demo.client import ANY_MODEL, Answer, Prompt
 from examples.demo.setup import Daemon, Setup
-from moe2.common import figures
-from moe2.common.figures import UNMEASURED, known, printable
+from moe2.common.terminal import figures
+from moe2.common.terminal.figures import UNMEASURED, known, printable
 
 ANSWER_CHARACTERS = 90
 

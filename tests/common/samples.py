@@ -7,7 +7,7 @@ import msgspec
 from moe2.common.energy import Attribution, Energy, Quality, Scope
 from moe2.common.generation import Sampling
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     Candidate,
     ChatMessage,

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.messages import TokenPiece
+from moe2.common.link.messages import TokenPiece
 from moe2.common.textstream import TextStream
 
 

@@ -9,22 +9,13 @@ import numpy as np
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.generation import Generation, Sampling
-from moe2.common.messages import (
-    ChatMessage,
-    ChatPrompt,
-    ExpertReport,
-    ExpertState,
-    Hello,
-    Report,
-    TextPrompt,
-)
-from moe2.coordinator.appraisal import Appraiser
-from moe2.coordinator.budgets import Budgets
-from moe2.coordinator.dispatch import Request
-from moe2.coordinator.predict import Demand, Prediction
-from moe2.coordinator.roster import Roster
-from moe2.coordinator.selection import Selector
-from moe2.coordinator.table import Expert
+from moe2.common.link.messages import ChatMessage, ChatPrompt, ExpertReport, ExpertState, Hello, Report, TextPrompt
+from moe2.coordinator.choosing.forecast import Prediction, Roster
+from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.request import Budgets, Demand
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.serving.request import Request
 from tests.common.samples import SMALLEST_HOST
 
 EXACT = Spread(p50=0.0, p95=0.0)

@@ -8,12 +8,16 @@ from typing import Any
 import msgspec
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.messages import JobDone, JobFailed, JobUsage, TokenPiece
-from moe2.coordinator import dispatch
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
-from moe2.coordinator.dispatch import Conclude, Effect, Event, Lifecycle, Outcome, Retire, StopJob, SubmitJob, Terms
-from moe2.coordinator.errors import ErrorCode
-from moe2.coordinator.table import Expert
+from moe2.common.error_codes import ErrorCode
+from moe2.common.link.messages import JobDone, JobFailed, JobUsage, TokenPiece
+from moe2.coordinator.choosing.request import SelectionRequest
+from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.serving import events
+from moe2.coordinator.serving.effects import Conclude, Effect, Outcome, Retire, StopJob, SubmitJob
+from moe2.coordinator.serving.events import Event
+from moe2.coordinator.serving.hedging import Terms
+from moe2.coordinator.serving.life import Lifecycle
 from tests.coordinator.experts import expert, request, selector
 
 JOULES = Energy(joules=2.0, marginal_joules=1.0, quality=Quality.MEASURED_COUNTER)
@@ -67,14 +71,14 @@ class LifeBench:
         return effects
 
     def admitted(self) -> LifeBench:
-        self.do(dispatch.Admitted())
+        self.do(events.Admitted())
         return self
 
     def tokens(self, *texts: str, attempt: int = 0) -> list[Effect]:
-        return self.do(dispatch.TokensArrived(f"req-1.{attempt}", tuple(TokenPiece(text) for text in texts)))
+        return self.do(events.TokensArrived(f"req-1.{attempt}", tuple(TokenPiece(text) for text in texts)))
 
     def done(self, reason: str = "stop", *, attempt: int = 0, usage: JobUsage = USAGE) -> list[Effect]:
-        return self.do(dispatch.AttemptDone(JobDone(job_id=f"req-1.{attempt}", reason=reason, usage=usage)))
+        return self.do(events.AttemptDone(JobDone(job_id=f"req-1.{attempt}", reason=reason, usage=usage)))
 
     def failed(
         self,
@@ -87,7 +91,7 @@ class LifeBench:
     ) -> list[Effect]:
         """in_batch: whether its engine was working on it when it died; by default it was nobody's fault."""
         failure = JobFailed(job_id=f"req-1.{attempt}", code=code, message=message, usage=usage, in_batch=in_batch)
-        return self.do(dispatch.AttemptFailed(failure))
+        return self.do(events.AttemptFailed(failure))
 
     def restarted(self, agent_id: str = "agent-1") -> None:
         """The agent's engines have been started again."""
@@ -100,24 +104,24 @@ class LifeBench:
 
     def room(self) -> list[Effect]:
         self.full.clear()
-        return self.do(dispatch.RoomAppeared())
+        return self.do(events.RoomAppeared())
 
     def lost(self, agent_id: str = "agent-1") -> list[Effect]:
-        return self.do(dispatch.AgentLost(agent_id))
+        return self.do(events.AgentLost(agent_id))
 
     def gone(self) -> list[Effect]:
-        return self.do(dispatch.ClientGone())
+        return self.do(events.ClientGone())
 
     def at_deadline(self) -> list[Effect]:
         """The request's own, or that of its winding down."""
         life = self.life
         self.now_s = life.request.deadline_s if life.outcome is None else life.next_deadline_s
-        return self.do(dispatch.TimePassed())
+        return self.do(events.TimePassed())
 
     def at_next(self) -> list[Effect]:
         """Whatever is due first."""
         self.now_s = self.life.next_deadline_s
-        return self.do(dispatch.TimePassed())
+        return self.do(events.TimePassed())
 
 
 def submitted(effects: list[Effect]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     Candidate,
     ContinuationScore,
     FollowJob,
@@ -17,13 +17,12 @@ from moe2.common.messages import (
     Submit,
     TakeToken,
 )
-from moe2.coordinator import dispatch
-from moe2.coordinator.ballot import Ballot
-from moe2.coordinator.budgets import Mode, Wish
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest, still_down
-from moe2.coordinator.collaboration import Collaboration
-from moe2.coordinator.dispatch import Deliver, Effect, SubmitJob, Tell
-from moe2.coordinator.table import Expert
+from moe2.coordinator.choosing.request import Ballot, Mode, SelectionRequest, Wish
+from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.serving import events
+from moe2.coordinator.serving.collaboration import Collaboration
+from moe2.coordinator.serving.effects import Deliver, Effect, SubmitJob, Tell
 from tests.coordinator.experts import expert, selector
 from tests.coordinator.lives import USAGE, LifeBench
 
@@ -53,7 +52,7 @@ class PanelBench(LifeBench):
     def scored(self, attempt: int, *probabilities: float, usage: JobUsage = USAGE) -> list[Effect]:
         """The expert's likelihoods of what it was asked to score."""
         scores = tuple(ContinuationScore(math.log(mass), 1, 1) for mass in probabilities)
-        return self.do(dispatch.AttemptScored(JobScored(job_id=f"req-1.{attempt}", scores=scores, usage=usage)))
+        return self.do(events.AttemptScored(JobScored(job_id=f"req-1.{attempt}", scores=scores, usage=usage)))
 
     def thinks(self, attempt: int, step: int, **probabilities: float) -> list[Effect]:
         """The expert's next tokens, by name: `a` is token 0, `end` ends the answer."""
@@ -65,7 +64,7 @@ class PanelBench(LifeBench):
             for name, mass in ranked
         )
         return self.do(
-            dispatch.NextTokensArrived(NextTokens(job_id=f"req-1.{attempt}", step=step, candidates=candidates))
+            events.NextTokensArrived(NextTokens(job_id=f"req-1.{attempt}", step=step, candidates=candidates))
         )
 
     @property

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moe2.common.errors import JobErrorCode
-from moe2.coordinator import dispatch
-from moe2.coordinator.dispatch import Conclude, Deliver, Effect, ReleaseExpert, Retire, StopJob, SubmitJob
-from moe2.coordinator.receipt import receipt_of
+from moe2.coordinator.serving import events
+from moe2.coordinator.serving.effects import Conclude, Deliver, Effect, ReleaseExpert, Retire, StopJob, SubmitJob
+from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.lives import USAGE, LifeBench
 
 AGENTS = ("agent-1", "agent-2", "agent-3")
@@ -35,7 +35,7 @@ class Schedule(RuleBasedStateMachine):
         """Jobs that hold a place: their agent and expert."""
         self.stopped: set[str] = set()
         self.concluded = self.retired = 0
-        self.take(self.bench.do(dispatch.Admitted()))
+        self.take(self.bench.do(events.Admitted()))
 
     def check(self, effect: Effect) -> None:
         """What must hold of an effect of this kind of request, before it is counted."""
@@ -89,13 +89,13 @@ class Schedule(RuleBasedStateMachine):
     @lives
     @rule()
     def stopping(self) -> None:
-        self.take(self.bench.do(dispatch.ServiceStopping()))
+        self.take(self.bench.do(events.ServiceStopping()))
 
     @lives
     @rule(seconds=st.floats(0, 30))
     def pass_time(self, seconds: float) -> None:
         self.bench.now_s += seconds
-        self.take(self.bench.do(dispatch.TimePassed()))
+        self.take(self.bench.do(events.TimePassed()))
         assert self.retired or self.bench.life.next_deadline_s > self.bench.now_s, "its timer would fire for ever"
 
     @invariant()

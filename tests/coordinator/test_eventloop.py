@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from moe2.coordinator.eventloop import EventLoop
+from moe2.coordinator.runtime import EventLoop
 
 
 def test_its_clock_moves_within_one_turn() -> None:

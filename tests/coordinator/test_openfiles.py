@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from moe2.coordinator.openfiles import allow_open_files
+from moe2.coordinator.runtime import allow_open_files
 
 
 def test_the_soft_limit_becomes_the_hard_one() -> None:

@@ -27,8 +27,8 @@ from examples.demo.fleet import Fleet, unless
 from examples.demo.models import CHECKOUT, Model
 from moe2.agent.settings import AgentSettings
 from moe2.common.config import load_settings
+from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.localsocket import MAX_PATH_BYTES
-from moe2.common.messages import ExpertReport, ExpertState
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.coordinator.receipts import agent_row, status
 

@@ -32,7 +32,7 @@ from moe2.agent.engine.protocol import (
     Shutdown,
     Started,
 )
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     Candidate,
     ChatPrompt,
@@ -48,7 +48,7 @@ from moe2.common.messages import (
     TokenPiece,
     Tokens,
 )
-from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 DEFAULT_TOKENS = 16
 

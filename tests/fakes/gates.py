@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moe2.coordinator.gating.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields, save_checkpoint
-from moe2.coordinator.gating.features import SHAPE_SIZE, FeatureConfig
-from moe2.coordinator.gating.gate import Gate, GateParameters
+from moe2.coordinator.gate.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields, save_checkpoint
+from moe2.coordinator.gate.features import SHAPE_SIZE, FeatureConfig
+from moe2.coordinator.gate.gate import Gate, GateParameters
 
 TAU = 0.1
 

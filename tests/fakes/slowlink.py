@@ -24,7 +24,7 @@ from aiohttp import web
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.settings import AgentSettings
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     ChatMessage,
     ChatPrompt,
@@ -36,8 +36,8 @@ from moe2.common.messages import (
     Tokens,
     Welcome,
 )
-from moe2.common.pump import Pump
-from moe2.common.session import CoordinatorSession, JobMessage, MessageReceived, SessionEvent
+from moe2.common.link.pump import Pump
+from moe2.common.link.session import CoordinatorSession, JobMessage, MessageReceived, SessionEvent
 from tests.fakes.fleet import FAKE_EXPERT
 
 CANNOT_SHAPE = 77

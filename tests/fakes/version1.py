@@ -10,7 +10,7 @@ import aiohttp
 import msgpack
 from aiohttp import web
 
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     Hello,
     HostFacts,
@@ -25,8 +25,8 @@ from moe2.common.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.pump import Pump
-from moe2.common.session import (
+from moe2.common.link.pump import Pump
+from moe2.common.link.session import (
     AgentSession,
     CoordinatorSession,
     JobMessage,
@@ -35,7 +35,7 @@ from moe2.common.session import (
     Session,
     SessionEvent,
 )
-from moe2.common.wire import Codec, UnreadableMessage
+from moe2.common.link.wire import Codec, UnreadableMessage
 from tests.common.samples import SAMPLES
 
 OPS = frozenset(

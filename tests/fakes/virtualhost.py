@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from moe2.agent import core
 from moe2.agent.energy.account import HostAccount
 from moe2.agent.energy.attribution import DeviceAccount
 from moe2.agent.energy.meter import EnergyTrack
@@ -31,15 +30,20 @@ from moe2.agent.engine.intake import Intake
 from moe2.agent.engine.intake import Limits as DecoderLimits
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
+from moe2.agent.jobs import core
+from moe2.agent.jobs.effects import SendToCoordinator, SendToEngine, SendTokens, SettleEnergy
+from moe2.agent.jobs.events import EnergySettled, EngineSpoke, Event, JobSubmitted
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.generation import Generation
-from moe2.common.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
-from moe2.coordinator import dispatch
-from moe2.coordinator.calibration import CalibrationReport, CalibrationWindow
-from moe2.coordinator.choice import NoExpert, Selection, SelectionRequest
-from moe2.coordinator.predict import Demand
-from moe2.coordinator.table import Expert
+from moe2.common.link.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.observing.accuracy import CalibrationReport, CalibrationWindow
+from moe2.coordinator.serving import effects, events
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.request import Request
 from tests.coordinator.experts import selector
 
 _VOCABULARY = 1000
@@ -118,7 +122,7 @@ class VirtualHost:
         self._selector = selector()
         self._epoch = 0
         self._calibration = CalibrationWindow(5000)
-        self._lives: dict[str, tuple[dispatch.Lifecycle, int]] = {}
+        self._lives: dict[str, tuple[Lifecycle, int]] = {}
         self._arrivals: list[tuple[float, int]] = []
         self._n_requests = 0
         self._spoke(_loaded(slots))
@@ -139,7 +143,7 @@ class VirtualHost:
                 self.now_s = max(self.now_s, min(due_s))
             self._sample()
             for job_id, energy in self._account.settle(self.now_s).items():
-                self._do(core.EnergySettled(job_id, energy))
+                self._do(EnergySettled(job_id, energy))
         return self._calibration.report(max(1, self.n_answered - before))
 
     def batch_passed(self, chunks: Sequence[Chunk]) -> None:
@@ -157,7 +161,7 @@ class VirtualHost:
         request_id = f"r{self._n_requests}"
         prompt_tokens = round(self._random.choice(self._load.prompt_tokens) * self._random.uniform(0.9, 1.1))
         max_tokens = self._random.choice(self._load.answer_tokens)
-        request = dispatch.Request(
+        request = Request(
             request_id=request_id,
             model="m",
             prompt=TextPrompt(text=f"{prompt_tokens} {self._n_requests}"),
@@ -166,12 +170,12 @@ class VirtualHost:
             arrived_s=self.now_s,
             deadline_s=self.now_s + 3600.0,
         )
-        life = dispatch.Lifecycle(request=request, choose=self._choose)
+        life = Lifecycle(request=request, choose=self._choose)
         self._lives[request_id] = (life, client)
-        for effect in life.handle(dispatch.Admitted(), self.now_s):
-            assert isinstance(effect, dispatch.SubmitJob)
+        for effect in life.handle(events.Admitted(), self.now_s):
+            assert isinstance(effect, effects.SubmitJob)
             assert isinstance(effect.job, Submit)
-            self._do(core.JobSubmitted(effect.job))
+            self._do(JobSubmitted(effect.job))
 
     def _choose(self, request: SelectionRequest) -> Selection | NoExpert:
         self._epoch += 1
@@ -184,7 +188,7 @@ class VirtualHost:
         if not isinstance(message, JobDone):
             return
         life, client = self._lives.pop(message.job_id.partition(".")[0])
-        life.handle(dispatch.AttemptDone(message), self.now_s)
+        life.handle(events.AttemptDone(message), self.now_s)
         usage = message.usage
         assert usage.prompt_tokens is not None
         prefilled = usage.prompt_tokens - usage.cached_tokens
@@ -206,25 +210,25 @@ class VirtualHost:
             case Tokens(jobs=jobs):
                 for job in jobs:
                     self._account.tokens_decoded(job.job_id, len(job.pieces), self.now_s)
-        self._do(core.EngineSpoke("m", event))
+        self._do(EngineSpoke("m", event))
 
-    def _do(self, event: core.Event) -> None:
+    def _do(self, event: Event) -> None:
         for effect in self._core.handle(event, self.now_s):
             match effect:
-                case core.SendToEngine(command=Submit() as job):
+                case SendToEngine(command=Submit() as job):
                     self._decoder.submit(job)
-                case core.SendTokens(jobs=jobs):
+                case SendTokens(jobs=jobs):
                     for one in jobs:
                         life, _ = self._lives[one.job_id.partition(".")[0]]
-                        life.handle(dispatch.TokensArrived(one.job_id, one.pieces), self.now_s)
-                case core.SettleEnergy(job_id=job_id):
+                        life.handle(events.TokensArrived(one.job_id, one.pieces), self.now_s)
+                case SettleEnergy(job_id=job_id):
                     self._ended(job_id)
-                case core.SendToCoordinator(message=message):
+                case SendToCoordinator(message=message):
                     self._told(message)
 
     def _ended(self, job_id: str) -> None:
         if not self._account.request_ended(job_id, self.now_s):
-            self._do(core.EnergySettled(job_id, NEVER_RAN))
+            self._do(EnergySettled(job_id, NEVER_RAN))
             return
         # As the daemon does: one reading at once, so that the answer need not wait for the next turn.
         self._sample()

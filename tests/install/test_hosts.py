@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.statusparts import warning_line
+from moe2.common.terminal.parts import warning_line
 from tests.install.fakehost import FakeHost
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import numpy as np
 
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.problem import Problem, ProblemError, exceeds
+from moe2.coordinator.planning.proof import Plan, certified, infeasible
 
 _BLOCK_BITS = 12
 

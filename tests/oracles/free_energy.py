@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe2.coordinator.planning.envelope import Envelope, Tangent, envelope, settle
+from moe2.coordinator.planning.bounds import Envelope, Tangent, envelope, settle
 from moe2.coordinator.planning.values import CalibrationError, FloatArray, SetValue, calibrated
 
 _WIDEST_EXPONENT = 600.0

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
-from moe2.coordinator.planning.certificate import Plan, certified, infeasible
 from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.proof import Plan, certified, infeasible
 from moe2.coordinator.planning.values import FloatArray
 
 _BISECTIONS = 30

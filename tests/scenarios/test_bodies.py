@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.access.keyfile import KeyFile
-from tests.coordinator.access.keys import add_key
+from moe2.coordinator.keys.store import KeyFile
+from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 from tests.scenarios.test_slow_clients import POST, connected
 

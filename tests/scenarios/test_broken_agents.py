@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     Fault,
     Hello,
@@ -32,7 +32,7 @@ from moe2.common.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.wire import wire_codec
+from moe2.common.link.wire import wire_codec
 from tests.coordinator.experts import expert_report, report
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 

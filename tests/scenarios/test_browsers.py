@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.access.keyfile import KeyFile
-from moe2.coordinator.api.events import EVENTS_PATH
-from moe2.coordinator.api.guard import ROUTES
-from tests.coordinator.access.keys import add_key
+from moe2.coordinator.http.auth import ROUTES
+from moe2.coordinator.http.paths import EVENTS_PATH
+from moe2.coordinator.keys.store import KeyFile
+from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import Fleet, fleet
 
 SITE = "https://chat.example"

@@ -11,15 +11,15 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from moe2.agent.profilestore import StoredProfile, setup_of, store_profile
+from moe2.agent.cli.status import show_status as show_agent
+from moe2.agent.learning.store import StoredProfile, setup_of, store_profile
 from moe2.agent.settings import ModelSection
-from moe2.agent.statusview import show_status as show_agent
 from moe2.common.energy import Quality
 from moe2.common.localsocket import RefusedError, fetch
-from moe2.coordinator.calibration import CalibrationReport
-from moe2.coordinator.calibrationview import show_calibration
-from moe2.coordinator.planview import show_plan
-from moe2.coordinator.statusview import show_status
+from moe2.coordinator.cli.accuracy import show_calibration
+from moe2.coordinator.cli.plan import show_plan
+from moe2.coordinator.cli.status import show_status
+from moe2.coordinator.observing.accuracy import CalibrationReport
 from tests.coordinator.experts import cost, speed
 from tests.fakes.fleet import Fleet, fleet
 

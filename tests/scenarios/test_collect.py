@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.gating.outcomes import read_outcomes
+from moe2.coordinator.training.outcomes import read_outcomes
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from moe2.coordinator.api.events import EVENTS_PATH, MOST_VIEWERS
+from moe2.coordinator.http.events import MOST_VIEWERS
+from moe2.coordinator.http.paths import EVENTS_PATH
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 

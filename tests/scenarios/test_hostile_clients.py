@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from moe2.coordinator.access.keyfile import KeyFile
-from tests.coordinator.access.keys import add_key
+from moe2.coordinator.keys.store import KeyFile
+from tests.coordinator.keys.keys import add_key
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.attacker import ATTACKS, IDLE, attack
 from tests.fakes.coordinatorprocess import CoordinatorProcess

@@ -15,12 +15,12 @@ import pytest
 import structlog
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.access.keyfile import KeyFile
-from moe2.coordinator.access.principal import Scope
-from moe2.coordinator.api.events import EVENTS_PATH
-from moe2.coordinator.api.guard import OPEN, ROUTES
-from moe2.coordinator.budgets import Budgets
-from tests.coordinator.access.keys import add_key, revoke
+from moe2.coordinator.choosing.request import Budgets
+from moe2.coordinator.http.auth import OPEN, ROUTES
+from moe2.coordinator.http.paths import EVENTS_PATH
+from moe2.coordinator.keys.keys import Scope
+from moe2.coordinator.keys.store import KeyFile
+from tests.coordinator.keys.keys import add_key, revoke
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 from tests.scenarios.clients import client_of

@@ -18,21 +18,21 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from moe2.agent.profilestore import StoredProfile, setup_of, store_profile
+from moe2.agent.learning.store import StoredProfile, setup_of, store_profile
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Quality
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.access.keyfile import KeyFile
-from moe2.coordinator.access.principal import DailyLimits, Principal
-from moe2.coordinator.api.plan import PLAN_ROUTE
-from moe2.coordinator.dispatch import Request
-from moe2.coordinator.exchange import Exchange
+from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.keys.keys import DailyLimits, Principal
+from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.ledger.report import RequestRow, Span, requests
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.service import Service
-from tests.coordinator.access.keys import add_key
+from moe2.coordinator.serving.exchange import Exchange
+from moe2.coordinator.serving.request import Request
+from moe2.coordinator.serving.service import Service
 from tests.coordinator.experts import cost, speed
+from tests.coordinator.keys.keys import add_key
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import POLL_S, Fleet, fleet
 
@@ -233,10 +233,10 @@ async def test_a_plan_refuses_what_a_keys_day_cannot_pay_in_the_same_words(
     _, rich = add_key(KeyFile(tmp_path), 2)
     async with fleet(tmp_path, api={"keys": "required"}, profile=PROFILE) as running, asking(running, poor) as http:
         await told(http, CHAT_ROUTE, 16)
-        plan = await told(http, PLAN_ROUTE, max_tokens)
+        plan = await told(http, PLAN_PATH, max_tokens)
         error = (await told(http, CHAT_ROUTE, max_tokens))["error"]
         async with asking(running, rich) as other:
-            assert (await told(other, PLAN_ROUTE, max_tokens))["chosen"] is not None
+            assert (await told(other, PLAN_PATH, max_tokens))["chosen"] is not None
     assert (plan["chosen"], plan["refusal"]) == (None, error["message"])
     assert "limit of key 'app-1' leaves no room" in plan["refusal"]
     assert why in plan["refusal"]
@@ -247,7 +247,7 @@ async def test_plans_take_nothing_of_a_keys_day(tmp_path: Path) -> None:
     _, key = add_key(KeyFile(tmp_path), 1, daily_tokens=30)
     async with fleet(tmp_path, api={"keys": "required"}) as running, asking(running, key) as http:
         for _ in range(3):
-            assert (await told(http, PLAN_ROUTE, 16))["chosen"] is not None
+            assert (await told(http, PLAN_PATH, 16))["chosen"] is not None
         assert "choices" in await told(http, CHAT_ROUTE, 16)
 
 
@@ -259,7 +259,7 @@ async def test_the_plan_of_a_key_near_its_limit_names_the_cheaper_expert(tmp_pat
     agents = ("dear", "cheap")
     async with fleet(tmp_path, agents=agents, api={"keys": "required"}, profile=PROFILE) as running:
         async with asking(running, key) as http:
-            plan = await told(http, PLAN_ROUTE, 8)
+            plan = await told(http, PLAN_PATH, 8)
     assert [row["agent"] for row in plan["decision"]["experts"] if row["chosen"]] == ["cheap"]
     assert plan["decision"]["budgets"]["energy_budget_j"] == 60.0
 

@@ -13,14 +13,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from moe2.coordinator.access.keyfile import KeyFile
-from moe2.coordinator.access.principal import Scope
-from moe2.coordinator.api.events import EventsRoute
-from moe2.coordinator.api.page import PageRoute
-from moe2.coordinator.api.plan import PLAN_ROUTE
-from moe2.coordinator.recent import RecentPast
-from moe2.coordinator.table import CapabilityTable
-from tests.coordinator.access.keys import add_key, revoke
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.http.events import EventsRoute
+from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.keys.keys import Scope
+from moe2.coordinator.keys.store import KeyFile
+from moe2.coordinator.observing.history import RecentPast
+from tests.coordinator.keys.keys import add_key, revoke
 from tests.coordinator.receipts import agent_row, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
@@ -440,7 +440,7 @@ class FakeCoordinator:
         PageRoute().add_to(app)
         self._feed.add_to(app)
         if self._plan is not None:
-            app.router.add_post(PLAN_ROUTE, self._answer)
+            app.router.add_post(PLAN_PATH, self._answer)
         return app
 
     @web.middleware

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.coordinator.calibration import Agreement, CalibrationReport
+from moe2.coordinator.observing.accuracy import Agreement, CalibrationReport
 from tests.fakes.virtualhost import Load, VirtualHost
 
 # It serves thousands of virtual requests.

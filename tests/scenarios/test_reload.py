@@ -15,7 +15,7 @@ import pytest
 
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
-from moe2.common.tls import client_context, connection_fault
+from moe2.common.tls.contexts import client_context, connection_fault
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import FAKE_EXPERT, fleet
 from tests.fakes.gates import write_gate

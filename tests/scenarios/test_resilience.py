@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moe2.common.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
-from moe2.common.wire import wire_codec
-from moe2.coordinator.hub import AGENTS_PATH
+from moe2.common.link.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
+from moe2.common.link.wire import wire_codec
+from moe2.coordinator.fleet.hub import AGENTS_PATH
 from tests.fakes.control import ExpertControl, Step
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN, Fleet, fleet
 

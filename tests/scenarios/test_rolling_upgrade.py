@@ -8,7 +8,7 @@ from pathlib import Path
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     ChatMessage,
     ChatPrompt,

@@ -10,10 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from moe2.agent import machine
-from moe2.common.messages import Hello, Refused, Welcome
-from moe2.common.wire import wire_codec
-from moe2.coordinator.enrolment.registerfile import RegisterFile
+from moe2.agent.link import machine
+from moe2.common.link.messages import Hello, Refused, Welcome
+from moe2.common.link.wire import wire_codec
+from moe2.coordinator.fleet.register_file import RegisterFile
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 
 CODEC = wire_codec()
@@ -22,13 +22,13 @@ CODEC = wire_codec()
 @pytest.fixture
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder that is asked has half a second to answer."""
-    monkeypatch.setattr("moe2.coordinator.hub.PROBE_S", 0.5)
+    monkeypatch.setattr("moe2.coordinator.fleet.hub.PROBE_S", 0.5)
 
 
 @pytest.fixture
 def _never(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has to wait until a holder was asked waits for ever."""
-    monkeypatch.setattr("moe2.coordinator.hub.PROBE_S", 1e6)
+    monkeypatch.setattr("moe2.coordinator.fleet.hub.PROBE_S", 1e6)
 
 
 async def claim(
@@ -77,7 +77,7 @@ async def test_a_copy_on_another_machine_enrols_by_itself(tmp_path: Path, monkey
     ours.write_text("1" * 32)
     theirs.write_text("2" * 32)
     monkeypatch.setattr(
-        "moe2.agent.identity.machine_fingerprint", lambda _: machine.machine_fingerprint(tmp_path / "here")
+        "moe2.agent.link.identity.machine_fingerprint", lambda _: machine.machine_fingerprint(tmp_path / "here")
     )
     (tmp_path / "here").symlink_to(ours)
     async with fleet(tmp_path) as running:

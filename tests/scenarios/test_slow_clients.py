@@ -15,9 +15,9 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moe2.coordinator.api.slowness import send_deadline
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.eventloop import EventLoop
+from moe2.coordinator.http.transport import send_deadline
+from moe2.coordinator.runtime import EventLoop
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.fakes.fleet import Fleet, fleet
 

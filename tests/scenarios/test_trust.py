@@ -13,11 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from moe2.agent.daemon import AgentDaemon
-from moe2.common.enrolment import digest
-from moe2.common.messages import Hello, Refused, Submit, TextPrompt
-from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES, wire_codec
-from moe2.coordinator.enrolment.register import EnrolmentToken, add_token, forget_agent, revoke_agent
-from moe2.coordinator.enrolment.registerfile import RegisterFile
+from moe2.common.link.enrolment import digest
+from moe2.common.link.messages import Hello, Refused, Submit, TextPrompt
+from moe2.common.link.wire import DEFAULT_MAX_FRAME_BYTES, wire_codec
+from moe2.coordinator.fleet.register import EnrolmentToken, add_token, forget_agent, revoke_agent
+from moe2.coordinator.fleet.register_file import RegisterFile
 from tests.fakes.certificates import Authority
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 

@@ -10,7 +10,7 @@ import msgspec
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
-from moe2.common.messages import ChatPrompt, Submit
+from moe2.common.link.messages import ChatPrompt, Submit
 
 MAX_SOURCE_BYTES = 262_144
 """The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""

@@ -21,16 +21,9 @@ import msgspec
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.process import (
-    COMPLETE,
-    MASK,
-    MAX_ANSWER_S,
-    MAX_MEMORY_BYTES,
-    REFUSED,
-    TOKEN,
-)
+from moe2.agent.engine.structure.process import COMPLETE, MASK, MAX_ANSWER_S, MAX_MEMORY_BYTES, REFUSED, TOKEN
 from moe2.common.errors import JobErrorCode, ProtocolError
-from moe2.common.wire import FrameSplitter, length_prefixed
+from moe2.common.link.wire import FrameSplitter, length_prefixed
 
 _ARGV = (sys.executable, "-m", "moe2.agent.engine.structure.process")
 _MAX_COMPILING = 2

@@ -22,7 +22,7 @@ import msgspec
 
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
-from moe2.common.wire import LENGTH, FrameSplitter, length_prefixed
+from moe2.common.link.wire import LENGTH, FrameSplitter, length_prefixed
 
 MAX_ANSWER_S = 0.5
 """Of one core's time, for reading and compiling a constraint with its first mask, and for each further mask."""

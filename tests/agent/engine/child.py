@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
-from moe2.common.messages import Tokens
-from moe2.common.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.link.messages import Tokens
+from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 60.0
 E = TypeVar("E", bound=Event)

@@ -18,7 +18,7 @@ from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
-from moe2.common.messages import Submit, Tokens
+from moe2.common.link.messages import Submit, Tokens
 
 VOCABULARY_SIZE = 27
 END = 0

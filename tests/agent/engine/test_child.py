@@ -24,7 +24,7 @@ from moe2.agent.engine.protocol import (
 )
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     CancelJob,
     ChatMessage,
     ChatPrompt,
@@ -36,7 +36,7 @@ from moe2.common.messages import (
     TextPrompt,
     Tokens,
 )
-from moe2.common.wire import length_prefixed
+from moe2.common.link.wire import length_prefixed
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 

@@ -20,7 +20,7 @@ from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Sco
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt
 from tests.agent.engine.simulation import END, Engine, Letters, SimulatedCache, greedy, letters, logits_after
 
 

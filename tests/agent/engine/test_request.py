@@ -9,7 +9,7 @@ from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.messages import ChatMessage, ChatPrompt, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import ChatMessage, ChatPrompt, ScoreJob, Submit, TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters
 
 _TEXT = TextPrompt(text="abc")

@@ -6,7 +6,7 @@ import pytest
 
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.common.messages import ChatMessage, Tool, ToolCall
+from moe2.common.link.messages import ChatMessage, Tool, ToolCall
 
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

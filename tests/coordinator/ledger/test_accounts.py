@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from moe2.coordinator.access.principal import DailyLimits, Principal
+from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Left, charge, day_after, day_of
 
 MONDAY, TUESDAY = "2026-11-23", "2026-11-24"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.messages import JobUsage
-from moe2.coordinator.dispatch import Lifecycle
+from moe2.common.link.messages import JobUsage
 from moe2.coordinator.ledger.accounts import Amount
-from moe2.coordinator.ledger.bookkeeper import used
-from moe2.coordinator.ledger.entry import RequestEntry, request_entry
-from moe2.coordinator.receipt import receipt_of
+from moe2.coordinator.ledger.entry import RequestEntry
+from moe2.coordinator.serving.bookkeeper import request_entry, used
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.lives import LifeBench
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe2.coordinator.planning import branch, few, greedy, lattice
-from moe2.coordinator.planning.branch import Effort
+from moe2.coordinator.planning import greedy, lattice, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.certificate import Status
 from moe2.coordinator.planning.problem import Budgets
+from moe2.coordinator.planning.proof import Status
+from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.values import FloatArray
 from tests.oracles import exhaustive
 
@@ -48,7 +48,7 @@ def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
         if candidates.count == 0:
             continue
         incumbent = Incumbent(candidates, [])
-        left = few.list_panels(
+        left = listing.list_panels(
             candidates, [], free, candidates.most_joining([], free), incumbent, stop=after(looks // 2)
         )
         best = exhaustive.plan(problem).certificate.value
@@ -71,7 +71,7 @@ def test_a_search_cut_short_encloses_the_best_value(kind: str) -> None:
             problem = replace(problem, budgets=replace(problem.budgets, max_experts=4))
         # Next to nothing is listed outright, so that the search has to search.
         effort = Effort(time_limit_s=float(2 + number), list_up_to=1)
-        found = branch.plan(problem, effort=effort, clock=ticking())
+        found = search.plan(problem, effort=effort, clock=ticking())
         oracle = exhaustive.plan(problem)
         assert found.is_feasible == oracle.is_feasible
         if not oracle.is_feasible:
@@ -133,7 +133,7 @@ def test_a_listing_looks_at_the_clock_all_the_time(kind: str, monkeypatch: pytes
     counted("combine", 1.0)
     # A coverage's crossing is a matrix product, ten times as fast; the others' combines by itself.
     counted("cross", 256 / 10 if kind == "coverage" else 0.0)
-    few.list_panels(candidates, [], free, 4, Incumbent(candidates, []), look)
+    listing.list_panels(candidates, [], free, 4, Incumbent(candidates, []), look)
     assert 2e4 < most < 6e5
 
 
@@ -145,7 +145,7 @@ def test_what_is_claimed_under_a_time_limit_holds(seed: int, kind: str, limit_s:
     problem = replace(problem, budgets=replace(problem.budgets, max_experts=4))
     known = greedy.plan(problem)
     effort = Effort(time_limit_s=float(limit_s), list_up_to=1)
-    found = branch.plan(problem, effort=effort, clock=ticking(), known=known.members)
+    found = search.plan(problem, effort=effort, clock=ticking(), known=known.members)
     oracle = exhaustive.plan(problem)
     assert found.is_feasible == oracle.is_feasible
     if not oracle.is_feasible:
@@ -179,6 +179,6 @@ def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
             continue
         free, incumbent = np.arange(candidates.count), Incumbent(candidates, [])
         most = candidates.most_joining([], free)
-        left = few.list_panels(candidates, [], free, most, incumbent, lambda: False)
+        left = listing.list_panels(candidates, [], free, most, incumbent, lambda: False)
         assert left == -np.inf
         assert incumbent.value == pytest.approx(exhaustive.plan(problem).certificate.value, abs=2e-9)

@@ -8,12 +8,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning import branch, few, greedy
-from moe2.coordinator.planning.branch import Effort
+from moe2.coordinator.planning import greedy, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.certificate import Plan, Status
 from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
-from moe2.coordinator.planning.table import ValueTable
+from moe2.coordinator.planning.proof import Plan, Status
+from moe2.coordinator.planning.search import Effort
+from moe2.coordinator.planning.value_table import ValueTable
 from tests.oracles import exhaustive, polyblock
 
 from . import cases
@@ -72,7 +72,7 @@ def test_branch_equals_brute_force_on_random_fleets(kind: str, listed: int | Non
     rng = np.random.default_rng(100 + (listed or 0))
     for _ in range(300):
         problem = cases.random_problem(rng, kind, int(rng.integers(1, 12)))
-        agree(problem, branch.plan(problem, effort=Effort(list_up_to=listed)), exhaustive.plan(problem))
+        agree(problem, search.plan(problem, effort=Effort(list_up_to=listed)), exhaustive.plan(problem))
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -81,7 +81,7 @@ def test_branch_equals_brute_force_with_sixteen_experts(kind: str) -> None:
     rng = np.random.default_rng(16)
     for _ in range(4):
         problem = cases.random_problem(rng, kind, 16, prompts=32)
-        agree(problem, branch.plan(problem, effort=Effort(list_up_to=3)), exhaustive.plan(problem))
+        agree(problem, search.plan(problem, effort=Effort(list_up_to=3)), exhaustive.plan(problem))
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -90,7 +90,7 @@ def test_table_equals_brute_force_on_random_fleets(kind: str) -> None:
     rng = np.random.default_rng(7)
     for _ in range(300):
         problem = cases.random_problem(rng, kind, int(rng.integers(1, 12)))
-        found = branch.plan(problem, table=ValueTable.build(problem.value))
+        found = search.plan(problem, table=ValueTable.build(problem.value))
         oracle = exhaustive.plan(problem)
         agree(problem, found, oracle)
         assert found.names == oracle.names
@@ -100,7 +100,7 @@ def test_table_equals_brute_force_on_random_fleets(kind: str) -> None:
 @pytest.mark.parametrize("chunk", [16, 1 << 13])
 def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above 16 experts a table lists panels by size and is read in chunks; the same panel, ties included."""
-    monkeypatch.setattr("moe2.coordinator.planning.table._CHUNK", chunk)
+    monkeypatch.setattr("moe2.coordinator.planning.value_table._CHUNK", chunk)
     rng = np.random.default_rng(8)
     for _ in range(3):
         problem = cases.random_problem(rng, kind, 17, prompts=8)
@@ -115,7 +115,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeyp
                 budgets=budgets,
                 aggregation=problem.aggregation,
             )
-            found, oracle = branch.plan(limited, table=table), exhaustive.plan(limited)
+            found, oracle = search.plan(limited, table=table), exhaustive.plan(limited)
             agree(limited, found, oracle)
             assert found.certificate.method == "table" or not found.is_feasible
             assert found.names == oracle.names
@@ -137,10 +137,10 @@ def test_all_solvers_equal_brute_force_on_adversarial_fleets(kind: str) -> None:
     for count in (1, 2, 5, 8, 9):
         for problem in cases.adversarial(rng, kind, count):
             oracle = exhaustive.plan(problem)
-            agree(problem, branch.plan(problem, effort=Effort(list_up_to=2)), oracle)
-            agree(problem, branch.plan(problem), oracle)
+            agree(problem, search.plan(problem, effort=Effort(list_up_to=2)), oracle)
+            agree(problem, search.plan(problem), oracle)
             agree(problem, polyblock.plan(problem), oracle)
-            agree(problem, branch.plan(problem, table=ValueTable.build(problem.value)), oracle)
+            agree(problem, search.plan(problem, table=ValueTable.build(problem.value)), oracle)
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -180,7 +180,7 @@ def test_listing_small_panels_equals_brute_force(kind: str) -> None:
         if held:
             incumbent.offer(held)
         most = candidates.most_joining(held, free)
-        left = few.list_panels(candidates, held, free, most, incumbent, stop=lambda: False)
+        left = listing.list_panels(candidates, held, free, most, incumbent, stop=lambda: False)
         others = {n for n in range(experts) if n not in candidates.index}
         forced = {problem.names[candidates.index[n]] for n in held}
         value, _ = best_with(problem, forced, others)

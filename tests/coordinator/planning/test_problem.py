@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning.problem import (
-    Aggregation,
-    Budgets,
-    Costs,
-    Limit,
-    Problem,
-    ProblemError,
-    Quantile,
-)
+from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Limit, Problem, ProblemError, Quantile
 from moe2.coordinator.planning.values import Coverage, FloatArray
 
 from . import cases

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe2.coordinator.planning import branch
-from moe2.coordinator.planning.branch import Effort
+from moe2.coordinator.planning import search
+from moe2.coordinator.planning.bounds import envelope
 from moe2.coordinator.planning.candidates import Candidates
-from moe2.coordinator.planning.certificate import Plan
-from moe2.coordinator.planning.cover import minimal_infeasible
-from moe2.coordinator.planning.envelope import envelope
 from moe2.coordinator.planning.problem import Costs, Problem
+from moe2.coordinator.planning.proof import Plan
+from moe2.coordinator.planning.search import Effort, minimal_infeasible
 from moe2.coordinator.planning.values import BestOf, CalibrationError, Coverage, FloatArray
 from tests.oracles import exhaustive
 
@@ -54,7 +53,7 @@ def test_more_budget_never_hurts(seed: int, kind: str, count: int, more: float) 
             max_experts=None if budgets.max_experts is None else budgets.max_experts + 1,
         ),
     )
-    assert worth(branch.plan(raised, effort=SEARCH)) >= worth(branch.plan(problem, effort=SEARCH)) - 2e-9
+    assert worth(search.plan(raised, effort=SEARCH)) >= worth(search.plan(problem, effort=SEARCH)) - 2e-9
 
 
 @given(seeds, kinds, counts, st.integers(0, 8))
@@ -64,7 +63,7 @@ def test_a_removed_expert_never_helps(seed: int, kind: str, count: int, gone: in
     problem = draw(seed, kind, count)
     name = problem.names[gone % count]
     fewer = replace(problem, ruled_out={**problem.ruled_out, name: "drained"})
-    assert worth(branch.plan(fewer, effort=SEARCH)) <= worth(branch.plan(problem, effort=SEARCH)) + 2e-9
+    assert worth(search.plan(fewer, effort=SEARCH)) <= worth(search.plan(problem, effort=SEARCH)) + 2e-9
 
 
 def permuted(problem: Problem, chances: FloatArray, kind: str, order: list[int]) -> tuple[Problem, Problem]:
@@ -104,7 +103,7 @@ def test_the_order_of_experts_changes_nothing(seed: int, kind: str, count: int) 
     order = rng.permutation(count).tolist()
     for problem in permuted(draw(seed, kind, count), chances, kind, order)[1:]:
         original = permuted(draw(seed, kind, count), chances, kind, order)[0]
-        left, right = branch.plan(original, effort=SEARCH), branch.plan(problem, effort=SEARCH)
+        left, right = search.plan(original, effort=SEARCH), search.plan(problem, effort=SEARCH)
         assert left.names == right.names
         assert left.certificate.value == right.certificate.value
         assert left.certificate.upper_bound == right.certificate.upper_bound
@@ -116,7 +115,7 @@ def test_a_search_cut_short_still_has_a_valid_bound(seed: int, kind: str, count:
     """value <= best <= bound, whatever the number of nodes allowed."""
     problem = draw(seed, kind, count)
     best = worth(exhaustive.plan(problem))
-    found = branch.plan(problem, effort=Effort(list_up_to=0, node_limit=nodes))
+    found = search.plan(problem, effort=Effort(list_up_to=0, node_limit=nodes))
     assert found.is_feasible == bool(np.isfinite(best))
     if found.is_feasible:
         bound = found.certificate.upper_bound

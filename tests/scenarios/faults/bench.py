@@ -17,7 +17,7 @@ from unittest.mock import patch
 import aiohttp
 from structlog.testing import capture_logs
 
-from moe2.coordinator.dispatch import panel
+from moe2.coordinator.serving.modes import panel
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, Step, expert_control
 from tests.fakes.faultproxy import FaultProxy, fault_proxy

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator import breaker
+from moe2.coordinator.fleet import breaker
 from tests.scenarios.faults.bench import (
     ANSWER,
     Bench,

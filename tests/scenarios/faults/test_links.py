@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe2.common.wire import DEFAULT_MAX_FRAME_BYTES
+from moe2.common.link.wire import DEFAULT_MAX_FRAME_BYTES
 from tests.fakes import faultproxy
 from tests.scenarios.faults.bench import (
     ANSWER,

@@ -15,8 +15,8 @@ import pytest
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from moe2.common.link.messages import CancelJob, JobPieces, Submit, TokenPiece, Tokens
 from moe2.common.localsocket import fetch
-from moe2.common.messages import CancelJob, JobPieces, Submit, TokenPiece, Tokens
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, expert_control
 from tests.fakes.coordinatorprocess import CoordinatorProcess

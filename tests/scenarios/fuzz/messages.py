@@ -72,7 +72,7 @@ def _struct(info: types.StructType) -> st.SearchStrategy[Any]:
 
 def golden(*, mutated: bool = True) -> st.SearchStrategy[bytes]:
     """Well-formed frames, some with a few bytes changed, cut off or put in."""
-    from moe2.common.wire import wire_codec
+    from moe2.common.link.wire import wire_codec
 
     frames = st.sampled_from([wire_codec().encode(message) for message in SAMPLES.values()])
     if not mutated:

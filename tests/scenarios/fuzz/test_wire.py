@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moe2.agent.settings import ModelSection
 from moe2.common.errors import ProtocolError
-from moe2.common.messages import (
+from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     CancelJob,
     FollowJob,
@@ -28,9 +28,9 @@ from moe2.common.messages import (
     TakeToken,
     Tokens,
 )
-from moe2.common.session import AgentSession, Closed, CoordinatorSession, Session
-from moe2.common.wire import wire_codec
-from moe2.coordinator.dispatch import Request
+from moe2.common.link.session import AgentSession, Closed, CoordinatorSession, Session
+from moe2.common.link.wire import wire_codec
+from moe2.coordinator.serving.request import Request
 from tests.common.samples import HELLO, WELCOME
 from tests.coordinator.experts import expert_report, report, request
 from tests.scenarios.fuzz.messages import any_message, golden

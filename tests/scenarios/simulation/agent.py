@@ -10,14 +10,34 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from moe2.agent import core
 from moe2.agent.engine import protocol
-from moe2.agent.outbox import Outbox
+from moe2.agent.jobs import core
+from moe2.agent.jobs.effects import (
+    Effect,
+    KillEngine,
+    ReportChange,
+    SendToCoordinator,
+    SendToEngine,
+    SendTokens,
+    SettleEnergy,
+)
+from moe2.agent.jobs.events import (
+    CancelRequested,
+    DrainRequested,
+    EnergySettled,
+    EngineExited,
+    EngineSpoke,
+    Event,
+    JobSubmitted,
+    LinkLost,
+    TimePassed,
+)
+from moe2.agent.link.outbox import Outbox
 from moe2.agent.settings import ModelSection
 from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, Quality, unmeasured
-from moe2.common.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, CancelJob, Hello, Report, Submit
-from moe2.common.session import AgentSession, Closed, MessageReceived, Opened, SessionEvent
+from moe2.common.link.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, CancelJob, Hello, Report, Submit
+from moe2.common.link.session import AgentSession, Closed, MessageReceived, Opened, SessionEvent
 from tests.common.samples import SMALLEST_HOST
 from tests.scenarios.simulation.engine import SimEngine
 from tests.scenarios.simulation.wire import Wire
@@ -128,7 +148,7 @@ class SimAgent:
 
     def _drain(self) -> None:
         self._leaving = True
-        self._dispatch(core.DrainRequested())
+        self._dispatch(DrainRequested())
         self._leave_if_idle()
 
     def _leave_if_idle(self) -> None:
@@ -150,7 +170,7 @@ class SimAgent:
 
     # --- The core's shell ---------------------------------------------------------------------------------------------
 
-    def _dispatch(self, event: core.Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         for effect in self.core.handle(event, self._now_s):
             self._perform(effect)
         if self._deadline:
@@ -160,26 +180,26 @@ class SimAgent:
         self._leave_if_idle()
 
     def _time_passed(self) -> None:
-        self._dispatch(core.TimePassed())
+        self._dispatch(TimePassed())
 
-    def _perform(self, effect: core.Effect) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
-            case core.SendToEngine(command=command):
+            case SendToEngine(command=command):
                 self.engine.command(command)
-            case core.SendTokens(jobs=jobs):
+            case SendTokens(jobs=jobs):
                 if self._session and self._session.is_open:
                     self._outbox.put_tokens(jobs)
                     self._pump()
-            case core.SendToCoordinator(message=message):
+            case SendToCoordinator(message=message):
                 self._world.tell(self.agent_id, "says", type(message).__name__, message.job_id)
                 if self._session and self._session.is_open:
                     self._outbox.put(message)
                     self._pump()
-            case core.SettleEnergy(job_id=job_id):
+            case SettleEnergy(job_id=job_id):
                 self._world.later(SETTLE_S, self._do, lambda: self._settle(job_id))
-            case core.KillEngine(reason=reason):
+            case KillEngine(reason=reason):
                 self.engine.die(reason)
-            case core.ReportChange():
+            case ReportChange():
                 if not self._reporting:
                     self._reporting = True
                     self._world.later(REPORT_PAUSE_S, self._do, self._report)
@@ -190,14 +210,14 @@ class SimAgent:
         if joules is not None and self._world.chance(0.02):
             energy = unmeasured("the sensor broke")
         self._books.settled[job_id] = energy
-        self._dispatch(core.EnergySettled(job_id, energy))
+        self._dispatch(EnergySettled(job_id, energy))
 
     def _engine_spoke(self, event: protocol.Event) -> None:
-        self._do(lambda: self._dispatch(core.EngineSpoke(MODEL, event)))
+        self._do(lambda: self._dispatch(EngineSpoke(MODEL, event)))
 
     def _engine_exited(self, reason: str) -> None:
         def noticed() -> None:
-            self._dispatch(core.EngineExited(MODEL, reason, permanent=False))
+            self._dispatch(EngineExited(MODEL, reason, permanent=False))
             self._world.later(RESTART_S, self._do, self.engine.start)
 
         self._do(noticed)
@@ -264,9 +284,9 @@ class SimAgent:
                     self._backoff.succeeded()
                     self._report()
                 case MessageReceived(message=Submit() as order):
-                    self._dispatch(core.JobSubmitted(order))
+                    self._dispatch(JobSubmitted(order))
                 case MessageReceived(message=CancelJob(job_id=job_id)):
-                    self._dispatch(core.CancelRequested(job_id))
+                    self._dispatch(CancelRequested(job_id))
                 case Closed(code=code):
                     self._world.tell(self.agent_id, "session closed", code)
         if session is self._session:
@@ -303,5 +323,5 @@ class SimAgent:
         self._outbox.clear()
         if self._was_open:
             self._world.tell(self.agent_id, "lost its link")
-            self._dispatch(core.LinkLost())
+            self._dispatch(LinkLost())
         self._world.later(self._backoff.next_delay_s(), self._do, self._try_to_connect)

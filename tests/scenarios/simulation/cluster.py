@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from moe2.common.generation import Generation
-from moe2.common.messages import TextPrompt, TokenPiece
-from moe2.coordinator.dispatch import Cancelled, Completed, Failed, Outcome, Request
-from moe2.coordinator.predict import Demand
+from moe2.common.link.messages import TextPrompt, TokenPiece
+from moe2.coordinator.choosing.request import Demand
+from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.serving.request import Request
 from tests.scenarios.simulation.agent import MODEL, Books, SimAgent
 from tests.scenarios.simulation.coordinator import SimCoordinator
 from tests.scenarios.simulation.wire import Wire

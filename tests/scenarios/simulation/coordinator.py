@@ -6,22 +6,23 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from moe2.common.messages import PROTOCOL_VERSION, Welcome
-from moe2.common.pump import Pump
-from moe2.common.session import CoordinatorSession, JobMessage, SessionEvent
-from moe2.coordinator import hub as hubs
-from moe2.coordinator.appraisal import Appraiser
-from moe2.coordinator.dispatch import Lifecycle
-from moe2.coordinator.enrolment.doorkeeper import Doorkeeper
-from moe2.coordinator.enrolment.register import Admission
+from moe2.common.link.messages import PROTOCOL_VERSION, Welcome
+from moe2.common.link.pump import Pump
+from moe2.common.link.session import CoordinatorSession, JobMessage, SessionEvent
+from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.fleet import hub as hubs
+from moe2.coordinator.fleet.doorkeeper import Doorkeeper
+from moe2.coordinator.fleet.register import Admission
+from moe2.coordinator.fleet.settings import AgentsSection
+from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.ledger.accounts import Accounts
-from moe2.coordinator.ledger.bookkeeper import Bookkeeper
-from moe2.coordinator.ledger.ledger import Ledger
-from moe2.coordinator.receipt import Receipt
-from moe2.coordinator.selection import Selector
-from moe2.coordinator.service import Service
-from moe2.coordinator.settings import AgentsSection, DispatchSection
-from moe2.coordinator.table import CapabilityTable
+from moe2.coordinator.ledger.store import Ledger
+from moe2.coordinator.serving.bookkeeper import Bookkeeper
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import Receipt
+from moe2.coordinator.serving.service import Service
+from moe2.coordinator.serving.settings import DispatchSection
 from tests.scenarios.simulation.wire import Wire
 from tests.scenarios.simulation.world import World
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from moe2.agent.expert import Phase as JobPhase
+from moe2.agent.jobs.expert import Phase as JobPhase
 from moe2.common.energy import Quality
-from moe2.coordinator.dispatch import WIND_DOWN_S, AttemptState, Completed, Failed
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving.effects import Completed, Failed
+from moe2.coordinator.serving.life import WIND_DOWN_S
 from tests.scenarios.simulation.cluster import Cluster
 from tests.scenarios.simulation.coordinator import SimCoordinator
 

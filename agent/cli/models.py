@@ -1,0 +1,108 @@
+"""`moe2-agent models`: what the running agent serves, from which files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moe2.agent.cli.status import VIEW
+from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.status import AgentStatus
+from moe2.common.terminal import figures, parts
+from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
+from moe2.common.terminal.screen import Silence, ask
+
+_SHORT_HASH = 12
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of `moe2-agent models --json`. None is unknown: most facts are read when the model is loaded.
+
+    vocabulary_sha256: equal for two models exactly when token ids mean the same in both. sha256: of the file.
+    """
+
+    name: str
+    state: ExpertState
+    load_progress: float | None
+    load_s: float | None
+    file: str | None
+    file_bytes: int | None
+    architecture: str | None
+    quantization: str | None
+    parameters: int | None
+    licence: str | None
+    supports_tools: bool | None
+    vocabulary_sha256: str | None
+    sha256: str | None
+    last_error: str | None
+
+
+def show_models(socket: Path, *, as_json: bool, console: Console | None = None) -> int:
+    """Print the models; returns the exit code: 0 shown, 1 not understood, 2 not running."""
+    answer = ask(VIEW, socket)
+    if isinstance(answer, Silence):
+        sys.stderr.write(answer.message + "\n")
+        return answer.code
+    rows = model_rows(answer.status)
+    console = console or Console()
+    if as_json:
+        console.file.write(msgspec.json.encode(rows).decode() + "\n")
+    elif console.is_terminal:
+        console.print(_table(rows, answer.status.experts))
+    else:
+        console.file.write("".join(f"{line(row)}\n" for row in rows))
+    return 0
+
+
+def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
+    return tuple(
+        ModelRow(
+            name=expert.model,
+            state=expert.state,
+            load_progress=expert.load_progress,
+            load_s=expert.load_s,
+            file=status.model_files.get(expert.model),
+            file_bytes=expert.file_bytes,
+            architecture=expert.architecture,
+            quantization=expert.quantization,
+            parameters=expert.parameters,
+            licence=expert.licence,
+            supports_tools=expert.supports_tools,
+            vocabulary_sha256=expert.vocabulary_sha256,
+            sha256=expert.file_sha256,
+            last_error=expert.last_error,
+        )
+        for expert in status.experts
+    )
+
+
+def line(row: ModelRow) -> str:
+    """A model as one line of words, for a pipe."""
+    return fact_line("model", **msgspec.structs.asdict(row) | {"state": row.state.value})
+
+
+def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
+    right = ("Size", "Parameters")
+    table = parts.figures_table(
+        *("Model", "State", "Size", "Quantization", "Parameters", "Licence", "Vocabulary", "SHA-256", "File"),
+        right=right,
+    )
+    for row, expert in zip(rows, experts, strict=True):
+        table.add_row(
+            Text(printable(row.name), style="bold"),
+            parts.state_cell(expert),
+            known(row.file_bytes, figures.size),
+            printable(row.quantization or UNKNOWN),
+            known(row.parameters, lambda count: f"{count / 1e6:.0f} M"),
+            printable(row.licence or UNKNOWN),
+            (row.vocabulary_sha256 or UNKNOWN)[:_SHORT_HASH],
+            (row.sha256 or UNKNOWN)[:_SHORT_HASH],
+            printable(row.file or UNKNOWN),
+        )
+    return table

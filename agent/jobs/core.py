@@ -1,0 +1,429 @@
+"""The life of jobs on this agent. PURE: events and `now` in, effects out; the daemon performs them.
+
+A job waits in its expert's bounded queue until the engine has a free slot, runs, and ends exactly once: done, failed,
+or (when the link to the coordinator broke and nobody can be told) abandoned. Its end waits for the energy account, so
+that the usage that is sent carries the job's joules.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moe2.agent.engine import protocol
+from moe2.agent.jobs.effects import (
+    Effect,
+    KillEngine,
+    ReportChange,
+    SendToCoordinator,
+    SendToEngine,
+    SendTokens,
+    SettleEnergy,
+    StartEngine,
+    StopEngine,
+)
+from moe2.agent.jobs.events import (
+    CancelRequested,
+    DrainRequested,
+    EnergySettled,
+    EngineExited,
+    EngineSpoke,
+    Event,
+    FileHashed,
+    JobSubmitted,
+    LinkLost,
+    PowerModeChanged,
+    ProfileRestored,
+    TimePassed,
+    TokenTaken,
+)
+from moe2.agent.jobs.expert import Expert, Job, Phase, report_of, timing_of
+from moe2.agent.jobs.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
+from moe2.agent.settings import ModelSection
+from moe2.common.energy import Energy
+from moe2.common.errors import JobErrorCode
+from moe2.common.link.messages import (
+    CancelJob,
+    ExpertReport,
+    ExpertState,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    JobScored,
+    JobStarted,
+    JobUsage,
+    NextTokens,
+    TakeToken,
+    Tokens,
+)
+from moe2.common.link.messages import Job as Order
+
+__all__ = [
+    "AgentCore",
+    "CancelRequested",
+    "DrainRequested",
+    "Effect",
+    "EnergySettled",
+    "EngineExited",
+    "EngineSpoke",
+    "Event",
+    "FileHashed",
+    "JobSubmitted",
+    "KillEngine",
+    "LinkLost",
+    "PowerModeChanged",
+    "ProfileRestored",
+    "ReportChange",
+    "SendToCoordinator",
+    "SendToEngine",
+    "SendTokens",
+    "SettleEnergy",
+    "StartEngine",
+    "StopEngine",
+    "TimePassed",
+    "TokenTaken",
+]
+
+
+class AgentCore:
+    """All jobs and experts of one agent. One writer: the daemon's event loop.
+
+    stuck_s: an engine that does not stop a job within this time of being told to is stuck. paced: the host is a
+    simulated one, its speed included.
+    """
+
+    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0, paced: bool = False) -> None:
+        self._stuck_s = stuck_s
+        self.experts = {
+            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced) for model in models
+        }
+        self.jobs: dict[str, Job] = {}
+        self.draining = False
+        self.jobs_finished = 0
+        self.jobs_failed = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.jobs
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """When the next job's time is up, an engine counts as stuck, or a model is to be unloaded."""
+        jobs = [job for job in self.jobs.values() if job.phase is not Phase.SETTLING]
+        models = (unload_at_s(expert) for expert in self.experts.values())
+        moments = (*(job.deadline_s for job in jobs), *(job.stop_by_s for job in jobs), *models)
+        return min((at_s for at_s in moments if at_s is not None), default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Take in one event; returns what the daemon is to do, in order."""
+        match event:
+            case EngineSpoke(model=model, event=spoken):
+                return self._engine_spoke(self.experts[model], spoken, now_s)
+            case JobSubmitted(order=order):
+                return self._submit(order, now_s)
+            case TokenTaken(take=take):
+                return self._take(take)
+            case CancelRequested(job_id=job_id):
+                job = self.jobs.get(job_id)
+                return self._cancel(job, now_s) if job else []
+            case EnergySettled(job_id=job_id, energy=energy):
+                return self._settled(job_id, energy)
+            case LinkLost():
+                return self._abandon_all(now_s)
+            case DrainRequested():
+                self.draining = True
+                return [ReportChange()]
+            case TimePassed():
+                return self._expire(now_s)
+            case PowerModeChanged() | ProfileRestored() | FileHashed():
+                return self._learned(event)
+            case EngineExited(model=model, reason=reason, permanent=permanent):
+                return self._engine_exited(self.experts[model], reason, permanent, now_s)
+
+    def _learned(self, event: PowerModeChanged | ProfileRestored | FileHashed) -> list[Effect]:
+        """Something of the experts became known that reports and predictions rest on."""
+        match event:
+            case PowerModeChanged(power_mode=power_mode):
+                for expert in self.experts.values():
+                    expert.costs.set_power_mode(power_mode)
+            case ProfileRestored(model=model, latency=latency, energy=energy):
+                self.experts[model].costs.restore(latency, energy)
+            case FileHashed(model=model, sha256=sha256):
+                self.experts[model].file_sha256 = sha256
+        return [ReportChange()]
+
+    def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
+        """What the capability report says of every expert now."""
+        return tuple(report_of(expert, now_s) for expert in self.experts.values())
+
+    # --- Jobs ---------------------------------------------------------------------------------------------------------
+
+    def _submit(self, order: Order, now_s: float) -> list[Effect]:
+        known = self.jobs.get(order.job_id)
+        if known and known.order == order:
+            # The same words twice: a refusal would end the job that is running.
+            return []
+        if known:
+            return _refuse(order, JobErrorCode.INVALID_REQUEST, "This job id is already in use.")
+        expert = self.experts.get(order.model)
+        if expert is None:
+            names = ", ".join(sorted(self.experts))
+            text = f"This agent does not serve {order.model!r}; it serves {names}."
+            return _refuse(order, JobErrorCode.UNKNOWN_EXPERT, text)
+        if self.draining:
+            return _refuse(order, JobErrorCode.DRAINING, "The agent is shutting down.")
+        if not takes_jobs(expert):
+            text = f"{order.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
+            return _refuse(order, JobErrorCode.NOT_READY, text)
+        has_slot = len(expert.active) + len(expert.queue) < expert.section.slots
+        if not has_slot and expert.waiting >= expert.section.max_queue:
+            text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
+            return _refuse(order, JobErrorCode.QUEUE_FULL, text)
+        deadline_s = None if order.deadline_s is None else now_s + order.deadline_s
+        job = Job(
+            order=order,
+            received_s=now_s,
+            deadline_s=deadline_s,
+            occupancy=min(len(expert.active) + 1, expert.section.slots),
+            queued_ahead=None if has_slot else expert.waiting,
+        )
+        self.jobs[order.job_id] = job
+        expert.queue.append(order.job_id)
+        if wake(expert, now_s):
+            return [StartEngine(order.model), ReportChange()]
+        return [*self._fill_slots(expert, now_s), ReportChange()]
+
+    def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while expert.queue and expert.state is ExpertState.READY and len(expert.active) < expert.section.slots:
+            job = self.jobs[expert.queue.popleft()]
+            job.phase, job.started_s = Phase.RUNNING, now_s
+            order = job.order
+            expert.active.add(order.job_id)
+            expert.occupancy.count(len(expert.active), now_s)
+            job.occupancy_at_start = expert.occupancy.until(now_s)
+            effects.append(SendToEngine(order.model, order))
+        return effects
+
+    def _cancel(self, job: Job, now_s: float) -> list[Effect]:
+        """Stop a job in whatever phase it is. A queued one ends here, a running one when the engine confirms."""
+        match job.phase:
+            case Phase.QUEUED:
+                self.experts[job.order.model].queue.remove(job.order.job_id)
+                return [*self._cut_short(job, "cancelled", self._usage(job, now_s)), ReportChange()]
+            case Phase.RUNNING if not job.cancel_sent:
+                job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
+                return [SendToEngine(job.order.model, CancelJob(job_id=job.order.job_id))]
+            case _:
+                return []
+
+    def _take(self, take: TakeToken) -> list[Effect]:
+        job = self.jobs.get(take.job_id)
+        if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
+            return []
+        return [SendToEngine(job.order.model, take)]
+
+    def _expire(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in list(self.jobs.values()):
+            if job.deadline_s is None or job.deadline_s > now_s or job.phase is Phase.SETTLING:
+                continue
+            job.deadline_s = None
+            waited_s = now_s - job.received_s
+            job.failure = (JobErrorCode.DEADLINE_EXCEEDED, f"The job's time was up after {waited_s:.1f} s.")
+            effects += self._cancel(job, now_s)
+        effects += self._kill_stuck(now_s)
+        unloaded = unload_due(self.experts.values(), now_s)
+        effects += [StopEngine(expert.section.name) for expert in unloaded]
+        return [*effects, ReportChange()] if unloaded else effects
+
+    def _kill_stuck(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for name, expert in self.experts.items():
+            jobs = [self.jobs[job_id] for job_id in expert.active]
+            if any(job.stop_by_s is not None and job.stop_by_s <= now_s for job in jobs):
+                for job in jobs:
+                    job.stop_by_s = None
+                reason = f"stuck: it did not stop a job within {self._stuck_s:.0f} s"
+                effects.append(KillEngine(name, reason))
+        return effects
+
+    def _abandon_all(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in list(self.jobs.values()):
+            job.abandoned = True
+            effects += self._cancel(job, now_s)
+        return effects
+
+    def _end(self, job: Job, ending: JobDone | JobScored, usage: JobUsage) -> list[Effect]:
+        """The job is over; what is sent waits for its joules."""
+        job.phase = Phase.SETTLING
+        job.ending = ending
+        if job.failure:
+            code, text = job.failure
+            job.ending = JobFailed(job_id=ending.job_id, code=code, message=text, usage=usage, in_batch=job.in_batch)
+        return [SettleEnergy(ending.job_id)]
+
+    def _cut_short(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
+        return self._end(job, JobDone(job_id=job.order.job_id, reason=reason, usage=usage), usage)
+
+    def _settled(self, job_id: str, energy: Energy) -> list[Effect]:
+        job = self.jobs.pop(job_id, None)
+        if job is None or job.ending is None:
+            return []
+        if job.timing:
+            self.experts[job.order.model].costs.energy_settled(job.timing, energy)
+        if isinstance(job.ending, JobFailed):
+            self.jobs_failed += 1
+        else:
+            self.jobs_finished += 1
+        if job.abandoned:
+            return []
+        usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
+        return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.order.request_id)]
+
+    @staticmethod
+    def _usage(job: Job, now_s: float) -> JobUsage:
+        """What is known of a job that the engine has not accounted for itself."""
+        return JobUsage(
+            prompt_tokens=job.prompt_tokens,
+            decoded_tokens=job.decoded_tokens,
+            queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
+        )
+
+    # --- Engines ------------------------------------------------------------------------------------------------------
+
+    def _engine_spoke(self, expert: Expert, event: protocol.Event, now_s: float) -> list[Effect]:
+        match event:
+            case Tokens(jobs=decoded):
+                return self._decoded(decoded)
+            case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
+                return self._started(job_id, prompt_tokens)
+            case protocol.Finished() | protocol.Scored():
+                return self._finished(expert, event, now_s)
+            case NextTokens():
+                return self._proposed(event)
+            case protocol.JobFailed():
+                return self._job_failed(expert, event, now_s)
+            case protocol.Loading(progress=progress):
+                expert.state, expert.load_progress = ExpertState.LOADING, progress
+                return []
+            case protocol.Loaded():
+                expert.state, expert.load_progress, expert.last_error = ExpertState.READY, None, None
+                expert.facts, expert.context_tokens = event.facts, event.context_tokens
+                expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
+                loaded(expert, event.load_s, now_s)
+                return [*self._fill_slots(expert, now_s), ReportChange()]
+            case protocol.LoadFailed(message=message):
+                expert.state, expert.last_error = ExpertState.FAILED, message
+                return [ReportChange()]
+            case _:
+                # Answers to words that this core never sends (embeddings).
+                return []
+
+    def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
+        job = self.jobs.get(job_id)
+        if job is None or job.started_s is None:
+            return []
+        job.prompt_tokens = prompt_tokens
+        if job.abandoned:
+            return []
+        queue_s = job.started_s - job.received_s
+        started = JobStarted(job_id=job_id, prompt_tokens=prompt_tokens, queue_s=queue_s)
+        return [SendToCoordinator(started, job.order.request_id)]
+
+    def _decoded(self, decoded: tuple[JobPieces, ...]) -> list[Effect]:
+        wanted: list[JobPieces] = []
+        for tokens in decoded:
+            job = self.jobs.get(tokens.job_id)
+            if job is None or job.phase is not Phase.RUNNING:
+                continue
+            job.decoded_tokens += len(tokens.pieces)
+            # After a cancellation nobody reads them.
+            if not job.cancel_sent:
+                wanted.append(tokens)
+        return [SendTokens(tuple(wanted))] if wanted else []
+
+    def _proposed(self, event: NextTokens) -> list[Effect]:
+        job = self.jobs.get(event.job_id)
+        if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
+            return []
+        job.decoded_tokens = event.step
+        return [SendToCoordinator(event, job.order.request_id)]
+
+    def _finished(self, expert: Expert, event: protocol.Finished | protocol.Scored, now_s: float) -> list[Effect]:
+        job = self._leave_slot(expert, event.job_id, now_s)
+        if job is None:
+            return []
+        queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
+        # Who waited for the model to be loaded learned nothing about waiting for a slot.
+        loading_s = max(0.0, (expert.loaded_at_s or 0.0) - job.received_s)
+        job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
+        expert.costs.request_finished(job.timing)
+        expert.measured_at_s = now_s
+        usage = JobUsage(
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            decoded_tokens=event.decoded_tokens,
+            queue_s=queue_s,
+            prefill_s=event.prefill_s,
+            decode_s=event.decode_s,
+        )
+        job_id = event.job_id
+        ending: JobDone | JobScored
+        if isinstance(event, protocol.Scored):
+            ending = JobScored(job_id=job_id, scores=event.scores, usage=usage)
+        else:
+            ending = JobDone(job_id=job_id, reason=event.reason, usage=usage)
+        return [*self._end(job, ending, usage), *self._fill_slots(expert, now_s), ReportChange()]
+
+    def _job_failed(self, expert: Expert, event: protocol.JobFailed, now_s: float) -> list[Effect]:
+        job = self._leave_slot(expert, event.job_id, now_s)
+        if job is None:
+            return []
+        job.failure = (_known(event.code), event.message)
+        job.prompt_tokens = job.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
+        job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
+        ended = self._cut_short(job, "failed", self._usage(job, now_s))
+        return [*ended, *self._fill_slots(expert, now_s), ReportChange()]
+
+    def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
+        expert.active.discard(job_id)
+        expert.idle_since_s = now_s
+        expert.occupancy.count(len(expert.active), now_s)
+        job = self.jobs.get(job_id)
+        return job if job and job.phase is Phase.RUNNING else None
+
+    def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
+        was_loaded = expert.state is ExpertState.READY
+        expert.last_error = reason
+        expert.woken_at_s = None
+        expert.state = ExpertState.FAILED if permanent else ExpertState.RESTARTING
+        expert.restarts += 1
+        expert.load_progress = None
+        in_batch = frozenset(expert.active)
+        held = in_batch.union(expert.queue)
+        # In the order they came: a set's order differs from run to run.
+        lost = [job for job_id, job in self.jobs.items() if job_id in held]
+        expert.active.clear()
+        expert.occupancy.count(0, now_s)
+        expert.queue.clear()
+        effects: list[Effect] = []
+        for job in lost:
+            if was_loaded:
+                job.in_batch = job.order.job_id in in_batch
+                job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
+            else:
+                job.failure = (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
+            effects += self._cut_short(job, "failed", self._usage(job, now_s))
+        return [*effects, ReportChange()]
+
+
+def _known(code: str) -> JobErrorCode:
+    """An engine's error code; one that this daemon does not know is a defect, but no reason to stop."""
+    return next((known for known in JobErrorCode if known == code), JobErrorCode.INTERNAL)
+
+
+def _refuse(order: Order, code: JobErrorCode, text: str) -> list[Effect]:
+    """A job that never began: nothing was spent on it."""
+    refusal = JobFailed(job_id=order.job_id, code=code, message=text)
+    return [SendToCoordinator(refusal, order.request_id)]

@@ -1,0 +1,66 @@
+"""What an agent's core wants done. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe2.agent.engine import protocol
+from moe2.common.link.messages import JobPieces, JobWord
+
+
+@dataclass(frozen=True)
+class SendToEngine:
+    model: str
+    command: protocol.Command
+
+
+@dataclass(frozen=True)
+class SendToCoordinator:
+    """`request_id` is the client's, for the log."""
+
+    message: JobWord
+    request_id: str
+
+
+@dataclass(frozen=True)
+class SendTokens:
+    jobs: tuple[JobPieces, ...]
+
+
+@dataclass(frozen=True)
+class SettleEnergy:
+    """The job has ended: close its account and report back with `EnergySettled`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class ReportChange:
+    """The capability report is no longer true; send a new one."""
+
+
+@dataclass(frozen=True)
+class StartEngine:
+    """Load a cold model."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class StopEngine:
+    """Unload an idle model; its engine's exit is no news."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class KillEngine:
+    """The engine is stuck: nothing but its end frees its slots. It reports back with `EngineExited`."""
+
+    model: str
+    reason: str
+
+
+Effect = (
+    SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine | KillEngine
+)

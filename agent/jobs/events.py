@@ -1,0 +1,102 @@
+"""What happens to an agent's jobs and experts, as its core is told. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe2.agent.engine import protocol
+from moe2.common.cost import EnergyProfile, LatencyProfile
+from moe2.common.energy import Energy
+from moe2.common.link.messages import Job as Order
+from moe2.common.link.messages import TakeToken
+
+
+@dataclass(frozen=True)
+class JobSubmitted:
+    order: Order
+
+
+@dataclass(frozen=True)
+class TokenTaken:
+    take: TakeToken
+
+
+@dataclass(frozen=True)
+class CancelRequested:
+    job_id: str
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    """The coordinator is gone: nobody waits for the jobs any more."""
+
+
+@dataclass(frozen=True)
+class DrainRequested:
+    """Take no new jobs; let the running ones end."""
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """`next_deadline_s` has been reached."""
+
+
+@dataclass(frozen=True)
+class EngineSpoke:
+    model: str
+    event: protocol.Event
+
+
+@dataclass(frozen=True)
+class EngineExited:
+    """The child ended. `permanent` is set where starting it again as it is cannot help soon."""
+
+    model: str
+    reason: str
+    permanent: bool
+
+
+@dataclass(frozen=True)
+class EnergySettled:
+    job_id: str
+    energy: Energy
+
+
+@dataclass(frozen=True)
+class ProfileRestored:
+    """What was measured of the model earlier, in the power mode that rules now."""
+
+    model: str
+    latency: LatencyProfile | None
+    energy: EnergyProfile | None
+
+
+@dataclass(frozen=True)
+class PowerModeChanged:
+    """The host runs in this power mode from now on; what was learned in another one does not hold."""
+
+    power_mode: str | None
+
+
+@dataclass(frozen=True)
+class FileHashed:
+    """The SHA-256 of the model's file is known."""
+
+    model: str
+    sha256: str
+
+
+Event = (
+    JobSubmitted
+    | TokenTaken
+    | CancelRequested
+    | LinkLost
+    | DrainRequested
+    | TimePassed
+    | EngineSpoke
+    | EngineExited
+    | EnergySettled
+    | ProfileRestored
+    | PowerModeChanged
+    | FileHashed
+)

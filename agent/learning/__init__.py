@@ -1,0 +1,1 @@
+"""What requests cost on this host, learned from measurements; may import `energy` and `settings`."""

@@ -1,0 +1,177 @@
+"""One expert's speed in one power mode, learned from its own requests. PURE.
+
+The formulas are those of `moe2.common.cost`. Between tokens, coefficients are learned with the batch occupancy that a
+request really had, and apart from them what occupancy to expect; the spread is learned with what was known when it
+arrived, which is what a prediction has to go by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from moe2.agent.learning.occupancy import OccupancyForecast
+from moe2.agent.learning.regression import RelativeRegression, around
+from moe2.agent.learning.residuals import AGREEING, ResidualPool
+from moe2.common.cost import LatencyProfile, RequestShape, expected_to_live, inter_token_features, prefill_features
+
+_FEWEST_TOKENS = 4
+"""Shorter phases say more about the clock than about the model."""
+_SERVICE_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """A finished phase of a request. Seconds; None where a phase was not reached or cut short.
+
+    shape: with the numbers of tokens that really occurred, and occupancy and queue as they were at its arrival.
+    mean_occupancy: requests in the batch while it ran, itself included; None if unknown.
+    """
+
+    shape: RequestShape
+    queue_s: float = 0.0
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    mean_occupancy: float | None = None
+
+
+class _Phase:
+    """One phase's law, and how far it is off for requests that have just arrived."""
+
+    def __init__(self, prior: Callable[[float], RelativeRegression]) -> None:
+        self._prior = prior
+        self.law: RelativeRegression | None = None
+        self.residuals = ResidualPool()
+
+    def begin(self, token_s: float) -> None:
+        """Start from seconds per token, unless more is known already."""
+        if self.law is None:
+            self.law = self._prior(token_s)
+
+    def observe(self, features: tuple[float, ...], lived: tuple[float, ...], seconds: float) -> bool:
+        """Learn; True if the pace has changed. features: as known at the arrival. lived: as it turned out."""
+        assert self.law is not None  # noqa: S101 - begun by the caller
+        expected_s = self.law.predict(features)
+        changed = expected_s > 0 and self.residuals.add(math.log(seconds / expected_s))
+        self.law.observe(lived, seconds)
+        if changed:
+            self.law = self.law.repaced(AGREEING)
+        return changed
+
+
+class LatencyModel:
+    """Learns with `observe`; `profile` is what it knows."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._prefill = _Phase(_prefill_prior)
+        self._decode = _Phase(_decode_prior)
+        self._ttft = ResidualPool(watch=False)
+        self._total = ResidualPool(watch=False)
+        self._occupancy = OccupancyForecast()
+        self._service_s: float | None = None
+        self._n_requests = 0
+        self.changes = 0
+        """How often the pace of a phase was found to have changed."""
+
+    @classmethod
+    def starting_from(cls, profile: LatencyProfile) -> LatencyModel:
+        """A model whose law is taken over (from another power mode, or stored) but not confirmed by any request."""
+        model = cls(profile.slots)
+        model._prefill.law = around(profile.prefill)
+        model._decode.law = around(profile.decode)
+        model._service_s = profile.service_s
+        return model
+
+    def warmed_up(self, prefill_tokens_per_s: float | None, decode_tokens_per_s: float | None) -> None:
+        """The rates of the run after loading: a beginning, with the uncertainty of no request at all."""
+        if prefill_tokens_per_s:
+            self._prefill.begin(1 / prefill_tokens_per_s)
+        if decode_tokens_per_s:
+            self._decode.begin(1 / decode_tokens_per_s)
+
+    @property
+    def profile(self) -> LatencyProfile | None:
+        """What is known; None before both phases were measured."""
+        if self._prefill.law is None or self._decode.law is None:
+            return None
+        a0, a1, a2, a3 = self._prefill.law.coefficients
+        b0, b1, b2 = self._decode.law.coefficients
+        return LatencyProfile(
+            prefill=(a0, a1, a2, a3),
+            decode=(b0, b1, b2),
+            slots=self.slots,
+            # Before the first request: one of a hundred tokens.
+            service_s=self._service_s if self._service_s is not None else 100 * (a1 + b0),
+            ttft=self._ttft.spread,
+            inter_token=self._decode.residuals.spread,
+            total=self._total.spread,
+            n_requests=self._n_requests,
+            occupancy=self._occupancy.coefficients,
+        )
+
+    def observe(self, timing: RequestTiming) -> None:
+        """Learn from a request, finished or not: from the phases that it completed."""
+        shape = timing.shape
+        prefill_s = timing.prefill_s if shape.prompt_tokens >= _FEWEST_TOKENS else None
+        decode_s = timing.decode_s if shape.decoded_tokens > _FEWEST_TOKENS else None
+        if not prefill_s and not decode_s:
+            return
+        self._compare(shape, timing.queue_s, prefill_s, decode_s)
+        self._n_requests += 1
+        if prefill_s:
+            self._prefill.begin(prefill_s / shape.prompt_tokens)
+            features = prefill_features(shape)
+            if self._prefill.observe(features, features, prefill_s):
+                self._pace_changed()
+        if decode_s:
+            # The first token comes with the prefill.
+            step_s = decode_s / (shape.decoded_tokens - 1)
+            self._decode.begin(step_s)
+            expected = expected_to_live(shape, self._occupancy.coefficients, self.slots)
+            lived = msgspec.structs.replace(shape, occupancy=timing.mean_occupancy or shape.occupancy)
+            if self._decode.observe(inter_token_features(expected), inter_token_features(lived), step_s):
+                self._pace_changed()
+            self._occupancy.observe(shape.occupancy, lived.occupancy)
+        if prefill_s and decode_s:
+            held_s = prefill_s + decode_s
+            old_s = self._service_s if self._service_s is not None else held_s
+            self._service_s = old_s + _SERVICE_WEIGHT * (held_s - old_s)
+
+    def _compare(self, shape: RequestShape, queue_s: float, prefill_s: float | None, decode_s: float | None) -> None:
+        """Add what predictions of first token and total, made at the arrival, would have been off by."""
+        profile = self.profile
+        if profile is None or not prefill_s:
+            return
+        first_s = profile.queue_s(shape) + profile.prefill_s(shape)
+        if first_s <= 0:
+            return
+        self._ttft.add(math.log((queue_s + prefill_s) / first_s))
+        if decode_s:
+            total_s = first_s + (shape.decoded_tokens - 1) * profile.inter_token_s(profile.lived(shape))
+            self._total.add(math.log((queue_s + prefill_s + decode_s) / total_s))
+
+    def _pace_changed(self) -> None:
+        """A phase takes longer or shorter from now on (power mode, throttling).
+
+        The phases change apart: the one is bound by arithmetic, the other by memory.
+        """
+        self.changes += 1
+        self._ttft.pace_changed()
+        self._total.pace_changed()
+        self._n_requests = AGREEING
+
+
+def _prefill_prior(token_s: float) -> RelativeRegression:
+    """A prior around seconds per prompt token: no fixed cost known, some slowing in a batch and with the length."""
+    return RelativeRegression(
+        mean=(0.0, token_s, 0.0, 0.0), scale=(20 * token_s, 0.5 * token_s, 0.5 * token_s, 0.1 * token_s)
+    )
+
+
+def _decode_prior(token_s: float) -> RelativeRegression:
+    """A prior around seconds per decoded token, slowing in a batch and with the context."""
+    return RelativeRegression(mean=(token_s, 0.0, 0.0), scale=(0.5 * token_s, 0.3 * token_s, 0.1 * token_s))

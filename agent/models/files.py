@@ -1,0 +1,101 @@
+"""The model files of this host and their checksums: computed in the background, remembered until a file changes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from moe2.agent.energy.blocking import in_daemon_thread
+from moe2.common.statefile import replace_file
+
+_CHUNK_BYTES = 1 << 20
+
+
+class KnownChecksum(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's SHA-256, valid while it has this size and modification time."""
+
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+class ChecksumStore:
+    """What is known of files, by their path. Blocking; not for the event loop."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "checksums.json"
+
+    def sha256(self, path: Path) -> str:
+        """The file's SHA-256 in hexadecimal. Raises `OSError` where the file cannot be read."""
+        path = path.absolute()
+        facts = path.stat()
+        known = self._load()
+        found = known.get(str(path))
+        if found is not None and (found.size_bytes, found.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+            return found.sha256
+        sha256 = _sha256_of(path)
+        entry = KnownChecksum(size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns, sha256=sha256)
+        # Stored under what the file was before reading: had it changed meanwhile, the next look computes it anew.
+        self._store({**known, str(path): entry})
+        return sha256
+
+    def _load(self) -> dict[str, KnownChecksum]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, KnownChecksum])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def _store(self, known: dict[str, KnownChecksum]) -> None:
+        # It only saves work: without it, the next start computes the checksum again.
+        with suppress(OSError):
+            replace_file(self._path, msgspec.json.format(msgspec.json.encode(known), indent=2), mode=0o644)
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+log = structlog.get_logger()
+
+
+class ModelFiles:
+    """The files of this agent's models.
+
+    paths: by the model's name. on_known: gets a model's name and its file's SHA-256, on the event loop.
+    """
+
+    def __init__(
+        self, paths: Mapping[str, Path], store: ChecksumStore, *, on_known: Callable[[str, str], None]
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._on_known = on_known
+        self._unknown: asyncio.Queue[str] = asyncio.Queue()
+        for model in paths:
+            self.look(model)
+
+    def look(self, model: str) -> None:
+        """The model's file may have changed."""
+        self._unknown.put_nowait(model)
+
+    async def run(self) -> None:
+        """One file at a time, so that hashing takes no more than one core."""
+        while True:
+            model = await self._unknown.get()
+            try:
+                sha256 = await in_daemon_thread(partial(self._store.sha256, self._paths[model]))
+            except OSError as error:
+                log.warning("checksum_failed", model=model, detail=str(error))
+            else:
+                self._on_known(model, sha256)

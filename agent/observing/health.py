@@ -1,0 +1,103 @@
+"""What is wrong with this agent, each with its remedy. PURE: snapshots in, named warnings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.hosts import is_loopback
+from moe2.common.link.enrolment import Refusal
+from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.status import LinkState, LinkStatus
+from moe2.common.tls.fault import TlsFault
+
+
+def agent_warnings(
+    link: LinkStatus, experts: tuple[ExpertReport, ...], sensors: tuple[SensorReport, ...]
+) -> tuple[HealthWarning, ...]:
+    """Every warning of link, experts and sensors that holds now."""
+    return (*_link_warnings(link), *_expert_warnings(experts), *_sensor_warnings(sensors))
+
+
+def gravest_first(warnings: Iterable[HealthWarning]) -> tuple[HealthWarning, ...]:
+    """What an operator should read first comes first."""
+    return tuple(sorted(warnings, key=lambda warning: warning.severity is not Severity.DEGRADED))
+
+
+def _link_warnings(link: LinkStatus) -> list[HealthWarning]:
+    warnings = [_link_plaintext(link)] if _is_plaintext(link.url) else []
+    if link.state is LinkState.CONNECTED or link.last_error is None:
+        return warnings
+    code, message = link.last_error_code, f"No link to the coordinator at {link.url}: {link.last_error}"
+    if code in (*Refusal, *TlsFault) and code is not None and link.last_error_remedy:
+        remedy = link.last_error_remedy
+        message = message.removesuffix(" " + remedy)
+    elif code == "protocol_version":
+        remedy = "Install the same moe2 release on the agent and the coordinator."
+    else:
+        code = "coordinator_unreachable"
+        remedy = "Check that the coordinator runs, that coordinator.url names its agents listener, and the firewall."
+    warnings.append(HealthWarning(code=code, severity=Severity.DEGRADED, message=message, remedy=remedy))
+    return warnings
+
+
+def _is_plaintext(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "ws" and not is_loopback(parts.hostname or "")
+
+
+def _link_plaintext(link: LinkStatus) -> HealthWarning:
+    return HealthWarning(
+        code="link_plaintext",
+        severity=Severity.NOTICE,
+        message=f"The link to {link.url} is not encrypted: who sees the network reads prompts and answers.",
+        remedy="Set certificate and key in the coordinator's [agents.tls], and write wss:// in coordinator.url.",
+    )
+
+
+def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
+    warnings = []
+    for expert in experts:
+        if expert.state is ExpertState.FAILED:
+            warnings.append(
+                HealthWarning(
+                    code="model_failed",
+                    severity=Severity.DEGRADED,
+                    message=f"{expert.model} cannot be loaded: {expert.last_error}",
+                    remedy="Correct its path or replace the GGUF file; loading is tried again with back-off.",
+                )
+            )
+        elif expert.state is ExpertState.RESTARTING:
+            warnings.append(
+                HealthWarning(
+                    code="engine_restarting",
+                    severity=Severity.DEGRADED,
+                    message=f"The engine of {expert.model} died and is started again: {expert.last_error}",
+                    remedy="If it keeps dying: lower context_tokens, slots or gpu_layers, and read the agent's log.",
+                )
+            )
+        elif expert.max_queue and expert.queued >= expert.max_queue:
+            warnings.append(
+                HealthWarning(
+                    code="queue_full",
+                    severity=Severity.NOTICE,
+                    message=f"{expert.model} has {expert.queued} waiting requests, its most.",
+                    remedy="Add another agent for this model, or raise its slots or max_queue.",
+                )
+            )
+    return warnings
+
+
+def _sensor_warnings(sensors: tuple[SensorReport, ...]) -> list[HealthWarning]:
+    if any(sensor.state == "present" for sensor in sensors):
+        return []
+    refused = [sensor.remedy for sensor in sensors if sensor.state != "absent" and sensor.remedy]
+    return [
+        HealthWarning(
+            code="energy_unmeasured",
+            severity=Severity.NOTICE,
+            message="No power sensor can be read on this host, so joules are reported as unmeasured.",
+            remedy=refused[0] if refused else "`moe2-agent doctor` shows what was looked for and what could be added.",
+        )
+    ]

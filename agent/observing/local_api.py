@@ -1,0 +1,63 @@
+"""What the agent answers over HTTP: its status as JSON and its metrics, on the local socket or a listener."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from aiohttp import web
+
+from moe2.agent.observing.metrics import AgentMetrics
+from moe2.common.errors import Moe2Error
+from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.status import AgentStatus
+
+METRICS_ROUTE = "/metrics"
+
+
+def local_app(status: Callable[[], AgentStatus], metrics: AgentMetrics) -> web.Application:
+    """What the local socket serves."""
+
+    async def get_status(_: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(status()), content_type="application/json")
+
+    app = metrics_app(metrics)
+    app.router.add_get(STATUS_ROUTE, get_status)
+    return app
+
+
+def metrics_app(metrics: AgentMetrics) -> web.Application:
+    """Nothing but the metrics: what may be seen from outside."""
+
+    async def get_metrics(request: web.Request) -> web.Response:
+        body, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    app = web.Application()
+    app.router.add_get(METRICS_ROUTE, get_metrics)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, host: str, port: int | None) -> AsyncIterator[int | None]:
+    """Serve `app` on TCP for the length of the block; yields the port. Without a port nothing is opened.
+
+    Raises `Moe2Error` if the address cannot be had.
+    """
+    if port is None:
+        yield None
+        return
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port, reuse_address=True).start()
+        except OSError as error:
+            raise Moe2Error(
+                f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+                remedy="Stop what uses it, or set metrics.host and metrics.port.",
+            ) from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,425 @@
+"""The wire messages between coordinator and agents: frozen values, no behaviour.
+
+Each message is a msgpack map whose `op` names it (encoding: `moe2.common.link.wire`). Fields that a newer peer adds are
+ignored; fields are never renamed or given a new meaning without a new `PROTOCOL_VERSION`. Durations are in seconds and
+relative (two hosts share no clock); `*_bytes`, `*_tokens`, `*_j`, `*_w` carry their unit in the name; None is unknown.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from moe2.common.cost import EnergyProfile, LatencyProfile
+from moe2.common.energy import Energy
+from moe2.common.generation import Generation, TokenCount
+from moe2.common.health import HealthWarning
+
+PROTOCOL_VERSION = 3
+"""The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
+3: the parameters `repeat_penalty` and `grammar_syntax`."""
+OLDEST_PROTOCOL_VERSION = 1
+"""The oldest version this build still speaks."""
+
+MAX_EXPERTS = 256
+MAX_SENSORS = 64
+MAX_WARNINGS = 256
+"""Of one agent's report."""
+MAX_JOBS_PER_FRAME = 4096
+MAX_PIECES_PER_JOB = 65_536
+MAX_ALTERNATIVES = 64
+MAX_CANDIDATES = 4096
+MAX_SCORES = 1024
+"""Of one frame: longer arrays are refused by their length, before anything is built from them."""
+
+JobId = Annotated[str, Meta(max_length=256)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op"):
+    """Base of every wire message."""
+
+
+# --- Session: who is there, which version is spoken, is the link alive ------------------------------------------------
+
+
+class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, tag="hello"):
+    """Agent to coordinator, first frame. The enrolment token travels in the upgrade request, never in a message.
+
+    instance_id: of the process that speaks, drawn anew at each start: it tells a reconnect from another host that
+    claims the same agent_id. hostname: of its host. Both are None from earlier releases.
+    """
+
+    protocol_min: int
+    protocol_max: int
+    agent_id: str
+    agent_name: str
+    agent_version: str
+    instance_id: str | None = None
+    hostname: str | None = None
+
+
+class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
+    """Coordinator to agent: the version to speak and the rhythm to keep.
+
+    enrolled: the agent's own credential is known, it needs no token any more.
+    """
+
+    protocol: int
+    coordinator_id: str
+    coordinator_version: str
+    heartbeat_s: float
+    report_s: float
+    max_frame_bytes: int
+    enrolled: bool = False
+
+
+class Refused(Message, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
+    """Coordinator to agent: this session cannot be; the link is closed after it."""
+
+    code: str
+    message: str
+    remedy: str | None = None
+
+
+class Ping(Message, frozen=True, kw_only=True, omit_defaults=True, tag="ping"):
+    seq: int
+
+
+class Pong(Message, frozen=True, kw_only=True, omit_defaults=True, tag="pong"):
+    seq: int
+
+
+class Fault(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fault"):
+    """Either way: your last message was not understood. The session goes on."""
+
+    code: str
+    message: str
+    in_reply_to: str | None = None
+
+
+class Goodbye(Message, frozen=True, kw_only=True, omit_defaults=True, tag="goodbye"):
+    """Either way: the link is being closed on purpose."""
+
+    reason: str
+
+
+# --- Capability reports -----------------------------------------------------------------------------------------------
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent's host is."""
+
+    hostname: str
+    system: str
+    architecture: str
+    cpu_model: str | None = None
+    cpu_count: int | None = None
+    memory_bytes: int | None = None
+    accelerator: str | None = None
+    board: str | None = None
+    power_mode: str | None = None
+
+
+class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one.
+
+    simulated: nothing is measured, the watts are those of a simulated host's profile.
+    """
+
+    name: str
+    state: str
+    detail: str | None = None
+    remedy: str | None = None
+    power_w: float | None = None
+    simulated: bool = False
+
+
+class ExpertState(StrEnum):
+    COLD = "cold"
+    """Not in memory; loaded for the first request."""
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Measured speed and cost of one expert; None where nothing was measured yet.
+
+    n_requests: requests the figures rest on (0: only the warm-up run after loading).
+    """
+
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    ttft_s: float | None = None
+    j_per_decoded_token: float | None = None
+    idle_w: float | None = None
+    n_requests: int = 0
+
+
+class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One expert as its agent sees it now.
+
+    latency, energy: what predictions are made from, with their own spread and number of requests; None before anything
+    was measured. measured_age_s: since the last request they learned from; None before the first.
+    on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
+    file_sha256: of the model's file; None until it has been computed.
+    paced: its speed is a simulated host's, so that its seconds are simulated, too.
+    """
+
+    model: str
+    state: ExpertState
+    context_tokens: int
+    slots: int
+    active: int = 0
+    queued: int = 0
+    max_queue: int = 0
+    file_bytes: int | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    parameters: int | None = None
+    licence: str | None = None
+    vocabulary_sha256: str | None = None
+    has_chat_template: bool | None = None
+    supports_tools: bool | None = None
+    load_progress: float | None = None
+    restarts: int = 0
+    last_error: str | None = None
+    performance: Performance = Performance()
+    latency: LatencyProfile | None = None
+    energy: EnergyProfile | None = None
+    measured_age_s: float | None = None
+    on_demand: bool = False
+    load_s: float | None = None
+    file_sha256: str | None = None
+    paced: bool = False
+
+
+class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
+    """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent."""
+
+    seq: int
+    host: HostFacts
+    experts: Annotated[tuple[ExpertReport, ...], Meta(max_length=MAX_EXPERTS)]
+    sensors: Annotated[tuple[SensorReport, ...], Meta(max_length=MAX_SENSORS)] = ()
+    warnings: Annotated[tuple[HealthWarning, ...], Meta(max_length=MAX_WARNINGS)] = ()
+    draining: bool = False
+
+
+# --- Jobs: one expert's work for one request --------------------------------------------------------------------------
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the client offers. parameters: its JSON schema, as JSON text."""
+
+    name: str
+    description: str | None = None
+    parameters: str = "{}"
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call that an assistant's message made. arguments: JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """tool_calls: of an assistant's message. tool_call_id: which call a tool's message answers."""
+
+    role: str
+    content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="chat"):
+    """A conversation; the expert applies its model's own chat template, which also writes down the tools."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
+    """Text to continue as it stands."""
+
+    text: str
+
+
+class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="submit"):
+    """Coordinator to agent: run this job. On the wire its `Generation` is flat, beside the job's own fields.
+
+    prefix: how the answer begins; the expert goes on from there. Protocol 2.
+    deadline_s: the agent gives up this long after receipt.
+    """
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    prefix: str = ""
+    deadline_s: float | None = None
+
+
+class ScoreJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="score"):
+    """Coordinator to agent: how likely is each continuation after the prompt? Answered with `JobScored`. Protocol 2."""
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    continuations: tuple[str, ...]
+    deadline_s: float | None = None
+
+
+class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="follow"):
+    """Coordinator to agent: say what you think of each next token, and take the one that the coordinator draws.
+
+    The first `NextTokens` comes after the prompt, each further one after a `TakeToken`. Protocol 2.
+
+    top_p, most: only the most likely tokens that make up this probability are sent, and never more than `most`.
+    max_tokens: how many tokens will be taken at most.
+    """
+
+    job_id: str
+    request_id: str
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    most: TokenCount = 256
+    max_tokens: TokenCount | None = None
+    deadline_s: float | None = None
+
+
+class TakeToken(Message, frozen=True, kw_only=True, omit_defaults=True, tag="take_token"):
+    """Coordinator to agent: the answer's token number `step`, from 0. None: it is complete, end with a `JobDone`."""
+
+    job_id: str
+    step: int
+    token: int | None = None
+
+
+class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
+    """Coordinator to agent: stop this job now. Answered with its `JobDone` (reason "cancelled")."""
+
+    job_id: str
+
+
+class TokenAlternative(msgspec.Struct, frozen=True, array_like=True):
+    text: str
+    logprob: float
+
+
+class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability."""
+
+    text: str
+    logprob: float | None = None
+    alternatives: Annotated[tuple[TokenAlternative, ...], Meta(max_length=MAX_ALTERNATIVES)] = ()
+
+
+class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):
+    """Agent to coordinator: the job left the queue and holds a slot."""
+
+    job_id: JobId
+    prompt_tokens: int
+    queue_s: float
+
+
+class JobPieces(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one job."""
+
+    job_id: JobId
+    pieces: Annotated[tuple[TokenPiece, ...], Meta(max_length=MAX_PIECES_PER_JOB)]
+
+
+class Tokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tokens"):
+    """Agent to coordinator: tokens since the last such frame, of every job: a slow link gets fewer, fuller frames."""
+
+    jobs: Annotated[tuple[JobPieces, ...], Meta(max_length=MAX_JOBS_PER_FRAME)]
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """One possible next token. `piece` are its bytes, maybe part of a character; `ends` means it ends the answer."""
+
+    token: int
+    logprob: float
+    piece: bytes
+    ends: bool
+
+
+class NextTokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="next_tokens"):
+    """Agent to coordinator: the most likely tokens of the answer's place `step`, from 0, best first.
+
+    What they lack to 1 lies on the others.
+    """
+
+    job_id: JobId
+    step: int
+    candidates: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)]
+
+
+class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
+    """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
+
+    logprob: float
+    tokens: int
+    utf8_bytes: int
+
+
+class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+    decoded_tokens: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    energy: Energy = Energy(reason="not measured")
+
+
+class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_done"):
+    """Agent to coordinator: the job's end. reason: "stop", "length" or "cancelled"."""
+
+    job_id: JobId
+    reason: str
+    usage: JobUsage
+
+
+class JobScored(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_scored"):
+    """Agent to coordinator: the end of a `ScoreJob`, one score per continuation in the order asked."""
+
+    job_id: JobId
+    scores: Annotated[tuple[ContinuationScore, ...], Meta(max_length=MAX_SCORES)]
+    usage: JobUsage
+
+
+class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_failed"):
+    """Agent to coordinator: the job ended in an error. `code` is a `moe2.common.errors.JobErrorCode`.
+
+    usage: None if the job was refused: it never began, and nothing was spent on it.
+    in_batch: where an engine died or hung, whether it was working on this job then, so that the job may be the cause;
+    False if the job only waited for its turn. None: the agent does not say (agents of before this field never do).
+    """
+
+    job_id: JobId
+    code: str
+    message: str
+    usage: JobUsage | None = None
+    in_batch: bool | None = None
+
+
+SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
+Job = Submit | ScoreJob | FollowJob
+"""What an expert can be asked to do."""
+ToAgent = Job | TakeToken | CancelJob
+JobWord = JobStarted | NextTokens | JobDone | JobScored | JobFailed
+"""What an agent says of one job."""
+FromAgent = JobWord | Tokens
+WireMessage = SessionMessage | Report | ToAgent | FromAgent

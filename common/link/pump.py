@@ -1,0 +1,200 @@
+"""Moves frames between a WebSocket and a session. The one place where both sides of the link do I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import struct
+from asyncio.trsock import TransportSocket
+from collections.abc import Callable
+from types import TracebackType
+
+import structlog
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+
+from moe2.common.errors import LinkCode
+from moe2.common.link.session import JobMessage, Opened, Session, SessionEvent
+
+log = structlog.get_logger()
+
+WebSocket = ClientWebSocketResponse | web.WebSocketResponse
+
+# Unsent bytes in the kernel beyond which the link counts as slow, and messages wait (tokens are merged meanwhile).
+# A few frames of one token each: what already waits in the kernel cannot be merged any more. Nothing stands idle, as
+# only bytes that the network does not take yet are counted, not those in flight.
+NOT_SENT_LOW_WATER_BYTES = 256
+LAST_WORDS_S = 5.0
+DEAF = frozenset({LinkCode.SILENT, LinkCode.UNREAD})
+"""Codes of sessions whose peer does not hear why they end."""
+_BYTES_ACKED = struct.Struct("Q")
+_BYTES_ACKED_AT = 120
+"""In Linux's `tcp_info`: bytes that the peer's kernel has confirmed."""
+
+
+class Pump:
+    """Serves one session over one WebSocket.
+
+    next_message: hands out the next queued message, or None; only called while the session is open and the link
+    has room, so a queue behind it can merge what waits.
+    on_event: called for every session event, on the event loop.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        next_message: Callable[[], JobMessage | None],
+        on_event: Callable[[SessionEvent], None],
+    ) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._session = session
+        self._next_message = next_message
+        self._on_event = on_event
+        self._wake = asyncio.Event()
+        self._rescheduled = asyncio.Event()
+        self._closing: str | None = None
+        self._is_sending = False
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    def reschedule(self) -> None:
+        """The session's next deadline has changed, and there may be something to send."""
+        self._rescheduled.set()
+        self._wake.set()
+
+    def close(self, reason: str) -> None:
+        """Say goodbye once everything queued has been sent; `run` then returns."""
+        self._closing = reason
+        self._wake.set()
+
+    async def run(self, websocket: WebSocket) -> None:
+        """Pump until the session is closed or the connection is gone. `session.closed` tells which."""
+        connection = websocket.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:
+            return  # Gone before we began.
+        with _Writability(connection) as writability:
+            sender = asyncio.create_task(self._send(websocket, writability))
+            watch = asyncio.create_task(self._watch(writability))
+            tasks = (sender, asyncio.create_task(self._receive(websocket)), watch)
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if self._session.closed and self._session.closed.code not in DEAF and not sender.done():
+                    # The peer is still to hear why.
+                    await asyncio.wait((sender,), timeout=LAST_WORDS_S)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                raise result
+
+    async def _receive(self, websocket: WebSocket) -> None:
+        async for frame in websocket:
+            if frame.type is not WSMsgType.BINARY:
+                log.warning("frame_ignored", kind=frame.type.name)
+                continue
+            for event in self._session.receive(frame.data, self._clock()):
+                self._on_event(event)
+                if isinstance(event, Opened):
+                    self._rescheduled.set()
+            self._wake.set()
+            if self._session.closed:
+                return
+
+    async def _watch(self, writability: _Writability) -> None:
+        """Keep the session's deadlines, also while the sender waits for a link that a vanished peer left full.
+
+        A peer that does not read is noticed at one of them.
+        """
+        session, loop = self._session, asyncio.get_running_loop()
+        taken, since_s = 0, self._clock()
+        while True:
+            self._rescheduled.clear()
+            now_s = self._clock()
+            taken_by_now = writability.bytes_taken()
+            if taken_by_now != taken or not self._is_sending:
+                taken, since_s = taken_by_now, now_s
+            for event in (*session.tick(now_s), *session.left_unread(since_s, now_s)):
+                self._on_event(event)
+            self._wake.set()
+            deadline_s = session.next_deadline_s
+            if deadline_s is None:
+                return
+            # A timer that wakes costs less than wait_for, which makes a task for every wait.
+            timer = loop.call_at(deadline_s, self._rescheduled.set)
+            try:
+                await self._rescheduled.wait()
+            finally:
+                timer.cancel()
+
+    async def _send(self, websocket: WebSocket, writability: _Writability) -> None:
+        session = self._session
+        while True:
+            self._wake.clear()
+            self._is_sending = True
+            while True:
+                for frame in session.take_frames():
+                    await websocket.send_bytes(frame)
+                if not session.is_open:
+                    break
+                await writability.wait()
+                message = self._next_message() if session.is_open else None
+                if message is None:
+                    break
+                for event in session.send(message):
+                    self._on_event(event)
+            if self._closing is not None and session.closed is None:
+                session.close(self._closing)
+                continue
+            if session.closed:
+                for frame in session.take_frames():
+                    await websocket.send_bytes(frame)
+                return
+            self._is_sending = False
+            await self._wake.wait()
+
+
+class _Writability:
+    """Waits until the kernel has little unsent data on a socket, which it reports through TCP_NOTSENT_LOWAT, tcp(7).
+
+    aiohttp itself only waits after hundreds of kilobytes: at tens of bytes a token, seconds of backlog on a slow link.
+    The descriptor is duplicated because event loops refuse to watch one that a transport owns.
+    """
+
+    def __init__(self, connection: TransportSocket) -> None:
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER_BYTES)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLOUT)
+
+    def __enter__(self) -> _Writability:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def bytes_taken(self) -> int:
+        """Bytes that the peer's kernel has confirmed; it confirms none that nobody there makes room for."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + _BYTES_ACKED.size)
+        (taken,) = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)
+        return int(taken)
+
+    async def wait(self) -> None:
+        if self._poll.poll(0):
+            return
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(self._socket, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._socket)

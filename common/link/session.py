@@ -1,0 +1,392 @@
+"""The link's session, sans-IO: bytes and `now` in; events, bytes and the next deadline out.
+
+Nothing here touches a socket or a clock. The shells (`agent.link`, `coordinator.hub`) feed frames and the monotonic
+time, send what `take_frames()` yields, and call `tick(now_s)` at `next_deadline_s`. A session is over once `closed` is
+set; it then ignores further input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import msgspec
+
+from moe2.common.errors import JobErrorCode, LinkCode, ProtocolError
+from moe2.common.link.earlier import Unspeakable, spoken
+from moe2.common.link.messages import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    Fault,
+    FromAgent,
+    Goodbye,
+    Hello,
+    Job,
+    JobFailed,
+    Ping,
+    Pong,
+    Refused,
+    Report,
+    SessionMessage,
+    ToAgent,
+    Welcome,
+    WireMessage,
+)
+from moe2.common.link.wire import FrameTooLargeError, UnreadableMessage, wire_codec
+
+SILENT_HEARTBEATS = 3
+"""A peer that was silent for this many heartbeats is gone."""
+MAX_FAULTS = 20
+"""A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
+
+JobMessage = Report | ToAgent | FromAgent
+_ORDERS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Job))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The handshake is done. `hello` is set on the coordinator's side, `welcome` on the agent's."""
+
+    protocol: int
+    hello: Hello | None = None
+    welcome: Welcome | None = None
+
+
+@dataclass(frozen=True)
+class Greeted:
+    """The agent has said hello and waits for `welcome` or `refuse`; on the coordinator's side, where it decides."""
+
+    hello: Hello
+    protocol: int
+
+
+@dataclass(frozen=True)
+class MessageReceived:
+    message: JobMessage
+
+
+@dataclass(frozen=True)
+class RttMeasured:
+    rtt_s: float
+
+
+@dataclass(frozen=True)
+class PeerFaulted:
+    """The peer did not understand one of our messages."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class PeerUnreadable:
+    """A message of the peer was no sound one of its op; the peer was told, and the session goes on.
+
+    job_id: of the job that it was about; None where it names none, or several.
+    """
+
+    op: str
+    job_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotSent:
+    """A message was not sent: it exceeds the frame limit, or the peer speaks too early a protocol for it.
+
+    The session goes on without it. code: a `JobErrorCode`, for the job that it costs.
+    """
+
+    message: JobMessage
+    reason: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The session is over. `code` is a `LinkCode`, or a `moe2.common.link.enrolment.Refusal`."""
+
+    code: str
+    reason: str
+    remedy: str | None = None
+
+
+SessionEvent = Opened | Greeted | MessageReceived | RttMeasured | PeerFaulted | PeerUnreadable | NotSent | Closed
+
+
+class Session:
+    """What both ends share: frames, heartbeats, faults. Use `AgentSession` or `CoordinatorSession`."""
+
+    def __init__(self, *, now_s: float, handshake_s: float, heartbeat_s: float, max_frame_bytes: int) -> None:
+        self._codec = wire_codec(max_frame_bytes=max_frame_bytes)
+        self._frames: list[bytes] = []
+        self._heartbeat_s = heartbeat_s
+        self._handshake_deadline_s: float | None = now_s + handshake_s
+        self.unread_s = handshake_s
+        """How long a peer that is heard may leave what it is sent unread."""
+        self._last_heard_s = now_s
+        self._next_ping_s = now_s + heartbeat_s
+        self._ping: tuple[int, float] | None = None
+        self._ping_seq = 0
+        self._faults = 0
+        self._n_sent = 0
+        self._n_heard = 0
+        self.protocol = PROTOCOL_VERSION
+        """The version that is spoken, once the session is open."""
+        self.closed: Closed | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._handshake_deadline_s is None and self.closed is None
+
+    @property
+    def last_heard_s(self) -> float:
+        """When the peer's last frame came."""
+        return self._last_heard_s
+
+    def probe(self, now_s: float) -> None:
+        """Ask at the next `tick` whether the peer is alive, not only at the next heartbeat."""
+        self._next_ping_s = now_s
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """When `tick` is due; None once closed."""
+        if self.closed:
+            return None
+        if self._handshake_deadline_s is not None:
+            return self._handshake_deadline_s
+        return min(self._next_ping_s, self._silent_at_s)
+
+    @property
+    def _silent_at_s(self) -> float:
+        # One sum for the deadline and for whether it has passed: a difference may round the other way.
+        return self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s
+
+    def take_frames(self) -> list[bytes]:
+        """Frames to send now, oldest first; each is handed out once."""
+        frames, self._frames = self._frames, []
+        return frames
+
+    def send(self, message: JobMessage) -> list[SessionEvent]:
+        """Queue a message, in the peer's protocol. Raises `ProtocolError` if the session is not open.
+
+        One that cannot be sent is told of by a `NotSent`.
+        """
+        if not self.is_open:
+            raise ProtocolError("The session is not open.", code=LinkCode.SESSION_NOT_OPEN)
+        told = spoken(message, self.protocol)
+        if isinstance(told, Unspeakable):
+            reason = f"This needs protocol {told.since}, the peer speaks {self.protocol}. Upgrade moe2 there."
+            return [NotSent(message, reason, JobErrorCode.INTERNAL)]
+        try:
+            self._queue(told)
+        except FrameTooLargeError as error:
+            return [NotSent(message, str(error), JobErrorCode.INVALID_REQUEST)]
+        return []
+
+    def close(self, reason: str) -> Closed:
+        """Say goodbye; the caller sends the last frames and closes the socket."""
+        if self.closed is None:
+            self._queue(Goodbye(reason=reason))
+            self.closed = Closed(LinkCode.GOODBYE, reason)
+        return self.closed
+
+    def receive(self, frame: bytes, now_s: float) -> list[SessionEvent]:
+        """Take in one frame."""
+        if self.closed:
+            return []
+        self._last_heard_s = now_s
+        try:
+            if fault := self._wrong_number(self._codec.number_of(frame)):
+                return [fault]
+            message = self._codec.decode(frame)
+        except UnreadableMessage as error:
+            return self._answer_unreadable(error)
+        except ProtocolError as error:
+            return [self._fail(error.code, error.message)]
+        # A peer may leave, and say why, at any time.
+        if self._handshake_deadline_s is None or isinstance(message, Goodbye | Refused):
+            return self._dispatch(message, now_s)
+        return self._handshake(message, now_s)
+
+    def tick(self, now_s: float) -> list[SessionEvent]:
+        """Act on deadlines that have passed."""
+        if self.closed:
+            return []
+        if self._handshake_deadline_s is not None:
+            if now_s >= self._handshake_deadline_s:
+                return [self._fail(LinkCode.HANDSHAKE_TIMEOUT, "The peer did not finish the handshake in time.")]
+            return []
+        if now_s >= self._silent_at_s:
+            self.closed = Closed(LinkCode.SILENT, f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
+            return [self.closed]
+        if now_s >= self._next_ping_s:
+            self._ping_seq += 1
+            self._ping = (self._ping_seq, now_s)
+            self._next_ping_s = now_s + self._heartbeat_s
+            self._queue(Ping(seq=self._ping_seq))
+        return []
+
+    def left_unread(self, since_s: float, now_s: float) -> list[SessionEvent]:
+        """The peer has taken no byte of what is being sent to it since `since_s`.
+
+        It is given up where it was heard meanwhile: it lives, and does not read. One that is not heard is silent, which
+        a host on a bad network may be for longer.
+        """
+        is_heard = self._last_heard_s - since_s >= self.unread_s / 2
+        if self.closed or now_s - since_s < self.unread_s or not is_heard:
+            return []
+        self.closed = Closed(LinkCode.UNREAD, f"The peer has read nothing for {now_s - since_s:.1f} s.")
+        return [self.closed]
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        raise NotImplementedError
+
+    def _established(self, now_s: float, protocol: int, *, heartbeat_s: float | None = None) -> None:
+        self.protocol = protocol
+        if heartbeat_s is not None:
+            self._heartbeat_s = heartbeat_s
+        self._handshake_deadline_s = None
+        self._next_ping_s = now_s
+
+    def _dispatch(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        match message:
+            case Ping(seq=seq):
+                self._queue(Pong(seq=seq))
+                return []
+            case Pong(seq=seq):
+                if self._ping is None or self._ping[0] != seq:
+                    return []
+                sent_at_s, self._ping = self._ping[1], None
+                return [RttMeasured(now_s - sent_at_s)]
+            case Fault(code=code, message=text):
+                return [PeerFaulted(code, text)]
+            case Goodbye(reason=reason):
+                self.closed = Closed(LinkCode.GOODBYE, reason)
+                return [self.closed]
+            case Refused(code=code, message=text, remedy=remedy):
+                self.closed = Closed(code, text, remedy)
+                return [self.closed]
+            case Hello() | Welcome():
+                return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "The handshake was already done.")]
+            case _:
+                return [MessageReceived(message)]
+
+    def _wrong_number(self, number: int | None) -> Closed | None:
+        """TCP loses, doubles and swaps nothing, a broken middlebox may: tokens would be missing from an answer, or be
+        there twice. A peer that sends no numbers (of an older version) is believed."""
+        if number is None:
+            return None
+        if number != self._n_heard:
+            return self._fail(LinkCode.FRAME_OUT_OF_ORDER, f"Expected frame {self._n_heard}, got frame {number}.")
+        self._n_heard += 1
+        return None
+
+    def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
+        if self._handshake_deadline_s is not None:
+            return [self._fail(error.code, error.message)]
+        if closed := self.complain(error.code, error.message, in_reply_to=error.op):
+            return [closed]
+        # A newer peer may know more ops than we do: that breaks no rule.
+        is_newer = error.code == LinkCode.UNKNOWN_OP
+        return [] if is_newer else [PeerUnreadable(error.op, error.job_id, error.message)]
+
+    def complain(self, code: str, message: str, *, in_reply_to: str, counts: bool = True) -> Closed | None:
+        """Tell the peer what is wrong with what it said, and end the session where that `counts` once too often."""
+        self._faults += counts
+        if self.closed:
+            return self.closed
+        if self._faults > MAX_FAULTS:
+            return self._fail(LinkCode.TOO_MANY_FAULTS, f"More than {MAX_FAULTS} faulty messages; the last: {message}")
+        self._queue(Fault(code=code, message=message, in_reply_to=in_reply_to))
+        return None
+
+    def _fail(self, code: str, message: str, remedy: str | None = None) -> Closed:
+        """End the session through the peer's fault, and tell it why."""
+        self._queue(Refused(code=code, message=message, remedy=remedy))
+        self.closed = Closed(code, message, remedy)
+        return self.closed
+
+    def _queue(self, message: SessionMessage | JobMessage) -> None:
+        self._frames.append(self._codec.encode(message, number=self._n_sent))
+        self._n_sent += 1
+
+
+class AgentSession(Session):
+    """The agent's end: says hello, waits to be welcomed."""
+
+    def __init__(self, hello: Hello, *, now_s: float, handshake_s: float, max_frame_bytes: int) -> None:
+        super().__init__(now_s=now_s, handshake_s=handshake_s, heartbeat_s=handshake_s, max_frame_bytes=max_frame_bytes)
+        self._queue(hello)
+
+    def _answer_unreadable(self, error: UnreadableMessage) -> list[SessionEvent]:
+        events = super()._answer_unreadable(error)
+        # Nobody shall wait for a job that could not even be read, such as one with a parameter out of bounds.
+        if self.closed is None and error.op in _ORDERS and error.job_id is not None:
+            self._queue(JobFailed(job_id=error.job_id, code=JobErrorCode.INVALID_REQUEST, message=error.message))
+        return events
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        match message:
+            case Welcome(protocol=protocol):
+                if not OLDEST_PROTOCOL_VERSION <= protocol <= PROTOCOL_VERSION:
+                    return [
+                        self._fail(
+                            LinkCode.PROTOCOL_VERSION, f"The coordinator chose protocol {protocol}, unknown here."
+                        )
+                    ]
+                self._codec.max_frame_bytes = min(self._codec.max_frame_bytes, message.max_frame_bytes)
+                self._established(now_s, protocol, heartbeat_s=message.heartbeat_s)
+                return [Opened(protocol, welcome=message)]
+            case _:
+                return [self._fail(LinkCode.UNEXPECTED_MESSAGE, "Expected a welcome.")]
+
+
+class CoordinatorSession(Session):
+    """The coordinator's end: waits for a hello, negotiates the version, welcomes or refuses.
+
+    welcome: its `protocol` is the newest that is spoken. asks_first: a hello is not welcomed at once, but told of by a
+    `Greeted`; the caller then calls `welcome` or `refuse` before the handshake's deadline.
+    """
+
+    def __init__(self, welcome: Welcome, *, now_s: float, handshake_s: float, asks_first: bool = False) -> None:
+        super().__init__(
+            now_s=now_s,
+            handshake_s=handshake_s,
+            heartbeat_s=welcome.heartbeat_s,
+            max_frame_bytes=welcome.max_frame_bytes,
+        )
+        self._welcome = welcome
+        self._asks_first = asks_first
+        self._greeted: Greeted | None = None
+
+    def _handshake(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
+        if not isinstance(message, Hello) or self._greeted is not None:
+            reason = "Expected one hello, and nothing else before the welcome."
+            return [self._fail(LinkCode.UNEXPECTED_MESSAGE, reason)]
+        protocol = min(message.protocol_max, self._welcome.protocol)
+        if protocol < max(message.protocol_min, OLDEST_PROTOCOL_VERSION):
+            older = "agent" if message.protocol_max < OLDEST_PROTOCOL_VERSION else "coordinator"
+            return [
+                self._fail(
+                    LinkCode.PROTOCOL_VERSION,
+                    f"The agent speaks protocol {message.protocol_min} to {message.protocol_max}, the coordinator "
+                    f"{OLDEST_PROTOCOL_VERSION} to {self._welcome.protocol}.",
+                    f"Upgrade moe2 on the {older}.",
+                )
+            ]
+        self._greeted = Greeted(message, protocol)
+        return [self._greeted if self._asks_first else self.welcome(now_s)]
+
+    def welcome(self, now_s: float) -> Opened:
+        """Welcome the agent that has said hello. Raises `ProtocolError` if none has, or the session is closed."""
+        if self._greeted is None or self.closed:
+            raise ProtocolError("No agent waits to be welcomed.", code=LinkCode.SESSION_NOT_OPEN)
+        protocol = self._greeted.protocol
+        self._queue(msgspec.structs.replace(self._welcome, protocol=protocol))
+        self._established(now_s, protocol)
+        return Opened(protocol, hello=self._greeted.hello)
+
+    def refuse(self, code: str, message: str, remedy: str | None = None) -> Closed:
+        """Turn the agent away for a reason that only the caller knows, such as an identity that is already online."""
+        return self._fail(code, message, remedy)

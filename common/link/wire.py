@@ -1,0 +1,259 @@
+"""Bytes to messages and back, on the link between the daemons and on the pipe to an engine. The only user of msgpack.
+
+A frame is one msgpack map with an `op`, on the link also with its `number`. Decoding is strict about size, nesting and
+types, and lenient about fields it does not know: those are ignored, so that a newer peer can add some. Nothing is built
+of a frame that is too large for its op, or of an array longer than its field allows: a frame that is mostly empty maps
+would take a hundred times its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import msgpack
+import msgspec
+import msgspec.inspect
+
+from moe2.common.errors import LinkCode, ProtocolError
+from moe2.common.link.messages import (
+    MAX_CANDIDATES,
+    CancelJob,
+    Fault,
+    Goodbye,
+    Hello,
+    JobDone,
+    JobFailed,
+    JobId,
+    JobScored,
+    JobStarted,
+    NextTokens,
+    Ping,
+    Pong,
+    Refused,
+    Report,
+    TakeToken,
+    Welcome,
+    WireMessage,
+)
+
+DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
+SMALL_FRAME_BYTES = 64 * 1024
+"""For messages that say one thing: no such message of a sound peer comes near it."""
+MEDIUM_FRAME_BYTES = 256 * 1024
+REPORT_FRAME_BYTES = 1024 * 1024
+_SMALL = (Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed)
+MAX_BYTES_BY_KIND: dict[type[Any], int] = {
+    Report: REPORT_FRAME_BYTES,
+    NextTokens: MEDIUM_FRAME_BYTES,
+    JobScored: MEDIUM_FRAME_BYTES,
+    **dict.fromkeys(_SMALL, SMALL_FRAME_BYTES),
+}
+"""The largest frame of each kind of message that has a limit below that of all frames."""
+MAX_FIELDS = 64
+"""Of one map in a message that has bytes in it."""
+# The text is sent back to the peer and logged.
+MOST_PROBLEM_CHARACTERS = 400
+
+NUMBER = "number"
+"""A frame's place among those of its sender, from 0."""
+
+LENGTH = struct.Struct(">I")
+"""What stands before each frame in a byte stream."""
+T = TypeVar("T")
+
+
+class _Numbered(msgspec.Struct):
+    number: int | None = None
+
+
+class _Envelope(msgspec.Struct):
+    """What can be said of a message that cannot be understood. job_id: raw, as it may be anything."""
+
+    op: str
+    job_id: msgspec.Raw = msgspec.Raw()
+
+
+class Codec(Generic[T]):
+    """Encodes and decodes the messages of one tagged union.
+
+    Raises `ProtocolError` from `decode`. Its code is a `LinkCode`: `FRAME_TOO_LARGE` or `MALFORMED_FRAME`; or, in an
+    `UnreadableMessage`, which names the op and the job, `UNKNOWN_OP` or `INVALID_MESSAGE`.
+    """
+
+    def __init__(
+        self,
+        union: Any,
+        *,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        max_bytes_by_kind: Mapping[type[Any], int] | None = None,
+    ) -> None:
+        """max_bytes_by_kind: limits below `max_frame_bytes`, for what is received."""
+        self._union = union
+        self._decoder = msgspec.msgpack.Decoder(union)
+        self._numbers = msgspec.msgpack.Decoder(_Numbered)
+        self._envelopes = msgspec.msgpack.Decoder(_Envelope)
+        self._max_bytes = {kind.__struct_config__.tag: limit for kind, limit in (max_bytes_by_kind or {}).items()}
+        self._always_small_enough = min(self._max_bytes.values(), default=max_frame_bytes)
+        self._ops = {info.__struct_config__.tag for info in _members(union)}
+        self._spelled_ops = {info.__struct_config__.tag for info in _members(union) if _is_spelled(info)}
+        """Ops of messages that have bytes in them."""
+        self.max_frame_bytes = max_frame_bytes
+
+    def encode(self, message: T, *, number: int | None = None) -> bytes:
+        """number: the frame's place among those of its sender."""
+        content = msgspec.to_builtins(message)
+        if number is not None:
+            content[NUMBER] = number
+        frame = bytes(msgpack.packb(content, use_bin_type=True))
+        if len(frame) > self.max_frame_bytes:
+            raise FrameTooLargeError(len(frame), self.max_frame_bytes)
+        return frame
+
+    def number_of(self, frame: bytes) -> int | None:
+        """The frame's number; None where it has none, or is no frame at all, which `decode` will say."""
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            return self._numbers.decode(frame).number
+        return None
+
+    def decode(self, frame: bytes) -> T:
+        if len(frame) > self.max_frame_bytes:
+            raise FrameTooLargeError(len(frame), self.max_frame_bytes)
+        if len(frame) > self._always_small_enough:
+            self._refuse_inflated(frame)
+        try:
+            good: T = self._decoder.decode(frame)
+            return good
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            envelope = self._envelope(frame)
+            if envelope.op not in self._spelled_ops:
+                raise self._unreadable(envelope, error) from error
+        try:
+            return self._spelled(frame)
+        except (msgspec.MsgspecError, msgpack.exceptions.UnpackException, ValueError, RecursionError) as error:
+            raise self._unreadable(envelope, error) from error
+
+    def _spelled(self, frame: bytes) -> T:
+        """A message whose bytes are written as base64, as the link has them; msgspec's decoder wants them raw."""
+        content = msgpack.unpackb(frame, raw=False, max_array_len=MAX_CANDIDATES, max_map_len=MAX_FIELDS)
+        spelled: T = msgspec.convert(content, self._union)
+        return spelled
+
+    def _refuse_inflated(self, frame: bytes) -> None:
+        """Raise for a frame that is too large for its op."""
+        envelope = self._envelope(frame)
+        limit = self._max_bytes.get(envelope.op)
+        if limit is not None and len(frame) > limit:
+            problem = f"{len(frame)} bytes are more than the {limit} that it may have."
+            raise self._unreadable(envelope, ValueError(problem))
+
+    def _envelope(self, frame: bytes) -> _Envelope:
+        """The op and the job of a frame that is a map with an op."""
+        try:
+            return self._envelopes.decode(frame)
+        except msgspec.ValidationError as error:
+            raise ProtocolError("The frame is not a map with an 'op'.", code=LinkCode.MALFORMED_FRAME) from error
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+            raise ProtocolError(f"The frame is not msgpack: {problem}", code=LinkCode.MALFORMED_FRAME) from error
+
+    def _unreadable(self, envelope: _Envelope, error: Exception) -> UnreadableMessage:
+        op, job_id = envelope.op, _job_id(envelope.job_id)
+        # msgspec quotes an invalid value in full, and the peer chose its length.
+        problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+        if op not in self._ops:
+            return UnreadableMessage(f"Unknown op {op[:64]!r}.", code=LinkCode.UNKNOWN_OP, op=op[:64], job_id=job_id)
+        return UnreadableMessage(f"Invalid {op!r}: {problem}", code=LinkCode.INVALID_MESSAGE, op=op, job_id=job_id)
+
+
+def _job_id(raw: msgspec.Raw) -> str | None:
+    """The job's id, if it is a text that could be one."""
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        return msgspec.msgpack.decode(raw, type=JobId)
+    return None
+
+
+class UnreadableMessage(ProtocolError):  # noqa: N818 - names what it is on the wire; ProtocolError is the base callers catch
+    """A well-formed frame whose message could not be understood: the session can answer it and go on.
+
+    job_id: of the job that it was about; None where it names none, or several.
+    """
+
+    def __init__(self, message: str, *, code: str, op: str, job_id: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.op = op
+        self.job_id = job_id
+
+
+class FrameTooLargeError(ProtocolError):
+    """A frame beyond the limit that both sides keep."""
+
+    def __init__(self, frame_bytes: int, max_frame_bytes: int) -> None:
+        super().__init__(
+            f"A frame of {frame_bytes} bytes exceeds the limit of {max_frame_bytes}.",
+            code=LinkCode.FRAME_TOO_LARGE,
+            remedy="Send less in one message, or raise agents.max_frame_bytes on the coordinator.",
+        )
+
+
+def length_prefixed(frame: bytes) -> bytes:
+    """A frame for a byte stream: 4-byte big-endian length, then the frame."""
+    return LENGTH.pack(len(frame)) + frame
+
+
+class FrameSplitter:
+    """Cuts a byte stream into length-prefixed frames. Raises `ProtocolError` on a length beyond the limit."""
+
+    def __init__(self, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._max_frame_bytes = max_frame_bytes
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take in some bytes; yields every frame that is complete now."""
+        self._buffer += data
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
+            if length > self._max_frame_bytes:
+                raise FrameTooLargeError(length, self._max_frame_bytes)
+            end = LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            frame = bytes(self._buffer[LENGTH.size : end])
+            del self._buffer[:end]
+            yield frame
+
+
+@cache
+def _is_spelled(kind: type[Any]) -> bool:
+    """True if messages of this kind can have bytes in them, which are written as base64."""
+    return _has_bytes(msgspec.inspect.type_info(kind))
+
+
+def _has_bytes(info: msgspec.inspect.Type) -> bool:
+    """True if a value of the type can have bytes in it."""
+    kinds = msgspec.inspect
+    match info:
+        case kinds.BytesType():
+            return True
+        case kinds.StructType():
+            return any(_has_bytes(field.type) for field in info.fields)
+        case kinds.VarTupleType():
+            return _has_bytes(info.item_type)
+        case kinds.TupleType():
+            return any(map(_has_bytes, info.item_types))
+        case kinds.UnionType():
+            return any(map(_has_bytes, info.types))
+        case _:
+            return False
+
+
+def _members(union: Any) -> tuple[Any, ...]:
+    return getattr(union, "__args__", (union,))
+
+
+def wire_codec(*, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> Codec[WireMessage]:
+    """The codec of the link between coordinator and agents."""
+    return Codec(WireMessage, max_frame_bytes=max_frame_bytes, max_bytes_by_kind=MAX_BYTES_BY_KIND)

@@ -1,0 +1,1 @@
+"""How both command lines look: arguments, figures, parts of a screen, a screen that refreshes."""

@@ -1,0 +1,1 @@
+"""Certificates and TLS contexts of both sides."""

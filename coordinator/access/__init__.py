@@ -1,1 +1,0 @@
-"""API keys: who may ask what, and how much of it."""

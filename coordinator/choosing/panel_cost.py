@@ -1,0 +1,212 @@
+"""What it takes when all members of a panel work for one request, and which experts could. PURE.
+
+Per mode, with k the panel's size and a the longest answer that is planned for:
+
+- vote: every member reads the prompt and all choices, and writes nothing.
+- rank: every member writes an answer, then reads the prompt and k answers to score them. What is in its cache by then
+  is not counted on.
+- mix: every member writes the whole answer at the pace of the slowest, and each token takes a round trip. A member that
+  waits draws at least its idle power, where that is known.
+
+The panel's energy is the sum over its members, its delay the longest of theirs. In rank nobody scores before the last
+one has written, and in mix nobody writes before the last one has read the prompt; this adds at most the difference
+between the slowest and the fastest scoring, or reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moe2.common.cost import Quantiles
+from moe2.common.energy import worst_quality
+from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, Forecast, IntArray, Prediction, Range, Roster
+from moe2.coordinator.choosing.mixture import gate_weights
+from moe2.coordinator.choosing.request import Mode
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.proof import Cause, Plan
+
+USUAL_PANEL = 3
+"""Members of a panel, where nobody sets `max_experts`."""
+LEAST_WEIGHT = 0.02
+"""A member that counts less costs its joules and decides next to nothing, so it is left out."""
+LEAST_PROTOCOL = 2
+"""What an agent has to speak for scoring and following."""
+
+_NO_TIME = Quantiles(0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """What the request asks of each expert of a roster. prompt_tokens: (N,). choice_tokens: 0 without choices."""
+
+    prompt_tokens: IntArray
+    answer_tokens: int
+    choice_tokens: int
+    busy: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One mode's work for panels of up to `size` members.
+
+    forecast: what each member takes. parts: the same of its jobs, one after the other, where they are several.
+    joining_s: what panels of two and more take on top of their slowest member.
+    """
+
+    mode: Mode
+    size: int
+    forecast: Forecast
+    joining_s: Quantiles = _NO_TIME
+    parts: tuple[Forecast, ...] = ()
+
+    @property
+    def delivers_at_once(self) -> bool:
+        """True where the whole answer comes at the end: its first token is its last."""
+        return self.mode is not Mode.MIX
+
+
+def work_of(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
+    """eligible: (N,) experts that may become members; the others' figures do not count for what members share."""
+    if mode is Mode.VOTE:
+        return Work(mode, size, _vote(roster, load))
+    if mode is Mode.RANK:
+        return _rank(roster, load, size, eligible)
+    forecast = _mix(roster, load, eligible)
+    return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
+
+
+def outsiders(mode: Mode, roster: Roster) -> dict[str, str]:
+    """Experts that cannot work in such a panel, with the reason."""
+    reasons: dict[str, str] = {}
+    for expert in roster.experts:
+        if expert.protocol < LEAST_PROTOCOL:
+            reasons[expert.key] = f"its agent speaks protocol {expert.protocol}, and {mode} needs {LEAST_PROTOCOL}"
+        elif mode is Mode.MIX and expert.report.vocabulary_sha256 is None:
+            reasons[expert.key] = "its vocabulary is not known"
+    return reasons
+
+
+def vocabularies(roster: Roster, out: Mapping[str, str]) -> list[frozenset[str]]:
+    """Keys of the experts that are not `out`, by their vocabulary; in the roster's order."""
+    groups: dict[str, set[str]] = {}
+    for expert in roster.experts:
+        vocabulary = expert.report.vocabulary_sha256
+        if expert.key not in out and vocabulary is not None:
+            groups.setdefault(vocabulary, set()).add(expert.key)
+    return [frozenset(group) for group in groups.values()]
+
+
+def finest(problem: Problem, plan: Plan, scores: FloatArray, end_s: FloatArray) -> list[int]:
+    """The fine level: the places of the experts that work for this very prompt.
+
+    The best by the prompt's own scores (N,) that keep the budgets together, or the coarse level's panel where that is
+    likelier to hold an expert that answers well. end_s: (N,) the sooner end comes first of equal scores.
+    """
+    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.TOO_DEAR_ALONE)}
+    places = [place for place, name in enumerate(problem.names) if name not in misfits]
+    places.sort(key=lambda place: (-scores[place], end_s[place], problem.names[place]))
+    own: list[int] = []
+    for place in places:
+        if problem.is_feasible([*own, place]):
+            own.append(place)
+    return own if coverage(scores[own]) >= coverage(scores[list(plan.members)]) else list(plan.members)
+
+
+def weighted(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float]]:
+    """(place, weight) of the members that count, heaviest first; the weights sum to 1. logits: (N,)."""
+    ranked = sorted(places, key=lambda place: -logits[place])
+    weights = gate_weights(logits[ranked])
+    # The heaviest has at least 1/M, so there is always one.
+    counting = [place for place, weight in zip(ranked, weights, strict=True) if weight >= LEAST_WEIGHT] or ranked[:1]
+    return list(zip(counting, gate_weights(logits[counting]).tolist(), strict=True))
+
+
+def coverage(scores: FloatArray) -> float:
+    """Chance that at least one of the members answers well, taken as independent."""
+    return float(1 - np.prod(1 - scores))
+
+
+def joint_prediction(work: Work, places: Sequence[int]) -> Prediction:
+    """Of the whole panel: the members' joules together, the slowest one's seconds."""
+    members = [work.forecast.prediction(place) for place in places]
+    joining_s = work.joining_s if len(members) > 1 else _NO_TIME
+    qualities = [member.energy_quality for member in members if member.energy_quality is not None]
+    total_s = _later(_slowest([member.total_s for member in members]), joining_s)
+    return Prediction(
+        shape=members[0].shape,
+        ttft_s=total_s if work.delivers_at_once else _slowest([member.ttft_s for member in members]),
+        per_token_s=None if work.delivers_at_once else _slowest([member.per_token_s for member in members]),
+        total_s=total_s,
+        energy_j=_together([member.energy_j for member in members]),
+        energy_quality=worst_quality(qualities) if qualities else None,
+        transmit_s=max(member.transmit_s for member in members),
+    )
+
+
+def _vote(roster: Roster, load: Load) -> Forecast:
+    # What comes with the prefill is the one token that a forecast has at least.
+    return roster.forecast(load.prompt_tokens + load.choice_tokens, 1, load.busy)
+
+
+def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
+    writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+    if size < 2:
+        return Work(Mode.RANK, size, replace(writing, ttft_s=writing.total_s))
+    scoring = roster.forecast(load.prompt_tokens + size * load.answer_tokens, 1, load.busy)
+    total_s = _sum(writing.total_s, scoring.total_s)
+    energy_j = _sum(writing.energy_j, scoring.energy_j)
+    whole = replace(writing, ttft_s=total_s, total_s=total_s, energy_j=energy_j)
+    return Work(Mode.RANK, size, whole, _spread(scoring.total_s, eligible), (writing, scoring))
+
+
+def _mix(roster: Roster, load: Load, eligible: BoolArray) -> Forecast:
+    alone = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+    steps = max(0, load.answer_tokens - 1)
+    step_s = Range(*(figures + roster.transmit_s for figures in (alone.per_token_s.p50, alone.per_token_s.p95)))
+    pace_s = np.where(eligible, np.nan_to_num(step_s.p50), 0.0).max()
+    waiting_s = steps * np.maximum(pace_s - alone.per_token_s.p50, 0.0)
+    idle_j = np.nan_to_num(roster.idle_w * waiting_s)
+    return replace(
+        alone,
+        per_token_s=step_s,
+        total_s=_shifted(alone.total_s, steps * roster.transmit_s),
+        energy_j=_shifted(alone.energy_j, idle_j),
+    )
+
+
+def _shifted(costs: Range, by: FloatArray) -> Range:
+    return Range(costs.p50 + by, costs.p95 + by)
+
+
+def _sum(left: Range, right: Range) -> Range:
+    """Quantiles of a sum, taken as the sum of the quantiles: not too low, where both are late together."""
+    return Range(left.p50 + right.p50, left.p95 + right.p95)
+
+
+def _spread(seconds: Range, eligible: BoolArray) -> Quantiles:
+    """The slowest minus the fastest of the eligible whose figures are known; 0 where none is."""
+    known = eligible & ~np.isnan(seconds.p50)
+    if not known.any():
+        return _NO_TIME
+    return Quantiles(float(np.ptp(seconds.p50[known])), float(np.ptp(seconds.p95[known])))
+
+
+def _slowest(parts: Sequence[Quantiles | None]) -> Quantiles | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return Quantiles(max(part.p50 for part in known), max(part.p95 for part in known))
+
+
+def _together(parts: Sequence[Quantiles | None]) -> Quantiles | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return Quantiles(sum(part.p50 for part in known), sum(part.p95 for part in known))
+
+
+def _later(seconds: Quantiles | None, by: Quantiles) -> Quantiles | None:
+    return None if seconds is None else Quantiles(seconds.p50 + by.p50, seconds.p95 + by.p95)

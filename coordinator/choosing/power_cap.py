@@ -1,0 +1,79 @@
+"""What the fleet draws, held against its cap in watts. PURE.
+
+A host counts with what its sensors report, or with what its running requests are predicted to draw where that is more:
+what has just begun is in no report yet. Hosts that are not connected do not count, nor do those of which nothing is
+known: they get no requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Roster
+from moe2.coordinator.fleet.table import HostPower
+from moe2.coordinator.planning.problem import Limit
+from moe2.coordinator.planning.proof import Plan
+
+
+@dataclass(frozen=True)
+class FleetDraw:
+    """drawn_w: by all connected hosts now. idle_w: by them while nothing runs, as far as that is known.
+
+    simulated: some of it is a simulated host's. unmeasured: ids of the agents whose hosts' power is unknown.
+    """
+
+    cap_w: float
+    drawn_w: float
+    idle_w: float = 0.0
+    simulated: bool = False
+    unmeasured: frozenset[str] = frozenset()
+
+
+def draw_of(
+    cap_w: float, hosts: Iterable[HostPower], roster: Roster, busy: IntArray, running_w: FloatArray
+) -> FleetDraw:
+    """The fleet's draw now.
+
+    roster: all of its experts. busy: (N,) requests in progress on each. running_w: (N,) what each one's host is
+    predicted to draw for those, NaN where unknown.
+    """
+    expected_w = _expected_w(roster, busy, running_w)
+    drawn_w, simulated, unmeasured = 0.0, False, set()
+    for host in hosts:
+        if host.power_w is None:
+            unmeasured.add(host.agent_id)
+        drawn_w += max(host.power_w or 0.0, expected_w.get(host.agent_id, 0.0))
+        simulated = simulated or host.simulated
+    idle_w = {expert.agent_id: idle for expert, idle in zip(roster.experts, roster.idle_w.tolist(), strict=True)}
+    known_w = sum(idle for idle in idle_w.values() if not math.isnan(idle))
+    return FleetDraw(cap_w, drawn_w, known_w, simulated, frozenset(unmeasured))
+
+
+def _expected_w(roster: Roster, busy: IntArray, running_w: FloatArray) -> dict[str, float]:
+    """Watts by agent id, of hosts with requests in progress: idle, and what each of their experts adds to that."""
+    expected_w: dict[str, float] = {}
+    for place in np.flatnonzero((busy > 0) & ~np.isnan(running_w)).tolist():
+        agent_id, idle_w = roster.experts[place].agent_id, float(np.nan_to_num(roster.idle_w[place]))
+        expected_w[agent_id] = expected_w.get(agent_id, idle_w) + float(running_w[place]) - idle_w
+    return expected_w
+
+
+def capped(plan: Plan, draw: FleetDraw) -> tuple[ErrorCode, str]:
+    """Code and words for a cap that leaves room for nobody. plan: the infeasible one."""
+    mark = " (simulated)" if draw.simulated else ""
+    told = (
+        f"The fleet's cap of {draw.cap_w:.4g} W leaves no room for this request: {draw.drawn_w:.4g} W{mark} are drawn"
+    )
+    breaches = [breach for exclusion in plan.exclusions for breach in exclusion.breaches]
+    needed_w = [breach.needed for breach in breaches if breach.limit is Limit.POWER]
+    if not needed_w:
+        reasons = sorted({exclusion.detail for exclusion in plan.exclusions})
+        return ErrorCode.FLEET_CAP_INFEASIBLE, f"{told}; the experts are out: {'; '.join(reasons)}."
+    least_w = min(needed_w) - draw.drawn_w
+    code = ErrorCode.FLEET_CAPPED if draw.idle_w + least_w <= draw.cap_w else ErrorCode.FLEET_CAP_INFEASIBLE
+    return code, f"{told}, and the least that an expert would add is {least_w:.4g} W."

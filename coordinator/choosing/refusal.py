@@ -1,0 +1,130 @@
+"""Why experts cannot take a request, in words, and whether less load would change that. PURE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.common.energy import Quality
+from moe2.coordinator.choosing.candidates import problem_of
+from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
+from moe2.coordinator.choosing.request import SelectionRequest
+from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.planning.candidates import Candidates
+from moe2.coordinator.planning.proof import Offer, Plan
+
+
+def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:
+    """Experts that the request or their own state excludes, with the reason; in the roster's order."""
+    needed = max(request.demand.prompt_tokens, request.least_context_tokens)
+    largest = int(roster.context_tokens.max())
+    # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
+    # expert's own tokenizer has the last word.
+    if largest > request.least_context_tokens:
+        needed = min(needed, largest - 1)
+    out = (roster.context_tokens <= needed) | (busy >= roster.room)
+    if request.needs_chat_template:
+        out |= roster.bare
+    if request.needs_tools:
+        out |= roster.toolless
+    if request.excluded:
+        out |= np.array([key in request.excluded for key in roster.keys])
+    if request.barred:
+        out |= np.array([key in request.barred for key in roster.keys])
+    if request.reserved:
+        out |= np.array([key in request.reserved for key in roster.keys])
+    reasons: dict[str, str] = {}
+    for place in np.flatnonzero(out).tolist():
+        reasons[roster.keys[place]] = _reason(request, roster, place, needed)
+    return reasons
+
+
+def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens: int) -> str:
+    """Why the expert at `place` is ruled out: the first cause that applies."""
+    key, report = roster.keys[place], roster.experts[place].report
+    if key in request.excluded:
+        return "it has already failed this request"
+    if key in request.barred:
+        return request.barred[key]
+    if key in request.reserved:
+        return request.reserved[key]
+    if request.needs_chat_template and roster.bare[place]:
+        return "its model has no chat template"
+    if request.needs_tools and roster.toolless[place]:
+        return "its model's template has no tools"
+    if report.context_tokens <= needed_tokens:
+        return f"its context of {report.context_tokens} tokens is too small"
+    queued = int(roster.room[place]) - report.slots
+    return f"its {report.slots} slots and {queued} queue places are taken"
+
+
+def infeasible_words(plan: Plan, forecast: Forecast) -> str:
+    """What the budgets would have to be."""
+    reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
+    simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
+    offers = [
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
+        for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
+        if offer is not None
+    ]
+    told = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
+    return f"No expert keeps the request's budgets: {told}."
+
+
+def relieved_words(why: str, relief: Relief, request: SelectionRequest, *, is_late: bool) -> str:
+    """why: in the words of `infeasible_words`. is_late: waiting has used up what it needs."""
+    if relief.expert in request.barred:
+        what = f"{relief.expert} would, but {request.barred[relief.expert]}"
+    elif is_late:
+        what = f"{relief.expert} would have with less load when the request came: load is the cause"
+    else:
+        what = f"{relief.expert} would with less load: load is the cause"
+    return f"{why.removesuffix('.')}. {what}."
+
+
+def _needs(offer: Offer) -> str:
+    return ", ".join(str(breach) for breach in offer.breaches) or "keeps them"
+
+
+@dataclass(frozen=True)
+class Relief:
+    """An expert that keeps the budgets once less is to do there.
+
+    waits_s: for so long the request can wait for that; inf where its budgets do not shrink meanwhile. frees_in_s: until
+    such an expert has a free slot, as predicted; None where no speed is known.
+    """
+
+    expert: str
+    waits_s: float
+    frees_in_s: float | None
+
+
+def relief_in(lighter: Iterable[Outlook], busy: IntArray) -> Relief | None:
+    """The expert that the request can wait for longest; None where less load is no help.
+
+    lighter: the request as it would look with less load. busy: (N,) requests that are there now.
+    """
+    found = [relief for outlook in lighter for relief in _reliefs(outlook, busy)]
+    if not found:
+        return None
+    longest = max(found, key=lambda relief: relief.waits_s)
+    known_s = [relief.frees_in_s for relief in found if relief.frees_in_s is not None]
+    return Relief(longest.expert, longest.waits_s, min(known_s, default=None))
+
+
+def _reliefs(outlook: Outlook, busy: IntArray) -> Iterator[Relief]:
+    roster = outlook.forecast.roster
+    problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work)
+    limits, costs = problem.budgets, problem.costs
+    frees_s = roster.frees_in_s(busy)
+    # A panel is feasible only if each of its members is alone.
+    for place in Candidates.of(problem).index.tolist():
+        waits_s = min(
+            math.inf if limits.delay_s is None else limits.delay_s - float(costs.delay_s[place]),
+            math.inf if limits.first_token_s is None else limits.first_token_s - float(costs.first_token_s[place]),
+        )
+        free_s = float(frees_s[place])
+        yield Relief(roster.keys[place], max(0.0, waits_s), None if math.isnan(free_s) else free_s)

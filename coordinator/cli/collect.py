@@ -1,0 +1,115 @@
+"""`moe2-coordinator collect`: questions in, outcomes of the live fleet out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moe2.common.errors import Moe2Error
+from moe2.common.secretfile import read_secret
+from moe2.common.terminal.figures import printable
+from moe2.coordinator.training.collect.outfile import Outfile
+from moe2.coordinator.training.collect.questions import Question, read_questions
+from moe2.coordinator.training.collect.survey import Asker, LiveExpert, Report, missing, survey
+
+INCOMPLETE = 1
+INTERRUPTED = 130
+SHOWN_FAILURES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `collect`."""
+    parser.add_argument(
+        "--questions", type=Path, required=True, metavar="FILE", help="question set, .jsonl or .parquet"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.jsonl", help="outcomes; continued if it exists"
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the coordinator's API; default: %(default)s")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
+    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time; default: 4")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer; default: 256")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="only this model or expert; may be given several times"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect. Returns the exit code: 0, 1 where some answers are still missing, 130 after Ctrl-C. Raises Moe2Error."""
+    if args.concurrency < 1 or args.max_tokens < 1:
+        raise Moe2Error("--concurrency and --max-tokens must be at least 1.")
+    if args.out.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise Moe2Error(f"{args.out} does not end in .jsonl.", remedy="`train-gate` tells the format by the name.")
+    if not args.out.parent.is_dir():
+        raise Moe2Error(f"There is no directory {args.out.parent}.", remedy="Make it, or choose another --out.")
+    console = Console(stderr=True)
+    questions, outfile = read_questions(args.questions), Outfile(args.out)
+    if outfile.repaired:
+        console.print(f"{args.out}: the last line was cut off and is dropped; its question is asked again.")
+    try:
+        report = asyncio.run(_collect(args, questions, outfile, console))
+    except KeyboardInterrupt:
+        console.print(f"Stopped. {args.out} holds what was answered; the same command goes on from there.")
+        return INTERRUPTED
+    return _told(report, args.out, console)
+
+
+async def _collect(
+    args: argparse.Namespace, questions: Sequence[Question], outfile: Outfile, console: Console
+) -> Report:
+    headers = {"Content-Type": "application/json"}
+    if args.api_key_file is not None:
+        headers["Authorization"] = f"Bearer {read_secret(args.api_key_file)}"
+    # The coordinator has its own limit per request; a second one here would only hide its reason.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    connector = aiohttp.TCPConnector(limit=args.concurrency)
+    try:
+        session = aiohttp.ClientSession(args.url, headers=headers, timeout=timeout, connector=connector)
+    except ValueError as error:
+        raise Moe2Error(f"--url {args.url} is not an http address: {error}.") from error
+    async with session:
+        asker = Asker(session, max_tokens=args.max_tokens)
+        experts = _wanted(await asker.live_experts(), args.model)
+        left = missing(questions, experts, outfile)
+        console.print(
+            f"{len(questions)} questions for {len(experts)} experts, {left} answers to collect: "
+            + printable(", ".join(sorted({expert.model for expert in experts})))
+        )
+        columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("collecting", total=left)
+            return await survey(
+                asker,
+                questions,
+                experts,
+                outfile,
+                concurrency=args.concurrency,
+                progress=lambda: bar.advance(task),
+            )
+
+
+def _wanted(live: Sequence[LiveExpert], names: Sequence[str] | None) -> tuple[LiveExpert, ...]:
+    if not live:
+        raise Moe2Error("No expert is ready.", remedy="See `moe2-coordinator status`.")
+    known = sorted({expert.model for expert in live} | {expert.key for expert in live})
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise Moe2Error(f"No live expert serves {', '.join(unknown)}.", remedy=f"Live: {', '.join(known)}.")
+    return tuple(expert for expert in live if not names or expert.model in names or expert.key in names)
+
+
+def _told(report: Report, out: Path, console: Console) -> int:
+    console.print(f"Collected {report.answered} answers into {out}.")
+    for (expert, reason), count in report.failures.most_common(SHOWN_FAILURES):
+        console.print(f"  {count} failed on {printable(expert)}: {printable(reason)}", style="yellow", highlight=False)
+    for expert in sorted(report.given_up):
+        console.print(f"  {printable(expert)} was left alone after failures in a row.", style="yellow", highlight=False)
+    if report.failures:
+        console.print("Run the same command again for what is missing.")
+    return INCOMPLETE if report.failures else 0

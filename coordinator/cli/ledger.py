@@ -1,0 +1,239 @@
+"""`moe2-coordinator ledger`: sums and single requests of the ledger, whether the coordinator runs or not.
+
+Rows come out as tables, plain lines, CSV or JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moe2.common.config import load_settings
+from moe2.common.energy import Quality
+from moe2.common.errors import Moe2Error
+from moe2.common.terminal import figures, parts
+from moe2.common.terminal.commandline import add_config
+from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
+from moe2.coordinator.ledger.report import By, RequestRow, Span, SumRow, requests, sums
+from moe2.coordinator.ledger.schema import reading
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+
+Row = SumRow | RequestRow
+Rows = tuple[SumRow, ...] | tuple[RequestRow, ...]
+
+_SUM_FIGURES = ("Requests", "Tokens in", "Tokens out", "Seconds", "Joules", "Useful", "Wasted")
+_REQUEST_FIGURES = ("In", "Out", "First", "Whole", "Joules", "Wasted")
+
+
+def picture(rows: Rows, by: str) -> RenderableType:
+    """The rows for a terminal. by: heading of the sums' groups."""
+    if not rows:
+        return Text("The ledger has no request in this span.", style="dim")
+    table = parts.figures_table(by.capitalize(), *_SUM_FIGURES, right=_SUM_FIGURES)
+    if isinstance(rows[0], RequestRow):
+        table = parts.figures_table("When (UTC)", "Key", "Expert", "Outcome", *_REQUEST_FIGURES, right=_REQUEST_FIGURES)
+    for row in rows:
+        _add(table, row)
+    return Group(table, *_notes(rows))
+
+
+def lines(rows: Rows) -> list[str]:
+    """The rows for a pipe: one line each."""
+    return [fact_line("request" if isinstance(row, RequestRow) else "sum", **_facts(row)) for row in rows]
+
+
+def as_json(rows: Rows) -> str:
+    """All rows as one document; what is unknown is null."""
+    return msgspec.json.encode(rows).decode()
+
+
+def write_csv(rows: Rows, file: TextIO) -> None:
+    """A header and one line per row; what is unknown is empty. Wasted joules have a column for each cause."""
+    causes = sorted({cause for row in rows for cause in row.wasted_j})
+    kind = type(rows[0]) if rows else SumRow
+    names = [name for name in kind.__struct_fields__ if name != "wasted_j"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*names, *(f"wasted_{cause}_j" for cause in causes)])
+    for row in rows:
+        cells = [_cell(getattr(row, name)) for name in names]
+        writer.writerow([*cells, *(_cell(row.wasted_j.get(cause)) for cause in causes)])
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
+        # A spreadsheet would take it for a formula, and others chose it.
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def _add(table: Table, row: Row) -> None:
+    # Where some joules are unknown, nobody can say that none were wasted.
+    nothing = UNKNOWN if row.joules is None or (isinstance(row, SumRow) and row.n_unmeasured) else "0"
+    wasted = Text(_wasted(row.wasted_j) or nothing, style="yellow" if row.wasted_j else "dim")
+    if isinstance(row, SumRow):
+        unmeasured = f"\n{row.n_unmeasured} {UNMEASURED}" if row.n_unmeasured else ""
+        table.add_row(
+            Text(printable(row.group), style="bold"),
+            Text(str(row.n_requests)),
+            Text(known(row.prompt_tokens, str)),
+            Text(known(row.decoded_tokens, str)),
+            Text(known(row.seconds, figures.number)),
+            Text.assemble(_joules(row.joules, row.quality), (unmeasured, "dim")),
+            Text(known(row.useful_j, figures.number)),
+            wasted,
+        )
+        return
+    table.add_row(
+        Text(figures.moment(row.at_unix_s).replace("T", " ").rstrip("Z"), style="dim"),
+        Text(printable(row.key_name)),
+        Text(printable(", ".join(expert.partition("/")[2] for expert in row.experts)) or UNKNOWN),
+        Text(row.outcome if row.code is None else f"{row.outcome}\n{printable(row.code)}", style=_style(row.outcome)),
+        Text(known(row.prompt_tokens, str)),
+        Text(known(row.decoded_tokens, str)),
+        Text(known(row.ttft_s, figures.latency)),
+        Text(known(row.total_s, figures.latency)),
+        Text(_joules(row.joules, row.quality)),
+        wasted,
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[RenderableType]:
+    notes = []
+    if any(isinstance(row, SumRow) and row.n_unmeasured and row.joules is not None for row in rows):
+        notes.append("Where requests are unmeasured, the joules are those of the others: a lower bound.")
+    if any(row.quality == Quality.SIMULATED for row in rows):
+        notes.append("Joules marked (simulated) rest on a simulated host's power.")
+    return [Text(note, style="dim") for note in notes]
+
+
+def _joules(joules: float | None, quality: str) -> str:
+    return known(joules, figures.number, otherwise=UNMEASURED) + (
+        " (simulated)" if quality == Quality.SIMULATED and joules is not None else ""
+    )
+
+
+def _wasted(wasted_j: dict[str, float]) -> str:
+    return "\n".join(f"{figures.number(joules)} {printable(cause)}" for cause, joules in wasted_j.items())
+
+
+def _style(outcome: str) -> str:
+    return {"completed": "green", "cancelled": "yellow"}.get(outcome, "red")
+
+
+def _facts(row: Row) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    for name in row.__struct_fields__:
+        value = getattr(row, name)
+        if name == "wasted_j":
+            facts |= {f"wasted_{cause}_j": figures.number(joules) for cause, joules in value.items()}
+        elif name == "at_unix_s":
+            facts["at"] = figures.moment(value)
+        elif name in ("joules", "useful_j") and value is None:
+            facts[name] = UNMEASURED
+        elif isinstance(value, float):
+            facts[name] = figures.number(value)
+        else:
+            facts[name] = ",".join(value) if isinstance(value, tuple) else value
+    return facts
+
+
+SHOWN_REQUESTS = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "--by", type=By, choices=tuple(By), default=By.KEY, help="what the sums are split by (default: %(default)s)"
+    )
+    parser.add_argument("--requests", action="store_true", help="single requests, instead of sums")
+    parser.add_argument("--day", type=moment, metavar="DAY", help="one day (UTC), such as 2026-01-31 or today")
+    parser.add_argument("--since", type=moment, metavar="TIME", help="from a day or a moment on (UTC, ISO 8601)")
+    parser.add_argument("--until", type=moment, metavar="TIME", help="before a day or a moment")
+    parser.add_argument(
+        "--most", type=int, metavar="N", help=f"the newest N requests (shown: {SHOWN_REQUESTS}; exported: all)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", metavar="FILE", help="write a CSV file; - is the standard output")
+    form.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config")
+    add_config(parser, DEFAULT_CONFIG_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print or export; raises `Moe2Error` if the ledger cannot be read."""
+    path = arguments.database or _configured(arguments.config)
+    span = _span(arguments)
+    is_export = arguments.csv is not None or arguments.json
+    with reading(path) as connection:
+        if arguments.requests:
+            most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
+            found: Rows = tuple(requests(connection, span, most=most))
+        else:
+            found = sums(connection, arguments.by, span)
+    if arguments.csv is not None:
+        _write_csv(arguments.csv, found)
+    elif arguments.json:
+        sys.stdout.write(as_json(found) + "\n")
+    else:
+        _show(found, str(arguments.by))
+    return 0
+
+
+def moment(text: str) -> datetime:
+    """A day's beginning, or a moment; UTC where no offset is given. Raises ArgumentTypeError."""
+    if text == "today":
+        return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 'today' nor a day or moment such as 2026-01-31 or 2026-01-31T12:00"
+        ) from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def _span(arguments: argparse.Namespace) -> Span:
+    if arguments.day is not None:
+        if arguments.since is not None or arguments.until is not None:
+            raise Moe2Error("--day is a span of its own.", remedy="Leave out --since and --until.")
+        return Span(arguments.day.timestamp(), (arguments.day + timedelta(days=1)).timestamp())
+    since, until = arguments.since, arguments.until
+    return Span(None if since is None else since.timestamp(), None if until is None else until.timestamp())
+
+
+def _configured(config: Path) -> Path:
+    settings = load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+    return settings.ledger_path
+
+
+def _write_csv(target: str, found: Rows) -> None:
+    if target == "-":
+        write_csv(found, sys.stdout)
+        return
+    try:
+        with Path(target).open("w", encoding="utf-8", newline="") as file:
+            write_csv(found, file)
+    except OSError as error:
+        raise Moe2Error(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _show(found: Rows, by: str) -> None:
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        console.print(picture(found, by))
+    else:
+        # Not console.print: rich would wrap long lines, also into a pipe.
+        console.file.write("".join(line + "\n" for line in lines(found)))

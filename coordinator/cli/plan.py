@@ -1,0 +1,155 @@
+"""`moe2-coordinator plan`: asks the running coordinator what it would decide, and draws the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moe2.common.cost import Quantiles
+from moe2.common.energy import Quality
+from moe2.common.errors import Moe2Error
+from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.terminal.figures import UNMEASURED, printable
+from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow
+from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.http.plan import PlanAnswer
+
+INFEASIBLE = 1
+# In a pipe nothing is cut or wrapped.
+PIPED_WIDTH = 240
+
+
+def show_plan(
+    socket: Path, prompt: str, wish: dict[str, Any], *, model: str, max_tokens: int | None, as_json: bool
+) -> int:
+    """Print the plan; 0 if an expert would answer, 1 if none would. Raises `Moe2Error` if it cannot be asked for."""
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "moe2": wish}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    try:
+        content = asyncio.run(fetch(socket, PLAN_PATH, body=msgspec.json.encode(body)))
+    except NotRunningError as error:
+        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
+    except RefusedError as error:
+        raise Moe2Error(_told(error.message)) from error
+    answer = msgspec.json.decode(content, type=PlanAnswer)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(content, indent=2).decode() + "\n")
+    else:
+        draw(answer, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False))
+    return 0 if answer.chosen else INFEASIBLE
+
+
+def draw(answer: PlanAnswer, console: Console) -> None:
+    """The plan as a table of the experts, the certificate and the frontier."""
+    if answer.decision:
+        console.print(_experts(answer.decision))
+        certificate = answer.decision.certificate
+        bound = "" if certificate.upper_bound is None else f", bound {certificate.upper_bound:.4f}"
+        value = "–" if certificate.value is None else f"{certificate.value:.4f}"
+        console.print(
+            f"Certificate: {certificate.status} by {certificate.method}; value {value}{bound}, "
+            f"gap {'–' if certificate.gap is None else f'{certificate.gap:.4f}'}, {certificate.nodes} nodes."
+        )
+        for line in _panel(answer.decision):
+            console.print(Text(line))
+        if answer.decision.fleet_power:
+            console.print(_fleet_power(answer.decision.fleet_power))
+        limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
+        console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
+    if answer.refusal:
+        console.print(Text(answer.refusal, style="yellow"))
+    if answer.frontier:
+        simulated = answer.decision is not None and any(map(_is_simulated, answer.decision.experts))
+        note = " (some experts' joules are simulated)" if simulated else ""
+        console.print(Text(f"What other energy budgets would buy{note}", style="italic"))
+        console.print(_frontier(answer))
+
+
+def _panel(decision: Decision) -> Iterator[str]:
+    """Who works together, and what they take together; nothing where one expert answers."""
+    members = sorted((row for row in decision.experts if row.weight is not None), key=lambda row: -(row.weight or 0.0))
+    if not members or decision.predicted is None:
+        return
+    shares = ", ".join(f"{printable(row.model)} on {printable(row.agent)} {row.weight:.0%}" for row in members)
+    together = decision.predicted
+    simulated = " (simulated)" if together.energy_quality == Quality.SIMULATED else ""
+    yield f"Panel, {decision.mode}: {shares}."
+    energy = "joules unmeasured" if together.energy_j is None else f"{_both(together.energy_j)} J{simulated}"
+    yield f"Together: {energy}, {_both(together.total_s)} s (p50 / p95)."
+
+
+def _fleet_power(power: FleetPowerRow) -> str:
+    simulated = " (simulated)" if power.simulated else ""
+    unmeasured = f"; {power.hosts_unmeasured} hosts unmeasured, without requests" if power.hosts_unmeasured else ""
+    return f"Fleet: draws {power.drawn_w:.4g} W{simulated} of {power.cap_w:.4g} W at most{unmeasured}."
+
+
+def _experts(decision: Decision) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("EXPERT", "ON"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("SCORE", "FROM", "JOULES\np50 / p95", "FIRST s\np50 / p95", "WHOLE s\np50 / p95"):
+        table.add_column(heading, overflow="fold")
+    is_capped = decision.fleet_power is not None
+    if is_capped:
+        table.add_column("ADDS W", overflow="fold")
+    table.add_column("WHY NOT", overflow="fold")
+    for row in sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score)):
+        table.add_row(
+            *_cells(row, is_capped=is_capped), style="bold green" if row.chosen else None if row.candidate else "dim"
+        )
+    return table
+
+
+def _cells(row: ExpertRow, *, is_capped: bool) -> tuple[str, ...]:
+    mark = "→" if row.chosen else "+" if row.candidate else " "
+    simulated = " (simulated)" if _is_simulated(row) else ""
+    added_w = UNMEASURED if row.added_w is None else f"{row.added_w:.3g}{simulated}"
+    return (
+        mark,
+        printable(row.model),
+        printable(row.agent),
+        f"{row.score:.3f}",
+        row.score_source,
+        _both(row.energy_j) + simulated,
+        _both(row.ttft_s),
+        _both(row.total_s),
+        *((added_w,) if is_capped else ()),
+        printable(row.reason or ""),
+    )
+
+
+def _is_simulated(row: ExpertRow) -> bool:
+    return row.energy_quality == Quality.SIMULATED
+
+
+def _both(quantiles: Quantiles | None) -> str:
+    return UNMEASURED if quantiles is None else f"{quantiles.p50:.3g} / {quantiles.p95:.3g}"
+
+
+def _frontier(answer: PlanAnswer) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("BUDGET J", "VALUE", "CANDIDATES"):
+        table.add_column(heading)
+    for row in answer.frontier:
+        value = "nothing fits" if row.value is None else f"{row.value:.4f}"
+        table.add_row(f"{row.energy_budget_j:.3g}", value, printable(", ".join(row.experts)))
+    return table
+
+
+def _told(content: str) -> str:
+    """The sentence in an OpenAI-shaped error."""
+    try:
+        return str(msgspec.json.decode(content)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return content

@@ -1,0 +1,185 @@
+"""`moe2-coordinator status`: how the fleet looks, drawn and plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.common.terminal import figures
+from moe2.common.terminal import parts as terminal_parts
+from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
+from moe2.common.terminal.screen import StatusView, show
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+
+
+def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
+    """Print the status; returns the exit code: 0 healthy, 1 degraded, 2 not running."""
+    return show(VIEW, socket, as_json=as_json, watch=watch)
+
+
+# --- Drawn ------------------------------------------------------------------------------------------------------------
+
+
+def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
+    """The status for a terminal: the coordinator, what is wrong anywhere, the agents, one row per expert."""
+    parts: list[RenderableType] = [_header(status)]
+    if status.warnings:
+        parts.append(terminal_parts.warnings_panel(status.warnings))
+    if status.agents:
+        parts += [_agents(status.agents), _experts(status.agents)]
+    else:
+        parts.append(Text("No agent has registered yet.", style="dim"))
+    return Group(*parts)
+
+
+def _header(status: CoordinatorStatus) -> RenderableType:
+    connected = sum(agent.connected for agent in status.agents)
+    requests = (
+        f"{status.requests_active} active · {status.requests_finished} finished · {status.requests_failed} failed · "
+        f"{status.requests_cancelled} cancelled"
+    )
+    dispatch = status.dispatch
+    helped = (
+        f"{dispatch.waiting} wait for room · {dispatch.queue_refused} found no place · "
+        f"{dispatch.hedges_won} of {dispatch.hedges_won + dispatch.hedges_lost} hedges won · {dispatch.resumed} resumed"
+    )
+    grid = terminal_parts.facts_grid(
+        ("API for apps", Text(printable(status.api_url))),
+        ("For agents", Text(printable(status.agents_url))),
+        ("Agents", Text(f"{connected} of {len(status.agents)} connected")),
+        ("Requests", Text(requests)),
+        ("Dispatch", Text(helped)),
+        ("Up", Text(f"{figures.duration(status.uptime_s)} · moe2 {status.version} · pid {status.pid}")),
+    )
+    return terminal_parts.header_panel("moe2 coordinator", grid, status.warnings, draining=status.draining)
+
+
+def _agents(agents: tuple[AgentRow, ...]) -> Table:
+    right = ("Power", "Round trip", "Report")
+    table = terminal_parts.figures_table("Agent", "Link", "Round trip", "Report", "Power", "Host", right=right)
+    for agent in agents:
+        table.add_row(
+            Text(printable(agent.agent_name), style="bold"),
+            _link_cell(agent),
+            Text(known(agent.rtt_s, figures.latency)),
+            Text(known(agent.report_age_s, lambda age_s: figures.duration(age_s) + " ago")),
+            _power_cell(agent),
+            Text(_host(agent), style="dim"),
+        )
+    return table
+
+
+def _experts(agents: tuple[AgentRow, ...]) -> Table:
+    table = terminal_parts.figures_table("Expert", "Agent", "State", *terminal_parts.EXPERT_COLUMNS)
+    for agent in agents:
+        for expert in agent.experts:
+            table.add_row(
+                terminal_parts.model_cell(expert),
+                Text(printable(agent.agent_name)),
+                terminal_parts.state_cell(expert) if agent.connected else Text("●\u00a0lost", style="red"),
+                *terminal_parts.expert_cells(expert),
+            )
+    return table
+
+
+def _link_cell(agent: AgentRow) -> Text:
+    if not agent.connected:
+        return Text("●\u00a0down", style="red")
+    return Text("●\u00a0draining", style="yellow") if agent.draining else Text("●\u00a0up", style="green")
+
+
+def _host(agent: AgentRow) -> str:
+    if agent.host is None:
+        return UNKNOWN
+    about = (agent.host.board or agent.host.architecture, agent.host.accelerator, agent.host.power_mode)
+    return " · ".join(printable(part) for part in about if part)
+
+
+def _power_cell(agent: AgentRow) -> Text:
+    """Every sensor that can be read, each on its own: their scopes overlap, so they are not added up."""
+    present = [sensor for sensor in agent.sensors if sensor.state == "present"]
+    if not present:
+        return Text(UNMEASURED, style="dim")
+    return Text("\n".join(f"{printable(sensor.name)} {terminal_parts.sensor_power(sensor)}" for sensor in present))
+
+
+# --- Plain ------------------------------------------------------------------------------------------------------------
+
+
+def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
+    """The status for a pipe: one fact per line, each a word and key=value pairs."""
+    output = [
+        fact_line(
+            "coordinator",
+            health=terminal_parts.health_word(status.warnings),
+            draining=terminal_parts.yes_no(status.draining),
+            id=status.coordinator_id,
+            version=status.version,
+            pid=status.pid,
+            uptime_s=round(status.uptime_s),
+            api_url=status.api_url,
+            agents_url=status.agents_url,
+            epoch=status.epoch,
+        ),
+        fact_line(
+            "requests",
+            active=status.requests_active,
+            finished=status.requests_finished,
+            failed=status.requests_failed,
+            cancelled=status.requests_cancelled,
+        ),
+        fact_line(
+            "dispatch",
+            waiting=status.dispatch.waiting,
+            queue_refused=status.dispatch.queue_refused,
+            hedges_won=status.dispatch.hedges_won,
+            hedges_lost=status.dispatch.hedges_lost,
+            resumed=status.dispatch.resumed,
+        ),
+        *(
+            fact_line("breaker", expert=breaker.expert, state=breaker.state)
+            for breaker in status.dispatch.breakers
+            if breaker.state != "closed"
+        ),
+        *(terminal_parts.warning_line(warning) for warning in status.warnings),
+    ]
+    # What is wrong with an agent is among the coordinator's own warnings, with the agent's name.
+    for agent in status.agents:
+        output += _agent_lines(agent)
+    return output
+
+
+def _agent_lines(agent: AgentRow) -> list[str]:
+    host = agent.host
+    return [
+        fact_line(
+            "agent",
+            name=agent.agent_name,
+            connected=terminal_parts.yes_no(agent.connected),
+            draining=terminal_parts.yes_no(agent.draining),
+            id=agent.agent_id,
+            version=agent.version,
+            rtt_s=known(agent.rtt_s, figures.number),
+            report_age_s=known(agent.report_age_s, figures.number),
+            host=host and host.hostname,
+            architecture=host and host.architecture,
+            accelerator=host and host.accelerator,
+            power_mode=host and host.power_mode,
+        ),
+        *(terminal_parts.sensor_line(sensor, agent=agent.agent_name) for sensor in agent.sensors),
+        *(terminal_parts.expert_line("expert", expert, agent=agent.agent_name) for expert in agent.experts),
+    ]
+
+
+VIEW = StatusView(
+    program="moe2-coordinator",
+    kind=CoordinatorStatus,
+    picture=picture,
+    lines=lines,
+    default_socket=DEFAULT_SOCKET_PATH,
+    default_config=DEFAULT_CONFIG_PATH,
+)

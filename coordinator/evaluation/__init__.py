@@ -1,1 +1,0 @@
-"""How good the choice of experts is: moe2 against baselines on outcomes that were held out."""

@@ -1,0 +1,177 @@
+"""Breakers: an expert that keeps failing loses its traffic, and earns it back with one request at a time. PURE.
+
+Without them an expert that fails at once looks better than any that works: it is always free. Closed: it takes
+requests. Open: none, for a while that doubles with each failed return. Half-open: one real request at a time probes it;
+that one may still fail over, so its client does not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
+from moe2.coordinator.fleet.table import Expert, agent_of
+
+LEAST_FAILURES = 3
+"""Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
+ERROR_RATE = 0.5
+"""Share of failures, from which on an expert is not to be relied on."""
+HALF_LIFE_S = 30.0
+"""An outcome counts half after this: what was long ago does not matter."""
+FIRST_OPEN_S = 5.0
+LONGEST_OPEN_S = 300.0
+_HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
+_SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
+"""One event fails all jobs that run there."""
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+@dataclass
+class _Breaker:
+    failures: float = 0.0
+    outcomes: float = 0.0
+    streak: int = 0
+    """Failures since it last answered."""
+    faded_at_s: float = 0.0
+    failed_at_s: float | None = None
+    open_until_s: float | None = None
+    """None: closed."""
+    trips: int = 0
+    closed_at_s: float | None = None
+    """When a probe's answer last closed it."""
+    probe: str | None = None
+    """The job that probes it."""
+    hung_restarts: int | None = None
+    """Restarts of the engine that it was opened for because it hangs; None where it was not."""
+
+    def fade(self, now_s: float) -> None:
+        weight = 0.5 ** (max(0.0, now_s - self.faded_at_s) / HALF_LIFE_S)
+        self.failures, self.outcomes, self.faded_at_s = self.failures * weight, self.outcomes * weight, now_s
+
+    def state(self, now_s: float) -> BreakerState:
+        if self.open_until_s is None:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now_s < self.open_until_s else BreakerState.HALF_OPEN
+
+
+class Breakers:
+    """One breaker per expert, by its key. All times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._breakers: dict[str, _Breaker] = {}
+
+    def submitted(self, key: str, job_id: str, now_s: float) -> None:
+        """The expert was given a job. Where it is half-open, that is its probe."""
+        breaker = self._breakers.get(key)
+        if breaker and breaker.probe is None and breaker.state(now_s) is BreakerState.HALF_OPEN:
+            breaker.probe = job_id
+
+    def succeeded(self, key: str, job_id: str, now_s: float) -> None:
+        """The expert answered. A probe's answer closes the breaker; an older job's does not."""
+        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        breaker.fade(now_s)
+        if breaker.open_until_s is None:
+            breaker.outcomes += 1
+            breaker.streak = 0
+        elif breaker.probe == job_id:
+            breaker.open_until_s, breaker.probe, breaker.closed_at_s = None, None, now_s
+            breaker.hung_restarts = None
+            breaker.failures, breaker.outcomes, breaker.streak = 0.0, 1.0, 0
+
+    def failed(self, key: str, job_id: str, code: str, now_s: float, *, submitted_s: float) -> None:
+        """A job failed there. What is the request's fault, or no fault at all, only ends a probe."""
+        if code in _HARMLESS:
+            self.ended(key, job_id)
+            return
+        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        if breaker.probe == job_id:
+            self._open(breaker, now_s)
+            return
+        known = code in _SHARED and breaker.failed_at_s is not None and submitted_s <= breaker.failed_at_s
+        if breaker.open_until_s is None and not known:
+            self._count_failure(breaker, now_s)
+
+    def late(self, key: str, job_id: str, now_s: float, *, hangs: bool, restarts: int = 0) -> None:
+        """A job is late with its first token. hangs: by so much that once is enough: alive or not, the expert does no
+        work. restarts: of its engine, as they were known when it got the job."""
+        breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
+        if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
+            self._open(breaker, now_s)
+            # Whatever else the new engine may turn out to be, it does not hang yet.
+            breaker.hung_restarts = restarts if hangs else None
+        elif breaker.open_until_s is None:
+            self._count_failure(breaker, now_s)
+
+    def ended(self, key: str, job_id: str) -> None:
+        """A job ended without saying anything about its expert, such as one that its client cancelled."""
+        breaker = self._breakers.get(key)
+        if breaker and breaker.probe == job_id:
+            breaker.probe = None
+
+    @property
+    def has_hung(self) -> bool:
+        """Whether a breaker is open for an expert that hangs: news of its engine's restarts is wanted."""
+        return any(breaker.hung_restarts is not None for breaker in self._breakers.values())
+
+    def seen(self, experts: Iterable[Expert]) -> None:
+        """These experts serve. One whose engine hung, and has been restarted since, begins anew."""
+        for expert in experts:
+            breaker = self._breakers.get(expert.key)
+            if breaker and breaker.hung_restarts not in (None, expert.report.restarts):
+                self._breakers[expert.key] = _Breaker()
+
+    def barred(self, now_s: float) -> dict[str, str]:
+        """Experts that must not be given a request now, each with the reason."""
+        reasons = {}
+        for key, breaker in self._breakers.items():
+            match breaker.state(now_s):
+                case BreakerState.OPEN:
+                    reasons[key] = "its breaker is open, because its last requests failed"
+                case BreakerState.HALF_OPEN if breaker.probe is not None:
+                    reasons[key] = "its breaker is half-open, and another request tries it already"
+        return reasons
+
+    def states(self, now_s: float) -> dict[str, BreakerState]:
+        """Of every expert that ever failed or answered."""
+        return {key: breaker.state(now_s) for key, breaker in self._breakers.items()}
+
+    def opens_again_in_s(self, key: str, now_s: float) -> float:
+        """Until an open one lets a probe through; 0 where it does already."""
+        breaker = self._breakers.get(key)
+        return 0.0 if breaker is None or breaker.open_until_s is None else max(0.0, breaker.open_until_s - now_s)
+
+    def next_change_s(self, now_s: float) -> float | None:
+        """When the first open breaker turns half-open; None where none is open."""
+        times = (breaker.open_until_s for breaker in self._breakers.values())
+        return min((at_s for at_s in times if at_s is not None and at_s > now_s), default=None)
+
+    def forget(self, agent_id: str) -> None:
+        """The agent has been evicted."""
+        for key in [key for key in self._breakers if agent_of(key) == agent_id]:
+            del self._breakers[key]
+
+    def _count_failure(self, breaker: _Breaker, now_s: float) -> None:
+        breaker.fade(now_s)
+        breaker.failed_at_s = now_s
+        breaker.failures += 1
+        breaker.outcomes += 1
+        breaker.streak += 1
+        often = breaker.failures >= LEAST_FAILURES and breaker.failures >= ERROR_RATE * breaker.outcomes
+        if often or breaker.streak >= LEAST_FAILURES:
+            self._open(breaker, now_s)
+
+    def _open(self, breaker: _Breaker, now_s: float) -> None:
+        closed_at_s = breaker.closed_at_s
+        # One that has worked for long since it last failed begins anew.
+        if breaker.open_until_s is None and (closed_at_s is None or now_s - closed_at_s > LONGEST_OPEN_S):
+            breaker.trips = 0
+        breaker.trips += 1
+        breaker.probe, breaker.failed_at_s, breaker.hung_restarts = None, now_s, None
+        breaker.open_until_s = now_s + min(LONGEST_OPEN_S, FIRST_OPEN_S * 2 ** min(30, breaker.trips - 1))

@@ -1,0 +1,497 @@
+"""The one door for what agents say: behind it every figure, word and count is one that can be. PURE.
+
+The decoder has checked types and the lengths of arrays (`moe2.common.link.messages`), and frames are limited in size
+(`moe2.common.link.wire`). Here the content is checked: decisions are arithmetic over all experts, and accounts are sums
+over all requests, where one NaN or one negative number of slots from one agent would spoil those of everybody.
+
+What cannot be believed becomes unknown where that will do (joules, seconds, watts), and costs its expert or its job
+where it will not. The rest of the message counts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from moe2.common.cost import LatencyProfile, Spread
+from moe2.common.energy import Energy, unmeasured
+from moe2.common.errors import JobErrorCode
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import (
+    ExpertReport,
+    FollowJob,
+    FromAgent,
+    Hello,
+    Job,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    JobScored,
+    JobStarted,
+    JobUsage,
+    JobWord,
+    NextTokens,
+    Performance,
+    Report,
+    ScoreJob,
+    SensorReport,
+    Submit,
+    ToAgent,
+    Tokens,
+)
+
+MAX_FIGURE = 1e15
+"""Above any count, byte size or coefficient that a host could mean."""
+MAX_JOULES = MAX_SECONDS = 1e12
+MAX_WATTS = 1e6
+MAX_TOKENS = 10**9
+MAX_SLOTS = 65_536
+MAX_SPREAD = 20.0
+"""Of a natural logarithm: predictions that are off by a factor of half a billion."""
+MAX_LOGPROB = 1e-6
+"""A log-probability is at most 0, up to the rounding of a sum."""
+MAX_MASS = 1.001
+"""Of the probabilities of different next tokens."""
+MAX_NAME_CHARACTERS = 128
+MAX_PIECE_BYTES = 4096
+MAX_MESSAGE_CHARACTERS = 2000
+MAX_UNKNOWN_JOBS = 256
+"""Of one frame: jobs that this connection was never given, or has ended. A coordinator that has been restarted hears of
+those that its agents still work on."""
+MAX_REMEMBERED_JOBS = 16_384
+"""Of one connection. Words about one that is forgotten are checked like those about an unknown one."""
+
+DONE_REASONS = frozenset({"stop", "length", "cancelled"})
+AGENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_JOB_CODES = frozenset(JobErrorCode)
+_SHOWN_ONLY = {"performance", "measured_age_s"}
+"""For people; no decision rests on them."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is left of a message.
+
+    messages: what may be believed. faults: what was wrong, for the agent and the log. suspends: the agent is to get no
+    requests for a while; not so where only a part of its report had to be left out. stopped: ids of jobs that it is to
+    work on no longer.
+    """
+
+    messages: tuple[Report | FromAgent, ...] = ()
+    faults: tuple[str, ...] = ()
+    suspends: bool = False
+    stopped: tuple[str, ...] = ()
+
+
+@dataclass
+class _Given:
+    """A job that the agent was given. context_tokens: of its expert at that time; None if that was never reported."""
+
+    job: Job
+    context_tokens: int | None
+    n_pieces: int = 0
+
+    @property
+    def max_decoded(self) -> int:
+        """Tokens that the job can decode at most."""
+        match self.job:
+            case ScoreJob(continuations=continuations):
+                # A token has at least one byte; a tokenizer may put a space before the text.
+                return sum(len(text.encode("utf-8", "replace")) + 1 for text in continuations)
+            case Submit(max_tokens=max_tokens) | FollowJob(max_tokens=max_tokens):
+                return self.max_prompt if max_tokens is None else max_tokens
+
+    @property
+    def max_prompt(self) -> int:
+        """Tokens that its prompt can have at most, if it ran."""
+        return MAX_TOKENS if self.context_tokens is None else self.context_tokens
+
+
+class AgentChecks:
+    """The checks of one agent's connection. It knows the jobs that went out, so that it can tell what may come back."""
+
+    def __init__(self) -> None:
+        self._given: OrderedDict[str, _Given] = OrderedDict()
+        self._context_tokens: dict[str, int] = {}
+
+    def sent(self, message: ToAgent) -> None:
+        """The agent is told this."""
+        if isinstance(message, Job):
+            self._given[message.job_id] = _Given(message, self._context_tokens.get(message.model))
+            if len(self._given) > MAX_REMEMBERED_JOBS:
+                self._given.popitem(last=False)
+
+    def check(self, message: Report | FromAgent) -> Checked:
+        """What may be believed of a message."""
+        match message:
+            case Tokens():
+                return self._tokens(message)
+            case NextTokens():
+                return self._needed(message, self._next_tokens_fault(message))
+            case JobStarted():
+                fault = _started_fault(message)
+                return Checked((message,)) if fault is None else Checked((), (fault,), suspends=True)
+            case JobDone():
+                return self._done(message)
+            case JobScored():
+                return self._scored(message)
+            case JobFailed():
+                return self._failed(message)
+            case Report():
+                told, faults = sound_report(message)
+                self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
+                return Checked((told,), faults)
+
+    def unreadable(self, op: str, job_id: str | None, reason: str) -> Checked:
+        """What follows from a message that could not be read: its jobs fail, as something of them is missing now."""
+        if op == Tokens.__struct_config__.tag:
+            job_ids = tuple(self._given)
+        else:
+            job_ids = (job_id,) if job_id is not None and job_id in self._given else ()
+        failures = tuple(self._fail(job_id, reason) for job_id in job_ids)
+        return Checked(failures, (reason,), suspends=True, stopped=job_ids)
+
+    # --- Words about jobs ---------------------------------------------------------------------------------------------
+
+    def _tokens(self, message: Tokens) -> Checked:
+        unknown = sum(job.job_id not in self._given for job in message.jobs)
+        if unknown > MAX_UNKNOWN_JOBS:
+            return Checked((), (f"tokens of {unknown} jobs that it was never given",), suspends=True)
+        faults: dict[str, str] = {}
+        for job in message.jobs:
+            if fault := self._pieces_fault(job):
+                faults[job.job_id] = fault
+        if not faults:
+            return Checked((message,))
+        sound = tuple(job for job in message.jobs if job.job_id not in faults)
+        words: list[Report | FromAgent] = [Tokens(jobs=sound)] if sound else []
+        words += [self._fail(job_id, fault) for job_id, fault in faults.items() if job_id in self._given]
+        return Checked(tuple(words), tuple(faults.values()), suspends=True, stopped=tuple(faults))
+
+    def _pieces_fault(self, job: JobPieces) -> str | None:
+        if given := self._given.get(job.job_id):
+            if not isinstance(given.job, Submit):
+                return "tokens of a job that was not to write"
+            given.n_pieces += len(job.pieces)
+            # An unfinished character at the end is a piece of its own.
+            if given.n_pieces > given.max_decoded + 1:
+                return f"{given.n_pieces} tokens where at most {given.max_decoded} were asked for"
+        for piece in job.pieces:
+            if piece.logprob is not None and not _is_logprob(piece.logprob):
+                return f"a log-probability of {piece.logprob}"
+            for other in piece.alternatives:
+                if not _is_logprob(other.logprob):
+                    return f"a log-probability of {other.logprob}"
+        return None
+
+    def _next_tokens_fault(self, message: NextTokens) -> str | None:
+        candidates = message.candidates
+        if not candidates:
+            return "no candidate for the next token"
+        for candidate in candidates:
+            if not _is_logprob(candidate.logprob):
+                return f"a log-probability of {candidate.logprob}"
+            if not 0 <= candidate.token < MAX_TOKENS or len(candidate.piece) > MAX_PIECE_BYTES:
+                return f"a token {candidate.token} of {len(candidate.piece)} bytes"
+        if len({candidate.token for candidate in candidates}) < len(candidates):
+            return "the same next token twice"
+        if sum(math.exp(candidate.logprob) for candidate in candidates) > MAX_MASS:
+            return "next tokens with a probability above 1"
+        given = self._given.get(message.job_id)
+        if given is None:
+            return None
+        if not isinstance(given.job, FollowJob):
+            return "next tokens of a job that was not to follow"
+        if len(candidates) > given.job.most or not 0 <= message.step <= given.max_decoded:
+            return f"{len(candidates)} candidates at step {message.step}"
+        given.n_pieces = message.step
+        return None
+
+    def _done(self, message: JobDone) -> Checked:
+        given = self._given.get(message.job_id)
+        if message.reason not in DONE_REASONS:
+            return self._needed(message, f"an unknown reason for a job's end, {message.reason[:64]!r}")
+        if given and isinstance(given.job, ScoreJob) and message.reason != "cancelled":
+            return self._needed(message, "no scores where it was asked for them")
+        return self._ended(message, message.usage)
+
+    def _scored(self, message: JobScored) -> Checked:
+        for score in message.scores:
+            if not _is_logprob(score.logprob):
+                return self._needed(message, f"a log-likelihood of {score.logprob}")
+            if not (0 <= score.tokens <= MAX_TOKENS and 0 <= score.utf8_bytes <= MAX_TOKENS):
+                return self._needed(message, f"a score over {score.tokens} tokens, {score.utf8_bytes} bytes")
+        if given := self._given.get(message.job_id):
+            asked = len(given.job.continuations) if isinstance(given.job, ScoreJob) else 0
+            if len(message.scores) != asked:
+                return self._needed(message, f"{len(message.scores)} scores where {asked} were asked for")
+        return self._ended(message, message.usage)
+
+    def _failed(self, message: JobFailed) -> Checked:
+        code = message.code if message.code in _JOB_CODES else JobErrorCode.INTERNAL
+        text = _CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
+        if (code, text) != (message.code, message.message):
+            message = replace(message, code=code, message=text)
+        if message.usage is None:
+            self._given.pop(message.job_id, None)
+            return Checked((message,))
+        return self._ended(message, message.usage)
+
+    def _ended(self, message: JobDone | JobScored | JobFailed, usage: JobUsage) -> Checked:
+        """The end of a job, with what can be believed of its usage."""
+        given = self._given.pop(message.job_id, None)
+        # A prompt that was refused for its length may be longer than the context.
+        max_prompt = given.max_prompt if given and not isinstance(message, JobFailed) else MAX_TOKENS
+        max_decoded = given.max_decoded if given else MAX_TOKENS
+        faults: list[str] = []
+        fields: dict[str, Any] = {}
+        if fault := _counts_fault(usage, max_prompt, max_decoded):
+            faults.append(fault)
+            fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
+        for name in ("queue_s", "prefill_s", "decode_s"):
+            if fault := _range_fault(name, getattr(usage, name), MAX_SECONDS):
+                faults.append(fault)
+                fields[name] = None
+        if fault := _energy_fault(usage.energy):
+            faults.append(fault)
+            fields["energy"] = unmeasured(f"its agent's figure cannot be: {fault}")
+        if not faults:
+            return Checked((message,))
+        return Checked((replace(message, usage=replace(usage, **fields)),), tuple(faults), suspends=True)
+
+    def _needed(self, message: JobWord, fault: str | None) -> Checked:
+        """A word about a job that the job cannot do without."""
+        if fault is None:
+            return Checked((message,))
+        failures = (self._fail(message.job_id, fault),) if message.job_id in self._given else ()
+        return Checked(failures, (fault,), suspends=True, stopped=(message.job_id,))
+
+    def _fail(self, job_id: str, fault: str) -> JobFailed:
+        """The end of a job whose agent cannot be believed. What it has spent nobody knows."""
+        given = self._given.pop(job_id)
+        return JobFailed(
+            job_id=job_id,
+            code=JobErrorCode.INTERNAL,
+            message=f"Its agent broke a rule: {fault}.",
+            usage=JobUsage(decoded_tokens=given.n_pieces, energy=unmeasured(f"its agent broke a rule: {fault}")),
+        )
+
+
+def _started_fault(message: JobStarted) -> str | None:
+    return _range_fault("prompt_tokens", message.prompt_tokens, MAX_TOKENS) or _range_fault(
+        "queue_s", message.queue_s, MAX_SECONDS
+    )
+
+
+def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | None:
+    prompt = usage.prompt_tokens
+    return (
+        _range_fault("prompt_tokens", prompt, max_prompt)
+        or _range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
+        or _range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
+    )
+
+
+def _energy_fault(energy: Energy) -> str | None:
+    marginal = energy.marginal_joules
+    return (
+        _range_fault("joules", energy.joules, MAX_JOULES)
+        or _range_fault("marginal_joules", None if marginal is None else abs(marginal), MAX_JOULES)
+        or _range_fault("idle_w", energy.idle_w, MAX_WATTS)
+        or _range_fault("coverage", energy.coverage, 1.0 + 1e-9)
+        or _range_fault("n_samples", energy.n_samples, MAX_FIGURE)
+        or _range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
+    )
+
+
+def _range_fault(name: str, value: float | None, most: float) -> str | None:
+    """What is wrong with a figure that is to be unknown, or finite and from 0 to `most`."""
+    return None if value is None or 0 <= value <= most else f"{name} is {value}"
+
+
+def _is_logprob(value: float) -> bool:
+    return -math.inf < value <= MAX_LOGPROB
+
+
+# --- Who it is --------------------------------------------------------------------------------------------------------
+
+
+def hello_fault(hello: Hello) -> str | None:
+    """What is wrong with how an agent introduces itself; None if nothing is."""
+    if not AGENT_ID.fullmatch(hello.agent_id):
+        return f"its id {hello.agent_id[:MAX_NAME_CHARACTERS]!r} is not 1 to 64 letters, digits or . _ -"
+    names = {
+        "its name": hello.agent_name,
+        "its version": hello.agent_version,
+        "its instance id": hello.instance_id,
+        "its host's name": hello.hostname,
+    }
+    return next(
+        (fault for what, name in names.items() if name is not None and (fault := _name_fault(what, name))), None
+    )
+
+
+def _name_fault(what: str, name: str) -> str | None:
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"{what} has {len(name)} characters, more than {MAX_NAME_CHARACTERS}"
+    if not name or _CONTROL.search(name):
+        return f"{what} {name!r} is empty or has control characters"
+    return None
+
+
+# --- Reports ----------------------------------------------------------------------------------------------------------
+
+
+def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
+    """The report without what cannot be, and a warning in it for each such part; and what was wrong."""
+    named = Counter(expert.model for expert in report.experts)
+    faults: dict[str, str] = {}
+    experts: list[ExpertReport] = []
+    for expert in report.experts:
+        fault = _name_fault("the name", expert.model)
+        if fault is None and named[expert.model] > 1:
+            fault = f"it is there {named[expert.model]} times"
+        fault = fault or fault_in(expert)
+        if fault is None:
+            experts.append(_with_shown(expert))
+        else:
+            faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
+    sensors = tuple(_sensor(sensor, faults) for sensor in report.sensors)
+    warnings = tuple(warning for warning in report.warnings if _WARNING_CODE.fullmatch(warning.code))
+    if len(warnings) < len(report.warnings):
+        faults["its warnings"] = "a code is not 1 to 64 letters, digits or _. It is not shown"
+    host = report.host
+    for name in ("cpu_count", "memory_bytes"):
+        if fault := _range_fault(name, getattr(host, name), MAX_FIGURE):
+            faults["its host"] = f"{fault}. It is not shown"
+            host = replace(host, **{name: None})
+    if not faults:
+        return report if experts == list(report.experts) else replace(report, experts=tuple(experts)), ()
+    told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
+    warnings += tuple(map(_unsound, told))
+    return replace(report, host=host, experts=tuple(experts), sensors=sensors, warnings=warnings), told
+
+
+def _unsound(told: str) -> HealthWarning:
+    return HealthWarning(
+        code="report_unsound",
+        severity=Severity.DEGRADED,
+        message=f"{told[0].upper()}{told[1:]}.",
+        remedy="Restart the agent; if that does not help, remove its learned profiles and report the defect.",
+    )
+
+
+def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
+    fault = _range_fault("power_w", sensor.power_w, MAX_WATTS)
+    if fault is None:
+        return sensor
+    faults[f"the sensor {sensor.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. Its power counts as unknown"
+    return replace(sensor, power_w=None)
+
+
+def _with_shown(expert: ExpertReport) -> ExpertReport:
+    """The expert with what is only shown; figures of that which are no numbers become unknown."""
+    shown = expert.performance
+    bad = [name for name, value in asdict(shown).items() if value is not None and not math.isfinite(value)]
+    is_aged = expert.measured_age_s is not None and not math.isfinite(expert.measured_age_s)
+    if not bad and not is_aged:
+        return expert
+    performance: Performance = replace(shown, **dict.fromkeys(bad))
+    return replace(expert, performance=performance, measured_age_s=None if is_aged else expert.measured_age_s)
+
+
+def fault_in(expert: ExpertReport) -> str | None:
+    """The first figure of an expert that cannot be; None if all can."""
+    if not (1 <= expert.slots <= MAX_SLOTS and 1 <= expert.context_tokens <= MAX_TOKENS):
+        return f"{expert.slots} slots, {expert.context_tokens} tokens of context"
+    if expert.parameters == 0:
+        return "parameters is 0"
+    if expert.latency is not None and not 1 <= expert.latency.slots <= MAX_SLOTS:
+        return f"latency.slots is {expert.latency.slots}"
+    return _fault(expert, "")
+
+
+def _fault(value: Any, where: str) -> str | None:
+    """Counts, sizes, seconds, joules and coefficients are finite and not negative; spreads are small."""
+    if isinstance(value, Spread):
+        return next((f"{where} is {part}" for part in (value.p50, value.p95) if not abs(part) <= MAX_SPREAD), None)
+    if isinstance(value, int | float):
+        return None if 0 <= value <= MAX_FIGURE else f"{where} is {value}"
+    parts: dict[str, Any] = {}
+    if isinstance(value, msgspec.Struct):
+        fields = asdict(value).items()
+        parts = {f"{where}.{name}".lstrip("."): part for name, part in fields if name not in _SHOWN_ONLY}
+        if isinstance(value, LatencyProfile):
+            # A batch that tends to empty has a negative m0.
+            parts[f"{where}.occupancy"] = tuple(map(abs, value.occupancy))
+    elif isinstance(value, tuple):
+        parts = {f"{where}[{place}]": part for place, part in enumerate(value)}
+    return next((fault for name, part in parts.items() if (fault := _fault(part, name))), None)
+
+
+# --- Who has broken a rule --------------------------------------------------------------------------------------------
+
+FIRST_SUSPENSION_S = 5.0
+MAX_SUSPENSION_S = 300.0
+FORGIVEN_S = 600.0
+"""After the end of a suspension: then the next one is a first one again."""
+
+
+@dataclass
+class _Record:
+    reason: str
+    n_breaches: int
+    until_s: float
+
+
+class Suspensions:
+    """Agents that get no requests for a while because they broke a rule. Each further breach doubles the while."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def broke(self, agent_id: str, reason: str, now_s: float) -> float:
+        """The agent has broken a rule; returns when it gets requests again."""
+        record = self._record(agent_id, now_s)
+        n_before = record.n_breaches if record else 0
+        pause_s = min(MAX_SUSPENSION_S, FIRST_SUSPENSION_S * 2.0 ** min(n_before, 16))
+        self._records[agent_id] = _Record(reason, n_before + 1, now_s + pause_s)
+        return now_s + pause_s
+
+    def ends_s(self, agent_id: str, now_s: float) -> float | None:
+        """When the agent's suspension ends; None if it is not suspended."""
+        record = self._record(agent_id, now_s)
+        return record.until_s if record and record.until_s > now_s else None
+
+    def forget(self, agent_id: str) -> None:
+        """The agent will not come back."""
+        self._records.pop(agent_id, None)
+
+    def warning(self, agent_id: str, now_s: float) -> HealthWarning | None:
+        """What an operator should know of the agent's breaches, until they are forgiven."""
+        record = self._record(agent_id, now_s)
+        if record is None:
+            return None
+        is_suspended = record.until_s > now_s
+        now = f"It gets no requests for {record.until_s - now_s:.0f} s" if is_suspended else "It gets requests again"
+        return HealthWarning(
+            code="agent_broke_rules",
+            severity=Severity.DEGRADED if is_suspended else Severity.NOTICE,
+            message=f"What it said could not be, {record.n_breaches} times; the last: {record.reason}. {now}.",
+            remedy="Upgrade moe2 on it to the coordinator's version and restart it; if that does not help, report it.",
+        )
+
+    def _record(self, agent_id: str, now_s: float) -> _Record | None:
+        record = self._records.get(agent_id)
+        if record is not None and now_s - record.until_s >= FORGIVEN_S:
+            del self._records[agent_id]
+            return None
+        return record

@@ -1,0 +1,371 @@
+"""The agents' side: one WebSocket per agent, the capability table's only writer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from aiohttp import web
+
+from moe2.common import __version__
+from moe2.common.errors import LinkCode
+from moe2.common.health import HealthWarning
+from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
+from moe2.common.link.messages import (
+    PROTOCOL_VERSION,
+    CancelJob,
+    FromAgent,
+    Hello,
+    Job,
+    JobDone,
+    JobFailed,
+    JobScored,
+    JobStarted,
+    NextTokens,
+    Report,
+    ToAgent,
+    Tokens,
+    Welcome,
+)
+from moe2.common.link.pump import LAST_WORDS_S, Pump
+from moe2.common.link.session import (
+    Closed,
+    CoordinatorSession,
+    Greeted,
+    JobMessage,
+    MessageReceived,
+    NotSent,
+    PeerFaulted,
+    PeerUnreadable,
+    RttMeasured,
+    SessionEvent,
+)
+from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.fleet.checks import AgentChecks, Checked, hello_fault
+from moe2.coordinator.fleet.claims import PROBE_S, Claimant, Claims, Verdict
+from moe2.coordinator.fleet.doorkeeper import Doorkeeper
+from moe2.coordinator.fleet.register import Admission, AdmissionRefusedError, Register
+from moe2.coordinator.fleet.settings import AgentsSection
+from moe2.coordinator.fleet.table import CapabilityTable
+
+log = structlog.get_logger()
+
+AGENTS_PATH = "/v1/agents"
+REFUSALS_LOGGED_PER_MINUTE = 60.0
+MAX_FAULTS_TOLD = 4
+"""Of one message."""
+
+
+@dataclass(eq=False)
+class _Connection:
+    pump: Pump
+    session: CoordinatorSession
+    admission: Admission
+    address: str | None
+    outgoing: deque[JobMessage] = field(default_factory=deque)
+    claimant: Claimant | None = None
+    """Whose connection it says it is, once it has said hello."""
+    checks: AgentChecks = field(default_factory=AgentChecks)
+    told: str | None = None
+    """The fault that the agent was told of last: one that comes with every report is told once."""
+    is_turned_out: bool = False
+
+    @property
+    def agent_id(self) -> str | None:
+        return self.claimant.hello.agent_id if self.claimant else None
+
+
+class Hub:
+    """Accepts agents, keeps the table true, passes messages both ways.
+
+    on_message: an agent's id and its word about a job. on_lost: an agent's session has ended, for whatever reason.
+    on_report: an agent has said what it can do now.
+    """
+
+    def __init__(
+        self,
+        settings: AgentsSection,
+        *,
+        doorkeeper: Doorkeeper,
+        coordinator_id: str,
+        table: CapabilityTable,
+        on_message: Callable[[str, FromAgent], None],
+        on_lost: Callable[[str], None],
+        on_report: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self._doorkeeper = doorkeeper
+        self._coordinator_id = coordinator_id
+        self._table = table
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._on_report = on_report
+        self._connections: set[_Connection] = set()
+        self._checked: Register | None = None
+        self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
+        self._by_agent: dict[str, _Connection] = {}
+        self._claims = Claims()
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get(AGENTS_PATH, self._accept, expect_handler=_say_nothing_yet)
+        return app
+
+    def send(self, agent_id: str, message: ToAgent) -> bool:
+        """Queue a message for an agent. False if it is not connected (any more)."""
+        connection = self._by_agent.get(agent_id)
+        if connection is None:
+            return False
+        connection.checks.sent(message)
+        connection.outgoing.append(message)
+        connection.pump.wake()
+        return True
+
+    def turn_out(self) -> None:
+        """Disconnect every agent that may not be connected any more. Costs nothing where the register is the same."""
+        register = self._doorkeeper.current()
+        if register is self._checked:
+            return
+        self._checked = register
+        for connection in tuple(self._by_agent.values()):
+            self._check_standing(connection)
+
+    def warnings(self) -> list[HealthWarning]:
+        """Agent ids that two hosts claim."""
+        return self._claims.warnings(asyncio.get_running_loop().time())
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
+        for connection in tuple(self._connections):
+            connection.pump.close(reason)
+
+    async def _accept(self, request: web.Request) -> web.StreamResponse:
+        _check_headers(request)
+        try:
+            admission = await self._doorkeeper.admit(request.headers)
+        except AdmissionRefusedError as error:
+            # Whoever floods the listener must not flood the log as well.
+            if self._refusals_logged.take(asyncio.get_running_loop().time()) == 0.0:
+                log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
+            headers = {REFUSAL_HEADER: error.refusal.value}
+            raise web.HTTPUnauthorized(text=" ".join(WHY[error.refusal]), headers=headers) from error
+        websocket = web.WebSocketResponse(
+            max_msg_size=self.settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
+        )
+        await websocket.prepare(request)
+        session = CoordinatorSession(
+            Welcome(
+                protocol=PROTOCOL_VERSION,
+                coordinator_id=self._coordinator_id,
+                coordinator_version=__version__,
+                heartbeat_s=self.settings.heartbeat_s,
+                report_s=self.settings.report_s,
+                max_frame_bytes=self.settings.max_frame_bytes,
+                enrolled=admission.agent_id is not None,
+            ),
+            now_s=asyncio.get_running_loop().time(),
+            handshake_s=self.settings.handshake_s,
+            asks_first=True,
+        )
+        outgoing: deque[JobMessage] = deque()
+        pump = Pump(
+            session,
+            next_message=lambda: outgoing.popleft() if outgoing else None,
+            on_event=lambda event: self._act(connection, event),
+        )
+        connection = _Connection(
+            pump=pump, session=session, admission=admission, address=request.remote, outgoing=outgoing
+        )
+        self._connections.add(connection)
+        try:
+            await pump.run(websocket)
+        finally:
+            self._connections.discard(connection)
+            self._forget(connection)
+            await _hang_up(request, websocket)
+        return websocket
+
+    def _act(self, connection: _Connection, event: SessionEvent) -> None:
+        match event:
+            case MessageReceived(message=message):
+                self._received(connection, message)
+            case Greeted(hello=hello):
+                self._greeted(connection, hello)
+            case RttMeasured(rtt_s=rtt_s):
+                if connection.agent_id:
+                    self._table.rtt_measured(connection.agent_id, rtt_s)
+            case NotSent():
+                self._not_sent(connection, event)
+            case PeerUnreadable(op=op, job_id=job_id, reason=reason):
+                self._take(connection, op, connection.checks.unreadable(op, job_id, reason), is_told=True)
+            case PeerFaulted(code=code, message=text):
+                log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
+            case Closed(code=code, reason=reason):
+                log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
+
+    def _greeted(self, connection: _Connection, hello: Hello) -> None:
+        """An agent has said who it is, if it can be called so."""
+        if fault := hello_fault(hello):
+            log.warning("agent_misnamed", reason=fault)
+            remedy = "Set agent.name on it, or remove agent-id from its state_dir."
+            connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
+            connection.pump.wake()
+            return
+        connection.claimant = Claimant(hello, connection.address)
+        self._claimed(connection, connection.claimant)
+
+    def _claimed(self, connection: _Connection, claimant: Claimant) -> None:
+        """An agent claims its id: welcome it, or first ask who has that id whether it is alive."""
+        if not self._check_standing(connection):
+            return
+        now_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
+        holder = self._by_agent.get(claimant.hello.agent_id)
+        if holder is not None and holder.session.closed:
+            # It has ended, and its handler has not noticed yet.
+            self._forget(holder)
+            holder = None
+        match self._claims.verdict(claimant, holder.claimant if holder else None, now_s):
+            case Verdict.ASK_HOLDER if holder is not None:
+                holder.session.probe(now_s)
+                holder.pump.reschedule()
+                wait_s = min(PROBE_S, self.settings.handshake_s / 2)
+                loop.call_later(wait_s, self._holder_asked, connection, claimant, holder, now_s)
+            case _:
+                self._join(connection, claimant, holder)
+
+    def _holder_asked(
+        self, connection: _Connection, claimant: Claimant, holder: _Connection, asked_at_s: float
+    ) -> None:
+        """The holder of a claimed id has had its time to answer."""
+        if connection not in self._connections or connection.session.closed:
+            return
+        if self._by_agent.get(claimant.hello.agent_id) is not holder or holder.claimant is None:
+            # It has left, or a third connection has its place.
+            self._claimed(connection, claimant)
+            return
+        if holder.session.last_heard_s <= asked_at_s:
+            if self._check_standing(connection):
+                self._join(connection, claimant, holder)
+            return
+        log.warning(
+            "agent_id_shared",
+            agent_id=claimant.hello.agent_id,
+            holder=str(holder.claimant),
+            refused=str(claimant),
+        )
+        message, remedy = self._claims.refused(claimant, holder.claimant, asyncio.get_running_loop().time())
+        connection.session.refuse(Refusal.AGENT_ID_SHARED.value, message, remedy)
+        connection.pump.reschedule()
+
+    def _join(self, connection: _Connection, claimant: Claimant, former: _Connection | None) -> None:
+        """Welcome an agent. former: its dead connection, whose jobs are lost."""
+        hello, now_s = claimant.hello, asyncio.get_running_loop().time()
+        if former:
+            log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
+            self._claims.replaced(hello.agent_id, now_s)
+            self._forget(former)
+            former.pump.close("replaced by a newer connection of the same agent")
+        protocol = connection.session.welcome(now_s).protocol
+        connection.pump.reschedule()
+        self._by_agent[hello.agent_id] = connection
+        self._table.agent_joined(hello, now_s, protocol=protocol)
+        log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
+
+    def _check_standing(self, connection: _Connection) -> bool:
+        """True if the connection may be its agent's; otherwise it is told why not, and ends."""
+        agent_id = connection.agent_id or ""
+        refusal = self._doorkeeper.standing(connection.admission, agent_id)
+        if refusal is None:
+            return True
+        log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        connection.is_turned_out = True
+        message, remedy = WHY[refusal]
+        connection.session.refuse(refusal.value, message, remedy)
+        connection.pump.wake()
+        return False
+
+    def _not_sent(self, connection: _Connection, event: NotSent) -> None:
+        """It costs its job only, not the link."""
+        message, reason = event.message, event.reason
+        log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
+        if isinstance(message, Job) and connection.agent_id:
+            self._on_message(connection.agent_id, JobFailed(job_id=message.job_id, code=event.code, message=reason))
+
+    def _received(self, connection: _Connection, message: JobMessage) -> None:
+        match message:
+            case Report() | JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
+                op = type(message).__struct_config__.tag
+                self._take(connection, str(op), connection.checks.check(message))
+            case _:
+                log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
+
+    def _take(self, connection: _Connection, op: str, checked: Checked, *, is_told: bool = False) -> None:
+        """Hand on what may be believed, and act on the rest. is_told: the agent knows what was wrong."""
+        agent_id = connection.agent_id
+        # A connection that was replaced may still have words in its buffers; its jobs are already given up.
+        if agent_id is None or self._by_agent.get(agent_id) is not connection:
+            return
+        if checked.faults:
+            self._complain(connection, agent_id, op, checked, is_told=is_told)
+        for job_id in checked.stopped:
+            self.send(agent_id, CancelJob(job_id=job_id))
+        for message in checked.messages:
+            if isinstance(message, Report):
+                self._table.agent_reported(agent_id, message, asyncio.get_running_loop().time())
+                self._on_report()
+            else:
+                self._on_message(agent_id, message)
+
+    def _complain(self, connection: _Connection, agent_id: str, op: str, checked: Checked, *, is_told: bool) -> None:
+        reason = "; ".join(checked.faults[:MAX_FAULTS_TOLD])
+        if checked.suspends:
+            self._table.agent_broke_rules(agent_id, reason, asyncio.get_running_loop().time())
+        if reason == connection.told:
+            return
+        connection.told = reason
+        log.warning("agent_broke_rules", agent_id=agent_id, op=op, reason=reason, suspended=checked.suspends)
+        if not is_told:
+            closed = connection.session.complain(LinkCode.UNSOUND, reason, in_reply_to=op, counts=checked.suspends)
+            if closed:
+                self._act(connection, closed)
+            connection.pump.wake()
+
+    def _forget(self, connection: _Connection) -> None:
+        agent_id = connection.agent_id
+        if agent_id is None or self._by_agent.get(agent_id) is not connection:
+            return
+        del self._by_agent[agent_id]
+        if connection.is_turned_out:
+            # Nobody waits for it to come back.
+            self._table.agent_removed(agent_id)
+        else:
+            self._table.agent_left(agent_id, asyncio.get_running_loop().time())
+        log.info("agent_left", agent_id=agent_id)
+        self._on_lost(agent_id)
+
+
+async def _hang_up(request: web.Request, websocket: web.WebSocketResponse) -> None:
+    """End a connection. A peer that does not read does not take part in its closing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            await websocket.close()
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _check_headers(request: web.Request) -> None:
+    """Refuse what no agent sends: a page's request, and a body, which is not read for anybody."""
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="Agents connect here; a browser's page may not.")
+    if request.body_exists or "Expect" in request.headers:
+        raise web.HTTPBadRequest(
+            text="Agents connect here by WebSocket, without a body.", headers={"Connection": "close"}
+        )
+
+
+async def _say_nothing_yet(_: web.Request) -> None:
+    """Nobody is asked for a body here."""

@@ -1,0 +1,61 @@
+"""Where the register is kept: one JSON file, replaced as a whole, changed by one process at a time.
+
+The commands change it as well as the daemon, which therefore looks whether it has changed before it uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from moe2.common.errors import Moe2Error
+from moe2.common.statefile import Stamp, locked, read_plain, replace_file, stamp_of
+from moe2.coordinator.fleet.register import Register
+
+FILE_NAME = "enrolment.json"
+T = TypeVar("T")
+
+
+class RegisterFile:
+    """The file in a state directory. Nobody but its owner may read it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / FILE_NAME
+        self._known: tuple[Stamp | None, Register] = (None, Register())
+
+    def current(self) -> Register:
+        """What the file holds now; read only if it was replaced. Raises `Moe2Error` for one that cannot be used."""
+        with self._explained():
+            found = stamp_of(self.path)
+            if found != self._known[0]:
+                register = Register() if found is None else msgspec.json.decode(read_plain(self.path), type=Register)
+                self._known = (found, register)
+        return self._known[1]
+
+    def change(self, change: Callable[[Register], tuple[T, Register]]) -> T:
+        """Apply `change` to what the file holds now, and keep its outcome. Raises `Moe2Error`, and what it raises."""
+        with self._explained(), locked(self.path):
+            before = self.current()
+            told, after = change(before)
+            if after is not before:
+                replace_file(self.path, msgspec.json.format(msgspec.json.encode(after), indent=1))
+        return told
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Moe2Error(
+                f"The register of agents {self.path} cannot be used: {error.strerror or error}.",
+                remedy="Run the command as root or as the coordinator's user, and look at coordinator.state_dir.",
+            ) from error
+        except msgspec.MsgspecError as error:
+            raise Moe2Error(
+                f"The register of agents {self.path} cannot be understood: {error}.",
+                remedy="Restore it from a backup, or remove it and enrol the agents again.",
+            ) from error

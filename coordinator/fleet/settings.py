@@ -1,0 +1,66 @@
+"""The settings of the agents' listener."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from moe2.common.config import LIVE, Port, Seconds, Settings
+from moe2.common.hosts import is_loopback
+from moe2.common.link.wire import DEFAULT_MAX_FRAME_BYTES
+
+
+class TlsSection(Settings):
+    """[api.tls], [agents.tls]: serve with TLS."""
+
+    certificate: Annotated[Path, LIVE]
+    """PEM file with the listener's certificate, followed by those between it and its CA."""
+    key: Annotated[Path, LIVE]
+    """PEM file with the certificate's private key, not encrypted."""
+    client_ca: Annotated[Path | None, LIVE] = None
+    """PEM file with the CAs whose client certificates are accepted; with it, nobody without one connects."""
+
+
+class AgentsSection(Settings):
+    """[agents]: where agents connect."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Other addresses than loopback need `[agents.tls]`."""
+    port: Port = 8081
+    """0 takes any that is free."""
+    token_file: Annotated[Path | None, LIVE] = None
+    """File with a token that any number of agents may enrol with, beside those of `agents enrol-token create`."""
+    allow_plaintext: bool = False
+    """Listen without TLS on other addresses than loopback: who sees the network reads and changes what passes."""
+    # The pace of an agent's connection is settled when it connects: a change holds for those that connect afterwards.
+    heartbeat_s: Annotated[Seconds, LIVE] = 5.0
+    """How often both sides make sure that the other is there; after three without a word it is taken for gone."""
+    report_s: Annotated[Seconds, LIVE] = 5.0
+    """How often an agent reports even if nothing changed."""
+    stale_s: Annotated[Seconds, LIVE] = 15.0
+    """An agent whose last report is older gets no new requests."""
+    evict_s: Annotated[Seconds, LIVE] = 600.0
+    """A disconnected agent is forgotten after this."""
+    handshake_s: Annotated[Seconds, LIVE] = 10.0
+    """A connection that has not said hello by then is closed."""
+    max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
+    """Agents take no larger frames than the default."""
+    tls: TlsSection | None = None
+    """Agents use wss:// then."""
+
+    @model_validator(mode="after")
+    def _is_private_or_encrypted(self) -> AgentsSection:
+        if self.tls is None and not self.allow_plaintext and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached over the network, where prompts, answers and tokens must not pass "
+                "in the clear: set certificate and key in [agents.tls], or allow_plaintext = true on a trusted network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stale_is_later_than_a_report(self) -> AgentsSection:
+        if self.stale_s <= self.report_s:
+            raise ValueError(f"stale_s ({self.stale_s}) must be greater than report_s ({self.report_s})")
+        return self

@@ -1,0 +1,270 @@
+"""The live capability table: what every agent last said of itself. PURE: evicts and ages by `now`.
+
+`epoch` grows whenever the set of experts that could be chosen, or what is known of them, changes; whoever keeps a
+decision keyed by it need not look again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from moe2.common.link.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
+from moe2.common.status import AgentRow
+from moe2.coordinator.fleet.checks import Suspensions
+
+RTT_TOLERANCE = 0.25
+RTT_TOLERANCE_S = 0.005
+
+
+def agent_of(expert_key: str) -> str:
+    """The id of the agent that serves an expert."""
+    return expert_key.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for.
+
+    rtt_s: to its host and back; None before it was measured. protocol: the version spoken with its agent.
+    """
+
+    key: str
+    agent_id: str
+    agent_name: str
+    model: str
+    report: ExpertReport
+    rtt_s: float | None = None
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class HostPower:
+    """What a connected agent's host draws, by its latest report; None if no sensor reads.
+
+    simulated: some of it comes from a simulated host's profile.
+    """
+
+    agent_id: str
+    power_w: float | None
+    simulated: bool = False
+
+
+class FleetPower(msgspec.Struct, frozen=True, kw_only=True):
+    """The power of all connected hosts now.
+
+    power_w: sum over the hosts that know theirs; None if none does. n_unknown: connected hosts that do not.
+    simulated: some of the sum comes from a simulated host's profile.
+    """
+
+    power_w: float | None
+    n_known: int
+    n_unknown: int
+    simulated: bool
+
+
+@dataclass
+class _Agent:
+    hello: Hello
+    protocol: int
+    connected: bool
+    changed_s: float
+    """When it last connected or disconnected."""
+    report: Report | None = None
+    report_s: float | None = None
+    rtt_s: float | None = None
+    settled_rtt_s: float | None = None
+    """The round trip that decisions use: it follows the measured one in steps, not with every tremble."""
+
+
+class CapabilityTable:
+    """One row per agent. One writer: the hub."""
+
+    def __init__(self, *, stale_s: float, evict_s: float) -> None:
+        self._stale_s = stale_s
+        self._evict_s = evict_s
+        self._agents: dict[str, _Agent] = {}
+        self._suspensions = Suspensions()
+        self._choosable: tuple[Expert, ...] = ()
+        self._fresh_until_s = 0.0
+        self.epoch = 0
+
+    def set_ages(self, *, stale_s: float, evict_s: float) -> None:
+        """When reports turn stale and agents are forgotten, from now on."""
+        if (stale_s, evict_s) != (self._stale_s, self._evict_s):
+            self._stale_s, self._evict_s = stale_s, evict_s
+            self._changed()
+
+    def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
+        """A session was opened. What a former session reported is forgotten: the agent reports at once."""
+        self._agents[hello.agent_id] = _Agent(hello=hello, protocol=protocol, connected=True, changed_s=now_s)
+        self._changed()
+
+    def agent_left(self, agent_id: str, now_s: float) -> None:
+        agent = self._agents.get(agent_id)
+        if agent:
+            agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
+            self._changed()
+
+    def agent_removed(self, agent_id: str) -> None:
+        """Forget an agent at once."""
+        self._suspensions.forget(agent_id)
+        if self._agents.pop(agent_id, None):
+            self._changed()
+
+    def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
+        """The agent has said what cannot be: it gets no requests for a while. Returns until when."""
+        until_s = self._suspensions.broke(agent_id, reason, now_s)
+        self._changed()
+        return until_s
+
+    def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return
+        was_stale = agent.report_s is None or now_s - agent.report_s > self._stale_s
+        old, agent.report, agent.report_s = agent.report, report, now_s
+        if was_stale or old is None or (old.experts, old.draining) != (report.experts, report.draining):
+            self._changed()
+        else:
+            # Only fresher: the same experts stay choosable for longer.
+            self._fresh_until_s = 0.0
+
+    def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return
+        agent.rtt_s = rtt_s
+        settled_s = agent.settled_rtt_s
+        if settled_s is None or abs(rtt_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
+            agent.settled_rtt_s = rtt_s
+            self._changed()
+
+    def evict(self, now_s: float) -> list[str]:
+        """Forget agents that have been gone for long; returns their ids."""
+        gone = [
+            agent_id
+            for agent_id, agent in self._agents.items()
+            if not agent.connected and now_s - agent.changed_s >= self._evict_s
+        ]
+        for agent_id in gone:
+            del self._agents[agent_id]
+            self._suspensions.forget(agent_id)
+        return gone
+
+    def choosable(self, now_s: float) -> tuple[Expert, ...]:
+        """Experts that can take a request now, ready or loaded on demand; sorted by key.
+
+        Their agents are connected and fresh, do not drain, and are not suspended.
+        """
+        if now_s >= self._fresh_until_s:
+            self._rebuild(now_s)
+        return self._choosable
+
+    def host_powers(self) -> tuple[HostPower, ...]:
+        """Of every connected agent. A host with several sensors that read (GPU and CPU) counts with their sum."""
+        powers = []
+        for agent_id, agent in self._agents.items():
+            if agent.connected:
+                sensors = agent.report.sensors if agent.report else ()
+                reading = [sensor for sensor in sensors if sensor.power_w is not None]
+                power_w = sum(sensor.power_w or 0.0 for sensor in reading) if reading else None
+                powers.append(HostPower(agent_id, power_w, any(sensor.simulated for sensor in reading)))
+        return tuple(powers)
+
+    def fleet_power(self) -> FleetPower:
+        """The sum over `host_powers`."""
+        hosts = self.host_powers()
+        known_w = [host.power_w for host in hosts if host.power_w is not None]
+        return FleetPower(
+            power_w=sum(known_w) if known_w else None,
+            n_known=len(known_w),
+            n_unknown=len(hosts) - len(known_w),
+            simulated=any(host.simulated for host in hosts),
+        )
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all models of connected agents, whether ready or not; sorted."""
+        return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
+
+    def knows_expert(self, key: str) -> bool:
+        """True if `key` names an expert of a connected agent, whether ready or not."""
+        agent_id, _, model = key.partition("/")
+        agent = self._agents.get(agent_id)
+        if agent is None or not agent.connected or agent.report is None:
+            return False
+        return any(expert.model == model for expert in agent.report.experts)
+
+    def rows(self, now_s: float) -> tuple[AgentRow, ...]:
+        """Everything known, for status and pages; sorted by the agent's name."""
+        rows = (self._row(agent, now_s) for agent in self._agents.values())
+        return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
+
+    def _changed(self) -> None:
+        self.epoch += 1
+        self._fresh_until_s = 0.0
+
+    def _connected_experts(self) -> list[tuple[_Agent, ExpertReport]]:
+        return [
+            (agent, expert)
+            for agent in self._agents.values()
+            if agent.connected and agent.report
+            for expert in agent.report.experts
+        ]
+
+    def _rebuild(self, now_s: float) -> None:
+        """Find the choosable experts, and until when no one of them turns stale."""
+        choosable: list[Expert] = []
+        fresh_until_s = float("inf")
+        for agent, expert in self._connected_experts():
+            if agent.report_s is None or agent.report is None or agent.report.draining:
+                continue
+            agent_id = agent.hello.agent_id
+            suspended_until_s = self._suspensions.ends_s(agent_id, now_s)
+            if suspended_until_s is not None:
+                fresh_until_s = min(fresh_until_s, suspended_until_s)
+                continue
+            stale_at_s = agent.report_s + self._stale_s
+            if stale_at_s <= now_s or not _takes_requests(expert):
+                continue
+            fresh_until_s = min(fresh_until_s, stale_at_s)
+            choosable.append(
+                Expert(
+                    key=f"{agent_id}/{expert.model}",
+                    agent_id=agent_id,
+                    agent_name=agent.hello.agent_name,
+                    model=expert.model,
+                    report=expert,
+                    rtt_s=agent.settled_rtt_s,
+                    protocol=agent.protocol,
+                )
+            )
+        rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))
+        if rebuilt != self._choosable:
+            self.epoch += 1
+        self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
+
+    def _row(self, agent: _Agent, now_s: float) -> AgentRow:
+        report = agent.report
+        broke = self._suspensions.warning(agent.hello.agent_id, now_s)
+        return AgentRow(
+            agent_id=agent.hello.agent_id,
+            agent_name=agent.hello.agent_name,
+            version=agent.hello.agent_version,
+            connected=agent.connected,
+            draining=bool(report and report.draining),
+            report_age_s=None if agent.report_s is None else now_s - agent.report_s,
+            rtt_s=agent.rtt_s,
+            host=report.host if report else None,
+            experts=report.experts if report else (),
+            sensors=report.sensors if report else (),
+            warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
+        )
+
+
+def _takes_requests(expert: ExpertReport) -> bool:
+    """Ready, or loaded for whoever asks."""
+    if expert.state is ExpertState.READY:
+        return True
+    return expert.on_demand and expert.state in (ExpertState.COLD, ExpertState.LOADING)

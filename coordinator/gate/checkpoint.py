@@ -1,0 +1,131 @@
+"""Checkpoints of the gate: one safetensors file, its manifest inside as metadata, so the two cannot be parted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from moe2.common.errors import Moe2Error
+from moe2.common.statefile import replace_file
+from moe2.coordinator.gate.features import FEATURES_VERSION, FeatureConfig
+from moe2.coordinator.gate.gate import Gate, GateParameters
+
+CHECKPOINT_VERSION: Final = 1
+_DTYPES: Final = frozenset({"F16", "F32", "F64"})
+_RETRAIN: Final = "Train it again with `moe2-coordinator train-gate`."
+
+
+class CheckpointError(Moe2Error):
+    """A checkpoint that cannot be read or used."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is.
+
+    data_sha256: the outcomes file it was trained on. rows: rows per split used. metrics: figures on the validation rows
+    (scores 0..1, calibration errors 0..1, log loss in nats). kinds: the kinds of prompts of the task head.
+    """
+
+    version: int
+    moe2_version: str
+    experts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    features: dict[str, Any]
+    tau: float
+    data_sha256: str
+    source: str | None
+    rows: dict[str, int]
+    training: dict[str, Any]
+    metrics: dict[str, float]
+
+    def feature_config(self) -> FeatureConfig:
+        """The features the gate was trained on. Raises CheckpointError where this build computes others."""
+        if (encoder := self.features.get("encoder")) is not None:
+            raise CheckpointError(
+                f"The checkpoint's features name the sentence encoder {encoder!r}, which this build does not have.",
+                remedy=_RETRAIN,
+            )
+        try:
+            config = FeatureConfig(
+                bucket_bits=int(self.features["bucket_bits"]),
+                character_orders=tuple(self.features["character_orders"]),
+                word_orders=tuple(self.features["word_orders"]),
+                head_bytes=int(self.features["head_bytes"]),
+                tail_bytes=int(self.features["tail_bytes"]),
+                version=int(self.features["version"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint's features are not understood ({error!r}).", remedy=_RETRAIN
+            ) from error
+        if config.version != FEATURES_VERSION:
+            raise CheckpointError(
+                f"The checkpoint uses features of version {config.version}, this build computes {FEATURES_VERSION}.",
+                remedy=_RETRAIN,
+            )
+        return config
+
+
+def feature_fields(config: FeatureConfig) -> dict[str, Any]:
+    """A feature configuration as the manifest holds it."""
+    fields_of: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asdict(config)))
+    return fields_of
+
+
+def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) -> None:
+    """Write a checkpoint; the file appears whole or not at all. Same input, same bytes."""
+    tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
+    tensors["embedding"] = tensors["embedding"].astype(np.float16)
+    content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
+    replace_file(path, content, mode=0o644)
+
+
+def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
+    """Read a checkpoint. Raises CheckpointError, saying what is wrong with the file."""
+    tensors, metadata = _contents(path)
+    if "manifest" not in metadata:
+        raise CheckpointError(f"{path} holds no manifest: it is not a checkpoint of moe2.", remedy=_RETRAIN)
+    try:
+        manifest = msgspec.json.decode(metadata["manifest"], type=Manifest)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"The manifest of {path} is not understood: {error}.", remedy=_RETRAIN) from error
+    if manifest.version != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {manifest.version}, this build reads {CHECKPOINT_VERSION}.",
+            remedy=_RETRAIN,
+        )
+    # Before the parameters, whose shapes follow from it: other features are the better explanation.
+    config = manifest.feature_config()
+    missing = [entry.name for entry in fields(GateParameters) if entry.name not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
+    try:
+        parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
+        return Gate(parameters, config, manifest.experts, manifest.tau), manifest
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
+
+
+def _contents(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Tensors, as float32, and metadata of a safetensors file. Raises CheckpointError."""
+    again = "Copy it again, or train it again."
+    try:
+        with safe_open(path, framework="numpy") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not iterable)
+            for name, dtype in types.items():
+                if dtype not in _DTYPES:
+                    raise CheckpointError(
+                        f"{path}: the type {dtype} of tensor {name!r} is not understood.", remedy=again
+                    )
+            return {name: file.get_tensor(name).astype(np.float32) for name in types}, file.metadata() or {}
+    except OSError as error:
+        raise CheckpointError(f"The gate's checkpoint {path} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is cut short or not a safetensors file ({error}).", remedy=again) from error

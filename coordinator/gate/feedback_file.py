@@ -1,0 +1,45 @@
+"""Where feedback outlives a restart: one JSON line per score, appended whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from moe2.common.statefile import append_line
+from moe2.coordinator.gate.feedback import Feedback
+
+
+class FeedbackFile:
+    """A file of scores. It may hold prompts, so that only its owner reads it.
+
+    damaged_lines: how many lines the last `read` did not understand, such as one that a crash cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged_lines = 0
+
+    def read(self) -> list[Feedback]:
+        """All scores that are understood. Raises OSError."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        found, self.damaged_lines = [], 0
+        decoder = msgspec.json.Decoder(Feedback)
+        for line in content.splitlines():
+            try:
+                feedback = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.damaged_lines += 1
+                continue
+            if 0 <= feedback.score <= 1:
+                found.append(feedback)
+            else:
+                self.damaged_lines += 1
+        return found
+
+    def append(self, feedback: Feedback) -> None:
+        """Add one score, whole or not at all. Raises OSError if it could not be kept."""
+        append_line(self.path, msgspec.json.encode(feedback))

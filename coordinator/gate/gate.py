@@ -1,0 +1,158 @@
+"""The trained gate, served with numpy alone: a prompt in, one probability and one logit per expert out. Pure.
+
+The same arithmetic as `network.py`, with the networks of several seeds folded into one wider network: embeddings and
+hidden units side by side, heads averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from moe2.coordinator.gate.calibration import log_odds_of, sigmoid
+from moe2.coordinator.gate.features import SHAPE_SIZE, FeatureConfig, FeatureExtractor, PromptFeatures
+
+FloatArray = npt.NDArray[np.float32]
+_GELU = np.float32(np.sqrt(2 / np.pi))
+_SHAPE_LIMIT = 4.0
+"""Standardised shape features are clipped here, so that one odd prompt cannot drive the network out of its range."""
+
+
+@dataclass(frozen=True)
+class GateParameters:
+    """Everything the forward pass needs; D buckets, W wide, H hidden units, K kinds of prompts, N experts,
+    Z numbers of a prompt's shape (`features.SHAPE_SIZE`).
+    """
+
+    idf: FloatArray
+    """(D,) inverse document frequency of each bucket; 0 for buckets never seen."""
+    embedding: FloatArray
+    """(D, W)"""
+    shape_mean: FloatArray
+    """(Z,)"""
+    shape_scale: FloatArray
+    """(Z,) what standardised shape features are multiplied by."""
+    hidden_weight: FloatArray
+    """(H, W + Z)"""
+    hidden_bias: FloatArray
+    """(H,)"""
+    task_weight: FloatArray
+    """(K, H)"""
+    task_bias: FloatArray
+    """(K,)"""
+    residual_weight: FloatArray
+    """(N, H), the residual's scale included."""
+    residual_bias: FloatArray
+    """(N,), the residual's scale included."""
+    profile: FloatArray
+    """(K, N) mean score of each expert on each kind of prompt, shrunk."""
+    calibration_slope: FloatArray
+    """(N,)"""
+    calibration_offset: FloatArray
+    """(N,)"""
+
+    def __post_init__(self) -> None:
+        buckets, width = self.embedding.shape
+        numbers = self.shape_mean.size
+        hidden, kinds, experts = self.hidden_bias.size, self.task_bias.size, self.residual_bias.size
+        expected = {
+            "idf": (buckets,),
+            "shape_mean": (numbers,),
+            "shape_scale": (numbers,),
+            "hidden_weight": (hidden, width + numbers),
+            "task_weight": (kinds, hidden),
+            "residual_weight": (experts, hidden),
+            "profile": (kinds, experts),
+            "calibration_slope": (experts,),
+            "calibration_offset": (experts,),
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
+        for entry in fields(self):
+            if not np.isfinite(getattr(self, entry.name)).all():
+                raise ValueError(f"{entry.name} holds values that are not finite")
+
+
+@dataclass(frozen=True)
+class GatePrediction:
+    """What the gate thinks of one prompt.
+
+    probabilities: (N,) calibrated probability that each expert answers well.
+    logits: (N,) z; a softmax over any subset gives that subset's optimal weights.
+    kinds: (K,) posterior over the kinds of prompts seen in training.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float64]
+    kinds: npt.NDArray[np.float64]
+
+
+def weighted_counts(features: PromptFeatures, idf: FloatArray) -> FloatArray:
+    """(k,) tf-idf weight of each bucket of a prompt: (1 + log count) * idf, at unit length (or all 0)."""
+    values = (1 + np.log(features.counts)) * idf[features.buckets]
+    norm = float(np.sqrt(values @ values))
+    return np.asarray(values / norm if norm > 0 else values, dtype=np.float32)
+
+
+def standardised_shape(shape: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
+    """(..., Z) shape features at zero mean and unit scale, clipped."""
+    return np.asarray(np.clip((shape - mean) * scale, -_SHAPE_LIMIT, _SHAPE_LIMIT), dtype=np.float32)
+
+
+class Gate:
+    """A trained gate. Immutable; `predict` is safe from any thread."""
+
+    def __init__(
+        self,
+        parameters: GateParameters,
+        config: FeatureConfig,
+        experts: Sequence[str],
+        tau: float,
+    ) -> None:
+        if parameters.embedding.shape[0] != config.buckets:
+            raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
+        if parameters.shape_mean.size != SHAPE_SIZE:
+            raise ValueError(f"{parameters.shape_mean.size} shape features for {SHAPE_SIZE}")
+        if parameters.residual_bias.size != len(experts):
+            raise ValueError(f"parameters for {parameters.residual_bias.size} experts, but {len(experts)} names")
+        if tau <= 0:
+            raise ValueError(f"tau must be positive, not {tau}")
+        self.experts = tuple(experts)
+        self.tau = tau
+        self.parameters = parameters
+        self.feature_config = config
+        self.extractor = FeatureExtractor(config)
+
+    def predict(self, prompt: str, kind: int | None = None) -> GatePrediction:
+        """The gate's view of one prompt. kind: which of the kinds it is of, where that is known; else found."""
+        return self.predict_features(self.extractor.extract(prompt), kind)
+
+    def predict_features(self, features: PromptFeatures, kind: int | None = None) -> GatePrediction:
+        """The same, from features already extracted."""
+        task_logits, residual = self.heads(features)
+        if kind is None:
+            posterior = np.exp(task_logits - task_logits.max())
+            posterior /= posterior.sum()
+        else:
+            posterior = np.zeros_like(task_logits)
+            posterior[kind] = 1.0
+        raw = log_odds_of(posterior @ self.parameters.profile) + residual
+        p = sigmoid(self.parameters.calibration_slope * raw + self.parameters.calibration_offset)
+        return GatePrediction(probabilities=p, logits=p / self.tau, kinds=posterior.astype(np.float64))
+
+    def heads(self, features: PromptFeatures) -> tuple[FloatArray, FloatArray]:
+        """Task logits (K,) and residual (N,) of one prompt."""
+        p = self.parameters
+        bag = weighted_counts(features, p.idf) @ p.embedding[features.buckets]
+        joined = np.concatenate([bag, standardised_shape(features.shape, p.shape_mean, p.shape_scale)])
+        hidden = _gelu(p.hidden_weight @ joined + p.hidden_bias)
+        return p.task_weight @ hidden + p.task_bias, p.residual_weight @ hidden + p.residual_bias
+
+
+def _gelu(x: FloatArray) -> FloatArray:
+    """GELU by its tanh form (Hendrycks and Gimpel 2016)."""
+    return np.asarray(0.5 * x * (1 + np.tanh(_GELU * (x + np.float32(0.044715) * x**3))), dtype=np.float32)

@@ -1,1 +1,0 @@
-"""Fine selection's knowledge: features of a prompt and the trained gate over experts."""

@@ -1,0 +1,217 @@
+"""Answers in OpenAI's shapes, whole and streamed, with and without tool calls. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.coordinator.http.toolcalls import CallReader
+from moe2.coordinator.serving.receipt import Receipt
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every object of one response has in common."""
+
+    id: str
+    created: int
+    model: str
+    is_chat: bool
+
+    @property
+    def response_id(self) -> str:
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
+
+
+def usage_of(receipt: Receipt) -> dict[str, Any] | None:
+    """OpenAI's usage, or None where the tokens are not known."""
+    tokens = receipt.tokens
+    if tokens.prompt is None or tokens.decoded is None:
+        return None
+    return {
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.decoded,
+        "total_tokens": tokens.prompt + tokens.decoded,
+        "prompt_tokens_details": {"cached_tokens": tokens.cached or 0},
+    }
+
+
+def full_response(
+    header: Header,
+    pieces: Sequence[TokenPiece],
+    reason: str,
+    receipt: Receipt,
+    *,
+    with_logprobs: bool,
+    calls: Sequence[ToolCall] = (),
+) -> dict[str, Any]:
+    """A whole `chat.completion` or `text_completion`. pieces: what the answer says beside its tool calls."""
+    text = "".join(piece.text for piece in pieces)
+    choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+    if header.is_chat:
+        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            choice["message"]["content"] = text or None
+            choice["message"]["tool_calls"] = [_call_object(call) for call in calls]
+    else:
+        choice["text"] = text
+    choice["logprobs"] = logprobs_of(header, pieces) if with_logprobs else None
+    return {
+        "id": header.response_id,
+        "object": "chat.completion" if header.is_chat else "text_completion",
+        "created": header.created,
+        "model": header.model,
+        "choices": [choice],
+        "usage": usage_of(receipt),
+        "moe2": receipt,
+    }
+
+
+def _call_object(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0) -> dict[str, Any]:
+    """Log-probabilities in the shape of the route. offset: characters of the answer before these pieces."""
+    scored = [piece for piece in pieces if piece.logprob is not None]
+    if header.is_chat:
+        return {"content": [_chat_logprob(piece) for piece in scored], "refusal": None}
+    offsets = []
+    for piece in scored:
+        offsets.append(offset)
+        offset += len(piece.text)
+    return {
+        "tokens": [piece.text for piece in scored],
+        "token_logprobs": [piece.logprob for piece in scored],
+        "top_logprobs": [{other.text: other.logprob for other in piece.alternatives} for piece in scored],
+        "text_offset": offsets,
+    }
+
+
+def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
+    return {
+        "token": piece.text,
+        "logprob": piece.logprob,
+        "bytes": list(piece.text.encode()),
+        "top_logprobs": [
+            {"token": other.text, "logprob": other.logprob, "bytes": list(other.text.encode())}
+            for other in piece.alternatives
+        ],
+    }
+
+
+class ChunkWriter:
+    """Makes the `data:` lines of one stream.
+
+    The part of a chunk that never changes is encoded once: at hundreds of streams, encoding it for every token would
+    be most of the coordinator's work.
+    """
+
+    def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool) -> None:
+        self._header = header
+        self._include_usage = include_usage
+        self._with_logprobs = with_logprobs
+        kind = "chat.completion.chunk" if header.is_chat else "text_completion"
+        head = _json({"id": header.response_id, "object": kind, "created": header.created, "model": header.model})
+        # With include_usage OpenAI's chunks carry an explicit null until the last one.
+        tail = b',"usage":null' if include_usage else b""
+        self._open = b"data: " + head[:-1] + tail + b',"choices":['
+        self._started = False
+        self._n_characters = 0
+        self._n_calls = 0
+
+    def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
+        """One chunk for these tokens; b"" if they carry nothing to show yet."""
+        text = "".join(piece.text for piece in pieces)
+        if not text and not self._with_logprobs:
+            return b""
+        opening = self._opening()
+        logprobs = b"null"
+        if self._with_logprobs:
+            logprobs = _json(logprobs_of(self._header, pieces, offset=self._n_characters))
+            self._n_characters += len(text)
+        quoted = _json(text)
+        body = b'"delta":{"content":' + quoted + b"}" if self._header.is_chat else b'"text":' + quoted
+        return (
+            opening + self._open + b'{"index":0,' + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
+        )
+
+    def call(self, call: ToolCall) -> bytes:
+        """Two chunks, as OpenAI's clients put them together: who is called, then with which arguments."""
+        index, self._n_calls = self._n_calls, self._n_calls + 1
+        begun = {"index": index, **_call_object(call)}
+        begun["function"] = {"name": call.name, "arguments": ""}
+        parts = (begun, {"index": index, "function": {"arguments": call.arguments}})
+        choices = (
+            {"index": 0, "delta": {"tool_calls": [part]}, "logprobs": None, "finish_reason": None} for part in parts
+        )
+        return self._opening() + b"".join(self._open + _json(choice) + b"]}\n\n" for choice in choices)
+
+    def end(self, reason: str, receipt: Receipt) -> bytes:
+        """The chunk with the finish reason, the usage chunk where asked for, and the end marker.
+
+        The receipt is in the last chunk.
+        """
+        body: dict[str, Any] = {"delta": {}} if self._header.is_chat else {"text": ""}
+        choice = _json({"index": 0, **body, "logprobs": None, "finish_reason": reason})
+        lines = [self._opening(), self._open, choice, b"]"]
+        moe2 = b',"moe2":' + _json(receipt) + b"}\n\n"
+        if self._include_usage:
+            usage = b',"usage":' + _json(usage_of(receipt))
+            lines += [b"}\n\n", self._open.replace(b',"usage":null', usage, 1), b"]", moe2]
+        else:
+            lines += [moe2]
+        return b"".join([*lines, b"data: [DONE]\n\n"])
+
+    @staticmethod
+    def error(body: dict[str, Any]) -> bytes:
+        """An error event: all that can be said once the status line is out. No end marker follows."""
+        return b"data: " + _json(body) + b"\n\n"
+
+    def _opening(self) -> bytes:
+        """OpenAI's first chunk of a chat names the role."""
+        if self._started or not self._header.is_chat:
+            return b""
+        self._started = True
+        choice = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        return self._open + _json(choice) + b"]}\n\n"
+
+
+_json = msgspec.json.encode
+
+
+def whole_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
+    """(what the answer says, the calls it makes)."""
+    found = [*reader.feed("".join(piece.text for piece in pieces)), *reader.finish()]
+    says = [TokenPiece(part) for part in found if isinstance(part, str)]
+    return says, tuple(part for part in found if isinstance(part, ToolCall))
+
+
+def written(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
+    """The chunks for these tokens; b"" while it is open whether they are a call."""
+    return _chunks(writer, reader.feed("".join(piece.text for piece in pieces)))
+
+
+def written_rest(writer: ChunkWriter, reader: CallReader) -> bytes:
+    """The chunks for what the reader still holds at the end."""
+    return _chunks(writer, reader.finish())
+
+
+def ended_by(reason: str, reader: CallReader) -> str:
+    """The finish reason: an answer that came to its end with calls ended by calling."""
+    return "tool_calls" if reason == "stop" and reader.n_calls else reason
+
+
+def _chunks(writer: ChunkWriter, parts: Iterable[str | ToolCall]) -> bytes:
+    return b"".join(
+        writer.call(part) if isinstance(part, ToolCall) else writer.tokens([TokenPiece(part)]) for part in parts
+    )

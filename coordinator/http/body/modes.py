@@ -1,0 +1,129 @@
+"""The parameters that say how experts work together: `moe2.mode`, `moe2.choices`. PURE.
+
+A mode that cannot honour one of the request's parameters is refused with the parameter's name, never served halfway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from moe2.common.generation import Generation, Sampling
+from moe2.coordinator.choosing.request import Ballot, Mode, Wish
+from moe2.coordinator.http.body.tools import FREE, Structure
+from moe2.coordinator.http.errors import invalid, unsupported
+from moe2.coordinator.serving.modes.token_mixture import MIXED_SAMPLING
+
+MOST_CHOICES = 64
+MOST_CHOICE_BYTES = 4096
+_WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "stop")
+"""What a vote has no use for: the most likely choice is the answer, and nothing is written."""
+_UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
+"""What the coordinator's own draw of a mixture's tokens does not know."""
+UNTOUCHED = Sampling()
+
+
+def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
+    """(the choices that the answer is one of, the form that an answer written by one expert must have)."""
+    normalised = bool(wish.length_normalised)
+    if wish.choices is not None:
+        if structure is not FREE:
+            raise invalid(f"Set 'moe2.choices' or '{structure.param}', not both.", param="moe2.choices")
+        choices = _checked(wish.choices)
+        return Ballot(choices, normalised), Structure("moe2.choices", Generation(grammar=_grammar(choices)))
+    texts = None if structure.form.json_schema is None else _enumerated(structure.form.json_schema)
+    if texts is None:
+        if wish.length_normalised is not None:
+            raise invalid("'moe2.length_normalised' needs 'moe2.choices'.", param="moe2.length_normalised")
+        return None, structure
+    return Ballot(texts, normalised), structure
+
+
+def modes_of(
+    fields: Mapping[str, Any],
+    wish: Wish,
+    generation: Generation,
+    ballot: Ballot | None,
+    *,
+    structured_by: str | None,
+    has_tools: bool,
+) -> frozenset[Mode]:
+    """The modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
+
+    fields: the body's own, which tell what was set. structured_by: the parameter that asked for the answer's form.
+    """
+    obstacles = {
+        Mode.VOTE: "tools" if has_tools else _against_vote(fields, ballot, generation.logprobs),
+        Mode.RANK: "tools" if has_tools else None,
+        Mode.MIX: "tools" if has_tools else structured_by or _against_mix(generation.sampling),
+    }
+    if wish.mode in obstacles and (param := obstacles[wish.mode]):
+        if param == "moe2.choices" and ballot is None:
+            hint = "It needs 'moe2.choices', or a 'response_format' whose JSON schema is an enum."
+            raise invalid(f"'moe2.mode': \"vote\" has nothing to vote on. {hint}", param="moe2.mode")
+        raise unsupported(param, hint=f"'moe2.mode': \"{wish.mode}\" does not go with it.")
+    return frozenset({Mode.ROUTE}) | {mode for mode, param in obstacles.items() if param is None}
+
+
+def _against_vote(fields: Mapping[str, Any], ballot: Ballot | None, logprobs: int | None) -> str | None:
+    """The parameter that a vote cannot honour."""
+    if ballot is None:
+        return "moe2.choices"
+    if logprobs is not None:
+        return "logprobs"
+    return next((name for name in _WEIGHING if fields.get(name) not in (None, 0, {}, [])), None)
+
+
+def _against_mix(sampling: Sampling) -> str | None:
+    """The parameter that mixing cannot honour: members send only the tokens that they find likely themselves, and
+    would have to follow a grammar in step."""
+    if any(bias > 0 for bias in sampling.logit_bias.values()):
+        return "logit_bias"
+    return next((name for name in _UNMIXED if getattr(sampling, name) != getattr(UNTOUCHED, name)), None)
+
+
+def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:
+    where = "moe2.choices"
+    if not 2 <= len(choices) <= MOST_CHOICES or len(set(choices)) < len(choices):
+        raise invalid(f"'{where}' must be 2 to {MOST_CHOICES} different texts.", param=where)
+    for choice in choices:
+        if not choice or len(choice.encode("utf-8", "replace")) > MOST_CHOICE_BYTES:
+            raise invalid(f"Each of '{where}' must have 1 to {MOST_CHOICE_BYTES} bytes.", param=where)
+    return choices
+
+
+def _grammar(choices: tuple[str, ...]) -> str:
+    """GBNF of one of the choices; its string literals escape as JSON's do, where it matters."""
+    return "root ::= " + " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
+
+
+def _enumerated(schema: str) -> tuple[str, ...] | None:
+    """The JSON texts that a schema allows, where it is an enum, or an object whose one field is one; else None."""
+    rules = msgspec.json.decode(schema)
+    values = _enum(rules)
+    key = None
+    if values is None:
+        properties = rules.get("properties")
+        if not isinstance(properties, dict) or len(properties) != 1 or rules.get("required") != list(properties):
+            return None
+        ((key, inner),) = properties.items()
+        values = _enum(inner) if isinstance(inner, dict) else None
+    if values is None or not 2 <= len(values) <= MOST_CHOICES:
+        return None
+    texts = tuple(_json(value if key is None else {key: value}) for value in values)
+    return texts if len(set(texts)) == len(texts) else None
+
+
+def _enum(rules: Mapping[str, Any]) -> list[Any] | None:
+    """The values of a schema that says nothing but an enum."""
+    if not set(rules) <= {"enum", "type", "title", "description"} or not isinstance(rules.get("enum"), list):
+        return None
+    values: list[Any] = rules["enum"]
+    return values if all(isinstance(value, str | int | float | bool) for value in values) else None
+
+
+def _json(value: Any) -> str:
+    """As models write it: a space after each colon."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()

@@ -1,0 +1,132 @@
+"""The parameters that offer tools or bind an answer's form: `tools`, `tool_choice`, `response_format`, `grammar`. PURE.
+
+What only the expert's own parser can tell (is the schema usable, is the grammar valid) is left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from moe2.common.generation import Generation
+from moe2.common.link.messages import Tool
+from moe2.coordinator.http.body.requests import (
+    MAX_STRUCTURE_BYTES,
+    ChatRequest,
+    ChosenTool,
+    CommonRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    OfferedTool,
+    TextFormat,
+)
+from moe2.coordinator.http.errors import invalid, quoted, unsupported
+
+FREE_FORM = Generation()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The form that an answer must have. param: the request's parameter that asked for it; None where it is free."""
+
+    param: str | None = None
+    form: Generation = FREE_FORM
+
+
+FREE = Structure()
+
+
+def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
+    """(the tools that the model is to see, the form that its answer must have)."""
+    tools = _tools(body.tools or ())
+    forced = _forced(body.tool_choice, tuple(tool.name for tool in tools))
+    form = structure_of(body)
+    if forced is None:
+        if not tools and body.parallel_tool_calls is not None:
+            raise invalid("'parallel_tool_calls' needs 'tools'.", param="parallel_tool_calls")
+        return (), form
+    if form is not FREE:
+        raise unsupported(form.param or "", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
+    if not forced:
+        _refuse_promises(body)
+        return tools, FREE
+    return tools, Structure("tools", Generation(forced_tools=forced))
+
+
+def structure_of(body: CommonRequest) -> Structure:
+    """What `response_format` and `grammar` ask for."""
+    schema = _response_schema(body.response_format)
+    if body.grammar is None:
+        if body.grammar_syntax is not None:
+            raise invalid("'grammar_syntax' needs 'grammar'.", param="grammar_syntax")
+        return FREE if schema is None else Structure("response_format", Generation(json_schema=schema))
+    if schema is not None:
+        raise invalid("Set 'response_format' or 'grammar', not both.", param="grammar")
+    if not body.grammar.strip() or len(body.grammar.encode()) > MAX_STRUCTURE_BYTES:
+        raise invalid(f"'grammar' must be a grammar of 1 to {MAX_STRUCTURE_BYTES} bytes.", param="grammar")
+    return Structure("grammar", Generation(grammar=body.grammar, grammar_syntax=body.grammar_syntax or "gbnf"))
+
+
+def _tools(offered: Sequence[OfferedTool]) -> tuple[Tool, ...]:
+    tools = tuple(
+        Tool(
+            name=tool.function.name,
+            description=tool.function.description,
+            parameters=_schema(tool.function.parameters, f"tools[{index}].function.parameters"),
+        )
+        for index, tool in enumerate(offered)
+    )
+    if len({tool.name for tool in tools}) < len(tools):
+        raise invalid("'tools' has two functions of the same name.", param="tools")
+    return tools
+
+
+def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The tools of which one must be called; empty where the model is free to; None where there is nothing to call."""
+    if choice is None or choice == "auto":
+        return () if names else None
+    if choice == "none":
+        return None
+    if not names:
+        raise invalid("'tool_choice' needs 'tools'.", param="tool_choice")
+    if isinstance(choice, str):
+        return names
+    name = choice.function.name
+    if name not in names:
+        raise invalid(f"'tool_choice' names {quoted(name)}, which is not among 'tools'.", param="tool_choice")
+    return (name,)
+
+
+def _refuse_promises(body: ChatRequest) -> None:
+    """Where the model is free to call or not, nothing makes it keep to a schema or to one call."""
+    hint = "It needs 'tool_choice': \"required\" or a function."
+    if body.parallel_tool_calls is False:
+        raise unsupported("parallel_tool_calls", hint=hint)
+    for index, tool in enumerate(body.tools or ()):
+        if tool.function.strict:
+            raise unsupported(f"tools[{index}].function.strict", hint=hint)
+
+
+def _response_schema(chosen: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> str | None:
+    """The JSON schema that `response_format` asks for, None for text."""
+    match chosen:
+        case None | TextFormat():
+            return None
+        case JsonObjectFormat():
+            return "{}"
+        case JsonSchemaFormat(json_schema=named):
+            return _schema(named.schema, "response_format.json_schema.schema")
+
+
+def _schema(schema: Mapping[str, Any] | None, where: str) -> str:
+    """A JSON schema as JSON text; no schema allows any object."""
+    try:
+        content = msgspec.json.encode(schema or {})
+    except (RecursionError, msgspec.MsgspecError) as error:
+        raise invalid(f"'{where}' cannot be used: {error}.", param=where) from None
+    if len(content) > MAX_STRUCTURE_BYTES:
+        raise invalid(f"'{where}' has more than {MAX_STRUCTURE_BYTES} bytes.", param=where)
+    return content.decode()

@@ -1,0 +1,165 @@
+"""What browsers may do here: foreign hosts and origins are refused, allowed ones get CORS on every answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from moe2.common.error_codes import ErrorCode
+from moe2.common.hosts import Authority, Origin, is_ip_address, is_loopback
+from moe2.coordinator.http.errors import refused
+from moe2.coordinator.http.settings import ApiSection
+
+MAX_SHOWN_CHARACTERS = 100
+PREFLIGHT_VALID_S = 600
+EXPOSED_HEADERS = "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-overhead-ms, x-request-id, x-should-retry"
+
+
+@dataclass(frozen=True)
+class Sites:
+    """hosts: names that the listener answers to, beside IP addresses and localhost. any_host: all of them.
+
+    origins: sites whose pages may use the API, beside the listener's own page.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[Origin] = frozenset()
+    any_host: bool = False
+
+    def check_host(self, host: str | None) -> None:
+        """Raises `ApiError` (403) for a name that is not this listener's. None: HTTP/1.0, which no browser speaks."""
+        if host is None or self.any_host:
+            return
+        authority = Authority.parse(host)
+        if authority and (
+            authority.host == "localhost" or is_ip_address(authority.host) or authority.host in self.hosts
+        ):
+            return
+        text = f"This coordinator does not answer to the name {_shown(host)}; if it has that name, add it to api.hosts."
+        raise refused(ErrorCode.UNKNOWN_HOST, text)
+
+    def check_origin(self, origin: str, host: str | None) -> bool:
+        """True for a configured site, False for the listener's own page; raises `ApiError` (403) for all others."""
+        site = Origin.parse(origin)
+        if site in self.origins:
+            return True
+        authority = Authority.parse(host or "")
+        if site and authority and site.is_at(authority):
+            return False
+        text = f"Pages of {_shown(origin)} may not use this coordinator; if they should, add it to api.origins."
+        raise refused(ErrorCode.CROSS_SITE, text)
+
+
+def sites_of(
+    *,
+    hosts: Collection[str],
+    origins: Collection[str],
+    listens_at: str,
+    own_names: Collection[str],
+    is_loopback: bool,
+    needs_keys: bool,
+) -> Sites:
+    """What is allowed by the settings of a listener.
+
+    Where it can be reached from other machines, keys are required and no names are configured, every name is: a page
+    that rebinds one has no key. On loopback a foreign name is never right by itself.
+    """
+    known = {name.lower() for name in (*hosts, listens_at, *own_names)}
+    return Sites(
+        hosts=frozenset(known),
+        origins=frozenset(site for site in map(Origin.parse, origins) if site),
+        any_host=needs_keys and not hosts and not is_loopback,
+    )
+
+
+def allowing(origin: str) -> dict[str, str]:
+    """The headers that let a page of `origin` read an answer, https://fetch.spec.whatwg.org/#http-cors-protocol."""
+    return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
+
+
+def preflight_answer(wanted_headers: str | None, *, wants_private_network: bool) -> dict[str, str]:
+    """The headers that let a page of an allowed origin send its request.
+
+    All headers that it wants are allowed: what a request may do rests on its key, and no cookies are used.
+    """
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Max-Age": str(PREFLIGHT_VALID_S),
+        "Vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+    }
+    if wanted_headers:
+        headers["Access-Control-Allow-Headers"] = wanted_headers
+    if wants_private_network:
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return headers
+
+
+def _shown(text: str) -> str:
+    """Short, and without control characters: it comes from a stranger."""
+    return ascii(text[:MAX_SHOWN_CHARACTERS])
+
+
+_ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
+
+
+class Browsers:
+    """Checks Host and Origin of every request. `settings` may be replaced while running."""
+
+    def __init__(self, settings: ApiSection) -> None:
+        self._sites = _sites(settings)
+
+    def use(self, settings: ApiSection) -> None:
+        """Go on with other settings."""
+        self._sites = _sites(settings)
+
+    def add_to(self, app: web.Application) -> None:
+        """Send the headers that let an allowed page read an answer with every answer, errors and streams included."""
+        app.on_response_prepare.append(self._add_headers)
+
+    @property
+    def middleware(self) -> Middleware:
+        @web.middleware
+        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+            host, origin = request.headers.get("Host"), request.headers.get("Origin")
+            self._sites.check_host(host)
+            if origin is not None and self._sites.check_origin(origin, host):
+                request[_ALLOWED_ORIGIN] = origin
+                if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+                    return _preflight(request)
+            return await handler(request)
+
+        return check
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._sites.origins and "Vary" not in response.headers:
+            # Also without an Origin: a cache must not give that answer to a page.
+            response.headers["Vary"] = "Origin"
+        if origin := request.get(_ALLOWED_ORIGIN):
+            response.headers.update(allowing(origin))
+
+
+def _preflight(request: web.Request) -> web.Response:
+    """What a browser asks before it sends a page's request; it has no key with it."""
+    headers = preflight_answer(
+        request.headers.get("Access-Control-Request-Headers"),
+        wants_private_network="Access-Control-Request-Private-Network" in request.headers,
+    )
+    return web.Response(status=204, headers=headers)
+
+
+def _sites(settings: ApiSection) -> Sites:
+    name = socket.gethostname().lower()
+    short = name.partition(".")[0]
+    return sites_of(
+        hosts=settings.hosts,
+        origins=settings.origins,
+        listens_at=settings.host,
+        # As other machines of the local network find this one, RFC 6762 section 3.
+        own_names=(name, short, f"{short}.local"),
+        is_loopback=is_loopback(settings.host),
+        needs_keys=settings.keys == "required",
+    )

@@ -1,0 +1,121 @@
+"""`GET /v1/moe2/events`: the fleet and its requests, live, as server-sent events.
+
+`hello` comes once: what this coordinator can do, the recent requests and the energy history. Then `tick`: each has
+those of the keys `fleet` (the status), `running`, `power`, `bin` and `requests` (new ended ones) that there is news of.
+The feed looks at what is there a few times a second, so that a busy fleet costs its requests nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.fleet.table import FleetPower
+from moe2.coordinator.http.auth import STILL_WELCOME
+from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.http.paths import EVENTS_PATH, PLAN_PATH
+from moe2.coordinator.observing.history import RecentPast, running
+from moe2.coordinator.serving.life import Lifecycle
+
+LOOK_EVERY_S = 0.25
+LOOKS_PER_STATUS = 4
+MOST_VIEWERS = 32
+MOST_REQUESTS_PER_TICK = 50
+MOST_RUNNING = 50
+# A viewer that takes no bytes for this long is gone, or will be better served by connecting again.
+STUCK_S = 30.0
+
+
+class EventsRoute:
+    """status: the fleet now. power: what its hosts draw. lives: the requests in progress, oldest first."""
+
+    def __init__(
+        self,
+        past: RecentPast,
+        *,
+        status: Callable[[], CoordinatorStatus],
+        power: Callable[[], FleetPower],
+        lives: Callable[[], tuple[Lifecycle, ...]],
+    ) -> None:
+        self._past = past
+        self._status = status
+        self._power = power
+        self._lives = lives
+        self._n_viewers = 0
+        self._closing = asyncio.Event()
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_get(EVENTS_PATH, self._serve)
+        app.on_shutdown.append(self._close)
+
+    async def _close(self, _: web.Application) -> None:
+        self._closing.set()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if self._n_viewers >= MOST_VIEWERS:
+            raise ApiError(503, f"All {MOST_VIEWERS} live feeds are in use.", kind="server_error", retry_after_s=10)
+        self._n_viewers += 1
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+            await response.prepare(request)
+            with suppress(TimeoutError):
+                await self._feed(
+                    response,
+                    can_plan=_has_route(request.app, PLAN_PATH),
+                    welcome=request.get(STILL_WELCOME, lambda: True),
+                )
+            return response
+        finally:
+            self._n_viewers -= 1
+
+    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, welcome: Callable[[], bool]) -> None:
+        seq = self._past.requests.last_seq
+        await _write(response, "hello", self._hello(can_plan=can_plan))
+        looks = 0
+        # A key that is revoked or expires takes the feed along.
+        while not self._closing.is_set() and welcome():
+            tick: dict[str, Any] = {}
+            if looks % LOOKS_PER_STATUS == 0:
+                tick |= self._present()
+            if ended := self._past.requests.since(seq, most=MOST_REQUESTS_PER_TICK):
+                tick |= {"requests": ended, "n_skipped": ended[0].seq - seq - 1}
+                seq = ended[-1].seq
+            if tick:
+                await _write(response, "tick", tick)
+            looks += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), LOOK_EVERY_S)
+
+    def _hello(self, *, can_plan: bool) -> dict[str, Any]:
+        energy = self._past.energy
+        return {
+            "features": {"plan": can_plan},
+            "requests": self._past.requests.since(0),
+            "energy": {"bin_s": energy.bin_s, "bins": energy.bins()},
+        }
+
+    def _present(self) -> dict[str, Any]:
+        now_s = monotonic()
+        return {
+            "fleet": self._status(),
+            "power": self._power(),
+            "running": running(self._lives(), now_s, most=MOST_RUNNING),
+            "bin": self._past.energy.latest(),
+        }
+
+
+async def _write(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+    """Raises TimeoutError if the viewer does not read."""
+    async with asyncio.timeout(STUCK_S):
+        await response.write(b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n")
+
+
+def _has_route(app: web.Application, path: str) -> bool:
+    return any(resource.canonical == path for resource in app.router.resources())

@@ -1,0 +1,271 @@
+"""The API as an OpenAPI 3.1 document.
+
+Built from what the API itself uses: the structs that bodies are parsed into, the budgets' model, the structs that
+responses are made of. A test holds its paths to the registered routes, and schemathesis the answers of a live
+coordinator to all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from moe2.common import __version__
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
+from moe2.coordinator.http.books import FeedbackAnswer
+from moe2.coordinator.http.paths import OPENAPI_PATH
+from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.ledger.report import By, SumRow
+from moe2.coordinator.serving.receipt import Receipt
+
+Schema = dict[str, Any]
+_JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
+
+_STRING: Schema = {"type": "string"}
+_INTEGER: Schema = {"type": "integer"}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(required: Schema, optional: Schema | None = None) -> Schema:
+    return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
+
+
+_ERROR = _object(
+    {
+        "error": _object(
+            {"message": _STRING, "type": _STRING, "param": _or_null(_STRING), "code": _or_null(_STRING)},
+            {"offers": {"type": "object", "description": "What would be feasible, where budgets are at fault."}},
+        )
+    },
+    {"moe2": _ref("Receipt")},
+)
+_USAGE = _object(
+    {
+        "prompt_tokens": _INTEGER,
+        "completion_tokens": _INTEGER,
+        "total_tokens": _INTEGER,
+        "prompt_tokens_details": _object({"cached_tokens": _INTEGER}),
+    }
+)
+_MESSAGE = _object(
+    {"role": {"const": "assistant"}, "content": _or_null(_STRING), "refusal": {"type": "null"}},
+    {"tool_calls": {"type": "array", "items": {"type": "object"}}},
+)
+
+
+def _answer(kind: str, choice: Schema) -> Schema:
+    shared = {"index": _INTEGER, "finish_reason": _STRING, "logprobs": _or_null({"type": "object"})}
+    return _object(
+        {
+            "id": _STRING,
+            "object": {"const": kind},
+            "created": _INTEGER,
+            "model": _STRING,
+            "choices": {"type": "array", "items": _object({**shared, **choice})},
+            "usage": _or_null(_USAGE),
+            "moe2": _ref("Receipt"),
+        }
+    )
+
+
+_MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _STRING})
+_HEALTH = _object({"status": _STRING}, {"reason": _STRING})
+_SCHEMAS: dict[str, Schema] = {
+    "Error": _ERROR,
+    "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
+    "TextAnswer": _answer("text_completion", {"text": _STRING}),
+    "Model": _MODEL,
+    "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
+    "Health": _HEALTH,
+    "Ledger": _object(
+        {
+            "by": _STRING,
+            "since_unix_s": {"type": "number"},
+            "sums": {"type": "array", "items": _ref("SumRow")},
+            "today": {"type": "array", "items": {"type": "object"}},
+        }
+    ),
+}
+_PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
+
+_SHUT = (401, 403, 429)
+"""What the check of a key, or of where a browser's request comes from, may answer."""
+_BODY = (400, 408, 413, 415, 417)
+"""What a body may be refused with."""
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """answers: by content type; a schema, or None for what is no JSON. errors: in OpenAI's shape."""
+
+    method: str
+    path: str
+    summary: str
+    answers: dict[str, Schema | None]
+    errors: tuple[int, ...] = ()
+    body: Schema | None = None
+    parameters: tuple[str, ...] = ()
+    query: Schema = field(default_factory=dict)
+    not_ready: Schema | None = None
+    """Of a 503 in a shape of its own."""
+
+
+_INFERENCE = (404, 422, 500, 502, 503, 504)
+_OPERATIONS = (
+    _Operation(
+        "post",
+        "/v1/chat/completions",
+        "Answer a conversation.",
+        {_JSON: _ref("ChatAnswer"), _EVENTS: None},
+        (*_BODY, *_INFERENCE),
+        _ref("ChatRequest"),
+    ),
+    _Operation(
+        "post",
+        "/v1/completions",
+        "Continue a text.",
+        {_JSON: _ref("TextAnswer"), _EVENTS: None},
+        (*_BODY, *_INFERENCE),
+        _ref("TextRequest"),
+    ),
+    _Operation("get", "/v1/models", "What can be asked for.", {_JSON: _ref("Models")}),
+    _Operation("get", "/v1/models/{model}", "One of them.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
+    _Operation(
+        "post",
+        "/v1/moe2/plan",
+        "What would be decided for a request, and what other budgets would buy. Runs nothing.",
+        {_JSON: _ref("PlanAnswer")},
+        _BODY,
+        _PLAN_BODY,
+    ),
+    _Operation(
+        "post",
+        "/v1/moe2/feedback",
+        "Score an answer, once.",
+        {_JSON: _ref("FeedbackAnswer")},
+        (*_BODY, 404, 409, 500),
+        _ref("FeedbackRequest"),
+    ),
+    _Operation("get", "/v1/moe2/fleet", "The fleet now.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation(
+        "get",
+        "/v1/moe2/ledger",
+        "What requests have cost, and how each key stands today.",
+        {_JSON: _ref("Ledger")},
+        (400, 503),
+        query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
+    ),
+    _Operation("get", "/v1/moe2/events", "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
+    _Operation("get", "/healthz", "Does the process live?", {_JSON: _ref("Health")}),
+    _Operation("get", "/readyz", "Would a request find an expert?", {_JSON: _ref("Health")}, not_ready=_ref("Health")),
+    _Operation("get", "/metrics", "For Prometheus.", {_TEXT: None, "application/openmetrics-text": None}),
+    _Operation("get", OPENAPI_PATH, "This document.", {_JSON: {"type": "object"}}),
+    _Operation("get", "/", "The web page.", {"text/html": None}),
+    _Operation(
+        "get",
+        "/page/{name}",
+        "Its parts.",
+        {"text/html": None, "text/css": None, "text/javascript": None, "image/svg+xml": None},
+        (404,),
+        parameters=("name",),
+    ),
+)
+
+
+def document(open_paths: Collection[str]) -> dict[str, Any]:
+    """The whole document. open_paths: those that ask for no key."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in _OPERATIONS:
+        is_open = operation.path in open_paths
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation, is_open=is_open)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "moe2",
+            "version": __version__,
+            "description": "A fleet of small language models as one OpenAI-compatible service, within measured energy "
+            "and latency budgets. Parameters that moe2 does not implement are refused with a 400 that names them.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _components(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "headers": {
+                "RetryAfter": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+            },
+        },
+    }
+
+
+def _components() -> dict[str, Schema]:
+    bodies = (ChatRequest, TextRequest, FeedbackRequest)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
+    _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for body in bodies:
+        properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]
+        for name in properties.keys() - set(required):
+            properties[name] = _nullable(properties[name])
+    return {**found, **_SCHEMAS, **_wish()}
+
+
+def _nullable(schema: Schema) -> Schema:
+    """Null is "not set" to OpenAI's clients and servers, and so it is here, but for what is required."""
+    takes_null = None in schema.get("enum", ()) or {"type": "null"} in schema.get("anyOf", ())
+    return schema if takes_null else _or_null(schema)
+
+
+def _wish() -> dict[str, Schema]:
+    """The `moe2` object and what it refers to, by name."""
+    schema = Wish.model_json_schema(ref_template="#/components/schemas/{model}")
+    others: dict[str, Schema] = schema.pop("$defs", {})
+    return {**others, "Wish": schema}
+
+
+def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
+    responses: dict[str, Any] = {
+        "200": {
+            "description": operation.summary,
+            "content": {
+                kind: {} if schema is None else {"schema": schema} for kind, schema in operation.answers.items()
+            },
+        }
+    }
+    for status in sorted({*operation.errors, *(() if is_open else _SHUT)}):
+        responses[str(status)] = _error(status)
+    if operation.not_ready:
+        responses["503"] = {"description": "Not now.", "content": {_JSON: {"schema": operation.not_ready}}}
+    described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    # Without keys configured, none is asked for.
+    described["security"] = [] if is_open else [{"key": []}, {}]
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": {_JSON: {"schema": operation.body}}}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in operation.parameters
+    ] + [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
+    if parameters:
+        described["parameters"] = parameters
+    return described
+
+
+def _error(status: int) -> dict[str, Any]:
+    error: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {_JSON: {"schema": _ref("Error")}},
+    }
+    if status in (429, 503):
+        error["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+    return error

@@ -1,0 +1,77 @@
+"""`POST /v1/moe2/plan`: what would be decided for a request, and what other budgets would buy. Runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from moe2.common.link.messages import ChatPrompt
+from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
+from moe2.coordinator.choosing.request import Demand, SelectionRequest, estimate_prompt_tokens
+from moe2.coordinator.choosing.result import NoExpert
+from moe2.coordinator.http.auth import BODY, PRINCIPAL
+from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.keys.keys import ANYBODY, Principal
+from moe2.coordinator.serving.request import uses_tools
+from moe2.coordinator.serving.service import Service
+
+
+class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """chosen: the expert that would answer, of a panel the one with the most weight; None with a refusal that says why,
+    which may be the key's daily limit, and offers where budgets are the reason. prompt_tokens: as estimated for the
+    predictions.
+    """
+
+    chosen: str | None
+    prompt_tokens: int
+    answer_tokens: int
+    decision: Decision | None
+    refusal: str | None
+    offers: dict[str, Any] | None
+    frontier: tuple[FrontierRow, ...]
+
+
+class PlanRoutes:
+    """Takes the body of a chat or a text completion."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_post(PLAN_PATH, self._plan)
+
+    async def _plan(self, http: web.Request) -> web.Response:
+        body = http[BODY]
+        parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
+        call = parse(body, http.headers)
+        answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
+        """The plan for a parsed request of `principal`."""
+        demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens)
+        request = SelectionRequest(
+            model=call.model,
+            demand=demand,
+            text=call.prompt_texts()[-1],
+            wish=call.wish,
+            budgets=principal.budgets,
+            needs_chat_template=isinstance(call.prompt, ChatPrompt),
+            needs_tools=uses_tools(call.prompt),
+            modes=call.modes,
+            choice_tokens=call.ballot.tokens if call.ballot else None,
+        )
+        decided = self._service.choose(request, principal)
+        frontier = frontier_rows(self._service.frontier(decided))
+        return PlanAnswer(
+            chosen=None if isinstance(decided, NoExpert) else decided.first.expert.key,
+            prompt_tokens=demand.prompt_tokens,
+            answer_tokens=demand.answer_tokens,
+            decision=refusal_of(decided) if isinstance(decided, NoExpert) else decision_of(decided),
+            refusal=decided.message if isinstance(decided, NoExpert) else None,
+            offers=offers_of(decided) if isinstance(decided, NoExpert) else None,
+            frontier=frontier,
+        )

@@ -1,0 +1,132 @@
+"""PURE: finds the tool calls in a model's text, as it streams in.
+
+Two forms are understood: `<tool_call>{"name": …, "arguments": …}</tool_call>`, any number of them after some text (what
+Hermes and Qwen models write), and an answer that as a whole is such an object or a list of them ("parameters" in the
+place of "arguments" included, as Llama models write it). What only looks like a call (no valid JSON, no tool of that
+name) stays text: nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from moe2.common.link.messages import ToolCall
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_ARGUMENTS = ("arguments", "parameters")
+
+
+class CallReader:
+    """One answer. names: the tools that it may call; ids: what the calls' ids begin with."""
+
+    def __init__(self, names: Collection[str], *, ids: str) -> None:
+        self._names = names
+        self._ids = ids
+        self._held = ""
+        self._begun = False
+        self.n_calls = 0
+
+    def feed(self, text: str) -> list[str | ToolCall]:
+        """Take in more of the answer; returns text and calls that are final now, in their order."""
+        self._held += text
+        found: list[str | ToolCall] = []
+        while True:
+            opened = self._held.find(_OPEN)
+            if opened < 0:
+                break
+            closed = self._held.find(_CLOSE, opened)
+            if closed < 0:
+                break
+            end = closed + len(_CLOSE)
+            calls = self._calls(self._held[opened + len(_OPEN) : closed])
+            if calls:
+                _say_before(found, self._held[:opened])
+                found += calls
+            else:
+                self._say(found, self._held[:end])
+            self._held = self._held[end:]
+            self._begun = True
+        safe = self._undecided_from()
+        if safe:
+            self._say(found, self._held[:safe])
+            self._held = self._held[safe:]
+        return found
+
+    def finish(self) -> list[str | ToolCall]:
+        """The end of the answer: what is still held, as calls or as text."""
+        held, self._held = self._held, ""
+        found: list[str | ToolCall] = []
+        if not self._begun and (calls := self._calls(held)):
+            return [*calls]
+        before, opened, call = held.partition(_OPEN)
+        # The end of the answer may have been the end of the call.
+        if opened and (calls := self._calls(call)):
+            _say_before(found, before)
+            return [*found, *calls]
+        self._say(found, held)
+        return found
+
+    def _say(self, found: list[str | ToolCall], text: str) -> None:
+        """Text, of which mere white space after a call is none."""
+        if text and (text.strip() or not self.n_calls):
+            found.append(text)
+
+    def _undecided_from(self) -> int:
+        """Where the held text begins that may still become, or belong to, a call."""
+        held = self._held
+        if not self._begun:
+            first = held.lstrip()[:1]
+            if not first or first in "{[":
+                return 0
+            self._begun = True
+        opened = held.find(_OPEN)
+        if opened >= 0:
+            return len(held[:opened].rstrip())
+        for length in range(min(len(_OPEN) - 1, len(held)), 0, -1):
+            if held.endswith(_OPEN[:length]):
+                return len(held[:-length].rstrip())
+        return len(held.rstrip())
+
+    def _calls(self, text: str) -> list[ToolCall]:
+        """The calls that a JSON text is; empty where it is anything else."""
+        try:
+            content = msgspec.json.decode(text.strip())
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return []
+        entries = content if isinstance(content, list) else [content]
+        read = [self._call(entry) for entry in entries]
+        calls = [call for call in read if call is not None]
+        if len(calls) < len(read):
+            return []
+        first, self.n_calls = self.n_calls, self.n_calls + len(calls)
+        return [
+            ToolCall(id=f"call_{self._ids}_{first + place}", name=name, arguments=arguments)
+            for place, (name, arguments) in enumerate(calls)
+        ]
+
+    def _call(self, entry: Any) -> tuple[str, str] | None:
+        """(name, arguments as JSON text)."""
+        if not isinstance(entry, dict):
+            return None
+        name = entry.get("name")
+        if not isinstance(name, str) or name not in self._names:
+            return None
+        arguments: Any = next((entry[key] for key in _ARGUMENTS if key in entry), {})
+        if isinstance(arguments, str):
+            # Some models write the arguments as JSON text, as OpenAI's own shape has them.
+            try:
+                arguments = msgspec.json.decode(arguments)
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                return None
+        if not isinstance(arguments, dict):
+            return None
+        return name, msgspec.json.encode(arguments).decode()
+
+
+def _say_before(found: list[str | ToolCall], text: str) -> None:
+    """Text before a call, without the white space that sets it off."""
+    if text := text.rstrip():
+        found.append(text)

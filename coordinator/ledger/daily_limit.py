@@ -1,0 +1,141 @@
+"""Whether a key's daily limits leave room for what was chosen, and what is chosen where they leave little. PURE.
+
+A request is planned as if there were no daily limit; only where its p95 does not fit what is left, it is planned again
+with what is left as its energy budget, held at p95. So a key near its limit gets a cheaper expert before it is refused,
+and the coarse plans of all other requests are still found in the planner's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
+from moe2.coordinator.choosing.result import Member, NoExpert, Selection
+from moe2.coordinator.keys.keys import Principal
+from moe2.coordinator.ledger.accounts import Left, Statement, day_after
+from moe2.coordinator.planning.problem import Quantile
+
+SOON_S = 5
+"""When to ask again where the requests in progress may give something back."""
+
+Select = Callable[[SelectionRequest], Selection | NoExpert]
+
+
+def is_limited(principal: Principal) -> bool:
+    """True if there is anything to keep."""
+    return principal.daily.energy_j is not None or principal.daily.tokens is not None
+
+
+def admit(
+    asked: SelectionRequest,
+    select: Select,
+    principal: Principal,
+    left: Left,
+    statement: Statement,
+    *,
+    burnt_j: float,
+    now: datetime,
+) -> Selection | NoExpert:
+    """The choice within a key's daily limits, or why there is none.
+
+    left: without this request's own reservation. burnt_j: what its former attempts may have taken of that.
+    """
+    needed = tokens_of(asked.demand)
+    if left.tokens is not None and needed > left.tokens:
+        return _no_tokens(principal, statement, needed, now)
+    chosen = select(asked)
+    if left.energy_j is None or isinstance(chosen, NoExpert):
+        return chosen
+    left_j = max(0.0, left.energy_j - burnt_j)
+    if fits(chosen, left_j):
+        return chosen
+    cheaper = select(_within(asked, chosen, left_j))
+    if isinstance(cheaper, Selection):
+        if fits(cheaper, left_j):
+            return cheaper
+        return _no_energy(principal, statement, p95_of(cheaper), now)
+    if cheaper.code != ErrorCode.INFEASIBLE or cheaper.plan is None:
+        return cheaper
+    if cheaper.plan.cheapest is None:
+        return NoExpert(
+            ErrorCode.INFEASIBLE,
+            f"The key {principal.name!r} has a daily energy limit, and no expert that could answer has had its energy "
+            "measured: what was not measured cannot be promised. `moe2-agent bench` measures it.",
+            cheaper.plan,
+            cheaper.outlook,
+        )
+    refusal = _no_energy(principal, statement, cheaper.plan.cheapest.energy_j, now)
+    return replace(refusal, plan=cheaper.plan, outlook=cheaper.outlook)
+
+
+def tokens_of(demand: Demand) -> int:
+    """Prompt and longest planned answer."""
+    return demand.prompt_tokens + demand.answer_tokens
+
+
+def fits(chosen: Selection, left_j: float) -> bool:
+    """True if the choice is predicted to keep what is left; an unknown cost keeps no limit."""
+    needed_j = p95_of(chosen)
+    return needed_j is not None and needed_j <= left_j
+
+
+def p95_of(chosen: Selection) -> float | None:
+    """Predicted joules of the whole panel: the sum of its members' p95. None if one was never measured."""
+    parts = [_p95(member) for member in chosen.members]
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def _p95(member: Member) -> float | None:
+    predicted = member.prediction.energy_j
+    return None if predicted is None else predicted.p95
+
+
+def _within(asked: SelectionRequest, chosen: Selection, left_j: float) -> SelectionRequest:
+    """The same request with what is left as its limit, where its own is not tighter."""
+    own_j = chosen.budgets.energy_budget_j
+    most_j = left_j if own_j is None else min(own_j, left_j)
+    # The limits in force are those after the former attempts; the planner takes these off once more.
+    wish = asked.wish.model_copy(update={"energy_budget_j": most_j + asked.spent_j, "quantile": Quantile.P95})
+    return replace(asked, wish=wish)
+
+
+def _no_energy(principal: Principal, statement: Statement, needed_j: float | None, now: datetime) -> NoExpert:
+    limit_j = statement.limits.energy_j or 0.0
+    spent = statement.spent
+    unsure = f" ({spent.n_unmeasured} requests could not be measured)" if spent.n_unmeasured else ""
+    needs = "an unknown amount" if needed_j is None else f"{needed_j:.4g} J (p95)"
+    facts = (
+        f"The daily energy limit of key {principal.name!r} leaves no room for this request: limit {limit_j:.4g} J, "
+        f"spent {spent.energy_j:.4g} J{unsure}, reserved by running requests {statement.reserved_j:.4g} J; the "
+        f"cheapest way to answer needs {needs}."
+    )
+    too_much = needed_j is not None and needed_j > limit_j
+    soon = needed_j is not None and spent.energy_j + needed_j <= limit_j
+    return _refusal(facts, statement, now, never=too_much, soon=soon)
+
+
+def _no_tokens(principal: Principal, statement: Statement, needed: int, now: datetime) -> NoExpert:
+    limit, spent = statement.limits.tokens or 0, statement.spent
+    facts = (
+        f"The daily token limit of key {principal.name!r} leaves no room for this request: limit {limit}, spent "
+        f"{spent.tokens}, reserved by running requests {statement.reserved_tokens}; prompt and longest answer need "
+        f"{needed}. A smaller max_tokens needs less."
+    )
+    return _refusal(facts, statement, now, never=needed > limit, soon=spent.tokens + needed <= limit)
+
+
+def _refusal(facts: str, statement: Statement, now: datetime, *, never: bool, soon: bool) -> NoExpert:
+    if never:
+        return NoExpert(ErrorCode.INFEASIBLE, f"{facts} That is more than a whole day's limit.")
+    midnight = day_after(statement.day)
+    if soon:
+        return NoExpert(
+            ErrorCode.BUDGET_EXHAUSTED, f"{facts} It may fit when running requests have ended.", retry_after_s=SOON_S
+        )
+    until_s = max(1, round((midnight - now).total_seconds()))
+    return NoExpert(
+        ErrorCode.BUDGET_EXHAUSTED, f"{facts} The day ends at {midnight:%Y-%m-%dT%H:%M:%SZ}.", retry_after_s=until_s
+    )

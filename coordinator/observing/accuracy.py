@@ -1,0 +1,258 @@
+"""How good the predictions were: what was predicted at the choice of an expert against what was measured. PURE.
+
+Looked back on are the last requests that were answered. Each is compared twice:
+
+- `planned`: the prediction as the choice was made with it. Where the client set no limit, it was made for an assumed
+  length of the answer; where the model ended by itself, for a longer one than came.
+- `decoded`: the same prediction (the same expert's report, the same requests in flight, the same queue, the same
+  estimate of the prompt) for the number of tokens that were really decoded. The length of an answer cannot be known
+  beforehand, so this, and not the former, shows what the cost models are worth.
+
+Seconds are the coordinator's: from the submission to the expert that answered, to the first token and to the end.
+Joules are those of that expert's work. Requests whose joules are unknown, a lower bound, or of too few samples for a
+single request are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from moe2.common.cost import Quantiles
+from moe2.common.energy import Energy, Quality, worst_quality
+from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.choosing.forecast import Prediction, Roster
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving.attempt import Purpose
+from moe2.coordinator.serving.effects import Completed
+from moe2.coordinator.serving.life import Lifecycle
+
+WINDOW = 500
+"""Answered requests that are looked back on."""
+_COMPARABLE = (Quality.MEASURED_COUNTER, Quality.MEASURED_INTEGRATED, Quality.SIMULATED)
+_FEWEST_SAMPLES = 3
+"""Of power within one request; with fewer, its joules are the sampling's as much as its own."""
+_ENOUGH_TO_WARN = 50
+_LEAST_COVERAGE_PCT = 85.0
+"""Fifty predictions of 95 % coverage are below this about once in 250 times (binomial)."""
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Predictions against measurements.
+
+    n: requests with both. median_abs_error_pct: median of |p50 - measured| / measured. p50_coverage_pct,
+    p95_coverage_pct: share of the requests that stayed within the predicted quantile, 50 and 95 if the quantiles are
+    right. None where n is 0.
+    """
+
+    n: int
+    median_abs_error_pct: float | None
+    p50_coverage_pct: float | None
+    p95_coverage_pct: float | None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantity, for requests with both figures.
+
+    n_unpredicted: the expert had not been measured at the choice. n_unmeasured: the request was not.
+    """
+
+    planned: Agreement
+    decoded: Agreement
+    n_unpredicted: int
+    n_unmeasured: int
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """One expert's, or all experts' together (expert and agent None).
+
+    energy_quality: the worst of the measurements that `energy_j` was compared with; None without any.
+    """
+
+    expert: str | None
+    agent: str | None
+    n_requests: int
+    ttft_s: Comparison
+    total_s: Comparison
+    energy_j: Comparison
+    energy_quality: Quality | None
+
+
+class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `moe2-coordinator status --calibration` shows. window: the most requests that are looked back on."""
+
+    window: int
+    overall: Calibration
+    experts: tuple[Calibration, ...]
+    warnings: tuple[HealthWarning, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One answered request. `expert` as it was at the choice, its report included."""
+
+    expert: Expert
+    prediction: Prediction
+    decoded_tokens: int
+    ttft_s: float | None
+    total_s: float
+    energy: Energy
+
+    @property
+    def busy(self) -> int:
+        """Requests that were on the expert already."""
+        shape = self.prediction.shape
+        if shape.queued_ahead is None:
+            return int(shape.occupancy) - 1
+        return shape.queued_ahead + self.expert.report.slots
+
+
+class CalibrationWindow:
+    """Remembers the last answered requests; `report` compares them."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._records: deque[_Record] = deque(maxlen=window)
+        self._window = window
+
+    def request_retired(self, life: Lifecycle) -> None:
+        """Everything that the request spent is known. One that was not answered says nothing about predictions."""
+        if not isinstance(life.outcome, Completed) or life.concluded_s is None:
+            return
+        attempt = life.leading
+        # A panel's seconds are not those of one of its members, and two authors in turn say nothing about either.
+        if attempt is None or attempt.purpose is not Purpose.ANSWER or len(life.authors) > 1:
+            return
+        if attempt.state is not AttemptState.ANSWERED or attempt.usage is None or not attempt.usage.decoded_tokens:
+            return
+        began_s = attempt.submitted_s
+        self._records.append(
+            _Record(
+                expert=attempt.expert,
+                prediction=attempt.prediction,
+                decoded_tokens=attempt.usage.decoded_tokens,
+                ttft_s=None if life.first_token_s is None else life.first_token_s - began_s,
+                total_s=life.concluded_s - began_s,
+                energy=attempt.usage.energy,
+            )
+        )
+
+    def report(self, last: int = WINDOW) -> CalibrationReport:
+        """The comparison of the last so many requests that are remembered; about 10 ms of computing for 500."""
+        records = tuple(self._records)[-last:]
+        compared = list(zip(records, _for_decoded(records), strict=True))
+        keys = sorted({record.expert.key for record, _ in compared})
+        experts = tuple(
+            _calibration([pair for pair in compared if pair[0].expert.key == key], of_one=True) for key in keys
+        )
+        return CalibrationReport(
+            window=self._window,
+            overall=_calibration(compared, of_one=False),
+            experts=experts,
+            warnings=tuple(_warnings(experts)),
+        )
+
+
+_Compared = tuple[_Record, Prediction]
+
+
+def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
+    """Each one's prediction, had the length of the answer been known."""
+    if not records:
+        return []
+    forecast = Roster([record.expert for record in records]).forecast(
+        np.array([record.prediction.shape.prompt_tokens for record in records]),
+        np.array([record.decoded_tokens for record in records]),
+        np.array([record.busy for record in records]),
+    )
+    return [
+        # One that was made for this length is kept: in a panel, it may hold more than the expert's own work.
+        record.prediction
+        if record.decoded_tokens == record.prediction.shape.decoded_tokens
+        else forecast.prediction(place)
+        for place, record in enumerate(records)
+    ]
+
+
+def _calibration(compared: Sequence[_Compared], *, of_one: bool) -> Calibration:
+    expert = compared[-1][0].expert if of_one else None
+    qualities = [record.energy.quality for record, _ in compared if _joules(record) is not None]
+    return Calibration(
+        expert=expert.key if expert else None,
+        agent=expert.agent_name if expert else None,
+        n_requests=len(compared),
+        ttft_s=_comparison(compared, lambda prediction: prediction.ttft_s, lambda record: record.ttft_s),
+        total_s=_comparison(compared, lambda prediction: prediction.total_s, lambda record: record.total_s),
+        energy_j=_comparison(compared, lambda prediction: prediction.energy_j, _joules),
+        energy_quality=worst_quality(qualities) if qualities else None,
+    )
+
+
+def _comparison(
+    compared: Sequence[_Compared],
+    predicted: Callable[[Prediction], Quantiles | None],
+    measured: Callable[[_Record], float | None],
+) -> Comparison:
+    planned: list[tuple[Quantiles, float]] = []
+    decoded: list[tuple[Quantiles, float]] = []
+    n_unpredicted = n_unmeasured = 0
+    for record, for_decoded in compared:
+        actual, before, after = measured(record), predicted(record.prediction), predicted(for_decoded)
+        if actual is None or actual <= 0:
+            n_unmeasured += 1
+        elif before is None or after is None:
+            n_unpredicted += 1
+        else:
+            planned.append((before, actual))
+            decoded.append((after, actual))
+    return Comparison(
+        planned=_agreement(planned),
+        decoded=_agreement(decoded),
+        n_unpredicted=n_unpredicted,
+        n_unmeasured=n_unmeasured,
+    )
+
+
+def _agreement(pairs: Sequence[tuple[Quantiles, float]]) -> Agreement:
+    if not pairs:
+        return Agreement(n=0, median_abs_error_pct=None, p50_coverage_pct=None, p95_coverage_pct=None)
+    return Agreement(
+        n=len(pairs),
+        median_abs_error_pct=100 * median(abs(quantiles.p50 - actual) / actual for quantiles, actual in pairs),
+        p50_coverage_pct=_share_pct(actual <= quantiles.p50 for quantiles, actual in pairs),
+        p95_coverage_pct=_share_pct(actual <= quantiles.p95 for quantiles, actual in pairs),
+    )
+
+
+def _share_pct(holds: Iterable[bool]) -> float:
+    found = list(holds)
+    return 100 * sum(found) / len(found)
+
+
+def _joules(record: _Record) -> float | None:
+    """Joules that a prediction can be compared with."""
+    energy = record.energy
+    if energy.quality not in _COMPARABLE or (energy.n_samples is not None and energy.n_samples < _FEWEST_SAMPLES):
+        return None
+    return energy.joules
+
+
+def _warnings(experts: Iterable[Calibration]) -> Iterable[HealthWarning]:
+    """A p95 that does not hold is a promise that budgets rely on, so it is said."""
+    for expert in experts:
+        for what, comparison in (("seconds", expert.total_s), ("joules", expert.energy_j)):
+            agreement = comparison.decoded
+            covered_pct = agreement.p95_coverage_pct
+            if covered_pct is not None and agreement.n >= _ENOUGH_TO_WARN and covered_pct < _LEAST_COVERAGE_PCT:
+                yield HealthWarning(
+                    code="predictions_too_low",
+                    severity=Severity.NOTICE,
+                    message=f"{expert.expert} on {expert.agent} took more {what} than its p95 in"
+                    f" {100 - covered_pct:.0f} % of {agreement.n} requests.",
+                    remedy="Find what else uses that host, or give budgets some room until its load is steady.",
+                )

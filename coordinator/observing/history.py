@@ -1,0 +1,166 @@
+"""The recent past, for the page and its live feed: ended requests with their receipts, and energy over time. PURE.
+
+Both are rings of fixed size: what is older is forgotten. Prompts and answers are never kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+import msgspec
+
+from moe2.coordinator.fleet.table import FleetPower
+from moe2.coordinator.serving.effects import said_of
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import Receipt
+
+KEPT_REQUESTS = 200
+BIN_S = 10.0
+KEPT_BINS = 360
+
+
+class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request that ended. `seq` counts all of them since the start, from 1.
+
+    asked_model: what the client wrote. outcome: "completed", "failed" or "cancelled". reason: finish reason or error
+    code. message: the error's text.
+    """
+
+    seq: int
+    ended_at_unix_s: float
+    asked_model: str
+    outcome: str
+    reason: str | None
+    message: str | None
+    receipt: Receipt
+
+
+class RunningRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request in progress. agents: those who were tried so far, the present one last."""
+
+    request_id: str
+    asked_model: str
+    age_s: float
+    agents: tuple[str, ...]
+    answering: bool
+
+
+class EnergyBin(msgspec.Struct, kw_only=True):
+    """What happened in one interval.
+
+    joules: energy of the requests that ended in it, by quality. tokens: what they decoded.
+    power_w: mean power of the hosts that know theirs; None if none did. n_hosts_unknown: connected hosts that it leaves
+    out, at most: where there are some, the fleet drew more.
+    """
+
+    start_unix_s: float
+    joules: dict[str, float] = {}
+    n_requests: int = 0
+    n_unmeasured: int = 0
+    tokens: int = 0
+    power_w: float | None = None
+    n_hosts_unknown: int = 0
+    simulated: bool = False
+
+
+class RecentRequests:
+    """The last `capacity` ended requests."""
+
+    def __init__(self, capacity: int) -> None:
+        self._ring: deque[EndedRequest] = deque(maxlen=capacity)
+        self.last_seq = 0
+
+    def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> EndedRequest:
+        self.last_seq += 1
+        outcome, reason, message = said_of(life.outcome)
+        ended = EndedRequest(
+            seq=self.last_seq,
+            ended_at_unix_s=ended_at_unix_s,
+            asked_model=life.request.model,
+            outcome=outcome,
+            reason=reason,
+            message=message,
+            receipt=receipt,
+        )
+        self._ring.append(ended)
+        return ended
+
+    def since(self, seq: int, *, most: int | None = None) -> tuple[EndedRequest, ...]:
+        """Those after number `seq`, oldest first; at most the newest `most` of them."""
+        n_new = min(self.last_seq - seq, len(self._ring))
+        if most is not None:
+            n_new = min(n_new, most)
+        return tuple(islice(self._ring, len(self._ring) - n_new, None)) if n_new > 0 else ()
+
+
+class EnergyHistory:
+    """Joules, tokens and power by interval of `bin_s`, the last `capacity` intervals. Empty intervals are left out."""
+
+    def __init__(self, *, bin_s: float, capacity: int) -> None:
+        self.bin_s = bin_s
+        self._bins: deque[EnergyBin] = deque(maxlen=capacity)
+        self._power_sum_w = 0.0
+        self._n_power = 0
+
+    def request_ended(self, receipt: Receipt, now_unix_s: float) -> None:
+        current = self._current(now_unix_s)
+        current.n_requests += 1
+        current.tokens += sum(line.decoded_tokens or 0 for line in receipt.experts)
+        joules = receipt.energy.joules
+        if joules is None:
+            current.n_unmeasured += 1
+        else:
+            quality = receipt.energy.quality.value
+            current.joules[quality] = current.joules.get(quality, 0.0) + joules
+
+    def power_sampled(self, power: FleetPower, now_unix_s: float) -> None:
+        current = self._current(now_unix_s)
+        current.n_hosts_unknown = max(current.n_hosts_unknown, power.n_unknown)
+        if power.power_w is None:
+            return
+        self._power_sum_w += power.power_w
+        self._n_power += 1
+        current.power_w = self._power_sum_w / self._n_power
+        current.simulated = current.simulated or power.simulated
+
+    def bins(self) -> tuple[EnergyBin, ...]:
+        """Oldest first; the last one is still being filled."""
+        return tuple(self._bins)
+
+    def latest(self) -> EnergyBin | None:
+        return self._bins[-1] if self._bins else None
+
+    def _current(self, now_unix_s: float) -> EnergyBin:
+        start_unix_s = now_unix_s - now_unix_s % self.bin_s
+        # The wall clock may be set back: what follows then still belongs to the newest interval.
+        if not self._bins or start_unix_s > self._bins[-1].start_unix_s:
+            self._bins.append(EnergyBin(start_unix_s=start_unix_s))
+            self._power_sum_w, self._n_power = 0.0, 0
+        return self._bins[-1]
+
+
+class RecentPast:
+    """Both rings, fed by the daemon."""
+
+    def __init__(self) -> None:
+        self.requests = RecentRequests(KEPT_REQUESTS)
+        self.energy = EnergyHistory(bin_s=BIN_S, capacity=KEPT_BINS)
+
+    def request_ended(self, life: Lifecycle, receipt: Receipt, now_unix_s: float) -> None:
+        self.requests.add(life, receipt, now_unix_s)
+        self.energy.request_ended(receipt, now_unix_s)
+
+
+def running(lives: tuple[Lifecycle, ...], now_s: float, *, most: int) -> tuple[RunningRequest, ...]:
+    """The oldest `most` requests in progress."""
+    return tuple(
+        RunningRequest(
+            request_id=life.request.request_id,
+            asked_model=life.request.model,
+            age_s=now_s - life.request.arrived_s,
+            agents=tuple(attempt.expert.agent_name for attempt in life.attempts),
+            answering=life.first_token_s is not None,
+        )
+        for life in lives[:most]
+    )

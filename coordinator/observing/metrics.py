@@ -1,0 +1,205 @@
+"""The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
+
+Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent have
+been checked (`moe2.coordinator.fleet.checks`): one NaN would spoil a counter for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import isfinite
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from moe2.common.error_codes import ErrorCode
+from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.choosing.explain import Predicted
+from moe2.coordinator.observing.fleet_metrics import FleetCollector
+from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.serving.receipt import ExpertLine, Receipt
+
+TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOTAL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
+OVERHEAD_S = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 1)
+REQUEST_J = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+GAP = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
+
+
+class CoordinatorMetrics:
+    """One registry, counted into by the event loop and read by scrapes on the same loop."""
+
+    def __init__(
+        self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
+    ) -> None:
+        # The time at which each counter began doubles the series, and no graph shows it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.fleet = FleetCollector(status, stale_s=stale_s)
+        registry.register(self.fleet)
+        for other in others:
+            registry.register(other)
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(name, documentation, labels, registry=registry)
+
+        def histogram(name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
+            return Histogram(name, documentation, registry=registry, buckets=bounds)
+
+        expert = ("agent", "agent_id", "model")
+        self._responses = counter("moe2_http_responses", "HTTP responses begun.", "route", "status")
+        self._requests = counter(
+            "moe2_requests", "Requests that ended; reason: finish reason or error code.", "outcome", "reason"
+        )
+        self._requests_unmeasured = counter("moe2_requests_unmeasured", "Requests whose energy is not known.")
+        self._attempts = counter("moe2_attempts", "Experts' work for requests that ended.", *expert, "outcome")
+        self._attempts_unmeasured = counter(
+            "moe2_attempts_unmeasured", "Attempts whose energy is not known.", *expert, "cause"
+        )
+        self._joules = counter(
+            "moe2_energy_joules",
+            "Energy of attempts with a known figure; cause: what became of the attempt, quality: how it was obtained.",
+            *expert,
+            "cause",
+            "quality",
+        )
+        self._energy_tokens = counter(
+            "moe2_energy_tokens",
+            "Tokens that moe2_energy_joules_total paid for: energy per token is their ratio.",
+            *expert,
+        )
+        self._decoded = counter("moe2_decoded_tokens", "Tokens that experts decoded.", *expert)
+        self._prompt = counter("moe2_prompt_tokens", "Prompt tokens of answered requests.")
+        self._cached = counter("moe2_prompt_cached_tokens", "Prompt tokens found in an expert's cache.")
+        self._ttft = histogram("moe2_request_ttft_seconds", "From a request's last byte to its first token.", TTFT_S)
+        self._total = histogram("moe2_request_duration_seconds", "From a request's last byte to its end.", TOTAL_S)
+        self._per_token = histogram(
+            "moe2_request_inter_token_seconds",
+            "Mean time between an answer's tokens, one observation per request.",
+            PER_TOKEN_S,
+        )
+        self._overhead = histogram(
+            "moe2_request_overhead_seconds", "From a request's last byte to its dispatch to an expert.", OVERHEAD_S
+        )
+        self._queued = histogram("moe2_request_queue_seconds", "Wait for a slot on the agent.", TTFT_S)
+        self._admission = histogram(
+            "moe2_request_admission_seconds", "Wait for an expert with room, of the requests that waited.", TTFT_S
+        )
+        self._request_j = histogram(
+            "moe2_request_energy_joules", "Energy of a request, all attempts; unmeasured ones left out.", REQUEST_J
+        )
+        self._calibration = histogram(
+            "moe2_prediction_duration_ratio", "Measured over predicted median duration of completed requests.", RATIO
+        )
+        self._plan_s = histogram(
+            "moe2_plan_duration_seconds",
+            "Time of the planner; that of a remembered plan counts again.",
+            OVERHEAD_S,
+        )
+        self._plan_gap = histogram(
+            "moe2_plan_gap", "How much more the best possible plan can be worth, as certified.", GAP
+        )
+        self._predictions = counter(
+            "moe2_predictions",
+            "Completed requests with a prediction, by whether what was measured kept the predicted p95.",
+            "quantity",
+            "kept",
+        )
+
+    def response_begun(self, route: str, status: int) -> None:
+        self._responses.labels(route, str(status)).inc()
+
+    def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
+        """Count one request, once, when everything it spent is known."""
+        name, reason = _outcome_labels(outcome)
+        self._requests.labels(name, reason).inc()
+        for line in receipt.experts:
+            self._attempt_ended(line)
+        joules = receipt.energy.joules
+        if joules is not None:
+            _observe(self._request_j, joules)
+        else:
+            self._requests_unmeasured.inc()
+        if receipt.tokens.prompt is not None:
+            self._prompt.inc(receipt.tokens.prompt)
+        if receipt.tokens.cached is not None:
+            self._cached.inc(receipt.tokens.cached)
+        if receipt.decision:
+            _observe(self._plan_s, receipt.decision.certificate.elapsed_s)
+            _observe(self._plan_gap, receipt.decision.certificate.gap)
+        self._observe_seconds(receipt, completed=name == "completed")
+
+    def _attempt_ended(self, line: ExpertLine) -> None:
+        agent_id, _, _ = line.expert.partition("/")
+        expert = (line.agent, agent_id, line.model)
+        self._attempts.labels(*expert, line.outcome).inc()
+        decoded = line.decoded_tokens or 0
+        if decoded:
+            self._decoded.labels(*expert).inc(decoded)
+        joules = line.energy.joules
+        if joules is not None:
+            self._joules.labels(*expert, line.outcome, line.energy.quality).inc(joules)
+            self._energy_tokens.labels(*expert).inc(decoded)
+        else:
+            self._attempts_unmeasured.labels(*expert, line.outcome).inc()
+
+    def _observe_seconds(self, receipt: Receipt, *, completed: bool) -> None:
+        seconds, decoded = receipt.seconds, receipt.tokens.decoded
+        _observe(self._overhead, seconds.overhead)
+        _observe(self._queued, seconds.queue)
+        if seconds.admission:
+            _observe(self._admission, seconds.admission)
+        _observe(self._ttft, seconds.ttft)
+        _observe(self._total, seconds.total)
+        if seconds.ttft is not None and seconds.total is not None and decoded is not None and decoded > 1:
+            _observe(self._per_token, (seconds.total - seconds.ttft) / (decoded - 1))
+        if completed and receipt.predicted:
+            self._compare(receipt.predicted, receipt)
+
+    def _compare(self, predicted: Predicted, receipt: Receipt) -> None:
+        """How good the predictions were that the choice was based on."""
+        for quantity, quantiles, measured in (
+            ("ttft_seconds", predicted.ttft_s, receipt.seconds.ttft),
+            ("duration_seconds", predicted.total_s, receipt.seconds.total),
+            ("energy_joules", predicted.energy_j, receipt.energy.joules),
+        ):
+            if quantiles is not None and measured is not None:
+                self._predictions.labels(quantity, "true" if measured <= quantiles.p95 else "false").inc()
+        total_s, median = receipt.seconds.total, predicted.total_s
+        if total_s is not None and median is not None and median.p50 > 0:
+            _observe(self._calibration, total_s / median.p50)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that the scraper's Accept header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
+    match outcome:
+        case Completed(reason=reason):
+            return "completed", reason
+        case Failed(code=code):
+            return "failed", ErrorCode.of(code)
+        case Cancelled():
+            return "cancelled", "client"
+        case None:
+            return "failed", "other"
+
+
+def _observe(histogram: Histogram, value: float | None) -> None:
+    """Add an observation, if there is one. The gap of a plan that has no bound has no place in a sum."""
+    if value is not None and isfinite(value):
+        histogram.observe(value)

@@ -1,0 +1,344 @@
+"""The default solver: best-first branch and bound on concave envelopes; exact, anytime, deterministic.
+
+1. A `ValueTable` that lists every feasible panel answers at once.
+2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is
+   bounded by its envelope's relaxation. Reduced costs fix experts that cannot (or must) be in a better panel.
+3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`,
+   `few`).
+4. Else it branches on a member of a *minimal infeasible subset* of its vertex: any feasible panel lacks one
+   of them.
+5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe2.coordinator.planning import bounds, greedy, lattice, listing
+from moe2.coordinator.planning.bounds import envelope
+from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.value_table import ValueTable
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
+
+_LISTED = {"coverage": 16, "best_of": 14}
+_LISTED_OF_OTHERS = 12
+"""Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
+_STEPS = {"coverage": 1e6, "best_of": 1e6}
+_STEPS_OF_OTHERS = 1e5
+"""Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
+_WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
+"""Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
+_SLOW_ROWS = 8
+"""Most experts whose slowness is told to the relaxation; the others are left to branching."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a search goes.
+
+    time_limit_s: for the whole plan with its certificate. gap_share: a certified gap that is small enough.
+    list_up_to: most free experts whose subsets are listed at once; None for what pays with the set value, 0 for no
+    listing at all.
+    """
+
+    time_limit_s: float | None = None
+    node_limit: int | None = None
+    gap_share: float = 0.0
+    list_up_to: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    held: tuple[int, ...]
+    free: IntArray
+    upper: float
+
+
+class _Search:
+    def __init__(self, candidates: Candidates, effort: Effort, spent: Callable[[], float] | None) -> None:
+        self.candidates, self.effort, self.spent = candidates, effort, spent
+        self.incumbent = Incumbent(candidates, [])
+        self.nodes = 0
+        self.heap: list[tuple[float, int, _Node]] = []
+        self.pushed = 0
+        self.superiors: list[IntArray] = superiors(candidates)
+        usual = _LISTED.get(candidates.problem.value.kind, _LISTED_OF_OTHERS)
+        self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
+
+    def run(self, known: list[int]) -> float:
+        """Search, starting from a feasible panel if one is known; returns the proven bound."""
+        if self.candidates.is_feasible(known):
+            self.incumbent.offer(known)
+        greedy.start(self.candidates, self.incumbent, self._late)
+        everyone = np.arange(self.candidates.count)
+        self._push(_Node((), everyone, self.candidates.value_of(everyone)))
+        while self.heap:
+            upper = -self.heap[0][0]
+            if self._done(upper):
+                return max(upper, self.incumbent.value)
+            self._expand(heapq.heappop(self.heap)[2])
+        return self.incumbent.value
+
+    def _target(self) -> float:
+        """Nodes bounded by this are not worth a look."""
+        return self.incumbent.value + tie_width(self.incumbent.value)
+
+    def _done(self, upper: float) -> bool:
+        """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
+        value, limit = self.incumbent.value, self.effort.node_limit
+        share = self.candidates.problem.value.share(upper - value, value)
+        close = upper <= self._target() or share <= self.effort.gap_share
+        return close or self._late() or (limit is not None and self.nodes >= limit)
+
+    def _late(self) -> bool:
+        limit = self.effort.time_limit_s
+        if limit is None or self.spent is None:
+            return False
+        return self.spent() >= limit - min(_WRAP_UP_S, _WRAP_UP_SHARE * limit)
+
+    def _push(self, node: _Node) -> None:
+        if node.upper > self._target():
+            # Equal bounds are taken in the order they were made, so the search is the same every time.
+            heapq.heappush(self.heap, (-node.upper, self.pushed, node))
+            self.pushed += 1
+
+    def _expand(self, node: _Node) -> None:
+        """Bound one node; then solve it, drop it, or push its two children."""
+        self.nodes += 1
+        held, free = list(node.held), self._fitting(node)
+        if held:
+            self.incumbent.offer(held)
+        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, _STEPS_OF_OTHERS)):
+            return
+        base = self.candidates.problem.value.state_of(self.candidates.index[held])
+        costs, room = self._relaxed_limits(held, free)
+        bound = bounds.solve(
+            envelope(self.candidates.problem.value, self.candidates.states[free], base),
+            costs,
+            room,
+            target=self._target(),
+            precision=1e-5 * max(1.0, abs(self.incumbent.value)),
+            stop=self._late,
+        )
+        upper = min(bound.upper, node.upper)
+        if upper <= self._target():
+            return
+        if self._late():
+            self._push(_Node(node.held, node.free, upper))
+            return
+        self._round(held, free, bound.shares)
+        target = self._target()
+        must = bound.upper - np.maximum(bound.reduced, 0.0) <= target
+        cannot = bound.upper + np.minimum(bound.reduced, 0.0) <= target
+        if (must & cannot).any() or upper <= target:
+            return
+        wish = np.zeros(self.candidates.count)
+        wish[free] = bound.shares
+        held = [*held, *free[must].tolist()]
+        free = free[~must & ~cannot]
+        self._branch(_Node(tuple(held), free, upper), wish)
+
+    def _branch(self, node: _Node, wish: FloatArray) -> None:
+        held, free = list(node.held), self._fitting(node)
+        if held and not self.candidates.is_feasible(held):
+            return
+        if held:
+            self.incumbent.offer(held)
+        if self._settled(held, free, node.upper):
+            return
+        cover = minimal_infeasible(self.candidates, held, free, wish)
+        pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
+        without = free[free != pivot]
+        # Whoever is worse than the excluded expert in every way is excluded with it.
+        inferior = np.array([pivot in self.superiors[n] for n in without], dtype=np.bool_)
+        self._push(_Node(node.held, without[~inferior], node.upper))
+        joining = [pivot, *(int(n) for n in self.superiors[pivot] if int(n) not in held)]
+        if set(joining) <= set(free.tolist()) and self.candidates.is_feasible([*held, *joining]):
+            rest = free[~np.isin(free, joining)]
+            self._push(_Node((*held, *joining), rest, node.upper))
+
+    def _fitting(self, node: _Node) -> IntArray:
+        """The free experts that can still join the held ones."""
+        pool: BoolArray = np.zeros(self.candidates.count, dtype=np.bool_)
+        pool[node.free] = True
+        return self.candidates.addable(list(node.held), pool)
+
+    def _settled(self, held: list[int], free: IntArray, upper: float, most_steps: float = np.inf) -> bool:
+        """Solve a node outright where its vertex is feasible or its subsets are few.
+
+        upper: bound of the node; what a listing had no time for goes back to the heap. most_steps: of a listing.
+        """
+        candidates = self.candidates
+        if len(free) == 0:
+            return True
+        vertex = [*held, *free.tolist()]
+        if candidates.is_feasible(vertex):
+            self.incumbent.offer(vertex)
+            return True
+        if len(free) <= self.list_up_to:
+            value = candidates.problem.value
+            base = value.state_of(candidates.index[held])
+            worth = lattice.values_in_time(value, candidates.states[free], base, self._late)
+            if worth is None:
+                self._push(_Node(tuple(held), free, upper))
+            elif (found := lattice.best(candidates, held, free, worth)) is not None:
+                self.incumbent.offer(found[0])
+            return True
+        if self.list_up_to == 0:
+            return False
+        most = candidates.most_joining(held, free)
+        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, most_steps=most_steps)
+        if left is not None and left > -np.inf:
+            self._push(_Node(tuple(held), free, min(left, upper)))
+        return left is not None
+
+    def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The limits as rows over shares of the free experts, with what is left of each.
+
+        Aggregation that grows with the panel is replaced by the steepest line below it through the present
+        size, and its slope charged to every expert: never more than the true cost. An expert that is too slow
+        for more than l others, where m could join, gives `sum x + (m - l) x_n <= m`.
+        """
+        candidates, size = self.candidates, len(held)
+        most = candidates.most_joining(held, free)
+        costs, room = [np.ones(len(free))], [float(most)]
+        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
+            start = max(size, 1)
+            drop = ceiling[start] - ceiling[start + 1 : size + most + 1]
+            slope = float((drop / np.arange(1, len(drop) + 1)).min()) if len(drop) else 0.0
+            left = float(ceiling[start] - row[held].sum()) + (slope if size == 0 else 0.0)
+            charged = row[free] + slope
+            if float(charged.sum()) > left:
+                costs.append(charged)
+                room.append(max(left, float(charged.max())))  # each fits alone, but for rounding
+        short = most - (candidates.largest[free] - size)
+        for place in np.flatnonzero(short > 0)[:_SLOW_ROWS]:
+            row = np.ones(len(free))
+            row[place] += short[place]
+            costs.append(row)
+            room.append(float(most))
+        return np.array(costs), np.array(room)
+
+    def _round(self, held: list[int], free: IntArray, shares: FloatArray) -> None:
+        """Offer the panel that takes experts by falling share while they fit."""
+        candidates = self.candidates
+        panel = list(held)
+        costs = [row.tolist() for row in candidates.sums]
+        ceilings = [ceiling.tolist() for ceiling in candidates.ceilings]
+        used = [float(row[held].sum()) for row in candidates.sums]
+        largest = candidates.largest.tolist()
+        cap = min((largest[n] for n in held), default=len(largest))
+        for expert in free[np.argsort(-shares, kind="stable")].tolist():
+            if len(panel) >= min(cap, largest[expert]):
+                continue
+            joined = [total + cost[expert] for total, cost in zip(used, costs, strict=True)]
+            if all(total <= most[len(panel) + 1] for total, most in zip(joined, ceilings, strict=True)):
+                panel.append(expert)
+                used, cap = joined, min(cap, largest[expert])
+        if self.nodes == 1 and panel:
+            pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
+            pool[free] = True
+            if candidates.value_of(panel) < self.incumbent.value:
+                panel = self.incumbent.members
+            panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))), self._late)
+        if candidates.is_feasible(panel):
+            self.incumbent.offer(panel)
+
+
+def plan(
+    problem: Problem,
+    *,
+    table: ValueTable | None = None,
+    effort: Effort | None = None,
+    clock: Callable[[], float] | None = None,
+    known: Sequence[int] = (),
+) -> Plan:
+    """The best feasible panel with its certificate; infeasible problems give a plan without members and with
+    offers.
+
+    table: values computed before, used where it covers the problem. effort: limits of the search; a time
+    limit needs `clock`, a monotonic clock in seconds. Without a limit the answer is exact: value within 1e-9
+    of the best. known: a panel (places in the problem) to start the search from, ignored where it is not
+    feasible.
+
+    Ties (values within 1e-9): least joules, then least delay, then fewest members, then names in alphabetical
+    order. A table settles ties over all panels; a search over the panels that it meets.
+    """
+    started = clock() if clock else 0.0
+    spent = (lambda: clock() - started) if clock else None
+    candidates = Candidates.of(problem)
+    if candidates.count == 0:
+        return infeasible(problem, "branch", spent() if spent else None)
+    if table is not None and table.covers(candidates) and (found := table.best(candidates)) is not None:
+        members, value, nodes = found
+        method, bound = "table", value
+    else:
+        search = _Search(candidates, effort or Effort(), spent)
+        place = {int(n): position for position, n in enumerate(candidates.index)}
+        bound = search.run([place[n] for n in known] if set(known) <= set(place) else [])
+        search.incumbent.thin()
+        members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
+        method = "branch"
+    return certified(
+        problem,
+        candidates.index[members].tolist(),
+        method=method,
+        value=value,
+        upper_bound=bound,
+        nodes=nodes,
+        elapsed_s=spent() if spent else None,
+    )
+
+
+def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, wish: FloatArray) -> list[int]:
+    """A minimal C within `free` such that `held` and C together break a limit.
+
+    `held` and all of `free` together must be infeasible. Any feasible panel that holds `held` lacks a member
+    of C, so it is enough to branch on C. `wish` (n,) says how much a relaxation wants each candidate: the
+    least wanted leave first, so the relaxation violates C most.
+    """
+    limits = [
+        (row[free].tolist(), float(row[held].sum() + row[free].sum()), ceiling.tolist())
+        for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True)
+    ]
+    totals = [total for _, total, _ in limits]
+    size = len(held) + len(free)
+    largest = candidates.largest[free].tolist()
+    caps = Counter([*largest, *candidates.largest[held].tolist()])
+    wanted = wish[free].tolist()
+    kept = []
+    for place in sorted(range(len(free)), key=lambda place: (wanted[place], place)):
+        left = [total - cost[place] for total, (cost, _, _) in zip(totals, limits, strict=True)]
+        caps[largest[place]] -= 1
+        cap = min((cap for cap, count in caps.items() if count), default=size)
+        broken = size - 1 > cap or any(
+            total > ceiling[size - 1] for total, (_, _, ceiling) in zip(left, limits, strict=True)
+        )
+        if broken:
+            totals, size = left, size - 1
+        else:
+            caps[largest[place]] += 1
+            kept.append(int(free[place]))
+    return kept
+
+
+def superiors(candidates: Candidates) -> list[IntArray]:
+    """For each candidate the others that can replace it in any panel at no loss of value and no cost.
+
+    Some best panel holds an expert only together with all its superiors. Of two experts equal in everything
+    the one with the earlier name is superior, so the relation has no cycles.
+    """
+    places = np.ix_(candidates.index, candidates.index)
+    superior = candidates.problem.value.nowhere_worse[places]
+    for cost in (*candidates.sums, candidates.energy_j, candidates.delay_s, -candidates.largest):
+        superior &= cost[None, :] <= cost[:, None]
+    later = np.arange(candidates.count)
+    superior &= ~(superior.T & (later[None, :] >= later[:, None]))
+    return [np.flatnonzero(row) for row in superior]

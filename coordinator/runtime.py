@@ -1,0 +1,130 @@
+"""What the coordinator asks of its process: a fine clock, many connections, certificates in force."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import structlog
+import uvloop
+
+from moe2.common.errors import Moe2Error
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.hosts import is_loopback
+from moe2.common.tls.contexts import ServerFiles, ServerTls, TlsError, load_server_files
+from moe2.coordinator.fleet.settings import TlsSection
+from moe2.coordinator.http.settings import ApiSection
+from moe2.coordinator.settings import CoordinatorSettings
+
+
+class EventLoop(uvloop.Loop):
+    """uvloop's own `time()` has a resolution of 1 ms and stands still between two turns of the loop, so a round trip or
+    an overhead below that would be measured as 0 s or 1 ms."""
+
+    def time(self) -> float:
+        return time.monotonic()
+
+
+def allow_open_files() -> int:
+    """Raise the soft limit to the hard one; returns it.
+
+    The soft limit is 1024 on most systems, for the sake of programs that use select(2). At that, idle clients could
+    keep the agents out.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+log = structlog.get_logger()
+
+EXPIRES_SOON_S = 14 * 86_400.0
+
+
+class ListenerTls:
+    """TLS of both listeners, None where one has none. Raises `TlsError` for a certificate that cannot be used."""
+
+    def __init__(self, settings: CoordinatorSettings) -> None:
+        self.api = _server_tls("api", settings.api.tls)
+        self.agents = _server_tls("agents", settings.agents.tls)
+        self._plaintext = _plaintext_warning(settings.api)
+        self._trouble: dict[str, str] = {}
+
+    def load(self, settings: CoordinatorSettings) -> None:
+        """Use the files that the settings name now. Raises `TlsError`; all that was in use then stays in use."""
+        both = ((self.api, settings.api.tls), (self.agents, settings.agents.tls))
+        loaded = [(tls, load_server_files(_files(section))) for tls, section in both if tls and section]
+        for tls, files in loaded:
+            tls.use(files)
+
+    def load_changed(self) -> None:
+        """Take files that were replaced; connections go on as they are."""
+        for name, tls in (("api", self.api), ("agents", self.agents)):
+            if tls is None:
+                continue
+            try:
+                if not tls.load_changed():
+                    continue
+            except TlsError as error:
+                # The other half of the pair is often written a moment later.
+                self._trouble[name] = str(error)
+                log.warning("certificate_not_loaded", listener=name, reason=str(error))
+            else:
+                self._trouble.pop(name, None)
+                log.info("certificate_loaded", listener=name, certificate=str(tls.files.certificate))
+
+    def warnings(self, now_unix_s: float) -> list[HealthWarning]:
+        """What is wrong with the certificates, or soon will be."""
+        warnings = [self._plaintext] if self._plaintext else []
+        for name, tls in (("api", self.api), ("agents", self.agents)):
+            if tls is None:
+                continue
+            if trouble := self._trouble.get(name):
+                warnings.append(
+                    HealthWarning(
+                        code="certificate_not_loaded",
+                        severity=Severity.DEGRADED,
+                        message=f"The new files of [{name}.tls] are not used: {trouble}",
+                        remedy="Replace them with good ones, certificate and key as a pair; they are used at once.",
+                    )
+                )
+            left_s = tls.validity.not_after_unix_s - now_unix_s
+            if left_s > EXPIRES_SOON_S:
+                continue
+            told = "has expired" if left_s <= 0 else f"expires in {left_s / 86_400:.0f} days"
+            warnings.append(
+                HealthWarning(
+                    code="certificate_expired" if left_s <= 0 else "certificate_expires",
+                    severity=Severity.DEGRADED if left_s <= 0 else Severity.NOTICE,
+                    message=f"The certificate {tls.files.certificate} of [{name}.tls] {told}.",
+                    remedy="Replace certificate and key; the new ones are used at once, without a restart.",
+                )
+            )
+        return warnings
+
+
+def _plaintext_warning(api: ApiSection) -> HealthWarning | None:
+    """Of a listener without TLS that others reach. A notice: there may be a proxy with TLS on another host."""
+    if api.tls is not None or is_loopback(api.host):
+        return None
+    required = api.keys == "required"
+    read = "reads API keys, prompts and answers, and can use the keys" if required else "reads prompts and answers"
+    return HealthWarning(
+        code="keys_plaintext" if required else "api_plaintext",
+        severity=Severity.NOTICE,
+        message=f"Apps connect to {api.host} without TLS: who sees the network {read}.",
+        remedy="Set certificate and key in [api.tls], or listen on loopback behind a proxy that has TLS.",
+    )
+
+
+def _server_tls(listener: str, section: TlsSection | None) -> ServerTls | None:
+    if section is None:
+        return None
+    try:
+        return ServerTls(_files(section))
+    except TlsError as error:
+        raise Moe2Error(f"[{listener}.tls]: {error.message}", remedy=error.remedy) from error
+
+
+def _files(section: TlsSection) -> ServerFiles:
+    return ServerFiles(section.certificate, section.key, section.client_ca)

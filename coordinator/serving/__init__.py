@@ -1,0 +1,1 @@
+"""One request from admission to its receipt; may import `ledger`, `keys`, `choosing` and what is below."""

@@ -1,0 +1,256 @@
+"""Keeps the books of the requests in progress: daily limits at the choice, the ledger at the end.
+
+The ledger knows entries only; here they are made of lives and receipts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from moe2.common.cost import Quantiles
+from moe2.common.energy import Energy, Quality
+from moe2.common.link.messages import JobUsage
+from moe2.coordinator.choosing.request import SelectionRequest
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.keys.keys import Principal
+from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
+from moe2.coordinator.ledger.daily_limit import Select, _p95, admit, is_limited, tokens_of
+from moe2.coordinator.ledger.entry import AttemptEntry, AttemptState, RequestEntry, ReservationEntry
+from moe2.coordinator.ledger.store import Ledger, Recorded
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.effects import Completed, said_of
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import ExpertLine, Receipt, receipt_of
+from moe2.coordinator.serving.suspicion import has_downed_an_engine
+
+
+class Bookkeeper:
+    """clock: wall time, s since the epoch.
+
+    What the service tells it of each request, in this order: `choose` for every attempt, `dispatched` for every job,
+    `concluded` if the outcome comes before all is known, `retired`.
+    """
+
+    def __init__(self, accounts: Accounts, ledger: Ledger, *, clock: Callable[[], float]) -> None:
+        self.accounts = accounts
+        self._ledger = ledger
+        self._clock = clock
+
+    def choose(self, life: Lifecycle, asked: SelectionRequest, select: Select) -> Selection | NoExpert:
+        """What `select` decides within the daily limits of the request's key."""
+        request = life.request
+        if not is_limited(request.principal):
+            return select(asked)
+        return self._admit(request.principal, asked, select, besides=request.request_id, burnt_j=burnt_j(life))
+
+    def plan(self, principal: Principal, asked: SelectionRequest, select: Select) -> Selection | NoExpert:
+        """What `choose` would answer to a request of `principal` that came now. Reserves nothing."""
+        if not is_limited(principal):
+            return select(asked)
+        return self._admit(principal, asked, select, besides=None, burnt_j=0.0)
+
+    def dispatched(self, life: Lifecycle) -> None:
+        """A job was sent out: reserve what the request may come to now."""
+        request = life.request
+        if not is_limited(request.principal):
+            return
+        amount = reservation_of(life)
+        at_unix_s = self._arrived_unix_s(life)
+        self.accounts.reserve(request.principal, day_of(at_unix_s), request.request_id, amount)
+        # Not waited for: it is for the books after a crash, and nobody is told of it.
+        self._ledger.record(reservation_entry(life, amount, at_unix_s=at_unix_s, day=day_of(at_unix_s)))
+
+    def concluded(self, life: Lifecycle) -> Recorded:
+        """The outcome is known, but not everything that was spent: enter what is known, so that it is not lost."""
+        reserved = reservation_of(life) if is_limited(life.request.principal) else None
+        receipt = receipt_of(life)
+        charged = charge(reserved, used(life, receipt), known_j=known_j(life))
+        return self._ledger.record(self._entry(life, receipt, charged))
+
+    def retired(self, life: Lifecycle, receipt: Receipt) -> Recorded:
+        """Everything is known: charge it and enter it."""
+        request = life.request
+        charged = self.accounts.settle(
+            request.principal,
+            day_of(self._arrived_unix_s(life)),
+            request.request_id,
+            used(life, receipt),
+            known_j=known_j(life),
+            crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
+        )
+        return self._ledger.record(self._entry(life, receipt, charged))
+
+    def _admit(
+        self, principal: Principal, asked: SelectionRequest, select: Select, *, besides: str | None, burnt_j: float
+    ) -> Selection | NoExpert:
+        now_unix_s = self._clock()
+        today = day_of(now_unix_s)
+        return admit(
+            asked,
+            select,
+            principal,
+            self.accounts.left(principal, today, besides=besides),
+            self.accounts.statement(principal, today),
+            burnt_j=burnt_j,
+            now=datetime.fromtimestamp(now_unix_s, UTC),
+        )
+
+    def _entry(self, life: Lifecycle, receipt: Receipt, charged: Amount) -> RequestEntry:
+        at_unix_s = self._arrived_unix_s(life)
+        was_reserved = is_limited(life.request.principal) and bool(life.attempts)
+        return request_entry(
+            life, receipt, charged, at_unix_s=at_unix_s, day=day_of(at_unix_s), was_reserved=was_reserved
+        )
+
+    def _arrived_unix_s(self, life: Lifecycle) -> float:
+        return self._clock() - (asyncio.get_running_loop().time() - life.request.arrived_s)
+
+
+def used(life: Lifecycle, receipt: Receipt) -> Amount:
+    """What a request is known to have used: joules of all attempts, and the tokens that its client is told of.
+
+    tokens None: an expert worked and nobody can say how much.
+    """
+    joules = receipt.energy.joules
+    prompt, decoded = receipt.tokens.prompt, receipt.tokens.decoded
+    if prompt is not None:
+        return Amount(joules, prompt + (decoded or 0))
+    # An expert that refused has no usage, and used no tokens; one that was lost may have used all.
+    return Amount(joules, None if joules is None else 0)
+
+
+def reservation_of(life: Lifecycle) -> Amount:
+    """What a request may come to with the attempts that it has: the p95 of those that run, and what the others took.
+
+    energy_j None: nobody can say.
+    """
+    parts = [attempt_j(attempt) for attempt in life.attempts]
+    energy_j = sum(part for part in parts if part is not None) if None not in parts else None
+    return Amount(energy_j, tokens_of(life.request.demand))
+
+
+def burnt_j(life: Lifecycle) -> float:
+    """What the attempts so far may have taken; unknown ones count as nothing."""
+    return sum(attempt_j(attempt) or 0.0 for attempt in life.attempts)
+
+
+def attempt_j(attempt: Attempt) -> float | None:
+    """Joules of an attempt: measured, or its predicted p95 while it runs or where nobody measured."""
+    if attempt.usage is not None and attempt.usage.energy.joules is not None:
+        return attempt.usage.energy.joules
+    if attempt.usage is None and attempt.state is AttemptState.FAILED:
+        return 0.0
+    return _p95(attempt.member)
+
+
+def known_j(life: Lifecycle) -> float:
+    """Joules that were measured so far."""
+    spent = (attempt.usage.energy.joules for attempt in life.attempts if attempt.usage)
+    return sum(joules for joules in spent if joules is not None)
+
+
+MOST_CHARACTERS = 200
+"""Of a text that somebody else chose."""
+
+
+def request_entry(
+    life: Lifecycle, receipt: Receipt, charged: Amount, *, at_unix_s: float, day: str, was_reserved: bool
+) -> RequestEntry:
+    """A request as it stands; final once it has retired."""
+    request = life.request
+    outcome, code, _ = said_of(life.outcome)
+    return RequestEntry(
+        request_id=request.request_id,
+        at_unix_s=at_unix_s,
+        day=day,
+        key_id=request.principal.key_id,
+        key_name=_text(request.principal.name),
+        mode=receipt.mode,
+        category=_category(life),
+        model=_text(request.model),
+        outcome=outcome,
+        code=None if code is None else _text(code),
+        prompt_tokens=receipt.tokens.prompt,
+        cached_tokens=receipt.tokens.cached,
+        decoded_tokens=receipt.tokens.decoded,
+        ttft_s=receipt.seconds.ttft,
+        total_s=receipt.seconds.total,
+        joules=receipt.energy.joules,
+        quality=_quality_said(receipt.energy),
+        charged_j=charged.energy_j,
+        charged_tokens=charged.tokens,
+        was_reserved=was_reserved,
+        attempts=tuple(
+            _attempt_entry(request.request_id, place, attempt, line)
+            for place, (attempt, line) in enumerate(zip(life.attempts, receipt.experts, strict=True))
+        ),
+    )
+
+
+def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day: str) -> ReservationEntry:
+    """What is reserved for a request now."""
+    request = life.request
+    return ReservationEntry(
+        request_id=request.request_id,
+        at_unix_s=at_unix_s,
+        day=day,
+        key_id=request.principal.key_id,
+        key_name=_text(request.principal.name),
+        model=_text(request.model),
+        energy_j=amount.energy_j,
+        tokens=amount.tokens,
+    )
+
+
+def _attempt_entry(request_id: str, place: int, attempt: Attempt, line: ExpertLine) -> AttemptEntry:
+    usage, prediction = attempt.usage, attempt.prediction
+    predicted_j, predicted_s = prediction.energy_j, prediction.total_s
+    return AttemptEntry(
+        request_id=request_id,
+        place=place,
+        expert=_text(line.expert),
+        agent=_text(line.agent),
+        model=_text(line.model),
+        outcome=str(line.outcome),
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        decoded_tokens=line.decoded_tokens,
+        seconds=_seconds(usage),
+        joules=line.energy.joules,
+        quality=_quality_said(line.energy),
+        predicted_j_p50=_p50_of(predicted_j),
+        predicted_j_p95=_p95_of(predicted_j),
+        predicted_s_p50=_p50_of(predicted_s),
+        predicted_s_p95=_p95_of(predicted_s),
+    )
+
+
+def _category(life: Lifecycle) -> str | None:
+    category = life.attempts[-1].selection.category if life.attempts else life.request.wish.category
+    return None if category is None else _text(category)
+
+
+def _quality_said(energy: Energy) -> str:
+    return (energy.quality if energy.joules is not None else Quality.UNMEASURED).value
+
+
+def _seconds(usage: JobUsage | None) -> float | None:
+    if usage is None:
+        return None
+    phases = [seconds for seconds in (usage.queue_s, usage.prefill_s, usage.decode_s) if seconds is not None]
+    return sum(phases) if phases else None
+
+
+def _p50_of(quantiles: Quantiles | None) -> float | None:
+    return quantiles.p50 if quantiles else None
+
+
+def _p95_of(quantiles: Quantiles | None) -> float | None:
+    return quantiles.p95 if quantiles else None
+
+
+def _text(text: str) -> str:
+    """What a database takes: no lone surrogates, and not too long."""
+    return text[:MOST_CHARACTERS].encode("utf-8", "replace").decode()

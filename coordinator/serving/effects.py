@@ -1,0 +1,124 @@
+"""What the service is to do for a request, and how a request can end. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe2.common.link.messages import Job, TakeToken, TokenPiece
+from moe2.coordinator.fleet.table import Expert
+
+
+@dataclass(frozen=True)
+class EnterQueue:
+    """Nobody has room: let it wait, and tell it when somebody may have."""
+
+
+@dataclass(frozen=True)
+class LeaveQueue:
+    """It waits no more. served: because it has got an expert."""
+
+    served: bool
+
+
+@dataclass(frozen=True)
+class SubmitJob:
+    expert: Expert
+    job: Job
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Say the next token to an expert that follows."""
+
+    agent_id: str
+    take: TakeToken
+
+
+@dataclass(frozen=True)
+class StopJob:
+    agent_id: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An expert is late: another one was faster, or (hangs) it has given no sign of life for far too long."""
+
+    expert_key: str
+    job_id: str
+    hangs: bool
+
+
+@dataclass(frozen=True)
+class ReleaseExpert:
+    """An attempt has ended; its expert has room again."""
+
+    expert_key: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class ShareExpert:
+    """The request has worked alone for long enough: others may use the expert, too."""
+
+    expert_key: str
+
+
+@dataclass(frozen=True)
+class Deliver:
+    pieces: tuple[TokenPiece, ...]
+
+
+@dataclass(frozen=True)
+class Retract:
+    """Throw away what was delivered: the client has seen none of it, and the answer begins anew."""
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """The one outcome that the client learns."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Everything is accounted; forget the request."""
+
+
+ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
+Effect = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+
+
+@dataclass(frozen=True)
+class Completed:
+    """reason: "stop" or "length"."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`code` is a `JobErrorCode` value or a `NoExpert.code`."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """By the client."""
+
+
+Outcome = Completed | Failed | Cancelled
+
+
+def said_of(outcome: Outcome | None) -> tuple[str, str | None, str | None]:
+    """An outcome in words: "completed", "failed" or "cancelled"; finish reason or error code; an error's text."""
+    match outcome:
+        case Completed(reason=reason):
+            return "completed", reason, None
+        case Failed(code=code, message=message):
+            return "failed", code, message
+        case _:
+            return "cancelled", None, None

@@ -1,0 +1,73 @@
+"""What passes from the service to the one HTTP handler that waits for it: tokens as they come, then the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+
+from moe2.common.link.messages import TokenPiece
+from moe2.coordinator.ledger.store import Recorded
+from moe2.coordinator.serving.effects import Outcome
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.receipt import Receipt, receipt_of
+
+
+class Exchange:
+    """One request's mailbox: one writer (the service), one reader (the handler)."""
+
+    def __init__(self, life: Lifecycle) -> None:
+        self.life = life
+        self._final: Receipt | None = None
+        self._pieces: list[TokenPiece] = []
+        self._is_retracted = False
+        self._outcome: Outcome | None = None
+        self.retry_after_s: float | None = None
+        """When a request that failed should be sent again; None where nobody can say."""
+        self._news = asyncio.Event()
+        self.recorded: Recorded | None = None
+        """Of the request's latest entry in the ledger."""
+
+    @property
+    def receipt(self) -> Receipt:
+        """The final receipt once everything is accounted, and what is known so far before."""
+        return self._final or receipt_of(self.life)
+
+    def settle(self, receipt: Receipt) -> None:
+        """Everything is accounted."""
+        self._final = receipt
+
+    def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
+        self._pieces.extend(pieces)
+        self._news.set()
+
+    def retract(self) -> None:
+        """What was delivered does not count any more. Only for a reader who waits for the end with `receive_all`."""
+        self._pieces.clear()
+        self._is_retracted = True
+
+    def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
+        self._outcome, self.retry_after_s = outcome, retry_after_s
+        self._news.set()
+
+    async def receive(self) -> tuple[list[TokenPiece], Outcome | None]:
+        """Wait for news; everything that has come since the last call, and the outcome once there is one."""
+        await self._news.wait()
+        self._news.clear()
+        pieces, self._pieces = self._pieces, []
+        return pieces, self._outcome
+
+    async def until_recorded(self) -> None:
+        """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""
+        if self.recorded is not None:
+            await self.recorded
+
+    async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
+        """Wait for the end."""
+        pieces: list[TokenPiece] = []
+        while True:
+            news, outcome = await self.receive()
+            if self._is_retracted:
+                self._is_retracted = False
+                pieces.clear()
+            pieces += news
+            if outcome is not None:
+                return pieces, outcome

@@ -1,0 +1,510 @@
+"""The life of one request: waiting, attempts, time limits, cancellation, one outcome. PURE: events in, effects out.
+
+How experts answer it is a `Play`, one per mode; what all modes share is here. Each request has exactly one terminal
+outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is gone for
+good: work that was cancelled or failed is accounted like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from moe2.common.error_codes import PASSING, ErrorCode
+from moe2.common.errors import JobErrorCode
+from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
+from moe2.coordinator.choosing.request import Mode, SelectionRequest
+from moe2.coordinator.choosing.result import Member, NoExpert, Selection
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving import effects, events
+from moe2.coordinator.serving.asking import asked_of, elapsed_s
+from moe2.coordinator.serving.attempt import Attempt, Purpose
+from moe2.coordinator.serving.effects import Cancelled, Completed, Effect, Failed, Outcome
+from moe2.coordinator.serving.events import Event
+from moe2.coordinator.serving.hedging import Terms
+from moe2.coordinator.serving.limits import Limits
+from moe2.coordinator.serving.modes.mix import Mix
+from moe2.coordinator.serving.modes.mode import ModeRun
+from moe2.coordinator.serving.modes.rank import Rank
+from moe2.coordinator.serving.modes.route import MOST_ATTEMPTS, Route
+from moe2.coordinator.serving.modes.vote import Vote
+from moe2.coordinator.serving.patience import waits_until_s
+from moe2.coordinator.serving.request import Request
+from moe2.coordinator.serving.suspicion import is_custom, is_suspect, isolated_until, restarts_seen, verdict
+
+WIND_DOWN_S = 10.0
+"""How long a concluded request waits for the usage of attempts that were told to stop."""
+
+HANDLING_FAILED = Failed(
+    ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
+)
+
+MODES: dict[Mode, type[ModeRun]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
+
+MakeJob = Callable[[str, float], Job]
+"""A job from its id and the seconds it may take."""
+Choose = Callable[[SelectionRequest], Selection | NoExpert]
+Then = Callable[[Selection | NoExpert, float], list[Effect]]
+
+NO_LIMITS = Limits()
+NO_TERMS = Terms()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """For room with an expert. then: what to do once somebody has it, or nobody ever will."""
+
+    since_s: float
+    until_s: float
+    then: Then
+
+
+@dataclass
+class Lifecycle:
+    """One request's state. `choose` answers from the live table and must not have side effects.
+
+    authors: the attempts whose words are the answer, in their order. hedge: the one that was started beside a late one.
+    waited_s: for room, all in all. limits: what the budgets of the first decision mean for the clock.
+    """
+
+    request: Request
+    choose: Choose
+    terms: Terms = NO_TERMS
+    attempts: list[Attempt] = field(default_factory=list)
+    outcome: Outcome | None = None
+    first_token_s: float | None = None
+    concluded_s: float | None = None
+    least_context_tokens: int = 0
+    refused: NoExpert | None = None
+    play: ModeRun | None = None
+    authors: list[Attempt] = field(default_factory=list)
+    hedge: Attempt | None = None
+    wait: Wait | None = None
+    waited_s: float = 0.0
+    limits: Limits = NO_LIMITS
+
+    @property
+    def leading(self) -> Attempt | None:
+        """Whose answer it is, or who has the most weight in it; the latest attempt while nobody does."""
+        found = self.play.leading if self.play else None
+        return found or (self.attempts[-1] if self.attempts else None)
+
+    @property
+    def tried(self) -> frozenset[str]:
+        """Keys of the experts that this request is not given to again, however often their engine is restarted."""
+        return frozenset(attempt.expert.key for attempt in self.attempts) - restarts_seen(self.attempts).keys()
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed an engine, or makes one hang."""
+        return is_suspect(self.attempts)
+
+    @property
+    def next_deadline_s(self) -> float:
+        if self.concluded_s is not None:
+            return self.concluded_s + WIND_DOWN_S
+        sooner_s = (
+            self.wait.until_s if self.wait else None,
+            self.play.next_deadline_s if self.play else None,
+            self.expires_s,
+            *(attempt.hangs_at_s for attempt in self.attempts),
+        )
+        return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
+
+    @property
+    def n_tokens_written(self) -> int:
+        """Tokens that the client has."""
+        return sum(author.n_tokens for author in self.authors)
+
+    @property
+    def n_tokens_left(self) -> int | None:
+        """What is left of the request's `max_tokens`; None where it set none."""
+        most = self.request.generation.max_tokens
+        return None if most is None else max(0, most - self.n_tokens_written)
+
+    @property
+    def overhead_s(self) -> float | None:
+        """What the coordinator itself took from the request's last byte to its dispatch, waiting for room left out."""
+        if not self.attempts:
+            return None
+        first = self.attempts[0]
+        return first.submitted_s - self.request.arrived_s - first.waited_s
+
+    @property
+    def expires_s(self) -> float:
+        """When the request is over unless its first token comes, or, where its budget is strict, its end."""
+        expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
+        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Take in one event; returns what the service is to do, in order."""
+        match event:
+            case events.TokensArrived(job_id=job_id, pieces=pieces):
+                return self._tokens(job_id, pieces, now_s)
+            case events.NextTokensArrived(next_tokens=next_tokens):
+                play, attempt = self._heard(next_tokens.job_id, now_s)
+                return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
+            case events.AttemptStarted():
+                return []
+            case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
+                return self._admission(event, now_s)
+            case events.AttemptDone(done=ended) | events.AttemptScored(scored=ended):
+                return self._ended(ended, now_s)
+            case events.AttemptFailed(failed=failed):
+                return self._failed(failed, now_s)
+            case events.AgentLost(agent_id=agent_id):
+                return self._lost(agent_id, now_s)
+            case events.ClientGone():
+                return self.give_up(Cancelled(), now_s)
+            case events.ServiceStopping():
+                text = "The coordinator is shutting down; send it again."
+                return self.give_up(Failed(ErrorCode.STOPPING, text), now_s)
+            case events.HandlingFailed():
+                return self._handling_failed(now_s)
+            case events.TimePassed():
+                return self._time_passed(now_s)
+
+    def abandon(self, now_s: float) -> list[Attempt]:
+        """End at once, as failed. Returns the attempts that had not ended; what they consume stays unknown."""
+        self.outcome, self.concluded_s, self.wait = HANDLING_FAILED, now_s, None
+        return self._lose_rest("the coordinator gave its request up")
+
+    # --- For plays ----------------------------------------------------------------------------------------------------
+
+    def select(self, now_s: float, *, excluded: frozenset[str] = frozenset()) -> Selection | NoExpert:
+        """The best choice now, of experts that have not been tried, with what is left of the budgets.
+
+        Where the engine of one died, another one comes first, and that one once it is back. excluded: keys of more
+        experts to leave out.
+        """
+        down = restarts_seen(self.attempts)
+        chosen = self.choose(asked_of(self, now_s, excluded=excluded | self.tried | down.keys()))
+        if down and isinstance(chosen, NoExpert):
+            # Rather another engine than the one that died; but rather that one, restarted, than none.
+            asked = asked_of(self, now_s, excluded=excluded | self.tried)
+            chosen = self.choose(replace(asked, restarts_seen=down))
+        return chosen
+
+    def may_wait_for(self, refused: NoExpert) -> bool:
+        """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
+        if refused.code in PASSING:
+            return True
+        return refused.code in (ErrorCode.EXHAUSTED, ErrorCode.NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
+
+    def plan_again(self, told: JobFailed | None, now_s: float) -> list[Effect]:
+        """Have other experts answer, or conclude with what the last one said."""
+
+        def go_on(chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
+            self.refused = chosen if isinstance(chosen, NoExpert) else None
+            if len(self.attempts) >= MOST_ATTEMPTS:
+                return self.nobody_left(told, now_s)
+            if isinstance(chosen, Selection):
+                self.play = MODES[chosen.mode](self)
+                return self.play.begin(chosen, now_s)
+            # Others' load was no reason to wait before, and is none now: only an engine that comes back is.
+            waits = may_wait and restarts_seen(self.attempts) and self.may_wait_for(chosen)
+            return (self.await_room(go_on, now_s) if waits else None) or self.nobody_left(told, now_s)
+
+        return go_on(self.select(now_s), now_s, may_wait=True)
+
+    def nobody_left(self, told: JobFailed | None, now_s: float) -> list[Effect]:
+        """Conclude with what the last expert said: that beats what the table says afterwards."""
+        failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
+        return self.conclude(failed, now_s)
+
+    def await_room(self, then: Then, now_s: float) -> list[Effect] | None:
+        """Wait until somebody has room; None if this request may wait no longer. `refused` says what for."""
+        until_s = waits_until_s(self, now_s)
+        if until_s <= now_s:
+            return None
+        self.wait = Wait(now_s, until_s, then)
+        return [effects.EnterQueue()]
+
+    def submit(
+        self,
+        member: Member,
+        selection: Selection,
+        job: MakeJob,
+        now_s: float,
+        purpose: Purpose = Purpose.ANSWER,
+    ) -> list[Effect]:
+        """Give an expert work."""
+        if not self.attempts:
+            self.limits = Limits.of(selection.budgets, self.request.arrived_s + elapsed_s(self, now_s))
+        job_id = f"{self.request.request_id}.{len(self.attempts)}"
+        made = job(job_id, self.request.deadline_s - now_s)
+        attempt = Attempt(
+            job_id,
+            member,
+            selection,
+            submitted_s=now_s,
+            purpose=purpose,
+            waited_s=self.waited_s,
+            is_custom=is_custom(made),
+            alone_until=isolated_until(self.attempts),
+        )
+        self.attempts.append(attempt)
+        return [effects.SubmitJob(member.expert, made)]
+
+    def answer(
+        self,
+        member: Member,
+        selection: Selection,
+        now_s: float,
+        purpose: Purpose = Purpose.ANSWER,
+        *,
+        prefix: str = "",
+    ) -> list[Effect]:
+        """Have an expert write the answer, or what is to follow its beginning `prefix`."""
+        request = self.request
+        generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
+
+        def job(job_id: str, deadline_s: float) -> Submit:
+            return Submit(
+                job_id=job_id,
+                request_id=request.request_id,
+                model=member.expert.model,
+                prompt=request.prompt,
+                prefix=prefix,
+                deadline_s=deadline_s,
+                **msgspec.structs.asdict(generation),
+            )
+
+        return self.submit(member, selection, job, now_s, purpose)
+
+    def deliver(self, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        """Hand the client a part of the answer."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        return [effects.Deliver(pieces)]
+
+    def retract(self) -> list[Effect]:
+        """Begin anew: the client has seen nothing of what was delivered."""
+        self.first_token_s = None
+        self.authors.clear()
+        return [effects.Retract()]
+
+    def stop(self, attempt: Attempt, *, ends_as: AttemptState = AttemptState.CANCELLED) -> list[Effect]:
+        """End an attempt whose work is not wanted any more; what it spent is still to come."""
+        if attempt.state is not AttemptState.RUNNING:
+            return []
+        attempt.state, attempt.ends_as = AttemptState.STOPPING, ends_as
+        return [effects.StopJob(attempt.expert.agent_id, attempt.job_id)]
+
+    def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
+        """Tell once that an attempt is late."""
+        if attempt.is_late:
+            return []
+        attempt.is_late, attempt.hangs = True, hangs
+        return [effects.Suspect(attempt.expert.key, attempt.job_id, hangs)]
+
+    def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
+        """Stop whatever runs and tell the client."""
+        if self.outcome:
+            return []
+        todo = [effect for attempt in self.attempts for effect in self.stop(attempt)]
+        return [*todo, *self.conclude(outcome, now_s)]
+
+    def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
+        """Tell the client; the request stays until everything is accounted."""
+        self.outcome, self.concluded_s = outcome, now_s
+        if isinstance(outcome, Completed):
+            # The client has the words of those that broke off, too: what they took was not for nothing.
+            for author in self.authors:
+                if author.state in (AttemptState.FAILED, AttemptState.LOST):
+                    author.state = AttemptState.BROKEN_OFF
+        return [*self._end_wait(now_s, served=False), effects.Conclude(outcome), *self._retire_if_over()]
+
+    # --- Events -------------------------------------------------------------------------------------------------------
+
+    def _admission(
+        self, event: events.Admitted | events.RoomAppeared | events.RoomRefused, now_s: float
+    ) -> list[Effect]:
+        match event:
+            case events.Admitted():
+                return self._begin(self.select(now_s), now_s, may_wait=True)
+            case events.RoomAppeared():
+                return self._room_appeared(now_s)
+            case events.RoomRefused():
+                return self._room_refused(now_s)
+
+    def _begin(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
+        if isinstance(chosen, NoExpert):
+            self.refused = chosen
+            if may_wait and self.may_wait_for(chosen) and (waits := self.await_room(self._begin, now_s)) is not None:
+                return waits
+            return self.conclude(Failed(chosen.code, chosen.message), now_s)
+        self.refused = None
+        self.play = MODES[chosen.mode](self)
+        return self.play.begin(chosen, now_s)
+
+    def _room_appeared(self, now_s: float) -> list[Effect]:
+        """It stays where it is if the room turns out to be none for it."""
+        wait = self.wait
+        if wait is None:
+            return []
+        self.waited_s += now_s - wait.since_s
+        self.wait = replace(wait, since_s=now_s)
+        chosen = self.select(now_s)
+        # Who could keep its budgets may have been lost, and come back in time.
+        if isinstance(chosen, NoExpert) and chosen.code in (ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE):
+            return []
+        if isinstance(chosen, NoExpert) and self.may_wait_for(chosen):
+            self.refused = chosen
+            until_s = waits_until_s(self, now_s)
+            if until_s > now_s:
+                self.wait = replace(self.wait, until_s=until_s)
+                return []
+        served = isinstance(chosen, Selection)
+        return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
+
+    def _room_refused(self, now_s: float) -> list[Effect]:
+        if self.wait is None:
+            return []
+        refused = self._in_vain("All experts are busy, and so are all places in the queue.", now_s)
+        wait, self.wait = self.wait, None
+        self.waited_s += now_s - wait.since_s
+        return wait.then(refused, now_s)
+
+    def _end_wait(self, now_s: float, *, served: bool) -> list[Effect]:
+        if self.wait is None:
+            return []
+        self.waited_s += now_s - self.wait.since_s
+        self.wait = None
+        return [effects.LeaveQueue(served)]
+
+    def _ended(self, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
+        attempt = self._attempt(ended.job_id)
+        if attempt is None or attempt.is_over or self.play is None:
+            return []
+        was_running = attempt.state is AttemptState.RUNNING
+        is_cancelled = isinstance(ended, JobDone) and ended.reason == "cancelled"
+        is_beaten = not was_running and attempt.ends_as is AttemptState.HEDGED
+        attempt.usage = ended.usage
+        attempt.state = attempt.ends_as if is_cancelled or is_beaten else AttemptState.ANSWERED
+        todo: list[Effect] = [effects.ReleaseExpert(attempt.expert.key, attempt.job_id)]
+        if self.outcome:
+            return [*todo, *self._retire_if_over()]
+        if not was_running:
+            return todo
+        if is_cancelled:
+            attempt.state, attempt.error = AttemptState.FAILED, "cancelled by its agent"
+            attempt.code = JobErrorCode.INTERNAL
+            failed = JobFailed(
+                job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message="The agent cancelled the job."
+            )
+            return [*todo, *self.play.failed(attempt, failed, now_s)]
+        return [*todo, *self.play.ended(attempt, ended, now_s)]
+
+    def _failed(self, failed: JobFailed, now_s: float) -> list[Effect]:
+        attempt = self._attempt(failed.job_id)
+        if attempt is None or attempt.is_over:
+            return []
+        was_running = attempt.state is AttemptState.RUNNING
+        attempt.state, attempt.usage, attempt.error = AttemptState.FAILED, failed.usage, failed.message
+        attempt.code = failed.code
+        # An agent that does not say which jobs were in the batch leaves them all open to suspicion.
+        attempt.died_with = failed.code == JobErrorCode.ENGINE_CRASHED and failed.in_batch is not False
+        released = effects.ReleaseExpert(attempt.expert.key, attempt.job_id)
+        return [released, *self._after_failure(attempt, failed, was_running, now_s)]
+
+    def _lost(self, agent_id: str, now_s: float) -> list[Effect]:
+        todo: list[Effect] = []
+        for attempt in tuple(self.attempts):
+            expert = attempt.expert
+            if attempt.is_over or expert.agent_id != agent_id:
+                continue
+            was_running = attempt.state is AttemptState.RUNNING
+            text = f"The link to {expert.agent_name} broke."
+            attempt.state, attempt.error, attempt.code = AttemptState.LOST, text, JobErrorCode.AGENT_LOST
+            failed = JobFailed(job_id=attempt.job_id, code=JobErrorCode.AGENT_LOST, message=text)
+            todo.append(effects.ReleaseExpert(expert.key, attempt.job_id))
+            todo += self._after_failure(attempt, failed, was_running, now_s)
+        return todo
+
+    def _after_failure(self, attempt: Attempt, failed: JobFailed, was_running: bool, now_s: float) -> list[Effect]:
+        if self.outcome:
+            return self._retire_if_over()
+        if attempt.died_with and (suspected := verdict(self.attempts)) is not None:
+            return self.give_up(suspected, now_s)
+        if failed.code == JobErrorCode.CONTEXT_EXCEEDED:
+            self.least_context_tokens = max(self.least_context_tokens, attempt.expert.report.context_tokens)
+        return self.play.failed(attempt, failed, now_s) if self.play and was_running else []
+
+    def _time_passed(self, now_s: float) -> list[Effect]:
+        if now_s < self.next_deadline_s:
+            return []
+        if self.outcome is None:
+            return self._limit_reached(now_s)
+        lost = self._lose_rest("its agent did not confirm the cancellation")
+        for attempt in lost:
+            attempt.hangs = True
+        return [*(effects.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), effects.Retire()]
+
+    def _lose_rest(self, error: str) -> list[Attempt]:
+        """Every attempt that has not ended is lost."""
+        rest = [attempt for attempt in self.attempts if not attempt.is_over]
+        for attempt in rest:
+            attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
+        return rest
+
+    def _handling_failed(self, now_s: float) -> list[Effect]:
+        """The request fails, even one that was being concluded: its client may not have been told."""
+        self.outcome = None
+        return self.give_up(HANDLING_FAILED, now_s)
+
+    def _limit_reached(self, now_s: float) -> list[Effect]:
+        age_s = now_s - self.request.arrived_s
+        if now_s >= self.request.deadline_s:
+            text = f"The request's time was up after {age_s:.1f} s."
+            return self.give_up(Failed(JobErrorCode.DEADLINE_EXCEEDED, text), now_s)
+        if now_s >= self.expires_s:
+            begun = "its answer was not complete" if self.first_token_s is not None else "no token had come"
+            text = f"The request's budget was used up: {begun} after {age_s:.1f} s."
+            return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
+        if self.wait and now_s >= self.wait.until_s:
+            then = self.wait.then
+            refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+            return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
+        todo: list[Effect] = []
+        for attempt in tuple(self.attempts):
+            if attempt.hangs_at_s is not None and attempt.hangs_at_s <= now_s:
+                todo += self.suspect(attempt, hangs=True)
+                todo += self.play.hangs(attempt, now_s) if self.play else []
+        play_s = self.play.next_deadline_s if self.play else None
+        if self.play and play_s is not None and play_s <= now_s:
+            todo += self.play.time_passed(now_s)
+        return todo
+
+    def _in_vain(self, text: str, now_s: float) -> NoExpert:
+        """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
+        refused = self.refused
+        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
+            return NoExpert(ErrorCode.OVERLOADED, text)
+        return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
+
+    def _retire_if_over(self) -> list[Effect]:
+        return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
+
+    def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        play, attempt = self._heard(job_id, now_s)
+        if play is None or attempt is None:
+            return []
+        was_isolated = attempt.is_isolated
+        attempt.n_tokens += len(pieces)
+        shared = was_isolated and not attempt.is_isolated
+        freed: list[Effect] = [effects.ShareExpert(attempt.expert.key)] if shared else []
+        return [*freed, *play.tokens(attempt, pieces, now_s)]
+
+    def _heard(self, job_id: str, now_s: float) -> tuple[ModeRun | None, Attempt | None]:
+        """The play and the attempt that a word from an agent is for; None if nobody waits for it any more."""
+        attempt = self._attempt(job_id)
+        if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
+            return None, None
+        attempt.last_sign_s = now_s
+        return self.play, attempt
+
+    def _attempt(self, job_id: str) -> Attempt | None:
+        return next((attempt for attempt in self.attempts if attempt.job_id == job_id), None)

@@ -1,0 +1,179 @@
+"""Route: one expert answers, and its stream passes through. PURE.
+
+Before the client has seen a token another expert may take over: in the place of one that failed, or beside one that is
+late, where the first token decides (a hedge, after Dean and Barroso, "The Tail at Scale", 2013). Afterwards a failure
+is told, unless the client asked that another expert goes on from the text so far.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
+from moe2.common.link.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
+from moe2.coordinator.choosing.result import Member, NoExpert, Selection
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.effects import Completed, Effect, Failed
+from moe2.coordinator.serving.modes.mode import ModeRun
+
+if TYPE_CHECKING:
+    from moe2.coordinator.serving.life import Lifecycle
+
+MOST_ATTEMPTS = 4
+LEAST_PAUSE_S = 0.01
+"""Between two looks for a second expert."""
+HANG_PAUSE_S = 1.0
+"""Between two looks for an expert in the place of one that hangs."""
+RESUMES_SINCE_PROTOCOL = 2
+"""Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
+
+_FINAL = frozenset({JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR, JobErrorCode.DEADLINE_EXCEEDED})
+
+
+class Route(ModeRun):
+    """Failover and hedging before the first token, resuming after it; re-planned with what is left of the budgets."""
+
+    def __init__(self, life: Lifecycle) -> None:
+        super().__init__(life)
+        self._last_failure: JobFailed | None = None
+        self._look_at_s: dict[str, float] = {}
+        """When to look again for a faster expert, by job; at first when it is late."""
+        self._text: list[str] | None = [] if _can_resume(life) else None
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """When to look whether a second expert would be faster."""
+        life = self.life
+        if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MOST_ATTEMPTS:
+            return None
+        return min((at_s for at_s in map(self._looks_s, self._running()) if at_s is not None), default=None)
+
+    def begin(self, selection: Selection, now_s: float) -> list[Effect]:
+        return self.life.answer(selection.first, selection, now_s)
+
+    def tokens(self, attempt: Attempt, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        if self._text is not None:
+            self._text += [piece.text for piece in pieces]
+        if self.life.authors and self.life.authors[-1] is attempt:
+            return self.life.deliver(pieces, now_s)
+        return [*self._win(attempt, now_s), *self.life.deliver(pieces, now_s)]
+
+    def ended(self, attempt: Attempt, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
+        reason = ended.reason if isinstance(ended, JobDone) else "stop"
+        return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason), now_s)]
+
+    def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
+        """Another expert may take over, unless it is too late for that, or the request itself is wrong."""
+        # A crash or a refusal may pass; that the request itself is wrong stays the reason to give.
+        blamed = self._last_failure is not None and self._last_failure.code in REQUEST_FAULTS
+        if not blamed or failed.code in REQUEST_FAULTS:
+            self._last_failure = failed
+        if failed.code in _FINAL:
+            return self.life.give_up(Failed(failed.code, failed.message), now_s)
+        if any(self._running()):
+            return []
+        if self.life.first_token_s is None:
+            return self._go_on(self.life.select(now_s), now_s, may_wait=True)
+        if not self.life.request.is_streamed and self._text is None:
+            retracted = self.life.retract()
+            return [*retracted, *self._go_on(self.life.select(now_s), now_s, may_wait=True)]
+        return self._resume(failed, now_s)
+
+    def time_passed(self, now_s: float) -> list[Effect]:
+        """An attempt is late: have a second expert try, if it can be the faster one."""
+        [attempt] = self._running()  # There is no second one yet.
+        if attempt.hangs:
+            return self.hangs(attempt, now_s)
+        waited_s = now_s - attempt.submitted_s
+        chosen = self.life.select(now_s)
+        begins_in_s = None if isinstance(chosen, NoExpert) else _begins_in_s(chosen.first)
+        if isinstance(chosen, Selection) and begins_in_s is not None and begins_in_s <= waited_s:
+            if self.life.terms.may_hedge():
+                return self._help(chosen, now_s)
+            begins_in_s = None
+        # Not now. The later it is, the slower an expert would do.
+        pause_s = waited_s if begins_in_s is None else begins_in_s - waited_s
+        self._look_at_s[attempt.job_id] = now_s + pause_s + LEAST_PAUSE_S
+        return []
+
+    def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
+        if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MOST_ATTEMPTS:
+            return []
+        # It may be what makes its engine hang, and likely is if it brings a grammar, a schema or tools of its own.
+        if attempt.is_custom:
+            return []
+        chosen = self.life.select(now_s)
+        # To wait in another queue is no help: where all are that late, it would only make that worse.
+        if isinstance(chosen, NoExpert) or chosen.first.prediction.shape.queued_ahead is not None:
+            self._look_at_s[attempt.job_id] = now_s + HANG_PAUSE_S
+            return []
+        return self._help(chosen, now_s)
+
+    def _help(self, chosen: Selection, now_s: float) -> list[Effect]:
+        todo = self.life.answer(chosen.first, chosen, now_s)
+        self.life.hedge = self.life.attempts[-1]
+        return todo
+
+    def _looks_s(self, attempt: Attempt) -> float | None:
+        # What may bring down one engine is not given to a second one beside it.
+        if attempt.is_custom or attempt.alone_until is not None:
+            return None
+        return self._look_at_s.get(attempt.job_id, attempt.due_s)
+
+    def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
+        """Submit to the best expert that has not failed this request yet, or conclude that there is none."""
+        if len(self.life.attempts) < MOST_ATTEMPTS:
+            self.life.refused = chosen if isinstance(chosen, NoExpert) else None
+            if isinstance(chosen, Selection):
+                return self.life.answer(chosen.first, chosen, now_s)
+            if may_wait and self.life.may_wait_for(chosen):
+                waits = self.life.await_room(self._go_on, now_s)
+                if waits is not None:
+                    return waits
+        return self.life.nobody_left(self._last_failure, now_s)
+
+    def _resume(self, failed: JobFailed, now_s: float) -> list[Effect]:
+        """Have another expert go on from the text so far, or tell the client."""
+        if self._text is not None and self.life.n_tokens_left == 0:
+            return self.life.conclude(Completed("length"), now_s)
+        older: frozenset[str] = frozenset()
+        while self._text is not None and len(self.life.attempts) < MOST_ATTEMPTS:
+            chosen = self.life.select(now_s, excluded=older)
+            if isinstance(chosen, NoExpert):
+                break
+            if chosen.first.expert.protocol >= RESUMES_SINCE_PROTOCOL:
+                # A stop string cannot lie across the seam: an agent holds back what may be the beginning of one.
+                return self.life.answer(chosen.first, chosen, now_s, prefix="".join(self._text))
+            older |= {chosen.first.expert.key}
+        return self.life.conclude(Failed(failed.code, failed.message), now_s)
+
+    def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
+        """The answer is this expert's; who else tries is not needed any more."""
+        if attempt not in self.life.authors:
+            self.life.authors.append(attempt)
+        todo: list[Effect] = []
+        for loser in self._running():
+            if loser is attempt:
+                continue
+            if loser.due_s is not None and loser.due_s <= now_s:
+                todo += self.life.suspect(loser, hangs=False)
+            todo += self.life.stop(loser, ends_as=AttemptState.HEDGED)
+        return todo
+
+    def _running(self) -> list[Attempt]:
+        return [attempt for attempt in self.life.attempts if attempt.state is AttemptState.RUNNING]
+
+
+def _can_resume(life: Lifecycle) -> bool:
+    """A grammar, a tool call and log-probabilities cannot be taken up in the middle."""
+    request = life.request
+    tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
+    return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
+
+
+def _begins_in_s(member: Member) -> float | None:
+    """Until its first token, as predicted; None for one that has no free slot, or that nobody has measured."""
+    ttft_s = member.prediction.ttft_s
+    return None if ttft_s is None or member.prediction.shape.queued_ahead is not None else ttft_s.p50

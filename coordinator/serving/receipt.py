@@ -1,0 +1,168 @@
+"""The receipt: who answered, what it took, what it cost. PURE. The `moe2` object of every response."""
+
+from __future__ import annotations
+
+import msgspec
+
+from moe2.common.energy import NEVER_RAN, Energy, WholeEnergy, total, unmeasured
+from moe2.common.link.messages import JobUsage
+from moe2.coordinator.choosing.explain import Decision, Predicted, decision_of, predicted_of, refusal_of
+from moe2.coordinator.choosing.request import Mode
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.collaboration import Collaboration
+from moe2.coordinator.serving.life import Lifecycle
+
+
+class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt. purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say."""
+
+    expert: str
+    agent: str
+    model: str
+    outcome: str
+    decoded_tokens: int | None
+    energy: WholeEnergy
+    error: str | None
+    purpose: str = "answer"
+
+
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    prompt: int | None
+    cached: int | None
+    decoded: int | None
+
+
+class Seconds(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations of the request's phases.
+
+    queue, prefill, decode: on the agent, as measured there. admission: wait for an expert with room. overhead: in the
+    coordinator, from the request's last byte to its dispatch, that wait left out. ttft, total: from the request's last
+    byte, as seen by the coordinator.
+    simulated: an expert was held to the speed of a host that is not there.
+    """
+
+    overhead: float | None
+    queue: float | None
+    prefill: float | None
+    decode: float | None
+    ttft: float | None
+    total: float | None
+    admission: float | None = None
+    simulated: bool | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """energy: the sum over all attempts, those that failed or were outvoted included. tokens: of the answer, whoever
+    wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
+    collaboration: what each member of a panel contributed; None where one expert answers.
+    exceeded: names of the budgets that turned out not to be kept.
+    """
+
+    request_id: str
+    mode: str
+    experts: tuple[ExpertLine, ...]
+    tokens: TokenCounts
+    seconds: Seconds
+    predicted: Predicted | None
+    energy: WholeEnergy
+    decision: Decision | None
+    collaboration: Collaboration | None = None
+    exceeded: tuple[str, ...] = ()
+
+
+def receipt_of(life: Lifecycle) -> Receipt:
+    """The receipt of a request, complete once it has ended."""
+    last = life.leading
+    usage = last.usage if last else None
+    energy = energy_of(life)
+    tokens = _tokens(life)
+    arrived_s = life.request.arrived_s
+    return Receipt(
+        request_id=life.request.request_id,
+        mode=last.selection.mode if last else Mode.ROUTE,
+        experts=tuple(_line(attempt) for attempt in life.attempts),
+        tokens=tokens,
+        seconds=Seconds(
+            overhead=life.overhead_s,
+            queue=usage.queue_s if usage else None,
+            prefill=usage.prefill_s if usage else None,
+            decode=usage.decode_s if usage else None,
+            ttft=None if life.first_token_s is None else life.first_token_s - arrived_s,
+            total=None if life.concluded_s is None else life.concluded_s - arrived_s,
+            admission=life.waited_s if life.attempts or life.outcome else None,
+            simulated=any(attempt.expert.report.paced for attempt in life.attempts) if life.attempts else None,
+        ),
+        predicted=_predicted(last) if last else None,
+        energy=WholeEnergy.of(energy),
+        decision=_decision(life),
+        collaboration=life.play.collaboration if life.play else None,
+        exceeded=_exceeded(life, energy, tokens),
+    )
+
+
+def energy_of(life: Lifecycle) -> Energy:
+    """What the request has cost so far, attempts that failed or were cancelled included."""
+    if life.outcome and not life.attempts:
+        return NEVER_RAN
+    return total(_energy(attempt) for attempt in life.attempts)
+
+
+def _tokens(life: Lifecycle) -> TokenCounts:
+    """Of the answer. Where several wrote it in turn, what one of them did not live to report has been counted here."""
+    if len(life.authors) < 2:
+        usage = life.leading.usage if life.leading else None
+        written = life.play.answer_tokens if life.play else None
+        return TokenCounts(
+            prompt=usage.prompt_tokens if usage else None,
+            cached=usage.cached_tokens if usage else None,
+            decoded=written if written is not None else usage.decoded_tokens if usage else None,
+        )
+    first = life.authors[0].usage
+    return TokenCounts(
+        prompt=first.prompt_tokens if first else None,
+        cached=first.cached_tokens if first else None,
+        decoded=life.n_tokens_written,
+    )
+
+
+def _exceeded(life: Lifecycle, energy: Energy, tokens: TokenCounts) -> tuple[str, ...]:
+    if life.concluded_s is None or not life.attempts:
+        return ()
+    return life.limits.exceeded(
+        first_token_s=life.first_token_s, end_s=life.concluded_s, joules=energy.joules, tokens=tokens.decoded
+    )
+
+
+def _decision(life: Lifecycle) -> Decision | None:
+    if life.leading:
+        return decision_of(life.leading.selection)
+    return refusal_of(life.refused) if life.refused else None
+
+
+def _predicted(attempt: Attempt) -> Predicted:
+    selection = attempt.selection
+    return predicted_of(selection.predicted if selection.mode.is_panel else attempt.prediction)
+
+
+def _line(attempt: Attempt) -> ExpertLine:
+    expert = attempt.expert
+    return ExpertLine(
+        expert=expert.key,
+        agent=expert.agent_name,
+        model=expert.model,
+        outcome=attempt.state,
+        decoded_tokens=attempt.usage.decoded_tokens if attempt.usage else None,
+        energy=WholeEnergy.of(_energy(attempt)),
+        error=attempt.error,
+        purpose=attempt.purpose,
+    )
+
+
+def _energy(attempt: Attempt) -> Energy:
+    usage: JobUsage | None = attempt.usage
+    if usage is not None:
+        return usage.energy
+    if attempt.state is AttemptState.FAILED:
+        return NEVER_RAN
+    return unmeasured(attempt.error or "not reported yet")

@@ -1,0 +1,80 @@
+"""The requests that may be what kills engines, and what their ends say of the engines. PURE. Decision 0014.
+
+Every request that was in the batch when an engine died is a suspect. If one of them is convicted, the death is
+explained; if all of them are answered in the end, it was the engine's own fault. If one ends in any other way, nobody
+knows, and the death is held against nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from moe2.coordinator.choosing.selector import wants
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.effects import Completed
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.suspicion import reserved_experts
+
+
+@dataclass
+class _Death:
+    """Of an expert's engine. suspects: ids of the requests in its batch that have not ended yet."""
+
+    expert_key: str
+    at_s: float
+    suspects: set[str] = field(default_factory=set)
+
+
+class Suspects:
+    """All suspects in progress, in the order in which they became it. All times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._lives: dict[str, Lifecycle] = {}
+        self._deaths: list[_Death] = []
+
+    def __len__(self) -> int:
+        return len(self._lives)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._lives
+
+    def note(self, life: Lifecycle) -> None:
+        """Remember the request until its end, if it is a suspect."""
+        if life.is_suspect:
+            self._lives.setdefault(life.request.request_id, life)
+
+    def reserved_from(self, life: Lifecycle, experts: Iterable[Expert], in_flight: Mapping[str, int]) -> dict[str, str]:
+        """Experts that are kept from this request for the sake of the suspects, each with the reason."""
+        usable = tuple(experts)
+        return reserved_experts(
+            life,
+            tuple(self._lives.values()),
+            lambda model: (expert for expert in usable if wants(model, expert)),
+            in_flight,
+        )
+
+    def died(self, life: Lifecycle, attempt: Attempt, now_s: float) -> None:
+        """An engine died with this attempt in its batch. Jobs that were submitted before a death share it."""
+        request_id, key = life.request.request_id, attempt.expert.key
+        for death in self._deaths:
+            if death.expert_key == key and attempt.submitted_s <= death.at_s:
+                death.suspects.add(request_id)
+                return
+        self._deaths.append(_Death(key, now_s, {request_id}))
+
+    def ended(self, life: Lifecycle) -> list[str]:
+        """A request has ended. Returns the keys of the experts whose engines are now known to have died by their own
+        fault."""
+        request_id, guilty = life.request.request_id, []
+        if self._lives.pop(request_id, None) is None:
+            return []
+        for death in [death for death in self._deaths if request_id in death.suspects]:
+            death.suspects.discard(request_id)
+            is_acquitted = isinstance(life.outcome, Completed)
+            if is_acquitted and not death.suspects:
+                guilty.append(death.expert_key)
+            if not is_acquitted or not death.suspects:
+                self._deaths.remove(death)
+        return guilty

@@ -1,0 +1,156 @@
+"""A question set: what is asked and what is right. Read from JSON lines or Parquet.
+
+Columns: `id` (unique), `prompt`, `gold`, `metric` (exact_match, choice or numeric), `choices` (a list of options, for
+choice), and the labels of an outcomes file: `split`, `source`, `benchmark`, `domain`, each optional. The gold of a
+choice is its letter or its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe2.common.errors import Moe2Error
+from moe2.coordinator.training.collect.scoring import LETTERS, Metric, last_number
+from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_jsonl, read_parquet
+
+REQUIRED = ("id", "prompt", "gold", "metric")
+
+
+class QuestionsError(Moe2Error):
+    """A question set that cannot be used. The message names file, line (or row) and column."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. asked: the prompt with its options, as experts and the gate read it. gold: a choice's letter.
+
+    labels: the columns that are carried over into the outcomes.
+    """
+
+    id: str
+    asked: str
+    gold: str
+    metric: Metric
+    choices: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """Read a .jsonl, .ndjson or .parquet file. Raises `Moe2Error`, naming line and column."""
+    if not path.is_file():
+        raise QuestionsError(f"There is no question file {path}.", remedy="Give a .jsonl or .parquet file.")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        columns, unit = read_jsonl(path)
+    elif path.suffix.lower() == ".parquet":
+        columns, unit = read_parquet(path)
+    else:
+        raise QuestionsError(f"{path} is neither .jsonl nor .parquet.", remedy="Convert it to one of the two.")
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise QuestionsError(
+            f"{path} has no column {', '.join(map(repr, missing))}.",
+            remedy=f"A question set has {', '.join(REQUIRED)}, and choices for metric choice.",
+        )
+    questions, seen = [], dict[str, int]()
+    for row in range(len(columns["id"])):
+        question = _Row(columns, row, f"{path}, {unit} {row + 1}").question()
+        if question.id in seen:
+            raise QuestionsError(
+                f"{path}, {unit} {row + 1}, column 'id': {question.id!r} was already used in {unit} "
+                f"{seen[question.id] + 1}."
+            )
+        seen[question.id] = row
+        questions.append(question)
+    if not questions:
+        raise QuestionsError(f"{path} holds no questions.")
+    return tuple(questions)
+
+
+class _Row:
+    """One row of raw columns; every error names place and column."""
+
+    def __init__(self, columns: dict[str, Sequence[object]], row: int, place: str) -> None:
+        self._columns = columns
+        self._row = row
+        self._place = place
+
+    def question(self) -> Question:
+        prompt, metric = self._text("prompt"), self._metric()
+        choices = self._choices() if metric is Metric.CHOICE else ()
+        return Question(
+            id=self._text("id"),
+            asked="\n".join((prompt, *_options(prompt, choices))),
+            gold=self._gold(metric, choices),
+            metric=metric,
+            choices=choices,
+            labels=self._labels(),
+        )
+
+    def _value(self, column: str) -> object:
+        return self._columns[column][self._row] if column in self._columns else None
+
+    def _fault(self, column: str, what: str) -> QuestionsError:
+        return QuestionsError(f"{self._place}, column {column!r}: {what}.")
+
+    def _text(self, column: str) -> str:
+        value = self._value(column)
+        if isinstance(value, int) and not isinstance(value, bool) and column == "id":
+            return str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise self._fault(column, "it is empty" if value in (None, "") else f"{value!r} is not text")
+        if "\0" in value:
+            raise self._fault(column, "it contains a NUL character")
+        return value
+
+    def _metric(self) -> Metric:
+        value = self._value("metric")
+        if value not in tuple(Metric):
+            raise self._fault("metric", f"{value!r} is none of {', '.join(Metric)}")
+        return Metric(str(value))
+
+    def _choices(self) -> tuple[str, ...]:
+        value = self._value("choices")
+        if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
+            raise self._fault("choices", "metric choice needs a list of texts")
+        if not 2 <= len(value) <= len(LETTERS):
+            raise self._fault("choices", f"{len(value)} options; 2 to {len(LETTERS)} are possible")
+        return tuple(value)
+
+    def _gold(self, metric: Metric, choices: tuple[str, ...]) -> str:
+        value = self._value("gold")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = repr(value)
+        if not isinstance(value, str) or not value.strip():
+            raise self._fault("gold", "it is empty" if value in (None, "") else f"{value!r} is not text")
+        if metric is Metric.NUMERIC and last_number(value) is None:
+            raise self._fault("gold", f"{value!r} holds no number")
+        if metric is not Metric.CHOICE:
+            return value
+        letters = LETTERS[: len(choices)]
+        bare = value.strip().strip("().").upper()
+        if len(bare) == 1 and bare in letters:
+            return bare
+        if choices.count(value) == 1:
+            return letters[choices.index(value)]
+        raise self._fault("gold", f"{value!r} is neither a letter from A to {letters[-1]} nor one of the choices")
+
+    def _labels(self) -> tuple[tuple[str, str], ...]:
+        labels = []
+        for column in ("split", *LABEL_COLUMNS):
+            value = self._value(column)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise self._fault(column, f"{value!r} is not text")
+            if column == "split" and value not in SPLITS:
+                raise self._fault(column, f"{value!r} is none of {', '.join(SPLITS)}")
+            labels.append((column, value))
+        return tuple(labels)
+
+
+def _options(prompt: str, choices: tuple[str, ...]) -> list[str]:
+    """The lines of options that the prompt does not show itself."""
+    lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    return [] if all(line in prompt for line in lines) else lines

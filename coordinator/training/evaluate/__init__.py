@@ -1,0 +1,1 @@
+"""Comparing the gate with simpler choices on held-out outcomes."""

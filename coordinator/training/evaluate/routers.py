@@ -1,0 +1,147 @@
+"""Routers: ways to choose one expert per prompt among those that fit the budgets. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moe2.coordinator.gate.features import FeatureExtractor
+from moe2.coordinator.gate.gate import weighted_counts
+from moe2.coordinator.training.evaluate.panels import PanelProblem, PanelSelector
+from moe2.coordinator.training.evaluate.profiles import Costs
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+Router = Callable[[BoolArray], FloatArray]
+
+ORACLES = ("oracle",)
+"""Routers that look at the answers they are judged by."""
+
+
+def by_value(values: FloatArray) -> Router:
+    """The feasible expert with the largest value, (rows, N) or (N,); ties to the lower number."""
+
+    def route(feasible: BoolArray) -> FloatArray:
+        ranked = np.where(feasible, np.broadcast_to(values, feasible.shape), -np.inf)
+        return _one_hot(ranked.argmax(axis=1), feasible)
+
+    return route
+
+
+def at_random() -> Router:
+    """Each feasible expert with equal chance."""
+
+    def route(feasible: BoolArray) -> FloatArray:
+        return np.asarray(feasible / np.maximum(feasible.sum(axis=1, keepdims=True), 1), dtype=np.float64)
+
+    return route
+
+
+def round_robin() -> Router:
+    """Row i goes to the feasible expert number i modulo how many there are."""
+
+    def route(feasible: BoolArray) -> FloatArray:
+        chosen = np.zeros(feasible.shape[0], dtype=np.int64)
+        for row in range(feasible.shape[0]):
+            members = np.flatnonzero(feasible[row])
+            chosen[row] = members[row % members.size] if members.size else 0
+        return _one_hot(chosen, feasible)
+
+    return route
+
+
+def by_panel(probabilities: FloatArray, costs: Costs, selector: PanelSelector) -> Router:
+    """moe2 with one expert per prompt: the selector's panel of size one for the gate's probabilities (rows, N).
+
+    Feasibility decides what is available; the budgets themselves were applied to make it.
+    """
+
+    def route(feasible: BoolArray) -> FloatArray:
+        shares = np.zeros(feasible.shape)
+        for row in range(feasible.shape[0]):
+            problem = PanelProblem(
+                probabilities=probabilities[row],
+                energy_j=costs.predicted_energy_j[row],
+                delay_s=costs.predicted_delay_s[row],
+                available=feasible[row],
+                max_energy_j=float("inf"),
+                max_delay_s=float("inf"),
+                max_experts=1,
+            )
+            shares[row, list(selector.select(problem))] = 1.0
+        return shares
+
+    return route
+
+
+def label_means(kinds: Sequence[str], scores: FloatArray, wanted: Sequence[str]) -> FloatArray:
+    """(len(wanted), N) mean train score of each expert on each wanted row's kind; the overall mean for a new kind."""
+    overall = np.nanmean(scores, axis=0)
+    labels = np.array(kinds)
+    means: dict[str, FloatArray] = {}
+    for kind in set(wanted):
+        rows = scores[labels == kind]
+        count = (~np.isnan(rows)).sum(axis=0)
+        means[kind] = np.where(count > 0, np.nansum(rows, axis=0) / np.maximum(count, 1), overall)
+    return np.stack([means[kind] for kind in wanted])
+
+
+def neighbour_means(similarity: FloatArray, scores: FloatArray, neighbours: int) -> FloatArray:
+    """(rows, N) mean train score over the most similar train prompts.
+
+    similarity: (rows, train rows); scores: (train rows, N), NaN where not run (the expert's mean then stands in).
+    """
+    filled = np.where(np.isnan(scores), np.nanmean(scores, axis=0), scores)
+    count = min(neighbours, similarity.shape[1])
+    nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    return np.asarray(filled[nearest].mean(axis=1), dtype=np.float64)
+
+
+def score_of(shares: FloatArray, scores: FloatArray) -> FloatArray:
+    """(rows,) the expected score; 0 where nothing was run. Scores of experts that get no share may be unknown."""
+    return np.asarray(np.where(shares > 0, shares * np.nan_to_num(scores), 0.0).sum(axis=1), dtype=np.float64)
+
+
+def baseline_routers(
+    train_means: FloatArray, labels: FloatArray, neighbours: FloatArray, costs: Costs, scores: FloatArray
+) -> Mapping[str, Router]:
+    """The baselines by name. train_means: (N,); labels, neighbours, scores: (rows, N)."""
+    return {
+        "best single that fits": by_value(train_means),
+        "best per known label": by_value(labels),
+        "kNN router": by_value(neighbours),
+        "greedy (score per joule)": by_value(train_means / costs.predicted_energy_j),
+        "cheapest": by_value(-costs.predicted_energy_j),
+        "fastest": by_value(-costs.predicted_delay_s),
+        "round robin": round_robin(),
+        "random": at_random(),
+        "oracle": by_value(np.nan_to_num(scores, nan=-1.0)),
+    }
+
+
+def _one_hot(chosen: npt.NDArray[np.int64], feasible: BoolArray) -> FloatArray:
+    shares = np.zeros(feasible.shape)
+    shares[np.arange(chosen.size), chosen] = feasible.any(axis=1)
+    return shares
+
+
+def cosine_similarities(
+    wanted: Sequence[str], known: Sequence[str], extractor: FeatureExtractor, idf: npt.NDArray[np.float32]
+) -> FloatArray:
+    """(len(wanted), len(known)) cosines, 0..1; a prompt without n-grams is like none. idf: (buckets,)."""
+    features = [extractor.extract(prompt) for prompt in known]
+    buckets = np.concatenate([entry.buckets for entry in features])
+    values = np.concatenate([weighted_counts(entry, idf) for entry in features]).astype(np.float64)
+    ends = np.cumsum([entry.buckets.size for entry in features])
+    starts = np.concatenate([[0], ends[:-1]])
+    similarity = np.empty((len(wanted), len(known)))
+    dense = np.zeros(extractor.config.buckets)
+    for row, prompt in enumerate(wanted):
+        entry = extractor.extract(prompt)
+        dense[entry.buckets] = weighted_counts(entry, idf)
+        sums = np.concatenate([[0.0], np.cumsum(values * dense[buckets])])
+        similarity[row] = sums[ends] - sums[starts]
+        dense[entry.buckets] = 0.0
+    return similarity

@@ -1,0 +1,55 @@
+"""The evaluation as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport
+from moe2.coordinator.training.evaluate.study import MOE2
+
+NO_LIMIT = "none"
+
+
+def limit_text(value: float | None, unit: str) -> str:
+    """A limit with its unit, or "none"."""
+    return NO_LIMIT if value is None else f"{value:g} {unit}"
+
+
+def tables(report: EvaluationReport) -> Iterator[Table]:
+    """First every router without limits, then all routers' scores under each budget."""
+    yield _loose(report.budgets[0])
+    for axis, title in (
+        ("energy", "Score under an energy budget"),
+        ("delay", "Score under a delay budget"),
+        ("both", "Score under both"),
+    ):
+        rows = [budget for budget in report.budgets if budget.axis == axis]
+        if rows:
+            yield _sweep(title, rows)
+
+
+def _loose(budget: BudgetFigures) -> Table:
+    table = Table(title="Without limits: one expert per prompt (± one standard error)")
+    for name in ("router", "score", "lead over moe2 (points)", "mean J", "mean s"):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    for name, figures in sorted(budget.routers.items(), key=lambda entry: -entry[1].score):
+        lead = "" if name == MOE2 else f"{figures.lead * 100:+.2f} ± {figures.lead_standard_error * 100:.2f}"
+        score = f"{figures.score:.4f} ± {figures.standard_error:.4f}"
+        table.add_row(name, score, lead, f"{figures.energy_j:.0f}", f"{figures.delay_s:.1f}")
+    return table
+
+
+def _sweep(title: str, budgets: list[BudgetFigures]) -> Table:
+    """A row per router and a column per budget, which is narrower than the other way round."""
+    table = Table(title=title, padding=0)  # nine budgets fit a terminal of 80 columns
+    table.add_column("router")
+    for budget in budgets:
+        limits = (limit_text(budget.max_energy_j, "J"), limit_text(budget.max_delay_s, "s"))
+        table.add_column("\n".join(text for text in limits if text != NO_LIMIT), justify="right", no_wrap=True)
+    for name in budgets[0].routers:
+        table.add_row(name, *(f"{budget.routers[name].score:.3f}" for budget in budgets))
+    table.add_section()
+    table.add_row("prompts that an expert fits", *(f"{budget.routers[MOE2].answered:.0%}" for budget in budgets))
+    return table

@@ -1,0 +1,49 @@
+"""Users' scores as outcomes: rows of one prompt, scored for the one expert that answered it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.training.outcomes import Outcomes, OutcomesError
+
+KIND = "feedback"
+
+
+def with_feedback(pool: Outcomes, path: Path) -> tuple[Outcomes, int]:
+    """The pool and, as train rows, the scores of its experts whose prompts were kept; and how many those are.
+
+    Where the pool's rows name kinds of prompts, these have one of their own. Raises OutcomesError where nothing in the
+    file can be used.
+    """
+    try:
+        found = FeedbackFile(path).read() if path.is_file() else None
+    except OSError as error:
+        raise OutcomesError(f"The feedback file {path} cannot be read: {error.strerror}.") from error
+    if found is None:
+        raise OutcomesError(f"There is no feedback file {path}.", remedy="It is feedback.jsonl in the state directory.")
+    usable = [entry for entry in found if entry.prompt and entry.prompt.strip() and entry.model in pool.experts]
+    if not usable:
+        raise OutcomesError(
+            f"None of the {len(found)} scores in {path} has its prompt and is of an expert in the outcomes.",
+            remedy="Set [selection] keep_prompts = true, and gather feedback.",
+        )
+    scores = np.full((len(usable), len(pool.experts)), np.nan)
+    for row, entry in enumerate(usable):
+        scores[row, pool.experts.index(entry.model)] = entry.score
+    count, labelled = len(usable), any(pool.tasks)
+    source = pool.sources[0] if len(pool) else ""
+    joined = Outcomes(
+        experts=pool.experts,
+        ids=(*pool.ids, *(f"feedback/{entry.request_id}" for entry in usable)),
+        prompts=(*pool.prompts, *(str(entry.prompt) for entry in usable)),
+        splits=(*pool.splits, *("train",) * count),
+        sources=(*pool.sources, *(source,) * count),
+        tasks=(*pool.tasks, *(KIND if labelled else "",) * count),
+        scores=np.concatenate([pool.scores, scores]),
+        chars=np.concatenate([pool.chars, np.full(scores.shape, np.nan)]),
+        digest=pool.digest,
+    )
+    return joined, count

@@ -1,0 +1,280 @@
+"""Outcomes: how well each expert answered each prompt. Read from Parquet or JSON lines.
+
+One row is one prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from moe2.common.errors import Moe2Error
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+SPLITS = ("train", "val", "test")
+LABEL_COLUMNS = ("source", "benchmark", "domain")
+
+
+class OutcomesError(Moe2Error):
+    """An outcomes file that cannot be used. The message names file, line (or row) and column."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A table of outcomes. Every sequence has one entry per row.
+
+    scores: (rows, experts), 0..1; NaN marks "not run", never a measured value.
+    chars: (rows, experts) characters of the completions; NaN where unknown.
+    digest: SHA-256 of the file that the rows came from.
+    """
+
+    experts: tuple[str, ...]
+    ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    splits: tuple[str, ...]
+    sources: tuple[str, ...]
+    tasks: tuple[str, ...]
+    scores: FloatArray
+    chars: FloatArray
+    digest: str = field(default="")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Row numbers of one split."""
+        return np.flatnonzero(np.array([value == split for value in self.splits], dtype=bool))
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Outcomes:
+        """The same table with only these rows, in this order."""
+        chosen = [int(row) for row in rows]
+        return Outcomes(
+            experts=self.experts,
+            ids=tuple(self.ids[row] for row in chosen),
+            prompts=tuple(self.prompts[row] for row in chosen),
+            splits=tuple(self.splits[row] for row in chosen),
+            sources=tuple(self.sources[row] for row in chosen),
+            tasks=tuple(self.tasks[row] for row in chosen),
+            scores=self.scores[chosen],
+            chars=self.chars[chosen],
+            digest=self.digest,
+        )
+
+    def with_experts(self, experts: Sequence[str]) -> Outcomes:
+        """The same table with only these experts, in this order. Raises OutcomesError for an unknown one."""
+        unknown = [name for name in experts if name not in self.experts]
+        if unknown:
+            raise OutcomesError(
+                f"The outcomes hold no scores of {', '.join(unknown)}.",
+                remedy=f"They hold: {', '.join(self.experts) or 'no expert at all'}.",
+            )
+        if len(set(experts)) != len(experts):
+            raise OutcomesError("An expert is named twice.", remedy="Name each expert once.")
+        columns = [self.experts.index(name) for name in experts]
+        return Outcomes(
+            experts=tuple(experts),
+            ids=self.ids,
+            prompts=self.prompts,
+            splits=self.splits,
+            sources=self.sources,
+            tasks=self.tasks,
+            scores=self.scores[:, columns],
+            chars=self.chars[:, columns],
+            digest=self.digest,
+        )
+
+    def from_source(self, source: str) -> Outcomes:
+        """The rows of one source, with the experts that were run there. Raises OutcomesError for an unknown source."""
+        rows = [row for row, value in enumerate(self.sources) if value == source]
+        if not rows:
+            known = ", ".join(sorted(set(self.sources) - {""})) or "none"
+            raise OutcomesError(f"The outcomes have no rows of source {source!r}.", remedy=f"Sources: {known}.")
+        table = self.take(rows)
+        run = [name for n, name in enumerate(self.experts) if not np.isnan(table.scores[:, n]).all()]
+        return table.with_experts(run)
+
+
+def read_outcomes(path: Path) -> Outcomes:
+    """Read a Parquet (.parquet) or JSON lines (.jsonl, .ndjson) file.
+
+    Raises OutcomesError, naming line and column, for anything that cannot be used.
+    """
+    if not path.is_file():
+        raise OutcomesError(f"There is no outcomes file {path}.", remedy="Give a .parquet or .jsonl file.")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        columns, unit = read_jsonl(path)
+    elif path.suffix.lower() == ".parquet":
+        columns, unit = read_parquet(path)
+    else:
+        raise OutcomesError(f"{path} is neither .parquet nor .jsonl.", remedy="Convert it to one of the two.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return outcomes_from_columns(columns, place=str(path), unit=unit, digest=digest)
+
+
+def outcomes_from_columns(
+    columns: dict[str, Sequence[object]], *, place: str, unit: str = "row", digest: str = ""
+) -> Outcomes:
+    """Check columns and put them together.
+
+    columns: name to one value per row, None where empty. place, unit: what errors call the file and a row ("line"). All
+    columns must have one length. Raises OutcomesError.
+    """
+    if "prompt" not in columns:
+        raise OutcomesError(f"{place} has no column 'prompt'.", remedy=f"Its columns: {', '.join(columns) or 'none'}.")
+    size = len(columns["prompt"])
+    if size == 0:
+        raise OutcomesError(f"{place} has no rows.", remedy="Collect outcomes first.")
+    check = _Checker(place, unit)
+    scored = {name[7:]: name for name in columns if name.startswith("score__")}
+    lost = {name[6:]: name for name in columns if name.startswith("loss__")}
+    both = sorted(set(scored) & set(lost))
+    if both:
+        raise OutcomesError(f"{place} has both a score and a loss of {both[0]}.", remedy="Keep one of the two columns.")
+    experts = tuple(sorted((*scored, *lost)))
+    if not experts:
+        raise OutcomesError(f"{place} has no column 'score__NAME' or 'loss__NAME'.", remedy="Add one per expert.")
+    if not all(name.strip() for name in experts):
+        raise OutcomesError(f"{place} has scores of an expert without a name.", remedy="Name it: 'score__NAME'.")
+    scores = np.full((size, len(experts)), np.nan)
+    chars = np.full((size, len(experts)), np.nan)
+    for n, name in enumerate(experts):
+        if name in scored:
+            scores[:, n] = check.numbers(columns[scored[name]], scored[name], 0.0, 1.0)
+        else:
+            scores[:, n] = np.exp(-check.numbers(columns[lost[name]], lost[name], 0.0, np.inf))
+        if f"chars__{name}" in columns:
+            chars[:, n] = check.numbers(columns[f"chars__{name}"], f"chars__{name}", 0.0, np.inf)
+    ids = check.texts(columns["id"], "id") if "id" in columns else tuple(str(row) for row in range(1, size + 1))
+    check.unique(ids)
+    labels = {name: check.labels(columns.get(name, (None,) * size), name) for name in LABEL_COLUMNS}
+    tasks = tuple(
+        "/".join(part for part in (benchmark, domain) if part)
+        for benchmark, domain in zip(labels["benchmark"], labels["domain"], strict=True)
+    )
+    splits = check.splits(columns["split"], ids) if "split" in columns else tuple(split_of(name) for name in ids)
+    prompts = check.texts(columns["prompt"], "prompt")
+    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, digest)
+
+
+def split_of(row_id: str) -> str:
+    """The split of a row that names none, by a hash of its id: 80 % train, 10 % val, 10 % test."""
+    share = zlib.crc32(row_id.encode("utf-8", "replace")) % 10
+    return "val" if share == 8 else "test" if share == 9 else "train"
+
+
+class _Checker:
+    """Turns raw columns into typed ones; every error names place, row and column."""
+
+    def __init__(self, place: str, unit: str) -> None:
+        self._place = place
+        self._unit = unit
+
+    def fault(self, row: int, column: str, what: str) -> OutcomesError:
+        return OutcomesError(f"{self._place}, {self._unit} {row + 1}, column '{column}': {what}.")
+
+    def numbers(self, values: Sequence[object], column: str, low: float, high: float) -> FloatArray:
+        result = np.full(len(values), np.nan)
+        for row, value in enumerate(values):
+            if value is None:
+                continue
+            if isinstance(value, bool):
+                value = float(value)
+            if not isinstance(value, int | float):
+                raise self.fault(row, column, f"{value!r} is not a number (leave it empty where it is unknown)")
+            if value != value or value in (float("inf"), float("-inf")):
+                raise self.fault(row, column, f"{value} is not a finite number (leave it empty where it is unknown)")
+            if not low <= value <= high:
+                limits = f"within {low:g}..{high:g}" if high != np.inf else f"at least {low:g}"
+                raise self.fault(row, column, f"{value} is not {limits}")
+            result[row] = value
+        return result
+
+    def texts(self, values: Sequence[object], column: str) -> tuple[str, ...]:
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.fault(row, column, "it is empty" if value is None else f"{value!r} is not text")
+            if not value.strip():
+                raise self.fault(row, column, "it is empty")
+        return tuple(str(value) for value in values)
+
+    def labels(self, values: Sequence[object], column: str) -> tuple[str, ...]:
+        for row, value in enumerate(values):
+            if value is not None and not isinstance(value, str):
+                raise self.fault(row, column, f"{value!r} is not text")
+        return tuple("" if value is None else str(value) for value in values)
+
+    def splits(self, values: Sequence[object], ids: Sequence[str]) -> tuple[str, ...]:
+        result = []
+        for row, value in enumerate(values):
+            if value is not None and value not in SPLITS:
+                raise self.fault(row, "split", f"{value!r} is none of {', '.join(SPLITS)}")
+            result.append(split_of(ids[row]) if value is None else str(value))
+        return tuple(result)
+
+    def unique(self, ids: Sequence[str]) -> None:
+        first: dict[str, int] = {}
+        for row, name in enumerate(ids):
+            if name in first:
+                raise self.fault(row, "id", f"{name!r} was already used in {self._unit} {first[name] + 1}")
+            first[name] = row
+
+
+def read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+    """The file's columns and what its rows are called. Blank lines are refused: they hide cut files.
+
+    Raises OutcomesError naming the line.
+    """
+    rows: list[dict[str, object]] = []
+    decoder = msgspec.json.Decoder()
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            value = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            remedy = "JSON has no NaN: leave a score out where it is unknown." if b"NaN" in line else None
+            raise OutcomesError(f"{path}, line {number}: not JSON ({error}).", remedy=remedy) from error
+        if not isinstance(value, dict):
+            raise OutcomesError(f"{path}, line {number}: a row must be an object, not {type(value).__name__}.")
+        rows.append(_flattened(value, path, number))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}, "line"
+
+
+def _flattened(row: dict[str, object], path: Path, number: int) -> dict[str, object]:
+    """{"scores": {"a": 1}} becomes {"score__a": 1}; likewise "losses" and "chars"."""
+    flat = dict(row)
+    for key, prefix in (("scores", "score__"), ("losses", "loss__"), ("chars", "chars__")):
+        nested = flat.pop(key, None)
+        if nested is None:
+            continue
+        if not isinstance(nested, dict):
+            raise OutcomesError(f"{path}, line {number}, column '{key}': it must map expert names to numbers.")
+        for name, value in nested.items():
+            if prefix + name in flat:
+                raise OutcomesError(f"{path}, line {number}, column '{key}': {name} is given twice.")
+            flat[prefix + name] = value
+    return flat
+
+
+def read_parquet(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+    """The file's columns and what its rows are called. Raises OutcomesError."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise OutcomesError(
+            "Reading Parquet needs pyarrow.", remedy="Install moe2[gate], or convert the file to JSON lines."
+        ) from error
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise OutcomesError(f"{path} is not a readable Parquet file: {error}.") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}, "row"

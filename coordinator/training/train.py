@@ -1,0 +1,283 @@
+"""Training of the gate: outcomes in, parameters and figures out. Deterministic for given data, configuration and build.
+
+The loss per prompt is the design's entropy-regularised expected loss over the experts that were run on it (so rows with
+missing experts count as well: the objective's optimum is the same on every subset), plus the log loss of the
+probabilities (which fixes the level that a softmax leaves free), plus the log loss of the prompt's kind where the
+outcomes name kinds. Rows of other sources can help to learn the embedding: they have kinds of their own, told apart
+only within their source, and touch neither experts nor profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe2.common import __version__
+from moe2.coordinator.gate.calibration import (
+    Calibration,
+    binary_log_loss,
+    expected_calibration_error,
+    fit_calibration,
+    log_odds_of,
+    row_log_losses,
+    sigmoid,
+)
+from moe2.coordinator.gate.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields
+from moe2.coordinator.gate.features import FeatureConfig
+from moe2.coordinator.gate.gate import Gate, GateParameters
+from moe2.coordinator.training.config import TrainingConfig, TrainingError
+from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
+from moe2.coordinator.training.outcomes import Outcomes
+from moe2.coordinator.training.preparation import PreparedRows
+
+IndexArray = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+
+@dataclass(frozen=True)
+class TrainedGate:
+    """A gate with what is to be written beside it."""
+
+    gate: Gate
+    manifest: Manifest
+
+
+def train_gate(
+    outcomes: Outcomes,
+    *,
+    auxiliary: Outcomes | None = None,
+    config: TrainingConfig | None = None,
+    features: FeatureConfig | None = None,
+    source: str | None = None,
+    progress: Progress | None = None,
+) -> TrainedGate:
+    """Train on the "train" rows, choose and calibrate on the "val" rows; "test" rows are never looked at.
+
+    outcomes: the pool's rows and experts. auxiliary: rows of other sources (their scores are not used). source: what
+    the manifest calls the data. Raises TrainingError.
+    """
+    config, features = config or TrainingConfig(), features or FeatureConfig()
+    _check(outcomes, config)
+    train, val = outcomes.take(outcomes.rows_of("train")), outcomes.take(outcomes.rows_of("val"))
+    helpers = _usable_auxiliary(auxiliary, outcomes) if config.auxiliary_share > 0 else None
+    rows = PreparedRows(train, helpers, features, config)
+    networks = []
+    total = len(config.seeds) * config.epochs * rows.batches
+    for position, seed in enumerate(config.seeds):
+        report = _Report(progress, position * config.epochs * rows.batches, total)
+        networks.append(_fit(rows, config, seed, report))
+    gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
+    gate, metrics = chosen_on_validation(gate, val)
+    manifest = Manifest(
+        version=CHECKPOINT_VERSION,
+        moe2_version=__version__,
+        experts=outcomes.experts,
+        kinds=rows.kinds,
+        features=feature_fields(features),
+        tau=config.tau,
+        data_sha256=outcomes.digest,
+        source=source,
+        rows={"train": len(train), "val": len(val), "auxiliary": len(helpers) if helpers else 0},
+        training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
+        metrics=metrics,
+    )
+    return TrainedGate(gate, manifest)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Progress of one seed as progress of the whole training."""
+
+    progress: Progress | None
+    before: int
+    total: int
+
+    def __call__(self, step: int) -> None:
+        if self.progress is not None:
+            self.progress(self.before + step, self.total)
+
+
+def _check(outcomes: Outcomes, config: TrainingConfig) -> None:
+    if len(outcomes.experts) < 2:
+        raise TrainingError("A gate needs at least two experts.", remedy="Choose more experts, or another source.")
+    if not config.seeds:
+        raise TrainingError("No seed was given.", remedy="Give at least one.")
+    for split, least in (("train", 20), ("val", 10)):
+        known = (~np.isnan(outcomes.scores[outcomes.rows_of(split)])).any(axis=1).sum()
+        if known < least:
+            raise TrainingError(
+                f"The outcomes have {known} scored {split} rows for these experts; at least {least} are needed.",
+                remedy="Collect more outcomes, or choose experts that were run together.",
+            )
+    for n, name in enumerate(outcomes.experts):
+        if np.isnan(outcomes.scores[outcomes.rows_of("train"), n]).all():
+            raise TrainingError(
+                f"Expert {name} has no score in the train rows.",
+                remedy="Leave it out: an expert without data starts from a prior.",
+            )
+
+
+def _usable_auxiliary(auxiliary: Outcomes | None, outcomes: Outcomes) -> Outcomes | None:
+    """Train rows of other sources that name a kind, without prompts that the pool holds out."""
+    if auxiliary is None:
+        return None
+    held_out = {outcomes.prompts[row] for split in ("val", "test") for row in outcomes.rows_of(split)}
+    keep = [
+        row for row in auxiliary.rows_of("train") if auxiliary.tasks[row] and auxiliary.prompts[row] not in held_out
+    ]
+    return auxiliary.take(keep) if keep else None
+
+
+def _fit(rows: PreparedRows, config: TrainingConfig, seed: int, report: _Report) -> GateNetwork:
+    """One network from one seed. The global random state is left as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    order = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = GateNetwork(
+            buckets=rows.buckets,
+            shape_size=rows.shapes.shape[1],
+            kinds=rows.group_mask.shape[0],
+            experts=rows.scores.shape[1],
+            width=config.width,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        ).train()
+        optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        steps = config.epochs * rows.batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
+        for step, chosen in enumerate(_batches(rows, config, order), start=1):
+            batch = rows.batch(chosen, 1 - config.ngram_dropout, generator)
+            loss = _loss(network, batch, torch.from_numpy(chosen), rows, config)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            report(step)
+    return network.eval()
+
+
+def _batches(rows: PreparedRows, config: TrainingConfig, order: np.random.Generator) -> Iterable[IndexArray]:
+    """Row numbers of each step: a slice of the shuffled pool, then random auxiliary rows."""
+    auxiliary = int(rows.shapes.shape[0]) - rows.pool_rows
+    for _ in range(config.epochs):
+        shuffled = order.permutation(rows.pool_rows)
+        for start in range(0, rows.pool_rows, config.batch_rows):
+            chosen = shuffled[start : start + config.batch_rows]
+            if auxiliary:
+                count = round(chosen.size * config.auxiliary_share)
+                chosen = np.concatenate([chosen, rows.pool_rows + order.integers(0, auxiliary, count)])
+            yield chosen.astype(np.int64)
+
+
+def _loss(network: GateNetwork, batch: Batch, chosen: Tensor, rows: PreparedRows, config: TrainingConfig) -> Tensor:
+    kind_logits, residual = network(batch)
+    kind = rows.kind[chosen]
+    kind_loss = functional.cross_entropy(kind_logits + rows.group_mask[kind], kind, reduction="none")
+    in_pool = chosen < rows.pool_rows
+    pool = chosen[in_pool]
+    known, scores = rows.known[pool], rows.scores[pool]
+    profile = torch.from_numpy(rows.profile)
+    log_odds = expert_log_odds(kind_logits[in_pool][:, : profile.shape[0]], residual[in_pool], profile)
+    gated = entropy_regularised_loss(torch.sigmoid(log_odds) / config.tau, 1 - scores, known, config.tau) / config.tau
+    each = functional.binary_cross_entropy_with_logits(log_odds, scores, reduction="none")
+    level = (each * known).sum() / known.sum().clamp(min=1)
+    loss = gated.mean() + level + config.task_weight * kind_loss[in_pool].mean()
+    if bool((~in_pool).any()):
+        loss = loss + config.auxiliary_weight * kind_loss[~in_pool].mean()
+    return loss
+
+
+def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameters:
+    """Several networks as one: embeddings and hidden units side by side, heads averaged. Auxiliary kinds go."""
+    width, hidden = networks[0].embedding.weight.shape[1], networks[0].hidden.bias.shape[0]
+    count, kinds = len(networks), len(rows.kinds)
+    weight = np.zeros((hidden * count, width * count + rows.shapes.shape[1]), dtype=np.float32)
+    for s, network in enumerate(networks):
+        block = network.hidden.weight.detach().numpy()
+        weight[s * hidden : (s + 1) * hidden, s * width : (s + 1) * width] = block[:, :width]
+        weight[s * hidden : (s + 1) * hidden, count * width :] = block[:, width:]
+
+    def joined(parts: Iterable[Tensor], axis: int) -> npt.NDArray[np.float32]:
+        return np.concatenate([part.detach().numpy() for part in parts], axis=axis).astype(np.float32)
+
+    def mean(parts: Iterable[Tensor]) -> npt.NDArray[np.float32]:
+        return np.asarray(np.mean([part.detach().numpy() for part in parts], axis=0), dtype=np.float32)
+
+    experts = rows.scores.shape[1]
+    embedding = joined((network.embedding.weight for network in networks), 1)
+    return GateParameters(
+        idf=rows.idf,
+        embedding=embedding.astype(np.float16).astype(np.float32),
+        shape_mean=rows.shape_mean,
+        shape_scale=rows.shape_scale,
+        hidden_weight=weight,
+        hidden_bias=joined((network.hidden.bias for network in networks), 0),
+        task_weight=joined((network.task_head.weight[:kinds] / count for network in networks), 1),
+        task_bias=mean(network.task_head.bias[:kinds] for network in networks),
+        residual_weight=joined((network.residual_head.weight / count for network in networks), 1),
+        residual_bias=mean(network.residual_head.bias for network in networks),
+        profile=rows.profile,
+        calibration_slope=np.ones(experts, dtype=np.float32),
+        calibration_offset=np.zeros(experts, dtype=np.float32),
+    )
+
+
+FloatArray = npt.NDArray[np.float64]
+
+_RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, float]]:
+    """The gate with the residual's scale and the calibration that validation prefers, and its figures there."""
+    heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in val.prompts]
+    task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
+    posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    mean = log_odds_of(posterior @ gate.parameters.profile)
+    plain = Calibration(np.ones(len(val.experts)), np.zeros(len(val.experts)))
+
+    scale = _residual_scale(mean, residual, val.scores)
+    raw = mean + scale * residual
+    calibration = fit_calibration(raw, val.scores)
+    before, after = plain.probabilities(raw), calibration.probabilities(raw)
+    parameters = replace(
+        gate.parameters,
+        residual_weight=(gate.parameters.residual_weight * scale).astype(np.float32),
+        residual_bias=(gate.parameters.residual_bias * scale).astype(np.float32),
+        calibration_slope=calibration.slope.astype(np.float32),
+        calibration_offset=calibration.offset.astype(np.float32),
+    )
+    metrics = {
+        "residual_scale": scale,
+        "val_score_top1": top1_score(after, val.scores),
+        "val_score_best_single": float(np.nanmax(np.nanmean(val.scores, axis=0))),
+        "val_log_loss": binary_log_loss(after, val.scores),
+        "val_calibration_error_before": expected_calibration_error(before, val.scores),
+        "val_calibration_error_after": expected_calibration_error(after, val.scores),
+    }
+    return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics
+
+
+def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:
+    """The scale with the least log loss, or 0 where it gains no more than one standard error over having none."""
+    losses = {scale: row_log_losses(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
+    best = min(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(losses[scale])))
+    gain = losses[0.0] - losses[best]
+    gain = gain[~np.isnan(gain)]
+    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(gain.size) else 0.0
+
+
+def top1_score(probabilities: FloatArray, scores: FloatArray) -> float:
+    """Mean score of the likeliest expert among those that were run on the row."""
+    masked = np.where(np.isnan(scores), -1.0, probabilities)
+    usable = ~np.isnan(scores).all(axis=1)
+    return float(scores[usable, masked[usable].argmax(axis=1)].mean())

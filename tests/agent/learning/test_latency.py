@@ -1,0 +1,183 @@
+"""An expert's speed, learned."""
+
+from __future__ import annotations
+
+from random import Random
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.agent.learning.latency import LatencyModel, RequestTiming
+from moe2.common.cost import RequestShape
+from tests.common.predictions import LatencyPrediction, predicted_latency
+
+
+class Host:
+    """A host with a known law of speed, a few percent of noise and four slots."""
+
+    def __init__(self, seed: int, *, pace: float = 1.0) -> None:
+        self.random = Random(seed)
+        self.pace = pace
+
+    def serve(self) -> RequestTiming:
+        """A random request and what it took."""
+        prompt, tokens = self.random.randint(10, 800), self.random.randint(8, 200)
+        occupancy = float(self.random.randint(1, 4))
+        shape = RequestShape(prompt_tokens=prompt, decoded_tokens=tokens, occupancy=occupancy)
+        prefill_s = 0.01 + prompt * 0.002 * (1 + 0.2 * (occupancy - 1)) + prompt * prompt * 2e-7
+        step_s = 0.02 * (1 + 0.25 * (occupancy - 1)) + 0.004 * shape.mean_context_tokens / 1000
+        return RequestTiming(
+            shape=shape,
+            prefill_s=self.pace * prefill_s * self.random.lognormvariate(0.0, 0.05),
+            decode_s=self.pace * step_s * (tokens - 1) * self.random.lognormvariate(0.0, 0.05),
+        )
+
+
+def _total_s(timing: RequestTiming) -> float:
+    assert timing.prefill_s is not None
+    assert timing.decode_s is not None
+    return timing.queue_s + timing.prefill_s + timing.decode_s
+
+
+def _predict(model: LatencyModel, shape: RequestShape) -> LatencyPrediction:
+    profile = model.profile
+    assert profile is not None
+    return predicted_latency(profile, shape)
+
+
+def _trained(seed: int, count: int = 150) -> tuple[LatencyModel, Host]:
+    model, host = LatencyModel(slots=4), Host(seed)
+    for _ in range(count):
+        model.observe(host.serve())
+    return model, host
+
+
+def test_nothing_measured_is_nothing_predicted() -> None:
+    """An expert without measurements has no profile."""
+    assert LatencyModel(slots=1).profile is None
+
+
+def test_warm_up_gives_a_first_wide_prediction() -> None:
+    """Rates of the warm-up run: the right size, with p95 at more than twice the median."""
+    model = LatencyModel(slots=1)
+    model.warmed_up(500.0, 50.0)
+    predicted = _predict(model, RequestShape(prompt_tokens=500, decoded_tokens=101))
+    assert predicted.ttft_s.p50 == pytest.approx(1.0)
+    assert predicted.total_s.p50 == pytest.approx(3.0)
+    assert predicted.total_s.p95 > 2 * predicted.total_s.p50
+    assert model.profile is not None
+    assert model.profile.n_requests == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_predictions_on_steady_load_are_calibrated(seed: int) -> None:
+    """Mixed lengths and occupancies: median error below 10 %, p95 covers 93 to 97 % of totals and first tokens."""
+    model, host = _trained(seed, 60)
+    errors, below_total, below_first, count = [], 0, 0, 1500
+    for _ in range(count):
+        timing = host.serve()
+        predicted = _predict(model, timing.shape)
+        actual_s = _total_s(timing)
+        errors.append(abs(predicted.total_s.p50 / actual_s - 1))
+        below_total += actual_s <= predicted.total_s.p95
+        below_first += (timing.prefill_s or 0.0) <= predicted.ttft_s.p95
+        model.observe(timing)
+    assert median(errors) <= 0.10
+    assert 0.93 <= below_total / count <= 0.97
+    assert 0.93 <= below_first / count <= 0.97
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p95_holds_on_a_host_with_other_work(seed: int) -> None:
+    """Pace that jumps every 50 requests and three slow outliers in a hundred: p95 still covers 92 to 98 %."""
+    model, host = _trained(seed, 60)
+    below, count = 0, 1500
+    for _ in range(count):
+        if host.random.random() < 0.02:
+            host.pace = host.random.choice([1.0, 1.5, 2.5])
+        usual_pace, host.pace = host.pace, host.pace * (4.0 if host.random.random() < 0.03 else 1.0)
+        timing = host.serve()
+        host.pace = usual_pace
+        below += _total_s(timing) <= _predict(model, timing.shape).total_s.p95
+        model.observe(timing)
+    assert 0.92 <= below / count <= 0.98
+
+
+@pytest.mark.parametrize("pace", [0.5, 1.5, 3.0])
+def test_change_of_pace_is_learned_within_five_requests(pace: float) -> None:
+    """A power mode of another speed: five requests later the error is below 15 % again."""
+    model, host = _trained(1)
+    host.pace = pace
+    for _ in range(5):
+        model.observe(host.serve())
+    errors = []
+    for _ in range(20):
+        timing = host.serve()
+        errors.append(abs(_predict(model, timing.shape).total_s.p50 / _total_s(timing) - 1))
+    assert median(errors) < 0.15
+    assert model.changes >= 1
+
+
+def test_steady_load_is_no_change_of_pace() -> None:
+    """Hundreds of ordinary requests raise no alarm."""
+    model, _ = _trained(2, 600)
+    assert model.changes == 0
+
+
+def test_cached_tokens_cost_no_prefill() -> None:
+    """The same conversation with its prefix in the cache has its first token earlier."""
+    model, _ = _trained(3)
+    cold = _predict(model, RequestShape(prompt_tokens=600, decoded_tokens=50))
+    warm = _predict(model, RequestShape(prompt_tokens=100, cached_tokens=500, decoded_tokens=50))
+    assert warm.ttft_s.p50 < 0.4 * cold.ttft_s.p50
+
+
+def test_queue_adds_to_the_first_token() -> None:
+    """Each request ahead in the queue adds a slot's turn."""
+    model, _ = _trained(4)
+    profile = model.profile
+    assert profile is not None
+    shape = RequestShape(prompt_tokens=100, decoded_tokens=50)
+    waiting = RequestShape(prompt_tokens=100, decoded_tokens=50, queued_ahead=3)
+    assert profile.queue_s(shape) == 0.0
+    assert profile.queue_s(waiting) == pytest.approx(4 * profile.service_s / 4)
+    assert _predict(model, waiting).ttft_s.p50 > _predict(model, shape).ttft_s.p50
+
+
+def test_cancelled_request_teaches_only_what_it_finished() -> None:
+    """Without a first token there is nothing to learn of speed."""
+    model = LatencyModel(slots=1)
+    model.observe(RequestTiming(shape=RequestShape(prompt_tokens=5000, decoded_tokens=0)))
+    assert model.profile is None
+
+
+def test_mean_occupancy_is_what_is_learned_from() -> None:
+    """A request that arrived alone but ran among four teaches the speed among four."""
+    model = LatencyModel(slots=4)
+    for occupancy, step_s in ((1.0, 0.02), (4.0, 0.05)):
+        for _ in range(40):
+            shape = RequestShape(prompt_tokens=100, decoded_tokens=101)
+            model.observe(RequestTiming(shape, prefill_s=0.1, decode_s=100 * step_s, mean_occupancy=occupancy))
+    shape = RequestShape(prompt_tokens=100, decoded_tokens=101, occupancy=4.0)
+    assert model.profile is not None
+    assert model.profile.inter_token_s(shape) == pytest.approx(0.05, rel=0.1)
+
+
+@given(
+    prompt=st.integers(0, 5000),
+    tokens=st.integers(1, 1000),
+    occupancy=st.integers(1, 8),
+    more=st.integers(0, 500),
+)
+def test_more_work_never_takes_less_time(prompt: int, tokens: int, occupancy: int, more: int) -> None:
+    """Longer prompts, longer answers and fuller batches only add to the prediction."""
+    shape = RequestShape(prompt_tokens=prompt, decoded_tokens=tokens, occupancy=float(occupancy))
+    larger = RequestShape(
+        prompt_tokens=prompt + more, decoded_tokens=tokens + more, occupancy=float(occupancy + more % 3)
+    )
+    assert _predict(_MODEL, larger).total_s.p95 >= _predict(_MODEL, shape).total_s.p95 - 1e-9
+
+
+_MODEL, _ = _trained(9)

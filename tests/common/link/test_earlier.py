@@ -1,0 +1,152 @@
+"""What peers of an earlier protocol are told, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+import msgspec
+import pytest
+
+from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
+from moe2.common.link.messages import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    ExpertReport,
+    ExpertState,
+    Report,
+    ToAgent,
+    Welcome,
+    WireMessage,
+)
+from moe2.common.link.session import AgentSession, CoordinatorSession, JobMessage, NotSent, Opened, Session
+from moe2.common.link.wire import wire_codec
+from tests.common.samples import HELLO, SAMPLES, SMALLEST_HOST, WELCOME
+from tests.fakes.version1 import OPS, STATES, Version1Codec
+
+
+def recorded(protocol: int) -> dict[str, str]:
+    """Frames that builds of this protocol sent, by the name of their sample."""
+    path = Path(__file__).parent / "golden" / f"protocol{protocol}.hex"
+    return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+
+
+RECORDED, RECORDED2 = recorded(1), recorded(2)
+VERSIONS = range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
+JOB_MESSAGES = {name: message for name, message in SAMPLES.items() if isinstance(message, JobMessage)}
+
+
+def report(*states: ExpertState) -> Report:
+    experts = tuple(
+        ExpertReport(model=f"m{number}", state=state, context_tokens=8, slots=1, on_demand=True)
+        for number, state in enumerate(states)
+    )
+    return Report(seq=1, host=SMALLEST_HOST, experts=experts)
+
+
+def opened(agent_speaks: tuple[int, int], coordinator_newest: int) -> tuple[AgentSession, CoordinatorSession]:
+    """Two sessions back to back after their handshake."""
+    least, most = agent_speaks
+    hello = msgspec.structs.replace(HELLO, protocol_min=least, protocol_max=most)
+    agent = AgentSession(hello, now_s=0.0, handshake_s=9.0, max_frame_bytes=2**20)
+    welcome = msgspec.structs.replace(WELCOME, protocol=coordinator_newest)
+    coordinator = CoordinatorSession(welcome, now_s=0.0, handshake_s=9.0)
+    for frame in agent.take_frames():
+        coordinator.receive(frame, 0.0)
+    for frame in coordinator.take_frames():
+        [event] = agent.receive(frame, 0.0)
+        assert isinstance(event, Opened)
+    return agent, coordinator
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_frames_that_protocol_1_recorded_are_understood(name: str) -> None:
+    """Every op that it had, with nothing misread: what is said of it since is only more."""
+    message = wire_codec().decode(bytes.fromhex(RECORDED[name]))
+    assert type(message) is type(SAMPLES[name])
+    assert Version1Codec().decode(wire_codec().encode(message)) == message
+
+
+@pytest.mark.parametrize("name", RECORDED2)
+def test_frames_that_protocol_2_recorded_are_understood(name: str) -> None:
+    """With every word: since then the order of a map's fields has changed, and some have been added."""
+    frame = bytes.fromhex(RECORDED2[name])
+    read = wire_codec().decode(frame)
+    recorded = msgpack.unpackb(frame, strict_map_key=False)
+    assert msgpack.unpackb(wire_codec().encode(read), strict_map_key=False) == recorded
+    sent = msgpack.unpackb(wire_codec().encode(SAMPLES[name]), strict_map_key=False)
+    assert {key: value for key, value in sent.items() if key in recorded} == recorded
+
+
+def test_the_record_is_of_every_op_of_protocol_1() -> None:
+    """And of no later one."""
+    assert {name.partition(".")[0] for name in RECORDED} == OPS
+
+
+def test_every_op_and_state_is_of_protocol_1_or_has_its_since() -> None:
+    """A new one is entered into `OPS_SINCE` or `STATES_SINCE` with its protocol."""
+    later = {kind.__struct_config__.tag for kind in OPS_SINCE}
+    assert {member.__struct_config__.tag for member in WireMessage.__args__} - OPS == later
+    for state in ExpertState:
+        told = spoken(report(state), 1)
+        assert isinstance(told, Report)
+        assert told.experts[0].state.value in STATES
+
+
+@pytest.mark.parametrize("newest", VERSIONS)
+@pytest.mark.parametrize("spoken_to", VERSIONS)
+def test_both_ends_settle_on_the_newest_that_both_speak(newest: int, spoken_to: int) -> None:
+    """An older agent at a newer coordinator, and the other way round."""
+    agent, coordinator = opened((1, spoken_to), newest)
+    assert agent.protocol == coordinator.protocol == min(newest, spoken_to)
+
+
+@pytest.mark.parametrize("protocol", VERSIONS)
+@pytest.mark.parametrize("name", JOB_MESSAGES)
+def test_nothing_is_sent_that_the_peer_cannot_read(name: str, protocol: int) -> None:
+    """Either it reads every word, or the job is told that it cannot be."""
+    message = JOB_MESSAGES[name]
+    agent, coordinator = opened((1, protocol), PROTOCOL_VERSION)
+    sender: Session = coordinator if isinstance(message, ToAgent) else agent
+    sender.take_frames()
+    events = sender.send(message)
+    frames = sender.take_frames()
+    if protocol < (3 if name == "submit.later" else OPS_SINCE.get(type(message), 1)):
+        assert frames == []
+        [event] = events
+        assert isinstance(event, NotSent)
+        assert "Upgrade moe2" in event.reason
+        return
+    codec = Version1Codec() if protocol == 1 else wire_codec()
+    assert [type(codec.decode(frame)) for frame in frames] == [type(message)]
+
+
+def test_a_cold_model_is_a_loading_one_to_protocol_1() -> None:
+    """`on_demand`, where it is known, tells that it takes requests all the same. Others are told as they are."""
+    states = (ExpertState.READY, ExpertState.COLD)
+    told = spoken(report(*states), 1)
+    assert isinstance(told, Report)
+    assert [expert.state for expert in told.experts] == [ExpertState.READY, ExpertState.LOADING]
+    assert told.experts[1].on_demand
+    assert spoken(report(*states), 2) == report(*states)
+    unchanged = report(ExpertState.READY)
+    assert spoken(unchanged, 1) is unchanged
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_parameter_that_a_peer_would_ignore_is_unspeakable(protocol: int) -> None:
+    """Where it is set: unset it changes nothing, and any peer takes the job."""
+    assert spoken(SAMPLES["submit.later"], protocol) == Unspeakable(3)  # type: ignore[arg-type]
+    assert spoken(SAMPLES["submit"], protocol) is SAMPLES["submit"]  # type: ignore[arg-type]
+
+
+def test_what_is_unspeakable_names_its_protocol() -> None:
+    """For the error that a person reads."""
+    assert spoken(JOB_MESSAGES["score"], 1) == Unspeakable(2)
+
+
+def test_a_peer_of_protocol_1_does_not_know_of_enrolment() -> None:
+    """A welcome without the field means that no credential is known."""
+    welcome = wire_codec().decode(bytes.fromhex(RECORDED["welcome"]))
+    assert isinstance(welcome, Welcome)
+    assert not welcome.enrolled

@@ -1,0 +1,106 @@
+"""`--help` of every command of both programs, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from moe2.agent.__main__ import _parser as agent_parser
+from moe2.common.errors import ConfigError, Moe2Error
+from moe2.common.terminal.commandline import ALWAYS, EXIT_CONFIG, Command, execute, program
+from moe2.coordinator.__main__ import _parser as coordinator_parser
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and every one below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from commands(inner)
+
+
+ALL = {command.prog: command for make in (agent_parser, coordinator_parser) for command in commands(make())}
+each_command = pytest.mark.parametrize("name", ALL)
+
+
+def test_all_commands_are_looked_at() -> None:
+    """Those below a command, too."""
+    assert {"moe2-agent run", "moe2-coordinator agents enrol-token create"} <= set(ALL)
+
+
+@each_command
+def test_every_command_says_what_it_does(name: str) -> None:
+    """In a sentence, and in the list of commands in a few words."""
+    assert re.fullmatch(r"[A-Z`].*[.]", ALL[name].description or "", re.DOTALL)
+    for action in ALL[name]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            told = {choice.dest for choice in action._choices_actions if choice.help}
+            assert told == set(action.choices)
+
+
+@each_command
+def test_every_command_tells_its_exit_statuses(name: str) -> None:
+    """0 and 1 as they are for it, and those that every command has."""
+    command = ALL[name]
+    assert isinstance(command, Command)
+    _, _, section = command.format_help().partition("\nexit status:\n")
+    told = {int(code) for code in re.findall(r"^  (\d+) +\S", section, re.MULTILINE)}
+    assert told == {*ALWAYS, *command.exits}
+    assert 0 in told
+
+
+@each_command
+def test_help_fits_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns; only command lines that are to be copied may be longer."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = ALL[name].format_help().partition("\nexamples:")[0]
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@each_command
+def test_commands_that_read_the_configuration_name_file_and_variables(name: str) -> None:
+    """And only those."""
+    text = ALL[name].format_help()
+    reads = any("--config" in action.option_strings for action in ALL[name]._actions)
+    prefix = name.split()[0].replace("-", "_").upper()
+    assert (f"{prefix}__SECTION__KEY" in text) == reads
+    assert (f"/etc/moe2/{name.split()[0].removeprefix('moe2-')}.toml" in text) == reads
+
+
+@each_command
+def test_every_option_is_explained(name: str) -> None:
+    """Positional words too; those without have a name that says it."""
+    unexplained = [
+        action.dest for action in ALL[name]._actions if action.option_strings and not (action.help or "").strip()
+    ]
+    assert unexplained == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError(["a: wrong.", "b: wrong."]), EXIT_CONFIG, "a: wrong.\nb: wrong."),
+        (Moe2Error("It broke.", remedy="Mend it."), 1, "It broke. Mend it."),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_exit_codes_and_sentences(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback for what a person can mend."""
+
+    def act(_: argparse.Namespace) -> int:
+        raise error
+
+    parser, commands = program("prog", "A program.")
+    commands.add_parser("go", help="go", description="Go.").set_defaults(act=act)
+    monkeypatch.setattr(sys, "argv", ["prog", "go"])
+    assert execute(parser) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err

@@ -1,0 +1,205 @@
+"""What a request will take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
+from moe2.common.energy import Quality
+from moe2.common.link.messages import ExpertState
+from moe2.coordinator.choosing.forecast import Prediction, Roster
+from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, Demand, estimate_prompt_tokens
+from moe2.coordinator.fleet.table import Expert
+from tests.common.predictions import expected_occupancy, predicted_energy, predicted_latency
+from tests.coordinator.experts import EXACT, cost, expert, predict, speed
+
+
+def test_a_prediction_is_prefill_plus_decode() -> None:
+    """From the expert's learned rates; the first token comes with the prefill."""
+    predicted = predict(expert(latency=speed(1000.0, 100.0)), Demand(500, 51), 0)
+    assert predicted.ttft_s == Quantiles(0.5, 0.5)
+    assert predicted.total_s == Quantiles(1.0, 1.0)
+
+
+def test_quantiles_come_from_the_experts_own_spread() -> None:
+    """p95 lies above p50 by what its requests were off."""
+    spread = Spread(p50=0.0, p95=0.6931471805599453)
+    predicted = predict(expert(latency=speed(1000.0, 100.0, spread=spread)), Demand(1000, 1), 0)
+    assert predicted.ttft_s is not None
+    assert (predicted.ttft_s.p50, predicted.ttft_s.p95) == pytest.approx((1.0, 2.0))
+
+
+def test_a_request_without_a_slot_waits_for_those_before_it() -> None:
+    """Slots fall free one by one, each after the mean time that a request holds it."""
+    waits = [predict(expert(latency=speed(1000.0, 100.0)), Demand(500, 1), n).ttft_s for n in range(4)]
+    assert [wait.p50 for wait in waits if wait] == pytest.approx([0.5, 0.5, 1.0, 1.5])
+
+
+def test_the_round_trip_is_part_of_every_time() -> None:
+    """A host far away answers later."""
+    near = expert(latency=speed(1000.0, 100.0))
+    far = Expert(near.key, near.agent_id, near.agent_name, near.model, near.report, rtt_s=0.2)
+    ttft_s = predict(far, Demand(500, 1), 0).ttft_s
+    assert ttft_s is not None
+    assert ttft_s.p50 == pytest.approx(0.7)
+
+
+def test_a_cold_expert_is_loaded_first() -> None:
+    """As long as the last loading took; where none was measured, nobody knows."""
+    cold = expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD, load_s=3.0)
+    ttft_s = predict(cold, Demand(500, 1), 0).ttft_s
+    assert ttft_s is not None
+    assert ttft_s.p50 == pytest.approx(3.5)
+    warm = expert(latency=speed(1000.0, 100.0), load_s=3.0)
+    assert predict(warm, Demand(500, 1), 0) == predict(expert(latency=speed(1000.0, 100.0)), Demand(500, 1), 0)
+    assert predict(expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD), Demand(500, 1), 0).ttft_s is None
+
+
+def test_nothing_is_predicted_without_measurements() -> None:
+    """Unknown is unknown, for seconds and joules apart."""
+    shape = RequestShape(prompt_tokens=1, decoded_tokens=1)
+    assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(shape, None, None, None, None)
+    assert predict(expert(latency=None, energy=cost(2.0)), Demand(1, 3), 0).energy_j == Quantiles(6.0, 6.0)
+
+
+@pytest.mark.parametrize(("max_tokens", "planned"), [(None, ASSUMED_ANSWER_TOKENS), (5, 5), (4000, 4000)])
+def test_the_longest_answer_is_planned_for(max_tokens: int | None, planned: int) -> None:
+    """A limit is what the request may cost."""
+    assert Demand(1, max_tokens).answer_tokens == planned
+
+
+def test_prompts_are_estimated_by_their_bytes() -> None:
+    """Four bytes a token and a template's overhead for each message."""
+    assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
+
+
+def test_the_batch_is_expected_to_live_as_it_usually_does() -> None:
+    """An expert whose lone requests are soon joined decodes at the pace of two, and shares its joules with two."""
+    joined = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=(1.0, 1.0))
+    shared = EnergyProfile(coefficients=(0.0, 0.0, 4.0, 0.0), spread=EXACT, quality=Quality.MEASURED_COUNTER)
+    predicted = predict(expert(latency=joined, energy=shared), Demand(500, 11), 0)
+    assert predicted.per_token_s == Quantiles(0.03, 0.03)
+    assert predicted.ttft_s == Quantiles(0.5, 0.5)
+    assert predicted.energy_j == Quantiles(22.0, 22.0)
+
+
+def test_the_expected_batch_is_one_that_fits() -> None:
+    """At least the request itself, at most the slots."""
+    for occupancy, pace_s in (((-3.0, 1.0), 0.01), ((9.0, 1.0), 0.03)):
+        bounded = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=occupancy)
+        assert predict(expert(latency=bounded), Demand(500, 11), 0).per_token_s == Quantiles(pace_s, pace_s)
+
+
+PROFILES = st.none() | st.builds(
+    speed,
+    st.floats(10, 1e4),
+    st.floats(1, 500),
+    slots=st.integers(1, 4),
+    spread=st.builds(Spread, st.floats(-0.5, 0), st.floats(0, 2)),
+)
+LIVED = st.tuples(st.floats(-2, 4), st.floats(0, 2))
+
+
+FLEETS = st.lists(
+    st.tuples(
+        PROFILES,
+        st.none() | st.floats(0, 5),
+        st.none() | st.floats(0, 1),
+        LIVED,
+        st.integers(0, 9000),
+        st.integers(0, 9),
+    ),
+    min_size=1,
+    max_size=4,
+)
+Drawn = tuple[LatencyProfile | None, float | None, float | None, tuple[float, float], int, int]
+
+
+def _experts(fleet: list[Drawn]) -> list[Expert]:
+    """Every second one is cold."""
+    experts = []
+    for place, (latency, joules, rtt_s, lived, *_) in enumerate(fleet):
+        profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
+        energy = None if joules is None else _energy(joules)
+        load: dict[str, Any] = {} if place % 2 else {"state": ExpertState.COLD, "load_s": rtt_s}
+        experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy, **load), rtt_s=rtt_s))
+    return experts
+
+
+@given(FLEETS, st.none() | st.integers(1, 5000))
+def test_a_forecast_is_what_the_formulas_say_of_each_expert(fleet: list[Drawn], max_tokens: int | None) -> None:
+    """All experts at once cost what each one's profile says for it alone, the unknown included."""
+    experts = _experts(fleet)
+    prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
+    demand = Demand(0, max_tokens)
+    forecast = Roster(experts).forecast(prompt_tokens, demand.answer_tokens, busy)
+    for place, one in enumerate(experts):
+        predicted = forecast.prediction(place)
+        alone = _written_out(one, Demand(int(prompt_tokens[place]), max_tokens), int(busy[place]))
+        assert predicted.shape == alone.shape
+        assert _figures(predicted) == pytest.approx(_figures(alone), nan_ok=True)
+
+
+@given(FLEETS, st.lists(st.integers(0, 5000), min_size=4, max_size=4))
+def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], lengths: list[int]) -> None:
+    """As if each had been asked for alone."""
+    experts = _experts(fleet)
+    prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
+    roster, answer_tokens = Roster(experts), np.array(lengths[: len(experts)])
+    together = roster.forecast(prompt_tokens, answer_tokens, busy)
+    for place, length in enumerate(answer_tokens.tolist()):
+        alone = roster.forecast(prompt_tokens, length, busy)
+        assert together.prediction(place) == alone.prediction(place)
+        assert together.added_w[place] == pytest.approx(alone.added_w[place], nan_ok=True)
+
+
+def _written_out(one: Expert, demand: Demand, busy: int) -> Prediction:
+    """The formulas of one request on one expert, with the way to it and its loading."""
+    report = one.report
+    shape = RequestShape(
+        prompt_tokens=demand.prompt_tokens,
+        decoded_tokens=demand.answer_tokens,
+        occupancy=min(busy + 1, report.slots),
+        queued_ahead=busy - report.slots if busy >= report.slots else None,
+    )
+    lived = expected_occupancy(report.latency, shape) if report.latency else shape.occupancy
+    energy_j = predicted_energy(report.energy, shape, lived) if report.energy else None
+    quality = report.energy.quality if report.energy else None
+    if report.latency is None:
+        return Prediction(shape, None, None, None, energy_j, quality)
+    latency, transmit_s = predicted_latency(report.latency, shape), one.rtt_s or 0.0
+    load_s = 0.0 if report.state is ExpertState.READY else report.load_s
+    return Prediction(
+        shape=shape,
+        ttft_s=_later(latency.ttft_s, transmit_s, load_s),
+        per_token_s=latency.inter_token_s,
+        total_s=_later(latency.total_s, transmit_s, load_s),
+        energy_j=energy_j,
+        energy_quality=quality,
+        transmit_s=transmit_s,
+    )
+
+
+def _later(seconds: Quantiles, transmit_s: float, load_s: float | None) -> Quantiles | None:
+    if load_s is None:
+        return None
+    return Quantiles(seconds.p50 + transmit_s + load_s, seconds.p95 + transmit_s + load_s)
+
+
+def _figures(prediction: Prediction) -> list[float]:
+    ranges = (prediction.ttft_s, prediction.per_token_s, prediction.total_s, prediction.energy_j)
+    quantiles = [figure for found in ranges for figure in ((found.p50, found.p95) if found else (math.nan, math.nan))]
+    return [*quantiles, prediction.transmit_s]
+
+
+def _energy(joules: float) -> EnergyProfile:
+    """Every kind of work costs something."""
+    return EnergyProfile(coefficients=(joules,) * 4, spread=EXACT, quality=Quality.SIMULATED)

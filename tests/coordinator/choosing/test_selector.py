@@ -1,0 +1,366 @@
+"""Which expert answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.cost import Spread
+from moe2.common.error_codes import ErrorCode
+from moe2.common.link.messages import ExpertState
+from moe2.coordinator.choosing.candidates import problem_of
+from moe2.coordinator.choosing.explain import decision_of, offers_of
+from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.planning import search
+from moe2.coordinator.planning.problem import Quantile
+from tests.coordinator.experts import cost, expert, predict, selector, speed
+
+FAST = speed(1000.0, 100.0)
+SLOW = speed(1000.0, 10.0)
+
+
+def asked(model: str = "moe2", **fields: Any) -> SelectionRequest:
+    return SelectionRequest(**{"model": model, "demand": Demand(prompt_tokens=10, max_tokens=20), **fields})
+
+
+def chosen(request: SelectionRequest, *experts: Expert, **in_flight: int) -> str:
+    """The key of the choice, or the code of the reason why there is none."""
+    keyed = {key.replace("_", "-") + "/m": number for key, number in in_flight.items()}
+    selection = selector().select(request, experts, keyed, 0)
+    return selection.first.expert.key if isinstance(selection, Selection) else selection.code
+
+
+# --- Choice -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_least_predicted_completion_wins() -> None:
+    """And the selection says what it rests on."""
+    slow, fast = expert("agent-1", latency=SLOW), expert("agent-2", latency=FAST)
+    selection = selector().select(asked(), (slow, fast), {}, 0)
+    assert isinstance(selection, Selection)
+    assert (selection.first.expert, len(selection.considered)) == (fast, 2)
+    assert selection.first.prediction == predict(fast, asked().demand, 0)
+
+
+def test_a_busy_fast_expert_loses_to_an_idle_slow_one() -> None:
+    """Waiting counts."""
+    slow, fast = (
+        expert("agent-1", latency=SLOW, slots=1),
+        expert("agent-2", latency=FAST, slots=1, max_queue=99),
+    )
+    assert chosen(asked(), slow, fast, agent_2=1) == "agent-2/m"
+    assert chosen(asked(), slow, fast, agent_2=30) == "agent-1/m"
+
+
+def test_equals_share_the_load() -> None:
+    """Fewer requests in flight, then the smaller key."""
+    one, two = expert("agent-1"), expert("agent-2")
+    assert chosen(asked(), two, one) == "agent-1/m"
+    assert chosen(asked(), one, two, agent_1=1) == "agent-2/m"
+
+
+def test_an_idle_unmeasured_expert_is_tried_first_and_a_busy_one_last() -> None:
+    """So that it gets measured, but not flooded."""
+    known, unknown = expert("agent-1", latency=FAST), expert("agent-2", latency=None)
+    assert chosen(asked(), known, unknown) == "agent-2/m"
+    assert chosen(asked(), known, unknown, agent_2=1) == "agent-1/m"
+
+
+@pytest.mark.parametrize("name", ["moe2", "auto"])
+def test_the_coordinator_chooses_among_all_models(name: str) -> None:
+    """Two names leave it the choice."""
+    assert chosen(asked(name), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/b"
+
+
+def test_a_named_model_is_that_model() -> None:
+    """However fast another one may be."""
+    assert chosen(asked("a"), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/a"
+
+
+def test_a_key_names_one_expert() -> None:
+    """For those who want this host and no other."""
+    assert chosen(asked("agent-2/m"), expert("agent-1"), expert("agent-2")) == "agent-2/m"
+
+
+# --- What rules experts out -------------------------------------------------------------------------------------------
+
+
+def test_experts_that_failed_this_request_are_not_asked_again() -> None:
+    """Until nobody is left."""
+    experts = expert("agent-1"), expert("agent-2")
+    assert chosen(asked(excluded=frozenset({"agent-1/m"})), *experts) == "agent-2/m"
+    assert chosen(asked(excluded=frozenset({"agent-1/m", "agent-2/m"})), *experts) == "exhausted"
+
+
+def test_no_live_expert_is_told() -> None:
+    """For a model that is known but nowhere ready, too."""
+    assert chosen(asked()) == "no_live_expert"
+    assert chosen(asked("other"), expert()) == "no_live_expert"
+
+
+def test_a_chat_needs_a_template() -> None:
+    """Unknown passes: only the expert knows."""
+    without, unknown = expert("agent-1", has_chat_template=False), expert("agent-2", has_chat_template=None)
+    assert chosen(asked("m", needs_chat_template=True), without) == "no_chat_template"
+    assert chosen(asked("m", needs_chat_template=True), without, unknown) == "agent-2/m"
+    assert chosen(asked("m"), without) == "agent-1/m"
+
+
+def test_a_prompt_goes_where_it_fits() -> None:
+    """By its estimated length."""
+    small = expert("agent-1", latency=FAST, context_tokens=100)
+    large = expert("agent-2", latency=SLOW, context_tokens=1000)
+    assert chosen(asked(demand=Demand(99, 1)), small, large) == "agent-1/m"
+    assert chosen(asked(demand=Demand(100, 1)), small, large) == "agent-2/m"
+
+
+def test_an_estimate_alone_rules_nobody_out() -> None:
+    """The largest context gets a try: its own tokenizer has the last word."""
+    small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
+    assert chosen(asked(demand=Demand(5000, 1)), small, large) == "agent-2/m"
+
+
+def test_a_context_found_too_small_is_not_tried_again() -> None:
+    """Nor another of that size; and the answer names the largest there is."""
+    small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
+    assert chosen(asked(least_context_tokens=100), small, large) == "agent-2/m"
+    refused = selector().select(asked(least_context_tokens=1000), (small, large), {}, 0)
+    assert refused == NoExpert(ErrorCode.CONTEXT_EXCEEDED, "The largest context among the experts is 1000 tokens.")
+
+
+def test_a_full_expert_is_passed_over() -> None:
+    """Slots plus queue is all that it takes."""
+    one, two = expert("agent-1", latency=FAST, slots=2, max_queue=1), expert("agent-2", latency=SLOW)
+    assert chosen(asked(), one, two, agent_1=2) == "agent-1/m"
+    assert chosen(asked(), one, two, agent_1=3) == "agent-2/m"
+    assert chosen(asked(), one, agent_1=3) == "overloaded"
+
+
+EXPERTS = st.lists(
+    st.builds(
+        expert,
+        agent_id=st.sampled_from("abcd"),
+        model=st.sampled_from("mn"),
+        context_tokens=st.sampled_from([64, 4096]),
+        slots=st.integers(1, 2),
+        max_queue=st.integers(0, 2),
+        latency=st.sampled_from([FAST, SLOW, None]),
+        has_chat_template=st.sampled_from([True, False, None]),
+    ),
+    unique_by=lambda found: found.key,
+    max_size=5,
+)
+REQUESTS = st.builds(
+    asked,
+    model=st.sampled_from(["moe2", "m", "n", "a/m", "x"]),
+    demand=st.builds(Demand, st.integers(0, 5000), st.none() | st.integers(1, 100)),
+    excluded=st.frozensets(st.sampled_from(["a/m", "b/n"])),
+    needs_chat_template=st.booleans(),
+)
+
+
+@given(REQUESTS, EXPERTS, st.dictionaries(st.sampled_from(["a/m", "b/m", "c/n"]), st.integers(1, 5)), st.randoms())
+def test_a_choice_keeps_every_rule_and_does_not_depend_on_order(
+    request: SelectionRequest, experts: list[Expert], in_flight: dict[str, int], random: Any
+) -> None:
+    """Whatever the fleet looks like."""
+    selection = selector().select(request, tuple(experts), in_flight, 0)
+    shuffled = experts[:]
+    random.shuffle(shuffled)
+    again = selector().select(request, tuple(shuffled), in_flight, 0)
+    assert type(again) is type(selection)
+    if isinstance(selection, NoExpert) and isinstance(again, NoExpert):
+        assert again.code == selection.code
+    if isinstance(selection, Selection) and isinstance(again, Selection):
+        assert again.first.expert == selection.first.expert
+    if isinstance(selection, Selection):
+        found = selection.first.expert
+        assert found in experts
+        assert found.key not in request.excluded
+        assert request.model in ("moe2", found.model, found.key)
+        assert in_flight.get(found.key, 0) < found.report.slots + found.report.max_queue
+        assert not (request.needs_chat_template and found.report.has_chat_template is False)
+    else:
+        assert selection.message
+
+
+# --- Budgets ----------------------------------------------------------------------------------------------------------
+
+SMALL = expert("agent-1", "smollm-135m", latency=FAST, energy=cost(0.1))
+LARGE = expert("agent-2", "smollm-1700m", latency=SLOW, energy=cost(1.0))
+FLEET = (SMALL, LARGE)
+
+
+def picked(wish: Wish, *experts: Expert, **categories: Budgets) -> str:
+    decided = selector(**categories).select(asked(wish=wish), experts or FLEET, {}, 0)
+    return decided.first.expert.model if isinstance(decided, Selection) else decided.code
+
+
+def test_without_budgets_the_best_score_answers() -> None:
+    """Priors: ten times the parameters beat the small model, however slow."""
+    assert picked(Wish()) == "smollm-1700m"
+
+
+@pytest.mark.parametrize(
+    ("wish", "model"),
+    [
+        (Wish(energy_budget_j=20.0), "smollm-1700m"),
+        (Wish(energy_budget_j=19.9), "smollm-135m"),
+        (Wish(energy_budget_j=1.9), "infeasible"),
+        (Wish(latency_budget_s=1.0), "smollm-135m"),
+        (Wish(tpot_budget_s=0.05), "smollm-135m"),
+        (Wish(ttft_budget_s=0.001), "infeasible"),
+        (Wish(energy_budget_j=0.0), "infeasible"),
+    ],
+)
+def test_budgets_bound_the_one_that_answers(wish: Wish, model: str) -> None:
+    """20 tokens at 1 and 0.1 J, at 10 and 100 tokens/s."""
+    assert picked(wish) == model
+
+
+def test_p50_and_p95_bind_differently() -> None:
+    """The request says for which case its limit is meant; p95 where it says nothing."""
+    spread = Spread(p50=0.0, p95=1.0)
+    shaky = expert(latency=speed(1000.0, 100.0, spread=spread))
+    assert picked(Wish(latency_budget_s=0.3, quantile=Quantile.P50), shaky) == "m"
+    assert picked(Wish(latency_budget_s=0.3), shaky) == "infeasible"
+
+
+def test_the_category_sets_what_the_request_does_not() -> None:
+    """The request first, then its category, then the default category."""
+    categories = {"default": Budgets(energy_budget_j=2.0), "careful": Budgets(latency_budget_s=0.001)}
+    assert picked(Wish(), **categories) == "smollm-135m"
+    assert picked(Wish(energy_budget_j=100.0), **categories) == "smollm-1700m"
+    assert picked(Wish(category="careful"), **categories) == "infeasible"
+
+
+def test_an_unmeasured_cost_is_no_promise() -> None:
+    """An expert whose energy nobody measured is out where energy is bounded, and only there."""
+    unknown = expert("agent-3", "smollm-9b", latency=FAST)
+    assert picked(Wish(), *FLEET, unknown) == "smollm-9b"
+    assert picked(Wish(energy_budget_j=100.0), *FLEET, unknown) == "smollm-1700m"
+    assert picked(Wish(energy_budget_j=100.0), unknown) == "infeasible"
+
+
+def test_a_refusal_names_the_cheapest_and_the_fastest_offer() -> None:
+    """And what the budgets would have to be."""
+    refused = selector().select(asked(wish=Wish(energy_budget_j=1.0, latency_budget_s=0.1)), FLEET, {}, 0)
+    assert isinstance(refused, NoExpert)
+    offers = offers_of(refused)
+    assert offers is not None
+    assert offers["cheapest"]["expert"] == "agent-1/smollm-135m"
+    assert offers["cheapest"]["needs"]["energy_j"] == pytest.approx(2.0)
+    assert offers["fastest"]["needs"]["delay_s"] == pytest.approx(0.2)
+    assert "cheapest offer is agent-1/smollm-135m" in refused.message
+
+
+def test_candidates_need_not_fit_together_where_one_runs() -> None:
+    """Both keep the budget alone, so the fine level may choose either, though not both could run."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=20.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    assert decided.candidates == {expert.key for expert in FLEET}
+
+
+def test_a_limited_candidate_set_keeps_the_energy_budget_together() -> None:
+    """With `max_experts` trying all candidates one after the other stays within the budget."""
+    twins = (SMALL, expert("agent-3", "smollm-150m", latency=FAST, energy=cost(0.1)), LARGE)
+    decided = selector().select(asked(wish=Wish(energy_budget_j=20.5, max_experts=2)), twins, {}, 0)
+    assert isinstance(decided, Selection)
+    spent_j = [other.prediction.energy_j for other in decided.considered if other.expert.key in decided.candidates]
+    assert sum(joules.p95 for joules in spent_j if joules) <= 20.5
+
+
+def test_former_attempts_use_up_the_budgets() -> None:
+    """A second attempt has only what the first has left."""
+    wish = Wish(energy_budget_j=25.0)
+    fresh = selector().select(asked(wish=wish), FLEET, {}, 0)
+    again = selector().select(asked(wish=wish, spent_j=10.0), FLEET, {}, 0)
+    assert isinstance(fresh, Selection)
+    assert isinstance(again, Selection)
+    assert (fresh.first.expert.model, again.first.expert.model) == ("smollm-1700m", "smollm-135m")
+
+
+def test_every_expert_outside_has_a_reason() -> None:
+    """And the chosen one has none."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=2.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    rows = {row.model: row for row in decision_of(decided).experts}
+    assert rows["smollm-135m"].chosen
+    assert rows["smollm-135m"].reason is None
+    assert "energy_j 20 > 2.5" in (rows["smollm-1700m"].reason or "")
+
+
+def test_equal_inputs_are_planned_once() -> None:
+    """The memo's answer is the plan itself; another epoch plans afresh."""
+    one = selector()
+    plans = [one.select(asked(), FLEET, {}, epoch) for epoch in (1, 1, 2)]
+    first, second, third = (decided.plan for decided in plans)
+    assert first is second
+    assert third is not first
+
+
+def test_the_plan_without_max_experts_is_the_solvers_optimum() -> None:
+    """Where nothing couples the candidates, taking all that fit is worth exactly what the search finds."""
+    decided = selector().select(asked(wish=Wish(energy_budget_j=2.5)), FLEET, {}, 0)
+    assert isinstance(decided, Selection)
+    outlook = decided.outlook
+    problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out)
+    assert decided.plan.certificate.value == pytest.approx(search.plan(problem).certificate.value)
+    assert decided.plan.certificate.status == "optimal"
+
+
+def test_a_request_for_one_model_does_not_disturb_the_gate() -> None:
+    """The gate stays fitted to the whole fleet: what it says of a set of experts is remembered."""
+    one = selector()
+    first = one.select(asked(), FLEET, {}, 0)
+    one.select(asked("smollm-135m"), FLEET, {}, 0)
+    again = one.select(asked(), FLEET, {}, 0)
+    assert isinstance(first, Selection)
+    assert isinstance(again, Selection)
+    assert again.plan is first.plan
+
+
+def test_the_frontier_never_falls() -> None:
+    """More joules never buy less."""
+    one = selector()
+    decided = one.select(asked(), FLEET, {}, 0)
+    values = [point.plan.certificate.value for point in one.frontier(decided)]
+    known = [value for value in values if value is not None]
+    assert values[0] is None
+    assert known == sorted(known)
+
+
+# --- Tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_with_tools_goes_where_the_template_has_them() -> None:
+    """One that cannot is ruled out; one that has not said yet gets a try."""
+    without, silent = expert("agent-1", latency=FAST, supports_tools=False), expert("agent-2", latency=SLOW)
+    assert chosen(asked(needs_tools=True), without, silent) == "agent-2/m"
+    assert chosen(asked(), without, silent) == "agent-1/m"
+
+
+def test_a_model_without_tools_is_named_as_such() -> None:
+    """The client learns that trying again is of no use."""
+    assert chosen(asked(model="m", needs_tools=True), expert("agent-1", supports_tools=False)) == "no_tools"
+
+
+# --- Cold experts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cold_expert_is_not_woken_just_to_be_measured() -> None:
+    """A ready one that is as good answers; alone, the cold one does."""
+    cold = expert("agent-1", latency=None, state=ExpertState.COLD, on_demand=True)
+    assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"
+    assert chosen(asked(), cold) == "agent-1/m"
+
+
+def test_loading_counts_as_time() -> None:
+    """A slow expert in memory is sooner than a fast one that has to be loaded for a minute."""
+    cold = expert("agent-1", latency=FAST, state=ExpertState.COLD, on_demand=True, load_s=60.0)
+    assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"

@@ -1,0 +1,167 @@
+"""`moe2-coordinator status`: the fleet, drawn and plain, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from moe2.common import localsocket
+from moe2.common.cost import EnergyProfile, Spread
+from moe2.common.energy import Quality
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import HostFacts, Performance, SensorReport
+from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.coordinator.cli import status as cli_status
+from tests.common.samples import SMALL_EXPERT
+from tests.coordinator import receipts
+
+NO_AGENTS = HealthWarning(
+    code="no_agents", severity=Severity.DEGRADED, message="No agent is connected.", remedy="Start an agent."
+)
+
+
+def row(name: str, *, connected: bool = True, **fields: Any) -> AgentRow:
+    host = HostFacts(hostname=name, system="Linux", architecture="aarch64", board="Orin NX", power_mode="25W")
+    known = {"version": "1.2.3", "report_age_s": 1.2, "host": host, "experts": (SMALL_EXPERT,), "sensors": (), **fields}
+    rtt_s = 0.0004 if connected else None
+    return receipts.agent_row(agent_id=f"agent-{name}", agent_name=name, connected=connected, rtt_s=rtt_s, **known)
+
+
+def status(*agents: AgentRow, warnings: tuple[HealthWarning, ...] = ()) -> CoordinatorStatus:
+    return receipts.status(
+        *agents,
+        version="1.2.3",
+        pid=7,
+        uptime_s=93_784.0,
+        epoch=12,
+        api_url="http://127.0.0.1:8080",
+        agents_url="ws://127.0.0.1:8081",
+        requests_active=2,
+        requests_finished=1000,
+        requests_failed=1,
+        requests_cancelled=4,
+        warnings=warnings,
+    )
+
+
+def drawn(value: CoordinatorStatus, *, width: int = 120) -> str:
+    """The picture as text, one blank between words."""
+    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=True)
+    console.print(cli_status.picture(value, 0.0))
+    return " ".join(console.export_text().split())
+
+
+def test_every_expert_has_a_row() -> None:
+    """Each expert of each agent is shown with its figures; no sensor means unmeasured."""
+    text = drawn(status(row("one"), row("two")))
+    for name in ("one", "two"):
+        assert f"small-q4 {name} ● ready 2/4 1/32 41.7 21.4 ms unmeasured" in text
+
+
+def test_a_lost_agents_experts_are_not_shown_as_ready() -> None:
+    """The last report of a lost agent says "ready", which is no longer known."""
+    text = drawn(status(row("gone", connected=False)))
+    assert "gone ● down – 1 s ago" in text
+    assert "● ready" not in text
+    assert "0 of 1 connected" in text
+
+
+def test_a_draining_agent_is_marked() -> None:
+    """An agent that takes no new work is told from one that does."""
+    assert "● draining" in drawn(status(row("one", draining=True)))
+
+
+def test_watts_are_shown_per_sensor() -> None:
+    """Scopes overlap, so no sum is made up."""
+    sensors = (
+        SensorReport(name="nvml", state="present", power_w=60.0),
+        SensorReport(name="rapl", state="present"),
+        SensorReport(name="ina3221", state="absent"),
+    )
+    text = drawn(status(row("one", sensors=sensors)))
+    assert "nvml 60.0 W" in text
+    assert "rapl –" in text
+    assert "ina3221" not in text
+
+
+def test_a_warning_is_shown_once_with_its_remedy() -> None:
+    """The coordinator's list has the agents' warnings too; they are not repeated per agent."""
+    text = drawn(status(row("one", warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)))
+    assert text.count("→ Start an agent.") == 1
+
+
+def test_warnings_of_one_kind_share_their_remedy() -> None:
+    """Twenty hosts without a sensor do not fill the screen with the same advice."""
+    both = tuple(msgspec.structs.replace(NO_AGENTS, message=f"{name} sleeps.") for name in ("one", "two"))
+    text = drawn(status(warnings=both))
+    assert "no_agents" in text
+    assert "one sleeps." in text
+    assert "two sleeps." in text
+    assert text.count("→ Start an agent.") == 1
+
+
+def test_an_empty_fleet_says_so() -> None:
+    """No agents is a sentence, not an empty table."""
+    assert "No agent has registered yet." in drawn(status())
+
+
+def test_picture_fits_a_terminal_of_80_columns() -> None:
+    """No figure is cut off on a small terminal."""
+    assert "2/4 1/32 41.7 21.4 ms unmeasured" in drawn(status(row("jetson-orin-nx-01")), width=80)
+
+
+def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
+    """`grep agent=one` finds everything of one agent."""
+    sensors = (SensorReport(name="nvml", state="present", power_w=60.0),)
+    lines = cli_status.lines(status(row("one", sensors=sensors, warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)), 0.0)
+    assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert"]
+    assert [line.split(" ")[0] for line in lines[:5]] == ["coordinator", "requests", "dispatch", "warning", "agent"]
+    assert "j_per_token=unmeasured" in next(line for line in lines if line.startswith("expert"))
+
+
+@pytest.mark.parametrize(("warnings", "code"), [((), 0), ((NO_AGENTS,), 1)])
+async def test_exit_code_and_json(
+    tmp_path: Path, warnings: tuple[HealthWarning, ...], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--json prints the snapshot; the exit code is the coordinator's health."""
+    value = status(row("one"), warnings=warnings)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(value))
+
+    app = web.Application()
+    app.router.add_get(STATUS_ROUTE, answer)
+    async with localsocket.serving(app, tmp_path / "c.sock"):
+        shown = await asyncio.to_thread(cli_status.show_status, tmp_path / "c.sock", as_json=True, watch=False)
+    assert shown == code
+    assert msgspec.json.decode(capsys.readouterr().out, type=CoordinatorStatus) == value
+
+
+def test_a_coordinator_that_is_down_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody at the socket: exit code 2, and how to start it."""
+    assert cli_status.show_status(tmp_path / "c.sock", as_json=False, watch=False) == 2
+    assert "moe2-coordinator run --config FILE" in capsys.readouterr().err
+
+
+def test_simulated_figures_are_marked() -> None:
+    """Watts beside the sensor, joules per token below the figure."""
+    simulated = msgspec.structs.replace(
+        SMALL_EXPERT,
+        performance=Performance(j_per_decoded_token=2.17),
+        energy=EnergyProfile(
+            coefficients=(0.0, 2.17, 0.0, 0.0), spread=Spread(p50=0.0, p95=0.1), quality=Quality.SIMULATED
+        ),
+    )
+    sensor = SensorReport(name="profile:agx-orin-maxn", state="present", power_w=47.6, simulated=True)
+    text = drawn(status(row("one", experts=(simulated,), sensors=(sensor,))), width=160)
+    assert "profile:agx-orin-maxn 47.6 W (simulated)" in text
+    assert "2.17" in text
+    assert "simulated" in text.partition("2.17")[2]

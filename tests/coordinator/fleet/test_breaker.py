@@ -1,0 +1,235 @@
+"""Breakers: who fails loses traffic, and earns it back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
+from moe2.coordinator.fleet.breaker import FIRST_OPEN_S, HALF_LIFE_S, LONGEST_OPEN_S, Breakers, BreakerState
+from tests.coordinator.experts import expert
+
+KEY = "agent-1/m"
+
+
+def fail(breakers: Breakers, now_s: float, *, code: str = JobErrorCode.INTERNAL, job: str = "job") -> None:
+    """Fails at once, as the worst kind of expert does."""
+    breakers.submitted(KEY, job, now_s)
+    breakers.failed(KEY, job, code, now_s, submitted_s=now_s)
+
+
+def tripped(now_s: float = 100.0) -> Breakers:
+    breakers = Breakers()
+    for n in range(3):
+        fail(breakers, now_s - 0.02 + 0.01 * n)
+    return breakers
+
+
+def state(breakers: Breakers, now_s: float) -> BreakerState:
+    return breakers.states(now_s)[KEY]
+
+
+def test_three_failures_in_a_row_open_it() -> None:
+    """Two may be bad luck."""
+    breakers = Breakers()
+    fail(breakers, 100.0)
+    fail(breakers, 100.1)
+    assert breakers.barred(100.2) == {}
+    fail(breakers, 100.2)
+    assert set(breakers.barred(100.2)) == {KEY}
+
+
+def test_failures_among_many_answers_do_not_open_it() -> None:
+    """Below the error rate an expert is worth having; its requests fail over."""
+    breakers = Breakers()
+    for n in range(40):
+        breakers.succeeded(KEY, "job", 100.0 + n)
+        if n % 3 == 0:
+            fail(breakers, 100.5 + n)
+    assert breakers.barred(140.0) == {}
+
+
+def test_old_failures_are_forgotten() -> None:
+    """Now and then a failure, with answers between them, is no pattern."""
+    breakers = Breakers()
+    for n in range(10):
+        fail(breakers, 100.0 + 4 * HALF_LIFE_S * n)
+        breakers.succeeded(KEY, "job", 101.0 + 4 * HALF_LIFE_S * n)
+    assert breakers.barred(1e6) == {}
+
+
+def test_a_slow_stream_of_failures_opens_it_too() -> None:
+    """Where requests are rare, three in a row may take an hour."""
+    breakers = Breakers()
+    for n in range(3):
+        fail(breakers, 100.0 + 1200.0 * n)
+    assert set(breakers.barred(2500.0)) == {KEY}
+
+
+def test_many_failures_among_answers_open_it() -> None:
+    """Half of the requests is too many, also if no three of them come in a row."""
+    breakers = Breakers()
+    for n in range(6):
+        breakers.succeeded(KEY, "job", 100.0 + n)
+        fail(breakers, 100.2 + n)
+        fail(breakers, 100.4 + n)
+    assert breakers.states(106.0)[KEY] is not BreakerState.CLOSED
+
+
+def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
+    """While it is the same one it stays barred; one that failed instead stays barred, whatever happens to it."""
+    hung, failing = Breakers(), tripped()
+    hung.late(KEY, "job", 100.0, hangs=True, restarts=2)
+    assert hung.has_hung
+    hung.seen([expert(restarts=2)])
+    assert state(hung, 100.0) is BreakerState.OPEN
+    hung.seen([expert(restarts=3)])
+    assert (state(hung, 100.0), hung.has_hung) == (BreakerState.CLOSED, False)
+    assert not failing.has_hung
+    failing.seen([expert(restarts=3)])
+    assert state(failing, 100.0) is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("code", sorted(REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING}))
+def test_what_is_not_the_experts_fault_does_not_count(code: str) -> None:
+    """A client that sends nonsense must not take an expert from the others."""
+    breakers = Breakers()
+    for n in range(10):
+        fail(breakers, 100.0 + n, code=code)
+    assert breakers.barred(110.0) == {}
+
+
+def test_one_crash_counts_once() -> None:
+    """Eight jobs that die together are one event; each one submitted after it is another."""
+    breakers = Breakers()
+    for n in range(8):
+        breakers.failed(KEY, f"{n}", JobErrorCode.ENGINE_CRASHED, 100.0, submitted_s=90.0 + n)
+    assert breakers.barred(100.0) == {}
+    for n in range(2):
+        breakers.failed(KEY, f"{n}", JobErrorCode.ENGINE_CRASHED, 101.0 + n, submitted_s=100.5 + n)
+    assert set(breakers.barred(102.0)) == {KEY}
+
+
+def test_lateness_counts_as_failure() -> None:
+    """Three in a row are more than the one in twenty that a p95 allows."""
+    breakers = Breakers()
+    for n in range(3):
+        assert breakers.barred(100.0 + n) == {}
+        breakers.late(KEY, f"{n}", 100.0 + n, hangs=False)
+    assert set(breakers.barred(102.0)) == {KEY}
+
+
+def test_an_expert_that_hangs_loses_its_traffic_at_once() -> None:
+    """It never says that it fails, and each request that finds that out costs its client seconds."""
+    breakers = Breakers()
+    breakers.late(KEY, "0", 100.0, hangs=True)
+    assert set(breakers.barred(100.0)) == {KEY}
+
+
+def test_late_jobs_from_before_do_not_prolong_it() -> None:
+    """Only the probe counts while it is open."""
+    breakers = tripped()
+    breakers.late(KEY, "older", 104.0, hangs=True)
+    assert breakers.barred(100.0 + FIRST_OPEN_S) == {}
+
+
+def test_half_open_lets_one_request_through_at_a_time() -> None:
+    """The others wait for what becomes of it."""
+    breakers = tripped()
+    now_s = 100.0 + FIRST_OPEN_S
+    assert state(breakers, now_s) is BreakerState.HALF_OPEN
+    assert breakers.barred(now_s) == {}
+    breakers.submitted(KEY, "probe", now_s)
+    assert set(breakers.barred(now_s)) == {KEY}
+    breakers.succeeded(KEY, "probe", now_s + 1)
+    assert state(breakers, now_s + 1) is BreakerState.CLOSED
+    assert breakers.barred(now_s + 1) == {}
+
+
+def test_an_older_jobs_answer_does_not_close_it() -> None:
+    """It was begun before the trouble."""
+    breakers = tripped()
+    breakers.succeeded(KEY, "older", 101.0)
+    breakers.submitted(KEY, "probe", 100.0 + FIRST_OPEN_S)
+    breakers.succeeded(KEY, "older", 106.0)
+    assert set(breakers.barred(106.0)) == {KEY}
+
+
+def test_a_probe_that_is_cancelled_frees_its_place() -> None:
+    """It said nothing, so the next request is the probe."""
+    breakers = tripped()
+    breakers.submitted(KEY, "probe", 106.0)
+    breakers.ended(KEY, "probe")
+    assert breakers.barred(107.0) == {}
+    assert state(breakers, 107.0) is BreakerState.HALF_OPEN
+
+
+def test_each_failed_probe_doubles_the_pause() -> None:
+    """Up to a limit, so that a host that is repaired comes back within minutes."""
+    breakers, now_s, pauses = tripped(), 100.0, []
+    for n in range(10):
+        opens_s = breakers.next_change_s(now_s)
+        assert opens_s is not None
+        pauses.append(round(opens_s - now_s, 6))
+        now_s = opens_s
+        fail(breakers, now_s, job=f"probe {n}")
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0, 300.0]
+
+
+def test_after_long_good_service_the_pause_is_short_again() -> None:
+    """Trouble of last week is no reason for minutes without traffic."""
+    breakers = tripped()
+    breakers.submitted(KEY, "probe", 106.0)
+    breakers.succeeded(KEY, "probe", 107.0)
+    later_s = 107.0 + LONGEST_OPEN_S + 1
+    for n in range(3):
+        fail(breakers, later_s + 0.01 * n)
+    assert breakers.opens_again_in_s(KEY, later_s + 0.02) == pytest.approx(FIRST_OPEN_S)
+
+
+def test_an_evicted_agents_breakers_are_forgotten() -> None:
+    """What does not exist needs no memory."""
+    breakers = tripped()
+    breakers.forget("agent-1")
+    assert breakers.states(100.0) == {}
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["submitted", "succeeded", "failed", "late", "ended"]),
+        st.sampled_from(["a", "b", "c"]),
+        st.floats(0, 20),
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+def test_no_schedule_has_two_probes_or_stays_open_for_good(events: list[tuple[str, str, float]]) -> None:
+    """Half-open, at most one job is let through; and once its job has ended, time alone lets the next one in."""
+    breakers, now_s = Breakers(), 0.0
+    probes: set[str] = set()
+    for what, job, pause_s in events:
+        now_s += pause_s
+        match what:
+            case "submitted":
+                if KEY not in breakers.barred(now_s) and breakers.states(now_s).get(KEY) is BreakerState.HALF_OPEN:
+                    assert not probes
+                    probes.add(job)
+                breakers.submitted(KEY, job, now_s)
+            case "succeeded":
+                breakers.succeeded(KEY, job, now_s)
+                probes.discard(job)
+            case "failed":
+                breakers.failed(KEY, job, JobErrorCode.INTERNAL, now_s, submitted_s=now_s)
+                probes.discard(job)
+            case "late":
+                breakers.late(KEY, job, now_s, hangs=False)
+                probes.discard(job)
+            case "ended":
+                breakers.ended(KEY, job)
+                probes.discard(job)
+    for job in "abc":
+        breakers.ended(KEY, job)
+    assert breakers.barred(now_s + LONGEST_OPEN_S) == {}

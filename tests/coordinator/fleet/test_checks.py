@@ -1,0 +1,441 @@
+"""The door for what agents say: figures, words and counts that cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from moe2.common.cost import LatencyProfile, Spread
+from moe2.common.energy import Energy, Quality
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import (
+    Candidate,
+    ContinuationScore,
+    FollowJob,
+    FromAgent,
+    Job,
+    JobDone,
+    JobFailed,
+    JobPieces,
+    JobScored,
+    JobStarted,
+    JobUsage,
+    NextTokens,
+    Performance,
+    Report,
+    ScoreJob,
+    SensorReport,
+    Submit,
+    TextPrompt,
+    TokenAlternative,
+    TokenPiece,
+    Tokens,
+)
+from moe2.coordinator.fleet.checks import (
+    FIRST_SUSPENSION_S,
+    FORGIVEN_S,
+    MAX_MESSAGE_CHARACTERS,
+    MAX_SUSPENSION_S,
+    MAX_UNKNOWN_JOBS,
+    AgentChecks,
+    Suspensions,
+    fault_in,
+    hello_fault,
+    sound_report,
+)
+from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
+from tests.scenarios.fuzz.messages import any_message
+
+PROMPT = TextPrompt(text="hi")
+WRITE = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=3)
+SCORE = ScoreJob(job_id="j", request_id="r", model="m", prompt=PROMPT, continuations=("a", "bc"))
+FOLLOW = FollowJob(job_id="j", request_id="r", model="m", prompt=PROMPT, most=2, max_tokens=3)
+USAGE = JobUsage(
+    prompt_tokens=7,
+    cached_tokens=2,
+    decoded_tokens=3,
+    queue_s=0.0,
+    prefill_s=0.1,
+    decode_s=0.2,
+    energy=Energy(joules=2.0, marginal_joules=-0.1, quality=Quality.MEASURED_COUNTER, coverage=1.0),
+)
+A, B = Candidate(1, math.log(0.7), b"a", False), Candidate(2, math.log(0.3), b"b", False)
+SCORES = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.5, 2, 2))
+
+
+def checks(*jobs: Job) -> AgentChecks:
+    """The checks of an agent that reported `m` with 4096 tokens of context, and was given these jobs."""
+    made = AgentChecks()
+    made.check(report(expert_report()))
+    for job in jobs:
+        made.sent(job)
+    return made
+
+
+def tokens(*pieces: TokenPiece, job_id: str = "j") -> Tokens:
+    return Tokens(jobs=(JobPieces(job_id, pieces),))
+
+
+def done(reason: str = "stop", /, **usage: Any) -> JobDone:
+    return JobDone(job_id="j", reason=reason, usage=replace(USAGE, **usage))
+
+
+# --- Words about jobs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (WRITE, [JobStarted(job_id="j", prompt_tokens=7, queue_s=0.0), tokens(TokenPiece("a", -0.5)), done()]),
+        (WRITE, [tokens(*[TokenPiece("a", -1.0, (TokenAlternative("b", -2.0),))] * 4), done("length")]),
+        (WRITE, [done("cancelled", prompt_tokens=None, cached_tokens=0, decoded_tokens=0, energy=Energy(reason="r"))]),
+        (WRITE, [JobFailed(job_id="j", code="queue_full", message="No.")]),
+        (WRITE, [JobFailed(job_id="j", code="context_exceeded", message="No.", usage=JobUsage(prompt_tokens=9999))]),
+        (SCORE, [JobScored(job_id="j", scores=SCORES, usage=USAGE)]),
+        (FOLLOW, [NextTokens(job_id="j", step=0, candidates=(A, B)), done(decoded_tokens=1)]),
+    ],
+)
+def test_sound_words_pass_as_they_are(job: Job, words: list[FromAgent]) -> None:
+    """What a sound agent says of a job reaches the service untouched, and nobody is suspended."""
+    door = checks(job)
+    for word in words:
+        checked = door.check(word)
+        assert checked.messages == (word,)
+        assert (checked.faults, checked.suspends, checked.stopped) == ((), False, ())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, 1e300])
+@pytest.mark.parametrize("name", ["joules", "idle_w", "max_gap_s", "coverage"])
+def test_joules_that_cannot_be_become_unknown(name: str, bad: float) -> None:
+    """One bad figure of energy makes the job's energy unmeasured, with the reason; the answer still counts."""
+    checked = checks(WRITE).check(done(energy=replace(USAGE.energy, **{name: bad})))
+    [kept] = checked.messages
+    assert isinstance(kept, JobDone)
+    assert (kept.usage.energy.joules, kept.usage.energy.quality) == (None, Quality.UNMEASURED)
+    assert f"{name} is {bad}" in (kept.usage.energy.reason or "")
+    assert (kept.reason, kept.usage.decoded_tokens) == ("stop", 3)
+    assert checked.suspends
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5, 1e13])
+@pytest.mark.parametrize("name", ["queue_s", "prefill_s", "decode_s"])
+def test_seconds_that_cannot_be_become_unknown(name: str, bad: float) -> None:
+    """A phase whose seconds cannot be is one that nobody measured."""
+    checked = checks(WRITE).check(done(**{name: bad}))
+    [kept] = checked.messages
+    assert isinstance(kept, JobDone)
+    assert kept.usage == replace(USAGE, **{name: None})
+    assert checked.faults == (f"{name} is {bad}",)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"decoded_tokens": 4},
+        {"decoded_tokens": -1},
+        {"prompt_tokens": 4097},
+        {"prompt_tokens": -7},
+        {"cached_tokens": 8},
+        {"cached_tokens": -1},
+    ],
+)
+def test_token_counts_outside_the_jobs_limits_are_replaced_by_what_was_seen(counts: dict[str, int]) -> None:
+    """Of counts beyond `max_tokens`, the context or the prompt only the tokens that came are believed."""
+    door = checks(WRITE)
+    door.check(tokens(TokenPiece("a"), TokenPiece("b")))
+    checked = door.check(done(**counts))
+    [kept] = checked.messages
+    assert isinstance(kept, JobDone)
+    usage = kept.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.decoded_tokens) == (None, 0, 2)
+    assert usage.energy == USAGE.energy
+    assert checked.suspends
+
+
+@pytest.mark.parametrize(
+    ("job", "word", "fault"),
+    [
+        (WRITE, done("because"), "unknown reason for a job's end, 'because'"),
+        (WRITE, tokens(TokenPiece("a", math.nan)), "a log-probability of nan"),
+        (WRITE, tokens(TokenPiece("a", 0.5)), "a log-probability of 0.5"),
+        (WRITE, tokens(TokenPiece("a", -1.0, (TokenAlternative("b", -math.inf),))), "a log-probability of -inf"),
+        (WRITE, tokens(*[TokenPiece("a")] * 5), "5 tokens where at most 3"),
+        (SCORE, tokens(TokenPiece("a")), "not to write"),
+        (SCORE, done(), "no scores"),
+        (SCORE, JobScored(job_id="j", scores=SCORES[:1], usage=USAGE), "1 scores where 2"),
+        (WRITE, JobScored(job_id="j", scores=SCORES, usage=USAGE), "2 scores where 0"),
+        (SCORE, JobScored(job_id="j", scores=(ContinuationScore(math.nan, 1, 1),) * 2, usage=USAGE), "of nan"),
+        (SCORE, JobScored(job_id="j", scores=(ContinuationScore(-1.0, -1, 1),) * 2, usage=USAGE), "-1 tokens"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=()), "no candidate"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(A, A)), "twice"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(replace(A, logprob=-0.1), B)), "above 1"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(replace(A, logprob=math.nan),)), "of nan"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(replace(A, token=-1),)), "token -1"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(replace(A, piece=b"x" * 5000),)), "5000 bytes"),
+        (FOLLOW, NextTokens(job_id="j", step=-1, candidates=(A,)), "at step -1"),
+        (FOLLOW, NextTokens(job_id="j", step=0, candidates=(A, B, Candidate(3, -9.0, b"", True))), "3 candidates at"),
+        (WRITE, NextTokens(job_id="j", step=0, candidates=(A,)), "not to follow"),
+    ],
+)
+def test_a_word_that_the_job_cannot_do_without_fails_it(job: Job, word: FromAgent, fault: str) -> None:
+    """The job ends with the reason, so that the request goes elsewhere; its joules are unknown, and the agent stops."""
+    checked = checks(job).check(word)
+    [failed] = checked.messages
+    assert isinstance(failed, JobFailed)
+    assert (failed.job_id, failed.code) == ("j", "internal")
+    assert fault in failed.message
+    assert failed.usage is not None
+    assert failed.usage.energy.joules is None
+    assert checked.suspends
+    assert checked.stopped == ("j",)
+
+
+def test_one_bad_job_in_a_frame_costs_no_other_job_its_tokens() -> None:
+    """Only the job with the bad figure fails; the frame's other tokens arrive."""
+    other = replace(WRITE, job_id="other")
+    good = JobPieces("other", (TokenPiece("b"),))
+    frame = Tokens(jobs=(JobPieces("j", (TokenPiece("a", math.nan),)), good))
+    kept, failed = checks(WRITE, other).check(frame).messages
+    assert kept == Tokens(jobs=(good,))
+    assert isinstance(failed, JobFailed)
+    assert failed.job_id == "j"
+
+
+def test_a_started_job_with_bad_figures_goes_on() -> None:
+    """The word is only dropped: nothing rests on it."""
+    checked = checks(WRITE).check(JobStarted(job_id="j", prompt_tokens=7, queue_s=math.nan))
+    assert (checked.messages, checked.suspends, checked.stopped) == ((), True, ())
+
+
+def test_an_unknown_error_code_is_an_internal_one() -> None:
+    """Codes become labels and statuses; those are a closed set. A newer agent is not punished for its new word."""
+    checked = checks(WRITE).check(JobFailed(job_id="j", code="gremlins", message="a\x1b[31mb\n" + "x" * 5000))
+    [failed] = checked.messages
+    assert isinstance(failed, JobFailed)
+    assert failed.code == "internal"
+    assert failed.message.startswith("a [31mb x")
+    assert len(failed.message) == MAX_MESSAGE_CHARACTERS
+    assert not checked.suspends
+
+
+def test_words_about_unknown_jobs_are_checked_too() -> None:
+    """A job of a former coordinator has no limits here, but its figures must be sound."""
+    door = checks()
+    frame = tokens(TokenPiece("a"), job_id="orphan")
+    assert door.check(frame).messages == (frame,)
+    checked = door.check(tokens(TokenPiece("a", math.nan), job_id="orphan"))
+    assert (checked.messages, checked.suspends) == ((), True)
+
+
+def test_a_frame_of_very_many_unknown_jobs_is_dropped() -> None:
+    """Each of them would be answered with a word of its own."""
+    jobs = tuple(JobPieces(f"x{n}", (TokenPiece("a"),)) for n in range(MAX_UNKNOWN_JOBS + 1))
+    door = checks()
+    assert door.check(Tokens(jobs=jobs[1:])).messages
+    checked = door.check(Tokens(jobs=jobs))
+    assert (checked.messages, checked.suspends) == ((), True)
+
+
+def test_an_unreadable_word_fails_its_job() -> None:
+    """A message with an unknown word of an enumeration would otherwise leave its request waiting for it."""
+    other = replace(WRITE, job_id="other")
+    checked = checks(WRITE, other).unreadable("job_done", "j", "Invalid enum value 'guessed'")
+    assert [word.job_id for word in checked.messages if isinstance(word, JobFailed)] == ["j"]
+    assert (checked.suspends, checked.stopped) == (True, ("j",))
+
+
+def test_unreadable_tokens_fail_every_job_of_the_agent() -> None:
+    """Whose they were nobody can tell: an answer with a hole in it is worth nothing."""
+    checked = checks(WRITE, replace(WRITE, job_id="other")).unreadable("tokens", None, "Expected `str`")
+    assert checked.stopped == ("j", "other")
+    assert len(checked.messages) == 2
+
+
+@pytest.mark.parametrize(("op", "job_id"), [("report", None), ("job_done", "unknown"), ("job_done", None)])
+def test_an_unreadable_message_about_no_job_costs_none(op: str, job_id: str | None) -> None:
+    """The agent is suspended, its running jobs go on."""
+    checked = checks(WRITE).unreadable(op, job_id, "no")
+    assert (checked.messages, checked.stopped, checked.suspends) == ((), (), True)
+
+
+def test_the_limits_of_a_job_are_those_of_the_latest_report() -> None:
+    """Names of former reports are forgotten: an agent that makes up new ones fills no memory."""
+    door = checks()
+    door.check(report(expert_report(context_tokens=5)))
+    door.sent(WRITE)
+    assert door.check(done(prompt_tokens=6)).suspends
+    door.check(report(expert_report("other")))
+    door.sent(WRITE)
+    assert not door.check(done(prompt_tokens=6)).suspends
+
+
+FROM_AGENT = st.one_of(*map(any_message, (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens)))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(FROM_AGENT)
+def test_what_passes_once_is_sound(message: Report | FromAgent) -> None:
+    """Whatever an agent says, what the door lets through has no figure left that the door would not believe."""
+    for passed in AgentChecks().check(message).messages:
+        again = AgentChecks().check(passed)
+        assert (again.messages, again.faults) == ((passed,), ())
+        assert all(map(math.isfinite, _floats(msgspec.to_builtins(passed))))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Every float in a message."""
+    if isinstance(value, float):
+        yield value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        yield from _floats(part)
+
+
+# --- Who it is --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_sound"),
+    [
+        ({}, True),
+        ({"agent_name": "Küche 2"}, True),
+        ({"agent_name": "x" * 129}, False),
+        ({"agent_name": "a\x1b[2J"}, False),
+        ({"agent_name": ""}, False),
+        ({"agent_id": "a/b"}, False),
+        ({"agent_id": "x" * 65}, False),
+        ({"agent_version": "1\n2"}, False),
+        ({"instance_id": "a" * 32, "hostname": "jetson-1"}, True),
+        ({"instance_id": "a" * 129}, False),
+        ({"hostname": "a\x1b[2J"}, False),
+    ],
+)
+def test_names_are_short_and_have_no_control_characters(fields: dict[str, str], is_sound: bool) -> None:
+    """Ids, names and versions are shown in terminals, logs and metrics."""
+    assert (hello_fault(replace(hello(), **fields)) is None) == is_sound
+
+
+# --- Reports ----------------------------------------------------------------------------------------------------------
+
+
+def sound(told: Report) -> Report:
+    return sound_report(told)[0]
+
+
+def test_a_sound_report_is_left_alone() -> None:
+    """A report with all that agents measure passes as the very same object."""
+    emptying = replace(MEASURED, occupancy=(-0.5, 1.0))
+    told = report(
+        expert_report(energy=cost(0.5), parameters=7, load_s=1.0, performance=Performance(idle_w=-0.01)),
+        expert_report("other", latency=None),
+        expert_report("third", latency=emptying),
+        sensors=(SensorReport(name="rapl", state="present", power_w=3.0),),
+        warnings=(HealthWarning(code="throttled", severity=Severity.NOTICE, message="m", remedy="r"),),
+    )
+    assert sound_report(told) == (told, ())
+    assert sound(told) is told
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"slots": 0}, "0 slots, 4096 tokens of context"),
+        ({"slots": 10**9}, "1000000000 slots, 4096 tokens of context"),
+        ({"context_tokens": -1}, "2 slots, -1 tokens of context"),
+        ({"parameters": -4522}, "parameters is -4522"),
+        ({"load_s": float("inf")}, "load_s is inf"),
+        ({"latency": speed(float("inf"), -50.0)}, "latency.decode[0] is -0.02"),
+        ({"latency": speed(1.0, 1.0, spread=Spread(p50=0.0, p95=1e308))}, "latency.ttft is 1e+308"),
+        ({"latency": speed(1.0, 1.0, slots=0)}, "latency.slots is 0"),
+        ({"energy": cost(float("nan"))}, "energy.coefficients[1] is nan"),
+        ({"latency": replace(MEASURED, occupancy=(float("nan"), 1.0))}, "latency.occupancy[0] is nan"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_named(fields: dict[str, Any], fault: str) -> None:
+    """The fault says where in the report the figure is."""
+    assert fault_in(expert_report(**fields)) == fault
+
+
+def test_only_the_unsound_expert_is_left_out() -> None:
+    """The expert's neighbour serves on; the operator and the agent are told."""
+    good, bad = expert_report("good"), expert_report("bad", slots=0)
+    checked = AgentChecks().check(report(good, bad))
+    [told] = checked.messages
+    assert isinstance(told, Report)
+    assert told.experts == (good,)
+    [warning] = told.warnings
+    assert warning.code == "report_unsound"
+    assert "'bad'" in warning.message
+    assert isinstance(good.latency, LatencyProfile)
+    assert len(checked.faults) == 1
+    assert not checked.suspends
+
+
+def test_a_model_that_is_there_twice_is_left_out() -> None:
+    """Which of the two serves nobody can say, and two experts of one key would break every choice."""
+    told = sound(report(expert_report("m"), expert_report("m"), expert_report("other")))
+    assert [expert.model for expert in told.experts] == ["other"]
+    [warning] = told.warnings
+    assert "2 times" in warning.message
+
+
+@pytest.mark.parametrize("model", ["", "m\x1b[31m", "x" * 129])
+def test_a_model_whose_name_cannot_be_is_left_out(model: str) -> None:
+    """Names are shown in terminals, logs and metrics, and asked for by clients."""
+    told = sound(report(expert_report(model)))
+    assert told.experts == ()
+    assert len(told.warnings[0].message) < 300
+
+
+@pytest.mark.parametrize("power_w", [math.nan, math.inf, -3.0, 1e9])
+def test_watts_that_cannot_be_are_unknown(power_w: float) -> None:
+    """A sensor with an impossible figure must not spoil the fleet's sum."""
+    told = sound(report(expert_report(), sensors=(SensorReport(name="rapl", state="present", power_w=power_w),)))
+    assert told.sensors[0].power_w is None
+    assert "'rapl'" in told.warnings[0].message
+
+
+def test_figures_that_are_only_shown_become_unknown() -> None:
+    """They cost their expert nothing, but no NaN reaches a page or a metric."""
+    bad = expert_report(performance=Performance(decode_tokens_per_s=math.nan, n_requests=2), measured_age_s=math.inf)
+    [expert] = sound(report(bad)).experts
+    assert expert.performance == Performance(n_requests=2)
+    assert expert.measured_age_s is None
+
+
+def test_a_warning_with_an_odd_code_is_left_out() -> None:
+    """Codes are labels of a metric."""
+    odd = HealthWarning(code="a\nb", severity=Severity.NOTICE, message="m", remedy="r")
+    assert [warning.code for warning in sound(report(warnings=(odd,))).warnings] == ["report_unsound"]
+
+
+# --- Suspensions ------------------------------------------------------------------------------------------------------
+
+
+def test_each_breach_doubles_the_suspension_up_to_a_limit() -> None:
+    """An agent that is broken for good costs hardly anything; one slip is forgiven soon."""
+    kept = Suspensions()
+    pauses = [kept.broke("a", "r", 0.0) for _ in range(8)]
+    assert pauses[:3] == [FIRST_SUSPENSION_S, 2 * FIRST_SUSPENSION_S, 4 * FIRST_SUSPENSION_S]
+    assert pauses[-1] == MAX_SUSPENSION_S
+
+
+def test_a_suspension_ends_and_is_forgiven() -> None:
+    """First the requests come back, then the warning goes, and the next suspension is a first one again."""
+    kept = Suspensions()
+    kept.broke("a", "why", 0.0)
+    assert kept.ends_s("a", 1.0) == FIRST_SUSPENSION_S
+    assert kept.ends_s("other", 1.0) is None
+    assert kept.ends_s("a", FIRST_SUSPENSION_S) is None
+    told = kept.warning("a", 1.0), kept.warning("a", FIRST_SUSPENSION_S)
+    assert [warning.severity for warning in told if warning] == [Severity.DEGRADED, Severity.NOTICE]
+    late_s = FIRST_SUSPENSION_S + FORGIVEN_S
+    assert kept.warning("a", late_s) is None
+    assert kept.broke("a", "why", late_s) == late_s + FIRST_SUSPENSION_S

@@ -1,0 +1,233 @@
+"""Who is admitted: the register as a value."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.errors import Moe2Error
+from moe2.common.link.enrolment import Refusal, digest
+from moe2.coordinator.fleet.register import (
+    STATIC_TOKEN,
+    Admission,
+    AdmissionRefusedError,
+    EnrolmentToken,
+    Presented,
+    Register,
+    add_token,
+    admit,
+    forget_agent,
+    revoke_agent,
+    revoke_token,
+    standing,
+)
+
+NOW_S = 1_800_000_000.0
+STATIC = digest("static")
+
+
+def token(name: str = "t", secret: str = "tok", *, expires: float | None = None, uses: int | None = None) -> Register:
+    made = EnrolmentToken(name=name, sha256=digest(secret), created_unix_s=0.0, expires_unix_s=expires, most_uses=uses)
+    return add_token(Register(), made)
+
+
+def first(agent_id: str = "a", bearer: str = "tok", secret: str = "own") -> Presented:
+    return Presented(bearer=bearer, agent_id=agent_id, agent_name=f"name-{agent_id}", offered=secret)
+
+
+def again(agent_id: str = "a", secret: str = "own") -> Presented:
+    return Presented(bearer=secret, agent_id=agent_id, agent_name=f"name-{agent_id}")
+
+
+def let_in(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> tuple[Admission, Register]:
+    return admit(register, presented, static_token=STATIC, now_unix_s=now_unix_s)
+
+
+def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> Refusal:
+    with pytest.raises(AdmissionRefusedError) as raised:
+        let_in(register, presented, now_unix_s)
+    return raised.value.refusal
+
+
+# --- Enrolment --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bearer", "named"), [("tok", "t"), ("static", STATIC_TOKEN)])
+def test_a_token_enrols_a_new_agent(bearer: str, named: str) -> None:
+    """One made by command or the configured one; the credential is good from then on, without the token."""
+    admission, register = let_in(token(), first(bearer=bearer))
+    [agent] = register.agents
+    assert (agent.agent_id, agent.agent_name, agent.token) == ("a", "name-a", named)
+    assert let_in(register, again()) == (admission, register)
+
+
+def test_only_digests_are_kept() -> None:
+    """Who reads the register can neither enrol nor connect."""
+    _, register = let_in(token(), first())
+    assert "tok" not in repr(register).replace("token", "")
+    assert "own" not in repr(register)
+
+
+def test_a_lost_answer_loses_nothing() -> None:
+    """The same first contact again is the same agent, and uses the token up no further."""
+    admission, register = let_in(token(uses=1), first())
+    assert let_in(register, first()) == (admission, register)
+
+
+@pytest.mark.parametrize("bearer", ["tok", "static", "other"])
+def test_a_token_does_not_take_over_an_enrolled_id(bearer: str) -> None:
+    """Whoever has a token could otherwise be any agent."""
+    _, register = let_in(token(), first())
+    refusal = refused(register, first(bearer=bearer, secret="stolen"))
+    assert refusal is (Refusal.TOKEN_REFUSED if bearer == "other" else Refusal.IDENTITY_TAKEN)
+
+
+def test_a_credential_is_good_for_its_own_id_only() -> None:
+    """Another agent's id needs another secret."""
+    _, register = let_in(token(), first("a", secret="of-a"))
+    _, register = let_in(register, first("b", secret="of-b"))
+    assert refused(register, again("b", secret="of-a")) is Refusal.CREDENTIAL_UNKNOWN
+    assert refused(register, again("c", secret="of-a")) is Refusal.CREDENTIAL_UNKNOWN
+
+
+def test_a_token_is_no_credential() -> None:
+    """It enrols; alone it proves to be nobody."""
+    assert refused(token(), Presented(bearer="tok", agent_id="a")) is Refusal.CREDENTIAL_UNKNOWN
+
+
+@pytest.mark.parametrize("bearer", ["", "wrong", digest("tok"), STATIC])
+def test_what_is_no_token_is_refused(bearer: str) -> None:
+    """The digest that the register holds included."""
+    assert refused(token(), first(bearer=bearer)) is Refusal.TOKEN_REFUSED
+
+
+def test_without_a_configured_token_none_is_configured() -> None:
+    """An empty bearer does not equal a token that is not there."""
+    with pytest.raises(AdmissionRefusedError):
+        admit(Register(), Presented(bearer=""), static_token=None, now_unix_s=NOW_S)
+
+
+# --- Tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_expires() -> None:
+    """To the second; agents that it has enrolled stay."""
+    register = token(expires=NOW_S)
+    _, later = let_in(register, first(), NOW_S - 0.5)
+    assert refused(register, first(), NOW_S) is Refusal.TOKEN_EXPIRED
+    assert let_in(later, again(), NOW_S + 1e6)
+
+
+def test_a_token_that_expires_enrols_nobody_while_the_clock_is_wrong() -> None:
+    """A board without a battery starts in 1970, when every expired token was still good; others are not concerned."""
+    register = token(expires=NOW_S)
+    assert refused(register, first(), 60.0) is Refusal.TOKEN_UNDECIDED
+    _, later = let_in(register, first(), NOW_S - 1)
+    assert let_in(later, again(), 60.0)
+    assert let_in(token(), first(), 60.0)
+
+
+@given(uses=st.integers(1, 5))
+def test_a_token_enrols_as_many_agents_as_it_has_uses(uses: int) -> None:
+    """And not one more."""
+    register = token(uses=uses)
+    for number in range(uses):
+        _, register = let_in(register, first(f"a{number}", secret=f"s{number}"))
+    assert refused(register, first("late", secret="late")) is Refusal.TOKEN_USED_UP
+    assert len(register.agents) == uses
+
+
+def test_a_revoked_token_enrols_nobody() -> None:
+    """Those it has enrolled stay."""
+    _, register = let_in(token(), first())
+    _, register = revoke_token(register, "t", NOW_S)
+    assert refused(register, first("b", secret="b")) is Refusal.TOKEN_REVOKED
+    assert let_in(register, again())
+
+
+def test_a_name_is_free_again_once_its_token_is_dead() -> None:
+    """A live one is not replaced by accident."""
+    fresh = EnrolmentToken(name="t", sha256=digest("new"), created_unix_s=NOW_S)
+    with pytest.raises(Moe2Error, match="There is a token 't' already"):
+        add_token(token(), fresh)
+    _, dead = revoke_token(token(), "t", NOW_S)
+    assert add_token(dead, fresh).tokens == (fresh,)
+
+
+def test_a_token_that_is_not_there_cannot_be_revoked() -> None:
+    """A typing error is not taken for success."""
+    with pytest.raises(Moe2Error, match="There is no token 'x'"):
+        revoke_token(token(), "x", NOW_S)
+
+
+# --- Revocation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("presented", [again(), first(), first(bearer="static")])
+def test_a_revoked_agent_stays_out_also_with_a_token(presented: Presented) -> None:
+    """Its token may well be good still."""
+    _, register = let_in(token(), first())
+    _, register = revoke_agent(register, "a", NOW_S)
+    assert refused(register, presented) is Refusal.CREDENTIAL_REVOKED
+    assert refused(register, first(secret="another")) is Refusal.IDENTITY_TAKEN
+
+
+def test_a_forgotten_agent_enrols_anew() -> None:
+    """With a token, and any credential."""
+    _, register = let_in(token(), first())
+    _, register = revoke_agent(register, "a", NOW_S)
+    _, register = forget_agent(register, "a")
+    assert refused(register, again()) is Refusal.CREDENTIAL_UNKNOWN
+    assert let_in(register, first(secret="another"))
+
+
+def test_a_connection_stands_as_long_as_its_credential() -> None:
+    """Revoked, forgotten, or enrolled anew by somebody else."""
+    admission, register = let_in(token(), first())
+    assert standing(register, admission, "a") is None
+    assert standing(revoke_agent(register, "a", NOW_S)[1], admission, "a") is Refusal.CREDENTIAL_REVOKED
+    _, without = forget_agent(register, "a")
+    assert standing(without, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+    _, other = let_in(without, first(secret="another"))
+    assert standing(other, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+
+
+def test_an_agent_is_who_its_credential_says() -> None:
+    """What it says over the link must be the same."""
+    admission, register = let_in(token(), first())
+    assert standing(register, admission, "b") is Refusal.IDENTITY_MISMATCH
+
+
+def test_an_older_agent_with_the_configured_token_is_whoever_is_not_enrolled() -> None:
+    """A rolling upgrade goes on; an id that has a credential needs it."""
+    admission, register = let_in(Register(), Presented(bearer="static"))
+    assert register == Register()
+    assert standing(register, admission, "a") is None
+    _, enrolled = let_in(register, first(bearer="static"))
+    assert standing(enrolled, admission, "a") is Refusal.CREDENTIAL_NEEDED
+
+
+def test_an_older_agent_needs_the_configured_token() -> None:
+    """An enrolment token is to be exchanged, not kept."""
+    assert refused(token(), Presented(bearer="tok")) is Refusal.TOKEN_REFUSED
+
+
+@pytest.mark.parametrize("which", ["agent-12", "agent-1", "two"])
+def test_an_agent_is_found_by_id_beginning_or_name(which: str) -> None:
+    """The way a person writes it."""
+    register = Register()
+    for agent_id, name in (("agent-12", "two"), ("b-3", "three")):
+        presented = Presented(bearer="static", agent_id=agent_id, agent_name=name, offered=agent_id)
+        _, register = let_in(register, presented)
+    assert revoke_agent(register, which, NOW_S)[0].agent_id == "agent-12"
+
+
+def test_an_ambiguous_beginning_names_the_candidates() -> None:
+    """Nobody is revoked by accident."""
+    _, register = let_in(Register(), first("agent-1", "static", "x"))
+    _, register = let_in(register, first("agent-2", "static", "y"))
+    with pytest.raises(Moe2Error, match="may mean 2 agents: agent-1, agent-2"):
+        revoke_agent(register, "agent", NOW_S)
+    with pytest.raises(Moe2Error, match="No agent 'z' is enrolled"):
+        forget_agent(register, "z")

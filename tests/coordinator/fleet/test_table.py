@@ -1,0 +1,317 @@
+"""The live capability table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.link.messages import ExpertState, SensorReport
+from moe2.coordinator.fleet.table import CapabilityTable
+from tests.coordinator.experts import expert_report, hello, report
+
+STALE_S, EVICT_S = 10.0, 100.0
+READY = expert_report()
+
+
+@pytest.fixture
+def table() -> CapabilityTable:
+    return CapabilityTable(stale_s=STALE_S, evict_s=EVICT_S)
+
+
+def join(table: CapabilityTable, agent_id: str = "agent-1", now_s: float = 0.0) -> None:
+    table.agent_joined(hello(agent_id), now_s)
+    table.agent_reported(agent_id, report(READY), now_s)
+
+
+def keys(table: CapabilityTable, now_s: float = 0.0) -> list[str]:
+    return [expert.key for expert in table.choosable(now_s)]
+
+
+# --- Who can be chosen ------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_table_has_nobody(table: CapabilityTable) -> None:
+    """Neither to choose nor to show."""
+    assert (table.choosable(0.0), table.models(), table.rows(0.0)) == ((), (), ())
+
+
+def test_an_agent_counts_once_it_has_reported(table: CapabilityTable) -> None:
+    """Joining alone says nothing about its experts."""
+    table.agent_joined(hello(), 0.0)
+    assert keys(table) == []
+    table.agent_reported("agent-1", report(READY), 0.0)
+    [expert] = table.choosable(0.0)
+    assert (expert.key, expert.agent_id, expert.agent_name, expert.model, expert.report) == (
+        "agent-1/m",
+        "agent-1",
+        "name of agent-1",
+        "m",
+        READY,
+    )
+
+
+@pytest.mark.parametrize("state", [state for state in ExpertState if state is not ExpertState.READY])
+def test_only_ready_experts_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
+    """Others are shown and known, but get no request."""
+    table.agent_joined(hello(), 0.0)
+    table.agent_reported("agent-1", report(expert_report(state=state)), 0.0)
+    assert keys(table) == []
+    assert table.models() == ("m",)
+    assert table.knows_expert("agent-1/m")
+
+
+@pytest.mark.parametrize("state", [ExpertState.COLD, ExpertState.LOADING])
+def test_an_expert_that_is_loaded_on_demand_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
+    """The request waits for it."""
+    table.agent_joined(hello(), 0.0)
+    table.agent_reported("agent-1", report(expert_report(state=state, on_demand=True)), 0.0)
+    assert keys(table) == ["agent-1/m"]
+    table.agent_reported("agent-1", report(expert_report(state=ExpertState.FAILED, on_demand=True)), 0.0)
+    assert keys(table) == []
+
+
+def test_a_draining_agent_gets_no_requests(table: CapabilityTable) -> None:
+    """It would refuse them."""
+    join(table)
+    table.agent_reported("agent-1", report(READY, draining=True), 1.0)
+    assert keys(table, 1.0) == []
+    assert table.rows(1.0)[0].draining
+
+
+def test_an_agent_that_left_gets_no_requests(table: CapabilityTable) -> None:
+    """Its models are not offered any more either."""
+    join(table)
+    table.agent_left("agent-1", 1.0)
+    assert keys(table, 1.0) == []
+    assert table.models() == ()
+    assert not table.knows_expert("agent-1/m")
+
+
+def test_a_stale_agent_gets_no_requests_until_it_reports_again(table: CapabilityTable) -> None:
+    """A report holds for `stale_s` and not a moment longer."""
+    join(table)
+    assert keys(table, STALE_S - 0.001) == ["agent-1/m"]
+    assert keys(table, STALE_S) == []
+    table.agent_reported("agent-1", report(READY), STALE_S + 1)
+    assert keys(table, STALE_S + 1) == ["agent-1/m"]
+
+
+def test_each_agent_turns_stale_by_itself(table: CapabilityTable) -> None:
+    """One that keeps reporting stays."""
+    join(table, "agent-1")
+    join(table, "agent-2")
+    table.agent_reported("agent-2", report(READY), 5.0)
+    assert keys(table, STALE_S) == ["agent-2/m"]
+    assert keys(table, STALE_S + 5.0) == []
+
+
+def test_a_fresher_report_prolongs_without_being_asked_twice(table: CapabilityTable) -> None:
+    """The cached answer does not outlive, nor undercut, what was reported."""
+    join(table)
+    assert keys(table, 1.0) == ["agent-1/m"]
+    table.agent_reported("agent-1", report(READY), 9.0)
+    assert keys(table, STALE_S + 5.0) == ["agent-1/m"]
+
+
+def test_experts_are_sorted_by_key(table: CapabilityTable) -> None:
+    """Choices do not depend on who joined first."""
+    for agent_id in ("agent-2", "agent-1"):
+        table.agent_joined(hello(agent_id), 0.0)
+        table.agent_reported(agent_id, report(expert_report("z"), expert_report("a")), 0.0)
+    assert keys(table) == ["agent-1/a", "agent-1/z", "agent-2/a", "agent-2/z"]
+    assert table.models() == ("a", "z")
+
+
+def test_a_reconnected_agent_starts_afresh(table: CapabilityTable) -> None:
+    """What it reported in an earlier session may no longer hold."""
+    join(table)
+    table.agent_left("agent-1", 1.0)
+    table.agent_joined(hello(), 2.0)
+    assert keys(table, 2.0) == []
+
+
+def test_reports_of_strangers_are_ignored(table: CapabilityTable) -> None:
+    """Nobody is in the table who has not joined."""
+    table.agent_reported("agent-1", report(READY), 0.0)
+    table.rtt_measured("agent-1", 0.1)
+    table.agent_left("agent-1", 0.0)
+    assert table.rows(0.0) == ()
+
+
+@pytest.mark.parametrize("key", ["agent-1/other", "agent-2/m", "m", "agent-1", "", "/"])
+def test_unknown_keys_are_unknown(table: CapabilityTable, key: str) -> None:
+    """Only agent and model together name an expert."""
+    join(table)
+    assert not table.knows_expert(key)
+
+
+# --- Eviction ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_is_gone_for_long_is_forgotten(table: CapabilityTable) -> None:
+    """Counted from when it left; until then status shows it as disconnected."""
+    join(table)
+    table.agent_left("agent-1", 50.0)
+    assert table.evict(50.0 + EVICT_S - 0.001) == []
+    assert [row.connected for row in table.rows(60.0)] == [False]
+    assert table.evict(50.0 + EVICT_S) == ["agent-1"]
+    assert table.rows(1000.0) == ()
+
+
+def test_a_connected_agent_is_never_evicted(table: CapabilityTable) -> None:
+    """However long it has been silent: the session decides that."""
+    join(table)
+    assert table.evict(1e9) == []
+
+
+# --- Epoch ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_epoch_grows_when_choices_could_change(table: CapabilityTable) -> None:
+    """Joining, a first report, a changed one, draining, leaving, turning stale."""
+    epochs = [table.epoch]
+
+    def note(now_s: float) -> None:
+        table.choosable(now_s)
+        epochs.append(table.epoch)
+
+    table.agent_joined(hello(), 0.0)
+    note(0.0)
+    table.agent_reported("agent-1", report(READY), 0.0)
+    note(0.0)
+    table.agent_reported("agent-1", report(expert_report(active=1)), 1.0)
+    note(1.0)
+    note(1.0 + STALE_S)
+    table.agent_reported("agent-1", report(READY), 20.0)
+    note(20.0)
+    table.agent_reported("agent-1", report(READY, draining=True), 21.0)
+    note(21.0)
+    table.agent_left("agent-1", 22.0)
+    note(22.0)
+    assert epochs == sorted(set(epochs))
+
+
+def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
+    """A steady report, a round trip that only trembles, sensors and time alone leave decisions valid."""
+    join(table)
+    table.rtt_measured("agent-1", 0.1)
+    table.choosable(0.0)
+    epoch = table.epoch
+    table.agent_reported("agent-1", report(READY, sensors=(SensorReport(name="x", state="present"),)), 1.0)
+    table.rtt_measured("agent-1", 0.11)
+    table.choosable(2.0)
+    table.evict(2.0)
+    assert table.epoch == epoch
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_show_what_is_known_and_leave_the_rest_unknown(table: CapabilityTable) -> None:
+    """Before the first report there is no host, no age, no round trip."""
+    table.agent_joined(hello(), 0.0)
+    [row] = table.rows(3.0)
+    assert (row.connected, row.host, row.report_age_s, row.rtt_s, row.experts) == (True, None, None, None, ())
+    table.agent_reported("agent-1", report(READY), 4.0)
+    table.rtt_measured("agent-1", 0.25)
+    [row] = table.rows(6.0)
+    assert (row.report_age_s, row.rtt_s, row.experts) == (2.0, 0.25, (READY,))
+
+
+def test_rows_are_sorted_by_name(table: CapabilityTable) -> None:
+    """A table for people."""
+    for agent_id in ("c", "a", "b"):
+        table.agent_joined(hello(agent_id), 0.0)
+    assert [row.agent_name for row in table.rows(0.0)] == ["name of a", "name of b", "name of c"]
+
+
+def test_a_round_trip_is_forgotten_with_its_session(table: CapabilityTable) -> None:
+    """It was that connection's."""
+    join(table)
+    table.rtt_measured("agent-1", 0.25)
+    table.agent_left("agent-1", 1.0)
+    assert table.rows(1.0)[0].rtt_s is None
+
+
+AGENTS = st.sampled_from(["a", "b"])
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "leave", "report", "drain", "load", "evict", "look"]), AGENTS, st.floats(0, STALE_S)
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_the_cached_answer_is_the_one_that_a_fresh_table_would_give(steps: list[tuple[str, str, float]]) -> None:
+    """Whoever asks in between, and an unchanged epoch means an unchanged answer."""
+    now_s = 0.0
+    model: dict[str, float | None] = {}
+    table = CapabilityTable(stale_s=STALE_S, evict_s=EVICT_S)
+    seen: dict[int, object] = {}
+    for kind, agent_id, wait_s in steps:
+        now_s += wait_s
+        match kind:
+            case "join":
+                table.agent_joined(hello(agent_id), now_s)
+                model[agent_id] = None
+            case "leave":
+                table.agent_left(agent_id, now_s)
+                model.pop(agent_id, None)
+            case "evict":
+                table.evict(now_s)
+            case "look":
+                table.choosable(now_s)
+            case _ if agent_id in model:
+                state = ExpertState.LOADING if kind == "load" else ExpertState.READY
+                table.agent_reported(agent_id, report(expert_report(state=state), draining=kind == "drain"), now_s)
+                model[agent_id] = (now_s + STALE_S) if kind == "report" else None
+        expected = sorted(f"{name}/m" for name, until_s in model.items() if until_s is not None and now_s < until_s)
+        choosable = table.choosable(now_s)
+        assert [expert.key for expert in choosable] == expected
+        assert seen.setdefault(table.epoch, choosable) == choosable
+
+
+def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
+    """Nobody waits for it to come back, and its experts are chosen no more."""
+    join(table)
+    epoch = table.epoch
+    table.agent_removed("agent-1")
+    assert table.rows(0.0) == ()
+    table.agent_removed("agent-1")
+    assert table.epoch == epoch + 1
+
+
+# --- Who has broken a rule --------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_broke_a_rule_gets_no_requests_for_a_while(table: CapabilityTable) -> None:
+    """Its experts cannot be chosen until its suspension ends, and the others can."""
+    join(table)
+    join(table, "agent-2")
+    epoch = table.epoch
+    until_s = table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    assert table.epoch > epoch
+    assert keys(table, 1.0) == ["agent-2/m"]
+    assert keys(table, until_s) == ["agent-1/m", "agent-2/m"]
+
+
+def test_a_suspension_outlasts_a_new_connection(table: CapabilityTable) -> None:
+    """An agent does not get out of it by connecting again."""
+    join(table)
+    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    table.agent_left("agent-1", 2.0)
+    join(table, now_s=3.0)
+    assert keys(table, 3.0) == []
+
+
+def test_a_breach_is_a_named_warning_in_the_agents_row(table: CapabilityTable) -> None:
+    """An operator sees who broke which rule, and how long it is set aside."""
+    join(table)
+    table.agent_broke_rules("agent-1", "joules is nan", 1.0)
+    [row] = table.rows(2.0)
+    [warning] = row.warnings
+    assert warning.code == "agent_broke_rules"
+    assert "joules is nan" in warning.message
+    assert "4 s" in warning.message

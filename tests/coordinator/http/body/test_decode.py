@@ -1,0 +1,86 @@
+"""Errors of bodies are worded from the types of what is accepted."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta
+
+from moe2.coordinator.http.body.decode import convert, json_object
+from moe2.coordinator.http.errors import ApiError
+
+
+class Circle(msgspec.Struct, tag_field="kind", tag="circle", forbid_unknown_fields=True):
+    radius: float
+
+
+class Square(msgspec.Struct, tag_field="kind", tag="square", forbid_unknown_fields=True):
+    side: Annotated[float, Meta(ge=0, le=9)]
+
+
+class Drawing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, extra={"hint": "Call it what you like."})]
+    shapes: Annotated[list[Circle | Square], Meta(min_length=1, max_length=2)] | None = None
+    colour: Literal["red", "blue"] | None = None
+    paper: Literal["white"] | None = None
+    size: Annotated[int, Meta(ge=1, le=3)] | str | None = None
+    signed: bool | None = None
+    date: Annotated[dict[str, int], Meta(extra={"must": "map names to days"})] | None = None
+    frame: Annotated[Any, Meta(extra={"only": ("none",)})] = None
+
+
+CASES: list[tuple[dict[str, Any], str, str]] = [
+    ({"name": ""}, "name", "'name' must be a non-empty string. Call it what you like."),
+    ({"name": None}, "name", "'name' is required: a non-empty string. Call it what you like."),
+    ({"shapes": []}, "shapes", "'shapes' must be a non-empty list of at most 2."),
+    ({"shapes": [7]}, "shapes[0]", "'shapes[0]' must be an object."),
+    ({"shapes": [{"kind": "oval"}]}, "shapes[0].kind", "'shapes[0].kind' must be one of circle, square."),
+    ({"shapes": [{}]}, "shapes[0].kind", "'shapes[0].kind' is required: one of circle, square."),
+    ({"shapes": [{"kind": "circle"}]}, "shapes[0].radius", "'shapes[0].radius' is required: a number."),
+    (
+        {"shapes": [{"kind": "circle", "radius": 1}, {"kind": "square", "side": 10}]},
+        "shapes[1].side",
+        "'shapes[1].side' must be a number from 0 to 9.",
+    ),
+    (
+        {"shapes": [{"kind": "circle", "side": 1}]},
+        "shapes[0].side",
+        "Unsupported parameter: 'shapes[0].side'. It needs 'kind': 'square'.",
+    ),
+    ({"colour": "green"}, "colour", "'colour' must be one of blue, red."),
+    ({"paper": "grey"}, "paper", "Unsupported parameter: 'paper'. Only 'white' is accepted."),
+    ({"size": 4}, "size", "'size' must be an integer from 1 to 3 or a string."),
+    ({"signed": "yes"}, "signed", "'signed' must be a boolean."),
+    ({"date": {"a": "b"}}, "date", "'date' must map names to days."),
+    ({"frame": "gold"}, "frame", "Unsupported parameter: 'frame'. Only 'none' is accepted."),
+    (
+        {"price - at `$.name`": 1},
+        "price - at `$.name`",
+        "Unsupported parameter: 'price - at `$.name`'. Known: name, shapes, colour, paper, size, signed, date, frame.",
+    ),
+    ({"name": "a\0b"}, "name", "'name' contains a NUL character."),
+    ({"date": {"a\0": ["\0"]}}, "date.a\0[0]", "'date.a\0[0]' contains a NUL character."),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), CASES, ids=[case[1] for case in CASES])
+def test_an_error_names_the_place_and_what_is_accepted(fields: dict[str, Any], param: str, message: str) -> None:
+    """From the type alone, or with the field's own words beside it."""
+    with pytest.raises(ApiError) as caught:
+        convert(json_object(json.dumps({"name": "x", **fields}).encode()), Drawing)
+    assert (caught.value.param, caught.value.message) == (param, message)
+
+
+def test_what_fits_is_read() -> None:
+    """A null is as good as nothing."""
+    body = b'{"name": "x", "size": null, "frame": "none", "shapes": [{"kind": "square", "side": 1}]}'
+    read = convert(json_object(body), Drawing)
+    assert (read.size, read.shapes) == (None, [Square(side=1.0)])
+
+
+def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
+    """Text that speaks of NUL does not contain it."""
+    assert convert(json_object(b'{"name": "\\\\u0000"}'), Drawing).name == "\\u0000"

@@ -1,0 +1,416 @@
+"""Request bodies to moe2's words: every parameter is honoured or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.generation import Generation, Sampling
+from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, TextPrompt
+from moe2.common.link.wire import wire_codec
+from moe2.coordinator.choosing.request import Mode, Wish
+from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.errors import ApiError
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def chat(**fields: Any) -> Call:
+    return parse_chat(msgspec.json.encode({"model": "m", "messages": [USER], **fields}))
+
+
+def completion(**fields: Any) -> Call:
+    return parse_completion(msgspec.json.encode({"model": "m", "prompt": "Once", **fields}))
+
+
+def refused(parse: Any, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        parse(**fields)
+    assert raised.value.status == 400
+    assert raised.value.kind == "invalid_request_error"
+    return raised.value
+
+
+# --- Honoured ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_chat_has_openais_defaults() -> None:
+    """Temperature and top_p 1, no limit, no stop, no stream."""
+    assert chat() == Call(
+        model="m",
+        prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
+        generation=Generation(sampling=Sampling(temperature=1.0, top_p=1.0), max_tokens=None, stop=(), logprobs=None),
+        structured_by=None,
+        stream=False,
+        include_usage=False,
+        user=None,
+        wish=Wish(),
+        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.MIX}),
+        ballot=None,
+    )
+
+
+def test_the_smallest_completion_has_openais_defaults() -> None:
+    """Sixteen tokens, as documented for this older route."""
+    call = completion()
+    assert (call.prompt, call.is_chat) == (TextPrompt(text="Once"), False)
+    assert (call.generation.max_tokens, call.generation.logprobs) == (16, None)
+
+
+HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"max_tokens": 5}, {"max_tokens": 5}),
+    ({"stop": "END"}, {"stop": ("END",)}),
+    ({"stop": ["a", "b"]}, {"stop": ("a", "b")}),
+    ({"stop": []}, {"stop": ()}),
+    ({"stream": True}, {"stream": True}),
+    ({"stream": True, "stream_options": {"include_usage": True}}, {"include_usage": True}),
+    ({"stream": True, "stream_options": {}}, {"include_usage": False}),
+    ({"user": "someone"}, {"user": "someone"}),
+]
+SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"temperature": 0}, {"temperature": 0.0}),
+    ({"temperature": 2}, {"temperature": 2.0}),
+    ({"top_p": 0.5}, {"top_p": 0.5}),
+    ({"top_k": 40}, {"top_k": 40}),
+    ({"min_p": 0.05}, {"min_p": 0.05}),
+    ({"seed": 7}, {"seed": 7}),
+    ({"frequency_penalty": -2}, {"frequency_penalty": -2.0}),
+    ({"presence_penalty": 2}, {"presence_penalty": 2.0}),
+    ({"repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
+    ({"logit_bias": {"50256": -100, "7": 1.5}}, {"logit_bias": {50256: -100.0, 7: 1.5}}),
+]
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize(("fields", "expected"), HONOURED)
+def test_parameters_of_both_routes_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Each reaches the call."""
+    call = parse(**fields)
+    found = {name: getattr(call if hasattr(call, name) else call.generation, name) for name in expected}
+    assert found == expected
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize(("fields", "expected"), SAMPLED)
+def test_sampling_parameters_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Each reaches the sampler, and the others keep their defaults."""
+    assert parse(**fields).generation.sampling == Sampling(**expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_tokens"),
+    [
+        ({"max_completion_tokens": 5}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": 5}, 5),
+        ({"max_completion_tokens": None, "max_tokens": 6}, 6),
+    ],
+)
+def test_a_chats_limit_has_two_names(fields: dict[str, Any], max_tokens: int) -> None:
+    """The older and the newer one."""
+    assert chat(**fields).generation.max_tokens == max_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "logprobs"),
+    [({"logprobs": False}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
+)
+def test_a_chats_logprobs_are_a_flag_and_a_number(fields: dict[str, Any], logprobs: int | None) -> None:
+    """The number of alternatives is 0 if not given."""
+    assert chat(**fields).generation.logprobs == logprobs
+
+
+@pytest.mark.parametrize("logprobs", [0, 5])
+def test_a_completions_logprobs_are_a_number(logprobs: int) -> None:
+    """0 asks for the chosen tokens' only."""
+    assert completion(logprobs=logprobs).generation.logprobs == logprobs
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
+def test_every_seed_is_a_seed_for_llama_cpp(seed: int) -> None:
+    """32 bits, and never the value that means: draw one."""
+    drawn = chat(seed=seed).generation.sampling.seed
+    assert drawn is not None
+    assert 0 <= drawn < 2**32 - 1
+
+
+def test_one_prompt_in_a_list_is_one_prompt() -> None:
+    """Some clients always send a list."""
+    assert completion(prompt=["Once"]).prompt == TextPrompt(text="Once")
+
+
+@pytest.mark.parametrize(
+    ("sent", "role"), [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")]
+)
+def test_roles_are_those_that_templates_know(sent: str, role: str) -> None:
+    """A developer is the system of older models."""
+    assert chat(messages=[{"role": sent, "content": "Hi"}]).prompt == ChatPrompt(
+        messages=(ChatMessage(role=role, content="Hi"),)
+    )
+
+
+def test_text_parts_are_joined() -> None:
+    """As one content; a name is kept."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    prompt = chat(messages=[{"role": "user", "content": parts, "name": "n"}]).prompt
+    assert prompt == ChatPrompt(messages=(ChatMessage(role="user", content="ab", name="n"),))
+
+
+def test_an_answer_can_be_sent_back_as_the_sdk_returned_it() -> None:
+    """With all its empty fields."""
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Hello",
+        "refusal": None,
+        "tool_calls": [],
+        "annotations": [],
+        "audio": None,
+    }
+    assert len(chat(messages=[USER, answer, USER]).prompt_texts()) == 3
+
+
+# --- Null -------------------------------------------------------------------------------------------------------------
+
+NULLABLE = [
+    *("stream", "stream_options", "max_tokens", "stop", "user", "logprobs", "temperature", "top_p", "top_k", "min_p"),
+    *("seed", "frequency_penalty", "presence_penalty", "logit_bias", "n", "tools", "metadata", "anything"),
+]
+
+
+@pytest.mark.parametrize("name", [*NULLABLE, "max_completion_tokens", "top_logprobs", "response_format"])
+def test_null_means_not_set_in_chats(name: str) -> None:
+    """Even for what is not supported."""
+    assert chat(**{name: None}) == chat()
+
+
+@pytest.mark.parametrize("name", [*NULLABLE, "suffix", "echo", "best_of"])
+def test_null_means_not_set_in_completions(name: str) -> None:
+    """Even for what is not supported."""
+    assert completion(**{name: None}) == completion()
+
+
+# --- Neutral ----------------------------------------------------------------------------------------------------------
+
+NEUTRAL = {
+    "n": (1, 2),
+    "best_of": (1, 2),
+    "echo": (False, True),
+    "suffix": ("", "end"),
+    "store": (False, True),
+    "functions": ([], [{"name": "f"}]),
+    "modalities": (["text"], ["audio"]),
+    "service_tier": ("auto", "flex"),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
+    """SDKs send some defaults explicitly."""
+    assert chat(**{name: NEUTRAL[name][0]}) == chat()
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_value_that_would_change_something_is_refused_by_name(name: str) -> None:
+    """With the value that is accepted."""
+    error = refused(chat, **{name: NEUTRAL[name][1]})
+    assert (error.param, error.code) == (name, "unsupported_parameter")
+    assert repr(NEUTRAL[name][0]) in error.message
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", True), ("n", 1.0), ("echo", 0), ("store", 0), ("best_of", True)])
+def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
+    """What Python takes for equal, JSON does not."""
+    assert refused(completion, **{name: value}).param == name
+
+
+# --- Refused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["function_call", "reasoning_effort", "metadata", "prediction", "audio", "tempratur"])
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_unknown_parameters_are_refused_by_name(parse: Any, name: str) -> None:
+    """Never silently dropped, typing errors included."""
+    error = refused(parse, **{name: "x"})
+    assert (error.param, error.code) == (name, "unsupported_parameter")
+    assert repr(name) in error.message
+
+
+@pytest.mark.parametrize("name", ["messages", "max_completion_tokens", "top_logprobs"])
+def test_a_chats_parameters_are_unknown_to_completions(name: str) -> None:
+    """Each route has its own."""
+    assert refused(completion, **{name: 1}).param == name
+
+
+def test_a_completions_prompt_is_unknown_to_chats() -> None:
+    """Each route has its own."""
+    assert refused(chat, prompt="x").param == "prompt"
+
+
+WRONG: dict[str, list[Any]] = {
+    "model": [None, "", 7, ["m"]],
+    "max_tokens": [0, -1, 1.5, "5", True, 2**31, []],
+    "temperature": [-0.1, 2.1, "warm", True, {}],
+    "top_p": [-0.1, 1.1, "x", False],
+    "top_k": [0, 1.5, "x"],
+    "min_p": [-0.1, 1.1],
+    "seed": [1.5, "x", 2**63, True],
+    "frequency_penalty": [-2.1, 2.1, "x"],
+    "presence_penalty": [-2.1, 2.1, "x"],
+    "repeat_penalty": [0, 2.1, "x"],
+    "logit_bias": [
+        [],
+        "x",
+        {"a": 1},
+        {"1": "x"},
+        {"1": 101},
+        {"-1": 1},
+        {"1": None},
+        {str(2**31): 1},
+        {str(2**70): 1},
+        {"1.5": 1},
+    ],
+    "stop": [7, "", [""], [7], {}, ["x"] * 17],
+    "stream": [1, "true", []],
+    "stream_options": [[], "x", {"include_usage": True}],
+    "user": [7, []],
+}
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> None:
+    """Wrong types and values out of range."""
+    error = refused(parse, **{name: value})
+    assert error.param == name
+    assert name in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages[0]"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [USER, {"role": "function", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a", "name": 7}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b\0"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [7]}]}, "messages[0].tool_calls[0]"),
+    ],
+)
+def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
+    """Down to the message and the part."""
+    assert refused(chat, **fields).param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": 7}, "prompt"),
+        ({"prompt": "a\0b"}, "prompt"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+)
+def test_a_completions_faults_are_named(fields: dict[str, Any], param: str) -> None:
+    """Several prompts, token ids and C's end of text included."""
+    assert refused(completion, **fields).param == param
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b'{"a": NaN}', b"[" * 100_000, b'{"a": 1e999}', b'{"a": "\\ud800"}'],
+)
+def test_what_is_no_json_object_is_told(parse: Any, body: bytes) -> None:
+    """Broken, nested without end, or not an object."""
+    with pytest.raises(ApiError) as raised:
+        parse(body)
+    assert (raised.value.status, raised.value.code) == (400, "invalid_json")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from([*NULLABLE, *NEUTRAL, "model", "messages", "prompt", "max_completion_tokens", "top_logprobs"])
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+@given(fields=st.dictionaries(NAMES, JSON, max_size=3))
+def test_any_json_is_parsed_or_refused_and_what_is_parsed_can_be_sent(parse: Any, fields: dict[str, Any]) -> None:
+    """No body is a defect of the server, and none can break an agent's link."""
+    body = {"model": "m", **({"messages": [USER]} if parse is parse_chat else {"prompt": "Once"}), **fields}
+    try:
+        call = parse(msgspec.json.encode(body))
+    except ApiError as error:
+        assert error.message  # noqa: PT017 - either outcome is right; what is claimed is what each looks like
+        return
+    submit = Submit(
+        job_id="j",
+        request_id="r",
+        model=call.model,
+        prompt=call.prompt,
+        **msgspec.structs.asdict(call.generation),
+    )
+    codec = wire_codec()
+    assert codec.decode(codec.encode(submit)) == submit
+
+
+@given(st.binary(max_size=60))
+def test_random_bytes_are_refused(body: bytes) -> None:
+    """With an error for the client."""
+    with pytest.raises(ApiError):
+        parse_chat(body)
+
+
+@pytest.mark.parametrize("name", ["tools", "tool_choice", "parallel_tool_calls"])
+def test_tools_are_unknown_to_completions(name: str) -> None:
+    """Text to continue has no turn in which to call."""
+    assert refused(completion, **{name: "x"}).param == name
+
+
+@pytest.mark.parametrize("name", ["strict", "resume"])
+def test_how_far_to_go_is_a_yes_or_no(name: str) -> None:
+    """In the body or as a header; anything else names the parameter."""
+
+    def asked(value: object, **headers: str) -> bool:
+        body = {"model": "moe2", "messages": [{"role": "user", "content": "Hi"}], "moe2": {name: value}}
+        return bool(getattr(parse_chat(msgspec.json.encode(body), headers).wish, name))
+
+    assert asked(True)
+    assert not asked(False)
+    assert not asked(None)
+    assert asked(None, **{f"x-moe2-{name}": "true"})
+    with pytest.raises(ApiError) as caught:
+        asked(7)
+    assert caught.value.param == f"moe2.{name}"

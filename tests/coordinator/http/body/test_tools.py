@@ -1,0 +1,178 @@
+"""`tools`, `tool_choice`, `response_format`, `grammar` and the messages of a tool's life."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moe2.common.link.messages import ChatMessage, ChatPrompt, Tool, ToolCall
+from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.serving.request import uses_tools
+
+USER = {"role": "user", "content": "Weather?"}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": SCHEMA}}
+TIME = {"type": "function", "function": {"name": "time"}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+NAMED = {"type": "function", "function": {"name": "time"}}
+
+
+def chat(**fields: Any) -> Call:
+    return parse_chat(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
+
+
+def refused(**fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        chat(**fields)
+    assert raised.value.status == 400
+    return raised.value
+
+
+def tools_of(call: Call) -> tuple[Tool, ...]:
+    assert isinstance(call.prompt, ChatPrompt)
+    return call.prompt.tools
+
+
+def test_offered_tools_travel_with_the_prompt() -> None:
+    """Name, description and schema as they are; the answer stays free."""
+    call = chat(tools=[WEATHER, TIME])
+    weather, time = tools_of(call)
+    assert (weather.name, weather.description, json.loads(weather.parameters)) == ("weather", "Now.", SCHEMA)
+    assert time == Tool(name="time")
+    assert call.generation.is_free
+    assert call.tool_names == {"weather", "time"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "forced"), [("auto", ()), (None, ()), ("required", ("weather", "time")), (NAMED, ("time",))]
+)
+def test_a_tool_choice_forces_the_tools_that_it_means(choice: Any, forced: tuple[str, ...]) -> None:
+    """Every form that OpenAI has; the model sees all tools in each."""
+    call = chat(tools=[WEATHER, TIME], tool_choice=choice)
+    assert call.generation.forced_tools == forced
+    assert len(tools_of(call)) == 2
+
+
+def test_the_choice_none_hides_the_tools() -> None:
+    """A model that must not call is not told what it could."""
+    assert chat(tools=[WEATHER], tool_choice="none") == chat()
+
+
+def test_no_tools_are_no_tools() -> None:
+    """An empty list changes nothing."""
+    assert chat(tools=[]) == chat()
+
+
+FORMATS: list[tuple[Any, str | None]] = [
+    ({"type": "text"}, None),
+    ({"type": "json_object"}, "{}"),
+    (
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}},
+        '{"type":"object"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "schema"), FORMATS)
+def test_a_response_format_becomes_a_schema(form: Any, schema: str | None) -> None:
+    """On both routes."""
+    by = None if schema is None else "response_format"
+    call = chat(response_format=form)
+    assert (call.generation.json_schema, call.structured_by) == (schema, by)
+    body = json.dumps({"model": "m", "prompt": "p", "response_format": form}).encode()
+    text = parse_completion(body)
+    assert (text.generation.json_schema, text.structured_by) == (schema, by)
+
+
+def test_a_grammar_travels_as_it_stands() -> None:
+    """GBNF, as llama.cpp's server takes it."""
+    call = chat(grammar='root ::= "a"')
+    assert (call.generation.grammar, call.structured_by) == ('root ::= "a"', "grammar")
+
+
+def test_a_grammar_names_its_syntax() -> None:
+    """Lark is another form than GBNF."""
+    generation = chat(grammar='start: "a"', grammar_syntax="lark").generation
+    assert (generation.grammar, generation.grammar_syntax) == ('start: "a"', "lark")
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"tools": {}}, "tools"),
+    ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "x": 1}}]}, "tools[0].function.x"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]}, "tools[0].function.parameters"),
+    ({"tools": [WEATHER, WEATHER]}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "tools[0].function.strict"),
+    ({"tools": [TIME], "parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"parallel_tool_calls": True}, "parallel_tool_calls"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TIME], "tool_choice": "maybe"}, "tool_choice"),
+    ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
+    ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [TIME], "grammar": 'root ::= "a"'}, "grammar"),
+    ({"tools": [TIME], "logprobs": True}, "logprobs"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": []}}}, "response_format.json_schema.schema"),
+    ({"grammar": " "}, "grammar"),
+    ({"grammar": 'root ::= "a\0"'}, "grammar"),
+    ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
+    ({"grammar": 'start: "a"', "grammar_syntax": "ebnf"}, "grammar_syntax"),
+    ({"grammar_syntax": "lark"}, "grammar_syntax"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), REFUSED)
+def test_what_cannot_be_kept_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    """Malformed, contradictory, or a promise that a free answer would not keep."""
+    error = refused(**fields)
+    assert error.param == param
+    assert param in error.message
+
+
+def test_promises_are_kept_where_a_call_is_forced() -> None:
+    """One call that follows its schema is what `strict` and no parallel calls ask for."""
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    call = chat(tools=[strict], tool_choice="required", parallel_tool_calls=False)
+    assert call.generation.forced_tools == ("weather",)
+
+
+def test_a_call_and_its_answer_are_read() -> None:
+    """An assistant's message with calls needs no content."""
+    answer = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+    call = chat(messages=[USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, answer])
+    assert isinstance(call.prompt, ChatPrompt)
+    assert call.prompt.messages[1:] == (
+        ChatMessage(
+            role="assistant",
+            content="",
+            tool_calls=(ToolCall(id="c1", name="weather", arguments='{"city": "Bonn"}'),),
+        ),
+        ChatMessage(role="tool", content="rain", tool_call_id="c1"),
+    )
+    assert uses_tools(call.prompt)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "tool", "content": "rain"}, "messages[0].tool_call_id"),
+        ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "user", "content": "x", "tool_call_id": "c1"}, "messages[0].tool_call_id"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "id": 3}]}, "messages[0].tool_calls[0].id"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}, "messages[0].tool_calls[0].type"),
+        ({"role": "assistant", "tool_calls": [{"id": "c1"}]}, "messages[0].tool_calls[0].function"),
+        ({"role": "assistant"}, "messages[0].content"),
+    ],
+)
+def test_a_malformed_tool_message_is_refused_by_name(message: dict[str, Any], param: str) -> None:
+    """The place in the conversation is named."""
+    assert refused(messages=[message]).param == param

@@ -1,0 +1,106 @@
+"""Tool calls in a model's text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.common.link.messages import ToolCall
+from moe2.coordinator.http.toolcalls import CallReader
+
+WEATHER = '{"name": "weather", "arguments": {"city": "Köln"}}'
+PARTS = st.sampled_from(
+    ["<tool_call>", "</tool_call>", WEATHER, '{"name": "nobody"}', " ", "\n", "<", "text", "{", "[", "<tool", "é"]
+)
+
+
+def read(*texts: str) -> tuple[str, list[ToolCall]]:
+    """(all text, all calls) of an answer that came in these parts."""
+    reader = CallReader({"weather", "time"}, ids="x")
+    found = [part for text in texts for part in reader.feed(text)] + reader.finish()
+    return (
+        "".join(part for part in found if isinstance(part, str)),
+        [part for part in found if isinstance(part, ToolCall)],
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<tool_call>\n{WEATHER}\n</tool_call>",
+        f"\n<tool_call>{WEATHER}</tool_call>\n",
+        f"<tool_call>{WEATHER}",
+        WEATHER,
+        f"  {WEATHER}\n",
+        f"[{WEATHER}]",
+        WEATHER.replace("arguments", "parameters"),
+        json.dumps({"name": "weather", "arguments": '{"city": "Köln"}'}),
+    ],
+)
+def test_each_form_of_a_call_is_found(answer: str) -> None:
+    """Tagged, tagged and cut at the end token, plain, in a list, with Llama's word, with arguments as text."""
+    text, calls = read(answer)
+    assert text == ""
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == [("weather", {"city": "Köln"})]
+
+
+def test_calls_may_follow_text_and_each_other() -> None:
+    """Ids differ; the white space that sets the calls off is not part of the text."""
+    second = '{"name": "time", "arguments": {}}'
+    answer = f"Let me see.\n<tool_call>{WEATHER}</tool_call>\n<tool_call>{second}</tool_call>\n"
+    text, calls = read(answer)
+    assert text == "Let me see."
+    assert [(call.id, call.name) for call in calls] == [("call_x_0", "weather"), ("call_x_1", "time")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Just text.",
+        "",
+        '{"a": 1}',
+        '{"name": "nobody", "arguments": {}}',
+        '{"name": "weather", "arguments": 3}',
+        '{"name": "weather", "arguments": "{"}',
+        f"<tool_call>{WEATHER[:-1]}</tool_call>",
+        f"<tool_call>{WEATHER[:-1]}",
+        '<tool_call>{"name": ["weather"]}</tool_call>',
+        f"[{WEATHER}, 1]",
+        "[" * 100_000,
+        " \n",
+    ],
+)
+def test_what_only_looks_like_a_call_stays_text(answer: str) -> None:
+    """Nothing of it is lost, and nobody is called."""
+    assert read(answer) == (answer, [])
+
+
+def test_text_is_handed_on_as_soon_as_it_can_be_no_call() -> None:
+    """A stream with tools on offer is a stream."""
+    reader = CallReader({"weather"}, ids="x")
+    assert reader.feed("The ") == ["The"]
+    assert reader.feed("sky <") == [" sky"]
+    assert reader.feed("b>") == [" <b>"]
+
+
+@given(st.lists(PARTS, max_size=12), st.data())
+def test_how_the_answer_is_cut_changes_nothing(parts: list[str], data: st.DataObject) -> None:
+    """Tokens end anywhere."""
+    answer = "".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=8)))
+    edges = [0, *cuts, len(answer)]
+    pieces = [answer[start:end] for start, end in itertools.pairwise(edges)]
+    assert read(*pieces) == read(answer)
+
+
+@given(st.lists(PARTS, max_size=12))
+def test_an_answer_without_calls_is_its_own_text(parts: list[str]) -> None:
+    """Reading loses nothing."""
+    answer = "".join(parts)
+    text, calls = read(answer)
+    if not calls:
+        assert text == answer

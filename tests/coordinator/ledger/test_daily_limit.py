@@ -1,0 +1,147 @@
+"""What a key's daily limits do to a choice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from moe2.common.energy import Energy, Quality
+from moe2.common.link.messages import JobUsage
+from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.keys.keys import DailyLimits, Principal
+from moe2.coordinator.ledger.accounts import Accounts, Amount
+from moe2.coordinator.ledger.daily_limit import admit, p95_of
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.planning.problem import Quantile
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.bookkeeper import burnt_j, known_j, reservation_of
+from moe2.coordinator.serving.life import Lifecycle
+from tests.coordinator.experts import cost, expert, request, selector, speed
+
+TODAY = "2026-11-23"
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+FAST_AND_DEAR = expert("dear", latency=speed(1000.0, 100.0), energy=cost(10.0))
+SLOW_AND_CHEAP = expert("cheap", latency=speed(1000.0, 10.0), energy=cost(1.0))
+UNMEASURED = expert("unmeasured", latency=speed(1000.0, 1000.0))
+TOKENS = 8
+"""The dear expert needs 80 J for them, the cheap one 8 J."""
+
+
+def decide(
+    limit_j: float | None, *, spent_j: float = 0.0, reserved_j: float = 0.0, burnt_j: float = 0.0, **fields: Any
+) -> Selection | NoExpert:
+    key = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=limit_j, tokens=fields.pop("tokens", None)))
+    accounts = Accounts()
+    accounts.settle(key, TODAY, "before", Amount(spent_j, fields.pop("spent_tokens", 0)))
+    accounts.reserve(key, TODAY, "beside", Amount(reserved_j, 0))
+    experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
+    asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
+    chooser = selector()
+    return admit(
+        asked,
+        lambda asked: chooser.select(asked, experts, {}, 0),
+        key,
+        accounts.left(key, TODAY),
+        accounts.statement(key, TODAY),
+        burnt_j=burnt_j,
+        now=NOON,
+    )
+
+
+def answers(decided: Selection | NoExpert) -> str:
+    assert isinstance(decided, Selection), decided
+    return decided.first.expert.agent_id
+
+
+def refused(decided: Selection | NoExpert) -> NoExpert:
+    assert isinstance(decided, NoExpert)
+    return decided
+
+
+def test_with_room_the_choice_is_what_it_would_be_without_limit() -> None:
+    """No budget is set on the request, so that equal requests are planned once."""
+    decided = decide(1000.0)
+    assert answers(decided) == "dear"
+    assert isinstance(decided, Selection)
+    assert decided.budgets.energy_budget_j is None
+
+
+@pytest.mark.parametrize(("spent_j", "agent"), [(20.0, "dear"), (20.1, "cheap"), (92.0, "cheap")])
+def test_what_is_left_decides_to_the_joule(spent_j: float, agent: str) -> None:
+    """Of 100 J; the cheaper expert answers where the dearer one's p95 does not fit."""
+    assert answers(decide(100.0, spent_j=spent_j)) == agent
+
+
+def test_a_spent_limit_says_what_was_spent_and_when_it_ends() -> None:
+    """Until midnight in UTC."""
+    refusal = refused(decide(100.0, spent_j=95.0))
+    assert (refusal.code, refusal.retry_after_s) == ("budget_exhausted", 43_200)
+    assert "limit 100 J, spent 95 J" in refusal.message
+    assert "needs 8 J (p95)" in refusal.message
+    assert "2026-11-24T00:00:00Z" in refusal.message
+
+
+def test_what_is_only_reserved_may_be_free_soon() -> None:
+    """Running requests rarely come to their p95."""
+    assert refused(decide(100.0, reserved_j=95.0)).retry_after_s == 5
+
+
+def test_more_than_a_whole_day_is_no_matter_of_waiting() -> None:
+    """The offers say what it would take."""
+    refusal = refused(decide(5.0))
+    assert (refusal.code, refusal.retry_after_s) == ("infeasible", None)
+    assert refusal.plan is not None
+
+
+def test_a_tighter_wish_stays_in_force() -> None:
+    """What is left never widens what the request itself allows."""
+    decided = decide(100.0, spent_j=50.0, wish=Wish(energy_budget_j=7.0))
+    assert refused(decided).code == "infeasible"
+
+
+def test_a_wish_for_p50_does_not_soften_the_limit() -> None:
+    """Daily limits are held at p95."""
+    decided = decide(100.0, spent_j=50.0, wish=Wish(quantile=Quantile.P50))
+    assert answers(decided) == "cheap"
+
+
+def test_an_unmeasured_expert_is_passed_over_under_a_limit() -> None:
+    """It would be tried first otherwise; what was not measured cannot be promised."""
+    experts = (UNMEASURED, SLOW_AND_CHEAP)
+    assert answers(decide(None, tokens=10_000, experts=experts)) == "unmeasured"
+    assert answers(decide(100.0, experts=experts)) == "cheap"
+
+
+def test_former_attempts_have_used_up_their_part() -> None:
+    """A failover has only what they left."""
+    assert answers(decide(100.0, burnt_j=30.0, spent_j=0.0)) == "cheap"
+
+
+def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
+    """9 tokens fit 9, not 8."""
+    assert answers(decide(None, tokens=20, spent_tokens=11)) == "dear"
+    refusal = refused(decide(None, tokens=20, spent_tokens=12))
+    assert refusal.code == "budget_exhausted"
+    assert "A smaller max_tokens needs less." in refusal.message
+
+
+def test_a_reservation_follows_the_attempts() -> None:
+    """Measured joules of what is over, the p95 of what runs, and nothing for what never ran."""
+    asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS))
+    chosen = selector().select(asked, (FAST_AND_DEAR,), {}, 0)
+    assert isinstance(chosen, Selection)
+    life = Lifecycle(request=request(), choose=lambda _: chosen)
+    usage = JobUsage(energy=Energy(joules=3.0, quality=Quality.MEASURED_COUNTER))
+    for state, spent in (
+        (AttemptState.FAILED, usage),
+        (AttemptState.FAILED, None),
+        (AttemptState.LOST, None),
+        (AttemptState.RUNNING, None),
+    ):
+        life.attempts.append(Attempt("job", chosen.first, chosen, 0.0, state, spent))
+    assert p95_of(chosen) == 80.0
+    assert reservation_of(life) == Amount(3.0 + 0.0 + 80.0 + 80.0, 30)
+    assert (burnt_j(life), known_j(life)) == (163.0, 3.0)

@@ -1,0 +1,355 @@
+"""The ledger on a real file: what is acknowledged is there, and a database that fails stops nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from moe2.coordinator.ledger import schema
+from moe2.coordinator.ledger import store as ledger_module
+from moe2.coordinator.ledger import writer as writer_module
+from moe2.coordinator.ledger.report import By, Span, requests, sums
+from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
+from moe2.coordinator.ledger.store import Ledger
+from tests.coordinator.ledger.entries import attempt_entry, request_entry, reservation
+
+POLL_S = 0.002
+
+
+@asynccontextmanager
+async def running(path: Path, *, retention_days: int = 36_500) -> AsyncIterator[Ledger]:
+    ledger = Ledger(path, retention_days=retention_days)
+    async with ledger.running():
+        yield ledger
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(POLL_S)
+
+
+def kept(path: Path) -> list[str]:
+    """The request ids in the database, read as another process would."""
+    with reading(path) as connection:
+        return [row.request_id for row in requests(connection, Span())]
+
+
+async def test_what_is_recorded_can_be_read_while_the_ledger_is_open(tmp_path: Path) -> None:
+    """A second connection sees an entry as soon as it is acknowledged."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        assert await ledger.record(request_entry("req-1"))
+        assert kept(path) == ["req-1"]
+
+
+async def test_entries_that_come_together_are_all_written(tmp_path: Path) -> None:
+    """More than one statement and more than one commit hold."""
+    path = tmp_path / "ledger.sqlite"
+    names = [f"req-{number:04d}" for number in range(700)]
+    async with running(path) as ledger:
+        recorded = [ledger.record(request_entry(name)) for name in names]
+        assert all(await asyncio.gather(*recorded))
+    assert sorted(kept(path)) == names
+
+
+async def test_a_later_entry_of_a_request_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """What was entered at the outcome is completed when everything is known."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        first = attempt_entry(outcome="stopping", joules=None, quality="unmeasured")
+        ledger.record(request_entry("req-1", first, joules=None, quality="unmeasured"))
+        await ledger.record(request_entry("req-1", attempt_entry(outcome="cancelled")))
+    with reading(path) as connection:
+        [row] = requests(connection, Span())
+    assert (row.joules, row.wasted_j) == (5.0, {"cancelled": 5.0})
+
+
+async def test_a_reservation_that_a_crash_left_stays_charged(tmp_path: Path) -> None:
+    """Its request is listed as interrupted, with unknown joules."""
+    path = tmp_path / "ledger.sqlite"
+    with closing(open_for_writing(path)) as connection:
+        values = ("req-1", 1000.0, "1970-01-01", "k1", "app", "moe2", 8.0, 90)
+        connection.execute("INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    async with running(path):
+        pass
+    with reading(path) as connection:
+        [row] = requests(connection, Span())
+        assert connection.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
+    assert (row.outcome, row.joules, row.charged_j) == ("interrupted", None, 8.0)
+
+
+async def test_the_end_of_a_request_ends_its_reservation(tmp_path: Path) -> None:
+    """A restart finds nothing interrupted."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        ledger.record(reservation("req-1"))
+        await ledger.record(request_entry("req-1", was_reserved=True))
+    with reading(path) as connection:
+        assert connection.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
+
+
+async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By key, with what is not known counted."""
+    monkeypatch.setattr(ledger_module, "time", lambda: 2000.0)
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1"))
+        ledger.record(request_entry("req-2", joules=None, charged_j=8.0, outcome="failed", code="crash_suspected"))
+        await ledger.record(request_entry("req-3", day="1970-01-02"))
+    async with running(path) as ledger:
+        [today] = ledger.today
+    assert (today.key_id, today.energy_j, today.held_j) == ("k1", 13.0, 8.0)
+    assert (today.tokens, today.n_requests, today.n_unmeasured, today.n_crash_suspected) == (34, 2, 1, 1)
+
+
+async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their attempts; a kept day stays whole."""
+    monkeypatch.setattr(ledger_module, "time", lambda: 10 * 86_400.0)
+    monkeypatch.setattr(writer_module, "PRUNED_AT_ONCE", 2)
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        for number in range(5):
+            ledger.record(request_entry(f"old-{number}", day="1970-01-08"))
+        await ledger.record(request_entry("new", day="1970-01-09"))
+    async with running(path, retention_days=2):
+        await until(lambda: kept(path) == ["new"])
+    with reading(path) as connection:
+        assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
+
+
+# --- Databases that fail ----------------------------------------------------------------------------------------------
+
+
+async def test_a_file_that_is_no_database_is_refused_at_the_start(tmp_path: Path) -> None:
+    """The error names the file and says what to do."""
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be used: file is not a database\. Move it away"):
+        async with running(path):
+            pass
+
+
+async def test_a_damaged_database_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """At the start, and to who reads it."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await asyncio.gather(*(ledger.record(request_entry(f"req-{number:04d}")) for number in range(300)))
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match=r"cannot be used: .*\. Move it away"):
+        async with running(path):
+            pass
+    with pytest.raises(LedgerError, match=r"cannot be used: .*\. Move it away"):
+        kept(path)
+
+
+async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """An older release must not write into tables that it does not know."""
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(LedgerError, match="written by a newer moe2"):
+        async with running(path):
+            pass
+
+
+async def test_an_older_database_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, with what it holds; who only reads it is told to wait for that."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-1"))
+    step = "ALTER TABLE requests ADD COLUMN note TEXT;"
+    monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, step))
+    monkeypatch.setattr(schema, "VERSION", VERSION + 1)
+    with pytest.raises(LedgerError, match="Start the coordinator once"):
+        kept(path)
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-2"))
+    assert kept(path) == ["req-1", "req-2"]
+
+
+async def test_a_locked_database_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Somebody else holds it."""
+    path = tmp_path / "ledger.sqlite"
+    open_for_writing(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="database is locked"):
+            async with running(path):
+                pass
+
+
+async def test_a_folder_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -> None:
+    """With the remedy."""
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerError, match=r"cannot be opened: .*ledger\.path"):
+        async with running(tmp_path / "file" / "ledger.sqlite"):
+            pass
+
+
+async def test_entries_wait_for_a_locked_database(tmp_path: Path) -> None:
+    """Their requests are not held up, a warning says why, and all of them are written in the end."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-0"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert not await ledger.record(request_entry("req-1"))
+            assert not await ledger.record(request_entry("req-2"))
+            [warning] = ledger.warnings()
+            assert (warning.code, "locked" in warning.message) == ("ledger_not_written", True)
+            other.execute("ROLLBACK")
+        await until(lambda: not ledger.is_failing)
+        assert ledger.warnings() == ()
+        assert ledger.n_waiting == 0
+    assert kept(path) == ["req-0", "req-1", "req-2"]
+
+
+async def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait is given up, with a warning; what was handed over is written when the disk comes back."""
+    monkeypatch.setattr(ledger_module, "STALLED_S", 0.01)
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-0"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert not await ledger.record(request_entry("req-1"))
+            [warning] = ledger.warnings()
+            assert "nothing has been written" in warning.message
+            other.execute("ROLLBACK")
+        await until(lambda: not ledger.is_failing)
+    assert kept(path) == ["req-0", "req-1"]
+
+
+async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again, and nothing is lost once there is room."""
+    path = tmp_path / "ledger.sqlite"
+    opened: list[sqlite3.Connection] = []
+
+    def opening(path: Path) -> sqlite3.Connection:
+        opened.append(open_for_writing(path))
+        return opened[-1]
+
+    monkeypatch.setattr(ledger_module, "open_for_writing", opening)
+    async with running(path) as ledger:
+        pages = opened[0].execute("PRAGMA page_count").fetchone()[0]
+        opened[0].execute(f"PRAGMA max_page_count = {pages}")
+        answers = [await ledger.record(request_entry(f"req-{number:03d}")) for number in range(100)]
+        assert not answers[-1]
+        [warning] = ledger.warnings()
+        assert "its disk is full" in warning.message
+        opened[0].execute("PRAGMA max_page_count = 1000000")
+        await until(lambda: not ledger.is_failing)
+    assert len(kept(path)) == 100
+
+
+@pytest.mark.slow
+async def test_what_cannot_be_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest entries go first, and a warning tells how many."""
+    monkeypatch.setattr(writer_module, "MOST_KEPT", 3)
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(5):
+                ledger.record(request_entry(f"req-{number}"))
+            await until(lambda: ledger.n_dropped == 2)
+            other.execute("ROLLBACK")
+        await until(lambda: not ledger.is_failing)
+        [warning] = ledger.warnings()
+        assert (warning.code, warning.message[:9]) == ("ledger_entries_lost", "2 entries")
+    assert kept(path) == ["req-2", "req-3", "req-4"]
+
+
+async def test_an_entry_that_no_database_takes_stops_no_other(tmp_path: Path) -> None:
+    """It alone is left out, and counted."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        recorded = [ledger.record(request_entry(f"req-{n}", total_s=object() if n == 1 else 1.0)) for n in range(3)]
+        await asyncio.gather(*recorded)
+        assert ledger.n_dropped == 1
+    assert kept(path) == ["req-0", "req-2"]
+
+
+async def test_a_client_that_leaves_breaks_nothing(tmp_path: Path) -> None:
+    """Its cancelled wait is passed over."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1")).cancel()
+        assert await ledger.record(request_entry("req-2"))
+    assert kept(path) == ["req-1", "req-2"]
+
+
+async def test_the_ledger_is_not_for_everybody(tmp_path: Path) -> None:
+    """Who asked and when is nobody else's business."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path):
+        assert path.stat().st_mode & 0o007 == 0
+
+
+# --- Sums -------------------------------------------------------------------------------------------------------------
+
+
+async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A sum tells how many requests it leaves out; where nothing is known it is None."""
+    path = tmp_path / "ledger.sqlite"
+    unknown = attempt_entry("req-2", joules=None, quality="unmeasured")
+    lost = attempt_entry("req-3", joules=None, quality="unmeasured", outcome="lost")
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1"))
+        ledger.record(request_entry("req-2", unknown, joules=None, quality="unmeasured", charged_j=None))
+        nobody = {"joules": None, "quality": "unmeasured", "charged_j": None, "key_name": "other", "key_id": "k2"}
+        await ledger.record(request_entry("req-3", lost, **nobody))
+    with reading(path) as connection:
+        app, other = sums(connection, By.KEY, Span())
+    assert (app.group, app.n_requests, app.n_unmeasured, app.joules) == ("app", 2, 1, 5.0)
+    assert (other.group, other.joules, other.useful_j, other.quality) == ("other", None, None, "unmeasured")
+
+
+async def test_refusals_that_cost_nothing_do_not_make_a_sum_of_unmeasured_answers(tmp_path: Path) -> None:
+    """Their 0 J are exact, and all that is known; the sum is not 0 for that."""
+    path = tmp_path / "ledger.sqlite"
+    unknown = attempt_entry("req-2", joules=None, quality="unmeasured")
+    async with running(path) as ledger:
+        ledger.record(request_entry("req-1", joules=0.0, quality="exact", outcome="failed"))
+        await ledger.record(request_entry("req-2", unknown, joules=None, quality="unmeasured"))
+    with reading(path) as connection:
+        [row] = sums(connection, By.KEY, Span())
+    assert (row.n_requests, row.n_unmeasured, row.joules, row.quality) == (2, 1, None, "unmeasured")
+
+
+async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
+    """What the client got the words of is useful, everything else wasted under its cause, whatever the grouping."""
+    path = tmp_path / "ledger.sqlite"
+    attempts = (
+        attempt_entry(outcome="failed", joules=1.0, quality="simulated", expert="id-2/big", model="big"),
+        attempt_entry(place=1, outcome="outvoted", joules=2.0),
+        attempt_entry(place=2, outcome="broken_off", joules=1.5),
+        attempt_entry(place=3, joules=2.5),
+    )
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-1", *attempts, joules=7.0, quality="simulated"))
+    with reading(path) as connection:
+        [day] = sums(connection, By.DAY, Span())
+        tiny, big = sums(connection, By.EXPERT, Span())
+    assert (day.useful_j, day.wasted_j, day.quality) == (4.0, {"failed": 1.0, "outvoted": 2.0}, "simulated")
+    assert (tiny.group, tiny.n_requests, tiny.joules, tiny.wasted_j) == ("id-1/tiny", 1, 6.0, {"outvoted": 2.0})
+    assert (big.useful_j, big.wasted_j) == (None, {"failed": 1.0})
+
+
+async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> None:
+    """Two days side by side hold each request once."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        for number in range(4):
+            await ledger.record(request_entry(f"req-{number}", at_unix_s=float(number)))
+    with reading(path) as connection:
+        assert [row.request_id for row in requests(connection, Span(1.0, 3.0))] == ["req-1", "req-2"]
+        assert [row.request_id for row in requests(connection, Span(), most=1)] == ["req-3"]

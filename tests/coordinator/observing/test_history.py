@@ -1,0 +1,132 @@
+"""The rings of ended requests and of energy over time."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe2.common.energy import Energy, Quality
+from moe2.common.error_codes import ErrorCode
+from moe2.common.generation import Generation
+from moe2.common.link.messages import TextPrompt
+from moe2.coordinator.choosing.request import Demand
+from moe2.coordinator.choosing.result import NoExpert
+from moe2.coordinator.fleet.table import FleetPower
+from moe2.coordinator.observing.history import EnergyHistory, RecentRequests, running
+from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.request import Request
+from tests.coordinator.receipts import UNMEASURED, receipt
+
+STOPPED = Completed("stop")
+SECRET = "the client's words"
+
+
+def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
+    request = Request(
+        request_id="req-1",
+        model="moe2",
+        prompt=TextPrompt(text=SECRET),
+        generation=Generation(),
+        demand=Demand(prompt_tokens=1, max_tokens=None),
+        arrived_s=arrived_s,
+        deadline_s=arrived_s + 10,
+    )
+    return Lifecycle(request=request, choose=lambda _: NoExpert(ErrorCode.NO_LIVE_EXPERT, ""), outcome=outcome)
+
+
+def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
+    """The ring holds the newest three of five; their numbers are 3, 4, 5."""
+    ring = RecentRequests(3)
+    for _ in range(5):
+        ring.add(life(), receipt(), 0.0)
+    assert [ended.seq for ended in ring.since(0)] == [3, 4, 5]
+
+
+def test_since_gives_only_what_is_new() -> None:
+    """A viewer that has seen number 2 gets 3; one that has seen all gets nothing."""
+    ring = RecentRequests(10)
+    for _ in range(3):
+        ring.add(life(), receipt(), 0.0)
+    assert [ended.seq for ended in ring.since(2)] == [3]
+    assert ring.since(3) == ()
+
+
+def test_a_burst_is_cut_to_the_newest() -> None:
+    """A viewer that cannot follow gets the latest; the gap in the numbers says how many it missed."""
+    ring = RecentRequests(10)
+    for _ in range(8):
+        ring.add(life(), receipt(), 0.0)
+    assert [ended.seq for ended in ring.since(1, most=2)] == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Completed("length"), ("completed", "length", None)),
+        (Failed("queue_full", "All are busy."), ("failed", "queue_full", "All are busy.")),
+        (Cancelled(), ("cancelled", None, None)),
+    ],
+)
+def test_outcomes_keep_their_reason(outcome: Outcome, said: tuple[str, str | None, str | None]) -> None:
+    """What the client was told is what is kept."""
+    ended = RecentRequests(1).add(life(outcome), receipt(), 0.0)
+    assert (ended.outcome, ended.reason, ended.message) == said
+
+
+def test_prompts_are_not_kept() -> None:
+    """Neither ended nor running requests show what a client wrote."""
+    assert SECRET not in repr(RecentRequests(1).add(life(), receipt(), 0.0))
+    assert SECRET not in repr(running((life(),), 101.0, most=1))
+
+
+def test_running_requests_are_the_oldest_with_their_age() -> None:
+    """Of three, the first two, aged by the given time."""
+    lives = (life(arrived_s=90.0), life(arrived_s=95.0), life(arrived_s=99.0))
+    assert [request.age_s for request in running(lives, 100.0, most=2)] == [10.0, 5.0]
+
+
+def test_joules_fall_into_the_interval_of_their_end() -> None:
+    """By quality, with tokens; the next interval starts empty."""
+    history = EnergyHistory(bin_s=10.0, capacity=5)
+    history.request_ended(receipt(), 1004.0)
+    history.request_ended(receipt(Energy(joules=3.0, quality=Quality.SIMULATED)), 1009.9)
+    history.request_ended(receipt(), 1010.0)
+    first, second = history.bins()
+    assert (first.start_unix_s, first.n_requests, first.tokens) == (1000.0, 2, 20)
+    assert first.joules == {"measured_integrated": 12.5, "simulated": 3.0}
+    assert (second.start_unix_s, second.joules) == (1010.0, {"measured_integrated": 12.5})
+
+
+def test_unmeasured_requests_are_counted_and_add_no_joules() -> None:
+    """Unknown is not zero."""
+    history = EnergyHistory(bin_s=10.0, capacity=5)
+    history.request_ended(receipt(UNMEASURED), 1000.0)
+    (only,) = history.bins()
+    assert (only.joules, only.n_unmeasured) == ({}, 1)
+
+
+def test_power_is_the_mean_of_its_samples() -> None:
+    """10 W and 20 W in one interval are 15 W; a fleet without sensors has none."""
+    history = EnergyHistory(bin_s=10.0, capacity=5)
+    for power_w in (10.0, 20.0):
+        history.power_sampled(FleetPower(power_w=power_w, n_known=1, n_unknown=0, simulated=False), 1000.0)
+    history.power_sampled(FleetPower(power_w=None, n_known=0, n_unknown=1, simulated=False), 1010.0)
+    first, second = history.bins()
+    assert (first.power_w, first.n_hosts_unknown) == (15.0, 0)
+    assert (second.power_w, second.n_hosts_unknown) == (None, 1)
+
+
+def test_a_clock_set_back_makes_no_older_interval() -> None:
+    """Intervals stay in order."""
+    history = EnergyHistory(bin_s=10.0, capacity=5)
+    history.request_ended(receipt(), 1010.0)
+    history.request_ended(receipt(), 900.0)
+    assert [(one.start_unix_s, one.n_requests) for one in history.bins()] == [(1010.0, 2)]
+
+
+def test_old_intervals_are_forgotten() -> None:
+    """The ring is bounded."""
+    history = EnergyHistory(bin_s=10.0, capacity=2)
+    for at_s in (1000.0, 1010.0, 1020.0):
+        history.request_ended(receipt(), at_s)
+    assert [one.start_unix_s for one in history.bins()] == [1010.0, 1020.0]

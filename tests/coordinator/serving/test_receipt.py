@@ -1,0 +1,128 @@
+"""The receipt of a request."""
+
+from __future__ import annotations
+
+import msgspec
+
+from moe2.common.cost import Quantiles
+from moe2.common.energy import Energy
+from moe2.common.link.messages import JobUsage
+from moe2.coordinator.choosing.explain import Predicted
+from moe2.coordinator.serving.receipt import Receipt, Seconds, TokenCounts, receipt_of
+from tests.coordinator.lives import USAGE, LifeBench
+
+
+def answered() -> LifeBench:
+    life = LifeBench().admitted()
+    life.now_s = 101.0
+    life.tokens("a")
+    life.now_s = 102.5
+    life.done()
+    return life
+
+
+def outcomes(receipt: Receipt) -> list[tuple[str, str]]:
+    return [(line.expert, line.outcome) for line in receipt.experts]
+
+
+def test_an_answer_is_accounted_in_full() -> None:
+    """Who, what it took, by phase, and what the choice was based on."""
+    receipt = receipt_of(answered().life)
+    assert receipt.request_id == "req-1"
+    assert receipt.tokens == TokenCounts(prompt=7, cached=3, decoded=5)
+    assert receipt.seconds == Seconds(
+        overhead=0.5, queue=0.5, prefill=0.25, decode=1.0, ttft=1.0, total=2.5, admission=0.0, simulated=False
+    )
+    assert receipt.predicted == Predicted(
+        ttft_s=Quantiles(0.01, 0.01), total_s=Quantiles(0.39, 0.39), energy_j=None, energy_quality=None
+    )
+    assert receipt.decision is not None
+    assert [row.expert for row in receipt.decision.experts if row.chosen] == ["agent-1/m"]
+    [line] = receipt.experts
+    assert (line.expert, line.agent, line.model, line.outcome) == ("agent-1/m", "name of agent-1", "m", "answered")
+    assert (line.decoded_tokens, line.error) == (5, None)
+
+
+def test_joules_come_with_their_quality() -> None:
+    """For the request and for each expert."""
+    receipt = receipt_of(answered().life)
+    for energy in (receipt.energy, receipt.experts[0].energy):
+        assert (energy.joules, energy.marginal_joules, energy.quality) == (2.0, 1.0, "measured_counter")
+
+
+def test_every_key_is_there_and_unknown_is_null() -> None:
+    """A reader must not have to guess what a missing key means."""
+    body = msgspec.json.decode(msgspec.json.encode(receipt_of(LifeBench().life)))
+    assert set(body) == set(Receipt.__struct_fields__)
+    assert set(body["seconds"].values()) == {None}
+    assert set(body["tokens"].values()) == {None}
+    assert body["predicted"] is None
+    assert body["experts"] == []
+    assert set(body["energy"]) == set(Energy.__struct_fields__)
+    assert body["energy"]["joules"] is None
+    assert body["energy"]["quality"] == "unmeasured"
+
+
+def test_failed_attempts_are_accounted_too() -> None:
+    """What they burnt is part of what the answer cost."""
+    life = LifeBench().admitted()
+    life.failed()
+    life.done(attempt=1)
+    receipt = receipt_of(life.life)
+    assert outcomes(receipt) == [("agent-1/m", "failed"), ("agent-2/m", "answered")]
+    assert receipt.experts[0].error == "It died."
+    assert receipt.energy.joules == 4.0
+
+
+def test_a_lost_attempt_makes_the_sum_unknown() -> None:
+    """Nobody can say what it burnt, and the receipt says why."""
+    life = LifeBench().admitted()
+    life.lost()
+    life.done(attempt=1)
+    receipt = receipt_of(life.life)
+    assert outcomes(receipt) == [("agent-1/m", "lost"), ("agent-2/m", "answered")]
+    assert receipt.experts[0].decoded_tokens is None
+    assert receipt.energy.joules is None
+    assert "The link to name of agent-1 broke." in (receipt.energy.reason or "")
+
+
+def test_a_refused_attempt_cost_nothing() -> None:
+    """That is known, so the sum stays known."""
+    life = LifeBench().admitted()
+    life.failed("queue_full", usage=None, message="Full.")
+    life.done(attempt=1)
+    receipt = receipt_of(life.life)
+    assert receipt.experts[0].energy.joules == 0.0
+    assert receipt.energy.joules == 2.0
+    assert receipt.energy.quality == "measured_counter"
+
+
+def test_an_unmeasured_answer_has_no_joules() -> None:
+    """And not zero."""
+    life = LifeBench().admitted()
+    life.failed(usage=JobUsage(decoded_tokens=3))
+    life.done(attempt=1)
+    receipt = receipt_of(life.life)
+    assert receipt.energy.joules is None
+    assert receipt.energy.quality == "unmeasured"
+
+
+def test_a_running_request_has_a_receipt_of_what_is_known() -> None:
+    """The overhead is, the rest is not yet."""
+    receipt = receipt_of(LifeBench().admitted().life)
+    assert outcomes(receipt) == [("agent-1/m", "running")]
+    assert receipt.seconds == Seconds(
+        overhead=0.5, queue=None, prefill=None, decode=None, ttft=None, total=None, admission=0.0, simulated=False
+    )
+    assert receipt.energy.joules is None
+
+
+def test_a_cancelled_request_shows_what_it_cost() -> None:
+    """Once its agent has told."""
+    life = LifeBench().admitted()
+    life.gone()
+    life.done("cancelled")
+    receipt = receipt_of(life.life)
+    assert outcomes(receipt) == [("agent-1/m", "cancelled")]
+    assert receipt.tokens.decoded == USAGE.decoded_tokens
+    assert receipt.energy.joules == 2.0

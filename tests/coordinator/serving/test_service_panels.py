@@ -1,0 +1,89 @@
+"""The service performs a panel's effects in order, whatever happens while it does."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from moe2.common.link.messages import ScoreJob, ToAgent
+from moe2.coordinator.choosing.request import Mode, Wish
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.serving.bookkeeper import Bookkeeper
+from moe2.coordinator.serving.effects import Failed
+from moe2.coordinator.serving.receipt import Receipt
+from moe2.coordinator.serving.service import Service
+from moe2.coordinator.serving.settings import DispatchSection
+from tests.coordinator.experts import expert_report, hello, report, request, selector
+from tests.coordinator.panels import ALL_MODES, ballot
+from tests.virtualclock import on_virtual_clock
+
+
+class FreeOfCharge:
+    """Books nothing and allows everything."""
+
+    def choose(self, _: Any, asked: Any, select: Any) -> Any:
+        return select(asked)
+
+    def dispatched(self, _: Any) -> None:
+        """Nothing to reserve."""
+
+    def concluded(self, _: Any) -> None:
+        """Nothing to note."""
+
+    def retired(self, *_: Any) -> None:
+        """Nothing to settle."""
+
+
+class Bench:
+    """A service whose agents the test plays. dead: agents that cannot be reached."""
+
+    def __init__(self, *dead: str) -> None:
+        self.sent: list[tuple[str, ToAgent]] = []
+        self.receipts: list[Receipt] = []
+        self.table = CapabilityTable(stale_s=1e6, evict_s=1e6)
+        self._dead = dead
+        self.service = Service(
+            self.table,
+            selector(),
+            send=self._send,
+            max_active=9,
+            settings=DispatchSection(),
+            bookkeeper=cast(Bookkeeper, FreeOfCharge()),
+            on_retired=lambda _, receipt: self.receipts.append(receipt),
+        )
+
+    def join(self, agent_id: str, *models: str) -> None:
+        self.table.agent_joined(hello(agent_id), 0.0)
+        self.table.agent_reported(agent_id, report(*(expert_report(model) for model in models)), 0.0)
+
+    def _send(self, agent_id: str, message: ToAgent) -> bool:
+        self.sent.append((agent_id, message))
+        return agent_id not in self._dead
+
+    def vote(self) -> Any:
+        asked = {"wish": Wish(mode=Mode.VOTE), "modes": ALL_MODES, "ballot": ballot("a", "b")}
+        return self.service.begin(request(model="moe2", arrived_s=0.0, deadline_s=60.0, **asked))
+
+
+@on_virtual_clock
+async def test_a_panel_on_an_agent_that_is_gone_leaves_nothing_behind() -> None:
+    """Both its jobs fail at once, though the second had not been sent when the first failed; places are free again."""
+    bench = Bench("agent-1")
+    bench.join("agent-1", "m", "n")
+    _, outcome = await bench.vote().receive_all()
+    assert isinstance(outcome, Failed)
+    assert bench.service.n_active == 0
+    assert [line.outcome for line in bench.receipts[0].experts] == ["lost", "lost"]
+    assert not bench.service._jobs
+    assert not bench.service._in_flight
+
+
+@on_virtual_clock
+async def test_a_panel_goes_on_without_an_agent_that_is_gone() -> None:
+    """The other one is asked as well, and is the only one who is waited for."""
+    bench = Bench("agent-1")
+    bench.join("agent-1", "m")
+    bench.join("agent-2", "m")
+    bench.vote()
+    jobs = [(agent_id, message) for agent_id, message in bench.sent if isinstance(message, ScoreJob)]
+    assert [agent_id for agent_id, _ in jobs] == ["agent-1", "agent-2"]
+    assert bench.service.n_active == 1
