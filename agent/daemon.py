@@ -51,7 +51,7 @@ from moe2.agent.jobs.events import (
     TokenTaken,
 )
 from moe2.agent.learning.store import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
-from moe2.agent.link.credential import AgentPapers
+from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.link import Link
 from moe2.agent.models.files import ChecksumStore, ModelFiles
@@ -153,7 +153,7 @@ class AgentDaemon:
             on_known=lambda model, sha256: self._dispatch(FileHashed(model, sha256)),
         )
         link = settings.coordinator
-        self._papers = AgentPapers(
+        self._papers = AgentCredentials(
             identity=self._identity,
             agent_name=self._name,
             state_dir=settings.agent.state_dir,
@@ -165,7 +165,7 @@ class AgentDaemon:
             log.warning("identity_copied", agent_id=self._agent_id, copied_from=self._identity.copied_from)
         self._link = Link(
             url=link.url,
-            papers=self._papers,
+            credentials=self._papers,
             tls=self._tls,
             hello=Hello(
                 protocol_min=OLDEST_PROTOCOL_VERSION,

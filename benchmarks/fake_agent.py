@@ -129,7 +129,7 @@ class FakeAgent:
         self._seq = 0
         self._link = Link(
             url=url,
-            papers=TokenOnly(token),
+            credentials=TokenOnly(token),
             tls=lambda: None,
             hello=hello,
             timing=Timing(),

@@ -4,7 +4,7 @@
 one JSON object.
 
 What a request costs is timed from the predicted costs of the experts (arrays) to the plan with its
-certificate and the reason for every excluded expert: building and checking the Problem is inside, and so is
+proof and the reason for every excluded expert: building and checking the Problem is inside, and so is
 all that the solver does. Outside, and reported on its own, is what depends only on calibration prompts and
 fleet: the SetValue and, where the column says `table`, the ValueTable. Lines that say `search` use no table.
 
@@ -158,12 +158,12 @@ def timed(run: Callable[[], Plan], clock: Clock = time.perf_counter) -> tuple[Pl
 
 def value_of(plan: Plan) -> float:
     """The plan's value, -inf where nothing is feasible."""
-    return -np.inf if plan.certificate.value is None else plan.certificate.value
+    return -np.inf if plan.proof.value is None else plan.proof.value
 
 
 def gap_pct(plan: Plan) -> float:
     """The certified gap in percent of the value."""
-    share = plan.certificate.gap_share
+    share = plan.proof.gap_share
     return 0.0 if share is None else 100.0 * share
 
 
@@ -186,7 +186,7 @@ def side_by_side(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int) 
                     value = drawn.value(kind)
                     problem, table = drawn.request(value, share, hurried=False), ValueTable.build(value)
                     oracle, brute_ms = timed(partial(exhaustive.plan, problem))
-                    cells["brute force"].append((brute_ms, oracle.certificate.nodes, 0.0))
+                    cells["brute force"].append((brute_ms, oracle.proof.nodes, 0.0))
                     runs: dict[str, Callable[[], Plan]] = {
                         "polyblock": partial(polyblock.plan, problem, node_limit=400),
                         "search": partial(search.plan, problem),
@@ -195,8 +195,8 @@ def side_by_side(rng: np.random.Generator, sizes: tuple[int, ...], fleets: int) 
                     }
                     for name, run in runs.items():
                         plan, spent_ms = timed(run)
-                        cells[name].append((spent_ms, plan.certificate.nodes, gap_pct(plan)))
-                        proven = plan.certificate.status is not Status.BOUNDED
+                        cells[name].append((spent_ms, plan.proof.nodes, gap_pct(plan)))
+                        proven = plan.proof.status is not Status.BOUNDED
                         mismatches += proven and differs(plan, oracle)
                     if kind == "best_of" and number == 0 and oracle.is_feasible:
                         started = time.perf_counter()
@@ -261,7 +261,7 @@ def stream(
                 problem = now.request(value, share, max_experts)
                 plan = search.plan(problem, table=table, clock=clock)
                 spent.append((clock() - started) * 1e3)
-                exact.append(plan.certificate.status is not Status.BOUNDED)
+                exact.append(plan.proof.status is not Status.BOUNDED)
                 if number < checked:
                     other = exhaustive.plan(problem) if experts <= 16 else search.plan(problem)
                     mismatches += differs(plan, other)
@@ -313,7 +313,7 @@ def anytime(
                                 character,
                                 share,
                                 time_ms,
-                                plan.certificate.nodes,
+                                plan.proof.nodes,
                                 gap_pct(plan),
                                 len(plan.members),
                             )

@@ -174,7 +174,7 @@ def decided_ms(
             hits += id(plan) in seen
             seen.add(id(plan))
             plans.append(plan)  # kept, so that no other plan gets its id
-            unproven += plan.certificate.status == "bounded"
+            unproven += plan.proof.status == "bounded"
     count = len(requests)
     return (
         taken,

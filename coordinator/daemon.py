@@ -66,7 +66,7 @@ from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
-from moe2.coordinator.serving.waiting_room import LONGEST_AGENT_QUEUE_S
+from moe2.coordinator.serving.waiting_room import MAX_AGENT_QUEUE_S
 from moe2.coordinator.settings import CoordinatorSettings
 
 log = structlog.get_logger()
@@ -107,7 +107,7 @@ class CoordinatorDaemon:
             _appraiser(settings.selection.gate, self._feedback),
             settings.selection.categories,
             clock=monotonic,
-            longest_queue_s=LONGEST_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
+            longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
         )
         self._past = RecentPast()

@@ -16,7 +16,7 @@ from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
-from moe2.common.terminal.screen import Silence, ask
+from moe2.common.terminal.screen import NoAnswer, ask
 
 _SHORT_HASH = 12
 
@@ -46,7 +46,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
 def show_models(socket: Path, *, as_json: bool, console: Console | None = None) -> int:
     """Print the models; returns the exit code: 0 shown, 1 not understood, 2 not running."""
     answer = ask(VIEW, socket)
-    if isinstance(answer, Silence):
+    if isinstance(answer, NoAnswer):
         sys.stderr.write(answer.message + "\n")
         return answer.code
     rows = model_rows(answer.status)

@@ -7,7 +7,7 @@ active requests. With nobody active, all of it goes to the overhead bucket. So, 
 
     sum over requests + overhead = energy of the device up to `settled_s`        (the invariant)
 
-Token shares are a convention, not physics (a long context makes a token dearer), hence the record says which
+Token shares are a convention, not physics (a long context makes a token more expensive), hence the record says which
 rule was used. The prefill weight of 1/35 is the ratio of 17.3 to 602 Wh per million tokens measured on an AGX
 Orin (jetson-llm-maxperf, Llama 3.1 8B Q4_K_M); experts replace it with their own once they have learned it.
 """
@@ -23,7 +23,7 @@ from moe2.agent.energy.sensor import SensorFacts
 from moe2.common.energy import Attribution, Energy, Quality
 
 DEFAULT_PREFILL_WEIGHT = 1 / 35
-_LONGEST_SLICE_S = 1.0
+_MAX_SLICE_S = 1.0
 _FULL_COVERAGE = 0.98
 _LOW_RESOLUTION_S = 2.0
 _CONVENTIONS = tuple(Attribution)
@@ -159,7 +159,7 @@ class DeviceAccount:
             if cut.ends:
                 self._active.remove(cut.job)
                 settled[cut.job.job_id] = self._energy(cut.job)
-        if limit_s - self._settled_s >= _LONGEST_SLICE_S and (limit_s <= overdue_s or not self._undecided()):
+        if limit_s - self._settled_s >= _MAX_SLICE_S and (limit_s <= overdue_s or not self._undecided()):
             self._account(limit_s)
         return settled
 

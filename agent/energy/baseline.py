@@ -13,7 +13,7 @@ from statistics import median
 Condition = tuple[str | None, frozenset[str]]
 """Power mode (None if unknown) and the names of the loaded models."""
 
-_SHORTEST_SLICE_S = 0.5
+_MIN_SLICE_S = 0.5
 """Shorter idle slices rest on too few samples to vote in a median."""
 
 
@@ -57,7 +57,7 @@ class IdleBaseline:
         if self._quiet_since_s is None:
             self._quiet_since_s = start_s
         _, models = self._condition
-        if not models or start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _SHORTEST_SLICE_S:
+        if not models or start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _MIN_SLICE_S:
             return
         slices = self._slices.setdefault(self._condition, deque())
         slices.append((end_s - start_s, joules / (end_s - start_s)))

@@ -20,8 +20,8 @@ from moe2.agent.energy.sysfs import AttributeFile, integer_or_none, text_or_none
 from moe2.common.energy import Scope
 
 _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
-_LARGEST_PACKAGE_W = 1000.0
-_LIMITS_PER_PACKAGE = Limits(min_power_w=0.05, max_power_w=_LARGEST_PACKAGE_W, stuck_after_s=5.0)
+_MAX_PACKAGE_W = 1000.0
+_LIMITS_PER_PACKAGE = Limits(min_power_w=0.05, max_power_w=_MAX_PACKAGE_W, stuck_after_s=5.0)
 _REMEDY = (
     "RAPL is readable by root only (CVE-2020-8694). To allow the agent's group, put the line"
     " 'z /sys/devices/virtual/powercap/intel-rapl/intel-rapl:*/energy_uj 0440 root moe2 -' into"
@@ -69,7 +69,7 @@ class RaplSensor:
             _Zone(
                 name,
                 AttributeFile(folder / "energy_uj", remedy=_REMEDY),
-                CounterUnwrapper(_range_j(folder), _LARGEST_PACKAGE_W),
+                CounterUnwrapper(_range_j(folder), _MAX_PACKAGE_W),
             )
             for folder in sorted((self._root / "sys/class/powercap").glob("intel-rapl:*"))
             if (name := text_or_none(folder / "name")) and _PACKAGE.fullmatch(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moe2.agent.energy.sensor import SensorAbsentError, SensorBrokenError, SensorDeniedError
 
-_LONGEST_VALUE_BYTES = 256
+_MAX_VALUE_BYTES = 256
 
 
 class AttributeFile:
@@ -25,7 +25,7 @@ class AttributeFile:
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._descriptor, _LONGEST_VALUE_BYTES, 0).decode("utf-8", "replace").strip()
+            return os.pread(self._descriptor, _MAX_VALUE_BYTES, 0).decode("utf-8", "replace").strip()
         except OSError as error:
             # The next read opens it afresh: the file may have been replaced or its mode changed.
             self.close()

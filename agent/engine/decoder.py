@@ -25,7 +25,7 @@ _STEP_S = 0.25
 """How long a batch of prompt tokens alone should take: a new job or a cancellation waits at most about this long."""
 _SHARED_STEP_S = 0.08
 """The same while other jobs are being decoded: their streams pause for about this long."""
-_LEAST_PREFILL_TOKENS = 32
+_MIN_PREFILL_TOKENS = 32
 _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
 
@@ -319,11 +319,11 @@ class Decoder:
             return self._limits.batch_tokens
         shared = any(job.phases.first_at_s is not None for job in self._running)
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
-        return max(_LEAST_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
+        return max(_MIN_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
         """Batches of few tokens say nothing about prompts, so they do not count."""
-        if tokens < _LEAST_PREFILL_TOKENS or seconds <= 0:
+        if tokens < _MIN_PREFILL_TOKENS or seconds <= 0:
             return
         rate, known = tokens / seconds, self._prefill_tokens_per_s
         self._prefill_tokens_per_s = rate if known is None else known + _RATE_WEIGHT * (rate - known)

@@ -21,7 +21,7 @@ from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import FollowJob, ScoreJob, Submit
 
-_LEAST_PREDICTED_TOKENS = 64
+_MIN_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""
 
 
@@ -115,4 +115,4 @@ class Intake:
         if max_tokens is not None:
             return prompt + max_tokens
         fair = self._limits.context_tokens // self._limits.slots
-        return min(max(fair, prompt + _LEAST_PREDICTED_TOKENS), self._limits.job_tokens)
+        return min(max(fair, prompt + _MIN_PREDICTED_TOKENS), self._limits.job_tokens)

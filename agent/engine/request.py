@@ -10,7 +10,7 @@ from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import ChatPrompt, FollowJob, ScoreJob, Submit, TextPrompt
 
-LONGEST_TOKEN_BYTES = 1024
+MAX_TOKEN_BYTES = 1024
 """No vocabulary we know has a longer token: a prompt of more bytes than this times the context cannot fit, and need not
 be tokenized to know it."""
 
@@ -102,7 +102,7 @@ class RequestReader:
 
     def _tokens(self, segments: tuple[Segment, ...], *, limit: int) -> list[int]:
         size = sum(_checked_bytes(segment.text) for segment in segments)
-        if size > limit * LONGEST_TOKEN_BYTES:
+        if size > limit * MAX_TOKEN_BYTES:
             raise RequestError(
                 f"A prompt of {size} bytes cannot fit a context of {limit} tokens.",
                 code=JobErrorCode.CONTEXT_EXCEEDED,

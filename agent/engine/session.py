@@ -39,20 +39,20 @@ _WARMUP_DECODE_S = 2.0
 """A slow host decodes fewer tokens to warm up."""
 _SPARE_LANES = 8
 """Lanes beyond the slots, for cached prefixes and for branches."""
-_MOST_LANES = 64
+_MAX_LANES = 64
 _SPARE_MATCHERS = 2
 """Grammars compiled ahead for jobs that wait for a slot."""
 _IDLE_PART = 8
 """When no job runs, prefixes stay in the cache if they fill less than one part in this many; more goes on the shelf. A
 135M model on two x86-64 cores decodes by 13 to 15 % more slowly beside a cache full of them."""
-_LEAST_OUTPUTS = 64
+_MIN_OUTPUTS = 64
 """Rows of logits in one batch: bounds the memory for them."""
-_MOST_SLOTS = 256
+_MAX_SLOTS = 256
 """llama.cpp's own bound on sequences (LLAMA_MAX_SEQ)."""
-_MOST_THREADS = 512
+_MAX_THREADS = 512
 """llama.cpp's own bound on threads (GGML_MAX_N_THREADS)."""
-_MOST_CONTEXT_TOKENS = 2**27
-_LEAST_BATCH_TOKENS = 8
+_MAX_CONTEXT_TOKENS = 2**27
+_MIN_BATCH_TOKENS = 8
 
 
 class _FreeDraw:
@@ -127,8 +127,8 @@ def open_session(
         refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
-        lanes = min(2 * spec.slots + _SPARE_LANES, max(_MOST_LANES, spec.slots))
-        outputs = min(max(_LEAST_OUTPUTS, spec.slots), spec.batch_tokens)
+        lanes = min(2 * spec.slots + _SPARE_LANES, max(_MAX_LANES, spec.slots))
+        outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
         apply_adapters(model, context, spec.lora)
@@ -195,10 +195,10 @@ def open_session(
 def check_spec(spec: ModelSpec) -> None:
     """Raises `ModelError` for settings that cannot work with any model."""
     ranges = {
-        "slots": (spec.slots, 1, _MOST_SLOTS),
-        "context_tokens": (spec.context_tokens, 1, _MOST_CONTEXT_TOKENS),
-        "batch_tokens": (spec.batch_tokens, _LEAST_BATCH_TOKENS, _MOST_CONTEXT_TOKENS),
-        "threads": (1 if spec.threads is None else spec.threads, 1, _MOST_THREADS),
+        "slots": (spec.slots, 1, _MAX_SLOTS),
+        "context_tokens": (spec.context_tokens, 1, _MAX_CONTEXT_TOKENS),
+        "batch_tokens": (spec.batch_tokens, _MIN_BATCH_TOKENS, _MAX_CONTEXT_TOKENS),
+        "threads": (1 if spec.threads is None else spec.threads, 1, _MAX_THREADS),
     }
     if spec.cache_type not in CACHE_TYPE_BYTES:
         raise ModelError(

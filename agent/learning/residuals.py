@@ -18,7 +18,7 @@ _ENOUGH = 20
 _MEMORY = 200
 _PRIOR_SCALE = 0.35
 _PRIOR_WEIGHT = 3.0
-_SMALLEST_SCALE = 0.05
+_MIN_SCALE = 0.05
 _LIKELY_SCATTER = 0.2
 _SCATTER_WEIGHT = 5
 
@@ -95,7 +95,7 @@ class ResidualPool:
         count = len(self._residuals)
         # A few residuals that happen to lie close together say little about the scatter.
         mixed = (count * scatter**2 + _SCATTER_WEIGHT * _LIKELY_SCATTER**2) / (count + _SCATTER_WEIGHT)
-        return centre, max(_SMALLEST_SCALE, math.sqrt(mixed))
+        return centre, max(_MIN_SCALE, math.sqrt(mixed))
 
     def _conformal(self, q: float) -> float:
         rank = math.ceil((len(self._residuals) + 1) * q)

@@ -29,7 +29,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
 
 
-class AgentPapers:
+class AgentCredentials:
     """What the agent shows at each connection: its credential, and until it is enrolled, the token.
 
     A credential that was made for another identity is not shown; a new one takes its place.

@@ -49,7 +49,7 @@ class LinkTiming(Protocol):
     def refused_retry_s(self) -> float: ...
 
 
-class Papers(Protocol):
+class Credentials(Protocol):
     """What shows the coordinator who we are."""
 
     def headers(self) -> Mapping[str, str]:
@@ -79,7 +79,7 @@ class Trouble:
 class Link:
     """Keeps one session with the coordinator alive until `run()` is cancelled.
 
-    papers: what to show at each attempt. tls: makes the context of an attempt, None for ws://; may raise `TlsError`.
+    credentials: what to show at each attempt. tls: makes an attempt's context, None for ws://; may raise `TlsError`.
     timing: read anew at each attempt.
 
     on_opened, on_message and on_lost are called on the event loop; `on_lost` once per session that was open.
@@ -89,7 +89,7 @@ class Link:
         self,
         *,
         url: str,
-        papers: Papers,
+        credentials: Credentials,
         tls: Callable[[], ssl.SSLContext | None],
         hello: Hello,
         timing: LinkTiming,
@@ -99,7 +99,7 @@ class Link:
         on_lost: Callable[[], None],
     ) -> None:
         self._url = url
-        self._papers = papers
+        self._papers = credentials
         self._tls = tls
         self._hello = hello
         self.timing = timing

@@ -12,7 +12,7 @@ from moe2.common.link.messages import JobPieces, TokenPiece, Tokens
 from moe2.common.link.session import JobMessage
 
 # Tokens and alternatives in one frame, at about 16 bytes each: below the smallest frame limit, 64 KiB.
-MOST_PIECES = 2048
+MAX_PIECES = 2048
 
 
 class Outbox:
@@ -34,7 +34,7 @@ class Outbox:
         for job in jobs:
             self._tail.setdefault(job.job_id, []).extend(job.pieces)
             self._tail_pieces += sum(1 + len(piece.alternatives) for piece in job.pieces)
-        if self._tail_pieces >= MOST_PIECES:
+        if self._tail_pieces >= MAX_PIECES:
             self._close_tail()
 
     def take(self) -> JobMessage | None:

@@ -56,7 +56,7 @@ MAX_BYTES_BY_KIND: dict[type[Any], int] = {
 MAX_FIELDS = 64
 """Of one map in a message that has bytes in it."""
 # The text is sent back to the peer and logged.
-MOST_PROBLEM_CHARACTERS = 400
+MAX_PROBLEM_CHARACTERS = 400
 
 NUMBER = "number"
 """A frame's place among those of its sender, from 0."""
@@ -157,13 +157,13 @@ class Codec(Generic[T]):
         except msgspec.ValidationError as error:
             raise ProtocolError("The frame is not a map with an 'op'.", code=LinkCode.MALFORMED_FRAME) from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+            problem = str(error)[:MAX_PROBLEM_CHARACTERS]
             raise ProtocolError(f"The frame is not msgpack: {problem}", code=LinkCode.MALFORMED_FRAME) from error
 
     def _unreadable(self, envelope: _Envelope, error: Exception) -> UnreadableMessage:
         op, job_id = envelope.op, _job_id(envelope.job_id)
         # msgspec quotes an invalid value in full, and the peer chose its length.
-        problem = str(error)[:MOST_PROBLEM_CHARACTERS]
+        problem = str(error)[:MAX_PROBLEM_CHARACTERS]
         if op not in self._ops:
             return UnreadableMessage(f"Unknown op {op[:64]!r}.", code=LinkCode.UNKNOWN_OP, op=op[:64], job_id=job_id)
         return UnreadableMessage(f"Invalid {op!r}: {problem}", code=LinkCode.INVALID_MESSAGE, op=op, job_id=job_id)

@@ -66,7 +66,7 @@ class Answer(Generic[StatusT]):
 
 
 @dataclass(frozen=True)
-class Silence:
+class NoAnswer:
     """No usable answer: what to tell the user, and the exit code."""
 
     message: str
@@ -108,7 +108,7 @@ def show(
 
 def _print_once(view: StatusView[StatusT], socket: Path, console: Console, *, as_json: bool, drawn: bool) -> int:
     answer = ask(view, socket)
-    if isinstance(answer, Silence):
+    if isinstance(answer, NoAnswer):
         sys.stderr.write(answer.message + "\n")
         return answer.code
     if drawn:
@@ -127,7 +127,7 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 answer = ask(view, socket)
-                if isinstance(answer, Silence):
+                if isinstance(answer, NoAnswer):
                     picture: RenderableType = Text(answer.message, style="red")
                     code = answer.code
                 else:
@@ -139,18 +139,18 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
         return code
 
 
-def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | Silence:
+def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | NoAnswer:
     """One look at the daemon behind `socket`."""
     try:
         body = asyncio.run(localsocket.fetch(socket, view.route))
         return Answer(body, msgspec.json.decode(body, type=view.kind))
     except NotRunningError:
         command = start_command(view, socket, UNIT_FOLDERS)
-        return Silence(f"{view.program} is not running: nothing answers at {socket}. Start it:\n    {command}")
+        return NoAnswer(f"{view.program} is not running: nothing answers at {socket}. Start it:\n    {command}")
     except PermissionError:
-        return Silence(f"No permission to ask {view.program} at {socket}. {_way_in(socket)}")
+        return NoAnswer(f"No permission to ask {view.program} at {socket}. {_way_in(socket)}")
     except msgspec.MsgspecError as error:
-        return Silence(
+        return NoAnswer(
             f"{view.program} answers at {socket}, but not as this release expects ({error}). "
             "Restart the daemon after an upgrade, or use the command of its own installation.",
             code=1,

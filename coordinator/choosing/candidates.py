@@ -111,7 +111,7 @@ def _joining(work: Work | None, experts: int, quantile: planning.Quantile) -> pl
 
 
 def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
-    """Costs at one quantile. Unknown ones count as the dearest known: they only matter where nothing bounds them, and
+    """Costs at one quantile. Unknown ones count as the most expensive known: they only matter where nothing bounds them;
     there a tie should not go to the expert that nobody has measured.
     """
     first_s, total_s = _known(forecast.ttft_s, quantile), _known(forecast.total_s, quantile)
@@ -128,13 +128,13 @@ def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
 
 
 def _known(cost: Range, quantile: planning.Quantile) -> FloatArray:
-    """(N,) with the dearest known in place of unknown."""
+    """(N,) with the most expensive known in place of unknown."""
     figures = cost.p50 if quantile is planning.Quantile.P50 else cost.p95
     unknown = np.isnan(figures)
     if not unknown.any():
         return figures
-    dearest = 0.0 if unknown.all() else float(figures[~unknown].max())
-    return np.where(unknown, dearest, figures)
+    most_expensive = 0.0 if unknown.all() else float(figures[~unknown].max())
+    return np.where(unknown, most_expensive, figures)
 
 
 def _unmeasured(forecast: Forecast, budgets: Budgets) -> dict[str, str]:

@@ -14,7 +14,7 @@ from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Mode
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
 from moe2.coordinator.planning.frontier import FrontierPoint
-from moe2.coordinator.planning.proof import Certificate, Plan
+from moe2.coordinator.planning.proof import Plan, Proof
 
 
 class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class FleetPowerRow(msgspec.Struct, frozen=True, kw_only=True):
     hosts_unmeasured: int
 
 
-class CertificateRow(msgspec.Struct, frozen=True, kw_only=True):
+class ProofRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner proves of the candidate set. None: nothing was feasible."""
 
     method: str
@@ -97,7 +97,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     kind: str | None
     budgets: dict[str, Any]
     experts: tuple[ExpertRow, ...]
-    certificate: CertificateRow
+    proof: ProofRow = msgspec.field(name="certificate")
     predicted: Predicted | None = None
     fleet_power: FleetPowerRow | None = None
 
@@ -110,7 +110,7 @@ def decision_of(selection: Selection) -> Decision:
         kind=selection.kind,
         budgets=_limits(selection.budgets),
         experts=_rows(selection.outlook, selection.plan, selection),
-        certificate=_certificate(selection.plan.certificate),
+        proof=_proof(selection.plan.proof),
         predicted=predicted_of(selection.predicted),
         fleet_power=_fleet_power(selection.outlook.draw),
     )
@@ -136,7 +136,7 @@ def refusal_of(refused: NoExpert) -> Decision | None:
         kind=None,
         budgets=_limits(refused.outlook.budgets),
         experts=_rows(refused.outlook, refused.plan, None),
-        certificate=_certificate(refused.plan.certificate),
+        proof=_proof(refused.plan.proof),
         fleet_power=_fleet_power(refused.outlook.draw),
     )
 
@@ -167,7 +167,7 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
     return tuple(
         FrontierRow(
             energy_budget_j=point.energy_budget_j,
-            value=point.plan.certificate.value,
+            value=point.plan.proof.value,
             experts=point.plan.names,
         )
         for point in points
@@ -225,13 +225,13 @@ def _limits(budgets: Budgets) -> dict[str, Any]:
     return budgets.model_dump(exclude_none=True, mode="json")
 
 
-def _certificate(certificate: Certificate) -> CertificateRow:
-    return CertificateRow(
-        method=certificate.method,
-        status=certificate.status,
-        value=certificate.value,
-        upper_bound=certificate.upper_bound,
-        gap=certificate.gap,
-        nodes=certificate.nodes,
-        elapsed_s=certificate.elapsed_s,
+def _proof(proof: Proof) -> ProofRow:
+    return ProofRow(
+        method=proof.method,
+        status=proof.status,
+        value=proof.value,
+        upper_bound=proof.upper_bound,
+        gap=proof.gap,
+        nodes=proof.nodes,
+        elapsed_s=proof.elapsed_s,
     )

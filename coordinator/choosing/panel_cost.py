@@ -30,9 +30,9 @@ from moe2.coordinator.planning.proof import Cause, Plan
 
 USUAL_PANEL = 3
 """Members of a panel, where nobody sets `max_experts`."""
-LEAST_WEIGHT = 0.02
+MIN_WEIGHT = 0.02
 """A member that counts less costs its joules and decides next to nothing, so it is left out."""
-LEAST_PROTOCOL = 2
+MIN_PROTOCOL = 2
 """What an agent has to speak for scoring and following."""
 
 _NO_TIME = Quantiles(0.0, 0.0)
@@ -82,8 +82,8 @@ def outsiders(mode: Mode, roster: Roster) -> dict[str, str]:
     """Experts that cannot work in such a panel, with the reason."""
     reasons: dict[str, str] = {}
     for expert in roster.experts:
-        if expert.protocol < LEAST_PROTOCOL:
-            reasons[expert.key] = f"its agent speaks protocol {expert.protocol}, and {mode} needs {LEAST_PROTOCOL}"
+        if expert.protocol < MIN_PROTOCOL:
+            reasons[expert.key] = f"its agent speaks protocol {expert.protocol}, and {mode} needs {MIN_PROTOCOL}"
         elif mode is Mode.MIX and expert.report.vocabulary_sha256 is None:
             reasons[expert.key] = "its vocabulary is not known"
     return reasons
@@ -120,7 +120,7 @@ def weighted(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float
     ranked = sorted(places, key=lambda place: -logits[place])
     weights = gate_weights(logits[ranked])
     # The heaviest has at least 1/M, so there is always one.
-    counting = [place for place, weight in zip(ranked, weights, strict=True) if weight >= LEAST_WEIGHT] or ranked[:1]
+    counting = [place for place, weight in zip(ranked, weights, strict=True) if weight >= MIN_WEIGHT] or ranked[:1]
     return list(zip(counting, gate_weights(logits[counting]).tolist(), strict=True))
 
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from moe2.common.link.messages import ChatPrompt, JobUsage, TextPrompt
 from moe2.coordinator.fleet.table import agent_of
 
-MOST_CONVERSATIONS = 4096
+MAX_CONVERSATIONS = 4096
 HASH_BYTES = 16
-MOST_TOKENS = 2**31
-LEAST_HELD = 0.5
+MAX_TOKENS = 2**31
+MIN_HELD = 0.5
 """Share of the expected prefixes that an expert must have held lately, to be expected to hold another one."""
 _FORGETTING = 0.8
 """Weight that an outcome keeps at each later one: looks back on about five."""
@@ -65,7 +65,7 @@ class Affinities:
     most: conversations that are remembered.
     """
 
-    def __init__(self, most: int = MOST_CONVERSATIONS) -> None:
+    def __init__(self, most: int = MAX_CONVERSATIONS) -> None:
         self._most = most
         self._known: OrderedDict[Prefix, Affinity] = OrderedDict()
         self._held: dict[str, float] = {}
@@ -74,14 +74,14 @@ class Affinities:
     def find(self, chain: tuple[Prefix, ...]) -> Affinity | None:
         """For the longest beginning that is known to be held, if its expert can be relied on to hold it."""
         known = self._longest(chain)
-        return known if known and self._held.get(known.expert_key, 1.0) >= LEAST_HELD else None
+        return known if known and self._held.get(known.expert_key, 1.0) >= MIN_HELD else None
 
     def answered(self, chain: tuple[Prefix, ...], expert_key: str, usage: JobUsage) -> None:
         """An expert has answered this conversation, and holds it from now on."""
         if not chain or usage.prompt_tokens is None:
             return
         held_tokens = usage.prompt_tokens + usage.decoded_tokens
-        if not 0 < held_tokens <= MOST_TOKENS:
+        if not 0 < held_tokens <= MAX_TOKENS:
             # No context is that long: an agent's defect must not reach another request's prediction.
             return
         known = self._longest(chain)

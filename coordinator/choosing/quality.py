@@ -49,7 +49,7 @@ class Worth:
 
 
 NO_TALLIES: Mapping[str, Tally] = {}
-MOST_VIEWS = 64
+MAX_VIEWS = 64
 """Rosters remembered for one set of models."""
 
 
@@ -156,7 +156,7 @@ class Appraiser:
             places = {name: place for place, name in enumerate(self._fitted.experts)}
             columns = np.array([places[name] for name in roster.models])
             view = _View(columns, Worth(self._fitted.by_kind()[:, columns]))
-            if len(self._views) == MOST_VIEWS:
+            if len(self._views) == MAX_VIEWS:
                 self._views.clear()
             self._views[roster.models] = view
         return view

@@ -74,14 +74,14 @@ def infeasible_words(plan: Plan, forecast: Forecast) -> str:
     return f"No expert keeps the request's budgets: {told}."
 
 
-def relieved_words(why: str, relief: Relief, request: SelectionRequest, *, is_late: bool) -> str:
+def less_load_words(why: str, less_load: LessLoad, request: SelectionRequest, *, is_late: bool) -> str:
     """why: in the words of `infeasible_words`. is_late: waiting has used up what it needs."""
-    if relief.expert in request.barred:
-        what = f"{relief.expert} would, but {request.barred[relief.expert]}"
+    if less_load.expert in request.barred:
+        what = f"{less_load.expert} would, but {request.barred[less_load.expert]}"
     elif is_late:
-        what = f"{relief.expert} would have with less load when the request came: load is the cause"
+        what = f"{less_load.expert} would have with less load when the request came: load is the cause"
     else:
-        what = f"{relief.expert} would with less load: load is the cause"
+        what = f"{less_load.expert} would with less load: load is the cause"
     return f"{why.removesuffix('.')}. {what}."
 
 
@@ -90,7 +90,7 @@ def _needs(offer: Offer) -> str:
 
 
 @dataclass(frozen=True)
-class Relief:
+class LessLoad:
     """An expert that keeps the budgets once less is to do there.
 
     waits_s: for so long the request can wait for that; inf where its budgets do not shrink meanwhile. frees_in_s: until
@@ -102,20 +102,20 @@ class Relief:
     frees_in_s: float | None
 
 
-def relief_in(lighter: Iterable[Outlook], busy: IntArray) -> Relief | None:
+def less_load_in(lighter: Iterable[Outlook], busy: IntArray) -> LessLoad | None:
     """The expert that the request can wait for longest; None where less load is no help.
 
     lighter: the request as it would look with less load. busy: (N,) requests that are there now.
     """
-    found = [relief for outlook in lighter for relief in _reliefs(outlook, busy)]
+    found = [less_load for outlook in lighter for less_load in _outlooks_with_less_load(outlook, busy)]
     if not found:
         return None
-    longest = max(found, key=lambda relief: relief.waits_s)
-    known_s = [relief.frees_in_s for relief in found if relief.frees_in_s is not None]
-    return Relief(longest.expert, longest.waits_s, min(known_s, default=None))
+    longest = max(found, key=lambda less_load: less_load.waits_s)
+    known_s = [less_load.frees_in_s for less_load in found if less_load.frees_in_s is not None]
+    return LessLoad(longest.expert, longest.waits_s, min(known_s, default=None))
 
 
-def _reliefs(outlook: Outlook, busy: IntArray) -> Iterator[Relief]:
+def _outlooks_with_less_load(outlook: Outlook, busy: IntArray) -> Iterator[LessLoad]:
     roster = outlook.forecast.roster
     problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work)
     limits, costs = problem.budgets, problem.costs
@@ -127,4 +127,4 @@ def _reliefs(outlook: Outlook, busy: IntArray) -> Iterator[Relief]:
             math.inf if limits.first_token_s is None else limits.first_token_s - float(costs.first_token_s[place]),
         )
         free_s = float(frees_s[place])
-        yield Relief(roster.keys[place], max(0.0, waits_s), None if math.isnan(free_s) else free_s)
+        yield LessLoad(roster.keys[place], max(0.0, waits_s), None if math.isnan(free_s) else free_s)

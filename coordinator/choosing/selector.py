@@ -1,6 +1,6 @@
 """Which experts answer a request: the two levels put together. PURE but for what it remembers.
 
-Coarse: the experts that keep the request's budgets, as an exactly solved planning problem with its certificate.
+Coarse: the experts that keep the request's budgets, as an exactly solved planning problem with its proof.
 Fine: among them, those that the gate thinks most likely to answer this very prompt well: one, or a panel that works
 together (`moe2.coordinator.choosing.panel_cost`).
 """
@@ -33,7 +33,7 @@ from moe2.coordinator.choosing.power_cap import FleetDraw, capped, draw_of
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.prompt_lengths import PromptLengths
 from moe2.coordinator.choosing.quality import Appraisal, Appraiser, Worth
-from moe2.coordinator.choosing.refusal import Relief, infeasible_words, relief_in, relieved_words, ruled_out_by
+from moe2.coordinator.choosing.refusal import LessLoad, infeasible_words, less_load_in, less_load_words, ruled_out_by
 from moe2.coordinator.choosing.request import DEFAULT_CATEGORY, Budgets, Demand, Mode, SelectionRequest, budgets_for
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
@@ -47,7 +47,7 @@ ANY_MODEL = ("moe2", "auto")
 SAME_SCORE = 0.005
 """Scores that differ by less are the same: the faster expert answers."""
 MEMO_ENTRIES = 512
-MOST_ROSTERS = 256
+MAX_ROSTERS = 256
 AUTO_LEAST_GAIN = 0.05
 """What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
@@ -185,7 +185,7 @@ class Selector:
             return NoExpert(
                 ErrorCode.OVERLOADED, f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
             )
-        outlook, plan = max(plans, key=lambda found: found[1].certificate.value or -1.0)
+        outlook, plan = max(plans, key=lambda found: found[1].proof.value or -1.0)
         if not plan.is_feasible:
             return self._nothing_fits(plan, outlook, epoch)
         work = outlook.work
@@ -251,7 +251,7 @@ class Selector:
             self.appraiser.meet(experts)
         if model in ANY_MODEL:
             model = ANY_MODEL[0]
-        elif model not in self._rosters and len(self._rosters) > MOST_ROSTERS:
+        elif model not in self._rosters and len(self._rosters) > MAX_ROSTERS:
             self._rosters.clear()
         if model not in self._rosters:
             wanted = [expert for expert in experts if wants(model, expert)]
@@ -359,10 +359,10 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
     """
     modes = (Mode.VOTE, Mode.ROUTE) if mode is Mode.AUTO else (mode,)
 
-    def relief(asked: SelectionRequest, budgets: Budgets) -> Relief | None:
+    def less_load(asked: SelectionRequest, budgets: Budgets) -> LessLoad | None:
         for busy in case.roster.lighter(case.load.busy, bounds_joules=budgets.energy_budget_j is not None):
             lighter = case.beside(busy, asked, budgets)
-            found = relief_in((outlook for each in modes for outlook in lighter.outlooks(each)), case.load.busy)
+            found = less_load_in((outlook for each in modes for outlook in lighter.outlooks(each)), case.load.busy)
             if found is not None:
                 return found
         return None
@@ -371,11 +371,11 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
         is_late = budgets is not case.budgets and request.elapsed_s > 0.0
         lenient = replace(request, barred={}, reserved={})
         for asked in (request, lenient) if request.barred or request.reserved else (request,):
-            if (found := relief(asked, budgets)) is not None:
+            if (found := less_load(asked, budgets)) is not None:
                 return replace(
                     refused,
                     code=ErrorCode.INFEASIBLE_NOW,
-                    message=relieved_words(refused.message, found, request, is_late=is_late),
+                    message=less_load_words(refused.message, found, request, is_late=is_late),
                     waits_s=0.0 if is_late else found.waits_s,
                     frees_in_s=found.frees_in_s,
                 )

@@ -49,15 +49,15 @@ def show_plan(
 
 
 def draw(answer: PlanAnswer, console: Console) -> None:
-    """The plan as a table of the experts, the certificate and the frontier."""
+    """The plan as a table of the experts, the proof and the frontier."""
     if answer.decision:
         console.print(_experts(answer.decision))
-        certificate = answer.decision.certificate
-        bound = "" if certificate.upper_bound is None else f", bound {certificate.upper_bound:.4f}"
-        value = "–" if certificate.value is None else f"{certificate.value:.4f}"
+        proof = answer.decision.proof
+        bound = "" if proof.upper_bound is None else f", bound {proof.upper_bound:.4f}"
+        value = "–" if proof.value is None else f"{proof.value:.4f}"
         console.print(
-            f"Certificate: {certificate.status} by {certificate.method}; value {value}{bound}, "
-            f"gap {'–' if certificate.gap is None else f'{certificate.gap:.4f}'}, {certificate.nodes} nodes."
+            f"Proof: {proof.status} by {proof.method}; value {value}{bound}, "
+            f"gap {'–' if proof.gap is None else f'{proof.gap:.4f}'}, {proof.nodes} nodes."
         )
         for line in _panel(answer.decision):
             console.print(Text(line))

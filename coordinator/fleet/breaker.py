@@ -14,14 +14,14 @@ from enum import StrEnum
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.coordinator.fleet.table import Expert, agent_of
 
-LEAST_FAILURES = 3
+MIN_FAILURES = 3
 """Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
 ERROR_RATE = 0.5
 """Share of failures, from which on an expert is not to be relied on."""
 HALF_LIFE_S = 30.0
 """An outcome counts half after this: what was long ago does not matter."""
 FIRST_OPEN_S = 5.0
-LONGEST_OPEN_S = 300.0
+MAX_OPEN_S = 300.0
 _HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
 _SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
 """One event fails all jobs that run there."""
@@ -163,15 +163,15 @@ class Breakers:
         breaker.failures += 1
         breaker.outcomes += 1
         breaker.streak += 1
-        often = breaker.failures >= LEAST_FAILURES and breaker.failures >= ERROR_RATE * breaker.outcomes
-        if often or breaker.streak >= LEAST_FAILURES:
+        often = breaker.failures >= MIN_FAILURES and breaker.failures >= ERROR_RATE * breaker.outcomes
+        if often or breaker.streak >= MIN_FAILURES:
             self._open(breaker, now_s)
 
     def _open(self, breaker: _Breaker, now_s: float) -> None:
         closed_at_s = breaker.closed_at_s
         # One that has worked for long since it last failed begins anew.
-        if breaker.open_until_s is None and (closed_at_s is None or now_s - closed_at_s > LONGEST_OPEN_S):
+        if breaker.open_until_s is None and (closed_at_s is None or now_s - closed_at_s > MAX_OPEN_S):
             breaker.trips = 0
         breaker.trips += 1
         breaker.probe, breaker.failed_at_s, breaker.hung_restarts = None, now_s, None
-        breaker.open_until_s = now_s + min(LONGEST_OPEN_S, FIRST_OPEN_S * 2 ** min(30, breaker.trips - 1))
+        breaker.open_until_s = now_s + min(MAX_OPEN_S, FIRST_OPEN_S * 2 ** min(30, breaker.trips - 1))

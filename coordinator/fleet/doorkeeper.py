@@ -20,7 +20,7 @@ from moe2.coordinator.fleet.register_file import RegisterFile
 
 log = structlog.get_logger()
 
-LEAST_CREDENTIAL_CHARACTERS = 32
+MIN_CREDENTIAL_CHARACTERS = 32
 """An agent's secret is 43 characters long; what is much shorter could be guessed."""
 
 
@@ -93,7 +93,7 @@ def _presented(headers: Mapping[str, str]) -> Presented:
     offered = headers.get(CREDENTIAL_HEADER)
     if agent_id is not None and not AGENT_ID.fullmatch(agent_id):
         raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
-    if offered is not None and len(offered) < LEAST_CREDENTIAL_CHARACTERS:
+    if offered is not None and len(offered) < MIN_CREDENTIAL_CHARACTERS:
         raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     return Presented(
         bearer=headers.get("Authorization", "").removeprefix("Bearer "),

@@ -15,7 +15,7 @@ import msgspec
 
 from moe2.common.errors import Moe2Error
 
-MOST_REQUESTS = 10_000
+MAX_REQUESTS = 10_000
 """Answered requests that can be scored; the oldest is forgotten first."""
 
 
@@ -79,7 +79,7 @@ class FeedbackBook:
         """Remember who answered a request. key_id: of the API key that asked, None where none was needed."""
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None, key_id)
-        if len(self._latest) > MOST_REQUESTS:
+        if len(self._latest) > MAX_REQUESTS:
             self._latest.popitem(last=False)
 
     def feedback(self, request_id: str, score: float, at_unix_s: float, *, key_id: str | None = None) -> Feedback:
@@ -92,7 +92,7 @@ class FeedbackBook:
         if answered is None or answered.key_id != key_id:
             raise UnknownRequestError(
                 f"No answered request {request_id!r} is remembered.",
-                remedy=f"Score one of the latest {MOST_REQUESTS} answers, before the coordinator restarts.",
+                remedy=f"Score one of the latest {MAX_REQUESTS} answers, before the coordinator restarts.",
             )
         if answered.scored:
             raise AlreadyScoredError(f"Request {request_id!r} has been scored already.")

@@ -26,9 +26,9 @@ from moe2.coordinator.serving.life import Lifecycle
 
 LOOK_EVERY_S = 0.25
 LOOKS_PER_STATUS = 4
-MOST_VIEWERS = 32
-MOST_REQUESTS_PER_TICK = 50
-MOST_RUNNING = 50
+MAX_VIEWERS = 32
+MAX_REQUESTS_PER_TICK = 50
+MAX_RUNNING = 50
 # A viewer that takes no bytes for this long is gone, or will be better served by connecting again.
 STUCK_S = 30.0
 
@@ -59,8 +59,8 @@ class EventsRoute:
         self._closing.set()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        if self._n_viewers >= MOST_VIEWERS:
-            raise ApiError(503, f"All {MOST_VIEWERS} live feeds are in use.", kind="server_error", retry_after_s=10)
+        if self._n_viewers >= MAX_VIEWERS:
+            raise ApiError(503, f"All {MAX_VIEWERS} live feeds are in use.", kind="server_error", retry_after_s=10)
         self._n_viewers += 1
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
@@ -84,7 +84,7 @@ class EventsRoute:
             tick: dict[str, Any] = {}
             if looks % LOOKS_PER_STATUS == 0:
                 tick |= self._present()
-            if ended := self._past.requests.since(seq, most=MOST_REQUESTS_PER_TICK):
+            if ended := self._past.requests.since(seq, most=MAX_REQUESTS_PER_TICK):
                 tick |= {"requests": ended, "n_skipped": ended[0].seq - seq - 1}
                 seq = ended[-1].seq
             if tick:
@@ -106,7 +106,7 @@ class EventsRoute:
         return {
             "fleet": self._status(),
             "power": self._power(),
-            "running": running(self._lives(), now_s, most=MOST_RUNNING),
+            "running": running(self._lives(), now_s, most=MAX_RUNNING),
             "bin": self._past.energy.latest(),
         }
 

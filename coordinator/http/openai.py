@@ -40,7 +40,7 @@ from moe2.coordinator.serving.waiting_room import whole_seconds
 
 log = structlog.get_logger()
 
-MOST_PATIENCE_S = 60
+MAX_PATIENCE_S = 60
 REQUEST_ID = web.RequestKey("request_id", str)
 
 
@@ -268,7 +268,7 @@ def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
 
 def _error_response(error: ApiError) -> web.Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if error.retry_after_s is not None and error.retry_after_s > MOST_PATIENCE_S:
+    if error.retry_after_s is not None and error.retry_after_s > MAX_PATIENCE_S:
         # OpenAI's client takes such a Retry-After for a mistake and would ask again at once; this it understands.
         headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:

@@ -60,7 +60,7 @@ PREFIX = "moe2"
 ID_BYTES = 6
 SECRET_BYTES = 32
 ENTROPY_BYTES = ID_BYTES + SECRET_BYTES
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 
 Moment = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -129,7 +129,7 @@ class KeySet(Settings):
     """All keys of a coordinator, in the order in which they were made; the content of its key file."""
 
     version: Literal[1] = 1
-    keys: Annotated[tuple[KeyRecord, ...], Field(max_length=MOST_KEYS)] = ()
+    keys: Annotated[tuple[KeyRecord, ...], Field(max_length=MAX_KEYS)] = ()
 
     @field_validator("keys")
     @classmethod

@@ -17,7 +17,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.ledger.accounts import DaySum, day_of
 from moe2.coordinator.ledger.report import day_sums
 from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
-from moe2.coordinator.ledger.writer import MOST_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
+from moe2.coordinator.ledger.writer import MAX_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
 PRUNE_EVERY_S = 3600.0
 STALLED_S = 1.0
@@ -78,7 +78,7 @@ class Ledger:
     def record(self, entry: Entry) -> Recorded:
         """Hand over an entry; returns at once. Outside of `running()` it is lost, and counted as such."""
         recorded: Recorded = asyncio.get_running_loop().create_future()
-        if self._writer is None or self.n_waiting >= MOST_KEPT:
+        if self._writer is None or self.n_waiting >= MAX_KEPT:
             self._n_turned_away += 1
             recorded.set_result(False)
             return recorded
@@ -118,7 +118,7 @@ class Ledger:
                     code="ledger_not_written",
                     severity=Severity.DEGRADED,
                     message=f"The ledger {self.path} cannot be written: {error}. Requests are answered all the same; "
-                    f"{self.n_waiting} entries wait in memory, of at most {MOST_KEPT}.",
+                    f"{self.n_waiting} entries wait in memory, of at most {MAX_KEPT}.",
                     remedy="Make room on its disk, end what locks it, or look at its permissions; it is tried again "
                     "every second.",
                 )

@@ -23,8 +23,8 @@ from moe2.coordinator.ledger.schema import is_full
 
 CHECKPOINT_EVERY_S = 5.0
 RETRY_S = 1.0
-MOST_PER_COMMIT = 256
-MOST_KEPT = 10_000
+MAX_PER_COMMIT = 256
+MAX_KEPT = 10_000
 """Entries that wait for a database that cannot be written now; the oldest is dropped first."""
 PRUNED_AT_ONCE = 200
 _ROWS_PER_STATEMENT = 32
@@ -163,7 +163,7 @@ class LedgerWriter:
         self._kept.extend(entry for batch in batches for entry in batch.entries)
         try:
             while self._kept:
-                part = tuple(islice(self._kept, MOST_PER_COMMIT))
+                part = tuple(islice(self._kept, MAX_PER_COMMIT))
                 self._commit_or_refuse(part)
                 for _ in part:
                     self._kept.popleft()
@@ -175,7 +175,7 @@ class LedgerWriter:
             if self._error is not None:
                 log.info("ledger_written_again", dropped=self._n_dropped)
             self._error = None
-        while len(self._kept) > MOST_KEPT:
+        while len(self._kept) > MAX_KEPT:
             self._kept.popleft()
             self._n_dropped += 1
         told = Progress(

@@ -39,7 +39,7 @@ _COMPARABLE = (Quality.MEASURED_COUNTER, Quality.MEASURED_INTEGRATED, Quality.SI
 _FEWEST_SAMPLES = 3
 """Of power within one request; with fewer, its joules are the sampling's as much as its own."""
 _ENOUGH_TO_WARN = 50
-_LEAST_COVERAGE_PCT = 85.0
+_MIN_COVERAGE_PCT = 85.0
 """Fifty predictions of 95 % coverage are below this about once in 250 times (binomial)."""
 
 
@@ -248,7 +248,7 @@ def _warnings(experts: Iterable[Calibration]) -> Iterable[HealthWarning]:
         for what, comparison in (("seconds", expert.total_s), ("joules", expert.energy_j)):
             agreement = comparison.decoded
             covered_pct = agreement.p95_coverage_pct
-            if covered_pct is not None and agreement.n >= _ENOUGH_TO_WARN and covered_pct < _LEAST_COVERAGE_PCT:
+            if covered_pct is not None and agreement.n >= _ENOUGH_TO_WARN and covered_pct < _MIN_COVERAGE_PCT:
                 yield HealthWarning(
                     code="predictions_too_low",
                     severity=Severity.NOTICE,

@@ -152,7 +152,7 @@ def _warnings(status: CoordinatorStatus) -> Metric:
     return warnings
 
 
-MOST_KEYS = 100
+MAX_KEYS = 100
 """Keys with series of their own, the first by name: each key costs the scraper some."""
 
 
@@ -165,7 +165,7 @@ class LedgerCollector(Collector):
         self._today = today
 
     def collect(self) -> Iterator[Metric]:
-        statements = self._accounts.statements(self._today())[:MOST_KEYS]
+        statements = self._accounts.statements(self._today())[:MAX_KEYS]
         yield _key_gauge(
             "moe2_key_day_energy_joules",
             "Charged to the key today (UTC); requests that nobody could measure count with their reservation, if any.",

@@ -137,8 +137,8 @@ class CoordinatorMetrics:
         if receipt.tokens.cached is not None:
             self._cached.inc(receipt.tokens.cached)
         if receipt.decision:
-            _observe(self._plan_s, receipt.decision.certificate.elapsed_s)
-            _observe(self._plan_gap, receipt.decision.certificate.gap)
+            _observe(self._plan_s, receipt.decision.proof.elapsed_s)
+            _observe(self._plan_gap, receipt.decision.proof.gap)
         self._observe_seconds(receipt, completed=name == "completed")
 
     def _attempt_ended(self, line: ExpertLine) -> None:

@@ -18,7 +18,7 @@ export function decisionView(decision, { open = false } = {}) {
     { class: "decision-facts" },
     el("p", { class: "note" }, setting(decision)),
     expertTable(decision.experts, quantileOf(decision)),
-    el("details", { class: "raw", open }, el("summary", {}, "Certificate"), certificate(decision.certificate)),
+    el("details", { class: "raw", open }, el("summary", {}, "Proof"), certificate(decision.certificate)),
   );
 }
 

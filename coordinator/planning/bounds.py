@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
 
-_LARGEST_BETA = 60.0
+_MAX_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
 _SingleArray: TypeAlias = NDArray[np.float32]
 
@@ -86,7 +86,7 @@ class _CoverageEnvelope(Envelope):
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
-        self.beta = -np.log(np.maximum(rows, np.exp(-_LARGEST_BETA)))
+        self.beta = -np.log(np.maximum(rows, np.exp(-_MAX_BETA)))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
         touching, steps, spread = settle(self.beta, shares, near)

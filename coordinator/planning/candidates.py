@@ -168,7 +168,7 @@ class Incumbent:
         return True
 
     def thin(self) -> None:
-        """Drop members that add nothing, the dearest first. One pass is enough: gains only grow as others
+        """Drop members that add nothing, the most expensive first. One pass is enough: gains only grow as others
         leave.
         """
         candidates, value = self.candidates, self.candidates.problem.value

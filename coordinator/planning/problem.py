@@ -258,7 +258,7 @@ class Problem:
         return tuple(limits)
 
     def max_limits(self) -> tuple[MaxLimit, ...]:
-        """The budgets on the slowest member: delay, first token, seconds per token; on the dearest if one runs."""
+        """The budgets on the slowest member (delay, first token, seconds per token), or the costliest if one runs."""
         budgets, costs, aggregation = self.budgets, self.costs, self.aggregation
         limits = []
         if budgets.energy_j is not None and budgets.one_runs:

@@ -97,7 +97,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Proof:
     """What a solver proves.
 
     value: of the panel, None where there is none. upper_bound: no feasible panel is worth more. nodes: panels
@@ -137,7 +137,7 @@ class Plan:
     delay_s: float | None
     first_token_s: float | None
     power_w: float | None
-    certificate: Certificate
+    proof: Proof
     exclusions: tuple[Exclusion, ...]
     cheapest: Offer | None = None
     fastest: Offer | None = None
@@ -230,7 +230,7 @@ def _offer(problem: Problem, by: Limit) -> Offer | None:
 
 def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
     """The plan for a problem that no expert can serve, with the offers that would work."""
-    certificate = Certificate(method, Status.INFEASIBLE, None, None, 0, elapsed_s)
+    proof = Proof(method, Status.INFEASIBLE, None, None, 0, elapsed_s)
     return Plan(
         members=(),
         names=(),
@@ -238,7 +238,7 @@ def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
         delay_s=None,
         first_token_s=None,
         power_w=None,
-        certificate=certificate,
+        proof=proof,
         exclusions=_exclusions(problem, ()),
         cheapest=_offer(problem, Limit.ENERGY),
         fastest=_offer(problem, Limit.DELAY),
@@ -269,7 +269,7 @@ def certified(
         delay_s=float(costs.delay_s[chosen].max() + aggregation.delay_s[size]),
         first_token_s=float(costs.first_token_s[chosen].max() + aggregation.first_token_s[size]),
         power_w=None if added_w is None else float(added_w.sum() if problem.runs_together else added_w.max()),
-        certificate=Certificate(
+        proof=Proof(
             method=method,
             status=Status.OPTIMAL if proven else Status.BOUNDED,
             value=value,

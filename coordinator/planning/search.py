@@ -34,7 +34,7 @@ _STEPS = {"coverage": 1e6, "best_of": 1e6}
 _STEPS_OF_OTHERS = 1e5
 """Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
 _WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
-"""Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the certificate."""
+"""Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the proof."""
 _SLOW_ROWS = 8
 """Most experts whose slowness is told to the relaxation; the others are left to branching."""
 
@@ -43,7 +43,7 @@ _SLOW_ROWS = 8
 class Effort:
     """How far a search goes.
 
-    time_limit_s: for the whole plan with its certificate. gap_share: a certified gap that is small enough.
+    time_limit_s: for the whole plan with its proof. gap_share: a certified gap that is small enough.
     list_up_to: most free experts whose subsets are listed at once; None for what pays with the set value, 0 for no
     listing at all.
     """
@@ -260,7 +260,7 @@ def plan(
     clock: Callable[[], float] | None = None,
     known: Sequence[int] = (),
 ) -> Plan:
-    """The best feasible panel with its certificate; infeasible problems give a plan without members and with
+    """The best feasible panel with its proof; infeasible problems give a plan without members and with
     offers.
 
     table: values computed before, used where it covers the problem. effort: limits of the search; a time

@@ -18,7 +18,7 @@ from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, tie_width
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
-MOST_PANELS = 1 << 20
+MAX_PANELS = 1 << 20
 """Largest table: about 16 MB of values and members."""
 _CHUNK = 1 << 13
 """Panels looked at together, best first."""
@@ -46,14 +46,14 @@ class ValueTable:
 
     @classmethod
     def build(cls, value: SetValue, largest_panel: int | None = None) -> ValueTable:
-        """List all panels, or those of up to `largest_panel` experts. Raises TableError above MOST_PANELS."""
+        """List all panels, or those of up to `largest_panel` experts. Raises TableError above MAX_PANELS."""
         experts = value.experts
         largest = min(largest_panel or experts, experts)
         count = sum(comb(experts, size) for size in range(1, largest + 1))
-        if count > MOST_PANELS:
+        if count > MAX_PANELS:
             raise TableError(
                 f"A table of all panels of up to {largest} of {experts} experts would hold {count} values, "
-                f"more than {MOST_PANELS}.",
+                f"more than {MAX_PANELS}.",
                 remedy="Limit max_experts, or plan without a table.",
             )
         if experts <= 16:

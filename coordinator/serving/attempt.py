@@ -13,7 +13,7 @@ from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.ledger.entry import AttemptState
 
 LATE_FACTOR = 4.0
-LEAST_LATE_S = 10.0
+MIN_LATE_S = 10.0
 LATE_UNMEASURED_S = 60.0
 """Without a sign of life for so many times the p95 of its first token, and never sooner than this, an expert is taken
 to hang; one whose speed nobody knows, after the last of these."""
@@ -82,7 +82,7 @@ class Attempt:
             return None
         ttft_s = self.prediction.ttft_s
         if ttft_s is not None:
-            return self.submitted_s + max(LEAST_LATE_S, LATE_FACTOR * ttft_s.p95)
+            return self.submitted_s + max(MIN_LATE_S, LATE_FACTOR * ttft_s.p95)
         return self.submitted_s + LATE_UNMEASURED_S if self.expert.report.state is ExpertState.READY else None
 
     @property

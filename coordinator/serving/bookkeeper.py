@@ -151,7 +151,7 @@ def known_j(life: Lifecycle) -> float:
     return sum(joules for joules in spent if joules is not None)
 
 
-MOST_CHARACTERS = 200
+MAX_CHARACTERS = 200
 """Of a text that somebody else chose."""
 
 
@@ -253,4 +253,4 @@ def _p95_of(quantiles: Quantiles | None) -> float | None:
 
 def _text(text: str) -> str:
     """What a database takes: no lone surrogates, and not too long."""
-    return text[:MOST_CHARACTERS].encode("utf-8", "replace").decode()
+    return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()

@@ -28,7 +28,7 @@ from moe2.coordinator.serving.limits import Limits
 from moe2.coordinator.serving.modes.mix import Mix
 from moe2.coordinator.serving.modes.mode import ModeRun
 from moe2.coordinator.serving.modes.rank import Rank
-from moe2.coordinator.serving.modes.route import MOST_ATTEMPTS, Route
+from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS, Route
 from moe2.coordinator.serving.modes.vote import Vote
 from moe2.coordinator.serving.patience import waits_until_s
 from moe2.coordinator.serving.request import Request
@@ -198,7 +198,7 @@ class Lifecycle:
 
         def go_on(chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
             self.refused = chosen if isinstance(chosen, NoExpert) else None
-            if len(self.attempts) >= MOST_ATTEMPTS:
+            if len(self.attempts) >= MAX_ATTEMPTS:
                 return self.nobody_left(told, now_s)
             if isinstance(chosen, Selection):
                 self.play = MODES[chosen.mode](self)

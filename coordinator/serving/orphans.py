@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-MOST_REMEMBERED = 4096
+MAX_REMEMBERED = 4096
 """Of all agents together. An orphan that is forgotten is only told to stop again."""
 
 
@@ -26,7 +26,7 @@ class Orphans:
         if (agent_id, job_id) in self._told:
             return False
         self._told[agent_id, job_id] = None
-        if len(self._told) > MOST_REMEMBERED:
+        if len(self._told) > MAX_REMEMBERED:
             self._told.popitem(last=False)
         return True
 

@@ -35,7 +35,7 @@ from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.serving import effects, events
-from moe2.coordinator.serving.attempt import LEAST_LATE_S, Attempt, Purpose
+from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt, Purpose
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.hedging import HedgeRation, Terms
@@ -53,7 +53,7 @@ log = structlog.get_logger()
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
 
-MOST_IN_VAIN = 32
+MAX_IN_VAIN = 32
 """Waiting requests that are looked at for one piece of news: those that want what it does not bring must not cost the
 running ones their time."""
 
@@ -269,7 +269,7 @@ class Service:
                 continue  # It lost its place to one that was served before it.
             self._handle(self._active[request_id], events.RoomAppeared())
             in_vain += request_id in self._waiting
-            if in_vain >= MOST_IN_VAIN:
+            if in_vain >= MAX_IN_VAIN:
                 break
         self._wake_for_breakers()
 
@@ -475,7 +475,7 @@ class Service:
             for attempt in active.life.attempts
             if attempt.expert.key == key
         ]
-        return any(at_s is not None and now_s - at_s < LEAST_LATE_S for at_s in (*signs, self._answered_s.get(key)))
+        return any(at_s is not None and now_s - at_s < MIN_LATE_S for at_s in (*signs, self._answered_s.get(key)))
 
     def _judge(self, life: Lifecycle, job_id: str) -> None:
         """What the end of an attempt says of its expert."""

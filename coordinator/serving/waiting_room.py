@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from moe2.coordinator.fleet.table import Expert
 
-LONGEST_AGENT_QUEUE_S = 2.0
+MAX_AGENT_QUEUE_S = 2.0
 """A request that is predicted to wait longer than this in an expert's own queue waits here. There it could only start
 when that expert falls free; here it starts when the first one does, which is never later but for a round trip, and the
 others' turn is kept. A short queue there bridges that round trip."""
-LONGEST_RETRY_S = 120.0
+MAX_RETRY_S = 120.0
 """Nobody plans further ahead than this."""
 
 
@@ -94,7 +94,7 @@ def retry_after_s(n_ahead: int, experts: Sequence[Expert]) -> float | None:
     freed_per_s = sum(found.slots / found.service_s for found in measured if found.service_s > 0)
     if not freed_per_s:
         return None
-    return min(LONGEST_RETRY_S, (n_ahead + 1) / freed_per_s)
+    return min(MAX_RETRY_S, (n_ahead + 1) / freed_per_s)
 
 
 def whole_seconds(seconds: float) -> int:

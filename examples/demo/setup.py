@@ -17,7 +17,7 @@ from moe2.common.localsocket import MAX_PATH_BYTES
 
 HOST = "127.0.0.1"
 FIRST_PORT = 8080
-_LONGEST_SOCKET_NAME = "agent-smollm2-q4_1.sock"
+_MAX_SOCKET_NAME = "agent-smollm2-q4_1.sock"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _daemon(name: str, program: str, folder: Path, sockets: Path) -> Daemon:
 
 def _socket_folder(folder: Path) -> Path:
     """`folder`, or a temporary one where its path is too long for a Unix socket."""
-    if len(os.fsencode(folder / _LONGEST_SOCKET_NAME)) <= MAX_PATH_BYTES:
+    if len(os.fsencode(folder / _MAX_SOCKET_NAME)) <= MAX_PATH_BYTES:
         return folder
     return Path(tempfile.mkdtemp(prefix="moe2-demo-"))
 

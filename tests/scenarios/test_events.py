@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from moe2.coordinator.http.events import MOST_VIEWERS
+from moe2.coordinator.http.events import MAX_VIEWERS
 from moe2.coordinator.http.paths import EVENTS_PATH
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
@@ -96,7 +96,7 @@ async def test_feeds_end_at_shutdown(tmp_path: Path) -> None:
 async def test_viewers_are_limited(tmp_path: Path) -> None:
     """One viewer too many is told when to come again, and gets in once another has left."""
     async with fleet(tmp_path) as running:
-        viewers = [await running.http.get(EVENTS_PATH) for _ in range(MOST_VIEWERS)]
+        viewers = [await running.http.get(EVENTS_PATH) for _ in range(MAX_VIEWERS)]
         async with running.http.get(EVENTS_PATH) as answer:
             assert answer.status == 503
             assert answer.headers["Retry-After"] == "10"

@@ -296,7 +296,7 @@ async def test_the_plan_command_draws_a_table(tmp_path: Path) -> None:
         assert (code, err) == (0, "")
         assert "tiny-7B" in out
         assert "(simulated)" in out
-        assert "Certificate: optimal" in out
+        assert "Proof: optimal" in out
         assert "What other energy budgets would buy" in out
 
 

@@ -16,8 +16,8 @@ from moe2.coordinator.http.body.tools import FREE, Structure
 from moe2.coordinator.http.errors import invalid, unsupported
 from moe2.coordinator.serving.modes.token_mixture import MIXED_SAMPLING
 
-MOST_CHOICES = 64
-MOST_CHOICE_BYTES = 4096
+MAX_CHOICES = 64
+MAX_CHOICE_BYTES = 4096
 _WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "stop")
 """What a vote has no use for: the most likely choice is the answer, and nothing is written."""
 _UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
@@ -86,11 +86,11 @@ def _against_mix(sampling: Sampling) -> str | None:
 
 def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:
     where = "moe2.choices"
-    if not 2 <= len(choices) <= MOST_CHOICES or len(set(choices)) < len(choices):
-        raise invalid(f"'{where}' must be 2 to {MOST_CHOICES} different texts.", param=where)
+    if not 2 <= len(choices) <= MAX_CHOICES or len(set(choices)) < len(choices):
+        raise invalid(f"'{where}' must be 2 to {MAX_CHOICES} different texts.", param=where)
     for choice in choices:
-        if not choice or len(choice.encode("utf-8", "replace")) > MOST_CHOICE_BYTES:
-            raise invalid(f"Each of '{where}' must have 1 to {MOST_CHOICE_BYTES} bytes.", param=where)
+        if not choice or len(choice.encode("utf-8", "replace")) > MAX_CHOICE_BYTES:
+            raise invalid(f"Each of '{where}' must have 1 to {MAX_CHOICE_BYTES} bytes.", param=where)
     return choices
 
 
@@ -110,7 +110,7 @@ def _enumerated(schema: str) -> tuple[str, ...] | None:
             return None
         ((key, inner),) = properties.items()
         values = _enum(inner) if isinstance(inner, dict) else None
-    if values is None or not 2 <= len(values) <= MOST_CHOICES:
+    if values is None or not 2 <= len(values) <= MAX_CHOICES:
         return None
     texts = tuple(_json(value if key is None else {key: value}) for value in values)
     return texts if len(set(texts)) == len(texts) else None

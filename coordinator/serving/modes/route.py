@@ -20,8 +20,8 @@ from moe2.coordinator.serving.modes.mode import ModeRun
 if TYPE_CHECKING:
     from moe2.coordinator.serving.life import Lifecycle
 
-MOST_ATTEMPTS = 4
-LEAST_PAUSE_S = 0.01
+MAX_ATTEMPTS = 4
+MIN_PAUSE_S = 0.01
 """Between two looks for a second expert."""
 HANG_PAUSE_S = 1.0
 """Between two looks for an expert in the place of one that hangs."""
@@ -45,7 +45,7 @@ class Route(ModeRun):
     def next_deadline_s(self) -> float | None:
         """When to look whether a second expert would be faster."""
         life = self.life
-        if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MOST_ATTEMPTS:
+        if life.first_token_s is not None or life.hedge is not None or len(life.attempts) >= MAX_ATTEMPTS:
             return None
         return min((at_s for at_s in map(self._looks_s, self._running()) if at_s is not None), default=None)
 
@@ -94,12 +94,12 @@ class Route(ModeRun):
             begins_in_s = None
         # Not now. The later it is, the slower an expert would do.
         pause_s = waited_s if begins_in_s is None else begins_in_s - waited_s
-        self._look_at_s[attempt.job_id] = now_s + pause_s + LEAST_PAUSE_S
+        self._look_at_s[attempt.job_id] = now_s + pause_s + MIN_PAUSE_S
         return []
 
     def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
         """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
-        if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MOST_ATTEMPTS:
+        if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MAX_ATTEMPTS:
             return []
         # It may be what makes its engine hang, and likely is if it brings a grammar, a schema or tools of its own.
         if attempt.is_custom:
@@ -124,7 +124,7 @@ class Route(ModeRun):
 
     def _go_on(self, chosen: Selection | NoExpert, now_s: float, *, may_wait: bool = False) -> list[Effect]:
         """Submit to the best expert that has not failed this request yet, or conclude that there is none."""
-        if len(self.life.attempts) < MOST_ATTEMPTS:
+        if len(self.life.attempts) < MAX_ATTEMPTS:
             self.life.refused = chosen if isinstance(chosen, NoExpert) else None
             if isinstance(chosen, Selection):
                 return self.life.answer(chosen.first, chosen, now_s)
@@ -139,7 +139,7 @@ class Route(ModeRun):
         if self._text is not None and self.life.n_tokens_left == 0:
             return self.life.conclude(Completed("length"), now_s)
         older: frozenset[str] = frozenset()
-        while self._text is not None and len(self.life.attempts) < MOST_ATTEMPTS:
+        while self._text is not None and len(self.life.attempts) < MAX_ATTEMPTS:
             chosen = self.life.select(now_s, excluded=older)
             if isinstance(chosen, NoExpert):
                 break

@@ -24,7 +24,7 @@ _DECLARED = (
 _DECLARING = re.compile(r"\banswer(?:\s+is)?\b\s*:?", re.IGNORECASE)
 _ENCLOSED = re.compile(r"\(([A-Z])\)")
 _OPENING = re.compile(r"^[\s*_(]*([A-Z])(?:[\s*_).:,]|$)")
-_LARGEST_EXPONENT = 300
+_MAX_EXPONENT = 300
 
 
 class Metric(StrEnum):
@@ -94,7 +94,7 @@ def last_number(text: str) -> Fraction | None:
         plain = found.replace(",", "").replace("−", "-").lower()
         _, _, exponent = plain.partition("e")
         try:
-            if exponent and abs(int(exponent)) > _LARGEST_EXPONENT:
+            if exponent and abs(int(exponent)) > _MAX_EXPONENT:
                 continue
             return Fraction(plain)
         except (ValueError, ZeroDivisionError):

@@ -19,7 +19,7 @@ from moe2.coordinator.training.collect.questions import Question
 from moe2.coordinator.training.collect.scoring import INSTRUCTIONS, score
 
 ATTEMPTS = 6
-LONGEST_PAUSE_S = 30.0
+MAX_PAUSE_S = 30.0
 GIVE_UP_AFTER = 10
 """Failures in a row after which an expert is left alone."""
 
@@ -94,7 +94,7 @@ class Asker:
                 return _answered(question, expert, content)
             if status not in (429, 503) or attempt == ATTEMPTS:
                 raise AskError(_told(content, status))
-            await asyncio.sleep(min(LONGEST_PAUSE_S, float(retry_after or 1)))
+            await asyncio.sleep(min(MAX_PAUSE_S, float(retry_after or 1)))
         raise AssertionError("the last attempt returns or raises")
 
     async def _send(self, method: str, route: str, body: bytes | None = None) -> tuple[int, bytes, str | None]:

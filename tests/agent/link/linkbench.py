@@ -95,7 +95,7 @@ class Hub:
 
 @dataclass
 class Shown:
-    """Papers: shows `bearer`, and `other` once that is unknown."""
+    """Credentials: shows `bearer`, and `other` once that is unknown."""
 
     bearer: str = "s3cret"
     other: str | None = None
@@ -124,14 +124,14 @@ class Agent:
     """A link and what it told its daemon."""
 
     def __init__(self, url: str) -> None:
-        self.papers = Shown()
+        self.credentials = Shown()
         self.heard: asyncio.Queue[JobMessage] = asyncio.Queue()
         self.opened = asyncio.Event()
         self.lost_s: list[float] = []
         self._lost = asyncio.Event()
         self.link = Link(
             url=url,
-            papers=self.papers,
+            credentials=self.credentials,
             tls=lambda: None,
             hello=HELLO,
             timing=Timing(),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.agent.link.outbox import MOST_PIECES, Outbox
+from moe2.agent.link.outbox import MAX_PIECES, Outbox
 from moe2.common.link.messages import JobDone, JobPieces, JobUsage, TokenAlternative, TokenPiece, Tokens
 from moe2.common.link.session import JobMessage
 from moe2.common.link.wire import wire_codec
 
-LEAST_FRAME_LIMIT = 65_536
+MIN_FRAME_LIMIT = 65_536
 
 
 def pieces(job_id: str, *texts: str) -> tuple[JobPieces, ...]:
@@ -76,13 +76,13 @@ def test_merged_frames_stay_below_the_smallest_frame_limit() -> None:
     """Also where each token carries twenty alternatives."""
     rich = TokenPiece(" token", -0.5, tuple(TokenAlternative(" other", -1.5) for _ in range(20)))
     outbox = Outbox()
-    for _ in range(MOST_PIECES):
+    for _ in range(MAX_PIECES):
         outbox.put_tokens((JobPieces("req-0123456789abcdef.0", (rich,)),))
     messages = drained(outbox)
-    codec = wire_codec(max_frame_bytes=LEAST_FRAME_LIMIT)
-    assert sum(len(codec.encode(message)) for message in messages) > LEAST_FRAME_LIMIT
+    codec = wire_codec(max_frame_bytes=MIN_FRAME_LIMIT)
+    assert sum(len(codec.encode(message)) for message in messages) > MIN_FRAME_LIMIT
     assert sum(len(job.pieces) for message in messages if isinstance(message, Tokens) for job in message.jobs) == (
-        MOST_PIECES
+        MAX_PIECES
     )
 
 

@@ -63,7 +63,7 @@ async def test_a_refusal_within_the_session_does_not_hammer_either() -> None:
 async def test_an_unknown_credential_gives_way_to_the_token() -> None:
     """A coordinator that lost its state is joined again without a person, and soon."""
     async with hub_and_agent() as (hub, agent):
-        agent.papers.other = "the-token"
+        agent.credentials.other = "the-token"
         hub.refuse_with, hub.refusal = 401, Refusal.CREDENTIAL_UNKNOWN
         await hub.until_attempt(1)
         hub.refuse_with = None
@@ -77,13 +77,13 @@ async def test_a_welcome_that_knows_the_credential_ends_the_need_for_the_token()
     """A coordinator that knows of no credentials does not say so."""
     async with hub_and_agent() as (hub, agent):
         await opened(hub, agent)
-        assert not agent.papers.is_enrolled
+        assert not agent.credentials.is_enrolled
     async with hub_and_agent() as (hub, agent):
         peer = await hub.peers.get()
         assert isinstance(await peer.hear(), Hello)
         await peer.say(msgspec.structs.replace(WELCOME, enrolled=True))
         await agent.opened.wait()
-        assert agent.papers.is_enrolled
+        assert agent.credentials.is_enrolled
 
 
 @on_loopback

@@ -310,8 +310,8 @@ def test_the_plan_without_max_experts_is_the_solvers_optimum() -> None:
     assert isinstance(decided, Selection)
     outlook = decided.outlook
     problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out)
-    assert decided.plan.certificate.value == pytest.approx(search.plan(problem).certificate.value)
-    assert decided.plan.certificate.status == "optimal"
+    assert decided.plan.proof.value == pytest.approx(search.plan(problem).proof.value)
+    assert decided.plan.proof.status == "optimal"
 
 
 def test_a_request_for_one_model_does_not_disturb_the_gate() -> None:
@@ -329,7 +329,7 @@ def test_the_frontier_never_falls() -> None:
     """More joules never buy less."""
     one = selector()
     decided = one.select(asked(), FLEET, {}, 0)
-    values = [point.plan.certificate.value for point in one.frontier(decided)]
+    values = [point.plan.proof.value for point in one.frontier(decided)]
     known = [value for value in values if value is not None]
     assert values[0] is None
     assert known == sorted(known)

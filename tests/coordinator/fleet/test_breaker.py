@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
-from moe2.coordinator.fleet.breaker import FIRST_OPEN_S, HALF_LIFE_S, LONGEST_OPEN_S, Breakers, BreakerState
+from moe2.coordinator.fleet.breaker import FIRST_OPEN_S, HALF_LIFE_S, MAX_OPEN_S, Breakers, BreakerState
 from tests.coordinator.experts import expert
 
 KEY = "agent-1/m"
@@ -182,7 +182,7 @@ def test_after_long_good_service_the_pause_is_short_again() -> None:
     breakers = tripped()
     breakers.submitted(KEY, "probe", 106.0)
     breakers.succeeded(KEY, "probe", 107.0)
-    later_s = 107.0 + LONGEST_OPEN_S + 1
+    later_s = 107.0 + MAX_OPEN_S + 1
     for n in range(3):
         fail(breakers, later_s + 0.01 * n)
     assert breakers.opens_again_in_s(KEY, later_s + 0.02) == pytest.approx(FIRST_OPEN_S)
@@ -232,4 +232,4 @@ def test_no_schedule_has_two_probes_or_stays_open_for_good(events: list[tuple[st
                 probes.discard(job)
     for job in "abc":
         breakers.ended(KEY, job)
-    assert breakers.barred(now_s + LONGEST_OPEN_S) == {}
+    assert breakers.barred(now_s + MAX_OPEN_S) == {}

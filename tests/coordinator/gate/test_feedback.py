@@ -80,7 +80,7 @@ def test_only_the_key_that_asked_may_score() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest request is forgotten first."""
-    monkeypatch.setattr(feedback_module, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(feedback_module, "MAX_REQUESTS", 2)
     book = FeedbackBook()
     for request_id in ("req-1", "req-2", "req-3"):
         answered(book, request_id)

@@ -253,7 +253,7 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 async def test_what_cannot_be_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries go first, and a warning tells how many."""
-    monkeypatch.setattr(writer_module, "MOST_KEPT", 3)
+    monkeypatch.setattr(writer_module, "MAX_KEPT", 3)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -51,7 +51,7 @@ def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
         left = listing.list_panels(
             candidates, [], free, candidates.most_joining([], free), incumbent, stop=after(looks // 2)
         )
-        best = exhaustive.plan(problem).certificate.value
+        best = exhaustive.plan(problem).proof.value
         assert best is not None
         assert left is not None
         cut += left > -np.inf
@@ -76,14 +76,14 @@ def test_a_search_cut_short_encloses_the_best_value(kind: str) -> None:
         assert found.is_feasible == oracle.is_feasible
         if not oracle.is_feasible:
             continue
-        best, value, bound = oracle.certificate.value, found.certificate.value, found.certificate.upper_bound
+        best, value, bound = oracle.proof.value, found.proof.value, found.proof.upper_bound
         assert best is not None
         assert value is not None
         assert bound is not None
         assert problem.is_feasible(list(found.members))
         assert value <= best + 2e-9
         assert bound >= best - 2e-9
-        unproven += found.certificate.status is Status.BOUNDED
+        unproven += found.proof.status is Status.BOUNDED
     assert unproven >= 3
 
 
@@ -150,8 +150,8 @@ def test_what_is_claimed_under_a_time_limit_holds(seed: int, kind: str, limit_s:
     assert found.is_feasible == oracle.is_feasible
     if not oracle.is_feasible:
         return
-    best, value, bound = (oracle.certificate.value, found.certificate.value, found.certificate.upper_bound)
-    start = known.certificate.value
+    best, value, bound = (oracle.proof.value, found.proof.value, found.proof.upper_bound)
+    start = known.proof.value
     assert best is not None
     assert value is not None
     assert bound is not None
@@ -159,7 +159,7 @@ def test_what_is_claimed_under_a_time_limit_holds(seed: int, kind: str, limit_s:
     assert bound >= best - 2e-9
     assert best + 2e-9 >= value >= start - 2e-9
     assert problem.is_feasible(list(found.members))
-    if found.certificate.status is Status.OPTIMAL:
+    if found.proof.status is Status.OPTIMAL:
         assert value == pytest.approx(best, abs=2e-9)
 
 
@@ -181,4 +181,4 @@ def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
         most = candidates.most_joining([], free)
         left = listing.list_panels(candidates, [], free, most, incumbent, lambda: False)
         assert left == -np.inf
-        assert incumbent.value == pytest.approx(exhaustive.plan(problem).certificate.value, abs=2e-9)
+        assert incumbent.value == pytest.approx(exhaustive.plan(problem).proof.value, abs=2e-9)

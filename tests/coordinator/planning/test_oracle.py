@@ -26,14 +26,14 @@ def agree(problem: Problem, found: Plan, oracle: Plan) -> None:
     """The same value to 1e-9, proven, by a panel that keeps the limits."""
     assert found.is_feasible == oracle.is_feasible
     if not oracle.is_feasible:
-        assert found.certificate.status is Status.INFEASIBLE
+        assert found.proof.status is Status.INFEASIBLE
         return
-    best = oracle.certificate.value
+    best = oracle.proof.value
     assert best is not None
-    assert found.certificate.value == pytest.approx(best, abs=2e-9 * max(1.0, abs(best)))
-    assert found.certificate.status is Status.OPTIMAL
+    assert found.proof.value == pytest.approx(best, abs=2e-9 * max(1.0, abs(best)))
+    assert found.proof.status is Status.OPTIMAL
     assert problem.is_feasible(list(found.members))
-    assert problem.value.of(list(found.members)) == pytest.approx(found.certificate.value, abs=1e-9)
+    assert problem.value.of(list(found.members)) == pytest.approx(found.proof.value, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -61,7 +61,7 @@ def test_brute_force_is_the_best_over_all_panels_by_definition(kind: str) -> Non
             slowest = max(delay[n] for n in panel) + growth[len(panel)]
             if len(panel) <= 4 and spent <= joules and slowest <= seconds:
                 expected = max(expected, cases.naive_value(kind, chances.tolist(), panel))
-        found = exhaustive.plan(problem).certificate.value
+        found = exhaustive.plan(problem).proof.value
         assert (-np.inf if found is None else found) == pytest.approx(expected, abs=1e-9)
 
 
@@ -117,7 +117,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeyp
             )
             found, oracle = search.plan(limited, table=table), exhaustive.plan(limited)
             agree(limited, found, oracle)
-            assert found.certificate.method == "table" or not found.is_feasible
+            assert found.proof.method == "table" or not found.is_feasible
             assert found.names == oracle.names
 
 
@@ -153,8 +153,8 @@ def test_greedy_is_feasible_and_never_above_the_best(kind: str) -> None:
         assert found.is_feasible == oracle.is_feasible
         if found.is_feasible:
             assert problem.is_feasible(list(found.members))
-            value, best = found.certificate.value, oracle.certificate.value
-            bound = found.certificate.upper_bound
+            value, best = found.proof.value, oracle.proof.value
+            bound = found.proof.upper_bound
             assert value is not None
             assert best is not None
             assert bound is not None

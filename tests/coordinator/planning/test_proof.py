@@ -82,7 +82,7 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
         names=("near", "quick", "slow"),
     )
     plan = solve(problem)
-    assert plan.certificate.status is Status.INFEASIBLE
+    assert plan.proof.status is Status.INFEASIBLE
     assert plan.names == ()
     assert plan.cheapest is not None
     assert plan.fastest is not None
@@ -122,10 +122,10 @@ def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
 def test_a_search_out_of_time_gives_a_feasible_panel_under_a_bound_that_holds() -> None:
     """A clock that runs out at once leaves the greedy panel and the value of all experts."""
     problem = hard_problem()
-    best = search.plan(problem).certificate.value
+    best = search.plan(problem).proof.value
     ticks = count()
     plan = search.plan(problem, effort=Effort(time_limit_s=0.5), clock=lambda: float(next(ticks)))
-    found = plan.certificate
+    found = plan.proof
     assert found.status is Status.BOUNDED
     assert problem.is_feasible(list(plan.members))
     assert best is not None
@@ -138,7 +138,7 @@ def test_a_search_out_of_time_gives_a_feasible_panel_under_a_bound_that_holds() 
 def test_the_bound_only_falls_and_the_value_only_rises_with_more_nodes() -> None:
     """An anytime search never takes back what it proved."""
     problem = hard_problem()
-    runs = [search.plan(problem, effort=Effort(list_up_to=4, node_limit=n)).certificate for n in (0, 1, 4, 16, 64)]
+    runs = [search.plan(problem, effort=Effort(list_up_to=4, node_limit=n)).proof for n in (0, 1, 4, 16, 64)]
     bounds = [run.upper_bound for run in runs if run.upper_bound is not None]
     values = [run.value for run in runs if run.value is not None]
     assert bounds == sorted(bounds, reverse=True)
@@ -149,8 +149,8 @@ def test_the_bound_only_falls_and_the_value_only_rises_with_more_nodes() -> None
 def test_a_tolerated_gap_ends_the_search_sooner_and_is_certified() -> None:
     """The gap that is left is within the tolerance, and fewer nodes were needed."""
     problem = hard_problem()
-    exact = search.plan(problem, effort=Effort(list_up_to=4)).certificate
-    rough = search.plan(problem, effort=Effort(list_up_to=4, gap_share=0.005)).certificate
+    exact = search.plan(problem, effort=Effort(list_up_to=4)).proof
+    rough = search.plan(problem, effort=Effort(list_up_to=4, gap_share=0.005)).proof
     assert rough.nodes < exact.nodes
     assert rough.gap_share is not None
     assert rough.gap_share <= 0.005
@@ -163,9 +163,9 @@ def test_time_is_that_of_the_injected_clock_and_unknown_without_one() -> None:
     """Unknown is None."""
     problem = hard_problem(6)
     times = iter([10.0, 12.5])
-    assert search.plan(problem, table=ValueTable.build(problem.value)).certificate.elapsed_s is None
+    assert search.plan(problem, table=ValueTable.build(problem.value)).proof.elapsed_s is None
     timed = search.plan(problem, table=ValueTable.build(problem.value), clock=lambda: next(times))
-    assert timed.certificate.elapsed_s == 2.5
+    assert timed.proof.elapsed_s == 2.5
 
 
 def test_the_same_problem_gives_the_same_plan_and_the_same_nodes() -> None:
@@ -179,14 +179,14 @@ def test_a_table_of_another_fleet_is_not_used() -> None:
     """Only the very value that the table was built from counts."""
     problem = hard_problem(8)
     other = ValueTable.build(Coverage(np.full((2, 8), 0.5)))
-    assert search.plan(problem, table=other).certificate.method == "branch"
+    assert search.plan(problem, table=other).proof.method == "branch"
 
 
 def test_a_table_of_smaller_panels_than_asked_for_is_not_used() -> None:
     """A table of pairs says nothing about panels of three."""
     problem = hard_problem(18)
     table = ValueTable.build(problem.value, 2)
-    assert search.plan(problem, table=table).certificate.method == "branch"
+    assert search.plan(problem, table=table).proof.method == "branch"
 
 
 def test_a_table_that_would_be_huge_is_refused() -> None:
@@ -200,7 +200,7 @@ def test_a_frontier_rises_with_the_budget_and_ends_at_the_best_panel() -> None:
     problem = hard_problem(10)
     total = float(problem.p95.energy_j.sum())
     points = frontier(problem, [total, 0.0, total / 8, total / 4, total / 2])
-    values = [point.plan.certificate.value for point in points]
+    values = [point.plan.proof.value for point in points]
     assert [point.energy_budget_j for point in points] == sorted(point.energy_budget_j for point in points)
     assert values[0] is None
     known = [value for value in values if value is not None]
@@ -213,6 +213,6 @@ def test_a_frontier_never_falls_even_where_searches_are_cut_short() -> None:
     problem = hard_problem()
     total = float(problem.p95.energy_j.sum())
     points = frontier(problem, np.linspace(0.05, 0.6, 12) * total, effort=Effort(node_limit=0))  # type: ignore[arg-type]
-    values = [point.plan.certificate.value for point in points]
+    values = [point.plan.proof.value for point in points]
     known = [value for value in values if value is not None]
     assert all(after >= before - TIE for before, after in pairwise(known))

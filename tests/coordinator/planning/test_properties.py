@@ -28,7 +28,7 @@ SEARCH = Effort(list_up_to=2)
 
 def worth(plan: Plan) -> float:
     """The plan's value; -inf if nothing is feasible."""
-    return -np.inf if plan.certificate.value is None else plan.certificate.value
+    return -np.inf if plan.proof.value is None else plan.proof.value
 
 
 def draw(seed: int, kind: str, count: int) -> Problem:
@@ -105,8 +105,8 @@ def test_the_order_of_experts_changes_nothing(seed: int, kind: str, count: int) 
         original = permuted(draw(seed, kind, count), chances, kind, order)[0]
         left, right = search.plan(original, effort=SEARCH), search.plan(problem, effort=SEARCH)
         assert left.names == right.names
-        assert left.certificate.value == right.certificate.value
-        assert left.certificate.upper_bound == right.certificate.upper_bound
+        assert left.proof.value == right.proof.value
+        assert left.proof.upper_bound == right.proof.upper_bound
 
 
 @given(seeds, kinds, st.integers(4, 9), st.integers(0, 3))
@@ -118,7 +118,7 @@ def test_a_search_cut_short_still_has_a_valid_bound(seed: int, kind: str, count:
     found = search.plan(problem, effort=Effort(list_up_to=0, node_limit=nodes))
     assert found.is_feasible == bool(np.isfinite(best))
     if found.is_feasible:
-        bound = found.certificate.upper_bound
+        bound = found.proof.upper_bound
         assert bound is not None
         assert worth(found) <= best + 2e-9
         assert best <= bound + 2e-9

@@ -12,7 +12,7 @@ from moe2.common.link.messages import ChatMessage, ChatPrompt, JobUsage, Submit,
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
-from moe2.coordinator.serving.attempt import LEAST_LATE_S
+from moe2.coordinator.serving.attempt import MIN_LATE_S
 from moe2.coordinator.serving.effects import Completed, Deliver, Failed, ReleaseExpert, StopJob, SubmitJob, Suspect
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
@@ -127,7 +127,7 @@ def test_after_the_last_attempt_nobody_is_looked_for() -> None:
         life.failed(attempt=n)
     life.now_s = 105.0
     assert life.do(events.TimePassed()) == []
-    assert life.life.next_deadline_s == 100.5 + LEAST_LATE_S
+    assert life.life.next_deadline_s == 100.5 + MIN_LATE_S
 
 
 def test_there_is_one_hedge_at_most() -> None:
@@ -142,7 +142,7 @@ def test_no_hedge_without_leave() -> None:
     """The share of hedged requests is bounded for the whole fleet; who is refused asks again, ever more seldom."""
     life = LifeBench(hedges=0).admitted()
     asked = []
-    while life.now_s < 100.5 + LEAST_LATE_S:
+    while life.now_s < 100.5 + MIN_LATE_S:
         life.at_next()
         asked.append(life.life.next_deadline_s - 100.5)
     assert len(submitted(life.effects)) == 2
@@ -153,14 +153,14 @@ def test_no_hedge_without_leave() -> None:
 def test_an_expert_that_hangs_is_not_replaced_by_a_queue() -> None:
     """Where all are that late, a second place in a queue for everybody would make all of them later."""
     life = LifeBench(expert("agent-1"), expert("agent-2", slots=0)).admitted()
-    life.now_s = 100.5 + LEAST_LATE_S
+    life.now_s = 100.5 + MIN_LATE_S
     assert [type(effect) for effect in life.do(events.TimePassed())] == [Suspect]
 
 
 def test_an_expert_that_hangs_is_replaced_without_leave() -> None:
     """It is as good as failed; should it answer after all, before the other one, its answer is as good."""
     life = LifeBench(hedges=0).admitted()
-    life.now_s = 100.5 + LEAST_LATE_S
+    life.now_s = 100.5 + MIN_LATE_S
     effects = life.do(events.TimePassed())
     assert [type(effect) for effect in effects] == [Suspect, SubmitJob]
     assert stopped(life.tokens("a", attempt=0)) == [("agent-2", "req-1.1")]

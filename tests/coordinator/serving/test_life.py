@@ -10,7 +10,7 @@ from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.effects import Cancelled, Completed, Deliver, Failed, ReleaseExpert, Retire, SubmitJob
 from moe2.coordinator.serving.life import WIND_DOWN_S
-from moe2.coordinator.serving.modes.route import MOST_ATTEMPTS
+from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS
 from tests.coordinator.experts import expert, text_request
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -149,10 +149,10 @@ def test_the_last_failure_is_the_reason_when_nobody_is_left(life: LifeBench) -> 
 
 def test_attempts_are_bounded() -> None:
     """A request that kills experts does not go through the whole fleet."""
-    life = LifeBench(*(expert(f"agent-{n}") for n in range(MOST_ATTEMPTS + 3))).admitted()
-    for attempt in range(MOST_ATTEMPTS - 1):
+    life = LifeBench(*(expert(f"agent-{n}") for n in range(MAX_ATTEMPTS + 3))).admitted()
+    for attempt in range(MAX_ATTEMPTS - 1):
         assert submitted(life.failed(attempt=attempt)) == [f"req-1.{attempt + 1}"]
-    effects = life.failed(attempt=MOST_ATTEMPTS - 1)
+    effects = life.failed(attempt=MAX_ATTEMPTS - 1)
     assert submitted(effects) == []
     assert outcomes(effects) == [Failed(JobErrorCode.ENGINE_CRASHED, "It died.")]
 

@@ -36,7 +36,7 @@ def test_an_orphan_that_has_ended_is_forgotten() -> None:
 def test_an_agent_that_makes_up_jobs_fills_no_memory() -> None:
     """The oldest ones go."""
     known = Orphans()
-    for n in range(orphans.MOST_REMEMBERED + 10):
+    for n in range(orphans.MAX_REMEMBERED + 10):
         known.heard("a", str(n))
-    assert len(known) == orphans.MOST_REMEMBERED
+    assert len(known) == orphans.MAX_REMEMBERED
     assert known.heard("a", "0")

@@ -14,7 +14,7 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.effects import Completed, Deliver, Effect, EnterQueue, LeaveQueue, Retract, SubmitJob
-from moe2.coordinator.serving.modes.route import MOST_ATTEMPTS
+from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS
 from moe2.coordinator.serving.receipt import receipt_of
 from moe2.coordinator.serving.suspicion import MAX_DEATHS
 from tests.coordinator.experts import cost, expert
@@ -136,7 +136,7 @@ class AnyOrder(Schedule):
         receipt = receipt_of(self.bench.life)
         if not receipt.experts:
             return
-        assert len(receipt.experts) == len(self.bench.life.attempts) <= MOST_ATTEMPTS
+        assert len(receipt.experts) == len(self.bench.life.attempts) <= MAX_ATTEMPTS
         # An engine that died may be tried again once it has been started again; every other expert gets one chance.
         again = Counter(attempt.expert.key for attempt in self.bench.life.attempts if not attempt.is_engines_fault)
         assert not again or again.most_common(1)[0][1] == 1

@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
-from moe2.coordinator.serving.attempt import LATE_UNMEASURED_S, LEAST_LATE_S
+from moe2.coordinator.serving.attempt import LATE_UNMEASURED_S, MIN_LATE_S
 from moe2.coordinator.serving.effects import Cancelled, Completed, EnterQueue, Failed, LeaveQueue, Suspect
 from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.experts import cost, expert, speed
@@ -309,7 +309,7 @@ def test_kept_budgets_leave_nothing_to_tell() -> None:
 def test_an_expert_without_a_sign_of_life_is_suspected_once() -> None:
     """Its link may be alive; the request itself goes on."""
     life = LifeBench(EXPERTS[0]).admitted()
-    life.now_s = 100.5 + LEAST_LATE_S
+    life.now_s = 100.5 + MIN_LATE_S
     assert life.do(events.TimePassed()) == [Suspect("agent-1/m", "req-1.0", hangs=True)]
     assert life.do(events.TimePassed()) == []
 

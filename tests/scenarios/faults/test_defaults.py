@@ -130,7 +130,7 @@ async def test_an_engine_that_keeps_being_killed_loses_its_traffic(
         assert (await built.ask(model=built.pinned("shaky"))).text == ANSWER
         built.shaky.free = False
         before = Resources.now()
-        for kills in range(1, breaker.LEAST_FAILURES + 1):
+        for kills in range(1, breaker.MIN_FAILURES + 1):
             request = asyncio.create_task(built.ask(model=built.pinned("shaky")))
             held = await built.shaky.next_phase()
             os.kill(built.engine_pid(), signal.SIGKILL)

@@ -13,7 +13,7 @@ from tests.scenarios.faults.bench import ANSWER, Resources, assert_one_end, benc
 
 ROUNDS = 20
 # Recent requests, metrics and learned lengths are kept on purpose, up to bounds that so few rounds do not reach.
-MOST_BYTES_PER_ROUND = 40_000
+MAX_BYTES_PER_ROUND = 40_000
 
 
 @pytest.mark.slow
@@ -49,5 +49,5 @@ async def test_many_broken_links_leave_nothing_behind(tmp_path: Path) -> None:
             last, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert (last - first) / ROUNDS < MOST_BYTES_PER_ROUND
+        assert (last - first) / ROUNDS < MAX_BYTES_PER_ROUND
         await before.back()

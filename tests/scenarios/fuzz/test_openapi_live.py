@@ -45,7 +45,7 @@ OPERATIONS = [
 ]
 
 
-LONGEST_ANSWER_TOKENS = 4
+MAX_ANSWER_TOKENS = 4
 INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/moe2/plan")
 """Their bodies take schemathesis seconds to make."""
 
@@ -58,7 +58,7 @@ def tamed(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
             case.body["model"] = "moe2"
         for name in ("max_tokens", "max_completion_tokens"):
             case.body.pop(name, None)
-        case.body["max_tokens"] = LONGEST_ANSWER_TOKENS
+        case.body["max_tokens"] = MAX_ANSWER_TOKENS
     return case
 
 

@@ -45,7 +45,7 @@ from tests.scenarios.simulation.world import World
 
 MODEL = "m"
 SLOTS, MAX_QUEUE, STUCK_S = 3, 4, 20.0
-FIRST_S, MOST_S = 0.5, 8.0
+FIRST_S, MAX_S = 0.5, 8.0
 """Of the back-off: the first as configured by default."""
 REPORT_PAUSE_S, SETTLE_S, CONNECT_TIMEOUT_S, RESTART_S = 0.1, 0.05, 5.0, 1.0
 
@@ -90,7 +90,7 @@ class SimAgent:
         # Hosts share no clock: each counts from a moment of its own.
         self._clock_ahead_s = world.random.uniform(0, 100_000)
         self._instance_id = str(next(_INSTANCES))
-        self._backoff = Backoff(first_s=FIRST_S, most_s=MOST_S, random=world.random)
+        self._backoff = Backoff(first_s=FIRST_S, most_s=MAX_S, random=world.random)
         self._outbox = Outbox()
         self.wire: Wire | None = None
         self._session: AgentSession | None = None

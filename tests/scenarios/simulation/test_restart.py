@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scenarios.simulation.agent import FIRST_S, MOST_S
+from tests.scenarios.simulation.agent import FIRST_S, MAX_S
 from tests.scenarios.simulation.cluster import Cluster, Scale
 from tests.scenarios.simulation.coordinator import REPORT_S
 from tests.scenarios.simulation.world import World
@@ -28,7 +28,7 @@ async def reconnected(down_s: float, first_seed: int) -> tuple[Cluster, list[flo
     returned_s = world.now_s
     cluster.connected_s.clear()
     # The longest delay of the back-off.
-    await world.pass_time(min(MOST_S, 2 * down_s + 4 * FIRST_S))
+    await world.pass_time(min(MAX_S, 2 * down_s + 4 * FIRST_S))
     return cluster, [at_s - returned_s for at_s in cluster.connected_s]
 
 

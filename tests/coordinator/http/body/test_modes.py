@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.choosing.request import Mode
-from moe2.coordinator.http.body.modes import MOST_CHOICES
+from moe2.coordinator.http.body.modes import MAX_CHOICES
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
 
@@ -91,7 +91,7 @@ def test_an_enum_is_a_ballot_of_documents(rules: Any, texts: tuple[str, ...]) ->
         "ab",
         [1, 2],
         ["x" * 5000, "y"],
-        [str(n) for n in range(MOST_CHOICES + 1)],
+        [str(n) for n in range(MAX_CHOICES + 1)],
     ],
 )
 def test_choices_are_two_or_more_different_texts(choices: Any) -> None:
