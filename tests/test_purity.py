@@ -114,5 +114,5 @@ def test_every_pattern_names_a_module(pattern: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, path in MODULES.items() if "PURE" in path.read_text().split('"""')[1]])
 def test_a_module_that_calls_itself_pure_reaches_no_event_loop(name: str) -> None:
-    """The word in a docstring is kept outside the pure rooms, too; paths and a source of chance may come as arguments."""
+    """The word in a docstring is kept outside the pure rooms, too; paths and random sources may be arguments."""
     assert {impure for impure in _reached(name) if impure.split(".")[0] not in ("pathlib", "random")} == set()

@@ -111,7 +111,7 @@ def _joining(work: Work | None, experts: int, quantile: planning.Quantile) -> pl
 
 
 def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
-    """Costs at one quantile. Unknown ones count as the most expensive known: they only matter where nothing bounds them;
+    """Costs at one quantile. Unknown ones count as the most expensive known: they matter only where nothing bounds them
     there a tie should not go to the expert that nobody has measured.
     """
     first_s, total_s = _known(forecast.ttft_s, quantile), _known(forecast.total_s, quantile)
