@@ -60,15 +60,17 @@ async def run(root: Path, *, seconds: float, seed: int) -> dict[str, int]:
     keys = _make_keys(root)
     async with storm_fleet(root) as fleet:
         baseline = await _baseline(fleet, keys[0])
-        clients = [Client(n, seed, fleet.coordinator.api_url, key, baseline.bombs) for n, key in enumerate(keys)]
+        askers = [Client(n, seed, fleet.coordinator.api_url, key, baseline.bombs) for n, key in enumerate(keys)]
+        of_liars = Client(N_CLIENTS, seed, fleet.coordinator.api_url, keys[0], baseline.bombs)
+        clients = [*askers, of_liars, baseline.client]
         storm = Storm(fleet, seed)
         began_s = time.monotonic()
         until_s = began_s + seconds
         async with asyncio.TaskGroup() as tasks:
-            for client in clients:
+            for client in askers:
                 tasks.create_task(client.run(until_s))
             tasks.create_task(storm.rage(until_s, spares_coordinator_from_s=began_s + seconds / 2))
-            tasks.create_task(lie_again_and_again(fleet, seed, keys[0], until_s, storm.counts))
+            tasks.create_task(lie_again_and_again(fleet, seed, of_liars, until_s, storm.counts))
         found = Findings()
         await _settle(fleet, found)
         fds_over, tasks_over = await baseline.exceeded(fleet)
@@ -100,9 +102,10 @@ def _make_keys(root: Path) -> list[str]:
 class _Baseline:
     """What a coordinator at rest holds that has seen every kind of request."""
 
-    def __init__(self, fds: int, tasks: list[str], bombs: Bombs) -> None:
+    def __init__(self, fds: int, tasks: list[str], client: Client, bombs: Bombs) -> None:
         self._fds = fds
         self._tasks = tasks
+        self.client = client
         self.bombs = bombs
 
     async def exceeded(self, fleet: Fleet) -> tuple[int, int]:
@@ -132,7 +135,7 @@ async def _baseline(fleet: Fleet, key: str) -> _Baseline:
             await client.ask_once(http, kind)
     await fleet.until(lambda status: status.requests_active == 0, REQUEST_TIMEOUT_S)
     await asyncio.sleep(1.0)
-    return _Baseline(fleet.fds(), await fleet.tasks(), bombs)
+    return _Baseline(fleet.fds(), await fleet.tasks(), client, bombs)
 
 
 async def _settle(fleet: Fleet, found: Findings) -> None:
@@ -163,6 +166,9 @@ def _tell(faults: Counter[str], ended: list[Ended], found: Findings) -> None:
     outcomes = Counter(f"{one.kind}: {_outcome(one)}" for one in ended)
     for name, count in sorted(outcomes.items()):
         print(f"  {count:5d} {name}")
+    refusals = Counter(one.error["message"] for one in ended if one.error and one.status == 503)
+    for text, count in refusals.most_common(12):
+        print(f"  {count:5d} {text}")
     for line in found.lines[:MAX_LINES]:
         print(line)
 

@@ -15,9 +15,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from tests.fakes.expert import DEFAULT_TOKENS
+
 REQUEST_TIMEOUT_S = 20.0
 """The coordinator's `api.request_timeout_s`: the budget of a request that has no tighter one that must hold."""
 GRACE_S = 5.0
+BACK_OFF_S = 0.3
+"""After an answer that says that nobody can answer now."""
 GIVE_UP_S = 40.0
 """After the budget and its grace a client waits on, so that the coordinator's pauses can be taken off."""
 BOMB_BYTES = 100_000_000
@@ -138,9 +142,17 @@ class Client:
             await self._read(http, ended, json.dumps(asked.body).encode(), asked.leaves_after_s)
         ended.seconds = time.monotonic() - ended.began_s
         self.ended.append(ended)
-        if ended.refused:
-            await asyncio.sleep(0.2)
+        if ended.refused or ended.status == 503:
+            await asyncio.sleep(BACK_OFF_S)
         return ended
+
+    async def ask_of_liar(self, http: aiohttp.ClientSession, model: str) -> None:
+        """A request to an agent that answers "a" and then lies. It counts as left where this task is cancelled."""
+        ended = Ended("liar", time.monotonic(), REQUEST_TIMEOUT_S, expected="a", left=True)
+        self.ended.append(ended)
+        body = {"model": model, "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+        await self._read(http, ended, json.dumps(body).encode(), None)
+        ended.left, ended.seconds = False, time.monotonic() - ended.began_s
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -175,6 +187,9 @@ class Client:
             case "rank" | "mix":
                 wish["mode"] = kind
                 body["temperature"] = 0
+                if kind == "mix":
+                    # By then a fake expert proposes the end.
+                    ended.expected = echo(words, min(n_tokens, DEFAULT_TOKENS))
             case "structured" | "structured_poison":
                 body |= draw.choice(STRUCTURES)
         if wish:

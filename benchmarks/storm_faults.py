@@ -17,6 +17,7 @@ import msgpack
 import msgspec
 
 from benchmarks.storm_books import LinkRecord, Span
+from benchmarks.storm_clients import Client
 from benchmarks.storm_fleet import TOKEN, Agent, Fleet, send_signal
 from moe2.common.energy import Energy, Quality
 from moe2.common.link.messages import (
@@ -39,6 +40,8 @@ from tests.fakes.faultproxy import Connection
 
 CODEC = wire_codec()
 N_LIARS = 3
+LULL_SHARE, LULL_S = 0.12, 6.0
+"""How often nothing happens for a while, so that breakers close and answers are given."""
 LIE_S = 3.0
 """A liar stays at most so long."""
 
@@ -70,17 +73,17 @@ class Storm:
         spares_coordinator_from_s: from then on the coordinator's process is not ended any more.
         """
         kinds: dict[Callable[[], tuple[str, Awaitable[None]]], int] = {
-            self._end_agent: 8,
+            self._end_agent: 6,
             self._stop_agent: 10,
             self._end_engine: 10,
             self._stop_engine: 10,
-            self._harm_link: 30,
+            self._harm_link: 20,
             self._stop_coordinator: 5,
-            self._end_coordinator: 3,
+            self._end_coordinator: 8,
         }
         async with asyncio.TaskGroup() as tasks:
             while time.monotonic() < until_s:
-                await asyncio.sleep(self._random.uniform(0.1, 0.8))
+                await asyncio.sleep(LULL_S if self._random.random() < LULL_SHARE else self._random.uniform(0.2, 1.5))
                 fault = self._random.choices(list(kinds), list(kinds.values()))[0]
                 if fault == self._end_coordinator and time.monotonic() > spares_coordinator_from_s:
                     continue
@@ -213,16 +216,19 @@ async def _harm(
 # --- Liars ------------------------------------------------------------------------------------------------------------
 
 
-async def lie_again_and_again(fleet: Fleet, seed: int, key: str, until_s: float, counts: Counter[str]) -> None:
-    """Connect as an agent that says what cannot be, again and again, each time in another way."""
+async def lie_again_and_again(fleet: Fleet, seed: int, client: Client, until_s: float, counts: Counter[str]) -> None:
+    """Connect as an agent that says what cannot be, again and again, each time in another way.
+
+    client: asks for what only a liar could answer.
+    """
     draw = random.Random(f"{seed} liars")
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(fleet.coordinator.api_url) as http:
         while time.monotonic() < until_s:
             lie, number = draw.choice(LIES), draw.randrange(N_LIARS)
+            counts[f"lie {lie}"] += 1
             with suppress(aiohttp.ClientError, OSError, TimeoutError, TypeError, msgspec.MsgspecError):
                 async with asyncio.timeout(LIE_S):
-                    await _lie(http, fleet, key, lie, f"liar-{number}")
-                    counts[f"lie {lie}"] += 1
+                    await _lie(http, fleet, client, lie, f"liar-{number}")
             await asyncio.sleep(draw.uniform(0.5, 3.0))
 
 
@@ -244,7 +250,7 @@ _ENERGIES = {
 }
 
 
-async def _lie(http: aiohttp.ClientSession, fleet: Fleet, key: str, lie: str, agent_id: str) -> None:
+async def _lie(http: aiohttp.ClientSession, fleet: Fleet, client: Client, lie: str, agent_id: str) -> None:
     url, headers = fleet.coordinator.agents_url + "/v1/agents", {"Authorization": f"Bearer {TOKEN}"}
     async with http.ws_connect(url, headers=headers, max_msg_size=0) as websocket:
         if lie == "no_hello":
@@ -255,7 +261,7 @@ async def _lie(http: aiohttp.ClientSession, fleet: Fleet, key: str, lie: str, ag
         await websocket.send_bytes(CODEC.encode(hello))
         await _hear(websocket, Welcome)
         if lie in _ENERGIES:
-            await _lie_about_a_job(http, websocket, fleet, key, lie)
+            await _lie_about_a_job(http, websocket, client, lie)
             return
         await websocket.send_bytes(_frame(lie))
         while not websocket.closed:
@@ -279,12 +285,13 @@ def _frame(lie: str) -> bytes:
 
 
 async def _lie_about_a_job(
-    http: aiohttp.ClientSession, websocket: aiohttp.ClientWebSocketResponse, fleet: Fleet, key: str, lie: str
+    http: aiohttp.ClientSession, websocket: aiohttp.ClientWebSocketResponse, client: Client, lie: str
 ) -> None:
     """Take a job of a model that only this agent has, and end it with a lie."""
     model = f"lie-{lie}"
     await websocket.send_bytes(CODEC.encode(report(expert_report(model))))
-    asking = asyncio.create_task(_ask(http, fleet, key, model))
+    # It goes on where the liar is cut off: the request must end all the same.
+    asking = asyncio.create_task(client.ask_of_liar(http, model))
     try:
         job = await _hear(websocket, Submit)
         await websocket.send_bytes(CODEC.encode(Tokens(jobs=(JobPieces(job.job_id, (TokenPiece("a"),)),))))
@@ -294,19 +301,10 @@ async def _lie_about_a_job(
         if lie == "unknown_word":
             content["usage"]["energy"]["quality"] = "guessed"
         await websocket.send_bytes(msgpack.packb(content))
-        await asking
     finally:
+        await asyncio.wait([asking], timeout=LIE_S)
         asking.cancel()
-        with suppress(asyncio.CancelledError, aiohttp.ClientError):
-            await asking
-
-
-async def _ask(http: aiohttp.ClientSession, fleet: Fleet, key: str, model: str) -> None:
-    """Whether it is answered is the liar's business; a 500 would show in the coordinator's log."""
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
-    url = f"{fleet.coordinator.api_url}/v1/chat/completions"
-    async with http.post(url, json=body, headers={"Authorization": f"Bearer {key}"}) as response:
-        await response.read()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def _hear(websocket: aiohttp.ClientWebSocketResponse, kind: type[Any]) -> Any:

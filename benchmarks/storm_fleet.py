@@ -32,6 +32,7 @@ SLOTS = 4
 STUCK_S = 3.0
 HEARTBEAT_S = 1.0
 POLL_S = 0.05
+ANSWERS_S = 10.0
 ENDS_BY_ITSELF_S = 12.0
 """An agent that is told to stop drains for 5 s; what then still lives is killed."""
 
@@ -148,10 +149,11 @@ class Fleet:
         path = self.root / "tasks"
         path.unlink(missing_ok=True)
         self.coordinator.send_signal(signal.SIGUSR1)
-        async with asyncio.timeout(10):
-            while not path.exists():
-                await asyncio.sleep(POLL_S)
-        return path.read_text().splitlines()
+        for _ in range(round(ANSWERS_S / POLL_S)):
+            if path.exists():
+                return path.read_text().splitlines()
+            await asyncio.sleep(POLL_S)
+        raise RuntimeError(f"The coordinator has not told its tasks within {ANSWERS_S:.0f} s.")
 
 
 @asynccontextmanager
