@@ -80,6 +80,7 @@ async def run(root: Path, *, seconds: float, seed: int) -> dict[str, int]:
     books = audit(ended, links, _read_ledger(root), fleet.away)
     found.counts.update(books.counts)
     found.lines += books.lines
+    print(f"joules: {books.n_told} figures were told by agents, {books.n_compared} of them compared with the ledger")
     _count_exceptions(root, found)
     found.counts |= Counter(fds_over_baseline=fds_over, tasks_over_baseline=tasks_over)
     _tell(storm.counts, ended, found)

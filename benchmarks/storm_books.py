@@ -55,10 +55,13 @@ class LedgerBooks:
 
 @dataclass
 class Findings:
-    """How many of each, and a line for each."""
+    """How many of each, and a line for each. n_told: jobs' ends with joules that reached the proxy. n_compared: those of
+    them that had to be in the ledger, or were."""
 
     counts: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
+    n_told: int = 0
+    n_compared: int = 0
 
     def note(self, kind: str, what: str) -> None:
         self.counts[kind] += 1
@@ -164,17 +167,22 @@ def _check_joules(link: LinkRecord, ledger: LedgerBooks, deaths_s: Iterable[floa
     """Joules that an agent has told over a sound link are in the ledger."""
     deaths_s = tuple(deaths_s)
     for job_id, (at_s, joules) in link.ends.items():
-        if joules is None or _is_excused(link, job_id, at_s):
+        if joules is None:
+            continue
+        found.n_told += 1
+        if _is_excused(link, job_id, at_s):
             continue
         request_id, _, place = job_id.rpartition(".")
         attempt = ledger.attempts.get((request_id, int(place)))
         if attempt is not None and attempt["joules"] is not None:
+            found.n_compared += 1
             if not _same(joules, attempt["joules"]):
                 found.note("ledger_mismatches", f"{job_id}: told {joules} J, in the ledger {attempt['joules']} J")
             continue
         # A request that still ran when the coordinator was killed has lost what was known of it.
         if any(at_s - SETTLES_S < died_s < at_s + WIND_DOWN_S + GRACE_S for died_s in deaths_s):
             continue
+        found.n_compared += 1
         outcome = None if attempt is None else attempt["outcome"]
         found.note("joules_missing", f"{job_id} of {link.agent}: {joules} J were told, the attempt is {outcome}")
 

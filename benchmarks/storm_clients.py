@@ -20,7 +20,7 @@ from tests.fakes.expert import DEFAULT_TOKENS
 REQUEST_TIMEOUT_S = 20.0
 """The coordinator's `api.request_timeout_s`: the budget of a request that has no tighter one that must hold."""
 GRACE_S = 5.0
-BACK_OFF_S = 0.3
+BACK_OFF_S = 0.7
 """After an answer that says that nobody can answer now."""
 GIVE_UP_S = 40.0
 """After the budget and its grace a client waits on, so that the coordinator's pauses can be taken off."""
