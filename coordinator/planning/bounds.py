@@ -56,7 +56,7 @@ def envelope(value: SetValue, rows: FloatArray, held: FloatArray) -> Envelope:
     raise TypeError(f"No envelope is known for the set value {type(value).__name__}.")
 
 
-def settle(
+def touching_points(
     beta: FloatArray, shares: FloatArray, near: FloatArray | None, floor: FloatArray | float = 0.0
 ) -> tuple[FloatArray, ...]:
     """Touching points, not under `floor`, of `psi(sum beta)` with min(beta, t) (n, M) and 1 / (1 - shares
@@ -89,7 +89,7 @@ class _CoverageEnvelope(Envelope):
         self.beta = -np.log(np.maximum(rows, np.exp(-_MAX_BETA)))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = settle(self.beta, shares, near)
+        touching, steps, spread = touching_points(self.beta, shares, near)
         survive = np.exp(-touching)
         weight = self.held * survive / len(self.held)
         constant = 1.0 - float(weight @ (1.0 + touching))

@@ -88,7 +88,7 @@ class Candidates:
             return False
         return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
 
-    def most_joining(self, held: list[int], free: IntArray) -> int:
+    def max_joining(self, held: list[int], free: IntArray) -> int:
         """Upper bound on how many of `free` can join `held`, each limit taken alone."""
         # k more need k experts that may be in panels of that size.
         largest = np.sort(self.largest[free])[::-1] - len(held)

@@ -11,7 +11,7 @@ import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.values import BoolArray, FloatArray
 
 Stop: TypeAlias = Callable[[], bool]
@@ -98,7 +98,7 @@ def start(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> N
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))
     everyone = np.ones(candidates.count, dtype=np.bool_)
-    most = max(1, candidates.most_joining([], np.arange(candidates.count)))
+    most = max(1, candidates.max_joining([], np.arange(candidates.count)))
     weight = burden(candidates, most)
     incumbent.offer(grow(candidates, [], everyone, weight, stop))
     quick = candidates.largest >= most
@@ -112,14 +112,14 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     candidates = Candidates.of(problem)
     elapsed = (lambda: clock() - started) if clock and started is not None else (lambda: None)
     if candidates.count == 0:
-        return infeasible(problem, "greedy", elapsed())
+        return infeasible_plan(problem, "greedy", elapsed())
     incumbent = Incumbent(candidates, [])
     start(candidates, incumbent)
     cap = int(candidates.largest.max())
     pool = np.ones(candidates.count, dtype=np.bool_)
     incumbent.offer(grow(candidates, [], pool, np.ones(candidates.count)))
     incumbent.offer(exchange(candidates, incumbent.members, pool, burden(candidates, cap)))
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="greedy",

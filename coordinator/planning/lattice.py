@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moe2.coordinator.planning.candidates import Candidates, tie_width
 from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
 
-WIDEST = 20
+MAX_LISTED = 20
 """Most experts whose subsets are ever listed: a million."""
 _PART = 1 << 18
 """Elementwise steps between two looks at the clock."""
@@ -21,7 +21,7 @@ _EVEN = 8 * float(np.finfo(np.float64).eps)
 """Steps of aggregation that differ by less, relative to the limit, are equal but for rounding."""
 
 
-@lru_cache(maxsize=WIDEST + 1)
+@lru_cache(maxsize=MAX_LISTED + 1)
 def sizes(width: int) -> NDArray[np.int8]:
     """Number of members of each of the 2^width panels; read-only."""
     counts = np.zeros(1 << width, dtype=np.int8)

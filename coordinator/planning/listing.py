@@ -16,7 +16,7 @@ import numpy as np
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
-MOST = 4
+MAX_JOINING = 4
 """Most experts that may join for listing."""
 _CHUNK_STEPS = 1e5
 """Elementwise steps between two looks at the clock: some hundred microseconds."""
@@ -32,17 +32,18 @@ def list_panels(
     incumbent: Incumbent,
     stop: Callable[[], bool],
     *,
-    most_steps: float = np.inf,
+    max_steps: float = np.inf,
 ) -> float | None:
-    """Offer the best feasible panels that hold `held` and up to `most` of `free`, more than which cannot join.
+    """Offer the incumbent the best feasible panels of all `held` experts and up to `most` of the `free` ones.
 
-    Returns what the panels that were not looked at can be worth at most, -inf where that is none that could be better
-    than the incumbent; None where nothing was listed: `most` is above MOST, or elementwise steps above `most_steps`.
+    most: no more than these can join. Returns an upper bound on the value of the panels that were not looked at, -inf
+    where none of them could be better than the incumbent. Returns None where nothing was listed, because `most` is
+    above MAX_JOINING or listing would take more elementwise steps than `max_steps`.
     """
-    if most > MOST or len(free) == 0:
+    if most > MAX_JOINING or len(free) == 0:
         return None
     listing = _Listing.of(candidates, held, free)
-    if most > 2 and listing.steps > most_steps:
+    if most > 2 and listing.steps > max_steps:
         return None
     listing.offer_singles(incumbent)
     if most == 1:
@@ -109,7 +110,7 @@ class _Listing:
     @property
     def steps_at_once(self) -> float:
         """Steps of crossing panels between two looks at the clock."""
-        return _PRODUCT_STEPS if self.candidates.problem.value.crosses_at_once else _CHUNK_STEPS
+        return _PRODUCT_STEPS if self.candidates.problem.value.crosses_as_product else _CHUNK_STEPS
 
     def fits(self, costs: FloatArray, room: IntArray, joining: int) -> BoolArray:
         """Which panels keep every limit. costs: (C, ...) of the `joining` experts of each; room: (...)."""
@@ -252,7 +253,7 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
         gains = np.where(extendable, reached - pairs.values[part, None], -np.inf)
         best = pairs.values[part] + _largest(np.maximum(gains, 0.0), 2)
         left = np.flatnonzero(best > incumbent.value + tie_width(incumbent.value))
-        for some in [left] if value.crosses_at_once and len(left) else left[:, None]:
+        for some in [left] if value.crosses_as_product and len(left) else left[:, None]:
             if not fourth.offer(part[some], base[some], gains[some]):
                 return upper
     return -np.inf

@@ -119,7 +119,7 @@ class Aggregation(_Vectors):
 
 
 @dataclass(frozen=True)
-class Budgets:
+class PanelBudgets:
     """What the request allows; None is no limit. Limits hold for the predictions at `quantile`.
 
     power_w: the fleet's cap in watts, for what it draws already (drawn_w) and the members' extra draw. one_at_a_time:
@@ -202,7 +202,7 @@ class Problem:
     p50: Costs
     p95: Costs
     aggregation: Aggregation
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: PanelBudgets = field(default_factory=PanelBudgets)
     power_w: FloatArray | None = None
     ruled_out: Mapping[str, str] = field(default_factory=dict)
 

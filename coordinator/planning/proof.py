@@ -29,7 +29,7 @@ class Cause(StrEnum):
 
     RULED_OUT = "ruled_out"
     """The request or the expert's state excludes it."""
-    TOO_DEAR_ALONE = "too_dear_alone"
+    INFEASIBLE_ALONE = "infeasible_alone"
     """It breaks a limit even without company."""
     NO_ROOM = "no_room"
     """It would break a limit beside the chosen, and the chosen are worth more."""
@@ -78,7 +78,7 @@ class Exclusion:
 
 _WORDS = {
     Cause.RULED_OUT: "ruled out",
-    Cause.TOO_DEAR_ALONE: "does not fit even alone",
+    Cause.INFEASIBLE_ALONE: "does not fit even alone",
     Cause.NO_ROOM: "does not fit beside the chosen",
     Cause.NO_GAIN: "adds nothing to the chosen",
     Cause.NOT_EXPLORED: "would fit and gain; the search was cut short",
@@ -196,7 +196,7 @@ def _exclusion(
     if name in problem.ruled_out:
         return Exclusion(name, Cause.RULED_OUT, problem.ruled_out[name], gain=gain)
     if alone:
-        return Exclusion(name, Cause.TOO_DEAR_ALONE, breaches=alone, gain=gain)
+        return Exclusion(name, Cause.INFEASIBLE_ALONE, breaches=alone, gain=gain)
     if beside:
         return Exclusion(name, Cause.NO_ROOM, breaches=beside, gain=gain)
     explored = gain is None or gain <= tie_width(gain)
@@ -228,7 +228,7 @@ def _offer(problem: Problem, by: Limit) -> Offer | None:
     )
 
 
-def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
+def infeasible_plan(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
     """The plan for a problem that no expert can serve, with the offers that would work."""
     proof = Proof(method, Status.INFEASIBLE, None, None, 0, elapsed_s)
     return Plan(
@@ -245,7 +245,7 @@ def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
     )
 
 
-def certified(
+def proven_plan(
     problem: Problem,
     members: Sequence[int],
     *,

@@ -23,7 +23,7 @@ from moe2.coordinator.planning import bounds, greedy, lattice, listing
 from moe2.coordinator.planning.bounds import envelope
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.value_table import ValueTable
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
@@ -170,10 +170,10 @@ class _Search:
         pool[node.free] = True
         return self.candidates.addable(list(node.held), pool)
 
-    def _settled(self, held: list[int], free: IntArray, upper: float, most_steps: float = np.inf) -> bool:
+    def _settled(self, held: list[int], free: IntArray, upper: float, max_steps: float = np.inf) -> bool:
         """Solve a node outright where its vertex is feasible or its subsets are few.
 
-        upper: bound of the node; what a listing had no time for goes back to the heap. most_steps: of a listing.
+        upper: bound of the node; what a listing had no time for goes back to the heap. max_steps: of a listing.
         """
         candidates = self.candidates
         if len(free) == 0:
@@ -193,8 +193,8 @@ class _Search:
             return True
         if self.list_up_to == 0:
             return False
-        most = candidates.most_joining(held, free)
-        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, most_steps=most_steps)
+        most = candidates.max_joining(held, free)
+        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, max_steps=max_steps)
         if left is not None and left > -np.inf:
             self._push(_Node(tuple(held), free, min(left, upper)))
         return left is not None
@@ -207,7 +207,7 @@ class _Search:
         for more than l others, where m could join, gives `sum x + (m - l) x_n <= m`.
         """
         candidates, size = self.candidates, len(held)
-        most = candidates.most_joining(held, free)
+        most = candidates.max_joining(held, free)
         costs, room = [np.ones(len(free))], [float(most)]
         for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
             start = max(size, 1)
@@ -275,7 +275,7 @@ def plan(
     spent = (lambda: clock() - started) if clock else None
     candidates = Candidates.of(problem)
     if candidates.count == 0:
-        return infeasible(problem, "branch", spent() if spent else None)
+        return infeasible_plan(problem, "branch", spent() if spent else None)
     if table is not None and table.covers(candidates) and (found := table.best(candidates)) is not None:
         members, value, nodes = found
         method, bound = "table", value
@@ -286,7 +286,7 @@ def plan(
         search.incumbent.thin()
         members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
         method = "branch"
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[members].tolist(),
         method=method,

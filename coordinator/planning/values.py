@@ -60,7 +60,7 @@ class SetValue(ABC):
     """
 
     kind: ClassVar[str]
-    crosses_at_once: ClassVar[bool] = False
+    crosses_as_product: ClassVar[bool] = False
     """`cross` is one matrix product, many times faster than elementwise steps."""
     states: FloatArray
     identity: float
@@ -125,7 +125,7 @@ class Coverage(SetValue):
     """Chance that at least one member answers well, members taken as independent: E[1 - prod(1 - p_n)]."""
 
     kind = "coverage"
-    crosses_at_once = True
+    crosses_as_product = True
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""

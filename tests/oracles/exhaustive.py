@@ -9,7 +9,7 @@ import numpy as np
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.problem import Problem, ProblemError, exceeds
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 
 _BLOCK_BITS = 12
 
@@ -22,7 +22,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     """
     started = clock() if clock else None
     experts = len(problem.names)
-    if experts > lattice.WIDEST:
+    if experts > lattice.MAX_LISTED:
         raise ProblemError(f"Brute force over {experts} experts would list 2^{experts} panels.")
     order = sorted(range(experts), key=problem.names.__getitem__)
     states = problem.value.states[order]
@@ -39,7 +39,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     masks, values = np.concatenate(kept_masks), np.concatenate(kept_values)
     elapsed_s = clock() - started if clock and started is not None else None
     if len(masks) == 0:
-        return infeasible(problem, "exhaustive", elapsed_s)
+        return infeasible_plan(problem, "exhaustive", elapsed_s)
     candidates = Candidates.of(problem)
     place = {int(n): position for position, n in enumerate(candidates.index)}
     incumbent = Incumbent(candidates, [])
@@ -47,7 +47,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     for mask in masks[values >= peak - 1e-8 * max(1.0, abs(peak))] if np.isfinite(peak) else masks[:1]:
         members = [place[order[bit]] for bit in range(experts) if int(mask) >> bit & 1]
         incumbent.offer(members)
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="exhaustive",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe2.coordinator.planning.bounds import Envelope, Tangent, envelope, settle
+from moe2.coordinator.planning.bounds import Envelope, Tangent, envelope, touching_points
 from moe2.coordinator.planning.values import CalibrationError, FloatArray, SetValue, calibrated
 
 _WIDEST_EXPONENT = 600.0
@@ -71,7 +71,7 @@ class FreeEnergyEnvelope(Envelope):
         self.least = np.maximum(rows.min(axis=0), _TINY)
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = settle(self.beta, shares, near, self.least)
+        touching, steps, spread = touching_points(self.beta, shares, near, self.least)
         total = self.held + touching
         scale = self.temperature / len(self.held)
         level = np.log(total)

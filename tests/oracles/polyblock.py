@@ -21,7 +21,7 @@ import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.values import FloatArray
 
 _BISECTIONS = 30
@@ -69,7 +69,7 @@ def plan(
     started = clock() if clock else 0.0
     candidates = Candidates.of(problem)
     if candidates.count == 0:
-        return infeasible(problem, "polyblock", clock() - started if clock else None)
+        return infeasible_plan(problem, "polyblock", clock() - started if clock else None)
     incumbent = Incumbent(candidates, [])
     for n in range(candidates.count):
         incumbent.offer([n])
@@ -101,7 +101,7 @@ def plan(
                     heapq.heappush(heap, (-value, child))
     bound = max(incumbent.value, -heap[0][0]) if heap else incumbent.value
     incumbent.thin()
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="polyblock",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.coordinator.planning import search
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem
+from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem
 from moe2.coordinator.planning.values import Coverage
 
 FloatArray = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ class Planner:
                 p50=costs,
                 p95=costs,
                 aggregation=aggregation,
-                budgets=Budgets(
+                budgets=PanelBudgets(
                     energy_j=_limit(problem.max_energy_j),
                     delay_s=_limit(problem.max_delay_s),
                     max_experts=problem.max_experts,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -25,7 +25,7 @@ def selector(tmp_path: Path) -> Selector:
     """Its gate takes every prompt for a poem."""
     path = write_gate(tmp_path / "gate.safetensors", ("poet", "clerk"), KINDS, PROFILE)
     gate, manifest = load_checkpoint(path)
-    return Selector(Appraiser(gate, manifest.kinds), {}, clock=lambda: 0.0)
+    return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
 
 
 def decide(selector: Selector, category: str | None) -> Selection:

@@ -78,7 +78,7 @@ def test_a_full_expert_that_would_do_is_load() -> None:
     """The other one has room, and is too slow."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), one(2, SLOW), busy=(5, 0))
     assert found.code == ErrorCode.INFEASIBLE_NOW
-    assert "agent-1/m would with less load" in found.message
+    assert "agent-1/m would keep them with less load" in found.message
     assert refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(5,)).code == ErrorCode.OVERLOADED
 
 
@@ -87,7 +87,7 @@ def test_an_expert_that_keeps_failing_may_come_back() -> None:
     barred = {"agent-1/m": "it has kept failing"}
     found = refused(asked(Wish(latency_budget_s=1.0), barred=barred), one(1), one(2, SLOW))
     assert found.code == ErrorCode.INFEASIBLE_NOW
-    assert "agent-1/m would, but it has kept failing" in found.message
+    assert "agent-1/m would keep them, but it has kept failing" in found.message
     excluded = frozenset({"agent-1/m"})
     assert (
         refused(asked(Wish(latency_budget_s=1.0), excluded=excluded), one(1), one(2, SLOW)).code == ErrorCode.INFEASIBLE

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles
 from moe2.coordinator.choosing.explain import decision_of
-from moe2.coordinator.choosing.panel_cost import USUAL_PANEL
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -76,7 +76,7 @@ def agents(decided: Selection) -> set[str]:
 def test_a_panel_is_the_usual_size_or_what_is_asked_for() -> None:
     """Of five equals."""
     five = [member(n) for n in range(5)]
-    assert len(panel(*five, mode=Mode.VOTE).members) == USUAL_PANEL
+    assert len(panel(*five, mode=Mode.VOTE).members) == DEFAULT_PANEL
     assert len(panel(*five, mode=Mode.VOTE, max_experts=5).members) == 5
     assert len(panel(*five, mode=Mode.RANK, max_experts=1).members) == 1
 
@@ -256,7 +256,7 @@ def test_without_a_word_of_a_mode_one_expert_answers() -> None:
 def gated(tmp_path: Path) -> Selector:
     """A gate that knows three models, good at 0.3, 0.5 and 0.7 of all prompts."""
     gate, manifest = load_checkpoint(write_gate(tmp_path / "gate.safetensors", ["one", "two", "three"], ["all"]))
-    return Selector(Appraiser(gate, manifest.kinds), {}, clock=lambda: 0.0)
+    return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
 
 
 def test_auto_has_choices_scored() -> None:
@@ -309,4 +309,4 @@ def test_the_decision_shows_the_panel() -> None:
     }
     assert decision.predicted is not None
     assert decision.predicted.energy_j == both(2.4)
-    assert decision.experts[2].reason == "its agent speaks protocol 1, and vote needs 2"
+    assert decision.experts[2].reason == "its agent speaks protocol 1, and mode vote needs 2"

@@ -15,7 +15,7 @@ from moe2.common.link.messages import SensorReport
 from moe2.coordinator.choosing.explain import Decision, decision_of, refusal_of
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.power_cap import draw_of
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, Mode, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -49,7 +49,7 @@ def decide(
     cap_w: float | None, experts: tuple[Expert, ...], powers: tuple[HostPower, ...], **fields: Any
 ) -> Selection | NoExpert:
     in_flight = fields.pop("in_flight", {})
-    chooser = Selector(Appraiser(None), {}, clock=lambda: 0.0, fleet_watts_cap_w=cap_w)
+    chooser = Selector(Scorer(None), {}, clock=lambda: 0.0, fleet_watts_cap_w=cap_w)
     asked = SelectionRequest(**{"model": "moe2", "demand": DEMAND, **fields})
     return chooser.select(asked, experts, in_flight, 0, powers)
 
@@ -236,7 +236,7 @@ def test_a_cap_without_room_tells_what_is_drawn_and_needed(cap_w: float, code: s
     assert refused.code == code
     assert f"cap of {cap_w:g} W" in refused.message
     assert "60 W are drawn" in refused.message
-    assert "would add is 50 W" in refused.message
+    assert "would add 50 W" in refused.message
     decision = refusal_of(refused)
     assert all(f"would exceed the fleet's cap of {cap_w:g} W" in (why or "") for why in reasons(decision).values())
 

@@ -85,7 +85,7 @@ def test_a_lost_agent_holds_nothing() -> None:
 
 def test_the_oldest_conversations_are_forgotten() -> None:
     """Memory is bounded."""
-    affinities = Affinities(most=2)
+    affinities = Affinities(max_conversations=2)
     chains = [prefixes(chat(text)) for text in "abc"]
     for chain in chains:
         affinities.answered(chain, KEY, usage())
@@ -95,9 +95,9 @@ def test_the_oldest_conversations_are_forgotten() -> None:
 def test_saved_tokens_leave_one_to_prefill() -> None:
     """An expert that the roster does not have changes nothing."""
     tokens = np.array([50, 60])
-    Affinity(OTHER, 40).save((KEY, OTHER), tokens)
-    Affinity(KEY, 400).save((KEY, OTHER), tokens)
-    Affinity("agent-9/m", 40).save((KEY, OTHER), tokens)
+    Affinity(OTHER, 40).subtract_cached((KEY, OTHER), tokens)
+    Affinity(KEY, 400).subtract_cached((KEY, OTHER), tokens)
+    Affinity("agent-9/m", 40).subtract_cached((KEY, OTHER), tokens)
     assert tokens.tolist() == [1, 20]
 
 

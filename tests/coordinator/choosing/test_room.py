@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -30,7 +30,7 @@ def test_an_expert_that_nobody_is_to_be_sent_to_is_not_chosen() -> None:
 def test_no_more_are_queued_with_an_agent_than_start_soon() -> None:
     """Two slots of one second each: four start within two seconds. Who comes then waits at the coordinator."""
     experts = [expert(slots=2, max_queue=32)]
-    short = Selector(Appraiser(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
+    short = Selector(Scorer(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
     asked = SelectionRequest(model="moe2", demand=Demand(10, 20))
     assert isinstance(short.select(asked, experts, {"agent-1/m": 5}, 0), Selection)
     refused = short.select(asked, experts, {"agent-1/m": 6}, 0)
@@ -41,7 +41,7 @@ def test_no_more_are_queued_with_an_agent_than_start_soon() -> None:
 def test_one_place_in_a_queue_is_always_used() -> None:
     """However slow it moves, it keeps the slot busy while the next request is on its way."""
     crawling = msgspec.structs.replace(speed(1000.0, 50.0, slots=1), service_s=100.0)
-    short = Selector(Appraiser(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
+    short = Selector(Scorer(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
     asked = SelectionRequest(model="moe2", demand=Demand(10, 20))
     experts = [expert(slots=1, max_queue=32, latency=crawling)]
     assert isinstance(short.select(asked, experts, {"agent-1/m": 1}, 0), Selection)

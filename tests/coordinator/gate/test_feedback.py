@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.coordinator.choosing.forecast import Roster
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.gate import feedback as feedback_module
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, Tally, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
@@ -92,19 +92,19 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_move_the_prior() -> None:
     """Twenty scores weigh as much as the prior itself."""
     book = FeedbackBook()
-    appraiser = Appraiser(None, tallies=book.tallies)
+    scorer = Scorer(None, tallies=book.tallies)
     good, bad = expert("a", "good-8b"), expert("b", "bad-8b")
-    appraiser.meet((good, bad))
+    scorer.fit((good, bad))
     roster = Roster((good, bad))
-    worth = appraiser.on_the_whole(roster)
-    assert appraiser.appraise("", roster).scores.tolist() == pytest.approx([0.5, 0.5])
+    worth = scorer.set_worth(roster)
+    assert scorer.score("", roster).scores.tolist() == pytest.approx([0.5, 0.5])
     for number in range(20):
         for model, score in (("good-8b", 1.0), ("bad-8b", 0.0)):
             answered(book, f"{model}-{number}", model=model)
             scored(book, f"{model}-{number}", score)
-    appraiser.scored()
-    assert appraiser.appraise("", roster).scores.tolist() == pytest.approx([0.75, 0.25])
-    assert appraiser.on_the_whole(roster) is not worth
+    scorer.tallies_changed()
+    assert scorer.score("", roster).scores.tolist() == pytest.approx([0.75, 0.25])
+    assert scorer.set_worth(roster) is not worth
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moe2.coordinator.planning import greedy, lattice, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.problem import Budgets
+from moe2.coordinator.planning.problem import PanelBudgets
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.values import FloatArray
@@ -49,7 +49,7 @@ def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
             continue
         incumbent = Incumbent(candidates, [])
         left = listing.list_panels(
-            candidates, [], free, candidates.most_joining([], free), incumbent, stop=after(looks // 2)
+            candidates, [], free, candidates.max_joining([], free), incumbent, stop=after(looks // 2)
         )
         best = exhaustive.plan(problem).proof.value
         assert best is not None
@@ -108,7 +108,7 @@ def test_a_listing_looks_at_the_clock_all_the_time(kind: str, monkeypatch: pytes
         cases.probabilities(rng, 256, 64),
         rng.lognormal(1.0, 0.8, 64),
         kind=kind,
-        budgets=Budgets(energy_j=30.0, max_experts=4),
+        budgets=PanelBudgets(energy_j=30.0, max_experts=4),
     )
     candidates = Candidates.of(problem)
     free, value = np.arange(candidates.count), problem.value
@@ -171,14 +171,14 @@ def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
         problem = cases.random_problem(rng, kind, 12)
         if number % 3 == 0:
             problem = cases.problem(
-                np.round(cases.probabilities(rng, 6, 12)), np.ones(12), kind=kind, budgets=Budgets(energy_j=5.0)
+                np.round(cases.probabilities(rng, 6, 12)), np.ones(12), kind=kind, budgets=PanelBudgets(energy_j=5.0)
             )
         problem = replace(problem, budgets=replace(problem.budgets, max_experts=int(rng.integers(3, 5))))
         candidates = Candidates.of(problem)
         if candidates.count == 0:
             continue
         free, incumbent = np.arange(candidates.count), Incumbent(candidates, [])
-        most = candidates.most_joining([], free)
+        most = candidates.max_joining([], free)
         left = listing.list_panels(candidates, [], free, most, incumbent, lambda: False)
         assert left == -np.inf
         assert incumbent.value == pytest.approx(exhaustive.plan(problem).proof.value, abs=2e-9)

@@ -10,7 +10,7 @@ import pytest
 
 from moe2.coordinator.planning import greedy, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
+from moe2.coordinator.planning.problem import Aggregation, PanelBudgets, Problem
 from moe2.coordinator.planning.proof import Plan, Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.value_table import ValueTable
@@ -51,7 +51,7 @@ def test_brute_force_is_the_best_over_all_panels_by_definition(kind: str) -> Non
             energy,
             delay,
             kind=kind,
-            budgets=Budgets(energy_j=joules, delay_s=seconds, max_experts=4),
+            budgets=PanelBudgets(energy_j=joules, delay_s=seconds, max_experts=4),
             aggregation=Aggregation(energy_j=growth, delay_s=growth, first_token_s=growth),
         )
 
@@ -106,7 +106,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeyp
         problem = cases.random_problem(rng, kind, 17, prompts=8)
         table = ValueTable.build(problem.value, 3)
         for scale in (0.02, 0.05, 0.1, 0.4, 1.0):
-            budgets = Budgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
+            budgets = PanelBudgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
             limited = cases.problem(
                 np.zeros((1, 17)),
                 problem.p95.energy_j,
@@ -179,7 +179,7 @@ def test_listing_small_panels_equals_brute_force(kind: str) -> None:
         incumbent = Incumbent(candidates, [])
         if held:
             incumbent.offer(held)
-        most = candidates.most_joining(held, free)
+        most = candidates.max_joining(held, free)
         left = listing.list_panels(candidates, held, free, most, incumbent, stop=lambda: False)
         others = {n for n in range(experts) if n not in candidates.index}
         forced = {problem.names[candidates.index[n]] for n in held}

@@ -11,7 +11,7 @@ import pytest
 from moe2.coordinator.planning import greedy, search
 from moe2.coordinator.planning.candidates import TIE
 from moe2.coordinator.planning.frontier import frontier
-from moe2.coordinator.planning.problem import Budgets, Limit, Problem
+from moe2.coordinator.planning.problem import Limit, PanelBudgets, Problem
 from moe2.coordinator.planning.proof import Cause, Plan, Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.value_table import TableError, ValueTable
@@ -34,7 +34,7 @@ def hard_problem(experts: int = 32) -> Problem:
     good = rng.random((128, experts)) < rng.uniform(0.2, 0.7, experts)
     chances: FloatArray = np.where(good, rng.uniform(0.9, 1, good.shape), rng.uniform(0, 0.1, good.shape))
     energy: FloatArray = rng.lognormal(1.0, 0.8, experts)
-    return cases.problem(chances, energy, budgets=Budgets(energy_j=float(energy.sum() * 0.06)))
+    return cases.problem(chances, energy, budgets=PanelBudgets(energy_j=float(energy.sum() * 0.06)))
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
@@ -43,7 +43,7 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
     problem = cases.problem(
         np.array([[0.9, 0.6, 0.5, 0.8, 0.0], [0.2, 0.7, 0.5, 0.8, 0.0]]),
         np.array([3.0, 2.0, 3.0, 9.0, 0.0]),
-        budgets=Budgets(energy_j=5.0),
+        budgets=PanelBudgets(energy_j=5.0),
         names=("a", "b", "c", "d", "e"),
         ruled_out={"c": "draining"},
     )
@@ -52,7 +52,7 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
     found = {exclusion.name: exclusion for exclusion in plan.exclusions}
     assert {name: exclusion.cause for name, exclusion in found.items()} == {
         "c": Cause.RULED_OUT,
-        "d": Cause.TOO_DEAR_ALONE,
+        "d": Cause.INFEASIBLE_ALONE,
         "e": Cause.NO_GAIN,
     }
     assert found["c"].detail == "draining"
@@ -63,7 +63,9 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
 def test_an_expert_without_room_says_what_the_panel_would_need() -> None:
     """The breach is that of the chosen panel with the expert in it."""
     plan = search.plan(
-        cases.problem(np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=Budgets(energy_j=5.0), names=("a", "b"))
+        cases.problem(
+            np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=PanelBudgets(energy_j=5.0), names=("a", "b")
+        )
     )
     (exclusion,) = plan.exclusions
     assert exclusion.cause is Cause.NO_ROOM
@@ -78,7 +80,7 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
         np.full((1, 3), 0.5),
         np.array([5.0, 8.0, 1.0]),
         np.array([2.0, 1.0, 9.0]),
-        budgets=Budgets(energy_j=4.0, delay_s=3.0),
+        budgets=PanelBudgets(energy_j=4.0, delay_s=3.0),
         names=("near", "quick", "slow"),
     )
     plan = solve(problem)
@@ -105,10 +107,10 @@ def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
 ) -> None:
     """Each rule decides where all the ones before it tie."""
     same = np.full((2, 3), 0.5)
-    one = Budgets(max_experts=1)
+    one = PanelBudgets(max_experts=1)
 
     def chosen(
-        energy: list[float], delay: list[float], names: tuple[str, ...], budgets: Budgets = one
+        energy: list[float], delay: list[float], names: tuple[str, ...], budgets: PanelBudgets = one
     ) -> tuple[str, ...]:
         problem = cases.problem(same, np.array(energy), np.array(delay), kind="best_of", names=names, budgets=budgets)
         return solve(problem).names
@@ -116,7 +118,7 @@ def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
     assert chosen([2, 1, 3], [1, 2, 3], ("a", "b", "c")) == ("b",)
     assert chosen([1, 1, 1], [2, 2, 1], ("a", "b", "c")) == ("c",)
     assert chosen([1, 1, 1], [1, 1, 1], ("z", "m", "n")) == ("m",)
-    assert chosen([0, 0, 0], [1, 1, 1], ("z", "m", "n"), Budgets()) == ("m",)
+    assert chosen([0, 0, 0], [1, 1, 1], ("z", "m", "n"), PanelBudgets()) == ("m",)
 
 
 def test_a_search_out_of_time_gives_a_feasible_panel_under_a_bound_that_holds() -> None:
