@@ -151,7 +151,7 @@ def test_an_expert_that_would_exceed_the_cap_is_out_and_the_plan_says_so() -> No
     assert isinstance(decided, Selection)
     decision = decision_of(decided)
     assert reasons(decision)["m-2B"] == (
-        "does not fit even alone: would exceed the fleet's cap of 100 W (510 W with it)"
+        "it does not keep the limits even alone: would exceed the fleet's cap of 100 W (510 W with it)"
     )
     assert decision.fleet_power is not None
     assert (decision.fleet_power.cap_w, decision.fleet_power.drawn_w) == (100.0, 20.0)

@@ -292,7 +292,7 @@ def test_every_expert_outside_has_a_reason() -> None:
     rows = {row.model: row for row in decision_of(decided).experts}
     assert rows["smollm-135m"].chosen
     assert rows["smollm-135m"].reason is None
-    assert "energy_j 20 > 2.5" in (rows["smollm-1700m"].reason or "")
+    assert "energy of 20 J exceeds 2.5 J" in (rows["smollm-1700m"].reason or "")
 
 
 def test_equal_inputs_are_planned_once() -> None:

@@ -56,7 +56,7 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
         "e": Cause.NO_GAIN,
     }
     assert found["c"].detail == "draining"
-    assert found["d"].detail == "does not fit even alone: energy_j 9 > 5"
+    assert found["d"].detail == "it does not keep the limits even alone: energy of 9 J exceeds 5 J"
     assert found["e"].gain == 0.0
 
 
@@ -89,9 +89,9 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
     assert plan.cheapest is not None
     assert plan.fastest is not None
     assert plan.cheapest.name == "near"
-    assert [str(breach) for breach in plan.cheapest.breaches] == ["energy_j 5 > 4"]
+    assert [str(breach) for breach in plan.cheapest.breaches] == ["energy of 5 J exceeds 4 J"]
     assert plan.fastest.name == "slow"
-    assert [str(breach) for breach in plan.fastest.breaches] == ["delay_s 9 > 3"]
+    assert [str(breach) for breach in plan.fastest.breaches] == ["latency of 9 s exceeds 3 s"]
 
 
 def test_no_offer_is_made_of_experts_that_are_ruled_out() -> None:
