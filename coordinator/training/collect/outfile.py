@@ -60,7 +60,7 @@ class Outfile:
             self._read()
 
     def answers(self, question: Question) -> dict[str, Answered]:
-        """The answers to a question by expert key. Raises OutfileError where the file holds its id for another prompt."""
+        """The answers to a question by expert key. Raises OutfileError where its id stands for another prompt."""
         row = self._rows.get(question.id)
         if row is None:
             return {}

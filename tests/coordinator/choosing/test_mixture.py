@@ -1,4 +1,4 @@
-"""Weights, and what a panel thinks of given texts: against values worked out by hand."""
+"""Tests of weights and mixtures against values worked out by hand."""
 
 from __future__ import annotations
 

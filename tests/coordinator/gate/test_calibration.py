@@ -1,4 +1,4 @@
-"""Calibration and its measure."""
+"""Tests of calibration and of its measure."""
 
 from __future__ import annotations
 

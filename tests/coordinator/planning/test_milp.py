@@ -1,4 +1,4 @@
-"""Larger fleets against HiGHS, where the problem is linear."""
+"""Tests of the search on larger fleets against the solver HiGHS, where the problem is linear."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every solver against brute force, and brute force against the definitions."""
+"""Tests of every solver against brute force, and of brute force against the definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems are checked when they are made, and limits mean what they say."""
+"""Tests of planning problems: their checks, and the meaning of their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says about itself: reasons, offers, gaps, ties and time."""
+"""Tests of what a plan says about itself: reasons, offers, gaps, ties and time."""
 
 from __future__ import annotations
 
