@@ -59,7 +59,7 @@ def best_by_milp(chances: FloatArray, energy: FloatArray, joules: float, most: i
 @pytest.mark.parametrize("experts", [12, 20, 28])
 @pytest.mark.parametrize("most", [None, 5])
 def test_best_of_equals_facility_location_by_highs(experts: int, most: int | None) -> None:
-    """Best-of-S is facility location, a linear mixed-integer program."""
+    """Best-of-set is facility location, a linear mixed-integer program that HiGHS solves."""
     rng = np.random.default_rng(experts)
     for share in (0.1, 0.3, 0.6):
         chances = rng.beta(0.8, 0.8, (20, experts))
