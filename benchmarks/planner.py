@@ -12,7 +12,7 @@ Fleets: 256 calibration prompts, log-normal joules, delays and aggregation that 
 are `graded` (logistic: prompt difficulty + expert strength + noise) or `decided` (near 0 or near 1, as after
 a sharp gate). PanelBudgets run from 3 % to 80 % of the joules of the whole fleet. Gaps are in percent of the
 value; for the free energy, which has no zero, in percent of what all experts are worth more than the worst.
-HiGHS solves best-of-S, the linear value; the first table has no delay budget, so that it solves the same
+HiGHS solves best-of-set, the linear value; the first table has no delay budget, so that it solves the same
 problem. On a machine with other work, wall times hold what the scheduler gave away; `--processor-time`
 counts, and limits the searches by, this process's time.
 """
