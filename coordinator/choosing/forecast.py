@@ -39,6 +39,26 @@ class Range:
         return None if p50 != p50 else Quantiles(p50, float(self.p95[place]))
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What one request takes on one expert, or on a panel. None is not measured."""
+
+    shape: RequestShape
+    """The request as the prediction took it to be."""
+    ttft_s: Quantiles | None
+    """Seconds until the first token."""
+    per_token_s: Quantiles | None
+    """Seconds per token after the first."""
+    total_s: Quantiles | None
+    """Seconds until the last token."""
+    energy_j: Quantiles | None
+    """Joules of the request."""
+    energy_quality: Quality | None = None
+    """Quality of the measurements that the joules rest on."""
+    transmit_s: float = 0.0
+    """Seconds of a round trip to the host; 0 before one was measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class Forecast:
     """What one request takes on each expert of a roster, in the roster's order."""
@@ -248,23 +268,3 @@ def _around(mean: FloatArray, factors: tuple[FloatArray, FloatArray], later_s: F
     """The quantiles of a cost with the given mean (N,), `later_s` later."""
     p50, p95 = factors
     return Range(mean * p50 + later_s, mean * p95 + later_s)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one request takes on one expert, or on a panel. None is not measured."""
-
-    shape: RequestShape
-    """The request as the prediction took it to be."""
-    ttft_s: Quantiles | None
-    """Seconds until the first token."""
-    per_token_s: Quantiles | None
-    """Seconds per token after the first."""
-    total_s: Quantiles | None
-    """Seconds until the last token."""
-    energy_j: Quantiles | None
-    """Joules of the request."""
-    energy_quality: Quality | None = None
-    """Quality of the measurements that the joules rest on."""
-    transmit_s: float = 0.0
-    """Seconds of a round trip to the host; 0 before one was measured."""

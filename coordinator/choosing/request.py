@@ -18,6 +18,12 @@ from moe2.coordinator.planning.problem import Quantile
 
 DEFAULT_CATEGORY = "default"
 MAX_CATEGORY_CHARACTERS = 200
+BYTES_PER_TOKEN = 4.0
+"""Rough UTF-8 bytes per token of English text; the expert's own tokenizer checks the real length again."""
+CHAT_OVERHEAD_TOKENS = 8
+"""Rough number of tokens that a chat template adds to each message."""
+ASSUMED_ANSWER_TOKENS = 256
+"""Planned length of an answer without a limit: most answers end by themselves long before the context does."""
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -117,6 +123,36 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     return fallback.model_copy(update=own)
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The length of a request's prompt and answer."""
+
+    prompt_tokens: int
+    """Estimated tokens of the prompt."""
+    max_tokens: int | None
+    """Most tokens of the answer; None where the client set no limit."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest answer that is planned for."""
+        return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The choices that a panel votes on."""
+
+    choices: tuple[str, ...]
+    """The possible answers, as the client will read them."""
+    length_normalised: bool = False
+    """True where their likelihoods are compared per byte."""
+
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens of all choices together, which an expert reads to score them."""
+        return sum(int(len(choice.encode()) / BYTES_PER_TOKEN) + 1 for choice in self.choices)
+
+
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
 
@@ -154,44 +190,6 @@ class SelectionRequest:
     """The modes that can serve the request."""
     choice_tokens: int | None = None
     """Estimated tokens of all given choices together; None where there are none."""
-
-
-@dataclass(frozen=True)
-class Ballot:
-    """The choices that a panel votes on."""
-
-    choices: tuple[str, ...]
-    """The possible answers, as the client will read them."""
-    length_normalised: bool = False
-    """True where their likelihoods are compared per byte."""
-
-    @property
-    def tokens(self) -> int:
-        """Estimated tokens of all choices together, which an expert reads to score them."""
-        return sum(int(len(choice.encode()) / BYTES_PER_TOKEN) + 1 for choice in self.choices)
-
-
-BYTES_PER_TOKEN = 4.0
-"""Rough UTF-8 bytes per token of English text; the expert's own tokenizer checks the real length again."""
-CHAT_OVERHEAD_TOKENS = 8
-"""Rough number of tokens that a chat template adds to each message."""
-ASSUMED_ANSWER_TOKENS = 256
-"""Planned length of an answer without a limit: most answers end by themselves long before the context does."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """The length of a request's prompt and answer."""
-
-    prompt_tokens: int
-    """Estimated tokens of the prompt."""
-    max_tokens: int | None
-    """Most tokens of the answer; None where the client set no limit."""
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens of the longest answer that is planned for."""
-        return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Outcomes: tables of how well each expert answered each prompt, read from Parquet or JSON lines and checked.
 
 One row is one prompt. `read_outcomes` reads a file into an `Outcomes` table; below it are the checks of its columns and
-the readers of the two formats, which question sets use as well.
+`read_columns`, the reader of both formats, which question sets use as well.
 """
 
 from __future__ import annotations
@@ -114,14 +114,7 @@ def read_outcomes(path: Path) -> Outcomes:
 
     Raises OutcomesError, which names line and column, for anything that cannot be used.
     """
-    if not path.is_file():
-        raise OutcomesError(f"There is no outcomes file {path}.", remedy="Give a .parquet or .jsonl file.")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        columns, unit = read_jsonl(path)
-    elif path.suffix.lower() == ".parquet":
-        columns, unit = read_parquet(path)
-    else:
-        raise OutcomesError(f"{path} is neither .parquet nor .jsonl.", remedy="Convert it to one of the two.")
+    columns, unit = read_columns(path, "outcomes")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return outcomes_from_columns(columns, place=str(path), unit=unit, digest=digest)
 
@@ -234,7 +227,22 @@ class _Checker:
             first[name] = row
 
 
-def read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+def read_columns(path: Path, content: str) -> tuple[dict[str, Sequence[object]], str]:
+    """Read a table: its columns by name, with None where empty, and what its rows are called, such as "line".
+
+    path: Parquet (.parquet) or JSON lines (.jsonl, .ndjson). content: what errors call it, such as "outcomes". Raises
+    OutcomesError, which names the line where it can.
+    """
+    if not path.is_file():
+        raise OutcomesError(f"There is no {content} file {path}.", remedy="Give a .parquet or .jsonl file.")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_jsonl(path)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    raise OutcomesError(f"{path} is neither .parquet nor .jsonl.", remedy="Convert it to one of the two.")
+
+
+def _read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
     """Read a JSON lines file: its columns, and "line" as what its rows are called.
 
     Raises OutcomesError, which names the line, for anything but objects. Blank lines are refused, because they hide
@@ -271,7 +279,7 @@ def _flattened(row: dict[str, object], path: Path, number: int) -> dict[str, obj
     return flat
 
 
-def read_parquet(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+def _read_parquet(path: Path) -> tuple[dict[str, Sequence[object]], str]:
     """Read a Parquet file: its columns, and "row" as what its rows are called. Raises OutcomesError."""
     try:
         import pyarrow as pa

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.training.collect.scoring import LETTERS, Metric, last_number
-from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_jsonl, read_parquet
+from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_columns
 
 REQUIRED = ("id", "prompt", "gold", "metric")
 
@@ -41,14 +41,7 @@ class Question:
 
 def read_questions(path: Path) -> tuple[Question, ...]:
     """Read a question set from a .jsonl, .ndjson or .parquet file. Raises Moe2Error, which names line and column."""
-    if not path.is_file():
-        raise QuestionsError(f"There is no question file {path}.", remedy="Give a .jsonl or .parquet file.")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        columns, unit = read_jsonl(path)
-    elif path.suffix.lower() == ".parquet":
-        columns, unit = read_parquet(path)
-    else:
-        raise QuestionsError(f"{path} is neither .jsonl nor .parquet.", remedy="Convert it to one of the two.")
+    columns, unit = read_columns(path, "question")
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise QuestionsError(

@@ -76,7 +76,7 @@ def test_a_fault_names_line_and_column(tmp_path: Path, change: dict[str, Any], t
         ("q.jsonl", '{"id": "a"\n', "line 1: not JSON"),
         ("q.jsonl", "", "no column"),
         ("q.jsonl", '{"id": "a", "prompt": "b"}\n', "no column 'gold', 'metric'"),
-        ("q.txt", "", "neither .jsonl nor .parquet"),
+        ("q.txt", "", "neither .parquet nor .jsonl"),
         ("q.parquet", "junk", "not a readable Parquet file"),
     ],
 )
