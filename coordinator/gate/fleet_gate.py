@@ -75,7 +75,7 @@ class FleetGate:
             for facts, column in zip(fleet, self._column, strict=True)
         )
         self.tau = gate.tau if gate else PRIOR_TAU
-        self.notices = self._told(trained)
+        self.notices = self._notices(trained)
 
     def predict(self, prompt: str, kind: int | None = None) -> FleetPrediction:
         """The gate's prediction for a prompt. Where the gate fails it does not raise: priors stand in, with a warning.
@@ -126,9 +126,9 @@ class FleetGate:
         p = np.array([prior.probability(np.empty(0)) for prior in self._blind])
         return FleetPrediction(p, p / self.tau, np.zeros(p.size, dtype=bool), warning)
 
-    def _told(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:
+    def _notices(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:
         """Notices for the operator about how names were matched and which experts have a prior only."""
-        told = [
+        notices = [
             HealthWarning(
                 code="gate_expert_mapped",
                 severity=Severity.NOTICE,
@@ -138,7 +138,7 @@ class FleetGate:
             for name, column in zip(self.experts, self._column, strict=True)
             if column is not None and trained[column] != name
         ]
-        told += [
+        notices += [
             HealthWarning(
                 code="gate_expert_prior",
                 severity=Severity.NOTICE,
@@ -148,7 +148,7 @@ class FleetGate:
             for prior in (self._priors if self._gate else self._blind)
             if prior is not None
         ]
-        return tuple(told)
+        return tuple(notices)
 
 
 def _match(name: str, trained: Sequence[str]) -> int | None:

@@ -49,10 +49,10 @@ class Candidates:
         order = np.array(sorted(range(experts), key=names.__getitem__), dtype=np.intp)
         largest = np.full(experts, problem.largest_panel, dtype=np.intp)
         sizes = np.arange(1, experts + 1)
-        for most in problem.max_limits():
-            ceiling = most.limit + ROUNDING * abs(most.limit)
+        for limit in problem.max_limits():
+            ceiling = limit.limit + ROUNDING * abs(limit.limit)
             # by_size never falls, so the sizes that an expert may be in are a prefix of 1..N.
-            fits = most.cost[:, None] + most.by_size[None, 1:] <= ceiling
+            fits = limit.cost[:, None] + limit.by_size[None, 1:] <= ceiling
             largest = np.minimum(largest, np.where(fits, sizes, 0).max(axis=1))
         limits = problem.sum_limits()
         sums = np.array([limit.cost for limit in limits]).reshape(len(limits), experts)

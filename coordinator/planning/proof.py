@@ -190,10 +190,10 @@ def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ..
         held = float(total.cost[chosen].sum())
         _note(alone, outside, total, total.cost + total.by_size[1])
         _note(beside, outside, total, total.cost + (held + total.by_size[size]))
-    for most in problem.max_limits():
-        held = float(most.cost[chosen].max()) if chosen else 0.0
-        _note(alone, outside, most, most.cost + most.by_size[1])
-        _note(beside, outside, most, np.maximum(most.cost, held) + most.by_size[size])
+    for limit in problem.max_limits():
+        held = float(limit.cost[chosen].max()) if chosen else 0.0
+        _note(alone, outside, limit, limit.cost + limit.by_size[1])
+        _note(beside, outside, limit, np.maximum(limit.cost, held) + limit.by_size[size])
     return tuple(
         _exclusion(problem, n, tuple(alone.get(n, ())), tuple(beside.get(n, ())), gain)
         for n, gain in zip(outside, gains, strict=True)

@@ -1,4 +1,4 @@
-"""Brute force over every panel: the oracle for the other solvers, up to some twenty experts."""
+"""Brute force over every panel: the reference for the other solvers, for up to twenty experts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _BLOCK_BITS = 12
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
-    """Look at all 2^N panels with none of the shortcuts of the other solvers. Raises ProblemError above 20
-    experts.
+    """The plan with the best of all 2^N panels, found with none of the shortcuts of the other solvers.
 
-    Ties as in Candidates.preference, over all panels. O(2^N (M + N)) time, blocks of 2^12 panels at a time.
+    `Candidates.preference` settles ties over all panels. It takes O(2^N (M + N)) time, in blocks of 2^12 panels. Raises
+    ProblemError above 20 experts.
     """
     started = clock() if clock else None
     experts = len(problem.names)
@@ -59,7 +59,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
 
 
 def _feasible(problem: Problem, order: list[int], masks: np.typing.NDArray[np.intp]) -> np.typing.NDArray[np.bool_]:
-    """Which panels keep every limit; straight from the definitions."""
+    """True for each panel of `masks` that keeps every limit, straight from the definitions."""
     experts = len(order)
     members = (masks[:, None] >> np.arange(experts) & 1).astype(np.bool_)
     sizes = members.sum(axis=1)

@@ -66,7 +66,7 @@ class Asker:
         """All experts that can be asked, in the order of their agents' ids. Raises UnreachableError."""
         status, content, _ = await self._send("GET", "/v1/moe2/fleet")
         if status != 200:
-            raise UnreachableError(f"The coordinator's fleet cannot be read: {_told(content, status)}")
+            raise UnreachableError(f"The coordinator's fleet cannot be read: {_error_text(content, status)}")
         try:
             fleet = msgspec.json.decode(content, type=CoordinatorStatus)
         except msgspec.DecodeError as error:
@@ -99,7 +99,7 @@ class Asker:
             if status == 200:
                 return _answered(question, expert, content)
             if status not in (429, 503) or attempt == ATTEMPTS:
-                raise AskError(_told(content, status))
+                raise AskError(_error_text(content, status))
             await asyncio.sleep(min(MAX_PAUSE_S, float(retry_after or 1)))
         raise AssertionError("the last attempt returns or raises")
 
@@ -244,7 +244,7 @@ def _answered(question: Question, expert: LiveExpert, content: bytes) -> Answere
         raise AskError(f"The answer is not understood ({type(error).__name__}: {error}).") from error
 
 
-def _told(content: bytes, status: int) -> str:
+def _error_text(content: bytes, status: int) -> str:
     """The message in an OpenAI-shaped error's body with its HTTP status, or the status alone."""
     try:
         return f"{msgspec.json.decode(content)['error']['message']} (HTTP {status})"

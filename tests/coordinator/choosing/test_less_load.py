@@ -156,7 +156,7 @@ def test_load_is_the_cause_exactly_where_an_idle_fleet_would_do(
     elapsed_s: float,
     max_experts: int | None,
 ) -> None:
-    """In every mode; and until the named time is up, but no longer, an idle fleet keeps what is left."""
+    """Load is named as the cause, in every mode, exactly while an idle fleet would keep the budgets that are left."""
     experts = [one(n, speed(prefill, decode, slots=1)) for n, (prefill, decode, _) in enumerate(speeds)]
     wish = Wish(
         mode=mode, latency_budget_s=latency_s, ttft_budget_s=ttft_s, energy_budget_j=energy_j, max_experts=max_experts
