@@ -1,4 +1,4 @@
-"""The coordinator's command line: reads argv, configures logging, exits."""
+"""The command line of `moe2-coordinator`: parses the arguments and runs the command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, 
 
 
 def main() -> None:
-    """Entry point of `moe2-coordinator`."""
+    """Runs `moe2-coordinator` and exits with the command's status."""
     sys.exit(execute(_parser()))
 
 

@@ -1,4 +1,4 @@
-"""The coordinator's composition root: builds the collaborators, opens the listeners, ends them in order."""
+"""The coordinator's composition root: builds all parts, opens the listeners, and ends them in order."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ GOODBYE_S = 2.0
 
 
 class CoordinatorDaemon:
-    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
+    """The coordinator's daemon. `run()` serves until SIGTERM or SIGINT, then drains; SIGHUP reads the settings again.
 
-    load: reads the configuration; None if there is none to read again.
-    `api_url` and `agents_url` are known once `listening` is set, also where the configured port is 0.
+    load: reads the configuration; None if there is none to read again. `api_url` and `agents_url` are known once
+    `listening` is set, also where the configured port is 0.
     """
 
     def __init__(
@@ -143,15 +143,15 @@ class CoordinatorDaemon:
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
     def stop(self) -> None:
-        """Drain and end `run()`."""
+        """Asks `run()` to drain and to end."""
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again and apply what can be applied."""
+        """Reads the configuration again and applies the settings that a running daemon can take."""
         self._reload.reload()
 
     async def run(self) -> None:
-        """Serve until `stop()`. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
+        """Serves until `stop()` is called. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -191,6 +191,7 @@ class CoordinatorDaemon:
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
+        """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
         totals, dispatch = self._service.totals, self._service.status()
@@ -233,7 +234,7 @@ class CoordinatorDaemon:
         return self._reload.running
 
     def _apply(self, former: CoordinatorSettings, settings: CoordinatorSettings) -> None:
-        """Go on with other settings. What can fail comes first, so that a failure changes nothing."""
+        """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
         appraiser = _appraiser(selection.gate, self._feedback)
@@ -325,7 +326,7 @@ class CoordinatorDaemon:
                 self._service.agent_evicted(agent_id)
 
     async def _keep_trust(self) -> None:
-        """Act on certificates that were replaced and agents that were revoked."""
+        """Loads certificates that were replaced and disconnects agents that were revoked, again and again."""
         while True:
             self._tls.load_changed()
             self._hub.turn_out()
@@ -338,7 +339,7 @@ class CoordinatorDaemon:
 
 
 def _known(file: FeedbackFile) -> list[Feedback]:
-    """Former scores. Raises `Moe2Error` for a file that cannot be read."""
+    """Reads the scores that were given earlier. Raises `Moe2Error` for a file that cannot be read."""
     try:
         found = file.read()
     except OSError as error:
@@ -352,7 +353,10 @@ def _known(file: FeedbackFile) -> list[Feedback]:
 
 
 def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
-    """The trained gate, or priors. Raises `CheckpointError` for a checkpoint that cannot be used."""
+    """Makes the judge of experts' quality: the trained gate, or priors where there is none.
+
+    Raises `CheckpointError` for a checkpoint that cannot be used.
+    """
     if checkpoint is None:
         return Appraiser(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
@@ -368,11 +372,11 @@ async def _listen(
     section: str,
     header_timeout_s: float,
 ) -> int:
-    """Open a TCP listener for the length of the stack; returns its port.
+    """Opens a TCP listener for the length of the stack, and returns its port.
 
-    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
-    keepalive_timeout: aiohttp counts from the connection, or the last answer, to the end of a request's header.
-    auto_decompress: aiohttp would unpack as bytes come, on the loop, whoever sends them.
+    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders. keepalive_timeout:
+    aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
+    aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
     app.middlewares.insert(0, leave_rest_unparsed)
     runner = web.AppRunner(

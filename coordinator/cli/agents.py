@@ -1,4 +1,7 @@
-"""`moe2-coordinator agents`: who may connect. Works on the register's file, whether the coordinator runs or not."""
+"""The command `moe2-coordinator agents`: which agents may connect.
+
+It works on the register's file, whether the coordinator runs or not.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ Act = Callable[[argparse.Namespace, RegisterFile], int]
 def add_commands(
     commands: Commands[Command], *, add_options: Callable[[argparse.ArgumentParser], None], open_: Open
 ) -> None:
-    """Add every command. add_options: what each takes to find the file; open_: finds it."""
+    """Adds every subcommand of `agents`.
+
+    add_options: adds the options with which each finds the register. open_: opens the register that they name.
+    """
 
     def leaf(group: Commands[Command], name: str, act: Act, description: str, *examples: str) -> Command:
         summary = description.partition(".")[0]
@@ -210,7 +216,7 @@ def _validity(token: EnrolmentToken, now_unix_s: float) -> str:
 
 
 def _without_digest(value: EnrolmentToken | EnrolledAgent) -> dict[str, object]:
-    """The digest of a secret proves nothing, but nobody needs it either."""
+    """Returns a record's fields without the digest of its secret, which proves nothing but which nobody needs either."""
     content = {name: getattr(value, name) for name in value.__struct_fields__}
     del content["sha256"]
     built: dict[str, object] = msgspec.to_builtins(content)

@@ -1,6 +1,6 @@
-"""`moe2-coordinator keys`: makes, lists and revokes API keys. The running coordinator notices by itself.
+"""The command `moe2-coordinator keys`: makes, lists and revokes API keys.
 
-Neither secrets nor their digests are shown, but for a new key, once.
+The running coordinator notices changes by itself. A secret is shown once, when its key is made, and its digest never.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SHOWN_BUDGETS = {
 
 
 def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
-    """Every field but the digest, unknown ones as null."""
+    """Returns every field of a key's record but the digest, for JSON; unknown ones are null."""
     return {
         "id": key.id,
         "name": key.name,
@@ -62,7 +62,7 @@ def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
 
 
 def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
-    """The keys for a terminal, in the order in which they were made."""
+    """Draws the keys as a table for a terminal, in the order in which they were made."""
     if not keys:
         return Text("There are no keys yet. Make one: moe2-coordinator keys create NAME", style="dim")
     table: Table = terminal_parts.figures_table("Key", "State", "May", *_LIMITS, "Default budgets", right=_LIMITS)
@@ -83,7 +83,7 @@ def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
 
 
 def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
-    """The keys for a pipe, one per line."""
+    """Writes the keys for a pipe, one per line."""
     return [
         fact_line(
             "key",
@@ -122,7 +122,7 @@ def _limit(value: float | None) -> Text:
 
 
 def _figure(value: float) -> str:
-    """As it was set: 60, not 60.0."""
+    """Formats a limit as it was set: 60, not 60.0."""
     return str(int(value)) if value == int(value) else figures.number(value)
 
 
@@ -138,7 +138,7 @@ _BUDGETS = ("energy_budget_j", "latency_budget_s", "ttft_budget_s", "tpot_budget
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`keys create | list | revoke`"""
+    """Adds the subcommands `create`, `list` and `revoke` and their options."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_create(commands)
 
@@ -257,7 +257,7 @@ def _options(arguments: argparse.Namespace, now_unix_s: float) -> KeyOptions:
 
 
 def _check_name(name: str, keys: KeySet, now_unix_s: float) -> None:
-    """Two active keys of one name could not be told apart by it."""
+    """Raises Moe2Error if an active key has the name already: the two could not be told apart by it."""
     for key in keys.keys:
         if key.name == name and key.state(now_unix_s) is KeyState.ACTIVE:
             raise Moe2Error(

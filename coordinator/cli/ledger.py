@@ -1,6 +1,6 @@
-"""`moe2-coordinator ledger`: sums and single requests of the ledger, whether the coordinator runs or not.
+"""The command `moe2-coordinator ledger`: shows or exports what requests have cost, whether the coordinator runs or not.
 
-Rows come out as tables, plain lines, CSV or JSON.
+Rows are written as a table, as plain lines, as CSV or as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REQUEST_FIGURES = ("In", "Out", "First", "Whole", "Joules", "Wasted")
 
 
 def picture(rows: Rows, by: str) -> RenderableType:
-    """The rows for a terminal. by: heading of the sums' groups."""
+    """Draws the rows as a table for a terminal. by: the heading of the column of groups."""
     if not rows:
         return Text("The ledger has no request in this span.", style="dim")
     table = parts.figures_table(by.capitalize(), *_SUM_FIGURES, right=_SUM_FIGURES)
@@ -49,17 +49,17 @@ def picture(rows: Rows, by: str) -> RenderableType:
 
 
 def lines(rows: Rows) -> list[str]:
-    """The rows for a pipe: one line each."""
+    """Writes the rows for a pipe, one line each."""
     return [fact_line("request" if isinstance(row, RequestRow) else "sum", **_facts(row)) for row in rows]
 
 
 def as_json(rows: Rows) -> str:
-    """All rows as one document; what is unknown is null."""
+    """Writes all rows as one JSON document; unknown figures are null."""
     return msgspec.json.encode(rows).decode()
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:
-    """A header and one line per row; what is unknown is empty. Wasted joules have a column for each cause."""
+    """Writes a header and one line per row; unknown figures are empty. Wasted joules have a column for each cause."""
     causes = sorted({cause for row in rows for cause in row.wasted_j})
     kind = type(rows[0]) if rows else SumRow
     names = [name for name in kind.__struct_fields__ if name != "wasted_j"]
@@ -154,7 +154,7 @@ SHOWN_REQUESTS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Adds the options of `ledger`."""
     parser.add_argument(
         "--by", type=By, choices=tuple(By), default=By.KEY, help="what the sums are split by (default: %(default)s)"
     )
@@ -173,7 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print or export; raises `Moe2Error` if the ledger cannot be read."""
+    """Prints or exports the rows and returns the exit code. Raises `Moe2Error` if the ledger cannot be read."""
     path = arguments.database or _configured(arguments.config)
     span = _span(arguments)
     is_export = arguments.csv is not None or arguments.json
@@ -193,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def moment(text: str) -> datetime:
-    """A day's beginning, or a moment; UTC where no offset is given. Raises ArgumentTypeError."""
+    """Parses a day, as its beginning, or a moment; UTC where no offset is given. Raises ArgumentTypeError."""
     if text == "today":
         return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:

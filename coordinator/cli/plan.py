@@ -1,4 +1,4 @@
-"""`moe2-coordinator plan`: asks the running coordinator what it would decide, and draws the answer."""
+"""The command `moe2-coordinator plan`: asks the running coordinator what it would decide, and shows the answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ PIPED_WIDTH = 240
 def show_plan(
     socket: Path, prompt: str, wish: dict[str, Any], *, model: str, max_tokens: int | None, as_json: bool
 ) -> int:
-    """Print the plan; 0 if an expert would answer, 1 if none would. Raises `Moe2Error` if it cannot be asked for."""
+    """Prints the plan and returns the exit code: 0 if an expert would answer, 1 if none would.
+
+    Raises `Moe2Error` if the coordinator cannot be asked.
+    """
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "moe2": wish}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
@@ -49,7 +52,7 @@ def show_plan(
 
 
 def draw(answer: PlanAnswer, console: Console) -> None:
-    """The plan as a table of the experts, the proof and the frontier."""
+    """Draws the plan: the experts, the proof, and the frontier of energy and latency."""
     if answer.decision:
         console.print(_experts(answer.decision))
         proof = answer.decision.proof
@@ -75,7 +78,7 @@ def draw(answer: PlanAnswer, console: Console) -> None:
 
 
 def _panel(decision: Decision) -> Iterator[str]:
-    """Who works together, and what they take together; nothing where one expert answers."""
+    """Yields the lines about a panel: its experts and their cost together. Yields nothing where one expert answers."""
     members = sorted((row for row in decision.experts if row.weight is not None), key=lambda row: -(row.weight or 0.0))
     if not members or decision.predicted is None:
         return
@@ -148,7 +151,7 @@ def _frontier(answer: PlanAnswer) -> Table:
 
 
 def _told(content: str) -> str:
-    """The sentence in an OpenAI-shaped error."""
+    """Returns the message of an error in OpenAI's shape."""
     try:
         return str(msgspec.json.decode(content)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""`moe2-coordinator status`: how the fleet looks, drawn and plain."""
+"""The command `moe2-coordinator status`: the fleet as a table or as plain lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 
 def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
-    """Print the status; returns the exit code: 0 healthy, 1 degraded, 2 not running."""
+    """Prints the status and returns the exit code: 0 healthy, 1 degraded, 2 not running."""
     return show(VIEW, socket, as_json=as_json, watch=watch)
 
 
@@ -25,7 +25,7 @@ def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
-    """The status for a terminal: the coordinator, what is wrong anywhere, the agents, one row per expert."""
+    """Draws the status for a terminal: the coordinator, all warnings, the agents, and one row per expert."""
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(terminal_parts.warnings_panel(status.warnings))
@@ -100,7 +100,7 @@ def _host(agent: AgentRow) -> str:
 
 
 def _power_cell(agent: AgentRow) -> Text:
-    """Every sensor that can be read, each on its own: their scopes overlap, so they are not added up."""
+    """Shows every sensor that can be read on its own: their scopes overlap, so they are not added up."""
     present = [sensor for sensor in agent.sensors if sensor.state == "present"]
     if not present:
         return Text(UNMEASURED, style="dim")
@@ -111,7 +111,7 @@ def _power_cell(agent: AgentRow) -> Text:
 
 
 def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
-    """The status for a pipe: one fact per line, each a word and key=value pairs."""
+    """Writes the status for a pipe: one fact per line, each a word and key=value pairs."""
     output = [
         fact_line(
             "coordinator",

@@ -1,6 +1,7 @@
-"""Who may ask what on the API listener: the key of every request is checked before anything else is done for it.
+"""Access control of the API listener: which key may use which route, and how often.
 
-The middleware leaves what it found out on the request, for its handler.
+The key of a request is checked before anything else is done for it. The middleware stores what it found on the request,
+where the handler reads it (`PRINCIPAL`, `STILL_WELCOME`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,23 @@ from aiohttp.typedefs import Handler, Middleware
 from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.http.errors import ApiError, refused
-from moe2.coordinator.http.paths import ASSETS_PATH, EVENTS_PATH, FEEDBACK_PATH, LEDGER_PATH, OPENAPI_PATH, PLAN_PATH
+from moe2.coordinator.http.paths import (
+    ASSETS_PATH,
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    EVENTS_PATH,
+    FEEDBACK_PATH,
+    FLEET_PATH,
+    HEALTH_PATH,
+    INDEX_PATH,
+    LEDGER_PATH,
+    METRICS_PATH,
+    MODEL_PATH,
+    MODELS_PATH,
+    OPENAPI_PATH,
+    PLAN_PATH,
+    READINESS_PATH,
+)
 from moe2.coordinator.keys.keys import ANYBODY, KeyRecord, Principal, Refusal, Scope
 from moe2.coordinator.keys.store import KeyRing
 
@@ -26,23 +43,23 @@ INFER = frozenset({Scope.INFER})
 OBSERVE = frozenset({Scope.OBSERVE})
 
 ROUTES: dict[str, frozenset[Scope]] = {
-    # A route's pattern, and the scopes of which a key must have one. OPEN: no key is asked for.
-    "/": OPEN,
+    INDEX_PATH: OPEN,
     ASSETS_PATH + "{name}": OPEN,
-    "/healthz": OPEN,
-    "/readyz": OPEN,
+    HEALTH_PATH: OPEN,
+    READINESS_PATH: OPEN,
     OPENAPI_PATH: OPEN,
-    "/v1/chat/completions": INFER,
-    "/v1/completions": INFER,
+    CHAT_PATH: INFER,
+    COMPLETIONS_PATH: INFER,
     PLAN_PATH: INFER,
     FEEDBACK_PATH: INFER,
-    "/v1/models": EITHER,
-    "/v1/models/{model}": EITHER,
-    "/v1/moe2/fleet": OBSERVE,
+    MODELS_PATH: EITHER,
+    MODEL_PATH: EITHER,
+    FLEET_PATH: OBSERVE,
     LEDGER_PATH: OBSERVE,
     EVENTS_PATH: OBSERVE,
-    "/metrics": OBSERVE,
+    METRICS_PATH: OBSERVE,
 }
+"""The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 
 REFUSALS_LOGGED_PER_MINUTE = 60
 
@@ -50,10 +67,10 @@ log = structlog.get_logger()
 
 
 class Guard:
-    """Lets a request through to its handler with `PRINCIPAL` set, or answers 401, 403 or 429.
+    """The middleware that lets a request through with `PRINCIPAL` set, or answers 401, 403 or 429.
 
-    keys: None where none are required; then only what a browser marks as another site's is refused.
-    clock: monotonic seconds.
+    keys: the keys in force; None where no keys are required: then only requests that a browser marks as another site's
+    are refused. clock: monotonic seconds.
     """
 
     def __init__(self, keys: KeyRing | None, *, clock: Callable[[], float] = monotonic) -> None:
@@ -65,15 +82,17 @@ class Guard:
 
     @property
     def middleware(self) -> Middleware:
+        """The guard as an aiohttp middleware."""
+
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._admit(request)
+            self._check(request)
             return await handler(request)
 
         return guard
 
-    def _admit(self, request: web.Request) -> None:
-        """Raises `ApiError`."""
+    def _check(self, request: web.Request) -> None:
+        """Lets the request pass, or raises `ApiError`."""
         scopes = _scopes_of(request)
         if scopes == OPEN:
             return
@@ -87,12 +106,13 @@ class Guard:
             wanted = " or ".join(sorted(scopes))
             text = f"This key may not do that: it lacks the scope {wanted}."
             raise refused(ErrorCode.INSUFFICIENT_SCOPE, text)
-        self._take(principal)
+        self._limit_rate(principal)
         request[PRINCIPAL] = principal
         keys, key_id = self._keys, record.id
         request[STILL_WELCOME] = lambda: keys.is_active(key_id)
 
     def _record(self, request: web.Request, keys: KeyRing) -> KeyRecord:
+        """Returns the record of the key that the request presents. Raises `ApiError` (401) where none is accepted."""
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             raise _unauthorized("An API key is needed: 'Authorization: Bearer KEY'.")
@@ -114,7 +134,8 @@ class Guard:
             case Refusal.UNKNOWN:
                 raise _unauthorized("The API key is wrong.")
 
-    def _take(self, principal: Principal) -> None:
+    def _limit_rate(self, principal: Principal) -> None:
+        """Counts the request against its key's rate. Raises `ApiError` (429) if the key sends too many per minute."""
         per_minute, now_s = principal.requests_per_minute, self._clock()
         if per_minute is None or principal.key_id is None:
             return
@@ -132,7 +153,10 @@ class Guard:
 
 
 def _scopes_of(request: web.Request) -> frozenset[Scope]:
-    """Any key may learn that there is no such route; one that the table does not know is nobody's."""
+    """Returns the scopes of which a key needs one for this route.
+
+    Any key may learn that a path does not exist. Raises `ApiError` (403) for a route that has no scopes listed.
+    """
     resource = request.match_info.route.resource
     if resource is None:
         return EITHER
@@ -143,9 +167,10 @@ def _scopes_of(request: web.Request) -> frozenset[Scope]:
 
 
 def _refuse_other_sites(request: web.Request) -> None:
-    """Without keys, being able to connect is the right to ask; a page from elsewhere must not borrow it.
+    """Raises `ApiError` (403) for a request that a browser marks as coming from another site's page.
 
-    Sec-Fetch-Site is set by browsers and out of reach of scripts, https://www.w3.org/TR/fetch-metadata/.
+    Without keys, whoever can connect may ask; a page from elsewhere must not borrow that right. Browsers set
+    Sec-Fetch-Site out of reach of scripts: https://www.w3.org/TR/fetch-metadata/.
     """
     if "Origin" in request.headers:
         return  # `Browsers` has let it in.
@@ -159,8 +184,8 @@ def _unauthorized(text: str) -> ApiError:
 
 
 PRINCIPAL = web.RequestKey("principal", Principal)
-"""Whom the request is charged to."""
+"""The key, or the anonymous user, that a request is charged to."""
 STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
-"""Whether its key would still be accepted. Not set where no key is asked for."""
+"""A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
 BODY = web.RequestKey("body", bytes)
-"""Of a POST request: its body, whole and unpacked."""
+"""The body of a POST request, whole and unpacked."""

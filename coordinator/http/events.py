@@ -1,8 +1,8 @@
-"""`GET /v1/moe2/events`: the fleet and its requests, live, as server-sent events.
+"""The live feed `GET /v1/moe2/events`: the fleet and its requests as server-sent events.
 
-`hello` comes once: what this coordinator can do, the recent requests and the energy history. Then `tick`: each has
-those of the keys `fleet` (the status), `running`, `power`, `bin` and `requests` (new ended ones) that there is news of.
-The feed looks at what is there a few times a second, so that a busy fleet costs its requests nothing.
+The event `hello` comes once, with the coordinator's features, the recent requests and the energy history. Each event
+`tick` that follows has those of the keys `fleet` (the status), `running`, `power`, `bin` and `requests` (newly ended
+ones) that have changed. The feed polls a few times a second, so that a busy fleet costs its requests nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ STUCK_S = 30.0
 
 
 class EventsRoute:
-    """status: the fleet now. power: what its hosts draw. lives: the requests in progress, oldest first."""
+    """The route of the live feed, for at most `MAX_VIEWERS` viewers at a time.
+
+    status: returns the fleet's present status. power: returns what its hosts draw now. lives: returns the requests in
+    progress, oldest first.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class EventsRoute:
         self._closing = asyncio.Event()
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_get(EVENTS_PATH, self._serve)
         app.on_shutdown.append(self._close)
 
@@ -112,7 +117,7 @@ class EventsRoute:
 
 
 async def _write(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
-    """Raises TimeoutError if the viewer does not read."""
+    """Sends one event. Raises TimeoutError if the viewer does not read for `STUCK_S`."""
     async with asyncio.timeout(STUCK_S):
         await response.write(b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n")
 
