@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -17,11 +16,10 @@ from aiohttp import web
 
 from moe2.common import __version__
 from moe2.common.clock import clock_warnings
+from moe2.common.daemon import Daemon
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
-from moe2.common.reload import Reload
-from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Appraiser
@@ -77,7 +75,7 @@ SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
 
-class CoordinatorDaemon:
+class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     """The coordinator's daemon. `run()` serves until SIGTERM or SIGINT, then drains; SIGHUP reads the settings again.
 
     load: reads the configuration; None if there is none to read again. `api_url` and `agents_url` are known once
@@ -91,11 +89,9 @@ class CoordinatorDaemon:
         environment: Mapping[str, str] = os.environ,
         load: Callable[[], CoordinatorSettings] | None = None,
     ) -> None:
-        self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
+        super().__init__(settings, environment=environment, load=load)
         self._id = f"coordinator-{uuid.uuid4().hex}"
         self._started_s = monotonic()
-        self._stop = asyncio.Event()
         self.listening = asyncio.Event()
         self.api_url = ""
         self.agents_url = ""
@@ -142,20 +138,9 @@ class CoordinatorDaemon:
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
-    def stop(self) -> None:
-        """Asks `run()` to drain and to end."""
-        self._stop.set()
-
-    def reload(self) -> None:
-        """Reads the configuration again and applies the settings that a running daemon can take."""
-        self._reload.reload()
-
     async def run(self) -> None:
         """Serves until `stop()` is called. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._handle_signals()
         async with AsyncExitStack() as stack:
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
@@ -228,10 +213,6 @@ class CoordinatorDaemon:
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
-
-    @property
-    def _settings(self) -> CoordinatorSettings:
-        return self._reload.running
 
     def _apply(self, former: CoordinatorSettings, settings: CoordinatorSettings) -> None:
         """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
@@ -329,7 +310,7 @@ class CoordinatorDaemon:
         """Loads certificates that were replaced and disconnects agents that were revoked, again and again."""
         while True:
             self._tls.load_changed()
-            self._hub.turn_out()
+            self._hub.disconnect_revoked()
             await asyncio.sleep(KEEP_TRUST_EVERY_S)
 
     async def _sample_power(self) -> None:

@@ -16,6 +16,11 @@ from moe2.coordinator.fleet.settings import TlsSection
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.settings import CoordinatorSettings
 
+log = structlog.get_logger()
+
+EXPIRES_SOON_S = 14 * 86_400.0
+"""A certificate that ends sooner is warned of."""
+
 
 class EventLoop(uvloop.Loop):
     """An event loop of uvloop with a finer clock.
@@ -38,11 +43,6 @@ def allow_open_files() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-log = structlog.get_logger()
-
-EXPIRES_SOON_S = 14 * 86_400.0
 
 
 class ListenerTls:

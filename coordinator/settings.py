@@ -46,8 +46,9 @@ class LedgerSection(Settings):
     """[ledger]: what requests have cost, kept in SQLite."""
 
     path: Path | None = None
-    """The SQLite file; `ledger.sqlite` in `coordinator.state_dir` if not set. It must be on a local disk, as SQLite's
-    WAL does not work on NFS.
+    """The SQLite file; `ledger.sqlite` in `coordinator.state_dir` if not set.
+
+    It must be on a local disk, as SQLite's WAL does not work on NFS.
     """
     retention_days: Annotated[int, Field(ge=1, le=36_500)] = 90
     """Requests are forgotten after this many days."""

@@ -29,7 +29,7 @@ def show_calibration(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(report: CalibrationReport, _now_unix_s: float) -> RenderableType:
-    """Draws the calibration for a terminal: three rows for each expert, and three for all of them if they are several."""
+    """Draws the calibration for a terminal: three rows for each expert, and three for several experts together."""
     if not report.overall.n_requests:
         return Text("No request has been answered yet.", style="dim")
     table = terminal_parts.figures_table("Expert", "Predicted", *_RIGHT, "Left out", right=_RIGHT)

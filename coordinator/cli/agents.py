@@ -216,7 +216,7 @@ def _validity(token: EnrolmentToken, now_unix_s: float) -> str:
 
 
 def _without_digest(value: EnrolmentToken | EnrolledAgent) -> dict[str, object]:
-    """Returns a record's fields without the digest of its secret, which proves nothing but which nobody needs either."""
+    """Returns a record's fields without the digest of its secret, which nobody needs."""
     content = {name: getattr(value, name) for name in value.__struct_fields__}
     del content["sha256"]
     built: dict[str, object] = msgspec.to_builtins(content)

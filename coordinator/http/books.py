@@ -25,6 +25,8 @@ from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day
 from moe2.coordinator.ledger.report import By, Span, SumRow, sums
 from moe2.coordinator.ledger.schema import LedgerError, reading
 
+log = structlog.get_logger()
+
 DAY_S = 86_400
 MAX_DAYS = 36_500
 
@@ -92,9 +94,6 @@ def _shown(statement: Statement) -> dict[str, Any]:
         "tokens_left": statement.left.tokens,
         "resets_at_unix_s": day_after(statement.day).timestamp(),
     }
-
-
-log = structlog.get_logger()
 
 
 class FeedbackAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.token_bucket import TokenBucket
 
+log = structlog.get_logger()
+
 LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 READ_BUFFER_BYTES = 8192
@@ -22,6 +24,8 @@ READ_BUFFER_BYTES = 8192
 aiohttp parses on the event loop, and stops after a sixteenth as many chunks until they are taken. With its own default
 size, 256 kB of one-byte chunks hold the loop for 15 ms.
 """
+LOGGED_PER_MINUTE = 60
+"""The number of malformed requests that are logged per minute."""
 
 
 def send_deadline(timeout_s: float) -> Middleware:
@@ -66,11 +70,6 @@ class _Discard(WebSocketReader):
 
     def feed_eof(self) -> None:
         pass
-
-
-LOGGED_PER_MINUTE = 60
-
-log = structlog.get_logger()
 
 
 class _ShortFaults(logging.Filter):

@@ -13,6 +13,16 @@ from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.encodings import Encoding, Unpacker, encoding_of, too_large
 from moe2.coordinator.http.errors import refused
 
+MIN_MEAN_CHUNK_BYTES = 16
+"""The smallest mean size of chunks in a chunked body that has more than `FREE_CHUNKS` of them.
+
+Each chunk costs aiohttp some microseconds, however small it is: 4 MiB in chunks of one byte would cost 10 s.
+"""
+FREE_CHUNKS = 256
+"""The number of chunks from which on their mean size counts."""
+BODIES_IN_MEMORY = 32
+"""The number of bodies of the largest size that may be on their way at once."""
+
 
 class BodyRoom:
     """The memory of `max_bytes` that clients share for bodies that are not whole yet.
@@ -49,17 +59,6 @@ class BodyRoom:
         self._held_bytes[client] -= n_bytes
         if not self._held_bytes[client]:
             del self._held_bytes[client]
-
-
-MIN_MEAN_CHUNK_BYTES = 16
-"""The smallest mean size of chunks in a chunked body that has more than `FREE_CHUNKS` of them.
-
-Each chunk costs aiohttp some microseconds, however small it is: 4 MiB in chunks of one byte would cost 10 s.
-"""
-FREE_CHUNKS = 256
-"""The number of chunks from which on their mean size counts."""
-BODIES_IN_MEMORY = 32
-"""The number of bodies of the largest size that may be on their way at once."""
 
 
 class BodyReader:

@@ -1,7 +1,7 @@
-"""What each key has used up today, what its running requests may still use, and what is left. PURE.
+"""Accounts of the API keys: what each has used up today, what its running requests may still use, what is left. PURE.
 
-A day is a UTC day; a request belongs to the day in which it arrived. A reservation counts like something
-spent until its request is settled, so that requests that run at the same time cannot overdraw a limit together.
+A day is a UTC day; a request belongs to the day in which it arrived. A reservation counts like something spent until
+its request is settled, so that requests that run at the same time cannot overdraw a limit together.
 
 Where a request's joules are not known at the end, what was reserved for it stays charged, or what is known of it if
 that is more: nobody gets energy for free because a sensor failed. Without a reservation there is nothing to charge, and
@@ -19,7 +19,7 @@ from moe2.coordinator.keys.keys import DailyLimits, Principal
 
 @dataclass(frozen=True)
 class Amount:
-    """Energy and tokens of one request. energy_j None: not known."""
+    """The energy and the tokens of one request. energy_j is None where it is not known."""
 
     energy_j: float | None = None
     tokens: int | None = None
@@ -27,7 +27,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Left:
-    """What a key may still reserve today; never below 0. None: no limit."""
+    """The energy and the tokens that a key may still reserve today, never below 0. None: no limit."""
 
     energy_j: float | None = None
     tokens: int | None = None
@@ -35,37 +35,38 @@ class Left:
 
 @dataclass(frozen=True)
 class DaySum:
-    """A key's day as the ledger has kept it.
-
-    energy_j: charged so far; held_j: the part of it that was reserved, for requests whose joules nobody knows.
-    n_crash_suspected: requests that ended unanswered after an engine had died or hung while it worked on them.
-    """
+    """The sum of a key's day, as the ledger has kept it."""
 
     key_id: str | None
     key_name: str
     energy_j: float = 0.0
+    """Joules that were charged so far."""
     held_j: float = 0.0
+    """The part of `energy_j` that was reserved for requests whose joules nobody knows."""
     tokens: int = 0
     n_requests: int = 0
     n_unmeasured: int = 0
     n_crash_suspected: int = 0
+    """Requests that ended unanswered after an engine had died or hung while it worked on them."""
 
     @property
     def known_j(self) -> float | None:
-        """`energy_j`, or None where nothing is known: of those that cost anything none was measured or reserved."""
+        """The charged joules, or None if none of the requests that cost anything was measured or reserved for."""
         return None if self.n_unmeasured and not self.energy_j else self.energy_j
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One key's day. reserved_*: for requests in progress. left: None where there is no limit."""
+    """The statement of one key's day: its limits, and what is spent, reserved and left of them."""
 
     day: str
     spent: DaySum
     limits: DailyLimits
     reserved_j: float
+    """Joules that are reserved for requests in progress."""
     reserved_tokens: int
     left: Left
+    """What the key may still reserve; None where there is no limit."""
 
 
 @dataclass
@@ -75,29 +76,31 @@ class _Book:
     limits: DailyLimits = field(default_factory=DailyLimits)
     reserved: dict[str, Amount] = field(default_factory=dict)
     overnight: dict[str, Amount] = field(default_factory=dict)
-    """Reserved on a former day, whose limit they were held against."""
+    """Reservations made on a former day, whose limit they count against."""
 
     @property
     def reserved_j(self) -> float:
+        """Joules that are reserved for requests in progress."""
         return sum(amount.energy_j or 0.0 for amount in self.reserved.values())
 
     @property
     def reserved_tokens(self) -> int:
+        """Tokens that are reserved for requests in progress."""
         return sum(amount.tokens or 0 for amount in self.reserved.values())
 
 
 class Accounts:
-    """The books of all keys for the present day. Books of former days are in the ledger only."""
+    """The accounts of all keys for the present day. Accounts of former days are in the ledger only."""
 
     def __init__(self) -> None:
         self._books: dict[str | None, _Book] = {}
 
     def restore(self, day: str, sums: Iterable[DaySum]) -> None:
-        """Begin with what the ledger knows of the day."""
+        """Begins with what the ledger knows of the day."""
         self._books = {known.key_id: _Book(day, known) for known in sums}
 
     def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Left:
-        """What is neither spent nor reserved. besides: a request whose own reservation does not count."""
+        """Returns what the key has neither spent nor reserved. besides: a request whose reservation is left out."""
         limits, book = principal.daily, self._book(principal, day)
         own = book.reserved.get(besides, Amount()) if besides is not None else Amount()
         return _left(
@@ -105,7 +108,7 @@ class Accounts:
         )
 
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
-        """Set what a request may still come to, in place of what was reserved for it before."""
+        """Reserves what a request may still come to, in the place of what was reserved for it before."""
         self._book(principal, day).reserved[request_id] = amount
 
     def settle(
@@ -118,9 +121,9 @@ class Accounts:
         known_j: float = 0.0,
         crash_suspected: bool = False,
     ) -> Amount:
-        """Charge what a request has used up, and give back the rest of its reservation; returns the charge.
+        """Charges what a request has used up, releases the rest of its reservation, and returns the charge.
 
-        known_j: the part of its joules that is known, where `used` leaves them open. crash_suspected: it ended
+        known_j: the known part of the request's joules, where `used` has none. crash_suspected: the request ended
         unanswered after an engine had died or hung while it worked on it.
         """
         book = self._book(principal, day)
@@ -134,16 +137,16 @@ class Accounts:
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
-        """How a key stands."""
+        """Returns the statement of one key's day."""
         return _statement(self._book(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
-        """Every key that was used today, by name."""
+        """Returns the statements of every key that was used today, sorted by name."""
         current = (book for book in self._books.values() if book.day >= day)
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
     def _book(self, principal: Principal, day: str) -> _Book:
-        """The key's book. The day never goes back: a clock that is set back must not forgive what was spent."""
+        """Returns the key's account. A day never comes back, as setting the clock back must not forgive what was spent."""
         former = book = self._books.get(principal.key_id)
         if book is None or day > book.day:
             book = self._books[principal.key_id] = _Book(day, DaySum(principal.key_id, principal.name))
@@ -154,7 +157,7 @@ class Accounts:
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:
-    """What a request is charged: what it used, and what was reserved for it where that is not known."""
+    """Returns what a request is charged: what it used, and what was reserved for it where that is not known."""
     reserved = reserved or Amount()
     energy_j = used.energy_j
     if energy_j is None and (reserved.energy_j is not None or known_j > 0):
@@ -163,12 +166,12 @@ def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Am
 
 
 def day_of(at_unix_s: float) -> str:
-    """The UTC day of a moment, as 2026-01-31."""
+    """Returns the UTC day of a moment, such as 2026-01-31."""
     return datetime.fromtimestamp(at_unix_s, UTC).date().isoformat()
 
 
 def day_after(day: str) -> datetime:
-    """When a day's limits hold no longer: the next midnight, UTC."""
+    """Returns the moment at which a day's limits end: the next midnight, UTC."""
     return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
 
 

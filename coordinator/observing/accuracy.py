@@ -37,8 +37,9 @@ WINDOW = 500
 """The number of answered requests that are looked back on."""
 _COMPARABLE = (Quality.MEASURED_COUNTER, Quality.MEASURED_INTEGRATED, Quality.SIMULATED)
 _FEWEST_SAMPLES = 3
-"""The fewest power samples within one request for which its joules are compared: with fewer, the error is the
-sampling's.
+"""The fewest power samples within one request for which its joules are compared.
+
+With fewer, the joules are the sampling's as much as the request's own.
 """
 _ENOUGH_TO_WARN = 50
 _MIN_COVERAGE_PCT = 85.0
@@ -123,7 +124,7 @@ class CalibrationWindow:
         self._window = window
 
     def request_retired(self, life: Lifecycle) -> None:
-        """Remembers a request, once everything that it spent is known. Requests that were not answered are passed over."""
+        """Remembers an answered request, once everything that it spent is known; passes over all others."""
         if not isinstance(life.outcome, Completed) or life.concluded_s is None:
             return
         attempt = life.leading

@@ -64,9 +64,7 @@ def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) ->
 
 
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:
-    """Returns all warnings of the fleet: the coordinator's own first, then those of the agents, each with its agent's
-    name.
-    """
+    """Returns all warnings of the fleet: the coordinator's own first, then the agents', each with its agent's name."""
     warnings: list[HealthWarning] = []
     if not n_choosable:
         warnings.append(

@@ -97,8 +97,9 @@ class RecentRequests:
 
 
 class EnergyHistory:
-    """The ring of the last `capacity` intervals of `bin_s` seconds, with joules, tokens and power. Empty intervals are
-    left out.
+    """The ring of the last `capacity` intervals of `bin_s` seconds, with their joules, tokens and power.
+
+    Empty intervals are left out.
     """
 
     def __init__(self, *, bin_s: float, capacity: int) -> None:

@@ -183,7 +183,7 @@ class CoordinatorMetrics:
             _observe(self._calibration, total_s / median.p50)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Returns all metrics in the format that the scraper's Accept header asks for, and the format's content type."""
+        """Returns all metrics in the format that the scraper's Accept header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

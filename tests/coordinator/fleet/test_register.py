@@ -10,17 +10,17 @@ from moe2.common.errors import Moe2Error
 from moe2.common.link.enrolment import Refusal, digest
 from moe2.coordinator.fleet.register import (
     STATIC_TOKEN,
-    Admission,
-    AdmissionRefusedError,
+    AgentRefusedError,
     EnrolmentToken,
     Presented,
+    ProvenIdentity,
     Register,
     add_token,
     admit,
     forget_agent,
+    refusal_of,
     revoke_agent,
     revoke_token,
-    standing,
 )
 
 NOW_S = 1_800_000_000.0
@@ -40,12 +40,12 @@ def again(agent_id: str = "a", secret: str = "own") -> Presented:
     return Presented(bearer=secret, agent_id=agent_id, agent_name=f"name-{agent_id}")
 
 
-def let_in(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> tuple[Admission, Register]:
+def let_in(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> tuple[ProvenIdentity, Register]:
     return admit(register, presented, static_token=STATIC, now_unix_s=now_unix_s)
 
 
 def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> Refusal:
-    with pytest.raises(AdmissionRefusedError) as raised:
+    with pytest.raises(AgentRefusedError) as raised:
         let_in(register, presented, now_unix_s)
     return raised.value.refusal
 
@@ -56,10 +56,10 @@ def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S)
 @pytest.mark.parametrize(("bearer", "named"), [("tok", "t"), ("static", STATIC_TOKEN)])
 def test_a_token_enrols_a_new_agent(bearer: str, named: str) -> None:
     """One made by command or the configured one; the credential is good from then on, without the token."""
-    admission, register = let_in(token(), first(bearer=bearer))
+    identity, register = let_in(token(), first(bearer=bearer))
     [agent] = register.agents
     assert (agent.agent_id, agent.agent_name, agent.token) == ("a", "name-a", named)
-    assert let_in(register, again()) == (admission, register)
+    assert let_in(register, again()) == (identity, register)
 
 
 def test_only_digests_are_kept() -> None:
@@ -71,8 +71,8 @@ def test_only_digests_are_kept() -> None:
 
 def test_a_lost_answer_loses_nothing() -> None:
     """The same first contact again is the same agent, and uses the token up no further."""
-    admission, register = let_in(token(uses=1), first())
-    assert let_in(register, first()) == (admission, register)
+    identity, register = let_in(token(uses=1), first())
+    assert let_in(register, first()) == (identity, register)
 
 
 @pytest.mark.parametrize("bearer", ["tok", "static", "other"])
@@ -104,7 +104,7 @@ def test_what_is_no_token_is_refused(bearer: str) -> None:
 
 def test_without_a_configured_token_none_is_configured() -> None:
     """An empty bearer does not equal a token that is not there."""
-    with pytest.raises(AdmissionRefusedError):
+    with pytest.raises(AgentRefusedError):
         admit(Register(), Presented(bearer=""), static_token=None, now_unix_s=NOW_S)
 
 
@@ -184,28 +184,28 @@ def test_a_forgotten_agent_enrols_anew() -> None:
 
 def test_a_connection_stands_as_long_as_its_credential() -> None:
     """Revoked, forgotten, or enrolled anew by somebody else."""
-    admission, register = let_in(token(), first())
-    assert standing(register, admission, "a") is None
-    assert standing(revoke_agent(register, "a", NOW_S)[1], admission, "a") is Refusal.CREDENTIAL_REVOKED
+    identity, register = let_in(token(), first())
+    assert refusal_of(register, identity, "a") is None
+    assert refusal_of(revoke_agent(register, "a", NOW_S)[1], identity, "a") is Refusal.CREDENTIAL_REVOKED
     _, without = forget_agent(register, "a")
-    assert standing(without, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+    assert refusal_of(without, identity, "a") is Refusal.CREDENTIAL_UNKNOWN
     _, other = let_in(without, first(secret="another"))
-    assert standing(other, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+    assert refusal_of(other, identity, "a") is Refusal.CREDENTIAL_UNKNOWN
 
 
 def test_an_agent_is_who_its_credential_says() -> None:
     """What it says over the link must be the same."""
-    admission, register = let_in(token(), first())
-    assert standing(register, admission, "b") is Refusal.IDENTITY_MISMATCH
+    identity, register = let_in(token(), first())
+    assert refusal_of(register, identity, "b") is Refusal.IDENTITY_MISMATCH
 
 
 def test_an_older_agent_with_the_configured_token_is_whoever_is_not_enrolled() -> None:
     """A rolling upgrade goes on; an id that has a credential needs it."""
-    admission, register = let_in(Register(), Presented(bearer="static"))
+    identity, register = let_in(Register(), Presented(bearer="static"))
     assert register == Register()
-    assert standing(register, admission, "a") is None
+    assert refusal_of(register, identity, "a") is None
     _, enrolled = let_in(register, first(bearer="static"))
-    assert standing(enrolled, admission, "a") is Refusal.CREDENTIAL_NEEDED
+    assert refusal_of(enrolled, identity, "a") is Refusal.CREDENTIAL_NEEDED
 
 
 def test_an_older_agent_needs_the_configured_token() -> None:

@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount
-from moe2.coordinator.ledger.daily_limit import admit, p95_of
+from moe2.coordinator.ledger.daily_limit import p95_of, select_within_limits
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.serving.attempt import Attempt
@@ -40,7 +40,7 @@ def decide(
     experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
     chooser = selector()
-    return admit(
+    return select_within_limits(
         asked,
         lambda asked: chooser.select(asked, experts, {}, 0),
         key,
