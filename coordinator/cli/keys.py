@@ -42,96 +42,6 @@ _SHOWN_BUDGETS = {
     "tpot_budget_s": "per token {} s",
     "max_experts": "{} experts",
 }
-
-
-def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
-    """Returns every field of a key's record but the digest, for JSON; unknown ones are null."""
-    return {
-        "id": key.id,
-        "name": key.name,
-        "state": key.state(now_unix_s).value,
-        "scopes": sorted(key.scopes),
-        "created_at_unix_s": key.created_at_unix_s,
-        "expires_at_unix_s": key.expires_at_unix_s,
-        "revoked_at_unix_s": key.revoked_at_unix_s,
-        "requests_per_minute": key.requests_per_minute,
-        "daily_energy_j": key.daily_energy_j,
-        "daily_tokens": key.daily_tokens,
-        "budgets": key.budgets.model_dump(mode="json", exclude_none=True),
-    }
-
-
-def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
-    """Draws the keys as a table for a terminal, in the order in which they were made."""
-    if not keys:
-        return Text("There are no keys yet. Make one: moe2-coordinator keys create NAME", style="dim")
-    table: Table = terminal_parts.figures_table("Key", "State", "May", *_LIMITS, "Default budgets", right=_LIMITS)
-    for key in keys:
-        state = key.state(now_unix_s)
-        name = Text(printable(key.name), style="bold" if state is KeyState.ACTIVE else "dim")
-        name.append(f"\n{key.id}", style="not bold dim")
-        table.add_row(
-            name,
-            _state_cell(key, state, now_unix_s),
-            Text(", ".join(sorted(key.scopes))),
-            _limit(key.requests_per_minute),
-            _limit(key.daily_energy_j),
-            _limit(key.daily_tokens),
-            Text(_budgets(key)),
-        )
-    return table
-
-
-def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
-    """Writes the keys for a pipe, one per line."""
-    return [
-        fact_line(
-            "key",
-            id=key.id,
-            name=key.name,
-            state=key.state(now_unix_s).value,
-            scopes=",".join(sorted(key.scopes)),
-            created=figures.moment(key.created_at_unix_s),
-            expires=known(key.expires_at_unix_s, figures.moment, otherwise="never"),
-            revoked=known(key.revoked_at_unix_s, figures.moment),
-            requests_per_minute=known(key.requests_per_minute, _figure),
-            daily_energy_j=known(key.daily_energy_j, _figure),
-            daily_tokens=key.daily_tokens,
-            **key.budgets.model_dump(mode="json", exclude_none=True),
-        )
-        for key in keys
-    ]
-
-
-def _state_cell(key: KeyRecord, state: KeyState, now_unix_s: float) -> Text:
-    cell = Text(f"●\u00a0{state.value}", style=_STYLES[state])
-    match state:
-        case KeyState.ACTIVE:
-            until = known(key.expires_at_unix_s, lambda at: f"for {figures.duration(at - now_unix_s)}", otherwise="")
-        case KeyState.EXPIRED | KeyState.UNDECIDED:
-            until = known(key.expires_at_unix_s, figures.moment)
-        case KeyState.REVOKED:
-            until = known(key.revoked_at_unix_s, figures.moment)
-    if until:
-        cell.append("\n" + until.replace(" ", "\u00a0"), style="not bold dim")
-    return cell
-
-
-def _limit(value: float | None) -> Text:
-    return Text(_NO_LIMIT, style="dim") if value is None else Text(_figure(value))
-
-
-def _figure(value: float) -> str:
-    """Formats a limit as it was set: 60, not 60.0."""
-    return str(int(value)) if value == int(value) else figures.number(value)
-
-
-def _budgets(key: KeyRecord) -> str:
-    limits = key.budgets.model_dump(exclude_none=True, mode="json")
-    parts = [form.format(_figure(limits[name])) for name, form in _SHOWN_BUDGETS.items() if name in limits]
-    return " · ".join([*parts, limits["quantile"]] if "quantile" in limits else parts) or figures.UNKNOWN
-
-
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 # Options of `create` and the budgets that they set.
 _BUDGETS = ("energy_budget_j", "latency_budget_s", "ttft_budget_s", "tpot_budget_s", "quantile", "max_experts")
@@ -283,3 +193,91 @@ def _span_s(text: str) -> float:
 
 def _load(config: Path) -> CoordinatorSettings:
     return load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
+    """Returns every field of a key's record but the digest, for JSON; unknown ones are null."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": key.state(now_unix_s).value,
+        "scopes": sorted(key.scopes),
+        "created_at_unix_s": key.created_at_unix_s,
+        "expires_at_unix_s": key.expires_at_unix_s,
+        "revoked_at_unix_s": key.revoked_at_unix_s,
+        "requests_per_minute": key.requests_per_minute,
+        "daily_energy_j": key.daily_energy_j,
+        "daily_tokens": key.daily_tokens,
+        "budgets": key.budgets.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
+    """Draws the keys as a table for a terminal, in the order in which they were made."""
+    if not keys:
+        return Text("There are no keys yet. Make one: moe2-coordinator keys create NAME", style="dim")
+    table: Table = terminal_parts.figures_table("Key", "State", "May", *_LIMITS, "Default budgets", right=_LIMITS)
+    for key in keys:
+        state = key.state(now_unix_s)
+        name = Text(printable(key.name), style="bold" if state is KeyState.ACTIVE else "dim")
+        name.append(f"\n{key.id}", style="not bold dim")
+        table.add_row(
+            name,
+            _state_cell(key, state, now_unix_s),
+            Text(", ".join(sorted(key.scopes))),
+            _limit(key.requests_per_minute),
+            _limit(key.daily_energy_j),
+            _limit(key.daily_tokens),
+            Text(_budgets(key)),
+        )
+    return table
+
+
+def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
+    """Writes the keys for a pipe, one per line."""
+    return [
+        fact_line(
+            "key",
+            id=key.id,
+            name=key.name,
+            state=key.state(now_unix_s).value,
+            scopes=",".join(sorted(key.scopes)),
+            created=figures.moment(key.created_at_unix_s),
+            expires=known(key.expires_at_unix_s, figures.moment, otherwise="never"),
+            revoked=known(key.revoked_at_unix_s, figures.moment),
+            requests_per_minute=known(key.requests_per_minute, _figure),
+            daily_energy_j=known(key.daily_energy_j, _figure),
+            daily_tokens=key.daily_tokens,
+            **key.budgets.model_dump(mode="json", exclude_none=True),
+        )
+        for key in keys
+    ]
+
+
+def _state_cell(key: KeyRecord, state: KeyState, now_unix_s: float) -> Text:
+    cell = Text(f"●\u00a0{state.value}", style=_STYLES[state])
+    match state:
+        case KeyState.ACTIVE:
+            until = known(key.expires_at_unix_s, lambda at: f"for {figures.duration(at - now_unix_s)}", otherwise="")
+        case KeyState.EXPIRED | KeyState.UNDECIDED:
+            until = known(key.expires_at_unix_s, figures.moment)
+        case KeyState.REVOKED:
+            until = known(key.revoked_at_unix_s, figures.moment)
+    if until:
+        cell.append("\n" + until.replace(" ", "\u00a0"), style="not bold dim")
+    return cell
+
+
+def _limit(value: float | None) -> Text:
+    return Text(_NO_LIMIT, style="dim") if value is None else Text(_figure(value))
+
+
+def _figure(value: float) -> str:
+    """Formats a limit as it was set: 60, not 60.0."""
+    return str(int(value)) if value == int(value) else figures.number(value)
+
+
+def _budgets(key: KeyRecord) -> str:
+    limits = key.budgets.model_dump(exclude_none=True, mode="json")
+    parts = [form.format(_figure(limits[name])) for name, form in _SHOWN_BUDGETS.items() if name in limits]
+    return " · ".join([*parts, limits["quantile"]] if "quantile" in limits else parts) or figures.UNKNOWN

@@ -12,7 +12,7 @@ import msgspec
 
 from moe2.common.link.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
-from moe2.coordinator.fleet.checks import Suspensions
+from moe2.coordinator.fleet.suspensions import Suspensions
 
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005

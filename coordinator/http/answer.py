@@ -15,6 +15,8 @@ from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.serving.receipt import Receipt
 
+_json = msgspec.json.encode
+
 
 @dataclass(frozen=True)
 class Header:
@@ -201,9 +203,6 @@ class ChunkWriter:
             "finish_reason": None,
         }
         return self._open + _json(choice) + b"]}\n\n"
-
-
-_json = msgspec.json.encode
 
 
 def whole_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:

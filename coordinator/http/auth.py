@@ -37,6 +37,15 @@ from moe2.coordinator.http.paths import (
 from moe2.coordinator.keys.keys import ANYBODY, KeyRecord, Principal, Refusal, Scope
 from moe2.coordinator.keys.store import KeyRing
 
+log = structlog.get_logger()
+
+PRINCIPAL = web.RequestKey("principal", Principal)
+"""The key, or the anonymous user, that a request is charged to."""
+STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
+"""A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
+BODY = web.RequestKey("body", bytes)
+"""The body of a POST request, whole and unpacked."""
+
 OPEN: frozenset[Scope] = frozenset()
 EITHER = frozenset(Scope)
 INFER = frozenset({Scope.INFER})
@@ -62,8 +71,6 @@ ROUTES: dict[str, frozenset[Scope]] = {
 """The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 
 REFUSALS_LOGGED_PER_MINUTE = 60
-
-log = structlog.get_logger()
 
 
 class Guard:
@@ -181,11 +188,3 @@ def _refuse_other_sites(request: web.Request) -> None:
 
 def _unauthorized(text: str) -> ApiError:
     return refused(ErrorCode.INVALID_API_KEY, text)
-
-
-PRINCIPAL = web.RequestKey("principal", Principal)
-"""The key, or the anonymous user, that a request is charged to."""
-STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
-"""A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
-BODY = web.RequestKey("body", bytes)
-"""The body of a POST request, whole and unpacked."""

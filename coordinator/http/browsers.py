@@ -17,6 +17,7 @@ from moe2.coordinator.http.settings import ApiSection
 MAX_SHOWN_CHARACTERS = 100
 PREFLIGHT_VALID_S = 600
 EXPOSED_HEADERS = "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-overhead-ms, x-request-id, x-should-retry"
+_ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,6 @@ def preflight_answer(wanted_headers: str | None, *, wants_private_network: bool)
 def _shown(text: str) -> str:
     """Returns a stranger's text shortened and without control characters, fit for an error message."""
     return ascii(text[:MAX_SHOWN_CHARACTERS])
-
-
-_ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
 
 class Browsers:

@@ -15,6 +15,8 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import Stamp, locked, read_plain, replace_file, stamp_of
 from moe2.coordinator.keys.keys import KeyRecord, KeySet, KeyState, Refusal, check
 
+log = structlog.get_logger()
+
 KEYS_FILE = "keys.json"
 
 
@@ -91,9 +93,6 @@ def _fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
-
-
-log = structlog.get_logger()
 
 
 class KeyRing:

@@ -146,7 +146,10 @@ class Accounts:
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
     def _book(self, principal: Principal, day: str) -> _Book:
-        """Returns the key's account. A day never comes back, as setting the clock back must not forgive what was spent."""
+        """Returns the key's account of the day.
+
+        The day never goes back: setting the clock back must not forgive what was spent.
+        """
         former = book = self._books.get(principal.key_id)
         if book is None or day > book.day:
             book = self._books[principal.key_id] = _Book(day, DaySum(principal.key_id, principal.name))

@@ -16,6 +16,8 @@ from moe2.coordinator.ledger.store import Ledger
 
 AGENT = ("agent", "agent_id")
 EXPERT = (*AGENT, "model")
+MAX_KEYS = 100
+"""The number of keys with series of their own, the first by name: each key costs the scraper some."""
 
 
 class FleetCollector(Collector):
@@ -151,10 +153,6 @@ def _warnings(status: CoordinatorStatus) -> Metric:
     for (code, severity), n in Counter((w.code, str(w.severity)) for w in status.warnings).items():
         warnings.add_metric([code, severity], n)
     return warnings
-
-
-MAX_KEYS = 100
-"""The number of keys with series of their own, the first by name: each key costs the scraper some."""
 
 
 class LedgerCollector(Collector):

@@ -15,7 +15,7 @@ from tests.fakes.certificates import Authority
 
 
 def test_its_clock_moves_within_one_turn() -> None:
-    """Less than a millisecond is something, not 0."""
+    """The event loop's clock moves within one turn of the loop."""
 
     async def look() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
@@ -27,7 +27,7 @@ def test_its_clock_moves_within_one_turn() -> None:
 
 
 def test_its_timers_follow_its_clock() -> None:
-    """`call_at` counts from the same `time()`: a timer is not due before its time."""
+    """A timer set by the event loop's clock is not due before its time."""
 
     async def look() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ def test_its_timers_follow_its_clock() -> None:
 
 
 def test_the_soft_limit_becomes_the_hard_one() -> None:
-    """What the system allows is used."""
+    """The soft limit of open files becomes the hard one."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
     try:
@@ -61,21 +61,21 @@ def warned(**api: object) -> list[str]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "hub.example"])
 def test_keys_that_pass_in_the_clear_are_a_named_warning(host: str) -> None:
-    """On an address that others reach; with the remedy."""
+    """A listener with keys and without TLS on a public address is warned of, with the remedy."""
     assert warned(host=host, keys="required") == ["keys_plaintext"]
 
 
 def test_prompts_that_pass_in_the_clear_are_another_one() -> None:
-    """Where no keys are asked for, none can be read."""
+    """A listener without keys and TLS on a public address has a warning of its own."""
     assert warned(host="0.0.0.0", allow_public_without_keys=True) == ["api_plaintext"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_loopback_needs_no_tls(host: str) -> None:
-    """Keys or not."""
+    """A listener on loopback is not warned of, with keys or without."""
     assert warned(host=host, keys="required") == warned(host=host) == []
 
 
 def test_with_tls_nothing_passes_in_the_clear(tmp_path: Path) -> None:
-    """On a public address, with keys."""
+    """A listener with TLS is not warned of on a public address."""
     assert warned(host="0.0.0.0", keys="required", tls=Authority(tmp_path).issue()) == []

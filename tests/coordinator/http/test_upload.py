@@ -1,4 +1,4 @@
-"""Memory for bodies on their way is shared fairly."""
+"""The shared memory for bodies that are on their way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe2.coordinator.http.upload import BodyRoom
 
 
 def test_who_is_alone_may_have_it_all() -> None:
-    """And no byte more."""
+    """A client that is alone may use all of the memory, and not a byte more."""
     room = BodyRoom(100)
     assert room.take("app", 100)
     assert not room.take("app", 1)
@@ -26,7 +26,7 @@ def test_who_came_first_keeps_nobody_out() -> None:
 
 
 def test_what_is_given_back_can_be_had_again() -> None:
-    """By the same client, too."""
+    """Released memory can be used again, by the same client too."""
     room = BodyRoom(100)
     assert room.take("app", 100)
     room.give_back("app", 60)
@@ -35,7 +35,7 @@ def test_what_is_given_back_can_be_had_again() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 60)), max_size=60))
 def test_little_more_than_the_room_is_held(steps: list[tuple[str, int]]) -> None:
-    """Whatever four clients take: the harmonic sum at most, and all of it comes back."""
+    """Four clients hold at most the harmonic sum of the memory, and all of it is released."""
     room, held = BodyRoom(100), Counter[str]()
     for client, n_bytes in steps:
         if room.take(client, n_bytes):
