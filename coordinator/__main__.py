@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="the whole status as one JSON document")
     status.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
     status.add_argument(
-        "--calibration", action="store_true", help="how good the predictions of recent requests were, instead"
+        "--calibration", action="store_true", help="show how accurate the predictions of recent requests were, instead"
     )
     add_socket(status, DEFAULT_SOCKET_PATH)
     status.set_defaults(act=_status)
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--latency", type=float, metavar="S", help="seconds until the last token")
     plan.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
     plan.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
-    plan.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
+    plan.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
     plan.add_argument("--mode", choices=("auto", "route", "vote", "rank", "mix"), help="how experts work together")
     plan.add_argument("--choice", action="append", metavar="TEXT", help="a possible answer; repeat it for each")
     plan.add_argument("--category", help="whose default budgets apply")
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     agents = commands.add_parser(
         "agents",
-        help="who may connect: enrolment tokens, enrolled agents",
+        help="manage which agents may connect: enrolment tokens, enrolled agents",
         description="Say which agents may connect: make tokens for new ones, list those that are enrolled, revoke one. "
         "Changes are seen by the running coordinator at once.",
     )

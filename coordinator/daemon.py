@@ -219,11 +219,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
         appraiser = _appraiser(selection.gate, self._feedback)
-        self._doorkeeper.take_token(agents.token_file)
+        self._doorkeeper.read_token(agents.token_file)
         try:
             self._tls.load(settings)
         except Moe2Error:
-            self._doorkeeper.take_token(former.agents.token_file)
+            self._doorkeeper.read_token(former.agents.token_file)
             raise
         self._selector.reconfigure(appraiser, selection.categories, selection.fleet_watts_cap_w)
         self._feedback.keep_prompts = selection.keep_prompts

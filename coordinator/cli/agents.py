@@ -73,7 +73,7 @@ def add_commands(
         "# for twelve agents, within a day",
         "moe2-coordinator agents enrol-token create workshop --expires 24h --uses 12",
     )
-    create.add_argument("name", metavar="NAME", type=_token_name, help="what it is listed as")
+    create.add_argument("name", metavar="NAME", type=_token_name, help="the name under which it is listed")
     create.add_argument(
         "--expires", metavar="DURATION", type=_duration_s, help="such as 30m, 24h or 7d; never if not given"
     )
@@ -238,7 +238,9 @@ def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]], *, otherw
 
 def _token_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"1 to 64 letters, digits or . _ - characters, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"the name needs 1 to 64 letters, digits or the characters . _ -, got {text!r}"
+        )
     return text
 
 

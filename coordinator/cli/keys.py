@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = commands.add_parser(
         "list",
-        help="show all keys; what is secret of them is not kept anywhere",
-        description="Show all keys and what each may do. What is secret of them is not kept anywhere.",
+        help="show all keys, without their secrets, which are not kept anywhere",
+        description="Show all keys and what each may do. Their secrets are not kept anywhere.",
     )
     listing.add_argument("--json", action="store_true", help="as one JSON document")
     add_config(listing, DEFAULT_CONFIG_PATH)
@@ -75,7 +75,7 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
         help="make a key",
         description="Make an API key. It is written to stdout, this once: only its digest is kept.",
     )
-    create.add_argument("name", metavar="NAME", help="whose key it is, such as the app's name")
+    create.add_argument("name", metavar="NAME", help="a name for the key, such as the app's")
     create.add_argument(
         "--scope",
         action="append",
@@ -84,16 +84,22 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
         "May be given twice. Default: infer",
     )
     create.add_argument("--expires", type=_span_s, metavar="SPAN", help="such as 90m, 12h, 30d or 8w; default: never")
-    create.add_argument("--rpm", type=float, metavar="N", help="most requests per minute")
-    create.add_argument("--energy-per-day", type=float, metavar="J", help="most joules per day (UTC)")
-    create.add_argument("--tokens-per-day", type=int, metavar="N", help="most tokens per day (UTC)")
+    create.add_argument("--rpm", type=float, metavar="N", help="largest number of requests per minute")
+    create.add_argument("--energy-per-day", type=float, metavar="J", help="largest number of joules per day (UTC)")
+    create.add_argument("--tokens-per-day", type=int, metavar="N", help="largest number of tokens per day (UTC)")
     budgets = create.add_argument_group("budgets of requests that set none of their own")
-    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="whole request")
-    budgets.add_argument("--latency-budget", type=float, metavar="S", dest="latency_budget_s", help="last token")
-    budgets.add_argument("--ttft-budget", type=float, metavar="S", dest="ttft_budget_s", help="first token")
-    budgets.add_argument("--tpot-budget", type=float, metavar="S", dest="tpot_budget_s", help="each further token")
+    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="joules of a request")
+    budgets.add_argument(
+        "--latency-budget", type=float, metavar="S", dest="latency_budget_s", help="seconds until the last token"
+    )
+    budgets.add_argument(
+        "--ttft-budget", type=float, metavar="S", dest="ttft_budget_s", help="seconds until the first token"
+    )
+    budgets.add_argument(
+        "--tpot-budget", type=float, metavar="S", dest="tpot_budget_s", help="seconds for each further token"
+    )
     budgets.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the budgets hold for")
-    budgets.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
+    budgets.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
     create.add_argument("--json", action="store_true", help="the key and its record as one JSON document")
     add_config(create, DEFAULT_CONFIG_PATH)
     create.set_defaults(act=_create)

@@ -92,7 +92,9 @@ def moment(text: str) -> datetime:
 def _span(arguments: argparse.Namespace) -> Span:
     if arguments.day is not None:
         if arguments.since is not None or arguments.until is not None:
-            raise Moe2Error("--day is a span of its own.", remedy="Leave out --since and --until.")
+            raise Moe2Error(
+                "--day cannot be used together with --since or --until.", remedy="Leave out --since and --until."
+            )
         return Span(arguments.day.timestamp(), (arguments.day + timedelta(days=1)).timestamp())
     since, until = arguments.since, arguments.until
     return Span(None if since is None else since.timestamp(), None if until is None else until.timestamp())

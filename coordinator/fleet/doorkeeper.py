@@ -37,9 +37,9 @@ class Doorkeeper:
         self._register = file.current()
         self._trouble: str | None = None
         self._static_token: str | None = None
-        self.take_token(token_file)
+        self.read_token(token_file)
 
-    def take_token(self, token_file: Path | None) -> None:
+    def read_token(self, token_file: Path | None) -> None:
         """Reads the configured token. Raises `ConfigError`, and keeps the former token, if it cannot be read."""
         self._static_token = None if token_file is None else digest(read_secret(token_file))
 

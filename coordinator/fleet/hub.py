@@ -212,7 +212,7 @@ class Hub:
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
         """Takes an agent's hello, and refuses one with an impossible field."""
         if fault := hello_fault(hello):
-            log.warning("agent_misnamed", reason=fault)
+            log.warning("agent_hello_refused", reason=fault)
             remedy = "Set agent.name on it, or remove agent-id from its state_dir."
             connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
             connection.pump.wake()
@@ -283,7 +283,7 @@ class Hub:
         refusal = self._doorkeeper.refusal_of(connection.identity, agent_id)
         if refusal is None:
             return True
-        log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        log.warning("agent_no_longer_admitted", agent_id=agent_id, reason=refusal.value)
         connection.is_turned_out = True
         message, remedy = WHY[refusal]
         connection.session.refuse(refusal.value, message, remedy)

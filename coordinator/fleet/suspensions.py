@@ -55,7 +55,7 @@ class Suspensions:
         return HealthWarning(
             code="agent_broke_rules",
             severity=Severity.DEGRADED if is_suspended else Severity.NOTICE,
-            message=f"What it said could not be, {record.n_breaches} times; the last: {record.reason}. {now}.",
+            message=f"It has sent {record.n_breaches} messages that cannot be true, the last: {record.reason}. {now}.",
             remedy="Upgrade moe2 on it to the coordinator's version and restart it; if that does not help, report it.",
         )
 

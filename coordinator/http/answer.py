@@ -205,24 +205,24 @@ class ChunkWriter:
         return self._open + _json(choice) + b"]}\n\n"
 
 
-def whole_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
+def split_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
     """Splits a whole answer into the pieces of its text and the tool calls that it makes."""
     found = [*reader.feed("".join(piece.text for piece in pieces)), *reader.finish()]
     says = [TokenPiece(part) for part in found if isinstance(part, str)]
     return says, tuple(part for part in found if isinstance(part, ToolCall))
 
 
-def written(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
+def chunks_of(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
     """Returns the chunks for these tokens, or b"" while it is open whether they belong to a tool call."""
     return _chunks(writer, reader.feed("".join(piece.text for piece in pieces)))
 
 
-def written_rest(writer: ChunkWriter, reader: CallReader) -> bytes:
+def rest_chunks_of(writer: ChunkWriter, reader: CallReader) -> bytes:
     """Returns the chunks for what the reader still holds when the answer has ended."""
     return _chunks(writer, reader.finish())
 
 
-def ended_by(reason: str, reader: CallReader) -> str:
+def finish_reason_of(reason: str, reader: CallReader) -> str:
     """Returns the finish reason: `tool_calls` in the place of `stop` where the answer made calls."""
     return "tool_calls" if reason == "stop" and reader.n_calls else reason
 

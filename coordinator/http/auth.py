@@ -1,7 +1,7 @@
 """Access control of the API listener: which key may use which route, and how often.
 
 The key of a request is checked before anything else is done for it. The middleware stores what it found on the request,
-where the handler reads it (`PRINCIPAL`, `STILL_WELCOME`).
+where the handler reads it (`PRINCIPAL`, `IS_KEY_ACTIVE`).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ log = structlog.get_logger()
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 """The key, or the anonymous user, that a request is charged to."""
-STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
+IS_KEY_ACTIVE: web.RequestKey[Callable[[], bool]] = web.RequestKey("is_key_active")
 """A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
 BODY = web.RequestKey("body", bytes)
 """The body of a POST request, whole and unpacked."""
 
 OPEN: frozenset[Scope] = frozenset()
-EITHER = frozenset(Scope)
+ANY_KEY = frozenset(Scope)
 INFER = frozenset({Scope.INFER})
 OBSERVE = frozenset({Scope.OBSERVE})
 
@@ -61,8 +61,8 @@ ROUTES: dict[str, frozenset[Scope]] = {
     COMPLETIONS_PATH: INFER,
     PLAN_PATH: INFER,
     FEEDBACK_PATH: INFER,
-    MODELS_PATH: EITHER,
-    MODEL_PATH: EITHER,
+    MODELS_PATH: ANY_KEY,
+    MODEL_PATH: ANY_KEY,
     FLEET_PATH: OBSERVE,
     LEDGER_PATH: OBSERVE,
     EVENTS_PATH: OBSERVE,
@@ -116,7 +116,7 @@ class Guard:
         self._limit_rate(principal)
         request[PRINCIPAL] = principal
         keys, key_id = self._keys, record.id
-        request[STILL_WELCOME] = lambda: keys.is_active(key_id)
+        request[IS_KEY_ACTIVE] = lambda: keys.is_active(key_id)
 
     def _record(self, request: web.Request, keys: KeyRing) -> KeyRecord:
         """Returns the record of the key that the request presents. Raises `ApiError` (401) where none is accepted."""
@@ -166,7 +166,7 @@ def _scopes_of(request: web.Request) -> frozenset[Scope]:
     """
     resource = request.match_info.route.resource
     if resource is None:
-        return EITHER
+        return ANY_KEY
     scopes = ROUTES.get(resource.canonical)
     if scopes is None:
         raise refused(ErrorCode.INSUFFICIENT_SCOPE, "No key opens this route.")

@@ -61,7 +61,7 @@ class Sites:
         raise refused(ErrorCode.CROSS_SITE, text)
 
 
-def sites_of(
+def accepted_sites(
     *,
     hosts: Collection[str],
     origins: Collection[str],
@@ -164,7 +164,7 @@ def _preflight(request: web.Request) -> web.Response:
 def _sites(settings: ApiSection) -> Sites:
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
-    return sites_of(
+    return accepted_sites(
         hosts=settings.hosts,
         origins=settings.origins,
         listens_at=settings.host,

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.table import FleetPower
-from moe2.coordinator.http.auth import STILL_WELCOME
+from moe2.coordinator.http.auth import IS_KEY_ACTIVE
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.paths import EVENTS_PATH, PLAN_PATH
 from moe2.coordinator.observing.history import RecentPast, running
@@ -74,18 +74,18 @@ class EventsRoute:
                 await self._feed(
                     response,
                     can_plan=_has_route(request.app, PLAN_PATH),
-                    welcome=request.get(STILL_WELCOME, lambda: True),
+                    is_key_active=request.get(IS_KEY_ACTIVE, lambda: True),
                 )
             return response
         finally:
             self._n_viewers -= 1
 
-    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, welcome: Callable[[], bool]) -> None:
+    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, is_key_active: Callable[[], bool]) -> None:
         seq = self._past.requests.last_seq
         await _write(response, "hello", self._hello(can_plan=can_plan))
         looks = 0
         # A key that is revoked or expires takes the feed along.
-        while not self._closing.is_set() and welcome():
+        while not self._closing.is_set() and is_key_active():
             tick: dict[str, Any] = {}
             if looks % LOOKS_PER_STATUS == 0:
                 tick |= self._present()

@@ -20,11 +20,11 @@ from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answer import (
     ChunkWriter,
     Header,
-    ended_by,
+    chunks_of,
+    finish_reason_of,
     full_response,
-    whole_answer,
-    written,
-    written_rest,
+    rest_chunks_of,
+    split_answer,
 )
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
@@ -138,8 +138,8 @@ class OpenAiRoutes:
         header = _header(call, exchange)
         calls: tuple[ToolCall, ...] = ()
         if reader := _call_reader(call, header):
-            pieces, calls = whole_answer(reader, pieces)
-            reason = ended_by(reason, reader)
+            pieces, calls = split_answer(reader, pieces)
+            reason = finish_reason_of(reason, reader)
         body = full_response(header, pieces, reason, receipt, with_logprobs=call.with_logprobs, calls=calls)
         answer = web.Response(
             body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
@@ -160,7 +160,7 @@ class OpenAiRoutes:
         writer = ChunkWriter(header, include_usage=call.include_usage, with_logprobs=call.with_logprobs)
         reader = _call_reader(call, header)
         while True:
-            if pieces and (chunk := writer.tokens(pieces) if reader is None else written(writer, reader, pieces)):
+            if pieces and (chunk := writer.tokens(pieces) if reader is None else chunks_of(writer, reader, pieces)):
                 await response.write(chunk)
             if outcome is not None:
                 break
@@ -173,12 +173,12 @@ class OpenAiRoutes:
 
     @staticmethod
     def _last_chunk(writer: ChunkWriter, reader: CallReader | None, outcome: Outcome, exchange: Exchange) -> bytes:
-        held = b"" if reader is None else written_rest(writer, reader)
+        held = b"" if reader is None else rest_chunks_of(writer, reader)
         try:
             reason = _reason(outcome, exchange)
         except ApiError as error:
             return held + ChunkWriter.error(error.body())
-        return held + writer.end(reason if reader is None else ended_by(reason, reader), exchange.receipt)
+        return held + writer.end(reason if reader is None else finish_reason_of(reason, reader), exchange.receipt)
 
     async def _models(self, _: web.Request) -> web.Response:
         names = (ANY_MODEL[0], *self._table.models())
@@ -256,8 +256,10 @@ async def openai_errors(request: web.Request, handler: Callable[[web.Request], o
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
-        log.exception("request_broke")
-        response = _error_response(refused(ErrorCode.INTERNAL, f"A defect of moe2; its log has {request_id}."))
+        log.exception("request_handler_failed")
+        response = _error_response(
+            refused(ErrorCode.INTERNAL, f"This is a defect of moe2. Its log says more under {request_id}.")
+        )
     return response
 
 

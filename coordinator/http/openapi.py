@@ -122,9 +122,9 @@ _SCHEMAS: dict[str, Schema] = {
 }
 _PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
 
-_SHUT = (401, 403, 429)
+_ACCESS_ERRORS = (401, 403, 429)
 """Statuses that the check of a key, or of a browser's origin, may answer."""
-_BODY = (400, 408, 413, 415, 417)
+_BODY_ERRORS = (400, 408, 413, 415, 417)
 """Statuses that a body may be refused with."""
 
 
@@ -148,14 +148,14 @@ class _Operation:
     """The schema of a 503 that does not have OpenAI's error shape; None where there is none."""
 
 
-_INFERENCE = (404, 422, 500, 502, 503, 504)
+_INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
 _OPERATIONS = (
     _Operation(
         "post",
         CHAT_PATH,
         "Answer a conversation.",
         {_JSON: _ref("ChatAnswer"), _EVENTS: None},
-        (*_BODY, *_INFERENCE),
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("ChatRequest"),
     ),
     _Operation(
@@ -163,7 +163,7 @@ _OPERATIONS = (
         COMPLETIONS_PATH,
         "Continue a text.",
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
-        (*_BODY, *_INFERENCE),
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
     ),
     _Operation("get", MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
@@ -173,7 +173,7 @@ _OPERATIONS = (
         PLAN_PATH,
         "Tell what would be decided for a request, and what other budgets would buy. Runs nothing.",
         {_JSON: _ref("PlanAnswer")},
-        _BODY,
+        _BODY_ERRORS,
         _PLAN_BODY,
     ),
     _Operation(
@@ -181,7 +181,7 @@ _OPERATIONS = (
         FEEDBACK_PATH,
         "Score an answer, once.",
         {_JSON: _ref("FeedbackAnswer")},
-        (*_BODY, 404, 409, 500),
+        (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
     _Operation("get", FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
@@ -274,7 +274,7 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
             },
         }
     }
-    for status in sorted({*operation.errors, *(() if is_open else _SHUT)}):
+    for status in sorted({*operation.errors, *(() if is_open else _ACCESS_ERRORS)}):
         responses[str(status)] = _error(status)
     if operation.not_ready:
         responses["503"] = {"description": "Not ready.", "content": {_JSON: {"schema": operation.not_ready}}}

@@ -24,7 +24,7 @@ BODIES_IN_MEMORY = 32
 """The number of bodies of the largest size that may be on their way at once."""
 
 
-class BodyRoom:
+class BodyMemory:
     """The memory of `max_bytes` that clients share for bodies that are not whole yet.
 
     A client that is alone may use all of it. When it is full, each of n clients may still use an nth of it, so that
@@ -70,7 +70,7 @@ class BodyReader:
     def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._room = BodyRoom(BODIES_IN_MEMORY * max_bytes)
+        self._memory = BodyMemory(BODIES_IN_MEMORY * max_bytes)
         # One thread: it takes its turn with the loop's own, however many bodies wait for it.
         self._unpacking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
 
@@ -107,7 +107,7 @@ class BodyReader:
         await _ask_for_body(request)
         if not request.body_exists:
             return b""
-        holding = _Holding(self._room, _client(request))
+        holding = _Holding(self._memory, _client(request))
         try:
             packed = await self._read(request, holding)
             return packed if encoding is None else await self._unpack(encoding, packed, holding)
@@ -125,7 +125,9 @@ class BodyReader:
                     if len(body) > self._max_bytes:
                         raise too_large()
                     if n_chunks > FREE_CHUNKS + len(body) / MIN_MEAN_CHUNK_BYTES:
-                        raise refused(ErrorCode.INVALID_BODY, "The chunks of the body are too small.")
+                        raise refused(
+                            ErrorCode.INVALID_BODY, "The chunks of the body are too small; send fewer and larger ones."
+                        )
                     holding.take(len(part))
         except TimeoutError:
             text = f"The body did not come within {self._timeout_s:g} s (api.body_timeout_s)."
@@ -145,20 +147,20 @@ class BodyReader:
 class _Holding:
     """The bytes that one body holds of the shared memory."""
 
-    def __init__(self, room: BodyRoom, client: str) -> None:
-        self._room = room
+    def __init__(self, memory: BodyMemory, client: str) -> None:
+        self._memory = memory
         self._client = client
         self._n_bytes = 0
 
     def take(self, n_bytes: int) -> None:
-        """Holds more bytes. Raises `ApiError` (429) where there is no room for them."""
-        if not self._room.take(self._client, n_bytes):
+        """Holds more bytes. Raises `ApiError` (429) where there is no memory for them."""
+        if not self._memory.take(self._client, n_bytes):
             raise refused(ErrorCode.OVERLOADED, "Too many bodies are on their way at once; send fewer, or faster.")
         self._n_bytes += n_bytes
 
     def end(self) -> None:
         """Releases all of the body's bytes."""
-        self._room.give_back(self._client, self._n_bytes)
+        self._memory.give_back(self._client, self._n_bytes)
         self._n_bytes = 0
 
 
@@ -175,7 +177,7 @@ async def _ask_for_body(request: web.Request) -> None:
     if expected is None or request.version < HttpVersion11:
         return
     if expected.lower() != "100-continue":
-        raise refused(ErrorCode.EXPECTATION_FAILED, "The only expectation that is met is 100-continue.")
+        raise refused(ErrorCode.EXPECTATION_FAILED, "The only supported expectation is 100-continue.")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     # It does not count as part of the answer, which has not begun.
     request.writer.output_size = 0

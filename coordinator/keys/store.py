@@ -129,7 +129,7 @@ class KeyRing:
                 HealthWarning(
                     code="keys_damaged",
                     severity=Severity.DEGRADED,
-                    message=f"{self._fault.message} The keys of before stay in force.",
+                    message=f"{self._fault.message} The former keys stay in force.",
                     remedy=self._fault.remedy or "",
                 ),
             )

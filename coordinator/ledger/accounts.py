@@ -26,7 +26,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Left:
+class Remaining:
     """The energy and the tokens that a key may still reserve today, never below 0. None: no limit."""
 
     energy_j: float | None = None
@@ -65,12 +65,12 @@ class Statement:
     reserved_j: float
     """Joules that are reserved for requests in progress."""
     reserved_tokens: int
-    left: Left
+    left: Remaining
     """What the key may still reserve; None where there is no limit."""
 
 
 @dataclass
-class _Book:
+class _Account:
     day: str
     spent: DaySum
     limits: DailyLimits = field(default_factory=DailyLimits)
@@ -93,23 +93,26 @@ class Accounts:
     """The accounts of all keys for the present day. Accounts of former days are in the ledger only."""
 
     def __init__(self) -> None:
-        self._books: dict[str | None, _Book] = {}
+        self._accounts: dict[str | None, _Account] = {}
 
     def restore(self, day: str, sums: Iterable[DaySum]) -> None:
         """Begins with what the ledger knows of the day."""
-        self._books = {known.key_id: _Book(day, known) for known in sums}
+        self._accounts = {known.key_id: _Account(day, known) for known in sums}
 
-    def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Left:
+    def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Remaining:
         """Returns what the key has neither spent nor reserved. besides: a request whose reservation is left out."""
-        limits, book = principal.daily, self._book(principal, day)
-        own = book.reserved.get(besides, Amount()) if besides is not None else Amount()
+        limits, account = principal.daily, self._account(principal, day)
+        own = account.reserved.get(besides, Amount()) if besides is not None else Amount()
         return _left(
-            limits, book.spent, book.reserved_j - (own.energy_j or 0.0), book.reserved_tokens - (own.tokens or 0)
+            limits,
+            account.spent,
+            account.reserved_j - (own.energy_j or 0.0),
+            account.reserved_tokens - (own.tokens or 0),
         )
 
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
         """Reserves what a request may still come to, in the place of what was reserved for it before."""
-        self._book(principal, day).reserved[request_id] = amount
+        self._account(principal, day).reserved[request_id] = amount
 
     def settle(
         self,
@@ -126,37 +129,37 @@ class Accounts:
         known_j: the known part of the request's joules, where `used` has none. crash_suspected: the request ended
         unanswered after an engine had died or hung while it worked on it.
         """
-        book = self._book(principal, day)
-        if request_id in book.overnight:
+        account = self._account(principal, day)
+        if request_id in account.overnight:
             # The ledger has it under its day; today's limit has nothing to do with it.
-            return charge(book.overnight.pop(request_id), used, known_j=known_j)
-        reserved = book.reserved.pop(request_id, None)
+            return charge(account.overnight.pop(request_id), used, known_j=known_j)
+        reserved = account.reserved.pop(request_id, None)
         charged = charge(reserved, used, known_j=known_j)
-        if reserved is not None or day == book.day:
-            book.spent = _plus(book.spent, used, charged, crash_suspected=crash_suspected)
+        if reserved is not None or day == account.day:
+            account.spent = _plus(account.spent, used, charged, crash_suspected=crash_suspected)
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
         """Returns the statement of one key's day."""
-        return _statement(self._book(principal, day))
+        return _statement(self._account(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
         """Returns the statements of every key that was used today, sorted by name."""
-        current = (book for book in self._books.values() if book.day >= day)
+        current = (account for account in self._accounts.values() if account.day >= day)
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
-    def _book(self, principal: Principal, day: str) -> _Book:
+    def _account(self, principal: Principal, day: str) -> _Account:
         """Returns the key's account of the day.
 
         The day never goes back: setting the clock back must not forgive what was spent.
         """
-        former = book = self._books.get(principal.key_id)
-        if book is None or day > book.day:
-            book = self._books[principal.key_id] = _Book(day, DaySum(principal.key_id, principal.name))
+        former = account = self._accounts.get(principal.key_id)
+        if account is None or day > account.day:
+            account = self._accounts[principal.key_id] = _Account(day, DaySum(principal.key_id, principal.name))
             if former is not None:
-                book.overnight = former.overnight | former.reserved
-        book.limits = principal.daily
-        return book
+                account.overnight = former.overnight | former.reserved
+        account.limits = principal.daily
+        return account
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:
@@ -192,19 +195,19 @@ def _plus(spent: DaySum, used: Amount, charged: Amount, *, crash_suspected: bool
     )
 
 
-def _left(limits: DailyLimits, spent: DaySum, reserved_j: float, reserved_tokens: int) -> Left:
-    return Left(
+def _left(limits: DailyLimits, spent: DaySum, reserved_j: float, reserved_tokens: int) -> Remaining:
+    return Remaining(
         energy_j=None if limits.energy_j is None else max(0.0, limits.energy_j - spent.energy_j - reserved_j),
         tokens=None if limits.tokens is None else max(0, limits.tokens - spent.tokens - reserved_tokens),
     )
 
 
-def _statement(book: _Book) -> Statement:
+def _statement(account: _Account) -> Statement:
     return Statement(
-        day=book.day,
-        spent=book.spent,
-        limits=book.limits,
-        reserved_j=book.reserved_j,
-        reserved_tokens=book.reserved_tokens,
-        left=_left(book.limits, book.spent, book.reserved_j, book.reserved_tokens),
+        day=account.day,
+        spent=account.spent,
+        limits=account.limits,
+        reserved_j=account.reserved_j,
+        reserved_tokens=account.reserved_tokens,
+        left=_left(account.limits, account.spent, account.reserved_j, account.reserved_tokens),
     )

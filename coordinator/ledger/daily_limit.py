@@ -15,7 +15,7 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.ledger.accounts import Left, Statement, day_after
+from moe2.coordinator.ledger.accounts import Remaining, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
 
 SOON_S = 5
@@ -33,7 +33,7 @@ def select_within_limits(
     asked: SelectionRequest,
     select: Select,
     principal: Principal,
-    left: Left,
+    left: Remaining,
     statement: Statement,
     *,
     burnt_j: float,

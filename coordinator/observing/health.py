@@ -20,7 +20,7 @@ def dispatch_warnings(
                 HealthWarning(
                     code="breaker_open",
                     severity=Severity.DEGRADED,
-                    message=f"{model} on {name} has kept failing; it gets one request now and then to try it.",
+                    message=f"{model} on {name} has kept failing; it gets a request now and then as a trial.",
                     remedy=f"On {name}: `moe2-agent status` and the agent's log; restart it if it hangs.",
                 )
             )
@@ -56,7 +56,7 @@ def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) ->
             HealthWarning(
                 code="fleet_cap_unmeasured",
                 severity=Severity.DEGRADED,
-                message=f"{who}, and the fleet's is capped.",
+                message=f"{who}, and the fleet's power is capped.",
                 remedy=remedy,
             )
         )

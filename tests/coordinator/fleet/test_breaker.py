@@ -93,7 +93,7 @@ def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
 
 @pytest.mark.parametrize("code", sorted(REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING}))
 def test_what_is_not_the_experts_fault_does_not_count(code: str) -> None:
-    """A failure that is the client's fault takes no expert from the others."""
+    """A failure that is not the expert's fault takes no traffic from it."""
     breakers = Breakers()
     for n in range(10):
         fail(breakers, 100.0 + n, code=code)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moe2.coordinator.http.browsers import Sites, sites_of
+from moe2.coordinator.http.browsers import Sites, accepted_sites
 from moe2.coordinator.http.errors import ApiError
 
 
@@ -20,7 +20,7 @@ def sites(**options: Any) -> Sites:
         "is_loopback": True,
         "needs_keys": False,
     }
-    return sites_of(**(given | options))
+    return accepted_sites(**(given | options))
 
 
 PUBLIC = {"listens_at": "0.0.0.0", "is_loopback": False}

@@ -7,40 +7,40 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.http.upload import BodyRoom
+from moe2.coordinator.http.upload import BodyMemory
 
 
 def test_who_is_alone_may_have_it_all() -> None:
     """A client that is alone may use all of the memory, and not a byte more."""
-    room = BodyRoom(100)
-    assert room.take("app", 100)
-    assert not room.take("app", 1)
+    memory = BodyMemory(100)
+    assert memory.take("app", 100)
+    assert not memory.take("app", 1)
 
 
 def test_who_came_first_keeps_nobody_out() -> None:
     """A second client has its half although the first one holds everything."""
-    room = BodyRoom(100)
-    assert room.take("greedy", 100)
-    assert room.take("honest", 50)
-    assert not room.take("honest", 1)
+    memory = BodyMemory(100)
+    assert memory.take("greedy", 100)
+    assert memory.take("honest", 50)
+    assert not memory.take("honest", 1)
 
 
 def test_what_is_given_back_can_be_had_again() -> None:
     """Released memory can be used again, by the same client too."""
-    room = BodyRoom(100)
-    assert room.take("app", 100)
-    room.give_back("app", 60)
-    assert room.take("app", 60)
+    memory = BodyMemory(100)
+    assert memory.take("app", 100)
+    memory.give_back("app", 60)
+    assert memory.take("app", 60)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 60)), max_size=60))
 def test_little_more_than_the_room_is_held(steps: list[tuple[str, int]]) -> None:
     """Four clients hold at most the harmonic sum of the memory, and all of it is released."""
-    room, held = BodyRoom(100), Counter[str]()
+    memory, held = BodyMemory(100), Counter[str]()
     for client, n_bytes in steps:
-        if room.take(client, n_bytes):
+        if memory.take(client, n_bytes):
             held[client] += n_bytes
-        assert room.held_bytes == held.total() <= 100 * (1 + 1 / 2 + 1 / 3 + 1 / 4)
+        assert memory.held_bytes == held.total() <= 100 * (1 + 1 / 2 + 1 / 3 + 1 / 4)
     for client, n_bytes in held.items():
-        room.give_back(client, n_bytes)
-    assert room.held_bytes == 0
+        memory.give_back(client, n_bytes)
+    assert memory.held_bytes == 0

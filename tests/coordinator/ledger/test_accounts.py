@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
-from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Left, charge, day_after, day_of
+from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Remaining, charge, day_after, day_of
 
 MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
 KEY = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=100.0, tokens=1000))
@@ -19,9 +19,9 @@ def test_a_reservation_counts_until_it_is_settled() -> None:
     """A reservation counts until it is settled; what was not used is free afterwards."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
-    assert accounts.left(KEY, MONDAY) == Left(40.0, 500)
+    assert accounts.left(KEY, MONDAY) == Remaining(40.0, 500)
     accounts.settle(KEY, MONDAY, "r1", Amount(10.0, 100))
-    assert accounts.left(KEY, MONDAY) == Left(90.0, 900)
+    assert accounts.left(KEY, MONDAY) == Remaining(90.0, 900)
 
 
 def test_a_request_does_not_stand_in_its_own_way() -> None:
@@ -29,7 +29,7 @@ def test_a_request_does_not_stand_in_its_own_way() -> None:
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.reserve(KEY, MONDAY, "r2", Amount(10.0, 100))
-    assert accounts.left(KEY, MONDAY, besides="r1") == Left(90.0, 900)
+    assert accounts.left(KEY, MONDAY, besides="r1") == Remaining(90.0, 900)
 
 
 def test_a_second_reservation_takes_the_place_of_the_first() -> None:
@@ -37,7 +37,7 @@ def test_a_second_reservation_takes_the_place_of_the_first() -> None:
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.reserve(KEY, MONDAY, "r1", Amount(70.0, 500))
-    assert accounts.left(KEY, MONDAY) == Left(30.0, 500)
+    assert accounts.left(KEY, MONDAY) == Remaining(30.0, 500)
 
 
 def test_unknown_joules_keep_their_reservation() -> None:
@@ -75,9 +75,9 @@ def test_a_new_day_begins_with_nothing_spent() -> None:
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.settle(KEY, MONDAY, "r2", Amount(30.0, 10))
-    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
     assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(60.0, 500)
-    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
 
 
 def test_a_clock_that_is_set_back_forgives_nothing() -> None:
@@ -93,7 +93,7 @@ def test_the_books_go_on_where_the_ledger_left_them() -> None:
     """After a restart the accounts go on where the ledger left them."""
     accounts = Accounts()
     accounts.restore(MONDAY, [DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)])
-    assert accounts.left(KEY, MONDAY) == Left(5.0, 990)
+    assert accounts.left(KEY, MONDAY) == Remaining(5.0, 990)
 
 
 def test_a_key_counts_its_requests_that_engines_died_with() -> None:
@@ -111,7 +111,7 @@ def test_keys_have_nothing_to_do_with_each_other() -> None:
     """One key's use does not count against another's limit."""
     accounts = Accounts()
     accounts.settle(Principal(key_id="k2", name="other", daily=KEY.daily), MONDAY, "r1", Amount(99.0, 999))
-    assert accounts.left(KEY, MONDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, MONDAY) == Remaining(100.0, 1000)
 
 
 @pytest.mark.parametrize(
