@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Iterator
@@ -17,14 +18,55 @@ from moe2.common.cost import Quantiles
 from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, printable
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 INFEASIBLE = 1
 # In a pipe nothing is cut or wrapped.
 PIPED_WIDTH = 240
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `plan`."""
+    parser.add_argument("prompt", help="the user's message")
+    parser.add_argument("--model", default="moe2", help="default: %(default)s, any model")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    parser.add_argument("--energy", type=float, metavar="J", help="energy budget in joules")
+    parser.add_argument("--latency", type=float, metavar="S", help="seconds until the last token")
+    parser.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
+    parser.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
+    parser.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
+    parser.add_argument("--mode", choices=("auto", "route", "vote", "rank", "mix"), help="how experts work together")
+    parser.add_argument("--choice", action="append", metavar="TEXT", help="a possible answer; repeat it for each")
+    parser.add_argument("--category", help="whose default budgets apply")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON document")
+    add_socket(parser, DEFAULT_SOCKET_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Asks for the plan, prints it, and returns the exit code of `show_plan`."""
+    wish = {
+        "energy_budget_j": arguments.energy,
+        "latency_budget_s": arguments.latency,
+        "ttft_budget_s": arguments.ttft,
+        "quantile": arguments.quantile,
+        "max_experts": arguments.max_experts,
+        "mode": arguments.mode,
+        "choices": arguments.choice,
+        "category": arguments.category,
+    }
+    return show_plan(
+        arguments.socket,
+        arguments.prompt,
+        wish,
+        model=arguments.model,
+        max_tokens=arguments.max_tokens,
+        as_json=arguments.json,
+    )
 
 
 def show_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -11,9 +12,29 @@ from rich.text import Text
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
+from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
+from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `status`."""
+    parser.add_argument("--json", action="store_true", help="the whole status as one JSON document")
+    parser.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="show how accurate the predictions of recent requests were, instead",
+    )
+    add_socket(parser, DEFAULT_SOCKET_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows the fleet's status, or the calibration, and returns the exit code."""
+    shown = show_calibration if arguments.calibration else show_status
+    return shown(arguments.socket, as_json=arguments.json, watch=arguments.watch)
 
 
 def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:

@@ -88,7 +88,7 @@ class Checked:
     messages: tuple[Report | FromAgent, ...] = ()
     """The messages, or what is left of them, that may be believed."""
     faults: tuple[str, ...] = ()
-    """What was wrong, for the agent and the log."""
+    """The faults of the message, for the agent and the log."""
     suspends: bool = False
     """True if the agent is to get no requests for a while; False where only a part of its report was left out."""
     stopped: tuple[str, ...] = ()

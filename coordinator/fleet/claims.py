@@ -24,7 +24,7 @@ ONE_RECONNECT_S = 30.0
 If it does so twice, there may be two: a running virtual machine was cloned with its memory.
 """
 WARNED_S = 300.0
-"""How long a refused claim is warned of: several times as long as the refused agent waits before it asks again."""
+"""The time for which a refused claim is warned of: several times as long as a refused agent waits to ask again."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Claimant:
 
 
 class Verdict(Enum):
-    """What is to be done with a connection that claims an agent id."""
+    """The decision about a connection that claims an agent id."""
 
     WELCOME = auto()
     REPLACE = auto()

@@ -67,7 +67,7 @@ class Register(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Presented:
-    """What a connecting agent showed."""
+    """The credentials that a connecting agent showed."""
 
     bearer: str
     """The bearer token of its request: an enrolment token or a credential."""

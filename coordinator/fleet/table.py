@@ -25,7 +25,7 @@ def agent_of(expert_key: str) -> str:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for."""
+    """An expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for."""
 
     key: str
     agent_id: str

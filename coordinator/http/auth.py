@@ -16,24 +16,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.http import paths
 from moe2.coordinator.http.errors import ApiError, refused
-from moe2.coordinator.http.paths import (
-    ASSETS_PATH,
-    CHAT_PATH,
-    COMPLETIONS_PATH,
-    EVENTS_PATH,
-    FEEDBACK_PATH,
-    FLEET_PATH,
-    HEALTH_PATH,
-    INDEX_PATH,
-    LEDGER_PATH,
-    METRICS_PATH,
-    MODEL_PATH,
-    MODELS_PATH,
-    OPENAPI_PATH,
-    PLAN_PATH,
-    READINESS_PATH,
-)
 from moe2.coordinator.keys.keys import ANYBODY, KeyRecord, Principal, Refusal, Scope
 from moe2.coordinator.keys.store import KeyRing
 
@@ -52,21 +36,21 @@ INFER = frozenset({Scope.INFER})
 OBSERVE = frozenset({Scope.OBSERVE})
 
 ROUTES: dict[str, frozenset[Scope]] = {
-    INDEX_PATH: OPEN,
-    ASSETS_PATH + "{name}": OPEN,
-    HEALTH_PATH: OPEN,
-    READINESS_PATH: OPEN,
-    OPENAPI_PATH: OPEN,
-    CHAT_PATH: INFER,
-    COMPLETIONS_PATH: INFER,
-    PLAN_PATH: INFER,
-    FEEDBACK_PATH: INFER,
-    MODELS_PATH: ANY_KEY,
-    MODEL_PATH: ANY_KEY,
-    FLEET_PATH: OBSERVE,
-    LEDGER_PATH: OBSERVE,
-    EVENTS_PATH: OBSERVE,
-    METRICS_PATH: OBSERVE,
+    paths.INDEX_PATH: OPEN,
+    paths.ASSETS_PATH + "{name}": OPEN,
+    paths.HEALTH_PATH: OPEN,
+    paths.READINESS_PATH: OPEN,
+    paths.OPENAPI_PATH: OPEN,
+    paths.CHAT_PATH: INFER,
+    paths.COMPLETIONS_PATH: INFER,
+    paths.PLAN_PATH: INFER,
+    paths.FEEDBACK_PATH: INFER,
+    paths.MODELS_PATH: ANY_KEY,
+    paths.MODEL_PATH: ANY_KEY,
+    paths.FLEET_PATH: OBSERVE,
+    paths.LEDGER_PATH: OBSERVE,
+    paths.EVENTS_PATH: OBSERVE,
+    paths.METRICS_PATH: OBSERVE,
 }
 """The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 

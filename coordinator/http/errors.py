@@ -36,7 +36,7 @@ class ApiError(Exception):
     retry_after_s: int | None = None
     """Seconds for the Retry-After header; None for no such header."""
     receipt: Receipt | None = None
-    """What the request had spent before it failed, as the body's `moe2`; None where nothing was begun."""
+    """The receipt of what the request had spent, as the body's `moe2`; None where nothing was begun."""
     offers: dict[str, Any] | None = None
     """Which budgets would be met, where the request's own budgets exclude every expert; None otherwise."""
 

@@ -17,25 +17,9 @@ import msgspec
 from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.books import FeedbackAnswer
-from moe2.coordinator.http.paths import (
-    ASSETS_PATH,
-    CHAT_PATH,
-    COMPLETIONS_PATH,
-    EVENTS_PATH,
-    FEEDBACK_PATH,
-    FLEET_PATH,
-    HEALTH_PATH,
-    INDEX_PATH,
-    LEDGER_PATH,
-    METRICS_PATH,
-    MODEL_PATH,
-    MODELS_PATH,
-    OPENAPI_PATH,
-    PLAN_PATH,
-    READINESS_PATH,
-)
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.serving.receipt import Receipt
@@ -130,7 +114,7 @@ _BODY_ERRORS = (400, 408, 413, 415, 417)
 
 @dataclass(frozen=True)
 class _Operation:
-    """One method of one path, as the document describes it."""
+    """An operation of the API: one method of one path."""
 
     method: str
     path: str
@@ -152,7 +136,7 @@ _INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
 _OPERATIONS = (
     _Operation(
         "post",
-        CHAT_PATH,
+        paths.CHAT_PATH,
         "Answer a conversation.",
         {_JSON: _ref("ChatAnswer"), _EVENTS: None},
         (*_BODY_ERRORS, *_INFERENCE_ERRORS),
@@ -160,17 +144,17 @@ _OPERATIONS = (
     ),
     _Operation(
         "post",
-        COMPLETIONS_PATH,
+        paths.COMPLETIONS_PATH,
         "Continue a text.",
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
         (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
     ),
-    _Operation("get", MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
-    _Operation("get", MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
+    _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
+    _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
     _Operation(
         "post",
-        PLAN_PATH,
+        paths.PLAN_PATH,
         "Tell what would be decided for a request, and what other budgets would buy. Runs nothing.",
         {_JSON: _ref("PlanAnswer")},
         _BODY_ERRORS,
@@ -178,36 +162,38 @@ _OPERATIONS = (
     ),
     _Operation(
         "post",
-        FEEDBACK_PATH,
+        paths.FEEDBACK_PATH,
         "Score an answer, once.",
         {_JSON: _ref("FeedbackAnswer")},
         (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
-    _Operation("get", FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation("get", paths.FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
     _Operation(
         "get",
-        LEDGER_PATH,
+        paths.LEDGER_PATH,
         "What requests have cost, and what each key has used and left today.",
         {_JSON: _ref("Ledger")},
         (400, 503),
         query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
     ),
-    _Operation("get", EVENTS_PATH, "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
-    _Operation("get", HEALTH_PATH, "Tell whether the process lives.", {_JSON: _ref("Health")}),
+    _Operation("get", paths.EVENTS_PATH, "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
+    _Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {_JSON: _ref("Health")}),
     _Operation(
         "get",
-        READINESS_PATH,
-        "Tell whether an expert is ready.",
+        paths.READINESS_PATH,
+        "Tell if an expert is ready.",
         {_JSON: _ref("Health")},
         not_ready=_ref("Health"),
     ),
-    _Operation("get", METRICS_PATH, "Metrics for Prometheus.", {_TEXT: None, "application/openmetrics-text": None}),
-    _Operation("get", OPENAPI_PATH, "This OpenAPI document.", {_JSON: {"type": "object"}}),
-    _Operation("get", INDEX_PATH, "The web page.", {"text/html": None}),
+    _Operation(
+        "get", paths.METRICS_PATH, "Metrics for Prometheus.", {_TEXT: None, "application/openmetrics-text": None}
+    ),
+    _Operation("get", paths.OPENAPI_PATH, "This OpenAPI document.", {_JSON: {"type": "object"}}),
+    _Operation("get", paths.INDEX_PATH, "The web page.", {"text/html": None}),
     _Operation(
         "get",
-        ASSETS_PATH + "{name}",
+        paths.ASSETS_PATH + "{name}",
         "A file of the web page.",
         {"text/html": None, "text/css": None, "text/javascript": None, "image/svg+xml": None},
         (404,),
@@ -218,10 +204,10 @@ _OPERATIONS = (
 
 def document(open_paths: Collection[str]) -> dict[str, Any]:
     """Builds the whole document. open_paths: the paths that ask for no key."""
-    paths: dict[str, dict[str, Any]] = {}
+    described: dict[str, dict[str, Any]] = {}
     for operation in _OPERATIONS:
         is_open = operation.path in open_paths
-        paths.setdefault(operation.path, {})[operation.method] = _described(operation, is_open=is_open)
+        described.setdefault(operation.path, {})[operation.method] = _described(operation, is_open=is_open)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -230,7 +216,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
             "description": "A fleet of small language models as one OpenAI-compatible service, within measured energy "
             "and latency budgets. Parameters that moe2 does not implement are refused with a 400 that names them.",
         },
-        "paths": paths,
+        "paths": described,
         "components": {
             "schemas": _components(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -23,7 +23,7 @@ from moe2.coordinator.serving.service import Service
 
 
 class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the coordinator would decide for a request.
+    """The decision that the coordinator would take for a request.
 
     chosen: key of the expert that would answer, of a panel the one with the most weight; None with a refusal. refusal:
     why no expert would answer, such as the key's daily limit. offers: budgets that would be met, where budgets are the

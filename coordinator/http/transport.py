@@ -17,7 +17,7 @@ from moe2.common.token_bucket import TokenBucket
 log = structlog.get_logger()
 
 LINGER_S = 1.0
-"""How long the rest of a refused body is read and thrown away, so that its sender sees the answer."""
+"""The time for which the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 READ_BUFFER_BYTES = 8192
 """The size of aiohttp's read buffer for each connection.
 

@@ -30,7 +30,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class DailyLimits:
-    """What one key may use up per day (UTC). None: no limit."""
+    """The limits of what one key may use up per day (UTC). None: no limit."""
 
     energy_j: float | None = None
     tokens: int | None = None

@@ -66,7 +66,7 @@ class Statement:
     """Joules that are reserved for requests in progress."""
     reserved_tokens: int
     left: Remaining
-    """What the key may still reserve; None where there is no limit."""
+    """The energy and tokens that the key may still reserve."""
 
 
 @dataclass

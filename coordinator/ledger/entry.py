@@ -33,7 +33,10 @@ class AttemptEntry:
 
 @dataclass(frozen=True)
 class RequestEntry:
-    """One request; the fields but the last two are the columns of the table `requests`. None: not known."""
+    """The entry of one request. None: not known.
+
+    The fields but the last two are the columns of the table `requests`.
+    """
 
     request_id: str
     at_unix_s: float
@@ -47,7 +50,10 @@ class RequestEntry:
     model: str
     """The model that the client asked for."""
     outcome: str
-    """One of "completed", "failed", "cancelled" and "interrupted" (the coordinator ended before the request did)."""
+    """The outcome: "completed", "failed", "cancelled" or "interrupted".
+
+    A request is interrupted if the coordinator ended before it did.
+    """
     code: str | None
     """The finish reason, or the error's code."""
     prompt_tokens: int | None
@@ -67,7 +73,7 @@ class RequestEntry:
 
 @dataclass(frozen=True)
 class ReservationEntry:
-    """What a request in progress may come to; the fields are the columns of the table `reservations`."""
+    """The reservation of a request in progress; the fields are the columns of the table `reservations`."""
 
     request_id: str
     at_unix_s: float
@@ -80,7 +86,7 @@ class ReservationEntry:
 
 
 class AttemptState(StrEnum):
-    """What became of an expert's work for a request."""
+    """The states of an expert's work for a request."""
 
     RUNNING = "running"
     STOPPING = "stopping"

@@ -60,7 +60,7 @@ class Span:
 
 
 class SumRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one group of requests took.
+    """The costs of one group of requests.
 
     Tokens and joules are sums of what is known, None where nothing is. n_unmeasured: requests whose joules are not
     known and left out of `joules`, which is a lower bound then. useful_j: joules of work whose words the client got.
@@ -84,7 +84,7 @@ class SumRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as in the table `requests`, with its experts and its joules by cause."""
+    """The costs of one request, with its experts and its joules by cause."""
 
     request_id: str
     at_unix_s: float

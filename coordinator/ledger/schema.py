@@ -16,7 +16,7 @@ from moe2.common.errors import Moe2Error
 
 VERSION = 1
 BUSY_S = 0.5
-"""How long another process may hold the database before a write counts as failed and is tried again later."""
+"""The time for which another process may hold the database before a write counts as failed and is tried again later."""
 
 # One script per version, each from the one before it. Never change one that has been released.
 _MIGRATIONS = (

@@ -61,7 +61,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the writer reports after each try."""
+    """The writer's report after each try."""
 
     handled: int
     """Every entry up to this number has been tried."""

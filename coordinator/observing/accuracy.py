@@ -50,7 +50,7 @@ Fifty predictions of 95 % coverage are below this about once in 250 times (binom
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How well predictions of one quantity agreed with its measurements. Figures are None where `n` is 0."""
+    """The agreement of one quantity's predictions with its measurements. Figures are None where `n` is 0."""
 
     n: int
     """Requests with both a prediction and a measurement."""
@@ -63,7 +63,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantity's predictions against its measurements, and the requests that could not be compared."""
+    """The agreement of one quantity, as planned and for the decoded tokens, and the requests left out of it."""
 
     planned: Agreement
     decoded: Agreement
@@ -98,7 +98,7 @@ class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One answered request, with its expert as it was when it was chosen, report included."""
+    """An answered request, with its expert's report as it was when the expert was chosen."""
 
     expert: Expert
     prediction: Prediction

@@ -21,7 +21,7 @@ KEPT_BINS = 360
 
 
 class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that has ended."""
+    """A request that has ended, as the page shows it."""
 
     seq: int
     """Number of the request among all that have ended since the start, from 1."""
@@ -29,7 +29,7 @@ class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
     asked_model: str
     """The model that the client named."""
     outcome: str
-    """One of "completed", "failed" and "cancelled"."""
+    """The outcome: "completed", "failed" or "cancelled"."""
     reason: str | None
     """The finish reason or the error's code; None for a cancelled request."""
     message: str | None
@@ -38,7 +38,7 @@ class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request in progress."""
+    """A request in progress, as the page shows it."""
 
     request_id: str
     asked_model: str
@@ -49,7 +49,7 @@ class RunningRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyBin(msgspec.Struct, kw_only=True):
-    """What was spent and drawn in one interval of the history."""
+    """The energy, tokens and power of one interval of the history."""
 
     start_unix_s: float
     joules: dict[str, float] = {}
