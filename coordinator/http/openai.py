@@ -30,11 +30,7 @@ from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, error_of, quoted, refused
-from moe2.coordinator.http.paths import (
-    CHAT_PATH,
-    COMPLETIONS_PATH,
-    MODELS_PATH,
-)
+from moe2.coordinator.http.paths import CHAT_PATH, COMPLETIONS_PATH, MODELS_PATH
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.keys.keys import ANYBODY
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome

@@ -8,10 +8,7 @@ from importlib import resources
 
 from aiohttp import web
 
-from moe2.coordinator.http.paths import (
-    ASSETS_PATH,
-    INDEX_PATH,
-)
+from moe2.coordinator.http.paths import ASSETS_PATH, INDEX_PATH
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Nothing from anywhere else, no inline code: what a model answers can never become a script.

@@ -12,6 +12,7 @@ class AttemptEntry:
 
     request_id: str
     place: int
+    """The number of the attempt within its request, from 0."""
     expert: str
     agent: str
     model: str
@@ -25,10 +26,13 @@ class AttemptEntry:
     joules: float | None
     quality: str
     predicted_j_p50: float | None
-    """The prediction that the choice was based on, like the three fields that follow."""
+    """The median of the joules that were predicted when the expert was chosen."""
     predicted_j_p95: float | None
+    """The p95 of the joules that were predicted when the expert was chosen."""
     predicted_s_p50: float | None
+    """The median of the seconds that were predicted when the expert was chosen."""
     predicted_s_p95: float | None
+    """The p95 of the seconds that were predicted when the expert was chosen."""
 
 
 @dataclass(frozen=True)
