@@ -22,7 +22,7 @@ from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
@@ -100,7 +100,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _appraiser(settings.selection.gate, self._feedback),
+            _scorer(settings.selection.gate, self._feedback),
             settings.selection.categories,
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
@@ -203,7 +203,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
-                *self._selector.appraiser.warnings(),
+                *self._selector.scorer.warnings(),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
                 *self._hub.warnings(),
@@ -218,14 +218,14 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
-        appraiser = _appraiser(selection.gate, self._feedback)
+        scorer = _scorer(selection.gate, self._feedback)
         self._doorkeeper.read_token(agents.token_file)
         try:
             self._tls.load(settings)
         except Moe2Error:
             self._doorkeeper.read_token(former.agents.token_file)
             raise
-        self._selector.reconfigure(appraiser, selection.categories, selection.fleet_watts_cap_w)
+        self._selector.reconfigure(scorer, selection.categories, selection.fleet_watts_cap_w)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._openai.request_timeout_s = api.request_timeout_s
@@ -252,7 +252,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._openai.add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
-            self._feedback, self._feedback_file, on_score=lambda _: self._selector.appraiser.scored()
+            self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
         ).add_to(app)
         self._fleet.add_to(app)
         LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
@@ -333,16 +333,16 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     return found
 
 
-def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
-    """Makes the judge of experts' quality: the trained gate, or priors where there is none.
+def _scorer(checkpoint: Path | None, feedback: FeedbackBook) -> Scorer:
+    """Makes the scorer of experts: the trained gate, or priors where there is none.
 
     Raises `CheckpointError` for a checkpoint that cannot be used.
     """
     if checkpoint is None:
-        return Appraiser(None, tallies=feedback.tallies)
+        return Scorer(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
-    return Appraiser(gate, manifest.kinds, feedback.tallies)
+    return Scorer(gate, manifest.kinds, feedback.tallies)
 
 
 async def _listen(
