@@ -10,9 +10,9 @@ fleet: the SetValue and, where the column says `table`, the ValueTable. Lines th
 
 Fleets: 256 calibration prompts, log-normal joules, delays and aggregation that grow with the panel. Chances
 are `graded` (logistic: prompt difficulty + expert strength + noise) or `decided` (near 0 or near 1, as after
-a sharp gate). Budgets run from 3 % to 80 % of the joules of the whole fleet. Gaps are in percent of the
+a sharp gate). PanelBudgets run from 3 % to 80 % of the joules of the whole fleet. Gaps are in percent of the
 value; for the free energy, which has no zero, in percent of what all experts are worth more than the worst.
-HiGHS solves best-of-S, the linear value; the first table has no delay budget, so that it solves the same
+HiGHS solves best-of-set, the linear value; the first table has no delay budget, so that it solves the same
 problem. On a machine with other work, wall times hold what the scheduler gave away; `--processor-time`
 counts, and limits the searches by, this process's time.
 """
@@ -37,7 +37,7 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from moe2.coordinator.planning import greedy, search  # noqa: E402
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem  # noqa: E402
+from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem  # noqa: E402
 from moe2.coordinator.planning.proof import Plan, Status  # noqa: E402
 from moe2.coordinator.planning.search import Effort  # noqa: E402
 from moe2.coordinator.planning.value_table import ValueTable  # noqa: E402
@@ -92,7 +92,7 @@ class Fleet:
             p50=costs,
             p95=costs,
             aggregation=Aggregation(0.02 * size, 0.005 * size, 0.005 * size),
-            budgets=Budgets(
+            budgets=PanelBudgets(
                 energy_j=float(self.energy_j.sum() * share),
                 delay_s=self.patience_s if hurried else None,
                 max_experts=max_experts,

@@ -22,7 +22,7 @@ import numpy as np
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.link.messages import ExpertReport, ExpertState
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, estimate_prompt_tokens
 from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.choosing.selector import Selector
@@ -186,7 +186,7 @@ def decided_ms(
 def selector_of(gate: Gate, kinds: Sequence[str]) -> Selector:
     """A selector with default budgets for two kinds of prompt."""
     categories = {"default": Budgets(latency_budget_s=60.0), "chat": Budgets(energy_budget_j=200.0)}
-    return Selector(Appraiser(gate, kinds), categories, clock=time.monotonic)
+    return Selector(Scorer(gate, kinds), categories, clock=time.monotonic)
 
 
 def main() -> None:

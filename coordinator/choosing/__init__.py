@@ -1,1 +1,1 @@
-"""Which experts answer a request; pure; may import `fleet.table`, `gate` and `planning`."""
+"""This room decides which experts answer a request. PURE; it may import `fleet.table`, `gate` and `planning`."""

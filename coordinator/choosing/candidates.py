@@ -1,4 +1,4 @@
-"""The coarse level: which experts a request may use, as a planning problem. PURE."""
+"""The coarse level of a choice: it states and solves which experts a request may use as a planning problem. PURE."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ import numpy as np
 from moe2.coordinator.choosing.forecast import Forecast, Range
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
-from moe2.coordinator.choosing.quality import Worth
+from moe2.coordinator.choosing.quality import SetWorth
 from moe2.coordinator.choosing.request import Budgets
-from moe2.coordinator.planning import problem as planning
 from moe2.coordinator.planning import search
 from moe2.coordinator.planning.candidates import Candidates
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.values import FloatArray
 
 TIME_LIMIT_S = 0.02
+"""A request waits this long for its plan at most; the plan's proof then states the gap that is left."""
 
 
 def problem_of(
     forecast: Forecast,
-    worth: Worth,
+    worth: SetWorth,
     budgets: Budgets,
     ruled_out: Mapping[str, str],
     work: Work | None = None,
     draw: FleetDraw | None = None,
-) -> planning.Problem:
-    """The problem whose feasible panels are the sets that keep the budgets.
+) -> Problem:
+    """The planning problem whose feasible panels are the sets of experts that keep the request's budgets.
 
-    work: None where one expert answers. Without `max_experts` each candidate then has to keep the energy budget alone;
-    with it, all of them together, for the case that they have to be tried one after the other. With work, all members
-    together always do. An expert whose cost is unknown is ruled out where the budget bounds that cost: what was not
-    measured cannot be promised.
+    ruled_out: reasons by expert key. work: what a panel does; None where one expert answers. draw: what the fleet draws
+    already; None without a cap.
 
-    draw: what the fleet draws, where it is capped. Each candidate has to keep the cap beside it; with work, all members
-    together.
+    Where one expert answers, each candidate keeps the energy budget alone; with `max_experts` all of them keep it
+    together, for the case that they have to be tried one after the other. Members of a panel always keep it together.
+    The fleet's cap holds likewise: for each candidate alone, or for a panel's members together. An expert whose cost is
+    unknown is ruled out where a budget bounds that cost: what was not measured cannot be promised.
     """
-    quantile = budgets.quantile or planning.Quantile.P95
+    quantile = budgets.quantile or Quantile.P95
     costs = _costs(forecast, quantile)
     # An answer that comes at once has no time per token.
     per_token_s = None if work is not None and work.delivers_at_once else budgets.tpot_budget_s
-    return planning.Problem(
+    return Problem(
         names=forecast.roster.keys,
         value=worth.value,
         # The budgets hold for one quantile, and no solver looks at the other.
         p50=costs,
         p95=costs,
-        aggregation=_joining(work, len(forecast.roster), quantile),
-        budgets=planning.Budgets(
+        aggregation=_panel_overhead(work, len(forecast.roster), quantile),
+        budgets=PanelBudgets(
             energy_j=budgets.energy_budget_j,
             delay_s=budgets.latency_budget_s,
             first_token_s=budgets.ttft_budget_s,
@@ -67,24 +68,27 @@ def problem_of(
     )
 
 
-def solve(problem: planning.Problem, worth: Worth, *, clock: Callable[[], float]) -> Plan:
-    """The exact best candidate set, or the best found within `TIME_LIMIT_S` with its certified gap."""
+def solve(problem: Problem, worth: SetWorth, *, clock: Callable[[], float]) -> Plan:
+    """The plan with the best candidate set, or with the best found within `TIME_LIMIT_S` and its proven gap.
+
+    clock: monotonic seconds.
+    """
     if problem.budgets.max_experts is None and problem.budgets.one_runs:
-        return _all_that_fit(problem, clock)
+        return _uncoupled(problem, clock)
     return search.plan(problem, table=worth.table, effort=search.Effort(time_limit_s=TIME_LIMIT_S), clock=clock)
 
 
-def _all_that_fit(problem: planning.Problem, clock: Callable[[], float]) -> Plan:
-    """The plan where no limit couples the candidates: every expert that keeps the budgets alone is one.
+def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
+    """The plan where no limit couples the candidates: every expert that keeps the budgets alone is a candidate.
 
-    Optimal because the value never falls when a candidate joins.
+    It is optimal because the value never falls when a candidate joins.
     """
     started_s = clock()
     candidates = Candidates.of(problem)
     if candidates.count == 0:
-        return infeasible(problem, "uncoupled", clock() - started_s)
+        return infeasible_plan(problem, "uncoupled", clock() - started_s)
     value = candidates.value_of(list(range(candidates.count)))
-    return certified(
+    return proven_plan(
         problem,
         candidates.index.tolist(),
         method="uncoupled",
@@ -96,27 +100,29 @@ def _all_that_fit(problem: planning.Problem, clock: Callable[[], float]) -> Plan
 
 
 @lru_cache(maxsize=64)
-def _no_aggregation(experts: int) -> planning.Aggregation:
-    return planning.Aggregation.free(experts)
+def _no_aggregation(experts: int) -> Aggregation:
+    return Aggregation.free(experts)
 
 
-def _joining(work: Work | None, experts: int, quantile: planning.Quantile) -> planning.Aggregation:
-    """What a panel's members take on top of their own parts, once they are two."""
+def _panel_overhead(work: Work | None, experts: int, quantile: Quantile) -> Aggregation:
+    """What a panel of two and more members takes on top of its slowest member, by the panel's size."""
     if work is None:
         return _no_aggregation(experts)
-    seconds = work.joining_s.p50 if quantile is planning.Quantile.P50 else work.joining_s.p95
+    seconds = work.overhead_s.p50 if quantile is Quantile.P50 else work.overhead_s.p95
     delay_s = np.where(np.arange(experts + 1) < 2, 0.0, seconds)
     first_s = delay_s if work.delivers_at_once else np.zeros(experts + 1)
-    return planning.Aggregation(energy_j=np.zeros(experts + 1), delay_s=delay_s, first_token_s=first_s)
+    return Aggregation(energy_j=np.zeros(experts + 1), delay_s=delay_s, first_token_s=first_s)
 
 
-def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
-    """Costs at one quantile. Unknown ones count as the most expensive known: they matter only where nothing bounds them
-    there a tie should not go to the expert that nobody has measured.
+def _costs(forecast: Forecast, quantile: Quantile) -> Costs:
+    """The experts' costs at one quantile, each (N,).
+
+    An unknown cost counts as the most expensive known one. It matters only where no budget bounds it, and there a tie
+    should not go to the expert that nobody has measured.
     """
     first_s, total_s = _known(forecast.ttft_s, quantile), _known(forecast.total_s, quantile)
     transmit_s = np.minimum(forecast.roster.transmit_s, first_s)
-    return planning.Costs(
+    return Costs(
         energy_j=_known(forecast.energy_j, quantile),
         queue_s=np.zeros(len(first_s)),
         transmit_s=transmit_s,
@@ -127,9 +133,9 @@ def _costs(forecast: Forecast, quantile: planning.Quantile) -> planning.Costs:
     )
 
 
-def _known(cost: Range, quantile: planning.Quantile) -> FloatArray:
-    """(N,) with the most expensive known in place of unknown."""
-    figures = cost.p50 if quantile is planning.Quantile.P50 else cost.p95
+def _known(cost: Range, quantile: Quantile) -> FloatArray:
+    """(N,) one cost at one quantile, with the most expensive known figure in place of the unknown ones."""
+    figures = cost.p50 if quantile is Quantile.P50 else cost.p95
     unknown = np.isnan(figures)
     if not unknown.any():
         return figures
@@ -138,27 +144,28 @@ def _known(cost: Range, quantile: planning.Quantile) -> FloatArray:
 
 
 def _unmeasured(forecast: Forecast, budgets: Budgets) -> dict[str, str]:
+    """Experts without a measurement of what the budgets bound, with the reason."""
     roster = forecast.roster
     reasons: dict[str, str] = {}
     if budgets.bounds_time and not roster.speed_known.all():
         for place in np.flatnonzero(~roster.speed_known):
-            reasons[roster.keys[place]] = "its speed has not been measured, and the request bounds time"
+            reasons[roster.keys[place]] = "its speed has not been measured yet, and the request limits time"
     if budgets.energy_budget_j is not None and not roster.energy_known.all():
         for place in np.flatnonzero(~roster.energy_known):
-            reasons[roster.keys[place]] = "its energy has not been measured, and the request bounds energy"
+            reasons[roster.keys[place]] = "its energy has not been measured yet, and the request limits energy"
     return reasons
 
 
 def _unmetered(forecast: Forecast, draw: FleetDraw | None) -> dict[str, str]:
-    """Experts whose watts nobody knows, where the fleet's are capped."""
+    """Experts whose power is unknown while the fleet's power is capped, with the reason; none without a cap."""
     if draw is None:
         return {}
     reasons: dict[str, str] = {}
     for place in np.flatnonzero(np.isnan(forecast.added_w)):
         reasons[forecast.roster.keys[place]] = (
-            "its power has not been measured, and the fleet's is capped; `moe2-agent bench` measures it"
+            "its power has not been measured, and the fleet's power is capped; `moe2-agent bench` measures it"
         )
     for expert in forecast.roster.experts if draw.unmeasured else ():
         if expert.agent_id in draw.unmeasured:
-            reasons[expert.key] = "its host's power is not measured, and the fleet's is capped"
+            reasons[expert.key] = "its host's power is not measured, and the fleet's power is capped"
     return reasons

@@ -1,4 +1,7 @@
-"""A decision as shown to people and programs: who was in, who was out and why, how good it provably is. PURE."""
+"""Decisions as shown to people and programs: who was chosen, who was not and why, and how good that provably is. PURE.
+
+The types come first; the API encodes them as they are. Below are the functions that make them of the choice's result.
+"""
 
 from __future__ import annotations
 
@@ -18,92 +21,115 @@ from moe2.coordinator.planning.proof import Plan, Proof
 
 
 class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One expert in the decision.
-
-    score: probability that it answers this prompt well; score_source: "gate", or "prior" where it has no training data.
-    energy_j, ttft_s, total_s: predicted, None where it was never measured. energy_quality: of the measurements behind
-    the joules. candidate: it keeps the budgets. weight: its share where a panel answers. reason: why it was not chosen.
-    added_w: what it would add to its host's power, where the fleet's is capped; None where unknown.
-    """
+    """One expert of the fleet as the decision saw it. Predictions are None where it was never measured."""
 
     expert: str
+    """Key of the expert."""
     agent: str
+    """Name of its agent."""
     model: str
+    """Name of its model."""
     score: float
+    """Probability, 0..1, that it answers this prompt well."""
     score_source: str
+    """Where the score comes from: "gate", or "prior" where the gate has no training data of the model."""
     energy_j: Quantiles | None
+    """Predicted joules of the request."""
     energy_quality: str | None
+    """Quality of the measurements that the joules rest on."""
     ttft_s: Quantiles | None
+    """Predicted seconds until the first token."""
     total_s: Quantiles | None
+    """Predicted seconds until the last token."""
     candidate: bool
+    """True where it keeps the budgets."""
     chosen: bool
+    """True where it answers."""
     reason: str | None
+    """Why it was not chosen."""
     weight: float | None = None
+    """Its share of the answer where a panel answers."""
     added_w: float | None = None
+    """Watts that the request would add to its host's power; None without a cap, or where unknown."""
 
 
 class FleetPowerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The fleet's power against its cap. drawn_w: by all hosts that are known. simulated: some of it is.
-
-    hosts_unmeasured: hosts that do not count, because nobody knows what they draw; they get no requests.
-    """
+    """The fleet's power against its cap, both in watts."""
 
     cap_w: float
     drawn_w: float
+    """Power that all measured hosts draw now."""
     simulated: bool
+    """True where some of that power is a simulated host's."""
     hosts_unmeasured: int
+    """Hosts that do not count, because nobody knows what they draw; they get no requests."""
 
 
 class ProofRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the planner proves of the candidate set. None: nothing was feasible."""
+    """What the planner proves of the candidate set. Figures are None where no expert keeps the budgets."""
 
     method: str
+    """Name of the solver."""
     status: str
+    """What is proven: "optimal", "bounded" or "infeasible"."""
     value: float | None
+    """Value of the candidate set."""
     upper_bound: float | None
+    """No other candidate set within the budgets is worth more."""
     gap: float | None
+    """`upper_bound` less `value`."""
     nodes: int
+    """Candidate sets that were listed or bounded."""
     elapsed_s: float | None
+    """Seconds that the planner took."""
 
 
 class FrontierRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The best that an energy budget can buy. value None: nothing is feasible."""
+    """The best candidate set for one energy budget."""
 
     energy_budget_j: float
     value: float | None
+    """Value of the candidate set; None where no expert keeps the budget."""
     experts: tuple[str, ...]
+    """Keys of the candidates."""
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the choice was based on: of the expert that answers, or of the panel together. None: not measured.
-
-    energy_quality: of the measurements behind the joules.
-    """
+    """What the answer was predicted to take, of the one expert or of the whole panel. None is not measured."""
 
     ttft_s: Quantiles | None
+    """Seconds until the first token."""
     total_s: Quantiles | None
+    """Seconds until the last token."""
     energy_j: Quantiles | None
+    """Joules of the request."""
     energy_quality: str | None
+    """Quality of the measurements that the joules rest on."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The two levels' answer. category: whose default budgets applied; kind: what the gate takes the prompt for.
-
-    predicted: None where nobody is chosen. fleet_power: None where it is not capped.
-    """
+    """A choice of experts with everything that it was based on."""
 
     mode: str
+    """How the experts work together."""
     category: str | None
+    """The category whose default budgets applied."""
     kind: str | None
+    """The kind of prompt that the gate takes this one for."""
     budgets: dict[str, Any]
+    """The limits in force, by name."""
     experts: tuple[ExpertRow, ...]
+    """Every expert of the fleet that could serve the request."""
     proof: ProofRow = msgspec.field(name="certificate")
+    """What the planner proves of the candidates."""
     predicted: Predicted | None = None
+    """What the answer was predicted to take; None where nobody is chosen."""
     fleet_power: FleetPowerRow | None = None
+    """The fleet's power against its cap; None where it is not capped."""
 
 
 def decision_of(selection: Selection) -> Decision:
-    """The decision behind a chosen expert or panel."""
+    """The decision that chose an expert or a panel, as shown."""
     return Decision(
         mode=selection.mode,
         category=selection.category,
@@ -117,7 +143,7 @@ def decision_of(selection: Selection) -> Decision:
 
 
 def predicted_of(prediction: Prediction) -> Predicted:
-    """A prediction as shown."""
+    """The prediction of an expert or a panel, as shown."""
     return Predicted(
         ttft_s=prediction.ttft_s,
         total_s=prediction.total_s,
@@ -127,7 +153,7 @@ def predicted_of(prediction: Prediction) -> Predicted:
 
 
 def refusal_of(refused: NoExpert) -> Decision | None:
-    """The decision behind budgets that nobody keeps; None where it was not a matter of budgets."""
+    """The decision that found nobody within the budgets, as shown; None where budgets were not the reason."""
     if refused.plan is None or refused.outlook is None:
         return None
     return Decision(
@@ -142,7 +168,7 @@ def refusal_of(refused: NoExpert) -> Decision | None:
 
 
 def offers_of(refused: NoExpert) -> dict[str, Any] | None:
-    """The cheapest and the fastest expert, and what the budgets would have to be for each."""
+    """The cheapest and the fastest expert with the budgets that each would need; None where budgets were no reason."""
     plan = refused.plan
     if plan is None:
         return None
@@ -163,7 +189,7 @@ def offers_of(refused: NoExpert) -> dict[str, Any] | None:
 
 
 def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
-    """The frontier as shown."""
+    """The best value over a range of energy budgets, as shown."""
     return tuple(
         FrontierRow(
             energy_budget_j=point.energy_budget_j,
@@ -175,6 +201,7 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
 
 
 def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
+    """Every considered expert as shown. selection: None where nobody was chosen."""
     candidates = selection.candidates if selection else frozenset()
     reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions if exclusion.name not in candidates}
     weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
@@ -186,7 +213,7 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[Ex
         reason = reasons.get(key)
         if reason is None and not chosen and selection is not None:
             better = is_panel or selection.first.score > other.score
-            reason = f"a candidate, but {'scores lower' if better else 'is predicted to end later'}"
+            reason = f"it keeps the budgets, but {'scores lower' if better else 'is predicted to finish later'}"
         rows.append(
             ExpertRow(
                 expert=key,
@@ -221,7 +248,7 @@ def _fleet_power(draw: FleetDraw | None) -> FleetPowerRow | None:
 
 
 def _limits(budgets: Budgets) -> dict[str, Any]:
-    """The limits in force; those that are not set are left out."""
+    """The limits in force by name, without those that are not set."""
     return budgets.model_dump(exclude_none=True, mode="json")
 
 

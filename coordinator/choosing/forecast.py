@@ -1,4 +1,4 @@
-"""What a request takes on every expert of the fleet: quantiles of seconds and joules, as arrays. PURE.
+"""Forecasts of what a request takes on every expert of the fleet: quantiles of seconds and joules, as arrays. PURE.
 
 An expert's own laws of latency and energy come with the reports of its agent (`moe2.common.cost`).
 """
@@ -28,46 +28,70 @@ _UNKNOWN = Spread(p50=np.nan, p95=np.nan)
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """Quantiles of one cost on each expert; NaN where it was never measured. Both (N,)."""
+    """The two quantiles of one cost on each expert, (N,) each; NaN where it was never measured."""
 
     p50: FloatArray
     p95: FloatArray
 
     def at(self, place: int) -> Quantiles | None:
-        """Of one expert; None where unknown."""
+        """The quantiles of the expert at `place`; None where unknown."""
         p50 = float(self.p50[place])
         return None if p50 != p50 else Quantiles(p50, float(self.p95[place]))
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What one request takes on one expert, or on a panel. None is not measured."""
+
+    shape: RequestShape
+    """The request as the prediction took it to be."""
+    ttft_s: Quantiles | None
+    """Seconds until the first token."""
+    per_token_s: Quantiles | None
+    """Seconds per token after the first."""
+    total_s: Quantiles | None
+    """Seconds until the last token."""
+    energy_j: Quantiles | None
+    """Joules of the request."""
+    energy_quality: Quality | None = None
+    """Quality of the measurements that the joules rest on."""
+    transmit_s: float = 0.0
+    """Seconds of a round trip to the host; 0 before one was measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """What one request takes on each expert of a roster, in its order.
-
-    prompt_tokens: (N,) its prompt's length to each. answer_tokens: its answer's, the same for all or (N,). busy: (N,)
-    requests already there.
-    """
+    """What one request takes on each expert of a roster, in the roster's order."""
 
     roster: Roster
     prompt_tokens: IntArray
+    """(N,) length of the prompt to each expert's model."""
     answer_tokens: int | IntArray
+    """Length of the answer, the same for all or (N,)."""
     busy: IntArray
+    """(N,) requests that each expert has already."""
     ttft_s: Range
+    """Seconds until the first token."""
     per_token_s: Range
+    """Seconds per token after the first."""
     total_s: Range
+    """Seconds until the last token."""
     energy_j: Range
+    """Joules of the request."""
 
     @cached_property
     def added_w(self) -> FloatArray:
-        """(N,) watts that the request adds to what each one's host draws, NaN where unknown.
+        """(N,) watts that the request adds to the power of each expert's host, NaN where unknown.
 
-        Where the host's idle power is unknown, all that it draws with the request counts: that cannot be too little.
+        Where the host's idle power is unknown, all the power that it draws with the request counts, so that the figure
+        is never too low.
         """
         before_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy)
         with_it_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy + 1)
         return np.asarray(np.maximum(with_it_w - np.nan_to_num(before_w), 0.0))
 
     def prediction(self, place: int) -> Prediction:
-        """The same of one expert."""
+        """What the request takes on the expert at `place`."""
         report, busy = self.roster.experts[place].report, int(self.busy[place])
         return Prediction(
             shape=RequestShape(
@@ -86,14 +110,11 @@ class Forecast:
 
 
 class Roster:
-    """N experts, N >= 1, with what is known of them in columns.
+    """N experts, N >= 1, with what is known of them as arrays in one order.
 
-    context_tokens, room: (N,) how long a prompt each takes, and how many requests at a time, queued ones included. No
-    more are queued there than are predicted to start within `longest_queue_s`, but one: whoever would wait longer waits
-    better where the first expert that falls free can be had.
-    bare, toolless: (N,) True where its model has no chat template, and where that has no tools. transmit_s: (N,) round
-    trips, 0 where unknown. load_s: (N,) what loading takes, 0 where it is in memory, NaN where nobody knows.
-    idle_w: (N,) watts of its host doing nothing, NaN where unknown.
+    longest_queue_s: an expert's queue is used only as far as its requests are predicted to start within this time, but
+    always for one request. A request that would wait longer is better off waiting at the coordinator, where it gets the
+    first expert that falls free.
     """
 
     def __init__(self, experts: Sequence[Expert], *, longest_queue_s: float = math.inf) -> None:
@@ -102,12 +123,19 @@ class Roster:
         self.models = tuple(expert.model for expert in self.experts)
         reports = [expert.report for expert in self.experts]
         self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
+        """(N,) the longest prompt with its answer that each expert takes."""
         self.room: IntArray = np.array([report.slots + report.max_queue for report in reports])
+        """(N,) requests that each expert takes at a time, queued ones included."""
         self.bare: BoolArray = np.array([report.has_chat_template is False for report in reports])
+        """(N,) True where the model has no chat template."""
         self.toolless: BoolArray = np.array([report.supports_tools is False for report in reports])
+        """(N,) True where the model's chat template has no tools."""
         self.load_s: FloatArray = np.array([_load_s(report) for report in reports])
+        """(N,) seconds to load the model, 0 where it is in memory, NaN where unknown."""
         self.transmit_s: FloatArray = np.array([expert.rtt_s or 0.0 for expert in self.experts])
+        """(N,) seconds of a round trip to the host, 0 where unknown."""
         self.idle_w: FloatArray = np.array([_idle_w(report) for report in reports])
+        """(N,) watts of the host while nothing runs, NaN where unknown."""
         self._slots: IntArray = np.array([report.slots for report in reports])
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
@@ -115,7 +143,7 @@ class Roster:
         self._decode = np.array([found.decode if found else (np.nan,) * 3 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
-        """Slots fall free one by one, every so many seconds."""
+        """(N,) mean seconds between two moments at which a slot falls free."""
         with np.errstate(divide="ignore"):
             soon = np.maximum(1.0, np.floor(longest_queue_s / self._turn_s))
         # Where nobody knows how fast a queue moves, all of it may be used.
@@ -134,34 +162,37 @@ class Roster:
 
     @cached_property
     def speed_known(self) -> BoolArray:
-        """(N,) False where nobody measured the expert's speed, or how long it takes to load where it has to be."""
+        """(N,) True where the expert's speed was measured, and its loading time where it is not in memory."""
         return np.asarray(~np.isnan(self._turn_s) & ~np.isnan(self.load_s))
 
     @cached_property
     def energy_known(self) -> BoolArray:
-        """(N,) False where nobody measured the expert's energy."""
+        """(N,) True where the expert's energy was measured."""
         return np.asarray(~np.isnan(self._energy[0]))
 
     def busy(self, in_flight: Mapping[str, int]) -> IntArray:
-        """(N,) requests in progress on each."""
+        """(N,) requests in progress on each expert. in_flight: requests by expert key, absent ones count as 0."""
         return np.array([in_flight.get(key, 0) for key in self.keys])
 
-    def lighter(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
-        """Less load than `busy` (N,), without a queue: nobody; and where joules are bounded, more and more after that,
-        as those who are decoded together share them."""
+    def less_busy(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
+        """Loads (N,) that are lighter than `busy` (N,) and leave no queue.
+
+        The first is an idle fleet. Where joules are bounded, busier ones follow, because requests that are decoded
+        together share their joules.
+        """
         most = np.minimum(busy, self._slots - 1)
         for level in range(int(most.max()) + 1 if bounds_joules else 1):
             yield np.minimum(level, most)
 
     def frees_in_s(self, busy: IntArray) -> FloatArray:
-        """(N,) seconds until a slot falls free with `busy` (N,) requests there, as predicted; NaN where unknown."""
+        """(N,) predicted seconds until each expert has a free slot with `busy` (N,) requests; NaN where unknown."""
         return np.asarray(np.maximum(1, busy - self._slots + 1) * self._turn_s)
 
     def host_w(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, running: IntArray) -> FloatArray:
-        """(N,) mean watts of each one's host while `running` (N,) such requests run there and nothing else does.
+        """(N,) mean watts of each expert's host while `running` (N,) such requests run there and nothing else does.
 
-        The joules of those that hold a slot, idle share included, over the seconds that one takes. The host's idle
-        power where none runs. NaN where unknown.
+        It is the joules of the requests that hold a slot, idle share included, over the seconds that one request takes;
+        the host's idle power where none runs; NaN where unknown.
         """
         if not running.any():
             return self.idle_w
@@ -176,9 +207,10 @@ class Roster:
         return np.asarray(np.where(at_once > 0, active_w, self.idle_w))
 
     def forecast(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, busy: IntArray) -> Forecast:
-        """What a request takes on each expert, with `busy` (N,) requests already there.
+        """What a request takes on each expert that has `busy` (N,) requests already.
 
-        prompt_tokens: (N,) its prompt's length to each expert's model. answer_tokens: the same for all, or (N,).
+        prompt_tokens: (N,) length of the prompt to each expert's model. answer_tokens: length of the answer, the same
+        for all or (N,).
         """
         arriving = np.minimum(busy + 1, self._slots)
         shape = _shape(prompt_tokens, answer_tokens, arriving)
@@ -212,7 +244,7 @@ def _load_s(report: ExpertReport) -> float:
 
 
 def _shape(prompt_tokens: IntArray, answer_tokens: int | IntArray, occupancy: IntArray | FloatArray) -> RequestShape:
-    """A shape with arrays where numbers belong: the formulas of `moe2.common.cost` take both."""
+    """A request's shape on all experts at once: the formulas of `moe2.common.cost` take arrays as well as numbers."""
     return RequestShape(
         prompt_tokens=cast(int, prompt_tokens),
         decoded_tokens=cast(int, answer_tokens),
@@ -221,34 +253,18 @@ def _shape(prompt_tokens: IntArray, answer_tokens: int | IntArray, occupancy: In
 
 
 def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:
-    """What a mean is multiplied by for its quantiles, (N,) each."""
+    """The factors (N,) that turn a mean into its p50 and its p95."""
     p50 = np.array([math.exp(spread.p50) for spread in spreads])
     return p50, np.array([math.exp(spread.p95) for spread in spreads])
 
 
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
-    """(N,) from one row per coefficient; a feature is a number or one per expert."""
+    """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
     terms = (row * feature for row, feature in zip(coefficients, features, strict=True))
     return np.asarray(sum(terms), dtype=np.float64)
 
 
 def _around(mean: FloatArray, factors: tuple[FloatArray, FloatArray], later_s: FloatArray | float = 0.0) -> Range:
+    """The quantiles of a cost with the given mean (N,), `later_s` later."""
     p50, p95 = factors
     return Range(mean * p50 + later_s, mean * p95 + later_s)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Of one request on one expert. None: the expert has not been measured in this respect.
-
-    transmit_s: one round trip to its host; 0 before one was measured. energy_quality: of the measurements that the
-    joules rest on. shape: the request as it was taken to be.
-    """
-
-    shape: RequestShape
-    ttft_s: Quantiles | None
-    per_token_s: Quantiles | None
-    total_s: Quantiles | None
-    energy_j: Quantiles | None
-    energy_quality: Quality | None = None
-    transmit_s: float = 0.0

@@ -1,16 +1,16 @@
-"""What it takes when all members of a panel work for one request, and which experts could. PURE.
+"""The cost of one request when all members of a panel work for it, and the choice of those members. PURE.
 
-Per mode, with k the panel's size and a the longest answer that is planned for:
+The cost depends on the mode, with k the panel's size:
 
 - vote: every member reads the prompt and all choices, and writes nothing.
-- rank: every member writes an answer, then reads the prompt and k answers to score them. What is in its cache by then
-  is not counted on.
+- rank: every member writes an answer, then reads the prompt and k answers to score them. Its prefix cache is taken to
+  hold none of that.
 - mix: every member writes the whole answer at the pace of the slowest, and each token takes a round trip. A member that
   waits draws at least its idle power, where that is known.
 
-The panel's energy is the sum over its members, its delay the longest of theirs. In rank nobody scores before the last
-one has written, and in mix nobody writes before the last one has read the prompt; this adds at most the difference
-between the slowest and the fastest scoring, or reading.
+The panel's energy is the sum of its members' energies, its delay the longest of their delays. In rank nobody scores
+before the last member has written, and in mix nobody writes before the last member has read the prompt; this overhead
+is at most the difference between the slowest and the fastest scoring, or reading.
 """
 
 from __future__ import annotations
@@ -28,48 +28,54 @@ from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Cause, Plan
 
-USUAL_PANEL = 3
-"""Members of a panel, where nobody sets `max_experts`."""
+DEFAULT_PANEL = 3
+"""Largest size of a panel where nobody sets `max_experts`."""
 MIN_WEIGHT = 0.02
-"""A member that counts less costs its joules and decides next to nothing, so it is left out."""
+"""A member with less weight costs joules and decides next to nothing, so it is left out."""
 MIN_PROTOCOL = 2
-"""What an agent has to speak for scoring and following."""
+"""Version of the link protocol from which on agents can score texts and follow another member's tokens."""
 
 _NO_TIME = Quantiles(0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """What the request asks of each expert of a roster. prompt_tokens: (N,). choice_tokens: 0 without choices."""
+    """What the request asks of each expert of a roster, and what the experts are busy with."""
 
     prompt_tokens: IntArray
+    """(N,) length of the prompt to each expert's model."""
     answer_tokens: int
+    """Longest answer that is planned for."""
     choice_tokens: int
+    """Length of all given choices together; 0 without choices."""
     busy: IntArray
+    """(N,) requests that each expert has already."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One mode's work for panels of up to `size` members.
-
-    forecast: what each member takes. parts: the same of its jobs, one after the other, where they are several.
-    joining_s: what panels of two and more take on top of their slowest member.
-    """
+    """What every member of a panel of up to `size` members has to do in one mode."""
 
     mode: Mode
     size: int
     forecast: Forecast
-    joining_s: Quantiles = _NO_TIME
+    """What all of a member's jobs take."""
+    overhead_s: Quantiles = _NO_TIME
+    """Seconds that panels of two and more take on top of their slowest member."""
     parts: tuple[Forecast, ...] = ()
+    """What each of a member's jobs takes, in their order; empty where there is only one job."""
 
     @property
     def delivers_at_once(self) -> bool:
-        """True where the whole answer comes at the end: its first token is its last."""
+        """True where the whole answer comes at once, so that its first token is no sooner than its last."""
         return self.mode is not Mode.MIX
 
 
-def work_of(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
-    """eligible: (N,) experts that may become members; the others' figures do not count for what members share."""
+def work_in(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
+    """The work of panels of up to `size` members in one mode.
+
+    eligible: (N,) True for experts that may become members; the pace that members share depends on these alone.
+    """
     if mode is Mode.VOTE:
         return Work(mode, size, _vote(roster, load))
     if mode is Mode.RANK:
@@ -78,19 +84,21 @@ def work_of(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArr
     return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
 
 
-def outsiders(mode: Mode, roster: Roster) -> dict[str, str]:
-    """Experts that cannot work in such a panel, with the reason."""
+def incapable_experts(mode: Mode, roster: Roster) -> dict[str, str]:
+    """Experts that cannot work in a panel of this mode, with the reason by their key."""
     reasons: dict[str, str] = {}
     for expert in roster.experts:
         if expert.protocol < MIN_PROTOCOL:
-            reasons[expert.key] = f"its agent speaks protocol {expert.protocol}, and {mode} needs {MIN_PROTOCOL}"
+            reasons[expert.key] = (
+                f"its agent speaks protocol {expert.protocol}, and mode {mode.value} needs {MIN_PROTOCOL}"
+            )
         elif mode is Mode.MIX and expert.report.vocabulary_sha256 is None:
             reasons[expert.key] = "its vocabulary is not known"
     return reasons
 
 
-def vocabularies(roster: Roster, out: Mapping[str, str]) -> list[frozenset[str]]:
-    """Keys of the experts that are not `out`, by their vocabulary; in the roster's order."""
+def by_vocabulary(roster: Roster, out: Mapping[str, str]) -> list[frozenset[str]]:
+    """Groups of experts with one vocabulary each, as their keys. out: reasons by key of experts that are left out."""
     groups: dict[str, set[str]] = {}
     for expert in roster.experts:
         vocabulary = expert.report.vocabulary_sha256
@@ -99,13 +107,14 @@ def vocabularies(roster: Roster, out: Mapping[str, str]) -> list[frozenset[str]]
     return [frozenset(group) for group in groups.values()]
 
 
-def finest(problem: Problem, plan: Plan, scores: FloatArray, end_s: FloatArray) -> list[int]:
-    """The fine level: the places of the experts that work for this very prompt.
+def best_members(problem: Problem, plan: Plan, scores: FloatArray, end_s: FloatArray) -> list[int]:
+    """The fine level of a panel's choice: the places of the experts that answer this very prompt.
 
-    The best by the prompt's own scores (N,) that keep the budgets together, or the coarse level's panel where that is
-    likelier to hold an expert that answers well. end_s: (N,) the sooner end comes first of equal scores.
+    They are the best by the prompt's own `scores` (N,) that keep the budgets together, or the coarse level's panel
+    where that is likelier to hold an expert that answers well. end_s: (N,) predicted seconds until the last token; of
+    equal scores the sooner one comes first.
     """
-    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.TOO_DEAR_ALONE)}
+    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.INFEASIBLE_ALONE)}
     places = [place for place, name in enumerate(problem.names) if name not in misfits]
     places.sort(key=lambda place: (-scores[place], end_s[place], problem.names[place]))
     own: list[int] = []
@@ -115,8 +124,11 @@ def finest(problem: Problem, plan: Plan, scores: FloatArray, end_s: FloatArray) 
     return own if coverage(scores[own]) >= coverage(scores[list(plan.members)]) else list(plan.members)
 
 
-def weighted(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float]]:
-    """(place, weight) of the members that count, heaviest first; the weights sum to 1. logits: (N,)."""
+def weighted_members(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float]]:
+    """Members with at least `MIN_WEIGHT` as (place, weight), heaviest first; the weights sum to 1.
+
+    logits: (N,) the gate's.
+    """
     ranked = sorted(places, key=lambda place: -logits[place])
     weights = gate_weights(logits[ranked])
     # The heaviest has at least 1/M, so there is always one.
@@ -125,33 +137,35 @@ def weighted(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float
 
 
 def coverage(scores: FloatArray) -> float:
-    """Chance that at least one of the members answers well, taken as independent."""
+    """Chance that at least one of the members answers well, from their scores (M,), taken as independent."""
     return float(1 - np.prod(1 - scores))
 
 
 def joint_prediction(work: Work, places: Sequence[int]) -> Prediction:
-    """Of the whole panel: the members' joules together, the slowest one's seconds."""
+    """What the panel of the experts at `places` takes: its members' joules together, its slowest member's seconds."""
     members = [work.forecast.prediction(place) for place in places]
-    joining_s = work.joining_s if len(members) > 1 else _NO_TIME
+    overhead_s = work.overhead_s if len(members) > 1 else _NO_TIME
     qualities = [member.energy_quality for member in members if member.energy_quality is not None]
-    total_s = _later(_slowest([member.total_s for member in members]), joining_s)
+    total_s = _delayed(_slowest([member.total_s for member in members]), overhead_s)
     return Prediction(
         shape=members[0].shape,
         ttft_s=total_s if work.delivers_at_once else _slowest([member.ttft_s for member in members]),
         per_token_s=None if work.delivers_at_once else _slowest([member.per_token_s for member in members]),
         total_s=total_s,
-        energy_j=_together([member.energy_j for member in members]),
+        energy_j=_summed([member.energy_j for member in members]),
         energy_quality=worst_quality(qualities) if qualities else None,
         transmit_s=max(member.transmit_s for member in members),
     )
 
 
 def _vote(roster: Roster, load: Load) -> Forecast:
-    # What comes with the prefill is the one token that a forecast has at least.
+    """What it takes each expert to read the prompt with all choices."""
+    # A forecast has at least one answer token, which comes with the prefill.
     return roster.forecast(load.prompt_tokens + load.choice_tokens, 1, load.busy)
 
 
 def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
+    """The work of writing an answer, then reading and scoring those of all `size` members."""
     writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
     if size < 2:
         return Work(Mode.RANK, size, replace(writing, ttft_s=writing.total_s))
@@ -163,6 +177,7 @@ def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
 
 
 def _mix(roster: Roster, load: Load, eligible: BoolArray) -> Forecast:
+    """What it takes each expert to write an answer at the pace of the slowest eligible one."""
     alone = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
     steps = max(0, load.answer_tokens - 1)
     step_s = Range(*(figures + roster.transmit_s for figures in (alone.per_token_s.p50, alone.per_token_s.p95)))
@@ -182,12 +197,12 @@ def _shifted(costs: Range, by: FloatArray) -> Range:
 
 
 def _sum(left: Range, right: Range) -> Range:
-    """Quantiles of a sum, taken as the sum of the quantiles: not too low, where both are late together."""
+    """The quantiles of a sum, taken as the sum of the quantiles, so that they hold where both are late together."""
     return Range(left.p50 + right.p50, left.p95 + right.p95)
 
 
 def _spread(seconds: Range, eligible: BoolArray) -> Quantiles:
-    """The slowest minus the fastest of the eligible whose figures are known; 0 where none is."""
+    """The slowest minus the fastest of the eligible experts whose seconds are known; 0 where there is none."""
     known = eligible & ~np.isnan(seconds.p50)
     if not known.any():
         return _NO_TIME
@@ -195,18 +210,20 @@ def _spread(seconds: Range, eligible: BoolArray) -> Quantiles:
 
 
 def _slowest(parts: Sequence[Quantiles | None]) -> Quantiles | None:
+    """The largest of each quantile; None where any part is unknown."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     return Quantiles(max(part.p50 for part in known), max(part.p95 for part in known))
 
 
-def _together(parts: Sequence[Quantiles | None]) -> Quantiles | None:
+def _summed(parts: Sequence[Quantiles | None]) -> Quantiles | None:
+    """The sum of each quantile; None where any part is unknown."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     return Quantiles(sum(part.p50 for part in known), sum(part.p95 for part in known))
 
 
-def _later(seconds: Quantiles | None, by: Quantiles) -> Quantiles | None:
+def _delayed(seconds: Quantiles | None, by: Quantiles) -> Quantiles | None:
     return None if seconds is None else Quantiles(seconds.p50 + by.p50, seconds.p95 + by.p95)

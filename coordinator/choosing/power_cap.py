@@ -1,8 +1,8 @@
-"""What the fleet draws, held against its cap in watts. PURE.
+"""The power that the fleet draws, compared with its cap in watts. PURE.
 
-A host counts with what its sensors report, or with what its running requests are predicted to draw where that is more:
-what has just begun is in no report yet. Hosts that are not connected do not count, nor do those of which nothing is
-known: they get no requests.
+A host counts with the power that its sensors report, or with the power that its running requests are predicted to draw
+where that is more, because a request that has just begun is in no report yet. Hosts that are not connected do not
+count, nor do hosts whose power is unknown: they get no requests.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from moe2.coordinator.planning.proof import Plan
 
 @dataclass(frozen=True)
 class FleetDraw:
-    """drawn_w: by all connected hosts now. idle_w: by them while nothing runs, as far as that is known.
-
-    simulated: some of it is a simulated host's. unmeasured: ids of the agents whose hosts' power is unknown.
-    """
+    """The power that all connected hosts draw, and the cap on it."""
 
     cap_w: float
     drawn_w: float
+    """Power drawn now."""
     idle_w: float = 0.0
+    """Power drawn while nothing runs, as far as that is known."""
     simulated: bool = False
+    """True where some of `drawn_w` is a simulated host's."""
     unmeasured: frozenset[str] = frozenset()
+    """Ids of the agents whose hosts' power is unknown."""
 
 
 def draw_of(
     cap_w: float, hosts: Iterable[HostPower], roster: Roster, busy: IntArray, running_w: FloatArray
 ) -> FleetDraw:
-    """The fleet's draw now.
+    """The power that the fleet draws now.
 
-    roster: all of its experts. busy: (N,) requests in progress on each. running_w: (N,) what each one's host is
-    predicted to draw for those, NaN where unknown.
+    roster: all experts of the fleet. busy: (N,) requests in progress on each. running_w: (N,) watts that each expert's
+    host is predicted to draw with those requests, NaN where unknown.
     """
     expected_w = _expected_w(roster, busy, running_w)
     drawn_w, simulated, unmeasured = 0.0, False, set()
@@ -55,7 +56,7 @@ def draw_of(
 
 
 def _expected_w(roster: Roster, busy: IntArray, running_w: FloatArray) -> dict[str, float]:
-    """Watts by agent id, of hosts with requests in progress: idle, and what each of their experts adds to that."""
+    """Predicted watts, by agent id, of hosts with requests in progress: idle power and what each expert adds."""
     expected_w: dict[str, float] = {}
     for place in np.flatnonzero((busy > 0) & ~np.isnan(running_w)).tolist():
         agent_id, idle_w = roster.experts[place].agent_id, float(np.nan_to_num(roster.idle_w[place]))
@@ -63,17 +64,21 @@ def _expected_w(roster: Roster, busy: IntArray, running_w: FloatArray) -> dict[s
     return expected_w
 
 
-def capped(plan: Plan, draw: FleetDraw) -> tuple[ErrorCode, str]:
-    """Code and words for a cap that leaves room for nobody. plan: the infeasible one."""
+def cap_refusal(plan: Plan, draw: FleetDraw) -> tuple[ErrorCode, str]:
+    """Error code and message for a request that no expert can take under the fleet's cap.
+
+    plan: an infeasible plan whose exclusions say what each expert would need.
+    """
     mark = " (simulated)" if draw.simulated else ""
-    told = (
-        f"The fleet's cap of {draw.cap_w:.4g} W leaves no room for this request: {draw.drawn_w:.4g} W{mark} are drawn"
+    message = (
+        f"The fleet's cap of {draw.cap_w:.4g} W leaves no room for this request: "
+        f"{draw.drawn_w:.4g} W{mark} are drawn already"
     )
     breaches = [breach for exclusion in plan.exclusions for breach in exclusion.breaches]
     needed_w = [breach.needed for breach in breaches if breach.limit is Limit.POWER]
     if not needed_w:
         reasons = sorted({exclusion.detail for exclusion in plan.exclusions})
-        return ErrorCode.FLEET_CAP_INFEASIBLE, f"{told}; the experts are out: {'; '.join(reasons)}."
+        return ErrorCode.FLEET_CAP_INFEASIBLE, f"{message}, and no expert can take it: {'; '.join(reasons)}."
     least_w = min(needed_w) - draw.drawn_w
     code = ErrorCode.FLEET_CAPPED if draw.idle_w + least_w <= draw.cap_w else ErrorCode.FLEET_CAP_INFEASIBLE
-    return code, f"{told}, and the least that an expert would add is {least_w:.4g} W."
+    return code, f"{message}, and even the most frugal expert would add {least_w:.4g} W."

@@ -1,8 +1,8 @@
-"""Which expert holds the beginning of a conversation in its cache. PURE but for what it remembers.
+"""Memory of which expert holds the beginning of a conversation in its prefix cache. PURE but for what it remembers.
 
 An expert that answered a conversation's last turn still has it in its prefix cache, so that the next turn needs less
-prefill there: fewer seconds and joules. That is a reason to go there again among experts that are equally good, and
-none to go to a worse or a later one.
+prefill there: fewer seconds and joules. That decides between experts that are equally good; it never lets a worse or a
+later one win.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from moe2.coordinator.fleet.table import agent_of
 MAX_CONVERSATIONS = 4096
 HASH_BYTES = 16
 MAX_TOKENS = 2**31
+"""No context is that long: larger figures are an agent's defect."""
 MIN_HELD = 0.5
-"""Share of the expected prefixes that an expert must have held lately, to be expected to hold another one."""
+"""Least share of the expected prefixes that an expert must have held lately to be relied on again."""
 _FORGETTING = 0.8
-"""Weight that an outcome keeps at each later one: looks back on about five."""
+"""Factor on an outcome's weight at each later outcome: the share looks back on about five."""
 
 Prefix = bytes
 """Hash of the first messages of a conversation."""
@@ -31,20 +32,24 @@ Prefix = bytes
 
 @dataclass(frozen=True)
 class Affinity:
-    """This expert is expected to have so many tokens of the prompt in its cache."""
+    """The expert that is expected to hold the beginning of a prompt in its prefix cache."""
 
     expert_key: str
     cached_tokens: int
+    """How many tokens of the prompt it is expected to hold."""
 
-    def save(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> None:
-        """Take them off what that expert has to prefill: its place in `prompt_tokens`, (N,) in the order of `keys`."""
+    def subtract_cached(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> None:
+        """Subtract the cached tokens from the expert's place in `prompt_tokens` (N,), in place; at least 1 is left.
+
+        keys: the experts' keys, in the order of `prompt_tokens`. An expert that is not among them changes nothing.
+        """
         if self.expert_key in keys:
             place = keys.index(self.expert_key)
             prompt_tokens[place] = max(1, prompt_tokens[place] - self.cached_tokens)
 
 
 def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:
-    """Of a conversation's first message, its first two, and so on; empty for a plain text."""
+    """The hashes of a conversation's first message, of its first two, and so on; empty for a plain text."""
     if isinstance(prompt, TextPrompt):
         return ()
     chain = hashlib.blake2b(repr(prompt.tools).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES)
@@ -60,29 +65,35 @@ def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:
 
 
 class Affinities:
-    """The last conversations' whereabouts, and how well experts keep what they have.
+    """Which expert answered each of the latest conversations, and how reliably experts keep their caches.
 
-    most: conversations that are remembered.
+    max_conversations: how many are remembered; the oldest is forgotten first.
     """
 
-    def __init__(self, most: int = MAX_CONVERSATIONS) -> None:
-        self._most = most
+    def __init__(self, max_conversations: int = MAX_CONVERSATIONS) -> None:
+        self._max_conversations = max_conversations
         self._known: OrderedDict[Prefix, Affinity] = OrderedDict()
         self._held: dict[str, float] = {}
-        """Share of the expected prefixes that were found, by expert; new ones are trusted."""
+        """Share of the expected prefixes that were found in the cache, by expert; an absent expert is relied on."""
 
     def find(self, chain: tuple[Prefix, ...]) -> Affinity | None:
-        """For the longest beginning that is known to be held, if its expert can be relied on to hold it."""
+        """The affinity of the longest beginning that an expert answered; None where that expert is not relied on.
+
+        chain: hashes as of `prefixes`.
+        """
         known = self._longest(chain)
         return known if known and self._held.get(known.expert_key, 1.0) >= MIN_HELD else None
 
     def answered(self, chain: tuple[Prefix, ...], expert_key: str, usage: JobUsage) -> None:
-        """An expert has answered this conversation, and holds it from now on."""
+        """Remember that an expert has answered this conversation and now holds it, and whether it held its beginning.
+
+        chain: hashes as of `prefixes`. usage: what the expert reported of the job.
+        """
         if not chain or usage.prompt_tokens is None:
             return
         held_tokens = usage.prompt_tokens + usage.decoded_tokens
         if not 0 < held_tokens <= MAX_TOKENS:
-            # No context is that long: an agent's defect must not reach another request's prediction.
+            # An agent's defect must not reach another request's prediction.
             return
         known = self._longest(chain)
         if known is not None and known.expert_key == expert_key:
@@ -91,14 +102,14 @@ class Affinities:
             self._held[expert_key] = _FORGETTING * held + (1 - _FORGETTING) * was_held
         self._known[chain[-1]] = Affinity(expert_key, held_tokens)
         self._known.move_to_end(chain[-1])
-        if len(self._known) > self._most:
+        if len(self._known) > self._max_conversations:
             self._known.popitem(last=False)
 
     def _longest(self, chain: tuple[Prefix, ...]) -> Affinity | None:
         return next((known for prefix in reversed(chain) if (known := self._known.get(prefix))), None)
 
     def forget(self, agent_id: str) -> None:
-        """The agent is gone, and its caches with it."""
+        """Forget everything about the experts of an agent that is gone, because their caches are gone too."""
         for prefix in [at for at, known in self._known.items() if agent_of(known.expert_key) == agent_id]:
             del self._known[prefix]
         for key in [key for key in self._held if agent_of(key) == agent_id]:

@@ -1,7 +1,7 @@
-"""How many tokens a prompt will have to be prefilled with, learned per model from requests that have run. PURE.
+"""Predictions of how many tokens of a prompt have to be prefilled, learned per model from requests that ran. PURE.
 
-Before a request runs only its bytes are known. What comes of them depends on the model's vocabulary, its chat template
-and what a prefix cache already holds, and is learned as a line: prefilled = l0 + l1 * estimated.
+Before a request runs only its bytes are known. How many tokens they make depends on the model's vocabulary, its chat
+template and what a prefix cache already holds; it is learned as a line: prefilled = l0 + l1 * estimated.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from moe2.coordinator.choosing.request import Demand
 
 _FORGETTING = 0.98
-"""Weight that a request keeps at each later one: looks back on about 50."""
+"""Factor on a request's weight at each later request: the line looks back on about 50."""
 _PRIOR_WEIGHT = 1.0
-"""Requests that the plain estimate (l0 = 0, l1 = 1) counts for."""
+"""Number of requests that the plain estimate (l0 = 0, l1 = 1) weighs as much as."""
 
 
 class PromptLengths:
-    """Learns with `observe`; `demand_on` is the demand as it will be for one model."""
+    """The learned line of each model, from the estimated length of a prompt to the tokens that are prefilled."""
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
 
     def observe(self, model: str, estimated_tokens: int, prefilled_tokens: int) -> None:
-        """A prompt's estimate, and what its expert had to prefill."""
+        """Learn from a request that ran: its prompt's estimated length and the tokens that its expert prefilled."""
         self._lines.setdefault(model, _Line()).observe(float(estimated_tokens), float(prefilled_tokens))
 
     def demand_on(self, model: str, demand: Demand) -> Demand:
-        """`demand` with the prompt's length as that model's requests have turned out."""
+        """`demand` with the prompt's length that is predicted for a model; unchanged for a model that never ran."""
         line = self._lines.get(model)
         if line is None:
             return demand
@@ -33,10 +33,10 @@ class PromptLengths:
 
 
 class _Line:
-    """Least squares with forgetting; errors count relative to the estimate."""
+    """A line fitted by least squares with forgetting; errors count relative to the estimate."""
 
     def __init__(self) -> None:
-        # Sums over requests of 1, and of w, w x, w x^2, w y, w x y with w = 1 / x^2.
+        # Sums over requests of 1 and of w, w x, w x^2, w y, w x y, with x estimated, y prefilled and w = 1 / x^2.
         self._count = self._w = self._wx = self._wxx = self._wy = self._wxy = 0.0
 
     def observe(self, estimated: float, prefilled: float) -> None:
@@ -49,7 +49,7 @@ class _Line:
         self._wxy = _FORGETTING * self._wxy + weight * estimated * prefilled
 
     def at(self, estimated: float) -> float:
-        """Never below 0, and never falling with the estimate."""
+        """The predicted tokens for an estimate; never below 0, and never falling as the estimate rises."""
         scatter = self._wxx - self._wx**2 / self._w
         common = self._wxy - self._wx * self._wy / self._w
         slope = max(0.0, (common + _PRIOR_WEIGHT) / (scatter + _PRIOR_WEIGHT))

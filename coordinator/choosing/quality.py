@@ -1,6 +1,6 @@
-"""What the gate thinks of the fleet's experts, for one prompt and on the whole. PURE.
+"""The gate's scores of the fleet's experts for one prompt, and what sets of experts are worth on average. PURE.
 
-The gate knows models; the fleet has experts, several of which may serve one model. This is the map between them.
+The gate knows models; the fleet has experts, several of which may serve one model. `Scorer` maps one to the other.
 """
 
 from __future__ import annotations
@@ -22,56 +22,55 @@ from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
 from moe2.coordinator.planning.value_table import ValueTable
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
 
-LISTED_EXPERTS = 16
+MAX_LISTED_EXPERTS = 16
 """Fleets up to this size have the value of all their sets listed: half a megabyte, made in milliseconds."""
+NO_TALLIES: Mapping[str, Tally] = {}
+MAX_VIEWS = 64
+"""Rosters that are remembered for one set of models."""
 
 
-class Worth:
-    """What sets of experts are worth, averaged over the kinds of prompts: where one of them answers, the score of the
-    best; where all work together, the chance that at least one answers well (`together`).
+class SetWorth:
+    """The worth of sets of experts, averaged over the kinds of prompts; the same for all requests to one fleet.
 
-    on_the_whole: (K, N) scores per kind of prompt. Does not depend on a request: made once per fleet and gate.
+    scores_by_kind: (K, N) mean score of each expert on each kind of prompt. value: `BestOf` where one expert answers,
+    so that a set is worth the score of its best; `Coverage` where all work together, so that a set is worth the chance
+    that at least one answers well.
     """
 
-    def __init__(self, on_the_whole: FloatArray, value: type[BestOf] | type[Coverage] = BestOf) -> None:
-        self.value: SetValue = value(on_the_whole)
-        self._on_the_whole = on_the_whole
+    def __init__(self, scores_by_kind: FloatArray, value: type[BestOf] | type[Coverage] = BestOf) -> None:
+        self.value: SetValue = value(scores_by_kind)
+        self._scores_by_kind = scores_by_kind
 
     @cached_property
-    def together(self) -> Worth:
-        """The same of panels whose members all work."""
-        return Worth(self._on_the_whole, Coverage)
+    def together(self) -> SetWorth:
+        """The worth of the same sets as panels whose members all work."""
+        return SetWorth(self._scores_by_kind, Coverage)
 
     @cached_property
     def table(self) -> ValueTable | None:
-        """The values of all sets, where they are few."""
-        return ValueTable.build(self.value) if self.value.experts <= LISTED_EXPERTS else None
-
-
-NO_TALLIES: Mapping[str, Tally] = {}
-MAX_VIEWS = 64
-"""Rosters remembered for one set of models."""
+        """The values of all sets; None in a fleet of more than `MAX_LISTED_EXPERTS`."""
+        return ValueTable.build(self.value) if self.value.experts <= MAX_LISTED_EXPERTS else None
 
 
 @dataclass(frozen=True)
-class Appraisal:
-    """One prompt's view of the experts, in the roster's order.
-
-    scores: (N,) probability that each answers well. logits: (N,) the gate's; a softmax over a subset gives its members'
-    weights. trained: (N,) False where a prior stands in for training data. kind: the kind of prompt that the gate takes
-    it for; None without a trained gate.
-    """
+class PromptScores:
+    """The gate's view of the experts for one prompt, in the roster's order."""
 
     scores: FloatArray
+    """(N,) probability that each expert answers the prompt well."""
     logits: FloatArray
+    """(N,) the gate's logits; a softmax over a subset of them gives its members' weights."""
     trained: npt.NDArray[np.bool_]
+    """(N,) False where a prior stands in for training data."""
     kind: str | None
+    """The kind of prompt that the gate takes this one for; None without a trained gate."""
 
 
-class Appraiser:
-    """Asks the gate. Keeps the gate fitted to the fleet's models.
+class Scorer:
+    """Scores experts with the gate, which it keeps fitted to the fleet's models.
 
-    kinds: names of the prompt kinds of the gate's task head. tallies: users' scores by model; they move the priors.
+    gate: None where no checkpoint is configured; priors then stand in. kinds: names of the prompt kinds of the gate's
+    task head. tallies: users' scores by model; they move the priors.
     """
 
     def __init__(self, gate: Gate | None, kinds: Sequence[str] = (), tallies: Mapping[str, Tally] = NO_TALLIES) -> None:
@@ -86,26 +85,26 @@ class Appraiser:
         self._failure: HealthWarning | None = None
 
     def warnings(self) -> tuple[HealthWarning, ...]:
-        """What an operator should know about the gate and the models it serves."""
+        """What an operator should know about the gate and the models that it scores."""
         notices = self._fitted.notices if self._facts else ()
         return tuple(warning for warning in (self._mismatch, self._failure, *notices) if warning)
 
-    def meet(self, experts: Sequence[Expert]) -> None:
-        """Fit the gate to the fleet: whenever it has changed, before anything is asked about its experts."""
+    def fit(self, experts: Sequence[Expert]) -> None:
+        """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
         self._experts = experts
         by_name = {expert.model: self._facts_of(expert) for expert in experts}
         facts = tuple(by_name[name] for name in sorted(by_name))
         if facts and facts != self._facts:
-            self._fit(facts)
+            self._refit(facts)
 
-    def scored(self) -> None:
-        """The tallies have changed."""
-        self.meet(self._experts)
+    def tallies_changed(self) -> None:
+        """Fit the gate again, because users' scores have changed."""
+        self.fit(self._experts)
 
-    def appraise(self, prompt: str, roster: Roster, category: str | None = None) -> Appraisal:
-        """The prompt's own scores. Never fails: where the gate does, priors stand in and a warning is kept.
+    def score(self, prompt: str, roster: Roster, category: str | None = None) -> PromptScores:
+        """Score the roster's experts for one prompt. It never raises: where the gate fails, priors stand in.
 
-        category: as the request names it. Where that is one of the gate's kinds, the gate need not guess.
+        category: the one that the request names. Where it is one of the gate's kinds, the gate need not find the kind.
         """
         columns = self._view(roster).columns
         known = self._kinds.index(category) if category in self._kinds else None
@@ -114,17 +113,19 @@ class Appraiser:
         kind = None
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):
             kind = self._kinds[int(predicted.kinds.argmax())]
-        return Appraisal(predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind)
+        return PromptScores(
+            predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind
+        )
 
-    def on_the_whole(self, roster: Roster) -> Worth:
-        """What sets of these experts are worth; the same object until what the gate knows of them changes.
+    def set_worth(self, roster: Roster) -> SetWorth:
+        """The worth of sets of these experts; the same object until what the gate knows of them changes.
 
-        The mean probability per kind of prompt that the gate was trained on; of priors without one.
+        It rests on the mean probability per kind of prompt that the gate was trained on, or on priors without a gate.
         """
         return self._view(roster).worth
 
     def _facts_of(self, expert: Expert) -> ExpertFacts:
-        """What the model's name tells, its real size where the agent has read it from the file, and users' scores."""
+        """What is known of an expert's model: its name, its size as read from the file if known, and users' scores."""
         named = facts_from_name(expert.model)
         size = expert.report.parameters
         tally = self._tallies.get(expert.model, Tally())
@@ -136,7 +137,7 @@ class Appraiser:
             feedback_count=tally.count,
         )
 
-    def _fit(self, facts: tuple[ExpertFacts, ...]) -> None:
+    def _refit(self, facts: tuple[ExpertFacts, ...]) -> None:
         self._facts = facts
         self._views.clear()
         try:
@@ -155,7 +156,7 @@ class Appraiser:
         if view is None:
             places = {name: place for place, name in enumerate(self._fitted.experts)}
             columns = np.array([places[name] for name in roster.models])
-            view = _View(columns, Worth(self._fitted.by_kind()[:, columns]))
+            view = _View(columns, SetWorth(self._fitted.by_kind()[:, columns]))
             if len(self._views) == MAX_VIEWS:
                 self._views.clear()
             self._views[roster.models] = view
@@ -164,7 +165,8 @@ class Appraiser:
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What the fitted gate knows of one roster. columns: (N,) places of its experts' models."""
+    """What the fitted gate knows of one roster."""
 
     columns: npt.NDArray[np.intp]
-    worth: Worth
+    """(N,) places of the experts' models in the fitted gate."""
+    worth: SetWorth

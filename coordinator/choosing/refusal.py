@@ -1,4 +1,4 @@
-"""Why experts cannot take a request, in words, and whether less load would change that. PURE."""
+"""Reasons in words why experts cannot take a request, and whether less load would change that. PURE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from moe2.coordinator.planning.proof import Offer, Plan
 
 
 def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> dict[str, str]:
-    """Experts that the request or their own state excludes, with the reason; in the roster's order."""
+    """Experts that the request or their own state excludes, with the reason by their key, in the roster's order.
+
+    busy: (N,) requests in progress on each.
+    """
     needed = max(request.demand.prompt_tokens, request.least_context_tokens)
     largest = int(roster.context_tokens.max())
     # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
@@ -43,7 +46,7 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
 
 
 def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens: int) -> str:
-    """Why the expert at `place` is ruled out: the first cause that applies."""
+    """The first reason that rules out the expert at `place`."""
     key, report = roster.keys[place], roster.experts[place].report
     if key in request.excluded:
         return "it has already failed this request"
@@ -54,15 +57,15 @@ def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens
     if request.needs_chat_template and roster.bare[place]:
         return "its model has no chat template"
     if request.needs_tools and roster.toolless[place]:
-        return "its model's template has no tools"
+        return "its model's chat template does not support tools"
     if report.context_tokens <= needed_tokens:
-        return f"its context of {report.context_tokens} tokens is too small"
+        return f"its context of {report.context_tokens} tokens is too small for the prompt"
     queued = int(roster.room[place]) - report.slots
     return f"its {report.slots} slots and {queued} queue places are taken"
 
 
-def infeasible_words(plan: Plan, forecast: Forecast) -> str:
-    """What the budgets would have to be."""
+def infeasible_message(plan: Plan, forecast: Forecast) -> str:
+    """The message of a refusal because of budgets, with what the budgets would have to be for the nearest offers."""
     reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
     simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
     offers = [
@@ -70,44 +73,47 @@ def infeasible_words(plan: Plan, forecast: Forecast) -> str:
         for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
         if offer is not None
     ]
-    told = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
-    return f"No expert keeps the request's budgets: {told}."
+    reasons = "; ".join(offers) or "; ".join(sorted({exclusion.detail for exclusion in plan.exclusions}))
+    return f"No expert keeps the request's budgets: {reasons}."
 
 
-def less_load_words(why: str, less_load: LessLoad, request: SelectionRequest, *, is_late: bool) -> str:
-    """why: in the words of `infeasible_words`. is_late: waiting has used up what it needs."""
+def less_load_message(why: str, less_load: LessLoad, request: SelectionRequest, *, is_late: bool) -> str:
+    """The message of a refusal because of budgets that an expert would keep with less load.
+
+    why: the message of `infeasible_message`. is_late: True where waiting has used up the time that the expert needs.
+    """
     if less_load.expert in request.barred:
-        what = f"{less_load.expert} would, but {request.barred[less_load.expert]}"
+        what = f"{less_load.expert} would keep them, but {request.barred[less_load.expert]}"
     elif is_late:
-        what = f"{less_load.expert} would have with less load when the request came: load is the cause"
+        what = f"{less_load.expert} would have kept them with less load when the request came: load is the cause"
     else:
-        what = f"{less_load.expert} would with less load: load is the cause"
+        what = f"{less_load.expert} would keep them with less load: load is the cause"
     return f"{why.removesuffix('.')}. {what}."
 
 
 def _needs(offer: Offer) -> str:
-    return ", ".join(str(breach) for breach in offer.breaches) or "keeps them"
+    """What the budgets would have to be for an offer, in words."""
+    return ", ".join(str(breach) for breach in offer.breaches) or "it keeps the budgets"
 
 
 @dataclass(frozen=True)
 class LessLoad:
-    """An expert that keeps the budgets once less is to do there.
-
-    waits_s: for so long the request can wait for that; inf where its budgets do not shrink meanwhile. frees_in_s: until
-    such an expert has a free slot, as predicted; None where no speed is known.
-    """
+    """An expert that would keep the request's budgets with fewer other requests."""
 
     expert: str
+    """Key of the expert."""
     waits_s: float
+    """Seconds that the request can wait for less load; inf where its budgets do not shrink meanwhile."""
     frees_in_s: float | None
+    """Predicted seconds until such an expert has a free slot; None where no speed is known."""
 
 
 def less_load_in(lighter: Iterable[Outlook], busy: IntArray) -> LessLoad | None:
     """The expert that the request can wait for longest; None where less load is no help.
 
-    lighter: the request as it would look with less load. busy: (N,) requests that are there now.
+    lighter: the experts as they would look with less load. busy: (N,) requests in progress now.
     """
-    found = [less_load for outlook in lighter for less_load in _outlooks_with_less_load(outlook, busy)]
+    found = [less_load for outlook in lighter for less_load in _experts_with_less_load(outlook, busy)]
     if not found:
         return None
     longest = max(found, key=lambda less_load: less_load.waits_s)
@@ -115,7 +121,8 @@ def less_load_in(lighter: Iterable[Outlook], busy: IntArray) -> LessLoad | None:
     return LessLoad(longest.expert, longest.waits_s, min(known_s, default=None))
 
 
-def _outlooks_with_less_load(outlook: Outlook, busy: IntArray) -> Iterator[LessLoad]:
+def _experts_with_less_load(outlook: Outlook, busy: IntArray) -> Iterator[LessLoad]:
+    """Every expert that keeps the budgets in an outlook with less load than `busy` (N,)."""
     roster = outlook.forecast.roster
     problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work)
     limits, costs = problem.budgets, problem.costs

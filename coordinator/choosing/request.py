@@ -1,6 +1,6 @@
-"""What is asked of a choice: budgets, mode and choices of the request, and the experts that are left. PURE.
+"""What is asked of a choice of experts: the request's budgets, mode, length and choices, and who may answer. PURE.
 
-What was found is in `result`.
+What the choice found is in `result`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from moe2.coordinator.planning.problem import Quantile
 
 DEFAULT_CATEGORY = "default"
 MAX_CATEGORY_CHARACTERS = 200
+BYTES_PER_TOKEN = 4.0
+"""Rough UTF-8 bytes per token of English text; the expert's own tokenizer checks the real length again."""
+CHAT_OVERHEAD_TOKENS = 8
+"""Rough number of tokens that a chat template adds to each message."""
+ASSUMED_ANSWER_TOKENS = 256
+"""Planned length of an answer without a limit: most answers end by themselves long before the context does."""
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -26,13 +32,13 @@ class Mode(StrEnum):
     """How experts work together."""
 
     AUTO = "auto"
-    """A vote where the request gives choices, by several where the gate says that this is worth it; else `ROUTE`."""
+    """A vote where the request gives choices, by several experts where the gate expects a gain; else `ROUTE`."""
     ROUTE = "route"
     """One expert answers."""
     VOTE = "vote"
-    """Members say how likely each of the given choices is; the mixture of their views decides."""
+    """Members score each of the given choices; the mixture of their distributions decides."""
     RANK = "rank"
-    """Members write candidates and score all of them; the mixture of their views decides."""
+    """Members each write an answer and score all of them; the mixture of their distributions decides."""
     MIX = "mix"
     """Members with one vocabulary write together: each token is drawn from the mixture of their distributions."""
 
@@ -43,24 +49,24 @@ class Mode(StrEnum):
 
 
 class Budgets(Settings):
-    """Limits of one request, or the defaults of a key or a category. None is no limit of its own."""
+    """Limits of one request, or the defaults of a key or a category. None sets no limit."""
 
     energy_budget_j: Amount | None = None
-    """Joules of the whole request."""
+    """Most joules of the whole request."""
     latency_budget_s: Amount | None = None
-    """Until the last token."""
+    """Most seconds until the last token."""
     ttft_budget_s: Amount | None = None
-    """Until the first token."""
+    """Most seconds until the first token."""
     tpot_budget_s: Amount | None = None
-    """Per output token after the first."""
+    """Most seconds per output token after the first."""
     quantile: Quantile | None = None
-    """Which prediction the limits hold for; p95 if nobody says."""
+    """The prediction that the limits hold for; p95 where it is not set."""
     mode: Mode | None = None
     """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Candidates kept for the request. With it, `energy_budget_j` holds even if every one of them has to be tried.
+    """Most candidates of the request; `energy_budget_j` then holds even if every one of them has to be tried.
 
-    Where a panel answers: its members, at most."""
+    Where a panel answers, the most members that it may have."""
 
     def over(self, fallback: Budgets) -> Budgets:
         """These limits, and those of `fallback` where this sets none."""
@@ -68,7 +74,7 @@ class Budgets(Settings):
         return fallback.model_copy(update=own)
 
     def after(self, seconds: float, joules: float) -> Budgets:
-        """What is left once a failed attempt has taken so much; never below 0."""
+        """The budgets that are left once a failed attempt has used up so many seconds and joules; never below 0."""
         if seconds == joules == 0.0:
             return self
 
@@ -85,6 +91,7 @@ class Budgets(Settings):
 
     @property
     def bounds_time(self) -> bool:
+        """True where any limit on seconds is set."""
         return (self.latency_budget_s, self.ttft_budget_s, self.tpot_budget_s) != (None, None, None)
 
 
@@ -92,18 +99,18 @@ NO_BUDGETS = Budgets()
 
 
 class Wish(Budgets):
-    """What a request says of itself: the `moe2` object of its body. category None: found by the gate.
-
-    choices: the answers that are possible. length_normalised: choices are compared per byte.
-    strict: its latency budget holds even for an answer that has begun: it ends in an error rather than late.
-    resume: where an expert fails in mid-answer, another one goes on from there.
-    """
+    """What a request asks for in the `moe2` object of its body."""
 
     category: Annotated[str, Field(max_length=MAX_CATEGORY_CHARACTERS)] | None = None
+    """The category of the prompt; None lets the gate find it."""
     choices: tuple[str, ...] | None = None
+    """The possible answers."""
     length_normalised: bool | None = None
+    """True to compare the choices' likelihoods per byte."""
     strict: bool = False
+    """True to end an answer that has begun in an error, rather than beyond its latency budget."""
     resume: bool = False
+    """True to let another expert go on from where one failed in mid-answer."""
 
 
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:
@@ -116,48 +123,29 @@ def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], ke
     return fallback.model_copy(update=own)
 
 
-ROUTE_ONLY = frozenset({Mode.ROUTE})
-
-
 @dataclass(frozen=True)
-class SelectionRequest:
-    """What is asked for.
+class Demand:
+    """The length of a request's prompt and answer."""
 
-    model: a model's name, an expert's key, or one of `selection.ANY_MODEL`. text: the prompt as the gate reads it.
-    excluded: keys of experts that must not be chosen, because they have failed this request already.
-    barred: keys of experts that nobody is to be sent to now, with the reasons. reserved: those that are kept for others
-    now and will be free soon, with the reasons. affinity: who holds the beginning of this conversation in its cache.
-    restarts_seen: restarts by key of experts whose engine died under this request: out until they have others.
-    least_context_tokens: a context that was found too small; only larger ones are worth a try.
-    budgets: defaults of the key that asks. elapsed_s, spent_j: what former attempts have used up of the budgets.
-    modes: those that can serve the request. choice_tokens: of all the choices that it gives; None if it gives none.
-    """
+    prompt_tokens: int
+    """Estimated tokens of the prompt."""
+    max_tokens: int | None
+    """Most tokens of the answer; None where the client set no limit."""
 
-    model: str
-    demand: Demand
-    text: str = ""
-    wish: Wish = field(default_factory=Wish)
-    budgets: Budgets = NO_BUDGETS
-    excluded: frozenset[str] = frozenset()
-    barred: Mapping[str, str] = field(default_factory=dict)
-    reserved: Mapping[str, str] = field(default_factory=dict)
-    restarts_seen: Mapping[str, int] = field(default_factory=dict)
-    affinity: Affinity | None = None
-    least_context_tokens: int = 0
-    needs_chat_template: bool = False
-    needs_tools: bool = False
-    elapsed_s: float = 0.0
-    spent_j: float = 0.0
-    modes: frozenset[Mode] = ROUTE_ONLY
-    choice_tokens: int | None = None
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest answer that is planned for."""
+        return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """choices: the possible answers, as the client will read them. length_normalised: compared per byte."""
+    """The choices that a panel votes on."""
 
     choices: tuple[str, ...]
+    """The possible answers, as the client will read them."""
     length_normalised: bool = False
+    """True where their likelihoods are compared per byte."""
 
     @property
     def tokens(self) -> int:
@@ -165,31 +153,46 @@ class Ballot:
         return sum(int(len(choice.encode()) / BYTES_PER_TOKEN) + 1 for choice in self.choices)
 
 
-BYTES_PER_TOKEN = 4.0
-"""Rough length of a token in UTF-8 bytes of English text. Only the expert's own tokenizer knows; it checks again."""
-CHAT_OVERHEAD_TOKENS = 8
-"""Tokens that a chat template adds to each message, roughly."""
-ASSUMED_ANSWER_TOKENS = 256
-"""Length of an answer when the request sets no limit: most answers end by themselves long before the context does."""
+ROUTE_ONLY = frozenset({Mode.ROUTE})
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What a request asks of an expert.
+class SelectionRequest:
+    """Everything that the choice of experts for one request depends on, besides the fleet."""
 
-    prompt_tokens: estimated. max_tokens: None where the client set none.
-    """
-
-    prompt_tokens: int
-    max_tokens: int | None
-
-    @property
-    def answer_tokens(self) -> int:
-        """The longest answer that is planned for."""
-        return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
+    model: str
+    """A model's name, an expert's key, or one of `selector.ANY_MODEL`."""
+    demand: Demand
+    text: str = ""
+    """The prompt as the gate reads it."""
+    wish: Wish = field(default_factory=Wish)
+    budgets: Budgets = NO_BUDGETS
+    """Default budgets of the API key that asks."""
+    excluded: frozenset[str] = frozenset()
+    """Keys of experts that have failed this request already, and must not be chosen again."""
+    barred: Mapping[str, str] = field(default_factory=dict)
+    """Reasons by key of experts that get no requests at present, such as after many failures."""
+    reserved: Mapping[str, str] = field(default_factory=dict)
+    """Reasons by key of experts that are kept for other requests and will be free soon."""
+    restarts_seen: Mapping[str, int] = field(default_factory=dict)
+    """Restarts by key of experts whose engine died under this request; they are out until it has restarted again."""
+    affinity: Affinity | None = None
+    """The expert that holds the beginning of this conversation in its cache."""
+    least_context_tokens: int = 0
+    """Largest context that was found too small; only larger ones are tried."""
+    needs_chat_template: bool = False
+    needs_tools: bool = False
+    elapsed_s: float = 0.0
+    """Seconds of the budgets that earlier attempts have used up."""
+    spent_j: float = 0.0
+    """Joules of the budgets that earlier attempts have used up."""
+    modes: frozenset[Mode] = ROUTE_ONLY
+    """The modes that can serve the request."""
+    choice_tokens: int | None = None
+    """Estimated tokens of all given choices together; None where there are none."""
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
-    """Tokens of a prompt given as its messages' texts."""
+    """The estimated tokens of a prompt that is given as its messages' texts."""
     n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     return int(n_bytes / BYTES_PER_TOKEN) + CHAT_OVERHEAD_TOKENS * len(texts)

@@ -1,4 +1,4 @@
-"""What a choice of experts found: a panel with its plan and predictions, or why there is none. PURE."""
+"""Results of a choice of experts: a panel with its plan and predictions, or the reason why there is none. PURE."""
 
 from __future__ import annotations
 
@@ -10,106 +10,116 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.forecast import Forecast, Prediction
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
-from moe2.coordinator.choosing.quality import Appraisal, Worth
+from moe2.coordinator.choosing.quality import PromptScores, SetWorth
 from moe2.coordinator.choosing.request import Budgets, Mode
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.planning.proof import Plan
 
 
 def still_down(restarts_seen: Mapping[str, int], experts: Iterable[Expert]) -> frozenset[str]:
-    """Keys of the experts whose engine has not been restarted since it was seen with so many restarts."""
+    """Keys of the experts whose engine has not restarted since it died.
+
+    restarts_seen: restarts by expert key, as counted when the engine died.
+    """
     return frozenset(expert.key for expert in experts if restarts_seen.get(expert.key) == expert.report.restarts)
 
 
 @dataclass(frozen=True)
 class Considered:
-    """One expert of the fleet as it looked to the decision."""
+    """One expert of the fleet with the figures that the choice saw."""
 
     expert: Expert
     prediction: Prediction
+    """What the request would take there."""
     score: float
+    """Probability, 0..1, that it answers the prompt well."""
     trained: bool
+    """False where its score is a prior."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """All experts that could serve a request, as they look for it. Details of one are made when asked for.
-
-    work: what a panel does whose members all work; None where one expert answers. draw: what the fleet draws where
-    that has a cap.
-    """
+    """All experts that could serve a request, with the figures that the choice rests on."""
 
     forecast: Forecast
-    appraisal: Appraisal
-    worth: Worth
+    """What the request takes on each expert."""
+    prompt_scores: PromptScores
+    """How well each expert is expected to answer this prompt."""
+    worth: SetWorth
+    """What sets of the experts are worth over all kinds of prompts."""
     budgets: Budgets
+    """The limits in force."""
     ruled_out: Mapping[str, str]
+    """Reasons by key of the experts that are ruled out whatever the budgets are."""
     work: Work | None = None
+    """What the members of a panel do; None where one expert answers."""
     draw: FleetDraw | None = None
+    """What the fleet draws; None where its power is not capped."""
 
     def at(self, place: int) -> Considered:
-        """One expert of the roster."""
+        """The figures of the expert at `place` in the roster."""
         return Considered(
             self.forecast.roster.experts[place],
             self.forecast.prediction(place),
-            float(self.appraisal.scores[place]),
-            bool(self.appraisal.trained[place]),
+            float(self.prompt_scores.scores[place]),
+            bool(self.prompt_scores.trained[place]),
         )
 
     def member(self, place: int, weight: float) -> Member:
-        """One expert of the roster as a member of a panel."""
+        """The expert at `place` in the roster, as a member of a panel."""
         one = self.at(place)
         parts = tuple(part.prediction(place) for part in self.work.parts) if self.work else ()
         return Member(one.expert, one.prediction, one.score, weight, parts)
 
     @cached_property
     def considered(self) -> tuple[Considered, ...]:
-        """Every expert, in the fleet's order."""
+        """The figures of every expert, in the roster's order."""
         return tuple(self.at(place) for place in range(len(self.forecast.roster)))
 
 
 @dataclass(frozen=True)
 class Member:
-    """One expert of the panel that answers.
-
-    weight: its share of the mixture; those of a panel sum to 1. parts: the prediction of each of its jobs, where they
-    are several one after the other.
-    """
+    """One expert of the panel that answers."""
 
     expert: Expert
     prediction: Prediction
+    """What all of its jobs take."""
     score: float
+    """Probability, 0..1, that it answers the prompt well."""
     weight: float = 1.0
+    """Its share of the mixture; the weights of a panel sum to 1."""
     parts: tuple[Prediction, ...] = ()
+    """What each of its jobs takes, in their order; empty where there is only one job."""
 
     def part(self, number: int) -> Member:
-        """The member as it does one of its jobs."""
+        """The member with the prediction of its job `number`, counted from 0."""
         return replace(self, prediction=self.parts[number], parts=()) if self.parts else self
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen panel, in the order of its members' weights, and why.
-
-    candidates: keys of the experts that the coarse level left to the fine one. predicted: of all members together.
-    """
+    """The chosen panel, and what it was chosen by."""
 
     mode: Mode
     members: tuple[Member, ...]
+    """The experts that answer, the heaviest weight first."""
     candidates: frozenset[str]
+    """Keys of the experts that the coarse level left to the fine one."""
     category: str
+    """The category whose default budgets applied."""
     outlook: Outlook
     plan: Plan
     predicted: Prediction
+    """What all members take together."""
 
     @property
     def first(self) -> Member:
-        """Who answers, in a mode where one does."""
+        """The member with the heaviest weight: the only one in a mode where one expert answers."""
         return self.members[0]
 
     @property
     def considered(self) -> tuple[Considered, ...]:
-        """In the fleet's order; `plan.members` are places in it."""
+        """The figures of every expert, in the roster's order; `plan.members` are places in it."""
         return self.outlook.considered
 
     @property
@@ -119,28 +129,29 @@ class Selection:
 
     @property
     def kind(self) -> str | None:
-        """What the gate takes the prompt for."""
-        return self.outlook.appraisal.kind
+        """The kind of prompt that the gate takes this one for; None without a trained gate."""
+        return self.outlook.prompt_scores.kind
 
 
 @dataclass(frozen=True)
 class NoExpert:
-    """Nobody can take the request. `code` says which kind of answer the client gets.
-
-    plan, outlook: set where the budgets rule everybody out. retry_after_s: when it may be different, if that is known.
-    waits_s: how long waiting for less load may help; inf: as long as one likes; None: nobody can say. frees_in_s: until
-    an expert that would do has a free slot, as predicted.
-    """
+    """The reason why no expert can take the request."""
 
     code: ErrorCode
+    """The kind of error that the client gets."""
     message: str
     plan: Plan | None = None
+    """The infeasible plan, where the budgets rule everybody out."""
     outlook: Outlook | None = None
+    """What the plan rests on, where the budgets rule everybody out."""
     retry_after_s: int | None = None
+    """Seconds after which the answer may be different, if that is known."""
     waits_s: float | None = None
+    """Seconds for which waiting for less load may help; inf is without end, None is unknown."""
     frees_in_s: float | None = None
+    """Predicted seconds until an expert that could answer has a free slot; None is unknown."""
 
     @property
     def considered(self) -> tuple[Considered, ...]:
-        """Every expert, where the budgets were the reason."""
+        """The figures of every expert where the budgets were the reason; else empty."""
         return self.outlook.considered if self.outlook else ()

@@ -1,8 +1,8 @@
-"""Which experts answer a request: the two levels put together. PURE but for what it remembers.
+"""The choice of the experts that answer a request, on two levels. PURE but for the plans that it remembers.
 
-Coarse: the experts that keep the request's budgets, as an exactly solved planning problem with its proof.
-Fine: among them, those that the gate thinks most likely to answer this very prompt well: one, or a panel that works
-together (`moe2.coordinator.choosing.panel_cost`).
+The coarse level finds the experts that keep the request's budgets, as an exactly solved planning problem with its
+proof. The fine level chooses among them those that the gate thinks most likely to answer this very prompt well: one
+expert, or a panel that works together (`moe2.coordinator.choosing.panel_cost`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from moe2.common.link.messages import ExpertState
 from moe2.coordinator.choosing.candidates import problem_of, solve
 from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.panel_cost import (
-    USUAL_PANEL,
+    DEFAULT_PANEL,
     Load,
+    best_members,
+    by_vocabulary,
     coverage,
-    finest,
+    incapable_experts,
     joint_prediction,
-    outsiders,
-    vocabularies,
-    weighted,
-    work_of,
+    weighted_members,
+    work_in,
 )
-from moe2.coordinator.choosing.power_cap import FleetDraw, capped, draw_of
+from moe2.coordinator.choosing.power_cap import FleetDraw, cap_refusal, draw_of
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.prompt_lengths import PromptLengths
-from moe2.coordinator.choosing.quality import Appraisal, Appraiser, Worth
-from moe2.coordinator.choosing.refusal import LessLoad, infeasible_words, less_load_in, less_load_words, ruled_out_by
+from moe2.coordinator.choosing.quality import PromptScores, Scorer, SetWorth
+from moe2.coordinator.choosing.refusal import (
+    LessLoad,
+    infeasible_message,
+    less_load_in,
+    less_load_message,
+    ruled_out_by,
+)
 from moe2.coordinator.choosing.request import DEFAULT_CATEGORY, Budgets, Demand, Mode, SelectionRequest, budgets_for
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
@@ -45,33 +51,36 @@ from moe2.coordinator.planning.search import Effort
 ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
 SAME_SCORE = 0.005
-"""Scores that differ by less are the same: the faster expert answers."""
-MEMO_ENTRIES = 512
+"""Scores that differ by less count as equal, and the faster expert answers."""
+MAX_PLANS = 512
+"""Coarse plans that are remembered."""
 MAX_ROSTERS = 256
-AUTO_LEAST_GAIN = 0.05
+"""Rosters that are remembered, one for each model name that is asked for."""
+AUTO_MIN_GAIN = 0.05
 """What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
-"""All points together; a frontier is for people, and nobody else may wait for it longer."""
+"""Time limit of all points together: a frontier is for people to look at, and delays other requests meanwhile."""
 
 
 class Selector:
-    """Chooses. Remembers coarse plans by their exact inputs, so that equal requests are planned once.
+    """Chooses the experts for requests, and remembers coarse plans so that equal requests are planned once.
 
-    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: see
-    `Roster`. fleet_watts_cap_w: what all hosts together may draw; None for no cap.
+    categories: default budgets by name. clock: monotonic seconds, for the planner's time limit. longest_queue_s: most
+    seconds until a request that is queued at an agent starts (see `Roster`). fleet_watts_cap_w: most watts that all
+    hosts together may draw; None for no cap.
     """
 
     def __init__(
         self,
-        appraiser: Appraiser,
+        scorer: Scorer,
         categories: Mapping[str, Budgets],
         *,
         clock: Callable[[], float],
         longest_queue_s: float = math.inf,
         fleet_watts_cap_w: float | None = None,
     ) -> None:
-        self.appraiser = appraiser
+        self.scorer = scorer
         self.categories = dict(categories)
         self.fleet_watts_cap_w = fleet_watts_cap_w
         self._clock = clock
@@ -82,10 +91,10 @@ class Selector:
         self._rosters: dict[str, Roster | None] = {}
 
     def reconfigure(
-        self, appraiser: Appraiser, categories: Mapping[str, Budgets], fleet_watts_cap_w: float | None = None
+        self, scorer: Scorer, categories: Mapping[str, Budgets], fleet_watts_cap_w: float | None = None
     ) -> None:
-        """Decide by another gate and other limits from now on. What was planned with the former ones is forgotten."""
-        self.appraiser = appraiser
+        """Choose by another gate and other limits from now on, and forget what was planned with the former ones."""
+        self.scorer = scorer
         self.categories = dict(categories)
         self.fleet_watts_cap_w = fleet_watts_cap_w
         self._memo.clear()
@@ -100,9 +109,10 @@ class Selector:
         epoch: int,
         hosts: Sequence[HostPower] = (),
     ) -> Selection | NoExpert:
-        """Choose for one request. Ties go to the faster, then the less busy expert, then the smaller key.
+        """Choose the experts for one request. Ties go to the faster, then the less busy expert, then the smaller key.
 
-        experts: must not change while `epoch` stays. hosts: what they draw; looked at only where the fleet is capped.
+        experts: all that are ready; they must not change while `epoch` stays the same. in_flight: requests in progress
+        by expert key. hosts: the power that hosts draw, needed only where the fleet's power is capped.
         """
         roster = self._roster(request.model, experts)
         if roster is None:
@@ -110,14 +120,14 @@ class Selector:
         busy = roster.busy(in_flight)
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
-            return _nobody(request, roster, ruled_out)
-        appraisal = self.appraiser.appraise(request.text, roster, request.wish.category)
-        category = request.wish.category or self._category_of(appraisal)
+            return _all_ruled_out(request, roster, ruled_out)
+        prompt_scores = self.scorer.score(request.text, roster, request.wish.category)
+        category = request.wish.category or self._category_of(prompt_scores)
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
-            request.affinity.save(roster.keys, prompt_tokens)
+            request.affinity.subtract_cached(roster.keys, prompt_tokens)
         case = _Case(
             roster=roster,
             load=Load(
@@ -126,8 +136,8 @@ class Selector:
                 choice_tokens=request.choice_tokens or 0,
                 busy=busy,
             ),
-            appraisal=appraisal,
-            worth=self.appraiser.on_the_whole(roster),
+            prompt_scores=prompt_scores,
+            worth=self.scorer.set_worth(roster),
             budgets=budgets,
             ruled_out=ruled_out,
             category=category,
@@ -137,10 +147,11 @@ class Selector:
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
         if isinstance(decided, NoExpert) and decided.code == ErrorCode.INFEASIBLE:
-            return _or_later(decided, request, case, mode, whole.after(0.0, request.spent_j))
+            return _or_infeasible_now(decided, request, case, mode, whole.after(0.0, request.spent_j))
         return decided
 
     def _decide(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
+        """Choose in the given mode; in `AUTO` by a vote where its gain is worth it."""
         if mode.is_panel:
             return self._panel(mode, case, epoch)
         if mode is Mode.AUTO:
@@ -151,13 +162,13 @@ class Selector:
         return self._route(case, epoch)
 
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
-        """One expert."""
+        """Choose one expert."""
         [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._plan(outlook, epoch)
         if not plan.is_feasible:
-            return self._nothing_fits(plan, outlook, epoch)
+            return self._infeasible(plan, outlook, epoch)
         candidates = _candidates(plan, case.budgets)
-        chosen = outlook.at(_finest(outlook, candidates, case.load.busy, case.affinity))
+        chosen = outlook.at(_best_expert(outlook, candidates, case.load.busy, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -169,16 +180,16 @@ class Selector:
         )
 
     def _panel(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
-        """As many experts as `max_experts` or `USUAL_PANEL` allows, or as few as the budgets do."""
-        roster, largest = case.roster, case.budgets.max_experts or USUAL_PANEL
-        incapable = outsiders(mode, roster)
+        """Choose a panel of up to `max_experts` (else `DEFAULT_PANEL`) experts that keep the budgets together."""
+        roster, largest = case.roster, case.budgets.max_experts or DEFAULT_PANEL
+        incapable = incapable_experts(mode, roster)
         if len(incapable) == len(roster):
             return _impossible(mode, "; ".join(sorted(set(incapable.values()))))
         if mode is Mode.MIX and largest > 1 and len(roster) > 1:
-            groups = vocabularies(roster, incapable)
+            groups = by_vocabulary(roster, incapable)
             if max(map(len, groups)) < 2:
                 return _impossible(mode, f"none of the {len(roster)} experts share a vocabulary")
-        # Of equals the first, the smaller panel.
+        # Of equal values `max` takes the first plan, which is that of the smaller panel.
         plans = [(outlook, self._plan(outlook, epoch)) for outlook in case.outlooks(mode)]
         if not plans:
             out = {**incapable, **case.ruled_out}
@@ -187,13 +198,13 @@ class Selector:
             )
         outlook, plan = max(plans, key=lambda found: found[1].proof.value or -1.0)
         if not plan.is_feasible:
-            return self._nothing_fits(plan, outlook, epoch)
+            return self._infeasible(plan, outlook, epoch)
         work = outlook.work
         assert work is not None  # noqa: S101 - a panel's outlook says what its members do
         problem = _problem(outlook)
         end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
-        places = finest(problem, plan, case.appraisal.scores, end_s)
-        members = weighted(places, case.appraisal.logits)
+        places = best_members(problem, plan, case.prompt_scores.scores, end_s)
+        members = weighted_members(places, case.prompt_scores.logits)
         return Selection(
             mode=mode,
             members=tuple(outlook.member(place, weight) for place, weight in members),
@@ -205,9 +216,9 @@ class Selector:
         )
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
-        """The best candidate set over a range of energy budgets, everything else as decided.
+        """The best candidate set for each of a range of energy budgets, everything else as in the decision.
 
-        Empty where no considered expert's energy is known.
+        It is empty where no considered expert's energy is known.
         """
         outlook = decided.outlook
         if outlook is None:
@@ -222,52 +233,53 @@ class Selector:
         effort = Effort(time_limit_s=FRONTIER_S / FRONTIER_POINTS)
         return frontier(problem, steps.tolist(), table=outlook.worth.table, effort=effort, clock=self._clock)
 
-    def _nothing_fits(self, plan: Plan, outlook: Outlook, epoch: int) -> NoExpert:
-        """Whether the request's budgets or the fleet's cap are the reason."""
+    def _infeasible(self, plan: Plan, outlook: Outlook, epoch: int) -> NoExpert:
+        """The refusal for an infeasible plan, which names the request's budgets or the fleet's cap as the reason."""
         draw = outlook.draw
         if draw is not None and self._plan(replace(outlook, draw=None), epoch).is_feasible:
-            code, told = capped(plan, draw)
-            return NoExpert(code, told, plan, outlook)
-        return NoExpert(ErrorCode.INFEASIBLE, infeasible_words(plan, outlook.forecast), plan, outlook)
+            code, message = cap_refusal(plan, draw)
+            return NoExpert(code, message, plan, outlook)
+        return NoExpert(ErrorCode.INFEASIBLE, infeasible_message(plan, outlook.forecast), plan, outlook)
 
     def _draw(
         self, demand: Demand, experts: Sequence[Expert], in_flight: Mapping[str, int], hosts: Sequence[HostPower]
     ) -> FleetDraw | None:
-        """What all of the fleet draws now, whatever model is asked for; None without a cap."""
+        """The power that the whole fleet draws now, whatever model is asked for; None without a cap."""
         everybody = None if self.fleet_watts_cap_w is None else self._roster(ANY_MODEL[0], experts)
         if self.fleet_watts_cap_w is None or everybody is None:
             return None
         prompt_tokens = self._prompt_tokens(everybody, demand)
         busy = everybody.busy(in_flight)
-        # Those in progress count as if they were like this one: a host's watts hardly depend on a request's length.
+        # Requests in progress count as if they were like this one: a host's watts hardly depend on a request's length.
         running_w = everybody.host_w(prompt_tokens, demand.answer_tokens, busy)
         return draw_of(self.fleet_watts_cap_w, hosts, everybody, busy, running_w)
 
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
-        """The experts that can serve `model`; the same object until the fleet changes. None where there is none."""
+        """The experts that can serve `model`, the same object until the fleet changes; None where there are none."""
         if experts is not self._experts:
             self._experts = experts
             self._rosters.clear()
-            self.appraiser.meet(experts)
+            self.scorer.fit(experts)
         if model in ANY_MODEL:
             model = ANY_MODEL[0]
         elif model not in self._rosters and len(self._rosters) > MAX_ROSTERS:
             self._rosters.clear()
         if model not in self._rosters:
-            wanted = [expert for expert in experts if wants(model, expert)]
+            wanted = [expert for expert in experts if can_serve(model, expert)]
             self._rosters[model] = Roster(wanted, longest_queue_s=self._longest_queue_s) if wanted else None
         return self._rosters[model]
 
-    def _category_of(self, appraisal: Appraisal) -> str:
-        """The gate's kind of prompt, where the configuration has budgets for it."""
-        return appraisal.kind if appraisal.kind in self.categories and appraisal.kind else DEFAULT_CATEGORY
+    def _category_of(self, prompt_scores: PromptScores) -> str:
+        """The gate's kind of prompt where the configuration has budgets for it, else the default category."""
+        return prompt_scores.kind if prompt_scores.kind in self.categories and prompt_scores.kind else DEFAULT_CATEGORY
 
     def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
-        """(N,) how long the prompt will be to each expert's model."""
+        """(N,) predicted length of the prompt to each expert's model."""
         lengths = {model: self.prompts.demand_on(model, demand).prompt_tokens for model in set(roster.models)}
         return np.array([lengths[model] for model in roster.models])
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
+        """The coarse plan for an outlook, from memory where its inputs are the same."""
         forecast, worth, work = outlook.forecast, outlook.worth, outlook.work
         key = (
             epoch,
@@ -285,7 +297,7 @@ class Selector:
         plan = self._memo.get(key)
         if plan is None:
             plan = self._memo[key] = solve(_problem(outlook), worth, clock=self._clock)
-            if len(self._memo) > MEMO_ENTRIES:
+            if len(self._memo) > MAX_PLANS:
                 self._memo.popitem(last=False)
         else:
             self._memo.move_to_end(key)
@@ -294,12 +306,12 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """One request before the mode is known in which it is served."""
+    """One request with what it rests on, before the mode is known in which it is served."""
 
     roster: Roster
     load: Load
-    appraisal: Appraisal
-    worth: Worth
+    prompt_scores: PromptScores
+    worth: SetWorth
     budgets: Budgets
     ruled_out: Mapping[str, str]
     category: str
@@ -307,34 +319,34 @@ class _Case:
     draw: FleetDraw | None = None
 
     def alone(self) -> _Case:
-        """The same for panels of one."""
+        """The case with panels limited to one member."""
         return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
 
     def outlooks(self, mode: Mode) -> list[Outlook]:
-        """How it looks in this mode: for each set of experts that could be a panel, and each size that matters."""
+        """The outlooks of a mode: one for each set of experts that could be a panel, and for each relevant size."""
         if mode is Mode.ROUTE:
             load = self.load
             forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            return [Outlook(forecast, self.appraisal, self.worth, self.budgets, self.ruled_out, draw=self.draw)]
-        largest = self.budgets.max_experts or USUAL_PANEL
-        out = {**outsiders(mode, self.roster), **self.ruled_out}
+            return [Outlook(forecast, self.prompt_scores, self.worth, self.budgets, self.ruled_out, draw=self.draw)]
+        largest = self.budgets.max_experts or DEFAULT_PANEL
+        out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
             self._panel(mode, size, {**others, **out})
-            for others in _strangers(mode, self.roster, out)
+            for others in _outside_the_vocabulary(mode, self.roster, out)
             # Only what ranking costs depends on the panel's size.
             for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
         ]
 
-    def beside(self, busy: IntArray, request: SelectionRequest, budgets: Budgets) -> _Case:
-        """The same with so many others there, (N,)."""
+    def with_busy(self, busy: IntArray, request: SelectionRequest, budgets: Budgets) -> _Case:
+        """The case with other budgets and `busy` (N,) requests in progress on each expert."""
         ruled_out = ruled_out_by(request, self.roster, busy)
         return replace(self, load=replace(self.load, busy=busy), ruled_out=ruled_out, budgets=budgets)
 
     def _panel(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
-        """For panels of up to `size` members without those who are ruled out."""
+        """The outlook for panels of up to `size` members without the experts that are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
-        work = work_of(mode, self.roster, self.load, size, eligible)
-        return Outlook(work.forecast, self.appraisal, self.worth.together, self.budgets, ruled_out, work, self.draw)
+        work = work_in(mode, self.roster, self.load, size, eligible)
+        return Outlook(work.forecast, self.prompt_scores, self.worth.together, self.budgets, ruled_out, work, self.draw)
 
 
 def _problem(outlook: Outlook) -> Problem:
@@ -344,24 +356,29 @@ def _problem(outlook: Outlook) -> Problem:
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
-    """What is asked for, where it can serve the request. Without a word of a mode, choices ask for `AUTO`."""
+    """The mode that serves the request: the one in its budgets where that is possible, else `ROUTE`.
+
+    Where no mode is set, a request with choices is served in `AUTO`.
+    """
     mode = budgets.mode or (Mode.ROUTE if request.choice_tokens is None else Mode.AUTO)
     if mode is Mode.AUTO:
         return mode if Mode.VOTE in request.modes else Mode.ROUTE
-    # A request's own impossible mode has been refused before; this one is its category's.
+    # A request that names an impossible mode itself was refused before; here the mode is its category's default.
     return mode if mode in request.modes else Mode.ROUTE
 
 
-def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: Mode, whole: Budgets) -> NoExpert:
-    """The same refusal; another one if only load is in the way, or a breaker.
+def _or_infeasible_now(
+    refused: NoExpert, request: SelectionRequest, case: _Case, mode: Mode, whole: Budgets
+) -> NoExpert:
+    """`refused` as it is, or as INFEASIBLE_NOW where an expert would keep the budgets but for load or a breaker.
 
-    whole: the budgets as they were before any time had passed: who has waited in vain has not asked for too much.
+    whole: the budgets before any time had passed. A request that has waited in vain has not asked for too much.
     """
     modes = (Mode.VOTE, Mode.ROUTE) if mode is Mode.AUTO else (mode,)
 
     def less_load(asked: SelectionRequest, budgets: Budgets) -> LessLoad | None:
-        for busy in case.roster.lighter(case.load.busy, bounds_joules=budgets.energy_budget_j is not None):
-            lighter = case.beside(busy, asked, budgets)
+        for busy in case.roster.less_busy(case.load.busy, bounds_joules=budgets.energy_budget_j is not None):
+            lighter = case.with_busy(busy, asked, budgets)
             found = less_load_in((outlook for each in modes for outlook in lighter.outlooks(each)), case.load.busy)
             if found is not None:
                 return found
@@ -375,7 +392,7 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
                 return replace(
                     refused,
                     code=ErrorCode.INFEASIBLE_NOW,
-                    message=less_load_words(refused.message, found, request, is_late=is_late),
+                    message=less_load_message(refused.message, found, request, is_late=is_late),
                     waits_s=0.0 if is_late else found.waits_s,
                     frees_in_s=found.frees_in_s,
                 )
@@ -383,22 +400,26 @@ def _or_later(refused: NoExpert, request: SelectionRequest, case: _Case, mode: M
 
 
 def _is_worth_it(panel: Selection) -> bool:
-    """True where the gate knows the members, and they are likelier to hold a good answer than the best of them. What a
-    prior thinks by a model's size says nothing of what several know together.
+    """True where the panel's chance of a good answer beats its best member's by at least `AUTO_MIN_GAIN`.
+
+    A prior from a model's size says nothing of what several models know together: the gate must know every member.
     """
     trained = {other.expert.key for other in panel.considered if other.trained}
     scores = np.array([member.score for member in panel.members])
     is_known = trained.issuperset(member.expert.key for member in panel.members)
-    return is_known and len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_LEAST_GAIN
+    return is_known and len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_MIN_GAIN
 
 
-def _strangers(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
-    """For each set of experts that could be a panel: everybody else, with the reason. One set, but for mixing."""
+def _outside_the_vocabulary(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
+    """For each set of experts that could be a panel: the reasons by key why all other experts are outside it.
+
+    Only in mode MIX is there more than one set: one for each vocabulary.
+    """
     if mode is not Mode.MIX:
         return [{}] if len(out) < len(roster) else []
     return [
-        {key: "its vocabulary is another one than the panel's" for key in roster.keys if key not in group}
-        for group in vocabularies(roster, out)
+        {key: "its vocabulary differs from the panel's" for key in roster.keys if key not in group}
+        for group in by_vocabulary(roster, out)
     ]
 
 
@@ -406,16 +427,16 @@ def _impossible(mode: Mode, why: str) -> NoExpert:
     return NoExpert(ErrorCode.MODE_UNAVAILABLE, f"Mode {mode.value!r} is not possible here: {why}.")
 
 
-def wants(model: str, expert: Expert) -> bool:
-    """True if a client that asked for `model` can be served by this expert."""
+def can_serve(model: str, expert: Expert) -> bool:
+    """True where this expert can serve a client that asked for `model`."""
     return model in ANY_MODEL or model in (expert.model, expert.key)
 
 
 def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     """Keys of the experts that the fine level may choose from.
 
-    Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on the whole may
-    still be the best for this prompt, or the first to be free.
+    Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on average may still
+    be the best for this prompt, or the first to be free.
     """
     keys = set(plan.names)
     if budgets.max_experts is None:
@@ -423,9 +444,9 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
-    """The fine level for one answering expert: the place of the best score, among the same scores the soonest end."""
-    forecast, scores = outlook.forecast, outlook.appraisal.scores
+def _best_expert(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
+    """The fine level where one expert answers: the place of the best score, among equal scores of the soonest end."""
+    forecast, scores = outlook.forecast, outlook.prompt_scores.scores
     keys, total_s = forecast.roster.keys, forecast.total_s.p50
     places = [place for place, key in enumerate(keys) if key in candidates]
     best = scores[places].max()
@@ -435,14 +456,14 @@ def _finest(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affini
         is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
         unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
         end_s = float(total_s[place])
-        is_strange = affinity is None or affinity.expert_key != keys[place]
-        return (unmeasured_s if np.isnan(end_s) else end_s, is_strange, int(busy[place]), keys[place])
+        is_uncached = affinity is None or affinity.expert_key != keys[place]
+        return (unmeasured_s if np.isnan(end_s) else end_s, is_uncached, int(busy[place]), keys[place])
 
     return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
 
-def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
-    """Why every wanted expert is out, in the words that help most."""
+def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
+    """The refusal where every expert that could answer is ruled out, with the reason that helps the client most."""
     if request.needs_chat_template and roster.bare.all():
         return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
     if request.needs_tools and roster.toolless.all():
@@ -455,7 +476,7 @@ def _nobody(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, s
         return NoExpert(ErrorCode.CONTEXT_EXCEEDED, f"The largest context among the experts is {largest} tokens.")
     if all(expert.key in request.barred for expert in left):
         return NoExpert(
-            ErrorCode.NO_LIVE_EXPERT, f"All {len(left)} experts that could answer have kept failing; try later."
+            ErrorCode.NO_LIVE_EXPERT, f"All {len(left)} experts that could answer keep failing; try again later."
         )
     reasons = "; ".join(sorted({ruled_out[expert.key] for expert in left}))
     return NoExpert(ErrorCode.OVERLOADED, f"None of {len(left)} experts can take the request now: {reasons}.")

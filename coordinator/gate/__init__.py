@@ -1,1 +1,1 @@
-"""The gate as it serves, in numpy only; imports nothing of the coordinator."""
+"""This room holds the gate as it serves, with numpy alone. It imports nothing else of the coordinator."""

@@ -1,8 +1,8 @@
-"""Calibration: from raw log-odds to probabilities that mean what they say. Pure: numpy only.
+"""Calibration of the gate: from raw log-odds to probabilities that match how often experts answer well. PURE.
 
-Temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) shared by all experts, and per
-expert a slope and an offset (Platt 1999), shrunk towards the shared temperature so that a small validation part cannot
-reorder the experts by chance. Fractional scores count as fractional successes.
+It is temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) shared by all experts, and
+per expert a slope and an offset (Platt 1999), shrunk towards the shared temperature so that a small validation part
+cannot reorder the experts by chance. Fractional scores count as fractional successes.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ FloatArray = npt.NDArray[np.float64]
 
 _NEWTON_STEPS = 50
 _SHRINKAGE = 20.0
-"""Pseudo-weight of the shared temperature against each expert's own rows."""
+"""How many of an expert's own rows the shared temperature weighs as much as."""
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """p_n = sigmoid(slope_n * logit_n + offset_n). slope, offset: (N,)."""
+    """The line from raw log-odds to calibrated ones for each of N experts: p_n = sigmoid(slope_n * x_n + offset_n)."""
 
     slope: FloatArray
+    """(N,)"""
     offset: FloatArray
+    """(N,)"""
 
     def probabilities(self, log_odds: FloatArray) -> FloatArray:
-        """(..., N) calibrated probabilities of raw log-odds (..., N)."""
+        """The calibrated probabilities (..., N) of raw log-odds (..., N)."""
         return sigmoid(self.slope * log_odds + self.offset)
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
-    """The logistic function, without overflow."""
+    """The logistic function of each value, without overflow."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)), dtype=np.float64)
 
 
 def log_odds_of(probabilities: FloatArray, margin: float = 1e-4) -> FloatArray:
-    """log(p / (1 - p)) with p kept `margin` away from 0 and 1."""
+    """The log-odds log(p / (1 - p)) of probabilities, which are kept `margin` away from 0 and 1."""
     clipped = np.clip(probabilities, margin, 1 - margin)
     return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
 
 
 def binary_log_loss(probabilities: FloatArray, scores: FloatArray) -> float:
-    """Mean of -(s log p + (1 - s) log(1 - p)) over the known scores (NaN: not run), in nats."""
+    """The mean of -(s log p + (1 - s) log(1 - p)) over the known scores, in nats; a NaN score was not run."""
     known = ~np.isnan(scores)
     p = np.clip(probabilities[known], 1e-7, 1 - 1e-7)
     s = scores[known]
@@ -52,9 +54,10 @@ def binary_log_loss(probabilities: FloatArray, scores: FloatArray) -> float:
 
 
 def expected_calibration_error(probabilities: FloatArray, scores: FloatArray, bins: int = 15) -> float:
-    """Mean gap between predicted and observed score over equal-count bins (Nixon et al. 2019), 0..1.
+    """The mean gap, 0..1, between predicted and observed scores over equal-count bins (Nixon et al. 2019).
 
-    probabilities, scores: same shape; NaN scores (not run) are left out. Raises ValueError where no score is known.
+    probabilities, scores: of the same shape; NaN scores (not run) are left out. Raises ValueError where no score is
+    known.
     """
     known = ~np.isnan(scores)
     if not known.any():
@@ -67,9 +70,9 @@ def expected_calibration_error(probabilities: FloatArray, scores: FloatArray, bi
 
 
 def fit_calibration(log_odds: FloatArray, scores: FloatArray) -> Calibration:
-    """The calibration that validation rows call for: none, a shared temperature, or a line per expert.
+    """The calibration that cross-validation prefers: none, a shared temperature, or a line per expert.
 
-    log_odds, scores: (rows, N); NaN scores are left out. The richer form is taken only where five-fold cross-validation
+    log_odds, scores: (rows, N); NaN scores are left out. A richer form is taken only where five-fold cross-validation
     shows it better by more than one standard error: a fit to few rows would otherwise reorder the experts by chance.
     """
     rows = scores.shape[0]
@@ -88,7 +91,10 @@ def fit_calibration(log_odds: FloatArray, scores: FloatArray) -> Calibration:
 
 
 def fit_temperature(log_odds: FloatArray, scores: FloatArray) -> Calibration:
-    """One slope for all experts, no offset; slope 1 where no score is known. log_odds, scores: (rows, N)."""
+    """The calibration with one slope for all experts and no offset; the slope is 1 where no score is known.
+
+    log_odds, scores: (rows, N); NaN scores are left out.
+    """
     known = ~np.isnan(scores)
     slope = 1.0
     if known.any():
@@ -97,7 +103,10 @@ def fit_temperature(log_odds: FloatArray, scores: FloatArray) -> Calibration:
 
 
 def fit_lines(log_odds: FloatArray, scores: FloatArray) -> Calibration:
-    """A shared temperature, then each expert's slope and offset shrunk towards it; none for an expert without rows."""
+    """The calibration with each expert's own slope and offset, shrunk towards a shared temperature.
+
+    log_odds, scores: (rows, N); NaN scores are left out. An expert without a score keeps the shared temperature.
+    """
     known = ~np.isnan(scores)
     common = fit_temperature(log_odds, scores)
     slope, offset = common.slope.copy(), common.offset.copy()
@@ -111,7 +120,7 @@ def fit_lines(log_odds: FloatArray, scores: FloatArray) -> Calibration:
 
 
 def row_log_losses(probabilities: FloatArray, scores: FloatArray) -> FloatArray:
-    """(rows,) mean log loss of each row's known scores; NaN for a row without any."""
+    """(rows,) the mean log loss of each row's known scores, in nats; NaN for a row without any."""
     known = ~np.isnan(scores)
     p, s = np.clip(probabilities, 1e-7, 1 - 1e-7), np.where(known, scores, 0.0)
     each = np.where(known, -(s * np.log(p) + (1 - s) * np.log1p(-p)), 0.0)
@@ -120,7 +129,7 @@ def row_log_losses(probabilities: FloatArray, scores: FloatArray) -> FloatArray:
 
 
 def _fit_line(x: FloatArray, scores: FloatArray, centre: FloatArray, penalty: FloatArray) -> FloatArray:
-    """(2,) slope and offset minimising the log loss plus penalty/2 * (line - centre)**2, by damped Newton steps."""
+    """(2,) the slope and offset with the least log loss plus penalty/2 * (line - centre)**2, by damped Newton steps."""
     design = np.stack([x, np.ones_like(x)], axis=1)
     line = centre.copy()
 

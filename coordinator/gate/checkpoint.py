@@ -1,4 +1,4 @@
-"""Checkpoints of the gate: one safetensors file, its manifest inside as metadata, so the two cannot be parted."""
+"""Checkpoints of the gate: one safetensors file with its manifest as metadata inside, so that the two stay together."""
 
 from __future__ import annotations
 
@@ -23,30 +23,40 @@ _RETRAIN: Final = "Train it again with `moe2-coordinator train-gate`."
 
 
 class CheckpointError(Moe2Error):
-    """A checkpoint that cannot be read or used."""
+    """A checkpoint cannot be read or used."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is.
-
-    data_sha256: the outcomes file it was trained on. rows: rows per split used. metrics: figures on the validation rows
-    (scores 0..1, calibration errors 0..1, log loss in nats). kinds: the kinds of prompts of the task head.
-    """
+    """The description of a checkpoint that is stored in it."""
 
     version: int
+    """Version of the checkpoint's format."""
     moe2_version: str
+    """Version of moe2 that trained it."""
     experts: tuple[str, ...]
+    """Names of the experts, in the order of the gate's outputs."""
     kinds: tuple[str, ...]
+    """Names of the kinds of prompts, in the order of the task head's outputs."""
     features: dict[str, Any]
+    """The feature configuration, as of `feature_fields`."""
     tau: float
+    """Temperature of the gate's logits."""
     data_sha256: str
+    """Hash of the outcomes file that it was trained on."""
     source: str | None
+    """Source of the rows it was trained on, where the outcomes name one."""
     rows: dict[str, int]
+    """Number of rows used, by split."""
     training: dict[str, Any]
+    """The training configuration."""
     metrics: dict[str, float]
+    """Figures on the validation rows: scores 0..1, calibration errors 0..1, log loss in nats."""
 
     def feature_config(self) -> FeatureConfig:
-        """The features the gate was trained on. Raises CheckpointError where this build computes others."""
+        """The configuration of the features that the gate was trained on.
+
+        Raises CheckpointError where this build computes other features.
+        """
         if (encoder := self.features.get("encoder")) is not None:
             raise CheckpointError(
                 f"The checkpoint's features name the sentence encoder {encoder!r}, which this build does not have.",
@@ -74,13 +84,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def feature_fields(config: FeatureConfig) -> dict[str, Any]:
-    """A feature configuration as the manifest holds it."""
+    """A feature configuration in the form that the manifest holds."""
     fields_of: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asdict(config)))
     return fields_of
 
 
 def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) -> None:
-    """Write a checkpoint; the file appears whole or not at all. Same input, same bytes."""
+    """Write a checkpoint; the file appears whole or not at all, and equal input gives equal bytes. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
     tensors["embedding"] = tensors["embedding"].astype(np.float16)
     content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
@@ -88,7 +98,7 @@ def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) 
 
 
 def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
-    """Read a checkpoint. Raises CheckpointError, saying what is wrong with the file."""
+    """Read a checkpoint. Raises CheckpointError, which says what is wrong with the file."""
     tensors, metadata = _contents(path)
     if "manifest" not in metadata:
         raise CheckpointError(f"{path} holds no manifest: it is not a checkpoint of moe2.", remedy=_RETRAIN)
@@ -101,7 +111,7 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
             f"{path} is a checkpoint of version {manifest.version}, this build reads {CHECKPOINT_VERSION}.",
             remedy=_RETRAIN,
         )
-    # Before the parameters, whose shapes follow from it: other features are the better explanation.
+    # This comes before the parameters, whose shapes follow from it: other features are the better explanation.
     config = manifest.feature_config()
     missing = [entry.name for entry in fields(GateParameters) if entry.name not in tensors]
     if missing:
@@ -114,7 +124,7 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
 
 
 def _contents(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
-    """Tensors, as float32, and metadata of a safetensors file. Raises CheckpointError."""
+    """The tensors, as float32, and the metadata of a safetensors file. Raises CheckpointError."""
     again = "Copy it again, or train it again."
     try:
         with safe_open(path, framework="numpy") as file:

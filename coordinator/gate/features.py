@@ -1,13 +1,11 @@
-"""Features of a prompt: hashed word and character n-grams, and its shape.
+"""Features of a prompt: hashed word and character n-grams, and its shape. PURE.
 
-Pure: numpy only.
-
-One function serves training and serving, so both always see the same numbers. Everything is vectorised over the bytes
-of the prompt; a long prompt is read at its head and tail only, which bounds the time (see `benchmarks/gate.py`).
+`FeatureExtractor` is used in training and in serving, so that both see the same numbers. Everything is vectorised over
+the bytes of the prompt; a long prompt is read at its head and tail only, which bounds the time (`benchmarks/gate.py`).
 
 An n-gram's hash is the difference of two prefix hashes (Karp and Rabin, IBM J. Res. Dev. 31, 1987) in arithmetic modulo
-2**64, scrambled by a multiply-xorshift, and cut to `bucket_bits`. Hashing instead of a vocabulary: Weinberger et al.,
-"Feature Hashing for Large Scale Multitask Learning", ICML 2009.
+2**64, scrambled by a multiply-xorshift, and cut to `bucket_bits`. Hashing replaces a vocabulary as in Weinberger et
+al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 FEATURES_VERSION: Final = 2
-"""Raised whenever the same prompt would give other numbers: an older checkpoint is then refused."""
+"""Version of the features; it rises whenever a prompt would give other numbers, and older checkpoints are refused."""
 
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
 _SCRAMBLE: Final = np.uint64(0xBF58476D1CE4E5B9)
@@ -45,18 +43,18 @@ IndexArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """What is read from a prompt. Part of a checkpoint's manifest.
-
-    bucket_bits: the n-grams share 2**bucket_bits buckets.
-    character_orders, word_orders: lengths of the n-grams, in bytes and in words.
-    head_bytes, tail_bytes: how much of a prompt's start and end is read.
-    """
+    """Settings of the features; part of a checkpoint's manifest. Raises ValueError for settings that cannot work."""
 
     bucket_bits: int = 15
+    """The n-grams share 2**bucket_bits buckets."""
     character_orders: tuple[int, ...] = (3, 4, 5)
+    """Lengths of the character n-grams, in bytes."""
     word_orders: tuple[int, ...] = (1, 2)
+    """Lengths of the word n-grams, in words."""
     head_bytes: int = 1536
+    """Bytes of a prompt's start that are read."""
     tail_bytes: int = 512
+    """Bytes of a prompt's end that are read, where it is longer."""
     version: int = FEATURES_VERSION
 
     def __post_init__(self) -> None:
@@ -69,26 +67,24 @@ class FeatureConfig:
 
     @property
     def buckets(self) -> int:
-        """How many buckets there are."""
+        """The number of buckets."""
         return 1 << self.bucket_bits
 
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """One prompt as numbers.
-
-    buckets: (k,) the n-gram buckets that occur, ascending, each once.
-    counts: (k,) how often each occurs.
-    shape: (SHAPE_SIZE,) lengths, character classes and markers, not standardised.
-    """
+    """The features of one prompt with n-grams in k buckets."""
 
     buckets: IndexArray
+    """(k,) the buckets that occur, ascending, each once."""
     counts: FloatArray
+    """(k,) how often each of these buckets occurs."""
     shape: FloatArray
+    """(SHAPE_SIZE,) lengths, character classes and markers, not standardised."""
 
 
 def _powers(size: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The multiplier's powers 0..size and their inverses, modulo 2**64."""
+    """The powers 0..size of the hash's multiplier and their inverses, modulo 2**64; (size + 1,) each."""
     inverse = pow(_MULTIPLIER, -1, _TWO_64)
     power, inverse_power = 1, 1
     powers, inverses = [], []
@@ -101,6 +97,7 @@ def _powers(size: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
 
 
 def _word_bytes() -> npt.NDArray[np.int8]:
+    """(256,) 1 for bytes that are part of a word, else 0."""
     table = np.zeros(256, dtype=np.int8)
     table[list(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_\\")] = 1
     table[128:] = 1
@@ -108,13 +105,14 @@ def _word_bytes() -> npt.NDArray[np.int8]:
 
 
 def _scrambled(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The hashes with their bits spread by a multiply-xorshift, so that the upper bits depend on all of them."""
     hashes = hashes ^ (hashes >> np.uint64(29))
     hashes = hashes * _SCRAMBLE
     return hashes ^ (hashes >> np.uint64(32))
 
 
 class FeatureExtractor:
-    """Turns prompts into features under one configuration. Immutable after construction; safe to share."""
+    """Computes the features of prompts under one configuration. It is immutable, so threads may share it."""
 
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
@@ -124,7 +122,7 @@ class FeatureExtractor:
         self._shift = np.uint64(64 - config.bucket_bits)
 
     def extract(self, prompt: str) -> PromptFeatures:
-        """The features of one prompt. Any string is accepted, the empty one and lone surrogates too."""
+        """The features of one prompt, which may be any string, even an empty one or one with lone surrogates."""
         raw = prompt.encode("utf-8", "replace")
         length_bytes = len(raw)
         if length_bytes > self._limit:
@@ -135,7 +133,7 @@ class FeatureExtractor:
         return PromptFeatures(buckets.astype(np.int64), counts.astype(np.float32), shape)
 
     def _hashes(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-        """(m,) one 64-bit hash per n-gram occurrence in `data`."""
+        """(m,) one 64-bit hash for each of the m occurrences of an n-gram in `data`."""
         size = data.shape[0]
         prefix = np.zeros(size + 1, dtype=np.uint64)
         np.cumsum((data.astype(np.uint64) + np.uint64(1)) * self._powers[:size], out=prefix[1:])
@@ -159,9 +157,9 @@ class FeatureExtractor:
 
 
 def prompt_shape(text: str, raw: bytes, length_bytes: int) -> FloatArray:
-    """(SHAPE_SIZE,) lengths, character classes, option letters and code or maths markers of a prompt.
+    """(SHAPE_SIZE,) the lengths, character classes, option letters and markers of code or maths of a prompt.
 
-    text, raw: the part of the prompt that is read, as text and as UTF-8; length_bytes: the size of the whole prompt.
+    text, raw: the part of the prompt that is read, as text and as UTF-8. length_bytes: the size of the whole prompt.
     """
     size = max(len(raw), 1)
     counts = np.bincount(np.frombuffer(raw, dtype=np.uint8), minlength=256)
@@ -203,7 +201,7 @@ def prompt_shape(text: str, raw: bytes, length_bytes: int) -> FloatArray:
 
 
 def _option_shape(options: list[str]) -> tuple[float, ...]:
-    """How the options of a multiple-choice prompt are written: capitals, full stops, numbers, lengths. 0 for none."""
+    """Seven numbers on how the options of a multiple-choice prompt are written; 0 where there are no options."""
     count = len(options)
     if count == 0:
         return (0.0,) * 7
@@ -220,4 +218,4 @@ def _option_shape(options: list[str]) -> tuple[float, ...]:
 
 
 SHAPE_SIZE: Final = int(prompt_shape("", b"", 0).shape[0])
-"""How many numbers describe a prompt besides its n-grams."""
+"""Number of figures that describe a prompt besides its n-grams."""

@@ -1,7 +1,7 @@
-"""Scores that users give to answers: which expert they belong to, and what they add up to. PURE.
+"""Scores that users give to answers: which expert each score belongs to, and each model's sum of scores. PURE.
 
-Only the latest requests can be scored: their experts are remembered in memory. What was scored is kept by
-`moe2.coordinator.gate.feedback_file`.
+Only the latest requests can be scored, because the experts that answered them are remembered in memory alone. The
+scores themselves are kept by `moe2.coordinator.gate.feedback_file`.
 """
 
 from __future__ import annotations
@@ -16,47 +16,51 @@ import msgspec
 from moe2.common.errors import Moe2Error
 
 MAX_REQUESTS = 10_000
-"""Answered requests that can be scored; the oldest is forgotten first."""
+"""Most answered requests that are remembered for scoring; the oldest is forgotten first."""
 
 
 class UnknownRequestError(Moe2Error):
-    """No answered request of that id is remembered."""
+    """No answered request with this id is remembered."""
 
 
 class AlreadyScoredError(Moe2Error):
-    """The request has its score."""
+    """The request was scored before."""
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One score, as it is kept.
-
-    score: 0..1. prompt_sha256: of the prompt as the gate reads it. prompt: itself, only where `[selection]
-    keep_prompts` is set.
-    """
+    """One user's score of one answer, as the feedback file keeps it."""
 
     request_id: str
     expert: str
+    """Key of the expert that answered."""
     model: str
+    """Name of the expert's model."""
     score: float
+    """From 0 for a bad answer to 1 for a good one."""
     prompt_sha256: str
+    """Hash of the prompt as the gate reads it."""
     at_unix_s: float
+    """When the score was given."""
     prompt: str | None = None
+    """The prompt itself; None unless `[selection] keep_prompts` is set."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Scores of one model."""
+    """The sum and the number of one model's scores."""
 
     total: float = 0.0
     count: int = 0
 
     def plus(self, score: float) -> Tally:
-        """With one score more."""
+        """The tally with one more score."""
         return Tally(self.total + score, self.count + 1)
 
 
 @dataclass
 class _Answered:
+    """An answered request that can be scored."""
+
     expert: str
     model: str
     prompt_sha256: str
@@ -66,7 +70,10 @@ class _Answered:
 
 
 class FeedbackBook:
-    """Who answered the latest requests, and each model's scores. keep_prompts: also what was asked."""
+    """Remembers which experts answered the latest requests, and sums up each model's scores.
+
+    known: scores of the feedback file. keep_prompts: True to keep prompts with their scores.
+    """
 
     def __init__(self, known: Iterable[Feedback] = (), *, keep_prompts: bool = False) -> None:
         self.keep_prompts = keep_prompts
@@ -76,17 +83,20 @@ class FeedbackBook:
             self._count(feedback)
 
     def answered(self, request_id: str, *, expert: str, model: str, prompt: str, key_id: str | None = None) -> None:
-        """Remember who answered a request. key_id: of the API key that asked, None where none was needed."""
+        """Remember which expert answered a request.
+
+        prompt: as the gate reads it. key_id: id of the API key that asked; None where none was needed.
+        """
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         self._latest[request_id] = _Answered(expert, model, digest, prompt if self.keep_prompts else None, key_id)
         if len(self._latest) > MAX_REQUESTS:
             self._latest.popitem(last=False)
 
     def feedback(self, request_id: str, score: float, at_unix_s: float, *, key_id: str | None = None) -> Feedback:
-        """The score as it is to be kept. Counts only once it is passed to `accept`.
+        """The feedback record of a score; the score counts only once the record is passed to `accept`.
 
-        key_id: of the API key that scores. Another key's request is unknown to it: what it asked is nobody else's
-        business, and its scores move everybody's gate. Raises UnknownRequestError and AlreadyScoredError.
+        key_id: id of the API key that scores. It can score its own requests only: what another key asked is private,
+        and scores move the gate for everybody. Raises UnknownRequestError and AlreadyScoredError.
         """
         answered = self._latest.get(request_id)
         if answered is None or answered.key_id != key_id:
@@ -107,7 +117,7 @@ class FeedbackBook:
         )
 
     def accept(self, feedback: Feedback) -> Tally:
-        """Count a score; returns its model's tally."""
+        """Count a score, and return its model's new tally."""
         if answered := self._latest.get(feedback.request_id):
             answered.scored = True
         return self._count(feedback)

@@ -1,4 +1,7 @@
-"""Where feedback outlives a restart: one JSON line per score, appended whole."""
+"""The file in which users' scores outlive a restart: one JSON line per score, appended whole.
+
+It stands apart from `feedback`, which is pure and touches no file.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,15 @@ from moe2.coordinator.gate.feedback import Feedback
 
 
 class FeedbackFile:
-    """A file of scores. It may hold prompts, so that only its owner reads it.
-
-    damaged_lines: how many lines the last `read` did not understand, such as one that a crash cut off.
-    """
+    """A file of users' scores. It may hold prompts, so that only its owner can read it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damaged_lines = 0
+        """Lines that the last `read` did not understand, such as one that a crash cut off."""
 
     def read(self) -> list[Feedback]:
-        """All scores that are understood. Raises OSError."""
+        """All scores of the lines that are understood; none where the file does not exist. Raises OSError."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -41,5 +42,5 @@ class FeedbackFile:
         return found
 
     def append(self, feedback: Feedback) -> None:
-        """Add one score, whole or not at all. Raises OSError if it could not be kept."""
+        """Append one score, whole or not at all. Raises OSError where it could not be written."""
         append_line(self.path, msgspec.json.encode(feedback))

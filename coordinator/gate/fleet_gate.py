@@ -1,6 +1,6 @@
-"""The gate as the fleet sees it: trained experts matched by name, priors for the rest, and a gate that cannot crash it.
+"""The gate over one fleet: it matches trained experts by name, gives others priors, and survives a failing gate. PURE.
 
-Pure: no clock, no files. `daemon.py` loads the checkpoint and builds this; `selection.py` asks it per prompt.
+The daemon loads the checkpoint; `choosing.quality.Scorer` builds a `FleetGate` for the fleet and asks it per prompt.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _SUFFIX: Final = re.compile(r"(\.gguf|[-_.](i?q\d+(_[a-z0-9]+)*|f16|bf16|f32|fp1
 
 
 class GateMismatchError(Moe2Error):
-    """A checkpoint that has nothing to do with the fleet."""
+    """The gate was trained for none of the fleet's experts."""
 
 
 @dataclass(frozen=True)
 class FleetPrediction:
-    """The gate's answer for one prompt, in the fleet's order.
-
-    probabilities: (N,) probability that each expert answers well. logits: (N,) z. trained: (N,) False where a prior
-    stands in. warning: set where the trained gate failed on this prompt and every figure is a prior. kinds: (K,)
-    posterior over the kinds of prompts; None where no trained gate answered.
-    """
+    """The gate's answer for one prompt, over the fleet's N experts in their order."""
 
     probabilities: FloatArray
+    """(N,) probability that each expert answers well."""
     logits: FloatArray
+    """(N,) a softmax over any subset of these gives its members' weights."""
     trained: npt.NDArray[np.bool_]
+    """(N,) False where a prior stands in for training data."""
     warning: HealthWarning | None = None
+    """Set where the trained gate failed on this prompt, so that every figure is a prior."""
     kinds: FloatArray | None = None
+    """(K,) probability of each kind of prompt; None where no trained gate answered."""
 
 
 def plain_name(name: str) -> str:
-    """A model name without folder, quantization suffix, case and punctuation: how names are compared."""
+    """A model's name without folder, quantization suffix, case and punctuation, as names are compared."""
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     return re.sub(r"[^a-z0-9]", "", _SUFFIX.sub("", base).lower())
 
@@ -53,8 +53,8 @@ def plain_name(name: str) -> str:
 class FleetGate:
     """A gate over the experts of one fleet.
 
-    gate: None where no checkpoint is configured: every expert then has a prior. Raises GateMismatchError where a
-    checkpoint knows none of the fleet's experts, and ValueError for an empty fleet.
+    gate: None where no checkpoint is configured; every expert then has a prior. fleet: what is known of each expert.
+    Raises GateMismatchError where the gate knows none of the fleet's experts, and ValueError for an empty fleet.
     """
 
     def __init__(self, gate: Gate | None, fleet: Sequence[ExpertFacts]) -> None:
@@ -75,12 +75,12 @@ class FleetGate:
             for facts, column in zip(fleet, self._column, strict=True)
         )
         self.tau = gate.tau if gate else PRIOR_TAU
-        self.notices = self._told(trained)
+        self.notices = self._notices(trained)
 
     def predict(self, prompt: str, kind: int | None = None) -> FleetPrediction:
-        """The gate's view of a prompt. Never raises for a failing gate: priors then stand in, with a named warning.
+        """The gate's prediction for a prompt. Where the gate fails it does not raise: priors stand in, with a warning.
 
-        kind: which of the gate's kinds the prompt is of, where that is known.
+        kind: place of the prompt's kind among the gate's kinds; None lets the gate find it.
         """
         if self._gate is None:
             return self._from_priors(None)
@@ -103,8 +103,9 @@ class FleetGate:
         return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds)
 
     def by_kind(self) -> FloatArray:
-        """(K, N) probability of each expert on each kind of prompt the gate was trained on; (1, N) of priors without
-        one.
+        """(K, N) the probability of each expert on each kind of prompt that the gate was trained on.
+
+        Without a trained gate it is (1, N), of priors.
         """
         if self._gate is None:
             return self._from_priors(None).probabilities[None, :]
@@ -112,7 +113,7 @@ class FleetGate:
         return np.array([self._from_trained(row) for row in rows])
 
     def _from_trained(self, trained: FloatArray) -> FloatArray:
-        """(N,) for the fleet from the trained experts' probabilities."""
+        """(N,) the fleet's probabilities, from those of the trained experts on one prompt."""
         return np.array(
             [
                 prior.probability(trained) if prior is not None else trained[column]
@@ -121,12 +122,13 @@ class FleetGate:
         )
 
     def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
+        """The prediction where every expert has its prior."""
         p = np.array([prior.probability(np.empty(0)) for prior in self._blind])
         return FleetPrediction(p, p / self.tau, np.zeros(p.size, dtype=bool), warning)
 
-    def _told(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:
-        """What an operator should know about how names were matched and who runs on a prior."""
-        told = [
+    def _notices(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:
+        """Notices for the operator about how names were matched and which experts have a prior only."""
+        notices = [
             HealthWarning(
                 code="gate_expert_mapped",
                 severity=Severity.NOTICE,
@@ -136,7 +138,7 @@ class FleetGate:
             for name, column in zip(self.experts, self._column, strict=True)
             if column is not None and trained[column] != name
         ]
-        told += [
+        notices += [
             HealthWarning(
                 code="gate_expert_prior",
                 severity=Severity.NOTICE,
@@ -146,11 +148,11 @@ class FleetGate:
             for prior in (self._priors if self._gate else self._blind)
             if prior is not None
         ]
-        return tuple(told)
+        return tuple(notices)
 
 
 def _match(name: str, trained: Sequence[str]) -> int | None:
-    """The trained expert of that name: the same name, else the only one whose plain name is the same."""
+    """The place of the trained expert with this name, else of the only one with the same plain name; None for none."""
     if name in trained:
         return list(trained).index(name)
     same = [n for n, other in enumerate(trained) if plain_name(other) == plain_name(name)]

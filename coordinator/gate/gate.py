@@ -1,7 +1,7 @@
-"""The trained gate, served with numpy alone: a prompt in, one probability and one logit per expert out. Pure.
+"""The trained gate, served with numpy alone: it turns a prompt into one probability and one logit per expert. PURE.
 
-The same arithmetic as `network.py`, with the networks of several seeds folded into one wider network: embeddings and
-hidden units side by side, heads averaged.
+Its arithmetic is that of `training.network`, with the networks of several seeds folded into one wider network:
+embeddings and hidden units stand side by side, heads are averaged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _SHAPE_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class GateParameters:
-    """Everything the forward pass needs; D buckets, W wide, H hidden units, K kinds of prompts, N experts,
-    Z numbers of a prompt's shape (`features.SHAPE_SIZE`).
+    """The parameters of the forward pass. Raises ValueError for shapes that do not fit, or figures that are not finite.
+
+    Their sizes are D buckets, W embedding dimensions, H hidden units, K kinds of prompts, N experts, and Z numbers of a
+    prompt's shape (`features.SHAPE_SIZE`).
     """
 
     idf: FloatArray
@@ -79,32 +81,34 @@ class GateParameters:
 
 @dataclass(frozen=True)
 class GatePrediction:
-    """What the gate thinks of one prompt.
-
-    probabilities: (N,) calibrated probability that each expert answers well.
-    logits: (N,) z; a softmax over any subset gives that subset's optimal weights.
-    kinds: (K,) posterior over the kinds of prompts seen in training.
-    """
+    """The gate's prediction for one prompt, over N experts and K kinds of prompts."""
 
     probabilities: npt.NDArray[np.float64]
+    """(N,) calibrated probability that each expert answers well."""
     logits: npt.NDArray[np.float64]
+    """(N,) a softmax over any subset of these gives that subset's optimal weights."""
     kinds: npt.NDArray[np.float64]
+    """(K,) probability of each kind of prompt seen in training."""
 
 
 def weighted_counts(features: PromptFeatures, idf: FloatArray) -> FloatArray:
-    """(k,) tf-idf weight of each bucket of a prompt: (1 + log count) * idf, at unit length (or all 0)."""
+    """(k,) the tf-idf weight of each bucket of a prompt: (1 + log count) * idf, scaled to unit length unless all 0."""
     values = (1 + np.log(features.counts)) * idf[features.buckets]
     norm = float(np.sqrt(values @ values))
     return np.asarray(values / norm if norm > 0 else values, dtype=np.float32)
 
 
 def standardised_shape(shape: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
-    """(..., Z) shape features at zero mean and unit scale, clipped."""
+    """(..., Z) a prompt's shape features at zero mean and unit scale, clipped."""
     return np.asarray(np.clip((shape - mean) * scale, -_SHAPE_LIMIT, _SHAPE_LIMIT), dtype=np.float32)
 
 
 class Gate:
-    """A trained gate. Immutable; `predict` is safe from any thread."""
+    """A trained gate. It is immutable, so that any thread may call `predict`.
+
+    experts: names in the order of the outputs. tau: temperature of the logits. Raises ValueError where the parameters,
+    the features and the experts do not fit together.
+    """
 
     def __init__(
         self,
@@ -128,11 +132,11 @@ class Gate:
         self.extractor = FeatureExtractor(config)
 
     def predict(self, prompt: str, kind: int | None = None) -> GatePrediction:
-        """The gate's view of one prompt. kind: which of the kinds it is of, where that is known; else found."""
+        """The gate's prediction for one prompt. kind: place of the prompt's kind; None lets the gate find it."""
         return self.predict_features(self.extractor.extract(prompt), kind)
 
     def predict_features(self, features: PromptFeatures, kind: int | None = None) -> GatePrediction:
-        """The same, from features already extracted."""
+        """The gate's prediction for a prompt whose features are given. kind: as in `predict`."""
         task_logits, residual = self.heads(features)
         if kind is None:
             posterior = np.exp(task_logits - task_logits.max())
@@ -145,7 +149,7 @@ class Gate:
         return GatePrediction(probabilities=p, logits=p / self.tau, kinds=posterior.astype(np.float64))
 
     def heads(self, features: PromptFeatures) -> tuple[FloatArray, FloatArray]:
-        """Task logits (K,) and residual (N,) of one prompt."""
+        """The task logits (K,) and the residual (N,) of one prompt."""
         p = self.parameters
         bag = weighted_counts(features, p.idf) @ p.embedding[features.buckets]
         joined = np.concatenate([bag, standardised_shape(features.shape, p.shape_mean, p.shape_scale)])
@@ -154,5 +158,5 @@ class Gate:
 
 
 def _gelu(x: FloatArray) -> FloatArray:
-    """GELU by its tanh form (Hendrycks and Gimpel 2016)."""
+    """The GELU activation in its tanh form (Hendrycks and Gimpel 2016)."""
     return np.asarray(0.5 * x * (1 + np.tanh(_GELU * (x + np.float32(0.044715) * x**3))), dtype=np.float32)

@@ -1,1 +1,1 @@
-"""The exact discrete monotonic optimizer; pure arrays; imports nothing of the coordinator."""
+"""This room is the exact discrete monotonic optimizer. PURE, on arrays; it imports nothing else of the coordinator."""

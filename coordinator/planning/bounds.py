@@ -1,4 +1,9 @@
-"""What a panel can be worth at most: concave envelopes of the set values, and their best bound under the limits."""
+"""Upper bounds on what a panel can be worth: concave envelopes of the set values, maximised under the limits.
+
+`envelope` gives the concave envelope of a set value over shares of experts, as a family of linear bounds (`Tangent`).
+`solve` finds shares within the limits whose tangent proves the lowest bound (`Bound`), by an interior-point iteration.
+Any tangent and any prices give a valid bound, so rounding and early stops only make it looser.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +20,40 @@ from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetVa
 
 _MAX_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
+_SHARPNESS = 0.03
+"""A bound is sharp enough when it could fall by no more than this share of its height over the target."""
+_PATIENCE = 5
+"""Steps without a better bound before giving up; the kinks of best-of-set can stall the iteration."""
 _SingleArray: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Tangent:
-    """A valid linear bound `constant + slope @ x` and what it was made of.
-
-    touching: (M,) points t. steps: (n, M) such that -steps @ steps.T is the envelope's second derivative at
-    the shares that the points were chosen for.
-    """
+    """A valid linear bound `constant + slope @ x` on the value at shares x (n,), over M prompts."""
 
     touching: FloatArray
+    """(M,) the points t where the bound touches the envelope, one for each prompt."""
     constant: float
     slope: FloatArray
+    """(n,)"""
     steps: FloatArray
+    """(n, M) such that -steps @ steps.T is the envelope's second derivative at the shares it was made for."""
 
 
 class Envelope(ABC):
-    """The envelope of one value over n free experts on top of a held panel."""
+    """The concave envelope of a set value over shares of n free experts, on top of a held panel."""
 
     @abstractmethod
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        """The tangent for shares x (n,), its points sought from `near` on.
+        """The tangent at `shares` (n,), 0..1.
 
-        blur in [0, 1]: how far the search rounds kinks off (best-of-S only); any blur gives a valid bound.
+        near: (M,) touching points to start the search from; None starts anew. blur: 0..1, how far the search rounds
+        kinks off (best-of-set only). Any start and any blur give a valid bound.
         """
 
     @abstractmethod
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
-        """Constant and slope (n,) of the bound for any touching points (M,), by definition."""
+        """The constant and the slope (n,) of the bound for any touching points (M,), straight from the definition."""
 
 
 @singledispatch
@@ -56,14 +65,14 @@ def envelope(value: SetValue, rows: FloatArray, held: FloatArray) -> Envelope:
     raise TypeError(f"No envelope is known for the set value {type(value).__name__}.")
 
 
-def settle(
+def touching_points(
     beta: FloatArray, shares: FloatArray, near: FloatArray | None, floor: FloatArray | float = 0.0
 ) -> tuple[FloatArray, ...]:
-    """Touching points, not under `floor`, of `psi(sum beta)` with min(beta, t) (n, M) and 1 / (1 - shares
-    above t) (M,).
+    """The touching points t (M,) of a value `psi(sum beta)`; min(beta, t) (n, M); 1 / (1 - shares above t) (M,).
 
-    The envelope at x is the minimum over t, reached where `sum x_n min(t, beta_n) = t`. The left side is
-    concave in t, so Newton's method from above falls to the largest root; `sum x_n beta_n` is above.
+    beta: (n, M) what each expert adds on each prompt. near: (M,) points to start from; None starts anew. floor: least
+    value of t. The envelope at x is the minimum over t, reached where `sum x_n min(t, beta_n) = t`. The left side is
+    concave in t, so Newton's method started above the largest root, at `sum x_n beta_n`, falls to it.
     """
     top = shares @ beta
     touching = top if near is None else np.minimum(near, top)
@@ -82,14 +91,14 @@ def settle(
 
 
 class _CoverageEnvelope(Envelope):
-    """psi(t) = 1 - held * exp(-t), beta = -log(1 - p)."""
+    """The envelope of coverage: psi(t) = 1 - held * exp(-t), with beta = -log(1 - p)."""
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
         self.rows, self.held = rows, held
         self.beta = -np.log(np.maximum(rows, np.exp(-_MAX_BETA)))
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = settle(self.beta, shares, near)
+        touching, steps, spread = touching_points(self.beta, shares, near)
         survive = np.exp(-touching)
         weight = self.held * survive / len(self.held)
         constant = 1.0 - float(weight @ (1.0 + touching))
@@ -106,10 +115,10 @@ class _CoverageEnvelope(Envelope):
 
 
 class _BestOfEnvelope(Envelope):
-    """u + sum x_n (p_n - u)+ with u >= held; the kink is blurred while searching, exact in the bound.
+    """The envelope of best-of-set: the minimum of u + sum x_n (p_n - u)+ over u >= held.
 
-    Blurred, (d)+ is (d + sqrt(d^2 + 4 eps^2)) / 2: the value that a logarithmic barrier of weight eps^2 gives
-    it.
+    The kink of (d)+ is blurred while u is searched, and exact in the bound. Blurred, it is
+    (d + sqrt(d^2 + 4 eps^2)) / 2, the value that a logarithmic barrier of weight eps^2 gives it.
     """
 
     def __init__(self, rows: FloatArray, held: FloatArray) -> None:
@@ -134,8 +143,9 @@ class _BestOfEnvelope(Envelope):
         return Tangent(level, constant, slope, np.asarray(steps * np.sqrt(weight / len(self.held)), np.float64))
 
     def _slopes(self, level: FloatArray, width: float) -> tuple[_SingleArray, _SingleArray]:
-        """First and second derivative of the blurred (p - u)+, both (n, M), in single precision: they steer
-        only.
+        """The first and second derivative of the blurred (p - u)+, (n, M) each.
+
+        They are in single precision, because they only steer the search.
         """
         distance = self.single - level.astype(np.float32)
         square = distance * distance
@@ -162,19 +172,15 @@ def _(value: BestOf, rows: FloatArray, held: FloatArray) -> Envelope:
     return _BestOfEnvelope(rows, held)
 
 
-_SHARPNESS = 0.03
-"""A bound is sharp enough when it could fall by no more than this share of its height over the target."""
-_PATIENCE = 5
-"""Steps without a better bound before giving up; the kinks of best-of-S can stall the iteration."""
-
-
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A proven upper bound. shares: (n,) the relaxed choice. reduced: (n,) reduced costs at the bound."""
+    """A proven upper bound on the value of the panels over n free experts."""
 
     upper: float
     shares: FloatArray
+    """(n,) shares of experts, 0..1: the relaxed choice that the bound was found at."""
     reduced: FloatArray
+    """(n,) reduced costs: by how much a share raises the bound, less the price of what it uses."""
 
 
 def solve(
@@ -187,10 +193,10 @@ def solve(
     stop: Callable[[], bool],
     iterations: int = 30,
 ) -> Bound:
-    """Bound the value over shares with `costs` (C, n) within `room` (C,), C >= 1, `room` positive.
+    """The lowest upper bound found on the value over shares whose `costs` (C, n) keep within `room` (C,).
 
-    Ends as soon as the bound is at most `target` (the node is worthless), the iteration's own gap is below
-    `precision`, or `stop` says so.
+    C >= 1, and `room` is positive. The iteration ends as soon as the bound is at most `target` (no better panel is
+    there), its own gap is below `precision`, `stop` returns True, or `iterations` are done.
     """
     scaled = costs / room[:, None]
     limits, count = scaled.shape
@@ -245,7 +251,7 @@ def solve(
 
 
 def _linear_start(slope: FloatArray, scaled: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """A starting price (C,) and interior shares (n,): the linear problem under the tightest limit alone."""
+    """Starting prices (C,) and interior shares (n,), from the linear problem under the tightest limit alone."""
     limits, count = scaled.shape
     tight = int(scaled.sum(axis=1).argmax())
     ratio = slope / (scaled[tight] + 1e-9)
@@ -262,12 +268,13 @@ def _linear_start(slope: FloatArray, scaled: FloatArray) -> tuple[FloatArray, Fl
 
 
 def _reach(positions: tuple[FloatArray, ...], moves: tuple[FloatArray, ...]) -> float:
-    """The longest step, at most 1, that keeps all positions positive, with a margin."""
+    """The longest step, at most 1, that keeps all positions positive with a margin."""
     steepest = max(float((-move / place).max()) for place, move in zip(positions, moves, strict=True))
     return min(1.0, 0.97 / steepest) if steepest > 0.0 else 1.0
 
 
 def _bound(tangent: Tangent, price: FloatArray, scaled: FloatArray, shares: FloatArray) -> Bound:
+    """The bound that a tangent and prices (C,) >= 0 of the scaled limits prove, by Lagrangian duality."""
     reduced = tangent.slope - price @ scaled
     upper = tangent.constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
     return Bound(upper, shares, reduced)

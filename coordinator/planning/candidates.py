@@ -1,5 +1,6 @@
-"""What is left of a problem once the experts that cannot be in any panel are gone; what every solver works
-on.
+"""The candidates of a problem: the experts that can be in a panel at all, in the arrays that every solver works on.
+
+`Candidates` drops the experts that are infeasible alone; `Incumbent` holds the best panel of them found so far.
 """
 
 from __future__ import annotations
@@ -22,35 +23,36 @@ def tie_width(value: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The n experts that are feasible alone, in the alphabetical order of their names.
-
-    index: (n,) their places in the problem. states: (n, M) of the value. largest: (n,) size of the largest
-    panel that each may be in, from max_experts and from delays that grow with the panel. sums: (C, n) costs
-    under the C sum limits, ceilings: (C, N + 1) what the members' costs may sum to in a panel of k, rounding
-    included. energy_j, delay_s: (n,) for ties.
-    """
+    """The n experts of a problem that are feasible alone, in the alphabetical order of their names."""
 
     problem: Problem
     index: IntArray
+    """(n,) places of the candidates in the problem."""
     states: FloatArray
+    """(n, M) state of each candidate on each prompt."""
     largest: IntArray
+    """(n,) size of the largest panel that each may be in, from max_experts and from delays that grow with the panel."""
     sums: FloatArray
+    """(C, n) costs under the C sum limits."""
     ceilings: FloatArray
+    """(C, N + 1) most that the members' costs may sum to in a panel of k = 0..N, rounding included."""
     energy_j: FloatArray
+    """(n,) joules, which settle ties first."""
     delay_s: FloatArray
+    """(n,) seconds, which settle ties next."""
 
     @classmethod
     def of(cls, problem: Problem) -> Candidates:
-        """Drop what is ruled out or infeasible alone, and sort by name."""
+        """The candidates of a problem: its experts, less those that are ruled out or infeasible alone, by name."""
         names = problem.names
         experts = len(names)
         order = np.array(sorted(range(experts), key=names.__getitem__), dtype=np.intp)
         largest = np.full(experts, problem.largest_panel, dtype=np.intp)
         sizes = np.arange(1, experts + 1)
-        for most in problem.max_limits():
-            ceiling = most.limit + ROUNDING * abs(most.limit)
+        for limit in problem.max_limits():
+            ceiling = limit.limit + ROUNDING * abs(limit.limit)
             # by_size never falls, so the sizes that an expert may be in are a prefix of 1..N.
-            fits = most.cost[:, None] + most.by_size[None, 1:] <= ceiling
+            fits = limit.cost[:, None] + limit.by_size[None, 1:] <= ceiling
             largest = np.minimum(largest, np.where(fits, sizes, 0).max(axis=1))
         limits = problem.sum_limits()
         sums = np.array([limit.cost for limit in limits]).reshape(len(limits), experts)
@@ -78,7 +80,7 @@ class Candidates:
         return len(self.index)
 
     def value_of(self, members: IntArray | list[int]) -> float:
-        """Value of a panel of candidates, members combined in alphabetical order."""
+        """The value of a panel of candidates, its members combined in alphabetical order."""
         return self.problem.value.of(self.index[np.sort(np.asarray(members, dtype=np.intp))])
 
     def is_feasible(self, members: IntArray | list[int]) -> bool:
@@ -88,8 +90,8 @@ class Candidates:
             return False
         return bool((self.sums[:, members].sum(axis=1) <= self.ceilings[:, size]).all())
 
-    def most_joining(self, held: list[int], free: IntArray) -> int:
-        """Upper bound on how many of `free` can join `held`, each limit taken alone."""
+    def max_joining(self, held: list[int], free: IntArray) -> int:
+        """An upper bound on how many of the `free` candidates can join the `held` ones, each limit taken alone."""
         # k more need k experts that may be in panels of that size.
         largest = np.sort(self.largest[free])[::-1] - len(held)
         most = int((largest >= np.arange(1, len(free) + 1)).sum())
@@ -102,7 +104,7 @@ class Candidates:
         return most
 
     def addable(self, members: list[int], pool: BoolArray) -> IntArray:
-        """Candidates of `pool` (n,) outside `members` that can join the panel one at a time, in order."""
+        """The candidates of `pool` (n,) outside `members` that can each join the panel alone, in ascending order."""
         size = len(members) + 1
         if size > len(self.problem.names) or (members and self.largest[members].min() < size):
             return np.empty(0, dtype=np.intp)
@@ -113,11 +115,11 @@ class Candidates:
         return np.flatnonzero(fits)
 
     def total_energy_j(self, members: IntArray | list[int]) -> float:
-        """Joules of a panel, aggregation included."""
+        """The joules of a panel, aggregation included."""
         return float(self.energy_j[members].sum() + self.problem.aggregation.energy_j[len(members)])
 
     def preference(self, members: list[int]) -> tuple[float, float, int, tuple[int, ...]]:
-        """Tie-break key, the smallest wins: joules, seconds, members, then names in alphabetical order.
+        """The key that settles ties, the smallest wins: joules, seconds, members, then names in alphabetical order.
 
         Joules and seconds are rounded to ten digits, so that the order of additions cannot decide.
         """
@@ -126,9 +128,7 @@ class Candidates:
         return energy, float(f"{delay:.9e}"), len(members), tuple(sorted(int(member) for member in members))
 
     def preferred(self, panels: BoolArray) -> int:
-        """Which of many tied non-empty panels `preference` puts first; panels (T, n), one row of members
-        each.
-        """
+        """The row of the panel that `preference` puts first among tied non-empty ones; panels: (T, n) membership."""
         aggregation, size = self.problem.aggregation, panels.sum(axis=1)
         left = np.arange(len(panels))
         energy = panels @ self.energy_j + aggregation.energy_j[size]
@@ -147,14 +147,16 @@ class Candidates:
 
 @dataclass
 class Incumbent:
-    """The best panel met so far, under the documented rule for ties."""
+    """The best panel found so far; `Candidates.preference` settles ties."""
 
     candidates: Candidates
     members: list[int]
+    """Candidates of the panel, ascending; empty at first."""
     value: float = -np.inf
+    """Value of the panel."""
 
     def offer(self, members: list[int], value: float | None = None) -> bool:
-        """Take a feasible panel if it is better, or equal and preferred. Returns whether it was taken."""
+        """Take a feasible panel if it is better, or equal and preferred; True where it was taken."""
         value = self.candidates.value_of(members) if value is None else value
         width = tie_width(max(value, self.value))
         if self.members:
@@ -168,8 +170,9 @@ class Incumbent:
         return True
 
     def thin(self) -> None:
-        """Drop members that add nothing, the most expensive first. One pass is enough: gains only grow as others
-        leave.
+        """Drop members that add nothing, the one with the most joules first.
+
+        One pass is enough, because a member's gain only grows as others leave.
         """
         candidates, value = self.candidates, self.candidates.problem.value
         order = sorted(self.members, key=lambda n: (-candidates.energy_j[n], -n))

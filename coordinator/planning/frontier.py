@@ -1,4 +1,4 @@
-"""The best value over a range of energy budgets: what more joules would buy."""
+"""The frontier: the best value over a range of energy budgets, which shows what more joules would buy."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def frontier(
     effort: search.Effort | None = None,
     clock: Callable[[], float] | None = None,
 ) -> tuple[FrontierPoint, ...]:
-    """Plans by rising budget; each is at least as good as the one before, even where `effort` cuts searches
-    short.
+    """The plans for several energy budgets, by rising budget; the value never falls, even where searches are cut short.
 
-    `effort` holds for each budget. Raises ProblemError for a budget that is negative or not finite.
+    table: values computed before, as in `search.plan`. effort: limits of the search for each budget. clock: monotonic
+    seconds. Raises ProblemError for a budget that is negative or not finite.
     """
     points: list[FrontierPoint] = []
     known: tuple[int, ...] = ()

@@ -1,5 +1,6 @@
-"""Good panels fast: greedy growth by gain and by gain per cost, then exchanges. First incumbents, and a
-baseline.
+"""Greedy panels: growth by gain per cost, then exchanges. They are the search's first incumbents, and a baseline.
+
+`grow`, `exchange` and `offer_greedy_panels` serve the search; `plan` is the greedy solver by itself.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.values import BoolArray, FloatArray
 
 Stop: TypeAlias = Callable[[], bool]
+"""Returns True when the time is up."""
 
-_EXCHANGES = 4
-"""Most improving exchanges; a local optimum is usually met after one or two."""
+_MAX_EXCHANGES = 4
+"""A local optimum is usually reached after one or two exchanges."""
 
 
 def never() -> bool:
-    """There is time."""
+    """A `Stop` for work without a time limit: it always returns False."""
     return False
 
 
 def burden(candidates: Candidates, cap: int) -> FloatArray:
-    """Each candidate's largest share of any sum limit or of `cap` places, (n,)."""
+    """(n,) each candidate's largest share of any sum limit, or of `cap` places in the panel."""
     room = np.maximum(candidates.ceilings[:, 1:2], np.finfo(np.float64).tiny)
     return np.asarray((candidates.sums / room).max(axis=0, initial=1.0 / cap))
 
@@ -34,7 +36,10 @@ def burden(candidates: Candidates, cap: int) -> FloatArray:
 def grow(
     candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray, stop: Stop = never
 ) -> list[int]:
-    """Add the candidate of `pool` with the largest gain over `weight` until none fits or gains, or `stop` says so."""
+    """The panel that grows from `members` by the candidate with the largest gain per weight, as long as one gains.
+
+    pool: (n,) candidates that may join. weight: (n,) positive. `stop` ends the growth early.
+    """
     value, states = candidates.problem.value, candidates.states
     grown = list(members)
     state = value.state_of(candidates.index[grown])
@@ -56,11 +61,15 @@ def grow(
 def exchange(
     candidates: Candidates, members: list[int], pool: BoolArray, weight: FloatArray, stop: Stop = never
 ) -> list[int]:
-    """Swap one member for one candidate of `pool`, the best swap first, while that gains and `stop` lets it; refill."""
+    """The panel that results from swapping one member for one candidate, the best swap first, as long as that gains.
+
+    pool: (n,) candidates that may join. weight: (n,), by which the panel is grown again after each swap. `stop` ends
+    the exchanges early.
+    """
     value = candidates.problem.value
     panel = sorted(members)
     worth = candidates.value_of(panel)
-    for _ in range(_EXCHANGES):
+    for _ in range(_MAX_EXCHANGES):
         entering = np.flatnonzero(pool & (candidates.largest >= len(panel)))
         entering = entering[~np.isin(entering, panel)]
         if len(entering) == 0 or stop():
@@ -82,7 +91,7 @@ def exchange(
 
 
 def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
-    """State of the panel without each of its members in turn, (k, M), from running unions from both ends."""
+    """(k, M) the state of the panel without each of its k members in turn, from running unions from both ends."""
     value = candidates.problem.value
     states = candidates.states[panel]
     empty = value.empty_state()[None]
@@ -91,14 +100,14 @@ def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
     return value.combine(before, after)
 
 
-def start(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> None:
-    """Offer the best candidates alone, and greedy panels with and without those that keep panels small."""
+def offer_greedy_panels(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> None:
+    """Offer the best single candidates, a greedy panel, and one without candidates that only fit small panels."""
     alone = candidates.problem.value.average(candidates.states)
     peak = float(alone.max())
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))
     everyone = np.ones(candidates.count, dtype=np.bool_)
-    most = max(1, candidates.most_joining([], np.arange(candidates.count)))
+    most = max(1, candidates.max_joining([], np.arange(candidates.count)))
     weight = burden(candidates, most)
     incumbent.offer(grow(candidates, [], everyone, weight, stop))
     quick = candidates.largest >= most
@@ -107,19 +116,22 @@ def start(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> N
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
-    """Greedy alone: a feasible panel with the trivial bound (all candidates together), no proof."""
+    """The greedy solver's plan: a feasible panel whose only bound is the value of all candidates together.
+
+    clock: monotonic seconds, for the time in the proof.
+    """
     started = clock() if clock else None
     candidates = Candidates.of(problem)
     elapsed = (lambda: clock() - started) if clock and started is not None else (lambda: None)
     if candidates.count == 0:
-        return infeasible(problem, "greedy", elapsed())
+        return infeasible_plan(problem, "greedy", elapsed())
     incumbent = Incumbent(candidates, [])
-    start(candidates, incumbent)
+    offer_greedy_panels(candidates, incumbent)
     cap = int(candidates.largest.max())
     pool = np.ones(candidates.count, dtype=np.bool_)
     incumbent.offer(grow(candidates, [], pool, np.ones(candidates.count)))
     incumbent.offer(exchange(candidates, incumbent.members, pool, burden(candidates, cap)))
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="greedy",

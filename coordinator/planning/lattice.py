@@ -1,6 +1,4 @@
-"""All subsets of a few experts at once, by doubling: entry `mask` of an array belongs to the panel of its set
-bits.
-"""
+"""Arrays over all 2^n panels of a few experts, made by doubling: entry `mask` belongs to the panel of the set bits."""
 
 from __future__ import annotations
 
@@ -13,17 +11,17 @@ from numpy.typing import NDArray
 from moe2.coordinator.planning.candidates import Candidates, tie_width
 from moe2.coordinator.planning.values import FloatArray, IntArray, SetValue
 
-WIDEST = 20
-"""Most experts whose subsets are ever listed: a million."""
+MAX_LISTED = 20
+"""Most experts whose subsets are ever listed, which are a million."""
 _PART = 1 << 18
 """Elementwise steps between two looks at the clock."""
 _EVEN = 8 * float(np.finfo(np.float64).eps)
-"""Steps of aggregation that differ by less, relative to the limit, are equal but for rounding."""
+"""Increments of the aggregation cost that differ by less, relative to the limit, are equal but for rounding."""
 
 
-@lru_cache(maxsize=WIDEST + 1)
+@lru_cache(maxsize=MAX_LISTED + 1)
 def sizes(width: int) -> NDArray[np.int8]:
-    """Number of members of each of the 2^width panels; read-only."""
+    """(2^width,) the number of members of each panel of `width` experts; read-only."""
     counts = np.zeros(1 << width, dtype=np.int8)
     for bit in range(width):
         counts[1 << bit : 2 << bit] = counts[: 1 << bit] + 1
@@ -32,7 +30,7 @@ def sizes(width: int) -> NDArray[np.int8]:
 
 
 def masks(places: IntArray) -> NDArray[np.int32]:
-    """For each panel of n experts, its mask when expert i sits at bit `places[i]`; shape (2^n,)."""
+    """(2^n,) the mask of each panel of n experts once expert i sits at bit `places[i]`."""
     moved = np.zeros(1 << len(places), dtype=np.int32)
     for bit, place in enumerate(places.tolist()):
         np.bitwise_or(moved[: 1 << bit], 1 << place, out=moved[1 << bit : 2 << bit])
@@ -40,7 +38,7 @@ def masks(places: IntArray) -> NDArray[np.int32]:
 
 
 def sums(costs: FloatArray, base: float = 0.0) -> FloatArray:
-    """`base` plus the sum of the members' costs, for each panel; shape (2^n,)."""
+    """(2^n,) `base` plus the sum of the members' costs, for each panel."""
     totals = np.empty(1 << len(costs))
     totals[0] = base
     for bit, cost in enumerate(costs):
@@ -49,7 +47,7 @@ def sums(costs: FloatArray, base: float = 0.0) -> FloatArray:
 
 
 def minima(bounds: IntArray, base: int) -> NDArray[np.int8]:
-    """The least of `base` and the members' bounds, for each panel; shape (2^n,)."""
+    """(2^n,) the least of `base` and the members' bounds, for each panel; cut at 127."""
     least = np.empty(1 << len(bounds), dtype=np.int8)
     least[0] = min(base, 127)
     for bit, bound in enumerate(np.minimum(bounds, 127).astype(np.int8)):
@@ -58,7 +56,7 @@ def minima(bounds: IntArray, base: int) -> NDArray[np.int8]:
 
 
 def states(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
-    """State of each panel of the experts with states `rows` (n, M) on top of `base` (M,); (2^n, M)."""
+    """(2^n, M) the state of each panel of the experts with states `rows` (n, M), on top of the state `base` (M,)."""
     combined = np.empty((1 << len(rows), len(base)))
     combined[0] = base
     for bit, row in enumerate(rows):
@@ -67,16 +65,16 @@ def states(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
 
 
 def values(value: SetValue, rows: FloatArray, base: FloatArray) -> FloatArray:
-    """Value of each panel on top of `base`, from the states of two halves; shape (2^n,).
+    """(2^n,) the value of each panel of the experts with states `rows` (n, M), on top of the state `base` (M,).
 
-    Only 2^(n/2) states are formed per half; for coverage all 2^n values are then one matrix product.
+    Only the 2^(n/2) states of either half are formed; for coverage all 2^n values are then one matrix product.
     """
     high, low = _halves(value, rows, base)
     return value.cross(high, low).reshape(-1)
 
 
 def values_in_time(value: SetValue, rows: FloatArray, base: FloatArray, stop: Callable[[], bool]) -> FloatArray | None:
-    """The same, a part at a time; None where `stop` said so before all of them were known."""
+    """The values of `values`, computed in parts; None where `stop` returned True before all of them were known."""
     high, low = _halves(value, rows, base)
     step = max(1, _PART // low.size)
     found = np.empty((len(high), len(low)))
@@ -88,7 +86,7 @@ def values_in_time(value: SetValue, rows: FloatArray, base: FloatArray, stop: Ca
 
 
 def _halves(value: SetValue, rows: FloatArray, base: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """States of the panels of the later experts on top of `base`, and of those of the earlier ones."""
+    """The states of all panels of the later half of the experts on top of `base`, and of those of the earlier half."""
     middle = (len(rows) + 1) // 2
     return states(value, rows[middle:], base), states(value, rows[:middle], value.empty_state())
 
@@ -96,11 +94,10 @@ def _halves(value: SetValue, rows: FloatArray, base: FloatArray) -> tuple[FloatA
 def best(
     candidates: Candidates, forced: list[int], free: IntArray, panel_values: FloatArray
 ) -> tuple[list[int], float] | None:
-    """The best feasible panel that holds `forced` and any of `free`, given the values of all 2^|free| of
-    them.
+    """The best feasible panel of all `forced` candidates and any of the `free` ones, and its value.
 
-    Equal values are settled by Candidates.preferred over *all* the tied panels. None where nothing is
-    feasible.
+    panel_values: (2^|free|,) the value of each such panel. `Candidates.preferred` settles ties over *all* tied panels.
+    None where no such panel is feasible.
     """
     held = np.array(forced, dtype=np.intp)
     count = sizes(len(free))

@@ -1,9 +1,9 @@
-"""Panels of a few members, listed best first: pairs of the free experts, then what each pair can be extended by.
+"""Listing of panels with a few joining experts: pairs of free experts, then pairs extended by one or two more.
 
-Where only three or four experts fit the budget, shares of experts bound the value worst and listing is cheapest. What
-is added to a pair gains at most the sum of what each joining expert gains alone on top of it (submodularity), so most
+Where only three or four experts fit the budget, a relaxation to shares of experts bounds the value worst and listing is
+cheapest. Experts that join a pair gain at most the sum of what each gains alone on top of it (submodularity), so most
 pairs and most extensions are dropped unseen. Pairs are taken by falling bound: whenever the listing stops, the bound of
-the next pair holds for all that was not looked at.
+the next pair holds for all panels that were not looked at.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
-MOST = 4
-"""Most experts that may join for listing."""
+MAX_JOINING = 4
+"""Most experts that may join the held ones in a listed panel."""
 _CHUNK_STEPS = 1e5
-"""Elementwise steps between two looks at the clock: some hundred microseconds."""
+"""Elementwise steps between two looks at the clock, which take some hundred microseconds."""
 _PRODUCT_STEPS = 1e6
-"""The same, where they are those of a matrix product."""
+"""Steps of a matrix product between two looks at the clock."""
 
 
 def list_panels(
@@ -32,17 +32,18 @@ def list_panels(
     incumbent: Incumbent,
     stop: Callable[[], bool],
     *,
-    most_steps: float = np.inf,
+    max_steps: float = np.inf,
 ) -> float | None:
-    """Offer the best feasible panels that hold `held` and up to `most` of `free`, more than which cannot join.
+    """Offer the incumbent the best feasible panels of all `held` experts and up to `most` of the `free` ones.
 
-    Returns what the panels that were not looked at can be worth at most, -inf where that is none that could be better
-    than the incumbent; None where nothing was listed: `most` is above MOST, or elementwise steps above `most_steps`.
+    most: no more than these can join. Returns an upper bound on the value of the panels that were not looked at, -inf
+    where none of them could be better than the incumbent. Returns None where nothing was listed, because `most` is
+    above MAX_JOINING or listing would take more elementwise steps than `max_steps`.
     """
-    if most > MOST or len(free) == 0:
+    if most > MAX_JOINING or len(free) == 0:
         return None
     listing = _Listing.of(candidates, held, free)
-    if most > 2 and listing.steps > most_steps:
+    if most > 2 and listing.steps > max_steps:
         return None
     listing.offer_singles(incumbent)
     if most == 1:
@@ -56,25 +57,28 @@ def list_panels(
 
 @dataclass(frozen=True, eq=False)
 class _Listing:
-    """The free experts in the order of falling value, n of them, on top of the held ones.
-
-    states: (n, M) without the held ones, joined: (n, M) with them. costs: (C, n), used: (C,) by the held ones.
-    room: (n,) largest panel for each, the held ones' limit included. alone: (n,) value on top of the held ones.
-    """
+    """The n free experts that may join the held ones, in the order of falling value."""
 
     candidates: Candidates
     held: list[int]
     free: IntArray
+    """(n,) candidates."""
     states: FloatArray
+    """(n, M) state of each free expert alone."""
     joined: FloatArray
+    """(n, M) state of each free expert together with the held ones."""
     costs: FloatArray
+    """(C, n) costs of each free expert under the sum limits."""
     used: FloatArray
+    """(C,) costs of the held experts."""
     room: IntArray
+    """(n,) size of the largest panel that each free expert may be in, together with the held ones."""
     alone: FloatArray
+    """(n,) value of each free expert together with the held ones."""
 
     @classmethod
     def of(cls, candidates: Candidates, held: list[int], free: IntArray) -> _Listing:
-        """Those of `free` that fit beside `held`, the most valuable first."""
+        """The listing of the `free` candidates on top of the `held` ones."""
         value = candidates.problem.value
         base = value.state_of(candidates.index[held])
         room = int(candidates.largest[held].min()) if held else len(candidates.problem.names)
@@ -97,7 +101,7 @@ class _Listing:
 
     @property
     def steps(self) -> float:
-        """Elementwise steps of extending every pair by every expert."""
+        """The elementwise steps of extending every pair by every free expert."""
         count = float(len(self.free))
         return count * (count - 1) / 2 * count * self.prompts
 
@@ -108,11 +112,14 @@ class _Listing:
 
     @property
     def steps_at_once(self) -> float:
-        """Steps of crossing panels between two looks at the clock."""
-        return _PRODUCT_STEPS if self.candidates.problem.value.crosses_at_once else _CHUNK_STEPS
+        """The steps of combining panels between two looks at the clock."""
+        return _PRODUCT_STEPS if self.candidates.problem.value.crosses_as_product else _CHUNK_STEPS
 
     def fits(self, costs: FloatArray, room: IntArray, joining: int) -> BoolArray:
-        """Which panels keep every limit. costs: (C, ...) of the `joining` experts of each; room: (...)."""
+        """(...) True where a panel of the held experts and `joining` more keeps every limit.
+
+        costs: (C, ...) sum of the joining experts' costs. room: (...) largest panel that all of them may be in.
+        """
         size = len(self.held) + joining
         ok = np.asarray(room >= size)
         if size >= self.candidates.ceilings.shape[1]:
@@ -122,7 +129,10 @@ class _Listing:
         return ok
 
     def offer(self, values: FloatArray, members: IntArray, incumbent: Incumbent) -> None:
-        """Offer the best of panels with values (P,) and members (P, k), places in `free`; ties as preferred."""
+        """Offer the best of P panels; `Candidates.preferred` settles ties.
+
+        values: (P,). members: (P, k) places in `free`; the held experts are in every panel.
+        """
         if len(values) == 0:
             return
         peak = float(values.max())
@@ -136,14 +146,14 @@ class _Listing:
         incumbent.offer(np.flatnonzero(chosen).tolist())
 
     def offer_singles(self, incumbent: Incumbent) -> None:
-        """Each expert alone beside the held ones."""
+        """Offer the best panel of the held experts and one more."""
         places = np.flatnonzero(self.fits(self.costs, self.room, 1))
         self.offer(self.alone[places], places[:, None], incumbent)
 
     def pairs(self, more: int, stop: Callable[[], bool]) -> _Pairs | None:
-        """All feasible pairs, by falling bound of what they are worth with up to `more` later experts.
+        """All feasible pairs, by falling bound on their value with up to `more` later experts.
 
-        None where `stop` said so before all of them were known.
+        None where `stop` returned True before all of them were known.
         """
         found = self._pair_values(stop)
         if found is None:
@@ -159,7 +169,7 @@ class _Listing:
         return None if upper is None else pairs.by_falling(upper)
 
     def _pair_values(self, stop: Callable[[], bool]) -> FloatArray | None:
-        """(n, n) values of all pairs, known above the diagonal; None where `stop` said so."""
+        """(n, n) the values of all pairs, set above the diagonal only; None where `stop` returned True."""
         value, count = self.candidates.problem.value, len(self.free)
         found = np.empty((count, count))
         rows = max(1, int(self.steps_at_once / (count * self.prompts)))
@@ -172,13 +182,13 @@ class _Listing:
         return found
 
     def extendable(self, pairs: _Pairs, part: IntArray | slice) -> BoolArray:
-        """(P, n) which experts later in the order fit beside each pair of the part."""
+        """(P, n) True where a free expert comes after both of a pair and fits together with it; for P pairs."""
         later = np.arange(len(self.free)) > pairs.last[part, None]
         costs = pairs.costs[:, part, None] + self.costs[:, None, :]
         return np.asarray(later & self.fits(costs, np.minimum(pairs.room[part, None], self.room), 3))
 
     def _extended_bounds(self, pairs: _Pairs, more: int, stop: Callable[[], bool]) -> FloatArray | None:
-        """(G,) what each pair can be worth with up to `more` later experts; None where `stop` said so."""
+        """(G,) a bound on each pair's value with up to `more` later experts; None where `stop` returned True."""
         count = len(self.free)
         gains = np.full((count, count), np.inf)
         gains[pairs.first, pairs.last] = pairs.values - self.alone[pairs.first]
@@ -198,21 +208,23 @@ class _Listing:
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Feasible pairs of free experts, G of them.
-
-    first, last: (G,) places in the listing's order. values, costs (C, G), room: of each pair, the values with the held
-    ones. upper: (G,) bound of the value with what can still join, falling; None where nothing can.
-    """
+    """The G feasible pairs of free experts of a listing."""
 
     first: IntArray
+    """(G,) the pair's earlier place in the listing."""
     last: IntArray
+    """(G,) the pair's later place in the listing."""
     values: FloatArray
+    """(G,) value of the pair together with the held experts."""
     costs: FloatArray
+    """(C, G) sum of the pair's costs."""
     room: IntArray
+    """(G,) size of the largest panel that both may be in."""
     upper: FloatArray | None = None
+    """(G,) falling bound on the value of the pair with experts that can still join; None where none can."""
 
     def by_falling(self, upper: FloatArray) -> _Pairs:
-        """The same by falling bound."""
+        """The pairs with the bounds `upper` (G,), sorted by falling bound."""
         order = np.argsort(-upper, kind="stable")
         return _Pairs(
             self.first[order],
@@ -224,12 +236,12 @@ class _Pairs:
         )
 
     def offer(self, listing: _Listing, incumbent: Incumbent) -> None:
-        """Offer the best pair."""
+        """Offer the best pair together with the held experts."""
         listing.offer(self.values, np.stack([self.first, self.last], axis=1), incumbent)
 
 
 def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent, stop: Callable[[], bool]) -> float:
-    """Extend the pairs by one and by two experts; the bound of those not reached, -inf where none is left."""
+    """Offer pairs extended by one and by two experts; returns a bound on the pairs not reached, -inf for none."""
     assert pairs.upper is not None  # noqa: S101 - those that can be extended are bounded
     value = listing.candidates.problem.value
     fourth = _Fourth(listing, pairs, incumbent, stop)
@@ -252,14 +264,14 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
         gains = np.where(extendable, reached - pairs.values[part, None], -np.inf)
         best = pairs.values[part] + _largest(np.maximum(gains, 0.0), 2)
         left = np.flatnonzero(best > incumbent.value + tie_width(incumbent.value))
-        for some in [left] if value.crosses_at_once and len(left) else left[:, None]:
+        for some in [left] if value.crosses_as_product and len(left) else left[:, None]:
             if not fourth.offer(part[some], base[some], gains[some]):
                 return upper
     return -np.inf
 
 
 class _Fourth:
-    """Extends pairs by pairs of later experts. Keeps the states of those it has met."""
+    """Extends pairs by pairs of later experts, and remembers the states of the later pairs that it has used."""
 
     def __init__(self, listing: _Listing, pairs: _Pairs, incumbent: Incumbent, stop: Callable[[], bool]) -> None:
         self._listing, self._pairs, self._incumbent, self._stop = listing, pairs, incumbent, stop
@@ -267,9 +279,9 @@ class _Fourth:
         self._met = np.zeros(len(pairs.first), dtype=np.bool_)
 
     def offer(self, some: IntArray, base: FloatArray, gains: FloatArray) -> bool:
-        """Extend `some` (P,) pairs with states `base` (P, M); gains (P, n) of joining each, -inf for who cannot.
+        """Offer the best panels of `some` (P,) pairs and a later pair; False where the time was up before the end.
 
-        False where the clock said so before all were looked at.
+        base: (P, M) states of the pairs. gains: (P, n) what each expert adds to each pair, -inf where it cannot join.
         """
         listing, pairs, incumbent = self._listing, self._pairs, self._incumbent
         value = listing.candidates.problem.value
@@ -293,7 +305,7 @@ class _Fourth:
         return True
 
     def _state_of(self, others: IntArray) -> FloatArray:
-        """(O, M) states of pairs, without the held experts."""
+        """(O, M) the states of `others` (O,) pairs, without the held experts."""
         fresh = others[~self._met[others]]
         states = self._listing.states
         combine = self._listing.candidates.problem.value.combine
@@ -303,7 +315,7 @@ class _Fourth:
 
 
 def _largest(gains: FloatArray, count: int) -> FloatArray:
-    """(G,) sum of the `count` largest of each row's gains (G, n), none of them negative."""
+    """(G,) the sum of the `count` largest of each row's gains (G, n), none of them negative."""
     if gains.shape[1] <= count:
         return np.asarray(gains.sum(axis=1))
     return np.asarray(np.partition(gains, gains.shape[1] - count, axis=1)[:, -count:].sum(axis=1))

@@ -1,5 +1,7 @@
-"""One coarse selection as an immutable value: what panels are worth, what they cost, and what the request
-allows.
+"""A planning problem as an immutable value: what panels of experts are worth, what they cost, and what is allowed.
+
+`Problem` holds a set value, the experts' `Costs`, the cost of `Aggregation` and the `PanelBudgets`; it turns budgets
+into limits on sums over the members (`SumLimit`) and on the largest member (`MaxLimit`), which all solvers work with.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from moe2.common.errors import Moe2Error
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 ROUNDING = 1e-12
-"""Relative slack of every comparison with a limit: sums in another order differ by rounding only."""
+"""Relative slack of every comparison with a limit, because sums in another order differ by rounding."""
 
 
 class ProblemError(Moe2Error):
-    """A planning problem that makes no sense: shapes that differ, NaN, negative costs, unknown names."""
+    """A planning problem is inconsistent: shapes that differ, NaN, negative costs, or unknown names."""
 
 
 class Quantile(StrEnum):
-    """Which prediction the limits hold for. p95 is the default: limits are meant for the bad case."""
+    """The prediction that limits hold for; p95 is the default, because limits are meant for the bad case."""
 
     P50 = "p50"
     P95 = "p95"
@@ -58,7 +60,7 @@ def _costs(name: str, figures: Sequence[float] | FloatArray) -> FloatArray:
 
 
 class _Vectors:
-    """Turns every field of a frozen dataclass into a checked read-only vector."""
+    """Base of frozen dataclasses whose fields are vectors of costs: it checks them and makes them read-only."""
 
     def __post_init__(self) -> None:
         for name, figures in list(vars(self).items()):
@@ -68,42 +70,42 @@ class _Vectors:
 
 @dataclass(frozen=True, eq=False)
 class Costs(_Vectors):
-    """What each expert costs for this request at one quantile; every field has shape (N,).
-
-    energy_j: joules of the whole answer. queue_s, transmit_s, prefill_s, decode_s: the parts of its delay in
-    seconds. per_token_s: seconds per output token, None where no request bounds it.
-    """
+    """What each expert costs for this request at one quantile; every field has the shape (N,)."""
 
     energy_j: FloatArray
+    """Joules of the whole answer."""
     queue_s: FloatArray
+    """Seconds in the expert's queue."""
     transmit_s: FloatArray
+    """Seconds of a round trip to its host."""
     prefill_s: FloatArray
+    """Seconds to read the prompt."""
     decode_s: FloatArray
+    """Seconds to write the answer after its first token."""
     per_token_s: FloatArray | None = None
+    """Seconds per output token; None where no budget limits them."""
 
     @property
     def first_token_s(self) -> FloatArray:
-        """Seconds until each expert's first token: queue, transmission and prefill. Shape (N,)."""
+        """(N,) seconds until each expert's first token: queue, transmission and prefill."""
         return self.queue_s + self.transmit_s + self.prefill_s
 
     @property
     def delay_s(self) -> FloatArray:
-        """Seconds until each expert's whole answer. Shape (N,)."""
+        """(N,) seconds until each expert's whole answer."""
         return self.first_token_s + self.decode_s
 
 
 @dataclass(frozen=True, eq=False)
 class Aggregation(_Vectors):
-    """What putting k answers together costs on top of the members; index k = 0..N, never falling, shape (N +
-    1,).
-
-    first_token_s is what aggregation adds to the time to first token (where only a whole answer can be
-    aggregated, let the members' `first_token_s` parts hold the whole delay).
-    """
+    """The cost of putting k answers together, on top of the members' own; (N + 1,) by k = 0..N, never falling."""
 
     energy_j: FloatArray
     delay_s: FloatArray
+    """Seconds that are added to the delay."""
     first_token_s: FloatArray
+    """Seconds that are added to the time to the first token. Where only whole answers can be put together, the parts
+    of the members' `Costs.first_token_s` have to hold the whole delay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,30 +115,35 @@ class Aggregation(_Vectors):
 
     @classmethod
     def free(cls, experts: int) -> Aggregation:
-        """No aggregation cost at any size of panel."""
+        """An aggregation that costs nothing, for panels of up to `experts` members."""
         nothing = np.zeros(experts + 1)
         return cls(energy_j=nothing, delay_s=nothing, first_token_s=nothing)
 
 
 @dataclass(frozen=True)
-class Budgets:
-    """What the request allows; None is no limit. Limits hold for the predictions at `quantile`.
-
-    power_w: the fleet's cap in watts, for what it draws already (drawn_w) and the members' extra draw. one_at_a_time:
-    members never run at once, so power is bounded for each alone and not for all together. one_runs: only one member of
-    the panel will run at all, so energy is, too.
-    """
+class PanelBudgets:
+    """What a panel is allowed to cost; None sets no limit. Raises ProblemError for a budget that makes no sense."""
 
     energy_j: float | None = None
+    """Most joules of all members together."""
     delay_s: float | None = None
+    """Most seconds until the whole answer."""
     first_token_s: float | None = None
+    """Most seconds until the first token."""
     per_token_s: float | None = None
+    """Most seconds per output token."""
     power_w: float | None = None
+    """The fleet's cap in watts, on what it draws already and what the members add."""
     drawn_w: float = 0.0
+    """Watts that the fleet draws already."""
     max_experts: int | None = None
+    """Most members of a panel."""
     quantile: Quantile = Quantile.P95
+    """The predictions that the limits hold for."""
     one_runs: bool = False
+    """True where only one member will run at all, so that energy and power are limited for each member alone."""
     one_at_a_time: bool = False
+    """True where members never run at the same time, so that power is limited for each member alone."""
 
     def __post_init__(self) -> None:
         for name in ("energy_j", "delay_s", "first_token_s", "per_token_s", "power_w", "drawn_w"):
@@ -152,29 +159,33 @@ class Budgets:
 
 @dataclass(frozen=True, eq=False)
 class SumLimit:
-    """`sum(cost[n] for members) + by_size[k] <= limit`."""
+    """A limit on a sum over the k members: `sum(cost[n] for members) + by_size[k] <= limit`."""
 
     limit_kind: Limit
     cost: FloatArray
+    """(N,)"""
     by_size: FloatArray
+    """(N + 1,)"""
     limit: float
 
     def total(self, members: IntArray | list[int]) -> float:
-        """Left side for one panel."""
+        """The left side of the limit for one panel."""
         return float(self.cost[members].sum() + self.by_size[len(members)])
 
 
 @dataclass(frozen=True, eq=False)
 class MaxLimit:
-    """`max(cost[n] for members) + by_size[k] <= limit`."""
+    """A limit on the largest cost of the k members: `max(cost[n] for members) + by_size[k] <= limit`."""
 
     limit_kind: Limit
     cost: FloatArray
+    """(N,)"""
     by_size: FloatArray
+    """(N + 1,)"""
     limit: float
 
     def total(self, members: IntArray | list[int]) -> float:
-        """Left side for one panel of at least one member."""
+        """The left side of the limit for one panel of at least one member."""
         return float(self.cost[members].max() + self.by_size[len(members)])
 
 
@@ -182,29 +193,30 @@ PanelLimit: TypeAlias = SumLimit | MaxLimit
 
 
 def exceeds(total: FloatArray, limit: float) -> BoolArray:
-    """`total > limit` beyond rounding, elementwise; the one comparison that every solver means."""
+    """True where `total` exceeds `limit` by more than rounding, elementwise; every solver compares in this way."""
     return np.asarray(total > limit + ROUNDING * abs(limit))
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Maximise `value` over non-empty panels within `budgets`. Feasible panels stay feasible when a member
-    leaves.
+    """The problem of maximising `value` over the non-empty panels that keep `budgets`.
 
-    names: N distinct expert names; their alphabetical order breaks the last ties, whatever the order here.
-    p50, p95: predicted costs. power_w: (N,) watts a running expert adds to the fleet, needed under a power
-    budget. ruled_out: experts that the request or their state rules out, with the reason in words. Raises
-    ProblemError.
+    Feasible panels stay feasible when a member leaves. Raises ProblemError where the fields are inconsistent.
     """
 
     names: tuple[str, ...]
+    """N distinct expert names; their alphabetical order settles the last ties, whatever their order here."""
     value: SetValue
     p50: Costs
+    """Costs predicted at the median."""
     p95: Costs
+    """Costs predicted at the 95th percentile."""
     aggregation: Aggregation
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: PanelBudgets = field(default_factory=PanelBudgets)
     power_w: FloatArray | None = None
+    """(N,) watts that each expert adds to the fleet's power while it runs; needed under a power budget."""
     ruled_out: Mapping[str, str] = field(default_factory=dict)
+    """Reasons in words by name of the experts that the request or their own state rules out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -235,21 +247,21 @@ class Problem:
 
     @property
     def costs(self) -> Costs:
-        """The predictions that the limits hold for."""
+        """The predicted costs that the limits hold for."""
         return self.p50 if self.budgets.quantile is Quantile.P50 else self.p95
 
     @property
     def largest_panel(self) -> int:
-        """Most members that a panel may have."""
+        """The most members that a panel may have."""
         return min(self.budgets.max_experts or len(self.names), len(self.names))
 
     @property
     def runs_together(self) -> bool:
-        """True where members of a panel may draw power at the same time."""
+        """True where several members of a panel may draw power at the same time."""
         return not (self.budgets.one_runs or self.budgets.one_at_a_time)
 
     def sum_limits(self) -> tuple[SumLimit, ...]:
-        """The budgets on sums over the members: energy and power."""
+        """The limits on sums over the members: energy, and power where members run together."""
         limits = []
         if self.budgets.energy_j is not None and not self.budgets.one_runs:
             limits.append(SumLimit(Limit.ENERGY, self.costs.energy_j, self.aggregation.energy_j, self.budgets.energy_j))
@@ -258,7 +270,7 @@ class Problem:
         return tuple(limits)
 
     def max_limits(self) -> tuple[MaxLimit, ...]:
-        """The budgets on the slowest member (delay, first token, seconds per token), or the costliest if one runs."""
+        """The limits on the largest member: delay, first token, seconds per token, and energy where only one runs."""
         budgets, costs, aggregation = self.budgets, self.costs, self.aggregation
         limits = []
         if budgets.energy_j is not None and budgets.one_runs:
@@ -277,11 +289,11 @@ class Problem:
         return tuple(limits)
 
     def _drawn_w(self) -> FloatArray:
-        """What the fleet draws already, whatever the panel's size. Shape (N + 1,)."""
+        """(N + 1,) the watts that the fleet draws already, the same for each size of panel."""
         return np.full(len(self.names) + 1, self.budgets.drawn_w)
 
     def breaches(self, members: list[int]) -> list[tuple[Limit, float, float]]:
-        """The limits that a non-empty panel breaks, each with what it needs and what is allowed."""
+        """The limits that a non-empty panel breaks, as (limit, needed, allowed)."""
         found: list[tuple[Limit, float, float]] = []
         if len(members) > self.largest_panel:
             found.append((Limit.PANEL_SIZE, float(len(members)), float(self.largest_panel)))
@@ -293,7 +305,7 @@ class Problem:
         return found
 
     def is_feasible(self, members: list[int]) -> bool:
-        """True where the panel is not empty, breaks no limit and has no member that is ruled out."""
+        """True where a panel is not empty, breaks no limit and has no member that is ruled out."""
         if not members or any(self.names[member] in self.ruled_out for member in members):
             return False
         return not self.breaches(members)

@@ -1,4 +1,7 @@
-"""The answer of a solver: the panel, how good it provably is, and why every other expert is not in it."""
+"""The answer of a solver: the panel, how good it provably is, and why every other expert is not in it.
+
+`proven_plan` and `infeasible_plan` make a `Plan` of what a solver found; they are the only makers of plans.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from moe2.coordinator.planning.values import FloatArray
 
 
 class Status(StrEnum):
-    """What is proven about the panel."""
+    """The kind of proof that there is for a panel."""
 
     OPTIMAL = "optimal"
     """No feasible panel is worth more, up to the width of a tie."""
@@ -25,23 +28,23 @@ class Status(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why an expert is not in the panel."""
+    """The cause why an expert is not in the panel."""
 
     RULED_OUT = "ruled_out"
     """The request or the expert's state excludes it."""
-    TOO_DEAR_ALONE = "too_dear_alone"
-    """It breaks a limit even without company."""
+    INFEASIBLE_ALONE = "infeasible_alone"
+    """It breaks a limit even as the only member."""
     NO_ROOM = "no_room"
-    """It would break a limit beside the chosen, and the chosen are worth more."""
+    """It would break a limit together with the chosen experts, which are worth more."""
     NO_GAIN = "no_gain"
-    """It would fit, but adds nothing."""
+    """It would keep the limits together with the chosen experts, but adds no value to them."""
     NOT_EXPLORED = "not_explored"
-    """It would fit and add something, but the search was cut short."""
+    """It would keep the limits and add value, but the search was cut short."""
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A limit that would be broken: what is needed, what is allowed."""
+    """A limit that would be broken, with what is needed and what is allowed, both in the limit's unit."""
 
     limit: Limit
     needed: float
@@ -50,72 +53,86 @@ class Breach:
     def __str__(self) -> str:
         if self.limit is Limit.POWER:
             return f"would exceed the fleet's cap of {self.allowed:.4g} W ({self.needed:.4g} W with it)"
-        return f"{self.limit.value} {self.needed:.4g} > {self.allowed:.4g}"
+        name, unit = _LIMIT_TEXTS[self.limit]
+        return f"{name} of {self.needed:.4g} {unit} exceeds {self.allowed:.4g} {unit}"
+
+
+_LIMIT_TEXTS = {
+    Limit.ENERGY: ("energy", "J"),
+    Limit.DELAY: ("latency", "s"),
+    Limit.FIRST_TOKEN: ("time to first token", "s"),
+    Limit.PER_TOKEN: ("time per output token", "s"),
+    Limit.PANEL_SIZE: ("panel", "experts"),
+}
+"""Each limit's name and unit in messages; the power limit has a sentence of its own."""
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Why one expert is not in the panel.
-
-    given: the problem's own reason, where it rules the expert out. breaches: limits broken alone or beside
-    the chosen. gain: value that it would add to the chosen panel, None where there is no panel.
-    """
+    """The reason why one expert is not in the panel."""
 
     name: str
+    """Name of the expert."""
     cause: Cause
     given: str | None = None
+    """The problem's own reason in words, where it rules the expert out."""
     breaches: tuple[Breach, ...] = ()
+    """The limits that it breaks alone, or else together with the chosen experts."""
     gain: float | None = None
+    """The value that it would add to the chosen panel; None where there is no panel."""
 
     @property
     def detail(self) -> str:
         """The reason in words."""
         if self.given is not None:
             return self.given
-        words = ", ".join(map(str, self.breaches))
-        return _WORDS[self.cause] + (f": {words}" if words else "")
+        breaches = ", ".join(map(str, self.breaches))
+        return _CAUSE_TEXTS[self.cause] + (f": {breaches}" if breaches else "")
 
 
-_WORDS = {
-    Cause.RULED_OUT: "ruled out",
-    Cause.TOO_DEAR_ALONE: "does not fit even alone",
-    Cause.NO_ROOM: "does not fit beside the chosen",
-    Cause.NO_GAIN: "adds nothing to the chosen",
-    Cause.NOT_EXPLORED: "would fit and gain; the search was cut short",
+_CAUSE_TEXTS = {
+    Cause.RULED_OUT: "it is ruled out",
+    Cause.INFEASIBLE_ALONE: "it does not keep the limits even alone",
+    Cause.NO_ROOM: "it does not keep the limits together with the chosen experts",
+    Cause.NO_GAIN: "it adds nothing to the chosen experts",
+    Cause.NOT_EXPLORED: "it would improve the chosen set, but the planner ran out of time before trying it",
 }
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A panel of one that would do if the named budgets were raised to what is needed."""
+    """An expert that could answer alone if the budgets that it breaks were raised to what it needs."""
 
     name: str
+    """Name of the expert."""
     energy_j: float
     delay_s: float
     first_token_s: float
     breaches: tuple[Breach, ...]
+    """The budgets that it breaks."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a solver proves.
-
-    value: of the panel, None where there is none. upper_bound: no feasible panel is worth more. nodes: panels
-    listed by a table or bounded by a search. elapsed_s: on the injected clock, None without one. method: the
-    solver.
-    """
+    """What a solver proves about its panel."""
 
     method: str
+    """Name of the solver."""
     status: Status
     value: float | None
+    """Value of the panel; None where there is none."""
     upper_bound: float | None
+    """No feasible panel is worth more than this; None where there is none."""
     nodes: int
+    """Panels that a table listed, or nodes that a search bounded."""
     elapsed_s: float | None
+    """Seconds on the solver's clock; None without a clock."""
     gap_share: float | None = None
+    """The gap as a share of the value; None where there is no panel."""
 
     @property
     def gap(self) -> float | None:
-        """upper_bound - value, never negative; None where nothing is feasible."""
+        """`upper_bound` less `value`, never negative; None where nothing is feasible."""
         if self.value is None or self.upper_bound is None:
             return None
         return max(0.0, self.upper_bound - self.value)
@@ -123,24 +140,27 @@ class Proof:
 
 @dataclass(frozen=True)
 class Plan:
-    """A coarse decision. `members` and `names` are in alphabetical order of the names; both empty if
-    infeasible.
-
-    members: places in the problem. energy_j, delay_s, first_token_s: predictions of the panel at the limits'
-    quantile, aggregation included; power_w None where unknown. cheapest, fastest: offers, only where nothing
-    is feasible and some expert is not ruled out.
-    """
+    """The panel that a solver chose, with its proof. Its costs hold at the limits' quantile, aggregation included."""
 
     members: tuple[int, ...]
+    """Places of the members in the problem, in the order of `names`; empty where nothing is feasible."""
     names: tuple[str, ...]
+    """Names of the members in alphabetical order."""
     energy_j: float | None
+    """Joules of the panel; None where there is none."""
     delay_s: float | None
+    """Seconds until the whole answer; None where there is no panel."""
     first_token_s: float | None
+    """Seconds until the first token; None where there is no panel."""
     power_w: float | None
+    """Watts that the members add; None where unknown."""
     proof: Proof
     exclusions: tuple[Exclusion, ...]
+    """The reason for each expert outside the panel, in the problem's order."""
     cheapest: Offer | None = None
+    """The expert with the fewest joules, where nothing is feasible and some expert is not ruled out."""
     fastest: Offer | None = None
+    """The expert with the least delay, where nothing is feasible and some expert is not ruled out."""
 
     @property
     def is_feasible(self) -> bool:
@@ -149,7 +169,7 @@ class Plan:
 
 
 def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ...]:
-    """A reason for each expert outside the panel, in the problem's order."""
+    """The reason for each expert outside the panel of `members`, in the problem's order."""
     chosen = list(members)
     outside = [n for n in range(len(problem.names)) if n not in chosen]
     if not outside:
@@ -170,10 +190,10 @@ def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ..
         held = float(total.cost[chosen].sum())
         _note(alone, outside, total, total.cost + total.by_size[1])
         _note(beside, outside, total, total.cost + (held + total.by_size[size]))
-    for most in problem.max_limits():
-        held = float(most.cost[chosen].max()) if chosen else 0.0
-        _note(alone, outside, most, most.cost + most.by_size[1])
-        _note(beside, outside, most, np.maximum(most.cost, held) + most.by_size[size])
+    for limit in problem.max_limits():
+        held = float(limit.cost[chosen].max()) if chosen else 0.0
+        _note(alone, outside, limit, limit.cost + limit.by_size[1])
+        _note(beside, outside, limit, np.maximum(limit.cost, held) + limit.by_size[size])
     return tuple(
         _exclusion(problem, n, tuple(alone.get(n, ())), tuple(beside.get(n, ())), gain)
         for n, gain in zip(outside, gains, strict=True)
@@ -181,7 +201,7 @@ def _exclusions(problem: Problem, members: Sequence[int]) -> tuple[Exclusion, ..
 
 
 def _note(broken: dict[int, list[Breach]], outside: list[int], limit: PanelLimit, needed: FloatArray) -> None:
-    """Add the outsiders whose `needed` (N,) breaks the limit."""
+    """Add a breach to `broken` for each outside expert whose `needed` (N,) exceeds the limit."""
     over = exceeds(needed, limit.limit)
     if over.any():
         for n in outside:
@@ -192,11 +212,12 @@ def _note(broken: dict[int, list[Breach]], outside: list[int], limit: PanelLimit
 def _exclusion(
     problem: Problem, n: int, alone: tuple[Breach, ...], beside: tuple[Breach, ...], gain: float | None
 ) -> Exclusion:
+    """The reason for expert `n`, from the limits that it breaks alone and beside the chosen experts, and its gain."""
     name = problem.names[n]
     if name in problem.ruled_out:
         return Exclusion(name, Cause.RULED_OUT, problem.ruled_out[name], gain=gain)
     if alone:
-        return Exclusion(name, Cause.TOO_DEAR_ALONE, breaches=alone, gain=gain)
+        return Exclusion(name, Cause.INFEASIBLE_ALONE, breaches=alone, gain=gain)
     if beside:
         return Exclusion(name, Cause.NO_ROOM, breaches=beside, gain=gain)
     explored = gain is None or gain <= tie_width(gain)
@@ -204,7 +225,7 @@ def _exclusion(
 
 
 def _offer(problem: Problem, by: Limit) -> Offer | None:
-    """The expert that is cheapest (by energy) or fastest (by delay), those breaking no other limit first."""
+    """The cheapest expert by energy, or the fastest by delay; experts that break no other limit come first."""
     costs, aggregation = problem.costs, problem.aggregation
     pool = [n for n, name in enumerate(problem.names) if name not in problem.ruled_out]
     if not pool:
@@ -228,8 +249,8 @@ def _offer(problem: Problem, by: Limit) -> Offer | None:
     )
 
 
-def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
-    """The plan for a problem that no expert can serve, with the offers that would work."""
+def infeasible_plan(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
+    """The plan for a problem in which no expert keeps the limits, with the offers that come nearest."""
     proof = Proof(method, Status.INFEASIBLE, None, None, 0, elapsed_s)
     return Plan(
         members=(),
@@ -245,7 +266,7 @@ def infeasible(problem: Problem, method: str, elapsed_s: float | None) -> Plan:
     )
 
 
-def certified(
+def proven_plan(
     problem: Problem,
     members: Sequence[int],
     *,
@@ -255,7 +276,7 @@ def certified(
     nodes: int,
     elapsed_s: float | None,
 ) -> Plan:
-    """The plan for a non-empty feasible panel; optimal if the bound is within a tie of its value."""
+    """The plan for a non-empty feasible panel; its proof is OPTIMAL where the bound is within a tie of its value."""
     chosen = sorted(members, key=lambda n: problem.names[n])
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]

@@ -1,13 +1,14 @@
 """The default solver: best-first branch and bound on concave envelopes; exact, anytime, deterministic.
 
 1. A `ValueTable` that lists every feasible panel answers at once.
-2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is
-   bounded by its envelope's relaxation. Reduced costs fix experts that cannot (or must) be in a better panel.
-3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`,
-   `few`).
-4. Else it branches on a member of a *minimal infeasible subset* of its vertex: any feasible panel lacks one
+2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is bounded by its
+   envelope's relaxation (`bounds`). Reduced costs fix experts that cannot (or must) be in a better panel.
+3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`, `listing`).
+4. Any other node branches on a member of a *minimal infeasible subset* of its experts: every feasible panel lacks one
    of them.
 5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
+
+`plan` is the solver; `_Search` is the tree of nodes; `minimal_infeasible` and `superiors` serve its branching.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from moe2.coordinator.planning import bounds, greedy, lattice, listing
 from moe2.coordinator.planning.bounds import envelope
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.value_table import ValueTable
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
@@ -32,36 +33,41 @@ _LISTED_OF_OTHERS = 12
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
 _STEPS = {"coverage": 1e6, "best_of": 1e6}
 _STEPS_OF_OTHERS = 1e5
-"""Elementwise steps of a listing that pays before any relaxation; larger ones come after it, with less to list."""
+"""Elementwise steps up to which a listing pays before any relaxation; after one there is less to list."""
 _WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
-"""Kept of a time limit, and the most of it, for the step under way, for thinning the panel and for the proof."""
-_SLOW_ROWS = 8
-"""Most experts whose slowness is told to the relaxation; the others are left to branching."""
+"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof, and the most
+that these may be as a share of it."""
+_MAX_SLOW_ROWS = 8
+"""Most experts whose limit on the panel's size is a row of the relaxation; branching deals with the others."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How far a search goes.
-
-    time_limit_s: for the whole plan with its proof. gap_share: a certified gap that is small enough.
-    list_up_to: most free experts whose subsets are listed at once; None for what pays with the set value, 0 for no
-    listing at all.
-    """
+    """Limits on a search; without any it goes on until the best panel is proven."""
 
     time_limit_s: float | None = None
+    """Seconds for the whole plan with its proof."""
     node_limit: int | None = None
+    """Nodes that may be bounded."""
     gap_share: float = 0.0
+    """A proven gap, as a share of the value, that is small enough to end the search."""
     list_up_to: int | None = None
+    """Most free experts whose subsets are listed at once; None for what pays with the set value, 0 for no listing."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Node:
+    """The panels that hold all `held` candidates and any of the `free` ones."""
+
     held: tuple[int, ...]
     free: IntArray
     upper: float
+    """No such panel is worth more."""
 
 
 class _Search:
+    """One run of branch and bound over the candidates. spent: seconds since the start; None without a clock."""
+
     def __init__(self, candidates: Candidates, effort: Effort, spent: Callable[[], float] | None) -> None:
         self.candidates, self.effort, self.spent = candidates, effort, spent
         self.incumbent = Incumbent(candidates, [])
@@ -73,10 +79,10 @@ class _Search:
         self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
 
     def run(self, known: list[int]) -> float:
-        """Search, starting from a feasible panel if one is known; returns the proven bound."""
+        """Search until done or out of effort, from a `known` panel where that is feasible; returns the proven bound."""
         if self.candidates.is_feasible(known):
             self.incumbent.offer(known)
-        greedy.start(self.candidates, self.incumbent, self._late)
+        greedy.offer_greedy_panels(self.candidates, self.incumbent, self._late)
         everyone = np.arange(self.candidates.count)
         self._push(_Node((), everyone, self.candidates.value_of(everyone)))
         while self.heap:
@@ -87,30 +93,32 @@ class _Search:
         return self.incumbent.value
 
     def _target(self) -> float:
-        """Nodes bounded by this are not worth a look."""
+        """The value above which a node's bound has to be for the node to be worth a look."""
         return self.incumbent.value + tie_width(self.incumbent.value)
 
     def _done(self, upper: float) -> bool:
-        """True where `upper`, which holds for every panel not yet looked at, is good enough or must do."""
+        """True where the search can end: `upper` bounds every panel not yet looked at closely enough, or time is up."""
         value, limit = self.incumbent.value, self.effort.node_limit
         share = self.candidates.problem.value.share(upper - value, value)
         close = upper <= self._target() or share <= self.effort.gap_share
         return close or self._late() or (limit is not None and self.nodes >= limit)
 
     def _late(self) -> bool:
+        """True where only the time for finishing the plan is left."""
         limit = self.effort.time_limit_s
         if limit is None or self.spent is None:
             return False
         return self.spent() >= limit - min(_WRAP_UP_S, _WRAP_UP_SHARE * limit)
 
     def _push(self, node: _Node) -> None:
+        """Keep a node for later if its bound is worth a look."""
         if node.upper > self._target():
             # Equal bounds are taken in the order they were made, so the search is the same every time.
             heapq.heappush(self.heap, (-node.upper, self.pushed, node))
             self.pushed += 1
 
     def _expand(self, node: _Node) -> None:
-        """Bound one node; then solve it, drop it, or push its two children."""
+        """Bound one node, then solve it, drop it, or push its two children."""
         self.nodes += 1
         held, free = list(node.held), self._fitting(node)
         if held:
@@ -146,6 +154,7 @@ class _Search:
         self._branch(_Node(tuple(held), free, upper), wish)
 
     def _branch(self, node: _Node, wish: FloatArray) -> None:
+        """Push the node's panels without a pivot expert, and those with it. wish: (n,) each candidate's share."""
         held, free = list(node.held), self._fitting(node)
         if held and not self.candidates.is_feasible(held):
             return
@@ -165,15 +174,16 @@ class _Search:
             self._push(_Node((*held, *joining), rest, node.upper))
 
     def _fitting(self, node: _Node) -> IntArray:
-        """The free experts that can still join the held ones."""
+        """The free candidates of a node that can still join its held ones."""
         pool: BoolArray = np.zeros(self.candidates.count, dtype=np.bool_)
         pool[node.free] = True
         return self.candidates.addable(list(node.held), pool)
 
-    def _settled(self, held: list[int], free: IntArray, upper: float, most_steps: float = np.inf) -> bool:
-        """Solve a node outright where its vertex is feasible or its subsets are few.
+    def _settled(self, held: list[int], free: IntArray, upper: float, max_steps: float = np.inf) -> bool:
+        """Solve a node where all its experts fit together or its panels are few enough to list; True where it is done.
 
-        upper: bound of the node; what a listing had no time for goes back to the heap. most_steps: of a listing.
+        upper: bound of the node; panels that a listing had no time for go back to the heap with it. max_steps: limit on
+        the elementwise steps of a listing.
         """
         candidates = self.candidates
         if len(free) == 0:
@@ -193,21 +203,21 @@ class _Search:
             return True
         if self.list_up_to == 0:
             return False
-        most = candidates.most_joining(held, free)
-        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, most_steps=most_steps)
+        most = candidates.max_joining(held, free)
+        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, max_steps=max_steps)
         if left is not None and left > -np.inf:
             self._push(_Node(tuple(held), free, min(left, upper)))
         return left is not None
 
     def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
-        """The limits as rows over shares of the free experts, with what is left of each.
+        """The limits as linear rows over shares of the free experts (C, n), and what is left of each (C,).
 
-        Aggregation that grows with the panel is replaced by the steepest line below it through the present
-        size, and its slope charged to every expert: never more than the true cost. An expert that is too slow
-        for more than l others, where m could join, gives `sum x + (m - l) x_n <= m`.
+        Aggregation that grows with the panel is replaced by the steepest line below it through the present size, and
+        its slope is charged to every expert, which is never more than the true cost. An expert that is too slow for
+        more than l others, where m could join, gives `sum x + (m - l) x_n <= m`.
         """
         candidates, size = self.candidates, len(held)
-        most = candidates.most_joining(held, free)
+        most = candidates.max_joining(held, free)
         costs, room = [np.ones(len(free))], [float(most)]
         for row, ceiling in zip(candidates.sums, candidates.ceilings, strict=True):
             start = max(size, 1)
@@ -219,7 +229,7 @@ class _Search:
                 costs.append(charged)
                 room.append(max(left, float(charged.max())))  # each fits alone, but for rounding
         short = most - (candidates.largest[free] - size)
-        for place in np.flatnonzero(short > 0)[:_SLOW_ROWS]:
+        for place in np.flatnonzero(short > 0)[:_MAX_SLOW_ROWS]:
             row = np.ones(len(free))
             row[place] += short[place]
             costs.append(row)
@@ -227,7 +237,7 @@ class _Search:
         return np.array(costs), np.array(room)
 
     def _round(self, held: list[int], free: IntArray, shares: FloatArray) -> None:
-        """Offer the panel that takes experts by falling share while they fit."""
+        """Offer the panel that takes free experts by falling share as long as they fit."""
         candidates = self.candidates
         panel = list(held)
         costs = [row.tolist() for row in candidates.sums]
@@ -260,22 +270,20 @@ def plan(
     clock: Callable[[], float] | None = None,
     known: Sequence[int] = (),
 ) -> Plan:
-    """The best feasible panel with its proof; infeasible problems give a plan without members and with
-    offers.
+    """The plan with the best feasible panel and its proof; without members but with offers where nothing is feasible.
 
-    table: values computed before, used where it covers the problem. effort: limits of the search; a time
-    limit needs `clock`, a monotonic clock in seconds. Without a limit the answer is exact: value within 1e-9
-    of the best. known: a panel (places in the problem) to start the search from, ignored where it is not
-    feasible.
+    table: values computed before, used where it covers the problem. effort: limits of the search; a time limit needs
+    `clock`, which gives monotonic seconds. Without a limit the answer is exact: its value is within 1e-9 of the best.
+    known: a panel (places in the problem) to start the search from, ignored where it is not feasible.
 
-    Ties (values within 1e-9): least joules, then least delay, then fewest members, then names in alphabetical
-    order. A table settles ties over all panels; a search over the panels that it meets.
+    Ties (values within 1e-9) go to the fewest joules, then the least delay, then the fewest members, then names in
+    alphabetical order. A table settles ties over all panels, a search over the panels that it meets.
     """
     started = clock() if clock else 0.0
     spent = (lambda: clock() - started) if clock else None
     candidates = Candidates.of(problem)
     if candidates.count == 0:
-        return infeasible(problem, "branch", spent() if spent else None)
+        return infeasible_plan(problem, "branch", spent() if spent else None)
     if table is not None and table.covers(candidates) and (found := table.best(candidates)) is not None:
         members, value, nodes = found
         method, bound = "table", value
@@ -286,7 +294,7 @@ def plan(
         search.incumbent.thin()
         members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
         method = "branch"
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[members].tolist(),
         method=method,
@@ -298,11 +306,11 @@ def plan(
 
 
 def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, wish: FloatArray) -> list[int]:
-    """A minimal C within `free` such that `held` and C together break a limit.
+    """A minimal subset C of the `free` candidates such that the `held` ones and C together break a limit.
 
-    `held` and all of `free` together must be infeasible. Any feasible panel that holds `held` lacks a member
-    of C, so it is enough to branch on C. `wish` (n,) says how much a relaxation wants each candidate: the
-    least wanted leave first, so the relaxation violates C most.
+    All held and free candidates together must be infeasible. Any feasible panel with all the held ones lacks a member
+    of C, so it is enough to branch on C. wish: (n,) each candidate's share in a relaxation; those with the least share
+    leave C first, so that the relaxation violates C most.
     """
     limits = [
         (row[free].tolist(), float(row[held].sum() + row[free].sum()), ceiling.tolist())
@@ -330,10 +338,10 @@ def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, 
 
 
 def superiors(candidates: Candidates) -> list[IntArray]:
-    """For each candidate the others that can replace it in any panel at no loss of value and no cost.
+    """For each candidate, the others that can replace it in any panel at no loss of value and at no further cost.
 
-    Some best panel holds an expert only together with all its superiors. Of two experts equal in everything
-    the one with the earlier name is superior, so the relation has no cycles.
+    Some best panel holds an expert only together with all its superiors. Of two experts that are equal in everything
+    the one with the earlier name is superior, so that the relation has no cycles.
     """
     places = np.ix_(candidates.index, candidates.index)
     superior = candidates.problem.value.nowhere_worse[places]

@@ -1,8 +1,7 @@
-"""Values of many panels, computed once per fleet and category: they depend on calibration prompts, not on
-requests.
+"""Tables of the values of all panels of a fleet, which are computed once because they do not depend on requests.
 
-With a table a request costs a few vector operations: which listed panels keep the limits, and the best of
-them.
+With a table a request costs a few vector operations: which of the listed panels keep the limits, and which of those is
+the best.
 """
 
 from __future__ import annotations
@@ -19,34 +18,37 @@ from moe2.coordinator.planning.candidates import Candidates, tie_width
 from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 MAX_PANELS = 1 << 20
-"""Largest table: about 16 MB of values and members."""
+"""Most panels of a table, which takes about 16 MB of values and members."""
 _CHUNK = 1 << 13
 """Panels looked at together, best first."""
 
 
 class TableError(Moe2Error):
-    """A table that would be too large."""
+    """A table of values would be too large, or does not list panels."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValueTable:
-    """The value of every panel of up to `largest_panel` experts.
-
-    by_mask: (2^N,) values of all panels, bit n of the place is expert n; None where panels are limited in
-    size. members: (K, T) experts of the T panels of 1..K members, best value first, padded with N; values:
-    (T,). None where by_mask is given.
-    """
+    """The value of every panel of up to `largest_panel` experts: by mask in small fleets, else as a list of panels."""
 
     value: SetValue
+    """The set value that the table was computed from."""
     largest_panel: int
     by_mask: FloatArray | None
+    """(2^N,) values of all panels, where bit n of the place is expert n; None in a table that lists panels."""
     members: NDArray[np.int16] | None
+    """(K, T) experts of the T panels of 1..K members, the best value first, padded with N; None beside `by_mask`."""
     sizes: NDArray[np.int16] | None
+    """(T,) number of members of each listed panel; None beside `by_mask`."""
     values: FloatArray | None
+    """(T,) value of each listed panel; None beside `by_mask`."""
 
     @classmethod
     def build(cls, value: SetValue, largest_panel: int | None = None) -> ValueTable:
-        """List all panels, or those of up to `largest_panel` experts. Raises TableError above MAX_PANELS."""
+        """The table of all panels, or of those of up to `largest_panel` experts.
+
+        Raises TableError where these are more than MAX_PANELS.
+        """
         experts = value.experts
         largest = min(largest_panel or experts, experts)
         count = sum(comb(experts, size) for size in range(1, largest + 1))
@@ -77,10 +79,9 @@ class ValueTable:
         )
 
     def best(self, candidates: Candidates) -> tuple[list[int], float, int] | None:
-        """The best feasible panel of candidates, its value, and the number of panels looked at; None if there
-        is none.
+        """The best feasible panel of candidates, its value, and the number of panels looked at; None where none is.
 
-        Among values within a tie, Candidates.preferred decides over all listed panels.
+        `Candidates.preferred` settles ties over all listed panels.
         """
         if self.by_mask is not None:
             values = self.by_mask
@@ -91,7 +92,7 @@ class ValueTable:
         return self._scan(candidates)
 
     def _scan(self, candidates: Candidates) -> tuple[list[int], float, int] | None:
-        """Walk the listed panels from the best down until none can tie with the first feasible one."""
+        """The answer of `best` from listed panels, taken from the best down until none can tie with a feasible one."""
         if self.members is None or self.sizes is None or self.values is None:
             raise TableError("This table lists no panels.")
         experts = self.value.experts
@@ -121,7 +122,7 @@ class ValueTable:
         return chosen.tolist(), candidates.value_of(chosen), scanned
 
     def _panels(self, places: IntArray, candidates: Candidates) -> BoolArray:
-        """Listed panels as rows of members among the candidates."""
+        """(T, n) the membership of the candidates in the listed panels at `places` (T,)."""
         if self.members is None:
             return np.empty((0, candidates.count), dtype=np.bool_)
         fleet = np.zeros((len(places), self.value.experts + 1), dtype=np.bool_)
@@ -129,6 +130,7 @@ class ValueTable:
         return fleet[:, candidates.index]
 
     def _feasible(self, part: slice, candidates: Candidates, sums: FloatArray, largest: NDArray[np.int16]) -> IntArray:
+        """Places within `part` of the listed panels that keep all limits. sums: (C, N + 1), largest: (N + 1,)."""
         if self.members is None or self.sizes is None:
             return np.empty(0, dtype=np.intp)
         rows, sizes = self.members[:, part], self.sizes[part]
@@ -151,7 +153,7 @@ def _list_panels(
     sizes: NDArray[np.int16],
     values: FloatArray,
 ) -> None:
-    """Fill the lists depth first: each prefix is extended by all later experts in one call."""
+    """Fill the arrays with all panels, depth first; each prefix is extended by all later experts in one call."""
     experts, filled = value.experts, 0
     stack: list[tuple[list[int], FloatArray]] = [([], value.empty_state())]
     while stack:

@@ -1,16 +1,16 @@
-"""The set values: what a panel of experts is worth, averaged over calibration prompts.
+"""Set values: what a panel of experts is worth, averaged over calibration prompts.
 
-Each is monotone and submodular in the panel and has one shape: every expert has a *state* per prompt, the
-states of a panel's members are combined by an associative operation, and the value is the mean over prompts
-of a concave function of the combined state. Solvers use only that shape.
+Each set value is monotone and submodular in the panel and has one shape: every expert has a *state* per prompt, the
+states of a panel's members are combined by an associative operation, and the value is the mean over prompts of a
+concave function of the combined state. Solvers use only that shape.
 
 | value | state of expert n on prompt m | combined by | value of a panel |
 |---|---|---|---|
-| coverage | 1 - p_nm | product | 1 - mean(state) |
-| best of S | p_nm | maximum | mean(state) |
+| `Coverage` | 1 - p_nm | product | 1 - mean(state) |
+| `BestOf` (best-of-set) | p_nm | maximum | mean(state) |
 
-Source: design.md, section 2 (set value F). Calibration arrays do not depend on a request: build a value once
-per fleet and category and reuse it.
+Source: design.md, section 2 (set value F). Calibration arrays do not depend on a request: a value is built once per
+fleet and category and reused.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ IntArray: TypeAlias = NDArray[np.intp]
 
 
 class CalibrationError(Moe2Error):
-    """Calibration figures that cannot be planned with: wrong shape, NaN, or out of range."""
+    """Calibration figures have a wrong shape, are NaN, or are out of range."""
 
 
 def calibrated(name: str, figures: ArrayLike, upper: float) -> FloatArray:
-    """`figures` as a read-only float64 array of shape (M, N) within [0, upper], or CalibrationError."""
+    """`figures` as a read-only float64 array of shape (M, N) within [0, upper]. Raises CalibrationError."""
     array = np.array(figures, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise CalibrationError(
@@ -51,24 +51,22 @@ def calibrated(name: str, figures: ArrayLike, upper: float) -> FloatArray:
 
 
 class SetValue(ABC):
-    """A monotone value of panels over M calibration prompts and N experts.
-
-    states: (N, M) state of each expert alone on each prompt, read-only, C-contiguous.
-    identity: state of the empty panel on any prompt. union: the ufunc that combines the states of disjoint
-    panels. nowhere_worse: (N, N) bool; [n, k] says that expert k is worth at least as much as n on every
-    prompt.
-    """
+    """A monotone value of panels over M calibration prompts and N experts."""
 
     kind: ClassVar[str]
-    crosses_at_once: ClassVar[bool] = False
-    """`cross` is one matrix product, many times faster than elementwise steps."""
+    crosses_as_product: ClassVar[bool] = False
+    """True where `cross` is one matrix product, many times faster than elementwise steps."""
     states: FloatArray
+    """(N, M) state of each expert alone on each prompt, read-only, C-contiguous."""
     identity: float
+    """State of the empty panel on any prompt."""
     union: np.ufunc
+    """Combines the states of disjoint panels."""
     nowhere_worse: BoolArray
+    """(N, N); [n, k] is True where expert k is worth at least as much as n on every prompt."""
 
     def _keep(self, states: FloatArray, identity: float, union: np.ufunc, *, more_is_better: bool) -> None:
-        """Set the fields from states (N, M)."""
+        """Set the fields from states (N, M); for constructors of subclasses."""
         self.states = np.ascontiguousarray(states)
         self.identity = identity
         self.union = union
@@ -89,32 +87,32 @@ class SetValue(ABC):
 
     @abstractmethod
     def average(self, state: FloatArray) -> FloatArray:
-        """Value of panels from their states (..., M); shape (...). That of no expert may be -inf."""
+        """(...) the value of panels from their states (..., M); that of the empty panel may be -inf."""
 
     def share(self, gap: float, value: float) -> float:
-        """A difference of values as a share of `value`; inf where that is 0."""
+        """The difference `gap` of two values as a share of `value`; inf where `value` is 0."""
         return gap / abs(value) if value else np.inf
 
     def combine(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        """State of the union of two disjoint panels; shapes broadcast."""
+        """The state of the union of two disjoint panels; shapes broadcast."""
         return np.asarray(self.union(left, right))
 
     def empty_state(self) -> FloatArray:
-        """State of the panel without members, shape (M,)."""
+        """(M,) the state of the panel without members."""
         return np.full(self.prompts, self.identity)
 
     def state_of(self, members: IntArray | list[int]) -> FloatArray:
-        """State of a panel given by the indices of its members, combined in that order; shape (M,)."""
+        """(M,) the state of a panel given by its members' indices, combined in that order."""
         if len(members) == 0:
             return self.empty_state()
         return np.asarray(self.union.reduce(self.states[members], axis=0))
 
     def of(self, members: IntArray | list[int]) -> float:
-        """Value of one panel given by the indices of its members."""
+        """The value of one panel given by its members' indices."""
         return float(self.average(self.state_of(members)))
 
     def cross(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        """Values of all unions of a panel in `left` (A, M) with a disjoint one in `right` (B, M); (A, B)."""
+        """(A, B) the values of all unions of a panel in `left` (A, M) with a disjoint one in `right` (B, M)."""
         values = np.empty((left.shape[0], right.shape[0]))
         for row, state in enumerate(left):
             values[row] = self.average(self.combine(state, right))
@@ -122,10 +120,10 @@ class SetValue(ABC):
 
 
 class Coverage(SetValue):
-    """Chance that at least one member answers well, members taken as independent: E[1 - prod(1 - p_n)]."""
+    """The chance that at least one member answers well, members taken as independent: E[1 - prod(1 - p_n)]."""
 
     kind = "coverage"
-    crosses_at_once = True
+    crosses_as_product = True
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""
@@ -141,7 +139,7 @@ class Coverage(SetValue):
 
 
 class BestOf(SetValue):
-    """Expected quality of the best member, chosen per prompt by a perfect judge: E[max p_n]."""
+    """The expected quality of the best member, chosen per prompt by a perfect judge: E[max p_n]."""
 
     kind = "best_of"
 

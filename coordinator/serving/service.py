@@ -28,7 +28,7 @@ from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
-from moe2.coordinator.choosing.selector import Selector, wants
+from moe2.coordinator.choosing.selector import Selector, can_serve
 from moe2.coordinator.fleet.breaker import Breakers
 from moe2.coordinator.fleet.table import CapabilityTable, Expert, agent_of
 from moe2.coordinator.keys.keys import Principal
@@ -149,7 +149,7 @@ class Service:
     def room_in_s(self, model: str) -> float | None:
         """When a request for this model can expect room, behind those that wait; None where no speed is known."""
         experts = self._table.choosable(asyncio.get_running_loop().time())
-        wanted = [expert for expert in experts if wants(model, expert)]
+        wanted = [expert for expert in experts if can_serve(model, expert)]
         return retry_after_s(self._waiting.n_waiting_for(model), wanted)
 
     def begin(self, request: Request) -> Exchange:
@@ -303,7 +303,7 @@ class Service:
             known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
             return max(known_s, default=None)
         now_s = asyncio.get_running_loop().time()
-        experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
+        experts = [expert for expert in self._table.choosable(now_s) if can_serve(model, expert)]
         if outcome.code == ErrorCode.NO_LIVE_EXPERT and experts:
             return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
         return None

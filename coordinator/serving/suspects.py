@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from moe2.coordinator.choosing.selector import wants
+from moe2.coordinator.choosing.selector import can_serve
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Completed
@@ -51,7 +51,7 @@ class Suspects:
         return reserved_experts(
             life,
             tuple(self._lives.values()),
-            lambda model: (expert for expert in usable if wants(model, expert)),
+            lambda model: (expert for expert in usable if can_serve(model, expert)),
             in_flight,
         )
 

@@ -1,1 +1,1 @@
-"""Training and judging the gate, offline; may import `gate` and `planning`; nothing that serves imports it."""
+"""This room trains and evaluates the gate offline. Nothing that serves imports it; it imports `gate` and `planning`."""

@@ -1,4 +1,4 @@
-"""How a gate is trained, and the error when it cannot be. Pure."""
+"""The settings of a training, and its error. PURE; apart from `train` because the CLI needs them without torch."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from moe2.common.errors import Moe2Error
 
 
 class TrainingError(Moe2Error):
-    """Outcomes from which no gate can be trained."""
+    """No gate can be trained from the outcomes."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a gate is trained. Part of the checkpoint's manifest.
-
-    seeds: one network each, folded into one gate. width, hidden: of each network. tau: of the objective. task_weight,
-    auxiliary_weight: of the kinds' log loss on the pool's rows and on other sources' rows. auxiliary_share: rows of
-    other sources per row of the pool in a batch. profile_shrinkage: rows' worth of the overall mean in each kind's
-    profile. ngram_dropout: share of n-grams hidden in each step.
-    """
+    """The settings of a training; part of the checkpoint's manifest."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """Seeds of the networks that are trained and folded into one gate."""
     width: int = 16
+    """Embedding dimensions of each network."""
     hidden: int = 48
+    """Hidden units of each network."""
     epochs: int = 12
     batch_rows: int = 128
+    """Rows of the pool in each step."""
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     dropout: float = 0.2
     ngram_dropout: float = 0.3
+    """Share of the n-grams that is hidden in each step."""
     tau: float = 0.1
+    """Temperature of the training objective and of the gate's logits."""
     task_weight: float = 1.0
+    """Weight of the log loss of the kinds of the pool's rows."""
     auxiliary_weight: float = 0.5
+    """Weight of the log loss of the kinds of other sources' rows."""
     auxiliary_share: float = 1.0
+    """Rows of other sources per row of the pool in a batch."""
     profile_shrinkage: float = 5.0
+    """Number of rows that the overall mean weighs as much as in each kind's profile."""

@@ -1,4 +1,4 @@
-"""Users' scores as outcomes: rows of one prompt, scored for the one expert that answered it."""
+"""Users' scores as outcomes: each is a row with one prompt, scored for the one expert that answered it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KIND = "feedback"
 
 
 def with_feedback(pool: Outcomes, path: Path) -> tuple[Outcomes, int]:
-    """The pool and, as train rows, the scores of its experts whose prompts were kept; and how many those are.
+    """The pool with users' scores of its experts added as train rows, and the number of rows added.
 
-    Where the pool's rows name kinds of prompts, these have one of their own. Raises OutcomesError where nothing in the
-    file can be used.
+    path: a feedback file; only its scores with a prompt can be used. Where the pool's rows name kinds of prompts, the
+    added rows have the kind `KIND`. Raises OutcomesError where nothing in the file can be used.
     """
     try:
         found = FeedbackFile(path).read() if path.is_file() else None

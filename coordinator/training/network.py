@@ -1,4 +1,4 @@
-"""The gate's network, for training. Serving uses `gate.py`, the same arithmetic in numpy; a test holds them together.
+"""The gate's network as it is trained; `gate.gate` serves the same arithmetic in numpy, and a test keeps them equal.
 
     hashed n-grams --(embedding bag)--+
                                       +-- hidden (GELU) --+-- task head: softmax over kinds of prompts, pi
@@ -24,20 +24,23 @@ _MARGIN = 1e-4
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for the network.
-
-    buckets, values: (nnz,) n-gram buckets and weights of all rows, one after the other; offsets: (rows,) where each row
-    starts; shape: (rows, shape_size), standardised.
-    """
+    """The features of several prompts (rows), as the network reads them."""
 
     buckets: Tensor
+    """(nnz,) n-gram buckets of all rows, one row after the other."""
     values: Tensor
+    """(nnz,) weights of these buckets."""
     offsets: Tensor
+    """(rows,) where each row starts in `buckets`."""
     shape: Tensor
+    """(rows, shape_size) standardised shape features."""
 
 
 class GateNetwork(nn.Module):
-    """See the module's text. `forward` gives task logits (rows, kinds) and the residual (rows, experts)."""
+    """The trainable network: an embedding of n-grams, one hidden layer, a task head and a residual head.
+
+    `forward` returns the task logits (rows, kinds) and the residual (rows, experts).
+    """
 
     def __init__(
         self,
@@ -69,15 +72,19 @@ class GateNetwork(nn.Module):
 
 
 def expert_log_odds(kind_logits: Tensor, residual: Tensor, profile: Tensor) -> Tensor:
-    """(rows, experts) raw log-odds. kind_logits: (rows, kinds of the pool), profile: (kinds of the pool, experts)."""
+    """(rows, experts) the raw log-odds that each expert answers well.
+
+    kind_logits: (rows, kinds of the pool). residual: (rows, experts). profile: (kinds of the pool, experts).
+    """
     mean = (functional.softmax(kind_logits, dim=1) @ profile).clamp(_MARGIN, 1 - _MARGIN)
     return torch.logit(mean) + residual
 
 
 def entropy_regularised_loss(logits: Tensor, losses: Tensor, known: Tensor, tau: float) -> Tensor:
-    """(rows,) the design's objective with weights softmax(logits) over the experts that were run on the row.
+    """(rows,) the entropy-regularised expected loss with weights softmax(logits) over the experts run on each row.
 
-    logits, losses: (rows, experts); known: the same shape, bool; a row without a known expert gives 0.
+    logits, losses: (rows, experts). known: (rows, experts) True where an expert was run; a row without any gives 0.
+    Source: design.md, section 2.
     """
     usable = known.any(dim=1)
     masked = logits.masked_fill(~known, float("-inf"))

@@ -1,6 +1,7 @@
-"""Outcomes: how well each expert answered each prompt. Read from Parquet or JSON lines.
+"""Outcomes: tables of how well each expert answered each prompt, read from Parquet or JSON lines and checked.
 
-One row is one prompt.
+One row is one prompt. `read_outcomes` reads a file into an `Outcomes` table; below it are the checks of its columns and
+`read_columns`, the reader of both formats, which question sets use as well.
 """
 
 from __future__ import annotations
@@ -25,37 +26,39 @@ LABEL_COLUMNS = ("source", "benchmark", "domain")
 
 
 class OutcomesError(Moe2Error):
-    """An outcomes file that cannot be used. The message names file, line (or row) and column."""
+    """An outcomes file cannot be used; the message names the file, the line (or row) and the column."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A table of outcomes. Every sequence has one entry per row.
-
-    scores: (rows, experts), 0..1; NaN marks "not run", never a measured value.
-    chars: (rows, experts) characters of the completions; NaN where unknown.
-    digest: SHA-256 of the file that the rows came from.
-    """
+    """A table of outcomes; every sequence but `experts` has one entry per row."""
 
     experts: tuple[str, ...]
+    """Names of the experts, in the order of the columns of `scores`."""
     ids: tuple[str, ...]
     prompts: tuple[str, ...]
     splits: tuple[str, ...]
+    """"train", "val" or "test"."""
     sources: tuple[str, ...]
+    """Name of the source of each row; empty where unknown."""
     tasks: tuple[str, ...]
+    """Benchmark and domain of each row; empty where unknown."""
     scores: FloatArray
+    """(rows, experts) 0..1; NaN marks an expert that was not run, never a measured value."""
     chars: FloatArray
+    """(rows, experts) characters of the answers; NaN where unknown."""
     digest: str = field(default="")
+    """SHA-256 of the file that the rows came from."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
-        """Row numbers of one split."""
+        """The row numbers of one split, ascending."""
         return np.flatnonzero(np.array([value == split for value in self.splits], dtype=bool))
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Outcomes:
-        """The same table with only these rows, in this order."""
+        """A table of the given rows alone, in the given order."""
         chosen = [int(row) for row in rows]
         return Outcomes(
             experts=self.experts,
@@ -70,7 +73,7 @@ class Outcomes:
         )
 
     def with_experts(self, experts: Sequence[str]) -> Outcomes:
-        """The same table with only these experts, in this order. Raises OutcomesError for an unknown one."""
+        """A table of the given experts alone, in the given order. Raises OutcomesError for an unknown one."""
         unknown = [name for name in experts if name not in self.experts]
         if unknown:
             raise OutcomesError(
@@ -93,7 +96,10 @@ class Outcomes:
         )
 
     def from_source(self, source: str) -> Outcomes:
-        """The rows of one source, with the experts that were run there. Raises OutcomesError for an unknown source."""
+        """A table of the rows of one source and the experts that were run on them.
+
+        Raises OutcomesError for an unknown source.
+        """
         rows = [row for row, value in enumerate(self.sources) if value == source]
         if not rows:
             known = ", ".join(sorted(set(self.sources) - {""})) or "none"
@@ -104,18 +110,11 @@ class Outcomes:
 
 
 def read_outcomes(path: Path) -> Outcomes:
-    """Read a Parquet (.parquet) or JSON lines (.jsonl, .ndjson) file.
+    """Read an outcomes file: Parquet (.parquet) or JSON lines (.jsonl, .ndjson).
 
-    Raises OutcomesError, naming line and column, for anything that cannot be used.
+    Raises OutcomesError, which names line and column, for anything that cannot be used.
     """
-    if not path.is_file():
-        raise OutcomesError(f"There is no outcomes file {path}.", remedy="Give a .parquet or .jsonl file.")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        columns, unit = read_jsonl(path)
-    elif path.suffix.lower() == ".parquet":
-        columns, unit = read_parquet(path)
-    else:
-        raise OutcomesError(f"{path} is neither .parquet nor .jsonl.", remedy="Convert it to one of the two.")
+    columns, unit = read_columns(path, "outcomes")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return outcomes_from_columns(columns, place=str(path), unit=unit, digest=digest)
 
@@ -123,10 +122,10 @@ def read_outcomes(path: Path) -> Outcomes:
 def outcomes_from_columns(
     columns: dict[str, Sequence[object]], *, place: str, unit: str = "row", digest: str = ""
 ) -> Outcomes:
-    """Check columns and put them together.
+    """Check columns of raw values and put them together as a table.
 
-    columns: name to one value per row, None where empty. place, unit: what errors call the file and a row ("line"). All
-    columns must have one length. Raises OutcomesError.
+    columns: by name one value per row, None where empty; all of one length. place, unit: what errors call the file and
+    a row, such as "line". Raises OutcomesError.
     """
     if "prompt" not in columns:
         raise OutcomesError(f"{place} has no column 'prompt'.", remedy=f"Its columns: {', '.join(columns) or 'none'}.")
@@ -166,13 +165,13 @@ def outcomes_from_columns(
 
 
 def split_of(row_id: str) -> str:
-    """The split of a row that names none, by a hash of its id: 80 % train, 10 % val, 10 % test."""
+    """The split of a row that names none, from a hash of its id: 80 % train, 10 % val, 10 % test."""
     share = zlib.crc32(row_id.encode("utf-8", "replace")) % 10
     return "val" if share == 8 else "test" if share == 9 else "train"
 
 
 class _Checker:
-    """Turns raw columns into typed ones; every error names place, row and column."""
+    """Turns raw columns into typed ones; every error names the file, the row and the column."""
 
     def __init__(self, place: str, unit: str) -> None:
         self._place = place
@@ -228,10 +227,26 @@ class _Checker:
             first[name] = row
 
 
-def read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
-    """The file's columns and what its rows are called. Blank lines are refused: they hide cut files.
+def read_columns(path: Path, content: str) -> tuple[dict[str, Sequence[object]], str]:
+    """Read a table: its columns by name, with None where empty, and what its rows are called, such as "line".
 
-    Raises OutcomesError naming the line.
+    path: Parquet (.parquet) or JSON lines (.jsonl, .ndjson). content: what errors call it, such as "outcomes". Raises
+    OutcomesError, which names the line where it can.
+    """
+    if not path.is_file():
+        raise OutcomesError(f"There is no {content} file {path}.", remedy="Give a .parquet or .jsonl file.")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_jsonl(path)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    raise OutcomesError(f"{path} is neither .parquet nor .jsonl.", remedy="Convert it to one of the two.")
+
+
+def _read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+    """Read a JSON lines file: its columns, and "line" as what its rows are called.
+
+    Raises OutcomesError, which names the line, for anything but objects. Blank lines are refused, because they hide
+    files that were cut off.
     """
     rows: list[dict[str, object]] = []
     decoder = msgspec.json.Decoder()
@@ -249,7 +264,7 @@ def read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
 
 
 def _flattened(row: dict[str, object], path: Path, number: int) -> dict[str, object]:
-    """{"scores": {"a": 1}} becomes {"score__a": 1}; likewise "losses" and "chars"."""
+    """The row with nested figures as columns: {"scores": {"a": 1}} becomes {"score__a": 1}; so do losses and chars."""
     flat = dict(row)
     for key, prefix in (("scores", "score__"), ("losses", "loss__"), ("chars", "chars__")):
         nested = flat.pop(key, None)
@@ -264,8 +279,8 @@ def _flattened(row: dict[str, object], path: Path, number: int) -> dict[str, obj
     return flat
 
 
-def read_parquet(path: Path) -> tuple[dict[str, Sequence[object]], str]:
-    """The file's columns and what its rows are called. Raises OutcomesError."""
+def _read_parquet(path: Path) -> tuple[dict[str, Sequence[object]], str]:
+    """Read a Parquet file: its columns, and "row" as what its rows are called. Raises OutcomesError."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

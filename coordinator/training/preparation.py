@@ -1,4 +1,4 @@
-"""Train rows as the network wants them: features, kinds, scores, and batches of them."""
+"""Preparation of train rows for the network: their features, kinds and scores, and batches of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ IndexArray = npt.NDArray[np.int64]
 
 
 class PreparedRows:
-    """Features, kinds and scores of the train rows, the pool's first, the auxiliary ones after them."""
+    """The features, kinds and scores of all train rows: first the pool's rows, then the auxiliary ones.
+
+    train: the pool's train rows. helpers: auxiliary rows of other sources, if any; their scores are not used.
+    """
 
     def __init__(
         self, train: Outcomes, helpers: Outcomes | None, features: FeatureConfig, config: TrainingConfig
@@ -42,7 +45,7 @@ class PreparedRows:
         self.batches = -(-self.pool_rows // config.batch_rows)
 
     def _label_kinds(self, train: Outcomes, helpers: Outcomes | None) -> None:
-        """Number the kinds: the pool's first. Kinds compete only within their group (the pool, or one source)."""
+        """Number the kinds, the pool's first, and mask them so that they compete only within the pool or a source."""
         pool = kinds_of(train)
         others = (
             [f"{source}/{task}" for source, task in zip(helpers.sources, helpers.tasks, strict=True)] if helpers else []
@@ -58,7 +61,7 @@ class PreparedRows:
         self.group_mask = torch.from_numpy(np.where(same, 0.0, -1e9).astype(np.float32))
 
     def batch(self, rows: IndexArray, keep: float, generator: torch.Generator) -> Batch:
-        """The rows as tensors, each n-gram kept with probability `keep` (and scaled up for it)."""
+        """The given rows as tensors, each n-gram kept with probability `keep` and scaled up by 1 / keep."""
         buckets = [self._bucket_rows[row] for row in rows]
         lengths = np.array([0, *(entry.size for entry in buckets)])
         values = torch.from_numpy(np.concatenate([self._value_rows[row] for row in rows]))
@@ -73,20 +76,21 @@ class PreparedRows:
 
 
 def kinds_of(outcomes: Outcomes) -> list[str]:
-    """The kind of each row: its task, with the source in front where the rows come from several sources."""
+    """The kind of each row: its task, after its source's name where the rows come from several sources."""
     if len(set(outcomes.sources)) > 1:
         return [f"{source}/{task}" for source, task in zip(outcomes.sources, outcomes.tasks, strict=True)]
     return list(outcomes.tasks)
 
 
 def _inverse_document_frequency(extracted: Sequence[PromptFeatures], buckets: int) -> npt.NDArray[np.float32]:
+    """(buckets,) the smoothed inverse document frequency of each bucket; 0 for buckets that never occur."""
     seen = np.bincount(np.concatenate([entry.buckets for entry in extracted]), minlength=buckets)
     idf = np.log((1 + len(extracted)) / (1 + seen)) + 1
     return np.where(seen > 0, idf, 0.0).astype(np.float32)
 
 
 def _shrunk_profile(train: Outcomes, kinds: Sequence[str], shrinkage: float) -> npt.NDArray[np.float32]:
-    """(K, N) mean known score of each expert on each kind, with `shrinkage` rows' worth of its overall mean."""
+    """(K, N) the mean known score of each expert on each kind, shrunk to its overall mean by `shrinkage` rows."""
     overall = np.nanmean(train.scores, axis=0)
     labels = np.array(kinds_of(train))
     profile = np.empty((len(kinds), len(train.experts)), dtype=np.float32)

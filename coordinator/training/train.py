@@ -1,10 +1,13 @@
-"""Training of the gate: outcomes in, parameters and figures out. Deterministic for given data, configuration and build.
+"""Training of the gate from outcomes to a served gate with its manifest; deterministic for given data and settings.
 
-The loss per prompt is the design's entropy-regularised expected loss over the experts that were run on it (so rows with
-missing experts count as well: the objective's optimum is the same on every subset), plus the log loss of the
-probabilities (which fixes the level that a softmax leaves free), plus the log loss of the prompt's kind where the
-outcomes name kinds. Rows of other sources can help to learn the embedding: they have kinds of their own, told apart
-only within their source, and touch neither experts nor profile.
+`train_gate` fits one network per seed (`_fit`), folds the networks into one (`folded`), and chooses the residual's
+scale and the calibration on validation rows (`chosen_on_validation`).
+
+The loss per prompt is the entropy-regularised expected loss over the experts that were run on it (design.md, section
+2), so that rows with missing experts count as well: the objective's optimum is the same on every subset. Added to it
+are the log loss of the probabilities, which fixes the level that a softmax leaves free, and the log loss of the
+prompt's kind where the outcomes name kinds. Rows of other sources can help to learn the embedding: they have kinds of
+their own, told apart only within their source, and change neither experts nor profile.
 """
 
 from __future__ import annotations
@@ -37,14 +40,17 @@ from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regula
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import PreparedRows
 
+FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+"""Called with the number of steps done and of all steps."""
+
+_RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class TrainedGate:
-    """A gate with what is to be written beside it."""
+    """A trained gate with the manifest of its checkpoint."""
 
     gate: Gate
     manifest: Manifest
@@ -59,10 +65,10 @@ def train_gate(
     source: str | None = None,
     progress: Progress | None = None,
 ) -> TrainedGate:
-    """Train on the "train" rows, choose and calibrate on the "val" rows; "test" rows are never looked at.
+    """Train a gate on the "train" rows and calibrate it on the "val" rows; "test" rows are never looked at.
 
-    outcomes: the pool's rows and experts. auxiliary: rows of other sources (their scores are not used). source: what
-    the manifest calls the data. Raises TrainingError.
+    outcomes: the pool's rows and experts. auxiliary: rows of other sources, whose scores are not used. source: name of
+    the data in the manifest. Raises TrainingError.
     """
     config, features = config or TrainingConfig(), features or FeatureConfig()
     _check(outcomes, config)
@@ -94,7 +100,7 @@ def train_gate(
 
 @dataclass(frozen=True)
 class _Report:
-    """Progress of one seed as progress of the whole training."""
+    """Reports the progress of one seed as progress of the whole training."""
 
     progress: Progress | None
     before: int
@@ -106,6 +112,7 @@ class _Report:
 
 
 def _check(outcomes: Outcomes, config: TrainingConfig) -> None:
+    """Raise TrainingError where the outcomes or the seeds are too few, or an expert has no score."""
     if len(outcomes.experts) < 2:
         raise TrainingError("A gate needs at least two experts.", remedy="Choose more experts, or another source.")
     if not config.seeds:
@@ -126,7 +133,7 @@ def _check(outcomes: Outcomes, config: TrainingConfig) -> None:
 
 
 def _usable_auxiliary(auxiliary: Outcomes | None, outcomes: Outcomes) -> Outcomes | None:
-    """Train rows of other sources that name a kind, without prompts that the pool holds out."""
+    """The train rows of other sources that name a kind, without prompts that the pool holds out; None for none."""
     if auxiliary is None:
         return None
     held_out = {outcomes.prompts[row] for split in ("val", "test") for row in outcomes.rows_of(split)}
@@ -137,7 +144,7 @@ def _usable_auxiliary(auxiliary: Outcomes | None, outcomes: Outcomes) -> Outcome
 
 
 def _fit(rows: PreparedRows, config: TrainingConfig, seed: int, report: _Report) -> GateNetwork:
-    """One network from one seed. The global random state is left as it was."""
+    """A network trained from one seed; torch's global random state is left as it was."""
     generator = torch.Generator().manual_seed(seed)
     order = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +173,7 @@ def _fit(rows: PreparedRows, config: TrainingConfig, seed: int, report: _Report)
 
 
 def _batches(rows: PreparedRows, config: TrainingConfig, order: np.random.Generator) -> Iterable[IndexArray]:
-    """Row numbers of each step: a slice of the shuffled pool, then random auxiliary rows."""
+    """The row numbers of each step: a slice of the shuffled pool, then random auxiliary rows."""
     auxiliary = int(rows.shapes.shape[0]) - rows.pool_rows
     for _ in range(config.epochs):
         shuffled = order.permutation(rows.pool_rows)
@@ -179,6 +186,7 @@ def _batches(rows: PreparedRows, config: TrainingConfig, order: np.random.Genera
 
 
 def _loss(network: GateNetwork, batch: Batch, chosen: Tensor, rows: PreparedRows, config: TrainingConfig) -> Tensor:
+    """The loss of one step over the `chosen` rows."""
     kind_logits, residual = network(batch)
     kind = rows.kind[chosen]
     kind_loss = functional.cross_entropy(kind_logits + rows.group_mask[kind], kind, reduction="none")
@@ -197,7 +205,10 @@ def _loss(network: GateNetwork, batch: Batch, chosen: Tensor, rows: PreparedRows
 
 
 def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameters:
-    """Several networks as one: embeddings and hidden units side by side, heads averaged. Auxiliary kinds go."""
+    """The parameters of one network that equals the mean of several: embeddings and hidden units side by side.
+
+    Auxiliary kinds are left out.
+    """
     width, hidden = networks[0].embedding.weight.shape[1], networks[0].hidden.bias.shape[0]
     count, kinds = len(networks), len(rows.kinds)
     weight = np.zeros((hidden * count, width * count + rows.shapes.shape[1]), dtype=np.float32)
@@ -231,13 +242,8 @@ def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameter
     )
 
 
-FloatArray = npt.NDArray[np.float64]
-
-_RESIDUAL_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
 def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, float]]:
-    """The gate with the residual's scale and the calibration that validation prefers, and its figures there."""
+    """The gate with the residual's scale and the calibration that validation rows prefer, and its figures on them."""
     heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in val.prompts]
     task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
     posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
@@ -268,7 +274,7 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
 
 
 def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:
-    """The scale with the least log loss, or 0 where it gains no more than one standard error over having none."""
+    """The residual's scale with the least log loss, or 0 where that gains no more than one standard error over 0."""
     losses = {scale: row_log_losses(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
     best = min(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(losses[scale])))
     gain = losses[0.0] - losses[best]
@@ -277,7 +283,7 @@ def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) 
 
 
 def top1_score(probabilities: FloatArray, scores: FloatArray) -> float:
-    """Mean score of the likeliest expert among those that were run on the row."""
+    """The mean over rows of the score of the likeliest expert among those that were run on the row."""
     masked = np.where(np.isnan(scores), -1.0, probabilities)
     usable = ~np.isnan(scores).all(axis=1)
     return float(scores[usable, masked[usable].argmax(axis=1)].mean())

@@ -11,7 +11,7 @@ from moe2.common.energy import Quality
 from moe2.common.generation import Generation, Sampling
 from moe2.common.link.messages import ChatMessage, ChatPrompt, ExpertReport, ExpertState, Hello, Report, TextPrompt
 from moe2.coordinator.choosing.forecast import Prediction, Roster
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import Expert
@@ -107,4 +107,4 @@ def predict(expert: Expert, demand: Demand, busy: int) -> Prediction:
 
 
 def selector(**categories: Budgets) -> Selector:
-    return Selector(Appraiser(None), categories, clock=lambda: 0.0)
+    return Selector(Scorer(None), categories, clock=lambda: 0.0)

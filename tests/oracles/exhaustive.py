@@ -1,4 +1,4 @@
-"""Brute force over every panel: the oracle for the other solvers, up to some twenty experts."""
+"""Brute force over every panel: the reference for the other solvers, for up to twenty experts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
 from moe2.coordinator.planning.problem import Problem, ProblemError, exceeds
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 
 _BLOCK_BITS = 12
 
 
 def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
-    """Look at all 2^N panels with none of the shortcuts of the other solvers. Raises ProblemError above 20
-    experts.
+    """The plan with the best of all 2^N panels, found with none of the shortcuts of the other solvers.
 
-    Ties as in Candidates.preference, over all panels. O(2^N (M + N)) time, blocks of 2^12 panels at a time.
+    `Candidates.preference` settles ties over all panels. It takes O(2^N (M + N)) time, in blocks of 2^12 panels. Raises
+    ProblemError above 20 experts.
     """
     started = clock() if clock else None
     experts = len(problem.names)
-    if experts > lattice.WIDEST:
+    if experts > lattice.MAX_LISTED:
         raise ProblemError(f"Brute force over {experts} experts would list 2^{experts} panels.")
     order = sorted(range(experts), key=problem.names.__getitem__)
     states = problem.value.states[order]
@@ -39,7 +39,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     masks, values = np.concatenate(kept_masks), np.concatenate(kept_values)
     elapsed_s = clock() - started if clock and started is not None else None
     if len(masks) == 0:
-        return infeasible(problem, "exhaustive", elapsed_s)
+        return infeasible_plan(problem, "exhaustive", elapsed_s)
     candidates = Candidates.of(problem)
     place = {int(n): position for position, n in enumerate(candidates.index)}
     incumbent = Incumbent(candidates, [])
@@ -47,7 +47,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
     for mask in masks[values >= peak - 1e-8 * max(1.0, abs(peak))] if np.isfinite(peak) else masks[:1]:
         members = [place[order[bit]] for bit in range(experts) if int(mask) >> bit & 1]
         incumbent.offer(members)
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="exhaustive",
@@ -59,7 +59,7 @@ def plan(problem: Problem, *, clock: Callable[[], float] | None = None) -> Plan:
 
 
 def _feasible(problem: Problem, order: list[int], masks: np.typing.NDArray[np.intp]) -> np.typing.NDArray[np.bool_]:
-    """Which panels keep every limit; straight from the definitions."""
+    """True for each panel of `masks` that keeps every limit, straight from the definitions."""
     experts = len(order)
     members = (masks[:, None] >> np.arange(experts) & 1).astype(np.bool_)
     sizes = members.sum(axis=1)

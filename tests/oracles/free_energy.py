@@ -1,5 +1,6 @@
-"""A third set value, the negative free energy of a panel: no request is planned with it, and it shows that the search
-needs no more of a value than its shape.
+"""A third set value, the negative free energy of a panel, which no request is planned with.
+
+It shows that the search needs no more of a set value than its shape.
 
 | value | state of expert n on prompt m | combined by | value of a panel |
 |---|---|---|---|
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe2.coordinator.planning.bounds import Envelope, Tangent, envelope, settle
+from moe2.coordinator.planning.bounds import Envelope, Tangent, envelope, touching_points
 from moe2.coordinator.planning.values import CalibrationError, FloatArray, SetValue, calibrated
 
 _WIDEST_EXPONENT = 600.0
@@ -22,8 +23,7 @@ _TINY = 1e-300
 
 
 class FreeEnergy(SetValue):
-    """Negative free energy of the panel, `tau * E[log sum exp(-l_n / tau)]`: minus the optimum of the gate's
-    objective.
+    """The negative free energy of a panel, `tau * E[log sum exp(-l_n / tau)]`: minus the gate's optimal objective.
 
     The pointwise optimum of `sum w_n l_n + tau sum w_n log w_n` over the simplex is `-tau log sum exp(-l_n /
     tau)` (design.md, section 2), so this is what a gate trained with that objective can reach on the panel.
@@ -62,7 +62,7 @@ class FreeEnergy(SetValue):
 
 
 class FreeEnergyEnvelope(Envelope):
-    """psi(t) = tau log(held + t) - offset, beta = exp(-(l - min l) / tau)."""
+    """The envelope of the free energy: psi(t) = tau log(held + t) - offset, with beta = exp(-(l - min l) / tau)."""
 
     def __init__(self, rows: FloatArray, held: FloatArray, value: FreeEnergy) -> None:
         self.beta, self.held = rows, held
@@ -71,7 +71,7 @@ class FreeEnergyEnvelope(Envelope):
         self.least = np.maximum(rows.min(axis=0), _TINY)
 
     def at(self, shares: FloatArray, near: FloatArray | None = None, blur: float = 0.0) -> Tangent:
-        touching, steps, spread = settle(self.beta, shares, near, self.least)
+        touching, steps, spread = touching_points(self.beta, shares, near, self.least)
         total = self.held + touching
         scale = self.temperature / len(self.held)
         level = np.log(total)

@@ -1,5 +1,4 @@
-"""Discrete polyblock outer approximation: the textbook method for monotonic optimization, kept as the
-reference.
+"""Discrete polyblock outer approximation: the textbook method for monotonic optimization, kept as a reference.
 
 Tuy, Minoux, Hoai-Phuong, "Discrete monotonic optimization with application to a discrete location problem",
 SIAM J. Optim. 17 (2006): maximise an increasing f over {x in S : g(x) <= 0}, g increasing. A polyblock (a
@@ -21,14 +20,14 @@ import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Plan, certified, infeasible
+from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.values import FloatArray
 
 _BISECTIONS = 30
 
 
 def _keeps_limits(candidates: Candidates, x: FloatArray) -> bool:
-    """The limits extended to x in [0, 1]^n: sums are linear, sizes and delays count who has a share."""
+    """True where x in [0, 1]^n keeps the limits: sums are linear, sizes and delays count experts with a share."""
     support = np.flatnonzero(x > 0.0)
     if len(support) == 0:
         return True
@@ -61,15 +60,15 @@ def plan(
     time_limit_s: float | None = None,
     clock: Callable[[], float] | None = None,
 ) -> Plan:
-    """Solve by polyblocks; exact unless a limit cuts it short, and then with a valid bound.
+    """The plan found by polyblocks; it is exact unless a limit cuts it short, and then its bound is valid.
 
-    Vertices that were met before, or whose value cannot beat the best panel met, are dropped. Of equal values
-    the vertex met with fewer joules wins (Candidates.preference), among the vertices that the search visits.
+    Vertices that were met before, or whose value cannot beat the best panel met, are dropped. `Candidates.preference`
+    settles ties among the vertices that the search visits.
     """
     started = clock() if clock else 0.0
     candidates = Candidates.of(problem)
     if candidates.count == 0:
-        return infeasible(problem, "polyblock", clock() - started if clock else None)
+        return infeasible_plan(problem, "polyblock", clock() - started if clock else None)
     incumbent = Incumbent(candidates, [])
     for n in range(candidates.count):
         incumbent.offer([n])
@@ -101,7 +100,7 @@ def plan(
                     heapq.heappush(heap, (-value, child))
     bound = max(incumbent.value, -heap[0][0]) if heap else incumbent.value
     incumbent.thin()
-    return certified(
+    return proven_plan(
         problem,
         candidates.index[incumbent.members].tolist(),
         method="polyblock",

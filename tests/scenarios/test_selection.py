@@ -97,7 +97,7 @@ async def test_a_smaller_energy_budget_buys_a_cheaper_expert(tmp_path: Path) -> 
         assert tight["chosen"].endswith(f"/{cheaper}")
         reasons = {row["model"]: row["reason"] for row in tight["decision"]["experts"]}
         (dearer,) = joules.keys() - {cheaper}
-        assert "energy_j" in reasons[dearer]
+        assert "energy of" in reasons[dearer]
 
 
 async def test_the_configured_category_sets_the_budgets(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Asking a fleet a question set, to train the gate on what it answers."""
+"""This room asks a fleet the questions of a question set and keeps its scored answers, to train the gate on them."""

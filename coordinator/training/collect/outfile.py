@@ -21,42 +21,46 @@ _MODE = 0o644
 
 
 class OutfileError(Moe2Error):
-    """An outcomes file that cannot be continued."""
+    """The outcomes file cannot be continued."""
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """One expert's answer to one question.
-
-    score: 0..1. chars, tokens: of the answer. seconds: from the request's arrival to its end, as the coordinator saw
-    it. joules: None where nobody measured them; energy_quality says how they were obtained.
-    """
+    """One expert's answer to one question."""
 
     model: str
+    """Name of the expert's model."""
     score: float
+    """From 0 for wrong to 1 for right."""
     chars: int
+    """Characters of the answer."""
     tokens: int | None
+    """Tokens of the answer."""
     seconds: float | None
+    """Seconds from the request's arrival to its end, as the coordinator saw it."""
     joules: float | None
+    """Joules of the request; None where nobody measured them."""
     energy_quality: str | None
+    """How the joules were obtained."""
 
 
 class Outfile:
-    """What was collected so far, by question; and the file that holds it.
+    """The answers that were collected so far, by question, and the file that holds them.
 
-    repaired: a cut-off last line was dropped when it was opened.
+    Raises OutfileError where the file is no outcomes file of `collect`.
     """
 
     def __init__(self, path: Path) -> None:
-        # A link's target is written to, not the link replaced.
+        # Of a symbolic link the target is written to; the link is not replaced.
         self.path = path.resolve()
         self.repaired = False
+        """True where a cut-off last line was dropped when the file was opened."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._amended = False
         if path.exists():
             self._read()
 
     def answers(self, question: Question) -> dict[str, Answered]:
-        """What is known of a question, by expert. Raises OutfileError where its id stands for another prompt."""
+        """The answers to a question by expert key. Raises OutfileError where its id stands for another prompt."""
         row = self._rows.get(question.id)
         if row is None:
             return {}
@@ -68,9 +72,9 @@ class Outfile:
         return msgspec.convert(row.get("experts", {}), dict[str, Answered])
 
     def put(self, question: Question, answers: Mapping[str, Answered]) -> None:
-        """Keep a question's answers: a new one is appended at once, an amended one written by `flush`.
+        """Keep a question's answers: a new question is appended at once, a changed one is written by `flush`.
 
-        Raises OSError if a new one cannot be kept; it may be put again.
+        Raises OSError where a new question cannot be written; it may be put again.
         """
         row = _row(question, answers)
         if question.id in self._rows:
@@ -80,7 +84,7 @@ class Outfile:
         self._rows[question.id] = row
 
     def flush(self) -> None:
-        """Write amended questions: the file is replaced as a whole, or not at all. Raises OSError."""
+        """Write changed questions; the file is replaced as a whole or not at all. Raises OSError."""
         if self._amended:
             self._rewrite()
             self._amended = False

@@ -1,4 +1,4 @@
-"""A question set: what is asked and what is right. Read from JSON lines or Parquet.
+"""Question sets: questions with their right answers, read from JSON lines or Parquet and checked.
 
 Columns: `id` (unique), `prompt`, `gold`, `metric` (exact_match, choice or numeric), `choices` (a list of options, for
 choice), and the labels of an outcomes file: `split`, `source`, `benchmark`, `domain`, each optional. The gold of a
@@ -13,40 +13,35 @@ from pathlib import Path
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.training.collect.scoring import LETTERS, Metric, last_number
-from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_jsonl, read_parquet
+from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_columns
 
 REQUIRED = ("id", "prompt", "gold", "metric")
 
 
 class QuestionsError(Moe2Error):
-    """A question set that cannot be used. The message names file, line (or row) and column."""
+    """A question set cannot be used; the message names the file, the line (or row) and the column."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question. asked: the prompt with its options, as experts and the gate read it. gold: a choice's letter.
-
-    labels: the columns that are carried over into the outcomes.
-    """
+    """One question with its right answer."""
 
     id: str
     asked: str
+    """The prompt with its options, as experts and the gate read it."""
     gold: str
+    """The right answer; of a choice its letter."""
     metric: Metric
+    """How an answer is compared with `gold`."""
     choices: tuple[str, ...]
+    """The options of a choice; else empty."""
     labels: tuple[tuple[str, str], ...]
+    """Columns, as (name, value), that are carried over into the outcomes."""
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
-    """Read a .jsonl, .ndjson or .parquet file. Raises `Moe2Error`, naming line and column."""
-    if not path.is_file():
-        raise QuestionsError(f"There is no question file {path}.", remedy="Give a .jsonl or .parquet file.")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        columns, unit = read_jsonl(path)
-    elif path.suffix.lower() == ".parquet":
-        columns, unit = read_parquet(path)
-    else:
-        raise QuestionsError(f"{path} is neither .jsonl nor .parquet.", remedy="Convert it to one of the two.")
+    """Read a question set from a .jsonl, .ndjson or .parquet file. Raises Moe2Error, which names line and column."""
+    columns, unit = read_columns(path, "question")
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise QuestionsError(
@@ -69,7 +64,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 
 class _Row:
-    """One row of raw columns; every error names place and column."""
+    """One row of raw columns that becomes a question; every error names the file, the row and the column."""
 
     def __init__(self, columns: dict[str, Sequence[object]], row: int, place: str) -> None:
         self._columns = columns
@@ -151,6 +146,6 @@ class _Row:
 
 
 def _options(prompt: str, choices: tuple[str, ...]) -> list[str]:
-    """The lines of options that the prompt does not show itself."""
+    """The lines of options to add to a prompt; none where the prompt shows them all itself."""
     lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return [] if all(line in prompt for line in lines) else lines

@@ -1,7 +1,7 @@
 """Scores of answers: 1 for right, 0 for wrong, by one of three metrics. PURE.
 
-Small models wrap an answer in words, so each metric looks for it: the whole answer without case, punctuation and
-articles; the letter of an option; the last number.
+Small models wrap an answer in words, so each metric looks for the part that counts: the whole answer without case,
+punctuation and articles, the letter of an option, or the last number.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ INSTRUCTIONS = {
     Metric.CHOICE: "Answer with the letter of the right option alone.",
     Metric.NUMERIC: "End your answer with the resulting number.",
 }
-"""What experts are told besides the question, as a system message: the gate never sees it."""
+"""The system message that experts get with a question, by metric; the gate never sees it."""
 
 
 def score(metric: Metric, answer: str, gold: str, choices: Sequence[str] = ()) -> float:
-    """1.0 where `answer` is right, else 0.0. gold: for a choice its letter."""
+    """The score of an answer: 1.0 where it is right, else 0.0. gold: the right answer; of a choice its letter."""
     match metric:
         case Metric.EXACT_MATCH:
             return float(normalised(answer) == normalised(gold))
@@ -59,7 +59,7 @@ def score(metric: Metric, answer: str, gold: str, choices: Sequence[str] = ()) -
 
 
 def normalised(text: str) -> str:
-    """Without case, punctuation, articles, accents' encoding and surplus space."""
+    """The text without case, punctuation, articles and surplus space, with accents in one encoding (NFKC)."""
     lowered = unicodedata.normalize("NFKC", text).casefold()
     plain = "".join(" " if unicodedata.category(character)[0] in "PS" else character for character in lowered)
     return " ".join(_ARTICLES.sub(" ", plain).split())
@@ -68,7 +68,7 @@ def normalised(text: str) -> str:
 def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     """The letter of the option that an answer names; None where it names none.
 
-    Looked for in this order: an answer that is declared ("the answer is (B)", the last one counts), an opening letter
+    It is looked for in this order: a declared answer ("the answer is (B)", of which the last counts), an opening letter
     ("B. because"), the only letter in brackets, an answer that is an option's text.
     """
     letters = LETTERS[: len(choices)]
@@ -89,7 +89,7 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text, exactly; None where there is none. Understands 1,234.5, 3/4, 1e3 and a minus sign."""
+    """The exact last number of a text, such as 1,234.5, 3/4, 1e3 or -2; None where there is none."""
     for found in reversed(_NUMBER.findall(text)):
         plain = found.replace(",", "").replace("−", "-").lower()
         _, _, exponent = plain.partition("e")

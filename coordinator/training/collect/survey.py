@@ -1,4 +1,4 @@
-"""Asks every question of every expert over the coordinator's own API, several at a time, and keeps what comes back."""
+"""The survey: it asks every expert every question over the coordinator's own API, and keeps the scored answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GIVE_UP_AFTER = 10
 
 
 class AskError(Moe2Error):
-    """One expert did not answer one question."""
+    """An expert did not answer a question."""
 
 
 class UnreachableError(Moe2Error):
@@ -34,7 +34,7 @@ class UnreachableError(Moe2Error):
 
 @dataclass(frozen=True)
 class LiveExpert:
-    """An expert that is ready."""
+    """An expert that can be asked: it is ready, or loads when asked."""
 
     key: str
     model: str
@@ -42,25 +42,31 @@ class LiveExpert:
 
 @dataclass
 class Report:
-    """What a survey came to. failures: by expert and reason."""
+    """The outcome of a survey."""
 
     answered: int = 0
+    """Number of questions that an expert answered."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of failures by expert key and reason."""
     given_up: set[str] = field(default_factory=set)
+    """Keys of experts that were no longer asked."""
 
 
 class Asker:
-    """A client of one coordinator. session: with the coordinator's URL as its base."""
+    """A client of one coordinator.
+
+    session: its base URL is the coordinator's. max_tokens: limit on the length of an answer.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, *, max_tokens: int) -> None:
         self._session = session
         self._max_tokens = max_tokens
 
     async def live_experts(self) -> tuple[LiveExpert, ...]:
-        """All experts that are ready, by key. Raises UnreachableError."""
+        """All experts that can be asked, in the order of their agents' ids. Raises UnreachableError."""
         status, content, _ = await self._send("GET", "/v1/moe2/fleet")
         if status != 200:
-            raise UnreachableError(f"The coordinator's fleet cannot be read: {_told(content, status)}")
+            raise UnreachableError(f"The coordinator's fleet cannot be read: {_error_text(content, status)}")
         try:
             fleet = msgspec.json.decode(content, type=CoordinatorStatus)
         except msgspec.DecodeError as error:
@@ -75,7 +81,7 @@ class Asker:
         )
 
     async def ask(self, question: Question, expert: LiveExpert) -> Answered:
-        """Ask one expert, again where it is only busy. Raises AskError, and UnreachableError."""
+        """Ask an expert a question, again while it is busy. Raises AskError and UnreachableError."""
         body = msgspec.json.encode(
             {
                 "model": expert.key,
@@ -93,7 +99,7 @@ class Asker:
             if status == 200:
                 return _answered(question, expert, content)
             if status not in (429, 503) or attempt == ATTEMPTS:
-                raise AskError(_told(content, status))
+                raise AskError(_error_text(content, status))
             await asyncio.sleep(min(MAX_PAUSE_S, float(retry_after or 1)))
         raise AssertionError("the last attempt returns or raises")
 
@@ -117,11 +123,11 @@ async def survey(
     concurrency: int,
     progress: Callable[[], None],
 ) -> Report:
-    """Ask what the file does not hold yet, `concurrency` requests at a time.
+    """Ask the experts all questions whose answers the file does not hold, `concurrency` requests at a time.
 
-    progress: called once per answer or failure.
-    Whatever was answered is in the file when this ends, however it ends: by an error or by cancellation, too. A
-    question that an expert failed to answer lacks that expert, and is asked again by the next survey.
+    progress: called once per answer or failure. Every answer is in the file when the survey ends, even by an error or
+    by cancellation. A question that an expert failed to answer is asked again by the next survey. Raises
+    UnreachableError where the coordinator does not answer.
     """
     jobs = _Jobs(questions, experts, outfile)
     try:
@@ -136,7 +142,7 @@ async def survey(
 
 
 def missing(questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile) -> int:
-    """How many answers the file lacks. Raises `OutfileError` where it belongs to other questions."""
+    """The number of answers that the file lacks. Raises OutfileError where it belongs to other questions."""
     return sum(expert.key not in outfile.answers(question) for question in questions for expert in experts)
 
 
@@ -155,12 +161,15 @@ class _Open:
 
     question: Question
     answers: dict[str, Answered]
+    """Answers so far by expert key."""
     waiting: int
+    """Number of experts that have not answered yet."""
     news: bool = False
+    """True where the file lacks one of the answers."""
 
 
 class _Jobs:
-    """What is left to ask, shared by all workers: every pair of question and expert is handed out once."""
+    """The pairs of question and expert that are left to ask; workers share it, and each pair is handed out once."""
 
     def __init__(self, questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile) -> None:
         self.report = Report()
@@ -187,7 +196,7 @@ class _Jobs:
         self._ended(asked)
 
     def keep_all(self) -> None:
-        """Write what has been answered of questions that are still open."""
+        """Write the answers of questions that still wait for others."""
         for asked in tuple(self._open.values()):
             self._keep(asked)
         self._outfile.flush()
@@ -217,7 +226,7 @@ class _Jobs:
 
 
 def _answered(question: Question, expert: LiveExpert, content: bytes) -> Answered:
-    """Score a completion. Raises AskError where it is not one of moe2's."""
+    """The scored answer in a completion's body. Raises AskError where it is not a completion of moe2."""
     try:
         body: dict[str, Any] = msgspec.json.decode(content)
         text = str(body["choices"][0]["message"]["content"] or "")
@@ -235,8 +244,8 @@ def _answered(question: Question, expert: LiveExpert, content: bytes) -> Answere
         raise AskError(f"The answer is not understood ({type(error).__name__}: {error}).") from error
 
 
-def _told(content: bytes, status: int) -> str:
-    """The sentence in an OpenAI-shaped error, with its HTTP status."""
+def _error_text(content: bytes, status: int) -> str:
+    """The message in an OpenAI-shaped error's body with its HTTP status, or the status alone."""
     try:
         return f"{msgspec.json.decode(content)['error']['message']} (HTTP {status})"
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -1,1 +1,1 @@
-"""Comparing the gate with simpler choices on held-out outcomes."""
+"""This room compares the gate with simpler ways to choose an expert, on held-out outcomes."""

@@ -1,4 +1,4 @@
-"""The grid of budgets on which routers are compared. Pure."""
+"""The grid of budgets under which routers are compared. PURE."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _CROSSED: Final = (0.2, 0.5, 0.8)
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on one request's predicted joules and seconds; None is no limit. axis: which sweep it belongs to."""
+    """Limits on one request's predicted joules and seconds; None is no limit."""
 
     axis: str
+    """The sweep that it belongs to: "none", "energy", "delay" or "both"."""
     max_energy_j: float | None
     max_delay_s: float | None
 
 
 def budget_grid(costs: Costs) -> tuple[Budget, ...]:
-    """No limit at all, a sweep over energy, a sweep over delay, and both limits crossed.
+    """The budgets of an evaluation: no limit, a sweep over energy, a sweep over delay, and both limits crossed.
 
     The limits are quantiles of the predicted costs of single answers, so that tight ones leave few experts and loose
     ones nearly all.
@@ -45,7 +46,7 @@ def budget_grid(costs: Costs) -> tuple[Budget, ...]:
 
 
 def feasible_under(budget: Budget, costs: Costs, runnable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(rows, N) which single experts fit the budget by their predicted costs, among those with a known score."""
+    """(rows, N) True where a single expert fits the budget by its predicted costs and is `runnable` (rows, N)."""
     fits = runnable.copy()
     if budget.max_energy_j is not None:
         fits &= costs.predicted_energy_j <= budget.max_energy_j

@@ -1,4 +1,4 @@
-"""The choice of a panel under budgets, as evaluation needs it: the planner on one prompt's probabilities. Pure."""
+"""The choice of a panel under budgets by the planner, from one prompt's probabilities alone. PURE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe2.coordinator.planning import search
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem
+from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem
 from moe2.coordinator.planning.values import Coverage
 
 FloatArray = npt.NDArray[np.float64]
@@ -19,31 +19,36 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PanelProblem:
-    """One request. probabilities, energy_j, delay_s: (N,); available: (N,) False where an expert is ruled out.
-
-    max_energy_j bounds the sum over the panel, max_delay_s the slowest member; inf where there is no limit.
-    """
+    """One request for which a panel is chosen among N experts."""
 
     probabilities: FloatArray
+    """(N,) probability that each expert answers well."""
     energy_j: FloatArray
+    """(N,)"""
     delay_s: FloatArray
+    """(N,)"""
     available: BoolArray
+    """(N,) False where an expert is ruled out."""
     max_energy_j: float
+    """Limit on the sum over the panel; inf for none."""
     max_delay_s: float
+    """Limit on the slowest member; inf for none."""
     max_experts: int
 
 
 class PanelSelector(Protocol):
-    """Chooses a panel: the members' numbers, ascending; empty where nothing fits."""
+    """A way to choose panels."""
 
-    def select(self, problem: PanelProblem) -> tuple[int, ...]: ...
+    def select(self, problem: PanelProblem) -> tuple[int, ...]:
+        """The members of the chosen panel, ascending; empty where nothing fits."""
+        ...
 
 
 class Planner:
     """The exact planner: the largest 1 - prod(1 - p) wins, ties go to fewer joules, less delay, lower numbers."""
 
     def select(self, problem: PanelProblem) -> tuple[int, ...]:
-        """The best panel; its members ascend."""
+        """The members of the best panel, ascending; empty where nothing fits."""
         count = problem.probabilities.size
         names, nothing, aggregation = _frame(count)
         costs = Costs(problem.energy_j, nothing, nothing, nothing, problem.delay_s)
@@ -54,7 +59,7 @@ class Planner:
                 p50=costs,
                 p95=costs,
                 aggregation=aggregation,
-                budgets=Budgets(
+                budgets=PanelBudgets(
                     energy_j=_limit(problem.max_energy_j),
                     delay_s=_limit(problem.max_delay_s),
                     max_experts=problem.max_experts,
@@ -71,6 +76,6 @@ def _limit(value: float) -> float | None:
 
 @lru_cache(maxsize=8)
 def _frame(count: int) -> tuple[tuple[str, ...], FloatArray, Aggregation]:
-    """Names whose alphabetical order is that of the numbers, no cost at all, and free aggregation."""
+    """Names whose alphabetical order is that of the numbers, costs (count,) of 0, and an aggregation without cost."""
     width = len(str(count))
     return tuple(f"{n:0{width}d}" for n in range(count)), np.zeros(count), Aggregation.free(count)

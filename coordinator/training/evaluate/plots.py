@@ -1,4 +1,4 @@
-"""The evaluation as pictures, PNG and SVG: the only user of matplotlib."""
+"""Plots of an evaluation's report as PNG and SVG; this is the only module that uses matplotlib."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from moe2.coordinator.training.evaluate.routers import ORACLES
 from moe2.coordinator.training.evaluate.study import ALL_EXPERTS, MOE2
 
 _ASIDE = 0.03
-"""How far neighbouring routers are apart, in budgets."""
+"""Distance between neighbouring routers in a plot, as a share of the distance between budgets."""
 
 
 def write_plots(report: EvaluationReport, folder: Path) -> list[Path]:
-    """Score against energy and against delay budgets, with standard errors. Gives the files written.
+    """Plot scores against energy and against delay budgets, with standard errors; returns the files written.
 
     Raises Moe2Error where matplotlib is missing.
     """

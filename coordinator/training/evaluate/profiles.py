@@ -1,4 +1,4 @@
-"""Cost profiles: joules and seconds of an answer on a kind of host, from published measurements. Pure.
+"""Cost profiles: joules and seconds of an answer on a kind of host, from published measurements. PURE.
 
 Published figures (mark "published"): AGX Orin 64 GB, llama.cpp, Llama 3.1 8B, three power rails at 10 Hz, from
 jbecirovski/jetson-llm-maxperf (commit c19500d, MIT); RTX 4090 decoding speed of LLaMA 3 8B Q4_K_M from
@@ -22,14 +22,14 @@ from moe2.coordinator.training.outcomes import Outcomes
 FloatArray = npt.NDArray[np.float64]
 
 CHARACTERS_PER_TOKEN: Final = 4.0
-"""Assumed."""
+"""Characters per token, assumed."""
 REFERENCE_PARAMETERS: Final = 8e9
-"""Size of the model that the profiles were measured with; cost per token is assumed to grow linearly with size."""
+"""Parameters of the model that the profiles hold for; a token's cost is assumed to grow linearly with them."""
 
 
 @dataclass(frozen=True)
 class HostProfile:
-    """What a token costs on a host, for an 8B model. `marks` says of each figure whether it is published or assumed."""
+    """What tokens cost on one kind of host, for a model of `REFERENCE_PARAMETERS`."""
 
     name: str
     prefill_tokens_per_s: float
@@ -37,6 +37,7 @@ class HostProfile:
     prefill_j_per_token: float
     decode_j_per_token: float
     marks: Mapping[str, str]
+    """Whether each kind of figure is "published" or "assumed"."""
 
 
 _ALL_PUBLISHED: Final = {"prefill_speed": "published", "decode_speed": "published", "energy": "published"}
@@ -61,12 +62,12 @@ PROFILES: Final = {
 
 
 class ProfileError(Moe2Error):
-    """A fleet that cannot be costed."""
+    """The costs of a fleet cannot be computed."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Joules and seconds, (rows, experts) each. predicted_*: known before an answer; actual_*: with its real length.
+    """The joules and seconds (rows, experts) of each answer, as predicted before it and with its real length.
 
     Actual figures equal the predicted ones where the outcomes file holds no length of the answer.
     """
@@ -80,13 +81,13 @@ class Costs:
 
 
 def default_hosts(experts: Sequence[str]) -> dict[str, str]:
-    """Each expert's host: the profiles in turn, by the experts' order."""
+    """The host profile of each expert: the profiles in turn, in the experts' order."""
     names = list(PROFILES)
     return {expert: names[n % len(names)] for n, expert in enumerate(experts)}
 
 
 def fleet_costs(table: Outcomes, train: Outcomes, hosts: Mapping[str, str], answer_tokens: float) -> Costs:
-    """What each answer of `table` costs on its expert's host.
+    """The costs of each answer of `table` on its expert's host.
 
     Predictions use the prompt's length and the expert's mean answer length on the train rows, or `answer_tokens` where
     that is unknown. Raises ProfileError for an expert without a host, or an unknown host.

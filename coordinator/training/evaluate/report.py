@@ -1,4 +1,4 @@
-"""What an evaluation found: plain values, ready for JSON. Scores are means of 0..1, standard errors are of the mean."""
+"""The report of an evaluation as plain values, ready for JSON; scores are means of 0..1, with standard errors."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import msgspec
 
 
 class RouterFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One router under one budget.
-
-    answered: share of prompts for which something fitted; the others count as score 0 for every router alike.
-    lead, lead_standard_error: this router's score less moe2's, paired by prompt. energy_j, delay_s: mean of what was
-    run, by real answer lengths where they are known.
-    """
+    """The figures of one router under one budget."""
 
     score: float
+    """Mean score; a prompt for which no expert fitted counts as 0, for every router alike."""
     standard_error: float
+    """Standard error of `score`."""
     answered: float
+    """Share of the prompts, 0..1, for which an expert fitted."""
     lead: float
+    """Score less moe2's, paired by prompt."""
     lead_standard_error: float
+    """Standard error of `lead`."""
     energy_j: float
+    """Mean joules of what was run, by real answer lengths where they are known."""
     delay_s: float
+    """Mean seconds of what was run, by real answer lengths where they are known."""
 
 
 class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """All routers under one budget; None is no limit."""
+    """The figures of all routers under one budget; None is no limit."""
 
     axis: str
     max_energy_j: float | None
@@ -34,7 +36,7 @@ class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole evaluation. Nothing here was measured on rows that were used to choose or train."""
+    """The report of a whole evaluation; no figure was measured on rows that were used to choose or train."""
 
     experts: tuple[str, ...]
     source: str | None
@@ -52,4 +54,5 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     baselines_ahead: tuple[str, ...]
     """Baselines other than oracles that lead moe2 by more than one standard error, with the budget."""
     baselines_ahead_of_told: tuple[str, ...] = ()
-    """The same of moe2 that is told each prompt's category, as the best expert per known label is."""
+    """Baselines other than oracles that lead moe2 by more than one standard error where moe2 is told each prompt's
+    category, as the best expert per known label is."""

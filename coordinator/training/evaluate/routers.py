@@ -1,4 +1,8 @@
-"""Routers: ways to choose one expert per prompt among those that fit the budgets. PURE."""
+"""Routers: ways to choose one expert per prompt among those that fit the budgets. PURE.
+
+A `Router` turns the experts' feasibility (rows, N) into shares (rows, N): the chance that each expert is chosen for
+each prompt. The first functions make routers; those below compute what baselines choose by.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,17 @@ from moe2.coordinator.training.evaluate.profiles import Costs
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Router = Callable[[BoolArray], FloatArray]
+"""Shares (rows, N) of the experts from their feasibility (rows, N); a row sums to 1, or to 0 where nobody fits."""
 
 ORACLES = ("oracle",)
-"""Routers that look at the answers they are judged by."""
+"""Names of the routers that look at the answers they are judged by."""
 
 
 def by_value(values: FloatArray) -> Router:
-    """The feasible expert with the largest value, (rows, N) or (N,); ties to the lower number."""
+    """The router to the feasible expert with the largest value; ties go to the lower number.
+
+    values: (N,), or (rows, N) for values of their own in each row.
+    """
 
     def route(feasible: BoolArray) -> FloatArray:
         ranked = np.where(feasible, np.broadcast_to(values, feasible.shape), -np.inf)
@@ -31,7 +39,7 @@ def by_value(values: FloatArray) -> Router:
 
 
 def at_random() -> Router:
-    """Each feasible expert with equal chance."""
+    """The router that gives each feasible expert an equal chance."""
 
     def route(feasible: BoolArray) -> FloatArray:
         return np.asarray(feasible / np.maximum(feasible.sum(axis=1, keepdims=True), 1), dtype=np.float64)
@@ -40,7 +48,7 @@ def at_random() -> Router:
 
 
 def round_robin() -> Router:
-    """Row i goes to the feasible expert number i modulo how many there are."""
+    """The router that takes feasible experts in turn: row i goes to number i modulo their count."""
 
     def route(feasible: BoolArray) -> FloatArray:
         chosen = np.zeros(feasible.shape[0], dtype=np.int64)
@@ -53,9 +61,10 @@ def round_robin() -> Router:
 
 
 def by_panel(probabilities: FloatArray, costs: Costs, selector: PanelSelector) -> Router:
-    """moe2 with one expert per prompt: the selector's panel of size one for the gate's probabilities (rows, N).
+    """The router of moe2 with one expert per prompt: the selector's panel of size one.
 
-    Feasibility decides what is available; the budgets themselves were applied to make it.
+    probabilities: (rows, N) the gate's. The budgets were applied to make the feasibility, which decides what is
+    available.
     """
 
     def route(feasible: BoolArray) -> FloatArray:
@@ -77,7 +86,10 @@ def by_panel(probabilities: FloatArray, costs: Costs, selector: PanelSelector) -
 
 
 def label_means(kinds: Sequence[str], scores: FloatArray, wanted: Sequence[str]) -> FloatArray:
-    """(len(wanted), N) mean train score of each expert on each wanted row's kind; the overall mean for a new kind."""
+    """(len(wanted), N) the mean train score of each expert on each wanted row's kind, or on all kinds for a new one.
+
+    kinds: of the train rows. scores: (train rows, N), NaN where not run.
+    """
     overall = np.nanmean(scores, axis=0)
     labels = np.array(kinds)
     means: dict[str, FloatArray] = {}
@@ -89,9 +101,9 @@ def label_means(kinds: Sequence[str], scores: FloatArray, wanted: Sequence[str])
 
 
 def neighbour_means(similarity: FloatArray, scores: FloatArray, neighbours: int) -> FloatArray:
-    """(rows, N) mean train score over the most similar train prompts.
+    """(rows, N) the mean train score of each expert over the most similar train prompts.
 
-    similarity: (rows, train rows); scores: (train rows, N), NaN where not run (the expert's mean then stands in).
+    similarity: (rows, train rows). scores: (train rows, N); the expert's mean stands in for NaN (not run).
     """
     filled = np.where(np.isnan(scores), np.nanmean(scores, axis=0), scores)
     count = min(neighbours, similarity.shape[1])
@@ -100,14 +112,21 @@ def neighbour_means(similarity: FloatArray, scores: FloatArray, neighbours: int)
 
 
 def score_of(shares: FloatArray, scores: FloatArray) -> FloatArray:
-    """(rows,) the expected score; 0 where nothing was run. Scores of experts that get no share may be unknown."""
+    """(rows,) the expected score under shares (rows, N); 0 where nothing was run.
+
+    scores: (rows, N); those of experts without a share may be NaN.
+    """
     return np.asarray(np.where(shares > 0, shares * np.nan_to_num(scores), 0.0).sum(axis=1), dtype=np.float64)
 
 
 def baseline_routers(
     train_means: FloatArray, labels: FloatArray, neighbours: FloatArray, costs: Costs, scores: FloatArray
 ) -> Mapping[str, Router]:
-    """The baselines by name. train_means: (N,); labels, neighbours, scores: (rows, N)."""
+    """The baselines' routers by name.
+
+    train_means: (N,) mean train scores. labels, neighbours: (rows, N) as of `label_means` and `neighbour_means`.
+    scores: (rows, N) of the reported rows, for the oracle.
+    """
     return {
         "best single that fits": by_value(train_means),
         "best per known label": by_value(labels),
@@ -130,7 +149,10 @@ def _one_hot(chosen: npt.NDArray[np.int64], feasible: BoolArray) -> FloatArray:
 def cosine_similarities(
     wanted: Sequence[str], known: Sequence[str], extractor: FeatureExtractor, idf: npt.NDArray[np.float32]
 ) -> FloatArray:
-    """(len(wanted), len(known)) cosines, 0..1; a prompt without n-grams is like none. idf: (buckets,)."""
+    """(len(wanted), len(known)) the cosine similarity, 0..1, of prompts by their n-grams; 0 for a prompt without any.
+
+    idf: (buckets,) the weight of each n-gram bucket.
+    """
     features = [extractor.extract(prompt) for prompt in known]
     buckets = np.concatenate([entry.buckets for entry in features])
     values = np.concatenate([weighted_counts(entry, idf) for entry in features]).astype(np.float64)

@@ -1,4 +1,7 @@
-"""One evaluation: train on train rows, choose on val rows, report on rows that neither has seen."""
+"""The evaluation: it trains a gate, and compares it with baselines on rows that neither training nor choice has seen.
+
+`split_for_report` keeps rows apart for the report; `evaluate` trains on the rest and fills the report.
+"""
 
 from __future__ import annotations
 
@@ -36,29 +39,33 @@ FloatArray = npt.NDArray[np.float64]
 
 MOE2 = "moe2"
 MOE2_TOLD = "moe2, category given"
-"""moe2 for requests that name their category: what the best expert per known label knows, too."""
+"""moe2 for requests that name their category, which the best expert per known label knows as well."""
 ALL_EXPERTS = "all experts (median)"
-"""All run; the median of their scores stands for a vote, which scores alone cannot replay."""
+"""All experts run; the median of their scores stands for a vote, which scores alone cannot replay."""
 _NEIGHBOURS = 40
 
 
 class EvaluationError(Moe2Error):
-    """Outcomes that cannot be evaluated."""
+    """The outcomes cannot be evaluated."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows to learn from (their "train" and "val") and rows to report on; reported_on says where those come from."""
+    """The pool's rows, split into those to learn from and those to report on."""
 
     learn: Outcomes
+    """Rows of the splits "train" and "val"."""
     report: Outcomes
+    """Rows that nothing is learnt from."""
     reported_on: str
+    """Where the reported rows come from, in words."""
 
 
 def split_for_report(pool: Outcomes) -> Parts:
-    """Test rows are reported on; without any, a fifth of the train rows is held out by a hash of the id.
+    """Split the pool into rows to learn from and rows to report on.
 
-    Train and val rows whose prompt also occurs in the reported rows are dropped. Raises EvaluationError.
+    Test rows are reported on; without any, a fifth of the train rows is held out by a hash of the id. Train and val
+    rows whose prompt also occurs in the reported rows are dropped. Raises EvaluationError for too few rows.
     """
     test = [int(row) for row in pool.rows_of("test")]
     reported_on = "test"
@@ -95,8 +102,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Train a gate and compare it with the baselines on the budget grid.
 
-    hosts: expert to host profile (default: the profiles in turn). answer_tokens: assumed where lengths are unknown.
-    Raises EvaluationError, TrainingError or ProfileError.
+    hosts: host profile by expert; by default the profiles in turn. answer_tokens: assumed length of answers whose
+    length is unknown. Raises EvaluationError, TrainingError or ProfileError.
     """
     parts = split_for_report(pool)
     hosts = dict(hosts or default_hosts(pool.experts))
@@ -142,7 +149,7 @@ def evaluate(
 
 
 def without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes | None:
-    """Rows of other sources, without prompts that are reported on."""
+    """The rows of other sources, without prompts that are reported on; None where there are no other sources."""
     if auxiliary is None:
         return None
     unseen = set(report.prompts)
@@ -150,7 +157,7 @@ def without_reported(auxiliary: Outcomes | None, report: Outcomes) -> Outcomes |
 
 
 def _told(trained: TrainedGate, report: Outcomes) -> FloatArray:
-    """(rows, N) the gate's probabilities where each prompt's kind is given; found for a kind that it does not know."""
+    """(rows, N) the gate's probabilities where each prompt's kind is given; the gate finds kinds it does not know."""
     number = {name: place for place, name in enumerate(trained.manifest.kinds)}
     told = [
         trained.gate.predict(prompt, number.get(kind)).probabilities
@@ -160,7 +167,7 @@ def _told(trained: TrainedGate, report: Outcomes) -> FloatArray:
 
 
 def _uncalibrated(gate: Gate, probabilities: FloatArray) -> FloatArray:
-    """The probabilities before the calibration's slope and offset."""
+    """The probabilities as they were before the gate's calibration."""
     p = gate.parameters
     return sigmoid((log_odds_of(probabilities, 1e-9) - p.calibration_offset) / p.calibration_slope)
 
@@ -214,7 +221,7 @@ def _under(budget: Budget, routers: Mapping[str, Router], report: Outcomes, cost
 def _everyone(
     budget: Budget, report: Outcomes, costs: Costs, runnable: npt.NDArray[np.bool_]
 ) -> tuple[FloatArray, FloatArray]:
-    """Shares (1 for each member) and scores of running all experts, where all of them together fit the budget."""
+    """The shares (rows, N) and scores (rows,) of running all experts, where together they fit the budget; else 0."""
     energy = np.where(runnable, costs.predicted_energy_j, 0.0).sum(axis=1)
     delay = np.where(runnable, costs.predicted_delay_s, 0.0).max(axis=1)
     fits = np.ones(len(report), dtype=bool)
@@ -227,7 +234,7 @@ def _everyone(
 
 
 def _delay(name: str, shares: FloatArray, costs: Costs) -> FloatArray:
-    """(rows,) expected delay of one chosen expert, or of the slowest where all run at once."""
+    """(rows,) the expected delay of one chosen expert, or of the slowest one where all run at once."""
     each = shares * costs.actual_delay_s
     return np.asarray(each.max(axis=1) if name == ALL_EXPERTS else each.sum(axis=1), dtype=np.float64)
 
@@ -237,7 +244,7 @@ def _standard_error(values: FloatArray) -> float:
 
 
 def is_baseline(router: str) -> bool:
-    """True for what moe2 is measured by: neither moe2 itself nor an oracle."""
+    """True for a router that moe2 is compared with: neither moe2 itself nor an oracle."""
     return router not in (MOE2, MOE2_TOLD, *ORACLES)
 
 
@@ -250,5 +257,5 @@ def _under_budget(router: str, budget: BudgetFigures) -> str:
 
 
 def with_seeds(count: int, training: TrainingConfig | None = None) -> TrainingConfig:
-    """A training configuration with `count` seeds."""
+    """The training configuration with the seeds 0 to `count` - 1."""
     return replace(training or TrainingConfig(), seeds=tuple(range(count)))

@@ -1,4 +1,4 @@
-"""The evaluation as tables for a terminal."""
+"""Tables for a terminal that show an evaluation's report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def limit_text(value: float | None, unit: str) -> str:
 
 
 def tables(report: EvaluationReport) -> Iterator[Table]:
-    """First every router without limits, then all routers' scores under each budget."""
+    """The tables of a report: first every router without limits, then all routers' scores under each budget."""
     yield _loose(report.budgets[0])
     for axis, title in (
         ("energy", "Score under an energy budget"),
@@ -42,7 +42,7 @@ def _loose(budget: BudgetFigures) -> Table:
 
 
 def _sweep(title: str, budgets: list[BudgetFigures]) -> Table:
-    """A row per router and a column per budget, which is narrower than the other way round."""
+    """The table of a sweep with a row per router and a column per budget, which is narrower than the other way."""
     table = Table(title=title, padding=0)  # nine budgets fit a terminal of 80 columns
     table.add_column("router")
     for budget in budgets:

@@ -1,4 +1,4 @@
-"""Whose limits hold."""
+"""Tests of whose limits are in force for a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ limits = st.fixed_dictionaries({}, optional={name: st.floats(0, 1e6) for name in
 def test_the_first_who_sets_a_limit_sets_it(
     wish: dict[str, float], key: dict[str, float], category: dict[str, float], default: dict[str, float]
 ) -> None:
-    """The request, its key, its category, the default category: for each limit by itself."""
+    """Each limit comes from the request, else its key, else its category, else the default category."""
     categories = {"code": Budgets.model_validate(category), "default": Budgets.model_validate(default)}
     in_force = budgets_for(Wish.model_validate(wish), "code", categories, Budgets.model_validate(key))
     for name in LIMITS:
@@ -24,6 +24,6 @@ def test_the_first_who_sets_a_limit_sets_it(
 
 
 def test_a_key_without_budgets_changes_nothing() -> None:
-    """As where no key is asked for."""
+    """A key without budgets leaves the same budgets in force as no key."""
     categories = {"default": Budgets(energy_budget_j=5.0)}
     assert budgets_for(Wish(), "code", categories, NO_BUDGETS) == budgets_for(Wish(), "code", categories)

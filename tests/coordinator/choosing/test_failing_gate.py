@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe2.common.health import Severity
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -26,8 +26,8 @@ def test_requests_are_served_by_priors_and_the_warning_has_a_name(
 ) -> None:
     """While the gate fails the larger model's prior wins, with `gate_failed`; once it works again both are gone."""
     gate, manifest = load_checkpoint(write_gate(tmp_path / "g.safetensors", ["qwen-7b", "smollm-1b"], ["any"]))
-    appraiser = Appraiser(gate, manifest.kinds)
-    selector = Selector(appraiser, {}, clock=lambda: 0.0)
+    scorer = Scorer(gate, manifest.kinds)
+    selector = Selector(scorer, {}, clock=lambda: 0.0)
 
     def chosen() -> str:
         decided = selector.select(REQUEST, FLEET, {}, 0)
@@ -35,14 +35,14 @@ def test_requests_are_served_by_priors_and_the_warning_has_a_name(
         return decided.first.expert.model
 
     assert chosen() == "smollm-1b"  # what this gate learnt
-    assert not appraiser.warnings()
+    assert not scorer.warnings()
     nothing = np.full(2, np.nan)
     for fail in (lambda prompt: 1 / 0, lambda prompt: GatePrediction(nothing, nothing, nothing)):
         with monkeypatch.context() as patched:
             patched.setattr(gate, "predict", fail)
             assert chosen() == "qwen-7b"
-            (warning,) = appraiser.warnings()
+            (warning,) = scorer.warnings()
             assert (warning.code, warning.severity) == ("gate_failed", Severity.DEGRADED)
             assert warning.remedy
     assert chosen() == "smollm-1b"
-    assert not appraiser.warnings()
+    assert not scorer.warnings()

@@ -1,4 +1,4 @@
-"""What a request will take."""
+"""Tests of forecasts: what a request takes on each expert."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.coordinator.experts import EXACT, cost, expert, predict, speed
 
 
 def test_a_prediction_is_prefill_plus_decode() -> None:
-    """From the expert's learned rates; the first token comes with the prefill."""
+    """A prediction follows the expert's learned rates, and its first token comes with the prefill."""
     predicted = predict(expert(latency=speed(1000.0, 100.0)), Demand(500, 51), 0)
     assert predicted.ttft_s == Quantiles(0.5, 0.5)
     assert predicted.total_s == Quantiles(1.0, 1.0)
 
 
 def test_quantiles_come_from_the_experts_own_spread() -> None:
-    """p95 lies above p50 by what its requests were off."""
+    """The p95 lies above the p50 by the spread of the expert's own earlier errors."""
     spread = Spread(p50=0.0, p95=0.6931471805599453)
     predicted = predict(expert(latency=speed(1000.0, 100.0, spread=spread)), Demand(1000, 1), 0)
     assert predicted.ttft_s is not None
@@ -44,7 +44,7 @@ def test_a_request_without_a_slot_waits_for_those_before_it() -> None:
 
 
 def test_the_round_trip_is_part_of_every_time() -> None:
-    """A host far away answers later."""
+    """The round trip to a host is added to the time of the first and of the last token."""
     near = expert(latency=speed(1000.0, 100.0))
     far = Expert(near.key, near.agent_id, near.agent_name, near.model, near.report, rtt_s=0.2)
     ttft_s = predict(far, Demand(500, 1), 0).ttft_s
@@ -53,7 +53,7 @@ def test_the_round_trip_is_part_of_every_time() -> None:
 
 
 def test_a_cold_expert_is_loaded_first() -> None:
-    """As long as the last loading took; where none was measured, nobody knows."""
+    """A cold expert's time includes its last loading time, and is unknown where none was measured."""
     cold = expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD, load_s=3.0)
     ttft_s = predict(cold, Demand(500, 1), 0).ttft_s
     assert ttft_s is not None
@@ -64,7 +64,7 @@ def test_a_cold_expert_is_loaded_first() -> None:
 
 
 def test_nothing_is_predicted_without_measurements() -> None:
-    """Unknown is unknown, for seconds and joules apart."""
+    """Seconds or joules without a measurement are unknown, each apart from the other."""
     shape = RequestShape(prompt_tokens=1, decoded_tokens=1)
     assert predict(expert(latency=None), Demand(1, 1), 0) == Prediction(shape, None, None, None, None)
     assert predict(expert(latency=None, energy=cost(2.0)), Demand(1, 3), 0).energy_j == Quantiles(6.0, 6.0)
@@ -72,12 +72,12 @@ def test_nothing_is_predicted_without_measurements() -> None:
 
 @pytest.mark.parametrize(("max_tokens", "planned"), [(None, ASSUMED_ANSWER_TOKENS), (5, 5), (4000, 4000)])
 def test_the_longest_answer_is_planned_for(max_tokens: int | None, planned: int) -> None:
-    """A limit is what the request may cost."""
+    """The planned answer is as long as the request's limit allows."""
     assert Demand(1, max_tokens).answer_tokens == planned
 
 
 def test_prompts_are_estimated_by_their_bytes() -> None:
-    """Four bytes a token and a template's overhead for each message."""
+    """A prompt's estimate is a token per four bytes and a template's overhead for each message."""
     assert estimate_prompt_tokens(["x" * 40, "é" * 20]) == 20 + 16
 
 
@@ -92,7 +92,7 @@ def test_the_batch_is_expected_to_live_as_it_usually_does() -> None:
 
 
 def test_the_expected_batch_is_one_that_fits() -> None:
-    """At least the request itself, at most the slots."""
+    """The expected batch is at least the request itself and at most the expert's slots."""
     for occupancy, pace_s in (((-3.0, 1.0), 0.01), ((9.0, 1.0), 0.03)):
         bounded = msgspec.structs.replace(speed(1000.0, 100.0), decode=(0.01, 0.02, 0.0), occupancy=occupancy)
         assert predict(expert(latency=bounded), Demand(500, 11), 0).per_token_s == Quantiles(pace_s, pace_s)
@@ -124,7 +124,7 @@ Drawn = tuple[LatencyProfile | None, float | None, float | None, tuple[float, fl
 
 
 def _experts(fleet: list[Drawn]) -> list[Expert]:
-    """Every second one is cold."""
+    """Experts of which every second one is cold."""
     experts = []
     for place, (latency, joules, rtt_s, lived, *_) in enumerate(fleet):
         profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
@@ -150,7 +150,7 @@ def test_a_forecast_is_what_the_formulas_say_of_each_expert(fleet: list[Drawn], 
 
 @given(FLEETS, st.lists(st.integers(0, 5000), min_size=4, max_size=4))
 def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], lengths: list[int]) -> None:
-    """As if each had been asked for alone."""
+    """A forecast with an answer length for each expert equals the forecasts of each length alone."""
     experts = _experts(fleet)
     prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
     roster, answer_tokens = Roster(experts), np.array(lengths[: len(experts)])
@@ -162,7 +162,7 @@ def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], len
 
 
 def _written_out(one: Expert, demand: Demand, busy: int) -> Prediction:
-    """The formulas of one request on one expert, with the way to it and its loading."""
+    """The prediction for one request on one expert, written out formula by formula."""
     report = one.report
     shape = RequestShape(
         prompt_tokens=demand.prompt_tokens,
@@ -201,5 +201,5 @@ def _figures(prediction: Prediction) -> list[float]:
 
 
 def _energy(joules: float) -> EnergyProfile:
-    """Every kind of work costs something."""
+    """An energy profile in which every kind of work costs something."""
     return EnergyProfile(coefficients=(joules,) * 4, spread=EXACT, quality=Quality.SIMULATED)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -22,10 +22,10 @@ PROFILE = ((0.9, 0.1), (0.2, 0.8))
 
 @pytest.fixture
 def selector(tmp_path: Path) -> Selector:
-    """Its gate takes every prompt for a poem."""
+    """A selector whose gate takes every prompt for a poem."""
     path = write_gate(tmp_path / "gate.safetensors", ("poet", "clerk"), KINDS, PROFILE)
     gate, manifest = load_checkpoint(path)
-    return Selector(Appraiser(gate, manifest.kinds), {}, clock=lambda: 0.0)
+    return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
 
 
 def decide(selector: Selector, category: str | None) -> Selection:
@@ -50,7 +50,7 @@ def test_a_category_that_the_gate_knows_is_the_kind(
 
 
 def test_a_given_kind_leaves_no_doubt(tmp_path: Path) -> None:
-    """The scores are those of that kind alone, not a mixture."""
+    """With a given kind the scores are those of that kind alone, not a mixture over kinds."""
     gate, _ = load_checkpoint(write_gate(tmp_path / "gate.safetensors", ("poet", "clerk"), KINDS, PROFILE))
     told, found = gate.predict("one and one", 1), gate.predict("one and one")
     assert told.kinds.tolist() == [0.0, 1.0]

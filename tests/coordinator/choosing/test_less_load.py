@@ -1,4 +1,4 @@
-"""Budgets that only the present load breaks, and what waiting can do for them."""
+"""Tests of budgets that only the present load breaks, and of waiting for less load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAST, SLOW = speed(1000.0, 100.0, slots=1), speed(1000.0, 10.0, slots=1)
 
 
 def one(n: int, latency: Any = FAST, **fields: Any) -> Expert:
-    """10 + 20 tokens take 0.2 s if FAST and 1.91 s if SLOW; a slot falls free every second."""
+    """One expert, on which 10 + 20 tokens take 0.2 s if FAST and 1.91 s if SLOW; a slot falls free every second."""
     own = {"slots": 1, "max_queue": 4, "latency": latency, "energy": cost(0.1), "vocabulary_sha256": "v", **fields}
     return expert(f"agent-{n}", **own)
 
@@ -47,7 +47,7 @@ def refused(request: SelectionRequest, *experts: Expert, busy: tuple[int, ...] =
 
 
 def test_a_queue_that_is_too_long_is_load() -> None:
-    """2.2 s with two others before it, 0.2 s alone: it can wait for 0.8 s, and in 2 s there is a slot."""
+    """A request of 2.2 s behind two others and 0.2 s alone can wait for 0.8 s, and a slot is free in 2 s."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(2,))
     assert found.code == ErrorCode.INFEASIBLE_NOW
     assert found.waits_s == pytest.approx(0.8, abs=1e-6)
@@ -57,7 +57,7 @@ def test_a_queue_that_is_too_long_is_load() -> None:
 
 
 def test_the_explanation_and_the_offers_stay() -> None:
-    """What it would take under this load."""
+    """A refusal because of load still shows the offers and what each would take under this load."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(2,))
     offers = offers_of(found)
     assert offers is not None
@@ -67,7 +67,7 @@ def test_the_explanation_and_the_offers_stay() -> None:
 
 
 def test_what_no_state_of_the_fleet_could_keep_is_the_requests_own() -> None:
-    """Joules do not depend on the queue, and 0.1 s is too short for an idle expert, too."""
+    """Budgets that even an idle fleet would break are refused as the request's own, not as load."""
     for wish in (Wish(energy_budget_j=1.0, latency_budget_s=9.0), Wish(latency_budget_s=0.1)):
         for busy in (0, 2, 4):
             found = refused(asked(wish), one(1), busy=(busy,))
@@ -75,19 +75,19 @@ def test_what_no_state_of_the_fleet_could_keep_is_the_requests_own() -> None:
 
 
 def test_a_full_expert_that_would_do_is_load() -> None:
-    """The other one has room, and is too slow."""
+    """A full expert that would keep the budgets makes load the cause, though a slower one has room."""
     found = refused(asked(Wish(latency_budget_s=1.0)), one(1), one(2, SLOW), busy=(5, 0))
     assert found.code == ErrorCode.INFEASIBLE_NOW
-    assert "agent-1/m would with less load" in found.message
+    assert "agent-1/m would keep them with less load" in found.message
     assert refused(asked(Wish(latency_budget_s=1.0)), one(1), busy=(5,)).code == ErrorCode.OVERLOADED
 
 
 def test_an_expert_that_keeps_failing_may_come_back() -> None:
-    """The one that has failed this very request may not."""
+    """An expert behind a breaker may be waited for, one that failed this very request may not."""
     barred = {"agent-1/m": "it has kept failing"}
     found = refused(asked(Wish(latency_budget_s=1.0), barred=barred), one(1), one(2, SLOW))
     assert found.code == ErrorCode.INFEASIBLE_NOW
-    assert "agent-1/m would, but it has kept failing" in found.message
+    assert "agent-1/m would keep them, but it has kept failing" in found.message
     excluded = frozenset({"agent-1/m"})
     assert (
         refused(asked(Wish(latency_budget_s=1.0), excluded=excluded), one(1), one(2, SLOW)).code == ErrorCode.INFEASIBLE
@@ -95,14 +95,14 @@ def test_an_expert_that_keeps_failing_may_come_back() -> None:
 
 
 def test_a_pace_that_company_spoils_can_be_waited_for_without_end() -> None:
-    """Nothing shrinks meanwhile."""
+    """A budget per token does not shrink meanwhile, so that the request can wait without end."""
     crowded = structs.replace(FAST, decode=(0.01, 0.01, 0.0), slots=2)
     found = refused(asked(Wish(tpot_budget_s=0.015)), one(1, crowded, slots=2), busy=(1,))
     assert (found.code, found.waits_s) == (ErrorCode.INFEASIBLE_NOW, math.inf)
 
 
 def test_joules_that_only_company_makes_few_enough_are_load_too() -> None:
-    """2 J alone and 1 J shared with another one; behind the queue it would come too late."""
+    """A request that costs 2 J alone and 1 J in a batch can wait for company that is not a queue."""
     shared = structs.replace(cost(0.0), coefficients=(0.0, 0.0, 0.1, 0.0))
     both = structs.replace(FAST, slots=2)
     request = asked(Wish(energy_budget_j=1.5, latency_budget_s=0.5))
@@ -116,7 +116,7 @@ def test_joules_that_only_company_makes_few_enough_are_load_too() -> None:
 
 
 def test_who_has_waited_in_vain_has_not_asked_for_too_much() -> None:
-    """0.15 s are left of 1 s: too little for anybody, but that is what the wait has made of it."""
+    """A request whose wait used up its budget is refused because of load, not because of its budget."""
     found = refused(asked(Wish(latency_budget_s=1.0), elapsed_s=0.85), one(1), busy=(2,))
     assert (found.code, found.waits_s) == (ErrorCode.INFEASIBLE_NOW, 0.0)
     assert "when the request came" in found.message
@@ -124,7 +124,7 @@ def test_who_has_waited_in_vain_has_not_asked_for_too_much() -> None:
 
 
 def test_a_category_s_budgets_shrink_like_the_requests_own() -> None:
-    """They are not known before the choice."""
+    """Default budgets of a category, which the choice finds, shrink while the request waits."""
     tight = Budgets(ttft_budget_s=0.5)
     found = decide(asked(Wish()), one(1), busy=(2,), default=tight)
     assert isinstance(found, NoExpert)
@@ -156,7 +156,7 @@ def test_load_is_the_cause_exactly_where_an_idle_fleet_would_do(
     elapsed_s: float,
     max_experts: int | None,
 ) -> None:
-    """In every mode; and until the named time is up, but no longer, an idle fleet keeps what is left."""
+    """Load is named as the cause, in every mode, exactly while an idle fleet would keep the budgets that are left."""
     experts = [one(n, speed(prefill, decode, slots=1)) for n, (prefill, decode, _) in enumerate(speeds)]
     wish = Wish(
         mode=mode, latency_budget_s=latency_s, ttft_budget_s=ttft_s, energy_budget_j=energy_j, max_experts=max_experts

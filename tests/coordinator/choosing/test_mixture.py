@@ -1,4 +1,4 @@
-"""Weights, and what a panel thinks of given texts: against values worked out by hand."""
+"""Tests of weights and mixtures against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOGITS = st.lists(st.floats(-50, 50), min_size=2, max_size=6)
 
 
 def test_weights_are_a_softmax_of_the_logits() -> None:
-    """p = 0.7 and 0.5 at tau = 0.1: odds of e^2 to 1."""
+    """Probabilities of 0.7 and 0.5 at tau = 0.1 give weights with odds of e^2 to 1."""
     assert gate_weights([7.0, 5.0]) == pytest.approx([math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)])
 
 
 @given(LOGITS)
 def test_who_is_left_has_the_weights_of_the_smaller_panel(logits: list[float]) -> None:
-    """Renormalising and asking the gate about fewer members are one thing."""
+    """Renormalised weights equal the gate's weights for the smaller panel."""
     left = gate_weights(logits)[:-1]
     if left.sum() > 1e-9:
         assert renormalised(left) == pytest.approx(gate_weights(logits[:-1]), rel=1e-6, abs=1e-12)
@@ -47,19 +47,19 @@ def test_length_normalisation_takes_the_likelihood_per_unit() -> None:
 
 
 def test_an_impossible_choice_has_no_share() -> None:
-    """And a member that finds all of them impossible is indifferent."""
+    """An impossible choice gets no share, and a member that finds all impossible is indifferent."""
     found = distributions([[-math.inf, -3.0], [-math.inf, -math.inf]])
     assert found.tolist() == [[0.0, 1.0], [0.5, 0.5]]
 
 
 def test_of_equal_choices_the_first_is_taken() -> None:
-    """The answer must not depend on chance."""
+    """Of equally likely choices the first is taken, not a random one."""
     assert best_of(np.array([0.2, 0.4, 0.4])) == 1
 
 
 @given(st.lists(st.lists(st.floats(-200, 0), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_a_mixture_is_a_distribution_between_its_members(log_likelihoods: list[list[float]]) -> None:
-    """It sums to 1, and no choice is likelier than to its greatest friend."""
+    """A mixture sums to 1, and gives no choice more than the member that likes it most."""
     members = distributions(log_likelihoods)
     mixed = mixture(gate_weights(np.zeros(len(members))), members)
     assert mixed.sum() == pytest.approx(1.0)

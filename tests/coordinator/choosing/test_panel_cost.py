@@ -1,4 +1,4 @@
-"""Panels whose members all work: who is in them, and what they may cost together."""
+"""Tests of panels whose members all work: who is in them, and what they cost together."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles
 from moe2.coordinator.choosing.explain import decision_of
-from moe2.coordinator.choosing.panel_cost import USUAL_PANEL
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -44,7 +44,7 @@ def member(n: int, model: str = "smollm-135m", *, rtt_s: float = 0.0, protocol: 
 
 
 def decide(*experts: Expert, choice_tokens: int | None = 10, modes: Any = ALL_MODES, **wish: Any) -> Any:
-    """100 prompt tokens, 20 answer tokens."""
+    """The choice for a request of 100 prompt tokens and 20 answer tokens."""
     asked = SelectionRequest(
         model="moe2",
         demand=Demand(prompt_tokens=100, max_tokens=20),
@@ -62,7 +62,7 @@ def panel(*experts: Expert, **fields: Any) -> Selection:
 
 
 def both(figure: float) -> Any:
-    """The same p50 and p95: nothing here spreads."""
+    """A prediction whose p50 and p95 are the same."""
     return Quantiles(pytest.approx(figure), pytest.approx(figure))  # type: ignore[arg-type]
 
 
@@ -74,15 +74,15 @@ def agents(decided: Selection) -> set[str]:
 
 
 def test_a_panel_is_the_usual_size_or_what_is_asked_for() -> None:
-    """Of five equals."""
+    """Of five equal experts the default number or `max_experts` of them make the panel."""
     five = [member(n) for n in range(5)]
-    assert len(panel(*five, mode=Mode.VOTE).members) == USUAL_PANEL
+    assert len(panel(*five, mode=Mode.VOTE).members) == DEFAULT_PANEL
     assert len(panel(*five, mode=Mode.VOTE, max_experts=5).members) == 5
     assert len(panel(*five, mode=Mode.RANK, max_experts=1).members) == 1
 
 
 def test_weights_are_the_gates_softmax() -> None:
-    """Equal experts weigh the same, a better one more, and all together 1."""
+    """Equal experts weigh the same, a better one weighs more, and all weights sum to 1."""
     equal = panel(member(1), member(2), mode=Mode.VOTE)
     assert [found.weight for found in equal.members] == pytest.approx([0.5, 0.5])
     unequal = panel(member(1), member(2, "smollm-200m"), mode=Mode.VOTE)
@@ -92,19 +92,19 @@ def test_weights_are_the_gates_softmax() -> None:
 
 
 def test_a_member_of_no_weight_is_left_out() -> None:
-    """Beside a model a hundred times its size it would cost joules and decide nothing."""
+    """A member beside a model a hundred times its size is left out, because it would decide nothing."""
     assert agents(panel(member(1, "m-100m"), member(2, "m-70b"), mode=Mode.VOTE)) == {"agent-2"}
 
 
 def test_an_agent_of_the_first_protocol_cannot_be_in() -> None:
-    """It would not know what scoring is."""
+    """An agent of the first protocol cannot score texts, so its experts are in no panel."""
     assert agents(panel(member(1, protocol=1), member(2), mode=Mode.VOTE)) == {"agent-2"}
     refused = decide(member(1, protocol=1), mode=Mode.RANK)
     assert (refused.code, "protocol 1" in refused.message) == ("mode_unavailable", True)
 
 
 def test_only_one_vocabulary_can_be_mixed() -> None:
-    """The best such panel; without any two of one vocabulary there is none."""
+    """Members of a mix share a vocabulary; without two such experts the mode is unavailable."""
     pair = panel(
         member(1), member(2), member(3, vocabulary_sha256="w"), member(4, vocabulary_sha256=None), mode=Mode.MIX
     )
@@ -119,7 +119,7 @@ def test_only_one_vocabulary_can_be_mixed() -> None:
 
 
 def test_a_vote_costs_its_prefill_on_every_member() -> None:
-    """(100 + 10) tokens at 0.01 J and one decoded at 0.1 J, twice; 0.11 s at the same time."""
+    """A vote costs each of two members (100 + 10) tokens at 0.01 J and one at 0.1 J, and takes 0.11 s."""
     decided = panel(member(1), member(2), mode=Mode.VOTE)
     assert decided.predicted.energy_j == both(2.4)
     assert decided.predicted.total_s == both(0.11)
@@ -127,7 +127,7 @@ def test_a_vote_costs_its_prefill_on_every_member() -> None:
 
 
 def test_ranking_costs_every_answer_and_every_judgement() -> None:
-    """Write 1 + 2 J and 0.1 + 0.19 s; read 100 + 2 * 20 tokens for 1.4 + 0.1 J and 0.14 s; twice."""
+    """A ranking costs each of two members its own answer and the reading of both answers."""
     decided = panel(member(1), member(2), mode=Mode.RANK)
     assert decided.predicted.energy_j == both(9.0)
     assert decided.predicted.total_s == both(0.43)
@@ -135,7 +135,7 @@ def test_ranking_costs_every_answer_and_every_judgement() -> None:
 
 
 def test_ranking_waits_for_the_slowest_writer_and_then_the_slowest_judge() -> None:
-    """One writes slowly (0.1 + 1.9 s), the other judges slowly (0.56 s)."""
+    """A slow writer (0.1 + 1.9 s) and a slow judge (0.56 s) both delay a ranking."""
     writer, judge = (
         member(1, latency=speed(1000.0, 10.0)),
         member(2, latency=speed(250.0, 100.0)),
@@ -146,7 +146,7 @@ def test_ranking_waits_for_the_slowest_writer_and_then_the_slowest_judge() -> No
 
 
 def test_mixing_goes_at_the_pace_of_the_slowest_plus_the_round_trip() -> None:
-    """0.1 s + 0.05 s, then 19 tokens of 0.1 + 0.05 s; the fast one waits 0.14 s for each at 2 W."""
+    """A mix takes a round trip per token, and its fast member draws idle power while it waits."""
     slow = member(1, latency=speed(1000.0, 10.0), rtt_s=0.05)
     fast = member(2, energy=joules(0.01, 0.1, idle_w=2.0))
     decided = panel(slow, fast, mode=Mode.MIX)
@@ -162,7 +162,7 @@ def test_mixing_goes_at_the_pace_of_the_slowest_plus_the_round_trip() -> None:
 
 
 def test_joules_are_bounded_together() -> None:
-    """1.2 J a member: a budget for two is a panel of two."""
+    """A budget for two members at 1.2 J each makes a panel of two."""
     three = [member(n) for n in range(3)]
     for budget_j, members in ((3.6, 3), (3.5, 2), (2.3, 1)):
         assert len(panel(*three, mode=Mode.VOTE, energy_budget_j=budget_j).members) == members
@@ -172,7 +172,7 @@ def test_joules_are_bounded_together() -> None:
 
 
 def test_a_ranking_that_cannot_be_paid_for_is_one_answer() -> None:
-    """One member writes for 3 J and has nothing to judge."""
+    """A budget for one ranking member makes a panel of one, which writes for 3 J and judges nothing."""
     two = member(1), member(2)
     assert len(panel(*two, mode=Mode.RANK, energy_budget_j=9.0).members) == 2
     assert len(panel(*two, mode=Mode.RANK, energy_budget_j=8.9).members) == 1
@@ -180,13 +180,13 @@ def test_a_ranking_that_cannot_be_paid_for_is_one_answer() -> None:
 
 
 def test_a_slow_member_is_out_where_time_is_short() -> None:
-    """Delay is the longest of the members'."""
+    """A slow member is left out under a latency budget, because a panel's delay is its longest."""
     slow = member(1, latency=speed(100.0, 10.0))
     assert agents(panel(slow, member(2), mode=Mode.VOTE, latency_budget_s=0.5)) == {"agent-2"}
 
 
 def test_what_comes_at_once_keeps_no_pace() -> None:
-    """A budget per token means nothing to a vote, and something to a mix."""
+    """A budget per token limits a mix, and not a vote, whose answer comes at once."""
     wish: dict[str, Any] = {"tpot_budget_s": 0.001}
     assert panel(member(1), mode=Mode.VOTE, **wish)
     assert decide(member(1), mode=Mode.MIX, **wish).code == "infeasible"
@@ -206,7 +206,7 @@ COSTS = st.tuples(st.floats(0.001, 0.1), st.floats(0.01, 1.0), st.floats(50, 200
 def test_a_panel_keeps_every_budget(
     costs: list[tuple[float, ...]], mode: Mode, energy_j: float, delay_s: float, most: int
 ) -> None:
-    """Whatever the fleet: the panel's own joint prediction is within them, or nothing runs."""
+    """In any fleet a panel's joint prediction is within the budgets, or the request is refused."""
     fleet = [
         member(n, latency=LatencyProfile(**_speed(reads, writes)), energy=joules(prompt, token))
         for n, (prompt, token, reads, writes) in enumerate(costs)
@@ -229,7 +229,7 @@ def _speed(reads: float, writes: float) -> dict[str, Any]:
 
 
 def test_equal_inputs_are_planned_once() -> None:
-    """Panels as well; another mode or size is another plan."""
+    """Equal panel requests are planned once; another mode or size is planned anew."""
     chooser, fleet = selector(), (member(1), member(2), member(3))
 
     def plan(mode: Mode, most: int, epoch: int = 0) -> Any:
@@ -249,18 +249,18 @@ def test_equal_inputs_are_planned_once() -> None:
 
 
 def test_without_a_word_of_a_mode_one_expert_answers() -> None:
-    """However many there are."""
+    """A request without a mode is answered by one expert, however many there are."""
     assert panel(member(1), member(2), choice_tokens=None).mode is Mode.ROUTE
 
 
 def gated(tmp_path: Path) -> Selector:
     """A gate that knows three models, good at 0.3, 0.5 and 0.7 of all prompts."""
     gate, manifest = load_checkpoint(write_gate(tmp_path / "gate.safetensors", ["one", "two", "three"], ["all"]))
-    return Selector(Appraiser(gate, manifest.kinds), {}, clock=lambda: 0.0)
+    return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
 
 
 def test_auto_has_choices_scored() -> None:
-    """By one expert, cheaper than writing one of them; choices without a mode ask for `auto`."""
+    """Mode `auto`, the default with choices, lets one expert score them, which is cheaper than writing."""
     two = member(1), member(2)
     for wish in ({"mode": Mode.AUTO}, {}):
         decided = panel(*two, **wish)
@@ -270,12 +270,12 @@ def test_auto_has_choices_scored() -> None:
 
 
 def test_auto_routes_where_nobody_can_score() -> None:
-    """An older agent writes one of the choices."""
+    """Where every agent is too old to score choices, one expert writes one of them."""
     assert panel(member(1, protocol=1), mode=Mode.AUTO).mode is Mode.ROUTE
 
 
 def test_auto_lets_several_vote_where_the_gate_says_so(tmp_path: Path) -> None:
-    """0.5 beside 0.7 covers 0.85: worth it, but not under a budget for one."""
+    """Experts of 0.5 and 0.7 cover 0.85, so that both vote, unless the budget is for one."""
     two = member(1, "two"), member(2, "three")
     chooser = gated(tmp_path)
     for energy_j, members in ((None, 2), (1.3, 1)):
@@ -289,7 +289,7 @@ def test_auto_lets_several_vote_where_the_gate_says_so(tmp_path: Path) -> None:
 
 
 def test_a_categorys_mode_applies_where_it_can() -> None:
-    """A request that it does not suit is routed."""
+    """A category's mode applies to requests that it suits; others are routed to one expert."""
     chooser = selector(default=Budgets(mode=Mode.RANK))
     for modes, expected in ((ALL_MODES, Mode.RANK), (frozenset({Mode.ROUTE}), Mode.ROUTE)):
         asked = SelectionRequest(model="moe2", demand=Demand(10, 10), modes=modes)
@@ -299,7 +299,7 @@ def test_a_categorys_mode_applies_where_it_can() -> None:
 
 
 def test_the_decision_shows_the_panel() -> None:
-    """Who is in with which weight, and what all take together."""
+    """The decision shows each member's weight, and what all members take together."""
     decision = decision_of(panel(member(1), member(2), member(3, protocol=1), mode=Mode.VOTE))
     assert decision.mode == "vote"
     assert {row.agent: row.weight for row in decision.experts} == {
@@ -309,4 +309,4 @@ def test_the_decision_shows_the_panel() -> None:
     }
     assert decision.predicted is not None
     assert decision.predicted.energy_j == both(2.4)
-    assert decision.experts[2].reason == "its agent speaks protocol 1, and vote needs 2"
+    assert decision.experts[2].reason == "its agent speaks protocol 1, and mode vote needs 2"

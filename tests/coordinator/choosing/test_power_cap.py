@@ -1,4 +1,4 @@
-"""The fleet's cap in watts: what counts towards it, who is out under it, and what is told."""
+"""Tests of the fleet's cap in watts: what counts towards it, who is out under it, and what is said."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moe2.common.link.messages import SensorReport
 from moe2.coordinator.choosing.explain import Decision, decision_of, refusal_of
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.power_cap import draw_of
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, Mode, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -41,7 +41,7 @@ def drawing(number: int, power_w: float | None, *, idle_w: float | None = IDLE_W
 
 
 def hosts(*power_w: float | None, simulated: bool = False) -> tuple[HostPower, ...]:
-    """What agent-1, agent-2, ... draw."""
+    """The reported power of the hosts of agent-1, agent-2 and so on."""
     return tuple(HostPower(f"agent-{number}", watts, simulated) for number, watts in enumerate(power_w, 1))
 
 
@@ -49,7 +49,7 @@ def decide(
     cap_w: float | None, experts: tuple[Expert, ...], powers: tuple[HostPower, ...], **fields: Any
 ) -> Selection | NoExpert:
     in_flight = fields.pop("in_flight", {})
-    chooser = Selector(Appraiser(None), {}, clock=lambda: 0.0, fleet_watts_cap_w=cap_w)
+    chooser = Selector(Scorer(None), {}, clock=lambda: 0.0, fleet_watts_cap_w=cap_w)
     asked = SelectionRequest(**{"model": "moe2", "demand": DEMAND, **fields})
     return chooser.select(asked, experts, in_flight, 0, powers)
 
@@ -112,7 +112,7 @@ def test_a_sensor_named_like_a_profile_is_not_thereby_simulated() -> None:
 
 @pytest.mark.parametrize(("reported_w", "drawn_w"), [(10.0, 60.0), (80.0, 80.0)])
 def test_what_has_just_begun_counts_before_a_sensor_shows_it(reported_w: float, drawn_w: float) -> None:
-    """The larger of what is reported and what the running requests are predicted to draw."""
+    """A host counts with the larger of its reported power and its running requests' predicted power."""
     roster = Roster([drawing(1, 60.0)])
     busy = roster.busy({"agent-1/m-1B": 1})
     draw = draw_of(100.0, hosts(reported_w), roster, busy, roster.host_w(np.array([10]), 1001, busy))
@@ -130,7 +130,7 @@ def test_the_second_request_adds_what_the_batch_takes_more() -> None:
 
 
 def test_without_a_known_idle_power_all_that_is_drawn_counts() -> None:
-    """It cannot be too little."""
+    """Where the idle power is unknown, all the power drawn with a request counts as added."""
     roster = Roster([drawing(1, 60.0, idle_w=None)])
     forecast = roster.forecast(np.array([10]), 1001, roster.busy({}))
     assert float(forecast.added_w[0]) == pytest.approx(60.0, rel=1e-3)
@@ -140,7 +140,7 @@ def test_without_a_known_idle_power_all_that_is_drawn_counts() -> None:
 
 
 def test_without_a_cap_watts_do_not_matter() -> None:
-    """The larger model answers, whatever it draws."""
+    """Without a cap the larger model answers, whatever power it draws."""
     assert chosen(decide(None, (drawing(1, 60.0), drawing(7, 500.0)), ())) == ["agent-7"]
 
 
@@ -151,7 +151,7 @@ def test_an_expert_that_would_exceed_the_cap_is_out_and_the_plan_says_so() -> No
     assert isinstance(decided, Selection)
     decision = decision_of(decided)
     assert reasons(decision)["m-2B"] == (
-        "does not fit even alone: would exceed the fleet's cap of 100 W (510 W with it)"
+        "it does not keep the limits even alone: would exceed the fleet's cap of 100 W (510 W with it)"
     )
     assert decision.fleet_power is not None
     assert (decision.fleet_power.cap_w, decision.fleet_power.drawn_w) == (100.0, 20.0)
@@ -159,7 +159,7 @@ def test_an_expert_that_would_exceed_the_cap_is_out_and_the_plan_says_so() -> No
 
 
 def test_members_of_a_panel_share_what_is_left() -> None:
-    """Two of three fit together; one after the other, all three could be tried."""
+    """Two of three members fit under the cap together; candidates for one answer need not fit together."""
     three = (drawing(1, 60.0), drawing(2, 60.0), drawing(3, 60.0))
     wish = Wish(mode=Mode.RANK, max_experts=3)
     decided = decide(140.0, three, hosts(10.0, 10.0, 10.0), modes=ALL_MODES, wish=wish)
@@ -170,7 +170,7 @@ def test_members_of_a_panel_share_what_is_left() -> None:
 
 
 def test_other_models_requests_count_too() -> None:
-    """The cap is the fleet's: what runs on the expert that was not asked for leaves less."""
+    """Requests that run on other models' experts leave less of the cap."""
     two = (drawing(1, 60.0), drawing(2, 60.0))
     idle = decide(100.0, two, hosts(10.0, 10.0), model="m-1B")
     assert chosen(idle) == ["agent-1"]
@@ -236,13 +236,13 @@ def test_a_cap_without_room_tells_what_is_drawn_and_needed(cap_w: float, code: s
     assert refused.code == code
     assert f"cap of {cap_w:g} W" in refused.message
     assert "60 W are drawn" in refused.message
-    assert "would add is 50 W" in refused.message
+    assert "would add 50 W" in refused.message
     decision = refusal_of(refused)
     assert all(f"would exceed the fleet's cap of {cap_w:g} W" in (why or "") for why in reasons(decision).values())
 
 
 def test_simulated_watts_are_marked() -> None:
-    """In words and in the decision."""
+    """The message and the decision mark watts that are simulated."""
     simulated = hosts(10.0, simulated=True)
     refused = decide(15.0, (drawing(1, 60.0, quality=Quality.SIMULATED),), simulated)
     assert isinstance(refused, NoExpert)
@@ -254,14 +254,14 @@ def test_simulated_watts_are_marked() -> None:
 
 
 def test_budgets_that_nobody_keeps_are_the_requests_own_fault() -> None:
-    """Also under a cap that leaves no room: without the cap it would be refused as well."""
+    """Budgets that fail without the cap too are refused as the request's own."""
     refused = decide(50.0, (drawing(1, 60.0),), hosts(10.0), wish=Wish(latency_budget_s=0.001))
     assert isinstance(refused, NoExpert)
     assert refused.code == "infeasible"
 
 
 def test_an_operator_is_told_who_gets_no_requests() -> None:
-    """Hosts without a power and models without energy, each with what to do; nothing without a cap."""
+    """Under a cap, hosts without power and models without energy are warned about, with a remedy."""
     sensor = SensorReport(name="nvml", state="present", power_w=60.0)
     bare, unmeasured = agent_row(sensors=()), agent_row(agent_name="nano", sensors=(sensor,))
     known = agent_row(sensors=(sensor,), experts=(expert_report(energy=cost(1.0)),))

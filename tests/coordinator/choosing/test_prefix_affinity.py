@@ -1,4 +1,4 @@
-"""Conversations go on where their beginning is cached, among experts that are equally good."""
+"""Tests that conversations go on where their beginning is cached, among equally good experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY, OTHER = "agent-1/m", "agent-2/m"
 
 
 def chat(*texts: str, tools: tuple[Tool, ...] = ()) -> ChatPrompt:
-    """User and assistant in turn."""
+    """A conversation with messages of user and assistant in turn."""
     roles = ("user", "assistant")
     messages = tuple(ChatMessage(role=roles[n % 2], content=text) for n, text in enumerate(texts))
     return ChatPrompt(messages=messages, tools=tools)
@@ -32,14 +32,14 @@ SECOND = prefixes(chat("Hi", "Hello", "More"))
 
 
 def test_the_next_turn_finds_who_answered_the_last_one() -> None:
-    """With what that expert holds: its prompt and its answer."""
+    """The next turn finds the expert that answered, with the tokens of its prompt and its answer."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     assert affinities.find(SECOND) == Affinity(KEY, 120)
 
 
 def test_another_conversation_finds_nobody() -> None:
-    """Nor does one with other tools, which change the prompt from its beginning, nor a plain text."""
+    """Other messages, other tools or a plain text find no expert."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     for prompt in (chat("Hello"), chat("Hi", tools=(Tool(name="look"),)), TextPrompt(text="Hi")):
@@ -47,7 +47,7 @@ def test_another_conversation_finds_nobody() -> None:
 
 
 def test_the_longest_beginning_counts() -> None:
-    """Whoever answered later holds more."""
+    """The expert that answered the longest beginning is found."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     affinities.answered(SECOND, OTHER, usage(200))
@@ -56,7 +56,7 @@ def test_the_longest_beginning_counts() -> None:
 
 
 def test_an_expert_whose_cache_does_not_hold_is_not_counted_on() -> None:
-    """Its receipts tell; and they tell when it does again."""
+    """An expert that reports too few cached tokens is not relied on until it reports enough again."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     for _ in range(4):
@@ -68,7 +68,7 @@ def test_an_expert_whose_cache_does_not_hold_is_not_counted_on() -> None:
 
 
 def test_one_miss_is_forgiven() -> None:
-    """A cache may have been full for once."""
+    """An expert is still relied on after a single miss."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     affinities.answered(SECOND, KEY, usage(cached_tokens=0))
@@ -76,7 +76,7 @@ def test_one_miss_is_forgiven() -> None:
 
 
 def test_a_lost_agent_holds_nothing() -> None:
-    """Its caches went with its engines."""
+    """Everything about an agent's experts is forgotten when it is gone."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage())
     affinities.forget("agent-1")
@@ -84,8 +84,8 @@ def test_a_lost_agent_holds_nothing() -> None:
 
 
 def test_the_oldest_conversations_are_forgotten() -> None:
-    """Memory is bounded."""
-    affinities = Affinities(most=2)
+    """Beyond the limit the oldest conversation is forgotten first."""
+    affinities = Affinities(max_conversations=2)
     chains = [prefixes(chat(text)) for text in "abc"]
     for chain in chains:
         affinities.answered(chain, KEY, usage())
@@ -93,11 +93,11 @@ def test_the_oldest_conversations_are_forgotten() -> None:
 
 
 def test_saved_tokens_leave_one_to_prefill() -> None:
-    """An expert that the roster does not have changes nothing."""
+    """Cached tokens leave at least one to prefill, and an expert outside the roster changes nothing."""
     tokens = np.array([50, 60])
-    Affinity(OTHER, 40).save((KEY, OTHER), tokens)
-    Affinity(KEY, 400).save((KEY, OTHER), tokens)
-    Affinity("agent-9/m", 40).save((KEY, OTHER), tokens)
+    Affinity(OTHER, 40).subtract_cached((KEY, OTHER), tokens)
+    Affinity(KEY, 400).subtract_cached((KEY, OTHER), tokens)
+    Affinity("agent-9/m", 40).subtract_cached((KEY, OTHER), tokens)
     assert tokens.tolist() == [1, 20]
 
 
@@ -113,7 +113,7 @@ def chosen(*experts: Any, affinity: Affinity | None, **busy: int) -> Selection:
 
 
 def test_of_equal_experts_the_one_that_holds_the_beginning_answers() -> None:
-    """And is predicted to begin sooner, as it has less to prefill."""
+    """The expert that holds the beginning answers, and is predicted to begin sooner."""
     experts = (expert("agent-1"), expert("agent-2"))
     assert chosen(*experts, affinity=None).first.expert.key == KEY
     decided = chosen(*experts, affinity=Affinity(OTHER, 900))
@@ -122,19 +122,19 @@ def test_of_equal_experts_the_one_that_holds_the_beginning_answers() -> None:
 
 
 def test_it_is_no_reason_to_go_to_a_later_one() -> None:
-    """A queue there may cost more than the cache saves."""
+    """An expert with a queue does not win by its cache, because waiting may cost more."""
     experts = (expert("agent-1"), expert("agent-2"))
     assert chosen(*experts, affinity=Affinity(OTHER, 900), agent_2=4).first.expert.key == KEY
 
 
 def test_it_is_no_reason_to_go_to_a_worse_one() -> None:
-    """A larger model is taken to be the better one."""
+    """An expert with a lower score does not win by its cache."""
     experts = (expert("agent-1", "big", parameters=7_000_000_000), expert("agent-2", "m", parameters=100_000_000))
     assert chosen(*experts, affinity=Affinity(OTHER, 900)).first.expert.key == "agent-1/big"
 
 
 def test_among_the_equally_soon_it_decides() -> None:
-    """Where prefill costs nothing that was measured."""
+    """Where no prefill cost was measured, the cache decides between experts that finish equally soon."""
     free = speed(1e12, 50.0)
     experts = (expert("agent-1", latency=free), expert("agent-2", latency=free))
     assert chosen(*experts, affinity=Affinity(OTHER, 0)).first.expert.key == OTHER
@@ -142,7 +142,7 @@ def test_among_the_equally_soon_it_decides() -> None:
 
 @pytest.mark.parametrize("prompt_tokens", [-100, 2**62])
 def test_nonsense_about_a_prompts_length_is_not_remembered(prompt_tokens: int) -> None:
-    """It would spoil the next request's prediction."""
+    """A reported length that no context has is ignored, so that it cannot spoil later predictions."""
     affinities = Affinities()
     affinities.answered(FIRST, KEY, usage(prompt_tokens))
     assert affinities.find(SECOND) is None

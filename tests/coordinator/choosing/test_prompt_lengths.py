@@ -1,4 +1,4 @@
-"""How long prompts turn out to be."""
+"""Tests of the predicted number of tokens that a prompt needs prefilled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.request import Demand
 
 
 def learned(count: int, *, slope: float, offset: float, seed: int = 1) -> PromptLengths:
-    """What requests of 20 to 500 estimated tokens teach, a few percent of noise included."""
+    """Prompt lengths learned from requests of 20 to 500 estimated tokens with a few percent of noise."""
     lengths, random = PromptLengths(), Random(seed)
     for _ in range(count):
         estimated = random.randint(20, 500)
@@ -22,13 +22,13 @@ def learned(count: int, *, slope: float, offset: float, seed: int = 1) -> Prompt
 
 
 def test_nothing_learned_leaves_the_estimate() -> None:
-    """For a model that never ran."""
+    """A model that never ran leaves the estimate as it is."""
     assert learned(10, slope=2.0, offset=0.0).demand_on("other", Demand(100, 7)) == Demand(100, 7)
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.65, 0.0), (1.0, 30.0), (1.4, -10.0)])
 def test_the_line_is_found(slope: float, offset: float) -> None:
-    """A vocabulary with other tokens per byte, a chat template, a cached prefix: within 5 % after 40 requests."""
+    """The tokens to prefill are predicted within 5 % after 40 requests, for three kinds of lines."""
     lengths = learned(40, slope=slope, offset=offset)
     for estimated in (50, 200, 400):
         demand = lengths.demand_on("m", Demand(estimated, 7))
@@ -37,7 +37,7 @@ def test_the_line_is_found(slope: float, offset: float) -> None:
 
 
 def test_one_odd_prompt_does_not_overthrow_the_estimate() -> None:
-    """A prompt that was wholly cached is no reason to expect that of the next one."""
+    """One prompt that was wholly cached hardly changes the prediction for the next."""
     lengths = PromptLengths()
     lengths.observe("m", 500, 1)
     assert lengths.demand_on("m", Demand(500, None)).prompt_tokens > 200
@@ -48,7 +48,7 @@ def test_one_odd_prompt_does_not_overthrow_the_estimate() -> None:
     estimated=st.integers(0, 10_000),
 )
 def test_a_longer_prompt_is_never_shorter(seen: list[tuple[int, int]], estimated: int) -> None:
-    """Whatever was seen, at least one token is left."""
+    """The prediction never falls with the estimate, and is at least one token."""
     lengths = PromptLengths()
     for one in seen:
         lengths.observe("m", *one)

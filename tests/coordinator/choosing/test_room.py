@@ -1,4 +1,4 @@
-"""Who has room for a request: experts that are barred, and queues that are long enough."""
+"""Tests of which experts have room for a request: barred experts, and queues that are long enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.choosing.selector import Selector
@@ -14,7 +14,7 @@ from tests.coordinator.experts import expert, selector, speed
 
 
 def test_an_expert_that_nobody_is_to_be_sent_to_is_not_chosen() -> None:
-    """The plan says why; where all are, the refusal is that none is alive."""
+    """A barred expert is not chosen and the plan says why; where all are barred, none counts as live."""
     experts = [expert("agent-1"), expert("agent-2")]
     asked = SelectionRequest(model="moe2", demand=Demand(10, 20), barred={"agent-1/m": "its breaker is open"})
     decided = selector().select(asked, experts, {}, 0)
@@ -28,9 +28,9 @@ def test_an_expert_that_nobody_is_to_be_sent_to_is_not_chosen() -> None:
 
 
 def test_no_more_are_queued_with_an_agent_than_start_soon() -> None:
-    """Two slots of one second each: four start within two seconds. Who comes then waits at the coordinator."""
+    """An expert's queue is used only for requests that start within `longest_queue_s`."""
     experts = [expert(slots=2, max_queue=32)]
-    short = Selector(Appraiser(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
+    short = Selector(Scorer(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
     asked = SelectionRequest(model="moe2", demand=Demand(10, 20))
     assert isinstance(short.select(asked, experts, {"agent-1/m": 5}, 0), Selection)
     refused = short.select(asked, experts, {"agent-1/m": 6}, 0)
@@ -39,9 +39,9 @@ def test_no_more_are_queued_with_an_agent_than_start_soon() -> None:
 
 
 def test_one_place_in_a_queue_is_always_used() -> None:
-    """However slow it moves, it keeps the slot busy while the next request is on its way."""
+    """One queue place is used however slow it moves, so that the slot stays busy."""
     crawling = msgspec.structs.replace(speed(1000.0, 50.0, slots=1), service_s=100.0)
-    short = Selector(Appraiser(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
+    short = Selector(Scorer(None), {}, clock=lambda: 0.0, longest_queue_s=2.0)
     asked = SelectionRequest(model="moe2", demand=Demand(10, 20))
     experts = [expert(slots=1, max_queue=32, latency=crawling)]
     assert isinstance(short.select(asked, experts, {"agent-1/m": 1}, 0), Selection)

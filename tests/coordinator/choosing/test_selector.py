@@ -1,4 +1,4 @@
-"""Which expert answers."""
+"""Tests of the selector: which expert answers a request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def asked(model: str = "moe2", **fields: Any) -> SelectionRequest:
 
 
 def chosen(request: SelectionRequest, *experts: Expert, **in_flight: int) -> str:
-    """The key of the choice, or the code of the reason why there is none."""
+    """The key of the chosen expert, or the code of the refusal."""
     keyed = {key.replace("_", "-") + "/m": number for key, number in in_flight.items()}
     selection = selector().select(request, experts, keyed, 0)
     return selection.first.expert.key if isinstance(selection, Selection) else selection.code
@@ -39,7 +39,7 @@ def chosen(request: SelectionRequest, *experts: Expert, **in_flight: int) -> str
 
 
 def test_the_least_predicted_completion_wins() -> None:
-    """And the selection says what it rests on."""
+    """The expert that is predicted to finish first is chosen, and the selection shows the prediction."""
     slow, fast = expert("agent-1", latency=SLOW), expert("agent-2", latency=FAST)
     selection = selector().select(asked(), (slow, fast), {}, 0)
     assert isinstance(selection, Selection)
@@ -48,7 +48,7 @@ def test_the_least_predicted_completion_wins() -> None:
 
 
 def test_a_busy_fast_expert_loses_to_an_idle_slow_one() -> None:
-    """Waiting counts."""
+    """An idle slow expert wins over a fast one whose queue takes longer."""
     slow, fast = (
         expert("agent-1", latency=SLOW, slots=1),
         expert("agent-2", latency=FAST, slots=1, max_queue=99),
@@ -58,14 +58,14 @@ def test_a_busy_fast_expert_loses_to_an_idle_slow_one() -> None:
 
 
 def test_equals_share_the_load() -> None:
-    """Fewer requests in flight, then the smaller key."""
+    """Between equal experts fewer requests in progress decide, then the smaller key."""
     one, two = expert("agent-1"), expert("agent-2")
     assert chosen(asked(), two, one) == "agent-1/m"
     assert chosen(asked(), one, two, agent_1=1) == "agent-2/m"
 
 
 def test_an_idle_unmeasured_expert_is_tried_first_and_a_busy_one_last() -> None:
-    """So that it gets measured, but not flooded."""
+    """An unmeasured expert gets a request while idle, so that it is measured, but no more."""
     known, unknown = expert("agent-1", latency=FAST), expert("agent-2", latency=None)
     assert chosen(asked(), known, unknown) == "agent-2/m"
     assert chosen(asked(), known, unknown, agent_2=1) == "agent-1/m"
@@ -73,17 +73,17 @@ def test_an_idle_unmeasured_expert_is_tried_first_and_a_busy_one_last() -> None:
 
 @pytest.mark.parametrize("name", ["moe2", "auto"])
 def test_the_coordinator_chooses_among_all_models(name: str) -> None:
-    """Two names leave it the choice."""
+    """The model names "moe2" and "auto" leave the choice to the coordinator."""
     assert chosen(asked(name), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/b"
 
 
 def test_a_named_model_is_that_model() -> None:
-    """However fast another one may be."""
+    """A named model answers, however fast another one may be."""
     assert chosen(asked("a"), expert(model="a", latency=SLOW), expert(model="b", latency=FAST)) == "agent-1/a"
 
 
 def test_a_key_names_one_expert() -> None:
-    """For those who want this host and no other."""
+    """An expert's key as the model chooses this expert and no other."""
     assert chosen(asked("agent-2/m"), expert("agent-1"), expert("agent-2")) == "agent-2/m"
 
 
@@ -91,20 +91,20 @@ def test_a_key_names_one_expert() -> None:
 
 
 def test_experts_that_failed_this_request_are_not_asked_again() -> None:
-    """Until nobody is left."""
+    """Experts that failed a request are left out of its next attempts, until none is left."""
     experts = expert("agent-1"), expert("agent-2")
     assert chosen(asked(excluded=frozenset({"agent-1/m"})), *experts) == "agent-2/m"
     assert chosen(asked(excluded=frozenset({"agent-1/m", "agent-2/m"})), *experts) == "exhausted"
 
 
 def test_no_live_expert_is_told() -> None:
-    """For a model that is known but nowhere ready, too."""
+    """A request is refused where no expert is ready, or none of the model that it names."""
     assert chosen(asked()) == "no_live_expert"
     assert chosen(asked("other"), expert()) == "no_live_expert"
 
 
 def test_a_chat_needs_a_template() -> None:
-    """Unknown passes: only the expert knows."""
+    """A chat goes only to models with a chat template, or with an unknown one."""
     without, unknown = expert("agent-1", has_chat_template=False), expert("agent-2", has_chat_template=None)
     assert chosen(asked("m", needs_chat_template=True), without) == "no_chat_template"
     assert chosen(asked("m", needs_chat_template=True), without, unknown) == "agent-2/m"
@@ -112,7 +112,7 @@ def test_a_chat_needs_a_template() -> None:
 
 
 def test_a_prompt_goes_where_it_fits() -> None:
-    """By its estimated length."""
+    """A prompt goes to an expert whose context is large enough for its estimated length."""
     small = expert("agent-1", latency=FAST, context_tokens=100)
     large = expert("agent-2", latency=SLOW, context_tokens=1000)
     assert chosen(asked(demand=Demand(99, 1)), small, large) == "agent-1/m"
@@ -120,13 +120,13 @@ def test_a_prompt_goes_where_it_fits() -> None:
 
 
 def test_an_estimate_alone_rules_nobody_out() -> None:
-    """The largest context gets a try: its own tokenizer has the last word."""
+    """A prompt estimated as too long for all still goes to the largest context."""
     small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
     assert chosen(asked(demand=Demand(5000, 1)), small, large) == "agent-2/m"
 
 
 def test_a_context_found_too_small_is_not_tried_again() -> None:
-    """Nor another of that size; and the answer names the largest there is."""
+    """Contexts up to a size that was too small are left out, and the refusal names the largest."""
     small, large = expert("agent-1", context_tokens=100), expert("agent-2", context_tokens=1000)
     assert chosen(asked(least_context_tokens=100), small, large) == "agent-2/m"
     refused = selector().select(asked(least_context_tokens=1000), (small, large), {}, 0)
@@ -134,7 +134,7 @@ def test_a_context_found_too_small_is_not_tried_again() -> None:
 
 
 def test_a_full_expert_is_passed_over() -> None:
-    """Slots plus queue is all that it takes."""
+    """An expert whose slots and queue places are taken gets no further request."""
     one, two = expert("agent-1", latency=FAST, slots=2, max_queue=1), expert("agent-2", latency=SLOW)
     assert chosen(asked(), one, two, agent_1=2) == "agent-1/m"
     assert chosen(asked(), one, two, agent_1=3) == "agent-2/m"
@@ -168,7 +168,7 @@ REQUESTS = st.builds(
 def test_a_choice_keeps_every_rule_and_does_not_depend_on_order(
     request: SelectionRequest, experts: list[Expert], in_flight: dict[str, int], random: Any
 ) -> None:
-    """Whatever the fleet looks like."""
+    """In any fleet the choice keeps all rules, whatever the order of the experts."""
     selection = selector().select(request, tuple(experts), in_flight, 0)
     shuffled = experts[:]
     random.shuffle(shuffled)
@@ -202,7 +202,7 @@ def picked(wish: Wish, *experts: Expert, **categories: Budgets) -> str:
 
 
 def test_without_budgets_the_best_score_answers() -> None:
-    """Priors: ten times the parameters beat the small model, however slow."""
+    """Without budgets a model with ten times the parameters answers by its prior, however slow."""
     assert picked(Wish()) == "smollm-1700m"
 
 
@@ -219,12 +219,12 @@ def test_without_budgets_the_best_score_answers() -> None:
     ],
 )
 def test_budgets_bound_the_one_that_answers(wish: Wish, model: str) -> None:
-    """20 tokens at 1 and 0.1 J, at 10 and 100 tokens/s."""
+    """Budgets in joules and seconds exclude the large slow expert and allow the small one."""
     assert picked(wish) == model
 
 
 def test_p50_and_p95_bind_differently() -> None:
-    """The request says for which case its limit is meant; p95 where it says nothing."""
+    """A limit holds for the quantile that the request names, or for p95 where it names none."""
     spread = Spread(p50=0.0, p95=1.0)
     shaky = expert(latency=speed(1000.0, 100.0, spread=spread))
     assert picked(Wish(latency_budget_s=0.3, quantile=Quantile.P50), shaky) == "m"
@@ -232,7 +232,7 @@ def test_p50_and_p95_bind_differently() -> None:
 
 
 def test_the_category_sets_what_the_request_does_not() -> None:
-    """The request first, then its category, then the default category."""
+    """The request's budget counts first, then its category's, then the default category's."""
     categories = {"default": Budgets(energy_budget_j=2.0), "careful": Budgets(latency_budget_s=0.001)}
     assert picked(Wish(), **categories) == "smollm-135m"
     assert picked(Wish(energy_budget_j=100.0), **categories) == "smollm-1700m"
@@ -240,7 +240,7 @@ def test_the_category_sets_what_the_request_does_not() -> None:
 
 
 def test_an_unmeasured_cost_is_no_promise() -> None:
-    """An expert whose energy nobody measured is out where energy is bounded, and only there."""
+    """An expert without measured energy is ruled out only where energy is limited."""
     unknown = expert("agent-3", "smollm-9b", latency=FAST)
     assert picked(Wish(), *FLEET, unknown) == "smollm-9b"
     assert picked(Wish(energy_budget_j=100.0), *FLEET, unknown) == "smollm-1700m"
@@ -248,7 +248,7 @@ def test_an_unmeasured_cost_is_no_promise() -> None:
 
 
 def test_a_refusal_names_the_cheapest_and_the_fastest_offer() -> None:
-    """And what the budgets would have to be."""
+    """A refusal names the nearest offers and the budgets that these would need."""
     refused = selector().select(asked(wish=Wish(energy_budget_j=1.0, latency_budget_s=0.1)), FLEET, {}, 0)
     assert isinstance(refused, NoExpert)
     offers = offers_of(refused)
@@ -276,7 +276,7 @@ def test_a_limited_candidate_set_keeps_the_energy_budget_together() -> None:
 
 
 def test_former_attempts_use_up_the_budgets() -> None:
-    """A second attempt has only what the first has left."""
+    """A second attempt has the budgets that the first one has left over."""
     wish = Wish(energy_budget_j=25.0)
     fresh = selector().select(asked(wish=wish), FLEET, {}, 0)
     again = selector().select(asked(wish=wish, spent_j=10.0), FLEET, {}, 0)
@@ -286,13 +286,13 @@ def test_former_attempts_use_up_the_budgets() -> None:
 
 
 def test_every_expert_outside_has_a_reason() -> None:
-    """And the chosen one has none."""
+    """Every expert that was not chosen has a reason in the decision, and the chosen one has none."""
     decided = selector().select(asked(wish=Wish(energy_budget_j=2.5)), FLEET, {}, 0)
     assert isinstance(decided, Selection)
     rows = {row.model: row for row in decision_of(decided).experts}
     assert rows["smollm-135m"].chosen
     assert rows["smollm-135m"].reason is None
-    assert "energy_j 20 > 2.5" in (rows["smollm-1700m"].reason or "")
+    assert "energy of 20 J exceeds 2.5 J" in (rows["smollm-1700m"].reason or "")
 
 
 def test_equal_inputs_are_planned_once() -> None:
@@ -326,7 +326,7 @@ def test_a_request_for_one_model_does_not_disturb_the_gate() -> None:
 
 
 def test_the_frontier_never_falls() -> None:
-    """More joules never buy less."""
+    """More joules never buy a lower value."""
     one = selector()
     decided = one.select(asked(), FLEET, {}, 0)
     values = [point.plan.proof.value for point in one.frontier(decided)]
@@ -339,14 +339,14 @@ def test_the_frontier_never_falls() -> None:
 
 
 def test_a_request_with_tools_goes_where_the_template_has_them() -> None:
-    """One that cannot is ruled out; one that has not said yet gets a try."""
+    """Models without tools are ruled out for a request with tools; those that have not said yet are not."""
     without, silent = expert("agent-1", latency=FAST, supports_tools=False), expert("agent-2", latency=SLOW)
     assert chosen(asked(needs_tools=True), without, silent) == "agent-2/m"
     assert chosen(asked(), without, silent) == "agent-1/m"
 
 
 def test_a_model_without_tools_is_named_as_such() -> None:
-    """The client learns that trying again is of no use."""
+    """Where no model has tools the refusal says so, because trying again is of no use."""
     assert chosen(asked(model="m", needs_tools=True), expert("agent-1", supports_tools=False)) == "no_tools"
 
 
@@ -354,7 +354,7 @@ def test_a_model_without_tools_is_named_as_such() -> None:
 
 
 def test_a_cold_expert_is_not_woken_just_to_be_measured() -> None:
-    """A ready one that is as good answers; alone, the cold one does."""
+    """A cold unmeasured expert answers only where no ready one is as good."""
     cold = expert("agent-1", latency=None, state=ExpertState.COLD, on_demand=True)
     assert chosen(asked(), cold, expert("agent-2", latency=SLOW)) == "agent-2/m"
     assert chosen(asked(), cold) == "agent-1/m"

@@ -1,4 +1,4 @@
-"""Calibration and its measure."""
+"""Tests of calibration and of its measure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_calibration_undoes_overconfidence() -> None:
 
 
 def test_calibration_lowers_error_and_log_loss_on_other_rows() -> None:
-    """Fitted on half the rows, it helps on the other half."""
+    """A calibration fitted on half the rows lowers error and log loss on the other half."""
     log_odds, scores = overconfident()
     calibration = fit_calibration(log_odds[:2000], scores[:2000])
     before, after = sigmoid(log_odds[2000:]), calibration.probabilities(log_odds[2000:])
@@ -81,19 +81,19 @@ def test_no_known_score_leaves_the_odds_alone() -> None:
 
 
 def test_calibration_error_of_a_known_case() -> None:
-    """Always saying 0.8 where 0.5 is true is an error of 0.3."""
+    """Predictions of 0.8 where 0.5 is true have a calibration error of 0.3."""
     p, s = np.full(100, 0.8), np.tile([0.0, 1.0], 50)
     assert expected_calibration_error(p, s, bins=1) == pytest.approx(0.3)
 
 
 def test_calibration_error_needs_scores() -> None:
-    """All scores unknown is an error, not a 0."""
+    """A calibration error without any known score raises an error and is not 0."""
     with pytest.raises(ValueError, match="no known score"):
         expected_calibration_error(np.array([0.5]), np.array([np.nan]))
 
 
 def test_log_odds_are_the_inverse_of_the_sigmoid() -> None:
-    """Back and forth gives the same probability, and the ends stay finite."""
+    """The sigmoid of log-odds gives the same probability back, and the ends stay finite."""
     p = np.array([0.01, 0.5, 0.99])
     assert sigmoid(log_odds_of(p)) == pytest.approx(p)
     assert np.isfinite(log_odds_of(np.array([0.0, 1.0]))).all()

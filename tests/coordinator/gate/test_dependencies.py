@@ -1,4 +1,4 @@
-"""What a coordinator must have installed to serve a trained gate."""
+"""Tests of what has to be installed to serve a trained gate."""
 
 from __future__ import annotations
 

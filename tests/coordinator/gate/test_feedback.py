@@ -1,4 +1,4 @@
-"""Scores of users: whom they belong to, what they change, how they last."""
+"""Tests of users' scores: whom they belong to, what they change, and how they outlive a restart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.coordinator.choosing.forecast import Roster
-from moe2.coordinator.choosing.quality import Appraiser
+from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.gate import feedback as feedback_module
 from moe2.coordinator.gate.feedback import AlreadyScoredError, Feedback, FeedbackBook, Tally, UnknownRequestError
 from moe2.coordinator.gate.feedback_file import FeedbackFile
@@ -34,7 +34,7 @@ def scored(book: FeedbackBook, request_id: str = "req-1", score: float = 1.0) ->
 
 
 def test_a_score_belongs_to_the_expert_that_answered() -> None:
-    """And adds to its model's tally."""
+    """A score names the expert that answered, and adds to its model's tally."""
     book = FeedbackBook()
     answered(book)
     answered(book, "req-2", expert="b/m")
@@ -44,7 +44,7 @@ def test_a_score_belongs_to_the_expert_that_answered() -> None:
 
 
 def test_prompts_are_kept_only_where_that_is_wanted() -> None:
-    """Else their hash alone, which tells equal prompts apart from others."""
+    """Without `keep_prompts` a score holds only the hash of its prompt."""
     for keep, prompt in ((False, None), (True, "Why?")):
         book = FeedbackBook(keep_prompts=keep)
         answered(book)
@@ -54,7 +54,7 @@ def test_prompts_are_kept_only_where_that_is_wanted() -> None:
 
 
 def test_a_request_is_scored_once_and_only_if_known() -> None:
-    """What was not kept does not count, so that it can be sent again."""
+    """A known request takes one score, and a score that was not kept can be sent again."""
     book = FeedbackBook()
     with pytest.raises(UnknownRequestError, match="req-1"):
         scored(book)
@@ -67,7 +67,7 @@ def test_a_request_is_scored_once_and_only_if_known() -> None:
 
 
 def test_only_the_key_that_asked_may_score() -> None:
-    """To any other the request is unknown, also once it is scored; so it is to one without a key."""
+    """A request is unknown to every other key, and to a client without a key."""
     book = FeedbackBook()
     book.answered("req-1", expert="a/m", model="m", prompt="Why?", key_id="one")
     for key_id in ("two", None):
@@ -92,19 +92,19 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_move_the_prior() -> None:
     """Twenty scores weigh as much as the prior itself."""
     book = FeedbackBook()
-    appraiser = Appraiser(None, tallies=book.tallies)
+    scorer = Scorer(None, tallies=book.tallies)
     good, bad = expert("a", "good-8b"), expert("b", "bad-8b")
-    appraiser.meet((good, bad))
+    scorer.fit((good, bad))
     roster = Roster((good, bad))
-    worth = appraiser.on_the_whole(roster)
-    assert appraiser.appraise("", roster).scores.tolist() == pytest.approx([0.5, 0.5])
+    worth = scorer.set_worth(roster)
+    assert scorer.score("", roster).scores.tolist() == pytest.approx([0.5, 0.5])
     for number in range(20):
         for model, score in (("good-8b", 1.0), ("bad-8b", 0.0)):
             answered(book, f"{model}-{number}", model=model)
             scored(book, f"{model}-{number}", score)
-    appraiser.scored()
-    assert appraiser.appraise("", roster).scores.tolist() == pytest.approx([0.75, 0.25])
-    assert appraiser.on_the_whole(roster) is not worth
+    scorer.tallies_changed()
+    assert scorer.score("", roster).scores.tolist() == pytest.approx([0.75, 0.25])
+    assert scorer.set_worth(roster) is not worth
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_restart_keeps_the_counts(tmp_path: Path) -> None:
 
 @given(cut=st.integers(1, 100))
 def test_a_cut_off_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
-    """What is written after the crash is read again."""
+    """Scores that are written after a cut-off line are read again."""
     file = FeedbackFile(tmp_path_factory.mktemp("cut") / "feedback.jsonl")
     file.append(entry())
     whole = file.path.stat().st_size
@@ -148,7 +148,7 @@ def test_a_cut_off_line_costs_only_itself(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_score_that_finds_the_disk_full_is_told_and_leaves_no_half_line(tmp_path: Path) -> None:
-    """The scores before it and after it are kept."""
+    """A score that finds the disk full is an error, and the scores before and after it are kept."""
     file = FeedbackFile(tmp_path / "feedback.jsonl")
     file.append(entry())
     with room_for_bytes(file.path.stat().st_size + 20), pytest.raises(OSError, match="too large"):
@@ -170,7 +170,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["nonsense", "{}", '{"score": 2}', "\x00"])
 def test_damaged_lines_are_counted_and_passed_over(tmp_path: Path, line: str) -> None:
-    """They never keep a coordinator from starting."""
+    """Damaged lines are counted, and never keep a coordinator from starting."""
     file = FeedbackFile(tmp_path / "feedback.jsonl")
     file.append(entry())
     with file.path.open("a") as opened:
@@ -199,7 +199,7 @@ def test_damaged_lines_are_counted_and_passed_over(tmp_path: Path, line: str) ->
     ],
 )
 def test_a_bad_score_is_400_by_name(body: bytes, param: str | None) -> None:
-    """Every field by its own."""
+    """A bad field of a score is answered with 400 and the field's name."""
     with pytest.raises(ApiError) as raised:
         parse_feedback(body)
     assert (raised.value.status, raised.value.param) == (400, param)
@@ -209,7 +209,7 @@ def test_a_bad_score_is_400_by_name(body: bytes, param: str | None) -> None:
 
 
 def test_kept_prompts_join_the_train_rows(tmp_path: Path) -> None:
-    """One known score each; others of the file are passed over."""
+    """Each usable score becomes a train row with one known score."""
     pool = synthetic_outcomes(60)
     file = FeedbackFile(tmp_path / "feedback.jsonl")
     file.append(entry(model=pool.experts[1], prompt="Why so?", score=0.25))
@@ -223,7 +223,7 @@ def test_kept_prompts_join_the_train_rows(tmp_path: Path) -> None:
 
 
 def test_feedback_without_prompts_teaches_nothing(tmp_path: Path) -> None:
-    """That is told, with what to do; an absent file as well."""
+    """A feedback file without usable scores, or an absent one, is an error with a remedy."""
     pool, file = synthetic_outcomes(60), FeedbackFile(tmp_path / "feedback.jsonl")
     with pytest.raises(OutcomesError, match="no feedback file"):
         with_feedback(pool, file.path)

@@ -122,7 +122,7 @@ def test_a_prior_follows_its_family() -> None:
     """With a relative of the same size, the prior on each prompt is the relative's probability."""
     prior = prior_for(facts_from_name("Qwen2-7B"), ["Llama-3.1-8B", "Qwen2.5-7B"])
     assert prior.probability(np.array([0.9, 0.3])) == pytest.approx(0.3)
-    assert "from its family (Qwen2.5-7B)" in prior.reason
+    assert "the trained experts of its family (Qwen2.5-7B)" in prior.reason
 
 
 def test_feedback_moves_a_prior() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Problem, Quantile
+from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
 from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
 from tests.oracles.free_energy import FreeEnergy
 
@@ -30,7 +30,7 @@ def problem(
     delay_s: FloatArray | None = None,
     *,
     kind: str = "coverage",
-    budgets: Budgets | None = None,
+    budgets: PanelBudgets | None = None,
     aggregation: Aggregation | None = None,
     power_w: FloatArray | None = None,
     names: tuple[str, ...] | None = None,
@@ -57,7 +57,7 @@ def problem(
         p50=costs(0.5),
         p95=costs(1.0),
         aggregation=aggregation or Aggregation.free(count),
-        budgets=budgets or Budgets(),
+        budgets=budgets or PanelBudgets(),
         power_w=power_w,
         ruled_out=ruled_out or {},
     )
@@ -85,7 +85,7 @@ def random_problem(rng: np.random.Generator, kind: str, experts: int, prompts: i
         return float(most * rng.uniform(0.02, 1.1)) if rng.random() < 0.7 else None
 
     growth = np.cumsum(np.concatenate([[0.0, 0.0], rng.uniform(0, 0.3, experts - 1)]))
-    budgets = Budgets(
+    budgets = PanelBudgets(
         energy_j=limit(float(energy.sum())),
         delay_s=limit(float(delay.max() * 1.5)),
         first_token_s=limit(float(delay.max())),
@@ -112,15 +112,15 @@ def adversarial(rng: np.random.Generator, kind: str, experts: int) -> Iterator[P
     """Ties, zero budgets, duplicates, nothing feasible, identical costs, huge spreads."""
     chances = probabilities(rng, 12, experts)
     energy = rng.lognormal(1.0, 0.7, experts)
-    half = Budgets(energy_j=float(energy.sum() / 2))
+    half = PanelBudgets(energy_j=float(energy.sum() / 2))
     same = np.repeat(chances[:, :1], experts, axis=1)
-    yield problem(same, np.ones(experts), kind=kind, budgets=Budgets(energy_j=experts / 2))
+    yield problem(same, np.ones(experts), kind=kind, budgets=PanelBudgets(energy_j=experts / 2))
     yield problem(same, energy, kind=kind, budgets=half)
-    yield problem(chances, energy, kind=kind, budgets=Budgets(energy_j=0.0))
-    yield problem(chances, np.zeros(experts), kind=kind, budgets=Budgets(energy_j=0.0))
-    yield problem(chances, np.full(experts, 0.1), kind=kind, budgets=Budgets(energy_j=0.1 * (experts // 2)))
-    yield problem(chances, energy + 10.0, kind=kind, budgets=Budgets(energy_j=9.0))
-    yield problem(chances, 10.0 ** rng.uniform(-9, 9, experts), kind=kind, budgets=Budgets(energy_j=1.0))
+    yield problem(chances, energy, kind=kind, budgets=PanelBudgets(energy_j=0.0))
+    yield problem(chances, np.zeros(experts), kind=kind, budgets=PanelBudgets(energy_j=0.0))
+    yield problem(chances, np.full(experts, 0.1), kind=kind, budgets=PanelBudgets(energy_j=0.1 * (experts // 2)))
+    yield problem(chances, energy + 10.0, kind=kind, budgets=PanelBudgets(energy_j=9.0))
+    yield problem(chances, 10.0 ** rng.uniform(-9, 9, experts), kind=kind, budgets=PanelBudgets(energy_j=1.0))
     doubled = np.repeat(chances[:, : (experts + 1) // 2], 2, axis=1)[:, :experts]
     yield problem(doubled, np.repeat(energy, 2)[:experts], kind=kind, budgets=half)
     yield problem(np.zeros((3, experts)), energy, kind=kind, budgets=half)

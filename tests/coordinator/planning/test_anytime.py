@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moe2.coordinator.planning import greedy, lattice, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.problem import Budgets
+from moe2.coordinator.planning.problem import PanelBudgets
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.values import FloatArray
@@ -23,7 +23,7 @@ from . import cases
 
 
 def after(looks: int) -> Callable[[], bool]:
-    """A clock that has run out at that look."""
+    """A clock whose time is up at the given look."""
     left = iter(range(looks))
     return lambda: next(left, None) is None
 
@@ -37,7 +37,7 @@ def ticking() -> Callable[[], float]:
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.slow
 def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
-    """Stopped at any look, the best panel found and the bound enclose the true best value."""
+    """The best panel of a listing stopped at any look and its bound enclose the true best value."""
     rng = np.random.default_rng(5)
     cut = 0
     for looks in range(40):
@@ -49,7 +49,7 @@ def test_a_listing_cut_short_bounds_what_it_did_not_reach(kind: str) -> None:
             continue
         incumbent = Incumbent(candidates, [])
         left = listing.list_panels(
-            candidates, [], free, candidates.most_joining([], free), incumbent, stop=after(looks // 2)
+            candidates, [], free, candidates.max_joining([], free), incumbent, stop=after(looks // 2)
         )
         best = exhaustive.plan(problem).proof.value
         assert best is not None
@@ -102,13 +102,13 @@ def test_values_of_all_panels_are_the_same_a_part_at_a_time(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_a_listing_looks_at_the_clock_all_the_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with 64 experts: what it does between two looks takes some hundred microseconds."""
+    """Between two looks at the clock a listing takes some hundred microseconds, even with 64 experts."""
     rng = np.random.default_rng(7)
     problem = cases.problem(
         cases.probabilities(rng, 256, 64),
         rng.lognormal(1.0, 0.8, 64),
         kind=kind,
-        budgets=Budgets(energy_j=30.0, max_experts=4),
+        budgets=PanelBudgets(energy_j=30.0, max_experts=4),
     )
     candidates = Candidates.of(problem)
     free, value = np.arange(candidates.count), problem.value
@@ -165,20 +165,20 @@ def test_what_is_claimed_under_a_time_limit_holds(seed: int, kind: str, limit_s:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_panels_of_up_to_four_are_the_brute_forces(kind: str) -> None:
-    """Listed without a limit of time, from no expert held and from one, also where many are equal."""
+    """A listing without a time limit finds the best panel of up to four, also among many equals."""
     rng = np.random.default_rng(8)
     for number in range(12):
         problem = cases.random_problem(rng, kind, 12)
         if number % 3 == 0:
             problem = cases.problem(
-                np.round(cases.probabilities(rng, 6, 12)), np.ones(12), kind=kind, budgets=Budgets(energy_j=5.0)
+                np.round(cases.probabilities(rng, 6, 12)), np.ones(12), kind=kind, budgets=PanelBudgets(energy_j=5.0)
             )
         problem = replace(problem, budgets=replace(problem.budgets, max_experts=int(rng.integers(3, 5))))
         candidates = Candidates.of(problem)
         if candidates.count == 0:
             continue
         free, incumbent = np.arange(candidates.count), Incumbent(candidates, [])
-        most = candidates.most_joining([], free)
+        most = candidates.max_joining([], free)
         left = listing.list_panels(candidates, [], free, most, incumbent, lambda: False)
         assert left == -np.inf
         assert incumbent.value == pytest.approx(exhaustive.plan(problem).proof.value, abs=2e-9)

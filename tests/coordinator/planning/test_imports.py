@@ -1,4 +1,4 @@
-"""The import law of the planner: arrays and nothing else."""
+"""Tests of what the planner may import: arrays and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOUCHES_THE_WORLD = {"asyncio", "io", "logging", "os", "pathlib", "random", "soc
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_the_planner_imports_numpy_and_itself(path: Path) -> None:
-    """Besides harmless parts of the standard library: no clock, no file, no other room."""
+    """The planner imports numpy, itself and harmless parts of the standard library alone."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,4 +1,4 @@
-"""Larger fleets against HiGHS, where the problem is linear."""
+"""Tests of the search on larger fleets against the solver HiGHS, where the problem is linear."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from moe2.coordinator.planning import search
-from moe2.coordinator.planning.problem import Budgets
+from moe2.coordinator.planning.problem import PanelBudgets
 from moe2.coordinator.planning.values import FloatArray
 
 from . import cases
@@ -59,13 +59,15 @@ def best_by_milp(chances: FloatArray, energy: FloatArray, joules: float, most: i
 @pytest.mark.parametrize("experts", [12, 20, 28])
 @pytest.mark.parametrize("most", [None, 5])
 def test_best_of_equals_facility_location_by_highs(experts: int, most: int | None) -> None:
-    """Best-of-S is facility location, a linear mixed-integer program."""
+    """Best-of-set is facility location, a linear mixed-integer program that HiGHS solves."""
     rng = np.random.default_rng(experts)
     for share in (0.1, 0.3, 0.6):
         chances = rng.beta(0.8, 0.8, (20, experts))
         energy = rng.lognormal(1, 0.8, experts)
         joules = float(energy.sum() * share)
-        problem = cases.problem(chances, energy, kind="best_of", budgets=Budgets(energy_j=joules, max_experts=most))
+        problem = cases.problem(
+            chances, energy, kind="best_of", budgets=PanelBudgets(energy_j=joules, max_experts=most)
+        )
         found = search.plan(problem).proof.value
         assert found == pytest.approx(best_by_milp(chances, energy, joules, most), abs=1e-6)
 
@@ -78,7 +80,7 @@ def test_coverage_of_certain_answers_equals_highs(experts: int) -> None:
         chances = (rng.random((60, experts)) < 0.12).astype(np.float64)
         energy = rng.lognormal(1, 0.8, experts)
         joules = float(energy.sum() * share)
-        found = search.plan(cases.problem(chances, energy, budgets=Budgets(energy_j=joules))).proof.value
+        found = search.plan(cases.problem(chances, energy, budgets=PanelBudgets(energy_j=joules))).proof.value
         assert found == pytest.approx(best_by_milp(chances, energy, joules, None), abs=1e-6)
 
 
@@ -90,7 +92,7 @@ def test_coverage_of_separate_prompts_equals_a_knapsack() -> None:
         chances = np.diag(rng.uniform(0.1, 1, experts))
         energy = np.diag(chances) * rng.uniform(0.9, 1.1, experts)
         joules = float(energy.sum() * rng.uniform(0.2, 0.8))
-        found = search.plan(cases.problem(chances, energy, budgets=Budgets(energy_j=joules))).proof.value
+        found = search.plan(cases.problem(chances, energy, budgets=PanelBudgets(energy_j=joules))).proof.value
         knapsack = milp(
             -np.diag(chances) / experts,
             constraints=LinearConstraint(energy[None], -np.inf, joules),

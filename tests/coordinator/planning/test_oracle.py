@@ -1,4 +1,4 @@
-"""Every solver against brute force, and brute force against the definitions."""
+"""Tests of every solver against brute force, and of brute force against the definitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from moe2.coordinator.planning import greedy, listing, search
 from moe2.coordinator.planning.candidates import Candidates, Incumbent
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Problem
+from moe2.coordinator.planning.problem import Aggregation, PanelBudgets, Problem
 from moe2.coordinator.planning.proof import Plan, Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.value_table import ValueTable
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def agree(problem: Problem, found: Plan, oracle: Plan) -> None:
-    """The same value to 1e-9, proven, by a panel that keeps the limits."""
+    """Assert that two plans have the same proven value to 1e-9, with panels that keep the limits."""
     assert found.is_feasible == oracle.is_feasible
     if not oracle.is_feasible:
         assert found.proof.status is Status.INFEASIBLE
@@ -51,7 +51,7 @@ def test_brute_force_is_the_best_over_all_panels_by_definition(kind: str) -> Non
             energy,
             delay,
             kind=kind,
-            budgets=Budgets(energy_j=joules, delay_s=seconds, max_experts=4),
+            budgets=PanelBudgets(energy_j=joules, delay_s=seconds, max_experts=4),
             aggregation=Aggregation(energy_j=growth, delay_s=growth, first_token_s=growth),
         )
 
@@ -77,7 +77,7 @@ def test_branch_equals_brute_force_on_random_fleets(kind: str, listed: int | Non
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_branch_equals_brute_force_with_sixteen_experts(kind: str) -> None:
-    """The largest fleet that brute force is asked for."""
+    """The search equals brute force on fleets of sixteen experts, the largest that it is asked for."""
     rng = np.random.default_rng(16)
     for _ in range(4):
         problem = cases.random_problem(rng, kind, 16, prompts=32)
@@ -106,7 +106,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeyp
         problem = cases.random_problem(rng, kind, 17, prompts=8)
         table = ValueTable.build(problem.value, 3)
         for scale in (0.02, 0.05, 0.1, 0.4, 1.0):
-            budgets = Budgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
+            budgets = PanelBudgets(energy_j=float(problem.p95.energy_j.sum() * scale), max_experts=3)
             limited = cases.problem(
                 np.zeros((1, 17)),
                 problem.p95.energy_j,
@@ -123,7 +123,7 @@ def test_table_of_small_panels_equals_brute_force(kind: str, chunk: int, monkeyp
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_polyblock_equals_brute_force_on_random_fleets(kind: str) -> None:
-    """The reference method is exact too."""
+    """The polyblock method, the reference, is exact too."""
     rng = np.random.default_rng(3)
     for _ in range(200):
         problem = cases.random_problem(rng, kind, int(rng.integers(1, 9)))
@@ -132,7 +132,7 @@ def test_polyblock_equals_brute_force_on_random_fleets(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_all_solvers_equal_brute_force_on_adversarial_fleets(kind: str) -> None:
-    """Ties, zero budgets, duplicates, nothing feasible, identical costs and huge spreads."""
+    """All solvers are exact with ties, zero budgets, duplicates, equal costs and huge spreads."""
     rng = np.random.default_rng(5)
     for count in (1, 2, 5, 8, 9):
         for problem in cases.adversarial(rng, kind, count):
@@ -164,7 +164,7 @@ def test_greedy_is_feasible_and_never_above_the_best(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_listing_small_panels_equals_brute_force(kind: str) -> None:
-    """Panels of up to four out of up to twelve, on top of held experts or of none, equal values included."""
+    """Listing panels of up to four joining experts is exact, with and without held experts."""
     rng = np.random.default_rng(21)
     listed = 0
     for number in range(150):
@@ -179,7 +179,7 @@ def test_listing_small_panels_equals_brute_force(kind: str) -> None:
         incumbent = Incumbent(candidates, [])
         if held:
             incumbent.offer(held)
-        most = candidates.most_joining(held, free)
+        most = candidates.max_joining(held, free)
         left = listing.list_panels(candidates, held, free, most, incumbent, stop=lambda: False)
         others = {n for n in range(experts) if n not in candidates.index}
         forced = {problem.names[candidates.index[n]] for n in held}

@@ -1,11 +1,11 @@
-"""Problems are checked when they are made, and limits mean what they say."""
+"""Tests of planning problems: their checks, and the meaning of their limits."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from moe2.coordinator.planning.problem import Aggregation, Budgets, Costs, Limit, Problem, ProblemError, Quantile
+from moe2.coordinator.planning.problem import Aggregation, Costs, Limit, PanelBudgets, Problem, ProblemError, Quantile
 from moe2.coordinator.planning.values import Coverage, FloatArray
 
 from . import cases
@@ -63,13 +63,13 @@ def test_ruling_out_an_unknown_expert_is_refused() -> None:
 def test_an_absurd_budget_is_refused_by_name(name: str, bad: float) -> None:
     """Every budget must be finite and not negative."""
     with pytest.raises(ProblemError, match=f"The budget {name} is"):
-        Budgets(**{name: bad})  # type: ignore[arg-type]
+        PanelBudgets(**{name: bad})  # type: ignore[arg-type]
 
 
 def test_a_panel_of_nobody_is_refused() -> None:
     """max_experts starts at one."""
     with pytest.raises(ProblemError, match="at least one expert"):
-        Budgets(max_experts=0)
+        PanelBudgets(max_experts=0)
 
 
 def test_aggregation_that_falls_is_refused() -> None:
@@ -81,7 +81,7 @@ def test_aggregation_that_falls_is_refused() -> None:
 def test_a_power_budget_needs_the_experts_watts() -> None:
     """Unknown watts are not zero watts."""
     with pytest.raises(ProblemError, match="needs power_w"):
-        cases.problem(TWO, np.ones(2), budgets=Budgets(power_w=100.0))
+        cases.problem(TWO, np.ones(2), budgets=PanelBudgets(power_w=100.0))
 
 
 def test_a_per_token_budget_needs_the_experts_pace() -> None:
@@ -93,7 +93,7 @@ def test_a_per_token_budget_needs_the_experts_pace() -> None:
             costs([1, 2]),
             costs([1, 2]),
             Aggregation.free(2),
-            Budgets(per_token_s=0.1),
+            PanelBudgets(per_token_s=0.1),
         )
 
 
@@ -115,8 +115,8 @@ def test_a_problem_does_not_alias_the_callers_arrays() -> None:
 def test_limits_hold_for_the_requested_quantile() -> None:
     """The same panel may pass at p50 and break the limit at p95."""
     energy = np.array([4.0, 4.0])
-    at_p95 = cases.problem(TWO, energy, budgets=Budgets(energy_j=5.0))
-    at_p50 = cases.problem(TWO, energy, budgets=Budgets(energy_j=5.0, quantile=Quantile.P50))
+    at_p95 = cases.problem(TWO, energy, budgets=PanelBudgets(energy_j=5.0))
+    at_p50 = cases.problem(TWO, energy, budgets=PanelBudgets(energy_j=5.0, quantile=Quantile.P50))
     assert at_p95.breaches([0, 1]) == [(Limit.ENERGY, 8.0, 5.0)]
     assert at_p50.breaches([0, 1]) == []
 
@@ -124,7 +124,7 @@ def test_limits_hold_for_the_requested_quantile() -> None:
 def test_the_fleets_cap_counts_what_is_drawn_already() -> None:
     """Beside the members' watts together, or beside each one's where they run one at a time."""
     for one_at_a_time, needed in ((False, [(Limit.POWER, 75.0, 60.0)]), (True, [])):
-        budgets = Budgets(power_w=60.0, drawn_w=20.0, one_at_a_time=one_at_a_time)
+        budgets = PanelBudgets(power_w=60.0, drawn_w=20.0, one_at_a_time=one_at_a_time)
         problem = cases.problem(TWO, np.ones(2), budgets=budgets, power_w=np.array([30.0, 25.0]))
         assert problem.breaches([0, 1]) == needed
         assert problem.breaches([0]) == []
@@ -136,7 +136,9 @@ def test_each_limit_counts_what_its_definition_says() -> None:
         TWO,
         np.array([1.0, 2.0]),
         np.array([10.0, 20.0]),
-        budgets=Budgets(energy_j=3.4, delay_s=20.6, first_token_s=8.2, per_token_s=0.1, power_w=50.0, max_experts=1),
+        budgets=PanelBudgets(
+            energy_j=3.4, delay_s=20.6, first_token_s=8.2, per_token_s=0.1, power_w=50.0, max_experts=1
+        ),
         aggregation=Aggregation(np.array([0, 0, 0.5]), np.array([0, 0, 0.7]), np.array([0, 0, 0.3])),
         power_w=np.array([30.0, 25.0]),
     )
@@ -154,5 +156,5 @@ def test_each_limit_counts_what_its_definition_says() -> None:
 
 def test_a_sum_that_only_rounding_puts_over_the_limit_is_feasible() -> None:
     """0.1 + 0.2 joules fit a budget of 0.3 joules."""
-    problem = cases.problem(TWO, np.array([0.1, 0.2]), budgets=Budgets(energy_j=0.3))
+    problem = cases.problem(TWO, np.array([0.1, 0.2]), budgets=PanelBudgets(energy_j=0.3))
     assert problem.is_feasible([0, 1])

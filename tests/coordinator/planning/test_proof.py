@@ -1,4 +1,4 @@
-"""What a plan says about itself: reasons, offers, gaps, ties and time."""
+"""Tests of what a plan says about itself: reasons, offers, gaps, ties and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from moe2.coordinator.planning import greedy, search
 from moe2.coordinator.planning.candidates import TIE
 from moe2.coordinator.planning.frontier import frontier
-from moe2.coordinator.planning.problem import Budgets, Limit, Problem
+from moe2.coordinator.planning.problem import Limit, PanelBudgets, Problem
 from moe2.coordinator.planning.proof import Cause, Plan, Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.planning.value_table import TableError, ValueTable
@@ -34,16 +34,16 @@ def hard_problem(experts: int = 32) -> Problem:
     good = rng.random((128, experts)) < rng.uniform(0.2, 0.7, experts)
     chances: FloatArray = np.where(good, rng.uniform(0.9, 1, good.shape), rng.uniform(0, 0.1, good.shape))
     energy: FloatArray = rng.lognormal(1.0, 0.8, experts)
-    return cases.problem(chances, energy, budgets=Budgets(energy_j=float(energy.sum() * 0.06)))
+    return cases.problem(chances, energy, budgets=PanelBudgets(energy_j=float(energy.sum() * 0.06)))
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
 def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) -> None:
-    """Ruled out, too dear alone, no room beside the chosen, and no gain are told apart."""
+    """Experts ruled out, infeasible alone, without room and without gain are told apart."""
     problem = cases.problem(
         np.array([[0.9, 0.6, 0.5, 0.8, 0.0], [0.2, 0.7, 0.5, 0.8, 0.0]]),
         np.array([3.0, 2.0, 3.0, 9.0, 0.0]),
-        budgets=Budgets(energy_j=5.0),
+        budgets=PanelBudgets(energy_j=5.0),
         names=("a", "b", "c", "d", "e"),
         ruled_out={"c": "draining"},
     )
@@ -52,18 +52,20 @@ def test_every_excluded_expert_has_its_reason(solve: Callable[[Problem], Plan]) 
     found = {exclusion.name: exclusion for exclusion in plan.exclusions}
     assert {name: exclusion.cause for name, exclusion in found.items()} == {
         "c": Cause.RULED_OUT,
-        "d": Cause.TOO_DEAR_ALONE,
+        "d": Cause.INFEASIBLE_ALONE,
         "e": Cause.NO_GAIN,
     }
     assert found["c"].detail == "draining"
-    assert found["d"].detail == "does not fit even alone: energy_j 9 > 5"
+    assert found["d"].detail == "it does not keep the limits even alone: energy of 9 J exceeds 5 J"
     assert found["e"].gain == 0.0
 
 
 def test_an_expert_without_room_says_what_the_panel_would_need() -> None:
-    """The breach is that of the chosen panel with the expert in it."""
+    """The breach of an expert without room is that of the chosen panel with the expert in it."""
     plan = search.plan(
-        cases.problem(np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=Budgets(energy_j=5.0), names=("a", "b"))
+        cases.problem(
+            np.array([[0.9, 0.5]]), np.array([3.0, 4.0]), budgets=PanelBudgets(energy_j=5.0), names=("a", "b")
+        )
     )
     (exclusion,) = plan.exclusions
     assert exclusion.cause is Cause.NO_ROOM
@@ -78,7 +80,7 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
         np.full((1, 3), 0.5),
         np.array([5.0, 8.0, 1.0]),
         np.array([2.0, 1.0, 9.0]),
-        budgets=Budgets(energy_j=4.0, delay_s=3.0),
+        budgets=PanelBudgets(energy_j=4.0, delay_s=3.0),
         names=("near", "quick", "slow"),
     )
     plan = solve(problem)
@@ -87,13 +89,13 @@ def test_nothing_feasible_names_the_cheapest_and_the_fastest_offer(solve: Callab
     assert plan.cheapest is not None
     assert plan.fastest is not None
     assert plan.cheapest.name == "near"
-    assert [str(breach) for breach in plan.cheapest.breaches] == ["energy_j 5 > 4"]
+    assert [str(breach) for breach in plan.cheapest.breaches] == ["energy of 5 J exceeds 4 J"]
     assert plan.fastest.name == "slow"
-    assert [str(breach) for breach in plan.fastest.breaches] == ["delay_s 9 > 3"]
+    assert [str(breach) for breach in plan.fastest.breaches] == ["latency of 9 s exceeds 3 s"]
 
 
 def test_no_offer_is_made_of_experts_that_are_ruled_out() -> None:
-    """An offer must be one that more budget would buy."""
+    """An offer is never an expert that no budget could buy."""
     plan = search.plan(cases.problem(np.array([[0.5]]), np.ones(1), names=("a",), ruled_out={"a": "context too short"}))
     assert (plan.cheapest, plan.fastest) == (None, None)
     assert [exclusion.detail for exclusion in plan.exclusions] == ["context too short"]
@@ -103,12 +105,12 @@ def test_no_offer_is_made_of_experts_that_are_ruled_out() -> None:
 def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
     solve: Callable[[Problem], Plan],
 ) -> None:
-    """Each rule decides where all the ones before it tie."""
+    """Each rule for ties decides where all rules before it tie."""
     same = np.full((2, 3), 0.5)
-    one = Budgets(max_experts=1)
+    one = PanelBudgets(max_experts=1)
 
     def chosen(
-        energy: list[float], delay: list[float], names: tuple[str, ...], budgets: Budgets = one
+        energy: list[float], delay: list[float], names: tuple[str, ...], budgets: PanelBudgets = one
     ) -> tuple[str, ...]:
         problem = cases.problem(same, np.array(energy), np.array(delay), kind="best_of", names=names, budgets=budgets)
         return solve(problem).names
@@ -116,7 +118,7 @@ def test_equal_values_go_to_fewer_joules_then_seconds_then_members_then_names(
     assert chosen([2, 1, 3], [1, 2, 3], ("a", "b", "c")) == ("b",)
     assert chosen([1, 1, 1], [2, 2, 1], ("a", "b", "c")) == ("c",)
     assert chosen([1, 1, 1], [1, 1, 1], ("z", "m", "n")) == ("m",)
-    assert chosen([0, 0, 0], [1, 1, 1], ("z", "m", "n"), Budgets()) == ("m",)
+    assert chosen([0, 0, 0], [1, 1, 1], ("z", "m", "n"), PanelBudgets()) == ("m",)
 
 
 def test_a_search_out_of_time_gives_a_feasible_panel_under_a_bound_that_holds() -> None:
@@ -160,7 +162,7 @@ def test_a_tolerated_gap_ends_the_search_sooner_and_is_certified() -> None:
 
 
 def test_time_is_that_of_the_injected_clock_and_unknown_without_one() -> None:
-    """Unknown is None."""
+    """The plan's time comes from the given clock, and is None without one."""
     problem = hard_problem(6)
     times = iter([10.0, 12.5])
     assert search.plan(problem, table=ValueTable.build(problem.value)).proof.elapsed_s is None
@@ -169,28 +171,28 @@ def test_time_is_that_of_the_injected_clock_and_unknown_without_one() -> None:
 
 
 def test_the_same_problem_gives_the_same_plan_and_the_same_nodes() -> None:
-    """Nothing in a search is random."""
+    """A search is not random: the same problem gives the same plan and the same nodes."""
     problem = hard_problem()
     left, right = search.plan(problem), search.plan(problem)
     assert left == right
 
 
 def test_a_table_of_another_fleet_is_not_used() -> None:
-    """Only the very value that the table was built from counts."""
+    """A table serves only problems with the very value that it was built from."""
     problem = hard_problem(8)
     other = ValueTable.build(Coverage(np.full((2, 8), 0.5)))
     assert search.plan(problem, table=other).proof.method == "branch"
 
 
 def test_a_table_of_smaller_panels_than_asked_for_is_not_used() -> None:
-    """A table of pairs says nothing about panels of three."""
+    """A table of pairs is not used for panels of three."""
     problem = hard_problem(18)
     table = ValueTable.build(problem.value, 2)
     assert search.plan(problem, table=table).proof.method == "branch"
 
 
 def test_a_table_that_would_be_huge_is_refused() -> None:
-    """2^64 values do not fit any memory."""
+    """A table of 2^64 values is refused."""
     with pytest.raises(TableError, match="Limit max_experts"):
         ValueTable.build(Coverage(np.full((1, 64), 0.5)))
 
@@ -209,7 +211,7 @@ def test_a_frontier_rises_with_the_budget_and_ends_at_the_best_panel() -> None:
 
 
 def test_a_frontier_never_falls_even_where_searches_are_cut_short() -> None:
-    """The panel of a smaller budget is the start for the next."""
+    """A search starts from the panel of the next smaller budget, so that a frontier never falls."""
     problem = hard_problem()
     total = float(problem.p95.energy_j.sum())
     points = frontier(problem, np.linspace(0.05, 0.6, 12) * total, effort=Effort(node_limit=0))  # type: ignore[arg-type]

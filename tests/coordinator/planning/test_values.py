@@ -18,7 +18,7 @@ from . import cases
 
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_values_are_what_they_are_defined_as(kind: str) -> None:
-    """Against a loop over prompts with Python's math."""
+    """Values equal those of a loop over prompts with Python's math."""
     rng = np.random.default_rng(1)
     chances = cases.probabilities(rng, 7, 5)
     value = cases.set_value(kind, chances)
@@ -41,7 +41,7 @@ def test_values_are_monotone_and_submodular(seed: int, kind: str) -> None:
 
 
 def test_free_energy_is_minus_the_optimum_of_the_gates_objective() -> None:
-    """Weights proportional to exp(-loss / tau) reach it, and no other weights go below."""
+    """Weights proportional to exp(-loss / tau) reach the free energy, and no others go below it."""
     rng = np.random.default_rng(2)
     losses, tau = rng.uniform(0, 3, (1, 4)), 0.5
     best = -FreeEnergy(losses, tau).of([0, 1, 2, 3])
@@ -56,7 +56,7 @@ def test_free_energy_is_minus_the_optimum_of_the_gates_objective() -> None:
 
 
 def test_free_energy_survives_spreads_that_underflow() -> None:
-    """Losses of 0 and 1e6 at temperature 1e-3: the sum of exponentials would be 0."""
+    """Losses of 0 and 1e6 at temperature 1e-3, whose exponentials sum to 0, have a finite value."""
     value = FreeEnergy([[0.0, 1e6], [1e6, 2e6]], 1e-3)
     assert value.of([1]) == pytest.approx(-1.5e6)
     assert value.of([0, 1]) == pytest.approx(-0.5e6)
@@ -76,27 +76,27 @@ def test_all_subsets_at_once_equal_one_at_a_time(kind: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.1])
 def test_chances_out_of_range_name_prompt_and_expert(bad: float) -> None:
-    """The message says where."""
+    """An error about a probability out of range names the prompt and the expert."""
     with pytest.raises(CalibrationError, match=r"probabilities\[1, 0\] is"):
         Coverage([[0.5, 0.5], [bad, 0.5]])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -0.1, float("inf")])
 def test_losses_out_of_range_name_prompt_and_expert(bad: float) -> None:
-    """The message says where."""
+    """An error about a loss out of range names the prompt and the expert."""
     with pytest.raises(CalibrationError, match=r"losses\[0, 1\] is"):
         FreeEnergy([[0.5, bad]], 1.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_an_absurd_temperature_is_refused(temperature: float) -> None:
-    """tau must be a positive number."""
+    """A temperature that is not a positive number is refused."""
     with pytest.raises(CalibrationError, match="temperature"):
         FreeEnergy([[0.5]], temperature)
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 2), (2, 0), (1, 2, 3)])
 def test_calibration_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
-    """(prompts, experts), at least one of each."""
+    """Calibration figures need the shape (prompts, experts) with at least one of each."""
     with pytest.raises(CalibrationError, match="shape"):
         BestOf(np.zeros(shape))

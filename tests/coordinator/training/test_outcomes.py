@@ -1,4 +1,4 @@
-"""Reading outcomes, good and bad."""
+"""Tests of reading outcomes, good ones and bad ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file that a collection continues."""
+"""Tests of the outcomes file that a collection writes and continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answered(model: str = "m", score: float = 1.0) -> Answered:
 
 
 def test_what_is_written_is_an_outcomes_file(tmp_path: Path) -> None:
-    """The very reader of `train-gate` takes it; two experts of one model are averaged."""
+    """The reader of `train-gate` reads the file, and two experts of one model are averaged."""
     outfile = Outfile(tmp_path / "o.jsonl")
     outfile.put(question(), {"a/m": answered(), "b/m": answered(score=0.0), "a/n": answered("n", 0.0)})
     outcomes = read_outcomes(tmp_path / "o.jsonl")
@@ -35,13 +35,13 @@ def test_what_is_written_is_an_outcomes_file(tmp_path: Path) -> None:
 
 
 def test_a_reopened_file_knows_its_answers(tmp_path: Path) -> None:
-    """All of them, the unmeasured joules as unknown."""
+    """A file that is opened again holds all its answers, with unmeasured joules as unknown."""
     Outfile(tmp_path / "o.jsonl").put(question(), {"a/m": answered()})
     assert Outfile(tmp_path / "o.jsonl").answers(question()) == {"a/m": answered()}
 
 
 def test_amended_questions_replace_their_line(tmp_path: Path) -> None:
-    """One line per question, whatever was added later."""
+    """A question that gets more answers still has one line."""
     outfile = Outfile(tmp_path / "o.jsonl")
     outfile.put(question(), {"a/m": answered()})
     outfile.put(question("q2"), {"a/m": answered()})
@@ -53,7 +53,7 @@ def test_amended_questions_replace_their_line(tmp_path: Path) -> None:
 
 @given(cut=st.integers(min_value=1, max_value=150))
 def test_a_cut_off_last_line_is_dropped(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
-    """Wherever the crash cut it; the lines before it stay, and the file can be continued."""
+    """A last line that is cut anywhere is dropped, the others stay, and the file can be continued."""
     path = tmp_path_factory.mktemp("cut") / "o.jsonl"
     outfile = Outfile(path)
     outfile.put(question(), {"a/m": answered()})
@@ -68,7 +68,7 @@ def test_a_cut_off_last_line_is_dropped(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_an_answer_that_finds_the_disk_full_can_be_put_again(tmp_path: Path) -> None:
-    """It is not taken for known, and no half line stays that the next collection would stumble over."""
+    """An answer that finds the disk full leaves no half line, and can be put again."""
     path = tmp_path / "o.jsonl"
     outfile = Outfile(path)
     outfile.put(question(), {"a/m": answered()})
@@ -80,7 +80,7 @@ def test_an_answer_that_finds_the_disk_full_can_be_put_again(tmp_path: Path) -> 
 
 
 def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
-    """What it points to is continued and replaced."""
+    """A symbolic link stays a link, and its target is continued and replaced."""
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "o.jsonl")
     outfile = Outfile(link)
@@ -92,7 +92,7 @@ def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
 
 
 def test_another_question_set_is_refused(tmp_path: Path) -> None:
-    """The same id with another prompt would mix two sets."""
+    """A question whose id is in the file with another prompt is refused."""
     outfile = Outfile(tmp_path / "o.jsonl")
     outfile.put(question(), {"a/m": answered()})
     with pytest.raises(OutfileError, match="another prompt"):
@@ -100,7 +100,7 @@ def test_another_question_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    """Only a last line without its end is taken for a crash."""
+    """A broken line that is not the last one is an error with its number."""
     (tmp_path / "o.jsonl").write_text('{"id": "q1", "prompt": "x"}\nnonsense\n')
     with pytest.raises(OutfileError, match="line 2"):
         Outfile(tmp_path / "o.jsonl")

@@ -1,4 +1,4 @@
-"""Question sets, good and bad."""
+"""Tests of reading question sets, good ones and bad ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def written(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_options_are_shown_to_the_experts(tmp_path: Path) -> None:
-    """Appended as lines, unless the prompt shows them itself; a gold text becomes its letter."""
+    """Options are appended to a prompt that does not show them, and a gold text becomes its letter."""
     shown = {**CHOICE, "id": "q3", "prompt": "Which barks?\n(A) a cat\n(B) a dog", "gold": "(b)"}
     plain, own = read_questions(written(tmp_path / "q.jsonl", CHOICE, shown))
     assert plain.asked == own.asked == "Which barks?\n(A) a cat\n(B) a dog"
@@ -31,14 +31,14 @@ def test_options_are_shown_to_the_experts(tmp_path: Path) -> None:
 
 
 def test_labels_are_carried_over(tmp_path: Path) -> None:
-    """Those that an outcomes file has."""
+    """The labels that an outcomes file has are carried over."""
     row = {**GOOD, "split": "val", "benchmark": "sums", "other": 1}
     (question,) = read_questions(written(tmp_path / "q.jsonl", row))
     assert question.labels == (("split", "val"), ("benchmark", "sums"))
 
 
 def test_parquet_is_read_as_well(tmp_path: Path) -> None:
-    """With columns that are empty for some metrics."""
+    """A Parquet file with columns that are empty for some metrics is read."""
     table = pa.Table.from_pylist([{**GOOD, "choices": None}, CHOICE])
     pq.write_table(table, tmp_path / "q.parquet")
     first, second = read_questions(tmp_path / "q.parquet")
@@ -63,7 +63,7 @@ def test_parquet_is_read_as_well(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_names_line_and_column(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    """And what is wrong there."""
+    """An error names the line, the column and what is wrong there."""
     with pytest.raises(Moe2Error) as raised:
         read_questions(written(tmp_path / "q.jsonl", CHOICE, {**GOOD, **change}))
     assert ", line 2, " in raised.value.message
@@ -76,18 +76,18 @@ def test_a_fault_names_line_and_column(tmp_path: Path, change: dict[str, Any], t
         ("q.jsonl", '{"id": "a"\n', "line 1: not JSON"),
         ("q.jsonl", "", "no column"),
         ("q.jsonl", '{"id": "a", "prompt": "b"}\n', "no column 'gold', 'metric'"),
-        ("q.txt", "", "neither .jsonl nor .parquet"),
+        ("q.txt", "", "neither .parquet nor .jsonl"),
         ("q.parquet", "junk", "not a readable Parquet file"),
     ],
 )
 def test_a_file_that_is_no_question_set_is_refused(tmp_path: Path, name: str, content: str, told: str) -> None:
-    """With the reason."""
+    """A file that is no question set is refused with the reason."""
     (tmp_path / name).write_text(content)
     with pytest.raises(Moe2Error, match=told):
         read_questions(tmp_path / name)
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    """By name."""
+    """A file that does not exist is refused with its name."""
     with pytest.raises(Moe2Error, match=r"no question file .*nowhere"):
         read_questions(tmp_path / "nowhere.jsonl")

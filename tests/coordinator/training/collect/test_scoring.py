@@ -1,4 +1,4 @@
-"""What counts as right."""
+"""Tests of which answers count as right."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PETS = ("a cat", "a dog", "a bird", "none of these")
     ],
 )
 def test_the_letter_is_found_in_what_models_say(answer: str, letter: str | None) -> None:
-    """Bare, bracketed, declared, or as the option's text."""
+    """A letter is found bare, in brackets, declared, or as the option's text."""
     assert chosen_letter(answer, PETS) == letter
 
 
@@ -62,7 +62,7 @@ def test_the_letter_is_found_in_what_models_say(answer: str, letter: str | None)
     ],
 )
 def test_the_last_number_is_read_exactly(text: str, number: Fraction | None) -> None:
-    """Thousands, decimals, fractions and signs; what is no number is skipped."""
+    """The last number is exact with thousands, decimals, fractions and signs; other text is skipped."""
     assert last_number(text) == number
 
 
@@ -76,12 +76,12 @@ def test_the_last_number_is_read_exactly(text: str, number: Fraction | None) -> 
     ],
 )
 def test_an_exact_match_ignores_only_form(answer: str, gold: str, right: float) -> None:
-    """Case, punctuation, articles and space."""
+    """An exact match ignores case, punctuation, articles and space alone."""
     assert score(Metric.EXACT_MATCH, answer, gold) == right
 
 
 def test_numbers_match_by_value() -> None:
-    """1,000.0 is 1000; no number is wrong."""
+    """Numbers match by value, so that 1,000.0 is 1000; an answer without a number is wrong."""
     assert score(Metric.NUMERIC, "It is 1,000.0 km", "1000") == 1.0
     assert score(Metric.NUMERIC, "It is 999 km", "1000") == 0.0
     assert score(Metric.NUMERIC, "far", "1000") == 0.0
@@ -89,12 +89,12 @@ def test_numbers_match_by_value() -> None:
 
 @given(st.text(), st.sampled_from(list(Metric)))
 def test_no_answer_breaks_scoring(answer: str, metric: Metric) -> None:
-    """Whatever a model says is right or wrong."""
+    """Any text that a model writes is scored as right or wrong."""
     gold = {"choice": "A", "numeric": "7", "exact_match": "x"}[metric]
     assert score(metric, answer, gold, PETS) in (0.0, 1.0)
 
 
 @given(st.fractions())
 def test_every_number_is_read_back(number: Fraction) -> None:
-    """In its own notation."""
+    """Every number is read back from Python's own notation."""
     assert last_number(f"so it is {number}") == number

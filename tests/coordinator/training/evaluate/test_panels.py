@@ -31,7 +31,7 @@ def problem(p: np.ndarray, energy: np.ndarray, delay: np.ndarray, **limits: floa
 def test_the_panel_is_worth_as_much_as_the_best_of_all(
     p: np.ndarray, energy: np.ndarray, delay: np.ndarray, most_j: float, most_s: float, count: int
 ) -> None:
-    """It keeps every limit, and no other panel that does is worth more."""
+    """The chosen panel keeps every limit, and no other that does is worth more."""
     request = problem(p, energy, delay, max_energy_j=most_j, max_delay_s=most_s, max_experts=count)
     panel, other = list(Planner().select(request)), list(best_panel(request))
     assert energy[panel].sum() <= most_j * (1 + 1e-9)
@@ -52,20 +52,20 @@ def test_a_panel_of_one_is_the_likeliest_expert_that_fits(
 
 
 def test_ties_go_to_the_cheaper_expert() -> None:
-    """Equal value: fewer joules."""
+    """Of experts with equal value the one with fewer joules is chosen."""
     p = np.array([0.5, 0.5])
     assert Planner().select(problem(p, np.array([2.0, 1.0]), np.ones(2), max_experts=1)) == (1,)
 
 
 def test_members_are_numbers_in_the_order_of_the_arrays() -> None:
-    """More than ten experts, whose names do not sort like numbers unless they are padded."""
+    """Members of more than ten experts are numbers in the arrays' order, not the names' order."""
     p = np.linspace(0.1, 0.5, 12)
     assert Planner().select(problem(p, np.ones(12), np.ones(12), max_energy_j=3)) == (9, 10, 11)
     assert Planner().select(problem(np.full(12, 0.5), np.ones(12), np.ones(12), max_experts=2)) == (0, 1)
 
 
 def test_no_expert_is_needed_to_fit() -> None:
-    """An empty panel where nothing is available."""
+    """The panel is empty where no expert is available."""
     request = problem(np.array([0.5]), np.ones(1), np.ones(1), max_energy_j=0.5)
     assert Planner().select(request) == ()
     assert best_panel(request) == ()
@@ -73,6 +73,6 @@ def test_no_expert_is_needed_to_fit() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_a_limit_that_is_met_exactly_is_kept(limit: float) -> None:
-    """Joules equal to the budget fit."""
+    """An expert whose joules equal the budget fits."""
     request = problem(np.array([0.5]), np.full(1, limit), np.ones(1), max_energy_j=limit)
     assert Planner().select(request) == best_panel(request) == (0,)
