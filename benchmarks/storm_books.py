@@ -55,8 +55,10 @@ class LedgerBooks:
 
 @dataclass
 class Findings:
-    """How many of each, and a line for each. n_told: jobs' ends with joules that reached the proxy. n_compared: those of
-    them that had to be in the ledger, or were."""
+    """How many of each, and a line for each.
+
+    n_told: ends of jobs with known joules that went over a link. n_compared: those that had to be in the ledger, or were.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
