@@ -13,12 +13,12 @@ from math import isclose
 from typing import Any
 
 from benchmarks.storm_clients import GRACE_S, Ended
+from moe2.coordinator.serving.life import WIND_DOWN_S
 
 SETTLES_S = 2.0
 """A message may take so long from the proxy into the coordinator's books; a link that ends sooner may have lost it."""
-WIND_DOWN_S = 10.0
-"""The coordinator waits so long for the joules of a job that it has told to stop (`serving.life.WIND_DOWN_S`)."""
 WIND_DOWN_MARGIN_S = 3.0
+"""How much sooner than the coordinator's `WIND_DOWN_S` the end of a stopped job must come to be counted on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LedgerBooks:
 class Findings:
     """How many of each, and a line for each.
 
-    n_told: ends of jobs with known joules that went over a link. n_compared: those that had to be in the ledger, or were.
+    n_told: ends of jobs with known joules that went over a link. n_compared: those that had to be in the ledger or were.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
