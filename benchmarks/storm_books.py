@@ -57,7 +57,7 @@ class LedgerBooks:
 class Findings:
     """How many of each, and a line for each.
 
-    n_told: ends of jobs with known joules that went over a link. n_compared: those that had to be in the ledger or were.
+    n_told: ends of jobs with known joules that went over a link. n_compared: those that must be in the ledger, or are.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
