@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.common.link.messages import Job, TakeToken, TokenPiece
+from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.fleet.table import Expert
+
+
+@dataclass(frozen=True)
+class ChooseExperts:
+    """The service chooses experts, and says so with `ExpertsChosen` before anything else happens to the request."""
+
+    asked: SelectionRequest
+
+
+@dataclass(frozen=True)
+class AskToHedge:
+    """The service says with `HedgeAnswered`, before anything else happens, whether a second expert may try now."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +35,12 @@ class LeaveQueue:
 
 @dataclass(frozen=True)
 class SubmitJob:
+    """The service sends a job to an expert."""
+
     expert: Expert
     job: Job
+    is_hedge: bool = False
+    """Whether the job uses up one of the hedges that all requests share."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,9 @@ class Retire:
 
 
 ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
-Effect = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+Question = ChooseExperts | AskToHedge
+ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+Effect = Question | ForService
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, JobStarted, NextTokens, TokenPiece
+from moe2.coordinator.choosing.result import NoExpert, Selection
 
 
 @dataclass(frozen=True)
 class Admitted:
     """The first event of every request."""
+
+
+@dataclass(frozen=True)
+class ExpertsChosen:
+    """Experts were chosen as the request had asked, or there is a reason why none can answer it."""
+
+    chosen: Selection | NoExpert
+
+
+@dataclass(frozen=True)
+class HedgeAnswered:
+    """The request may, or may not, have a second expert try beside a late one."""
+
+    is_allowed: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,8 @@ class TimePassed:
 
 Event = (
     Admitted
+    | ExpertsChosen
+    | HedgeAnswered
     | RoomAppeared
     | RoomRefused
     | AttemptStarted

@@ -15,7 +15,6 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
-    Job,
     JobDone,
     JobFailed,
     JobScored,
@@ -30,7 +29,7 @@ from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, wants
 from moe2.coordinator.fleet.breaker import Breakers
-from moe2.coordinator.fleet.table import CapabilityTable, Expert, agent_of
+from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -38,8 +37,9 @@ from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt, Purpose
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.exchange import Exchange
-from moe2.coordinator.serving.hedging import HedgeRation, Terms
+from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
+from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.orphans import Orphans
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
 from moe2.coordinator.serving.request import Request
@@ -64,6 +64,8 @@ class _Active:
     exchange: Exchange
     alarm: Alarm
     chain: tuple[Prefix, ...] = ()
+    affinity: Affinity | None = None
+    """To the experts that have the beginning of its prompt in their caches."""
     backlog: deque[events.Event] = field(default_factory=deque)
     """What happened while the effects of an earlier event were being performed."""
     is_handling: bool = False
@@ -115,7 +117,6 @@ class Service:
         self._suspects = Suspects()
         self._affinities = Affinities()
         self._hedges = HedgeRation(settings.hedge_share if settings.hedging else 0.0)
-        self._terms = Terms(queue_s=settings.queue_s, may_hedge=self._may_hedge)
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
@@ -157,14 +158,9 @@ class Service:
         # Who has waited comes before who has just arrived.
         self._serve_waiting()
         chain = prefixes(request.prompt) if self._settings.affinity else ()
-        affinity = self._affinities.find(chain)
-
-        def choose(asked: SelectionRequest) -> Selection | NoExpert:
-            return self._bookkeeper.choose(life, asked, lambda within: self._choose(within, affinity, life))
-
-        life = Lifecycle(request, choose, self._terms)
+        life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life)
-        active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain)
+        active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
         self._hedges.request_came()
         self._active[request.request_id] = active
         self._idle.clear()
@@ -245,10 +241,6 @@ class Service:
             request = replace(request, reserved=self._suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
         return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
-
-    def _may_hedge(self) -> bool:
-        """Where others wait for room, a second expert for one request would be taken from them."""
-        return not self._waiting and self._hedges.take()
 
     # --- Who waits ----------------------------------------------------------------------------------------------------
 
@@ -340,27 +332,49 @@ class Service:
     def _take(self, active: _Active, event: events.Event) -> None:
         """Handle one event. Whatever is raised meanwhile ends this request and nothing else; what the other effects
         were to do (a place in the queue, a job to stop) is done all the same."""
-        life = active.life
         try:
-            todo = life.handle(event, asyncio.get_running_loop().time())
-            # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
-            at_s = active.alarm.at_s
-            if life.outcome is None and at_s is not None and life.next_deadline_s < at_s:
-                self._arm(active)
+            todo = deque(self._decide(active, event))
         except Exception:
             self._break(active, event)
             return
         broke = False
-        for effect in todo:
-            if life.request.request_id not in self._active:
+        while todo:
+            effect = todo.popleft()
+            if active.life.request.request_id not in self._active:
                 return
             if broke and isinstance(effect, effects.Retire):
                 continue  # Its end is still to come: see `_break`.
             try:
-                self._perform(active, effect)
+                if isinstance(effect, effects.ChooseExperts | effects.AskToHedge):
+                    # What the answer leads to comes in the place of the question.
+                    todo.extendleft(reversed(self._decide(active, self._answer(active, effect))))
+                else:
+                    self._perform(active, effect)
             except Exception:
                 broke = True
                 self._break(active, effect)
+
+    def _decide(self, active: _Active, event: events.Event) -> list[effects.Effect]:
+        """What an event leads to, with the request's alarm set to when it has to be looked at next."""
+        life = active.life
+        todo = life.handle(event, asyncio.get_running_loop().time())
+        # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
+        at_s = active.alarm.at_s
+        if life.outcome is None and at_s is not None and life.next_deadline_s < at_s:
+            self._arm(active)
+        return todo
+
+    def _answer(self, active: _Active, question: effects.Question) -> events.Event:
+        """The answer to what a request asks, as things stand now. Asking changes nothing."""
+        match question:
+            case effects.ChooseExperts(asked=asked):
+                life = active.life
+                return events.ExpertsChosen(
+                    self._bookkeeper.choose(life, asked, lambda within: self._choose(within, active.affinity, life))
+                )
+            case effects.AskToHedge():
+                # Where others wait for room, a second expert for one request would be taken from them.
+                return events.HedgeAnswered(not self._waiting and self._hedges.has_one)
 
     def _break(self, active: _Active, at: events.Event | effects.Effect) -> None:
         """End a request because of the exception that is being handled: as a failure that is accounted like any other,
@@ -398,7 +412,7 @@ class Service:
         except Exception:
             log.exception("request_not_accounted", request_id=life.request.request_id)
 
-    def _perform(self, active: _Active, effect: effects.Effect) -> None:
+    def _perform(self, active: _Active, effect: effects.ForService) -> None:
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
@@ -423,8 +437,8 @@ class Service:
     def _direct(self, active: _Active, effect: effects.ForExperts) -> None:
         """Perform what concerns an expert."""
         match effect:
-            case effects.SubmitJob(expert=expert, job=job):
-                self._submit(active, expert, job)
+            case effects.SubmitJob():
+                self._submit(active, effect)
             case effects.Tell(agent_id=agent_id, take=take):
                 self._send(agent_id, take)
             case effects.StopJob(agent_id=agent_id, job_id=job_id):
@@ -436,13 +450,17 @@ class Service:
             case effects.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
                 self._suspect(active, key, job_id, hangs=hangs)
 
-    def _submit(self, active: _Active, expert: Expert, job: Job) -> None:
+    def _submit(self, active: _Active, effect: effects.SubmitJob) -> None:
+        expert, job = effect.expert, effect.job
         self._in_flight[expert.key] += 1
         self._jobs[expert.agent_id, job.job_id] = active
         self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
         self._bookkeeper.dispatched(active.life)
         self._arm(active)
-        if not self._send(expert.agent_id, job):
+        is_sent = self._send(expert.agent_id, job)
+        if is_sent and effect.is_hedge:
+            self._hedges.take()
+        if not is_sent:
             self._handle(active, events.AgentLost(expert.agent_id))
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import (
     Candidate,
@@ -27,11 +26,9 @@ from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect, Tell
+from moe2.coordinator.serving.life import Lifecycle, MakeJob
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.token_mixture import TokenDraw, TokenMixture, mix_tokens
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle, MakeJob
 
 GREEDY_TOP_P, GREEDY_MOST = 0.99, 32
 """What members send of each distribution where the best token of the mixture is taken: it is among their best."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobFailed
@@ -18,10 +17,8 @@ from moe2.coordinator.choosing.result import Member
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import DroppedMember, MemberShare
 from moe2.coordinator.serving.effects import Effect, Failed
-from moe2.coordinator.serving.modes.mode import ModeRun
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.mode import ModeRun
 
 PATIENCE = 2.0
 """A member is late after so many times its p95 and `GRACE_S`, as soon as somebody else is there."""
@@ -37,7 +34,7 @@ class PanelRun(ModeRun):
     """active: attempts of the members that are still in, in the order of their weights."""
 
     def __init__(self, life: Lifecycle) -> None:
-        super().__init__(life)
+        self.life = life
         self.active: list[Attempt] = []
         self.dropped: list[DroppedMember] = []
         self._due_s: dict[str, float] = {}

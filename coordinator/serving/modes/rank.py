@@ -7,7 +7,6 @@ winner is delivered in one piece; what the others wrote is accounted as outvoted
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
 from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
@@ -16,11 +15,9 @@ from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import CandidateShare, Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
+from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.vote import no_scores, score_job
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, ScoreJob, TokenPiece
 from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
@@ -12,10 +10,8 @@ from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
+from moe2.coordinator.serving.life import Lifecycle, MakeJob
 from moe2.coordinator.serving.modes.panel import PanelRun
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle, MakeJob
 
 
 class Vote(PanelRun):

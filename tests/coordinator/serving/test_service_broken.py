@@ -149,3 +149,16 @@ async def test_learning_that_raises_costs_no_answer() -> None:
     assert isinstance((await asked.receive_all())[1], Completed)
     assert bench.service.n_active == 0
     assert bench.service.totals.internal_errors == 1
+
+
+@on_virtual_clock
+async def test_a_choice_that_raises_costs_its_own_request_only() -> None:
+    """Where experts cannot be chosen for a request, its client gets an internal error and the next one is answered."""
+    bench = ServiceBench("agent-1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.service, "_choose", breaks)
+        assert await failure(bench.ask("doomed")) == HANDLING_FAILED
+    assert (bench.service.n_active, bench.service.totals.internal_errors) == (0, 1)
+    follower = bench.ask("next")
+    await bench.done(bench.jobs[-1].job_id)
+    assert isinstance((await follower.receive_all())[1], Completed)

@@ -7,7 +7,6 @@ there. It is asked only while the request has no outcome, and only about attempt
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, NextTokens, TokenPiece
 from moe2.coordinator.choosing.result import Selection
@@ -15,21 +14,17 @@ from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Effect
 
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
-
 
 class ModeRun(ABC):
     """One request played in one mode. Every method returns what the service is to do."""
 
-    def __init__(self, life: Lifecycle) -> None:
-        self.life = life
-
     @property
     def leading(self) -> Attempt | None:
-        """Whose answer it is, or who has the most weight in it; None before anybody works on it."""
-        tried = self.life.authors or self.life.attempts
-        return tried[-1] if tried else None
+        """The attempt whose answer it is, or that has the most weight in it.
+
+        None where the mode names none: then it is the answer's last author, or the latest attempt.
+        """
+        return None
 
     @property
     def collaboration(self) -> Collaboration | None:
