@@ -11,7 +11,7 @@ the day's sum is a lower bound; `n_unmeasured` says for how many requests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
@@ -97,8 +97,11 @@ class Accounts:
         self._books = {known.key_id: _Book(day, known) for known in sums}
 
     def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Left:
-        """What is neither spent nor reserved. besides: a request whose own reservation does not count."""
-        limits, book = principal.daily, self._book(principal, day)
+        """What is neither spent nor reserved. besides: a request whose own reservation does not count.
+
+        Reading changes nothing.
+        """
+        limits, book = principal.daily, self._read(principal, day)
         own = book.reserved.get(besides, Amount()) if besides is not None else Amount()
         return _left(
             limits, book.spent, book.reserved_j - (own.energy_j or 0.0), book.reserved_tokens - (own.tokens or 0)
@@ -106,7 +109,7 @@ class Accounts:
 
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
         """Set what a request may still come to, in place of what was reserved for it before."""
-        self._book(principal, day).reserved[request_id] = amount
+        self._open(principal, day).reserved[request_id] = amount
 
     def settle(
         self,
@@ -123,7 +126,7 @@ class Accounts:
         known_j: the part of its joules that is known, where `used` leaves them open. crash_suspected: it ended
         unanswered after an engine had died or hung while it worked on it.
         """
-        book = self._book(principal, day)
+        book = self._open(principal, day)
         if request_id in book.overnight:
             # The ledger has it under its day; today's limit has nothing to do with it.
             return charge(book.overnight.pop(request_id), used, known_j=known_j)
@@ -134,23 +137,29 @@ class Accounts:
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
-        """How a key stands."""
-        return _statement(self._book(principal, day))
+        """How a key stands. Reading changes nothing: the day of a key begins with its first request."""
+        return _statement(self._read(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
         """Every key that was used today, by name."""
         current = (book for book in self._books.values() if book.day >= day)
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
-    def _book(self, principal: Principal, day: str) -> _Book:
-        """The key's book. The day never goes back: a clock that is set back must not forgive what was spent."""
-        former = book = self._books.get(principal.key_id)
-        if book is None or day > book.day:
-            book = self._books[principal.key_id] = _Book(day, DaySum(principal.key_id, principal.name))
-            if former is not None:
-                book.overnight = former.overnight | former.reserved
-        book.limits = principal.daily
+    def _open(self, principal: Principal, day: str) -> _Book:
+        """The key's book, to write into it."""
+        book = self._books[principal.key_id] = self._read(principal, day)
         return book
+
+    def _read(self, principal: Principal, day: str) -> _Book:
+        """The key's book, or what it would be if it were opened now.
+
+        The day never goes back: a clock that is set back must not forgive what was spent.
+        """
+        book = self._books.get(principal.key_id)
+        if book is not None and day <= book.day:
+            return replace(book, limits=principal.daily)
+        overnight = {} if book is None else book.overnight | book.reserved
+        return _Book(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:
