@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from moe2.common.alarm import Alarm
-from moe2.common.error_codes import ErrorCode
-from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -27,35 +25,29 @@ from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
-from moe2.coordinator.choosing.selector import Selector, wants
-from moe2.coordinator.fleet.breaker import Breakers
+from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.serving import effects, events
-from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt, Purpose
+from moe2.coordinator.serving.attempt import Purpose
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.hedging import HedgeRation
+from moe2.coordinator.serving.judge import ExpertJudge
 from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
 from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.orphans import Orphans
+from moe2.coordinator.serving.queue import Queue
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
 from moe2.coordinator.serving.request import Request
 from moe2.coordinator.serving.settings import DispatchSection
-from moe2.coordinator.serving.suspects import Suspects
 from moe2.coordinator.serving.totals import Totals
-from moe2.coordinator.serving.waiting_room import WaitingRoom, retry_after_s
 
 log = structlog.get_logger()
 
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
-
-MAX_IN_VAIN = 32
-"""Waiting requests that are looked at for one piece of news: those that want what it does not bring must not cost the
-running ones their time."""
 
 
 @dataclass
@@ -108,13 +100,8 @@ class Service:
         self._orphans = Orphans()
         self._in_flight: Counter[str] = Counter()
         self._settings = settings
-        self._waiting = WaitingRoom(settings.max_queued)
-        self._is_room_expected = False
-        self._room_alarm = Alarm(self._expect_room)
-        self._breakers = Breakers()
-        self._answered_s: dict[str, float] = {}
-        """When each expert last did so."""
-        self._suspects = Suspects()
+        self._judge = ExpertJudge(self.lives)
+        self._queue = Queue(settings.max_queued, table=table, judge=self._judge, room_appeared=self._room_appeared)
         self._affinities = Affinities()
         self._hedges = HedgeRation(settings.hedge_share if settings.hedging else 0.0)
         self._idle = asyncio.Event()
@@ -136,9 +123,9 @@ class Service:
 
     def status(self) -> DispatchStatus:
         totals = self.totals
-        states = self._breakers.states(asyncio.get_running_loop().time()) if self._settings.breakers else {}
+        states = self._judge.breakers.states(asyncio.get_running_loop().time()) if self._settings.breakers else {}
         return DispatchStatus(
-            waiting=len(self._waiting),
+            waiting=len(self._queue),
             queue_refused=totals.queue_refused,
             internal_errors=totals.internal_errors,
             hedges_won=totals.hedges_won,
@@ -149,14 +136,12 @@ class Service:
 
     def room_in_s(self, model: str) -> float | None:
         """When a request for this model can expect room, behind those that wait; None where no speed is known."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
-        wanted = [expert for expert in experts if wants(model, expert)]
-        return retry_after_s(self._waiting.n_waiting_for(model), wanted)
+        return self._queue.room_in_s(model)
 
     def begin(self, request: Request) -> Exchange:
         """Admit a request. The caller has checked `is_full` and `stopping`."""
         # Who has waited comes before who has just arrived.
-        self._serve_waiting()
+        self._queue.serve()
         chain = prefixes(request.prompt) if self._settings.affinity else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life)
@@ -190,9 +175,9 @@ class Service:
 
     def fleet_changed(self) -> None:
         """An agent has joined or reported: there may be room where there was none."""
-        if self._breakers.has_hung:
-            self._breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
-        self._expect_room()
+        if self._judge.breakers.has_hung:
+            self._judge.breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
+        self._queue.expect_room()
 
     def agent_lost(self, agent_id: str) -> None:
         self._affinities.forget(agent_id)
@@ -202,15 +187,13 @@ class Service:
 
     def agent_evicted(self, agent_id: str) -> None:
         """It will not come back."""
-        self._breakers.forget(agent_id)
-        for key in [key for key in self._answered_s if agent_of(key) == agent_id]:
-            del self._answered_s[key]
+        self._judge.forget(agent_id)
 
     async def drain(self, drain_s: float) -> None:
         """Let requests end by themselves, then end the rest with an error. Those that wait for room end at once: they
         can be begun elsewhere."""
         self.stopping = True
-        for request_id in tuple(self._waiting.in_turn()):
+        for request_id in tuple(self._queue.in_turn()):
             self._handle(self._active[request_id], events.ServiceStopping())
         try:
             await asyncio.wait_for(self._idle.wait(), drain_s)
@@ -232,73 +215,31 @@ class Service:
     ) -> Selection | NoExpert:
         now_s = asyncio.get_running_loop().time()
         experts = self._table.choosable(now_s)
-        barred = self._breakers.barred(now_s) if self._settings.breakers else {}
+        barred = self._judge.breakers.barred(now_s) if self._settings.breakers else {}
         if barred or affinity is not None:
             request = replace(request, barred=barred, affinity=affinity)
         if request.restarts_seen:
             request = replace(request, excluded=request.excluded | still_down(request.restarts_seen, experts))
-        if life is not None and self._suspects:
-            request = replace(request, reserved=self._suspects.reserved_from(life, experts, self._in_flight))
+        if life is not None and self._judge.suspects:
+            request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
         return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
 
-    # --- Who waits ----------------------------------------------------------------------------------------------------
-
-    def _expect_room(self) -> None:
-        """Look soon whether somebody who waits can be served: not in the middle of what is being done now."""
-        if self._waiting and not self._is_room_expected:
-            self._is_room_expected = True
-            asyncio.get_running_loop().call_soon(self._serve_waiting)
-
-    def _serve_waiting(self) -> None:
-        if not self._is_room_expected:
-            return
-        self._is_room_expected = False
-        in_vain = 0
-        # Suspects first: they need an engine that is idle, as one is that has just been started again.
-        for request_id in sorted(self._waiting.in_turn(), key=lambda waiting: waiting not in self._suspects):
-            if request_id not in self._waiting:
-                continue  # It lost its place to one that was served before it.
-            self._handle(self._active[request_id], events.RoomAppeared())
-            in_vain += request_id in self._waiting
-            if in_vain >= MAX_IN_VAIN:
-                break
-        self._wake_for_breakers()
-
-    def _wake_for_breakers(self) -> None:
-        """A breaker that lets a probe through makes room, too, and nobody tells."""
-        now_s = asyncio.get_running_loop().time()
-        self._room_alarm.set(self._breakers.next_change_s(now_s) if self._waiting else None)
+    def _room_appeared(self, request_id: str) -> None:
+        self._handle(self._active[request_id], events.RoomAppeared())
 
     def _enter_queue(self, active: _Active) -> None:
         request = active.life.request
         if self.stopping:
             self._handle(active, events.ServiceStopping())
             return
-        entered = self._waiting.enter(request.request_id, model=request.model, key_id=request.principal.key_id)
-        for refused in (active if entered is None else None, entered and self._active.get(entered.displaced or "")):
-            if refused:
+        displaced = self._queue.enter(request)
+        for request_id in displaced:
+            if other := self._active.get(request_id):
                 self.totals.queue_refused += 1
-                self._handle(refused, events.RoomRefused())
-        if entered:
+                self._handle(other, events.RoomRefused())
+        if request.request_id not in displaced:
             self._arm(active)
-            self._wake_for_breakers()
-
-    def _retry_after_s(self, life: Lifecycle, outcome: effects.Outcome) -> float | None:
-        """When a request that was refused for the state of the fleet should come again; None where nobody can say."""
-        if not isinstance(outcome, effects.Failed):
-            return None
-        model = life.request.model
-        if outcome.code in (ErrorCode.OVERLOADED, JobErrorCode.QUEUE_FULL):
-            return self.room_in_s(model)
-        if outcome.code == ErrorCode.INFEASIBLE_NOW and life.refused:
-            known_s = [at_s for at_s in (self.room_in_s(model), life.refused.frees_in_s) if at_s is not None]
-            return max(known_s, default=None)
-        now_s = asyncio.get_running_loop().time()
-        experts = [expert for expert in self._table.choosable(now_s) if wants(model, expert)]
-        if outcome.code == ErrorCode.NO_LIVE_EXPERT and experts:
-            return min(self._breakers.opens_again_in_s(expert.key, now_s) for expert in experts)
-        return None
 
     # --- Events and effects -------------------------------------------------------------------------------------------
 
@@ -374,7 +315,7 @@ class Service:
                 )
             case effects.AskToHedge():
                 # Where others wait for room, a second expert for one request would be taken from them.
-                return events.HedgeAnswered(not self._waiting and self._hedges.has_one)
+                return events.HedgeAnswered(not self._queue and self._hedges.has_one)
 
     def _break(self, active: _Active, at: events.Event | effects.Effect) -> None:
         """End a request because of the exception that is being handled: as a failure that is accounted like any other,
@@ -395,14 +336,14 @@ class Service:
         life = active.life
         self._forget(active)
         active.backlog.clear()
-        self._waiting.leave(life.request.request_id, served=False)
+        self._queue.leave(life.request.request_id, served=False)
         for (agent_id, job_id), owner in tuple(self._jobs.items()):
             if owner is active:
                 self._send(agent_id, CancelJob(job_id=job_id))
         for attempt in life.abandon(asyncio.get_running_loop().time()):
             self._free(attempt.expert.key, attempt.job_id)
-            self._breakers.ended(attempt.expert.key, attempt.job_id)
-        self._expect_room()
+            self._judge.breakers.ended(attempt.expert.key, attempt.job_id)
+        self._queue.expect_room()
         self.totals.concluded(HANDLING_FAILED, instead_of=active.counted)
         active.exchange.conclude(HANDLING_FAILED)
         try:
@@ -421,14 +362,15 @@ class Service:
             case effects.EnterQueue():
                 self._enter_queue(active)
             case effects.LeaveQueue(served=served):
-                self._waiting.leave(active.life.request.request_id, served=served)
+                self._queue.leave(active.life.request.request_id, served=served)
             case effects.Conclude(outcome=outcome):
                 self.totals.concluded(outcome, instead_of=active.counted)
                 active.counted = outcome
                 self._arm(active)
                 if not all(attempt.is_over for attempt in active.life.attempts):
                     active.exchange.recorded = self._bookkeeper.concluded(active.life)
-                active.exchange.conclude(outcome, retry_after_s=self._retry_after_s(active.life, outcome))
+                retry_s = self._queue.retry_after_s(active.life.request.model, outcome, active.life.refused)
+                active.exchange.conclude(outcome, retry_after_s=retry_s)
             case effects.Retire():
                 self._retire(active)
             case _:
@@ -446,7 +388,7 @@ class Service:
             case effects.ReleaseExpert(expert_key=key, job_id=job_id):
                 self._release(active, key, job_id)
             case effects.ShareExpert():
-                self._expect_room()
+                self._queue.expect_room()
             case effects.Suspect(expert_key=key, job_id=job_id, hangs=hangs):
                 self._suspect(active, key, job_id, hangs=hangs)
 
@@ -454,7 +396,7 @@ class Service:
         expert, job = effect.expert, effect.job
         self._in_flight[expert.key] += 1
         self._jobs[expert.agent_id, job.job_id] = active
-        self._breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
+        self._judge.breakers.submitted(expert.key, job.job_id, asyncio.get_running_loop().time())
         self._bookkeeper.dispatched(active.life)
         self._arm(active)
         is_sent = self._send(expert.agent_id, job)
@@ -465,9 +407,8 @@ class Service:
 
     def _release(self, active: _Active, key: str, job_id: str) -> None:
         self._free(key, job_id)
-        self._suspects.note(active.life)
-        self._expect_room()
-        self._judge(active.life, job_id)
+        self._queue.expect_room()
+        self._judge.released(active.life, job_id, asyncio.get_running_loop().time())
 
     def _free(self, key: str, job_id: str) -> None:
         """The job holds none of its expert's places any more."""
@@ -477,46 +418,8 @@ class Service:
                 del self._in_flight[key]
 
     def _suspect(self, active: _Active, key: str, job_id: str, *, hangs: bool) -> None:
-        now_s = asyncio.get_running_loop().time()
-        # One that works on other requests does not hang: this one waits in its queue for longer than was predicted.
-        hangs = hangs and not self._works(key, now_s)
+        hangs = self._judge.late(active.life, job_id, asyncio.get_running_loop().time(), hangs=hangs)
         log.warning("expert_late", request_id=active.life.request.request_id, expert=key, hangs=hangs)
-        restarts = _attempt(active.life, job_id).expert.report.restarts
-        self._breakers.late(key, job_id, now_s, hangs=hangs, restarts=restarts)
-        self._suspects.note(active.life)
-
-    def _works(self, key: str, now_s: float) -> bool:
-        """True if the expert has said something lately."""
-        signs = [
-            attempt.last_sign_s
-            for active in self._active.values()
-            for attempt in active.life.attempts
-            if attempt.expert.key == key
-        ]
-        return any(at_s is not None and now_s - at_s < MIN_LATE_S for at_s in (*signs, self._answered_s.get(key)))
-
-    def _judge(self, life: Lifecycle, job_id: str) -> None:
-        """What the end of an attempt says of its expert."""
-        attempt = _attempt(life, job_id)
-        now_s, key = asyncio.get_running_loop().time(), attempt.expert.key
-        match attempt.state:
-            case AttemptState.ANSWERED:
-                self._answered_s[key] = now_s
-                self._breakers.succeeded(key, job_id, now_s)
-            case AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
-                # It was told to stop, and did not even say that it had.
-                hangs, restarts = not self._works(key, now_s), attempt.expert.report.restarts
-                self._breakers.late(key, job_id, now_s, hangs=hangs, restarts=restarts)
-            case AttemptState.FAILED if attempt.code == JobErrorCode.ENGINE_CRASHED:
-                # Whether it was the engine's fault is known when all that it worked on have ended.
-                self._breakers.ended(key, job_id)
-                if attempt.died_with:
-                    self._suspects.died(life, attempt, now_s)
-            case AttemptState.FAILED | AttemptState.LOST | AttemptState.BROKEN_OFF:
-                code = attempt.code or "unknown"
-                self._breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
-            case _:
-                self._breakers.ended(key, job_id)
 
     def _arm(self, active: _Active) -> None:
         active.alarm.set(active.life.next_deadline_s)
@@ -549,15 +452,9 @@ class Service:
             total_s=round((life.concluded_s or 0.0) - life.request.arrived_s, 4),
         )
 
-    def _acquit(self, life: Lifecycle) -> None:
-        """Hold deaths against engines that died by their own fault, as the end of a suspect may show."""
-        now_s = asyncio.get_running_loop().time()
-        for key in self._suspects.ended(life):
-            self._breakers.failed(key, life.request.request_id, JobErrorCode.ENGINE_CRASHED, now_s, submitted_s=now_s)
-
     def _forget(self, active: _Active) -> None:
         active.alarm.set(None)
-        self._acquit(active.life)
+        self._judge.ended(active.life, asyncio.get_running_loop().time())
         del self._active[active.life.request.request_id]
         if not self._active:
             self._idle.set()
@@ -577,8 +474,3 @@ class Service:
         leading = active.life.leading
         if leading and leading.usage and isinstance(active.life.outcome, effects.Completed):
             self._affinities.answered(active.chain, leading.expert.key, leading.usage)
-
-
-def _attempt(life: Lifecycle, job_id: str) -> Attempt:
-    """The attempt of one of the request's own jobs."""
-    return next(attempt for attempt in life.attempts if attempt.job_id == job_id)

@@ -114,7 +114,7 @@ async def test_one_exception_is_a_failure_in_order() -> None:
     assert (bench.service.totals.failed, bench.service.totals.finished) == (1, 0)
 
 
-@pytest.mark.parametrize("effect", ["_bookkeeper.retired", "_bookkeeper.concluded", "_retry_after_s", "_arm"])
+@pytest.mark.parametrize("effect", ["_bookkeeper.retired", "_bookkeeper.concluded", "_queue.retry_after_s", "_arm"])
 @on_virtual_clock
 async def test_books_that_raise_leave_no_request_behind(effect: str) -> None:
     """Whichever effect of a request's end raises: its client hears of a failure and the next request finds room."""
