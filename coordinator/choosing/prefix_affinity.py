@@ -36,9 +36,7 @@ class Affinity:
     expert_key: str
     cached_tokens: int
 
-    def still_to_prefill(
-        self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def still_to_prefill(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Prompt tokens without those that the expert has cached. prompt_tokens: (N,) in the order of `keys`."""
         cached_tokens = np.array([self.cached_tokens if key == self.expert_key else 0 for key in keys], dtype=np.int64)
         return np.where(cached_tokens > 0, np.maximum(1, prompt_tokens - cached_tokens), prompt_tokens)

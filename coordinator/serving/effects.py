@@ -23,14 +23,15 @@ class AskToHedge:
 
 @dataclass(frozen=True)
 class EnterQueue:
-    """Nobody has room: let it wait, and tell it when somebody may have."""
+    """The request waits for room with an expert, and is told when there may be some."""
 
 
 @dataclass(frozen=True)
 class LeaveQueue:
-    """It waits no more. served: because it has got an expert."""
+    """The request waits no more."""
 
     served: bool
+    """Whether it has got an expert."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SubmitJob:
 
 @dataclass(frozen=True)
 class Tell:
-    """Say the next token to an expert that follows."""
+    """The service tells the next token to an expert that follows."""
 
     agent_id: str
     take: TakeToken
@@ -53,22 +54,25 @@ class Tell:
 
 @dataclass(frozen=True)
 class StopJob:
+    """The service tells an agent to stop a job."""
+
     agent_id: str
     job_id: str
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An expert is late: another one was faster, or (hangs) it has given no sign of life for far too long."""
+    """An expert is late with a job."""
 
     expert_key: str
     job_id: str
     hangs: bool
+    """Whether it has given no sign of life for far too long; else another expert was faster."""
 
 
 @dataclass(frozen=True)
 class ReleaseExpert:
-    """An attempt has ended; its expert has room again."""
+    """An attempt has ended, so that its expert has room again."""
 
     expert_key: str
     job_id: str
@@ -83,24 +87,26 @@ class ShareExpert:
 
 @dataclass(frozen=True)
 class Deliver:
+    """The client gets a part of the answer."""
+
     pieces: tuple[TokenPiece, ...]
 
 
 @dataclass(frozen=True)
 class Retract:
-    """Throw away what was delivered: the client has seen none of it, and the answer begins anew."""
+    """What was delivered is thrown away: the client has seen none of it, and the answer begins anew."""
 
 
 @dataclass(frozen=True)
 class Conclude:
-    """The one outcome that the client learns."""
+    """The client is told the request's one outcome."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Retire:
-    """Everything is accounted; forget the request."""
+    """The request is forgotten, as everything it took is accounted."""
 
 
 ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
@@ -111,22 +117,24 @@ Effect = Question | ForService
 
 @dataclass(frozen=True)
 class Completed:
-    """reason: "stop" or "length"."""
+    """The answer is complete."""
 
     reason: str
+    """Why it ended: "stop" or "length"."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """`code` is a `JobErrorCode` value or a `NoExpert.code`."""
+    """The request has failed."""
 
     code: str
+    """A `JobErrorCode` or an `ErrorCode`."""
     message: str
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """By the client."""
+    """The client has cancelled the request."""
 
 
 Outcome = Completed | Failed | Cancelled

@@ -1,8 +1,9 @@
 """The life of one request: waiting, attempts, time limits, cancellation, one outcome. PURE: events in, effects out.
 
-How experts answer it is a `Play`, one per mode; what all modes share is here. Each request has exactly one terminal
-outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is gone for
-good: work that was cancelled or failed is accounted like any other.
+How experts answer it is a `ModeRun`, one per mode; what all modes share is here. Whatever the lifecycle has to know of
+the world it asks for with an effect, and goes on when the answer comes as an event. Each request has exactly one
+terminal outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is
+gone for good: work that was cancelled or failed is accounted like any other.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.effects import Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.serving.events import Event
-from moe2.coordinator.serving.limits import Limits
 from moe2.coordinator.serving.mode import ModeRun
-from moe2.coordinator.serving.progress import OnChosen, Progress, Wait
+from moe2.coordinator.serving.progress import Limits, OnChosen, Progress, Wait
 from moe2.coordinator.serving.suspicion import is_custom, isolated_until, restarts_seen, verdict
 
 MAX_ATTEMPTS = 4
 WIND_DOWN_S = 10.0
-"""How long a concluded request waits for the usage of attempts that were told to stop."""
+"""Seconds that a concluded request waits for the usage of attempts that were told to stop."""
 
 HANDLING_FAILED = Failed(
     ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
@@ -91,12 +91,12 @@ class Lifecycle(Progress):
                 return self._time_passed(now_s)
 
     def abandon(self, now_s: float) -> list[Attempt]:
-        """End at once, as failed. Returns the attempts that had not ended; what they consume stays unknown."""
+        """End the request at once, as failed. Returns the attempts that still ran; what they consume stays unknown."""
         self.outcome, self.concluded_s, self.wait = HANDLING_FAILED, now_s, None
         self.on_chosen = self.on_hedge = None
         return self._lose_rest("the coordinator gave its request up")
 
-    # --- For plays ----------------------------------------------------------------------------------------------------
+    # --- For modes ----------------------------------------------------------------------------------------------------
 
     def choose(self, then: OnChosen, now_s: float, *, excluded: frozenset[str] = frozenset()) -> list[Effect]:
         """Ask for the best choice of experts that have not been tried, with what is left of the budgets.
@@ -153,7 +153,7 @@ class Lifecycle(Progress):
         return self.conclude(failed, now_s)
 
     def await_room(self, then: OnChosen, now_s: float) -> list[Effect] | None:
-        """Wait until somebody has room; None if this request may wait no longer. `refused` says what for."""
+        """Have the request wait until an expert has room; None if it may wait no longer. `refused` says what for."""
         until_s = self.waits_until_s(now_s)
         if until_s <= now_s:
             return None
@@ -216,13 +216,13 @@ class Lifecycle(Progress):
         return self.submit(member, selection, job, now_s, purpose, is_hedge=is_hedge)
 
     def deliver(self, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
-        """Hand the client a part of the answer."""
+        """Hand a part of the answer to the client."""
         if self.first_token_s is None:
             self.first_token_s = now_s
         return [effects.Deliver(pieces)]
 
     def retract(self) -> list[Effect]:
-        """Begin anew: the client has seen nothing of what was delivered."""
+        """Throw away what was delivered, of which the client has seen nothing, and begin the answer anew."""
         self.first_token_s = None
         self.authors.clear()
         return [effects.Retract()]
@@ -235,21 +235,21 @@ class Lifecycle(Progress):
         return [effects.StopJob(attempt.expert.agent_id, attempt.job_id)]
 
     def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
-        """Tell once that an attempt is late."""
+        """Report an attempt as late; a second report of the same attempt does nothing."""
         if attempt.is_late:
             return []
         attempt.is_late, attempt.hangs = True, hangs
         return [effects.Suspect(attempt.expert.key, attempt.job_id, hangs)]
 
     def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
-        """Stop whatever runs and tell the client."""
+        """Stop all attempts that run and tell the client the outcome, unless it has been told one."""
         if self.outcome:
             return []
         todo = [effect for attempt in self.attempts for effect in self.stop(attempt)]
         return [*todo, *self.conclude(outcome, now_s)]
 
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
-        """Tell the client; the request stays until everything is accounted."""
+        """Tell the client the outcome; the request stays until everything it took is accounted."""
         self.outcome, self.concluded_s = outcome, now_s
         self.on_chosen = self.on_hedge = None
         if isinstance(outcome, Completed):
@@ -402,7 +402,7 @@ class Lifecycle(Progress):
         return [*(effects.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), effects.Retire()]
 
     def _lose_rest(self, error: str) -> list[Attempt]:
-        """Every attempt that has not ended is lost."""
+        """Mark every attempt that has not ended as lost, and return these attempts."""
         rest = [attempt for attempt in self.attempts if not attempt.is_over]
         for attempt in rest:
             attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
@@ -448,7 +448,7 @@ class Lifecycle(Progress):
         return todo
 
     def _in_vain(self, text: str, now_s: float) -> NoExpert:
-        """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
+        """The refusal of a request that has waited in vain. text: its message, where the request waited for room."""
         refused = self.refused
         if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
             return NoExpert(ErrorCode.OVERLOADED, text)
@@ -468,7 +468,7 @@ class Lifecycle(Progress):
         return [*freed, *play.tokens(attempt, pieces, now_s)]
 
     def _heard(self, job_id: str, now_s: float) -> tuple[ModeRun | None, Attempt | None]:
-        """The play and the attempt that a word from an agent is for; None if nobody waits for it any more."""
+        """The mode's run and the attempt that a word from an agent is for; None if nobody waits for it any more."""
         attempt = self._attempt(job_id)
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None

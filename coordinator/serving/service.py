@@ -52,23 +52,25 @@ OnRetired = Callable[[Lifecycle, Receipt], None]
 
 @dataclass
 class _Active:
+    """A request in progress, with what the service keeps beside its lifecycle."""
+
     life: Lifecycle
     exchange: Exchange
     alarm: Alarm
     chain: tuple[Prefix, ...] = ()
     affinity: Affinity | None = None
-    """To the experts that have the beginning of its prompt in their caches."""
+    """The expert that is expected to have the beginning of the prompt in its cache."""
     backlog: deque[events.Event] = field(default_factory=deque)
-    """What happened while the effects of an earlier event were being performed."""
+    """Events that came while the effects of an earlier one were being performed."""
     is_handling: bool = False
     counted: effects.Outcome | None = None
-    """The outcome that the totals have of it."""
+    """The outcome that the totals count the request with."""
     is_broken: bool = False
-    """An event of this request could not be handled: it is being ended."""
+    """Whether an event of this request could not be handled, so that it is being ended."""
 
 
 class Service:
-    """All requests in progress. One writer: the coordinator's event loop.
+    """Serves all requests in progress. One writer: the coordinator's event loop.
 
     send: hands a message to an agent; False if it is not connected.
     bookkeeper: asked at every choice, and told of every end.
@@ -96,7 +98,7 @@ class Service:
         self._on_retired = on_retired
         self._active: dict[str, _Active] = {}
         self._jobs: dict[tuple[str, str], _Active] = {}
-        """By agent and job."""
+        """The request that each job is for, by agent and job."""
         self._orphans = Orphans()
         self._in_flight: Counter[str] = Counter()
         self._settings = settings
@@ -122,6 +124,7 @@ class Service:
         return len(self._active) >= self.max_active
 
     def status(self) -> DispatchStatus:
+        """The figures of the queue, of hedges and of breakers as users see them."""
         totals = self.totals
         states = self._judge.breakers.states(asyncio.get_running_loop().time()) if self._settings.breakers else {}
         return DispatchStatus(
@@ -153,11 +156,12 @@ class Service:
         return exchange
 
     def client_gone(self, request_id: str) -> None:
+        """Take in that a request's client has disconnected."""
         if active := self._active.get(request_id):
             self._handle(active, events.ClientGone())
 
     def agent_said(self, agent_id: str, message: FromAgent) -> None:
-        """An agent's word about its jobs; those of others are none of its business."""
+        """Take in an agent's word about its jobs; those of others are none of its business."""
         match message:
             case Tokens(jobs=jobs):
                 for job in jobs:
@@ -174,24 +178,27 @@ class Service:
                 self._job_ended(agent_id, message.job_id, events.AttemptScored(message))
 
     def fleet_changed(self) -> None:
-        """An agent has joined or reported: there may be room where there was none."""
+        """Take in that an agent has joined or reported: there may be room where there was none."""
         if self._judge.breakers.has_hung:
             self._judge.breakers.seen(self._table.choosable(asyncio.get_running_loop().time()))
         self._queue.expect_room()
 
     def agent_lost(self, agent_id: str) -> None:
+        """Take in that the link to an agent broke, which loses its jobs and what its caches held."""
         self._affinities.forget(agent_id)
         self._orphans.forget(agent_id)
         for active in tuple(self._active.values()):
             self._handle(active, events.AgentLost(agent_id))
 
     def agent_evicted(self, agent_id: str) -> None:
-        """It will not come back."""
+        """Forget an agent that will not come back."""
         self._judge.forget(agent_id)
 
     async def drain(self, drain_s: float) -> None:
-        """Let requests end by themselves, then end the rest with an error. Those that wait for room end at once: they
-        can be begun elsewhere."""
+        """Let requests end by themselves for `drain_s`, then end the rest with an error.
+
+        Those that wait for room end at once: they can be begun elsewhere.
+        """
         self.stopping = True
         for request_id in tuple(self._queue.in_turn()):
             self._handle(self._active[request_id], events.ServiceStopping())
@@ -203,11 +210,11 @@ class Service:
                 self._handle(active, events.ServiceStopping())
 
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
-        """What the two levels decide for such a request now, within its key's daily limits. Runs nothing."""
+        """The choice that a request would get now, within its key's daily limits. Runs nothing."""
         return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
-        """What other energy budgets would buy."""
+        """The quality that other energy budgets would buy."""
         return self._selector.frontier(decided)
 
     def _choose(
@@ -257,7 +264,7 @@ class Service:
             self._orphans.ended(agent_id, job_id)
 
     def _handle(self, active: _Active, event: events.Event) -> None:
-        """Perform what the event leads to. What happens meanwhile (an agent that cannot be reached) comes after it, as
+        """Perform what an event leads to. What happens meanwhile (an agent that cannot be reached) comes after it, as
         half of a panel's jobs may not be out yet.
         """
         active.backlog.append(event)
@@ -411,7 +418,7 @@ class Service:
         self._judge.released(active.life, job_id, asyncio.get_running_loop().time())
 
     def _free(self, key: str, job_id: str) -> None:
-        """The job holds none of its expert's places any more."""
+        """Give back the place that a job held with its expert."""
         if self._jobs.pop((agent_of(key), job_id), None):
             self._in_flight[key] -= 1
             if not self._in_flight[key]:

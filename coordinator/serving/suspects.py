@@ -24,11 +24,12 @@ _CLAIMED = "a request that an engine died with runs alone there next"
 
 @dataclass
 class _Death:
-    """Of an expert's engine. suspects: ids of the requests in its batch that have not ended yet."""
+    """The death of an expert's engine."""
 
     expert_key: str
     at_s: float
     suspects: set[str] = field(default_factory=set)
+    """Ids of the requests in the engine's batch that have not ended yet."""
 
 
 class Suspects:
@@ -60,7 +61,7 @@ class Suspects:
         )
 
     def died(self, life: Progress, attempt: Attempt, now_s: float) -> None:
-        """An engine died with this attempt in its batch. Jobs that were submitted before a death share it."""
+        """Take in that an engine died with this attempt in its batch. Jobs submitted before a death share it."""
         request_id, key = life.request.request_id, attempt.expert.key
         for death in self._deaths:
             if death.expert_key == key and attempt.submitted_s <= death.at_s:
@@ -69,8 +70,10 @@ class Suspects:
         self._deaths.append(_Death(key, now_s, {request_id}))
 
     def ended(self, life: Progress) -> list[str]:
-        """A request has ended. Returns the keys of the experts whose engines are now known to have died by their own
-        fault."""
+        """Take in that a request has ended.
+
+        Returns the keys of the experts whose engines are now known to have died by their own fault.
+        """
         request_id, guilty = life.request.request_id, []
         if self._lives.pop(request_id, None) is None:
             return []

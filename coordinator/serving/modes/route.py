@@ -19,9 +19,9 @@ from moe2.coordinator.serving.life import MAX_ATTEMPTS, Lifecycle
 from moe2.coordinator.serving.mode import ModeRun
 
 MIN_PAUSE_S = 0.01
-"""Between two looks for a second expert."""
+"""Shortest time between two looks for a second expert."""
 HANG_PAUSE_S = 1.0
-"""Between two looks for an expert in the place of one that hangs."""
+"""Time between two looks for an expert in the place of one that hangs."""
 RESUMES_SINCE_PROTOCOL = 2
 """Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
 
@@ -29,13 +29,13 @@ _FINAL = frozenset({JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR, 
 
 
 class Route(ModeRun):
-    """Failover and hedging before the first token, resuming after it; re-planned with what is left of the budgets."""
+    """One expert's answer in progress: failover and hedging before the first token, resuming after it."""
 
     def __init__(self, life: Lifecycle) -> None:
         self.life = life
         self._last_failure: JobFailed | None = None
         self._look_at_s: dict[str, float] = {}
-        """When to look again for a faster expert, by job; at first when it is late."""
+        """When to look again for a faster expert, by job; the first look is when the job is late."""
         self._text: list[str] | None = [] if _can_resume(life) else None
 
     @property
@@ -61,7 +61,7 @@ class Route(ModeRun):
         return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason), now_s)]
 
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
-        """Another expert may take over, unless it is too late for that, or the request itself is wrong."""
+        """Have another expert take over, unless it is too late for that, or the request itself is wrong."""
         # A crash or a refusal may pass; that the request itself is wrong stays the reason to give.
         blamed = self._last_failure is not None and self._last_failure.code in REQUEST_FAULTS
         if not blamed or failed.code in REQUEST_FAULTS:
@@ -78,7 +78,7 @@ class Route(ModeRun):
         return self._resume(failed, now_s)
 
     def time_passed(self, now_s: float) -> list[Effect]:
-        """An attempt is late: have a second expert try, if it can be the faster one."""
+        """Have a second expert try beside a late one, if it can be faster."""
         [attempt] = self._running()  # There is no second one yet.
         if attempt.hangs:
             return self.hangs(attempt, now_s)
@@ -102,7 +102,7 @@ class Route(ModeRun):
         return []
 
     def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
+        """Have another expert answer in the place of one that hangs, which may still win: this uses up no hedge."""
         if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MAX_ATTEMPTS:
             return []
         # It may be what makes its engine hang, and likely is if it brings a grammar, a schema or tools of its own.
@@ -164,7 +164,7 @@ class Route(ModeRun):
         return self.life.choose(go_on, now_s, excluded=older)
 
     def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """The answer is this expert's; who else tries is not needed any more."""
+        """Give the answer to this expert, and stop the other one that tries."""
         if attempt not in self.life.authors:
             self.life.authors.append(attempt)
         todo: list[Effect] = []
@@ -181,13 +181,13 @@ class Route(ModeRun):
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """A grammar, a tool call and log-probabilities cannot be taken up in the middle."""
+    """Whether another expert could go on in the middle: not with a grammar, tools or log-probabilities."""
     request = life.request
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
     return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
 
 
 def _begins_in_s(member: Member) -> float | None:
-    """Until its first token, as predicted; None for one that has no free slot, or that nobody has measured."""
+    """Predicted seconds until an expert's first token; None without a free slot or a measurement."""
     ttft_s = member.prediction.ttft_s
     return None if ttft_s is None or member.prediction.shape.queued_ahead is not None else ttft_s.p50
