@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import signal
 import socket
 import ssl
 import sys
@@ -65,6 +64,7 @@ from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
 from moe2.common.clock import clock_warnings
+from moe2.common.daemon import Daemon
 from moe2.common.energy import NEVER_RAN, Energy
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import (
@@ -91,8 +91,6 @@ from moe2.common.link.messages import (
 from moe2.common.link.session import JobMessage
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
-from moe2.common.reload import Reload
-from moe2.common.sdnotify import Notifier
 from moe2.common.status import AgentStatus
 from moe2.common.tls.contexts import client_context
 
@@ -107,7 +105,7 @@ SETTLE_EVERY_S = 0.01
 CLOSE_ACCOUNTS_EVERY_S = 0.5
 
 
-class AgentDaemon:
+class AgentDaemon(Daemon[AgentSettings]):
     """One agent. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
 
     engine_argv: the command that starts an engine's child; tests put a fake expert here.
@@ -124,12 +122,10 @@ class AgentDaemon:
         sensors: SensorSettings | None = None,
         load: Callable[[], AgentSettings] | None = None,
     ) -> None:
-        self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
+        super().__init__(settings, environment=environment, load=load)
         self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
         self._random = Random()
         self._started_s = time.monotonic()
-        self._stop = asyncio.Event()
         self._idle = asyncio.Event()
         self._changed = asyncio.Event()
         self._alarm = Alarm(lambda: self._dispatch(TimePassed()))
@@ -183,20 +179,9 @@ class AgentDaemon:
             on_lost=lambda: self._dispatch(LinkLost()),
         )
 
-    def stop(self) -> None:
-        """Drain and end `run()`."""
-        self._stop.set()
-
-    def reload(self) -> None:
-        """Read the configuration again and apply what can be applied."""
-        self._reload.reload()
-
     async def run(self) -> None:
         """Serve until `stop()`; running jobs then get `drain_s`, engines and link end after that."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._handle_signals()
         await self._look_at_host()
         self._enter_power_mode()
         log.info("agent_started", agent_id=self._agent_id, agent_name=self._name, version=__version__)
@@ -256,10 +241,6 @@ class AgentDaemon:
     def engine_pids(self) -> dict[str, int | None]:
         """The process of each model's engine, None where it is being started again."""
         return {name: engine.pid for name, engine in self._engines.items()}
-
-    @property
-    def _settings(self) -> AgentSettings:
-        return self._reload.running
 
     def _apply(self, former: AgentSettings, settings: AgentSettings) -> None:
         """Go on with other settings. Those of the link hold for its next attempt."""

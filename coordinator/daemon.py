@@ -1,11 +1,10 @@
-"""The coordinator's composition root: builds the collaborators, opens the listeners, ends them in order."""
+"""The coordinator's composition root: builds all parts, opens the listeners, and ends them in order."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
-import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -17,11 +16,10 @@ from aiohttp import web
 
 from moe2.common import __version__
 from moe2.common.clock import clock_warnings
+from moe2.common.daemon import Daemon
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
-from moe2.common.reload import Reload
-from moe2.common.sdnotify import Notifier
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Appraiser
@@ -76,11 +74,11 @@ SAMPLE_POWER_EVERY_S = 2.0
 GOODBYE_S = 2.0
 
 
-class CoordinatorDaemon:
-    """One coordinator. `run()` serves until SIGTERM or SIGINT, then drains. SIGHUP reads the settings again.
+class CoordinatorDaemon(Daemon[CoordinatorSettings]):
+    """The coordinator's daemon. `run()` serves until SIGTERM or SIGINT, then drains; SIGHUP reads the settings again.
 
-    load: reads the configuration; None if there is none to read again.
-    `api_url` and `agents_url` are known once `listening` is set, also where the configured port is 0.
+    load: reads the configuration; None if there is none to read again. `api_url` and `agents_url` are known once
+    `listening` is set, also where the configured port is 0.
     """
 
     def __init__(
@@ -90,11 +88,9 @@ class CoordinatorDaemon:
         environment: Mapping[str, str] = os.environ,
         load: Callable[[], CoordinatorSettings] | None = None,
     ) -> None:
-        self._notifier = Notifier(environment)
-        self._reload = Reload(settings, load=load, apply=self._apply, notifier=self._notifier)
+        super().__init__(settings, environment=environment, load=load)
         self._id = f"coordinator-{uuid.uuid4().hex}"
         self._started_s = monotonic()
-        self._stop = asyncio.Event()
         self.listening = asyncio.Event()
         self.api_url = ""
         self.agents_url = ""
@@ -150,20 +146,9 @@ class CoordinatorDaemon:
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
-    def stop(self) -> None:
-        """Drain and end `run()`."""
-        self._stop.set()
-
-    def reload(self) -> None:
-        """Read the configuration again and apply what can be applied."""
-        self._reload.reload()
-
     async def run(self) -> None:
-        """Serve until `stop()`. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        """Serves until `stop()` is called. Raises `Moe2Error` if a listener or the ledger cannot be opened."""
+        self._handle_signals()
         async with AsyncExitStack() as stack:
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
@@ -199,6 +184,7 @@ class CoordinatorDaemon:
         log.info("coordinator_stopped")
 
     def status(self) -> CoordinatorStatus:
+        """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
         totals, dispatch = self._service.totals, self._service.status()
@@ -236,20 +222,16 @@ class CoordinatorDaemon:
             ),
         )
 
-    @property
-    def _settings(self) -> CoordinatorSettings:
-        return self._reload.running
-
     def _apply(self, former: CoordinatorSettings, settings: CoordinatorSettings) -> None:
-        """Go on with other settings. What can fail comes first, so that a failure changes nothing."""
+        """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
         appraiser = _appraiser(selection.gate, self._feedback)
-        self._doorkeeper.take_token(agents.token_file)
+        self._doorkeeper.read_token(agents.token_file)
         try:
             self._tls.load(settings)
         except Moe2Error:
-            self._doorkeeper.take_token(former.agents.token_file)
+            self._doorkeeper.read_token(former.agents.token_file)
             raise
         self._selector.reconfigure(appraiser, selection.categories, selection.fleet_watts_cap_w)
         self._feedback.keep_prompts = selection.keep_prompts
@@ -333,10 +315,10 @@ class CoordinatorDaemon:
                 self._service.agent_evicted(agent_id)
 
     async def _keep_trust(self) -> None:
-        """Act on certificates that were replaced and agents that were revoked."""
+        """Loads certificates that were replaced and disconnects agents that were revoked, again and again."""
         while True:
             self._tls.load_changed()
-            self._hub.turn_out()
+            self._hub.disconnect_revoked()
             await asyncio.sleep(KEEP_TRUST_EVERY_S)
 
     async def _sample_power(self) -> None:
@@ -346,7 +328,7 @@ class CoordinatorDaemon:
 
 
 def _known(file: FeedbackFile) -> list[Feedback]:
-    """Former scores. Raises `Moe2Error` for a file that cannot be read."""
+    """Reads the scores that were given earlier. Raises `Moe2Error` for a file that cannot be read."""
     try:
         found = file.read()
     except OSError as error:
@@ -360,7 +342,10 @@ def _known(file: FeedbackFile) -> list[Feedback]:
 
 
 def _appraiser(checkpoint: Path | None, feedback: FeedbackBook) -> Appraiser:
-    """The trained gate, or priors. Raises `CheckpointError` for a checkpoint that cannot be used."""
+    """Makes the judge of experts' quality: the trained gate, or priors where there is none.
+
+    Raises `CheckpointError` for a checkpoint that cannot be used.
+    """
     if checkpoint is None:
         return Appraiser(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
@@ -376,11 +361,11 @@ async def _listen(
     section: str,
     header_timeout_s: float,
 ) -> int:
-    """Open a TCP listener for the length of the stack; returns its port.
+    """Opens a TCP listener for the length of the stack, and returns its port.
 
-    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders.
-    keepalive_timeout: aiohttp counts from the connection, or the last answer, to the end of a request's header.
-    auto_decompress: aiohttp would unpack as bytes come, on the loop, whoever sends them.
+    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders. keepalive_timeout:
+    aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
+    aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
     app.middlewares.insert(0, leave_rest_unparsed)
     runner = web.AppRunner(

@@ -1,4 +1,4 @@
-"""What the coordinator asks of its process: a fine clock, many connections, certificates in force."""
+"""The coordinator's process: its event loop's clock, its limit of open files, and the certificates of its listeners."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ from moe2.coordinator.fleet.settings import TlsSection
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.settings import CoordinatorSettings
 
+log = structlog.get_logger()
+
+EXPIRES_SOON_S = 14 * 86_400.0
+"""A certificate that ends sooner is warned of."""
+
 
 class EventLoop(uvloop.Loop):
-    """uvloop's own `time()` has a resolution of 1 ms and stands still between two turns of the loop, so a round trip or
-    an overhead below that would be measured as 0 s or 1 ms."""
+    """An event loop of uvloop with a finer clock.
+
+    uvloop's own `time()` has a resolution of 1 ms and stands still between two turns of the loop, so that a round trip
+    or an overhead below that would be measured as 0 s or 1 ms.
+    """
 
     def time(self) -> float:
+        """Monotonic seconds, read from the system's clock at each call."""
         return time.monotonic()
 
 
 def allow_open_files() -> int:
-    """Raise the soft limit to the hard one; returns it.
+    """Raises the process's soft limit of open files to the hard one, and returns it.
 
     The soft limit is 1024 on most systems, for the sake of programs that use select(2). At that, idle clients could
     keep the agents out.
@@ -36,13 +45,11 @@ def allow_open_files() -> int:
     return hard
 
 
-log = structlog.get_logger()
-
-EXPIRES_SOON_S = 14 * 86_400.0
-
-
 class ListenerTls:
-    """TLS of both listeners, None where one has none. Raises `TlsError` for a certificate that cannot be used."""
+    """The TLS contexts of both listeners, and the health warnings about their certificates.
+
+    Raises `Moe2Error` for a certificate that cannot be used.
+    """
 
     def __init__(self, settings: CoordinatorSettings) -> None:
         self.api = _server_tls("api", settings.api.tls)
@@ -51,14 +58,14 @@ class ListenerTls:
         self._trouble: dict[str, str] = {}
 
     def load(self, settings: CoordinatorSettings) -> None:
-        """Use the files that the settings name now. Raises `TlsError`; all that was in use then stays in use."""
+        """Loads the files that the settings name now. Raises `TlsError`; everything in use then stays in use."""
         both = ((self.api, settings.api.tls), (self.agents, settings.agents.tls))
         loaded = [(tls, load_server_files(_files(section))) for tls, section in both if tls and section]
         for tls, files in loaded:
             tls.use(files)
 
     def load_changed(self) -> None:
-        """Take files that were replaced; connections go on as they are."""
+        """Loads files that were replaced; open connections go on as they are."""
         for name, tls in (("api", self.api), ("agents", self.agents)):
             if tls is None:
                 continue
@@ -74,7 +81,7 @@ class ListenerTls:
                 log.info("certificate_loaded", listener=name, certificate=str(tls.files.certificate))
 
     def warnings(self, now_unix_s: float) -> list[HealthWarning]:
-        """What is wrong with the certificates, or soon will be."""
+        """Returns a warning for each certificate that cannot be used or ends soon, and for a listener without TLS."""
         warnings = [self._plaintext] if self._plaintext else []
         for name, tls in (("api", self.api), ("agents", self.agents)):
             if tls is None:
@@ -104,7 +111,10 @@ class ListenerTls:
 
 
 def _plaintext_warning(api: ApiSection) -> HealthWarning | None:
-    """Of a listener without TLS that others reach. A notice: there may be a proxy with TLS on another host."""
+    """Warns of a listener without TLS that other machines reach.
+
+    The warning is a notice only, as there may be a proxy with TLS on another host.
+    """
     if api.tls is not None or is_loopback(api.host):
         return None
     required = api.keys == "required"

@@ -1,4 +1,4 @@
-"""The coordinator's settings: one frozen type, read from one TOML file (`examples/coordinator.toml` shows it all)."""
+"""The coordinator's settings: one frozen type, read from one TOML file; `examples/coordinator.toml` shows all of it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ DEFAULT_SOCKET_PATH = Path("/run/moe2-coordinator/coordinator.sock")
 
 
 class CoordinatorSection(Settings):
-    """[coordinator]"""
+    """[coordinator]: the daemon's files and its shutdown."""
 
     state_dir: Path = Path("/var/lib/moe2-coordinator")
-    """Keeps what has to outlive a restart: who may connect, feedback, accounts."""
+    """Folder for what has to outlive a restart: who may connect, feedback, accounts."""
     socket: Path = DEFAULT_SOCKET_PATH
-    """Where `moe2-coordinator status` asks; who may is up to the group of the file."""
+    """Socket that `moe2-coordinator status` asks; the group of the file decides who may."""
     drain_s: Annotated[Seconds, LIVE] = 30.0
-    """On SIGTERM, running requests get this long to finish."""
+    """Time that running requests have to finish after SIGTERM."""
 
 
 class SelectionSection(Settings):
-    """[selection]"""
+    """[selection]: how experts are chosen."""
 
     gate: Annotated[Path | None, LIVE] = None
     """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
     keep_prompts: Annotated[bool, LIVE] = False
-    """Feedback is kept with its prompt, so that a gate can learn from it. Otherwise only with the prompt's hash."""
+    """Keep feedback with its prompt, so that a gate can learn from it; otherwise only the prompt's hash is kept."""
     fleet_watts_cap_w: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, LIVE] = None
-    """What all hosts together may draw: no request is begun that is predicted to exceed it."""
+    """Power that all hosts together may draw: no request is begun that is predicted to exceed it."""
     categories: Annotated[dict[str, Budgets], LIVE] = Field(default_factory=dict)
     """Default budgets by category; `default` holds where no other applies."""
 
@@ -46,13 +46,16 @@ class LedgerSection(Settings):
     """[ledger]: what requests have cost, kept in SQLite."""
 
     path: Path | None = None
-    """`ledger.sqlite` in `coordinator.state_dir` if not set. On a local disk: SQLite's WAL does not work on NFS."""
+    """The SQLite file; `ledger.sqlite` in `coordinator.state_dir` if not set.
+
+    It must be on a local disk, as SQLite's WAL does not work on NFS.
+    """
     retention_days: Annotated[int, Field(ge=1, le=36_500)] = 90
-    """Requests of earlier days are forgotten."""
+    """Requests are forgotten after this many days."""
 
 
 class TracesSection(Settings):
-    """[traces]"""
+    """[traces]: where requests are traced to."""
 
     endpoint: str | None = None
     """OTLP/HTTP address that each request's spans are sent to, such as http://127.0.0.1:4318/v1/traces; needs
@@ -60,13 +63,15 @@ class TracesSection(Settings):
 
 
 class LogSection(Settings):
-    """[log]"""
+    """[log]: what is logged."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
-    """The least grave events that are logged."""
+    """The least severe events that are logged."""
 
 
 class CoordinatorSettings(Settings):
+    """All settings of the coordinator, one field per section."""
+
     coordinator: CoordinatorSection = CoordinatorSection()
     api: ApiSection = ApiSection()
     agents: AgentsSection = AgentsSection()
@@ -78,7 +83,7 @@ class CoordinatorSettings(Settings):
 
     @property
     def ledger_path(self) -> Path:
-        """Where the ledger is."""
+        """Path of the ledger's database."""
         return self.ledger.path or self.coordinator.state_dir / "ledger.sqlite"
 
     @model_validator(mode="after")

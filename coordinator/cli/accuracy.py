@@ -1,4 +1,4 @@
-"""`moe2-coordinator status --calibration`: how good the predictions were, drawn and plain."""
+"""The command `moe2-coordinator status --calibration`: the accuracy of predictions, as a table or as plain lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RIGHT = ("Requests", "Median error", "p50 holds", "p95 holds", "Error as planne
 
 
 def show_calibration(socket: Path, *, as_json: bool, watch: bool) -> int:
-    """Print the calibration; returns the exit code: 0, or 2 if the coordinator does not run."""
+    """Prints the calibration and returns the exit code: 0, or 2 if the coordinator does not run."""
     return show(VIEW, socket, as_json=as_json, watch=watch)
 
 
@@ -29,7 +29,7 @@ def show_calibration(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(report: CalibrationReport, _now_unix_s: float) -> RenderableType:
-    """The calibration for a terminal: three rows for each expert, and three for all of them if they are several."""
+    """Draws the calibration for a terminal: three rows for each expert, and three for several experts together."""
     if not report.overall.n_requests:
         return Text("No request has been answered yet.", style="dim")
     table = terminal_parts.figures_table("Expert", "Predicted", *_RIGHT, "Left out", right=_RIGHT)
@@ -91,7 +91,7 @@ def _percent(value: float | None, *, unknown: str = figures.UNKNOWN) -> str:
 
 
 def lines(report: CalibrationReport, _now_unix_s: float) -> list[str]:
-    """The calibration for a pipe: a line for each expert and quantity, and for all experts together."""
+    """Writes the calibration for a pipe: one line for each expert and quantity, and for all experts together."""
     return [
         *(_line(calibration, name) for calibration in (*report.experts, report.overall) for _, name in _QUANTITIES),
         *(terminal_parts.warning_line(warning) for warning in report.warnings),

@@ -1,4 +1,7 @@
-"""`moe2-coordinator agents`: who may connect. Works on the register's file, whether the coordinator runs or not."""
+"""The command `moe2-coordinator agents`: which agents may connect.
+
+It works on the register's file, whether the coordinator runs or not.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ Act = Callable[[argparse.Namespace, RegisterFile], int]
 def add_commands(
     commands: Commands[Command], *, add_options: Callable[[argparse.ArgumentParser], None], open_: Open
 ) -> None:
-    """Add every command. add_options: what each takes to find the file; open_: finds it."""
+    """Adds every subcommand of `agents`.
+
+    add_options: adds the options with which each finds the register. open_: opens the register that they name.
+    """
 
     def leaf(group: Commands[Command], name: str, act: Act, description: str, *examples: str) -> Command:
         summary = description.partition(".")[0]
@@ -67,7 +73,7 @@ def add_commands(
         "# for twelve agents, within a day",
         "moe2-coordinator agents enrol-token create workshop --expires 24h --uses 12",
     )
-    create.add_argument("name", metavar="NAME", type=_token_name, help="what it is listed as")
+    create.add_argument("name", metavar="NAME", type=_token_name, help="the name under which it is listed")
     create.add_argument(
         "--expires", metavar="DURATION", type=_duration_s, help="such as 30m, 24h or 7d; never if not given"
     )
@@ -210,7 +216,7 @@ def _validity(token: EnrolmentToken, now_unix_s: float) -> str:
 
 
 def _without_digest(value: EnrolmentToken | EnrolledAgent) -> dict[str, object]:
-    """The digest of a secret proves nothing, but nobody needs it either."""
+    """Returns a record's fields without the digest of its secret, which nobody needs."""
     content = {name: getattr(value, name) for name in value.__struct_fields__}
     del content["sha256"]
     built: dict[str, object] = msgspec.to_builtins(content)
@@ -232,7 +238,9 @@ def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]], *, otherw
 
 def _token_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"1 to 64 letters, digits or . _ - characters, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"the name needs 1 to 64 letters, digits or the characters . _ -, got {text!r}"
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""`moe2-coordinator collect`: questions in, outcomes of the live fleet out."""
+"""The command `moe2-coordinator collect`: asks a question set of the live fleet and writes the outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN_FAILURES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `collect`."""
+    """Adds the options of `collect`."""
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="FILE", help="question set, .jsonl or .parquet"
     )
@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect. Returns the exit code: 0, 1 where some answers are still missing, 130 after Ctrl-C. Raises Moe2Error."""
+    """Collects outcomes and returns the exit code: 0, 1 where some answers are still missing, 130 after Ctrl-C.
+
+    Raises Moe2Error if the questions or the fleet cannot be used.
+    """
     if args.concurrency < 1 or args.max_tokens < 1:
         raise Moe2Error("--concurrency and --max-tokens must be at least 1.")
     if args.out.suffix.lower() not in (".jsonl", ".ndjson"):

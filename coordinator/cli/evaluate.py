@@ -1,4 +1,4 @@
-"""`moe2-coordinator evaluate`: how good the choice of experts is, on outcomes that were held out."""
+"""The command `moe2-coordinator evaluate`: compares moe2's choice of experts with baselines on held-out outcomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe2.coordinator.training.outcomes import read_outcomes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate`."""
+    """Adds the options of `evaluate`."""
     add_pool_arguments(parser)
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and show. Returns the process's exit code: 0, or 1 after an error shown to the user."""
+    """Evaluates, prints the result and returns the exit code: 0, or 1 after an error that was shown to the user."""
     console = Console(markup=False)
     try:
         report = _evaluated(args, console)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parsed_hosts(text: str | None) -> dict[str, str] | None:
-    """ "a=rtx-4090,b=agx-orin-30w" as a mapping. Raises Moe2Error."""
+    """Parses "a=rtx-4090,b=agx-orin-30w" into a mapping; None where no hosts are given. Raises Moe2Error."""
     if text is None:
         return None
     hosts = {}

@@ -1,6 +1,6 @@
-"""`moe2-coordinator keys`: makes, lists and revokes API keys. The running coordinator notices by itself.
+"""The command `moe2-coordinator keys`: makes, lists and revokes API keys.
 
-Neither secrets nor their digests are shown, but for a new key, once.
+The running coordinator notices changes by itself. A secret is shown once, when its key is made, and its digest never.
 """
 
 from __future__ import annotations
@@ -42,110 +42,20 @@ _SHOWN_BUDGETS = {
     "tpot_budget_s": "per token {} s",
     "max_experts": "{} experts",
 }
-
-
-def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
-    """Every field but the digest, unknown ones as null."""
-    return {
-        "id": key.id,
-        "name": key.name,
-        "state": key.state(now_unix_s).value,
-        "scopes": sorted(key.scopes),
-        "created_at_unix_s": key.created_at_unix_s,
-        "expires_at_unix_s": key.expires_at_unix_s,
-        "revoked_at_unix_s": key.revoked_at_unix_s,
-        "requests_per_minute": key.requests_per_minute,
-        "daily_energy_j": key.daily_energy_j,
-        "daily_tokens": key.daily_tokens,
-        "budgets": key.budgets.model_dump(mode="json", exclude_none=True),
-    }
-
-
-def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
-    """The keys for a terminal, in the order in which they were made."""
-    if not keys:
-        return Text("There are no keys yet. Make one: moe2-coordinator keys create NAME", style="dim")
-    table: Table = terminal_parts.figures_table("Key", "State", "May", *_LIMITS, "Default budgets", right=_LIMITS)
-    for key in keys:
-        state = key.state(now_unix_s)
-        name = Text(printable(key.name), style="bold" if state is KeyState.ACTIVE else "dim")
-        name.append(f"\n{key.id}", style="not bold dim")
-        table.add_row(
-            name,
-            _state_cell(key, state, now_unix_s),
-            Text(", ".join(sorted(key.scopes))),
-            _limit(key.requests_per_minute),
-            _limit(key.daily_energy_j),
-            _limit(key.daily_tokens),
-            Text(_budgets(key)),
-        )
-    return table
-
-
-def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
-    """The keys for a pipe, one per line."""
-    return [
-        fact_line(
-            "key",
-            id=key.id,
-            name=key.name,
-            state=key.state(now_unix_s).value,
-            scopes=",".join(sorted(key.scopes)),
-            created=figures.moment(key.created_at_unix_s),
-            expires=known(key.expires_at_unix_s, figures.moment, otherwise="never"),
-            revoked=known(key.revoked_at_unix_s, figures.moment),
-            requests_per_minute=known(key.requests_per_minute, _figure),
-            daily_energy_j=known(key.daily_energy_j, _figure),
-            daily_tokens=key.daily_tokens,
-            **key.budgets.model_dump(mode="json", exclude_none=True),
-        )
-        for key in keys
-    ]
-
-
-def _state_cell(key: KeyRecord, state: KeyState, now_unix_s: float) -> Text:
-    cell = Text(f"●\u00a0{state.value}", style=_STYLES[state])
-    match state:
-        case KeyState.ACTIVE:
-            until = known(key.expires_at_unix_s, lambda at: f"for {figures.duration(at - now_unix_s)}", otherwise="")
-        case KeyState.EXPIRED | KeyState.UNDECIDED:
-            until = known(key.expires_at_unix_s, figures.moment)
-        case KeyState.REVOKED:
-            until = known(key.revoked_at_unix_s, figures.moment)
-    if until:
-        cell.append("\n" + until.replace(" ", "\u00a0"), style="not bold dim")
-    return cell
-
-
-def _limit(value: float | None) -> Text:
-    return Text(_NO_LIMIT, style="dim") if value is None else Text(_figure(value))
-
-
-def _figure(value: float) -> str:
-    """As it was set: 60, not 60.0."""
-    return str(int(value)) if value == int(value) else figures.number(value)
-
-
-def _budgets(key: KeyRecord) -> str:
-    limits = key.budgets.model_dump(exclude_none=True, mode="json")
-    parts = [form.format(_figure(limits[name])) for name, form in _SHOWN_BUDGETS.items() if name in limits]
-    return " · ".join([*parts, limits["quantile"]] if "quantile" in limits else parts) or figures.UNKNOWN
-
-
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 # Options of `create` and the budgets that they set.
 _BUDGETS = ("energy_budget_j", "latency_budget_s", "ttft_budget_s", "tpot_budget_s", "quantile", "max_experts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`keys create | list | revoke`"""
+    """Adds the subcommands `create`, `list` and `revoke` and their options."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_create(commands)
 
     listing = commands.add_parser(
         "list",
-        help="show all keys; what is secret of them is not kept anywhere",
-        description="Show all keys and what each may do. What is secret of them is not kept anywhere.",
+        help="show all keys, without their secrets, which are not kept anywhere",
+        description="Show all keys and what each may do. Their secrets are not kept anywhere.",
     )
     listing.add_argument("--json", action="store_true", help="as one JSON document")
     add_config(listing, DEFAULT_CONFIG_PATH)
@@ -165,7 +75,7 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
         help="make a key",
         description="Make an API key. It is written to stdout, this once: only its digest is kept.",
     )
-    create.add_argument("name", metavar="NAME", help="whose key it is, such as the app's name")
+    create.add_argument("name", metavar="NAME", help="a name for the key, such as the app's")
     create.add_argument(
         "--scope",
         action="append",
@@ -174,16 +84,22 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
         "May be given twice. Default: infer",
     )
     create.add_argument("--expires", type=_span_s, metavar="SPAN", help="such as 90m, 12h, 30d or 8w; default: never")
-    create.add_argument("--rpm", type=float, metavar="N", help="most requests per minute")
-    create.add_argument("--energy-per-day", type=float, metavar="J", help="most joules per day (UTC)")
-    create.add_argument("--tokens-per-day", type=int, metavar="N", help="most tokens per day (UTC)")
+    create.add_argument("--rpm", type=float, metavar="N", help="largest number of requests per minute")
+    create.add_argument("--energy-per-day", type=float, metavar="J", help="largest number of joules per day (UTC)")
+    create.add_argument("--tokens-per-day", type=int, metavar="N", help="largest number of tokens per day (UTC)")
     budgets = create.add_argument_group("budgets of requests that set none of their own")
-    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="whole request")
-    budgets.add_argument("--latency-budget", type=float, metavar="S", dest="latency_budget_s", help="last token")
-    budgets.add_argument("--ttft-budget", type=float, metavar="S", dest="ttft_budget_s", help="first token")
-    budgets.add_argument("--tpot-budget", type=float, metavar="S", dest="tpot_budget_s", help="each further token")
+    budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="joules of a request")
+    budgets.add_argument(
+        "--latency-budget", type=float, metavar="S", dest="latency_budget_s", help="seconds until the last token"
+    )
+    budgets.add_argument(
+        "--ttft-budget", type=float, metavar="S", dest="ttft_budget_s", help="seconds until the first token"
+    )
+    budgets.add_argument(
+        "--tpot-budget", type=float, metavar="S", dest="tpot_budget_s", help="seconds for each further token"
+    )
     budgets.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the budgets hold for")
-    budgets.add_argument("--max-experts", type=int, metavar="N", help="candidates kept")
+    budgets.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
     create.add_argument("--json", action="store_true", help="the key and its record as one JSON document")
     add_config(create, DEFAULT_CONFIG_PATH)
     create.set_defaults(act=_create)
@@ -257,7 +173,7 @@ def _options(arguments: argparse.Namespace, now_unix_s: float) -> KeyOptions:
 
 
 def _check_name(name: str, keys: KeySet, now_unix_s: float) -> None:
-    """Two active keys of one name could not be told apart by it."""
+    """Raises Moe2Error if an active key has the name already: the two could not be told apart by it."""
     for key in keys.keys:
         if key.name == name and key.state(now_unix_s) is KeyState.ACTIVE:
             raise Moe2Error(
@@ -283,3 +199,91 @@ def _span_s(text: str) -> float:
 
 def _load(config: Path) -> CoordinatorSettings:
     return load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
+    """Returns every field of a key's record but the digest, for JSON; unknown ones are null."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": key.state(now_unix_s).value,
+        "scopes": sorted(key.scopes),
+        "created_at_unix_s": key.created_at_unix_s,
+        "expires_at_unix_s": key.expires_at_unix_s,
+        "revoked_at_unix_s": key.revoked_at_unix_s,
+        "requests_per_minute": key.requests_per_minute,
+        "daily_energy_j": key.daily_energy_j,
+        "daily_tokens": key.daily_tokens,
+        "budgets": key.budgets.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def picture(keys: Sequence[KeyRecord], now_unix_s: float) -> RenderableType:
+    """Draws the keys as a table for a terminal, in the order in which they were made."""
+    if not keys:
+        return Text("There are no keys yet. Make one: moe2-coordinator keys create NAME", style="dim")
+    table: Table = terminal_parts.figures_table("Key", "State", "May", *_LIMITS, "Default budgets", right=_LIMITS)
+    for key in keys:
+        state = key.state(now_unix_s)
+        name = Text(printable(key.name), style="bold" if state is KeyState.ACTIVE else "dim")
+        name.append(f"\n{key.id}", style="not bold dim")
+        table.add_row(
+            name,
+            _state_cell(key, state, now_unix_s),
+            Text(", ".join(sorted(key.scopes))),
+            _limit(key.requests_per_minute),
+            _limit(key.daily_energy_j),
+            _limit(key.daily_tokens),
+            Text(_budgets(key)),
+        )
+    return table
+
+
+def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
+    """Writes the keys for a pipe, one per line."""
+    return [
+        fact_line(
+            "key",
+            id=key.id,
+            name=key.name,
+            state=key.state(now_unix_s).value,
+            scopes=",".join(sorted(key.scopes)),
+            created=figures.moment(key.created_at_unix_s),
+            expires=known(key.expires_at_unix_s, figures.moment, otherwise="never"),
+            revoked=known(key.revoked_at_unix_s, figures.moment),
+            requests_per_minute=known(key.requests_per_minute, _figure),
+            daily_energy_j=known(key.daily_energy_j, _figure),
+            daily_tokens=key.daily_tokens,
+            **key.budgets.model_dump(mode="json", exclude_none=True),
+        )
+        for key in keys
+    ]
+
+
+def _state_cell(key: KeyRecord, state: KeyState, now_unix_s: float) -> Text:
+    cell = Text(f"●\u00a0{state.value}", style=_STYLES[state])
+    match state:
+        case KeyState.ACTIVE:
+            until = known(key.expires_at_unix_s, lambda at: f"for {figures.duration(at - now_unix_s)}", otherwise="")
+        case KeyState.EXPIRED | KeyState.UNDECIDED:
+            until = known(key.expires_at_unix_s, figures.moment)
+        case KeyState.REVOKED:
+            until = known(key.revoked_at_unix_s, figures.moment)
+    if until:
+        cell.append("\n" + until.replace(" ", "\u00a0"), style="not bold dim")
+    return cell
+
+
+def _limit(value: float | None) -> Text:
+    return Text(_NO_LIMIT, style="dim") if value is None else Text(_figure(value))
+
+
+def _figure(value: float) -> str:
+    """Formats a limit as it was set: 60, not 60.0."""
+    return str(int(value)) if value == int(value) else figures.number(value)
+
+
+def _budgets(key: KeyRecord) -> str:
+    limits = key.budgets.model_dump(exclude_none=True, mode="json")
+    parts = [form.format(_figure(limits[name])) for name, form in _SHOWN_BUDGETS.items() if name in limits]
+    return " · ".join([*parts, limits["quantile"]] if "quantile" in limits else parts) or figures.UNKNOWN

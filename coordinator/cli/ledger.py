@@ -1,6 +1,6 @@
-"""`moe2-coordinator ledger`: sums and single requests of the ledger, whether the coordinator runs or not.
+"""The command `moe2-coordinator ledger`: shows or exports what requests have cost, whether the coordinator runs or not.
 
-Rows come out as tables, plain lines, CSV or JSON.
+Rows are written as a table, as plain lines, as CSV or as JSON.
 """
 
 from __future__ import annotations
@@ -34,10 +34,99 @@ Rows = tuple[SumRow, ...] | tuple[RequestRow, ...]
 
 _SUM_FIGURES = ("Requests", "Tokens in", "Tokens out", "Seconds", "Joules", "Useful", "Wasted")
 _REQUEST_FIGURES = ("In", "Out", "First", "Whole", "Joules", "Wasted")
+SHOWN_REQUESTS = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ledger`."""
+    parser.add_argument(
+        "--by", type=By, choices=tuple(By), default=By.KEY, help="what the sums are split by (default: %(default)s)"
+    )
+    parser.add_argument("--requests", action="store_true", help="single requests, instead of sums")
+    parser.add_argument("--day", type=moment, metavar="DAY", help="one day (UTC), such as 2026-01-31 or today")
+    parser.add_argument("--since", type=moment, metavar="TIME", help="from a day or a moment on (UTC, ISO 8601)")
+    parser.add_argument("--until", type=moment, metavar="TIME", help="before a day or a moment")
+    parser.add_argument(
+        "--most", type=int, metavar="N", help=f"the newest N requests (shown: {SHOWN_REQUESTS}; exported: all)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", metavar="FILE", help="write a CSV file; - is the standard output")
+    form.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config")
+    add_config(parser, DEFAULT_CONFIG_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints or exports the rows and returns the exit code. Raises `Moe2Error` if the ledger cannot be read."""
+    path = arguments.database or _configured(arguments.config)
+    span = _span(arguments)
+    is_export = arguments.csv is not None or arguments.json
+    with reading(path) as connection:
+        if arguments.requests:
+            most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
+            found: Rows = tuple(requests(connection, span, most=most))
+        else:
+            found = sums(connection, arguments.by, span)
+    if arguments.csv is not None:
+        _write_csv(arguments.csv, found)
+    elif arguments.json:
+        sys.stdout.write(as_json(found) + "\n")
+    else:
+        _show(found, str(arguments.by))
+    return 0
+
+
+def moment(text: str) -> datetime:
+    """Parses a day, as its beginning, or a moment; UTC where no offset is given. Raises ArgumentTypeError."""
+    if text == "today":
+        return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 'today' nor a day or moment such as 2026-01-31 or 2026-01-31T12:00"
+        ) from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def _span(arguments: argparse.Namespace) -> Span:
+    if arguments.day is not None:
+        if arguments.since is not None or arguments.until is not None:
+            raise Moe2Error(
+                "--day cannot be used together with --since or --until.", remedy="Leave out --since and --until."
+            )
+        return Span(arguments.day.timestamp(), (arguments.day + timedelta(days=1)).timestamp())
+    since, until = arguments.since, arguments.until
+    return Span(None if since is None else since.timestamp(), None if until is None else until.timestamp())
+
+
+def _configured(config: Path) -> Path:
+    settings = load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+    return settings.ledger_path
+
+
+def _write_csv(target: str, found: Rows) -> None:
+    if target == "-":
+        write_csv(found, sys.stdout)
+        return
+    try:
+        with Path(target).open("w", encoding="utf-8", newline="") as file:
+            write_csv(found, file)
+    except OSError as error:
+        raise Moe2Error(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _show(found: Rows, by: str) -> None:
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        console.print(picture(found, by))
+    else:
+        # Not console.print: rich would wrap long lines, also into a pipe.
+        console.file.write("".join(line + "\n" for line in lines(found)))
 
 
 def picture(rows: Rows, by: str) -> RenderableType:
-    """The rows for a terminal. by: heading of the sums' groups."""
+    """Draws the rows as a table for a terminal. by: the heading of the column of groups."""
     if not rows:
         return Text("The ledger has no request in this span.", style="dim")
     table = parts.figures_table(by.capitalize(), *_SUM_FIGURES, right=_SUM_FIGURES)
@@ -49,17 +138,17 @@ def picture(rows: Rows, by: str) -> RenderableType:
 
 
 def lines(rows: Rows) -> list[str]:
-    """The rows for a pipe: one line each."""
+    """Writes the rows for a pipe, one line each."""
     return [fact_line("request" if isinstance(row, RequestRow) else "sum", **_facts(row)) for row in rows]
 
 
 def as_json(rows: Rows) -> str:
-    """All rows as one document; what is unknown is null."""
+    """Writes all rows as one JSON document; unknown figures are null."""
     return msgspec.json.encode(rows).decode()
 
 
 def write_csv(rows: Rows, file: TextIO) -> None:
-    """A header and one line per row; what is unknown is empty. Wasted joules have a column for each cause."""
+    """Writes a header and one line per row; unknown figures are empty. Wasted joules have a column for each cause."""
     causes = sorted({cause for row in rows for cause in row.wasted_j})
     kind = type(rows[0]) if rows else SumRow
     names = [name for name in kind.__struct_fields__ if name != "wasted_j"]
@@ -148,92 +237,3 @@ def _facts(row: Row) -> dict[str, object]:
         else:
             facts[name] = ",".join(value) if isinstance(value, tuple) else value
     return facts
-
-
-SHOWN_REQUESTS = 50
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument(
-        "--by", type=By, choices=tuple(By), default=By.KEY, help="what the sums are split by (default: %(default)s)"
-    )
-    parser.add_argument("--requests", action="store_true", help="single requests, instead of sums")
-    parser.add_argument("--day", type=moment, metavar="DAY", help="one day (UTC), such as 2026-01-31 or today")
-    parser.add_argument("--since", type=moment, metavar="TIME", help="from a day or a moment on (UTC, ISO 8601)")
-    parser.add_argument("--until", type=moment, metavar="TIME", help="before a day or a moment")
-    parser.add_argument(
-        "--most", type=int, metavar="N", help=f"the newest N requests (shown: {SHOWN_REQUESTS}; exported: all)"
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--csv", metavar="FILE", help="write a CSV file; - is the standard output")
-    form.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--database", type=Path, metavar="FILE", help="the ledger, if not the one of --config")
-    add_config(parser, DEFAULT_CONFIG_PATH)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print or export; raises `Moe2Error` if the ledger cannot be read."""
-    path = arguments.database or _configured(arguments.config)
-    span = _span(arguments)
-    is_export = arguments.csv is not None or arguments.json
-    with reading(path) as connection:
-        if arguments.requests:
-            most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
-            found: Rows = tuple(requests(connection, span, most=most))
-        else:
-            found = sums(connection, arguments.by, span)
-    if arguments.csv is not None:
-        _write_csv(arguments.csv, found)
-    elif arguments.json:
-        sys.stdout.write(as_json(found) + "\n")
-    else:
-        _show(found, str(arguments.by))
-    return 0
-
-
-def moment(text: str) -> datetime:
-    """A day's beginning, or a moment; UTC where no offset is given. Raises ArgumentTypeError."""
-    if text == "today":
-        return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither 'today' nor a day or moment such as 2026-01-31 or 2026-01-31T12:00"
-        ) from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
-
-
-def _span(arguments: argparse.Namespace) -> Span:
-    if arguments.day is not None:
-        if arguments.since is not None or arguments.until is not None:
-            raise Moe2Error("--day is a span of its own.", remedy="Leave out --since and --until.")
-        return Span(arguments.day.timestamp(), (arguments.day + timedelta(days=1)).timestamp())
-    since, until = arguments.since, arguments.until
-    return Span(None if since is None else since.timestamp(), None if until is None else until.timestamp())
-
-
-def _configured(config: Path) -> Path:
-    settings = load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
-    return settings.ledger_path
-
-
-def _write_csv(target: str, found: Rows) -> None:
-    if target == "-":
-        write_csv(found, sys.stdout)
-        return
-    try:
-        with Path(target).open("w", encoding="utf-8", newline="") as file:
-            write_csv(found, file)
-    except OSError as error:
-        raise Moe2Error(f"{target} cannot be written: {error.strerror or error}.") from error
-
-
-def _show(found: Rows, by: str) -> None:
-    console = Console()
-    if console.is_terminal and not console.is_dumb_terminal:
-        console.print(picture(found, by))
-    else:
-        # Not console.print: rich would wrap long lines, also into a pipe.
-        console.file.write("".join(line + "\n" for line in lines(found)))

@@ -1,7 +1,8 @@
-"""`moe2-coordinator plan`: asks the running coordinator what it would decide, and draws the answer."""
+"""The command `moe2-coordinator plan`: asks the running coordinator what it would decide, and shows the answer."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Iterator
@@ -17,20 +18,64 @@ from moe2.common.cost import Quantiles
 from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, printable
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 INFEASIBLE = 1
 # In a pipe nothing is cut or wrapped.
 PIPED_WIDTH = 240
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `plan`."""
+    parser.add_argument("prompt", help="the user's message")
+    parser.add_argument("--model", default="moe2", help="default: %(default)s, any model")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    parser.add_argument("--energy", type=float, metavar="J", help="energy budget in joules")
+    parser.add_argument("--latency", type=float, metavar="S", help="seconds until the last token")
+    parser.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
+    parser.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
+    parser.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
+    parser.add_argument("--mode", choices=("auto", "route", "vote", "rank", "mix"), help="how experts work together")
+    parser.add_argument("--choice", action="append", metavar="TEXT", help="a possible answer; repeat it for each")
+    parser.add_argument("--category", help="whose default budgets apply")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON document")
+    add_socket(parser, DEFAULT_SOCKET_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Asks for the plan, prints it, and returns the exit code of `show_plan`."""
+    wish = {
+        "energy_budget_j": arguments.energy,
+        "latency_budget_s": arguments.latency,
+        "ttft_budget_s": arguments.ttft,
+        "quantile": arguments.quantile,
+        "max_experts": arguments.max_experts,
+        "mode": arguments.mode,
+        "choices": arguments.choice,
+        "category": arguments.category,
+    }
+    return show_plan(
+        arguments.socket,
+        arguments.prompt,
+        wish,
+        model=arguments.model,
+        max_tokens=arguments.max_tokens,
+        as_json=arguments.json,
+    )
+
+
 def show_plan(
     socket: Path, prompt: str, wish: dict[str, Any], *, model: str, max_tokens: int | None, as_json: bool
 ) -> int:
-    """Print the plan; 0 if an expert would answer, 1 if none would. Raises `Moe2Error` if it cannot be asked for."""
+    """Prints the plan and returns the exit code: 0 if an expert would answer, 1 if none would.
+
+    Raises `Moe2Error` if the coordinator cannot be asked.
+    """
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": prompt}], "moe2": wish}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
@@ -49,7 +94,7 @@ def show_plan(
 
 
 def draw(answer: PlanAnswer, console: Console) -> None:
-    """The plan as a table of the experts, the proof and the frontier."""
+    """Draws the plan: the experts, the proof, and the frontier of energy and latency."""
     if answer.decision:
         console.print(_experts(answer.decision))
         proof = answer.decision.proof
@@ -75,7 +120,7 @@ def draw(answer: PlanAnswer, console: Console) -> None:
 
 
 def _panel(decision: Decision) -> Iterator[str]:
-    """Who works together, and what they take together; nothing where one expert answers."""
+    """Yields the lines about a panel: its experts and their cost together. Yields nothing where one expert answers."""
     members = sorted((row for row in decision.experts if row.weight is not None), key=lambda row: -(row.weight or 0.0))
     if not members or decision.predicted is None:
         return
@@ -148,7 +193,7 @@ def _frontier(answer: PlanAnswer) -> Table:
 
 
 def _told(content: str) -> str:
-    """The sentence in an OpenAI-shaped error."""
+    """Returns the message of an error in OpenAI's shape."""
     try:
         return str(msgspec.json.decode(content)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -1,7 +1,8 @@
-"""`moe2-coordinator status`: how the fleet looks, drawn and plain."""
+"""The command `moe2-coordinator status`: the fleet as a table or as plain lines."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -11,13 +12,33 @@ from rich.text import Text
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
+from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
+from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `status`."""
+    parser.add_argument("--json", action="store_true", help="the whole status as one JSON document")
+    parser.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="show how accurate the predictions of recent requests were, instead",
+    )
+    add_socket(parser, DEFAULT_SOCKET_PATH)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows the fleet's status, or the calibration, and returns the exit code."""
+    shown = show_calibration if arguments.calibration else show_status
+    return shown(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+
+
 def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
-    """Print the status; returns the exit code: 0 healthy, 1 degraded, 2 not running."""
+    """Prints the status and returns the exit code: 0 healthy, 1 degraded, 2 not running."""
     return show(VIEW, socket, as_json=as_json, watch=watch)
 
 
@@ -25,7 +46,7 @@ def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
-    """The status for a terminal: the coordinator, what is wrong anywhere, the agents, one row per expert."""
+    """Draws the status for a terminal: the coordinator, all warnings, the agents, and one row per expert."""
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(terminal_parts.warnings_panel(status.warnings))
@@ -100,7 +121,7 @@ def _host(agent: AgentRow) -> str:
 
 
 def _power_cell(agent: AgentRow) -> Text:
-    """Every sensor that can be read, each on its own: their scopes overlap, so they are not added up."""
+    """Shows every sensor that can be read on its own: their scopes overlap, so they are not added up."""
     present = [sensor for sensor in agent.sensors if sensor.state == "present"]
     if not present:
         return Text(UNMEASURED, style="dim")
@@ -111,7 +132,7 @@ def _power_cell(agent: AgentRow) -> Text:
 
 
 def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
-    """The status for a pipe: one fact per line, each a word and key=value pairs."""
+    """Writes the status for a pipe: one fact per line, each a word and key=value pairs."""
     output = [
         fact_line(
             "coordinator",

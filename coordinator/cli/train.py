@@ -1,4 +1,4 @@
-"""`moe2-coordinator train-gate`: outcomes in, checkpoint out. `__main__` wires it; nothing here reads argv itself."""
+"""The command `moe2-coordinator train-gate`: trains a gate from recorded outcomes and writes its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_out
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that choose the rows and experts of an outcomes file."""
+    """Adds the options that choose the rows and experts of an outcomes file."""
     parser.add_argument("--outcomes", type=Path, required=True, metavar="FILE", help="outcomes, .parquet or .jsonl")
     parser.add_argument("--source", help="use only the rows of this source")
     parser.add_argument(
@@ -26,9 +26,9 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_pool(everything: Outcomes, source: str | None, experts: str | None) -> tuple[Outcomes, Outcomes | None]:
-    """The pool that the options name, and the rows of the other sources (None where there are none).
+    """Returns the rows that the options choose, and those of the other sources; None where there are no others.
 
-    Raises OutcomesError for an unknown source or expert, or where several sources leave it open which is meant.
+    Raises OutcomesError for an unknown source or expert, or if no source is named although there are several.
     """
     named = sorted(set(everything.sources) - {""})
     if source is None and len(named) > 1:
@@ -46,7 +46,7 @@ def chosen_pool(everything: Outcomes, source: str | None, experts: str | None) -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train-gate`."""
+    """Adds the options of `train-gate`."""
     add_pool_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("gate.safetensors"), metavar="FILE", help="the checkpoint")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and save. Returns the process's exit code: 0, or 1 after an error shown to the user."""
+    """Trains a gate, saves it and returns the exit code: 0, or 1 after an error that was shown to the user."""
     console = Console(markup=False, highlight=False)
     try:
         manifest = _trained(args, console)

@@ -1,8 +1,8 @@
-"""Breakers: an expert that keeps failing loses its traffic, and earns it back with one request at a time. PURE.
+"""Circuit breakers: an expert that keeps failing loses its traffic and earns it back one request at a time. PURE.
 
-Without them an expert that fails at once looks better than any that works: it is always free. Closed: it takes
-requests. Open: none, for a while that doubles with each failed return. Half-open: one real request at a time probes it;
-that one may still fail over, so its client does not notice.
+Without them an expert that fails at once looks better than any that works, as it is always free. Closed: it takes
+requests. Open: it takes none, for a while that doubles with each failed return. Half-open: one real request at a time
+probes it; that one may still fail over, so its client does not notice.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.coordinator.fleet.table import Expert, agent_of
 
 MIN_FAILURES = 3
-"""Fewer failures than this say nothing; so many in a row are enough, however much time lies between them."""
+"""The fewest failures that open a breaker; so many in a row do, however much time lies between them."""
 ERROR_RATE = 0.5
-"""Share of failures, from which on an expert is not to be relied on."""
+"""The share of failures from which on an expert is not relied on."""
 HALF_LIFE_S = 30.0
-"""An outcome counts half after this: what was long ago does not matter."""
+"""The time after which an outcome counts half, so that what was long ago does not matter."""
 FIRST_OPEN_S = 5.0
 MAX_OPEN_S = 300.0
 _HARMLESS = REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING, JobErrorCode.DEADLINE_EXCEEDED}
 _SHARED = frozenset({JobErrorCode.AGENT_LOST, JobErrorCode.ENGINE_CRASHED, JobErrorCode.OUT_OF_MEMORY})
-"""One event fails all jobs that run there."""
+"""Error codes of events that fail all jobs of an engine together, and so count once."""
 
 
 class BreakerState(StrEnum):
+    """The states of a breaker."""
+
     CLOSED = "closed"
     HALF_OPEN = "half_open"
     OPEN = "open"
@@ -38,43 +40,45 @@ class _Breaker:
     failures: float = 0.0
     outcomes: float = 0.0
     streak: int = 0
-    """Failures since it last answered."""
+    """The number of failures since the expert last answered."""
     faded_at_s: float = 0.0
     failed_at_s: float | None = None
     open_until_s: float | None = None
-    """None: closed."""
+    """When the breaker turns half-open; None while it is closed."""
     trips: int = 0
     closed_at_s: float | None = None
-    """When a probe's answer last closed it."""
+    """When the answer of a probe last closed the breaker."""
     probe: str | None = None
-    """The job that probes it."""
+    """The id of the job that probes the expert."""
     hung_restarts: int | None = None
-    """Restarts of the engine that it was opened for because it hangs; None where it was not."""
+    """The number of engine restarts when the breaker opened for an expert that hangs; None where it did not."""
 
     def fade(self, now_s: float) -> None:
+        """Reduces the weight of former outcomes by the time that has passed."""
         weight = 0.5 ** (max(0.0, now_s - self.faded_at_s) / HALF_LIFE_S)
         self.failures, self.outcomes, self.faded_at_s = self.failures * weight, self.outcomes * weight, now_s
 
     def state(self, now_s: float) -> BreakerState:
+        """Returns the state at a moment."""
         if self.open_until_s is None:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now_s < self.open_until_s else BreakerState.HALF_OPEN
 
 
 class Breakers:
-    """One breaker per expert, by its key. All times are monotonic seconds."""
+    """The circuit breakers of all experts, by the expert's key. All times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._breakers: dict[str, _Breaker] = {}
 
     def submitted(self, key: str, job_id: str, now_s: float) -> None:
-        """The expert was given a job. Where it is half-open, that is its probe."""
+        """Notes that the expert was given a job, which is its probe where the breaker is half-open."""
         breaker = self._breakers.get(key)
         if breaker and breaker.probe is None and breaker.state(now_s) is BreakerState.HALF_OPEN:
             breaker.probe = job_id
 
     def succeeded(self, key: str, job_id: str, now_s: float) -> None:
-        """The expert answered. A probe's answer closes the breaker; an older job's does not."""
+        """Notes that the expert answered. A probe's answer closes the breaker; an older job's does not."""
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         breaker.fade(now_s)
         if breaker.open_until_s is None:
@@ -86,7 +90,7 @@ class Breakers:
             breaker.failures, breaker.outcomes, breaker.streak = 0.0, 1.0, 0
 
     def failed(self, key: str, job_id: str, code: str, now_s: float, *, submitted_s: float) -> None:
-        """A job failed there. What is the request's fault, or no fault at all, only ends a probe."""
+        """Notes that a job failed on the expert. A failure that is not the expert's fault only ends a probe."""
         if code in _HARMLESS:
             self.ended(key, job_id)
             return
@@ -99,8 +103,11 @@ class Breakers:
             self._count_failure(breaker, now_s)
 
     def late(self, key: str, job_id: str, now_s: float, *, hangs: bool, restarts: int = 0) -> None:
-        """A job is late with its first token. hangs: by so much that once is enough: alive or not, the expert does no
-        work. restarts: of its engine, as they were known when it got the job."""
+        """Notes that a job is late with its first token.
+
+        hangs: the job is so late that the expert is taken to do no work at all, alive or not. restarts: the number of
+        the engine's restarts, as known when it got the job.
+        """
         breaker = self._breakers.setdefault(key, _Breaker(faded_at_s=now_s))
         if breaker.probe == job_id or (hangs and breaker.open_until_s is None):
             self._open(breaker, now_s)
@@ -110,25 +117,25 @@ class Breakers:
             self._count_failure(breaker, now_s)
 
     def ended(self, key: str, job_id: str) -> None:
-        """A job ended without saying anything about its expert, such as one that its client cancelled."""
+        """Notes that a job ended without saying anything about its expert, for example cancelled by its client."""
         breaker = self._breakers.get(key)
         if breaker and breaker.probe == job_id:
             breaker.probe = None
 
     @property
     def has_hung(self) -> bool:
-        """Whether a breaker is open for an expert that hangs: news of its engine's restarts is wanted."""
+        """Whether a breaker is open for an expert that hangs, so that news of its engine's restarts is wanted."""
         return any(breaker.hung_restarts is not None for breaker in self._breakers.values())
 
     def seen(self, experts: Iterable[Expert]) -> None:
-        """These experts serve. One whose engine hung, and has been restarted since, begins anew."""
+        """Takes in the experts that serve now. A breaker that opened for a hang closes after the engine's restart."""
         for expert in experts:
             breaker = self._breakers.get(expert.key)
             if breaker and breaker.hung_restarts not in (None, expert.report.restarts):
                 self._breakers[expert.key] = _Breaker()
 
     def barred(self, now_s: float) -> dict[str, str]:
-        """Experts that must not be given a request now, each with the reason."""
+        """Returns the experts that must not be given a request now, each with the reason."""
         reasons = {}
         for key, breaker in self._breakers.items():
             match breaker.state(now_s):
@@ -139,21 +146,21 @@ class Breakers:
         return reasons
 
     def states(self, now_s: float) -> dict[str, BreakerState]:
-        """Of every expert that ever failed or answered."""
+        """Returns the state of every expert's breaker that ever failed or answered."""
         return {key: breaker.state(now_s) for key, breaker in self._breakers.items()}
 
     def opens_again_in_s(self, key: str, now_s: float) -> float:
-        """Until an open one lets a probe through; 0 where it does already."""
+        """Returns the seconds until an open breaker lets a probe through; 0 where it does already."""
         breaker = self._breakers.get(key)
         return 0.0 if breaker is None or breaker.open_until_s is None else max(0.0, breaker.open_until_s - now_s)
 
     def next_change_s(self, now_s: float) -> float | None:
-        """When the first open breaker turns half-open; None where none is open."""
+        """Returns when the first open breaker turns half-open; None where none is open."""
         times = (breaker.open_until_s for breaker in self._breakers.values())
         return min((at_s for at_s in times if at_s is not None and at_s > now_s), default=None)
 
     def forget(self, agent_id: str) -> None:
-        """The agent has been evicted."""
+        """Removes the breakers of an agent that has been evicted."""
         for key in [key for key in self._breakers if agent_of(key) == agent_id]:
             del self._breakers[key]
 

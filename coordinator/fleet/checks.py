@@ -1,11 +1,11 @@
-"""The one door for what agents say: behind it every figure, word and count is one that can be. PURE.
+"""The checks of everything that agents say, at the one place where it comes in. PURE.
 
 The decoder has checked types and the lengths of arrays (`moe2.common.link.messages`), and frames are limited in size
 (`moe2.common.link.wire`). Here the content is checked: decisions are arithmetic over all experts, and accounts are sums
 over all requests, where one NaN or one negative number of slots from one agent would spoil those of everybody.
 
-What cannot be believed becomes unknown where that will do (joules, seconds, watts), and costs its expert or its job
-where it will not. The rest of the message counts.
+An impossible figure becomes unknown where that is enough (joules, seconds, watts), and costs its expert or its job
+where it is not. The rest of the message counts.
 """
 
 from __future__ import annotations
@@ -47,25 +47,30 @@ from moe2.common.link.messages import (
 )
 
 MAX_FIGURE = 1e15
-"""Above any count, byte size or coefficient that a host could mean."""
+"""The largest count, byte size or coefficient that a host could mean."""
 MAX_JOULES = MAX_SECONDS = 1e12
 MAX_WATTS = 1e6
 MAX_TOKENS = 10**9
 MAX_SLOTS = 65_536
 MAX_SPREAD = 20.0
-"""Of a natural logarithm: predictions that are off by a factor of half a billion."""
+"""The largest spread, in natural logarithms: predictions that are off by a factor of half a billion."""
 MAX_LOGPROB = 1e-6
-"""A log-probability is at most 0, up to the rounding of a sum."""
+"""The largest log-probability: 0, up to the rounding of a sum."""
 MAX_MASS = 1.001
-"""Of the probabilities of different next tokens."""
+"""The largest sum of the probabilities of different next tokens."""
 MAX_NAME_CHARACTERS = 128
 MAX_PIECE_BYTES = 4096
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
-"""Of one frame: jobs that this connection was never given, or has ended. A coordinator that has been restarted hears of
-those that its agents still work on."""
+"""The number of unknown jobs that one frame may name: jobs that this connection was never given, or has ended.
+
+A restarted coordinator hears of jobs that its agents still work on.
+"""
 MAX_REMEMBERED_JOBS = 16_384
-"""Of one connection. Words about one that is forgotten are checked like those about an unknown one."""
+"""The number of jobs that one connection remembers.
+
+Words about a forgotten job are checked like those about an unknown one.
+"""
 
 DONE_REASONS = frozenset({"stop", "length", "cancelled"})
 AGENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -73,35 +78,35 @@ _WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _JOB_CODES = frozenset(JobErrorCode)
 _SHOWN_ONLY = {"performance", "measured_age_s"}
-"""For people; no decision rests on them."""
+"""Fields of a report that people look at and no decision rests on."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is left of a message.
-
-    messages: what may be believed. faults: what was wrong, for the agent and the log. suspends: the agent is to get no
-    requests for a while; not so where only a part of its report had to be left out. stopped: ids of jobs that it is to
-    work on no longer.
-    """
+    """The result of checking a message."""
 
     messages: tuple[Report | FromAgent, ...] = ()
+    """The messages, or what is left of them, that may be believed."""
     faults: tuple[str, ...] = ()
+    """The faults of the message, for the agent and the log."""
     suspends: bool = False
+    """True if the agent is to get no requests for a while; False where only a part of its report was left out."""
     stopped: tuple[str, ...] = ()
+    """Ids of the jobs that the agent is to work on no longer."""
 
 
 @dataclass
 class _Given:
-    """A job that the agent was given. context_tokens: of its expert at that time; None if that was never reported."""
+    """A job that the agent was given."""
 
     job: Job
     context_tokens: int | None
+    """The context of its expert when it was given; None if that was never reported."""
     n_pieces: int = 0
 
     @property
     def max_decoded(self) -> int:
-        """Tokens that the job can decode at most."""
+        """The most tokens that the job can decode."""
         match self.job:
             case ScoreJob(continuations=continuations):
                 # A token has at least one byte; a tokenizer may put a space before the text.
@@ -111,26 +116,26 @@ class _Given:
 
     @property
     def max_prompt(self) -> int:
-        """Tokens that its prompt can have at most, if it ran."""
+        """The most tokens that the job's prompt can have, if it ran."""
         return MAX_TOKENS if self.context_tokens is None else self.context_tokens
 
 
 class AgentChecks:
-    """The checks of one agent's connection. It knows the jobs that went out, so that it can tell what may come back."""
+    """The checks of one agent's connection, which remembers the jobs that went out and so knows what may come back."""
 
     def __init__(self) -> None:
         self._given: OrderedDict[str, _Given] = OrderedDict()
         self._context_tokens: dict[str, int] = {}
 
     def sent(self, message: ToAgent) -> None:
-        """The agent is told this."""
+        """Notes a message that the agent is sent."""
         if isinstance(message, Job):
             self._given[message.job_id] = _Given(message, self._context_tokens.get(message.model))
             if len(self._given) > MAX_REMEMBERED_JOBS:
                 self._given.popitem(last=False)
 
     def check(self, message: Report | FromAgent) -> Checked:
-        """What may be believed of a message."""
+        """Checks a message that the agent has sent, and returns what may be believed of it."""
         match message:
             case Tokens():
                 return self._tokens(message)
@@ -151,7 +156,7 @@ class AgentChecks:
                 return Checked((told,), faults)
 
     def unreadable(self, op: str, job_id: str | None, reason: str) -> Checked:
-        """What follows from a message that could not be read: its jobs fail, as something of them is missing now."""
+        """Returns what follows from a message that could not be read: the jobs that it was about fail."""
         if op == Tokens.__struct_config__.tag:
             job_ids = tuple(self._given)
         else:
@@ -246,7 +251,7 @@ class AgentChecks:
         return self._ended(message, message.usage)
 
     def _ended(self, message: JobDone | JobScored | JobFailed, usage: JobUsage) -> Checked:
-        """The end of a job, with what can be believed of its usage."""
+        """Returns the end of a job, with what can be believed of its usage."""
         given = self._given.pop(message.job_id, None)
         # A prompt that was refused for its length may be longer than the context.
         max_prompt = given.max_prompt if given and not isinstance(message, JobFailed) else MAX_TOKENS
@@ -268,14 +273,14 @@ class AgentChecks:
         return Checked((replace(message, usage=replace(usage, **fields)),), tuple(faults), suspends=True)
 
     def _needed(self, message: JobWord, fault: str | None) -> Checked:
-        """A word about a job that the job cannot do without."""
+        """Returns the message, or the failure of its job where there is a fault: the job cannot do without it."""
         if fault is None:
             return Checked((message,))
         failures = (self._fail(message.job_id, fault),) if message.job_id in self._given else ()
         return Checked(failures, (fault,), suspends=True, stopped=(message.job_id,))
 
     def _fail(self, job_id: str, fault: str) -> JobFailed:
-        """The end of a job whose agent cannot be believed. What it has spent nobody knows."""
+        """Returns the failure of a job whose agent cannot be believed, with unknown usage."""
         given = self._given.pop(job_id)
         return JobFailed(
             job_id=job_id,
@@ -313,7 +318,7 @@ def _energy_fault(energy: Energy) -> str | None:
 
 
 def _range_fault(name: str, value: float | None, most: float) -> str | None:
-    """What is wrong with a figure that is to be unknown, or finite and from 0 to `most`."""
+    """Returns what is wrong with a figure that has to be unknown or from 0 to `most`; None if nothing is."""
     return None if value is None or 0 <= value <= most else f"{name} is {value}"
 
 
@@ -325,7 +330,7 @@ def _is_logprob(value: float) -> bool:
 
 
 def hello_fault(hello: Hello) -> str | None:
-    """What is wrong with how an agent introduces itself; None if nothing is."""
+    """Returns what is wrong with how an agent introduces itself; None if nothing is."""
     if not AGENT_ID.fullmatch(hello.agent_id):
         return f"its id {hello.agent_id[:MAX_NAME_CHARACTERS]!r} is not 1 to 64 letters, digits or . _ -"
     names = {
@@ -351,7 +356,7 @@ def _name_fault(what: str, name: str) -> str | None:
 
 
 def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
-    """The report without what cannot be, and a warning in it for each such part; and what was wrong."""
+    """Returns the report without impossible parts, with a warning for each of them, and what was wrong."""
     named = Counter(expert.model for expert in report.experts)
     faults: dict[str, str] = {}
     experts: list[ExpertReport] = []
@@ -398,7 +403,7 @@ def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
 
 
 def _with_shown(expert: ExpertReport) -> ExpertReport:
-    """The expert with what is only shown; figures of that which are no numbers become unknown."""
+    """Returns the expert with those figures unknown that are only shown and no numbers."""
     shown = expert.performance
     bad = [name for name, value in asdict(shown).items() if value is not None and not math.isfinite(value)]
     is_aged = expert.measured_age_s is not None and not math.isfinite(expert.measured_age_s)
@@ -409,7 +414,7 @@ def _with_shown(expert: ExpertReport) -> ExpertReport:
 
 
 def fault_in(expert: ExpertReport) -> str | None:
-    """The first figure of an expert that cannot be; None if all can."""
+    """Returns what is wrong with the first impossible figure of an expert; None if all are possible."""
     if not (1 <= expert.slots <= MAX_SLOTS and 1 <= expert.context_tokens <= MAX_TOKENS):
         return f"{expert.slots} slots, {expert.context_tokens} tokens of context"
     if expert.parameters == 0:
@@ -420,7 +425,7 @@ def fault_in(expert: ExpertReport) -> str | None:
 
 
 def _fault(value: Any, where: str) -> str | None:
-    """Counts, sizes, seconds, joules and coefficients are finite and not negative; spreads are small."""
+    """Returns the first figure that is not finite, negative or too large, with its place; None if there is none."""
     if isinstance(value, Spread):
         return next((f"{where} is {part}" for part in (value.p50, value.p95) if not abs(part) <= MAX_SPREAD), None)
     if isinstance(value, int | float):
@@ -438,60 +443,3 @@ def _fault(value: Any, where: str) -> str | None:
 
 
 # --- Who has broken a rule --------------------------------------------------------------------------------------------
-
-FIRST_SUSPENSION_S = 5.0
-MAX_SUSPENSION_S = 300.0
-FORGIVEN_S = 600.0
-"""After the end of a suspension: then the next one is a first one again."""
-
-
-@dataclass
-class _Record:
-    reason: str
-    n_breaches: int
-    until_s: float
-
-
-class Suspensions:
-    """Agents that get no requests for a while because they broke a rule. Each further breach doubles the while."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
-
-    def broke(self, agent_id: str, reason: str, now_s: float) -> float:
-        """The agent has broken a rule; returns when it gets requests again."""
-        record = self._record(agent_id, now_s)
-        n_before = record.n_breaches if record else 0
-        pause_s = min(MAX_SUSPENSION_S, FIRST_SUSPENSION_S * 2.0 ** min(n_before, 16))
-        self._records[agent_id] = _Record(reason, n_before + 1, now_s + pause_s)
-        return now_s + pause_s
-
-    def ends_s(self, agent_id: str, now_s: float) -> float | None:
-        """When the agent's suspension ends; None if it is not suspended."""
-        record = self._record(agent_id, now_s)
-        return record.until_s if record and record.until_s > now_s else None
-
-    def forget(self, agent_id: str) -> None:
-        """The agent will not come back."""
-        self._records.pop(agent_id, None)
-
-    def warning(self, agent_id: str, now_s: float) -> HealthWarning | None:
-        """What an operator should know of the agent's breaches, until they are forgiven."""
-        record = self._record(agent_id, now_s)
-        if record is None:
-            return None
-        is_suspended = record.until_s > now_s
-        now = f"It gets no requests for {record.until_s - now_s:.0f} s" if is_suspended else "It gets requests again"
-        return HealthWarning(
-            code="agent_broke_rules",
-            severity=Severity.DEGRADED if is_suspended else Severity.NOTICE,
-            message=f"What it said could not be, {record.n_breaches} times; the last: {record.reason}. {now}.",
-            remedy="Upgrade moe2 on it to the coordinator's version and restart it; if that does not help, report it.",
-        )
-
-    def _record(self, agent_id: str, now_s: float) -> _Record | None:
-        record = self._records.get(agent_id)
-        if record is not None and now_s - record.until_s >= FORGIVEN_S:
-            del self._records[agent_id]
-            return None
-        return record

@@ -1,8 +1,10 @@
-"""Which of two connections that claim the same agent id keeps it. PURE: events and monotonic seconds come in.
+"""Claims to an agent id: which of two connections with the same id keeps it. PURE.
 
 An agent that has lost its link comes back before its old connection is known to be dead, so that a second connection is
 no sign of a second host. The id of the process in its hello tells: the same process has only one link, and the newer
-one is it. For any other the holder is asked whether it is alive; the living one keeps the id.
+one is it. For any other process the holder is asked whether it is alive; if it is, it keeps the id.
+
+Events and monotonic seconds come in as arguments.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ from moe2.common.link.enrolment import WHY, Refusal
 from moe2.common.link.messages import Hello
 
 PROBE_S = 2.0
-"""A holder that says nothing for this long after it was asked is dead."""
+"""A holder that says nothing for this long after it was asked is taken for dead."""
 ONE_RECONNECT_S = 30.0
-"""The same process that replaces its own connection twice within this time may be two: a running virtual machine was
-cloned with its memory. Its holder is asked, too."""
+"""The time within which the same process may replace its own connection once without its holder being asked.
+
+If it does so twice, there may be two: a running virtual machine was cloned with its memory.
+"""
 WARNED_S = 300.0
-"""How long a refused claim is warned of; several times as long as the refused agent waits before it asks again."""
+"""The time for which a refused claim is warned of: several times as long as a refused agent waits to ask again."""
 
 
 @dataclass(frozen=True)
 class Claimant:
-    """A connection that says an agent id. address: where it comes from, None if unknown."""
+    """A connection that claims an agent id. address: where it comes from, None if unknown."""
 
     hello: Hello
     address: str | None
@@ -36,11 +40,11 @@ class Claimant:
 
 
 class Verdict(Enum):
-    """What becomes of a connection that says an agent id."""
+    """The decision about a connection that claims an agent id."""
 
     WELCOME = auto()
     REPLACE = auto()
-    """Its holder is the same process, whose old connection is dead."""
+    """The holder is the same process, whose old connection is dead."""
     ASK_HOLDER = auto()
 
 
@@ -52,14 +56,14 @@ class _Refused:
 
 
 class Claims:
-    """The verdicts on claims, and the warnings of those that were refused."""
+    """The decisions about claimed agent ids, and the warnings about those that were refused."""
 
     def __init__(self) -> None:
         self._replaced_s: dict[str, float] = {}
         self._refused: dict[str, _Refused] = {}
 
     def verdict(self, claimant: Claimant, holder: Claimant | None, now_s: float) -> Verdict:
-        """What to do about a claim. holder: whose the id is now, None if nobody's."""
+        """Decides what to do about a claim. holder: the connection that has the id now, None if there is none."""
         if holder is None:
             return Verdict.WELCOME
         instance_id = claimant.hello.instance_id
@@ -70,19 +74,19 @@ class Claims:
         return Verdict.ASK_HOLDER if is_again else Verdict.REPLACE
 
     def replaced(self, agent_id: str, now_s: float) -> None:
-        """A claimant has taken its holder's place."""
+        """Notes that a claimant has taken the holder's place."""
         self._replaced_s = {
             known: at_s for known, at_s in self._replaced_s.items() if now_s - at_s < ONE_RECONNECT_S
         } | {agent_id: now_s}
 
     def refused(self, claimant: Claimant, holder: Claimant, now_s: float) -> tuple[str, str]:
-        """The holder is alive and the claimant goes; returns the message and the remedy that it is told."""
+        """Notes that a claim was refused as the holder is alive; returns the message and the remedy to tell."""
         self._refused[claimant.hello.agent_id] = _Refused(holder, claimant, now_s)
         message, remedy = WHY[Refusal.AGENT_ID_SHARED]
         return f"{message} It is {holder}; this one is {claimant}.", remedy
 
     def warnings(self, now_s: float) -> list[HealthWarning]:
-        """Agent ids that two hosts have claimed lately."""
+        """Returns a warning for each agent id that two hosts have claimed lately."""
         self._refused = {
             agent_id: refused for agent_id, refused in self._refused.items() if now_s - refused.at_s < WARNED_S
         }

@@ -1,4 +1,4 @@
-"""Asks the register about every agent that connects, and about those that are connected."""
+"""The doorkeeper: decides by the register which agents may connect, and which may stay connected."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER, Refusal, digest
 from moe2.common.secretfile import read_secret
 from moe2.coordinator.fleet.checks import AGENT_ID, MAX_NAME_CHARACTERS
-from moe2.coordinator.fleet.register import Admission, AdmissionRefusedError, Presented, Register, admit, standing
+from moe2.coordinator.fleet.register import AgentRefusedError, Presented, ProvenIdentity, Register, admit, refusal_of
 from moe2.coordinator.fleet.register_file import RegisterFile
 
 log = structlog.get_logger()
 
 MIN_CREDENTIAL_CHARACTERS = 32
-"""An agent's secret is 43 characters long; what is much shorter could be guessed."""
+"""The fewest characters of an agent's secret. Agents make theirs of 43; a much shorter one could be guessed."""
 
 
 class Doorkeeper:
-    """Who may connect, by the register and the configured token as they are now.
+    """The decisions on who may connect, by the register and the configured token as they are now.
 
-    token_file: holds a token that may always enrol, and alone admits agents that know of no credentials; None for
-    none. Raises `ConfigError` if it cannot be read.
+    token_file: holds a token that may always enrol, and alone admits agents that know of no credentials; None for none.
+    Raises `ConfigError` if it cannot be read.
     """
 
     def __init__(self, file: RegisterFile, token_file: Path | None, *, clock: Callable[[], float] = time) -> None:
@@ -37,29 +37,29 @@ class Doorkeeper:
         self._register = file.current()
         self._trouble: str | None = None
         self._static_token: str | None = None
-        self.take_token(token_file)
+        self.read_token(token_file)
 
-    def take_token(self, token_file: Path | None) -> None:
-        """Read the configured token (again). Raises `ConfigError`, and keeps the former one, if it cannot be read."""
+    def read_token(self, token_file: Path | None) -> None:
+        """Reads the configured token. Raises `ConfigError`, and keeps the former token, if it cannot be read."""
         self._static_token = None if token_file is None else digest(read_secret(token_file))
 
-    async def admit(self, headers: Mapping[str, str]) -> Admission:
-        """Let in the agent that sent these headers, enrolling it if it is new. Raises `AdmissionRefusedError`."""
+    async def admit(self, headers: Mapping[str, str]) -> ProvenIdentity:
+        """Lets in the agent that sent these headers, enrolling it if it is new. Raises `AgentRefusedError`."""
         presented = _presented(headers)
-        admission, after = self._admit(self.current(), presented)
+        identity, after = self._admit(self.current(), presented)
         if after is self._register:
-            return admission
+            return identity
         # Decided again on what the file holds once it is locked: a token's last use is given away once.
-        admission = await asyncio.to_thread(self._file.change, lambda register: self._admit(register, presented))
+        identity = await asyncio.to_thread(self._file.change, lambda register: self._admit(register, presented))
         log.info("agent_enrolled", agent_id=presented.agent_id, agent_name=presented.agent_name)
-        return admission
+        return identity
 
-    def standing(self, admission: Admission, agent_id: str) -> Refusal | None:
-        """Why an admitted connection may not be, or stay, that of `agent_id`; None if it may."""
-        return standing(self.current(), admission, agent_id)
+    def refusal_of(self, identity: ProvenIdentity, agent_id: str) -> Refusal | None:
+        """Returns why a connection may not be, or stay, that of `agent_id`; None if it may."""
+        return refusal_of(self.current(), identity, agent_id)
 
     def warnings(self) -> list[HealthWarning]:
-        """That nobody could ever connect."""
+        """Warns if there is neither an enrolled agent nor a token, so that no agent could ever connect."""
         register, now_unix_s = self.current(), self._clock()
         if self._static_token or register.agents or any(not token.refusal(now_unix_s) for token in register.tokens):
             return []
@@ -73,7 +73,7 @@ class Doorkeeper:
         ]
 
     def current(self) -> Register:
-        """The register as it is on disk; the last good one while it cannot be read."""
+        """Returns the register as it is on disk, or the last good one while it cannot be read."""
         try:
             self._register = self._file.current()
         except Moe2Error as error:
@@ -84,7 +84,7 @@ class Doorkeeper:
             self._trouble = None
         return self._register
 
-    def _admit(self, register: Register, presented: Presented) -> tuple[Admission, Register]:
+    def _admit(self, register: Register, presented: Presented) -> tuple[ProvenIdentity, Register]:
         return admit(register, presented, static_token=self._static_token, now_unix_s=self._clock())
 
 
@@ -92,9 +92,9 @@ def _presented(headers: Mapping[str, str]) -> Presented:
     agent_id = headers.get(AGENT_ID_HEADER)
     offered = headers.get(CREDENTIAL_HEADER)
     if agent_id is not None and not AGENT_ID.fullmatch(agent_id):
-        raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
+        raise AgentRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     if offered is not None and len(offered) < MIN_CREDENTIAL_CHARACTERS:
-        raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
+        raise AgentRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     return Presented(
         bearer=headers.get("Authorization", "").removeprefix("Bearer "),
         agent_id=agent_id,

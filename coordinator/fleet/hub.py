@@ -1,4 +1,4 @@
-"""The agents' side: one WebSocket per agent, the capability table's only writer."""
+"""The hub: one WebSocket per agent; it alone writes the capability table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.fleet.checks import AgentChecks, Checked, hello_fault
 from moe2.coordinator.fleet.claims import PROBE_S, Claimant, Claims, Verdict
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
-from moe2.coordinator.fleet.register import Admission, AdmissionRefusedError, Register
+from moe2.coordinator.fleet.register import AgentRefusedError, ProvenIdentity, Register
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 
@@ -57,33 +57,34 @@ log = structlog.get_logger()
 AGENTS_PATH = "/v1/agents"
 REFUSALS_LOGGED_PER_MINUTE = 60.0
 MAX_FAULTS_TOLD = 4
-"""Of one message."""
+"""The number of faults of one message that the agent and the log are told."""
 
 
 @dataclass(eq=False)
 class _Connection:
     pump: Pump
     session: CoordinatorSession
-    admission: Admission
+    identity: ProvenIdentity
     address: str | None
     outgoing: deque[JobMessage] = field(default_factory=deque)
     claimant: Claimant | None = None
-    """Whose connection it says it is, once it has said hello."""
+    """The agent that the connection says to be; None until it has said hello."""
     checks: AgentChecks = field(default_factory=AgentChecks)
     told: str | None = None
-    """The fault that the agent was told of last: one that comes with every report is told once."""
+    """The fault that the agent was told last: one that comes with every report is told once."""
     is_turned_out: bool = False
 
     @property
     def agent_id(self) -> str | None:
+        """The id that the connection claims; None until it has said hello."""
         return self.claimant.hello.agent_id if self.claimant else None
 
 
 class Hub:
-    """Accepts agents, keeps the table true, passes messages both ways.
+    """The hub accepts agents, keeps the capability table up to date and passes messages both ways.
 
-    on_message: an agent's id and its word about a job. on_lost: an agent's session has ended, for whatever reason.
-    on_report: an agent has said what it can do now.
+    on_message: called with an agent's id and its word about a job. on_lost: called when an agent's session has ended,
+    for whatever reason. on_report: called when an agent has reported what it can do.
     """
 
     def __init__(
@@ -111,12 +112,13 @@ class Hub:
         self._claims = Claims()
 
     def app(self) -> web.Application:
+        """The application of the agents' listener."""
         app = web.Application()
         app.router.add_get(AGENTS_PATH, self._accept, expect_handler=_say_nothing_yet)
         return app
 
     def send(self, agent_id: str, message: ToAgent) -> bool:
-        """Queue a message for an agent. False if it is not connected (any more)."""
+        """Queues a message for an agent. Returns False if it is not connected any more."""
         connection = self._by_agent.get(agent_id)
         if connection is None:
             return False
@@ -125,29 +127,29 @@ class Hub:
         connection.pump.wake()
         return True
 
-    def turn_out(self) -> None:
-        """Disconnect every agent that may not be connected any more. Costs nothing where the register is the same."""
+    def disconnect_revoked(self) -> None:
+        """Disconnects every agent that may not stay connected. It costs nothing while the register is unchanged."""
         register = self._doorkeeper.current()
         if register is self._checked:
             return
         self._checked = register
         for connection in tuple(self._by_agent.values()):
-            self._check_standing(connection)
+            self._may_stay(connection)
 
     def warnings(self) -> list[HealthWarning]:
-        """Agent ids that two hosts claim."""
+        """Returns a warning for each agent id that two hosts claim."""
         return self._claims.warnings(asyncio.get_running_loop().time())
 
     def close(self, reason: str) -> None:
-        """Say goodbye to all agents; they reconnect by themselves when there is somebody to connect to."""
+        """Says goodbye to all agents; they reconnect by themselves as soon as a coordinator listens again."""
         for connection in tuple(self._connections):
             connection.pump.close(reason)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
         _check_headers(request)
         try:
-            admission = await self._doorkeeper.admit(request.headers)
-        except AdmissionRefusedError as error:
+            identity = await self._doorkeeper.admit(request.headers)
+        except AgentRefusedError as error:
             # Whoever floods the listener must not flood the log as well.
             if self._refusals_logged.take(asyncio.get_running_loop().time()) == 0.0:
                 log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
@@ -165,7 +167,7 @@ class Hub:
                 heartbeat_s=self.settings.heartbeat_s,
                 report_s=self.settings.report_s,
                 max_frame_bytes=self.settings.max_frame_bytes,
-                enrolled=admission.agent_id is not None,
+                enrolled=identity.agent_id is not None,
             ),
             now_s=asyncio.get_running_loop().time(),
             handshake_s=self.settings.handshake_s,
@@ -178,7 +180,7 @@ class Hub:
             on_event=lambda event: self._act(connection, event),
         )
         connection = _Connection(
-            pump=pump, session=session, admission=admission, address=request.remote, outgoing=outgoing
+            pump=pump, session=session, identity=identity, address=request.remote, outgoing=outgoing
         )
         self._connections.add(connection)
         try:
@@ -208,9 +210,9 @@ class Hub:
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
-        """An agent has said who it is, if it can be called so."""
+        """Takes an agent's hello, and refuses one with an impossible field."""
         if fault := hello_fault(hello):
-            log.warning("agent_misnamed", reason=fault)
+            log.warning("agent_hello_refused", reason=fault)
             remedy = "Set agent.name on it, or remove agent-id from its state_dir."
             connection.session.refuse(LinkCode.INVALID_HELLO, f"The agent cannot be called so: {fault}.", remedy)
             connection.pump.wake()
@@ -219,8 +221,8 @@ class Hub:
         self._claimed(connection, connection.claimant)
 
     def _claimed(self, connection: _Connection, claimant: Claimant) -> None:
-        """An agent claims its id: welcome it, or first ask who has that id whether it is alive."""
-        if not self._check_standing(connection):
+        """Welcomes an agent that claims its id, or first asks the holder of that id whether it is alive."""
+        if not self._may_stay(connection):
             return
         now_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
         holder = self._by_agent.get(claimant.hello.agent_id)
@@ -240,7 +242,7 @@ class Hub:
     def _holder_asked(
         self, connection: _Connection, claimant: Claimant, holder: _Connection, asked_at_s: float
     ) -> None:
-        """The holder of a claimed id has had its time to answer."""
+        """Decides on a claim after the holder of the id has had its time to answer."""
         if connection not in self._connections or connection.session.closed:
             return
         if self._by_agent.get(claimant.hello.agent_id) is not holder or holder.claimant is None:
@@ -248,7 +250,7 @@ class Hub:
             self._claimed(connection, claimant)
             return
         if holder.session.last_heard_s <= asked_at_s:
-            if self._check_standing(connection):
+            if self._may_stay(connection):
                 self._join(connection, claimant, holder)
             return
         log.warning(
@@ -262,7 +264,7 @@ class Hub:
         connection.pump.reschedule()
 
     def _join(self, connection: _Connection, claimant: Claimant, former: _Connection | None) -> None:
-        """Welcome an agent. former: its dead connection, whose jobs are lost."""
+        """Welcomes an agent. former: its dead connection, whose jobs are lost."""
         hello, now_s = claimant.hello, asyncio.get_running_loop().time()
         if former:
             log.warning("agent_replaced", agent_id=hello.agent_id, agent_name=hello.agent_name)
@@ -275,13 +277,13 @@ class Hub:
         self._table.agent_joined(hello, now_s, protocol=protocol)
         log.info("agent_joined", agent_id=hello.agent_id, agent_name=hello.agent_name, protocol=protocol)
 
-    def _check_standing(self, connection: _Connection) -> bool:
-        """True if the connection may be its agent's; otherwise it is told why not, and ends."""
+    def _may_stay(self, connection: _Connection) -> bool:
+        """Whether the connection may be its agent's; if not, the agent is told why and the connection ends."""
         agent_id = connection.agent_id or ""
-        refusal = self._doorkeeper.standing(connection.admission, agent_id)
+        refusal = self._doorkeeper.refusal_of(connection.identity, agent_id)
         if refusal is None:
             return True
-        log.warning("agent_turned_out", agent_id=agent_id, reason=refusal.value)
+        log.warning("agent_no_longer_admitted", agent_id=agent_id, reason=refusal.value)
         connection.is_turned_out = True
         message, remedy = WHY[refusal]
         connection.session.refuse(refusal.value, message, remedy)
@@ -289,7 +291,7 @@ class Hub:
         return False
 
     def _not_sent(self, connection: _Connection, event: NotSent) -> None:
-        """It costs its job only, not the link."""
+        """Fails the job of a message that could not be sent; the link goes on."""
         message, reason = event.message, event.reason
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
         if isinstance(message, Job) and connection.agent_id:
@@ -304,7 +306,7 @@ class Hub:
                 log.warning("message_ignored", agent_id=connection.agent_id, op=type(message).__name__)
 
     def _take(self, connection: _Connection, op: str, checked: Checked, *, is_told: bool = False) -> None:
-        """Hand on what may be believed, and act on the rest. is_told: the agent knows what was wrong."""
+        """Passes on the messages that may be believed, and acts on the faults. is_told: the agent knows the faults."""
         agent_id = connection.agent_id
         # A connection that was replaced may still have words in its buffers; its jobs are already given up.
         if agent_id is None or self._by_agent.get(agent_id) is not connection:
@@ -349,7 +351,7 @@ class Hub:
 
 
 async def _hang_up(request: web.Request, websocket: web.WebSocketResponse) -> None:
-    """End a connection. A peer that does not read does not take part in its closing."""
+    """Ends a connection, also with a peer that does not read and so takes no part in its closing."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORDS_S):
             await websocket.close()
@@ -358,7 +360,7 @@ async def _hang_up(request: web.Request, websocket: web.WebSocketResponse) -> No
 
 
 def _check_headers(request: web.Request) -> None:
-    """Refuse what no agent sends: a page's request, and a body, which is not read for anybody."""
+    """Refuses a web page's request and a request with a body, neither of which an agent sends."""
     if "Origin" in request.headers:
         raise web.HTTPForbidden(text="Agents connect here; a browser's page may not.")
     if request.body_exists or "Expect" in request.headers:
@@ -368,4 +370,4 @@ def _check_headers(request: web.Request) -> None:
 
 
 async def _say_nothing_yet(_: web.Request) -> None:
-    """Nobody is asked for a body here."""
+    """Sends no "100 Continue": nobody is asked for a body here."""

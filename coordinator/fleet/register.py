@@ -1,6 +1,6 @@
-"""The register of enrolment tokens and agents, and who is admitted by it. PURE: a value, `now`, and a new value.
+"""The register of enrolment tokens and agents, and the rules by which it admits. PURE: changes return a new value.
 
-Secrets are here as digests only. All times are wall time.
+Secrets are kept as digests only. All times are wall time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from moe2.common.errors import Moe2Error
 from moe2.common.link.enrolment import Refusal, digest, is_same
 
 STATIC_TOKEN = "agents.token_file"  # noqa: S105 - a name
-"""Under which name agents are listed that enrolled with the configured token."""
+"""The name of the token that is listed for agents that enrolled with the configured one."""
 
 
 class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A token that may enrol agents. None: never expires, any number of uses."""
+    """A token that may enrol agents. None: it never expires, or has any number of uses."""
 
     name: str
     sha256: str
@@ -30,7 +30,7 @@ class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     revoked_unix_s: float | None = None
 
     def refusal(self, now_unix_s: float) -> Refusal | None:
-        """Why it can enrol no agent now; None if it can."""
+        """Returns why the token can enrol no agent now; None if it can."""
         if self.revoked_unix_s is not None:
             return Refusal.TOKEN_REVOKED
         if self.expires_unix_s is not None:
@@ -44,7 +44,7 @@ class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class EnrolledAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An agent and the digest of its credential. token: the name of the one that enrolled it."""
+    """An enrolled agent and the digest of its credential. token: the name of the token that enrolled it."""
 
     agent_id: str
     agent_name: str
@@ -61,33 +61,34 @@ class Register(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     agents: tuple[EnrolledAgent, ...] = ()
 
     def agent(self, agent_id: str) -> EnrolledAgent | None:
+        """Returns the agent of this id; None if it is not enrolled."""
         return next((agent for agent in self.agents if agent.agent_id == agent_id), None)
 
 
 @dataclass(frozen=True)
 class Presented:
-    """What a connecting agent showed.
-
-    bearer: a token or a credential. agent_id: None from agents that know of no credentials. offered: the secret that
-    the agent wants to be known by.
-    """
+    """The credentials that a connecting agent showed."""
 
     bearer: str
+    """The bearer token of its request: an enrolment token or a credential."""
     agent_id: str | None = None
+    """The agent's id; None from agents that know of no credentials."""
     agent_name: str = ""
     offered: str | None = None
+    """The secret that the agent wants to be known by."""
 
 
 @dataclass(frozen=True)
-class Admission:
-    """Who was let in. agent_id and sha256 (of its credential) are None where a token alone was shown."""
+class ProvenIdentity:
+    """The identity that an admitted agent has proven. Both fields are None where it showed a token alone."""
 
     agent_id: str | None = None
     sha256: str | None = None
+    """The digest of the agent's credential."""
 
 
-class AdmissionRefusedError(Exception):
-    """The agent is turned away."""
+class AgentRefusedError(Exception):
+    """An agent may not connect."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.value)
@@ -99,8 +100,8 @@ class AdmissionRefusedError(Exception):
 
 def admit(
     register: Register, presented: Presented, *, static_token: str | None, now_unix_s: float
-) -> tuple[Admission, Register]:
-    """Let an agent in, and enrol it if it is new. Raises `AdmissionRefusedError`.
+) -> tuple[ProvenIdentity, Register]:
+    """Admits an agent, and enrols it if it is new. Raises `AgentRefusedError`.
 
     static_token: the digest of the configured token, which may always enrol; None where none is configured.
     """
@@ -108,24 +109,24 @@ def admit(
     is_static = static_token is not None and is_same(shown, static_token)
     if presented.agent_id is None:
         if not is_static:
-            raise AdmissionRefusedError(Refusal.TOKEN_REFUSED)
-        return Admission(), register
+            raise AgentRefusedError(Refusal.TOKEN_REFUSED)
+        return ProvenIdentity(), register
     known = register.agent(presented.agent_id)
     offered = None if presented.offered is None else digest(presented.offered)
     if known is not None and (is_same(shown, known.sha256) or (offered is not None and is_same(offered, known.sha256))):
         if known.revoked_unix_s is not None:
-            raise AdmissionRefusedError(Refusal.CREDENTIAL_REVOKED)
-        return Admission(known.agent_id, known.sha256), register
+            raise AgentRefusedError(Refusal.CREDENTIAL_REVOKED)
+        return ProvenIdentity(known.agent_id, known.sha256), register
     if offered is None:
-        raise AdmissionRefusedError(Refusal.CREDENTIAL_UNKNOWN)
+        raise AgentRefusedError(Refusal.CREDENTIAL_UNKNOWN)
     token = _token(register, shown)
     if not is_static:
         if token is None:
-            raise AdmissionRefusedError(Refusal.TOKEN_REFUSED)
+            raise AgentRefusedError(Refusal.TOKEN_REFUSED)
         if refusal := token.refusal(now_unix_s):
-            raise AdmissionRefusedError(refusal)
+            raise AgentRefusedError(refusal)
     if known is not None:
-        raise AdmissionRefusedError(Refusal.IDENTITY_TAKEN)
+        raise AgentRefusedError(Refusal.IDENTITY_TAKEN)
     agent = EnrolledAgent(
         agent_id=presented.agent_id,
         agent_name=presented.agent_name,
@@ -136,23 +137,23 @@ def admit(
     tokens = register.tokens
     if token is not None and not is_static:
         tokens = tuple(replace(each, n_used=each.n_used + 1) if each is token else each for each in tokens)
-    return Admission(agent.agent_id, offered), replace(register, tokens=tokens, agents=(*register.agents, agent))
+    return ProvenIdentity(agent.agent_id, offered), replace(register, tokens=tokens, agents=(*register.agents, agent))
 
 
-def standing(register: Register, admission: Admission, agent_id: str) -> Refusal | None:
-    """Why a connection that was admitted may not be, or stay, that of `agent_id`; None if it may."""
+def refusal_of(register: Register, identity: ProvenIdentity, agent_id: str) -> Refusal | None:
+    """Returns why a connection with this proven identity may not be, or stay, that of `agent_id`; None if it may."""
     known = register.agent(agent_id)
-    if admission.agent_id is None:
+    if identity.agent_id is None:
         return None if known is None else Refusal.CREDENTIAL_NEEDED
-    if admission.agent_id != agent_id:
+    if identity.agent_id != agent_id:
         return Refusal.IDENTITY_MISMATCH
-    if known is None or admission.sha256 is None or not is_same(known.sha256, admission.sha256):
+    if known is None or identity.sha256 is None or not is_same(known.sha256, identity.sha256):
         return Refusal.CREDENTIAL_UNKNOWN
     return Refusal.CREDENTIAL_REVOKED if known.revoked_unix_s is not None else None
 
 
 def revoke_agent(register: Register, which: str, now_unix_s: float) -> tuple[EnrolledAgent, Register]:
-    """Bar an agent until it is forgotten. Raises `Moe2Error` where `which` names none, or several."""
+    """Bars an agent until it is forgotten. Raises `Moe2Error` where `which` names no agent, or several."""
     agent = _find(register, which)
     if agent.revoked_unix_s is not None:
         return agent, register
@@ -162,13 +163,16 @@ def revoke_agent(register: Register, which: str, now_unix_s: float) -> tuple[Enr
 
 
 def forget_agent(register: Register, which: str) -> tuple[EnrolledAgent, Register]:
-    """Remove an agent: whoever has a good token may enrol under its id again. Raises `Moe2Error` as above."""
+    """Removes an agent, so that whoever has a good token may enrol under its id again.
+
+    Raises `Moe2Error` where `which` names no agent, or several.
+    """
     agent = _find(register, which)
     return agent, replace(register, agents=tuple(each for each in register.agents if each is not agent))
 
 
 def _find(register: Register, which: str) -> EnrolledAgent:
-    """By id, by name, or by an unambiguous beginning of the id."""
+    """Returns the agent with this id, with this name, or with an id that begins so unambiguously."""
     by_id = register.agent(which)
     found = [by_id] if by_id else [agent for agent in register.agents if agent.agent_name == which]
     found = found or [agent for agent in register.agents if agent.agent_id.startswith(which)]
@@ -184,7 +188,10 @@ def _find(register: Register, which: str) -> EnrolledAgent:
 
 
 def add_token(register: Register, token: EnrolmentToken) -> Register:
-    """Raises `Moe2Error` if a token of that name can still enrol; a dead one is replaced."""
+    """Adds a token, in the place of one of that name that can enrol no more.
+
+    Raises `Moe2Error` if a token of that name still can.
+    """
     former = next((each for each in register.tokens if each.name == token.name), None)
     if former is not None and former.refusal(token.created_unix_s) is None:
         raise Moe2Error(f"There is a token {token.name!r} already.", remedy="Revoke it, or choose another name.")
@@ -192,7 +199,7 @@ def add_token(register: Register, token: EnrolmentToken) -> Register:
 
 
 def revoke_token(register: Register, name: str, now_unix_s: float) -> tuple[EnrolmentToken, Register]:
-    """Agents that it has enrolled stay enrolled. Raises `Moe2Error` if there is none of that name."""
+    """Revokes a token; agents that it has enrolled stay enrolled. Raises `Moe2Error` if there is none of that name."""
     token = next((each for each in register.tokens if each.name == name), None)
     if token is None:
         raise Moe2Error(f"There is no token {name!r}.", remedy="`moe2-coordinator agents enrol-token list` shows them.")
@@ -201,7 +208,7 @@ def revoke_token(register: Register, name: str, now_unix_s: float) -> tuple[Enro
 
 
 def _token(register: Register, shown: str) -> EnrolmentToken | None:
-    """Every token is compared, so that the time tells nothing."""
+    """Returns the token that was shown. Every token is compared, so that the time tells nothing."""
     found = None
     for token in register.tokens:
         if is_same(shown, token.sha256):

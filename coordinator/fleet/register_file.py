@@ -1,6 +1,6 @@
-"""Where the register is kept: one JSON file, replaced as a whole, changed by one process at a time.
+"""The file of the register: one JSON file, replaced as a whole, changed by one process at a time.
 
-The commands change it as well as the daemon, which therefore looks whether it has changed before it uses it.
+The commands change it as well as the daemon, which therefore checks whether it has changed before it uses it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 class RegisterFile:
-    """The file in a state directory. Nobody but its owner may read it."""
+    """The register's file in a state directory. Nobody but its owner may read it."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / FILE_NAME
         self._known: tuple[Stamp | None, Register] = (None, Register())
 
     def current(self) -> Register:
-        """What the file holds now; read only if it was replaced. Raises `Moe2Error` for one that cannot be used."""
+        """Returns the register, read only if the file was replaced. Raises `Moe2Error` if it cannot be used."""
         with self._explained():
             found = stamp_of(self.path)
             if found != self._known[0]:
@@ -37,7 +37,10 @@ class RegisterFile:
         return self._known[1]
 
     def change(self, change: Callable[[Register], tuple[T, Register]]) -> T:
-        """Apply `change` to what the file holds now, and keep its outcome. Raises `Moe2Error`, and what it raises."""
+        """Applies `change` to the register in the file and keeps its outcome.
+
+        Raises `Moe2Error` if the file cannot be used, and whatever `change` raises.
+        """
         with self._explained(), locked(self.path):
             before = self.current()
             told, after = change(before)

@@ -1,4 +1,4 @@
-"""The settings of the agents' listener."""
+"""The settings of the agents' listener, the section `[agents]`, and of any listener's TLS."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ class TlsSection(Settings):
     """[api.tls], [agents.tls]: serve with TLS."""
 
     certificate: Annotated[Path, LIVE]
-    """PEM file with the listener's certificate, followed by those between it and its CA."""
+    """PEM file with the listener's certificate, followed by the certificates between it and its CA."""
     key: Annotated[Path, LIVE]
     """PEM file with the certificate's private key, not encrypted."""
     client_ca: Annotated[Path | None, LIVE] = None
-    """PEM file with the CAs whose client certificates are accepted; with it, nobody without one connects."""
+    """PEM file with the CAs of accepted client certificates; with it, clients without one of these are refused."""
 
 
 class AgentsSection(Settings):
     """[agents]: where agents connect."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Other addresses than loopback need `[agents.tls]`."""
+    """Address to listen on. Addresses other than loopback need `[agents.tls]`."""
     port: Port = 8081
-    """0 takes any that is free."""
+    """Port to listen on; 0 takes any that is free."""
     token_file: Annotated[Path | None, LIVE] = None
     """File with a token that any number of agents may enrol with, beside those of `agents enrol-token create`."""
     allow_plaintext: bool = False
-    """Listen without TLS on other addresses than loopback: who sees the network reads and changes what passes."""
+    """Listen without TLS on addresses other than loopback: whoever sees the network can read and change the traffic."""
     # The pace of an agent's connection is settled when it connects: a change holds for those that connect afterwards.
     heartbeat_s: Annotated[Seconds, LIVE] = 5.0
-    """How often both sides make sure that the other is there; after three without a word it is taken for gone."""
+    """How often both sides check that the other is there; after three intervals without a word it is taken for gone."""
     report_s: Annotated[Seconds, LIVE] = 5.0
     """How often an agent reports even if nothing changed."""
     stale_s: Annotated[Seconds, LIVE] = 15.0
-    """An agent whose last report is older gets no new requests."""
+    """An agent whose last report is older than this gets no new requests."""
     evict_s: Annotated[Seconds, LIVE] = 600.0
-    """A disconnected agent is forgotten after this."""
+    """An agent that has been disconnected for this long is forgotten."""
     handshake_s: Annotated[Seconds, LIVE] = 10.0
-    """A connection that has not said hello by then is closed."""
+    """A connection that has not said hello within this time is closed."""
     max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
-    """Agents take no larger frames than the default."""
+    """Size of the largest frame on a connection; agents take no larger frames than the default."""
     tls: TlsSection | None = None
-    """Agents use wss:// then."""
+    """Certificate and key of the listener; with them agents use wss://."""
 
     @model_validator(mode="after")
     def _is_private_or_encrypted(self) -> AgentsSection:

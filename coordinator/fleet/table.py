@@ -1,4 +1,4 @@
-"""The live capability table: what every agent last said of itself. PURE: evicts and ages by `now`.
+"""The live capability table: what every agent last reported. PURE: ages and evictions follow from the given time.
 
 `epoch` grows whenever the set of experts that could be chosen, or what is known of them, changes; whoever keeps a
 decision keyed by it need not look again.
@@ -12,23 +12,20 @@ import msgspec
 
 from moe2.common.link.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
-from moe2.coordinator.fleet.checks import Suspensions
+from moe2.coordinator.fleet.suspensions import Suspensions
 
 RTT_TOLERANCE = 0.25
 RTT_TOLERANCE_S = 0.005
 
 
 def agent_of(expert_key: str) -> str:
-    """The id of the agent that serves an expert."""
+    """Returns the id of the agent that serves an expert."""
     return expert_key.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for.
-
-    rtt_s: to its host and back; None before it was measured. protocol: the version spoken with its agent.
-    """
+    """An expert that could be chosen. `key` is unique in the fleet; `model` is what clients ask for."""
 
     key: str
     agent_id: str
@@ -36,32 +33,31 @@ class Expert:
     model: str
     report: ExpertReport
     rtt_s: float | None = None
+    """Round trip to the expert's host; None before it was measured."""
     protocol: int = PROTOCOL_VERSION
+    """The version of the protocol that is spoken with the agent."""
 
 
 @dataclass(frozen=True)
 class HostPower:
-    """What a connected agent's host draws, by its latest report; None if no sensor reads.
-
-    simulated: some of it comes from a simulated host's profile.
-    """
+    """The power that a connected agent's host draws, by its latest report; None if no sensor can be read."""
 
     agent_id: str
     power_w: float | None
     simulated: bool = False
+    """True if some of the power comes from a simulated host's profile."""
 
 
 class FleetPower(msgspec.Struct, frozen=True, kw_only=True):
-    """The power of all connected hosts now.
-
-    power_w: sum over the hosts that know theirs; None if none does. n_unknown: connected hosts that do not.
-    simulated: some of the sum comes from a simulated host's profile.
-    """
+    """The power of all connected hosts now."""
 
     power_w: float | None
+    """The sum over the hosts that know theirs; None if none does."""
     n_known: int
     n_unknown: int
+    """The number of connected hosts that do not know theirs."""
     simulated: bool
+    """True if some of the sum comes from a simulated host's profile."""
 
 
 @dataclass
@@ -70,16 +66,16 @@ class _Agent:
     protocol: int
     connected: bool
     changed_s: float
-    """When it last connected or disconnected."""
+    """When the agent last connected or disconnected."""
     report: Report | None = None
     report_s: float | None = None
     rtt_s: float | None = None
     settled_rtt_s: float | None = None
-    """The round trip that decisions use: it follows the measured one in steps, not with every tremble."""
+    """The round trip that decisions use, which follows the measured one in steps and not with every tremble."""
 
 
 class CapabilityTable:
-    """One row per agent. One writer: the hub."""
+    """The table of agents, one row each. Only the hub writes it."""
 
     def __init__(self, *, stale_s: float, evict_s: float) -> None:
         self._stale_s = stale_s
@@ -91,35 +87,37 @@ class CapabilityTable:
         self.epoch = 0
 
     def set_ages(self, *, stale_s: float, evict_s: float) -> None:
-        """When reports turn stale and agents are forgotten, from now on."""
+        """Sets the ages at which reports turn stale and agents are forgotten, from now on."""
         if (stale_s, evict_s) != (self._stale_s, self._evict_s):
             self._stale_s, self._evict_s = stale_s, evict_s
             self._changed()
 
     def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
-        """A session was opened. What a former session reported is forgotten: the agent reports at once."""
+        """Notes a new session. What a former session reported is forgotten, as the agent reports at once."""
         self._agents[hello.agent_id] = _Agent(hello=hello, protocol=protocol, connected=True, changed_s=now_s)
         self._changed()
 
     def agent_left(self, agent_id: str, now_s: float) -> None:
+        """Notes that an agent's session has ended."""
         agent = self._agents.get(agent_id)
         if agent:
             agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
             self._changed()
 
     def agent_removed(self, agent_id: str) -> None:
-        """Forget an agent at once."""
+        """Forgets an agent at once."""
         self._suspensions.forget(agent_id)
         if self._agents.pop(agent_id, None):
             self._changed()
 
     def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
-        """The agent has said what cannot be: it gets no requests for a while. Returns until when."""
+        """Suspends an agent that sent something impossible, and returns until when it gets no requests."""
         until_s = self._suspensions.broke(agent_id, reason, now_s)
         self._changed()
         return until_s
 
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
+        """Takes in an agent's report."""
         agent = self._agents.get(agent_id)
         if agent is None:
             return
@@ -132,6 +130,7 @@ class CapabilityTable:
             self._fresh_until_s = 0.0
 
     def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
+        """Takes in a measured round trip to an agent."""
         agent = self._agents.get(agent_id)
         if agent is None:
             return
@@ -142,7 +141,7 @@ class CapabilityTable:
             self._changed()
 
     def evict(self, now_s: float) -> list[str]:
-        """Forget agents that have been gone for long; returns their ids."""
+        """Forgets agents that have been gone for long, and returns their ids."""
         gone = [
             agent_id
             for agent_id, agent in self._agents.items()
@@ -154,7 +153,7 @@ class CapabilityTable:
         return gone
 
     def choosable(self, now_s: float) -> tuple[Expert, ...]:
-        """Experts that can take a request now, ready or loaded on demand; sorted by key.
+        """Returns the experts that can take a request now, ready or loaded on demand, sorted by key.
 
         Their agents are connected and fresh, do not drain, and are not suspended.
         """
@@ -163,7 +162,7 @@ class CapabilityTable:
         return self._choosable
 
     def host_powers(self) -> tuple[HostPower, ...]:
-        """Of every connected agent. A host with several sensors that read (GPU and CPU) counts with their sum."""
+        """Returns the power of every connected host, summed over its readable sensors (such as GPU and CPU)."""
         powers = []
         for agent_id, agent in self._agents.items():
             if agent.connected:
@@ -174,7 +173,7 @@ class CapabilityTable:
         return tuple(powers)
 
     def fleet_power(self) -> FleetPower:
-        """The sum over `host_powers`."""
+        """Returns the sum of the hosts' powers."""
         hosts = self.host_powers()
         known_w = [host.power_w for host in hosts if host.power_w is not None]
         return FleetPower(
@@ -185,11 +184,11 @@ class CapabilityTable:
         )
 
     def models(self) -> tuple[str, ...]:
-        """Names of all models of connected agents, whether ready or not; sorted."""
+        """Returns the names of all models of connected agents, ready or not, sorted."""
         return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
 
     def knows_expert(self, key: str) -> bool:
-        """True if `key` names an expert of a connected agent, whether ready or not."""
+        """Whether `key` names an expert of a connected agent, ready or not."""
         agent_id, _, model = key.partition("/")
         agent = self._agents.get(agent_id)
         if agent is None or not agent.connected or agent.report is None:
@@ -197,7 +196,7 @@ class CapabilityTable:
         return any(expert.model == model for expert in agent.report.experts)
 
     def rows(self, now_s: float) -> tuple[AgentRow, ...]:
-        """Everything known, for status and pages; sorted by the agent's name."""
+        """Returns everything known of each agent, for status and pages, sorted by the agent's name."""
         rows = (self._row(agent, now_s) for agent in self._agents.values())
         return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
 
@@ -214,7 +213,7 @@ class CapabilityTable:
         ]
 
     def _rebuild(self, now_s: float) -> None:
-        """Find the choosable experts, and until when no one of them turns stale."""
+        """Finds the choosable experts, and the time until which none of them turns stale."""
         choosable: list[Expert] = []
         fresh_until_s = float("inf")
         for agent, expert in self._connected_experts():
@@ -264,7 +263,7 @@ class CapabilityTable:
 
 
 def _takes_requests(expert: ExpertReport) -> bool:
-    """Ready, or loaded for whoever asks."""
+    """Whether an expert takes requests: it is ready, or loaded for whoever asks."""
     if expert.state is ExpertState.READY:
         return True
     return expert.on_demand and expert.state in (ExpertState.COLD, ExpertState.LOADING)

@@ -1,4 +1,7 @@
-"""Answers in OpenAI's shapes, whole and streamed, with and without tool calls. PURE."""
+"""Answers in the shapes of OpenAI's API: whole or streamed, with text, log-probabilities and tool calls. PURE.
+
+The shapes are those of https://platform.openai.com/docs/api-reference, with the receipt beside them as `moe2`.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,30 @@ from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.serving.receipt import Receipt
 
+_json = msgspec.json.encode
+
 
 @dataclass(frozen=True)
 class Header:
-    """What every object of one response has in common."""
+    """The fields that every object of one response repeats."""
 
     id: str
+    """The request's id, without OpenAI's prefix."""
     created: int
+    """Seconds since the epoch."""
     model: str
+    """The model that answers."""
     is_chat: bool
+    """True for a chat completion, False for a text completion."""
 
     @property
     def response_id(self) -> str:
+        """The response's id with OpenAI's prefix, such as `chatcmpl-req-…`."""
         return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
 
 
 def usage_of(receipt: Receipt) -> dict[str, Any] | None:
-    """OpenAI's usage, or None where the tokens are not known."""
+    """Returns a receipt's tokens as OpenAI's usage object, or None where they are not known."""
     tokens = receipt.tokens
     if tokens.prompt is None or tokens.decoded is None:
         return None
@@ -49,7 +59,10 @@ def full_response(
     with_logprobs: bool,
     calls: Sequence[ToolCall] = (),
 ) -> dict[str, Any]:
-    """A whole `chat.completion` or `text_completion`. pieces: what the answer says beside its tool calls."""
+    """Builds a whole `chat.completion` or `text_completion` object.
+
+    pieces: the answer's text, without its tool calls. reason: OpenAI's finish reason. calls: the tool calls, in order.
+    """
     text = "".join(piece.text for piece in pieces)
     choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
     if header.is_chat:
@@ -76,7 +89,10 @@ def _call_object(call: ToolCall) -> dict[str, Any]:
 
 
 def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0) -> dict[str, Any]:
-    """Log-probabilities in the shape of the route. offset: characters of the answer before these pieces."""
+    """Builds OpenAI's logprobs object: a list of tokens for a chat, parallel lists for a text completion.
+
+    offset: number of characters of the answer that came before these pieces.
+    """
     scored = [piece for piece in pieces if piece.logprob is not None]
     if header.is_chat:
         return {"content": [_chat_logprob(piece) for piece in scored], "refusal": None}
@@ -105,10 +121,10 @@ def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
 
 
 class ChunkWriter:
-    """Makes the `data:` lines of one stream.
+    """Writes the server-sent events of one streamed response, one `data:` line per chunk.
 
-    The part of a chunk that never changes is encoded once: at hundreds of streams, encoding it for every token would
-    be most of the coordinator's work.
+    The part of a chunk that never changes is encoded once: at hundreds of streams, encoding it for every token would be
+    most of the coordinator's work.
     """
 
     def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool) -> None:
@@ -125,7 +141,7 @@ class ChunkWriter:
         self._n_calls = 0
 
     def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
-        """One chunk for these tokens; b"" if they carry nothing to show yet."""
+        """Returns the chunk for these tokens, or b"" if they carry nothing to show yet."""
         text = "".join(piece.text for piece in pieces)
         if not text and not self._with_logprobs:
             return b""
@@ -141,7 +157,10 @@ class ChunkWriter:
         )
 
     def call(self, call: ToolCall) -> bytes:
-        """Two chunks, as OpenAI's clients put them together: who is called, then with which arguments."""
+        """Returns the two chunks of a tool call: one with its name, then one with its arguments.
+
+        OpenAI's clients join them by the call's index.
+        """
         index, self._n_calls = self._n_calls, self._n_calls + 1
         begun = {"index": index, **_call_object(call)}
         begun["function"] = {"name": call.name, "arguments": ""}
@@ -152,9 +171,9 @@ class ChunkWriter:
         return self._opening() + b"".join(self._open + _json(choice) + b"]}\n\n" for choice in choices)
 
     def end(self, reason: str, receipt: Receipt) -> bytes:
-        """The chunk with the finish reason, the usage chunk where asked for, and the end marker.
+        """Returns the last chunks: the finish reason, the usage where it was asked for, and the end marker.
 
-        The receipt is in the last chunk.
+        The last chunk before the end marker `[DONE]` carries the receipt.
         """
         body: dict[str, Any] = {"delta": {}} if self._header.is_chat else {"text": ""}
         choice = _json({"index": 0, **body, "logprobs": None, "finish_reason": reason})
@@ -169,11 +188,11 @@ class ChunkWriter:
 
     @staticmethod
     def error(body: dict[str, Any]) -> bytes:
-        """An error event: all that can be said once the status line is out. No end marker follows."""
+        """Returns an error as an event, as an error status cannot be sent any more. No end marker follows it."""
         return b"data: " + _json(body) + b"\n\n"
 
     def _opening(self) -> bytes:
-        """OpenAI's first chunk of a chat names the role."""
+        """Returns OpenAI's first chunk of a chat, which names the role; b"" once it is out."""
         if self._started or not self._header.is_chat:
             return b""
         self._started = True
@@ -186,28 +205,25 @@ class ChunkWriter:
         return self._open + _json(choice) + b"]}\n\n"
 
 
-_json = msgspec.json.encode
-
-
-def whole_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
-    """(what the answer says, the calls it makes)."""
+def split_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
+    """Splits a whole answer into the pieces of its text and the tool calls that it makes."""
     found = [*reader.feed("".join(piece.text for piece in pieces)), *reader.finish()]
     says = [TokenPiece(part) for part in found if isinstance(part, str)]
     return says, tuple(part for part in found if isinstance(part, ToolCall))
 
 
-def written(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
-    """The chunks for these tokens; b"" while it is open whether they are a call."""
+def chunks_of(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
+    """Returns the chunks for these tokens, or b"" while it is open whether they belong to a tool call."""
     return _chunks(writer, reader.feed("".join(piece.text for piece in pieces)))
 
 
-def written_rest(writer: ChunkWriter, reader: CallReader) -> bytes:
-    """The chunks for what the reader still holds at the end."""
+def rest_chunks_of(writer: ChunkWriter, reader: CallReader) -> bytes:
+    """Returns the chunks for what the reader still holds when the answer has ended."""
     return _chunks(writer, reader.finish())
 
 
-def ended_by(reason: str, reader: CallReader) -> str:
-    """The finish reason: an answer that came to its end with calls ended by calling."""
+def finish_reason_of(reason: str, reader: CallReader) -> str:
+    """Returns the finish reason: `tool_calls` in the place of `stop` where the answer made calls."""
     return "tool_calls" if reason == "stop" and reader.n_calls else reason
 
 

@@ -1,6 +1,7 @@
-"""Who may ask what on the API listener: the key of every request is checked before anything else is done for it.
+"""Access control of the API listener: which key may use which route, and how often.
 
-The middleware leaves what it found out on the request, for its handler.
+The key of a request is checked before anything else is done for it. The middleware stores what it found on the request,
+where the handler reads it (`PRINCIPAL`, `IS_KEY_ACTIVE`).
 """
 
 from __future__ import annotations
@@ -15,45 +16,52 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.http import paths
 from moe2.coordinator.http.errors import ApiError, refused
-from moe2.coordinator.http.paths import ASSETS_PATH, EVENTS_PATH, FEEDBACK_PATH, LEDGER_PATH, OPENAPI_PATH, PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, KeyRecord, Principal, Refusal, Scope
 from moe2.coordinator.keys.store import KeyRing
 
+log = structlog.get_logger()
+
+PRINCIPAL = web.RequestKey("principal", Principal)
+"""The key, or the anonymous user, that a request is charged to."""
+IS_KEY_ACTIVE: web.RequestKey[Callable[[], bool]] = web.RequestKey("is_key_active")
+"""A function that tells whether the request's key would still be accepted. It is not set where no key is asked for."""
+BODY = web.RequestKey("body", bytes)
+"""The body of a POST request, whole and unpacked."""
+
 OPEN: frozenset[Scope] = frozenset()
-EITHER = frozenset(Scope)
+ANY_KEY = frozenset(Scope)
 INFER = frozenset({Scope.INFER})
 OBSERVE = frozenset({Scope.OBSERVE})
 
 ROUTES: dict[str, frozenset[Scope]] = {
-    # A route's pattern, and the scopes of which a key must have one. OPEN: no key is asked for.
-    "/": OPEN,
-    ASSETS_PATH + "{name}": OPEN,
-    "/healthz": OPEN,
-    "/readyz": OPEN,
-    OPENAPI_PATH: OPEN,
-    "/v1/chat/completions": INFER,
-    "/v1/completions": INFER,
-    PLAN_PATH: INFER,
-    FEEDBACK_PATH: INFER,
-    "/v1/models": EITHER,
-    "/v1/models/{model}": EITHER,
-    "/v1/moe2/fleet": OBSERVE,
-    LEDGER_PATH: OBSERVE,
-    EVENTS_PATH: OBSERVE,
-    "/metrics": OBSERVE,
+    paths.INDEX_PATH: OPEN,
+    paths.ASSETS_PATH + "{name}": OPEN,
+    paths.HEALTH_PATH: OPEN,
+    paths.READINESS_PATH: OPEN,
+    paths.OPENAPI_PATH: OPEN,
+    paths.CHAT_PATH: INFER,
+    paths.COMPLETIONS_PATH: INFER,
+    paths.PLAN_PATH: INFER,
+    paths.FEEDBACK_PATH: INFER,
+    paths.MODELS_PATH: ANY_KEY,
+    paths.MODEL_PATH: ANY_KEY,
+    paths.FLEET_PATH: OBSERVE,
+    paths.LEDGER_PATH: OBSERVE,
+    paths.EVENTS_PATH: OBSERVE,
+    paths.METRICS_PATH: OBSERVE,
 }
+"""The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 
 REFUSALS_LOGGED_PER_MINUTE = 60
 
-log = structlog.get_logger()
-
 
 class Guard:
-    """Lets a request through to its handler with `PRINCIPAL` set, or answers 401, 403 or 429.
+    """The middleware that lets a request through with `PRINCIPAL` set, or answers 401, 403 or 429.
 
-    keys: None where none are required; then only what a browser marks as another site's is refused.
-    clock: monotonic seconds.
+    keys: the keys in force; None where no keys are required: then only requests that a browser marks as another site's
+    are refused. clock: monotonic seconds.
     """
 
     def __init__(self, keys: KeyRing | None, *, clock: Callable[[], float] = monotonic) -> None:
@@ -65,15 +73,17 @@ class Guard:
 
     @property
     def middleware(self) -> Middleware:
+        """The guard as an aiohttp middleware."""
+
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._admit(request)
+            self._check(request)
             return await handler(request)
 
         return guard
 
-    def _admit(self, request: web.Request) -> None:
-        """Raises `ApiError`."""
+    def _check(self, request: web.Request) -> None:
+        """Lets the request pass, or raises `ApiError`."""
         scopes = _scopes_of(request)
         if scopes == OPEN:
             return
@@ -87,12 +97,13 @@ class Guard:
             wanted = " or ".join(sorted(scopes))
             text = f"This key may not do that: it lacks the scope {wanted}."
             raise refused(ErrorCode.INSUFFICIENT_SCOPE, text)
-        self._take(principal)
+        self._limit_rate(principal)
         request[PRINCIPAL] = principal
         keys, key_id = self._keys, record.id
-        request[STILL_WELCOME] = lambda: keys.is_active(key_id)
+        request[IS_KEY_ACTIVE] = lambda: keys.is_active(key_id)
 
     def _record(self, request: web.Request, keys: KeyRing) -> KeyRecord:
+        """Returns the record of the key that the request presents. Raises `ApiError` (401) where none is accepted."""
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             raise _unauthorized("An API key is needed: 'Authorization: Bearer KEY'.")
@@ -114,7 +125,8 @@ class Guard:
             case Refusal.UNKNOWN:
                 raise _unauthorized("The API key is wrong.")
 
-    def _take(self, principal: Principal) -> None:
+    def _limit_rate(self, principal: Principal) -> None:
+        """Counts the request against its key's rate. Raises `ApiError` (429) if the key sends too many per minute."""
         per_minute, now_s = principal.requests_per_minute, self._clock()
         if per_minute is None or principal.key_id is None:
             return
@@ -132,10 +144,13 @@ class Guard:
 
 
 def _scopes_of(request: web.Request) -> frozenset[Scope]:
-    """Any key may learn that there is no such route; one that the table does not know is nobody's."""
+    """Returns the scopes of which a key needs one for this route.
+
+    Any key may learn that a path does not exist. Raises `ApiError` (403) for a route that has no scopes listed.
+    """
     resource = request.match_info.route.resource
     if resource is None:
-        return EITHER
+        return ANY_KEY
     scopes = ROUTES.get(resource.canonical)
     if scopes is None:
         raise refused(ErrorCode.INSUFFICIENT_SCOPE, "No key opens this route.")
@@ -143,9 +158,10 @@ def _scopes_of(request: web.Request) -> frozenset[Scope]:
 
 
 def _refuse_other_sites(request: web.Request) -> None:
-    """Without keys, being able to connect is the right to ask; a page from elsewhere must not borrow it.
+    """Raises `ApiError` (403) for a request that a browser marks as coming from another site's page.
 
-    Sec-Fetch-Site is set by browsers and out of reach of scripts, https://www.w3.org/TR/fetch-metadata/.
+    Without keys, whoever can connect may ask; a page from elsewhere must not borrow that right. Browsers set
+    Sec-Fetch-Site out of reach of scripts: https://www.w3.org/TR/fetch-metadata/.
     """
     if "Origin" in request.headers:
         return  # `Browsers` has let it in.
@@ -156,11 +172,3 @@ def _refuse_other_sites(request: web.Request) -> None:
 
 def _unauthorized(text: str) -> ApiError:
     return refused(ErrorCode.INVALID_API_KEY, text)
-
-
-PRINCIPAL = web.RequestKey("principal", Principal)
-"""Whom the request is charged to."""
-STILL_WELCOME: web.RequestKey[Callable[[], bool]] = web.RequestKey("still_welcome")
-"""Whether its key would still be accepted. Not set where no key is asked for."""
-BODY = web.RequestKey("body", bytes)
-"""Of a POST request: its body, whole and unpacked."""

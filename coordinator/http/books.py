@@ -1,4 +1,4 @@
-"""`GET /v1/moe2/ledger`: what requests have cost. `POST /v1/moe2/feedback`: scores of answers."""
+"""The routes of the ledger and of feedback: `GET /v1/moe2/ledger` and `POST /v1/moe2/feedback`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day
 from moe2.coordinator.ledger.report import By, Span, SumRow, sums
 from moe2.coordinator.ledger.schema import LedgerError, reading
 
+log = structlog.get_logger()
+
 DAY_S = 86_400
 MAX_DAYS = 36_500
 
 
 class LedgerRoute:
-    """Takes `by` (key, expert, model, day, outcome) and `days` (whole UTC days up to today; 1 is today alone)."""
+    """The route that sums up what requests have cost and shows what each key has used today.
+
+    Query parameters: `by` (key, expert, model, day or outcome) and `days` (whole UTC days up to today; 1 is today
+    alone).
+    """
 
     def __init__(self, path: Path, accounts: Accounts, *, clock: Callable[[], float]) -> None:
         self._path = path
@@ -38,6 +44,7 @@ class LedgerRoute:
         self._clock = clock
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_get(LEDGER_PATH, self._ledger)
 
     async def _ledger(self, http: web.Request) -> web.Response:
@@ -68,7 +75,7 @@ def _sums(path: Path, by: By, span: Span) -> tuple[SumRow, ...]:
 
 
 def _shown(statement: Statement) -> dict[str, Any]:
-    """One key's day. Where requests are unmeasured, `energy_j` counts what was reserved for them (`held_j`)."""
+    """Describes one key's day as JSON. `energy_j` includes what stays reserved for unmeasured requests (`held_j`)."""
     spent = statement.spent
     return {
         "key": spent.key_name,
@@ -89,11 +96,8 @@ def _shown(statement: Statement) -> dict[str, Any]:
     }
 
 
-log = structlog.get_logger()
-
-
 class FeedbackAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the score was counted for. model_mean, model_count: of all scores of the model so far."""
+    """The answer to a score: the expert that it counts for, and the mean score of that expert's model so far."""
 
     request_id: str
     expert: str
@@ -104,7 +108,10 @@ class FeedbackAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeedbackRoutes:
-    """Takes {"request_id", "score"}. on_score: told of each score that was kept."""
+    """The route that takes a score of an answer, as {"request_id", "score"}, and keeps it.
+
+    on_score: called with each score that was kept.
+    """
 
     def __init__(self, book: FeedbackBook, file: FeedbackFile, on_score: Callable[[Feedback], None]) -> None:
         self._book = book
@@ -112,6 +119,7 @@ class FeedbackRoutes:
         self._on_score = on_score
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_post(FEEDBACK_PATH, self._feedback)
 
     async def _feedback(self, http: web.Request) -> web.Response:
@@ -145,5 +153,5 @@ class FeedbackRoutes:
 
 
 def parse_feedback(body: bytes) -> FeedbackRequest:
-    """Raises `ApiError` (400) naming the parameter."""
+    """Reads the body of a feedback request. Raises `ApiError` (400), which names the parameter at fault."""
     return convert(json_object(body), FeedbackRequest)

@@ -1,4 +1,4 @@
-"""What browsers may do here: foreign hosts and origins are refused, allowed ones get CORS on every answer."""
+"""Protection against foreign web pages: unknown hosts and origins are refused, allowed origins get CORS headers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from moe2.coordinator.http.settings import ApiSection
 MAX_SHOWN_CHARACTERS = 100
 PREFLIGHT_VALID_S = 600
 EXPOSED_HEADERS = "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-overhead-ms, x-request-id, x-should-retry"
+_ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
 
 @dataclass(frozen=True)
 class Sites:
-    """hosts: names that the listener answers to, beside IP addresses and localhost. any_host: all of them.
-
-    origins: sites whose pages may use the API, beside the listener's own page.
-    """
+    """The host names and the origins of pages that a listener accepts."""
 
     hosts: frozenset[str] = frozenset()
+    """Names that the listener answers to, beside IP addresses and localhost."""
     origins: frozenset[Origin] = frozenset()
+    """Sites whose pages may use the API, beside the listener's own page."""
     any_host: bool = False
+    """True where the listener answers to every name."""
 
     def check_host(self, host: str | None) -> None:
-        """Raises `ApiError` (403) for a name that is not this listener's. None: HTTP/1.0, which no browser speaks."""
+        """Raises `ApiError` (403) if the Host header names another host than this listener.
+
+        host: None where the request has none, as in HTTP/1.0, which no browser speaks.
+        """
         if host is None or self.any_host:
             return
         authority = Authority.parse(host)
@@ -43,7 +47,10 @@ class Sites:
         raise refused(ErrorCode.UNKNOWN_HOST, text)
 
     def check_origin(self, origin: str, host: str | None) -> bool:
-        """True for a configured site, False for the listener's own page; raises `ApiError` (403) for all others."""
+        """Returns True for a page of a configured site, False for the listener's own page.
+
+        Raises `ApiError` (403) for all others.
+        """
         site = Origin.parse(origin)
         if site in self.origins:
             return True
@@ -54,7 +61,7 @@ class Sites:
         raise refused(ErrorCode.CROSS_SITE, text)
 
 
-def sites_of(
+def accepted_sites(
     *,
     hosts: Collection[str],
     origins: Collection[str],
@@ -63,10 +70,11 @@ def sites_of(
     is_loopback: bool,
     needs_keys: bool,
 ) -> Sites:
-    """What is allowed by the settings of a listener.
+    """Derives the accepted host names and origins from the settings of a listener.
 
-    Where it can be reached from other machines, keys are required and no names are configured, every name is: a page
-    that rebinds one has no key. On loopback a foreign name is never right by itself.
+    Where the listener can be reached from other machines, keys are required and no names are configured, every name is
+    accepted: a page that rebinds a name has no key. On loopback a foreign name is never accepted unless it is
+    configured.
     """
     known = {name.lower() for name in (*hosts, listens_at, *own_names)}
     return Sites(
@@ -77,14 +85,17 @@ def sites_of(
 
 
 def allowing(origin: str) -> dict[str, str]:
-    """The headers that let a page of `origin` read an answer, https://fetch.spec.whatwg.org/#http-cors-protocol."""
+    """Returns the headers that let a page of `origin` read an answer.
+
+    Source: https://fetch.spec.whatwg.org/#http-cors-protocol.
+    """
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
 
 
 def preflight_answer(wanted_headers: str | None, *, wants_private_network: bool) -> dict[str, str]:
-    """The headers that let a page of an allowed origin send its request.
+    """Returns the headers that let a page of an allowed origin send its request.
 
-    All headers that it wants are allowed: what a request may do rests on its key, and no cookies are used.
+    All headers that the page wants are allowed: what a request may do rests on its key, and no cookies are used.
     """
     headers = {
         "Access-Control-Allow-Methods": "GET, POST",
@@ -99,29 +110,28 @@ def preflight_answer(wanted_headers: str | None, *, wants_private_network: bool)
 
 
 def _shown(text: str) -> str:
-    """Short, and without control characters: it comes from a stranger."""
+    """Returns a stranger's text shortened and without control characters, fit for an error message."""
     return ascii(text[:MAX_SHOWN_CHARACTERS])
 
 
-_ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
-
-
 class Browsers:
-    """Checks Host and Origin of every request. `settings` may be replaced while running."""
+    """The middleware that checks Host and Origin of every request and answers preflight requests."""
 
     def __init__(self, settings: ApiSection) -> None:
         self._sites = _sites(settings)
 
     def use(self, settings: ApiSection) -> None:
-        """Go on with other settings."""
+        """Replaces the settings; they hold from the next request on."""
         self._sites = _sites(settings)
 
     def add_to(self, app: web.Application) -> None:
-        """Send the headers that let an allowed page read an answer with every answer, errors and streams included."""
+        """Adds the headers that let an allowed page read an answer to every response, errors and streams included."""
         app.on_response_prepare.append(self._add_headers)
 
     @property
     def middleware(self) -> Middleware:
+        """The checks as an aiohttp middleware."""
+
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
             host, origin = request.headers.get("Host"), request.headers.get("Origin")
@@ -143,7 +153,7 @@ class Browsers:
 
 
 def _preflight(request: web.Request) -> web.Response:
-    """What a browser asks before it sends a page's request; it has no key with it."""
+    """Answers a browser's preflight request, which carries no key."""
     headers = preflight_answer(
         request.headers.get("Access-Control-Request-Headers"),
         wants_private_network="Access-Control-Request-Private-Network" in request.headers,
@@ -154,7 +164,7 @@ def _preflight(request: web.Request) -> web.Response:
 def _sites(settings: ApiSection) -> Sites:
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
-    return sites_of(
+    return accepted_sites(
         hosts=settings.hosts,
         origins=settings.origins,
         listens_at=settings.host,

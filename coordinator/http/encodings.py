@@ -1,6 +1,6 @@
-"""The Content-Encoding of a request's body: what is accepted, and how it is unpacked in bounded steps. PURE.
+"""Content-Encoding of request bodies: which are accepted, and how they are unpacked in bounded steps. PURE.
 
-Deflate makes up to 1,032 bytes of one (https://zlib.net/zlib_tech.html), so what is unpacked is counted as it comes.
+Deflate makes up to 1,032 bytes of one (https://zlib.net/zlib_tech.html), so unpacked bytes are counted as they come.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_SHOWN_CHARACTERS = 100
 
 
 class Encoding(StrEnum):
-    """How a body may be packed."""
+    """The encodings in which a body may be packed."""
 
     GZIP = "gzip"
     DEFLATE = "deflate"
@@ -28,7 +28,10 @@ _ALIASES = {"x-gzip": Encoding.GZIP}
 
 
 def encoding_of(headers: Sequence[str]) -> Encoding | None:
-    """How the body is packed, by the Content-Encoding headers; None: not at all. Raises `ApiError` (415)."""
+    """Returns the encoding that the Content-Encoding headers name; None for a body that is not packed.
+
+    Raises `ApiError` (415) for any other encoding, and for several.
+    """
     coded = [part.strip().lower() for header in headers for part in header.split(",")]
     coded = [part for part in coded if part not in ("", "identity")]
     match coded:
@@ -46,7 +49,7 @@ def encoding_of(headers: Sequence[str]) -> Encoding | None:
 
 
 class Unpacker:
-    """Unpacks a body, at most `STEP_BYTES` in and out a step, and stops at `max_bytes`.
+    """Unpacks a body in steps of at most `STEP_BYTES` in and out, and stops at `max_bytes`.
 
     Steps may run in any thread, one after the other.
     """
@@ -62,16 +65,16 @@ class Unpacker:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all is unpacked."""
+        """Whether the whole body is unpacked."""
         return self._inflater.eof
 
     @property
     def body(self) -> bytes:
-        """What is unpacked so far."""
+        """The bytes that are unpacked so far."""
         return bytes(self._unpacked)
 
     def step(self) -> int:
-        """Unpack a little more; returns by how many bytes the body has grown. Raises `ApiError` (400 or 413)."""
+        """Unpacks a little more and returns by how many bytes the body has grown. Raises `ApiError` (400 or 413)."""
         packed = self._left or self._packed[self._begun : self._begun + STEP_BYTES]
         if not packed:
             raise self._damaged("it ends too early")
@@ -94,12 +97,15 @@ class Unpacker:
 
 
 def too_large() -> ApiError:
-    """The answer to a body that is larger than allowed, packed or unpacked."""
+    """Returns the error for a body that is larger than allowed, packed or unpacked."""
     return refused(ErrorCode.BODY_TOO_LARGE, "The body is larger than api.max_body_bytes allows.")
 
 
 def _window_bits(encoding: Encoding, packed: bytes) -> int:
-    """As zlib wants them told: 16 more for gzip, negative for a deflate without its frame, which some clients send."""
+    """Returns zlib's window bits: 16 more for gzip, negative for a deflate without its frame.
+
+    Some clients send deflate without zlib's frame.
+    """
     if encoding is Encoding.GZIP:
         return zlib.MAX_WBITS | 16
     is_framed = packed[:1] and packed[0] & 0x0F == zlib.DEFLATED

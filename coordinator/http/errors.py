@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}. PURE."""
+"""Errors in the shape of OpenAI's API: {"error": {"message", "type", "param", "code"}}. PURE."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ MAX_MESSAGE_CHARACTERS = 2_000
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An answer that is an error. `retry_after_s` becomes a Retry-After header, `receipt` the body's `moe2`.
+    """An error that is answered to a client, with its HTTP status.
 
-    Whatever it repeats of the request, message and parameter stay short: see `body`.
+    Whatever the message and the parameter repeat of the request is kept short (`quoted`).
     """
 
     status: int
     message: str
     kind: str = "invalid_request_error"
+    """OpenAI's `type` of the error."""
     param: str | None = None
+    """The request parameter at fault; None if no single one is."""
     code: str | None = None
+    """OpenAI's `code` of the error; None where it has none."""
     retry_after_s: int | None = None
+    """Seconds for the Retry-After header; None for no such header."""
     receipt: Receipt | None = None
+    """The receipt of what the request had spent, as the body's `moe2`; None where nothing was begun."""
     offers: dict[str, Any] | None = None
-    """What budgets would do, where the request's own rule everybody out."""
+    """Which budgets would be met, where the request's own budgets exclude every expert; None otherwise."""
 
     def body(self) -> dict[str, Any]:
+        """The error's JSON body, in OpenAI's shape."""
         error: dict[str, Any] = {
             "message": shortened(self.message, MAX_MESSAGE_CHARACTERS),
             "type": self.kind,
@@ -48,7 +54,7 @@ class ApiError(Exception):
 
 
 def quoted(value: object) -> str:
-    """A part of the request as an error repeats it: as Python writes it, and short."""
+    """Returns a value of the request as an error message repeats it: as Python writes it, and shortened."""
     return shortened(repr(value), MAX_QUOTED_CHARACTERS)
 
 
@@ -61,7 +67,10 @@ def refused(
     receipt: Receipt | None = None,
     offers: dict[str, Any] | None = None,
 ) -> ApiError:
-    """An error with the status and type of its code. retry_after_s: None leaves what is usual for the code."""
+    """Returns an error with the status and the type that belong to its code.
+
+    retry_after_s: None stands for the usual time of the code.
+    """
     return ApiError(
         code.status,
         message,
@@ -75,12 +84,12 @@ def refused(
 
 
 def invalid(message: str, *, param: str | None = None) -> ApiError:
-    """A parameter that cannot be what it is."""
+    """Returns the error (400) for a parameter with a value that it cannot have."""
     return ApiError(400, message, param=param)
 
 
 def unsupported(param: str, *, hint: str = "") -> ApiError:
-    """A parameter that moe2 does not implement is refused, never silently dropped."""
+    """Returns the error (400) for a parameter that moe2 does not implement and therefore never silently drops."""
     text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
     return refused(ErrorCode.UNSUPPORTED_PARAMETER, text, param=param)
 
@@ -88,10 +97,10 @@ def unsupported(param: str, *, hint: str = "") -> ApiError:
 def error_of(
     failed: Failed, receipt: Receipt, no_expert: NoExpert | None = None, *, retry_after_s: float | None = None
 ) -> ApiError:
-    """What a failed request is answered with.
+    """Returns the error that a failed request is answered with.
 
-    no_expert: why nobody could take it, where that is so. retry_after_s: as predicted for this one; None leaves what is
-    usual for the code.
+    no_expert: why no expert could take the request, where that is the reason. retry_after_s: predicted for this
+    request; None stands for the usual time of the code.
     """
     if no_expert and no_expert.code == failed.code and no_expert.retry_after_s is not None:
         retry_after_s = no_expert.retry_after_s

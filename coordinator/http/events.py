@@ -1,8 +1,8 @@
-"""`GET /v1/moe2/events`: the fleet and its requests, live, as server-sent events.
+"""The live feed `GET /v1/moe2/events`: the fleet and its requests as server-sent events.
 
-`hello` comes once: what this coordinator can do, the recent requests and the energy history. Then `tick`: each has
-those of the keys `fleet` (the status), `running`, `power`, `bin` and `requests` (new ended ones) that there is news of.
-The feed looks at what is there a few times a second, so that a busy fleet costs its requests nothing.
+The event `hello` comes once, with the coordinator's features, the recent requests and the energy history. Each event
+`tick` that follows has those of the keys `fleet` (the status), `running`, `power`, `bin` and `requests` (newly ended
+ones) that have changed. The feed polls a few times a second, so that a busy fleet costs its requests nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.table import FleetPower
-from moe2.coordinator.http.auth import STILL_WELCOME
+from moe2.coordinator.http.auth import IS_KEY_ACTIVE
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.paths import EVENTS_PATH, PLAN_PATH
 from moe2.coordinator.observing.history import RecentPast, running
@@ -34,7 +34,11 @@ STUCK_S = 30.0
 
 
 class EventsRoute:
-    """status: the fleet now. power: what its hosts draw. lives: the requests in progress, oldest first."""
+    """The route of the live feed, for at most `MAX_VIEWERS` viewers at a time.
+
+    status: returns the fleet's present status. power: returns what its hosts draw now. lives: returns the requests in
+    progress, oldest first.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class EventsRoute:
         self._closing = asyncio.Event()
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_get(EVENTS_PATH, self._serve)
         app.on_shutdown.append(self._close)
 
@@ -69,18 +74,18 @@ class EventsRoute:
                 await self._feed(
                     response,
                     can_plan=_has_route(request.app, PLAN_PATH),
-                    welcome=request.get(STILL_WELCOME, lambda: True),
+                    is_key_active=request.get(IS_KEY_ACTIVE, lambda: True),
                 )
             return response
         finally:
             self._n_viewers -= 1
 
-    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, welcome: Callable[[], bool]) -> None:
+    async def _feed(self, response: web.StreamResponse, *, can_plan: bool, is_key_active: Callable[[], bool]) -> None:
         seq = self._past.requests.last_seq
         await _write(response, "hello", self._hello(can_plan=can_plan))
         looks = 0
         # A key that is revoked or expires takes the feed along.
-        while not self._closing.is_set() and welcome():
+        while not self._closing.is_set() and is_key_active():
             tick: dict[str, Any] = {}
             if looks % LOOKS_PER_STATUS == 0:
                 tick |= self._present()
@@ -112,7 +117,7 @@ class EventsRoute:
 
 
 async def _write(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
-    """Raises TimeoutError if the viewer does not read."""
+    """Sends one event. Raises TimeoutError if the viewer does not read for `STUCK_S`."""
     async with asyncio.timeout(STUCK_S):
         await response.write(b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n")
 

@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat completions, completions, models."""
+"""The routes of OpenAI's API: chat completions, text completions and models."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answer import (
     ChunkWriter,
     Header,
-    ended_by,
+    chunks_of,
+    finish_reason_of,
     full_response,
-    whole_answer,
-    written,
-    written_rest,
+    rest_chunks_of,
+    split_answer,
 )
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, error_of, quoted, refused
+from moe2.coordinator.http.paths import CHAT_PATH, COMPLETIONS_PATH, MODELS_PATH
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.keys.keys import ANYBODY
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
@@ -45,7 +46,10 @@ REQUEST_ID = web.RequestKey("request_id", str)
 
 
 class OpenAiRoutes:
-    """Turns HTTP into requests of the service and their exchanges back into HTTP."""
+    """The routes that turn HTTP requests into requests of the service, and what these produce into HTTP responses.
+
+    request_timeout_s: after this a request is cancelled.
+    """
 
     def __init__(self, service: Service, table: CapabilityTable, *, request_timeout_s: float) -> None:
         self._service = service
@@ -54,10 +58,11 @@ class OpenAiRoutes:
         self._started_unix_s = int(time.time())
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{model:.+}", self._model)
+        """Registers the routes with the application."""
+        app.router.add_post(CHAT_PATH, self._chat)
+        app.router.add_post(COMPLETIONS_PATH, self._complete)
+        app.router.add_get(MODELS_PATH, self._models)
+        app.router.add_get(MODELS_PATH + "/{model:.+}", self._model)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, parse_chat)
@@ -69,7 +74,7 @@ class OpenAiRoutes:
         body = http[BODY]
         arrived_s = asyncio.get_running_loop().time()
         call = parse(body, http.headers)
-        self._admit(call)
+        self._check_can_begin(call)
         request = Request(
             request_id=http[REQUEST_ID],
             model=call.model,
@@ -97,8 +102,11 @@ class OpenAiRoutes:
             # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
             self._service.client_gone(request.request_id)
 
-    def _admit(self, call: Call) -> None:
-        """Raises `ApiError` for what cannot be begun."""
+    def _check_can_begin(self, call: Call) -> None:
+        """Raises `ApiError` if the request cannot be begun.
+
+        The reasons are a shutdown, too many requests in progress, and an unknown model.
+        """
         if self._service.stopping:
             raise refused(ErrorCode.STOPPING, "The coordinator is shutting down.")
         if self._service.is_full:
@@ -126,8 +134,8 @@ class OpenAiRoutes:
         header = _header(call, exchange)
         calls: tuple[ToolCall, ...] = ()
         if reader := _call_reader(call, header):
-            pieces, calls = whole_answer(reader, pieces)
-            reason = ended_by(reason, reader)
+            pieces, calls = split_answer(reader, pieces)
+            reason = finish_reason_of(reason, reader)
         body = full_response(header, pieces, reason, receipt, with_logprobs=call.with_logprobs, calls=calls)
         answer = web.Response(
             body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
@@ -148,7 +156,7 @@ class OpenAiRoutes:
         writer = ChunkWriter(header, include_usage=call.include_usage, with_logprobs=call.with_logprobs)
         reader = _call_reader(call, header)
         while True:
-            if pieces and (chunk := writer.tokens(pieces) if reader is None else written(writer, reader, pieces)):
+            if pieces and (chunk := writer.tokens(pieces) if reader is None else chunks_of(writer, reader, pieces)):
                 await response.write(chunk)
             if outcome is not None:
                 break
@@ -161,12 +169,12 @@ class OpenAiRoutes:
 
     @staticmethod
     def _last_chunk(writer: ChunkWriter, reader: CallReader | None, outcome: Outcome, exchange: Exchange) -> bytes:
-        held = b"" if reader is None else written_rest(writer, reader)
+        held = b"" if reader is None else rest_chunks_of(writer, reader)
         try:
             reason = _reason(outcome, exchange)
         except ApiError as error:
             return held + ChunkWriter.error(error.body())
-        return held + writer.end(reason if reader is None else ended_by(reason, reader), exchange.receipt)
+        return held + writer.end(reason if reader is None else finish_reason_of(reason, reader), exchange.receipt)
 
     async def _models(self, _: web.Request) -> web.Response:
         names = (ANY_MODEL[0], *self._table.models())
@@ -183,7 +191,7 @@ class OpenAiRoutes:
 
 
 def _reason(outcome: Outcome, exchange: Exchange) -> str:
-    """The finish reason; raises `ApiError` for any other outcome."""
+    """Returns the finish reason of a completed request; raises `ApiError` for any other outcome."""
     match outcome:
         case Completed(reason=reason):
             return reason
@@ -194,7 +202,7 @@ def _reason(outcome: Outcome, exchange: Exchange) -> str:
 
 
 def _blaming(error: ApiError, call: Call) -> ApiError:
-    """An error of the grammar names the parameter that the grammar came from."""
+    """Names, in an error about a grammar, the parameter that the grammar was made from."""
     if error.code == ErrorCode.INVALID_GRAMMAR.shown and error.param is None:
         error.param = call.structured_by
         error.message = f"'{error.param}' cannot be used: {error.message}"
@@ -216,7 +224,7 @@ def _header(call: Call, exchange: Exchange) -> Header:
 
 
 def _headers(exchange: Exchange) -> dict[str, str]:
-    """Who answers and what the coordinator itself took, for those who do not read bodies."""
+    """Returns the headers that name the answering expert and the coordinator's own share of the time."""
     life = exchange.life
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
     if life.leading:
@@ -226,12 +234,13 @@ def _headers(exchange: Exchange) -> dict[str, str]:
 
 
 def new_request_id() -> str:
+    """Returns a new random id for a request, such as `req-…`."""
     return f"req-{uuid.uuid4().hex}"
 
 
 @web.middleware
 async def openai_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
-    """Gives every response its request id and every error OpenAI's shape."""
+    """A middleware that gives every response its request id and every error OpenAI's shape."""
     request_id = request[REQUEST_ID] = new_request_id()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     try:
@@ -243,13 +252,15 @@ async def openai_errors(request: web.Request, handler: Callable[[web.Request], o
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
-        log.exception("request_broke")
-        response = _error_response(refused(ErrorCode.INTERNAL, f"A defect of moe2; its log has {request_id}."))
+        log.exception("request_handler_failed")
+        response = _error_response(
+            refused(ErrorCode.INTERNAL, f"This is a defect of moe2. Its log says more under {request_id}.")
+        )
     return response
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal `on_response_prepare`: the request id goes out with whatever is answered, streams included."""
+    """Adds the request id to a response's headers; a handler of aiohttp's signal `on_response_prepare`."""
     response.headers["Server"] = "moe2"
     if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id

@@ -1,8 +1,8 @@
-"""The API as an OpenAPI 3.1 document.
+"""The description of the API as an OpenAPI 3.1 document.
 
-Built from what the API itself uses: the structs that bodies are parsed into, the budgets' model, the structs that
-responses are made of. A test holds its paths to the registered routes, and schemathesis the answers of a live
-coordinator to all of it.
+It is built from what the API itself uses: the structs that bodies are parsed into, the model of the budgets, and the
+structs that responses are made of. A test compares its paths with the registered routes, and schemathesis holds the
+answers of a live coordinator against all of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.books import FeedbackAnswer
-from moe2.coordinator.http.paths import OPENAPI_PATH
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.serving.receipt import Receipt
@@ -47,7 +47,12 @@ _ERROR = _object(
     {
         "error": _object(
             {"message": _STRING, "type": _STRING, "param": _or_null(_STRING), "code": _or_null(_STRING)},
-            {"offers": {"type": "object", "description": "What would be feasible, where budgets are at fault."}},
+            {
+                "offers": {
+                    "type": "object",
+                    "description": "Budgets that would be met, if budgets are the reason.",
+                }
+            },
         )
     },
     {"moe2": _ref("Receipt")},
@@ -101,83 +106,95 @@ _SCHEMAS: dict[str, Schema] = {
 }
 _PLAN_BODY: Schema = {"anyOf": [_ref("ChatRequest"), _ref("TextRequest")]}
 
-_SHUT = (401, 403, 429)
-"""What the check of a key, or of where a browser's request comes from, may answer."""
-_BODY = (400, 408, 413, 415, 417)
-"""What a body may be refused with."""
+_ACCESS_ERRORS = (401, 403, 429)
+"""Statuses that the check of a key, or of a browser's origin, may answer."""
+_BODY_ERRORS = (400, 408, 413, 415, 417)
+"""Statuses that a body may be refused with."""
 
 
 @dataclass(frozen=True)
 class _Operation:
-    """answers: by content type; a schema, or None for what is no JSON. errors: in OpenAI's shape."""
+    """An operation of the API: one method of one path."""
 
     method: str
     path: str
     summary: str
     answers: dict[str, Schema | None]
+    """The schema of a successful answer for each content type; None for content that is not JSON."""
     errors: tuple[int, ...] = ()
+    """Statuses that are answered in OpenAI's error shape."""
     body: Schema | None = None
     parameters: tuple[str, ...] = ()
+    """The names of the path's parameters."""
     query: Schema = field(default_factory=dict)
+    """The schema of each query parameter."""
     not_ready: Schema | None = None
-    """Of a 503 in a shape of its own."""
+    """The schema of a 503 that does not have OpenAI's error shape; None where there is none."""
 
 
-_INFERENCE = (404, 422, 500, 502, 503, 504)
+_INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
 _OPERATIONS = (
     _Operation(
         "post",
-        "/v1/chat/completions",
+        paths.CHAT_PATH,
         "Answer a conversation.",
         {_JSON: _ref("ChatAnswer"), _EVENTS: None},
-        (*_BODY, *_INFERENCE),
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("ChatRequest"),
     ),
     _Operation(
         "post",
-        "/v1/completions",
+        paths.COMPLETIONS_PATH,
         "Continue a text.",
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
-        (*_BODY, *_INFERENCE),
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
     ),
-    _Operation("get", "/v1/models", "What can be asked for.", {_JSON: _ref("Models")}),
-    _Operation("get", "/v1/models/{model}", "One of them.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
+    _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
+    _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
     _Operation(
         "post",
-        "/v1/moe2/plan",
-        "What would be decided for a request, and what other budgets would buy. Runs nothing.",
+        paths.PLAN_PATH,
+        "Tell what would be decided for a request, and what other budgets would buy. Runs nothing.",
         {_JSON: _ref("PlanAnswer")},
-        _BODY,
+        _BODY_ERRORS,
         _PLAN_BODY,
     ),
     _Operation(
         "post",
-        "/v1/moe2/feedback",
+        paths.FEEDBACK_PATH,
         "Score an answer, once.",
         {_JSON: _ref("FeedbackAnswer")},
-        (*_BODY, 404, 409, 500),
+        (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
-    _Operation("get", "/v1/moe2/fleet", "The fleet now.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation("get", paths.FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
     _Operation(
         "get",
-        "/v1/moe2/ledger",
-        "What requests have cost, and how each key stands today.",
+        paths.LEDGER_PATH,
+        "What requests have cost, and what each key has used and left today.",
         {_JSON: _ref("Ledger")},
         (400, 503),
         query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
     ),
-    _Operation("get", "/v1/moe2/events", "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
-    _Operation("get", "/healthz", "Does the process live?", {_JSON: _ref("Health")}),
-    _Operation("get", "/readyz", "Would a request find an expert?", {_JSON: _ref("Health")}, not_ready=_ref("Health")),
-    _Operation("get", "/metrics", "For Prometheus.", {_TEXT: None, "application/openmetrics-text": None}),
-    _Operation("get", OPENAPI_PATH, "This document.", {_JSON: {"type": "object"}}),
-    _Operation("get", "/", "The web page.", {"text/html": None}),
+    _Operation("get", paths.EVENTS_PATH, "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
+    _Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {_JSON: _ref("Health")}),
     _Operation(
         "get",
-        "/page/{name}",
-        "Its parts.",
+        paths.READINESS_PATH,
+        "Tell if an expert is ready.",
+        {_JSON: _ref("Health")},
+        not_ready=_ref("Health"),
+    ),
+    _Operation(
+        "get", paths.METRICS_PATH, "Metrics for Prometheus.", {_TEXT: None, "application/openmetrics-text": None}
+    ),
+    _Operation("get", paths.OPENAPI_PATH, "This OpenAPI document.", {_JSON: {"type": "object"}}),
+    _Operation("get", paths.INDEX_PATH, "The web page.", {"text/html": None}),
+    _Operation(
+        "get",
+        paths.ASSETS_PATH + "{name}",
+        "A file of the web page.",
         {"text/html": None, "text/css": None, "text/javascript": None, "image/svg+xml": None},
         (404,),
         parameters=("name",),
@@ -186,11 +203,11 @@ _OPERATIONS = (
 
 
 def document(open_paths: Collection[str]) -> dict[str, Any]:
-    """The whole document. open_paths: those that ask for no key."""
-    paths: dict[str, dict[str, Any]] = {}
+    """Builds the whole document. open_paths: the paths that ask for no key."""
+    described: dict[str, dict[str, Any]] = {}
     for operation in _OPERATIONS:
         is_open = operation.path in open_paths
-        paths.setdefault(operation.path, {})[operation.method] = _described(operation, is_open=is_open)
+        described.setdefault(operation.path, {})[operation.method] = _described(operation, is_open=is_open)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -199,7 +216,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
             "description": "A fleet of small language models as one OpenAI-compatible service, within measured energy "
             "and latency budgets. Parameters that moe2 does not implement are refused with a 400 that names them.",
         },
-        "paths": paths,
+        "paths": described,
         "components": {
             "schemas": _components(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -222,13 +239,13 @@ def _components() -> dict[str, Schema]:
 
 
 def _nullable(schema: Schema) -> Schema:
-    """Null is "not set" to OpenAI's clients and servers, and so it is here, but for what is required."""
+    """Returns the schema extended by null, which OpenAI's clients send for "not set"."""
     takes_null = None in schema.get("enum", ()) or {"type": "null"} in schema.get("anyOf", ())
     return schema if takes_null else _or_null(schema)
 
 
 def _wish() -> dict[str, Schema]:
-    """The `moe2` object and what it refers to, by name."""
+    """Returns the schema of the `moe2` object and those that it refers to, by name."""
     schema = Wish.model_json_schema(ref_template="#/components/schemas/{model}")
     others: dict[str, Schema] = schema.pop("$defs", {})
     return {**others, "Wish": schema}
@@ -243,10 +260,10 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
             },
         }
     }
-    for status in sorted({*operation.errors, *(() if is_open else _SHUT)}):
+    for status in sorted({*operation.errors, *(() if is_open else _ACCESS_ERRORS)}):
         responses[str(status)] = _error(status)
     if operation.not_ready:
-        responses["503"] = {"description": "Not now.", "content": {_JSON: {"schema": operation.not_ready}}}
+        responses["503"] = {"description": "Not ready.", "content": {_JSON: {"schema": operation.not_ready}}}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     # Without keys configured, none is asked for.
     described["security"] = [] if is_open else [{"key": []}, {}]

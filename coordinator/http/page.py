@@ -1,4 +1,4 @@
-"""The web page at the coordinator's root: static files from the package, which talk to the API like any client."""
+"""The web page at the coordinator's root: static files from the package, which use the API like any client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import resources
 
 from aiohttp import web
 
-from moe2.coordinator.http.paths import ASSETS_PATH
+from moe2.coordinator.http.paths import ASSETS_PATH, INDEX_PATH
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Nothing from anywhere else, no inline code: what a model answers can never become a script.
@@ -30,13 +30,14 @@ class _Asset:
 
 
 class PageRoute:
-    """All files are read once; a path that names none of them is a 404, whatever it tries."""
+    """The routes that serve the page's files. They are read once, at the start; any other name is answered with 404."""
 
     def __init__(self) -> None:
         self._assets = _load_assets()
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_get("/", self._index)
+        """Registers the routes with the application."""
+        app.router.add_get(INDEX_PATH, self._index)
         app.router.add_get(ASSETS_PATH + "{name}", self._asset)
 
     async def _index(self, request: web.Request) -> web.Response:

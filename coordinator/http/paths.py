@@ -1,17 +1,27 @@
-"""The paths of the routes that more than one place has to name."""
+"""The path of every route, for the routes themselves, the table of scopes and the OpenAPI document."""
 
 from __future__ import annotations
 
-PLAN_PATH = "/v1/moe2/plan"
+INDEX_PATH = "/"
+"""The web page."""
+ASSETS_PATH = "/page/"
+"""The folder of the web page's files; the name of one follows."""
 
-EVENTS_PATH = "/v1/moe2/events"
+HEALTH_PATH = "/healthz"
+READINESS_PATH = "/readyz"
+METRICS_PATH = "/metrics"
 
-FEEDBACK_PATH = "/v1/moe2/feedback"
-
-LEDGER_PATH = "/v1/moe2/ledger"
-
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+MODELS_PATH = "/v1/models"
+MODEL_PATH = MODELS_PATH + "/{model}"
 OPENAPI_PATH = "/v1/openapi.json"
 
-ASSETS_PATH = "/page/"
+FLEET_PATH = "/v1/moe2/fleet"
+PLAN_PATH = "/v1/moe2/plan"
+FEEDBACK_PATH = "/v1/moe2/feedback"
+LEDGER_PATH = "/v1/moe2/ledger"
+EVENTS_PATH = "/v1/moe2/events"
 
 CALIBRATION_PATH = "/calibration"
+"""A route of the local socket only; that of the status is `moe2.common.localsocket.STATUS_ROUTE`."""

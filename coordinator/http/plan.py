@@ -1,4 +1,7 @@
-"""`POST /v1/moe2/plan`: what would be decided for a request, and what other budgets would buy. Runs nothing."""
+"""The route `POST /v1/moe2/plan`, which tells what would be decided for a request and runs nothing.
+
+It also tells what other budgets would buy.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from moe2.coordinator.serving.service import Service
 
 
 class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """chosen: the expert that would answer, of a panel the one with the most weight; None with a refusal that says why,
-    which may be the key's daily limit, and offers where budgets are the reason. prompt_tokens: as estimated for the
-    predictions.
+    """The decision that the coordinator would take for a request.
+
+    chosen: key of the expert that would answer, of a panel the one with the most weight; None with a refusal. refusal:
+    why no expert would answer, such as the key's daily limit. offers: budgets that would be met, where budgets are the
+    reason. prompt_tokens, answer_tokens: as estimated for the predictions.
     """
 
     chosen: str | None
@@ -35,12 +40,13 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanRoutes:
-    """Takes the body of a chat or a text completion."""
+    """The route that plans a request, given the body of a chat or a text completion."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_post(PLAN_PATH, self._plan)
 
     async def _plan(self, http: web.Request) -> web.Response:
@@ -51,7 +57,7 @@ class PlanRoutes:
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
-        """The plan for a parsed request of `principal`."""
+        """Returns the plan for a parsed request of `principal`."""
         demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens)
         request = SelectionRequest(
             model=call.model,

@@ -1,4 +1,4 @@
-"""The small routes: health, the fleet, the accuracy of predictions, metrics, and the API described for tools."""
+"""The small routes: health, the fleet's status, accuracy of predictions, metrics, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ from moe2.coordinator.http.auth import OPEN, ROUTES
 from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.http.errors import invalid
 from moe2.coordinator.http.openapi import document
-from moe2.coordinator.http.paths import CALIBRATION_PATH, OPENAPI_PATH
+from moe2.coordinator.http.paths import (
+    CALIBRATION_PATH,
+    FLEET_PATH,
+    HEALTH_PATH,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    READINESS_PATH,
+)
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
 
 MAX_LAST = 1_000_000_000
-"""Above any number of requests that is kept."""
+"""The largest accepted `last`, far above the number of requests that are kept."""
 
 
 class CalibrationRoute:
-    """Answers from the window, computed when asked."""
+    """The local route that reports how accurate the predictions of recent requests were, computed when it is asked."""
 
     def __init__(self, window: CalibrationWindow) -> None:
         self._window = window
 
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_get(CALIBRATION_PATH, self._report)
 
     async def _report(self, http: web.Request) -> web.Response:
@@ -40,27 +48,31 @@ class CalibrationRoute:
 
 
 class FleetRoutes:
-    """Answers from a status snapshot and a readiness check, both given."""
+    """The routes that report health and the fleet's status.
+
+    status: returns the present status. why_not_ready: returns the reason why no request could be answered now, or None.
+    """
 
     def __init__(self, status: Callable[[], CoordinatorStatus], why_not_ready: Callable[[], str | None]) -> None:
         self._status = status
         self._why_not_ready = why_not_ready
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/v1/moe2/fleet", self._fleet)
+        """Registers the routes of the API listener with the application."""
+        app.router.add_get(HEALTH_PATH, self._healthz)
+        app.router.add_get(READINESS_PATH, self._readyz)
+        app.router.add_get(FLEET_PATH, self._fleet)
 
     def add_to_local(self, app: web.Application) -> None:
-        """What the local socket serves."""
+        """Registers the routes of the local socket with the application."""
         app.router.add_get(STATUS_ROUTE, self._fleet)
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        """The process lives and its loop turns."""
+        """Answers 200 as long as the process lives and its loop turns."""
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        """A request sent now would find an expert."""
+        """Answers 200 if a request sent now would find an expert, otherwise 503."""
         reason = self._why_not_ready()
         if reason is None:
             return web.json_response({"status": "ready"})
@@ -71,11 +83,14 @@ class FleetRoutes:
 
 
 class MetricsRoute:
+    """The route that Prometheus scrapes; it also counts the responses of every route."""
+
     def __init__(self, metrics: CoordinatorMetrics) -> None:
         self._metrics = metrics
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_get("/metrics", self._scrape)
+        """Registers the route and the counting of responses with the application."""
+        app.router.add_get(METRICS_PATH, self._scrape)
         app.on_response_prepare.append(self._count)
 
     async def _scrape(self, request: web.Request) -> web.Response:
@@ -89,7 +104,10 @@ class MetricsRoute:
 
 
 class OpenApiRoute:
+    """The route that serves the API's description as an OpenAPI document."""
+
     def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
         app.router.add_get(OPENAPI_PATH, self._document)
 
     async def _document(self, _: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The settings of the API listener."""
+"""The settings of the API listener, the section `[api]`."""
 
 from __future__ import annotations
 
@@ -36,30 +36,33 @@ class ApiSection(Settings):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Port = 8080
-    """0 takes any that is free."""
+    """Port to listen on; 0 takes any that is free."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """A larger request, packed or unpacked, is answered with 413. At most half of `agents.max_frame_bytes`."""
     request_timeout_s: Annotated[Seconds, LIVE] = 600.0
-    """A request that has not ended by then is cancelled and answered with an error."""
+    """A request that has not ended within this time is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1), LIVE] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
     tls: TlsSection | None = None
-    """Apps use https:// then."""
+    """Certificate and key of the listener; with them apps use https://."""
     keys: Literal["required", "off"] = "off"
     """Whether apps need an API key (`moe2-coordinator keys create`)."""
     allow_public_without_keys: bool = False
-    """Listen on more than loopback although `keys` is "off": for a proxy or a firewall that lets only the right in."""
+    """Listen on more than loopback although `keys` is "off": for use behind a proxy that decides who gets in."""
     hosts: Annotated[tuple[HostName, ...], LIVE] = ()
-    """Names by which apps reach the API, such as `hub.example`; other names are refused, as a page that a stranger's
-    name server leads here has one. IP addresses, `localhost` and this machine's own names need not be listed. If none
-    are, a listener that asks for keys and can be reached from other machines answers to every name."""
+    """Names by which apps reach the API, such as `hub.example`; requests to other names are refused.
+
+    A stranger's name server could lead a web page's requests here under another name. IP addresses, `localhost` and
+    this machine's own names need not be listed. If none are listed, a listener that asks for keys and can be reached
+    from other machines answers to every name.
+    """
     origins: Annotated[tuple[SiteOrigin, ...], LIVE] = ()
     """Sites whose pages may use the API from a browser (CORS), such as `https://chat.example`; others are refused. The
     coordinator's own page need not be listed, except behind a proxy that sends another `Host` on."""
     header_timeout_s: Seconds = 75.0
-    """A connection on which no whole request header has come for so long is closed: slow ones, and idle ones."""
+    """A connection that has sent no whole request header for so long is closed, whether it is slow or idle."""
     body_timeout_s: Seconds = 30.0
-    """A request's body must have come whole by then."""
+    """A request's body must have come whole within this time."""
     send_timeout_s: Seconds = 60.0
     """A client that takes nothing of its answer for so long is cut off."""
 

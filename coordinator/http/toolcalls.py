@@ -1,8 +1,8 @@
-"""PURE: finds the tool calls in a model's text, as it streams in.
+"""Finds the tool calls in a model's text as it streams in. PURE.
 
 Two forms are understood: `<tool_call>{"name": …, "arguments": …}</tool_call>`, any number of them after some text (what
-Hermes and Qwen models write), and an answer that as a whole is such an object or a list of them ("parameters" in the
-place of "arguments" included, as Llama models write it). What only looks like a call (no valid JSON, no tool of that
+Hermes and Qwen models write), and an answer that as a whole is such an object or a list of them (with "parameters" in
+the place of "arguments", too, as Llama models write it). What only looks like a call (no valid JSON, no tool of that
 name) stays text: nothing is lost.
 """
 
@@ -20,7 +20,10 @@ _ARGUMENTS = ("arguments", "parameters")
 
 
 class CallReader:
-    """One answer. names: the tools that it may call; ids: what the calls' ids begin with."""
+    """Reads one answer piece by piece and separates its tool calls from its text.
+
+    names: the tools that the answer may call. ids: the text with which the ids of the calls begin.
+    """
 
     def __init__(self, names: Collection[str], *, ids: str) -> None:
         self._names = names
@@ -30,7 +33,7 @@ class CallReader:
         self.n_calls = 0
 
     def feed(self, text: str) -> list[str | ToolCall]:
-        """Take in more of the answer; returns text and calls that are final now, in their order."""
+        """Takes in more of the answer; returns the text and the calls that have become final, in their order."""
         self._held += text
         found: list[str | ToolCall] = []
         while True:
@@ -56,7 +59,7 @@ class CallReader:
         return found
 
     def finish(self) -> list[str | ToolCall]:
-        """The end of the answer: what is still held, as calls or as text."""
+        """Ends the answer; returns what was still held back, as calls or as text."""
         held, self._held = self._held, ""
         found: list[str | ToolCall] = []
         if not self._begun and (calls := self._calls(held)):
@@ -70,12 +73,12 @@ class CallReader:
         return found
 
     def _say(self, found: list[str | ToolCall], text: str) -> None:
-        """Text, of which mere white space after a call is none."""
+        """Adds text to `found`, except for mere white space after a call."""
         if text and (text.strip() or not self.n_calls):
             found.append(text)
 
     def _undecided_from(self) -> int:
-        """Where the held text begins that may still become, or belong to, a call."""
+        """Returns the index in the held text from which on it may still become, or belong to, a call."""
         held = self._held
         if not self._begun:
             first = held.lstrip()[:1]
@@ -91,7 +94,7 @@ class CallReader:
         return len(held.rstrip())
 
     def _calls(self, text: str) -> list[ToolCall]:
-        """The calls that a JSON text is; empty where it is anything else."""
+        """Returns the calls that a JSON text stands for; an empty list where it is anything else."""
         try:
             content = msgspec.json.decode(text.strip())
         except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -108,7 +111,7 @@ class CallReader:
         ]
 
     def _call(self, entry: Any) -> tuple[str, str] | None:
-        """(name, arguments as JSON text)."""
+        """Returns the name and the arguments (as JSON text) of one call; None if it calls no known tool."""
         if not isinstance(entry, dict):
             return None
         name = entry.get("name")
@@ -127,6 +130,6 @@ class CallReader:
 
 
 def _say_before(found: list[str | ToolCall], text: str) -> None:
-    """Text before a call, without the white space that sets it off."""
+    """Adds the text before a call to `found`, without the white space that sets the call off."""
     if text := text.rstrip():
         found.append(text)

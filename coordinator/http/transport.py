@@ -1,4 +1,4 @@
-"""The API listener below HTTP: slow clients are cut off, faulty bytes are logged as such."""
+"""The connections of a listener below HTTP: slow clients are cut off, malformed requests are logged in few words."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.token_bucket import TokenBucket
 
+log = structlog.get_logger()
+
 LINGER_S = 1.0
-"""How long what is left of a refused body is read and thrown away, so that its sender sees the answer."""
+"""The time for which the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 READ_BUFFER_BYTES = 8192
-"""The HTTP library parses on the loop, and stops after a sixteenth as many chunks until they are taken. With its own
-default, 256 kB of one-byte chunks hold the loop for 15 ms, whoever sends them."""
+"""The size of aiohttp's read buffer for each connection.
+
+aiohttp parses on the event loop, and stops after a sixteenth as many chunks until they are taken. With its own default
+size, 256 kB of one-byte chunks hold the loop for 15 ms.
+"""
+LOGGED_PER_MINUTE = 60
+"""The number of malformed requests that are logged per minute."""
 
 
 def send_deadline(timeout_s: float) -> Middleware:
-    """A middleware that has the kernel cut off a client that takes nothing of its answer for `timeout_s`.
+    """Returns a middleware that cuts off a client that takes nothing of its answer for `timeout_s`.
 
-    TCP_USER_TIMEOUT of tcp(7); the connection's end cancels the handler.
+    The kernel does it (TCP_USER_TIMEOUT, tcp(7)); the end of the connection cancels the handler.
     """
     timeout_ms = max(1, round(1000 * timeout_s))
 
@@ -40,7 +47,7 @@ def send_deadline(timeout_s: float) -> Middleware:
 
 @web.middleware
 async def leave_rest_unparsed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A middleware that has the rest of a chunked body thrown away as it comes, where it was not read for the answer.
+    """A middleware that throws away the rest of a chunked body that the answer did not need, without parsing it.
 
     Parsing it costs far more than sending it. The connection cannot be used again and ends after `LINGER_S`.
     """
@@ -49,14 +56,14 @@ async def leave_rest_unparsed(request: web.Request, handler: Handler) -> web.Str
     finally:
         is_chunked = "Transfer-Encoding" in request.headers
         if is_chunked and not request.content.is_eof() and request.transport is not None:
-            request.protocol.set_parser(_Nothing())
+            request.protocol.set_parser(_Discard())
 
 
-class _Nothing(WebSocketReader):
-    """Stands where the HTTP library has the parser of a protocol that was switched to; takes bytes, makes nothing."""
+class _Discard(WebSocketReader):
+    """A parser that takes bytes and makes nothing of them; aiohttp has a place for one after a change of protocol."""
 
     def __init__(self) -> None:
-        """There is no queue to feed."""
+        """Leaves out the parent's set-up, as there is no queue to feed."""
 
     def feed_data(self, data: bytes | bytearray | memoryview) -> tuple[bool, bytes]:
         return False, b""
@@ -65,12 +72,7 @@ class _Nothing(WebSocketReader):
         pass
 
 
-LOGGED_PER_MINUTE = 60
-
-log = structlog.get_logger()
-
-
-class _Discreet(logging.Filter):
+class _ShortFaults(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._bucket = TokenBucket(LOGGED_PER_MINUTE, monotonic())
@@ -85,9 +87,12 @@ class _Discreet(logging.Filter):
 
 
 def protocol_logger() -> logging.Logger:
-    """For the server's protocol of a listener: faults of ours are logged as ever."""
+    """Returns the logger for aiohttp's protocol: malformed requests are logged in short and at a limited rate.
+
+    Faults of the coordinator itself are logged in full.
+    """
     # A logger of its own: the filter counts for this process's listeners only.
     logger = logging.getLogger("moe2.http")
     if not logger.filters:
-        logger.addFilter(_Discreet())
+        logger.addFilter(_ShortFaults())
     return logger

@@ -1,4 +1,4 @@
-"""Bodies of requests: read in bounded steps, within the memory that all unfinished ones share."""
+"""Reading of request bodies: in bounded steps, within the memory that all unfinished bodies share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.encodings import Encoding, Unpacker, encoding_of, too_large
 from moe2.coordinator.http.errors import refused
 
+MIN_MEAN_CHUNK_BYTES = 16
+"""The smallest mean size of chunks in a chunked body that has more than `FREE_CHUNKS` of them.
 
-class BodyRoom:
-    """Shares `max_bytes` among the clients whose bodies are not whole yet.
+Each chunk costs aiohttp some microseconds, however small it is: 4 MiB in chunks of one byte would cost 10 s.
+"""
+FREE_CHUNKS = 256
+"""The number of chunks from which on their mean size counts."""
+BODIES_IN_MEMORY = 32
+"""The number of bodies of the largest size that may be on their way at once."""
 
-    One that is alone may have it all. When it is full, each of n clients may still have an nth of it, so that who came
-    first keeps nobody out; so n of them can hold at most 1 + 1/2 + ... + 1/n times as much.
+
+class BodyMemory:
+    """The memory of `max_bytes` that clients share for bodies that are not whole yet.
+
+    A client that is alone may use all of it. When it is full, each of n clients may still use an nth of it, so that
+    nobody is kept out by whoever came first; so n clients can hold at most 1 + 1/2 + ... + 1/n times as much.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -28,11 +38,11 @@ class BodyRoom:
 
     @property
     def held_bytes(self) -> int:
-        """What all clients hold."""
+        """Bytes that all clients together hold."""
         return self._total_bytes
 
     def take(self, client: str, n_bytes: int) -> bool:
-        """Hold so many bytes more for a client. False, and nothing is held, if they are beyond its share."""
+        """Holds so many more bytes for a client. Returns False, and holds nothing, where they exceed its share."""
         held_bytes = self._held_bytes.get(client, 0) + n_bytes
         n_clients = len(self._held_bytes.keys() | {client})
         if self._total_bytes + n_bytes > self._max_bytes and held_bytes > self._max_bytes / n_clients:
@@ -42,7 +52,7 @@ class BodyRoom:
         return True
 
     def give_back(self, client: str, n_bytes: int) -> None:
-        """The client's body is whole, or given up."""
+        """Releases a client's bytes, once its body is whole or given up."""
         if not n_bytes:
             return
         self._total_bytes -= n_bytes
@@ -51,29 +61,24 @@ class BodyRoom:
             del self._held_bytes[client]
 
 
-MIN_MEAN_CHUNK_BYTES = 16
-"""Of a body that comes in chunks, once it has more than `FREE_CHUNKS`. Each chunk costs the HTTP library some
-microseconds, however small it is: 4 MiB in chunks of one byte would cost 10 s."""
-FREE_CHUNKS = 256
-BODIES_IN_MEMORY = 32
-"""So many bodies of the largest size may be on their way at once."""
-
-
 class BodyReader:
-    """Reads the bodies of POST requests; their handlers find them in `BODY`. Nobody else's are read.
+    """The middleware that reads the bodies of POST requests and leaves them for the handlers in `BODY`.
 
-    max_bytes: of a body, packed and unpacked. timeout_s: by then it must have come whole.
+    max_bytes: the largest body, packed and unpacked. timeout_s: the time within which a body must have come whole.
     """
 
     def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._room = BodyRoom(BODIES_IN_MEMORY * max_bytes)
+        self._memory = BodyMemory(BODIES_IN_MEMORY * max_bytes)
         # One thread: it takes its turn with the loop's own, however many bodies wait for it.
         self._unpacking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
 
     def add_to(self, app: web.Application) -> None:
-        """Take what clients expect, and end with the application. After all routes are there."""
+        """Prepares the application's routes for reading, and ends the reader with the application.
+
+        It must be called after all routes have been registered.
+        """
         for route in app.router.routes():
             # The HTTP library would ask for the body before any middleware has seen who sends it.
             route._expect_handler = _say_nothing_yet
@@ -84,6 +89,8 @@ class BodyReader:
 
     @property
     def middleware(self) -> Middleware:
+        """The reader as an aiohttp middleware."""
+
         @web.middleware
         async def read_body(request: web.Request, handler: Handler) -> web.StreamResponse:
             if request.method == "POST" and request.match_info.http_exception is None:
@@ -93,14 +100,14 @@ class BodyReader:
         return read_body
 
     async def _body(self, request: web.Request) -> bytes:
-        """Raises `ApiError`."""
+        """Returns the unpacked body. Raises `ApiError` if it is too large, too slow, or packed in an unknown way."""
         encoding = encoding_of(request.headers.getall("Content-Encoding", ()))
         if (request.content_length or 0) > self._max_bytes:
             raise too_large()
         await _ask_for_body(request)
         if not request.body_exists:
             return b""
-        holding = _Holding(self._room, _client(request))
+        holding = _Holding(self._memory, _client(request))
         try:
             packed = await self._read(request, holding)
             return packed if encoding is None else await self._unpack(encoding, packed, holding)
@@ -118,7 +125,9 @@ class BodyReader:
                     if len(body) > self._max_bytes:
                         raise too_large()
                     if n_chunks > FREE_CHUNKS + len(body) / MIN_MEAN_CHUNK_BYTES:
-                        raise refused(ErrorCode.INVALID_BODY, "The chunks of the body are too small.")
+                        raise refused(
+                            ErrorCode.INVALID_BODY, "The chunks of the body are too small; send fewer and larger ones."
+                        )
                     holding.take(len(part))
         except TimeoutError:
             text = f"The body did not come within {self._timeout_s:g} s (api.body_timeout_s)."
@@ -126,7 +135,7 @@ class BodyReader:
         return bytes(body)
 
     async def _unpack(self, encoding: Encoding, packed: bytes, holding: _Holding) -> bytes:
-        """The first step here, as most bodies need no other; then bodies take turns in the thread, step by step."""
+        """Unpacks a body: the first step on the loop, as most bodies need no other, all others in the thread."""
         unpacker = Unpacker(encoding, packed, max_bytes=self._max_bytes)
         holding.take(unpacker.step())
         loop = asyncio.get_running_loop()
@@ -136,41 +145,48 @@ class BodyReader:
 
 
 class _Holding:
-    """What one body takes of the room."""
+    """The bytes that one body holds of the shared memory."""
 
-    def __init__(self, room: BodyRoom, client: str) -> None:
-        self._room = room
+    def __init__(self, memory: BodyMemory, client: str) -> None:
+        self._memory = memory
         self._client = client
         self._n_bytes = 0
 
     def take(self, n_bytes: int) -> None:
-        """Raises `ApiError` (429) where there is no room for it."""
-        if not self._room.take(self._client, n_bytes):
+        """Holds more bytes. Raises `ApiError` (429) where there is no memory for them."""
+        if not self._memory.take(self._client, n_bytes):
             raise refused(ErrorCode.OVERLOADED, "Too many bodies are on their way at once; send fewer, or faster.")
         self._n_bytes += n_bytes
 
     def end(self) -> None:
-        self._room.give_back(self._client, self._n_bytes)
+        """Releases all of the body's bytes."""
+        self._memory.give_back(self._client, self._n_bytes)
         self._n_bytes = 0
 
 
 async def _say_nothing_yet(_: web.Request) -> None:
-    """A client that waits for "100 Continue" gets it, or a refusal, once its headers have been checked."""
+    """Sends nothing to a client that waits for "100 Continue" until its headers have been checked."""
 
 
 async def _ask_for_body(request: web.Request) -> None:
-    """Raises `ApiError` (417) for an expectation that is unknown, RFC 9110 section 10.1.1."""
+    """Sends "100 Continue" where it is expected.
+
+    Raises `ApiError` (417) for any other expectation (RFC 9110, section 10.1.1).
+    """
     expected = request.headers.get("Expect")
     if expected is None or request.version < HttpVersion11:
         return
     if expected.lower() != "100-continue":
-        raise refused(ErrorCode.EXPECTATION_FAILED, "The only expectation that is met is 100-continue.")
+        raise refused(ErrorCode.EXPECTATION_FAILED, "The only supported expectation is 100-continue.")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     # It does not count as part of the answer, which has not begun.
     request.writer.output_size = 0
 
 
 def _client(request: web.Request) -> str:
-    """Whose bodies count together: a key's, or those from one address where there are no keys."""
+    """Returns the name under which a client's bodies count together.
+
+    It is the id of its key, or its address where there are no keys.
+    """
     principal = request.get(PRINCIPAL)
     return (principal and principal.key_id) or request.remote or ""

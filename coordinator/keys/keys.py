@@ -1,7 +1,6 @@
-"""API keys: their records, how a presented key is checked, and who asks with one. PURE: random bytes and the time come
-in as arguments.
+"""API keys: their records, the check of a presented key, and the principal who uses one. PURE.
 
-A key is `moe2_ID_SECRET`. The record keeps a digest of the secret only.
+A key is `moe2_ID_SECRET`. The record keeps only a digest of the secret. Random bytes and the time come in as arguments.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from moe2.coordinator.choosing.request import NO_BUDGETS, Budgets
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """The rights that a key can have."""
 
     INFER = "infer"
-    """Send prompts, ask for plans, give feedback."""
+    """The right to send prompts, ask for plans and give feedback."""
     OBSERVE = "observe"
-    """Read the fleet, the metrics, the events and the page."""
+    """The right to read the fleet, the metrics, the events and the page."""
 
 
 @dataclass(frozen=True)
 class DailyLimits:
-    """What one key may use up per day (UTC). None: no limit."""
+    """The limits of what one key may use up per day (UTC). None: no limit."""
 
     energy_j: float | None = None
     tokens: int | None = None
@@ -39,22 +38,21 @@ class DailyLimits:
 
 @dataclass(frozen=True)
 class Principal:
-    """Whom a request is charged to.
-
-    key_id: None where the coordinator asks for no keys. budgets: defaults for requests that set none of their own;
-    they come before their category's. requests_per_minute: None is no limit.
-    """
+    """The holder of a key, whom a request is charged to."""
 
     key_id: str | None = None
+    """The key's id; None where the coordinator asks for no keys."""
     name: str = "anybody"
     scopes: frozenset[Scope] = frozenset(Scope)
     daily: DailyLimits = DailyLimits()
     budgets: Budgets = NO_BUDGETS
+    """Defaults for requests that set no budgets of their own; they come before those of the request's category."""
     requests_per_minute: float | None = None
+    """The highest rate of requests; None is no limit."""
 
 
 ANYBODY = Principal()
-"""Who asks where no keys are required."""
+"""The principal of all requests where no keys are required."""
 
 PREFIX = "moe2"
 ID_BYTES = 6
@@ -68,15 +66,17 @@ Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class KeyState(StrEnum):
+    """The states of a key."""
+
     ACTIVE = "active"
     EXPIRED = "expired"
     REVOKED = "revoked"
     UNDECIDED = "undecided"
-    """It expires, and the clock is too wrong to tell whether it has."""
+    """The key expires at some time, and the clock is too wrong to tell whether that has passed."""
 
 
 class KeyOptions(Settings):
-    """What whoever makes a key decides about it. None: no limit, or for ever."""
+    """The options that are chosen when a key is made. None: no limit, or no end."""
 
     name: Name
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = (Scope.INFER,)
@@ -85,7 +85,7 @@ class KeyOptions(Settings):
     daily_energy_j: Positive | None = None
     daily_tokens: Annotated[int, Field(gt=0)] | None = None
     budgets: Budgets = Budgets()
-    """Defaults for requests that set none of their own."""
+    """Defaults for requests that set no budgets of their own."""
 
     @field_validator("name")
     @classmethod
@@ -96,7 +96,7 @@ class KeyOptions(Settings):
 
 
 class KeyRecord(KeyOptions):
-    """A key at rest. `secret_sha256` is of the secret's text, in hexadecimal."""
+    """The stored record of a key. `secret_sha256` is the digest of the secret's text, in hexadecimal."""
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
@@ -104,6 +104,7 @@ class KeyRecord(KeyOptions):
     revoked_at_unix_s: Moment | None = None
 
     def state(self, now_unix_s: float) -> KeyState:
+        """Returns the state of the key at a moment."""
         if self.revoked_at_unix_s is not None:
             return KeyState.REVOKED
         if self.expires_at_unix_s is not None:
@@ -115,6 +116,7 @@ class KeyRecord(KeyOptions):
 
     @property
     def principal(self) -> Principal:
+        """The principal who uses the key."""
         return Principal(
             key_id=self.id,
             name=self.name,
@@ -139,13 +141,15 @@ class KeySet(Settings):
         return keys
 
     def by_id(self) -> dict[str, KeyRecord]:
+        """The records by their ids."""
         return {key.id: key for key in self.keys}
 
     def with_key(self, record: KeyRecord) -> KeySet:
+        """Returns the keys with one more."""
         return KeySet(keys=(*self.keys, record))
 
     def with_revoked(self, key_id: str, now_unix_s: float) -> KeySet:
-        """The key of this id is revoked; one that already was keeps the moment of the first time."""
+        """Returns the keys with this one revoked; one that already was keeps the moment of the first time."""
         return KeySet(
             keys=tuple(
                 key.model_copy(update={"revoked_at_unix_s": now_unix_s})
@@ -157,7 +161,10 @@ class KeySet(Settings):
 
 
 class Refusal(StrEnum):
-    """Why a presented key is not accepted. All but the first are told only to who has the right secret."""
+    """The reasons why a presented key is not accepted.
+
+    All but the first are told only to holders of the right secret.
+    """
 
     UNKNOWN = "unknown"
     EXPIRED = "expired"
@@ -166,7 +173,7 @@ class Refusal(StrEnum):
 
 
 def mint(options: KeyOptions, *, entropy: bytes, now_unix_s: float) -> tuple[KeyRecord, str]:
-    """(the record to keep, the key to hand out once). entropy: `ENTROPY_BYTES` random bytes."""
+    """Makes a key: returns the record to keep, and the key to hand out once. entropy: `ENTROPY_BYTES` random bytes."""
     if len(entropy) != ENTROPY_BYTES:
         raise ValueError(f"a key needs {ENTROPY_BYTES} random bytes, not {len(entropy)}")
     key_id = entropy[:ID_BYTES].hex()
@@ -181,7 +188,10 @@ def mint(options: KeyOptions, *, entropy: bytes, now_unix_s: float) -> tuple[Key
 
 
 def check(presented: str, records: Mapping[str, KeyRecord], now_unix_s: float) -> KeyRecord | Refusal:
-    """Whose key this is. An unknown id costs as much time as a wrong secret, and both look the same."""
+    """Returns the record of a presented key, or why it is refused.
+
+    An unknown id costs as much time as a wrong secret, and both look the same.
+    """
     prefix, _, rest = presented.partition("_")
     key_id, _, secret = rest.partition("_")
     record = records.get(key_id) if prefix == PREFIX else None

@@ -1,4 +1,4 @@
-"""The API keys in force: kept in one JSON file of the daemon's user, read anew whenever it has changed."""
+"""The store of API keys: one JSON file of the daemon's user, and the keys in force, read anew whenever it changes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.statefile import Stamp, locked, read_plain, replace_file, stamp_of
 from moe2.coordinator.keys.keys import KeyRecord, KeySet, KeyState, Refusal, check
 
+log = structlog.get_logger()
+
 KEYS_FILE = "keys.json"
 
 
 class KeyFileError(Moe2Error):
-    """A key file that cannot be used. Says where it is wrong, never what it holds."""
+    """A key file cannot be used. The message says where it is wrong, never what it holds."""
 
 
 class KeyFile:
-    """The key file in a coordinator's state directory. A file that is not there holds no keys."""
+    """The key file in a coordinator's state directory. A missing file holds no keys."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / KEYS_FILE
 
     def stamp(self) -> Stamp | None:
-        """Changes whenever the file does; None where there is none. Raises `KeyFileError`."""
+        """Returns a stamp that changes whenever the file does; None where there is no file. Raises `KeyFileError`."""
         try:
             return stamp_of(self.path)
         except OSError as error:
             raise self._unreadable(error) from error
 
     def read(self) -> KeySet:
-        """Raises `KeyFileError`."""
+        """Returns the keys in the file. Raises `KeyFileError`."""
         try:
             content = read_plain(self.path)
         except FileNotFoundError:
@@ -50,7 +52,7 @@ class KeyFile:
 
     @contextmanager
     def changing(self) -> Iterator[KeySet]:
-        """The keys, while nobody else changes them: `write` within the block. Raises `KeyFileError`."""
+        """Locks the file and yields its keys, to be changed by `write` within the block. Raises `KeyFileError`."""
         try:
             with locked(self.path):
                 yield self.read()
@@ -58,7 +60,7 @@ class KeyFile:
             raise self._unwritable(error) from error
 
     def write(self, keys: KeySet) -> None:
-        """Replace the file: a reader sees the old keys or the new ones, also after a crash. Raises `KeyFileError`."""
+        """Replaces the file: a reader sees the old keys or the new ones, also after a crash. Raises `KeyFileError`."""
         content = keys.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
         try:
             replace_file(self.path, content)
@@ -87,19 +89,16 @@ class KeyFile:
 
 
 def _fault(error: ValidationError) -> str:
-    """The first fault and its place. Without the value: it may be the digest of a secret."""
+    """Describes the first fault and its place, without the value, which may be the digest of a secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
-log = structlog.get_logger()
-
-
 class KeyRing:
-    """Answers whose key it is. A key that is made or revoked counts from the next question on.
+    """The keys in force. A key that is made or revoked counts from the next question on.
 
-    A file that is damaged while the coordinator runs changes nothing: the keys of before stay in force, with a warning.
+    A file that is damaged while the coordinator runs changes nothing: the former keys stay in force, with a warning.
     clock: seconds since the epoch. Raises `KeyFileError` if the file cannot be used from the start.
     """
 
@@ -112,24 +111,25 @@ class KeyRing:
         self._records = file.read().by_id()
 
     def check(self, presented: str) -> KeyRecord | Refusal:
-        """Whose key this is."""
+        """Returns the record of a presented key, or why it is refused."""
         self._refresh()
         return check(presented, self._records, self._clock())
 
     def is_active(self, key_id: str) -> bool:
-        """Whether a key that was accepted still would be."""
+        """Whether a key that was accepted would still be."""
         self._refresh()
         record = self._records.get(key_id)
         return record is not None and record.state(self._clock()) is KeyState.ACTIVE
 
     def warnings(self) -> tuple[HealthWarning, ...]:
+        """Returns warnings about a damaged key file and about a lack of active keys."""
         self._refresh()
         if self._fault:
             return (
                 HealthWarning(
                     code="keys_damaged",
                     severity=Severity.DEGRADED,
-                    message=f"{self._fault.message} The keys of before stay in force.",
+                    message=f"{self._fault.message} The former keys stay in force.",
                     remedy=self._fault.remedy or "",
                 ),
             )
@@ -146,7 +146,7 @@ class KeyRing:
         return ()
 
     def _refresh(self) -> None:
-        """One stat(2), a microsecond; the file is read only if it has changed."""
+        """Reads the file if it has changed; otherwise it costs one stat(2), a microsecond."""
         try:
             stamp = self._file.stamp()
         except KeyFileError as error:

@@ -1,7 +1,7 @@
-"""What each key has used up today, what its running requests may still use, and what is left. PURE.
+"""Accounts of the API keys: what each has used up today, what its running requests may still use, what is left. PURE.
 
-A day is a UTC day; a request belongs to the day in which it arrived. A reservation counts like something
-spent until its request is settled, so that requests that run at the same time cannot overdraw a limit together.
+A day is a UTC day; a request belongs to the day in which it arrived. A reservation counts like something spent until
+its request is settled, so that requests that run at the same time cannot overdraw a limit together.
 
 Where a request's joules are not known at the end, what was reserved for it stays charged, or what is known of it if
 that is more: nobody gets energy for free because a sensor failed. Without a reservation there is nothing to charge, and
@@ -19,15 +19,15 @@ from moe2.coordinator.keys.keys import DailyLimits, Principal
 
 @dataclass(frozen=True)
 class Amount:
-    """Energy and tokens of one request. energy_j None: not known."""
+    """The energy and the tokens of one request. energy_j is None where it is not known."""
 
     energy_j: float | None = None
     tokens: int | None = None
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a key may still reserve today; never below 0. None: no limit."""
+class Remaining:
+    """The energy and the tokens that a key may still reserve today, never below 0. None: no limit."""
 
     energy_j: float | None = None
     tokens: int | None = None
@@ -35,80 +35,86 @@ class Left:
 
 @dataclass(frozen=True)
 class DaySum:
-    """A key's day as the ledger has kept it.
-
-    energy_j: charged so far; held_j: the part of it that was reserved, for requests whose joules nobody knows.
-    n_crash_suspected: requests that ended unanswered after an engine had died or hung while it worked on them.
-    """
+    """The sum of a key's day, as the ledger has kept it."""
 
     key_id: str | None
     key_name: str
     energy_j: float = 0.0
+    """Joules that were charged so far."""
     held_j: float = 0.0
+    """The part of `energy_j` that was reserved for requests whose joules nobody knows."""
     tokens: int = 0
     n_requests: int = 0
     n_unmeasured: int = 0
     n_crash_suspected: int = 0
+    """Requests that ended unanswered after an engine had died or hung while it worked on them."""
 
     @property
     def known_j(self) -> float | None:
-        """`energy_j`, or None where nothing is known: of those that cost anything none was measured or reserved."""
+        """The charged joules, or None if none of the requests that cost anything was measured or reserved for."""
         return None if self.n_unmeasured and not self.energy_j else self.energy_j
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One key's day. reserved_*: for requests in progress. left: None where there is no limit."""
+    """The statement of one key's day: its limits, and what is spent, reserved and left of them."""
 
     day: str
     spent: DaySum
     limits: DailyLimits
     reserved_j: float
+    """Joules that are reserved for requests in progress."""
     reserved_tokens: int
-    left: Left
+    left: Remaining
+    """The energy and tokens that the key may still reserve."""
 
 
 @dataclass
-class _Book:
+class _Account:
     day: str
     spent: DaySum
     limits: DailyLimits = field(default_factory=DailyLimits)
     reserved: dict[str, Amount] = field(default_factory=dict)
     overnight: dict[str, Amount] = field(default_factory=dict)
-    """Reserved on a former day, whose limit they were held against."""
+    """Reservations made on a former day, whose limit they count against."""
 
     @property
     def reserved_j(self) -> float:
+        """Joules that are reserved for requests in progress."""
         return sum(amount.energy_j or 0.0 for amount in self.reserved.values())
 
     @property
     def reserved_tokens(self) -> int:
+        """Tokens that are reserved for requests in progress."""
         return sum(amount.tokens or 0 for amount in self.reserved.values())
 
 
 class Accounts:
-    """The books of all keys for the present day. Books of former days are in the ledger only."""
+    """The accounts of all keys for the present day. Accounts of former days are in the ledger only."""
 
     def __init__(self) -> None:
-        self._books: dict[str | None, _Book] = {}
+        self._accounts: dict[str | None, _Account] = {}
 
     def restore(self, day: str, sums: Iterable[DaySum]) -> None:
-        """Begin with what the ledger knows of the day."""
-        self._books = {known.key_id: _Book(day, known) for known in sums}
+        """Begins with what the ledger knows of the day."""
+        self._accounts = {known.key_id: _Account(day, known) for known in sums}
 
-    def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Left:
-        """What is neither spent nor reserved. besides: a request whose own reservation does not count.
+    def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Remaining:
+        """Returns what the key has neither spent nor reserved; reading changes nothing.
 
-        Reading changes nothing.
+        besides: a request whose reservation is left out.
         """
-        limits, book = principal.daily, self._read(principal, day)
-        own = book.reserved.get(besides, Amount()) if besides is not None else Amount()
+        limits, account = principal.daily, self._read(principal, day)
+        own = account.reserved.get(besides, Amount()) if besides is not None else Amount()
         return _left(
-            limits, book.spent, book.reserved_j - (own.energy_j or 0.0), book.reserved_tokens - (own.tokens or 0)
+            limits,
+            account.spent,
+            account.reserved_j - (own.energy_j or 0.0),
+            account.reserved_tokens - (own.tokens or 0),
         )
 
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
-        """Set what a request may still come to, in place of what was reserved for it before."""
+        """Reserves what a request may still come to, in the place of what was reserved for it before."""
         self._open(principal, day).reserved[request_id] = amount
 
     def settle(
@@ -121,49 +127,49 @@ class Accounts:
         known_j: float = 0.0,
         crash_suspected: bool = False,
     ) -> Amount:
-        """Charge what a request has used up, and give back the rest of its reservation; returns the charge.
+        """Charges what a request has used up, releases the rest of its reservation, and returns the charge.
 
-        known_j: the part of its joules that is known, where `used` leaves them open. crash_suspected: it ended
+        known_j: the known part of the request's joules, where `used` has none. crash_suspected: the request ended
         unanswered after an engine had died or hung while it worked on it.
         """
-        book = self._open(principal, day)
-        if request_id in book.overnight:
+        account = self._open(principal, day)
+        if request_id in account.overnight:
             # The ledger has it under its day; today's limit has nothing to do with it.
-            return charge(book.overnight.pop(request_id), used, known_j=known_j)
-        reserved = book.reserved.pop(request_id, None)
+            return charge(account.overnight.pop(request_id), used, known_j=known_j)
+        reserved = account.reserved.pop(request_id, None)
         charged = charge(reserved, used, known_j=known_j)
-        if reserved is not None or day == book.day:
-            book.spent = _plus(book.spent, used, charged, crash_suspected=crash_suspected)
+        if reserved is not None or day == account.day:
+            account.spent = _plus(account.spent, used, charged, crash_suspected=crash_suspected)
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
-        """How a key stands. Reading changes nothing: the day of a key begins with its first request."""
+        """Returns the statement of one key's day; reading changes nothing, and begins no day."""
         return _statement(self._read(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
-        """Every key that was used today, by name."""
-        current = (book for book in self._books.values() if book.day >= day)
+        """Returns the statements of every key that was used today, sorted by name."""
+        current = (account for account in self._accounts.values() if account.day >= day)
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
-    def _open(self, principal: Principal, day: str) -> _Book:
-        """The key's book, to write into it."""
-        book = self._books[principal.key_id] = self._read(principal, day)
-        return book
+    def _open(self, principal: Principal, day: str) -> _Account:
+        """Returns the key's account of the day, to write into it."""
+        account = self._accounts[principal.key_id] = self._read(principal, day)
+        return account
 
-    def _read(self, principal: Principal, day: str) -> _Book:
-        """The key's book, or what it would be if it were opened now.
+    def _read(self, principal: Principal, day: str) -> _Account:
+        """Returns the key's account of the day, or the one that would be opened now.
 
-        The day never goes back: a clock that is set back must not forgive what was spent.
+        The day never goes back: setting the clock back must not forgive what was spent.
         """
-        book = self._books.get(principal.key_id)
-        if book is not None and day <= book.day:
-            return replace(book, limits=principal.daily)
-        overnight = {} if book is None else book.overnight | book.reserved
-        return _Book(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
+        account = self._accounts.get(principal.key_id)
+        if account is not None and day <= account.day:
+            return replace(account, limits=principal.daily)
+        overnight = {} if account is None else account.overnight | account.reserved
+        return _Account(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:
-    """What a request is charged: what it used, and what was reserved for it where that is not known."""
+    """Returns what a request is charged: what it used, and what was reserved for it where that is not known."""
     reserved = reserved or Amount()
     energy_j = used.energy_j
     if energy_j is None and (reserved.energy_j is not None or known_j > 0):
@@ -172,12 +178,12 @@ def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Am
 
 
 def day_of(at_unix_s: float) -> str:
-    """The UTC day of a moment, as 2026-01-31."""
+    """Returns the UTC day of a moment, such as 2026-01-31."""
     return datetime.fromtimestamp(at_unix_s, UTC).date().isoformat()
 
 
 def day_after(day: str) -> datetime:
-    """When a day's limits hold no longer: the next midnight, UTC."""
+    """Returns the moment at which a day's limits end: the next midnight, UTC."""
     return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
 
 
@@ -195,19 +201,19 @@ def _plus(spent: DaySum, used: Amount, charged: Amount, *, crash_suspected: bool
     )
 
 
-def _left(limits: DailyLimits, spent: DaySum, reserved_j: float, reserved_tokens: int) -> Left:
-    return Left(
+def _left(limits: DailyLimits, spent: DaySum, reserved_j: float, reserved_tokens: int) -> Remaining:
+    return Remaining(
         energy_j=None if limits.energy_j is None else max(0.0, limits.energy_j - spent.energy_j - reserved_j),
         tokens=None if limits.tokens is None else max(0, limits.tokens - spent.tokens - reserved_tokens),
     )
 
 
-def _statement(book: _Book) -> Statement:
+def _statement(account: _Account) -> Statement:
     return Statement(
-        day=book.day,
-        spent=book.spent,
-        limits=book.limits,
-        reserved_j=book.reserved_j,
-        reserved_tokens=book.reserved_tokens,
-        left=_left(book.limits, book.spent, book.reserved_j, book.reserved_tokens),
+        day=account.day,
+        spent=account.spent,
+        limits=account.limits,
+        reserved_j=account.reserved_j,
+        reserved_tokens=account.reserved_tokens,
+        left=_left(account.limits, account.spent, account.reserved_j, account.reserved_tokens),
     )

@@ -1,8 +1,8 @@
-"""Whether a key's daily limits leave room for what was chosen, and what is chosen where they leave little. PURE.
+"""Choice of experts within a key's daily limits. PURE.
 
-A request is planned as if there were no daily limit; only where its p95 does not fit what is left, it is planned again
-with what is left as its energy budget, held at p95. So a key near its limit gets a cheaper expert before it is refused,
-and the coarse plans of all other requests are still found in the planner's memory.
+A request is planned as if there were no daily limit. Only where its p95 does not fit what is left is it planned again,
+with what is left as its energy budget at p95. So a key near its limit gets a cheaper expert before it is refused, and
+the plans of all other requests are still found in the planner's memory.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.ledger.accounts import Left, Statement, day_after
+from moe2.coordinator.ledger.accounts import Remaining, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
 
 SOON_S = 5
-"""When to ask again where the requests in progress may give something back."""
+"""Seconds until a client may ask again where the requests in progress may give something back."""
 
 Select = Callable[[SelectionRequest], Selection | NoExpert]
 
 
 def is_limited(principal: Principal) -> bool:
-    """True if there is anything to keep."""
+    """Whether a key has any daily limit."""
     return principal.daily.energy_j is not None or principal.daily.tokens is not None
 
 
-def admit(
+def select_within_limits(
     asked: SelectionRequest,
     select: Select,
     principal: Principal,
-    left: Left,
+    left: Remaining,
     statement: Statement,
     *,
     burnt_j: float,
     now: datetime,
 ) -> Selection | NoExpert:
-    """The choice within a key's daily limits, or why there is none.
+    """Returns the choice within a key's daily limits, or why there is none.
 
-    left: without this request's own reservation. burnt_j: what its former attempts may have taken of that.
+    left: what the key may still use, without this request's own reservation. burnt_j: what the request's former
+    attempts may have taken of that.
     """
     needed = tokens_of(asked.demand)
     if left.tokens is not None and needed > left.tokens:
@@ -72,29 +73,30 @@ def admit(
 
 
 def tokens_of(demand: Demand) -> int:
-    """Prompt and longest planned answer."""
+    """Returns the tokens that a request may come to: its prompt and its longest planned answer."""
     return demand.prompt_tokens + demand.answer_tokens
 
 
 def fits(chosen: Selection, left_j: float) -> bool:
-    """True if the choice is predicted to keep what is left; an unknown cost keeps no limit."""
+    """Whether a choice is predicted to keep within what is left; an unknown cost does not."""
     needed_j = p95_of(chosen)
     return needed_j is not None and needed_j <= left_j
 
 
 def p95_of(chosen: Selection) -> float | None:
-    """Predicted joules of the whole panel: the sum of its members' p95. None if one was never measured."""
-    parts = [_p95(member) for member in chosen.members]
+    """Returns the predicted joules of the whole panel at p95, the sum over its members; None if one is unknown."""
+    parts = [member_p95_of(member) for member in chosen.members]
     return None if None in parts else sum(part for part in parts if part is not None)
 
 
-def _p95(member: Member) -> float | None:
+def member_p95_of(member: Member) -> float | None:
+    """Returns the predicted joules of one expert's part at p95; None if the expert was never measured."""
     predicted = member.prediction.energy_j
     return None if predicted is None else predicted.p95
 
 
 def _within(asked: SelectionRequest, chosen: Selection, left_j: float) -> SelectionRequest:
-    """The same request with what is left as its limit, where its own is not tighter."""
+    """Returns the request with what is left as its energy budget, unless its own budget is tighter."""
     own_j = chosen.budgets.energy_budget_j
     most_j = left_j if own_j is None else min(own_j, left_j)
     # The limits in force are those after the former attempts; the planner takes these off once more.

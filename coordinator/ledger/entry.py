@@ -1,4 +1,4 @@
-"""What the ledger keeps of a request: no prompt and no answer, only what it was and what it took. PURE."""
+"""The ledger's entries: what a request was and what it took, without its prompt and its answer. PURE."""
 
 from __future__ import annotations
 
@@ -8,57 +8,68 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class AttemptEntry:
-    """One expert's work; the fields are the columns of the table `attempts`. None: nobody can say.
-
-    outcome: an `AttemptState`, which is the cause that its joules are listed under. seconds: on the agent, its queue
-    included. predicted_*: what the choice was based on.
-    """
+    """The work of one expert for a request; the fields are the columns of the table `attempts`. None: not known."""
 
     request_id: str
     place: int
+    """The number of the attempt within its request, from 0."""
     expert: str
     agent: str
     model: str
     outcome: str
+    """An `AttemptState`, which is the cause that the attempt's joules are listed under."""
     prompt_tokens: int | None
     cached_tokens: int | None
     decoded_tokens: int | None
     seconds: float | None
+    """Time on the agent, its queue included."""
     joules: float | None
     quality: str
     predicted_j_p50: float | None
+    """The median of the joules that were predicted when the expert was chosen."""
     predicted_j_p95: float | None
+    """The p95 of the joules that were predicted when the expert was chosen."""
     predicted_s_p50: float | None
+    """The median of the seconds that were predicted when the expert was chosen."""
     predicted_s_p95: float | None
+    """The p95 of the seconds that were predicted when the expert was chosen."""
 
 
 @dataclass(frozen=True)
 class RequestEntry:
-    """One request; the fields but the last two are the columns of the table `requests`. None: nobody can say.
+    """The entry of one request. None: not known.
 
-    at_unix_s: when its last byte had been read. day: in UTC. model: what the client asked for. outcome: "completed",
-    "failed", "cancelled" or "interrupted" (the coordinator ended before it did). code: finish reason or error code.
-    joules: of all attempts. charged_*: to the key's day; more than is known where a reservation stays charged.
+    The fields but the last two are the columns of the table `requests`.
     """
 
     request_id: str
     at_unix_s: float
+    """When the last byte of the request had been read."""
     day: str
+    """The day of `at_unix_s` in UTC."""
     key_id: str | None
     key_name: str
     mode: str
     category: str | None
     model: str
+    """The model that the client asked for."""
     outcome: str
+    """The outcome: "completed", "failed", "cancelled" or "interrupted".
+
+    A request is interrupted if the coordinator ended before it did.
+    """
     code: str | None
+    """The finish reason, or the error's code."""
     prompt_tokens: int | None
     cached_tokens: int | None
     decoded_tokens: int | None
     ttft_s: float | None
     total_s: float | None
     joules: float | None
+    """Joules of all attempts together."""
     quality: str
     charged_j: float | None
+    """Joules charged to the key's day; more than `joules` where a reservation stays charged."""
     charged_tokens: int | None
     was_reserved: bool = False
     attempts: tuple[AttemptEntry, ...] = ()
@@ -66,7 +77,7 @@ class RequestEntry:
 
 @dataclass(frozen=True)
 class ReservationEntry:
-    """What a request in progress may come to; the fields are the columns of the table `reservations`."""
+    """The reservation of a request in progress; the fields are the columns of the table `reservations`."""
 
     request_id: str
     at_unix_s: float
@@ -79,15 +90,17 @@ class ReservationEntry:
 
 
 class AttemptState(StrEnum):
+    """The states of an expert's work for a request."""
+
     RUNNING = "running"
     STOPPING = "stopping"
     ANSWERED = "answered"
     OUTVOTED = "outvoted"
-    """Done, and another expert's answer was preferred."""
+    """The work was done, but another expert's answer was preferred."""
     FAILED = "failed"
     BROKEN_OFF = "broken_off"
-    """It failed or was lost in mid-answer, and its words are the beginning of an answer that was completed."""
+    """The attempt failed or was lost in mid-answer, and its words begin an answer that another one completed."""
     CANCELLED = "cancelled"
     HEDGED = "hedged"
-    """Stopped, because another expert's first token came sooner."""
+    """The work was stopped because another expert's first token came sooner."""
     LOST = "lost"

@@ -1,4 +1,4 @@
-"""Sums over the ledger, and its single requests. What is not known is left out of a sum and counted beside it."""
+"""Reports from the ledger: sums over groups, and single requests. Unknown figures are left out of sums and counted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from moe2.coordinator.ledger.accounts import DaySum
 from moe2.coordinator.ledger.entry import AttemptState
 
 USEFUL = frozenset({AttemptState.ANSWERED.value, AttemptState.BROKEN_OFF.value})
-"""Joules under every other cause were spent on work that nobody got."""
+"""The states of attempts whose work reached the client; joules of all others are wasted."""
 
 
 class By(StrEnum):
-    """What the sums are split by."""
+    """The properties by which sums can be grouped."""
 
     KEY = "key"
     EXPERT = "expert"
@@ -42,13 +42,13 @@ _OF_ATTEMPTS = (By.EXPERT, By.MODEL)
 
 @dataclass(frozen=True)
 class Span:
-    """Requests that arrived from `since_unix_s` on and before `until_unix_s`. None: no end on that side."""
+    """A span of time: requests that arrived at `since_unix_s` or later and before `until_unix_s`. None: open."""
 
     since_unix_s: float | None = None
     until_unix_s: float | None = None
 
     def where(self) -> tuple[str, list[float]]:
-        """A condition on `requests`, and its values."""
+        """Returns a condition on the table `requests` in SQL, and the values for it."""
         terms, values = [], []
         if self.since_unix_s is not None:
             terms.append("requests.at_unix_s >= ?")
@@ -60,12 +60,13 @@ class Span:
 
 
 class SumRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one group of requests took.
+    """The costs of one group of requests.
 
-    tokens and joules: sums of what is known, None where nothing is. n_unmeasured: requests with joules that nobody
-    knows, which `joules` leaves out; where there are any, it is a lower bound. useful_j: of work whose words the client
-    got. wasted_j: of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: to the keys'
-    days; None where the rows are experts or models. seconds: of the requests in all, or of the experts' own work.
+    Tokens and joules are sums of what is known, None where nothing is. n_unmeasured: requests whose joules are not
+    known and left out of `joules`, which is a lower bound then. useful_j: joules of work whose words the client got.
+    wasted_j: joules of other work, by its cause. quality: the worst of the figures in `joules`. charged_j: joules
+    charged to the keys' days; None where the rows are experts or models. seconds: of the requests in all, or of the
+    experts' own work.
     """
 
     group: str
@@ -83,7 +84,7 @@ class SumRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, as in the table `requests`; with its experts, and its joules by cause."""
+    """The costs of one request, with its experts and its joules by cause."""
 
     request_id: str
     at_unix_s: float
@@ -107,7 +108,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
-    """What each key has been charged on a day."""
+    """Returns what each key has been charged on a day."""
     rows = connection.execute(
         """
         SELECT key_id, max(key_name), total(charged_j), total(CASE WHEN joules IS NULL THEN charged_j END),
@@ -121,7 +122,7 @@ def day_sums(connection: sqlite3.Connection, day: str) -> tuple[DaySum, ...]:
 
 
 def sums(connection: sqlite3.Connection, by: By, span: Span) -> tuple[SumRow, ...]:
-    """The sums of each group, by its name; one transaction, so that they fit each other."""
+    """Returns the sums of each group, sorted by its name and read in one transaction, so that they fit each other."""
     where, values = span.where()
     connection.execute("BEGIN")
     try:
@@ -147,7 +148,7 @@ def _sum_row(row: dict[str, Any], causes: _Causes) -> SumRow:
 
 
 def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = None) -> Iterator[RequestRow]:
-    """Single requests, the oldest first; the newest `most` of them."""
+    """Yields single requests, the oldest first, and of them the newest `most`."""
     where, values = span.where()
     limit = -1 if most is None else most
     # Our own condition and columns, no input.
@@ -169,7 +170,7 @@ def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = N
 
 
 class _Causes:
-    """Known joules by group and cause."""
+    """The known joules of each group, by their cause."""
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         self._known: dict[str, dict[str, float]] = {}
@@ -179,10 +180,12 @@ class _Causes:
                 causes[row["cause"]] = causes.get(row["cause"], 0.0) + row["joules"]
 
     def useful_j(self, group: str) -> float | None:
+        """Joules of work whose words the client got; None where nothing is known."""
         useful = [joules for cause, joules in self._known.get(group, {}).items() if cause in USEFUL]
         return sum(useful) if useful else None
 
     def wasted_j(self, group: str) -> dict[str, float]:
+        """Joules of all other work, by its cause."""
         return {cause: joules for cause, joules in sorted(self._known.get(group, {}).items()) if cause not in USEFUL}
 
 

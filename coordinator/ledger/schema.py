@@ -1,7 +1,7 @@
-"""The ledger's database: its tables, how older ones are brought up to date, and what is wrong with one that is refused.
+"""The ledger's database: its tables, how older ones are brought up to date, and why one is refused.
 
-WAL with `synchronous = NORMAL`: a commit has reached the kernel, so that no death of the coordinator takes it back; the
-disk has it after the next checkpoint, which `moe2.coordinator.ledger.writer` makes every few seconds.
+WAL with `synchronous = NORMAL`: a commit has reached the kernel, so that the coordinator's death does not take it back;
+the disk has it after the next checkpoint, which `moe2.coordinator.ledger.writer` makes every few seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe2.common.errors import Moe2Error
 
 VERSION = 1
 BUSY_S = 0.5
-"""How long another process may hold the database before a write counts as failed, and is tried again later."""
+"""The time for which another process may hold the database before a write counts as failed and is tried again later."""
 
 # One script per version, each from the one before it. Never change one that has been released.
 _MIGRATIONS = (
@@ -85,11 +85,11 @@ _INTERRUPTED = """
 
 
 class LedgerError(Moe2Error):
-    """A ledger that cannot be used."""
+    """A ledger cannot be used."""
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """The database, made or brought up to date; requests that a crash interrupted are entered as such.
+    """Opens the database, which it creates or brings up to date, and enters requests that a crash interrupted as such.
 
     Raises LedgerError. The connection may be used by another thread.
     """
@@ -125,7 +125,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_beside(path: Path) -> sqlite3.Connection:
-    """A second connection to an open database, for checkpoints. It may be used by another thread."""
+    """Opens a second connection to an open database, for checkpoints. It may be used by another thread."""
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
@@ -133,7 +133,10 @@ def open_beside(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database as it is now, also while a coordinator writes into it. Raises LedgerError, while it is read, too."""
+    """Opens the database for reading, also while a coordinator writes into it.
+
+    Raises LedgerError if it cannot be read, now or while it is being read.
+    """
     connection = _open_for_reading(path)
     try:
         yield connection
@@ -144,7 +147,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def unusable(path: Path, error: sqlite3.Error) -> LedgerError:
-    """What is wrong with a database that could be opened."""
+    """Returns the error for a database that was opened but cannot be used."""
     return LedgerError(f"The ledger {path} cannot be used: {error}.", remedy=_remedy(error))
 
 
@@ -167,7 +170,7 @@ def _open_for_reading(path: Path) -> sqlite3.Connection:
 
 
 def is_full(error: BaseException) -> bool:
-    """True if there is no room for more."""
+    """Whether the error says that the disk, or the database, has no room for more."""
     return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
 
 
@@ -195,7 +198,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _refuse_newer(connection: sqlite3.Connection, path: Path) -> int:
-    """The database's version."""
+    """Returns the version of the database's tables. Raises LedgerError for one that is newer than this release."""
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise LedgerError(

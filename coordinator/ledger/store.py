@@ -1,4 +1,4 @@
-"""The ledger as the event loop sees it: entries go in, and each tells when it is safe from the coordinator's death."""
+"""The ledger as the event loop uses it: it takes entries and tells when each is safe from the coordinator's death."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from moe2.coordinator.ledger.writer import MAX_KEPT, Batch, Entry, LedgerWriter,
 
 PRUNE_EVERY_S = 3600.0
 STALLED_S = 1.0
-"""An answer waits for its entry to be written, but never longer than twice this."""
+"""The time after which a write counts as stalled; an answer waits for its entry at most twice as long."""
 CLOSE_S = 5.0
 
 log = structlog.get_logger()
 
 Recorded = asyncio.Future[bool]
-"""Done when the entry is safe (True), or when nobody should wait for it any longer (False)."""
+"""A future that is done when the entry is safe (True), or when nobody should wait for it any longer (False)."""
 
 
 class Ledger:
-    """One database, written while `running()` is entered.
+    """The ledger's database, written while `running()` is entered.
 
     retention_days: whole days that are kept besides today.
     """
@@ -50,7 +50,7 @@ class Ledger:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the database for the length of the context; `today` then has the sums so far. Raises LedgerError."""
+        """Opens the database for the length of the context; `today` then has the sums so far. Raises LedgerError."""
         connection = open_for_writing(self.path)
         try:
             self.today = day_sums(connection, day_of(time()))
@@ -76,7 +76,7 @@ class Ledger:
             await self._close(self._writer)
 
     def record(self, entry: Entry) -> Recorded:
-        """Hand over an entry; returns at once. Outside of `running()` it is lost, and counted as such."""
+        """Hands over an entry and returns at once. Outside of `running()` the entry is lost, and counted as such."""
         recorded: Recorded = asyncio.get_running_loop().create_future()
         if self._writer is None or self.n_waiting >= MAX_KEPT:
             self._n_turned_away += 1
@@ -95,21 +95,21 @@ class Ledger:
 
     @property
     def n_waiting(self) -> int:
-        """Entries that are not written yet."""
+        """The number of entries that are not written yet."""
         return self._n_put - self._progress.handled + self._progress.n_waiting
 
     @property
     def n_dropped(self) -> int:
-        """Entries that were lost since the start."""
+        """The number of entries that were lost since the start."""
         return self._progress.n_dropped + self._n_turned_away
 
     @property
     def is_failing(self) -> bool:
-        """True while entries wait in memory only."""
+        """Whether entries wait in memory because they cannot be written."""
         return self._is_stalled or self._progress.error is not None
 
     def warnings(self) -> tuple[HealthWarning, ...]:
-        """What is wrong with it now, and what was lost."""
+        """Returns warnings about a database that cannot be written and about entries that were lost."""
         warnings = []
         if self.is_failing:
             error = self._progress.error or f"nothing has been written for more than {STALLED_S:.0f} s"
@@ -152,7 +152,7 @@ class Ledger:
             self._gathered.clear()
 
     async def _keep_watch(self) -> None:
-        """Let nobody wait for a disk that hangs."""
+        """Ends the wait for entries of a disk that hangs."""
         seen = 0
         while True:
             await asyncio.sleep(STALLED_S)

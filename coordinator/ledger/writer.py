@@ -1,4 +1,4 @@
-"""The one thread that writes the ledger: it commits what has gathered meanwhile at once, keeps what it cannot write.
+"""The thread that writes the ledger: each commit takes all entries that have gathered, and failed ones are kept.
 
 A second thread makes the checkpoints: they wait for the disk, and no commit has to wait for them.
 """
@@ -25,7 +25,7 @@ CHECKPOINT_EVERY_S = 5.0
 RETRY_S = 1.0
 MAX_PER_COMMIT = 256
 MAX_KEPT = 10_000
-"""Entries that wait for a database that cannot be written now; the oldest is dropped first."""
+"""The number of entries that are kept while the database cannot be written; beyond it the oldest is dropped."""
 PRUNED_AT_ONCE = 200
 _ROWS_PER_STATEMENT = 32
 
@@ -45,39 +45,40 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries on their way. `number` ascends, by one for each entry: it is the last one's."""
+    """Entries on their way to the writer."""
 
     number: int
+    """The number of the last entry; numbers ascend by one for each entry."""
     entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Forget the requests of the days before this one."""
+    """An order to delete the requests of the days before `before_day`."""
 
     before_day: str
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the writer tells after each try.
-
-    handled: every entry up to this number has been tried. error: why it failed, None if all is well. n_waiting:
-    entries that are kept for the next try. n_dropped: entries lost since the start.
-    """
+    """The writer's report after each try."""
 
     handled: int
+    """Every entry up to this number has been tried."""
     error: str | None
+    """Why the try failed; None if it did not."""
     n_waiting: int
+    """Entries that are kept for the next try."""
     n_dropped: int
+    """Entries that were lost since the start."""
 
 
 class Stop:
-    """Write what there is, and end."""
+    """An order to write what there is, and to end."""
 
 
 class LedgerWriter:
-    """Owns the writing connection from `start` on. on_progress: called in its thread."""
+    """The writing thread, which owns the writing connection from `start` on. on_progress: called in the thread."""
 
     def __init__(
         self,
@@ -107,15 +108,16 @@ class LedgerWriter:
         )
 
     def start(self) -> None:
+        """Starts the thread."""
         for thread in self._threads:
             thread.start()
 
     def put(self, item: Batch | Prune | Stop) -> None:
-        """Hand over work; returns at once."""
+        """Hands over work and returns at once."""
         self._inbox.put(item)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end that `Stop` asked for; False if it has not come by then."""
+        """Waits for the end that `Stop` ordered. Returns False if it has not come by then."""
         self._threads[0].join(timeout_s)
         if self._threads[0].is_alive():
             return False
@@ -136,7 +138,7 @@ class LedgerWriter:
             log.warning("ledger_not_closed", error=str(error))
 
     def _gather(self) -> list[Batch]:
-        """What has come since; waits for something to do."""
+        """Waits for work and returns the batches that have come since."""
         batches: list[Batch] = []
         try:
             item = self._inbox.get(timeout=self._patience_s())
@@ -194,7 +196,7 @@ class LedgerWriter:
         self._prune_before = None
 
     def _commit_or_refuse(self, entries: Sequence[Entry]) -> None:
-        """Write entries. An entry that no database would take is left out, so that it does not stop the others.
+        """Writes entries. An entry that no database would take is left out, so that it does not stop the others.
 
         Raises sqlite3.Error where the same may succeed later.
         """
@@ -211,7 +213,7 @@ class LedgerWriter:
             self._n_dropped += 1
 
     def _commit(self, entries: Sequence[Entry]) -> None:
-        """Write entries in one transaction; all of it or nothing."""
+        """Writes entries in one transaction: all of them or none."""
         requests = [entry for entry in entries if isinstance(entry, RequestEntry)]
         with _Transaction(self._connection):
             self._insert("reservations", _RESERVATION_COLUMNS, (e for e in entries if isinstance(e, ReservationEntry)))
@@ -223,7 +225,7 @@ class LedgerWriter:
         self._written.set()
 
     def _insert(self, table: str, columns: tuple[str, ...], entries: Iterable[object]) -> None:
-        """Several rows per statement: each statement gives the interpreter to other threads, and waits for it again."""
+        """Inserts several rows per statement, as the thread gives way to others after each statement."""
         rows = [[getattr(entry, column) for column in columns] for entry in entries]
         for start in range(0, len(rows), _ROWS_PER_STATEMENT):
             part = rows[start : start + _ROWS_PER_STATEMENT]
@@ -231,7 +233,7 @@ class LedgerWriter:
             self._connection.execute(_insertion(table, columns, len(part)), values)
 
     def _prune(self, before_day: str) -> None:
-        """Forget some of what is too old; called again until nothing is left."""
+        """Deletes some of the requests that are too old; it is called again until none is left."""
         with _Transaction(self._connection):
             found = self._connection.execute(
                 "SELECT rowid, request_id FROM requests WHERE day < ? LIMIT ?", (before_day, PRUNED_AT_ONCE)
@@ -259,7 +261,7 @@ class LedgerWriter:
 
 
 class _Transaction:
-    """Commits at the end, or rolls back on an error."""
+    """A transaction that commits at the end, or rolls back on an error."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

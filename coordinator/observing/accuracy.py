@@ -1,16 +1,16 @@
-"""How good the predictions were: what was predicted at the choice of an expert against what was measured. PURE.
+"""Accuracy of the predictions: what was predicted when an expert was chosen, against what was measured. PURE.
 
-Looked back on are the last requests that were answered. Each is compared twice:
+Compared are the last requests that were answered, each in two ways:
 
-- `planned`: the prediction as the choice was made with it. Where the client set no limit, it was made for an assumed
-  length of the answer; where the model ended by itself, for a longer one than came.
+- `planned`: the prediction that the choice was made with. Where the client set no limit, it was made for an assumed
+  length of the answer; where the model ended by itself, for a longer answer than came.
 - `decoded`: the same prediction (the same expert's report, the same requests in flight, the same queue, the same
   estimate of the prompt) for the number of tokens that were really decoded. The length of an answer cannot be known
-  beforehand, so this, and not the former, shows what the cost models are worth.
+  beforehand, so this one shows what the cost models are worth.
 
 Seconds are the coordinator's: from the submission to the expert that answered, to the first token and to the end.
-Joules are those of that expert's work. Requests whose joules are unknown, a lower bound, or of too few samples for a
-single request are counted apart.
+Joules are those of that expert's work. Requests are counted apart if their joules are unknown, a lower bound, or from
+too few samples for a single request.
 """
 
 from __future__ import annotations
@@ -34,46 +34,47 @@ from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.life import Lifecycle
 
 WINDOW = 500
-"""Answered requests that are looked back on."""
+"""The number of answered requests that are looked back on."""
 _COMPARABLE = (Quality.MEASURED_COUNTER, Quality.MEASURED_INTEGRATED, Quality.SIMULATED)
 _FEWEST_SAMPLES = 3
-"""Of power within one request; with fewer, its joules are the sampling's as much as its own."""
+"""The fewest power samples within one request for which its joules are compared.
+
+With fewer, the joules are the sampling's as much as the request's own.
+"""
 _ENOUGH_TO_WARN = 50
 _MIN_COVERAGE_PCT = 85.0
-"""Fifty predictions of 95 % coverage are below this about once in 250 times (binomial)."""
+"""The coverage below which the p95 of a prediction is warned of.
+
+Fifty predictions of 95 % coverage are below this about once in 250 times (binomial).
+"""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """Predictions against measurements.
-
-    n: requests with both. median_abs_error_pct: median of |p50 - measured| / measured. p50_coverage_pct,
-    p95_coverage_pct: share of the requests that stayed within the predicted quantile, 50 and 95 if the quantiles are
-    right. None where n is 0.
-    """
+    """The agreement of one quantity's predictions with its measurements. Figures are None where `n` is 0."""
 
     n: int
+    """Requests with both a prediction and a measurement."""
     median_abs_error_pct: float | None
+    """Median of |p50 - measured| / measured."""
     p50_coverage_pct: float | None
+    """Share of the requests that stayed within the predicted p50; 50 if the quantile is right."""
     p95_coverage_pct: float | None
+    """Share of the requests that stayed within the predicted p95; 95 if the quantile is right."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantity, for requests with both figures.
-
-    n_unpredicted: the expert had not been measured at the choice. n_unmeasured: the request was not.
-    """
+    """The agreement of one quantity, as planned and for the decoded tokens, and the requests left out of it."""
 
     planned: Agreement
     decoded: Agreement
     n_unpredicted: int
+    """Requests whose expert had not been measured when it was chosen."""
     n_unmeasured: int
+    """Requests of which the quantity was not measured."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """One expert's, or all experts' together (expert and agent None).
-
-    energy_quality: the worst of the measurements that `energy_j` was compared with; None without any.
-    """
+    """The comparison of one expert's requests, or of all experts' together (expert and agent None)."""
 
     expert: str | None
     agent: str | None
@@ -82,12 +83,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     total_s: Comparison
     energy_j: Comparison
     energy_quality: Quality | None
+    """The worst quality of the measurements that `energy_j` was compared with; None without any."""
 
 
 class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything `moe2-coordinator status --calibration` shows. window: the most requests that are looked back on."""
+    """Everything that `moe2-coordinator status --calibration` shows."""
 
     window: int
+    """The largest number of requests that is looked back on."""
     overall: Calibration
     experts: tuple[Calibration, ...]
     warnings: tuple[HealthWarning, ...]
@@ -95,7 +98,7 @@ class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One answered request. `expert` as it was at the choice, its report included."""
+    """An answered request, with its expert's report as it was when the expert was chosen."""
 
     expert: Expert
     prediction: Prediction
@@ -106,7 +109,7 @@ class _Record:
 
     @property
     def busy(self) -> int:
-        """Requests that were on the expert already."""
+        """The number of requests that the expert was working on already."""
         shape = self.prediction.shape
         if shape.queued_ahead is None:
             return int(shape.occupancy) - 1
@@ -114,14 +117,14 @@ class _Record:
 
 
 class CalibrationWindow:
-    """Remembers the last answered requests; `report` compares them."""
+    """The memory of the last answered requests, from which `report` compares predictions with measurements."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self._records: deque[_Record] = deque(maxlen=window)
         self._window = window
 
     def request_retired(self, life: Lifecycle) -> None:
-        """Everything that the request spent is known. One that was not answered says nothing about predictions."""
+        """Remembers an answered request, once everything that it spent is known; passes over all others."""
         if not isinstance(life.outcome, Completed) or life.concluded_s is None:
             return
         attempt = life.leading
@@ -143,7 +146,7 @@ class CalibrationWindow:
         )
 
     def report(self, last: int = WINDOW) -> CalibrationReport:
-        """The comparison of the last so many requests that are remembered; about 10 ms of computing for 500."""
+        """Compares the last so many requests that are remembered. It takes about 10 ms for 500 of them."""
         records = tuple(self._records)[-last:]
         compared = list(zip(records, _for_decoded(records), strict=True))
         keys = sorted({record.expert.key for record, _ in compared})
@@ -162,7 +165,7 @@ _Compared = tuple[_Record, Prediction]
 
 
 def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
-    """Each one's prediction, had the length of the answer been known."""
+    """Returns each record's prediction for the number of tokens that were really decoded."""
     if not records:
         return []
     forecast = Roster([record.expert for record in records]).forecast(
@@ -235,7 +238,7 @@ def _share_pct(holds: Iterable[bool]) -> float:
 
 
 def _joules(record: _Record) -> float | None:
-    """Joules that a prediction can be compared with."""
+    """Returns the record's joules if a prediction can be compared with them, otherwise None."""
     energy = record.energy
     if energy.quality not in _COMPARABLE or (energy.n_samples is not None and energy.n_samples < _FEWEST_SAMPLES):
         return None
@@ -243,7 +246,7 @@ def _joules(record: _Record) -> float | None:
 
 
 def _warnings(experts: Iterable[Calibration]) -> Iterable[HealthWarning]:
-    """A p95 that does not hold is a promise that budgets rely on, so it is said."""
+    """Yields a warning for each expert whose p95 does not hold, since budgets rely on it."""
     for expert in experts:
         for what, comparison in (("seconds", expert.total_s), ("joules", expert.energy_j)):
             agreement = comparison.decoded

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the fleet, the keys and the ledger, read from their present state at each scrape."""
+"""Prometheus metrics of the fleet, the API keys and the ledger, read from the present state at each scrape."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from moe2.coordinator.ledger.store import Ledger
 
 AGENT = ("agent", "agent_id")
 EXPERT = (*AGENT, "model")
+MAX_KEYS = 100
+"""The number of keys with series of their own, the first by name: each key costs the scraper some."""
 
 
 class FleetCollector(Collector):
-    """Draws every gauge from one status snapshot. What is unknown has no sample.
+    """The collector of the fleet's gauges, all from one status snapshot. Unknown figures have no sample.
 
     stale_s: an agent whose last report is older is counted as stale.
     """
@@ -29,6 +31,7 @@ class FleetCollector(Collector):
         self.stale_s = stale_s
 
     def collect(self) -> Iterator[Metric]:
+        """Yields the metrics of the coordinator, its agents and their experts."""
         status = self._status()
         yield InfoMetricFamily("moe2_build", "This build.", value={"version": status.version})
         yield GaugeMetricFamily("moe2_requests_active", "Requests in progress.", value=status.requests_active)
@@ -96,7 +99,7 @@ def _dispatch(status: CoordinatorStatus) -> Iterator[Metric]:
 
 
 def _experts(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
-    """Experts of connected agents: what others last reported is no longer true."""
+    """Yields the metrics of connected agents' experts; what lost agents last reported is no longer known to be true."""
     experts = [(row, expert) for row in rows if row.connected for expert in row.experts]
     yield _gauge(experts, "ready", "1 if the expert can take requests.", lambda e: e.state is ExpertState.READY)
     yield _gauge(experts, "slots", "Requests that the expert decodes at once at most.", lambda e: e.slots)
@@ -152,12 +155,11 @@ def _warnings(status: CoordinatorStatus) -> Metric:
     return warnings
 
 
-MAX_KEYS = 100
-"""Keys with series of their own, the first by name: each key costs the scraper some."""
-
-
 class LedgerCollector(Collector):
-    """today: the present UTC day."""
+    """The collector of each key's day and of the ledger's state.
+
+    today: returns the present UTC day.
+    """
 
     def __init__(self, accounts: Accounts, ledger: Ledger, today: Callable[[], str]) -> None:
         self._accounts = accounts
@@ -165,6 +167,7 @@ class LedgerCollector(Collector):
         self._today = today
 
     def collect(self) -> Iterator[Metric]:
+        """Yields the metrics of the keys and of the ledger."""
         statements = self._accounts.statements(self._today())[:MAX_KEYS]
         yield _key_gauge(
             "moe2_key_day_energy_joules",

@@ -1,4 +1,4 @@
-"""What is wrong with the fleet, each with its remedy. PURE."""
+"""Warnings about the fleet's health, each with its remedy. PURE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moe2.common.status import AgentRow, DispatchStatus
 def dispatch_warnings(
     dispatch: DispatchStatus, rows: tuple[AgentRow, ...], *, max_queued: int
 ) -> tuple[HealthWarning, ...]:
-    """Experts without traffic for their failures, and a queue without a place."""
+    """Warns of experts that get no requests because they fail, and of a full queue."""
     names = {row.agent_id: row.agent_name for row in rows}
     warnings: list[HealthWarning] = []
     for breaker in dispatch.breakers:
@@ -20,7 +20,7 @@ def dispatch_warnings(
                 HealthWarning(
                     code="breaker_open",
                     severity=Severity.DEGRADED,
-                    message=f"{model} on {name} has kept failing; it gets one request now and then to try it.",
+                    message=f"{model} on {name} has kept failing; it gets a request now and then as a trial.",
                     remedy=f"On {name}: `moe2-agent status` and the agent's log; restart it if it hangs.",
                 )
             )
@@ -37,7 +37,7 @@ def dispatch_warnings(
 
 
 def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) -> tuple[HealthWarning, ...]:
-    """Experts that get no requests because the fleet's power is capped and theirs is not known."""
+    """Warns of experts that get no requests because the fleet's power is capped and theirs is not known."""
     if fleet_watts_cap_w is None:
         return ()
     warnings: list[HealthWarning] = []
@@ -56,7 +56,7 @@ def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) ->
             HealthWarning(
                 code="fleet_cap_unmeasured",
                 severity=Severity.DEGRADED,
-                message=f"{who}, and the fleet's is capped.",
+                message=f"{who}, and the fleet's power is capped.",
                 remedy=remedy,
             )
         )
@@ -64,7 +64,7 @@ def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) ->
 
 
 def fleet_warnings(rows: tuple[AgentRow, ...], *, n_choosable: int, stale_s: float) -> tuple[HealthWarning, ...]:
-    """Every warning that holds now: the coordinator's own first, then those of the agents, each with its name."""
+    """Returns all warnings of the fleet: the coordinator's own first, then the agents', each with its agent's name."""
     warnings: list[HealthWarning] = []
     if not n_choosable:
         warnings.append(

@@ -1,6 +1,6 @@
-"""The recent past, for the page and its live feed: ended requests with their receipts, and energy over time. PURE.
+"""The recent past for the web page and its live feed: ended requests with their receipts, and energy over time. PURE.
 
-Both are rings of fixed size: what is older is forgotten. Prompts and answers are never kept.
+Both are rings of fixed size that forget what is older. Prompts and answers are never kept.
 """
 
 from __future__ import annotations
@@ -21,57 +21,59 @@ KEPT_BINS = 360
 
 
 class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that ended. `seq` counts all of them since the start, from 1.
-
-    asked_model: what the client wrote. outcome: "completed", "failed" or "cancelled". reason: finish reason or error
-    code. message: the error's text.
-    """
+    """A request that has ended, as the page shows it."""
 
     seq: int
+    """Number of the request among all that have ended since the start, from 1."""
     ended_at_unix_s: float
     asked_model: str
+    """The model that the client named."""
     outcome: str
+    """The outcome: "completed", "failed" or "cancelled"."""
     reason: str | None
+    """The finish reason or the error's code; None for a cancelled request."""
     message: str | None
+    """The error's text; None if there was no error."""
     receipt: Receipt
 
 
 class RunningRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request in progress. agents: those who were tried so far, the present one last."""
+    """A request in progress, as the page shows it."""
 
     request_id: str
     asked_model: str
     age_s: float
     agents: tuple[str, ...]
+    """Names of the agents that have been tried so far, the present one last."""
     answering: bool
 
 
 class EnergyBin(msgspec.Struct, kw_only=True):
-    """What happened in one interval.
-
-    joules: energy of the requests that ended in it, by quality. tokens: what they decoded.
-    power_w: mean power of the hosts that know theirs; None if none did. n_hosts_unknown: connected hosts that it leaves
-    out, at most: where there are some, the fleet drew more.
-    """
+    """The energy, tokens and power of one interval of the history."""
 
     start_unix_s: float
     joules: dict[str, float] = {}
+    """Energy of the requests that ended in the interval, by quality."""
     n_requests: int = 0
     n_unmeasured: int = 0
     tokens: int = 0
+    """Tokens that these requests decoded."""
     power_w: float | None = None
+    """Mean power of the hosts that know theirs; None if none did."""
     n_hosts_unknown: int = 0
+    """The largest number of connected hosts that `power_w` leaves out; where there are some, the fleet drew more."""
     simulated: bool = False
 
 
 class RecentRequests:
-    """The last `capacity` ended requests."""
+    """The ring of the last `capacity` ended requests."""
 
     def __init__(self, capacity: int) -> None:
         self._ring: deque[EndedRequest] = deque(maxlen=capacity)
         self.last_seq = 0
 
     def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> EndedRequest:
+        """Adds a request that has ended, and returns its entry."""
         self.last_seq += 1
         outcome, reason, message = said_of(life.outcome)
         ended = EndedRequest(
@@ -87,7 +89,7 @@ class RecentRequests:
         return ended
 
     def since(self, seq: int, *, most: int | None = None) -> tuple[EndedRequest, ...]:
-        """Those after number `seq`, oldest first; at most the newest `most` of them."""
+        """Returns the requests after number `seq`, oldest first, at most the newest `most` of them."""
         n_new = min(self.last_seq - seq, len(self._ring))
         if most is not None:
             n_new = min(n_new, most)
@@ -95,7 +97,10 @@ class RecentRequests:
 
 
 class EnergyHistory:
-    """Joules, tokens and power by interval of `bin_s`, the last `capacity` intervals. Empty intervals are left out."""
+    """The ring of the last `capacity` intervals of `bin_s` seconds, with their joules, tokens and power.
+
+    Empty intervals are left out.
+    """
 
     def __init__(self, *, bin_s: float, capacity: int) -> None:
         self.bin_s = bin_s
@@ -104,6 +109,7 @@ class EnergyHistory:
         self._n_power = 0
 
     def request_ended(self, receipt: Receipt, now_unix_s: float) -> None:
+        """Adds a request's joules and tokens to the present interval."""
         current = self._current(now_unix_s)
         current.n_requests += 1
         current.tokens += sum(line.decoded_tokens or 0 for line in receipt.experts)
@@ -115,6 +121,7 @@ class EnergyHistory:
             current.joules[quality] = current.joules.get(quality, 0.0) + joules
 
     def power_sampled(self, power: FleetPower, now_unix_s: float) -> None:
+        """Adds a sample of the fleet's power to the present interval."""
         current = self._current(now_unix_s)
         current.n_hosts_unknown = max(current.n_hosts_unknown, power.n_unknown)
         if power.power_w is None:
@@ -125,10 +132,11 @@ class EnergyHistory:
         current.simulated = current.simulated or power.simulated
 
     def bins(self) -> tuple[EnergyBin, ...]:
-        """Oldest first; the last one is still being filled."""
+        """Returns the intervals, oldest first; the last one is still being filled."""
         return tuple(self._bins)
 
     def latest(self) -> EnergyBin | None:
+        """Returns the newest interval, or None where there is none."""
         return self._bins[-1] if self._bins else None
 
     def _current(self, now_unix_s: float) -> EnergyBin:
@@ -141,19 +149,20 @@ class EnergyHistory:
 
 
 class RecentPast:
-    """Both rings, fed by the daemon."""
+    """The ended requests and the energy history, both fed by the daemon."""
 
     def __init__(self) -> None:
         self.requests = RecentRequests(KEPT_REQUESTS)
         self.energy = EnergyHistory(bin_s=BIN_S, capacity=KEPT_BINS)
 
     def request_ended(self, life: Lifecycle, receipt: Receipt, now_unix_s: float) -> None:
+        """Adds a request that has ended to both rings."""
         self.requests.add(life, receipt, now_unix_s)
         self.energy.request_ended(receipt, now_unix_s)
 
 
 def running(lives: tuple[Lifecycle, ...], now_s: float, *, most: int) -> tuple[RunningRequest, ...]:
-    """The oldest `most` requests in progress."""
+    """Returns the oldest `most` requests in progress."""
     return tuple(
         RunningRequest(
             request_id=life.request.request_id,

@@ -1,7 +1,7 @@
-"""The coordinator's Prometheus metrics about requests, counted as they end, from their receipts.
+"""The coordinator's Prometheus metrics about requests, counted from each receipt when its request ends.
 
-Unknown energy is counted in `moe2_attempts_unmeasured_total`; it never becomes 0 J. Figures that an agent sent have
-been checked (`moe2.coordinator.fleet.checks`): one NaN would spoil a counter for good.
+Unknown energy is counted in `moe2_attempts_unmeasured_total` and never becomes 0 J. Figures that an agent sent have
+been checked before (`moe2.coordinator.fleet.checks`): one NaN would spoil a counter for good.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 
 
 class CoordinatorMetrics:
-    """One registry, counted into by the event loop and read by scrapes on the same loop."""
+    """The registry of all metrics; the event loop counts into it, and scrapes read it on the same loop."""
 
     def __init__(
         self, status: Callable[[], CoordinatorStatus], *, stale_s: float, others: Iterable[Collector] = ()
@@ -119,10 +119,11 @@ class CoordinatorMetrics:
         )
 
     def response_begun(self, route: str, status: int) -> None:
+        """Counts one HTTP response by its route and status."""
         self._responses.labels(route, str(status)).inc()
 
     def request_ended(self, receipt: Receipt, outcome: Outcome | None) -> None:
-        """Count one request, once, when everything it spent is known."""
+        """Counts one request, once, when everything that it spent is known."""
         name, reason = _outcome_labels(outcome)
         self._requests.labels(name, reason).inc()
         for line in receipt.experts:
@@ -169,7 +170,7 @@ class CoordinatorMetrics:
             self._compare(receipt.predicted, receipt)
 
     def _compare(self, predicted: Predicted, receipt: Receipt) -> None:
-        """How good the predictions were that the choice was based on."""
+        """Observes how the predictions that the choice was based on compare with what was measured."""
         for quantity, quantiles, measured in (
             ("ttft_seconds", predicted.ttft_s, receipt.seconds.ttft),
             ("duration_seconds", predicted.total_s, receipt.seconds.total),
@@ -182,7 +183,7 @@ class CoordinatorMetrics:
             _observe(self._calibration, total_s / median.p50)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics in the format that the scraper's Accept header asks for, and its content type."""
+        """Returns all metrics in the format that the scraper's Accept header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -200,6 +201,6 @@ def _outcome_labels(outcome: Outcome | None) -> tuple[str, str]:
 
 
 def _observe(histogram: Histogram, value: float | None) -> None:
-    """Add an observation, if there is one. The gap of a plan that has no bound has no place in a sum."""
+    """Adds an observation if the value is known and finite: the unbounded gap of a plan has no place in a sum."""
     if value is not None and isfinite(value):
         histogram.observe(value)

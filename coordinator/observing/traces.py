@@ -1,7 +1,7 @@
-"""Traces: each request as OpenTelemetry spans, exported over OTLP/HTTP. The only user of opentelemetry.
+"""Traces: each request as OpenTelemetry spans, exported over OTLP/HTTP. Only this module uses opentelemetry.
 
-One span per request, below it one per attempt, below that one per phase that the agent measured. They are made when
-everything is accounted, from the same figures as the receipt, so that an answer never waits for a trace.
+There is one span per request, below it one per attempt, and below that one per phase that the agent measured. They are
+made when everything is accounted for, from the same figures as the receipt, so that no answer waits for a trace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class RequestTraces:
-    """Makes and exports spans. exporter: where they go; the spans of a burst leave together, off the event loop."""
+    """Makes the spans of each request and exports them in batches, off the event loop.
+
+    exporter: where the spans go.
+    """
 
     def __init__(self, exporter: SpanExporter) -> None:
         resource = Resource.create({"service.name": "moe2-coordinator", "service.version": __version__})
@@ -37,7 +40,7 @@ class RequestTraces:
         self._tracer = self._provider.get_tracer("moe2", __version__)
 
     def request_ended(self, life: Lifecycle, receipt: Receipt, *, unix_offset_s: float) -> None:
-        """Record one request. unix_offset_s: what makes wall time of the lifecycle's clock."""
+        """Makes the spans of one request. unix_offset_s: what to add to the lifecycle's clock to get wall time."""
         request = life.request
         ended_s = life.concluded_s if life.concluded_s is not None else request.arrived_s
         span = self._tracer.start_span(
@@ -54,7 +57,7 @@ class RequestTraces:
         span.end(_ns(ended_s + unix_offset_s))
 
     def close(self) -> None:
-        """Export what is left. Blocking, at most about `EXPORT_TIMEOUT_S`."""
+        """Exports what is left. It blocks for at most about `EXPORT_TIMEOUT_S`."""
         self._provider.shutdown()
 
     def _attempt(self, attempt: Attempt, context: Context, unix_offset_s: float) -> None:
@@ -78,12 +81,12 @@ class RequestTraces:
 
 
 def open_traces(endpoint: str) -> RequestTraces:
-    """Traces to an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces."""
+    """Opens traces to an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces."""
     return RequestTraces(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S))
 
 
 def _of_request(life: Lifecycle, receipt: Receipt) -> Attributes:
-    """By OpenTelemetry's conventions for generative AI, and moe2's own."""
+    """Returns a request's attributes, by OpenTelemetry's conventions for generative AI and moe2's own."""
     found: dict[str, str | int | float | bool | None] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": life.request.model,
@@ -120,12 +123,12 @@ def _of_attempt(attempt: Attempt) -> Attributes:
 
 
 def _known(found: Mapping[str, str | int | float | bool | None]) -> Attributes:
-    """Without what nobody knows: a span's attribute cannot be null, and must not be a made-up zero."""
+    """Returns the attributes without unknown ones: an attribute cannot be null, and must not be a made-up zero."""
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _parent(traceparent: str | None) -> Context | None:
-    """The caller's span, from its W3C `traceparent` header; a malformed one is as good as none."""
+    """Returns the caller's span from its W3C `traceparent` header; None where it is missing or malformed."""
     if traceparent is None:
         return None
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent})

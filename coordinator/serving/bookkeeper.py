@@ -16,7 +16,7 @@ from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
-from moe2.coordinator.ledger.daily_limit import Select, _p95, admit, is_limited, tokens_of
+from moe2.coordinator.ledger.daily_limit import Select, is_limited, member_p95_of, select_within_limits, tokens_of
 from moe2.coordinator.ledger.entry import AttemptEntry, AttemptState, RequestEntry, ReservationEntry
 from moe2.coordinator.ledger.store import Ledger, Recorded
 from moe2.coordinator.serving.attempt import Attempt
@@ -87,7 +87,7 @@ class Bookkeeper:
     ) -> Selection | NoExpert:
         now_unix_s = self._clock()
         today = day_of(now_unix_s)
-        return admit(
+        return select_within_limits(
             asked,
             select,
             principal,
@@ -142,7 +142,7 @@ def attempt_j(attempt: Attempt) -> float | None:
         return attempt.usage.energy.joules
     if attempt.usage is None and attempt.state is AttemptState.FAILED:
         return 0.0
-    return _p95(attempt.member)
+    return member_p95_of(attempt.member)
 
 
 def known_j(life: Lifecycle) -> float:

@@ -20,7 +20,7 @@ def load(tmp_path: Path, content: str, **environment: str) -> CoordinatorSetting
 
 
 def test_nothing_must_be_set(tmp_path: Path) -> None:
-    """Both listeners stay on loopback unless told otherwise."""
+    """Without any setting both listeners are on loopback."""
     settings = load(tmp_path, "")
     assert (settings.api.host, settings.agents.host) == ("127.0.0.1", "127.0.0.1")
 
@@ -30,7 +30,7 @@ TLS = '[agents.tls]\ncertificate = "c"\nkey = "k"\n'
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "edge-hub"])
 def test_agents_do_not_come_over_a_network_in_the_clear(tmp_path: Path, host: str) -> None:
-    """With the two ways out of it."""
+    """A public agents' listener without TLS is refused, with the two ways out of it."""
     with pytest.raises(ConfigError, match=r"\[agents\.tls\], or allow_plaintext = true"):
         load(tmp_path, f'[agents]\nhost = "{host}"\n')
     assert load(tmp_path, f'[agents]\nhost = "{host}"\n{TLS}').agents.tls is not None
@@ -39,18 +39,18 @@ def test_agents_do_not_come_over_a_network_in_the_clear(tmp_path: Path, host: st
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback_needs_no_certificate(tmp_path: Path, host: str) -> None:
-    """Nobody else is there."""
+    """An agents' listener on loopback needs no certificate."""
     assert load(tmp_path, f'[agents]\nhost = "{host}"\n').agents.host == host
 
 
 def test_a_certificate_has_its_key(tmp_path: Path) -> None:
-    """One of the two alone is no pair."""
+    """A certificate without its key, or a key without its certificate, is refused."""
     with pytest.raises(ConfigError, match=r"agents\.tls\.key: required"):
         load(tmp_path, '[agents.tls]\ncertificate = "c"\n')
 
 
 def test_the_environment_overrides(tmp_path: Path) -> None:
-    """Numbers too."""
+    """Environment variables override the file, numbers included."""
     assert load(tmp_path, SMALLEST, MOE2_COORDINATOR__API__PORT="9000").api.port == 9000
 
 
@@ -71,7 +71,7 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_names_its_variable(tmp_path: Path, variable: str, value: str) -> None:
-    """One fault, at its place."""
+    """A wrong value in the environment is one fault, which names the variable."""
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, SMALLEST, **{variable: value})
     [fault] = raised.value.faults
@@ -79,7 +79,7 @@ def test_a_wrong_value_names_its_variable(tmp_path: Path, variable: str, value: 
 
 
 def test_all_faults_of_all_sections_are_told_at_once(tmp_path: Path) -> None:
-    """With the file and the key of each."""
+    """All faults of all sections are told at once, each with its file and key."""
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, SMALLEST + '[api]\nport = "x"\n[log]\nlevel = 1\n[typo]\n')
     assert [fault.split(": ")[1] for fault in raised.value.faults] == ["api.port", "log.level", "typo"]
@@ -87,20 +87,20 @@ def test_all_faults_of_all_sections_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_reports_must_come_before_agents_turn_stale(tmp_path: Path) -> None:
-    """Otherwise a healthy idle agent would get no requests half of the time."""
+    """Reports that come later than agents turn stale are refused."""
     with pytest.raises(ConfigError, match=r"stale_s \(5.0\) must be greater than report_s \(5.0\)"):
         load(tmp_path, SMALLEST + "stale_s = 5.0\nreport_s = 5.0\n")
 
 
 def test_what_an_app_may_send_fits_a_frame_to_an_agent(tmp_path: Path) -> None:
-    """A prompt that the API accepts must not break the link that it is sent over."""
+    """The largest body that the API accepts must fit a frame to an agent."""
     with pytest.raises(ConfigError, match="max_frame_bytes"):
         load(tmp_path, SMALLEST + "max_frame_bytes = 65536\n")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "fleet.example", ""])
 def test_no_stranger_gets_in_by_a_slip(tmp_path: Path, host: str) -> None:
-    """A listener that others reach needs keys; the message says both ways out."""
+    """A public API listener without keys is refused, and the message says both ways out."""
     with pytest.raises(ConfigError, match="keys create") as error:
         load(tmp_path, SMALLEST + f'[api]\nhost = "{host}"\n')
     assert "allow_public_without_keys" in str(error.value)
@@ -111,32 +111,32 @@ def test_no_stranger_gets_in_by_a_slip(tmp_path: Path, host: str) -> None:
     [("API", "0.0.0.0", "allow_public_without_keys"), ("AGENTS", "::", "allow_plaintext")],
 )
 def test_the_environment_opens_nothing_by_a_slip_either(tmp_path: Path, section: str, host: str, way_out: str) -> None:
-    """Both listeners."""
+    """A public address that the environment sets is refused in the same way, for both listeners."""
     with pytest.raises(ConfigError, match=way_out):
         load(tmp_path, SMALLEST, **{f"MOE2_COORDINATOR__{section}__HOST": host})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_needs_no_keys(tmp_path: Path, host: str) -> None:
-    """Who can connect from this machine may ask."""
+    """An API listener on loopback needs no keys."""
     assert load(tmp_path, SMALLEST + f'[api]\nhost = "{host}"\n').api.keys == "off"
 
 
 @pytest.mark.parametrize("way", ['keys = "required"', "allow_public_without_keys = true"])
 def test_a_public_listener_is_a_choice(tmp_path: Path, way: str) -> None:
-    """With keys, or by an express word."""
+    """A public API listener is accepted with keys, or with an express setting."""
     assert load(tmp_path, SMALLEST + f'[api]\nhost = "0.0.0.0"\n{way}\n').api.host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("name", ["https://hub.example", "hub.example:8080", "hub.example/", "[::1]:1", "a b", ""])
 def test_a_host_is_a_name_and_nothing_else(tmp_path: Path, name: str) -> None:
-    """Something that could never match would lock everybody out unnoticed."""
+    """A configured host that is not a plain name is refused, as it could never match."""
     with pytest.raises(ConfigError, match="without scheme, port or path"):
         load(tmp_path, SMALLEST + f'[api]\nhosts = ["{name}"]\n')
 
 
 @pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/", "null", "*", "https://*.example"])
 def test_an_origin_is_a_site_and_nothing_else(tmp_path: Path, origin: str) -> None:
-    """Neither everybody nor nobody can be allowed."""
+    """A configured origin that is not one site is refused, wildcards included."""
     with pytest.raises(ConfigError, match="scheme and name without a path"):
         load(tmp_path, SMALLEST + f'[api]\norigins = ["{origin}"]\n')

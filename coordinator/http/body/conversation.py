@@ -1,4 +1,4 @@
-"""The messages of a chat, in moe2's words. PURE."""
+"""The messages of a chat request, converted to moe2's own messages. PURE."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _ROLES: dict[type[Message], str] = {
     AssistantMessage: "assistant",
     ToolMessage: "tool",
 }
-"""What templates know. A developer is the system of older models."""
+"""The roles that chat templates know. "developer" is what older models call "system"."""
 _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 
 def without_empty_fields(messages: Any) -> Any:
-    """A body's messages without the empty fields of one that is sent back as the SDK returned it."""
+    """Returns a body's messages without the empty fields that the SDK adds when an answer is sent back."""
     if not isinstance(messages, list):
         return messages
     kept = ("role", "content", "name")
@@ -42,7 +42,7 @@ def without_empty_fields(messages: Any) -> Any:
 
 
 def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
-    """Raises `ApiError` (400) naming the message that says nothing."""
+    """Converts the messages of a body. Raises `ApiError` (400), which names a message that says nothing."""
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 

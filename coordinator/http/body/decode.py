@@ -1,6 +1,6 @@
-"""A body's JSON to its struct, or the error that names the parameter and says what is accepted. PURE.
+"""The conversion of a JSON body to its struct, with errors that name the parameter and what is accepted. PURE.
 
-What is accepted is read from the struct's own types (`body`), so that no bound is written down a second time.
+What is accepted is read from the struct's own types (`body.requests`), so that no bound is written down a second time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from moe2.coordinator.http.errors import ApiError, invalid, refused, unsupported
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_LISTED = 8
-"""An error lists the fields of an object that has no more than these."""
+"""The largest number of fields of an object that an error lists."""
 
 _NUL = re.compile(rb"\\u0000")
-"""The only way in which JSON can write NUL. Of a long body, `re` finds it in half the time that `in` takes."""
+"""The only way in which JSON can write NUL. In a long body `re` finds it in half the time that `in` takes."""
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
 _FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The body's fields, without those that are null: OpenAI's clients and servers read that as "not set"."""
+    """Returns the body's fields without those that are null, which OpenAI's clients and servers read as "not set".
+
+    Raises `ApiError` (400) for a body that is no JSON object.
+    """
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -42,7 +45,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_nul(value: Any, param: str) -> None:
-    """Raises for the first text that contains NUL, which ends a C string: no tokenizer can take it."""
+    """Raises `ApiError` for the first text that contains NUL: it ends a C string, so that no tokenizer can take it."""
     if isinstance(value, str) and "\0" in value:
         raise invalid(f"'{param}' contains a NUL character.", param=param)
     if isinstance(value, dict):
@@ -54,7 +57,7 @@ def _refuse_nul(value: Any, param: str) -> None:
 
 
 def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
-    """The fields as a struct. Raises `ApiError` (400) naming the parameter that does not fit."""
+    """Converts fields to a struct. Raises `ApiError` (400), which names the parameter that does not fit."""
     for name in fields:
         if name not in kind.__struct_fields__:
             raise unsupported(name, hint=_known(kind.__struct_fields__))
@@ -72,13 +75,13 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
 
 @functools.cache
 def _neutral(kind: type[msgspec.Struct]) -> dict[str, tuple[Any, ...]]:
-    """Parameters that are accepted only with values that change nothing, and those."""
+    """Returns the parameters that are accepted only with values that change nothing, and these values."""
     (info,) = _structs(types.type_info(kind))
     return {field.name: values for field in info.fields if (values := _extra(field.type).get("only"))}
 
 
 def _refusal(text: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> ApiError:
-    """The error for what msgspec says of these fields: "PROBLEM - at `$.PATH`"."""
+    """Returns the error for what msgspec says of these fields: "PROBLEM - at `$.PATH`"."""
     before, at, path = text.rpartition(" - at ")
     problem = before if at else text
     param, info, value = "", types.type_info(kind), fields
@@ -99,7 +102,7 @@ def _refusal(text: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -
 
 
 def _step(param: str, info: types.Type, value: Any, step: re.Match[str]) -> tuple[str, types.Type, Any]:
-    """One step down a path: (the parameter's name, its type, its value)."""
+    """Takes one step down a path; returns the parameter's name, its type and its value."""
     if (name := step["name"]) is not None:
         inner = value.get(name) if isinstance(value, Mapping) else None
         return _joined(param, name), _field(info, value, name), inner
@@ -110,7 +113,7 @@ def _step(param: str, info: types.Type, value: Any, step: re.Match[str]) -> tupl
 
 
 def _field(info: types.Type, value: Any, name: str) -> types.Type:
-    """The type of a field. Where an object has several forms, its value tells which one it is."""
+    """Returns the type of a field. Where an object has several forms, its value tells which one it is."""
     structs = _structs(info)
     tags = {struct.tag: struct for struct in structs if struct.tag_field == name}
     if tags:
@@ -124,7 +127,7 @@ def _field(info: types.Type, value: Any, name: str) -> types.Type:
 
 
 def _where_known(info: types.Type, name: str) -> str:
-    """A remedy for an unknown field: another form of the same object that has it, or the fields that there are."""
+    """Returns a remedy for an unknown field: the other form of the object that has it, or the known fields."""
     structs = _structs(info)
     if len(structs) == 1:
         return _known([field.name for field in structs[0].fields])
@@ -133,7 +136,7 @@ def _where_known(info: types.Type, name: str) -> str:
 
 
 def _known(names: Sequence[str]) -> str:
-    """The fields of an object, where they are few enough to read."""
+    """Returns the fields of an object as text, where they are few enough to read."""
     return f"Known: {', '.join(names)}." if len(names) <= MAX_LISTED else ""
 
 
@@ -154,7 +157,7 @@ def _absent(param: str, info: types.Type) -> ApiError:
 
 
 def _noun(info: types.Type) -> str:
-    """What a type accepts, in words."""
+    """Describes in words what a type accepts."""
     if noun := _extra(info).get("noun"):
         return str(noun)
     if values := _values(info):
@@ -180,14 +183,14 @@ def _plain_noun(info: types.Type) -> str:
 
 
 def _values(info: types.Type) -> tuple[Any, ...]:
-    """The values of a type that is nothing but an enumeration."""
+    """Returns the values of a type that is nothing but an enumeration."""
     kinds = [each for each in _alternatives(info) if not isinstance(each, types.NoneType)]
     literals = [each for each in kinds if isinstance(each, types.LiteralType)]
     return literals[0].values if len(literals) == len(kinds) == 1 else ()
 
 
 def _alternatives(info: types.Type) -> list[types.Type]:
-    """The types of which a value has one."""
+    """Returns the types of which a value has one."""
     if isinstance(info, types.Metadata):
         return _alternatives(info.type)
     if isinstance(info, types.UnionType):
@@ -200,7 +203,7 @@ def _structs(info: types.Type) -> list[types.StructType]:
 
 
 def _extra(info: types.Type) -> dict[str, Any]:
-    """What is said of a type beside its bounds; of "X or null" what is said of X."""
+    """Returns the `Meta.extra` of a type; of "X or null" that of X."""
     if isinstance(info, types.Metadata):
         return {**_extra(info.type), **(info.extra or {})}
     if isinstance(info, types.UnionType):
@@ -214,9 +217,9 @@ def _joined(param: str, name: str) -> str:
 
 
 def whole_number(text: str, least: int, most: int) -> int | None:
-    """The whole number that a query parameter says, in ASCII digits; None if it says none, or one out of bounds.
+    """Parses a query parameter of ASCII digits; None if it is no number, or one out of bounds.
 
-    Never more digits are converted than `most` has: Python refuses to convert thousands of them.
+    At most as many digits are converted as `most` has, since Python refuses to convert thousands of them.
     """
     if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
         return None

@@ -1,4 +1,4 @@
-"""The parameters that say how experts work together: `moe2.mode`, `moe2.choices`. PURE.
+"""The parameters that say how experts work together: `moe2.mode` and `moe2.choices`. PURE.
 
 A mode that cannot honour one of the request's parameters is refused with the parameter's name, never served halfway.
 """
@@ -19,14 +19,14 @@ from moe2.coordinator.serving.modes.token_mixture import MIXED_SAMPLING
 MAX_CHOICES = 64
 MAX_CHOICE_BYTES = 4096
 _WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "stop")
-"""What a vote has no use for: the most likely choice is the answer, and nothing is written."""
+"""Parameters that have no meaning in a vote: the most likely choice is the answer, and nothing is written."""
 _UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
-"""What the coordinator's own draw of a mixture's tokens does not know."""
+"""Parameters that the coordinator's own sampling of a mixture's tokens does not support."""
 UNTOUCHED = Sampling()
 
 
 def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
-    """(the choices that the answer is one of, the form that an answer written by one expert must have)."""
+    """Returns the choices that the answer is one of, and the form of an answer that one expert writes."""
     normalised = bool(wish.length_normalised)
     if wish.choices is not None:
         if structure is not FREE:
@@ -50,7 +50,7 @@ def modes_of(
     structured_by: str | None,
     has_tools: bool,
 ) -> frozenset[Mode]:
-    """The modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
+    """Returns the modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
 
     fields: the body's own, which tell what was set. structured_by: the parameter that asked for the answer's form.
     """
@@ -68,7 +68,7 @@ def modes_of(
 
 
 def _against_vote(fields: Mapping[str, Any], ballot: Ballot | None, logprobs: int | None) -> str | None:
-    """The parameter that a vote cannot honour."""
+    """Returns the parameter that a vote cannot honour; None if there is none."""
     if ballot is None:
         return "moe2.choices"
     if logprobs is not None:
@@ -77,8 +77,10 @@ def _against_vote(fields: Mapping[str, Any], ballot: Ballot | None, logprobs: in
 
 
 def _against_mix(sampling: Sampling) -> str | None:
-    """The parameter that mixing cannot honour: members send only the tokens that they find likely themselves, and
-    would have to follow a grammar in step."""
+    """Returns the parameter that mixing cannot honour; None if there is none.
+
+    Members send only the tokens that they find likely themselves, and would have to follow a grammar in step.
+    """
     if any(bias > 0 for bias in sampling.logit_bias.values()):
         return "logit_bias"
     return next((name for name in _UNMIXED if getattr(sampling, name) != getattr(UNTOUCHED, name)), None)
@@ -95,12 +97,12 @@ def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _grammar(choices: tuple[str, ...]) -> str:
-    """GBNF of one of the choices; its string literals escape as JSON's do, where it matters."""
+    """Returns a GBNF grammar of the choices; its string literals escape as JSON's do, where it matters."""
     return "root ::= " + " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
 
 
 def _enumerated(schema: str) -> tuple[str, ...] | None:
-    """The JSON texts that a schema allows, where it is an enum, or an object whose one field is one; else None."""
+    """Returns the JSON texts that a schema allows, if it is an enum or an object whose one field is one; else None."""
     rules = msgspec.json.decode(schema)
     values = _enum(rules)
     key = None
@@ -117,7 +119,7 @@ def _enumerated(schema: str) -> tuple[str, ...] | None:
 
 
 def _enum(rules: Mapping[str, Any]) -> list[Any] | None:
-    """The values of a schema that says nothing but an enum."""
+    """Returns the values of a schema that says nothing but an enum; None for any other."""
     if not set(rules) <= {"enum", "type", "title", "description"} or not isinstance(rules.get("enum"), list):
         return None
     values: list[Any] = rules["enum"]
@@ -125,5 +127,5 @@ def _enum(rules: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _json(value: Any) -> str:
-    """As models write it: a space after each colon."""
+    """Encodes a value as models write JSON, with a space after each colon."""
     return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()

@@ -1,4 +1,4 @@
-"""Request bodies to moe2's words. PURE. Every parameter is honoured or refused with its name, none is dropped."""
+"""The parser of request bodies: every parameter is honoured, or refused by its name. PURE."""
 
 from __future__ import annotations
 
@@ -21,43 +21,46 @@ from moe2.coordinator.http.errors import invalid, quoted, unsupported
 
 NO_HEADERS: Mapping[str, str] = {}
 COMPLETION_TOKENS = 16
-"""OpenAI's documented default of its older route."""
+"""The default of `max_tokens` on OpenAI's older route, as documented."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A parsed request. structured_by: the parameter that asked for the answer's form. modes: those that can serve it.
-    ballot: the choices that its answer is one of.
-    """
+    """A parsed request of either route."""
 
     model: str
     prompt: ChatPrompt | TextPrompt
     generation: Generation
     structured_by: str | None
+    """The parameter that asked for the answer's form; None where the form is free."""
     stream: bool
     include_usage: bool
     user: str | None
     wish: Wish
     modes: frozenset[Mode]
+    """The modes that can serve the request."""
     ballot: Ballot | None
+    """The choices that the answer is one of; None where it is not."""
 
     @property
     def is_chat(self) -> bool:
+        """True for a chat completion, False for a text completion."""
         return isinstance(self.prompt, ChatPrompt)
 
     @property
     def with_logprobs(self) -> bool:
+        """Whether log-probabilities were asked for."""
         return self.generation.logprobs is not None
 
     @property
     def tool_names(self) -> frozenset[str]:
-        """Tools that the answer may call."""
+        """The tools that the answer may call."""
         return (
             frozenset(tool.name for tool in self.prompt.tools) if isinstance(self.prompt, ChatPrompt) else frozenset()
         )
 
     def prompt_texts(self) -> list[str]:
-        """Everything that becomes tokens of the prompt; the last message comes last."""
+        """Returns everything that becomes tokens of the prompt; the last message comes last."""
         if isinstance(self.prompt, TextPrompt):
             return [self.prompt.text]
         tools = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
@@ -66,7 +69,7 @@ class Call:
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
-    """`POST /v1/chat/completions`. Raises `ApiError` (400) naming the parameter."""
+    """Parses the body of `POST /v1/chat/completions`. Raises `ApiError` (400), which names the parameter."""
     fields = json_object(body)
     fields["messages"] = without_empty_fields(fields.get("messages", []))
     chat = convert(fields, ChatRequest)
@@ -90,7 +93,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
 
 
 def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
-    """`POST /v1/completions`. Raises `ApiError` (400) naming the parameter."""
+    """Parses the body of `POST /v1/completions`. Raises `ApiError` (400), which names the parameter."""
     fields = json_object(body)
     text = convert(fields, TextRequest)
     return _call(
@@ -114,7 +117,7 @@ def _call(
     fields: Mapping[str, Any],
     headers: Mapping[str, str],
 ) -> Call:
-    """fields: the body's own, which tell what was set."""
+    """Builds the parsed request. fields: the body's own, which tell what was set."""
     wish = _wish(body.moe2 or {}, headers)
     has_tools = isinstance(prompt, ChatPrompt) and bool(prompt.tools)
     if has_tools and wish.choices is not None:
@@ -142,7 +145,7 @@ def _call(
 
 
 def _sampling(body: Sampling) -> Sampling:
-    """The part of a body that says how tokens are drawn."""
+    """Returns the part of a body that says how tokens are drawn."""
     sampling = Sampling(**{name: getattr(body, name) for name in Sampling.__struct_fields__})
     if sampling.seed is None:
         return sampling
@@ -159,7 +162,7 @@ def _include_usage(body: CommonRequest) -> bool:
 
 
 def _wish(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
-    """Budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
+    """Returns the budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
     wish = {
         name: headers[header]
         for name in Wish.model_fields

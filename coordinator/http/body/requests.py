@@ -1,9 +1,9 @@
-"""What the bodies of requests may contain: types, bounds, remedies. PURE.
+"""The structs of request bodies: types, bounds and remedies of every parameter. PURE.
 
 The parser, the errors that it answers with and the OpenAPI document all come from these structs (`decode`, `openapi`).
-`Meta.extra` says what types cannot: "noun" is a better name of what is accepted, "must" the wording for a parameter
-that is blamed as a whole, whatever is wrong inside of it, "refusal" the same for one that is not supported, "hint" a
-remedy that is added, "only" the values that change nothing.
+`Meta.extra` says what types cannot: "noun" is a better name of what is accepted; "must" is the wording for a parameter
+that is blamed as a whole, whatever is wrong inside of it; "refusal" is the wording for a parameter that is not
+supported; "hint" is a remedy that is added; "only" lists the values that change nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ STRUCTURE_SCHEMA = {"description": f"A JSON schema of at most {MAX_STRUCTURE_BYT
 
 
 def only(*values: Any) -> Meta:
-    """A parameter that is accepted with these values alone: they change nothing. SDKs send some of them explicitly."""
+    """Declares a parameter that is accepted only with these values, which change nothing.
+
+    SDKs send some of them explicitly.
+    """
     return Meta(extra={"only": values}, extra_json_schema={"enum": [*values, None]})
 
 
@@ -55,7 +58,7 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a content. What clients put beside the text, such as hints for a cache, changes nothing."""
+    """A part of a message's content. Fields beside the text, such as hints for a cache, change nothing."""
 
     type: Literal["text"]
     text: Text
@@ -68,12 +71,14 @@ Content: TypeAlias = Annotated[
 
 
 class CalledFunction(Closed, frozen=True, kw_only=True):
+    """The function that a tool call names, with its arguments as JSON text."""
+
     name: FullText
     arguments: FullText = "{}"
 
 
 class CalledTool(Closed, frozen=True, kw_only=True):
-    """A call in an assistant's message, as the SDK returned it: with its `index`."""
+    """A tool call in an assistant's message, as the SDK returned it, with its `index`."""
 
     id: FullText
     function: CalledFunction
@@ -82,7 +87,7 @@ class CalledTool(Closed, frozen=True, kw_only=True):
 
 
 class Spoken(Closed, frozen=True, kw_only=True, tag_field="role"):
-    """What all messages have but an assistant's."""
+    """The fields that all messages except an assistant's have."""
 
     content: Content
     name: Text | None = None
@@ -93,11 +98,11 @@ class SystemMessage(Spoken, frozen=True, kw_only=True, tag="system"):
 
 
 class DeveloperMessage(Spoken, frozen=True, kw_only=True, tag="developer"):
-    """A newer name of the system's message."""
+    """The instructions that a conversation begins with, by their newer name."""
 
 
 class UserMessage(Spoken, frozen=True, kw_only=True, tag="user"):
-    """What a person says."""
+    """A message from a person."""
 
 
 class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
@@ -109,7 +114,7 @@ class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag=
 
 
 class ToolMessage(Spoken, frozen=True, kw_only=True, tag="tool"):
-    """What a called tool has returned. tool_call_id: the call that it answers."""
+    """The result of a tool call. tool_call_id: the call that it answers."""
 
     tool_call_id: FullText
 
@@ -120,6 +125,8 @@ Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantM
 
 
 class OfferedFunction(Closed, frozen=True, kw_only=True):
+    """A function that the model may call."""
+
     name: Name
     description: Text | None = None
     parameters: JsonSchema | None = None
@@ -127,15 +134,21 @@ class OfferedFunction(Closed, frozen=True, kw_only=True):
 
 
 class OfferedTool(Closed, frozen=True, kw_only=True):
+    """A tool that the model may call."""
+
     type: Function
     function: OfferedFunction
 
 
 class ChosenFunction(Closed, frozen=True, kw_only=True):
+    """The name of the function that the model must call."""
+
     name: str
 
 
 class ChosenTool(Closed, frozen=True, kw_only=True):
+    """The tool that the model must call."""
+
     type: Function
     function: ChosenFunction
 
@@ -147,15 +160,15 @@ ToolChoice: TypeAlias = Annotated[
 
 
 class TextFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """No form."""
+    """A response format that leaves the answer's form free."""
 
 
 class JsonObjectFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="json_object"):
-    """Any JSON object."""
+    """A response format that makes the answer a JSON object."""
 
 
 class NamedSchema(Closed, frozen=True, kw_only=True):
-    """With or without `strict` the answer follows the schema: a grammar knows no "perhaps"."""
+    """A JSON schema with its name. The answer follows it with or without `strict`."""
 
     name: str | None = None
     description: str | None = None
@@ -164,10 +177,14 @@ class NamedSchema(Closed, frozen=True, kw_only=True):
 
 
 class JsonSchemaFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="json_schema"):
+    """A response format that makes the answer follow a JSON schema."""
+
     json_schema: NamedSchema
 
 
 class StreamOptions(Closed, frozen=True, kw_only=True):
+    """Options of a streamed answer."""
+
     include_usage: bool | None = None
 
 
@@ -175,7 +192,7 @@ class StreamOptions(Closed, frozen=True, kw_only=True):
 
 
 class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parameters of both of OpenAI's routes: those of `Sampling`, and these."""
+    """The parameters that both of OpenAI's routes have, including those of `Sampling`."""
 
     model: Annotated[
         str,

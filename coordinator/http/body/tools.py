@@ -1,6 +1,6 @@
-"""The parameters that offer tools or bind an answer's form: `tools`, `tool_choice`, `response_format`, `grammar`. PURE.
+"""The parameters for tools and for the answer's form: `tools`, `tool_choice`, `response_format`, `grammar`. PURE.
 
-What only the expert's own parser can tell (is the schema usable, is the grammar valid) is left to it.
+Only the expert's own parser can tell whether a schema is usable or a grammar valid; it is left to it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ FREE_FORM = Generation()
 
 @dataclass(frozen=True)
 class Structure:
-    """The form that an answer must have. param: the request's parameter that asked for it; None where it is free."""
+    """The form that an answer must have."""
 
     param: str | None = None
+    """The request's parameter that asked for the form; None where it is free."""
     form: Generation = FREE_FORM
 
 
@@ -40,7 +41,7 @@ FREE = Structure()
 
 
 def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
-    """(the tools that the model is to see, the form that its answer must have)."""
+    """Returns the tools that the model is to see, and the form that its answer must have."""
     tools = _tools(body.tools or ())
     forced = _forced(body.tool_choice, tuple(tool.name for tool in tools))
     form = structure_of(body)
@@ -57,7 +58,7 @@ def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
 
 
 def structure_of(body: CommonRequest) -> Structure:
-    """What `response_format` and `grammar` ask for."""
+    """Returns the form that `response_format` or `grammar` asks for."""
     schema = _response_schema(body.response_format)
     if body.grammar is None:
         if body.grammar_syntax is not None:
@@ -85,7 +86,7 @@ def _tools(offered: Sequence[OfferedTool]) -> tuple[Tool, ...]:
 
 
 def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The tools of which one must be called; empty where the model is free to; None where there is nothing to call."""
+    """Returns the tools of which one must be called: none where the model is free, None where it has no tools."""
     if choice is None or choice == "auto":
         return () if names else None
     if choice == "none":
@@ -101,7 +102,7 @@ def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[st
 
 
 def _refuse_promises(body: ChatRequest) -> None:
-    """Where the model is free to call or not, nothing makes it keep to a schema or to one call."""
+    """Refuses `strict` and single calls where the model is free to call, as nothing makes it keep to them."""
     hint = "It needs 'tool_choice': \"required\" or a function."
     if body.parallel_tool_calls is False:
         raise unsupported("parallel_tool_calls", hint=hint)
@@ -111,7 +112,7 @@ def _refuse_promises(body: ChatRequest) -> None:
 
 
 def _response_schema(chosen: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> str | None:
-    """The JSON schema that `response_format` asks for, None for text."""
+    """Returns the JSON schema that `response_format` asks for; None for text."""
     match chosen:
         case None | TextFormat():
             return None
@@ -122,7 +123,7 @@ def _response_schema(chosen: TextFormat | JsonObjectFormat | JsonSchemaFormat | 
 
 
 def _schema(schema: Mapping[str, Any] | None, where: str) -> str:
-    """A JSON schema as JSON text; no schema allows any object."""
+    """Returns a JSON schema as JSON text; no schema allows any object."""
     try:
         content = msgspec.json.encode(schema or {})
     except (RecursionError, msgspec.MsgspecError) as error:

@@ -1,4 +1,4 @@
-"""`moe2-coordinator status --calibration`, drawn and plain."""
+"""The command `moe2-coordinator status --calibration`, drawn and plain."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def drawn(report: CalibrationReport, *, width: int = 140) -> str:
 
 
 def test_every_quantity_has_a_row() -> None:
-    """Requests, error, both coverages and the error as planned."""
+    """Each quantity's row has its requests, its error, both coverages and the error as planned."""
     text = drawn(served(1.1, 1.1, 2.2, 2.2))
     assert "whole answer 4 25.0 % 50.0 % 50.0 % 25.0 %" in text
     assert "name of agent-1 whole answer" in text
 
 
 def test_unmeasured_joules_are_no_figures() -> None:
-    """The word stands where the error would, and how many there were."""
+    """Where joules were not measured, "unmeasured" and the number of requests stand in the place of the error."""
     text = drawn(served(1.1, energy=Energy(reason="no power sensor")))
     assert "joules 0 unmeasured – – – 1 unmeasured" in text
 
 
 def test_simulated_joules_say_so() -> None:
-    """Drawn and plain."""
+    """Simulated joules are marked as such, drawn and plain."""
     report = served(1.1, energy=Energy(joules=22.0, quality=Quality.SIMULATED))
     assert "joules (simulated)" in drawn(report)
     assert "quality=simulated" in next(line for line in accuracy.lines(report, 0.0) if "energy_j" in line)
 
 
 def test_several_experts_have_a_sum() -> None:
-    """One expert needs none."""
+    """Several experts are summed up in rows of their own; a single one is not."""
     window = CalibrationWindow()
     assert "all first token" not in drawn(served(1.1))
     for life in ("agent-1", "agent-2"):
@@ -49,7 +49,7 @@ def test_several_experts_have_a_sum() -> None:
 
 
 def test_plain_lines_have_every_figure() -> None:
-    """One line for each expert and quantity, then for all."""
+    """The plain form has one line for each expert and quantity, then those of all experts."""
     lines = accuracy.lines(served(1.1, 2.2), 0.0)
     assert [line.split()[1] for line in lines] == ["expert=agent-1/m"] * 3 + ["expert=all"] * 3
     total = next(line for line in lines if "quantity=total_s" in line)
@@ -58,7 +58,7 @@ def test_plain_lines_have_every_figure() -> None:
 
 
 def test_nothing_answered_yet_is_a_sentence() -> None:
-    """No table of dashes."""
+    """Before the first answer a sentence is shown and no table of dashes."""
     assert drawn(CalibrationWindow().report()) == "No request has been answered yet."
 
 

@@ -1,4 +1,4 @@
-"""`moe2-coordinator agents`: from the command line to the file."""
+"""The command `moe2-coordinator agents`, from its arguments to the register's file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shell:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
     def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
-        """What the command says: its output and its errors."""
+        """Runs a command and returns what it prints: its output and its errors."""
         argv = ["moe2-coordinator", "agents", *words, "--config", str(self._config)]
         self._monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as ended:
@@ -44,7 +44,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_a_token_is_shown_once_and_kept_as_a_hash(shell: Shell) -> None:
-    """It alone goes to standard output, so that a file can take it."""
+    """A new token alone goes to standard output, and only its hash is kept."""
     out, err = shell("enrol-token", "create", "t", "--expires", "24h", "--uses", "2")
     secret = out.strip()
     [token] = shell.file.current().tokens
@@ -55,7 +55,7 @@ def test_a_token_is_shown_once_and_kept_as_a_hash(shell: Shell) -> None:
 
 
 def test_the_list_of_tokens_tells_their_state_and_no_secret(shell: Shell) -> None:
-    """Drawn and as JSON."""
+    """The list of tokens shows their state and no secret, drawn and as JSON."""
     secret = shell("enrol-token", "create", "good")[0].strip()
     shell("enrol-token", "create", "bad")
     shell("enrol-token", "revoke", "bad")
@@ -67,7 +67,7 @@ def test_the_list_of_tokens_tells_their_state_and_no_secret(shell: Shell) -> Non
 
 
 def test_agents_are_listed_with_the_token_that_enrolled_them(shell: Shell) -> None:
-    """Drawn and as JSON."""
+    """Agents are listed with the token that enrolled them, drawn and as JSON."""
     shell.enrol("agent-1", "one\x1b[31m", shell("enrol-token", "create", "t")[0].strip())
     drawn = shell("list")[0]
     assert "agent-1" in drawn
@@ -77,7 +77,7 @@ def test_agents_are_listed_with_the_token_that_enrolled_them(shell: Shell) -> No
 
 
 def test_revoking_an_agent_points_at_a_token_that_is_still_good(shell: Shell) -> None:
-    """Otherwise its host could come back as another one."""
+    """Whoever revokes an agent is told of a token that its host could enrol with again."""
     shell.enrol("agent-1", "one", shell("enrol-token", "create", "t")[0].strip())
     assert "enrol-token revoke t" in shell("revoke", "one")[0]
     assert shell.file.current().agents[0].revoked_unix_s is not None
@@ -88,13 +88,13 @@ def test_revoking_an_agent_points_at_a_token_that_is_still_good(shell: Shell) ->
 
 
 def test_empty_lists_say_so(shell: Shell) -> None:
-    """In words."""
+    """An empty list is a sentence."""
     assert "There are no enrolment tokens" in shell("enrol-token", "list")[0]
     assert "No agent is enrolled" in shell("list")[0]
 
 
 def test_an_unknown_agent_is_an_error(shell: Shell) -> None:
-    """Exit status 1, and what to do."""
+    """An unknown agent ends the command with status 1 and a remedy."""
     assert "agents list" in shell("revoke", "nobody", code=1)[1]
 
 
@@ -103,6 +103,6 @@ def test_an_unknown_agent_is_an_error(shell: Shell) -> None:
     [("a b",), ("",), ("t", "--expires", "24"), ("t", "--expires", "0h"), ("t", "--uses", "0"), ("t", "--uses", "-1")],
 )
 def test_wrong_words_are_wrong_usage(shell: Shell, words: tuple[str, ...]) -> None:
-    """Nothing is made."""
+    """Wrong arguments make no token."""
     shell("enrol-token", "create", *words, code=2)
     assert shell.file.current().tokens == ()

@@ -1,4 +1,4 @@
-"""`moe2-coordinator keys`."""
+"""The command `moe2-coordinator keys`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def keys(config: Path, *words: str) -> int:
-    """Run `moe2-coordinator keys WORDS`."""
+    """Runs `moe2-coordinator keys WORDS` and returns its exit code."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     arguments = parser.parse_args([*words, "--config", str(config)])
@@ -45,7 +45,7 @@ def only(tmp_path: Path) -> KeyRecord:
 
 
 def test_the_key_is_written_to_stdout_alone(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that a script can take, and that the coordinator accepts; what a person reads is on stderr."""
+    """Standard output has nothing but the key, in one line, and the coordinator accepts it."""
     assert keys(config, "create", "app") == 0
     said = capsys.readouterr()
     key, rest = said.out.split("\n", 1)
@@ -56,7 +56,7 @@ def test_the_key_is_written_to_stdout_alone(tmp_path: Path, config: Path, capsys
 
 
 def test_every_option_is_kept(tmp_path: Path, config: Path) -> None:
-    """Scopes, expiry, rate, daily limits, budgets."""
+    """Scopes, expiry, rate, daily limits and budgets of a new key are kept."""
     words = (
         "--scope infer --scope observe --expires 30d --rpm 60 --energy-per-day 5e4 --tokens-per-day 1000000 "
         "--energy-budget 40 --latency-budget 10 --ttft-budget 2 --tpot-budget 0.5 --quantile p50 --max-experts 3"
@@ -82,13 +82,13 @@ def test_every_option_is_kept(tmp_path: Path, config: Path) -> None:
 
 
 def test_a_key_may_only_infer_unless_told(tmp_path: Path, config: Path) -> None:
-    """The least that an app needs."""
+    """Without options a key may only infer, which is the least that an app needs."""
     keys(config, "create", "app")
     assert only(tmp_path).scopes == (Scope.INFER,)
 
 
 def test_json_has_the_key_and_its_record(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For scripts that want more than the key."""
+    """With --json the output has the key and its record."""
     keys(config, "create", "app", "--json")
     document = json.loads(capsys.readouterr().out)
     assert document["key"].startswith(f"moe2_{document['id']}_")
@@ -107,7 +107,7 @@ def test_json_has_the_key_and_its_record(config: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_an_absurd_option_makes_no_key(tmp_path: Path, config: Path, options: tuple[str, ...], says: str) -> None:
-    """And is named."""
+    """An absurd option is named, and no key is made."""
     with pytest.raises(Moe2Error, match=says):
         keys(config, "create", "app", *options)
     assert not KeyFile(tmp_path).path.exists()
@@ -115,14 +115,14 @@ def test_an_absurd_option_makes_no_key(tmp_path: Path, config: Path, options: tu
 
 @pytest.mark.parametrize("span", ["", "30", "0d", "-1d", "1.5h", "3y", "1000000d"])
 def test_nonsense_is_no_span_of_time(config: Path, span: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message shows how to write one."""
+    """A span of time that makes no sense is refused with an example of how to write one."""
     with pytest.raises(SystemExit):
         keys(config, "create", "app", f"--expires={span}")
     assert "write 90m, 12h, 30d or 8w" in capsys.readouterr().err
 
 
 def test_a_name_is_taken_as_long_as_its_key_is_active(tmp_path: Path, config: Path) -> None:
-    """A revoked key's name can be used again."""
+    """An active key's name cannot be used twice; a revoked key's name can."""
     keys(config, "create", "app")
     record = only(tmp_path)
     with pytest.raises(Moe2Error, match=record.id):
@@ -132,7 +132,7 @@ def test_a_name_is_taken_as_long_as_its_key_is_active(tmp_path: Path, config: Pa
 
 
 def test_a_revoked_key_stays_in_the_list(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who looks later sees when it ended; to revoke it again changes nothing."""
+    """A revoked key stays in the list with the moment of its end, which a second revocation does not change."""
     keys(config, "create", "app")
     key, record = capsys.readouterr().out.strip(), only(tmp_path)
     keys(config, "revoke", record.id)
@@ -146,7 +146,7 @@ def test_a_revoked_key_stays_in_the_list(tmp_path: Path, config: Path, capsys: p
 
 
 def test_a_whole_key_pasted_for_its_id_is_not_repeated(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is on stderr may end in a log."""
+    """A whole key that was pasted for its id is not repeated on standard error, which may end in a log."""
     keys(config, "create", "app")
     key = capsys.readouterr().out.strip()
     with pytest.raises(Moe2Error, match="keys list") as error:
@@ -155,7 +155,7 @@ def test_a_whole_key_pasted_for_its_id_is_not_repeated(config: Path, capsys: pyt
 
 
 def test_neither_secret_nor_digest_is_listed(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Drawn, plain or as JSON."""
+    """The list shows neither secrets nor digests, drawn, plain or as JSON."""
     keys(config, "create", "app")
     secret = capsys.readouterr().out.strip().split("_", 2)[2]
     record = only(tmp_path)
@@ -170,7 +170,7 @@ def test_neither_secret_nor_digest_is_listed(tmp_path: Path, config: Path, capsy
 
 
 def test_keys_without_effect_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the coordinator does not ask for keys."""
+    """Where the coordinator asks for no keys, the command says that a new one has no effect."""
     path = tmp_path / "coordinator.toml"
     path.write_text(f'[coordinator]\nstate_dir = "{tmp_path}"\n[agents]\ntoken_file = "token"\n')
     keys(path, "create", "app")
@@ -178,7 +178,7 @@ def test_keys_without_effect_say_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_bad_configuration_makes_no_key(tmp_path: Path) -> None:
-    """Where the keys belong is not guessed."""
+    """With a configuration that cannot be read no key is made, as its place would be a guess."""
     path = tmp_path / "coordinator.toml"
     path.write_text("[agents]\nport = 'x'\n")
     with pytest.raises(ConfigError, match=r"agents\.port"):
@@ -187,7 +187,7 @@ def test_a_bad_configuration_makes_no_key(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_makes_belongs_to_the_daemons_user(tmp_path: Path, config: Path) -> None:
-    """`sudo moe2-coordinator keys create` must not lock the daemon out."""
+    """A key that root makes belongs to the daemon's user, so that `sudo` does not lock the daemon out."""
     os.chown(tmp_path, 12_345, 54_321)
     keys(config, "create", "app")
     for name in ("keys.json", ".keys.json.lock"):
@@ -205,12 +205,12 @@ def drawn(*records: KeyRecord, now_unix_s: float = NOW_UNIX_S) -> str:
 
 
 def test_no_keys_yet_says_how_to_make_one() -> None:
-    """An empty table would help nobody."""
+    """Without keys the list says how to make one."""
     assert "moe2-coordinator keys create NAME" in drawn()
 
 
 def test_the_table_shows_state_scopes_and_limits() -> None:
-    """What is not limited says so."""
+    """The table shows state, scopes and limits, and says where there is no limit."""
     limited, _ = made(
         1, expires_at_unix_s=NOW_UNIX_S + 7200, requests_per_minute=60, budgets=Budgets(energy_budget_j=2.5)
     )
@@ -222,6 +222,6 @@ def test_the_table_shows_state_scopes_and_limits() -> None:
 
 
 def test_a_name_cannot_drive_the_terminal() -> None:
-    """Somebody may have edited the file."""
+    """Control characters in a name do not reach the terminal, as somebody may have edited the file."""
     record, _ = made()
     assert "a\ufffd[2Jb" in drawn(record.model_copy(update={"name": "a\x1b[2Jb"}))

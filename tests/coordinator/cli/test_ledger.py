@@ -1,4 +1,4 @@
-"""`moe2-coordinator ledger`: what it prints and exports."""
+"""The command `moe2-coordinator ledger`: its output and its exports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOON_S = 1_795_521_600.0  # 2026-11-24T12:00:00Z
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """Two keys: one measured request with a failed attempt, one that nobody measured, a day later."""
+    """A ledger with two keys: a measured request with a failed attempt, and a day later one that nobody measured."""
     path = tmp_path / "ledger.sqlite"
     failed = attempt_entry("req-1", outcome="failed", joules=1.5, expert="id-2/big", model="big")
     answered = attempt_entry("req-1", place=1, joules=3.5)
@@ -49,7 +49,7 @@ def command(database: Path, *argv: str) -> int:
 
 
 def test_sums_in_a_pipe_are_plain_lines(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One per key; unknown joules are unmeasured, not 0."""
+    """In a pipe each key has one line, and unknown joules are unmeasured, not 0."""
     assert command(database) == 0
     other, app = capsys.readouterr().out.splitlines()
     assert other.startswith('sum group="=other" n_requests=1 n_unmeasured=1')
@@ -69,31 +69,31 @@ def test_sums_in_a_pipe_are_plain_lines(database: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_sums_by(database: Path, capsys: pytest.CaptureFixture[str], by: str, groups: list[str]) -> None:
-    """Every way to split them."""
+    """Requests can be summed by key, expert, model, day and outcome."""
     command(database, "--by", by, "--json")
     assert [row["group"] for row in json.loads(capsys.readouterr().out)] == groups
 
 
 def test_a_day_is_a_span(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """UTC, from midnight to midnight."""
+    """--day takes the requests from midnight to midnight in UTC."""
     command(database, "--requests", "--json", "--day", "2026-11-24")
     assert [row["request_id"] for row in json.loads(capsys.readouterr().out)] == ["req-1"]
 
 
 def test_since_and_until_are_a_span(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Days or moments."""
+    """--since and --until take days or moments."""
     command(database, "--requests", "--json", "--since", "2026-11-24T12:00:01", "--until", "2026-11-26")
     assert [row["request_id"] for row in json.loads(capsys.readouterr().out)] == ["req-2"]
 
 
 def test_a_day_and_a_span_contradict_each_other(database: Path) -> None:
-    """In words."""
+    """--day together with --since is refused with a sentence."""
     with pytest.raises(Moe2Error, match="Leave out --since"):
         command(database, "--day", "today", "--since", "2026-11-24")
 
 
 def test_a_csv_has_a_column_for_each_cause(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is unknown is empty, and no cell is a formula to a spreadsheet."""
+    """The CSV has a column for each cause, unknown figures are empty, and no cell is a formula to a spreadsheet."""
     command(database, "--requests", "--csv", "-")
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (first["joules"], first["wasted_failed_j"], first["experts"]) == ("5.0", "1.5", "id-2/big id-1/tiny")
@@ -101,7 +101,7 @@ def test_a_csv_has_a_column_for_each_cause(database: Path, capsys: pytest.Captur
 
 
 def test_a_csv_goes_into_a_file(database: Path, tmp_path: Path) -> None:
-    """With its header."""
+    """A CSV file begins with its header."""
     command(database, "--csv", str(tmp_path / "sums.csv"))
     header, *rows = (tmp_path / "sums.csv").read_text().splitlines()
     assert header.startswith("group,n_requests,n_unmeasured")
@@ -109,13 +109,13 @@ def test_a_csv_goes_into_a_file(database: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_ledger_is_told(tmp_path: Path) -> None:
-    """With what to do."""
+    """A missing ledger is an error with a remedy."""
     with pytest.raises(Moe2Error, match=r"There is no ledger at .* --database"):
         command(tmp_path / "nothing.sqlite")
 
 
 def test_the_picture_tells_what_is_left_out(database: Path) -> None:
-    """Drawn, sums and requests."""
+    """Tables of sums and of requests say how many requests have unknown joules."""
     console = Console(width=140, record=True, file=io.StringIO())
     with reading(database) as connection:
         console.print(cli_ledger.picture(sums(connection, By.OUTCOME, Span()), "outcome"))
@@ -129,6 +129,6 @@ def test_the_picture_tells_what_is_left_out(database: Path) -> None:
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", ""])
 def test_a_senseless_day_is_refused(text: str) -> None:
-    """Naming it."""
+    """A day that makes no sense is refused by name."""
     with pytest.raises(argparse.ArgumentTypeError, match="neither 'today' nor"):
         cli_ledger.moment(text)

@@ -1,4 +1,4 @@
-"""`moe2-coordinator status`: the fleet, drawn and plain, and the exit codes."""
+"""The command `moe2-coordinator status`: the fleet, drawn and plain, and the exit codes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def status(*agents: AgentRow, warnings: tuple[HealthWarning, ...] = ()) -> Coord
 
 
 def drawn(value: CoordinatorStatus, *, width: int = 120) -> str:
-    """The picture as text, one blank between words."""
+    """Returns a picture as text, with one blank between words."""
     console = Console(width=width, file=io.StringIO(), record=True, force_terminal=True)
     console.print(cli_status.picture(value, 0.0))
     return " ".join(console.export_text().split())
@@ -67,7 +67,7 @@ def test_every_expert_has_a_row() -> None:
 
 
 def test_a_lost_agents_experts_are_not_shown_as_ready() -> None:
-    """The last report of a lost agent says "ready", which is no longer known."""
+    """Experts of a lost agent are not shown as ready, although its last report says so."""
     text = drawn(status(row("gone", connected=False)))
     assert "gone ● down – 1 s ago" in text
     assert "● ready" not in text
@@ -75,12 +75,12 @@ def test_a_lost_agents_experts_are_not_shown_as_ready() -> None:
 
 
 def test_a_draining_agent_is_marked() -> None:
-    """An agent that takes no new work is told from one that does."""
+    """An agent that drains is told from one that takes new work."""
     assert "● draining" in drawn(status(row("one", draining=True)))
 
 
 def test_watts_are_shown_per_sensor() -> None:
-    """Scopes overlap, so no sum is made up."""
+    """Each sensor's watts are shown on their own, without a sum, as scopes overlap."""
     sensors = (
         SensorReport(name="nvml", state="present", power_w=60.0),
         SensorReport(name="rapl", state="present"),
@@ -93,7 +93,7 @@ def test_watts_are_shown_per_sensor() -> None:
 
 
 def test_a_warning_is_shown_once_with_its_remedy() -> None:
-    """The coordinator's list has the agents' warnings too; they are not repeated per agent."""
+    """An agent's warning is shown once, although it is also in the coordinator's list."""
     text = drawn(status(row("one", warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)))
     assert text.count("→ Start an agent.") == 1
 
@@ -109,17 +109,17 @@ def test_warnings_of_one_kind_share_their_remedy() -> None:
 
 
 def test_an_empty_fleet_says_so() -> None:
-    """No agents is a sentence, not an empty table."""
+    """A fleet without agents is a sentence, not an empty table."""
     assert "No agent has registered yet." in drawn(status())
 
 
 def test_picture_fits_a_terminal_of_80_columns() -> None:
-    """No figure is cut off on a small terminal."""
+    """No figure is cut off on a terminal of 80 columns."""
     assert "2/4 1/32 41.7 21.4 ms unmeasured" in drawn(status(row("jetson-orin-nx-01")), width=80)
 
 
 def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
-    """`grep agent=one` finds everything of one agent."""
+    """`grep agent=one` finds every plain line about an agent."""
     sensors = (SensorReport(name="nvml", state="present", power_w=60.0),)
     lines = cli_status.lines(status(row("one", sensors=sensors, warnings=(NO_AGENTS,)), warnings=(NO_AGENTS,)), 0.0)
     assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert"]
@@ -131,7 +131,7 @@ def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
 async def test_exit_code_and_json(
     tmp_path: Path, warnings: tuple[HealthWarning, ...], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--json prints the snapshot; the exit code is the coordinator's health."""
+    """--json prints the status; the exit code is the coordinator's health."""
     value = status(row("one"), warnings=warnings)
 
     async def answer(_: web.Request) -> web.Response:
@@ -146,13 +146,13 @@ async def test_exit_code_and_json(
 
 
 def test_a_coordinator_that_is_down_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody at the socket: exit code 2, and how to start it."""
+    """Where no coordinator runs, the exit code is 2 and the message says how to start it."""
     assert cli_status.show_status(tmp_path / "c.sock", as_json=False, watch=False) == 2
     assert "moe2-coordinator run --config FILE" in capsys.readouterr().err
 
 
 def test_simulated_figures_are_marked() -> None:
-    """Watts beside the sensor, joules per token below the figure."""
+    """Simulated figures are marked: watts beside the sensor, joules per token below the figure."""
     simulated = msgspec.structs.replace(
         SMALL_EXPERT,
         performance=Performance(j_per_decoded_token=2.17),

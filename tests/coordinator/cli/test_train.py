@@ -1,4 +1,4 @@
-"""`train-gate` as the command line calls it."""
+"""The command `moe2-coordinator train-gate`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_and_its_figures_are_written(tmp_path: Path) -> None:
 def test_bad_choices_end_with_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], sources: tuple[str, ...], argv: tuple[str, ...], told: str
 ) -> None:
-    """A choice that cannot be met gives exit code 1 and says why; no checkpoint appears."""
+    """A choice that cannot be met ends with exit code 1 and the reason; no checkpoint appears."""
     data, out = write_outcomes(tmp_path / "o.jsonl", sources), tmp_path / "g.safetensors"
     assert call("--outcomes", str(data), "--out", str(out), *argv) == 1
     assert told in capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_bad_choices_end_with_an_error(
 
 
 def test_one_source_and_some_experts_can_be_chosen(tmp_path: Path) -> None:
-    """Source and experts are as asked for; the other source helps as auxiliary rows."""
+    """The gate learns the chosen experts from the chosen source; other sources help as auxiliary rows."""
     data, out = write_outcomes(tmp_path / "o.jsonl", ("one", "two")), tmp_path / "g.safetensors"
     argv = ("--outcomes", str(data), "--out", str(out), "--source", "two", "--experts", "expert-2,expert-0")
     assert call(*argv, "--seeds", "1", "--epochs", "1") == 0
@@ -80,6 +80,6 @@ def test_one_source_and_some_experts_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_errors_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Square brackets in a message are no markup: nothing of a path or of "moe2[gate]" is swallowed."""
+    """Square brackets in an error message are shown as they are, not taken for markup."""
     assert call("--outcomes", str(tmp_path / "o[bold].jsonl")) == 1
     assert "o[bold].jsonl" in capsys.readouterr().err

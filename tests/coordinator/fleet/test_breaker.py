@@ -1,4 +1,4 @@
-"""Breakers: who fails loses traffic, and earns it back."""
+"""Circuit breakers: experts that fail lose their traffic and earn it back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "agent-1/m"
 
 
 def fail(breakers: Breakers, now_s: float, *, code: str = JobErrorCode.INTERNAL, job: str = "job") -> None:
-    """Fails at once, as the worst kind of expert does."""
+    """Lets a job fail at once, as the worst kind of expert does."""
     breakers.submitted(KEY, job, now_s)
     breakers.failed(KEY, job, code, now_s, submitted_s=now_s)
 
@@ -31,7 +31,7 @@ def state(breakers: Breakers, now_s: float) -> BreakerState:
 
 
 def test_three_failures_in_a_row_open_it() -> None:
-    """Two may be bad luck."""
+    """Three failures in a row open a breaker, two do not."""
     breakers = Breakers()
     fail(breakers, 100.0)
     fail(breakers, 100.1)
@@ -41,7 +41,7 @@ def test_three_failures_in_a_row_open_it() -> None:
 
 
 def test_failures_among_many_answers_do_not_open_it() -> None:
-    """Below the error rate an expert is worth having; its requests fail over."""
+    """Failures below the error rate do not open a breaker, as their requests fail over."""
     breakers = Breakers()
     for n in range(40):
         breakers.succeeded(KEY, "job", 100.0 + n)
@@ -51,7 +51,7 @@ def test_failures_among_many_answers_do_not_open_it() -> None:
 
 
 def test_old_failures_are_forgotten() -> None:
-    """Now and then a failure, with answers between them, is no pattern."""
+    """A failure now and then, with answers between them, does not open a breaker."""
     breakers = Breakers()
     for n in range(10):
         fail(breakers, 100.0 + 4 * HALF_LIFE_S * n)
@@ -60,7 +60,7 @@ def test_old_failures_are_forgotten() -> None:
 
 
 def test_a_slow_stream_of_failures_opens_it_too() -> None:
-    """Where requests are rare, three in a row may take an hour."""
+    """Three failures in a row open a breaker even if they are an hour apart."""
     breakers = Breakers()
     for n in range(3):
         fail(breakers, 100.0 + 1200.0 * n)
@@ -68,7 +68,7 @@ def test_a_slow_stream_of_failures_opens_it_too() -> None:
 
 
 def test_many_failures_among_answers_open_it() -> None:
-    """Half of the requests is too many, also if no three of them come in a row."""
+    """Failures of half the requests open a breaker, even if no three of them come in a row."""
     breakers = Breakers()
     for n in range(6):
         breakers.succeeded(KEY, "job", 100.0 + n)
@@ -78,7 +78,7 @@ def test_many_failures_among_answers_open_it() -> None:
 
 
 def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
-    """While it is the same one it stays barred; one that failed instead stays barred, whatever happens to it."""
+    """A restart closes the breaker of an engine that hung, and of no other."""
     hung, failing = Breakers(), tripped()
     hung.late(KEY, "job", 100.0, hangs=True, restarts=2)
     assert hung.has_hung
@@ -93,7 +93,7 @@ def test_an_engine_that_hung_begins_anew_once_it_has_been_restarted() -> None:
 
 @pytest.mark.parametrize("code", sorted(REQUEST_FAULTS | {JobErrorCode.QUEUE_FULL, JobErrorCode.DRAINING}))
 def test_what_is_not_the_experts_fault_does_not_count(code: str) -> None:
-    """A client that sends nonsense must not take an expert from the others."""
+    """A failure that is not the expert's fault takes no traffic from it."""
     breakers = Breakers()
     for n in range(10):
         fail(breakers, 100.0 + n, code=code)
@@ -101,7 +101,7 @@ def test_what_is_not_the_experts_fault_does_not_count(code: str) -> None:
 
 
 def test_one_crash_counts_once() -> None:
-    """Eight jobs that die together are one event; each one submitted after it is another."""
+    """Jobs that die together count as one failure; each job submitted later counts as another."""
     breakers = Breakers()
     for n in range(8):
         breakers.failed(KEY, f"{n}", JobErrorCode.ENGINE_CRASHED, 100.0, submitted_s=90.0 + n)
@@ -112,7 +112,7 @@ def test_one_crash_counts_once() -> None:
 
 
 def test_lateness_counts_as_failure() -> None:
-    """Three in a row are more than the one in twenty that a p95 allows."""
+    """Three late jobs in a row open a breaker."""
     breakers = Breakers()
     for n in range(3):
         assert breakers.barred(100.0 + n) == {}
@@ -121,21 +121,21 @@ def test_lateness_counts_as_failure() -> None:
 
 
 def test_an_expert_that_hangs_loses_its_traffic_at_once() -> None:
-    """It never says that it fails, and each request that finds that out costs its client seconds."""
+    """A single job that is late enough to show a hang opens a breaker."""
     breakers = Breakers()
     breakers.late(KEY, "0", 100.0, hangs=True)
     assert set(breakers.barred(100.0)) == {KEY}
 
 
 def test_late_jobs_from_before_do_not_prolong_it() -> None:
-    """Only the probe counts while it is open."""
+    """While a breaker is open only its probe counts, not older jobs that are late."""
     breakers = tripped()
     breakers.late(KEY, "older", 104.0, hangs=True)
     assert breakers.barred(100.0 + FIRST_OPEN_S) == {}
 
 
 def test_half_open_lets_one_request_through_at_a_time() -> None:
-    """The others wait for what becomes of it."""
+    """A half-open breaker lets one request through and holds the others until it has ended."""
     breakers = tripped()
     now_s = 100.0 + FIRST_OPEN_S
     assert state(breakers, now_s) is BreakerState.HALF_OPEN
@@ -148,7 +148,7 @@ def test_half_open_lets_one_request_through_at_a_time() -> None:
 
 
 def test_an_older_jobs_answer_does_not_close_it() -> None:
-    """It was begun before the trouble."""
+    """The answer to a job from before the failures does not close a breaker."""
     breakers = tripped()
     breakers.succeeded(KEY, "older", 101.0)
     breakers.submitted(KEY, "probe", 100.0 + FIRST_OPEN_S)
@@ -157,7 +157,7 @@ def test_an_older_jobs_answer_does_not_close_it() -> None:
 
 
 def test_a_probe_that_is_cancelled_frees_its_place() -> None:
-    """It said nothing, so the next request is the probe."""
+    """After a cancelled probe the next request is the probe."""
     breakers = tripped()
     breakers.submitted(KEY, "probe", 106.0)
     breakers.ended(KEY, "probe")
@@ -166,7 +166,7 @@ def test_a_probe_that_is_cancelled_frees_its_place() -> None:
 
 
 def test_each_failed_probe_doubles_the_pause() -> None:
-    """Up to a limit, so that a host that is repaired comes back within minutes."""
+    """Each failed probe doubles the pause, up to a limit of minutes."""
     breakers, now_s, pauses = tripped(), 100.0, []
     for n in range(10):
         opens_s = breakers.next_change_s(now_s)
@@ -178,7 +178,7 @@ def test_each_failed_probe_doubles_the_pause() -> None:
 
 
 def test_after_long_good_service_the_pause_is_short_again() -> None:
-    """Trouble of last week is no reason for minutes without traffic."""
+    """After long good service the first pause is short again."""
     breakers = tripped()
     breakers.submitted(KEY, "probe", 106.0)
     breakers.succeeded(KEY, "probe", 107.0)
@@ -189,7 +189,7 @@ def test_after_long_good_service_the_pause_is_short_again() -> None:
 
 
 def test_an_evicted_agents_breakers_are_forgotten() -> None:
-    """What does not exist needs no memory."""
+    """The breakers of an evicted agent are forgotten."""
     breakers = tripped()
     breakers.forget("agent-1")
     assert breakers.states(100.0) == {}
@@ -207,7 +207,7 @@ EVENTS = st.lists(
 
 @given(EVENTS)
 def test_no_schedule_has_two_probes_or_stays_open_for_good(events: list[tuple[str, str, float]]) -> None:
-    """Half-open, at most one job is let through; and once its job has ended, time alone lets the next one in."""
+    """In any schedule at most one probe runs at a time, and once it has ended time alone lets the next one in."""
     breakers, now_s = Breakers(), 0.0
     probes: set[str] = set()
     for what, job, pause_s in events:

@@ -1,4 +1,4 @@
-"""The door for what agents say: figures, words and counts that cannot be."""
+"""The checks of what agents say: impossible figures, words and counts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,9 @@ from moe2.common.link.messages import (
     Tokens,
 )
 from moe2.coordinator.fleet.checks import (
-    FIRST_SUSPENSION_S,
-    FORGIVEN_S,
     MAX_MESSAGE_CHARACTERS,
-    MAX_SUSPENSION_S,
     MAX_UNKNOWN_JOBS,
     AgentChecks,
-    Suspensions,
     fault_in,
     hello_fault,
     sound_report,
@@ -71,7 +67,7 @@ SCORES = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.5, 2, 2))
 
 
 def checks(*jobs: Job) -> AgentChecks:
-    """The checks of an agent that reported `m` with 4096 tokens of context, and was given these jobs."""
+    """Returns the checks of an agent that reported `m` with 4096 tokens of context and was given these jobs."""
     made = AgentChecks()
     made.check(report(expert_report()))
     for job in jobs:
@@ -127,7 +123,7 @@ def test_joules_that_cannot_be_become_unknown(name: str, bad: float) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5, 1e13])
 @pytest.mark.parametrize("name", ["queue_s", "prefill_s", "decode_s"])
 def test_seconds_that_cannot_be_become_unknown(name: str, bad: float) -> None:
-    """A phase whose seconds cannot be is one that nobody measured."""
+    """The duration of a phase becomes unknown if it is impossible."""
     checked = checks(WRITE).check(done(**{name: bad}))
     [kept] = checked.messages
     assert isinstance(kept, JobDone)
@@ -209,13 +205,13 @@ def test_one_bad_job_in_a_frame_costs_no_other_job_its_tokens() -> None:
 
 
 def test_a_started_job_with_bad_figures_goes_on() -> None:
-    """The word is only dropped: nothing rests on it."""
+    """A "started" with bad figures is dropped and its job goes on, as nothing rests on it."""
     checked = checks(WRITE).check(JobStarted(job_id="j", prompt_tokens=7, queue_s=math.nan))
     assert (checked.messages, checked.suspends, checked.stopped) == ((), True, ())
 
 
 def test_an_unknown_error_code_is_an_internal_one() -> None:
-    """Codes become labels and statuses; those are a closed set. A newer agent is not punished for its new word."""
+    """An unknown error code becomes an internal one, and a newer agent is not punished for it."""
     checked = checks(WRITE).check(JobFailed(job_id="j", code="gremlins", message="a\x1b[31mb\n" + "x" * 5000))
     [failed] = checked.messages
     assert isinstance(failed, JobFailed)
@@ -226,7 +222,7 @@ def test_an_unknown_error_code_is_an_internal_one() -> None:
 
 
 def test_words_about_unknown_jobs_are_checked_too() -> None:
-    """A job of a former coordinator has no limits here, but its figures must be sound."""
+    """Figures about a job of a former coordinator must be sound, although its limits are not known."""
     door = checks()
     frame = tokens(TokenPiece("a"), job_id="orphan")
     assert door.check(frame).messages == (frame,)
@@ -235,7 +231,7 @@ def test_words_about_unknown_jobs_are_checked_too() -> None:
 
 
 def test_a_frame_of_very_many_unknown_jobs_is_dropped() -> None:
-    """Each of them would be answered with a word of its own."""
+    """A frame about very many unknown jobs is dropped, as each of them would need an answer."""
     jobs = tuple(JobPieces(f"x{n}", (TokenPiece("a"),)) for n in range(MAX_UNKNOWN_JOBS + 1))
     door = checks()
     assert door.check(Tokens(jobs=jobs[1:])).messages
@@ -244,7 +240,7 @@ def test_a_frame_of_very_many_unknown_jobs_is_dropped() -> None:
 
 
 def test_an_unreadable_word_fails_its_job() -> None:
-    """A message with an unknown word of an enumeration would otherwise leave its request waiting for it."""
+    """A job's message that cannot be read fails the job, so that its request does not wait for ever."""
     other = replace(WRITE, job_id="other")
     checked = checks(WRITE, other).unreadable("job_done", "j", "Invalid enum value 'guessed'")
     assert [word.job_id for word in checked.messages if isinstance(word, JobFailed)] == ["j"]
@@ -252,7 +248,7 @@ def test_an_unreadable_word_fails_its_job() -> None:
 
 
 def test_unreadable_tokens_fail_every_job_of_the_agent() -> None:
-    """Whose they were nobody can tell: an answer with a hole in it is worth nothing."""
+    """Tokens that cannot be read fail every job of the agent, as nobody knows whose they were."""
     checked = checks(WRITE, replace(WRITE, job_id="other")).unreadable("tokens", None, "Expected `str`")
     assert checked.stopped == ("j", "other")
     assert len(checked.messages) == 2
@@ -260,13 +256,13 @@ def test_unreadable_tokens_fail_every_job_of_the_agent() -> None:
 
 @pytest.mark.parametrize(("op", "job_id"), [("report", None), ("job_done", "unknown"), ("job_done", None)])
 def test_an_unreadable_message_about_no_job_costs_none(op: str, job_id: str | None) -> None:
-    """The agent is suspended, its running jobs go on."""
+    """An unreadable message about no job suspends the agent and lets its jobs go on."""
     checked = checks(WRITE).unreadable(op, job_id, "no")
     assert (checked.messages, checked.stopped, checked.suspends) == ((), (), True)
 
 
 def test_the_limits_of_a_job_are_those_of_the_latest_report() -> None:
-    """Names of former reports are forgotten: an agent that makes up new ones fills no memory."""
+    """Experts of former reports are forgotten, so that an agent that makes up names fills no memory."""
     door = checks()
     door.check(report(expert_report(context_tokens=5)))
     door.sent(WRITE)
@@ -282,7 +278,7 @@ FROM_AGENT = st.one_of(*map(any_message, (Report, JobStarted, Tokens, JobDone, J
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(FROM_AGENT)
 def test_what_passes_once_is_sound(message: Report | FromAgent) -> None:
-    """Whatever an agent says, what the door lets through has no figure left that the door would not believe."""
+    """Every message that passes the checks would pass them again unchanged."""
     for passed in AgentChecks().check(message).messages:
         again = AgentChecks().check(passed)
         assert (again.messages, again.faults) == ((passed,), ())
@@ -290,7 +286,7 @@ def test_what_passes_once_is_sound(message: Report | FromAgent) -> None:
 
 
 def _floats(value: Any) -> Iterator[float]:
-    """Every float in a message."""
+    """Yields every float in a message."""
     if isinstance(value, float):
         yield value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -318,7 +314,7 @@ def _floats(value: Any) -> Iterator[float]:
     ],
 )
 def test_names_are_short_and_have_no_control_characters(fields: dict[str, str], is_sound: bool) -> None:
-    """Ids, names and versions are shown in terminals, logs and metrics."""
+    """Ids, names and versions must be short and without control characters."""
     assert (hello_fault(replace(hello(), **fields)) is None) == is_sound
 
 
@@ -359,12 +355,12 @@ def test_a_sound_report_is_left_alone() -> None:
     ],
 )
 def test_a_figure_that_cannot_be_is_named(fields: dict[str, Any], fault: str) -> None:
-    """The fault says where in the report the figure is."""
+    """The fault says where in the report the impossible figure is."""
     assert fault_in(expert_report(**fields)) == fault
 
 
 def test_only_the_unsound_expert_is_left_out() -> None:
-    """The expert's neighbour serves on; the operator and the agent are told."""
+    """An expert with an impossible figure is left out, the one beside it serves on, and both sides are told."""
     good, bad = expert_report("good"), expert_report("bad", slots=0)
     checked = AgentChecks().check(report(good, bad))
     [told] = checked.messages
@@ -379,7 +375,7 @@ def test_only_the_unsound_expert_is_left_out() -> None:
 
 
 def test_a_model_that_is_there_twice_is_left_out() -> None:
-    """Which of the two serves nobody can say, and two experts of one key would break every choice."""
+    """A model that is reported twice is left out, as two experts of one key would break every choice."""
     told = sound(report(expert_report("m"), expert_report("m"), expert_report("other")))
     assert [expert.model for expert in told.experts] == ["other"]
     [warning] = told.warnings
@@ -388,7 +384,7 @@ def test_a_model_that_is_there_twice_is_left_out() -> None:
 
 @pytest.mark.parametrize("model", ["", "m\x1b[31m", "x" * 129])
 def test_a_model_whose_name_cannot_be_is_left_out(model: str) -> None:
-    """Names are shown in terminals, logs and metrics, and asked for by clients."""
+    """A model with an unusable name is left out, as names are shown in terminals, logs and metrics."""
     told = sound(report(expert_report(model)))
     assert told.experts == ()
     assert len(told.warnings[0].message) < 300
@@ -396,14 +392,14 @@ def test_a_model_whose_name_cannot_be_is_left_out(model: str) -> None:
 
 @pytest.mark.parametrize("power_w", [math.nan, math.inf, -3.0, 1e9])
 def test_watts_that_cannot_be_are_unknown(power_w: float) -> None:
-    """A sensor with an impossible figure must not spoil the fleet's sum."""
+    """A sensor's impossible watts become unknown and do not spoil the fleet's sum."""
     told = sound(report(expert_report(), sensors=(SensorReport(name="rapl", state="present", power_w=power_w),)))
     assert told.sensors[0].power_w is None
     assert "'rapl'" in told.warnings[0].message
 
 
 def test_figures_that_are_only_shown_become_unknown() -> None:
-    """They cost their expert nothing, but no NaN reaches a page or a metric."""
+    """An impossible figure that is only shown becomes unknown and costs its expert nothing."""
     bad = expert_report(performance=Performance(decode_tokens_per_s=math.nan, n_requests=2), measured_age_s=math.inf)
     [expert] = sound(report(bad)).experts
     assert expert.performance == Performance(n_requests=2)
@@ -411,31 +407,6 @@ def test_figures_that_are_only_shown_become_unknown() -> None:
 
 
 def test_a_warning_with_an_odd_code_is_left_out() -> None:
-    """Codes are labels of a metric."""
+    """A warning with an odd code is left out, as codes are labels of a metric."""
     odd = HealthWarning(code="a\nb", severity=Severity.NOTICE, message="m", remedy="r")
     assert [warning.code for warning in sound(report(warnings=(odd,))).warnings] == ["report_unsound"]
-
-
-# --- Suspensions ------------------------------------------------------------------------------------------------------
-
-
-def test_each_breach_doubles_the_suspension_up_to_a_limit() -> None:
-    """An agent that is broken for good costs hardly anything; one slip is forgiven soon."""
-    kept = Suspensions()
-    pauses = [kept.broke("a", "r", 0.0) for _ in range(8)]
-    assert pauses[:3] == [FIRST_SUSPENSION_S, 2 * FIRST_SUSPENSION_S, 4 * FIRST_SUSPENSION_S]
-    assert pauses[-1] == MAX_SUSPENSION_S
-
-
-def test_a_suspension_ends_and_is_forgiven() -> None:
-    """First the requests come back, then the warning goes, and the next suspension is a first one again."""
-    kept = Suspensions()
-    kept.broke("a", "why", 0.0)
-    assert kept.ends_s("a", 1.0) == FIRST_SUSPENSION_S
-    assert kept.ends_s("other", 1.0) is None
-    assert kept.ends_s("a", FIRST_SUSPENSION_S) is None
-    told = kept.warning("a", 1.0), kept.warning("a", FIRST_SUSPENSION_S)
-    assert [warning.severity for warning in told if warning] == [Severity.DEGRADED, Severity.NOTICE]
-    late_s = FIRST_SUSPENSION_S + FORGIVEN_S
-    assert kept.warning("a", late_s) is None
-    assert kept.broke("a", "why", late_s) == late_s + FIRST_SUSPENSION_S

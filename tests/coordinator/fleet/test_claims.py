@@ -22,27 +22,27 @@ def claimant(
 
 
 def test_an_id_that_nobody_holds_is_welcome() -> None:
-    """The usual case, and that of an agent which said goodbye before it started again."""
+    """A claim to an id that nobody holds is welcome."""
     assert Claims().verdict(claimant(), None, 0.0) is Verdict.WELCOME
 
 
 def test_the_same_process_replaces_its_own_connection_at_once() -> None:
-    """It has one link only, so that the former one is dead, whether the coordinator knows it or not."""
+    """A second connection of the same process replaces its first one at once, which must be dead."""
     assert Claims().verdict(claimant("a"), claimant("a"), 0.0) is Verdict.REPLACE
 
 
 def test_another_process_waits_until_the_holder_was_asked() -> None:
-    """It may be the agent after a power failure, or another host."""
+    """Another process with the same id waits until the id's holder was asked whether it is alive."""
     assert Claims().verdict(claimant("b"), claimant("a"), 0.0) is Verdict.ASK_HOLDER
 
 
 def test_agents_that_do_not_name_their_process_are_asked_about() -> None:
-    """Two older agents cannot be told apart, though both say the same, namely nothing."""
+    """Older agents that name no process cannot be told apart, so the holder is asked."""
     assert Claims().verdict(claimant(None), claimant(None), 0.0) is Verdict.ASK_HOLDER
 
 
 def test_a_process_that_keeps_replacing_itself_is_asked_about() -> None:
-    """A virtual machine that was cloned with its memory says the same instance id as the original."""
+    """A process that keeps replacing its own connection may be a cloned virtual machine, so the holder is asked."""
     claims = Claims()
     claims.replaced("agent-1", 100.0)
     assert claims.verdict(claimant("a"), claimant("a"), 100.0 + ONE_RECONNECT_S - 1) is Verdict.ASK_HOLDER
@@ -50,7 +50,7 @@ def test_a_process_that_keeps_replacing_itself_is_asked_about() -> None:
 
 
 def test_a_refused_claim_is_warned_of_with_both_hosts() -> None:
-    """For a while after the last attempt."""
+    """A refused claim is warned of with both hosts, for a while after the last attempt."""
     claims = Claims()
     holder, copy = claimant(), claimant("b", hostname="jetson-2", address="10.0.0.2")
     message, remedy = claims.refused(copy, holder, 0.0)
@@ -64,6 +64,6 @@ def test_a_refused_claim_is_warned_of_with_both_hosts() -> None:
 
 
 def test_an_older_agent_is_named_by_what_is_known_of_it() -> None:
-    """Its hello has no host name."""
+    """An older agent without a host name is named by its address."""
     assert str(claimant(None, hostname=None, address="10.0.0.1")) == "kitchen (10.0.0.1)"
     assert str(claimant(None, hostname=None, address=None)) == "kitchen"

@@ -1,4 +1,4 @@
-"""Who is admitted: the register as a value."""
+"""Admission of agents by the register, as a value."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from moe2.common.errors import Moe2Error
 from moe2.common.link.enrolment import Refusal, digest
 from moe2.coordinator.fleet.register import (
     STATIC_TOKEN,
-    Admission,
-    AdmissionRefusedError,
+    AgentRefusedError,
     EnrolmentToken,
     Presented,
+    ProvenIdentity,
     Register,
     add_token,
     admit,
     forget_agent,
+    refusal_of,
     revoke_agent,
     revoke_token,
-    standing,
 )
 
 NOW_S = 1_800_000_000.0
@@ -40,12 +40,12 @@ def again(agent_id: str = "a", secret: str = "own") -> Presented:
     return Presented(bearer=secret, agent_id=agent_id, agent_name=f"name-{agent_id}")
 
 
-def let_in(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> tuple[Admission, Register]:
+def let_in(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> tuple[ProvenIdentity, Register]:
     return admit(register, presented, static_token=STATIC, now_unix_s=now_unix_s)
 
 
 def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S) -> Refusal:
-    with pytest.raises(AdmissionRefusedError) as raised:
+    with pytest.raises(AgentRefusedError) as raised:
         let_in(register, presented, now_unix_s)
     return raised.value.refusal
 
@@ -55,15 +55,15 @@ def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S)
 
 @pytest.mark.parametrize(("bearer", "named"), [("tok", "t"), ("static", STATIC_TOKEN)])
 def test_a_token_enrols_a_new_agent(bearer: str, named: str) -> None:
-    """One made by command or the configured one; the credential is good from then on, without the token."""
-    admission, register = let_in(token(), first(bearer=bearer))
+    """A token made by command, or the configured one, enrols an agent, whose credential is then good without it."""
+    identity, register = let_in(token(), first(bearer=bearer))
     [agent] = register.agents
     assert (agent.agent_id, agent.agent_name, agent.token) == ("a", "name-a", named)
-    assert let_in(register, again()) == (admission, register)
+    assert let_in(register, again()) == (identity, register)
 
 
 def test_only_digests_are_kept() -> None:
-    """Who reads the register can neither enrol nor connect."""
+    """The register holds digests only, so that its reader can neither enrol nor connect."""
     _, register = let_in(token(), first())
     assert "tok" not in repr(register).replace("token", "")
     assert "own" not in repr(register)
@@ -71,20 +71,20 @@ def test_only_digests_are_kept() -> None:
 
 def test_a_lost_answer_loses_nothing() -> None:
     """The same first contact again is the same agent, and uses the token up no further."""
-    admission, register = let_in(token(uses=1), first())
-    assert let_in(register, first()) == (admission, register)
+    identity, register = let_in(token(uses=1), first())
+    assert let_in(register, first()) == (identity, register)
 
 
 @pytest.mark.parametrize("bearer", ["tok", "static", "other"])
 def test_a_token_does_not_take_over_an_enrolled_id(bearer: str) -> None:
-    """Whoever has a token could otherwise be any agent."""
+    """A token does not take over an id that is enrolled already."""
     _, register = let_in(token(), first())
     refusal = refused(register, first(bearer=bearer, secret="stolen"))
     assert refusal is (Refusal.TOKEN_REFUSED if bearer == "other" else Refusal.IDENTITY_TAKEN)
 
 
 def test_a_credential_is_good_for_its_own_id_only() -> None:
-    """Another agent's id needs another secret."""
+    """A credential does not open another agent's id."""
     _, register = let_in(token(), first("a", secret="of-a"))
     _, register = let_in(register, first("b", secret="of-b"))
     assert refused(register, again("b", secret="of-a")) is Refusal.CREDENTIAL_UNKNOWN
@@ -92,19 +92,19 @@ def test_a_credential_is_good_for_its_own_id_only() -> None:
 
 
 def test_a_token_is_no_credential() -> None:
-    """It enrols; alone it proves to be nobody."""
+    """A token alone, without a credential to enrol, admits no agent that knows of credentials."""
     assert refused(token(), Presented(bearer="tok", agent_id="a")) is Refusal.CREDENTIAL_UNKNOWN
 
 
 @pytest.mark.parametrize("bearer", ["", "wrong", digest("tok"), STATIC])
 def test_what_is_no_token_is_refused(bearer: str) -> None:
-    """The digest that the register holds included."""
+    """Anything but a token is refused, including the digest that the register holds."""
     assert refused(token(), first(bearer=bearer)) is Refusal.TOKEN_REFUSED
 
 
 def test_without_a_configured_token_none_is_configured() -> None:
-    """An empty bearer does not equal a token that is not there."""
-    with pytest.raises(AdmissionRefusedError):
+    """An empty bearer does not match a configured token that is not there."""
+    with pytest.raises(AgentRefusedError):
         admit(Register(), Presented(bearer=""), static_token=None, now_unix_s=NOW_S)
 
 
@@ -112,7 +112,7 @@ def test_without_a_configured_token_none_is_configured() -> None:
 
 
 def test_a_token_expires() -> None:
-    """To the second; agents that it has enrolled stay."""
+    """A token expires to the second; agents that it has enrolled stay."""
     register = token(expires=NOW_S)
     _, later = let_in(register, first(), NOW_S - 0.5)
     assert refused(register, first(), NOW_S) is Refusal.TOKEN_EXPIRED
@@ -120,7 +120,7 @@ def test_a_token_expires() -> None:
 
 
 def test_a_token_that_expires_enrols_nobody_while_the_clock_is_wrong() -> None:
-    """A board without a battery starts in 1970, when every expired token was still good; others are not concerned."""
+    """While the clock is wrong a token that expires enrols nobody; tokens without an end do."""
     register = token(expires=NOW_S)
     assert refused(register, first(), 60.0) is Refusal.TOKEN_UNDECIDED
     _, later = let_in(register, first(), NOW_S - 1)
@@ -130,7 +130,7 @@ def test_a_token_that_expires_enrols_nobody_while_the_clock_is_wrong() -> None:
 
 @given(uses=st.integers(1, 5))
 def test_a_token_enrols_as_many_agents_as_it_has_uses(uses: int) -> None:
-    """And not one more."""
+    """A token enrols as many agents as it has uses, and not one more."""
     register = token(uses=uses)
     for number in range(uses):
         _, register = let_in(register, first(f"a{number}", secret=f"s{number}"))
@@ -139,7 +139,7 @@ def test_a_token_enrols_as_many_agents_as_it_has_uses(uses: int) -> None:
 
 
 def test_a_revoked_token_enrols_nobody() -> None:
-    """Those it has enrolled stay."""
+    """A revoked token enrols nobody; agents that it has enrolled stay."""
     _, register = let_in(token(), first())
     _, register = revoke_token(register, "t", NOW_S)
     assert refused(register, first("b", secret="b")) is Refusal.TOKEN_REVOKED
@@ -147,7 +147,7 @@ def test_a_revoked_token_enrols_nobody() -> None:
 
 
 def test_a_name_is_free_again_once_its_token_is_dead() -> None:
-    """A live one is not replaced by accident."""
+    """A new token may take the name of a dead one, but not that of one that can still enrol."""
     fresh = EnrolmentToken(name="t", sha256=digest("new"), created_unix_s=NOW_S)
     with pytest.raises(Moe2Error, match="There is a token 't' already"):
         add_token(token(), fresh)
@@ -156,7 +156,7 @@ def test_a_name_is_free_again_once_its_token_is_dead() -> None:
 
 
 def test_a_token_that_is_not_there_cannot_be_revoked() -> None:
-    """A typing error is not taken for success."""
+    """Revoking a token that does not exist is an error."""
     with pytest.raises(Moe2Error, match="There is no token 'x'"):
         revoke_token(token(), "x", NOW_S)
 
@@ -166,7 +166,7 @@ def test_a_token_that_is_not_there_cannot_be_revoked() -> None:
 
 @pytest.mark.parametrize("presented", [again(), first(), first(bearer="static")])
 def test_a_revoked_agent_stays_out_also_with_a_token(presented: Presented) -> None:
-    """Its token may well be good still."""
+    """A revoked agent stays out, even with a good token."""
     _, register = let_in(token(), first())
     _, register = revoke_agent(register, "a", NOW_S)
     assert refused(register, presented) is Refusal.CREDENTIAL_REVOKED
@@ -174,7 +174,7 @@ def test_a_revoked_agent_stays_out_also_with_a_token(presented: Presented) -> No
 
 
 def test_a_forgotten_agent_enrols_anew() -> None:
-    """With a token, and any credential."""
+    """A forgotten agent enrols anew with a token and any credential."""
     _, register = let_in(token(), first())
     _, register = revoke_agent(register, "a", NOW_S)
     _, register = forget_agent(register, "a")
@@ -183,39 +183,39 @@ def test_a_forgotten_agent_enrols_anew() -> None:
 
 
 def test_a_connection_stands_as_long_as_its_credential() -> None:
-    """Revoked, forgotten, or enrolled anew by somebody else."""
-    admission, register = let_in(token(), first())
-    assert standing(register, admission, "a") is None
-    assert standing(revoke_agent(register, "a", NOW_S)[1], admission, "a") is Refusal.CREDENTIAL_REVOKED
+    """A connection may stay until its credential is revoked, forgotten, or enrolled anew by another agent."""
+    identity, register = let_in(token(), first())
+    assert refusal_of(register, identity, "a") is None
+    assert refusal_of(revoke_agent(register, "a", NOW_S)[1], identity, "a") is Refusal.CREDENTIAL_REVOKED
     _, without = forget_agent(register, "a")
-    assert standing(without, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+    assert refusal_of(without, identity, "a") is Refusal.CREDENTIAL_UNKNOWN
     _, other = let_in(without, first(secret="another"))
-    assert standing(other, admission, "a") is Refusal.CREDENTIAL_UNKNOWN
+    assert refusal_of(other, identity, "a") is Refusal.CREDENTIAL_UNKNOWN
 
 
 def test_an_agent_is_who_its_credential_says() -> None:
-    """What it says over the link must be the same."""
-    admission, register = let_in(token(), first())
-    assert standing(register, admission, "b") is Refusal.IDENTITY_MISMATCH
+    """The id that an agent says over the link must be that of its credential."""
+    identity, register = let_in(token(), first())
+    assert refusal_of(register, identity, "b") is Refusal.IDENTITY_MISMATCH
 
 
 def test_an_older_agent_with_the_configured_token_is_whoever_is_not_enrolled() -> None:
-    """A rolling upgrade goes on; an id that has a credential needs it."""
-    admission, register = let_in(Register(), Presented(bearer="static"))
+    """An older agent with the configured token may have any id that has no credential."""
+    identity, register = let_in(Register(), Presented(bearer="static"))
     assert register == Register()
-    assert standing(register, admission, "a") is None
+    assert refusal_of(register, identity, "a") is None
     _, enrolled = let_in(register, first(bearer="static"))
-    assert standing(enrolled, admission, "a") is Refusal.CREDENTIAL_NEEDED
+    assert refusal_of(enrolled, identity, "a") is Refusal.CREDENTIAL_NEEDED
 
 
 def test_an_older_agent_needs_the_configured_token() -> None:
-    """An enrolment token is to be exchanged, not kept."""
+    """An older agent needs the configured token; an enrolment token is to be exchanged for a credential."""
     assert refused(token(), Presented(bearer="tok")) is Refusal.TOKEN_REFUSED
 
 
 @pytest.mark.parametrize("which", ["agent-12", "agent-1", "two"])
 def test_an_agent_is_found_by_id_beginning_or_name(which: str) -> None:
-    """The way a person writes it."""
+    """An agent is found by its id, by the beginning of its id, and by its name."""
     register = Register()
     for agent_id, name in (("agent-12", "two"), ("b-3", "three")):
         presented = Presented(bearer="static", agent_id=agent_id, agent_name=name, offered=agent_id)
@@ -224,7 +224,7 @@ def test_an_agent_is_found_by_id_beginning_or_name(which: str) -> None:
 
 
 def test_an_ambiguous_beginning_names_the_candidates() -> None:
-    """Nobody is revoked by accident."""
+    """An ambiguous beginning of an id is refused with the ids that begin so."""
     _, register = let_in(Register(), first("agent-1", "static", "x"))
     _, register = let_in(register, first("agent-2", "static", "y"))
     with pytest.raises(Moe2Error, match="may mean 2 agents: agent-1, agent-2"):

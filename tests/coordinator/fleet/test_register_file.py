@@ -1,4 +1,4 @@
-"""The register on disk."""
+"""The register's file on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_token(file: RegisterFile, token: EnrolmentToken = TOKEN) -> None:
 
 
 def test_what_one_process_writes_another_sees(tmp_path: Path) -> None:
-    """A command and the daemon, without a word between them."""
+    """A register that one process writes is what another one reads."""
     daemon, command = RegisterFile(tmp_path), RegisterFile(tmp_path)
     assert daemon.current() == Register()
     with_token(command)
@@ -31,14 +31,14 @@ def test_what_one_process_writes_another_sees(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:
-    """It is asked for at each connection and each second."""
+    """A file that has not changed is not read again."""
     file = RegisterFile(tmp_path)
     with_token(file)
     assert file.current() is file.current()
 
 
 def test_nobody_else_reads_it(tmp_path: Path) -> None:
-    """Whatever the umask is; the drafts are gone."""
+    """Only the owner can read the file, whatever the umask is, and no drafts are left."""
     before = os.umask(0)
     try:
         with_token(RegisterFile(tmp_path))
@@ -52,14 +52,14 @@ def test_nobody_else_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_writes_belongs_to_the_daemon(tmp_path: Path) -> None:
-    """The daemon's user owns the directory, and must be able to read what an administrator's command wrote."""
+    """A register that root writes belongs to the daemon's user, who owns the directory."""
     os.chown(tmp_path, 12345, 12346)
     with_token(RegisterFile(tmp_path))
     assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(12345, 12346)}
 
 
 def test_changes_at_once_are_all_kept(tmp_path: Path) -> None:
-    """Sixteen threads enrol with a token of three uses: three succeed."""
+    """Of sixteen threads that enrol at once with a token of three uses, three succeed."""
     with_token(RegisterFile(tmp_path))
     refused = []
 
@@ -80,7 +80,7 @@ def test_changes_at_once_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_a_change_that_fails_leaves_the_file(tmp_path: Path) -> None:
-    """Neither half of it nor a draft is left."""
+    """A change that fails leaves the file as it was, and no draft."""
     file = RegisterFile(tmp_path)
     with_token(file)
     before = file.path.read_bytes()
@@ -94,7 +94,7 @@ def test_a_change_that_fails_leaves_the_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
-    """The next change does it, as nobody else can be writing a draft while it holds the lock."""
+    """The draft of a killed process is removed by the next change."""
     file = RegisterFile(tmp_path)
     left = file.path.with_name(".enrolment.json.x1y2.draft")
     left.write_text("half")
@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokens": 1}', b"\xff"])
 def test_a_damaged_file_is_refused_with_a_remedy(tmp_path: Path, content: bytes) -> None:
-    """It is not overwritten: all agents would be locked out."""
+    """A damaged file is refused with a remedy and not overwritten, which would lock all agents out."""
     file = RegisterFile(tmp_path)
     file.path.write_bytes(content)
     with pytest.raises(Moe2Error, match=r"cannot be understood: .* Restore it"):
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_refused_with_a_remedy(tmp_path: Path, content: bytes)
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    """With what to look at."""
+    """A directory that cannot be used is named, with what to look at."""
     (tmp_path / "file").touch()
     with pytest.raises(Moe2Error, match=r"cannot be used: .*coordinator\.state_dir"):
         RegisterFile(tmp_path / "file").current()
@@ -121,7 +121,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["enrolment.json", ".enrolment.json.lock"])
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path, name: str) -> None:
-    """The daemon's user could otherwise lead root's command to any file."""
+    """A symbolic link in the file's place is not followed, as it could lead root's command to any file."""
     other = tmp_path / "other"
     other.write_text("{}")
     state = tmp_path / "state"
@@ -133,7 +133,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path, name: str) -> None:
 
 
 def test_fields_that_a_newer_release_adds_are_ignored(tmp_path: Path) -> None:
-    """A coordinator that is rolled back still knows its agents."""
+    """Fields that a newer release adds are ignored, so that a coordinator can be rolled back."""
     file = RegisterFile(tmp_path)
     file.path.write_text('{"tokens": [{"name": "t", "sha256": "x", "created_unix_s": 1, "later": 1}], "more": []}')
     assert file.current().tokens == (replace(TOKEN, sha256="x", created_unix_s=1.0, most_uses=None),)

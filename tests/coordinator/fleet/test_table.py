@@ -32,12 +32,12 @@ def keys(table: CapabilityTable, now_s: float = 0.0) -> list[str]:
 
 
 def test_an_empty_table_has_nobody(table: CapabilityTable) -> None:
-    """Neither to choose nor to show."""
+    """An empty table has no expert to choose and no row to show."""
     assert (table.choosable(0.0), table.models(), table.rows(0.0)) == ((), (), ())
 
 
 def test_an_agent_counts_once_it_has_reported(table: CapabilityTable) -> None:
-    """Joining alone says nothing about its experts."""
+    """An agent's experts count once it has reported, as joining alone says nothing about them."""
     table.agent_joined(hello(), 0.0)
     assert keys(table) == []
     table.agent_reported("agent-1", report(READY), 0.0)
@@ -53,7 +53,7 @@ def test_an_agent_counts_once_it_has_reported(table: CapabilityTable) -> None:
 
 @pytest.mark.parametrize("state", [state for state in ExpertState if state is not ExpertState.READY])
 def test_only_ready_experts_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
-    """Others are shown and known, but get no request."""
+    """Experts that are not ready are shown and known, but cannot be chosen."""
     table.agent_joined(hello(), 0.0)
     table.agent_reported("agent-1", report(expert_report(state=state)), 0.0)
     assert keys(table) == []
@@ -63,7 +63,7 @@ def test_only_ready_experts_can_be_chosen(table: CapabilityTable, state: ExpertS
 
 @pytest.mark.parametrize("state", [ExpertState.COLD, ExpertState.LOADING])
 def test_an_expert_that_is_loaded_on_demand_can_be_chosen(table: CapabilityTable, state: ExpertState) -> None:
-    """The request waits for it."""
+    """An expert that is loaded on demand can be chosen, and its request waits for it."""
     table.agent_joined(hello(), 0.0)
     table.agent_reported("agent-1", report(expert_report(state=state, on_demand=True)), 0.0)
     assert keys(table) == ["agent-1/m"]
@@ -72,7 +72,7 @@ def test_an_expert_that_is_loaded_on_demand_can_be_chosen(table: CapabilityTable
 
 
 def test_a_draining_agent_gets_no_requests(table: CapabilityTable) -> None:
-    """It would refuse them."""
+    """A draining agent gets no requests, as it would refuse them."""
     join(table)
     table.agent_reported("agent-1", report(READY, draining=True), 1.0)
     assert keys(table, 1.0) == []
@@ -80,7 +80,7 @@ def test_a_draining_agent_gets_no_requests(table: CapabilityTable) -> None:
 
 
 def test_an_agent_that_left_gets_no_requests(table: CapabilityTable) -> None:
-    """Its models are not offered any more either."""
+    """An agent that left gets no requests, and its models are not offered any more."""
     join(table)
     table.agent_left("agent-1", 1.0)
     assert keys(table, 1.0) == []
@@ -98,7 +98,7 @@ def test_a_stale_agent_gets_no_requests_until_it_reports_again(table: Capability
 
 
 def test_each_agent_turns_stale_by_itself(table: CapabilityTable) -> None:
-    """One that keeps reporting stays."""
+    """An agent that keeps reporting stays choosable while another one turns stale."""
     join(table, "agent-1")
     join(table, "agent-2")
     table.agent_reported("agent-2", report(READY), 5.0)
@@ -107,7 +107,7 @@ def test_each_agent_turns_stale_by_itself(table: CapabilityTable) -> None:
 
 
 def test_a_fresher_report_prolongs_without_being_asked_twice(table: CapabilityTable) -> None:
-    """The cached answer does not outlive, nor undercut, what was reported."""
+    """The cached answer holds exactly as long as the reports that it is made of."""
     join(table)
     assert keys(table, 1.0) == ["agent-1/m"]
     table.agent_reported("agent-1", report(READY), 9.0)
@@ -115,7 +115,7 @@ def test_a_fresher_report_prolongs_without_being_asked_twice(table: CapabilityTa
 
 
 def test_experts_are_sorted_by_key(table: CapabilityTable) -> None:
-    """Choices do not depend on who joined first."""
+    """Experts are sorted by key, so that choices do not depend on who joined first."""
     for agent_id in ("agent-2", "agent-1"):
         table.agent_joined(hello(agent_id), 0.0)
         table.agent_reported(agent_id, report(expert_report("z"), expert_report("a")), 0.0)
@@ -124,7 +124,7 @@ def test_experts_are_sorted_by_key(table: CapabilityTable) -> None:
 
 
 def test_a_reconnected_agent_starts_afresh(table: CapabilityTable) -> None:
-    """What it reported in an earlier session may no longer hold."""
+    """What an agent reported in an earlier session no longer counts in the next one."""
     join(table)
     table.agent_left("agent-1", 1.0)
     table.agent_joined(hello(), 2.0)
@@ -132,7 +132,7 @@ def test_a_reconnected_agent_starts_afresh(table: CapabilityTable) -> None:
 
 
 def test_reports_of_strangers_are_ignored(table: CapabilityTable) -> None:
-    """Nobody is in the table who has not joined."""
+    """A report from an agent that has not joined is ignored."""
     table.agent_reported("agent-1", report(READY), 0.0)
     table.rtt_measured("agent-1", 0.1)
     table.agent_left("agent-1", 0.0)
@@ -141,7 +141,7 @@ def test_reports_of_strangers_are_ignored(table: CapabilityTable) -> None:
 
 @pytest.mark.parametrize("key", ["agent-1/other", "agent-2/m", "m", "agent-1", "", "/"])
 def test_unknown_keys_are_unknown(table: CapabilityTable, key: str) -> None:
-    """Only agent and model together name an expert."""
+    """A key that is not made of a known agent and a known model names no expert."""
     join(table)
     assert not table.knows_expert(key)
 
@@ -150,7 +150,7 @@ def test_unknown_keys_are_unknown(table: CapabilityTable, key: str) -> None:
 
 
 def test_an_agent_that_is_gone_for_long_is_forgotten(table: CapabilityTable) -> None:
-    """Counted from when it left; until then status shows it as disconnected."""
+    """An agent is forgotten some time after it left; until then it is shown as disconnected."""
     join(table)
     table.agent_left("agent-1", 50.0)
     assert table.evict(50.0 + EVICT_S - 0.001) == []
@@ -160,7 +160,7 @@ def test_an_agent_that_is_gone_for_long_is_forgotten(table: CapabilityTable) -> 
 
 
 def test_a_connected_agent_is_never_evicted(table: CapabilityTable) -> None:
-    """However long it has been silent: the session decides that."""
+    """A connected agent is never evicted, however long it has been silent."""
     join(table)
     assert table.evict(1e9) == []
 
@@ -169,7 +169,7 @@ def test_a_connected_agent_is_never_evicted(table: CapabilityTable) -> None:
 
 
 def test_the_epoch_grows_when_choices_could_change(table: CapabilityTable) -> None:
-    """Joining, a first report, a changed one, draining, leaving, turning stale."""
+    """Joining, a first report, a changed report, draining, leaving and turning stale raise the epoch."""
     epochs = [table.epoch]
 
     def note(now_s: float) -> None:
@@ -193,7 +193,7 @@ def test_the_epoch_grows_when_choices_could_change(table: CapabilityTable) -> No
 
 
 def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
-    """A steady report, a round trip that only trembles, sensors and time alone leave decisions valid."""
+    """A steady report, a trembling round trip, sensors and time alone leave the epoch as it is."""
     join(table)
     table.rtt_measured("agent-1", 0.1)
     table.choosable(0.0)
@@ -209,7 +209,7 @@ def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
 
 
 def test_rows_show_what_is_known_and_leave_the_rest_unknown(table: CapabilityTable) -> None:
-    """Before the first report there is no host, no age, no round trip."""
+    """Before the first report a row has no host, no age and no round trip."""
     table.agent_joined(hello(), 0.0)
     [row] = table.rows(3.0)
     assert (row.connected, row.host, row.report_age_s, row.rtt_s, row.experts) == (True, None, None, None, ())
@@ -220,14 +220,14 @@ def test_rows_show_what_is_known_and_leave_the_rest_unknown(table: CapabilityTab
 
 
 def test_rows_are_sorted_by_name(table: CapabilityTable) -> None:
-    """A table for people."""
+    """Rows are sorted by the agent's name."""
     for agent_id in ("c", "a", "b"):
         table.agent_joined(hello(agent_id), 0.0)
     assert [row.agent_name for row in table.rows(0.0)] == ["name of a", "name of b", "name of c"]
 
 
 def test_a_round_trip_is_forgotten_with_its_session(table: CapabilityTable) -> None:
-    """It was that connection's."""
+    """A round trip is forgotten with the session that it was measured in."""
     join(table)
     table.rtt_measured("agent-1", 0.25)
     table.agent_left("agent-1", 1.0)
@@ -245,7 +245,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_the_cached_answer_is_the_one_that_a_fresh_table_would_give(steps: list[tuple[str, str, float]]) -> None:
-    """Whoever asks in between, and an unchanged epoch means an unchanged answer."""
+    """Whatever happens, the cached answer is that of a fresh table, and an equal epoch means an equal answer."""
     now_s = 0.0
     model: dict[str, float | None] = {}
     table = CapabilityTable(stale_s=STALE_S, evict_s=EVICT_S)
@@ -274,7 +274,7 @@ def test_the_cached_answer_is_the_one_that_a_fresh_table_would_give(steps: list[
 
 
 def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
-    """Nobody waits for it to come back, and its experts are chosen no more."""
+    """A removed agent is gone at once, and its experts are chosen no more."""
     join(table)
     epoch = table.epoch
     table.agent_removed("agent-1")
@@ -287,7 +287,7 @@ def test_a_removed_agent_is_gone_at_once(table: CapabilityTable) -> None:
 
 
 def test_an_agent_that_broke_a_rule_gets_no_requests_for_a_while(table: CapabilityTable) -> None:
-    """Its experts cannot be chosen until its suspension ends, and the others can."""
+    """Experts of a suspended agent cannot be chosen until the suspension ends; others can."""
     join(table)
     join(table, "agent-2")
     epoch = table.epoch
@@ -298,7 +298,7 @@ def test_an_agent_that_broke_a_rule_gets_no_requests_for_a_while(table: Capabili
 
 
 def test_a_suspension_outlasts_a_new_connection(table: CapabilityTable) -> None:
-    """An agent does not get out of it by connecting again."""
+    """A suspension outlasts a new connection of the agent."""
     join(table)
     table.agent_broke_rules("agent-1", "joules is nan", 1.0)
     table.agent_left("agent-1", 2.0)
@@ -307,7 +307,7 @@ def test_a_suspension_outlasts_a_new_connection(table: CapabilityTable) -> None:
 
 
 def test_a_breach_is_a_named_warning_in_the_agents_row(table: CapabilityTable) -> None:
-    """An operator sees who broke which rule, and how long it is set aside."""
+    """A breach is a named warning in the agent's row, with the rule and the length of the suspension."""
     join(table)
     table.agent_broke_rules("agent-1", "joules is nan", 1.0)
     [row] = table.rows(2.0)

@@ -1,4 +1,4 @@
-"""Responses in OpenAI's shapes, held against literal documents and the SDK's own types."""
+"""Answers in OpenAI's shapes, compared with literal documents and the SDK's own types."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def body(value: Any) -> Any:
 
 
 def events(stream: bytes) -> list[Any]:
-    """The `data:` lines of a stream, decoded; the end marker as it is."""
+    """Returns the decoded `data:` lines of a stream; the end marker stays as it is."""
     assert stream.endswith(b"\n\n")
     lines = stream.decode().removesuffix("\n\n").split("\n\n")
     assert all(line.startswith("data: ") and "\n" not in line for line in lines)
@@ -61,7 +61,7 @@ def without_receipt(chunk: dict[str, Any]) -> dict[str, Any]:
 
 
 def strict(kind: type[BaseModel], value: dict[str, Any]) -> Any:
-    """Validated by the SDK's own type, without its leniency."""
+    """Validates a value by the SDK's own type, without its leniency."""
     return kind.model_validate(value, strict=True)
 
 
@@ -69,7 +69,7 @@ def strict(kind: type[BaseModel], value: dict[str, Any]) -> Any:
 
 
 def test_a_chat_completion_is_openais() -> None:
-    """Key by key, with the receipt beside them."""
+    """A chat completion equals OpenAI's key by key, with the receipt beside them."""
     answer = body(full_response(CHAT, PIECES, "stop", receipt(), with_logprobs=False))
     assert answer.pop("moe2")["request_id"] == "req-1"
     assert answer == {
@@ -91,7 +91,7 @@ def test_a_chat_completion_is_openais() -> None:
 
 
 def test_a_text_completion_is_openais() -> None:
-    """Key by key."""
+    """A text completion equals OpenAI's key by key."""
     answer = body(full_response(TEXT, PIECES, "length", receipt(), with_logprobs=False))
     assert without_receipt(answer) == {
         "id": "cmpl-req-1",
@@ -105,7 +105,7 @@ def test_a_text_completion_is_openais() -> None:
 
 
 def test_a_chats_logprobs_are_openais() -> None:
-    """Each token with its bytes and alternatives."""
+    """A chat's log-probabilities list each token with its bytes and alternatives."""
     answer = body(full_response(CHAT, PIECES, "stop", receipt(), with_logprobs=True))
     assert answer["choices"][0]["logprobs"] == {
         "content": [
@@ -123,7 +123,7 @@ def test_a_chats_logprobs_are_openais() -> None:
 
 
 def test_a_completions_logprobs_are_openais() -> None:
-    """Parallel lists, and offsets into the text."""
+    """A text completion's log-probabilities are parallel lists, with offsets into the text."""
     answer = body(full_response(TEXT, PIECES, "stop", receipt(), with_logprobs=True))
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["Hé", "llo"],
@@ -135,7 +135,7 @@ def test_a_completions_logprobs_are_openais() -> None:
 
 
 def test_usage_is_null_where_tokens_are_not_known() -> None:
-    """Never zero."""
+    """Usage is null where tokens are not known, never zero."""
     assert usage_of(receipt()) == USAGE
     assert usage_of(receipt(answered=False)) is None
 
@@ -154,7 +154,7 @@ def chunk(header: Header, choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_chats_stream_is_openais() -> None:
-    """Role first, then deltas, then the reason, then the end marker."""
+    """A chat's stream has the role first, then deltas, the reason and the end marker."""
     chunks = stream(CHAT, [TokenPiece("Hé")], [TokenPiece("l"), TokenPiece("lo")])
     assert chunks[-1] == "[DONE]"
     assert [without_receipt(found) for found in chunks[:-1]] == [
@@ -168,7 +168,7 @@ def test_a_chats_stream_is_openais() -> None:
 
 
 def test_a_completions_stream_is_openais() -> None:
-    """Texts, then the reason."""
+    """A text completion's stream has the texts, then the reason."""
     chunks = stream(TEXT, [TokenPiece("Hé")])
     assert [without_receipt(found) for found in chunks[:-1]] == [
         chunk(TEXT, {"text": "Hé"}),
@@ -178,7 +178,7 @@ def test_a_completions_stream_is_openais() -> None:
 
 @pytest.mark.parametrize("header", [CHAT, TEXT])
 def test_usage_comes_in_a_chunk_of_its_own(header: Header) -> None:
-    """Without choices, after the reason; all others say null."""
+    """Usage comes after the reason in a chunk without choices; all other chunks say null."""
     chunks = stream(header, [TokenPiece("x")], usage=True)[:-1]
     assert [found["usage"] for found in chunks] == [None] * (len(chunks) - 1) + [USAGE]
     assert [bool(found["choices"]) for found in chunks] == [True] * (len(chunks) - 1) + [False]
@@ -186,20 +186,20 @@ def test_usage_comes_in_a_chunk_of_its_own(header: Header) -> None:
 
 
 def test_usage_is_not_mentioned_where_nobody_asked() -> None:
-    """As OpenAI does."""
+    """Chunks have no usage where it was not asked for, as with OpenAI."""
     assert all("usage" not in found for found in stream(CHAT, [TokenPiece("x")])[:-1])
 
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_receipt_is_in_the_last_chunk_only(usage: bool) -> None:
-    """Whichever that is."""
+    """The receipt is in the last chunk, with or without a usage chunk."""
     chunks = stream(CHAT, [TokenPiece("x")], usage=usage)[:-1]
     assert ["moe2" in found for found in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1]["moe2"] == body(receipt())
 
 
 def test_an_empty_answer_still_has_role_and_reason() -> None:
-    """A client may wait for either."""
+    """The stream of an empty answer still has the role and the reason."""
     role, reason, end = stream(CHAT)
     assert role["choices"][0]["delta"]["role"] == "assistant"
     assert reason["choices"][0]["finish_reason"] == "stop"
@@ -207,7 +207,7 @@ def test_an_empty_answer_still_has_role_and_reason() -> None:
 
 
 def test_tokens_without_text_make_no_chunk() -> None:
-    """Half a character is nothing to show; with log-probabilities it is."""
+    """Tokens without text make no chunk unless log-probabilities were asked for."""
     quiet = ChunkWriter(CHAT, include_usage=False, with_logprobs=False)
     assert quiet.tokens([TokenPiece("")]) == b""
     scored = ChunkWriter(CHAT, include_usage=False, with_logprobs=True)
@@ -215,7 +215,7 @@ def test_tokens_without_text_make_no_chunk() -> None:
 
 
 def test_a_chats_streamed_logprobs_are_those_of_its_chunk() -> None:
-    """Each token once."""
+    """Each token's log-probability is streamed once, with its chunk."""
     chunks = stream(CHAT, PIECES[:1], PIECES[1:], logprobs=True)
     tokens = [
         scored["token"]
@@ -228,7 +228,7 @@ def test_a_chats_streamed_logprobs_are_those_of_its_chunk() -> None:
 
 
 def test_a_completions_streamed_offsets_are_into_the_whole_text() -> None:
-    """Not into the chunk."""
+    """Streamed offsets count from the beginning of the text, not of the chunk."""
     chunks = stream(TEXT, PIECES[:1], PIECES[1:], PIECES, logprobs=True)
     assert [found["choices"][0]["logprobs"]["text_offset"] for found in chunks[:3]] == [[0], [2], [5, 7]]
 
@@ -237,7 +237,7 @@ def test_a_completions_streamed_offsets_are_into_the_whole_text() -> None:
 def test_any_text_survives_the_stream(
     steps: list[list[str]], is_chat: bool, usage: bool, model: str, logprobs: bool
 ) -> None:
-    """Quotes, line breaks and whatever else a model may write, in whatever steps."""
+    """Any text survives being streamed in any steps."""
     header = Header(id="x", created=1, model=model, is_chat=is_chat)
     pieces = [[TokenPiece(text, -0.5) for text in step] for step in steps]
     *chunks, end = stream(header, *pieces, usage=usage, logprobs=logprobs)
@@ -253,7 +253,7 @@ def test_any_text_survives_the_stream(
 
 
 def test_an_error_is_openais() -> None:
-    """All four keys, null where there is nothing to say."""
+    """An error has OpenAI's four keys, null where there is nothing to say."""
     assert invalid("No.").body() == {
         "error": {"message": "No.", "type": "invalid_request_error", "param": None, "code": None}
     }
@@ -266,7 +266,7 @@ def test_an_error_is_openais() -> None:
 
 
 def test_an_error_in_a_stream_is_an_event_of_its_own() -> None:
-    """It is the SDK's to raise; no end marker follows."""
+    """An error in a stream is an event that the SDK raises, without an end marker."""
     assert events(ChunkWriter.error(invalid("No.").body())) == [invalid("No.").body()]
 
 
@@ -290,7 +290,7 @@ def test_an_error_in_a_stream_is_an_event_of_its_own() -> None:
     ],
 )
 def test_each_failure_has_its_status(code: str, status: int, kind: str, shown: str, retry: bool) -> None:
-    """A retry is suggested where it can help, and what was spent is shown."""
+    """Each failure has its own status, a Retry-After where a retry can help, and the receipt."""
     error = error_of(Failed(code, "Why."), receipt())
     assert isinstance(error, ApiError)
     assert (error.status, error.kind, error.code, error.message) == (status, kind, shown, "Why.")

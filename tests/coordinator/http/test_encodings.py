@@ -1,4 +1,4 @@
-"""Content-Encoding: what is accepted, and how far a body is unpacked."""
+"""Content-Encoding of request bodies: which are accepted, and how far they are unpacked."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ BODY = bytes(range(256)) * 1000
 
 
 def whole(encoding: Encoding, packed: bytes, max_bytes: int = ROOMY) -> bytes:
-    """Step by step to the end."""
+    """Unpacks a body step by step to its end."""
     unpacker = Unpacker(encoding, packed, max_bytes=max_bytes)
     unpack(unpacker)
     return unpacker.body
 
 
 def unpack(unpacker: Unpacker) -> None:
-    """Take all the steps, none of which is too large."""
+    """Takes all the steps, none of which is too large."""
     while not unpacker.is_whole:
         assert unpacker.step() <= STEP_BYTES
 
 
 def bare_deflate(body: bytes) -> bytes:
-    """Without zlib's frame, as some clients send it."""
+    """Packs a body as deflate without zlib's frame, as some clients send it."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(body) + packer.flush()
 
@@ -49,7 +49,7 @@ def bare_deflate(body: bytes) -> bytes:
     ],
 )
 def test_accepted_encodings(headers: tuple[str, ...], encoding: Encoding | None) -> None:
-    """One, however it is spelt, or none."""
+    """One known encoding is accepted, however it is spelt, and so is none."""
     assert encoding_of(headers) is encoding
 
 
@@ -57,7 +57,7 @@ def test_accepted_encodings(headers: tuple[str, ...], encoding: Encoding | None)
     "headers", [("br",), ("zstd",), ("gzip, gzip",), ("gzip", "deflate"), ("compress",), ("x" * 9999,)]
 )
 def test_other_encodings_are_refused_with_those_accepted(headers: tuple[str, ...]) -> None:
-    """415, and packed twice is another encoding."""
+    """Other encodings, and several at once, are answered with 415 and the list of those accepted."""
     with pytest.raises(ApiError, match=r".*") as refusal:
         encoding_of(headers)
     assert (refusal.value.status, refusal.value.code) == (415, "unsupported_encoding")
@@ -75,18 +75,18 @@ def test_other_encodings_are_refused_with_those_accepted(headers: tuple[str, ...
     ],
 )
 def test_a_body_is_unpacked_whole(encoding: Encoding, packed: bytes) -> None:
-    """With and without zlib's frame."""
+    """A body is unpacked whole, with and without zlib's frame."""
     assert whole(encoding, packed) == BODY
 
 
 @given(st.binary(max_size=300_000), st.integers(0, 9))
 def test_what_was_packed_comes_back(body: bytes, level: int) -> None:
-    """In bounded steps, whatever it is."""
+    """Any packed body comes back in bounded steps."""
     assert whole(Encoding.GZIP, gzip.compress(body, compresslevel=level)) == body
 
 
 def test_a_bomb_is_left_at_the_limit() -> None:
-    """No more than a step is unpacked beyond it."""
+    """A decompression bomb is unpacked at most one step beyond the limit."""
     unpacker = Unpacker(Encoding.GZIP, gzip.compress(bytes(20_000_000)), max_bytes=100_000)
     with pytest.raises(ApiError) as refusal:
         unpack(unpacker)
@@ -95,7 +95,7 @@ def test_a_bomb_is_left_at_the_limit() -> None:
 
 
 def test_a_body_of_just_the_limit_passes() -> None:
-    """One byte more does not."""
+    """A body of just the limit passes, and one byte more does not."""
     packed = gzip.compress(bytes(100_000))
     assert len(whole(Encoding.GZIP, packed, max_bytes=100_000)) == 100_000
     with pytest.raises(ApiError):
@@ -115,7 +115,7 @@ def test_a_body_of_just_the_limit_passes() -> None:
     ids=["not packed", "nothing", "cut off", "followed by more", "two members", "wrong sum"],
 )
 def test_a_damaged_body_is_refused(packed: bytes) -> None:
-    """400, and never a part of it is taken for the whole."""
+    """A damaged body is answered with 400; a part of it is never taken for the whole."""
     with pytest.raises(ApiError) as refusal:
         whole(Encoding.GZIP, packed)
     assert (refusal.value.status, refusal.value.code) == (400, "invalid_encoding")
@@ -123,6 +123,6 @@ def test_a_damaged_body_is_refused(packed: bytes) -> None:
 
 @given(st.sampled_from(Encoding), st.binary(max_size=2000))
 def test_nonsense_raises_nothing_but_api_errors(encoding: Encoding, packed: bytes) -> None:
-    """Whatever a client sends as packed, unpacking ends."""
+    """Whatever a client sends as packed, unpacking ends with a body or an `ApiError`."""
     with suppress(ApiError):
         assert len(whole(encoding, packed)) <= ROOMY

@@ -19,7 +19,7 @@ PARTS = st.sampled_from(
 
 
 def read(*texts: str) -> tuple[str, list[ToolCall]]:
-    """(all text, all calls) of an answer that came in these parts."""
+    """Returns all text and all calls of an answer that came in these parts."""
     reader = CallReader({"weather", "time"}, ids="x")
     found = [part for text in texts for part in reader.feed(text)] + reader.finish()
     return (
@@ -42,14 +42,14 @@ def read(*texts: str) -> tuple[str, list[ToolCall]]:
     ],
 )
 def test_each_form_of_a_call_is_found(answer: str) -> None:
-    """Tagged, tagged and cut at the end token, plain, in a list, with Llama's word, with arguments as text."""
+    """Calls are found tagged, cut off, plain, in a list, with Llama's key, and with arguments as text."""
     text, calls = read(answer)
     assert text == ""
     assert [(call.name, json.loads(call.arguments)) for call in calls] == [("weather", {"city": "Köln"})]
 
 
 def test_calls_may_follow_text_and_each_other() -> None:
-    """Ids differ; the white space that sets the calls off is not part of the text."""
+    """Calls after text and after each other have different ids, and the white space around them is no text."""
     second = '{"name": "time", "arguments": {}}'
     answer = f"Let me see.\n<tool_call>{WEATHER}</tool_call>\n<tool_call>{second}</tool_call>\n"
     text, calls = read(answer)
@@ -75,12 +75,12 @@ def test_calls_may_follow_text_and_each_other() -> None:
     ],
 )
 def test_what_only_looks_like_a_call_stays_text(answer: str) -> None:
-    """Nothing of it is lost, and nobody is called."""
+    """Text that only looks like a call stays text, whole."""
     assert read(answer) == (answer, [])
 
 
 def test_text_is_handed_on_as_soon_as_it_can_be_no_call() -> None:
-    """A stream with tools on offer is a stream."""
+    """Text is handed on as soon as it can be no call, so that a stream with tools is a stream."""
     reader = CallReader({"weather"}, ids="x")
     assert reader.feed("The ") == ["The"]
     assert reader.feed("sky <") == [" sky"]
@@ -89,7 +89,7 @@ def test_text_is_handed_on_as_soon_as_it_can_be_no_call() -> None:
 
 @given(st.lists(PARTS, max_size=12), st.data())
 def test_how_the_answer_is_cut_changes_nothing(parts: list[str], data: st.DataObject) -> None:
-    """Tokens end anywhere."""
+    """The result does not depend on where the answer is cut into tokens."""
     answer = "".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=8)))
     edges = [0, *cuts, len(answer)]
@@ -99,7 +99,7 @@ def test_how_the_answer_is_cut_changes_nothing(parts: list[str], data: st.DataOb
 
 @given(st.lists(PARTS, max_size=12))
 def test_an_answer_without_calls_is_its_own_text(parts: list[str]) -> None:
-    """Reading loses nothing."""
+    """An answer without calls is read as its own text."""
     answer = "".join(parts)
     text, calls = read(answer)
     if not calls:

@@ -1,4 +1,4 @@
-"""Keys for tests."""
+"""API keys for tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NOW_UNIX_S = 1_750_000_000.0
 
 
 def made(seed: int = 1, **options: Any) -> tuple[KeyRecord, str]:
-    """(record, key), the same for the same seed."""
+    """Returns a record and its key, the same for the same seed."""
     options = {"name": f"app-{seed}", **options}
     return mint(KeyOptions(**options), entropy=bytes([seed]) * ENTROPY_BYTES, now_unix_s=NOW_UNIX_S)
 
 
 def add_key(file: KeyFile, seed: int = 1, **options: Any) -> tuple[KeyRecord, str]:
-    """Make a key and keep it, as the command does."""
+    """Makes a key and keeps it, as the command does."""
     record, key = made(seed, **options)
     with file.changing() as keys:
         file.write(keys.with_key(record))

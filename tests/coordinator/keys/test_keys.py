@@ -1,4 +1,4 @@
-"""Records of API keys, and whose key a presented one is."""
+"""Records of API keys, and the check of a presented key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ entropies = st.binary(min_size=ENTROPY_BYTES, max_size=ENTROPY_BYTES)
 
 @given(entropies, entropies)
 def test_a_key_opens_its_own_record_and_no_other(first: bytes, second: bytes) -> None:
-    """Whatever the random bytes: also where the secret begins with, or holds, an underscore."""
+    """A key opens its own record and no other, whatever its random bytes are."""
     record, key = mint(KeyOptions(name="app"), entropy=first, now_unix_s=NOW_UNIX_S)
     other, other_key = mint(KeyOptions(name="other"), entropy=second, now_unix_s=NOW_UNIX_S)
     assert check(key, {record.id: record}, NOW_UNIX_S) is record
@@ -41,7 +41,7 @@ def test_a_key_opens_its_own_record_and_no_other(first: bytes, second: bytes) ->
 
 @given(st.text(alphabet=st.characters(exclude_categories=())), st.booleans())
 def test_nonsense_is_refused(text: str, after_the_id: bool) -> None:
-    """Any text, also after the right prefix and id, and what a header's stray bytes become."""
+    """Any other text is refused, also after the right prefix and id."""
     record, _ = made()
     presented = f"moe2_{record.id}_{text}" if after_the_id else text
     stray = presented.encode("utf-8", "replace").decode("ascii", "surrogateescape")
@@ -50,20 +50,20 @@ def test_nonsense_is_refused(text: str, after_the_id: bool) -> None:
 
 @pytest.mark.parametrize("change", [str.upper, lambda key: key[:-1], lambda key: key + "A", lambda key: "x" + key])
 def test_a_key_counts_as_a_whole_only(change: Any) -> None:
-    """Cut, extended, in other case: wrong."""
+    """A key that is cut, extended or in other case is wrong."""
     record, key = made()
     assert check(change(key), {record.id: record}, NOW_UNIX_S) is Refusal.UNKNOWN
 
 
 def test_a_key_looks_like_one() -> None:
-    """Scanners for leaked secrets can find it: fixed prefix, public id, 43 characters of 32 random bytes."""
+    """A key has a fixed prefix, a public id and 43 characters of randomness, so that scanners for leaks can find it."""
     record, key = made()
     assert re.fullmatch(r"moe2_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", key)
     assert key.split("_")[1] == record.id
 
 
 def test_the_secret_is_not_in_the_record() -> None:
-    """Neither is it in what is written, nor the digest in what is printed."""
+    """The record does not have the secret, and printing it does not show the digest."""
     record, key = made()
     secret = key.split("_", 2)[2]
     assert secret not in record.model_dump_json()
@@ -72,7 +72,7 @@ def test_the_secret_is_not_in_the_record() -> None:
 
 
 def test_an_expired_key_is_refused_from_its_moment_on() -> None:
-    """The moment itself is too late."""
+    """A key is refused from the very moment of its expiry on."""
     record, key = made(expires_at_unix_s=NOW_UNIX_S + 10)
     assert check(key, {record.id: record}, NOW_UNIX_S + 9.9) is record
     assert check(key, {record.id: record}, NOW_UNIX_S + 10) is Refusal.EXPIRED
@@ -89,7 +89,7 @@ def test_why_is_told_only_to_who_has_the_secret() -> None:
 
 
 def test_an_unknown_id_is_compared_like_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One comparison in constant time either way, of digests of the same length."""
+    """An unknown id costs one comparison in constant time, like a wrong secret."""
     compared: list[tuple[int, int]] = []
 
     def noted(one: str, other: str) -> bool:
@@ -104,7 +104,7 @@ def test_an_unknown_id_is_compared_like_a_wrong_secret(monkeypatch: pytest.Monke
 
 
 def test_a_key_is_revoked_once() -> None:
-    """The moment of the first time stays; other keys are not touched."""
+    """A second revocation leaves the moment of the first one, and other keys, as they are."""
     first, _ = made(1)
     second, _ = made(2)
     keys = KeySet(keys=(first, second)).with_revoked(first.id, 5.0).with_revoked(first.id, 9.0)
@@ -114,7 +114,7 @@ def test_a_key_is_revoked_once() -> None:
 
 
 def test_the_principal_has_all_that_the_key_was_given() -> None:
-    """Scopes, rate, daily limits and budgets."""
+    """The principal of a key has its scopes, rate, daily limits and budgets."""
     budgets = Budgets(energy_budget_j=5.0)
     record, _ = made(
         scopes=(Scope.OBSERVE,), requests_per_minute=7, daily_energy_j=100, daily_tokens=50, budgets=budgets
@@ -146,13 +146,13 @@ def test_the_principal_has_all_that_the_key_was_given() -> None:
     ],
 )
 def test_nonsense_options_are_refused(field: str, value: object) -> None:
-    """A key must not be made that means something else than it seems to."""
+    """Options that make no sense make no key."""
     with pytest.raises(ValidationError, match=field):
         KeyOptions.model_validate({"name": "app", field: value})
 
 
 def test_two_keys_of_one_id_are_refused() -> None:
-    """Which one would count?"""
+    """Two keys with one id are refused."""
     record, _ = made()
     with pytest.raises(ValidationError, match="same id"):
         KeySet(keys=(record, record))
@@ -160,7 +160,7 @@ def test_two_keys_of_one_id_are_refused() -> None:
 
 @given(st.lists(st.integers(1, 255), unique=True, max_size=5), st.data())
 def test_what_is_written_is_read_back(seeds: list[int], data: st.DataObject) -> None:
-    """Every option survives the file."""
+    """Every option of a key survives being written and read."""
     keys: list[KeyRecord] = []
     for seed in seeds:
         options = {
@@ -178,7 +178,7 @@ def test_what_is_written_is_read_back(seeds: list[int], data: st.DataObject) -> 
 
 
 def test_a_key_that_expires_is_refused_while_the_clock_is_wrong() -> None:
-    """In 1970 every expired key was still good; one that never expires, or was revoked, needs no clock."""
+    """While the clock is wrong a key that expires is refused; one without an end is accepted."""
     expiring, key = made(1, expires_at_unix_s=NOW_UNIX_S + 60)
     lasting, other = made(2)
     records = {expiring.id: expiring, lasting.id: lasting}
@@ -189,7 +189,7 @@ def test_a_key_that_expires_is_refused_while_the_clock_is_wrong() -> None:
 
 
 def test_a_clock_before_the_keys_making_is_wrong() -> None:
-    """Also where it is later than the release: the key itself tells."""
+    """A clock that is earlier than the making of a key is wrong, even if it is later than the release."""
     record, _ = made(expires_at_unix_s=NOW_UNIX_S + 60)
     assert record.state(NOW_UNIX_S - 86_400) is KeyState.UNDECIDED
     assert record.state(NOW_UNIX_S - 60) is KeyState.ACTIVE

@@ -1,4 +1,4 @@
-"""The key file: who may read it, what a reader can see, what a damaged one says."""
+"""The key file: who may read it, what a reader sees, and what a damaged one says."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def ring_of(file: KeyFile) -> KeyRing:
 
 
 def test_no_file_holds_no_keys(tmp_path: Path) -> None:
-    """A fresh coordinator."""
+    """A missing file holds no keys, as with a fresh coordinator."""
     assert KeyFile(tmp_path).read().keys == ()
 
 
 def test_only_its_owner_reads_it(tmp_path: Path) -> None:
-    """Whatever the umask is."""
+    """Only its owner can read the file, whatever the umask is."""
     before = os.umask(0)
     try:
         add_key(KeyFile(tmp_path / "state"))
@@ -44,7 +44,7 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_file_is_replaced_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    """A reader that has the old one open still reads the whole old one."""
+    """The file is replaced as a whole: a reader that has the old one open still reads all of it."""
     file = KeyFile(tmp_path)
     add_key(file, 1)
     with file.path.open() as old:
@@ -55,7 +55,7 @@ def test_the_file_is_replaced_and_nothing_is_left_behind(tmp_path: Path) -> None
 
 
 def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk costs no key, and leaves no half-written file."""
+    """A full disk costs no key and leaves no half-written file."""
     file = KeyFile(tmp_path)
     add_key(file, 1)
 
@@ -70,7 +70,7 @@ def test_a_failed_write_keeps_the_old_keys(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path) -> None:
-    """The next one does it, and touches nothing else, such as an operator's copy."""
+    """The draft of a killed command is removed by the next one, which touches nothing else."""
     for name in (".keys.json.x1y2.draft", "keys.json.bak"):
         (tmp_path / name).touch()
     add_key(KeyFile(tmp_path))
@@ -78,7 +78,7 @@ def test_what_a_killed_command_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_two_commands_at_once_lose_no_key(tmp_path: Path) -> None:
-    """Each waits until the other has written."""
+    """Two commands at once lose no key, as each waits for the other."""
     file = KeyFile(tmp_path)
     threads = [threading.Thread(target=add_key, args=(file, seed)) for seed in range(1, 9)]
     for thread in threads:
@@ -89,7 +89,7 @@ def test_two_commands_at_once_lose_no_key(tmp_path: Path) -> None:
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
-    """The command may run as root, in a directory of somebody else."""
+    """A symbolic link in the file's place is not followed, as the command may run as root."""
     (tmp_path / "elsewhere").write_text('{"version": 1, "keys": []}')
     (tmp_path / "keys.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(KeyFileError, match="symbolic links"):
@@ -108,7 +108,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_an_error_with_its_place(tmp_path: Path, content: str, says: str) -> None:
-    """And with what to do about it."""
+    """A damaged file is an error with the place of the damage and a remedy."""
     (tmp_path / "keys.json").write_text(content)
     with pytest.raises(KeyFileError, match=says) as error:
         KeyFile(tmp_path).read()
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_an_error_with_its_place(tmp_path: Path, content: str,
 
 
 def test_an_error_does_not_show_what_the_file_holds(tmp_path: Path) -> None:
-    """A digest that is too short is still the digest of a secret."""
+    """An error does not show what the file holds, not even a digest that is too short."""
     file = KeyFile(tmp_path)
     record, _ = add_key(file)
     file.path.write_text(file.path.read_text().replace(record.secret_sha256, record.secret_sha256[:60]))
@@ -126,7 +126,7 @@ def test_an_error_does_not_show_what_the_file_holds(tmp_path: Path) -> None:
 
 
 def test_who_may_not_read_it_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of somebody else is not taken for a damaged one."""
+    """A file without permission to read it is not taken for a damaged one."""
     add_key(KeyFile(tmp_path))
 
     def denied(*_: object) -> int:
@@ -141,7 +141,7 @@ def test_who_may_not_read_it_is_told_so(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_new_key_counts_at_once(tmp_path: Path) -> None:
-    """Without a restart."""
+    """A new key counts at once, without a restart."""
     file = KeyFile(tmp_path)
     ring = ring_of(file)
     _, key = made()
@@ -151,7 +151,7 @@ def test_a_new_key_counts_at_once(tmp_path: Path) -> None:
 
 
 def test_a_revoked_key_ends_at_once(tmp_path: Path) -> None:
-    """Also for what it has begun."""
+    """A revoked key ends at once, also for requests in progress."""
     file = KeyFile(tmp_path)
     record, key = add_key(file)
     ring = ring_of(file)
@@ -162,7 +162,7 @@ def test_a_revoked_key_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_removed_holds_no_keys(tmp_path: Path) -> None:
-    """As at the start: nobody gets in."""
+    """After the file has been removed no key is accepted."""
     file = KeyFile(tmp_path)
     _, key = add_key(file)
     ring = ring_of(file)
@@ -172,14 +172,14 @@ def test_a_file_that_is_removed_holds_no_keys(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_stops_the_start(tmp_path: Path) -> None:
-    """With no keys known, nothing could be kept."""
+    """A file that is damaged at the start is an error, as no keys are known."""
     (tmp_path / "keys.json").write_text("{")
     with pytest.raises(KeyFileError, match="cannot be used"):
         ring_of(KeyFile(tmp_path))
 
 
 def test_a_file_damaged_later_keeps_the_keys_of_before(tmp_path: Path) -> None:
-    """And says so until it is mended."""
+    """A file that is damaged later leaves the former keys in force, with a warning."""
     file = KeyFile(tmp_path)
     _, key = add_key(file)
     ring = ring_of(file)
@@ -195,7 +195,7 @@ def test_a_file_damaged_later_keeps_the_keys_of_before(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_its_place_is_damage_too(tmp_path: Path) -> None:
-    """Whatever makes the file unreadable."""
+    """A folder in the file's place counts as damage."""
     file = KeyFile(tmp_path)
     _, key = add_key(file)
     ring = ring_of(file)
@@ -206,7 +206,7 @@ def test_a_folder_in_its_place_is_damage_too(tmp_path: Path) -> None:
 
 
 def test_no_active_key_is_a_warning(tmp_path: Path) -> None:
-    """Nobody could ask anything: none made yet, or the last one revoked."""
+    """A warning says that there is no active key, as then nobody can ask anything."""
     file = KeyFile(tmp_path)
     ring = ring_of(file)
     assert codes(ring) == ["no_keys"]

@@ -1,4 +1,4 @@
-"""Ledger entries as tests need them."""
+"""Ledger entries for tests."""
 
 from __future__ import annotations
 

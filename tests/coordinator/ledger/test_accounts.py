@@ -1,4 +1,4 @@
-"""Daily limits: reserved, settled, never overdrawn."""
+"""Accounts of daily limits: reserved, settled, never overdrawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
-from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Left, charge, day_after, day_of
+from moe2.coordinator.ledger.accounts import Accounts, Amount, DaySum, Remaining, charge, day_after, day_of
 
 MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
 KEY = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=100.0, tokens=1000))
@@ -16,32 +16,32 @@ JOULES = st.floats(0, 60)
 
 
 def test_a_reservation_counts_until_it_is_settled() -> None:
-    """Then what was not used is free again."""
+    """A reservation counts until it is settled; what was not used is free afterwards."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
-    assert accounts.left(KEY, MONDAY) == Left(40.0, 500)
+    assert accounts.left(KEY, MONDAY) == Remaining(40.0, 500)
     accounts.settle(KEY, MONDAY, "r1", Amount(10.0, 100))
-    assert accounts.left(KEY, MONDAY) == Left(90.0, 900)
+    assert accounts.left(KEY, MONDAY) == Remaining(90.0, 900)
 
 
 def test_a_request_does_not_stand_in_its_own_way() -> None:
-    """Its second attempt is measured against what the others leave."""
+    """A request's second attempt is measured against what other requests leave."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.reserve(KEY, MONDAY, "r2", Amount(10.0, 100))
-    assert accounts.left(KEY, MONDAY, besides="r1") == Left(90.0, 900)
+    assert accounts.left(KEY, MONDAY, besides="r1") == Remaining(90.0, 900)
 
 
 def test_a_second_reservation_takes_the_place_of_the_first() -> None:
-    """It says what the request may come to in all."""
+    """A second reservation of a request replaces the first."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.reserve(KEY, MONDAY, "r1", Amount(70.0, 500))
-    assert accounts.left(KEY, MONDAY) == Left(30.0, 500)
+    assert accounts.left(KEY, MONDAY) == Remaining(30.0, 500)
 
 
 def test_unknown_joules_keep_their_reservation() -> None:
-    """It stays charged, as held and not measured."""
+    """The reservation of a request with unknown joules stays charged, as held and not measured."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     assert accounts.settle(KEY, MONDAY, "r1", Amount(None, 20)) == Amount(60.0, 20)
@@ -50,7 +50,7 @@ def test_unknown_joules_keep_their_reservation() -> None:
 
 
 def test_unknown_joules_without_reservation_are_counted_as_unknown() -> None:
-    """The day's sum is then a lower bound, and says so."""
+    """A day with unknown joules and no reservation says that its sum is a lower bound."""
     accounts = Accounts()
     assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(None, None)
     spent = accounts.statement(KEY, MONDAY).spent
@@ -58,7 +58,7 @@ def test_unknown_joules_without_reservation_are_counted_as_unknown() -> None:
 
 
 def test_a_refusal_that_cost_nothing_does_not_make_a_day_known() -> None:
-    """Its 0 J say nothing of the answer that nobody measured."""
+    """The 0 J of a refusal do not stand for an answer that nobody measured."""
     accounts = Accounts()
     accounts.settle(KEY, MONDAY, "r1", Amount(None, None))
     accounts.settle(KEY, MONDAY, "r2", Amount(0.0, 0))
@@ -66,21 +66,21 @@ def test_a_refusal_that_cost_nothing_does_not_make_a_day_known() -> None:
 
 
 def test_a_known_part_above_the_reservation_is_charged() -> None:
-    """What is known to be spent is spent."""
+    """Known joules above the reservation are charged."""
     assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)
 
 
 def test_a_new_day_begins_with_nothing_spent() -> None:
-    """Yesterday's reservation is no charge of today's, neither while it runs nor when it ends."""
+    """Yesterday's reservation is not charged to today, neither while it runs nor when it ends."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
     accounts.settle(KEY, MONDAY, "r2", Amount(30.0, 10))
-    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
     assert accounts.settle(KEY, MONDAY, "r1", Amount(None, None)) == Amount(60.0, 500)
-    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
 
 
-def test_reading_opens_no_book() -> None:
+def test_reading_opens_no_account() -> None:
     """A key that was only asked about has not been used today, and is on no statement."""
     accounts = Accounts()
     accounts.left(KEY, MONDAY)
@@ -92,9 +92,9 @@ def test_reading_ahead_begins_no_day() -> None:
     """A question about tomorrow leaves today's charges and reservations as they are."""
     accounts = Accounts()
     accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
-    assert accounts.left(KEY, TUESDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
     assert accounts.statement(KEY, TUESDAY).day == TUESDAY
-    assert accounts.left(KEY, MONDAY) == Left(40.0, 500)
+    assert accounts.left(KEY, MONDAY) == Remaining(40.0, 500)
 
 
 def test_a_reading_for_another_limit_leaves_the_key_its_own() -> None:
@@ -107,7 +107,7 @@ def test_a_reading_for_another_limit_leaves_the_key_its_own() -> None:
 
 
 def test_a_clock_that_is_set_back_forgives_nothing() -> None:
-    """The day that has begun stays."""
+    """The day stays when the clock is set back."""
     accounts = Accounts()
     accounts.settle(KEY, TUESDAY, "r1", Amount(30.0, 10))
     accounts.reserve(KEY, MONDAY, "r2", Amount(50.0, 10))
@@ -116,14 +116,14 @@ def test_a_clock_that_is_set_back_forgives_nothing() -> None:
 
 
 def test_the_books_go_on_where_the_ledger_left_them() -> None:
-    """After a restart the day is not new."""
+    """After a restart the accounts go on where the ledger left them."""
     accounts = Accounts()
     accounts.restore(MONDAY, [DaySum("k1", "app", energy_j=95.0, tokens=10, n_requests=3)])
-    assert accounts.left(KEY, MONDAY) == Left(5.0, 990)
+    assert accounts.left(KEY, MONDAY) == Remaining(5.0, 990)
 
 
 def test_a_key_counts_its_requests_that_engines_died_with() -> None:
-    """Of the day, beside all of its requests."""
+    """A key's day counts the requests that engines died with, beside all requests."""
     accounts = Accounts()
     accounts.settle(KEY, MONDAY, "r1", Amount(1.0, 1), crash_suspected=True)
     accounts.settle(KEY, MONDAY, "r2", Amount(1.0, 1))
@@ -134,27 +134,27 @@ def test_a_key_counts_its_requests_that_engines_died_with() -> None:
 
 
 def test_keys_have_nothing_to_do_with_each_other() -> None:
-    """One key's use leaves another's limit alone."""
+    """One key's use does not count against another's limit."""
     accounts = Accounts()
     accounts.settle(Principal(key_id="k2", name="other", daily=KEY.daily), MONDAY, "r1", Amount(99.0, 999))
-    assert accounts.left(KEY, MONDAY) == Left(100.0, 1000)
+    assert accounts.left(KEY, MONDAY) == Remaining(100.0, 1000)
 
 
 @pytest.mark.parametrize(
     ("at_unix_s", "day"), [(0.0, "1970-01-01"), (86_399.9, "1970-01-01"), (86_400.0, "1970-01-02")]
 )
 def test_a_day_is_a_utc_day(at_unix_s: float, day: str) -> None:
-    """From midnight to midnight."""
+    """A day lasts from midnight to midnight in UTC."""
     assert day_of(at_unix_s) == day
 
 
 def test_a_day_ends_at_the_next_midnight() -> None:
-    """Also at the end of a year."""
+    """A day ends at the next midnight, also at the end of a year."""
     assert day_after("2026-12-31").isoformat() == "2027-01-01T00:00:00+00:00"
 
 
 class Ledgering(RuleBasedStateMachine):
-    """Requests come, are admitted where there is room, and end in any order, over days."""
+    """A machine in which requests come, are admitted where there is room, and end in any order, over days."""
 
     running = Bundle("running")
 
@@ -216,7 +216,7 @@ TestLedgering.__doc__ = "Spent and reserved together never exceed the limit; eve
 
 @given(reserved=st.none() | JOULES, used=st.none() | JOULES, known=JOULES)
 def test_nothing_known_is_ever_forgiven(reserved: float | None, used: float | None, known: float) -> None:
-    """The charge is what was used, or where that is open at least what is known of it."""
+    """A request is charged what it used, or at least what is known of that."""
     charged = charge(None if reserved is None else Amount(reserved, 0), Amount(used, 0), known_j=known).energy_j
     if used is not None:
         assert charged == used

@@ -1,4 +1,4 @@
-"""What a key's daily limits do to a choice."""
+"""Choices within a key's daily limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount
-from moe2.coordinator.ledger.daily_limit import admit, p95_of
+from moe2.coordinator.ledger.daily_limit import p95_of, select_within_limits
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.serving.attempt import Attempt
@@ -27,7 +27,7 @@ FAST_AND_DEAR = expert("dear", latency=speed(1000.0, 100.0), energy=cost(10.0))
 SLOW_AND_CHEAP = expert("cheap", latency=speed(1000.0, 10.0), energy=cost(1.0))
 UNMEASURED = expert("unmeasured", latency=speed(1000.0, 1000.0))
 TOKENS = 8
-"""The dear expert needs 80 J for them, the cheap one 8 J."""
+"""A demand for which the expensive expert needs 80 J and the cheap one 8 J."""
 
 
 def decide(
@@ -40,7 +40,7 @@ def decide(
     experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
     chooser = selector()
-    return admit(
+    return select_within_limits(
         asked,
         lambda asked: chooser.select(asked, experts, {}, 0),
         key,
@@ -62,7 +62,7 @@ def refused(decided: Selection | NoExpert) -> NoExpert:
 
 
 def test_with_room_the_choice_is_what_it_would_be_without_limit() -> None:
-    """No budget is set on the request, so that equal requests are planned once."""
+    """With room enough no budget is set on the request, so that equal requests are planned once."""
     decided = decide(1000.0)
     assert answers(decided) == "dear"
     assert isinstance(decided, Selection)
@@ -71,12 +71,12 @@ def test_with_room_the_choice_is_what_it_would_be_without_limit() -> None:
 
 @pytest.mark.parametrize(("spent_j", "agent"), [(20.0, "dear"), (20.1, "cheap"), (92.0, "cheap")])
 def test_what_is_left_decides_to_the_joule(spent_j: float, agent: str) -> None:
-    """Of 100 J; the cheaper expert answers where the dearer one's p95 does not fit."""
+    """Of 100 J the cheaper expert answers exactly where the other one's p95 does not fit what is left."""
     assert answers(decide(100.0, spent_j=spent_j)) == agent
 
 
 def test_a_spent_limit_says_what_was_spent_and_when_it_ends() -> None:
-    """Until midnight in UTC."""
+    """The refusal of a spent limit says what was spent and that it ends at midnight UTC."""
     refusal = refused(decide(100.0, spent_j=95.0))
     assert (refusal.code, refusal.retry_after_s) == ("budget_exhausted", 43_200)
     assert "limit 100 J, spent 95 J" in refusal.message
@@ -85,43 +85,43 @@ def test_a_spent_limit_says_what_was_spent_and_when_it_ends() -> None:
 
 
 def test_what_is_only_reserved_may_be_free_soon() -> None:
-    """Running requests rarely come to their p95."""
+    """A refusal because of reservations asks to try again soon, as requests rarely come to their p95."""
     assert refused(decide(100.0, reserved_j=95.0)).retry_after_s == 5
 
 
 def test_more_than_a_whole_day_is_no_matter_of_waiting() -> None:
-    """The offers say what it would take."""
+    """A request beyond a whole day's limit is refused with offers of what it would take."""
     refusal = refused(decide(5.0))
     assert (refusal.code, refusal.retry_after_s) == ("infeasible", None)
     assert refusal.plan is not None
 
 
 def test_a_tighter_wish_stays_in_force() -> None:
-    """What is left never widens what the request itself allows."""
+    """A request's own tighter budget stays in force."""
     decided = decide(100.0, spent_j=50.0, wish=Wish(energy_budget_j=7.0))
     assert refused(decided).code == "infeasible"
 
 
 def test_a_wish_for_p50_does_not_soften_the_limit() -> None:
-    """Daily limits are held at p95."""
+    """Daily limits are held at p95, even if the request asks for p50."""
     decided = decide(100.0, spent_j=50.0, wish=Wish(quantile=Quantile.P50))
     assert answers(decided) == "cheap"
 
 
 def test_an_unmeasured_expert_is_passed_over_under_a_limit() -> None:
-    """It would be tried first otherwise; what was not measured cannot be promised."""
+    """An unmeasured expert is passed over under a limit, as nothing can be promised of it."""
     experts = (UNMEASURED, SLOW_AND_CHEAP)
     assert answers(decide(None, tokens=10_000, experts=experts)) == "unmeasured"
     assert answers(decide(100.0, experts=experts)) == "cheap"
 
 
 def test_former_attempts_have_used_up_their_part() -> None:
-    """A failover has only what they left."""
+    """After a failover only what the former attempts left may be used."""
     assert answers(decide(100.0, burnt_j=30.0, spent_j=0.0)) == "cheap"
 
 
 def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
-    """9 tokens fit 9, not 8."""
+    """A token limit has to hold the prompt and the longest answer: 9 tokens fit 9, not 8."""
     assert answers(decide(None, tokens=20, spent_tokens=11)) == "dear"
     refusal = refused(decide(None, tokens=20, spent_tokens=12))
     assert refusal.code == "budget_exhausted"
@@ -129,7 +129,7 @@ def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
 
 
 def test_a_reservation_follows_the_attempts() -> None:
-    """Measured joules of what is over, the p95 of what runs, and nothing for what never ran."""
+    """A reservation is the measured joules of ended attempts plus the p95 of running ones."""
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS))
     chosen = selector().select(asked, (FAST_AND_DEAR,), {}, 0)
     assert isinstance(chosen, Selection)

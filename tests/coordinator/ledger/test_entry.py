@@ -1,4 +1,4 @@
-"""What becomes an entry of a request."""
+"""The entries that the ledger makes of requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def usage(joules: float | None, *, prompt: int = 7) -> JobUsage:
 
 
 def test_failed_work_is_entered_beside_what_answered() -> None:
-    """Each attempt with its own joules and fate; the request has their sum."""
+    """Each attempt is entered with its own joules and outcome, and the request with their sum."""
     bench = LifeBench().admitted()
     bench.failed(usage=usage(1.0))
     bench.done(attempt=1, usage=usage(2.0))
@@ -33,7 +33,7 @@ def test_failed_work_is_entered_beside_what_answered() -> None:
 
 
 def test_a_lost_expert_leaves_joules_and_tokens_unknown() -> None:
-    """Nobody can say, so nothing is said."""
+    """The joules and tokens of a lost expert are unknown."""
     bench = LifeBench().admitted()
     bench.tokens("a")
     bench.lost()
@@ -43,7 +43,7 @@ def test_a_lost_expert_leaves_joules_and_tokens_unknown() -> None:
 
 
 def test_a_request_that_never_ran_used_nothing() -> None:
-    """That is known."""
+    """A request that never ran is entered with an exact zero."""
     bench = LifeBench().admitted()
     for attempt in range(3):
         bench.failed("queue_full", attempt=attempt, usage=None)
@@ -51,7 +51,7 @@ def test_a_request_that_never_ran_used_nothing() -> None:
 
 
 def test_a_text_that_no_database_takes_is_mended() -> None:
-    """Lone surrogates are replaced, long texts cut."""
+    """Lone surrogates in a text are replaced, and long texts are cut."""
     bench = LifeBench(model="a\ud800" + "b" * 1000).admitted()
     bench.done()
     assert entry(bench.life).model == "a?" + "b" * 198

@@ -1,4 +1,4 @@
-"""The ledger on a real file: what is acknowledged is there, and a database that fails stops nobody."""
+"""The ledger on a real file: acknowledged entries are there, and a database that fails stops nobody."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def kept(path: Path) -> list[str]:
-    """The request ids in the database, read as another process would."""
+    """Returns the request ids in the database, as another process reads them."""
     with reading(path) as connection:
         return [row.request_id for row in requests(connection, Span())]
 
@@ -49,7 +49,7 @@ async def test_what_is_recorded_can_be_read_while_the_ledger_is_open(tmp_path: P
 
 
 async def test_entries_that_come_together_are_all_written(tmp_path: Path) -> None:
-    """More than one statement and more than one commit hold."""
+    """More entries than one statement and one commit can hold are all written."""
     path = tmp_path / "ledger.sqlite"
     names = [f"req-{number:04d}" for number in range(700)]
     async with running(path) as ledger:
@@ -59,7 +59,7 @@ async def test_entries_that_come_together_are_all_written(tmp_path: Path) -> Non
 
 
 async def test_a_later_entry_of_a_request_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    """What was entered at the outcome is completed when everything is known."""
+    """A later entry of a request replaces the earlier one."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         first = attempt_entry(outcome="stopping", joules=None, quality="unmeasured")
@@ -71,7 +71,7 @@ async def test_a_later_entry_of_a_request_takes_the_place_of_the_first(tmp_path:
 
 
 async def test_a_reservation_that_a_crash_left_stays_charged(tmp_path: Path) -> None:
-    """Its request is listed as interrupted, with unknown joules."""
+    """The reservation of an interrupted request stays charged, with unknown joules."""
     path = tmp_path / "ledger.sqlite"
     with closing(open_for_writing(path)) as connection:
         values = ("req-1", 1000.0, "1970-01-01", "k1", "app", "moe2", 8.0, 90)
@@ -85,7 +85,7 @@ async def test_a_reservation_that_a_crash_left_stays_charged(tmp_path: Path) -> 
 
 
 async def test_the_end_of_a_request_ends_its_reservation(tmp_path: Path) -> None:
-    """A restart finds nothing interrupted."""
+    """After a request's end a restart finds nothing interrupted."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         ledger.record(reservation("req-1"))
@@ -95,7 +95,7 @@ async def test_the_end_of_a_request_ends_its_reservation(tmp_path: Path) -> None
 
 
 async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By key, with what is not known counted."""
+    """Today's sums are there after a restart, by key, with unknown ones counted."""
     monkeypatch.setattr(ledger_module, "time", lambda: 2000.0)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
@@ -109,7 +109,7 @@ async def test_todays_sums_are_there_after_a_restart(tmp_path: Path, monkeypatch
 
 
 async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their attempts; a kept day stays whole."""
+    """Old days are forgotten with their attempts; a kept day stays whole."""
     monkeypatch.setattr(ledger_module, "time", lambda: 10 * 86_400.0)
     monkeypatch.setattr(writer_module, "PRUNED_AT_ONCE", 2)
     path = tmp_path / "ledger.sqlite"
@@ -127,7 +127,7 @@ async def test_old_days_are_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_a_file_that_is_no_database_is_refused_at_the_start(tmp_path: Path) -> None:
-    """The error names the file and says what to do."""
+    """A file that is no database is refused at the start, with its name and a remedy."""
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
     with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be used: file is not a database\. Move it away"):
@@ -136,7 +136,7 @@ async def test_a_file_that_is_no_database_is_refused_at_the_start(tmp_path: Path
 
 
 async def test_a_damaged_database_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    """At the start, and to who reads it."""
+    """A damaged database is an error at the start, and to whoever reads it."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         await asyncio.gather(*(ledger.record(request_entry(f"req-{number:04d}")) for number in range(300)))
@@ -151,7 +151,7 @@ async def test_a_damaged_database_is_an_error_and_no_crash(tmp_path: Path) -> No
 
 
 async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    """An older release must not write into tables that it does not know."""
+    """A newer database is refused, as its tables are not known."""
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
@@ -161,7 +161,7 @@ async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
 
 
 async def test_an_older_database_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step, with what it holds; who only reads it is told to wait for that."""
+    """An older database is brought up to date step by step; whoever only reads it is told to wait for that."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         await ledger.record(request_entry("req-1"))
@@ -176,7 +176,7 @@ async def test_an_older_database_is_brought_up_to_date(tmp_path: Path, monkeypat
 
 
 async def test_a_locked_database_is_refused_at_the_start(tmp_path: Path) -> None:
-    """Somebody else holds it."""
+    """A database that another process holds is refused at the start."""
     path = tmp_path / "ledger.sqlite"
     open_for_writing(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -187,7 +187,7 @@ async def test_a_locked_database_is_refused_at_the_start(tmp_path: Path) -> None
 
 
 async def test_a_folder_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -> None:
-    """With the remedy."""
+    """A folder that cannot be made is an error at the start, with the remedy."""
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match=r"cannot be opened: .*ledger\.path"):
         async with running(tmp_path / "file" / "ledger.sqlite"):
@@ -195,7 +195,7 @@ async def test_a_folder_that_cannot_be_made_is_told_at_the_start(tmp_path: Path)
 
 
 async def test_entries_wait_for_a_locked_database(tmp_path: Path) -> None:
-    """Their requests are not held up, a warning says why, and all of them are written in the end."""
+    """Entries for a locked database wait with a warning, hold no request up, and are written in the end."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         await ledger.record(request_entry("req-0"))
@@ -213,7 +213,7 @@ async def test_entries_wait_for_a_locked_database(tmp_path: Path) -> None:
 
 
 async def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait is given up, with a warning; what was handed over is written when the disk comes back."""
+    """Requests stop waiting for a disk that hangs, with a warning; their entries are written when it comes back."""
     monkeypatch.setattr(ledger_module, "STALLED_S", 0.01)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
@@ -229,7 +229,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried again, and nothing is lost once there is room."""
+    """A full disk is a warning, and entries are written once there is room."""
     path = tmp_path / "ledger.sqlite"
     opened: list[sqlite3.Connection] = []
 
@@ -252,7 +252,7 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 async def test_what_cannot_be_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest entries go first, and a warning tells how many."""
+    """Of too many waiting entries the oldest are dropped, and a warning tells how many."""
     monkeypatch.setattr(writer_module, "MAX_KEPT", 3)
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
@@ -269,7 +269,7 @@ async def test_what_cannot_be_kept_is_counted(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_an_entry_that_no_database_takes_stops_no_other(tmp_path: Path) -> None:
-    """It alone is left out, and counted."""
+    """An entry that no database takes is left out and counted, and stops no other."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         recorded = [ledger.record(request_entry(f"req-{n}", total_s=object() if n == 1 else 1.0)) for n in range(3)]
@@ -279,7 +279,7 @@ async def test_an_entry_that_no_database_takes_stops_no_other(tmp_path: Path) ->
 
 
 async def test_a_client_that_leaves_breaks_nothing(tmp_path: Path) -> None:
-    """Its cancelled wait is passed over."""
+    """The cancelled wait of a client that left is passed over."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         ledger.record(request_entry("req-1")).cancel()
@@ -288,7 +288,7 @@ async def test_a_client_that_leaves_breaks_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_ledger_is_not_for_everybody(tmp_path: Path) -> None:
-    """Who asked and when is nobody else's business."""
+    """Only the owner can read the database."""
     path = tmp_path / "ledger.sqlite"
     async with running(path):
         assert path.stat().st_mode & 0o007 == 0
@@ -298,7 +298,7 @@ async def test_the_ledger_is_not_for_everybody(tmp_path: Path) -> None:
 
 
 async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
-    """A sum tells how many requests it leaves out; where nothing is known it is None."""
+    """A sum tells how many requests it leaves out, and is None where nothing is known."""
     path = tmp_path / "ledger.sqlite"
     unknown = attempt_entry("req-2", joules=None, quality="unmeasured")
     lost = attempt_entry("req-3", joules=None, quality="unmeasured", outcome="lost")
@@ -314,7 +314,7 @@ async def test_unknown_joules_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 async def test_refusals_that_cost_nothing_do_not_make_a_sum_of_unmeasured_answers(tmp_path: Path) -> None:
-    """Their 0 J are exact, and all that is known; the sum is not 0 for that."""
+    """The exact 0 J of refusals do not make 0 J of a sum of unmeasured answers."""
     path = tmp_path / "ledger.sqlite"
     unknown = attempt_entry("req-2", joules=None, quality="unmeasured")
     async with running(path) as ledger:
@@ -326,7 +326,7 @@ async def test_refusals_that_cost_nothing_do_not_make_a_sum_of_unmeasured_answer
 
 
 async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
-    """What the client got the words of is useful, everything else wasted under its cause, whatever the grouping."""
+    """Joules of work that the client got are useful, all others wasted under their cause, whatever the grouping."""
     path = tmp_path / "ledger.sqlite"
     attempts = (
         attempt_entry(outcome="failed", joules=1.0, quality="simulated", expert="id-2/big", model="big"),
@@ -345,7 +345,7 @@ async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
 
 
 async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> None:
-    """Two days side by side hold each request once."""
+    """Two spans side by side hold each request once."""
     path = tmp_path / "ledger.sqlite"
     async with running(path) as ledger:
         for number in range(4):

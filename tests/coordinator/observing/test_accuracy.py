@@ -31,7 +31,7 @@ def serve(
     demand: Demand = DEMAND,
     reason: str = "stop",
 ) -> None:
-    """One answered request, its first token after a tenth of a second."""
+    """Adds one answered request, with its first token after a tenth of a second."""
     life = LifeBench(by, demand=demand, max_tokens=demand.max_tokens).admitted()
     life.now_s += 0.1
     life.tokens("a")
@@ -48,7 +48,7 @@ def served(*totals_s: float, by: Expert = FAST, **fields: object) -> Calibration
 
 
 def test_exact_predictions_have_no_error() -> None:
-    """Seconds to the first token and in all, and joules, as the expert's profile says."""
+    """Requests that take exactly what the profile predicts have no error in time and joules."""
     overall = served(1.1, 1.1).overall
     for comparison in (overall.ttft_s, overall.total_s, overall.energy_j):
         assert comparison.decoded.n == comparison.planned.n == 2
@@ -56,12 +56,12 @@ def test_exact_predictions_have_no_error() -> None:
 
 
 def test_error_is_relative_to_the_measurement() -> None:
-    """1.1 s predicted for 2.2 s is half of it, whatever the others were."""
+    """A prediction of 1.1 s for 2.2 s is an error of half, whatever the other requests were."""
     assert served(2.2, 2.2, 1.1).overall.total_s.decoded.median_abs_error_pct == pytest.approx(50.0)
 
 
 def test_coverage_is_the_share_within_the_quantile() -> None:
-    """p50 is 1.1 s, p95 twice that: of four requests two stay within the one and three within the other."""
+    """Coverage is the share of requests that stayed within the predicted quantile."""
     wide = expert("agent-1", latency=speed(1000.0, 10.0, spread=Spread(p50=0.0, p95=0.69315)))
     agreement = served(1.0, 1.09, 2.0, 3.0, by=wide).overall.total_s.decoded
     assert agreement.p50_coverage_pct == 50.0
@@ -69,14 +69,14 @@ def test_coverage_is_the_share_within_the_quantile() -> None:
 
 
 def test_an_answer_that_ended_early_is_compared_both_ways() -> None:
-    """Planned for 101 tokens, it took 11: as planned the prediction is far off, for 11 tokens it is right."""
+    """An answer of 11 of 101 planned tokens is far off as planned, and right for the decoded tokens."""
     total_s = served(1.1, demand=Demand(prompt_tokens=100, max_tokens=101)).overall.total_s
     assert total_s.decoded.median_abs_error_pct == pytest.approx(0.0, abs=1e-9)
     assert total_s.planned.median_abs_error_pct == pytest.approx(100 * (10.1 - 1.1) / 1.1)
 
 
 def test_an_answer_without_a_limit_is_compared_for_what_came() -> None:
-    """Nobody could know its length."""
+    """An answer without a limit is compared for the tokens that came."""
     total_s = served(1.1, demand=Demand(prompt_tokens=100, max_tokens=None)).overall.total_s
     assert total_s.decoded.median_abs_error_pct == pytest.approx(0.0, abs=1e-9)
     assert total_s.planned.median_abs_error_pct != pytest.approx(0.0)
@@ -92,7 +92,7 @@ def test_an_answer_without_a_limit_is_compared_for_what_came() -> None:
     ids=("unknown", "lower bound", "too few samples"),
 )
 def test_unmeasured_joules_are_counted_apart(energy: Energy) -> None:
-    """They are no zero, and nothing that a prediction could be compared with."""
+    """Unmeasured joules are counted apart and not compared."""
     overall = served(1.1, energy=energy).overall
     assert overall.energy_j.n_unmeasured == 1
     assert overall.energy_j.decoded.n == 0
@@ -102,13 +102,13 @@ def test_unmeasured_joules_are_counted_apart(energy: Energy) -> None:
 
 
 def test_an_expert_that_was_not_measured_yet_is_counted_apart() -> None:
-    """There was no prediction to be right or wrong."""
+    """Requests to an expert without a prediction are counted apart."""
     overall = served(1.1, by=expert("agent-1", latency=None)).overall
     assert (overall.total_s.n_unpredicted, overall.total_s.decoded.n) == (1, 0)
 
 
 def test_experts_are_told_apart() -> None:
-    """Each has its own figures; all together stand beside them."""
+    """Each expert has its own figures beside those of all together."""
     window = CalibrationWindow()
     serve(window)
     serve(window, by=expert("agent-2", latency=speed(1000.0, 10.0)), total_s=2.2)
@@ -123,7 +123,7 @@ def test_experts_are_told_apart() -> None:
 
 
 def test_only_the_last_ones_are_looked_back_on() -> None:
-    """A window of two forgets the first of three; asked for the last one, it tells of that alone."""
+    """A window of two forgets the first of three requests, and reports fewer when asked to."""
     window = CalibrationWindow(2)
     for total_s in (9.0, 2.2, 1.1):
         serve(window, total_s=total_s)
@@ -132,7 +132,7 @@ def test_only_the_last_ones_are_looked_back_on() -> None:
 
 
 def test_requests_that_were_not_answered_say_nothing() -> None:
-    """Failed and cancelled ones are left out; so is the attempt that failed before another one answered."""
+    """Failed and cancelled requests, and attempts before the one that answered, are left out."""
     window = CalibrationWindow()
     failed = LifeBench(FAST).admitted()
     failed.failed()
@@ -145,7 +145,7 @@ def test_requests_that_were_not_answered_say_nothing() -> None:
 
 
 def test_after_a_failover_the_time_is_that_of_the_expert_that_answered() -> None:
-    """What the first one wasted is no error of the second one's prediction."""
+    """After a failover only the time of the expert that answered is compared."""
     life = LifeBench(expert("agent-1"), FAST_SECOND, demand=DEMAND, max_tokens=11).admitted()
     life.now_s += 30.0
     life.failed()
@@ -164,7 +164,7 @@ FAST_SECOND = expert("agent-2", latency=speed(1000.0, 10.0), context_tokens=8192
 
 
 def test_the_worst_quality_is_told() -> None:
-    """One simulated figure makes the comparison simulated."""
+    """One simulated measurement makes the comparison simulated."""
     window = CalibrationWindow()
     serve(window)
     serve(window, energy=Energy(joules=22.0, quality=Quality.SIMULATED))
@@ -173,14 +173,14 @@ def test_the_worst_quality_is_told() -> None:
 
 @pytest.mark.parametrize(("n_late", "codes"), [(2, []), (20, ["predictions_too_low"])])
 def test_a_p95_that_does_not_hold_is_a_notice(n_late: int, codes: list[str]) -> None:
-    """Two of 60 late is what p95 means; 20 are not."""
+    """Two late requests of 60 are what p95 means; 20 make a notice."""
     report = served(*[1.0] * (60 - n_late), *[5.0] * n_late)
     assert [warning.code for warning in report.warnings] == codes
 
 
 @given(totals_s=st.lists(st.floats(0.2, 100.0), min_size=1, max_size=20))
 def test_every_answer_is_either_compared_or_counted_apart(totals_s: list[float]) -> None:
-    """And shares are shares."""
+    """Every answer is either compared or counted apart, and shares are between 0 and 100."""
     for comparison in (report := served(*totals_s).overall).ttft_s, report.total_s, report.energy_j:
         counted = comparison.decoded.n + comparison.n_unmeasured + comparison.n_unpredicted
         assert counted == len(totals_s)

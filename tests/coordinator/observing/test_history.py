@@ -33,7 +33,7 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
 
 
 def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
-    """The ring holds the newest three of five; their numbers are 3, 4, 5."""
+    """The ring keeps the newest three of five requests, with the numbers 3, 4 and 5."""
     ring = RecentRequests(3)
     for _ in range(5):
         ring.add(life(), receipt(), 0.0)
@@ -41,7 +41,7 @@ def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
 
 
 def test_since_gives_only_what_is_new() -> None:
-    """A viewer that has seen number 2 gets 3; one that has seen all gets nothing."""
+    """A viewer that has seen number 2 gets 3, and one that has seen all gets nothing."""
     ring = RecentRequests(10)
     for _ in range(3):
         ring.add(life(), receipt(), 0.0)
@@ -66,7 +66,7 @@ def test_a_burst_is_cut_to_the_newest() -> None:
     ],
 )
 def test_outcomes_keep_their_reason(outcome: Outcome, said: tuple[str, str | None, str | None]) -> None:
-    """What the client was told is what is kept."""
+    """An ended request keeps the outcome, reason and message that the client was told."""
     ended = RecentRequests(1).add(life(outcome), receipt(), 0.0)
     assert (ended.outcome, ended.reason, ended.message) == said
 
@@ -78,13 +78,13 @@ def test_prompts_are_not_kept() -> None:
 
 
 def test_running_requests_are_the_oldest_with_their_age() -> None:
-    """Of three, the first two, aged by the given time."""
+    """Of three running requests the oldest two are returned, with their age."""
     lives = (life(arrived_s=90.0), life(arrived_s=95.0), life(arrived_s=99.0))
     assert [request.age_s for request in running(lives, 100.0, most=2)] == [10.0, 5.0]
 
 
 def test_joules_fall_into_the_interval_of_their_end() -> None:
-    """By quality, with tokens; the next interval starts empty."""
+    """Joules and tokens are added to the interval in which their request ended."""
     history = EnergyHistory(bin_s=10.0, capacity=5)
     history.request_ended(receipt(), 1004.0)
     history.request_ended(receipt(Energy(joules=3.0, quality=Quality.SIMULATED)), 1009.9)
@@ -96,7 +96,7 @@ def test_joules_fall_into_the_interval_of_their_end() -> None:
 
 
 def test_unmeasured_requests_are_counted_and_add_no_joules() -> None:
-    """Unknown is not zero."""
+    """Unmeasured requests are counted and add no joules."""
     history = EnergyHistory(bin_s=10.0, capacity=5)
     history.request_ended(receipt(UNMEASURED), 1000.0)
     (only,) = history.bins()
@@ -104,7 +104,7 @@ def test_unmeasured_requests_are_counted_and_add_no_joules() -> None:
 
 
 def test_power_is_the_mean_of_its_samples() -> None:
-    """10 W and 20 W in one interval are 15 W; a fleet without sensors has none."""
+    """The power of an interval is the mean of its samples, and unknown without any."""
     history = EnergyHistory(bin_s=10.0, capacity=5)
     for power_w in (10.0, 20.0):
         history.power_sampled(FleetPower(power_w=power_w, n_known=1, n_unknown=0, simulated=False), 1000.0)
@@ -115,7 +115,7 @@ def test_power_is_the_mean_of_its_samples() -> None:
 
 
 def test_a_clock_set_back_makes_no_older_interval() -> None:
-    """Intervals stay in order."""
+    """Intervals stay in order when the clock is set back."""
     history = EnergyHistory(bin_s=10.0, capacity=5)
     history.request_ended(receipt(), 1010.0)
     history.request_ended(receipt(), 900.0)
@@ -123,7 +123,7 @@ def test_a_clock_set_back_makes_no_older_interval() -> None:
 
 
 def test_old_intervals_are_forgotten() -> None:
-    """The ring is bounded."""
+    """The ring of intervals forgets the oldest."""
     history = EnergyHistory(bin_s=10.0, capacity=2)
     for at_s in (1000.0, 1010.0, 1020.0):
         history.request_ended(receipt(), at_s)

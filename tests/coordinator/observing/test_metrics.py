@@ -38,7 +38,7 @@ def value(metrics: CoordinatorMetrics, name: str, **labels: str) -> float | None
 
 
 def test_joules_are_counted_by_expert_cause_and_quality(metrics: CoordinatorMetrics) -> None:
-    """Work of two qualities and two fates makes two series."""
+    """Joules of two qualities and two causes make two series."""
     lines = (line(MEASURED, outcome="failed"), line(Energy(joules=3.0, quality=Quality.SIMULATED)))
     metrics.request_ended(receipt(lines=lines), Completed("stop"))
     joules = "moe2_energy_joules_total"
@@ -47,7 +47,7 @@ def test_joules_are_counted_by_expert_cause_and_quality(metrics: CoordinatorMetr
 
 
 def test_unmeasured_energy_is_counted_and_is_no_zero(metrics: CoordinatorMetrics) -> None:
-    """An unknown figure adds no sample to the joules, neither to the counter nor to the histogram."""
+    """Unmeasured energy is counted and adds no sample to the joules."""
     metrics.request_ended(receipt(UNMEASURED), Completed("stop"))
     names = {name for name, _ in samples(metrics)}
     assert "moe2_energy_joules_total" not in names
@@ -57,14 +57,14 @@ def test_unmeasured_energy_is_counted_and_is_no_zero(metrics: CoordinatorMetrics
 
 
 def test_energy_per_token_leaves_unmeasured_tokens_out(metrics: CoordinatorMetrics) -> None:
-    """10 tokens were paid for with 12.5 J; 10 more were decoded at an unknown price."""
+    """Joules per token leave out the tokens whose joules are unknown."""
     metrics.request_ended(receipt(lines=(line(MEASURED), line(UNMEASURED))), Completed("stop"))
     assert value(metrics, "moe2_energy_tokens_total", **EXPERT) == 10
     assert value(metrics, "moe2_decoded_tokens_total", **EXPERT) == 20
 
 
 def test_work_that_never_ran_is_an_exact_zero(metrics: CoordinatorMetrics) -> None:
-    """Refused work did spend nothing, and that is known."""
+    """Refused work counts as an exact 0 J."""
     metrics.request_ended(receipt(lines=(line(NEVER_RAN, outcome="failed"),)), Failed("queue_full", "full"))
     assert value(metrics, "moe2_energy_joules_total", **EXPERT, cause="failed", quality="exact") == 0.0
 
@@ -81,13 +81,13 @@ def test_work_that_never_ran_is_an_exact_zero(metrics: CoordinatorMetrics) -> No
 def test_requests_are_counted_by_outcome(
     metrics: CoordinatorMetrics, outcome: Completed | Failed | Cancelled, name: str, reason: str
 ) -> None:
-    """Every outcome has its series; an agent cannot make new label values."""
+    """Every outcome has its series, and an agent cannot make new label values."""
     metrics.request_ended(receipt(), outcome)
     assert value(metrics, "moe2_requests_total", outcome=name, reason=reason) == 1
 
 
 def test_durations_are_observed_in_seconds(metrics: CoordinatorMetrics) -> None:
-    """Sum and count of each histogram are those of the receipt; between tokens it is the mean of the answer."""
+    """Each histogram of durations has the receipt's seconds."""
     metrics.request_ended(receipt(), Completed("stop"))
     for name, seconds in {"ttft": 0.2, "duration": 2.0, "overhead": 0.0004, "inter_token": 1.8 / 9}.items():
         assert value(metrics, f"moe2_request_{name}_seconds_sum") == pytest.approx(seconds)
@@ -102,7 +102,7 @@ def test_unknown_durations_are_not_observed(metrics: CoordinatorMetrics) -> None
 
 
 def test_prediction_is_compared_with_what_was_measured(metrics: CoordinatorMetrics) -> None:
-    """2.0 s measured for a median of 2.5 s is a ratio of 0.8; a first token after 0.2 s broke its p95 of 0.15 s."""
+    """Predictions are observed as ratios to the measurement, and as kept or broken p95."""
     metrics.request_ended(receipt(), Completed("stop"))
     assert value(metrics, "moe2_prediction_duration_ratio_sum") == pytest.approx(0.8)
     for quantity, kept in {"ttft_seconds": "false", "duration_seconds": "true", "energy_joules": "true"}.items():
@@ -117,7 +117,7 @@ def test_what_was_not_predicted_or_not_measured_is_not_compared(metrics: Coordin
 
 
 def test_fleet_is_read_at_the_scrape(metrics: CoordinatorMetrics) -> None:
-    """Links, slots, queues, restarts and power are those of the status at this moment."""
+    """Links, slots, queues, restarts and power are those of the status at the scrape."""
     agent = {"agent": "orin", "agent_id": "id-1"}
     assert value(metrics, "moe2_fleet_agents", state="connected") == 1
     assert value(metrics, "moe2_fleet_agent_rtt_seconds", **agent) == 0.002
@@ -131,12 +131,12 @@ def test_fleet_is_read_at_the_scrape(metrics: CoordinatorMetrics) -> None:
 
 
 def test_unknown_power_has_no_sample(metrics: CoordinatorMetrics) -> None:
-    """An absent sensor draws nothing on a graph, not 0 W."""
+    """A host without a power sensor has no sample of power, not 0 W."""
     assert value(metrics, "moe2_fleet_power_watts", agent="orin", agent_id="id-1", sensor="rapl") is None
 
 
 def test_agents_of_one_name_stay_apart() -> None:
-    """A name is chosen freely; two agents with one must not make a scrape invalid."""
+    """Two agents of one name stay apart and do not make a scrape invalid."""
     rows = (agent_row(), agent_row(agent_id="id-2", connected=False))
     metrics = CoordinatorMetrics(lambda: status(*rows), stale_s=15.0)
     assert value(metrics, "moe2_fleet_agent_connected", agent="orin", agent_id="id-1") == 1
@@ -145,7 +145,7 @@ def test_agents_of_one_name_stay_apart() -> None:
 
 
 def test_names_follow_prometheus_conventions(metrics: CoordinatorMetrics) -> None:
-    """Own metrics are prefixed, in snake case; counters end in _total and units are base units."""
+    """Names are prefixed and in snake case, with base units; counters end in _total."""
     metrics.request_ended(receipt(), Completed("stop"))
     metrics.response_begun("/metrics", 200)
     families = list(text_string_to_metric_families(metrics.exposition("")[0].decode()))
@@ -160,14 +160,14 @@ def test_names_follow_prometheus_conventions(metrics: CoordinatorMetrics) -> Non
 
 
 def test_openmetrics_is_spoken_where_asked_for(metrics: CoordinatorMetrics) -> None:
-    """Prometheus asks for OpenMetrics and gets its end marker."""
+    """A scraper that asks for OpenMetrics gets it, with its end marker."""
     body, content_type = metrics.exposition("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
 
 def test_trouble_is_counted_and_breakers_are_states() -> None:
-    """One series per state, so that a graph can sum them; an expert of an agent that is gone has none."""
+    """Each state of a breaker has its series, and experts of agents that are gone have none."""
     dispatch = DispatchStatus(
         waiting=3,
         queue_refused=4,
@@ -191,7 +191,7 @@ def test_trouble_is_counted_and_breakers_are_states() -> None:
 
 
 def test_only_who_waited_for_room_counts_as_waiting(metrics: CoordinatorMetrics) -> None:
-    """Zeros would hide how long a wait is."""
+    """Requests that did not wait are not observed as waiting."""
     metrics.request_ended(receipt(admission=0.0), Completed("stop"))
     metrics.request_ended(receipt(admission=2.0), Completed("stop"))
     assert value(metrics, "moe2_request_admission_seconds_count") == 1
@@ -199,7 +199,7 @@ def test_only_who_waited_for_room_counts_as_waiting(metrics: CoordinatorMetrics)
 
 
 def test_the_planner_is_observed_by_its_certificates(metrics: CoordinatorMetrics) -> None:
-    """Its time and its gap, from the decision in the receipt; a request without one adds nothing."""
+    """The planner's time and gap are observed where the receipt has a decision."""
     decided = receipt_of(LifeBench().admitted().life)
     assert decided.decision is not None
     metrics.request_ended(decided, Completed("stop"))

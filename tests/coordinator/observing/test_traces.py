@@ -20,7 +20,7 @@ _TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def spans_of(life: LifeBench) -> dict[str, list[ReadableSpan]]:
-    """By name, in the order of their starts."""
+    """Returns a request's spans by name, in the order of their starts."""
     exporter = InMemorySpanExporter()
     traces = RequestTraces(exporter)
     traces.request_ended(life.life, receipt_of(life.life), unix_offset_s=_OFFSET_S)
@@ -40,7 +40,7 @@ def answered(**fields: Any) -> LifeBench:
 
 
 def test_a_request_has_a_span_with_its_attempt_and_phases() -> None:
-    """Nested, at wall time, with the agent's own durations."""
+    """A request's span contains those of its attempt and its phases, at wall time."""
     spans = spans_of(answered())
     (request,), (attempt,) = spans["moe2.request"], spans["moe2.attempt"]
     assert request.start_time == int((100.0 + _OFFSET_S) * 1e9)
@@ -57,7 +57,7 @@ def test_a_request_has_a_span_with_its_attempt_and_phases() -> None:
 
 
 def test_spans_carry_tokens_and_joules() -> None:
-    """Under the names of OpenTelemetry's conventions, and moe2's own."""
+    """Spans have tokens and joules under OpenTelemetry's names and moe2's own."""
     (request,) = spans_of(answered())["moe2.request"]
     attributes = request.attributes or {}
     assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (7, 5)
@@ -65,7 +65,7 @@ def test_spans_carry_tokens_and_joules() -> None:
 
 
 def test_what_nobody_knows_is_left_out() -> None:
-    """A lost attempt has no joules, not 0 of them."""
+    """A lost attempt's span has no joules, not 0 of them."""
     life = LifeBench().admitted()
     life.tokens("Hi")
     life.lost()
@@ -77,7 +77,7 @@ def test_what_nobody_knows_is_left_out() -> None:
 
 @pytest.mark.parametrize(("header", "follows"), [(_TRACEPARENT, True), ("rubbish", False)])
 def test_a_clients_trace_goes_on(header: str, follows: bool) -> None:
-    """Its W3C header makes the request a part of its own trace; a malformed one changes nothing."""
+    """A valid `traceparent` makes the request part of the client's trace; a malformed one changes nothing."""
     (request,) = spans_of(answered(traceparent=header))["moe2.request"]
     context = request.get_span_context()
     assert context is not None

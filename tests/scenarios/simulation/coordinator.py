@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.quality import Appraiser
 from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet import hub as hubs
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
-from moe2.coordinator.fleet.register import Admission
+from moe2.coordinator.fleet.register import ProvenIdentity
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.ledger.accounts import Accounts
@@ -53,7 +53,7 @@ class Socket:
         self._connection = hubs._Connection(
             pump=cast(Pump, self),
             session=self._session,
-            admission=Admission(),
+            identity=ProvenIdentity(),
             address=None,
             outgoing=self._outgoing,
         )
@@ -134,7 +134,7 @@ class Socket:
 class _OpenDoor:
     """A doorkeeper that knows everybody."""
 
-    def standing(self, admission: Admission, agent_id: str) -> None:
+    def refusal_of(self, identity: ProvenIdentity, agent_id: str) -> None:
         return None
 
 

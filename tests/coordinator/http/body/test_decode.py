@@ -1,4 +1,4 @@
-"""Errors of bodies are worded from the types of what is accepted."""
+"""The errors of bodies, worded from the types of what is accepted."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("fields", "param", "message"), CASES, ids=[case[1] for case in CASES])
 def test_an_error_names_the_place_and_what_is_accepted(fields: dict[str, Any], param: str, message: str) -> None:
-    """From the type alone, or with the field's own words beside it."""
+    """An error names the place and what is accepted, from the type alone or with the field's own words."""
     with pytest.raises(ApiError) as caught:
         convert(json_object(json.dumps({"name": "x", **fields}).encode()), Drawing)
     assert (caught.value.param, caught.value.message) == (param, message)
 
 
 def test_what_fits_is_read() -> None:
-    """A null is as good as nothing."""
+    """Fields that fit are read, and a null counts as not set."""
     body = b'{"name": "x", "size": null, "frame": "none", "shapes": [{"kind": "square", "side": 1}]}'
     read = convert(json_object(body), Drawing)
     assert (read.size, read.shapes) == (None, [Square(side=1.0)])
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
-    """Text that speaks of NUL does not contain it."""
+    """A text that speaks of NUL is accepted, as it does not contain one."""
     assert convert(json_object(b'{"name": "\\\\u0000"}'), Drawing).name == "\\u0000"

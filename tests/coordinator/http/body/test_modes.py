@@ -1,4 +1,4 @@
-"""`moe2.mode` and `moe2.choices`: what goes together, and what is refused by name."""
+"""The parameters `moe2.mode` and `moe2.choices`: what goes together, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chat(moe2: dict[str, Any] | None = None, **fields: Any) -> Call:
 
 
 def refused(moe2: dict[str, Any], **fields: Any) -> str | None:
-    """The parameter that is named."""
+    """Returns the parameter that the refusal names; None if the body is accepted."""
     with pytest.raises(ApiError) as raised:
         chat(moe2, **fields)
     assert raised.value.status == 400
@@ -41,7 +41,7 @@ def choices_of(call: Call) -> tuple[str, ...]:
 
 
 def test_choices_are_a_ballot_and_a_grammar() -> None:
-    """So that one expert alone also answers with one of them."""
+    """Choices are a ballot and a grammar, so that one expert alone also answers with one of them."""
     call = chat({"choices": ["red", 'a "quoted"\n€']})
     assert choices_of(call) == ("red", 'a "quoted"\n€')
     assert call.generation.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
@@ -49,7 +49,7 @@ def test_choices_are_a_ballot_and_a_grammar() -> None:
 
 
 def test_choices_go_with_completions() -> None:
-    """Text to continue may have choices as well."""
+    """A text completion may have choices as well."""
     body = {"model": "m", "prompt": "The sky is", "moe2": {"choices": [" blue", " red"]}}
     assert choices_of(parse_completion(json.dumps(body).encode())) == (" blue", " red")
 
@@ -73,7 +73,7 @@ def test_choices_go_with_completions() -> None:
     ],
 )
 def test_an_enum_is_a_ballot_of_documents(rules: Any, texts: tuple[str, ...]) -> None:
-    """Only a schema that allows nothing but its values; any other is written by a grammar as before."""
+    """A schema that allows nothing but its values is a ballot; any other is a grammar."""
     call = chat(response_format=schema(rules))
     assert choices_of(call) == texts
     assert (Mode.VOTE in call.modes) == bool(texts)
@@ -95,18 +95,18 @@ def test_an_enum_is_a_ballot_of_documents(rules: Any, texts: tuple[str, ...]) ->
     ],
 )
 def test_choices_are_two_or_more_different_texts(choices: Any) -> None:
-    """And not too many, nor too long."""
+    """Choices that are too few, too many, too long or equal are refused."""
     assert (refused({"choices": choices}) or "").startswith("moe2.choices")
 
 
 def test_length_normalisation_needs_choices() -> None:
-    """It says how they are compared."""
+    """Length normalisation without choices is refused, as it says how they are compared."""
     assert chat({"choices": COLOURS, "length_normalised": True}).ballot is not None
     assert refused({"length_normalised": True}) == "moe2.length_normalised"
 
 
 def test_choices_go_with_no_other_form() -> None:
-    """One form per answer."""
+    """Choices together with another form of the answer are refused."""
     assert refused({"choices": COLOURS}, grammar='root ::= "x"') == "moe2.choices"
     assert refused({"choices": COLOURS}, response_format={"type": "json_object"}) == "moe2.choices"
     assert refused({"choices": COLOURS}, tools=TOOLS) == "moe2.choices"
@@ -116,7 +116,7 @@ def test_choices_go_with_no_other_form() -> None:
 
 
 def test_a_vote_needs_something_to_vote_on() -> None:
-    """Choices, or an enum."""
+    """A vote without choices or an enum is refused."""
     assert refused({"mode": "vote"}) == "moe2.mode"
 
 
@@ -136,24 +136,24 @@ def test_a_vote_needs_something_to_vote_on() -> None:
     ],
 )
 def test_what_a_vote_cannot_honour_is_refused(fields: dict[str, Any]) -> None:
-    """Nothing is drawn or written; where the mode is left open, one expert answers."""
+    """A parameter that a vote cannot honour is refused; where the mode is left open, one expert answers."""
     assert refused({"mode": "vote", "choices": COLOURS}, **fields) == next(iter(fields))
     assert Mode.VOTE not in chat({"choices": COLOURS}, **fields).modes
 
 
 def test_a_vote_takes_what_changes_nothing() -> None:
-    """Temperature 0, a seed, a limit that is not reached because nothing is written."""
+    """A vote accepts parameters that change nothing for it, such as temperature 0 and a seed."""
     assert chat({"mode": "vote", "choices": COLOURS}, temperature=0, seed=1, max_tokens=5, stream=True)
 
 
 @pytest.mark.parametrize("mode", ["vote", "rank", "mix"])
 def test_tools_are_one_experts(mode: str) -> None:
-    """No panel calls them."""
+    """A panel is refused for a request with tools."""
     assert refused({"mode": mode}, tools=TOOLS) == "tools"
 
 
 def test_a_mix_follows_no_grammar() -> None:
-    """And a token that members do not name cannot be lifted; ruling one out can be honoured."""
+    """A mix is refused with a grammar and with raised tokens, and accepted with ruled-out ones."""
     assert refused({"mode": "mix"}, response_format={"type": "json_object"}) == "response_format"
     assert refused({"mode": "mix"}, grammar='root ::= "x"') == "grammar"
     assert refused({"mode": "mix", "choices": COLOURS}) == "moe2.choices"
@@ -163,11 +163,11 @@ def test_a_mix_follows_no_grammar() -> None:
 
 
 def test_a_ranking_takes_forms_and_streams() -> None:
-    """Candidates follow the grammar, and the winner is one chunk."""
+    """A ranking accepts a form and a stream."""
     call = chat({"mode": "rank"}, response_format={"type": "json_object"}, stream=True, logprobs=True)
     assert Mode.RANK in call.modes
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    """By its name."""
+    """An unknown mode is refused by its name."""
     assert refused({"mode": "debate"}) == "moe2.mode"

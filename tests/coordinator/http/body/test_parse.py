@@ -1,4 +1,4 @@
-"""Request bodies to moe2's words: every parameter is honoured or refused by name."""
+"""The parser of request bodies: every parameter is honoured, or refused by its name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refused(parse: Any, **fields: Any) -> ApiError:
 
 
 def test_the_smallest_chat_has_openais_defaults() -> None:
-    """Temperature and top_p 1, no limit, no stop, no stream."""
+    """The smallest chat has OpenAI's defaults: temperature and top_p 1, no limit, no stop, no stream."""
     assert chat() == Call(
         model="m",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
@@ -55,7 +55,7 @@ def test_the_smallest_chat_has_openais_defaults() -> None:
 
 
 def test_the_smallest_completion_has_openais_defaults() -> None:
-    """Sixteen tokens, as documented for this older route."""
+    """The smallest text completion has OpenAI's documented limit of sixteen tokens."""
     call = completion()
     assert (call.prompt, call.is_chat) == (TextPrompt(text="Once"), False)
     assert (call.generation.max_tokens, call.generation.logprobs) == (16, None)
@@ -88,7 +88,7 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize("parse", [chat, completion])
 @pytest.mark.parametrize(("fields", "expected"), HONOURED)
 def test_parameters_of_both_routes_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Each reaches the call."""
+    """Each parameter of both routes reaches the parsed call."""
     call = parse(**fields)
     found = {name: getattr(call if hasattr(call, name) else call.generation, name) for name in expected}
     assert found == expected
@@ -97,7 +97,7 @@ def test_parameters_of_both_routes_are_honoured(parse: Any, fields: dict[str, An
 @pytest.mark.parametrize("parse", [chat, completion])
 @pytest.mark.parametrize(("fields", "expected"), SAMPLED)
 def test_sampling_parameters_are_honoured(parse: Any, fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Each reaches the sampler, and the others keep their defaults."""
+    """Each sampling parameter reaches the sampler, and the others keep their defaults."""
     assert parse(**fields).generation.sampling == Sampling(**expected)
 
 
@@ -110,7 +110,7 @@ def test_sampling_parameters_are_honoured(parse: Any, fields: dict[str, Any], ex
     ],
 )
 def test_a_chats_limit_has_two_names(fields: dict[str, Any], max_tokens: int) -> None:
-    """The older and the newer one."""
+    """A chat's limit may have its older or its newer name."""
     assert chat(**fields).generation.max_tokens == max_tokens
 
 
@@ -119,26 +119,26 @@ def test_a_chats_limit_has_two_names(fields: dict[str, Any], max_tokens: int) ->
     [({"logprobs": False}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
 )
 def test_a_chats_logprobs_are_a_flag_and_a_number(fields: dict[str, Any], logprobs: int | None) -> None:
-    """The number of alternatives is 0 if not given."""
+    """A chat's number of alternatives is 0 if it is not given."""
     assert chat(**fields).generation.logprobs == logprobs
 
 
 @pytest.mark.parametrize("logprobs", [0, 5])
 def test_a_completions_logprobs_are_a_number(logprobs: int) -> None:
-    """0 asks for the chosen tokens' only."""
+    """A text completion's logprobs of 0 ask for the chosen tokens' only."""
     assert completion(logprobs=logprobs).generation.logprobs == logprobs
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
 def test_every_seed_is_a_seed_for_llama_cpp(seed: int) -> None:
-    """32 bits, and never the value that means: draw one."""
+    """Every seed becomes one of 32 bits, and never the value that stands for a random one."""
     drawn = chat(seed=seed).generation.sampling.seed
     assert drawn is not None
     assert 0 <= drawn < 2**32 - 1
 
 
 def test_one_prompt_in_a_list_is_one_prompt() -> None:
-    """Some clients always send a list."""
+    """A list of one prompt is one prompt, as some clients always send a list."""
     assert completion(prompt=["Once"]).prompt == TextPrompt(text="Once")
 
 
@@ -146,21 +146,21 @@ def test_one_prompt_in_a_list_is_one_prompt() -> None:
     ("sent", "role"), [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")]
 )
 def test_roles_are_those_that_templates_know(sent: str, role: str) -> None:
-    """A developer is the system of older models."""
+    """A developer's message becomes a system's, which templates know."""
     assert chat(messages=[{"role": sent, "content": "Hi"}]).prompt == ChatPrompt(
         messages=(ChatMessage(role=role, content="Hi"),)
     )
 
 
 def test_text_parts_are_joined() -> None:
-    """As one content; a name is kept."""
+    """Text parts are joined as one content, and the name is kept."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     prompt = chat(messages=[{"role": "user", "content": parts, "name": "n"}]).prompt
     assert prompt == ChatPrompt(messages=(ChatMessage(role="user", content="ab", name="n"),))
 
 
 def test_an_answer_can_be_sent_back_as_the_sdk_returned_it() -> None:
-    """With all its empty fields."""
+    """An answer can be sent back as the SDK returned it, with all its empty fields."""
     answer: dict[str, Any] = {
         "role": "assistant",
         "content": "Hello",
@@ -182,13 +182,13 @@ NULLABLE = [
 
 @pytest.mark.parametrize("name", [*NULLABLE, "max_completion_tokens", "top_logprobs", "response_format"])
 def test_null_means_not_set_in_chats(name: str) -> None:
-    """Even for what is not supported."""
+    """In chats null means "not set", even for unsupported parameters."""
     assert chat(**{name: None}) == chat()
 
 
 @pytest.mark.parametrize("name", [*NULLABLE, "suffix", "echo", "best_of"])
 def test_null_means_not_set_in_completions(name: str) -> None:
-    """Even for what is not supported."""
+    """In text completions null means "not set", even for unsupported parameters."""
     assert completion(**{name: None}) == completion()
 
 
@@ -208,13 +208,13 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
-    """SDKs send some defaults explicitly."""
+    """A value that changes nothing is accepted, as SDKs send some defaults explicitly."""
     assert chat(**{name: NEUTRAL[name][0]}) == chat()
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_value_that_would_change_something_is_refused_by_name(name: str) -> None:
-    """With the value that is accepted."""
+    """A value that would change something is refused with the accepted one."""
     error = refused(chat, **{name: NEUTRAL[name][1]})
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert repr(NEUTRAL[name][0]) in error.message
@@ -222,7 +222,7 @@ def test_a_value_that_would_change_something_is_refused_by_name(name: str) -> No
 
 @pytest.mark.parametrize(("name", "value"), [("n", True), ("n", 1.0), ("echo", 0), ("store", 0), ("best_of", True)])
 def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
-    """What Python takes for equal, JSON does not."""
+    """A value of another type is refused, even if Python takes it for equal."""
     assert refused(completion, **{name: value}).param == name
 
 
@@ -232,7 +232,7 @@ def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["function_call", "reasoning_effort", "metadata", "prediction", "audio", "tempratur"])
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_unknown_parameters_are_refused_by_name(parse: Any, name: str) -> None:
-    """Never silently dropped, typing errors included."""
+    """Unknown parameters and typing errors are refused by name, never dropped."""
     error = refused(parse, **{name: "x"})
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert repr(name) in error.message
@@ -240,12 +240,12 @@ def test_unknown_parameters_are_refused_by_name(parse: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["messages", "max_completion_tokens", "top_logprobs"])
 def test_a_chats_parameters_are_unknown_to_completions(name: str) -> None:
-    """Each route has its own."""
+    """Parameters of chats are refused for text completions."""
     assert refused(completion, **{name: 1}).param == name
 
 
 def test_a_completions_prompt_is_unknown_to_chats() -> None:
-    """Each route has its own."""
+    """A prompt is refused for chats."""
     assert refused(chat, prompt="x").param == "prompt"
 
 
@@ -282,7 +282,7 @@ WRONG: dict[str, list[Any]] = {
 @pytest.mark.parametrize("parse", [chat, completion])
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> None:
-    """Wrong types and values out of range."""
+    """Wrong types and values out of range are refused by name."""
     error = refused(parse, **{name: value})
     assert error.param == name
     assert name in error.message
@@ -319,7 +319,7 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
     ],
 )
 def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
-    """Down to the message and the part."""
+    """Faults of a chat are named down to the message and the part."""
     assert refused(chat, **fields).param == param
 
 
@@ -337,7 +337,7 @@ def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
     ],
 )
 def test_a_completions_faults_are_named(fields: dict[str, Any], param: str) -> None:
-    """Several prompts, token ids and C's end of text included."""
+    """Several prompts, token ids and NUL in a text completion are refused by name."""
     assert refused(completion, **fields).param == param
 
 
@@ -347,7 +347,7 @@ def test_a_completions_faults_are_named(fields: dict[str, Any], param: str) -> N
     [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b'{"a": NaN}', b"[" * 100_000, b'{"a": 1e999}', b'{"a": "\\ud800"}'],
 )
 def test_what_is_no_json_object_is_told(parse: Any, body: bytes) -> None:
-    """Broken, nested without end, or not an object."""
+    """A body that is broken, nested without end, or no object is refused."""
     with pytest.raises(ApiError) as raised:
         parse(body)
     assert (raised.value.status, raised.value.code) == (400, "invalid_json")
@@ -368,7 +368,7 @@ NAMES = st.sampled_from([*NULLABLE, *NEUTRAL, "model", "messages", "prompt", "ma
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion])
 @given(fields=st.dictionaries(NAMES, JSON, max_size=3))
 def test_any_json_is_parsed_or_refused_and_what_is_parsed_can_be_sent(parse: Any, fields: dict[str, Any]) -> None:
-    """No body is a defect of the server, and none can break an agent's link."""
+    """Any JSON is parsed or refused, and what is parsed can be sent to an agent."""
     body = {"model": "m", **({"messages": [USER]} if parse is parse_chat else {"prompt": "Once"}), **fields}
     try:
         call = parse(msgspec.json.encode(body))
@@ -388,20 +388,20 @@ def test_any_json_is_parsed_or_refused_and_what_is_parsed_can_be_sent(parse: Any
 
 @given(st.binary(max_size=60))
 def test_random_bytes_are_refused(body: bytes) -> None:
-    """With an error for the client."""
+    """Random bytes are refused with an error for the client."""
     with pytest.raises(ApiError):
         parse_chat(body)
 
 
 @pytest.mark.parametrize("name", ["tools", "tool_choice", "parallel_tool_calls"])
 def test_tools_are_unknown_to_completions(name: str) -> None:
-    """Text to continue has no turn in which to call."""
+    """Tools are refused for text completions."""
     assert refused(completion, **{name: "x"}).param == name
 
 
 @pytest.mark.parametrize("name", ["strict", "resume"])
 def test_how_far_to_go_is_a_yes_or_no(name: str) -> None:
-    """In the body or as a header; anything else names the parameter."""
+    """`strict` and `resume` are a yes or no, in the body or as a header; anything else names the parameter."""
 
     def asked(value: object, **headers: str) -> bool:
         body = {"model": "moe2", "messages": [{"role": "user", "content": "Hi"}], "moe2": {name: value}}

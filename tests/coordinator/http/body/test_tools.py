@@ -1,4 +1,4 @@
-"""`tools`, `tool_choice`, `response_format`, `grammar` and the messages of a tool's life."""
+"""The parameters `tools`, `tool_choice`, `response_format` and `grammar`, and the messages of tool calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tools_of(call: Call) -> tuple[Tool, ...]:
 
 
 def test_offered_tools_travel_with_the_prompt() -> None:
-    """Name, description and schema as they are; the answer stays free."""
+    """Offered tools reach the prompt as they are, and the answer stays free."""
     call = chat(tools=[WEATHER, TIME])
     weather, time = tools_of(call)
     assert (weather.name, weather.description, json.loads(weather.parameters)) == ("weather", "Now.", SCHEMA)
@@ -50,19 +50,19 @@ def test_offered_tools_travel_with_the_prompt() -> None:
     ("choice", "forced"), [("auto", ()), (None, ()), ("required", ("weather", "time")), (NAMED, ("time",))]
 )
 def test_a_tool_choice_forces_the_tools_that_it_means(choice: Any, forced: tuple[str, ...]) -> None:
-    """Every form that OpenAI has; the model sees all tools in each."""
+    """Each form of `tool_choice` forces the tools that it means, and the model sees all of them."""
     call = chat(tools=[WEATHER, TIME], tool_choice=choice)
     assert call.generation.forced_tools == forced
     assert len(tools_of(call)) == 2
 
 
 def test_the_choice_none_hides_the_tools() -> None:
-    """A model that must not call is not told what it could."""
+    """The choice "none" hides the tools from the model."""
     assert chat(tools=[WEATHER], tool_choice="none") == chat()
 
 
 def test_no_tools_are_no_tools() -> None:
-    """An empty list changes nothing."""
+    """An empty list of tools changes nothing."""
     assert chat(tools=[]) == chat()
 
 
@@ -78,7 +78,7 @@ FORMATS: list[tuple[Any, str | None]] = [
 
 @pytest.mark.parametrize(("form", "schema"), FORMATS)
 def test_a_response_format_becomes_a_schema(form: Any, schema: str | None) -> None:
-    """On both routes."""
+    """A response format becomes a schema, on both routes."""
     by = None if schema is None else "response_format"
     call = chat(response_format=form)
     assert (call.generation.json_schema, call.structured_by) == (schema, by)
@@ -88,13 +88,13 @@ def test_a_response_format_becomes_a_schema(form: Any, schema: str | None) -> No
 
 
 def test_a_grammar_travels_as_it_stands() -> None:
-    """GBNF, as llama.cpp's server takes it."""
+    """A GBNF grammar is passed on as it stands."""
     call = chat(grammar='root ::= "a"')
     assert (call.generation.grammar, call.structured_by) == ('root ::= "a"', "grammar")
 
 
 def test_a_grammar_names_its_syntax() -> None:
-    """Lark is another form than GBNF."""
+    """A Lark grammar is passed on as another form than GBNF."""
     generation = chat(grammar='start: "a"', grammar_syntax="lark").generation
     assert (generation.grammar, generation.grammar_syntax) == ('start: "a"', "lark")
 
@@ -132,21 +132,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), REFUSED)
 def test_what_cannot_be_kept_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    """Malformed, contradictory, or a promise that a free answer would not keep."""
+    """Malformed and contradictory forms, and promises that a free answer would not keep, are refused by name."""
     error = refused(**fields)
     assert error.param == param
     assert param in error.message
 
 
 def test_promises_are_kept_where_a_call_is_forced() -> None:
-    """One call that follows its schema is what `strict` and no parallel calls ask for."""
+    """A forced call may be `strict` and without parallel calls."""
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     call = chat(tools=[strict], tool_choice="required", parallel_tool_calls=False)
     assert call.generation.forced_tools == ("weather",)
 
 
 def test_a_call_and_its_answer_are_read() -> None:
-    """An assistant's message with calls needs no content."""
+    """An assistant's message with tool calls needs no content."""
     answer = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
     call = chat(messages=[USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, answer])
     assert isinstance(call.prompt, ChatPrompt)
@@ -174,5 +174,5 @@ def test_a_call_and_its_answer_are_read() -> None:
     ],
 )
 def test_a_malformed_tool_message_is_refused_by_name(message: dict[str, Any], param: str) -> None:
-    """The place in the conversation is named."""
+    """A malformed tool message is refused with its place in the conversation."""
     assert refused(messages=[message]).param == param

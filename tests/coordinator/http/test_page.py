@@ -1,4 +1,4 @@
-"""The page's files: complete, from nowhere else, and served with care."""
+"""The page's files are complete, refer to nothing outside, and are served safely."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_nothing_comes_from_elsewhere(file: Path) -> None:
-    """The page works offline: no other origin is named in it."""
+    """No file of the page names another origin, so the page works offline."""
     lines = [line for line in file.read_text().splitlines() if not line.strip().startswith("//")]
     assert not _ORIGIN.search("\n".join(lines))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_reference_is_there_and_used(file: Path) -> None:
-    """What is imported or linked exists, and every file is reached from another one."""
+    """Every import and link leads to a file of the page, and every file is reached from another one."""
     names = {other.name for other in FILES}
     text = file.read_text()
     assert set(_IMPORT.findall(text)) | set(_REFERENCE.findall(text)) <= names
@@ -48,7 +48,7 @@ def test_every_reference_is_there_and_used(file: Path) -> None:
 
 
 def test_no_script_builds_markup_from_text() -> None:
-    """Only text nodes: what a model answers cannot become markup."""
+    """Scripts make text nodes only, so that a model's answer cannot become markup."""
     for file in PAGE.glob("*.js"):
         assert not re.search(
             r"innerHTML\s*=(?!=)|outerHTML|insertAdjacentHTML|document\.write|\beval\(", file.read_text()
@@ -57,7 +57,7 @@ def test_no_script_builds_markup_from_text() -> None:
 
 @pytest.mark.parametrize("path", ["/", *(f"/page/{file.name}" for file in FILES)])
 async def test_every_file_is_served_under_a_strict_policy(http: aiohttp.ClientSession, path: str) -> None:
-    """Own scripts only, no framing, no sniffing."""
+    """Every file is served under a policy of own scripts only, no framing and no sniffing."""
     async with http.get(path) as answer:
         assert answer.status == 200
         assert "default-src 'none'; script-src 'self';" in answer.headers["Content-Security-Policy"]
@@ -67,13 +67,13 @@ async def test_every_file_is_served_under_a_strict_policy(http: aiohttp.ClientSe
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fservice.py", "%2e%2e%2fservice.py", "__init__.py", ".hidden"])
 async def test_other_names_are_not_found(http: aiohttp.ClientSession, name: str) -> None:
-    """Only the page's own files can be had."""
+    """Any name that is not a file of the page is answered with 404."""
     async with http.get(f"/page/{name}") as answer:
         assert answer.status == 404
 
 
 async def test_an_unchanged_file_is_not_sent_again(http: aiohttp.ClientSession) -> None:
-    """The browser asks with the tag it was given."""
+    """A file is not sent again to a browser that asks with its tag."""
     async with http.get("/page/style.css") as answer:
         tag = answer.headers["ETag"]
     async with http.get("/page/style.css", headers={"If-None-Match": tag}) as answer:

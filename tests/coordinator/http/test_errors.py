@@ -1,4 +1,4 @@
-"""The list of error codes."""
+"""The error codes: each has one status and one remedy, and is documented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAKES_CODE = CODE_FIRST | {"ApiError", "JobFailed"}
 
 
 def documented() -> set[tuple[int, str, str]]:
-    """Status, code and remedy of each code in docs/api.md's table."""
+    """Returns status, code and remedy of each code in the table of docs/api.md."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     section = text.split("## Errors", 1)[1].split("\n## ", 1)[0]
     found = set()
@@ -34,17 +34,17 @@ def test_the_documented_codes_are_those_that_exist() -> None:
 
 @pytest.mark.parametrize("code", JobErrorCode)
 def test_every_code_of_a_job_has_its_answer(code: JobErrorCode) -> None:
-    """A job's failure that no other expert makes up for is the request's, so each has a status of its own."""
+    """Every code that a job can fail with has a status for the request that ends with it."""
     assert ErrorCode.of(code).value == code.value
 
 
 def test_a_word_that_nobody_should_have_said_is_an_internal_error() -> None:
-    """Codes are labels of metrics: the set is closed."""
+    """An unknown code becomes an internal error, so that the labels of metrics are a closed set."""
     assert ErrorCode.of("made-up") is ErrorCode.INTERNAL
 
 
 def test_one_shown_code_has_one_status() -> None:
-    """Two causes that look the same to a client are answered alike."""
+    """Causes that are shown as the same code have the same status."""
     shown: dict[str, set[tuple[int, str]]] = {}
     for code in ErrorCode:
         shown.setdefault(code.shown, set()).add((code.status, code.kind))
@@ -52,7 +52,7 @@ def test_one_shown_code_has_one_status() -> None:
 
 
 def test_no_code_is_a_literal_elsewhere() -> None:
-    """`ApiError`, `Failed` and `NoExpert` take their codes from the list."""
+    """`ApiError`, `Failed` and `NoExpert` take their codes from the enumeration, not from literals."""
     literals = []
     for path in (ROOT / "coordinator").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,0 +1,81 @@
+"""The coordinator's process: the clock of its event loop, its limit of open files, its listeners' certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+
+import pytest
+
+from moe2.common.health import Severity
+from moe2.coordinator.runtime import EventLoop, ListenerTls, allow_open_files
+from moe2.coordinator.settings import CoordinatorSettings
+from tests.fakes.certificates import Authority
+
+
+def test_its_clock_moves_within_one_turn() -> None:
+    """The event loop's clock moves within one turn of the loop."""
+
+    async def look() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        return loop.time(), loop.time()
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        before_s, after_s = runner.run(look())
+    assert after_s - before_s > 0
+
+
+def test_its_timers_follow_its_clock() -> None:
+    """A timer set by the event loop's clock is not due before its time."""
+
+    async def look() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        due: asyncio.Future[float] = loop.create_future()
+        when_s = loop.time() + 0.01
+        loop.call_at(when_s, lambda: due.set_result(loop.time()))
+        return when_s, await due
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        when_s, at_s = runner.run(look())
+    # libuv's timers count whole milliseconds.
+    assert at_s >= when_s - 1e-3
+
+
+def test_the_soft_limit_becomes_the_hard_one() -> None:
+    """The soft limit of open files becomes the hard one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        assert allow_open_files() == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def warned(**api: object) -> list[str]:
+    warnings = ListenerTls(CoordinatorSettings.model_validate({"api": api})).warnings(0.0)
+    assert all(warning.severity is Severity.NOTICE and "[api.tls]" in warning.remedy for warning in warnings)
+    return [warning.code for warning in warnings]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "hub.example"])
+def test_keys_that_pass_in_the_clear_are_a_named_warning(host: str) -> None:
+    """A listener with keys and without TLS on a public address is warned of, with the remedy."""
+    assert warned(host=host, keys="required") == ["keys_plaintext"]
+
+
+def test_prompts_that_pass_in_the_clear_are_another_one() -> None:
+    """A listener without keys and TLS on a public address has a warning of its own."""
+    assert warned(host="0.0.0.0", allow_public_without_keys=True) == ["api_plaintext"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_needs_no_tls(host: str) -> None:
+    """A listener on loopback is not warned of, with keys or without."""
+    assert warned(host=host, keys="required") == warned(host=host) == []
+
+
+def test_with_tls_nothing_passes_in_the_clear(tmp_path: Path) -> None:
+    """A listener with TLS is not warned of on a public address."""
+    assert warned(host="0.0.0.0", keys="required", tls=Authority(tmp_path).issue()) == []
