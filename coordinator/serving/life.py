@@ -66,7 +66,14 @@ class Lifecycle(Progress):
         return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
-        """Take in one event; returns what the service is to do, in order."""
+        """Take in one event; returns what the service is to do, in order. A question to the service comes last."""
+        todo = self._take(event, now_s)
+        if self.on_chosen or self.on_hedge:
+            # The answer finds everything done that the event has led to: no place is held that was given back.
+            todo.sort(key=lambda effect: isinstance(effect, effects.Question))
+        return todo
+
+    def _take(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)

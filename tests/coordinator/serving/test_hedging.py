@@ -13,7 +13,17 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.attempt import MIN_LATE_S
-from moe2.coordinator.serving.effects import Completed, Deliver, Failed, ReleaseExpert, StopJob, SubmitJob, Suspect
+from moe2.coordinator.serving.effects import (
+    Completed,
+    Conclude,
+    Deliver,
+    Failed,
+    ReleaseExpert,
+    Retire,
+    StopJob,
+    SubmitJob,
+    Suspect,
+)
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.experts import cost, expert, speed
@@ -103,6 +113,14 @@ def test_a_failure_of_one_leaves_the_other() -> None:
         effects = life.failed(attempt=failing)
         assert effects == [ReleaseExpert(f"agent-{failing + 1}/m", f"req-1.{failing}")]
         assert outcomes(life.done(attempt=other)) == [Completed("stop")]
+
+
+def test_a_lost_agent_gives_back_all_its_places_before_others_are_chosen() -> None:
+    """The expert that answers and the one that was stopped share an agent: both places are free before the end."""
+    life = hedged(expert("agent-1", "a"), expert("agent-1", "b"), **PLAIN, wish=Wish(resume=True))
+    life.tokens("x", attempt=0)
+    effects = life.lost()
+    assert [type(effect) for effect in effects] == [ReleaseExpert, ReleaseExpert, Conclude, Retire]
 
 
 def test_when_both_fail_failover_goes_on() -> None:
