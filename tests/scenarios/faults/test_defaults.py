@@ -146,7 +146,7 @@ async def test_an_engine_that_keeps_being_killed_loses_its_traffic(
         assert refused.error is not None
         assert (refused.status, refused.error["code"]) == (503, "no_live_expert")
         built.shaky.free = True
-        opened = built.fleet.coordinator._service._breakers._breakers[built.pinned("shaky")]
+        opened = built.fleet.coordinator._service._judge.breakers._breakers[built.pinned("shaky")]
         opened.open_until_s = asyncio.get_running_loop().time()
         assert breakers(built) == {"shaky": "half_open"}
         assert (await built.ask(model=built.pinned("shaky"))).text == ANSWER
