@@ -46,7 +46,11 @@ class ExpertJudge:
         match attempt.state:
             case AttemptState.ANSWERED:
                 self._answered_s[key] = now_s
-                self.breakers.succeeded(key, job_id, now_s)
+                if any(former.died_with and former.expert.key == key for former in life.attempts):
+                    # The answer acquits its request. For the engine, which died with it before, it is no merit.
+                    self.breakers.ended(key, job_id)
+                else:
+                    self.breakers.succeeded(key, job_id, now_s)
             case AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
                 # The expert was told to stop, and did not even say that it had.
                 self._late(attempt, now_s, hangs=not self._works(key, now_s))

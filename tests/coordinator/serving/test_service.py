@@ -457,6 +457,20 @@ async def test_deaths_that_no_request_explains_open_the_breaker() -> None:
 
 
 @on_virtual_clock
+async def test_an_engine_that_dies_with_every_request_once_opens_its_breaker() -> None:
+    """An answer to a request that the same engine died with before is no sign of the engine's health."""
+    bench = ServiceBench("agent-1")
+    bench.ask("well")
+    await bench.done("well.0")
+    for n in range(3):
+        bench.ask(f"r{n}")
+        await bench.engine_died("agent-1", in_batch=(f"r{n}.0",))
+        await bench.engine_back("agent-1")
+        await bench.done(f"r{n}.1")
+    assert bench.open_breakers() == ["agent-1/m"]
+
+
+@on_virtual_clock
 async def test_an_engine_that_hung_and_was_restarted_is_a_new_one() -> None:
     """Its breaker was open while it hung; innocents are not kept from it afterwards."""
     bench = ServiceBench("agent-1")
