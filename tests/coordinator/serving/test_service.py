@@ -467,6 +467,7 @@ async def test_an_engine_that_dies_with_every_request_once_opens_its_breaker() -
         await bench.engine_died("agent-1", in_batch=(f"r{n}.0",))
         await bench.engine_back("agent-1")
         await bench.done(f"r{n}.1")
+        await asyncio.sleep(1)
     assert bench.open_breakers() == ["agent-1/m"]
 
 
