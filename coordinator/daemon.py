@@ -57,7 +57,6 @@ from moe2.coordinator.observing.fleet_metrics import LedgerCollector
 from moe2.coordinator.observing.health import cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
-from moe2.coordinator.observing.traces import open_traces
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -112,7 +111,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._accounts = Accounts()
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
-        self._traces = open_traces(settings.traces.endpoint) if settings.traces.endpoint else None
+        self._traces = None
+        if settings.traces.endpoint:
+            try:
+                # Imported here because few want it: it takes a while, and packages that are not always installed.
+                from moe2.coordinator.observing.traces import open_traces
+            except ImportError as error:
+                raise Moe2Error(
+                    f"Traces cannot be exported: {error}.", remedy="Install moe2[traces], or leave traces.endpoint out."
+                ) from error
+            self._traces = open_traces(settings.traces.endpoint)
         self._service = Service(
             self._table,
             self._selector,

@@ -36,6 +36,7 @@ SHELLS = {
     "coordinator/gate/feedback_file.py": "reads and writes a file",
     "coordinator/serving/bookkeeper.py": "asks the event loop's clock, writes the ledger",
     "coordinator/serving/exchange.py": "wakes an HTTP handler",
+    "coordinator/serving/queue.py": "keeps time",
     "coordinator/serving/service.py": "sends jobs, keeps time",
 }
 VALUES = {

@@ -19,15 +19,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.protocol import Command, Embed, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
 from moe2.common.link.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
 from moe2.common.link.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
-
-if TYPE_CHECKING:
-    from moe2.agent.engine.decoder import Decoder
 
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20

@@ -38,14 +38,10 @@ class Affinity:
     cached_tokens: int
     """How many tokens of the prompt it is expected to hold."""
 
-    def subtract_cached(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> None:
-        """Subtract the cached tokens from the expert's place in `prompt_tokens` (N,), in place; at least 1 is left.
-
-        keys: the experts' keys, in the order of `prompt_tokens`. An expert that is not among them changes nothing.
-        """
-        if self.expert_key in keys:
-            place = keys.index(self.expert_key)
-            prompt_tokens[place] = max(1, prompt_tokens[place] - self.cached_tokens)
+    def still_to_prefill(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Prompt tokens without those that the expert has cached. prompt_tokens: (N,) in the order of `keys`."""
+        cached_tokens = np.array([self.cached_tokens if key == self.expert_key else 0 for key in keys], dtype=np.int64)
+        return np.where(cached_tokens > 0, np.maximum(1, prompt_tokens - cached_tokens), prompt_tokens)
 
 
 def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:

@@ -127,7 +127,7 @@ class Selector:
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
-            request.affinity.subtract_cached(roster.keys, prompt_tokens)
+            prompt_tokens = request.affinity.still_to_prefill(roster.keys, prompt_tokens)
         case = _Case(
             roster=roster,
             load=Load(

@@ -11,7 +11,7 @@ the day's sum is a lower bound; `n_unmeasured` says for how many requests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from moe2.coordinator.keys.keys import DailyLimits, Principal
@@ -100,8 +100,11 @@ class Accounts:
         self._accounts = {known.key_id: _Account(day, known) for known in sums}
 
     def left(self, principal: Principal, day: str, *, besides: str | None = None) -> Remaining:
-        """Returns what the key has neither spent nor reserved. besides: a request whose reservation is left out."""
-        limits, account = principal.daily, self._account(principal, day)
+        """Returns what the key has neither spent nor reserved; reading changes nothing.
+
+        besides: a request whose reservation is left out.
+        """
+        limits, account = principal.daily, self._read(principal, day)
         own = account.reserved.get(besides, Amount()) if besides is not None else Amount()
         return _left(
             limits,
@@ -112,7 +115,7 @@ class Accounts:
 
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
         """Reserves what a request may still come to, in the place of what was reserved for it before."""
-        self._account(principal, day).reserved[request_id] = amount
+        self._open(principal, day).reserved[request_id] = amount
 
     def settle(
         self,
@@ -129,7 +132,7 @@ class Accounts:
         known_j: the known part of the request's joules, where `used` has none. crash_suspected: the request ended
         unanswered after an engine had died or hung while it worked on it.
         """
-        account = self._account(principal, day)
+        account = self._open(principal, day)
         if request_id in account.overnight:
             # The ledger has it under its day; today's limit has nothing to do with it.
             return charge(account.overnight.pop(request_id), used, known_j=known_j)
@@ -140,26 +143,29 @@ class Accounts:
         return charged
 
     def statement(self, principal: Principal, day: str) -> Statement:
-        """Returns the statement of one key's day."""
-        return _statement(self._account(principal, day))
+        """Returns the statement of one key's day; reading changes nothing, and begins no day."""
+        return _statement(self._read(principal, day))
 
     def statements(self, day: str) -> tuple[Statement, ...]:
         """Returns the statements of every key that was used today, sorted by name."""
         current = (account for account in self._accounts.values() if account.day >= day)
         return tuple(sorted(map(_statement, current), key=lambda statement: statement.spent.key_name))
 
-    def _account(self, principal: Principal, day: str) -> _Account:
-        """Returns the key's account of the day.
+    def _open(self, principal: Principal, day: str) -> _Account:
+        """Returns the key's account of the day, to write into it."""
+        account = self._accounts[principal.key_id] = self._read(principal, day)
+        return account
+
+    def _read(self, principal: Principal, day: str) -> _Account:
+        """Returns the key's account of the day, or the one that would be opened now.
 
         The day never goes back: setting the clock back must not forgive what was spent.
         """
-        former = account = self._accounts.get(principal.key_id)
-        if account is None or day > account.day:
-            account = self._accounts[principal.key_id] = _Account(day, DaySum(principal.key_id, principal.name))
-            if former is not None:
-                account.overnight = former.overnight | former.reserved
-        account.limits = principal.daily
-        return account
+        account = self._accounts.get(principal.key_id)
+        if account is not None and day <= account.day:
+            return replace(account, limits=principal.daily)
+        overnight = {} if account is None else account.overnight | account.reserved
+        return _Account(day, DaySum(principal.key_id, principal.name), principal.daily, overnight=overnight)
 
 
 def charge(reserved: Amount | None, used: Amount, *, known_j: float = 0.0) -> Amount:

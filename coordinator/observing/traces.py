@@ -7,19 +7,20 @@ made when everything is accounted for, from the same figures as the receipt, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from moe2.common import __version__
-from moe2.common.errors import Moe2Error
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.receipt import Receipt
-
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 EXPORT_TIMEOUT_S = 5.0
 _NS = 1_000_000_000
@@ -33,10 +34,6 @@ class RequestTraces:
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
         resource = Resource.create({"service.name": "moe2-coordinator", "service.version": __version__})
         self._provider: TracerProvider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -44,8 +41,6 @@ class RequestTraces:
 
     def request_ended(self, life: Lifecycle, receipt: Receipt, *, unix_offset_s: float) -> None:
         """Makes the spans of one request. unix_offset_s: what to add to the lifecycle's clock to get wall time."""
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
-
         request = life.request
         ended_s = life.concluded_s if life.concluded_s is not None else request.arrived_s
         span = self._tracer.start_span(
@@ -66,8 +61,6 @@ class RequestTraces:
         self._provider.shutdown()
 
     def _attempt(self, attempt: Attempt, context: Context, unix_offset_s: float) -> None:
-        from opentelemetry.trace import set_span_in_context
-
         at_s = attempt.submitted_s + unix_offset_s
         span = self._tracer.start_span(
             "moe2.attempt", context=context, start_time=_ns(at_s), attributes=_of_attempt(attempt)
@@ -88,13 +81,7 @@ class RequestTraces:
 
 
 def open_traces(endpoint: str) -> RequestTraces:
-    """Opens traces to an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces. Raises `Moe2Error`."""
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        raise Moe2Error(
-            f"Traces cannot be exported: {error}.", remedy="Install moe2[traces], or leave traces.endpoint out."
-        ) from error
+    """Opens traces to an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces."""
     return RequestTraces(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S))
 
 
@@ -144,8 +131,6 @@ def _parent(traceparent: str | None) -> Context | None:
     """Returns the caller's span from its W3C `traceparent` header; None where it is missing or malformed."""
     if traceparent is None:
         return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent})
 
 

@@ -1,4 +1,4 @@
-"""One expert's work for a request. PURE."""
+"""One expert's work for a request, and how it stands. PURE."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.ledger.entry import AttemptState
 
 LATE_FACTOR = 4.0
+"""An expert is taken to hang after so many times the p95 of its first token without a sign of life."""
 MIN_LATE_S = 10.0
+"""No expert is taken to hang sooner than after these seconds."""
 LATE_UNMEASURED_S = 60.0
-"""Without a sign of life for so many times the p95 of its first token, and never sooner than this, an expert is taken
-to hang; one whose speed nobody knows, after the last of these."""
+"""An expert whose speed nobody knows is taken to hang after these seconds."""
 
 
 class Purpose(StrEnum):
@@ -27,38 +28,43 @@ class Purpose(StrEnum):
     """An answer that others may be preferred to."""
     SCORE = "score"
     FOLLOW = "follow"
-    """A share of every token."""
+    """A share in every token of a mixture."""
 
 
 @dataclass(eq=False)
 class Attempt:
-    """`usage` None: nothing was spent, or (state LOST) nobody can say. selection: the decision it came from.
-
-    waited_s: what the request had waited for room by then. n_tokens: that came from it. last_sign_s: when it was last
-    heard to work. code: why it failed, a `JobErrorCode`. ends_as: what a confirmed stop makes of it. is_late: its
-    expert has been suspected. hangs: it has been silent for so long that its engine may hang. died_with: it was in the
-    batch of an engine that died. is_custom: its job brings a grammar, a schema or tools of the client's. alone_until:
-    it has its engine to itself until it has written more tokens than this; None: it may have company.
-    """
+    """The work of one expert for one request. All moments are monotonic seconds."""
 
     job_id: str
     member: Member
     selection: Selection
+    """The decision that the attempt came from."""
     submitted_s: float
     state: AttemptState = AttemptState.RUNNING
     usage: JobUsage | None = None
+    """What the work took; None: nothing was spent, or (state LOST) nobody can say."""
     error: str | None = None
     purpose: Purpose = Purpose.ANSWER
     waited_s: float = 0.0
+    """How long the request had waited for room when the job was submitted."""
     n_tokens: int = 0
+    """Tokens that the expert has written."""
     last_sign_s: float | None = None
+    """When the expert was last heard to work on the job."""
     code: str | None = None
+    """Why the attempt failed, a `JobErrorCode`."""
     ends_as: AttemptState = AttemptState.CANCELLED
+    """The state that a confirmed stop leads to."""
     is_late: bool = False
+    """Whether the expert has been reported as late with this job."""
     hangs: bool = False
+    """Whether the expert has been silent for so long that its engine may hang."""
     died_with: bool = False
+    """Whether the job was in the batch of an engine that died."""
     is_custom: bool = False
+    """Whether the job brings a grammar, a schema or tools of the client's."""
     alone_until: int | None = None
+    """The job has its engine to itself until more tokens than this are written; None: it may have company."""
 
     @property
     def expert(self) -> Expert:
@@ -70,14 +76,16 @@ class Attempt:
 
     @property
     def due_s(self) -> float | None:
-        """By when its first token was to come, with the probability of the p95; None where nobody knows."""
+        """The moment by which the first token was to come, at p95; None where nobody knows."""
         ttft_s = self.prediction.ttft_s
         return None if ttft_s is None else self.submitted_s + ttft_s.p95
 
     @property
     def hangs_at_s(self) -> float | None:
-        """From when on it is taken to hang, if it has given no sign of life by then; None if that was said, or cannot
-        be: nobody knows how long its model takes to load."""
+        """The moment from which on the expert is taken to hang, if it has given no sign of life by then.
+
+        None if that was said already, or cannot be: nobody knows how long a model takes to load.
+        """
         if self.is_late or self.last_sign_s is not None or self.state is not AttemptState.RUNNING:
             return None
         ttft_s = self.prediction.ttft_s
@@ -87,8 +95,10 @@ class Attempt:
 
     @property
     def reserved_j(self) -> float:
-        """Joules to keep back for it: what it took, or while nobody can say what it may take; 0 where that is unknown,
-        too."""
+        """Joules to keep back for the attempt: what it took, or while nobody can say, what it may take.
+
+        0 where that is unknown, too.
+        """
         if self.usage is not None and self.usage.energy.joules is not None:
             return self.usage.energy.joules
         if self.state is AttemptState.FAILED and self.usage is None:
@@ -102,11 +112,11 @@ class Attempt:
 
     @property
     def is_isolated(self) -> bool:
-        """Nobody else may use its engine now."""
+        """Whether nobody else may use the expert's engine now."""
         return self.alone_until is not None and not self.is_over and self.n_tokens <= self.alone_until
 
     @property
     def is_engines_fault(self) -> bool:
-        """True if it failed only because its engine died, or was refused because the engine was down."""
+        """True if the attempt failed only because its engine died, or was refused because the engine was down."""
         refused = self.code == JobErrorCode.NOT_READY and self.usage is None
         return self.code == JobErrorCode.ENGINE_CRASHED or refused

@@ -27,10 +27,10 @@ from moe2.coordinator.serving.suspicion import has_downed_an_engine
 
 
 class Bookkeeper:
-    """clock: wall time, s since the epoch.
+    """Keeps daily limits, reservations and ledger entries of the requests in progress.
 
-    What the service tells it of each request, in this order: `choose` for every attempt, `dispatched` for every job,
-    `concluded` if the outcome comes before all is known, `retired`.
+    clock: wall time in seconds since the epoch. What the service tells it of each request, in this order: `choose` for
+    every attempt, `dispatched` for every job, `concluded` if the outcome comes before all is known, `retired`.
     """
 
     def __init__(self, accounts: Accounts, ledger: Ledger, *, clock: Callable[[], float]) -> None:
@@ -52,7 +52,7 @@ class Bookkeeper:
         return self._admit(principal, asked, select, besides=None, burnt_j=0.0)
 
     def dispatched(self, life: Lifecycle) -> None:
-        """A job was sent out: reserve what the request may come to now."""
+        """Reserve what the request may come to now that a job was sent out."""
         request = life.request
         if not is_limited(request.principal):
             return
@@ -63,14 +63,14 @@ class Bookkeeper:
         self._ledger.record(reservation_entry(life, amount, at_unix_s=at_unix_s, day=day_of(at_unix_s)))
 
     def concluded(self, life: Lifecycle) -> Recorded:
-        """The outcome is known, but not everything that was spent: enter what is known, so that it is not lost."""
+        """Enter what is known of a request whose outcome came before all its costs, so that it is not lost."""
         reserved = reservation_of(life) if is_limited(life.request.principal) else None
         receipt = receipt_of(life)
         charged = charge(reserved, used(life, receipt), known_j=known_j(life))
         return self._ledger.record(self._entry(life, receipt, charged))
 
     def retired(self, life: Lifecycle, receipt: Receipt) -> Recorded:
-        """Everything is known: charge it and enter it."""
+        """Charge and enter a request of which everything is known."""
         request = life.request
         charged = self.accounts.settle(
             request.principal,
@@ -152,13 +152,13 @@ def known_j(life: Lifecycle) -> float:
 
 
 MAX_CHARACTERS = 200
-"""Of a text that somebody else chose."""
+"""Characters that are kept of a text that somebody else chose."""
 
 
 def request_entry(
     life: Lifecycle, receipt: Receipt, charged: Amount, *, at_unix_s: float, day: str, was_reserved: bool
 ) -> RequestEntry:
-    """A request as it stands; final once it has retired."""
+    """The ledger's entry of a request as it stands; final once it has retired."""
     request = life.request
     outcome, code, _ = said_of(life.outcome)
     return RequestEntry(
@@ -190,7 +190,7 @@ def request_entry(
 
 
 def reservation_entry(life: Lifecycle, amount: Amount, *, at_unix_s: float, day: str) -> ReservationEntry:
-    """What is reserved for a request now."""
+    """The ledger's entry of what is reserved for a request now."""
     request = life.request
     return ReservationEntry(
         request_id=request.request_id,
@@ -252,5 +252,5 @@ def _p95_of(quantiles: Quantiles | None) -> float | None:
 
 
 def _text(text: str) -> str:
-    """What a database takes: no lone surrogates, and not too long."""
+    """A text as a database takes it: without lone surrogates, and not too long."""
     return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()

@@ -6,24 +6,23 @@ import msgspec
 
 
 class MemberShare(msgspec.Struct, frozen=True, kw_only=True):
-    """One member of the panel, as it counted in the end.
-
-    weight: its share of the mixture; those of a panel sum to 1. distribution: its own, over the request's choices
-    (vote) or over the candidates (rank); None where it gave none.
-    """
+    """One member of the panel, as it counted in the end."""
 
     expert: str
     weight: float
+    """The member's share of the mixture; the weights of a panel sum to 1."""
     distribution: tuple[float, ...] | None = None
+    """Its own view of the request's choices (vote) or of the candidates (rank); None where it gave none."""
 
 
 class CandidateShare(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate of a ranking. experts: who wrote it, word for word. probability: in the mixture; None where nothing
-    was scored."""
+    """One candidate of a ranking."""
 
     experts: tuple[str, ...]
+    """The experts that wrote it, word for word."""
     utf8_bytes: int
     probability: float | None
+    """The candidate's probability in the mixture; None where nothing was scored."""
     chosen: bool
 
 
@@ -35,9 +34,11 @@ class DroppedMember(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collaboration(msgspec.Struct, frozen=True, kw_only=True):
-    """distribution: the mixture over the request's choices, in their order (vote). candidates: of a ranking."""
+    """What became of a panel's work together."""
 
     members: tuple[MemberShare, ...]
     distribution: tuple[float, ...] | None = None
+    """The mixture over the request's choices, in their order (vote)."""
     candidates: tuple[CandidateShare, ...] | None = None
+    """The candidates of a ranking (rank)."""
     dropped: tuple[DroppedMember, ...] = ()

@@ -5,30 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.common.link.messages import Job, TakeToken, TokenPiece
+from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.fleet.table import Expert
 
 
 @dataclass(frozen=True)
+class ChooseExperts:
+    """The service chooses experts, and says so with `ExpertsChosen` before anything else happens to the request."""
+
+    asked: SelectionRequest
+
+
+@dataclass(frozen=True)
+class AskToHedge:
+    """The service says with `HedgeAnswered`, before anything else happens, whether a second expert may try now."""
+
+
+@dataclass(frozen=True)
 class EnterQueue:
-    """Nobody has room: let it wait, and tell it when somebody may have."""
+    """The request waits for room with an expert, and is told when there may be some."""
 
 
 @dataclass(frozen=True)
 class LeaveQueue:
-    """It waits no more. served: because it has got an expert."""
+    """The request waits no more."""
 
     served: bool
+    """Whether it has got an expert."""
 
 
 @dataclass(frozen=True)
 class SubmitJob:
+    """The service sends a job to an expert."""
+
     expert: Expert
     job: Job
+    is_hedge: bool = False
+    """Whether the job uses up one of the hedges that all requests share."""
 
 
 @dataclass(frozen=True)
 class Tell:
-    """Say the next token to an expert that follows."""
+    """The service tells the next token to an expert that follows."""
 
     agent_id: str
     take: TakeToken
@@ -36,22 +54,25 @@ class Tell:
 
 @dataclass(frozen=True)
 class StopJob:
+    """The service tells an agent to stop a job."""
+
     agent_id: str
     job_id: str
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An expert is late: another one was faster, or (hangs) it has given no sign of life for far too long."""
+    """An expert is late with a job."""
 
     expert_key: str
     job_id: str
     hangs: bool
+    """Whether it has given no sign of life for far too long; else another expert was faster."""
 
 
 @dataclass(frozen=True)
 class ReleaseExpert:
-    """An attempt has ended; its expert has room again."""
+    """An attempt has ended, so that its expert has room again."""
 
     expert_key: str
     job_id: str
@@ -66,48 +87,54 @@ class ShareExpert:
 
 @dataclass(frozen=True)
 class Deliver:
+    """The client gets a part of the answer."""
+
     pieces: tuple[TokenPiece, ...]
 
 
 @dataclass(frozen=True)
 class Retract:
-    """Throw away what was delivered: the client has seen none of it, and the answer begins anew."""
+    """What was delivered is thrown away: the client has seen none of it, and the answer begins anew."""
 
 
 @dataclass(frozen=True)
 class Conclude:
-    """The one outcome that the client learns."""
+    """The client is told the request's one outcome."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Retire:
-    """Everything is accounted; forget the request."""
+    """The request is forgotten, as everything it took is accounted."""
 
 
 ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
-Effect = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+Question = ChooseExperts | AskToHedge
+ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+Effect = Question | ForService
 
 
 @dataclass(frozen=True)
 class Completed:
-    """reason: "stop" or "length"."""
+    """The answer is complete."""
 
     reason: str
+    """Why it ended: "stop" or "length"."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """`code` is a `JobErrorCode` value or a `NoExpert.code`."""
+    """The request has failed."""
 
     code: str
+    """A `JobErrorCode` or an `ErrorCode`."""
     message: str
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """By the client."""
+    """The client has cancelled the request."""
 
 
 Outcome = Completed | Failed | Cancelled

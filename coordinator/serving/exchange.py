@@ -24,7 +24,7 @@ class Exchange:
         """When a request that failed should be sent again; None where nobody can say."""
         self._news = asyncio.Event()
         self.recorded: Recorded | None = None
-        """Of the request's latest entry in the ledger."""
+        """Done once the request's latest entry in the ledger would survive a crash; None before the first entry."""
 
     @property
     def receipt(self) -> Receipt:
@@ -32,24 +32,26 @@ class Exchange:
         return self._final or receipt_of(self.life)
 
     def settle(self, receipt: Receipt) -> None:
-        """Everything is accounted."""
+        """Take the final receipt: everything is accounted."""
         self._final = receipt
 
     def deliver(self, pieces: tuple[TokenPiece, ...]) -> None:
+        """Hand a part of the answer to the handler."""
         self._pieces.extend(pieces)
         self._news.set()
 
     def retract(self) -> None:
-        """What was delivered does not count any more. Only for a reader who waits for the end with `receive_all`."""
+        """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""
         self._pieces.clear()
         self._is_retracted = True
 
     def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
+        """Tell the handler the outcome. retry_after_s: when a request that failed should be sent again."""
         self._outcome, self.retry_after_s = outcome, retry_after_s
         self._news.set()
 
     async def receive(self) -> tuple[list[TokenPiece], Outcome | None]:
-        """Wait for news; everything that has come since the last call, and the outcome once there is one."""
+        """Wait for news. Returns everything that has come since the last call, and the outcome once there is one."""
         await self._news.wait()
         self._news.clear()
         pieces, self._pieces = self._pieces, []
@@ -61,7 +63,7 @@ class Exchange:
             await self.recorded
 
     async def receive_all(self) -> tuple[list[TokenPiece], Outcome]:
-        """Wait for the end."""
+        """Wait for the end. Returns the whole answer and the outcome."""
         pieces: list[TokenPiece] = []
         while True:
             news, outcome = await self.receive()

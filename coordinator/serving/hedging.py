@@ -1,25 +1,9 @@
-"""How far the coordinator goes for a request: the same for all of them. PURE."""
+"""How many hedges there may be: second experts that try beside late ones. PURE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 HEDGES_AT_ONCE = 2.0
 """Hedges that may be saved up: a quiet hour is no licence for a burst."""
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class Terms:
-    """queue_s: longest wait for room; 0: nobody waits. may_hedge: asked just before a second expert is set to work; a
-    yes is used up."""
-
-    queue_s: float = 0.0
-    may_hedge: Callable[[], bool] = _never
 
 
 class HedgeRation:
@@ -33,11 +17,14 @@ class HedgeRation:
         self._saved = 1.0 if share else 0.0
 
     def request_came(self) -> None:
+        """Save up for hedges: every request brings its share of one."""
         self._saved = min(HEDGES_AT_ONCE, self._saved + self._share)
 
-    def take(self) -> bool:
-        """Use up one hedge; False if there is none to be had."""
-        if self._saved < 1.0 - 1e-9:
-            return False
+    @property
+    def has_one(self) -> bool:
+        """Whether one hedge can be taken."""
+        return self._saved >= 1.0 - 1e-9
+
+    def take(self) -> None:
+        """Use up one hedge."""
         self._saved -= 1.0
-        return True

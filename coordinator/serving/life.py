@@ -1,14 +1,16 @@
 """The life of one request: waiting, attempts, time limits, cancellation, one outcome. PURE: events in, effects out.
 
-How experts answer it is a `Play`, one per mode; what all modes share is here. Each request has exactly one terminal
-outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is gone for
-good: work that was cancelled or failed is accounted like any other.
+How experts answer it is a `ModeRun`, one per mode; what all modes share is here. Whatever the lifecycle has to know of
+the world it asks for with an effect, and goes on when the answer comes as an event. Each request has exactly one
+terminal outcome (`Conclude`), and is retired only when every attempt has reported what it consumed, or its agent is
+gone for good: work that was cancelled or failed is accounted like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -19,87 +21,37 @@ from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events
-from moe2.coordinator.serving.asking import asked_of, elapsed_s
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.effects import Cancelled, Completed, Effect, Failed, Outcome
 from moe2.coordinator.serving.events import Event
-from moe2.coordinator.serving.hedging import Terms
-from moe2.coordinator.serving.limits import Limits
-from moe2.coordinator.serving.modes.mix import Mix
-from moe2.coordinator.serving.modes.mode import ModeRun
-from moe2.coordinator.serving.modes.rank import Rank
-from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS, Route
-from moe2.coordinator.serving.modes.vote import Vote
-from moe2.coordinator.serving.patience import waits_until_s
-from moe2.coordinator.serving.request import Request
-from moe2.coordinator.serving.suspicion import is_custom, is_suspect, isolated_until, restarts_seen, verdict
+from moe2.coordinator.serving.mode import ModeRun
+from moe2.coordinator.serving.progress import Limits, OnChosen, Progress, Wait
+from moe2.coordinator.serving.suspicion import is_custom, isolated_until, restarts_seen, verdict
 
+MAX_ATTEMPTS = 4
 WIND_DOWN_S = 10.0
-"""How long a concluded request waits for the usage of attempts that were told to stop."""
+"""Seconds that a concluded request waits for the usage of attempts that were told to stop."""
 
 HANDLING_FAILED = Failed(
     ErrorCode.INTERNAL, "The coordinator failed to handle this request; its log says why. Send it again."
 )
 
-MODES: dict[Mode, type[ModeRun]] = {Mode.ROUTE: Route, Mode.VOTE: Vote, Mode.RANK: Rank, Mode.MIX: Mix}
-
+OnHedge = Callable[[bool, float], list[Effect]]
+"""What to do with the answer whether a request may hedge, at a moment in monotonic seconds."""
 MakeJob = Callable[[str, float], Job]
 """A job from its id and the seconds it may take."""
-Choose = Callable[[SelectionRequest], Selection | NoExpert]
-Then = Callable[[Selection | NoExpert, float], list[Effect]]
-
-NO_LIMITS = Limits()
-NO_TERMS = Terms()
 
 
-@dataclass(frozen=True)
-class Wait:
-    """For room with an expert. then: what to do once somebody has it, or nobody ever will."""
+@dataclass(kw_only=True)
+class Lifecycle(Progress):
+    """One request: takes in what happens to it and says what the service is to do."""
 
-    since_s: float
-    until_s: float
-    then: Then
-
-
-@dataclass
-class Lifecycle:
-    """One request's state. `choose` answers from the live table and must not have side effects.
-
-    authors: the attempts whose words are the answer, in their order. hedge: the one that was started beside a late one.
-    waited_s: for room, all in all. limits: what the budgets of the first decision mean for the clock.
-    """
-
-    request: Request
-    choose: Choose
-    terms: Terms = NO_TERMS
-    attempts: list[Attempt] = field(default_factory=list)
-    outcome: Outcome | None = None
-    first_token_s: float | None = None
-    concluded_s: float | None = None
-    least_context_tokens: int = 0
-    refused: NoExpert | None = None
-    play: ModeRun | None = None
-    authors: list[Attempt] = field(default_factory=list)
-    hedge: Attempt | None = None
-    wait: Wait | None = None
-    waited_s: float = 0.0
-    limits: Limits = NO_LIMITS
-
-    @property
-    def leading(self) -> Attempt | None:
-        """Whose answer it is, or who has the most weight in it; the latest attempt while nobody does."""
-        found = self.play.leading if self.play else None
-        return found or (self.attempts[-1] if self.attempts else None)
-
-    @property
-    def tried(self) -> frozenset[str]:
-        """Keys of the experts that this request is not given to again, however often their engine is restarted."""
-        return frozenset(attempt.expert.key for attempt in self.attempts) - restarts_seen(self.attempts).keys()
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it may be what killed an engine, or makes one hang."""
-        return is_suspect(self.attempts)
+    modes: Mapping[Mode, MakeRun]
+    """How each mode is begun in which experts can answer."""
+    on_chosen: OnChosen | None = None
+    """How the request goes on once experts are chosen; None while it has not asked for a choice."""
+    on_hedge: OnHedge | None = None
+    """How the request goes on once it knows whether it may hedge; None while it has not asked."""
 
     @property
     def next_deadline_s(self) -> float:
@@ -113,33 +65,15 @@ class Lifecycle:
         )
         return min((at_s for at_s in sooner_s if at_s is not None), default=self.request.deadline_s)
 
-    @property
-    def n_tokens_written(self) -> int:
-        """Tokens that the client has."""
-        return sum(author.n_tokens for author in self.authors)
-
-    @property
-    def n_tokens_left(self) -> int | None:
-        """What is left of the request's `max_tokens`; None where it set none."""
-        most = self.request.generation.max_tokens
-        return None if most is None else max(0, most - self.n_tokens_written)
-
-    @property
-    def overhead_s(self) -> float | None:
-        """What the coordinator itself took from the request's last byte to its dispatch, waiting for room left out."""
-        if not self.attempts:
-            return None
-        first = self.attempts[0]
-        return first.submitted_s - self.request.arrived_s - first.waited_s
-
-    @property
-    def expires_s(self) -> float:
-        """When the request is over unless its first token comes, or, where its budget is strict, its end."""
-        expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
-        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
-
     def handle(self, event: Event, now_s: float) -> list[Effect]:
-        """Take in one event; returns what the service is to do, in order."""
+        """Take in one event; returns what the service is to do, in order. A question to the service comes last."""
+        todo = self._take(event, now_s)
+        if self.on_chosen or self.on_hedge:
+            # The answer finds everything done that the event has led to: no place is held that was given back.
+            todo.sort(key=lambda effect: isinstance(effect, effects.Question))
+        return todo
+
+    def _take(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)
@@ -148,6 +82,8 @@ class Lifecycle:
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
             case events.AttemptStarted():
                 return []
+            case events.ExpertsChosen() | events.HedgeAnswered():
+                return self._answered(event, now_s)
             case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
                 return self._admission(event, now_s)
             case events.AttemptDone(done=ended) | events.AttemptScored(scored=ended):
@@ -156,36 +92,45 @@ class Lifecycle:
                 return self._failed(failed, now_s)
             case events.AgentLost(agent_id=agent_id):
                 return self._lost(agent_id, now_s)
-            case events.ClientGone():
-                return self.give_up(Cancelled(), now_s)
-            case events.ServiceStopping():
-                text = "The coordinator is shutting down; send it again."
-                return self.give_up(Failed(ErrorCode.STOPPING, text), now_s)
-            case events.HandlingFailed():
-                return self._handling_failed(now_s)
+            case events.ClientGone() | events.ServiceStopping() | events.HandlingFailed():
+                return self._cut_off(event, now_s)
             case events.TimePassed():
                 return self._time_passed(now_s)
 
     def abandon(self, now_s: float) -> list[Attempt]:
-        """End at once, as failed. Returns the attempts that had not ended; what they consume stays unknown."""
+        """End the request at once, as failed. Returns the attempts that still ran; what they consume stays unknown."""
         self.outcome, self.concluded_s, self.wait = HANDLING_FAILED, now_s, None
+        self.on_chosen = self.on_hedge = None
         return self._lose_rest("the coordinator gave its request up")
 
-    # --- For plays ----------------------------------------------------------------------------------------------------
+    # --- For modes ----------------------------------------------------------------------------------------------------
 
-    def select(self, now_s: float, *, excluded: frozenset[str] = frozenset()) -> Selection | NoExpert:
-        """The best choice now, of experts that have not been tried, with what is left of the budgets.
+    def choose(self, then: OnChosen, now_s: float, *, excluded: frozenset[str] = frozenset()) -> list[Effect]:
+        """Ask for the best choice of experts that have not been tried, with what is left of the budgets.
 
-        Where the engine of one died, another one comes first, and that one once it is back. excluded: keys of more
-        experts to leave out.
+        then: how to go on with it. excluded: keys of more experts to leave out. Where the engine of one died, another
+        one comes first, and that one once it is back.
         """
         down = restarts_seen(self.attempts)
-        chosen = self.choose(asked_of(self, now_s, excluded=excluded | self.tried | down.keys()))
-        if down and isinstance(chosen, NoExpert):
+
+        def or_restarted(chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
             # Rather another engine than the one that died; but rather that one, restarted, than none.
-            asked = asked_of(self, now_s, excluded=excluded | self.tried)
-            chosen = self.choose(replace(asked, restarts_seen=down))
-        return chosen
+            if isinstance(chosen, NoExpert):
+                asked = self.question(now_s, excluded=excluded | self.tried)
+                return self._ask(replace(asked, restarts_seen=down), then)
+            return then(chosen, now_s)
+
+        asked = self.question(now_s, excluded=excluded | self.tried | down.keys())
+        return self._ask(asked, or_restarted if down else then)
+
+    def _ask(self, asked: SelectionRequest, then: OnChosen) -> list[Effect]:
+        self.on_chosen = then
+        return [effects.ChooseExperts(asked)]
+
+    def ask_to_hedge(self, then: OnHedge) -> list[Effect]:
+        """Ask whether a second expert may be set to work now. then: how to go on with the answer."""
+        self.on_hedge = then
+        return [effects.AskToHedge()]
 
     def may_wait_for(self, refused: NoExpert) -> bool:
         """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
@@ -201,22 +146,22 @@ class Lifecycle:
             if len(self.attempts) >= MAX_ATTEMPTS:
                 return self.nobody_left(told, now_s)
             if isinstance(chosen, Selection):
-                self.play = MODES[chosen.mode](self)
+                self.play = self.modes[chosen.mode](self)
                 return self.play.begin(chosen, now_s)
             # Others' load was no reason to wait before, and is none now: only an engine that comes back is.
             waits = may_wait and restarts_seen(self.attempts) and self.may_wait_for(chosen)
             return (self.await_room(go_on, now_s) if waits else None) or self.nobody_left(told, now_s)
 
-        return go_on(self.select(now_s), now_s, may_wait=True)
+        return self.choose(partial(go_on, may_wait=True), now_s)
 
     def nobody_left(self, told: JobFailed | None, now_s: float) -> list[Effect]:
         """Conclude with what the last expert said: that beats what the table says afterwards."""
         failed = Failed(told.code, told.message) if told else Failed(JobErrorCode.INTERNAL, "All attempts failed.")
         return self.conclude(failed, now_s)
 
-    def await_room(self, then: Then, now_s: float) -> list[Effect] | None:
-        """Wait until somebody has room; None if this request may wait no longer. `refused` says what for."""
-        until_s = waits_until_s(self, now_s)
+    def await_room(self, then: OnChosen, now_s: float) -> list[Effect] | None:
+        """Have the request wait until an expert has room; None if it may wait no longer. `refused` says what for."""
+        until_s = self.waits_until_s(now_s)
         if until_s <= now_s:
             return None
         self.wait = Wait(now_s, until_s, then)
@@ -229,10 +174,12 @@ class Lifecycle:
         job: MakeJob,
         now_s: float,
         purpose: Purpose = Purpose.ANSWER,
+        *,
+        is_hedge: bool = False,
     ) -> list[Effect]:
-        """Give an expert work."""
+        """Give an expert work. is_hedge: it uses up one of the hedges that all requests share."""
         if not self.attempts:
-            self.limits = Limits.of(selection.budgets, self.request.arrived_s + elapsed_s(self, now_s))
+            self.limits = Limits.of(selection.budgets, self.request.arrived_s + self.elapsed_s(now_s))
         job_id = f"{self.request.request_id}.{len(self.attempts)}"
         made = job(job_id, self.request.deadline_s - now_s)
         attempt = Attempt(
@@ -246,7 +193,7 @@ class Lifecycle:
             alone_until=isolated_until(self.attempts),
         )
         self.attempts.append(attempt)
-        return [effects.SubmitJob(member.expert, made)]
+        return [effects.SubmitJob(member.expert, made, is_hedge=is_hedge)]
 
     def answer(
         self,
@@ -256,6 +203,7 @@ class Lifecycle:
         purpose: Purpose = Purpose.ANSWER,
         *,
         prefix: str = "",
+        is_hedge: bool = False,
     ) -> list[Effect]:
         """Have an expert write the answer, or what is to follow its beginning `prefix`."""
         request = self.request
@@ -272,16 +220,16 @@ class Lifecycle:
                 **msgspec.structs.asdict(generation),
             )
 
-        return self.submit(member, selection, job, now_s, purpose)
+        return self.submit(member, selection, job, now_s, purpose, is_hedge=is_hedge)
 
     def deliver(self, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
-        """Hand the client a part of the answer."""
+        """Hand a part of the answer to the client."""
         if self.first_token_s is None:
             self.first_token_s = now_s
         return [effects.Deliver(pieces)]
 
     def retract(self) -> list[Effect]:
-        """Begin anew: the client has seen nothing of what was delivered."""
+        """Throw away what was delivered, of which the client has seen nothing, and begin the answer anew."""
         self.first_token_s = None
         self.authors.clear()
         return [effects.Retract()]
@@ -294,22 +242,23 @@ class Lifecycle:
         return [effects.StopJob(attempt.expert.agent_id, attempt.job_id)]
 
     def suspect(self, attempt: Attempt, *, hangs: bool) -> list[Effect]:
-        """Tell once that an attempt is late."""
+        """Report an attempt as late; a second report of the same attempt does nothing."""
         if attempt.is_late:
             return []
         attempt.is_late, attempt.hangs = True, hangs
         return [effects.Suspect(attempt.expert.key, attempt.job_id, hangs)]
 
     def give_up(self, outcome: Outcome, now_s: float) -> list[Effect]:
-        """Stop whatever runs and tell the client."""
+        """Stop all attempts that run and tell the client the outcome, unless it has been told one."""
         if self.outcome:
             return []
         todo = [effect for attempt in self.attempts for effect in self.stop(attempt)]
         return [*todo, *self.conclude(outcome, now_s)]
 
     def conclude(self, outcome: Outcome, now_s: float) -> list[Effect]:
-        """Tell the client; the request stays until everything is accounted."""
+        """Tell the client the outcome; the request stays until everything it took is accounted."""
         self.outcome, self.concluded_s = outcome, now_s
+        self.on_chosen = self.on_hedge = None
         if isinstance(outcome, Completed):
             # The client has the words of those that broke off, too: what they took was not for nothing.
             for author in self.authors:
@@ -319,12 +268,22 @@ class Lifecycle:
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
+    def _answered(self, event: events.ExpertsChosen | events.HedgeAnswered, now_s: float) -> list[Effect]:
+        """Go on with the answer to the request's latest question; one that it did not ask, or no longer, is ignored."""
+        match event:
+            case events.ExpertsChosen(chosen=chosen):
+                on_chosen, self.on_chosen = self.on_chosen, None
+                return on_chosen(chosen, now_s) if on_chosen else []
+            case events.HedgeAnswered(is_allowed=is_allowed):
+                on_hedge, self.on_hedge = self.on_hedge, None
+                return on_hedge(is_allowed, now_s) if on_hedge else []
+
     def _admission(
         self, event: events.Admitted | events.RoomAppeared | events.RoomRefused, now_s: float
     ) -> list[Effect]:
         match event:
             case events.Admitted():
-                return self._begin(self.select(now_s), now_s, may_wait=True)
+                return self.choose(partial(self._begin, may_wait=True), now_s)
             case events.RoomAppeared():
                 return self._room_appeared(now_s)
             case events.RoomRefused():
@@ -337,25 +296,31 @@ class Lifecycle:
                 return waits
             return self.conclude(Failed(chosen.code, chosen.message), now_s)
         self.refused = None
-        self.play = MODES[chosen.mode](self)
+        self.play = self.modes[chosen.mode](self)
         return self.play.begin(chosen, now_s)
 
     def _room_appeared(self, now_s: float) -> list[Effect]:
-        """It stays where it is if the room turns out to be none for it."""
+        """Look whether the room is room for this request."""
         wait = self.wait
         if wait is None:
             return []
         self.waited_s += now_s - wait.since_s
         self.wait = replace(wait, since_s=now_s)
-        chosen = self.select(now_s)
+        return self.choose(self._leave_queue, now_s)
+
+    def _leave_queue(self, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
+        """Go on with what was chosen; the request stays where it is if the room turned out to be none for it."""
+        wait = self.wait
+        if wait is None:
+            return []
         # Who could keep its budgets may have been lost, and come back in time.
         if isinstance(chosen, NoExpert) and chosen.code in (ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE):
             return []
         if isinstance(chosen, NoExpert) and self.may_wait_for(chosen):
             self.refused = chosen
-            until_s = waits_until_s(self, now_s)
+            until_s = self.waits_until_s(now_s)
             if until_s > now_s:
-                self.wait = replace(self.wait, until_s=until_s)
+                self.wait = replace(wait, until_s=until_s)
                 return []
         served = isinstance(chosen, Selection)
         return [*self._end_wait(now_s, served=served), *wait.then(chosen, now_s)]
@@ -444,16 +409,26 @@ class Lifecycle:
         return [*(effects.ReleaseExpert(attempt.expert.key, attempt.job_id) for attempt in lost), effects.Retire()]
 
     def _lose_rest(self, error: str) -> list[Attempt]:
-        """Every attempt that has not ended is lost."""
+        """Mark every attempt that has not ended as lost, and return these attempts."""
         rest = [attempt for attempt in self.attempts if not attempt.is_over]
         for attempt in rest:
             attempt.state, attempt.error, attempt.code = AttemptState.LOST, error, JobErrorCode.INTERNAL
         return rest
 
-    def _handling_failed(self, now_s: float) -> list[Effect]:
-        """The request fails, even one that was being concluded: its client may not have been told."""
-        self.outcome = None
-        return self.give_up(HANDLING_FAILED, now_s)
+    def _cut_off(
+        self, event: events.ClientGone | events.ServiceStopping | events.HandlingFailed, now_s: float
+    ) -> list[Effect]:
+        """End the request for a reason that lies neither with its experts nor with its limits."""
+        match event:
+            case events.ClientGone():
+                return self.give_up(Cancelled(), now_s)
+            case events.ServiceStopping():
+                text = "The coordinator is shutting down; send it again."
+                return self.give_up(Failed(ErrorCode.STOPPING, text), now_s)
+            case events.HandlingFailed():
+                # The request fails even if it was being concluded: its client may not have been told.
+                self.outcome = None
+                return self.give_up(HANDLING_FAILED, now_s)
 
     def _limit_reached(self, now_s: float) -> list[Effect]:
         age_s = now_s - self.request.arrived_s
@@ -474,12 +449,13 @@ class Lifecycle:
                 todo += self.suspect(attempt, hangs=True)
                 todo += self.play.hangs(attempt, now_s) if self.play else []
         play_s = self.play.next_deadline_s if self.play else None
-        if self.play and play_s is not None and play_s <= now_s:
+        # A request that waits for an answer about one that hangs has nothing else to ask.
+        if self.play and self.on_chosen is None and play_s is not None and play_s <= now_s:
             todo += self.play.time_passed(now_s)
         return todo
 
     def _in_vain(self, text: str, now_s: float) -> NoExpert:
-        """What it has waited for has not come. text: what that means, where it waited for room with an expert."""
+        """The refusal of a request that has waited in vain. text: its message, where the request waited for room."""
         refused = self.refused
         if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
             return NoExpert(ErrorCode.OVERLOADED, text)
@@ -499,7 +475,7 @@ class Lifecycle:
         return [*freed, *play.tokens(attempt, pieces, now_s)]
 
     def _heard(self, job_id: str, now_s: float) -> tuple[ModeRun | None, Attempt | None]:
-        """The play and the attempt that a word from an agent is for; None if nobody waits for it any more."""
+        """The mode's run and the attempt that a word from an agent is for; None if nobody waits for it any more."""
         attempt = self._attempt(job_id)
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
@@ -508,3 +484,7 @@ class Lifecycle:
 
     def _attempt(self, job_id: str) -> Attempt | None:
         return next((attempt for attempt in self.attempts if attempt.job_id == job_id), None)
+
+
+MakeRun = Callable[[Lifecycle], ModeRun]
+"""Begins a mode for a request."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 
 MAX_REMEMBERED = 4096
-"""Of all agents together. An orphan that is forgotten is only told to stop again."""
+"""Orphans of all agents that are remembered. One that is forgotten is only told to stop again."""
 
 
 class Orphans:
-    """Who has been told to stop what.
+    """Remembers which agents have been told to stop which jobs.
 
     A job is an orphan where its request is over without a word from its agent: a cancellation that was not confirmed in
     time, or a coordinator that has been restarted.
@@ -22,7 +22,7 @@ class Orphans:
         return len(self._told)
 
     def heard(self, agent_id: str, job_id: str) -> bool:
-        """An agent works on a job that nobody knows; True if it has to be told to stop."""
+        """Take in that an agent works on a job that nobody knows; True if it has to be told to stop."""
         if (agent_id, job_id) in self._told:
             return False
         self._told[agent_id, job_id] = None
@@ -31,10 +31,10 @@ class Orphans:
         return True
 
     def ended(self, agent_id: str, job_id: str) -> None:
-        """The agent works on it no more."""
+        """Forget a job that its agent works on no more."""
         self._told.pop((agent_id, job_id), None)
 
     def forget(self, agent_id: str) -> None:
-        """Its link is gone, and with it whatever it was told and has not heard."""
+        """Forget what an agent was told: its link is gone, and it may not have heard it."""
         for told in [told for told in self._told if told[0] == agent_id]:
             del self._told[told]

@@ -15,7 +15,10 @@ from moe2.coordinator.serving.life import Lifecycle
 
 
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt. purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say."""
+    """One attempt's line on the receipt.
+
+    purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say.
+    """
 
     expert: str
     agent: str
@@ -53,7 +56,9 @@ class Seconds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """energy: the sum over all attempts, those that failed or were outvoted included. tokens: of the answer, whoever
+    """What a request took and cost, and who answered it.
+
+    energy: the sum over all attempts, those that failed or were outvoted included. tokens: of the answer, whoever
     wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
     collaboration: what each member of a panel contributed; None where one expert answers.
     exceeded: names of the budgets that turned out not to be kept.
@@ -109,7 +114,7 @@ def energy_of(life: Lifecycle) -> Energy:
 
 
 def _tokens(life: Lifecycle) -> TokenCounts:
-    """Of the answer. Where several wrote it in turn, what one of them did not live to report has been counted here."""
+    """The tokens of the answer; counted here where several wrote it in turn, as one may not have lived to report."""
     if len(life.authors) < 2:
         usage = life.leading.usage if life.leading else None
         written = life.play.answer_tokens if life.play else None

@@ -1,4 +1,4 @@
-"""A request in moe2's words. PURE."""
+"""What a client asked for, in moe2's words. PURE."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from moe2.coordinator.keys.keys import ANYBODY, Principal
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for.
-
-    arrived_s: when its last byte had been read. modes: those that can serve it. ballot: the choices that the answer is
-    one of. traceparent: the header by which the client's trace goes on here. is_streamed: its client sees the answer
-    grow; where not, the client has seen nothing until the end.
-    """
+    """What a client asked for."""
 
     request_id: str
     model: str
@@ -25,13 +20,18 @@ class Request:
     generation: Generation
     demand: Demand
     arrived_s: float
+    """When the request's last byte had been read, in monotonic seconds."""
     deadline_s: float
     wish: Wish = field(default_factory=Wish)
     modes: frozenset[Mode] = ROUTE_ONLY
+    """The modes that can serve the request."""
     ballot: Ballot | None = None
+    """The choices that the answer is one of."""
     principal: Principal = ANYBODY
     traceparent: str | None = None
+    """The header by which the client's trace goes on here."""
     is_streamed: bool = True
+    """Whether the client sees the answer grow; else it sees nothing until the end."""
 
     @property
     def text(self) -> str:

@@ -6,26 +6,17 @@ its second trial is on an engine where nobody else is, so that a second death hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import Job, Submit
-from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.request import uses_tools
 
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
-
 MAX_DEATHS = 2
 """A request with so many engines' deaths behind it is not tried again, whatever it is."""
-
-_BUSY = "it works for others, and a request that an engine died with runs alone"
-_ALONE = "a request that an engine died with runs alone there"
-_CLAIMED = "a request that an engine died with runs alone there next"
 
 
 def is_custom(job: Job) -> bool:
@@ -88,29 +79,3 @@ def restarts_seen(attempts: Sequence[Attempt]) -> dict[str, int]:
         for attempt in attempts
         if attempt.expert.key not in failed_otherwise
     }
-
-
-def reserved_experts(
-    life: Lifecycle,
-    suspects: Sequence[Lifecycle],
-    experts_for: Callable[[str], Iterable[Expert]],
-    in_flight: Mapping[str, int],
-) -> dict[str, str]:
-    """Experts that `life` must not be given now for the suspects' sake, each with the reason.
-
-    suspects: all requests that are suspects, in the order in which they became it; `life` may be one of them.
-    experts_for: those that serve a model. in_flight: jobs by expert.
-
-    An engine where a suspect runs alone is nobody else's. While one waits and no engine is idle, the least busy one
-    takes nothing new: its work can only shrink, so that every suspect's turn comes.
-    """
-    if is_suspect(life.attempts):
-        return {key: _BUSY for key, n_jobs in in_flight.items() if n_jobs}
-    reserved = {attempt.expert.key: _ALONE for other in suspects for attempt in other.attempts if attempt.is_isolated}
-    waiting = next((other for other in suspects if other.wait is not None), None)
-    if waiting is not None:
-        left = {expert.key for expert in experts_for(waiting.request.model)} - reserved.keys() - waiting.tried
-        least_busy = min(sorted(left), key=lambda key: in_flight.get(key, 0), default=None)
-        if least_busy is not None and in_flight.get(least_busy, 0):
-            reserved[least_busy] = _CLAIMED
-    return reserved

@@ -18,14 +18,15 @@ MAX_AGENT_QUEUE_S = 2.0
 when that expert falls free; here it starts when the first one does, which is never later but for a round trip, and the
 others' turn is kept. A short queue there bridges that round trip."""
 MAX_RETRY_S = 120.0
-"""Nobody plans further ahead than this."""
+"""The longest time that a refused request is told to wait."""
 
 
 @dataclass(frozen=True)
 class Entered:
-    """It waits. displaced: the request that lost its place to it, because its key had most of them."""
+    """A request has got a place."""
 
     displaced: str | None = None
+    """The request that lost its place to it, because its key had most of them."""
 
 
 class WaitingRoom:
@@ -48,7 +49,7 @@ class WaitingRoom:
         return request_id in self._keys
 
     def enter(self, request_id: str, *, model: str, key_id: str | None) -> Entered | None:
-        """Take a place; None if there is none for it. model: as the client wrote it."""
+        """Give a request a place; None if there is none for it. model: as the client wrote it."""
         displaced = None
         if len(self) >= self._most:
             longest = max(self._by_key, key=lambda key: len(self._by_key[key]), default=None)
@@ -62,7 +63,7 @@ class WaitingRoom:
         return Entered(displaced)
 
     def leave(self, request_id: str, *, served: bool = False) -> None:
-        """Give the place back. served: it got an expert, so that now it is the other keys' turn."""
+        """Give a request's place back. served: it got an expert, so that now it is the other keys' turn."""
         if request_id not in self._keys:
             return
         key_id = self._keys.pop(request_id)
@@ -74,18 +75,18 @@ class WaitingRoom:
             self._by_key.move_to_end(key_id)
 
     def in_turn(self) -> Iterator[str]:
-        """All that wait, the next one first: one request of each key, then a second one of each."""
+        """Ids of all that wait, the next one first: one request of each key, then a second one of each."""
         rows = [tuple(waiting) for waiting in self._by_key.values()]
         for n in range(max(map(len, rows), default=0)):
             yield from (row[n] for row in rows if n < len(row))
 
     def n_waiting_for(self, model: str) -> int:
-        """Requests that wait for the same model."""
+        """How many requests wait for the same model."""
         return sum(other == model for waiting in self._by_key.values() for other in waiting.values())
 
 
 def retry_after_s(n_ahead: int, experts: Sequence[Expert]) -> float | None:
-    """Until a request that comes then can expect room, with so many before it; None where no speed is known.
+    """Seconds until a request can expect room, with so many before it; None where no speed is known.
 
     experts: those that could serve it. Slots fall free one by one: every `service_s / slots` on each expert, so that
     the fleet frees the sum of these rates.
@@ -98,5 +99,5 @@ def retry_after_s(n_ahead: int, experts: Sequence[Expert]) -> float | None:
 
 
 def whole_seconds(seconds: float) -> int:
-    """For a Retry-After header, RFC 9110 section 10.2.3: at least 1."""
+    """The value of a Retry-After header, RFC 9110 section 10.2.3: at least 1."""
     return max(1, math.ceil(seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,19 @@ from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.serving import events
-from moe2.coordinator.serving.effects import Conclude, Effect, Outcome, Retire, StopJob, SubmitJob
+from moe2.coordinator.serving.effects import (
+    AskToHedge,
+    ChooseExperts,
+    Conclude,
+    Effect,
+    Outcome,
+    Retire,
+    StopJob,
+    SubmitJob,
+)
 from moe2.coordinator.serving.events import Event
-from moe2.coordinator.serving.hedging import Terms
 from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.modes import MODES
 from tests.coordinator.experts import expert, request, selector
 
 JOULES = Energy(joules=2.0, marginal_joules=1.0, quality=Quality.MEASURED_COUNTER)
@@ -43,12 +53,7 @@ class LifeBench:
         self.now_s = 100.5
         self.chosen_for: list[SelectionRequest] = []
         self.effects: list[Effect] = []
-        terms = Terms(queue_s=queue_s, may_hedge=self._may_hedge)
-        self.life = Lifecycle(request=request(**fields), choose=self._choose, terms=terms)
-
-    def _may_hedge(self) -> bool:
-        self.hedges -= 1
-        return self.hedges >= 0
+        self.life = Lifecycle(request=request(**fields), queue_s=queue_s, modes=MODES)
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
@@ -66,9 +71,21 @@ class LifeBench:
         return selector().select(any_model, fitting[:1], {}, 0)
 
     def do(self, event: Event) -> list[Effect]:
-        effects = self.life.handle(event, self.now_s)
-        self.effects += effects
-        return effects
+        """All that an event leads to: every question is answered at once, in its place."""
+        todo, done = deque(self.life.handle(event, self.now_s)), list[Effect]()
+        while todo:
+            match effect := todo.popleft():
+                case ChooseExperts(asked=asked):
+                    answer: Event = events.ExpertsChosen(self._choose(asked))
+                    todo.extendleft(reversed(self.life.handle(answer, self.now_s)))
+                case AskToHedge():
+                    answer = events.HedgeAnswered(self.hedges > 0)
+                    todo.extendleft(reversed(self.life.handle(answer, self.now_s)))
+                case _:
+                    done.append(effect)
+                    self.hedges -= isinstance(effect, SubmitJob) and effect.is_hedge
+        self.effects += done
+        return done
 
     def admitted(self) -> LifeBench:
         self.do(events.Admitted())

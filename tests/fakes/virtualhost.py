@@ -43,6 +43,7 @@ from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.observing.accuracy import CalibrationReport, CalibrationWindow
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.modes import MODES
 from moe2.coordinator.serving.request import Request
 from tests.coordinator.experts import selector
 
@@ -170,9 +171,11 @@ class VirtualHost:
             arrived_s=self.now_s,
             deadline_s=self.now_s + 3600.0,
         )
-        life = Lifecycle(request=request, choose=self._choose)
+        life = Lifecycle(request=request, modes=MODES)
         self._lives[request_id] = (life, client)
-        for effect in life.handle(events.Admitted(), self.now_s):
+        [question] = life.handle(events.Admitted(), self.now_s)
+        assert isinstance(question, effects.ChooseExperts)
+        for effect in life.handle(events.ExpertsChosen(self._choose(question.asked)), self.now_s):
             assert isinstance(effect, effects.SubmitJob)
             assert isinstance(effect.job, Submit)
             self._do(JobSubmitted(effect.job))

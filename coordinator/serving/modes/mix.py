@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import (
     Candidate,
@@ -27,20 +26,18 @@ from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect, Tell
+from moe2.coordinator.serving.life import Lifecycle, MakeJob
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.token_mixture import TokenDraw, TokenMixture, mix_tokens
 
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle, MakeJob
-
 GREEDY_TOP_P, GREEDY_MOST = 0.99, 32
-"""What members send of each distribution where the best token of the mixture is taken: it is among their best."""
+"""How much members send of each distribution where the best token of the mixture is taken: mass, and tokens at most."""
 DRAWN_TOP_P, DRAWN_MOST = 0.999, 256
-"""The same where tokens are drawn, or penalties may lift one from below."""
+"""How much members send where tokens are drawn, or penalties may lift one from below: mass, and tokens at most."""
 
 
 class Mix(PanelRun):
-    """One round per token, and a last one for the accounts."""
+    """A mixture in progress: one round per token, and a last one for the accounts."""
 
     def __init__(self, life: Lifecycle) -> None:
         super().__init__(life)
@@ -136,7 +133,7 @@ class Mix(PanelRun):
         return super()._nobody_left(now_s)
 
     def _left(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """A member ended by itself: its context is full. The last one takes the answer's end with it."""
+        """Act on a member whose context is full: the others go on, and with the last one the answer ends."""
         if len(self.active) > 1:
             self.drop(attempt, "its context is full")
             return self.proceed(now_s)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobFailed
@@ -18,26 +17,24 @@ from moe2.coordinator.choosing.result import Member
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import DroppedMember, MemberShare
 from moe2.coordinator.serving.effects import Effect, Failed
-from moe2.coordinator.serving.modes.mode import ModeRun
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.life import Lifecycle
+from moe2.coordinator.serving.mode import ModeRun
 
 PATIENCE = 2.0
 """A member is late after so many times its p95 and `GRACE_S`, as soon as somebody else is there."""
 GRACE_S = 1.0
-"""What any host may be busy with for a moment."""
+"""Seconds that any host may be busy with something else."""
 UNMEASURED_S = 10.0
-"""The same for a member whose time nobody can predict."""
+"""A member whose time nobody can predict is late after so many seconds."""
 _FINAL = (JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR, JobErrorCode.DEADLINE_EXCEEDED)
-"""What would fail everywhere."""
+"""Codes of failures that would be the same with every expert."""
 
 
 class PanelRun(ModeRun):
-    """active: attempts of the members that are still in, in the order of their weights."""
+    """A panel at work, in rounds. active: attempts of the members that are still in, in the order of their weights."""
 
     def __init__(self, life: Lifecycle) -> None:
-        super().__init__(life)
+        self.life = life
         self.active: list[Attempt] = []
         self.dropped: list[DroppedMember] = []
         self._due_s: dict[str, float] = {}
@@ -50,12 +47,12 @@ class PanelRun(ModeRun):
 
     @property
     def members(self) -> list[Member]:
-        """Those still in."""
+        """The members that are still in."""
         return [attempt.member for attempt in self.active]
 
     @property
     def weights(self) -> list[float]:
-        """Of `members`; they sum to 1."""
+        """The weights of `members`; they sum to 1."""
         return renormalised([member.weight for member in self.members]).tolist() if self.active else []
 
     @property
@@ -75,10 +72,10 @@ class PanelRun(ModeRun):
 
     @abstractmethod
     def round_over(self, now_s: float) -> list[Effect]:
-        """Nobody is waited for any more, and somebody is left."""
+        """Go on when nobody is waited for any more, and somebody is left."""
 
     def wait_for(self, attempt: Attempt, p95_s: float | None, now_s: float) -> None:
-        """The round is not over without this attempt. p95_s: what it should take; None if nobody knows."""
+        """Keep the round open for this attempt. p95_s: seconds that it should take; None if nobody knows."""
         patience_s = UNMEASURED_S if p95_s is None else GRACE_S + PATIENCE * p95_s
         self._due_s[attempt.job_id] = now_s + patience_s
 
@@ -86,7 +83,7 @@ class PanelRun(ModeRun):
         return attempt.job_id in self._due_s
 
     def arrived(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """An attempt has given what the round needs from it."""
+        """Take in that an attempt has given what the round needs from it."""
         del self._due_s[attempt.job_id]
         return self.proceed(now_s)
 
@@ -97,7 +94,7 @@ class PanelRun(ModeRun):
         self.dropped.append(DroppedMember(expert=attempt.expert.key, reason=reason))
 
     def proceed(self, now_s: float) -> list[Effect]:
-        """The next round, if this one is over."""
+        """Begin the next round, if this one is over."""
         if not self.active:
             return self._nobody_left(now_s)
         return [] if self._due_s else self.round_over(now_s)
@@ -110,7 +107,7 @@ class PanelRun(ModeRun):
         return self.proceed(now_s)
 
     def time_passed(self, now_s: float) -> list[Effect]:
-        """Drop who is late."""
+        """Drop the members that are late."""
         late = [attempt for attempt in self.active if self._due_s.get(attempt.job_id, math.inf) <= now_s]
         todo: list[Effect] = []
         for attempt in late:

@@ -7,7 +7,6 @@ winner is delivered in one piece; what the others wrote is accounted as outvoted
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
 from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
@@ -16,16 +15,14 @@ from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import CandidateShare, Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
+from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.modes.panel import PanelRun
 from moe2.coordinator.serving.modes.vote import no_scores, score_job
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
 
 
 @dataclass
 class _Candidate:
-    """What somebody wrote. writers: of the same text, the heaviest first; the first one's pieces and reason are it."""
+    """A text that members wrote. writers: its authors, the heaviest first, whose pieces and reason it has."""
 
     text: str
     pieces: tuple[TokenPiece, ...]
@@ -34,7 +31,7 @@ class _Candidate:
 
 
 class Rank(PanelRun):
-    """A round of writing and a round of scoring."""
+    """A ranking in progress: a round of writing and a round of scoring."""
 
     def __init__(self, life: Lifecycle) -> None:
         super().__init__(life)
@@ -99,14 +96,14 @@ class Rank(PanelRun):
         )
 
     def _join(self, now_s: float) -> None:
-        """The attempt that was submitted last belongs to this round."""
+        """Take the attempt that was submitted last into this round."""
         attempt = self.life.attempts[-1]
         self.active.append(attempt)
         predicted_s = attempt.prediction.total_s
         self.wait_for(attempt, predicted_s.p95 if predicted_s else None, now_s)
 
     def _gather(self) -> None:
-        """Candidates from what was written, the same text once. Empty ones only where nobody wrote anything else."""
+        """Make candidates of what was written, each text once; empty ones only where nobody wrote anything else."""
         found: dict[str, _Candidate] = {}
         for attempt in self.active:
             pieces = tuple(self._pieces.get(attempt.job_id, ()))
@@ -116,7 +113,7 @@ class Rank(PanelRun):
         self._candidates = [found[text] for text in found if text] or list(found.values())
 
     def _score(self, now_s: float) -> list[Effect]:
-        """Ask everybody who has written."""
+        """Have every expert that has written score all candidates."""
         assert self._selection is not None  # noqa: S101 - the play has begun
         texts = tuple(candidate.text for candidate in self._candidates)
         writing = {writer.expert.key for writer in self.active}

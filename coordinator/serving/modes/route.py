@@ -7,7 +7,7 @@ is told, unless the client asked that another expert goes on from the text so fa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.link.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
@@ -15,16 +15,13 @@ from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Completed, Effect, Failed
-from moe2.coordinator.serving.modes.mode import ModeRun
+from moe2.coordinator.serving.life import MAX_ATTEMPTS, Lifecycle
+from moe2.coordinator.serving.mode import ModeRun
 
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
-
-MAX_ATTEMPTS = 4
 MIN_PAUSE_S = 0.01
-"""Between two looks for a second expert."""
+"""Shortest time between two looks for a second expert."""
 HANG_PAUSE_S = 1.0
-"""Between two looks for an expert in the place of one that hangs."""
+"""Time between two looks for an expert in the place of one that hangs."""
 RESUMES_SINCE_PROTOCOL = 2
 """Older agents do not know `Submit.prefix`: theirs would be a second answer behind the first one's beginning."""
 
@@ -32,13 +29,13 @@ _FINAL = frozenset({JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR, 
 
 
 class Route(ModeRun):
-    """Failover and hedging before the first token, resuming after it; re-planned with what is left of the budgets."""
+    """One expert's answer in progress: failover and hedging before the first token, resuming after it."""
 
     def __init__(self, life: Lifecycle) -> None:
-        super().__init__(life)
+        self.life = life
         self._last_failure: JobFailed | None = None
         self._look_at_s: dict[str, float] = {}
-        """When to look again for a faster expert, by job; at first when it is late."""
+        """When to look again for a faster expert, by job; the first look is when the job is late."""
         self._text: list[str] | None = [] if _can_resume(life) else None
 
     @property
@@ -64,7 +61,7 @@ class Route(ModeRun):
         return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason), now_s)]
 
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
-        """Another expert may take over, unless it is too late for that, or the request itself is wrong."""
+        """Have another expert take over, unless it is too late for that, or the request itself is wrong."""
         # A crash or a refusal may pass; that the request itself is wrong stays the reason to give.
         blamed = self._last_failure is not None and self._last_failure.code in REQUEST_FAULTS
         if not blamed or failed.code in REQUEST_FAULTS:
@@ -74,45 +71,55 @@ class Route(ModeRun):
         if any(self._running()):
             return []
         if self.life.first_token_s is None:
-            return self._go_on(self.life.select(now_s), now_s, may_wait=True)
+            return self.life.choose(partial(self._go_on, may_wait=True), now_s)
         if not self.life.request.is_streamed and self._text is None:
             retracted = self.life.retract()
-            return [*retracted, *self._go_on(self.life.select(now_s), now_s, may_wait=True)]
+            return [*retracted, *self.life.choose(partial(self._go_on, may_wait=True), now_s)]
         return self._resume(failed, now_s)
 
     def time_passed(self, now_s: float) -> list[Effect]:
-        """An attempt is late: have a second expert try, if it can be the faster one."""
+        """Have a second expert try beside a late one, if it can be faster."""
         [attempt] = self._running()  # There is no second one yet.
         if attempt.hangs:
             return self.hangs(attempt, now_s)
-        waited_s = now_s - attempt.submitted_s
-        chosen = self.life.select(now_s)
+        return self.life.choose(partial(self._compare, attempt), now_s)
+
+    def _compare(self, late: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
+        """Set the chosen expert to work beside a late one, if it is predicted to be faster and hedges are left."""
+        waited_s = now_s - late.submitted_s
         begins_in_s = None if isinstance(chosen, NoExpert) else _begins_in_s(chosen.first)
-        if isinstance(chosen, Selection) and begins_in_s is not None and begins_in_s <= waited_s:
-            if self.life.terms.may_hedge():
-                return self._help(chosen, now_s)
-            begins_in_s = None
-        # Not now. The later it is, the slower an expert would do.
-        pause_s = waited_s if begins_in_s is None else begins_in_s - waited_s
-        self._look_at_s[attempt.job_id] = now_s + pause_s + MIN_PAUSE_S
+        if isinstance(chosen, NoExpert) or begins_in_s is None or begins_in_s > waited_s:
+            return self._look_later(late, waited_s if begins_in_s is None else begins_in_s - waited_s, now_s)
+
+        def hedge(is_allowed: bool, now_s: float) -> list[Effect]:
+            return self._help(chosen, now_s, is_hedge=True) if is_allowed else self._look_later(late, waited_s, now_s)
+
+        return self.life.ask_to_hedge(hedge)
+
+    def _look_later(self, late: Attempt, pause_s: float, now_s: float) -> list[Effect]:
+        """Look again for a faster expert after a pause: the later it is, the slower an expert would do."""
+        self._look_at_s[late.job_id] = now_s + pause_s + MIN_PAUSE_S
         return []
 
     def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """An attempt is given up for lost, though it may still answer: this is failover, and no luxury."""
+        """Have another expert answer in the place of one that hangs, which may still win: this uses up no hedge."""
         if self.life.first_token_s is not None or self.life.hedge or len(self.life.attempts) >= MAX_ATTEMPTS:
             return []
         # It may be what makes its engine hang, and likely is if it brings a grammar, a schema or tools of its own.
         if attempt.is_custom:
             return []
-        chosen = self.life.select(now_s)
+        return self.life.choose(partial(self._replace, attempt), now_s)
+
+    def _replace(self, hanging: Attempt, chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
+        """Set the chosen expert to work in the place of one that hangs."""
         # To wait in another queue is no help: where all are that late, it would only make that worse.
         if isinstance(chosen, NoExpert) or chosen.first.prediction.shape.queued_ahead is not None:
-            self._look_at_s[attempt.job_id] = now_s + HANG_PAUSE_S
+            self._look_at_s[hanging.job_id] = now_s + HANG_PAUSE_S
             return []
         return self._help(chosen, now_s)
 
-    def _help(self, chosen: Selection, now_s: float) -> list[Effect]:
-        todo = self.life.answer(chosen.first, chosen, now_s)
+    def _help(self, chosen: Selection, now_s: float, *, is_hedge: bool = False) -> list[Effect]:
+        todo = self.life.answer(chosen.first, chosen, now_s, is_hedge=is_hedge)
         self.life.hedge = self.life.attempts[-1]
         return todo
 
@@ -134,23 +141,30 @@ class Route(ModeRun):
                     return waits
         return self.life.nobody_left(self._last_failure, now_s)
 
-    def _resume(self, failed: JobFailed, now_s: float) -> list[Effect]:
-        """Have another expert go on from the text so far, or tell the client."""
-        if self._text is not None and self.life.n_tokens_left == 0:
+    def _resume(self, failed: JobFailed, now_s: float, older: frozenset[str] = frozenset()) -> list[Effect]:
+        """Have another expert go on from the text so far, or tell the client.
+
+        older: keys of experts whose agents cannot go on from a text.
+        """
+        text = self._text
+        if text is not None and self.life.n_tokens_left == 0:
             return self.life.conclude(Completed("length"), now_s)
-        older: frozenset[str] = frozenset()
-        while self._text is not None and len(self.life.attempts) < MAX_ATTEMPTS:
-            chosen = self.life.select(now_s, excluded=older)
+        told = Failed(failed.code, failed.message)
+        if text is None or len(self.life.attempts) >= MAX_ATTEMPTS:
+            return self.life.conclude(told, now_s)
+
+        def go_on(chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
             if isinstance(chosen, NoExpert):
-                break
-            if chosen.first.expert.protocol >= RESUMES_SINCE_PROTOCOL:
-                # A stop string cannot lie across the seam: an agent holds back what may be the beginning of one.
-                return self.life.answer(chosen.first, chosen, now_s, prefix="".join(self._text))
-            older |= {chosen.first.expert.key}
-        return self.life.conclude(Failed(failed.code, failed.message), now_s)
+                return self.life.conclude(told, now_s)
+            if chosen.first.expert.protocol < RESUMES_SINCE_PROTOCOL:
+                return self._resume(failed, now_s, older | {chosen.first.expert.key})
+            # A stop string cannot lie across the seam: an agent holds back what may be the beginning of one.
+            return self.life.answer(chosen.first, chosen, now_s, prefix="".join(text))
+
+        return self.life.choose(go_on, now_s, excluded=older)
 
     def _win(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """The answer is this expert's; who else tries is not needed any more."""
+        """Give the answer to this expert, and stop the other one that tries."""
         if attempt not in self.life.authors:
             self.life.authors.append(attempt)
         todo: list[Effect] = []
@@ -167,13 +181,13 @@ class Route(ModeRun):
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """A grammar, a tool call and log-probabilities cannot be taken up in the middle."""
+    """Whether another expert could go on in the middle: not with a grammar, tools or log-probabilities."""
     request = life.request
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
     return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
 
 
 def _begins_in_s(member: Member) -> float | None:
-    """Until its first token, as predicted; None for one that has no free slot, or that nobody has measured."""
+    """Predicted seconds until an expert's first token; None without a free slot or a measurement."""
     ttft_s = member.prediction.ttft_s
     return None if ttft_s is None or member.prediction.shape.queued_ahead is not None else ttft_s.p50

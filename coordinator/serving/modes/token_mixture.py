@@ -48,7 +48,7 @@ class TokenMixture:
         return Candidate(token, float(self.logprobs[place]), named.piece, named.ends)
 
     def best(self, count: int) -> tuple[Candidate, ...]:
-        """The so many most likely."""
+        """The most likely tokens, at most `count`."""
         return tuple(self.at(place) for place in range(min(count, len(self.tokens))))
 
 
@@ -81,7 +81,7 @@ MIXED_SAMPLING = frozenset(
         "logit_bias",
     }
 )
-"""What `TokenDraw` honours. A request that sets any other parameter is not mixed."""
+"""Sampling parameters that `TokenDraw` honours. A request that sets any other one is not mixed."""
 
 
 class TokenDraw:
@@ -98,7 +98,7 @@ class TokenDraw:
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def draw(self, mixture: TokenMixture) -> Candidate:
-        """The answer's next token; remembered for the penalties."""
+        """Draw the answer's next token, and remember it for the penalties."""
         scores = self._steered(mixture)
         if self._sampling.temperature == 0:
             place = int(scores.argmax())

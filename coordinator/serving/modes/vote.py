@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, ScoreJob, TokenPiece
 from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
@@ -12,14 +10,12 @@ from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Completed, Effect
+from moe2.coordinator.serving.life import Lifecycle, MakeJob
 from moe2.coordinator.serving.modes.panel import PanelRun
-
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle, MakeJob
 
 
 class Vote(PanelRun):
-    """One round of scoring."""
+    """A vote in progress: one round of scoring."""
 
     def __init__(self, life: Lifecycle) -> None:
         super().__init__(life)
@@ -69,7 +65,7 @@ class Vote(PanelRun):
 
 
 def score_job(life: Lifecycle, member: Member, continuations: tuple[str, ...]) -> MakeJob:
-    """Have an expert say how likely each of these is after the prompt."""
+    """A job that has an expert say how likely each continuation is after the prompt."""
     request = life.request
 
     def job(job_id: str, deadline_s: float) -> ScoreJob:
@@ -86,6 +82,6 @@ def score_job(life: Lifecycle, member: Member, continuations: tuple[str, ...]) -
 
 
 def no_scores(attempt: Attempt) -> JobFailed:
-    """What an expert is taken to have said that answered a question for scores with something else."""
+    """The failure of an expert that was asked for scores and sent something else."""
     text = f"{attempt.expert.agent_name} did not send the scores that it was asked for."
     return JobFailed(job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message=text)

@@ -80,6 +80,32 @@ def test_a_new_day_begins_with_nothing_spent() -> None:
     assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
 
 
+def test_reading_opens_no_account() -> None:
+    """A key that was only asked about has not been used today, and is on no statement."""
+    accounts = Accounts()
+    accounts.left(KEY, MONDAY)
+    accounts.statement(KEY, MONDAY)
+    assert accounts.statements(MONDAY) == ()
+
+
+def test_reading_ahead_begins_no_day() -> None:
+    """A question about tomorrow leaves today's charges and reservations as they are."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    assert accounts.left(KEY, TUESDAY) == Remaining(100.0, 1000)
+    assert accounts.statement(KEY, TUESDAY).day == TUESDAY
+    assert accounts.left(KEY, MONDAY) == Remaining(40.0, 500)
+
+
+def test_a_reading_for_another_limit_leaves_the_key_its_own() -> None:
+    """What is asked for with other limits does not change those that the key's statement shows."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    accounts.left(Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=1.0)), MONDAY)
+    [statement] = accounts.statements(MONDAY)
+    assert statement.limits == KEY.daily
+
+
 def test_a_clock_that_is_set_back_forgives_nothing() -> None:
     """The day stays when the clock is set back."""
     accounts = Accounts()

@@ -133,7 +133,7 @@ def test_a_reservation_follows_the_attempts() -> None:
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS))
     chosen = selector().select(asked, (FAST_AND_DEAR,), {}, 0)
     assert isinstance(chosen, Selection)
-    life = Lifecycle(request=request(), choose=lambda _: chosen)
+    life = Lifecycle(request=request(), modes={})
     usage = JobUsage(energy=Energy(joules=3.0, quality=Quality.MEASURED_COUNTER))
     for state, spent in (
         (AttemptState.FAILED, usage),

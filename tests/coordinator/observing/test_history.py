@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.error_codes import ErrorCode
 from moe2.common.generation import Generation
 from moe2.common.link.messages import TextPrompt
 from moe2.coordinator.choosing.request import Demand
-from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.fleet.table import FleetPower
 from moe2.coordinator.observing.history import EnergyHistory, RecentRequests, running
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
@@ -31,7 +29,7 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
         arrived_s=arrived_s,
         deadline_s=arrived_s + 10,
     )
-    return Lifecycle(request=request, choose=lambda _: NoExpert(ErrorCode.NO_LIVE_EXPERT, ""), outcome=outcome)
+    return Lifecycle(request=request, modes={}, outcome=outcome)
 
 
 def test_numbers_go_on_while_old_requests_are_forgotten() -> None:

@@ -13,7 +13,17 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.attempt import MIN_LATE_S
-from moe2.coordinator.serving.effects import Completed, Deliver, Failed, ReleaseExpert, StopJob, SubmitJob, Suspect
+from moe2.coordinator.serving.effects import (
+    Completed,
+    Conclude,
+    Deliver,
+    Failed,
+    ReleaseExpert,
+    Retire,
+    StopJob,
+    SubmitJob,
+    Suspect,
+)
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.experts import cost, expert, speed
@@ -103,6 +113,14 @@ def test_a_failure_of_one_leaves_the_other() -> None:
         effects = life.failed(attempt=failing)
         assert effects == [ReleaseExpert(f"agent-{failing + 1}/m", f"req-1.{failing}")]
         assert outcomes(life.done(attempt=other)) == [Completed("stop")]
+
+
+def test_a_lost_agent_gives_back_all_its_places_before_others_are_chosen() -> None:
+    """The expert that answers and the one that was stopped share an agent: both places are free before the end."""
+    life = hedged(expert("agent-1", "a"), expert("agent-1", "b"), **PLAIN, wish=Wish(resume=True))
+    life.tokens("x", attempt=0)
+    effects = life.lost()
+    assert [type(effect) for effect in effects] == [ReleaseExpert, ReleaseExpert, Conclude, Retire]
 
 
 def test_when_both_fail_failover_goes_on() -> None:
@@ -208,19 +226,48 @@ def test_no_hedge_over_the_latency_budget() -> None:
         assert len(life.life.attempts) == n_attempts
 
 
+def took(ration: HedgeRation) -> bool:
+    """Take a hedge if there is one."""
+    has_one = ration.has_one
+    if has_one:
+        ration.take()
+    return has_one
+
+
 def test_the_ration_is_a_share_of_the_requests() -> None:
     """With a little to begin with, and little to be saved up."""
     ration = HedgeRation(0.1)
-    assert [ration.take(), ration.take()] == [True, False]
+    assert [took(ration), took(ration)] == [True, False]
     taken = 0
     for _ in range(1000):
         ration.request_came()
-        taken += ration.take()
+        taken += took(ration)
     assert taken == 100
     for _ in range(1000):
         ration.request_came()
-    assert [ration.take() for _ in range(3)] == [True, True, False]
-    assert not HedgeRation(0.0).take()
+    assert [took(ration) for _ in range(3)] == [True, True, False]
+    assert not HedgeRation(0.0).has_one
+
+
+def test_to_ask_for_a_hedge_uses_none_up() -> None:
+    """A ration is the same however often it is asked whether there is a hedge left."""
+    ration = HedgeRation(0.1)
+    assert [ration.has_one for _ in range(3)] == [True, True, True]
+    ration.take()
+    assert not ration.has_one
+
+
+def test_only_a_hedge_uses_a_hedge_up() -> None:
+    """A second expert's job is a hedge; one after a failure, or in the place of an expert that hangs, is none."""
+    jobs = [effect for effect in hedged().effects if isinstance(effect, SubmitJob)]
+    assert [job.is_hedge for job in jobs] == [False, True]
+    hanging = LifeBench(hedges=0).admitted()
+    hanging.now_s = 100.5 + MIN_LATE_S
+    hanging.do(events.TimePassed())
+    failing = LifeBench().admitted()
+    failing.failed()
+    for life in (hanging, failing):
+        assert [job.is_hedge for job in life.effects if isinstance(job, SubmitJob)] == [False, False]
 
 
 # --- Resuming ---------------------------------------------------------------------------------------------------------

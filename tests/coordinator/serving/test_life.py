@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.link.messages import ChatMessage, ChatPrompt, JobStarted, Submit, TextPrompt, TokenPiece, Tool
+from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.effects import Cancelled, Completed, Deliver, Failed, ReleaseExpert, Retire, SubmitJob
-from moe2.coordinator.serving.life import WIND_DOWN_S
-from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS
+from moe2.coordinator.serving.life import MAX_ATTEMPTS, WIND_DOWN_S
 from tests.coordinator.experts import expert, text_request
 from tests.coordinator.lives import EXPERTS, USAGE, LifeBench, outcomes, retires, stopped, submitted
 
@@ -303,3 +304,26 @@ def test_a_jobs_form_is_the_requests() -> None:
     assert isinstance(effect.job, Submit)
     assert (effect.job.prompt, effect.job.forced_tools) == (prompt, ("f",))
     assert life.chosen_for[0].needs_tools
+
+
+def test_an_answer_that_nobody_asked_for_changes_nothing() -> None:
+    """A choice or a leave to hedge that comes without a question, or after the outcome, is ignored."""
+    life = LifeBench()
+    answers = (events.ExpertsChosen(NoExpert(ErrorCode.EXHAUSTED, "")), events.HedgeAnswered(is_allowed=True))
+    for answer in answers:
+        assert life.life.handle(answer, life.now_s) == []
+    life.life.handle(events.Admitted(), life.now_s)
+    life.gone()
+    for answer in answers:
+        assert life.life.handle(answer, life.now_s) == []
+    assert life.life.attempts == []
+
+
+def test_a_request_asks_for_a_choice_and_goes_on_with_the_answer() -> None:
+    """The lifecycle itself chooses nothing: it says what it asks for, and acts once it is told."""
+    life = LifeBench().life
+    [question] = life.handle(events.Admitted(), 100.5)
+    assert isinstance(question, effects.ChooseExperts)
+    assert life.attempts == []
+    refusal = NoExpert(ErrorCode.INFEASIBLE, "Nobody can.")
+    assert outcomes(life.handle(events.ExpertsChosen(refusal), 100.5)) == [Failed("infeasible", "Nobody can.")]

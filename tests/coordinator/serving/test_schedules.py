@@ -14,7 +14,7 @@ from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.effects import Completed, Deliver, Effect, EnterQueue, LeaveQueue, Retract, SubmitJob
-from moe2.coordinator.serving.modes.route import MAX_ATTEMPTS
+from moe2.coordinator.serving.life import MAX_ATTEMPTS
 from moe2.coordinator.serving.receipt import receipt_of
 from moe2.coordinator.serving.suspicion import MAX_DEATHS
 from tests.coordinator.experts import cost, expert

@@ -204,6 +204,20 @@ async def test_nobody_is_given_a_second_expert_while_others_have_none() -> None:
         assert len([job for job in bench.jobs if job.request_id == "late"]) == n_jobs
 
 
+@pytest.mark.parametrize("is_sent", [True, False])
+@on_virtual_clock
+async def test_a_hedge_counts_once_its_job_is_sent(is_sent: bool) -> None:
+    """The ration is used up by a second expert's job that goes out, and not by one whose agent cannot be reached."""
+    bench = ServiceBench("agent-1", "agent-2", hedge_share=0.05)
+    bench.ask("late")
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_sent:
+            patch.setattr(bench.service, "_send", lambda agent_id, message: False)
+        await asyncio.sleep(5)
+    assert len(bench.jobs) == 1 + is_sent
+    assert bench.service._hedges.has_one is not is_sent
+
+
 @on_virtual_clock
 async def test_an_expert_that_says_nothing_loses_its_traffic() -> None:
     """Its request goes to another one, without the leave that a hedge needs."""
@@ -438,6 +452,21 @@ async def test_deaths_that_no_request_explains_open_the_breaker() -> None:
         await bench.done(f"r{n}.1")
         assert bench.agent_of(f"r{n}.1") == "agent-2"
         await bench.engine_back("agent-1")
+        await asyncio.sleep(1)
+    assert bench.open_breakers() == ["agent-1/m"]
+
+
+@on_virtual_clock
+async def test_an_engine_that_dies_with_every_request_once_opens_its_breaker() -> None:
+    """An answer to a request that the same engine died with before is no sign of the engine's health."""
+    bench = ServiceBench("agent-1")
+    bench.ask("well")
+    await bench.done("well.0")
+    for n in range(3):
+        bench.ask(f"r{n}")
+        await bench.engine_died("agent-1", in_batch=(f"r{n}.0",))
+        await bench.engine_back("agent-1")
+        await bench.done(f"r{n}.1")
         await asyncio.sleep(1)
     assert bench.open_breakers() == ["agent-1/m"]
 

@@ -114,7 +114,7 @@ async def test_one_exception_is_a_failure_in_order() -> None:
     assert (bench.service.totals.failed, bench.service.totals.finished) == (1, 0)
 
 
-@pytest.mark.parametrize("effect", ["_bookkeeper.retired", "_bookkeeper.concluded", "_retry_after_s", "_arm"])
+@pytest.mark.parametrize("effect", ["_bookkeeper.retired", "_bookkeeper.concluded", "_queue.retry_after_s", "_arm"])
 @on_virtual_clock
 async def test_books_that_raise_leave_no_request_behind(effect: str) -> None:
     """Whichever effect of a request's end raises: its client hears of a failure and the next request finds room."""
@@ -149,3 +149,16 @@ async def test_learning_that_raises_costs_no_answer() -> None:
     assert isinstance((await asked.receive_all())[1], Completed)
     assert bench.service.n_active == 0
     assert bench.service.totals.internal_errors == 1
+
+
+@on_virtual_clock
+async def test_a_choice_that_raises_costs_its_own_request_only() -> None:
+    """Where experts cannot be chosen for a request, its client gets an internal error and the next one is answered."""
+    bench = ServiceBench("agent-1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.service, "_choose", breaks)
+        assert await failure(bench.ask("doomed")) == HANDLING_FAILED
+    assert (bench.service.n_active, bench.service.totals.internal_errors) == (0, 1)
+    follower = bench.ask("next")
+    await bench.done(bench.jobs[-1].job_id)
+    assert isinstance((await follower.receive_all())[1], Completed)

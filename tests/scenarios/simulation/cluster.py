@@ -129,7 +129,7 @@ class Cluster:
         for agent in self.live_agents():
             if agent.wire:
                 agent.wire.snap(told_within_s=told_within_s)
-        for alarm in (dead.service._room_alarm, *(active.alarm for active in dead.service._active.values())):
+        for alarm in (dead.service._queue.alarm, *(active.alarm for active in dead.service._active.values())):
             alarm.set(None)
         for client in self.clients:
             if client.task and not client.task.done():

@@ -1,13 +1,12 @@
 """What a mode decides within a request's life. PURE.
 
-The lifecycle keeps the attempts, the deadline and the outcome; a play says who works on what, and when the answer is
-there. It is asked only while the request has no outcome, and only about attempts that were not told to stop.
+The lifecycle keeps the attempts, the deadline and the outcome; a mode's run says who works on what, and when the answer
+is there. It is asked only while the request has no outcome, and only about attempts that were not told to stop.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from moe2.common.link.messages import JobDone, JobFailed, JobScored, NextTokens, TokenPiece
 from moe2.coordinator.choosing.result import Selection
@@ -15,21 +14,17 @@ from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.effects import Effect
 
-if TYPE_CHECKING:
-    from moe2.coordinator.serving.life import Lifecycle
-
 
 class ModeRun(ABC):
-    """One request played in one mode. Every method returns what the service is to do."""
-
-    def __init__(self, life: Lifecycle) -> None:
-        self.life = life
+    """How experts answer one request in one mode. Every method that takes in news returns what the service is to do."""
 
     @property
     def leading(self) -> Attempt | None:
-        """Whose answer it is, or who has the most weight in it; None before anybody works on it."""
-        tried = self.life.authors or self.life.attempts
-        return tried[-1] if tried else None
+        """The attempt whose answer it is, or that has the most weight in it.
+
+        None where the mode names none: then it is the answer's last author, or the latest attempt.
+        """
+        return None
 
     @property
     def collaboration(self) -> Collaboration | None:
@@ -38,7 +33,7 @@ class ModeRun(ABC):
 
     @property
     def answer_tokens(self) -> int | None:
-        """Length of the answer, where it is no expert's own."""
+        """Length of the answer in tokens, where it is no expert's own; None where it is."""
         return None
 
     @property
@@ -48,28 +43,28 @@ class ModeRun(ABC):
 
     @abstractmethod
     def begin(self, selection: Selection, now_s: float) -> list[Effect]:
-        """The decision has been made."""
+        """Set the chosen experts to work."""
 
     def tokens(self, attempt: Attempt, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
-        """An expert wrote something."""
+        """Take in what an expert has written."""
         return []
 
     def next_tokens(self, attempt: Attempt, next_tokens: NextTokens, now_s: float) -> list[Effect]:
-        """A following expert said what it thinks of the next token."""
+        """Take in what a following expert thinks of the next token."""
         return []
 
     @abstractmethod
     def ended(self, attempt: Attempt, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
-        """An expert has done what it was asked to."""
+        """Take in that an expert has done what it was asked to."""
 
     @abstractmethod
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
-        """An expert could not do it, or its agent is gone."""
+        """Take in that an expert could not do what it was asked to, or that its agent is gone."""
 
     def hangs(self, attempt: Attempt, now_s: float) -> list[Effect]:
-        """An attempt has given no sign of life for so long that none is to be expected any more."""
+        """Act on an attempt that has given no sign of life for so long that none is to be expected any more."""
         return []
 
     def time_passed(self, now_s: float) -> list[Effect]:
-        """`next_deadline_s` has been reached."""
+        """Act on `next_deadline_s`, which has been reached."""
         return []

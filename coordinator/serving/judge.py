@@ -1,0 +1,97 @@
+"""What the coordinator thinks of its experts by how their jobs went: whose breaker opens, and who hangs. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from moe2.common.errors import JobErrorCode
+from moe2.coordinator.fleet.breaker import Breakers
+from moe2.coordinator.fleet.table import agent_of
+from moe2.coordinator.ledger.entry import AttemptState
+from moe2.coordinator.serving.attempt import MIN_LATE_S, Attempt
+from moe2.coordinator.serving.progress import Progress
+from moe2.coordinator.serving.suspects import Suspects
+
+
+class ExpertJudge:
+    """Judges experts by the attempts of all requests. All times are monotonic seconds.
+
+    in_progress: returns the requests that have not ended.
+    """
+
+    def __init__(self, in_progress: Callable[[], Iterable[Progress]]) -> None:
+        self.breakers = Breakers()
+        self.suspects = Suspects()
+        self._in_progress = in_progress
+        self._answered_s: dict[str, float] = {}
+        """When each expert last answered, by its key."""
+
+    def late(self, life: Progress, job_id: str, now_s: float, *, hangs: bool) -> bool:
+        """An attempt is late. hangs: it has given no sign of life for far too long.
+
+        Returns whether its expert is taken to hang: one that works on other requests does not, as this one only waits
+        in its queue for longer than was predicted.
+        """
+        attempt = _attempt(life, job_id)
+        hangs = hangs and not self._works(attempt.expert.key, now_s)
+        self._late(attempt, now_s, hangs=hangs)
+        self.suspects.note(life)
+        return hangs
+
+    def released(self, life: Progress, job_id: str, now_s: float) -> None:
+        """An attempt has ended: take in what its end says of its expert."""
+        self.suspects.note(life)
+        attempt = _attempt(life, job_id)
+        key = attempt.expert.key
+        match attempt.state:
+            case AttemptState.ANSWERED:
+                self._answered_s[key] = now_s
+                if any(former.died_with and former.expert.key == key for former in life.attempts):
+                    # The answer acquits its request. For the engine, which died with it before, it is no merit.
+                    self.breakers.ended(key, job_id)
+                else:
+                    self.breakers.succeeded(key, job_id, now_s)
+            case AttemptState.LOST if attempt.code != JobErrorCode.AGENT_LOST:
+                # The expert was told to stop, and did not even say that it had.
+                self._late(attempt, now_s, hangs=not self._works(key, now_s))
+            case AttemptState.FAILED if attempt.code == JobErrorCode.ENGINE_CRASHED:
+                # Whether it was the engine's fault is known when all that it worked on have ended.
+                self.breakers.ended(key, job_id)
+                if attempt.died_with:
+                    self.suspects.died(life, attempt, now_s)
+            case AttemptState.FAILED | AttemptState.LOST | AttemptState.BROKEN_OFF:
+                code = attempt.code or "unknown"
+                self.breakers.failed(key, job_id, code, now_s, submitted_s=attempt.submitted_s)
+            case _:
+                self.breakers.ended(key, job_id)
+
+    def ended(self, life: Progress, now_s: float) -> None:
+        """A request has ended: hold deaths against engines that died by their own fault, as its end may show."""
+        for key in self.suspects.ended(life):
+            request_id = life.request.request_id
+            self.breakers.failed(key, request_id, JobErrorCode.ENGINE_CRASHED, now_s, submitted_s=now_s)
+
+    def forget(self, agent_id: str) -> None:
+        """An agent has been evicted and will not come back."""
+        self.breakers.forget(agent_id)
+        for key in [key for key in self._answered_s if agent_of(key) == agent_id]:
+            del self._answered_s[key]
+
+    def _late(self, attempt: Attempt, now_s: float, *, hangs: bool) -> None:
+        expert = attempt.expert
+        self.breakers.late(expert.key, attempt.job_id, now_s, hangs=hangs, restarts=expert.report.restarts)
+
+    def _works(self, key: str, now_s: float) -> bool:
+        """True if the expert has said something lately."""
+        signs = [
+            attempt.last_sign_s
+            for life in self._in_progress()
+            for attempt in life.attempts
+            if attempt.expert.key == key
+        ]
+        return any(at_s is not None and now_s - at_s < MIN_LATE_S for at_s in (*signs, self._answered_s.get(key)))
+
+
+def _attempt(life: Progress, job_id: str) -> Attempt:
+    """The attempt of one of the request's own jobs."""
+    return next(attempt for attempt in life.attempts if attempt.job_id == job_id)

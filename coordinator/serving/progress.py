@@ -1,0 +1,215 @@
+"""How far a request has come, and what follows from that alone: what it asks for next, how long it may wait. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from moe2.common.link.messages import ChatPrompt
+from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, budgets_for
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.serving.attempt import Attempt
+from moe2.coordinator.serving.effects import Effect, Outcome
+from moe2.coordinator.serving.mode import ModeRun
+from moe2.coordinator.serving.request import Request, uses_tools
+from moe2.coordinator.serving.suspicion import is_suspect, restarts_seen
+
+OnChosen = Callable[[Selection | NoExpert, float], list[Effect]]
+"""What to do with a choice of experts, or with the reason why there is none, at a moment in monotonic seconds."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A request's budgets as moments by which something must have happened; None: no limit. Decision 0012."""
+
+    first_token_by_s: float | None = None
+    """When the first token must have come, in monotonic seconds."""
+    end_by_s: float | None = None
+    """When the answer must be complete, in monotonic seconds."""
+    energy_j: float | None = None
+    """Joules that all attempts together may take."""
+    per_token_s: float | None = None
+    """Seconds that a token after the first one may take on average."""
+
+    @classmethod
+    def of(cls, left: Budgets, since_s: float) -> Limits:
+        """The limits that budgets mean. left: what is left of them at `since_s`, when nothing has been spent yet."""
+
+        def by(seconds: float | None) -> float | None:
+            return None if seconds is None else since_s + seconds
+
+        return cls(
+            first_token_by_s=by(left.ttft_budget_s),
+            end_by_s=by(left.latency_budget_s),
+            energy_j=left.energy_budget_j,
+            per_token_s=left.tpot_budget_s,
+        )
+
+    def expires_s(self, *, begun: bool, strict: bool) -> float | None:
+        """When the request is over unless something happens. begun: its first token has come."""
+        if begun:
+            return self.end_by_s if strict else None
+        return min((at_s for at_s in (self.first_token_by_s, self.end_by_s) if at_s is not None), default=None)
+
+    def exceeded(
+        self, *, first_token_s: float | None, end_s: float, joules: float | None, tokens: int | None
+    ) -> tuple[str, ...]:
+        """Names of the budgets that a request did not keep, as far as that is known."""
+        found = []
+        if joules is not None and self.energy_j is not None and joules > self.energy_j:
+            found.append("energy_budget_j")
+        if self.end_by_s is not None and end_s > self.end_by_s:
+            found.append("latency_budget_s")
+        came_s = end_s if first_token_s is None else first_token_s
+        if self.first_token_by_s is not None and came_s > self.first_token_by_s:
+            found.append("ttft_budget_s")
+        if first_token_s is not None and tokens is not None and tokens > 1 and self.per_token_s is not None:
+            per_token_s = (end_s - first_token_s) / (tokens - 1)
+            found += ["tpot_budget_s"] if per_token_s > self.per_token_s else []
+        return tuple(found)
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A request's wait for room with an expert."""
+
+    since_s: float
+    until_s: float
+    then: OnChosen
+    """What to do once somebody has room, or nobody ever will."""
+
+
+@dataclass
+class Progress:
+    """The state of one request. All moments are monotonic seconds."""
+
+    request: Request
+    queue_s: float = 0.0
+    """The longest wait for room; 0: the request does not wait."""
+    attempts: list[Attempt] = field(default_factory=list)
+    outcome: Outcome | None = None
+    first_token_s: float | None = None
+    concluded_s: float | None = None
+    least_context_tokens: int = 0
+    """The largest context that turned out to be too small for the request."""
+    refused: NoExpert | None = None
+    """The reason why the latest choice found no expert."""
+    play: ModeRun | None = None
+    authors: list[Attempt] = field(default_factory=list)
+    """The attempts whose words are the answer, in their order."""
+    hedge: Attempt | None = None
+    """The attempt that was started beside a late one."""
+    wait: Wait | None = None
+    waited_s: float = 0.0
+    """How long the request has waited for room, all in all."""
+    limits: Limits = NO_LIMITS
+    """What the budgets of the first decision mean for the clock."""
+
+    @property
+    def leading(self) -> Attempt | None:
+        """The attempt whose answer it is, or that has the most weight in it; the latest one while there is none."""
+        found = self.play.leading if self.play else None
+        latest = self.authors or self.attempts
+        return found or (latest[-1] if latest else None)
+
+    @property
+    def tried(self) -> frozenset[str]:
+        """Keys of the experts that this request is not given to again, however often their engine is restarted."""
+        return frozenset(attempt.expert.key for attempt in self.attempts) - restarts_seen(self.attempts).keys()
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the request may be what killed an engine, or makes one hang."""
+        return is_suspect(self.attempts)
+
+    @property
+    def n_tokens_written(self) -> int:
+        """Tokens that the client has."""
+        return sum(author.n_tokens for author in self.authors)
+
+    @property
+    def n_tokens_left(self) -> int | None:
+        """What is left of the request's `max_tokens`; None where it set none."""
+        most = self.request.generation.max_tokens
+        return None if most is None else max(0, most - self.n_tokens_written)
+
+    @property
+    def overhead_s(self) -> float | None:
+        """What the coordinator itself took from the request's last byte to its dispatch, waiting for room left out."""
+        if not self.attempts:
+            return None
+        first = self.attempts[0]
+        return first.submitted_s - self.request.arrived_s - first.waited_s
+
+    @property
+    def expires_s(self) -> float:
+        """When the request is over unless its first token comes, or, where its budget is strict, its end."""
+        expires_s = self.limits.expires_s(begun=self.first_token_s is not None, strict=self.request.wish.strict)
+        return self.request.deadline_s if expires_s is None else min(expires_s, self.request.deadline_s)
+
+    def elapsed_s(self, now_s: float) -> float:
+        """The time that counts against the budgets.
+
+        The first choice is made within microseconds: counting them would make every request a new problem.
+        """
+        return now_s - self.request.arrived_s if self.attempts or self.waited_s else 0.0
+
+    def question(self, now_s: float, *, excluded: frozenset[str]) -> SelectionRequest:
+        """What the request asks the choice of experts for, with what is left of its budgets.
+
+        excluded: keys of experts to leave out. Attempts that still run keep the joules that they may take.
+        """
+        request = self.request
+        return SelectionRequest(
+            model=request.model,
+            demand=self._demand(),
+            text=request.text,
+            wish=self._wish(),
+            budgets=request.principal.budgets,
+            elapsed_s=self.elapsed_s(now_s),
+            spent_j=sum(attempt.reserved_j for attempt in self.attempts),
+            excluded=excluded,
+            least_context_tokens=self.least_context_tokens,
+            needs_chat_template=isinstance(request.prompt, ChatPrompt),
+            needs_tools=uses_tools(request.prompt),
+            modes=request.modes,
+            choice_tokens=request.ballot.tokens if request.ballot else None,
+        )
+
+    def waits_until_s(self, now_s: float) -> float:
+        """How long the request may wait for an expert with room.
+
+        That is until the queue's limit, the end of the budgets, or when even an idle expert would come too late. A
+        request whose engine has died may wait as long as if it had just come.
+        """
+        before_s = self.attempts[-1].waited_s if restarts_seen(self.attempts) else 0.0
+        until_s = min(now_s + self.queue_s - (self.waited_s - before_s), self._patience_s())
+        waits_s = self.refused.waits_s if self.refused else None
+        return until_s if waits_s is None else min(until_s, now_s + waits_s)
+
+    def _patience_s(self) -> float:
+        """Until when waiting makes sense: before the first decision only the request's and its key's budgets are
+        known."""
+        request = self.request
+        if self.attempts:
+            return self.expires_s
+        own = budgets_for(request.wish, "", {}, request.principal.budgets)
+        expires_s = Limits.of(own, request.arrived_s).expires_s(begun=False, strict=False)
+        return request.deadline_s if expires_s is None else min(expires_s, request.deadline_s)
+
+    def _demand(self) -> Demand:
+        """What is still to be done: the words that the client already has need not be written again."""
+        demand = self.request.demand
+        if not self.n_tokens_written:
+            return demand
+        return Demand(demand.prompt_tokens + self.n_tokens_written, self.n_tokens_left)
+
+    def _wish(self) -> Wish:
+        """The request's wish; once the first token has come, its budget is no limit for the expert that goes on."""
+        wish = self.request.wish
+        if self.first_token_s is None or self.limits.first_token_by_s is None:
+            return wish
+        return wish.model_copy(update={"ttft_budget_s": self.request.deadline_s})
