@@ -79,6 +79,9 @@ class _ShortFaults(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):
+            # Whoever asked has left before the answer began: nothing has failed here.
+            return False
         if not isinstance(error, HttpProcessingError):
             return True
         if self._bucket.take(monotonic()) == 0:

@@ -15,10 +15,23 @@ from tests.fakes.fleet import POLL_S
 
 
 class CoordinatorProcess:
-    """Use as an async context manager. Its ports stay the same over restarts. api: another line of [api]."""
+    """Use as an async context manager. Its ports stay the same over restarts.
 
-    def __init__(self, root: Path, *, token: str, drain_s: float = 0.2, api: str = "") -> None:
+    api, agents: more lines of [api] and [agents]. module: what is run in place of the command.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        token: str,
+        drain_s: float = 0.2,
+        api: str = "",
+        agents: str = "",
+        module: str = "moe2.coordinator",
+    ) -> None:
         self._root = root
+        self._module = module
         self._reserved = _reserved_port(), _reserved_port()
         self._api_port, self._agents_port = (held.getsockname()[1] for held in self._reserved)
         (root / "coordinator.token").write_text(token)
@@ -34,6 +47,7 @@ class CoordinatorProcess:
             port = {self._agents_port}
             token_file = {_toml(root / "coordinator.token")}
             report_s = 0.5
+            {agents}
         """
         self._config = root / "coordinator.toml"
         self._config.write_text("\n".join(line.strip() for line in config.splitlines()))
@@ -43,7 +57,7 @@ class CoordinatorProcess:
 
     async def start(self) -> None:
         """Returns once the API takes connections."""
-        argv = (sys.executable, "-m", "moe2.coordinator", "run", "--config", str(self._config))
+        argv = (sys.executable, "-m", self._module, "run", "--config", str(self._config))
         with (self._root / "coordinator.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
         while True:
@@ -54,6 +68,18 @@ class CoordinatorProcess:
                 return
             assert self._process.returncode is None, (self._root / "coordinator.log").read_text()
             await asyncio.sleep(POLL_S)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process
+        return self._process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, to whoever still lives."""
+        assert self._process
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     async def end(self, number: signal.Signals) -> None:
         """Send a signal and wait for the end."""

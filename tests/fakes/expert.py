@@ -264,10 +264,11 @@ def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
 def _candidates(words: list[str], step: int) -> tuple[Candidate, ...]:
     """The prompt's word for this place, and the end: the more likely one first. Token 0 is the end."""
     place = step % len(words)
-    word = Candidate(place + 1, log(0.75), f"{words[place]} ".encode(), False)
+    likely, unlikely = log(0.75), log(0.125)
+    piece = f"{words[place]} ".encode()
     if step < DEFAULT_TOKENS:
-        return word, Candidate(0, log(0.125), b"", True)
-    return Candidate(0, log(0.8), b"", True), word
+        return Candidate(place + 1, likely, piece, False), Candidate(0, unlikely, b"", True)
+    return Candidate(0, likely, b"", True), Candidate(place + 1, unlikely, piece, False)
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ class Direction:
         self._cut = False
         self.passed: asyncio.Queue[str | None] = asyncio.Queue()
         """The kind of each message that came to the proxy."""
+        self.on_sent: Callable[[Frame], None] | None = None
+        """Called with each frame that was sent on as it came."""
 
     # --- What a test can do -------------------------------------------------------------------------------------------
 
@@ -114,6 +116,8 @@ class Direction:
             if not self._is_silent:
                 for data in out:
                     self._writer.write(data)
+                if self.on_sent is not None and out == [frame.raw]:
+                    self.on_sent(frame)
                 await self._writer.drain()
 
     def _spoilt(self, frame: Frame) -> list[bytes]:
@@ -143,12 +147,13 @@ class Connection:
 
 
 class FaultProxy:
-    """url: for agents. connections: all so far, oldest first."""
+    """url: for agents. connections: all so far, oldest first. on_connected: called with each new one."""
 
     def __init__(self, host: str, port: int) -> None:
         self._upstream = (host, port)
         self.url = ""
         self.connections: list[Connection] = []
+        self.on_connected: Callable[[Connection], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
         self._is_closed = False
@@ -182,6 +187,8 @@ class FaultProxy:
             Direction(upstream_writer, masked=True), Direction(writer, masked=False), (writer, upstream_writer)
         )
         self.connections.append(connection)
+        if self.on_connected is not None:
+            self.on_connected(connection)
         ways = (
             asyncio.create_task(connection.up.pass_on(reader)),
             asyncio.create_task(connection.down.pass_on(upstream_reader)),
