@@ -8,6 +8,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, fleet
 
@@ -157,6 +159,7 @@ async def test_slow_expert_gets_less_work(tmp_path: Path) -> None:
                 assert answer.headers["x-moe2-agent"] == "fast"
 
 
+@pytest.mark.slow
 async def test_a_time_limit_of_two_milliseconds_is_no_internal_error(tmp_path: Path) -> None:
     """Requests whose deadline is now or past end as such, by the hundred, and the agent keeps its link."""
     async with fleet(tmp_path, api={"request_timeout_s": 0.002}) as running:

@@ -312,6 +312,7 @@ async def test_a_daemon_that_ends_while_a_child_is_shut_down_leaves_none_behind(
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 async def test_a_stuck_child_is_killed_with_the_reason_given() -> None:
     """Also one that is stopped and would read no word; it is started again."""
     async with running(child("loaded(); time.sleep(1000)")) as engine:

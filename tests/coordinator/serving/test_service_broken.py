@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,13 @@ from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.life import HANDLING_FAILED, Lifecycle
 from tests.coordinator.serving.test_service import ServiceBench
 from tests.virtualclock import on_virtual_clock
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Tracebacks of what is meant to raise are not drawn: with all locals, each takes a second."""
+    with capture_logs():
+        yield
 
 
 def run_on_uvloop(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -95,6 +95,7 @@ async def test_a_request_that_kills_engines(tmp_path: Path, kind: str, agents: t
         assert open_breakers(running) == []
 
 
+@pytest.mark.slow
 async def test_an_engine_that_hangs_is_like_one_that_dies(tmp_path: Path) -> None:
     """Who made it hang has left; who was there, too, is answered once the engine has been killed and is back."""
     async with poisonable(tmp_path, "one", stuck_s=0.5) as running, asyncio.timeout(60):
@@ -111,6 +112,7 @@ async def test_an_engine_that_hangs_is_like_one_that_dies(tmp_path: Path) -> Non
         assert open_breakers(running) == []
 
 
+@pytest.mark.slow
 async def test_the_key_of_a_poisonous_request_counts_it(tmp_path: Path) -> None:
     """Where the keys' day is shown, and in the metrics."""
     async with poisonable(tmp_path, "one") as running, asyncio.timeout(60):
