@@ -36,7 +36,7 @@ def require_right_clock(now_unix_s: float) -> None:
 
 
 def clock_warnings(now_unix_s: float) -> tuple[HealthWarning, ...]:
-    """That this host's clock is wrong."""
+    """Returns the warning that this host's clock is wrong, where it must be."""
     if not is_clock_wrong(now_unix_s):
         return ()
     return (

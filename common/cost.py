@@ -28,7 +28,7 @@ from moe2.common.energy import Quality, Scope
 
 
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request as far as its cost goes.
+    """The shape of a request: what its cost depends on.
 
     prompt_tokens: to be prefilled, without `cached_tokens`. decoded_tokens: that will be generated. occupancy: requests
     that share the batch, this one included. queued_ahead: requests that wait for a slot before this one; None if it
@@ -92,7 +92,7 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return 0.0 if shape.queued_ahead is None else (shape.queued_ahead + 1) * self.service_s / self.slots
 
     def lived(self, shape: RequestShape) -> RequestShape:
-        """What a request that arrives like this is expected to live in."""
+        """Returns the shape with the mean occupancy that the request is expected to meet."""
         return expected_to_live(shape, self.occupancy, self.slots)
 
 

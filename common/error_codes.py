@@ -19,7 +19,7 @@ _WAIT = "wait as long as `Retry-After` says"
 
 
 class ErrorCode(StrEnum):
-    """One code.
+    """An error code with what a client needs to know of it.
 
     status: HTTP's. kind: OpenAI's error type. remedy: for the client, as in docs/api.md. retry_after_s: after which a
     retry usually makes sense; None where it does not, or where only the request's own figures tell. shown: the code

@@ -26,7 +26,7 @@ BIASES_TEXT = "map token ids (0 to 2^31 - 1) to values from -100 to 100"
 
 
 def since(protocol: int) -> dict[str, int]:
-    """For a parameter's `Meta(extra=…)`: the first protocol that knows it."""
+    """Returns what a parameter's `Meta(extra=…)` says of the first protocol that knows it."""
     return {"since": protocol}
 
 

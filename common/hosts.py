@@ -34,7 +34,10 @@ def is_ip_address(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Authority:
-    """Where a URL leads to. host: in lower case, without brackets or a final dot. port: None where none is written."""
+    """The authority of a URL: the host and port that it leads to.
+
+    host: in lower case, without brackets or a final dot. port: None where none is written.
+    """
 
     host: str
     port: int | None = None

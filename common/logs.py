@@ -45,7 +45,7 @@ def configure_logging(level: str, *, stream: TextIO = sys.stderr, environment: M
 
 
 def set_log_level(level: str) -> None:
-    """What is logged from now on, by loggers that are in use already, too."""
+    """Sets the level that is logged from now on, also by loggers that are in use already."""
     global _level
     _level = logging.getLevelNamesMapping()[level.upper()]
 

@@ -71,7 +71,7 @@ class Reload(Generic[S]):
             self._notifier.notify("READY=1")
 
     def warnings(self) -> list[HealthWarning]:
-        """That the daemon does not run with what its configuration says."""
+        """The warning that the daemon does not run with what its configuration says."""
         warnings = [
             HealthWarning(
                 code="restart_needed",
@@ -109,7 +109,7 @@ PRESENT = "there"
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that differs. The values are for people."""
+    """A changed setting; its values are for people."""
 
     key: str
     old: object

@@ -28,7 +28,7 @@ def read_secret(path: Path, *, environment: Mapping[str, str] = os.environ) -> s
 
 
 def secret_path(path: Path, *, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where to read a secret file: itself if that may be read, else systemd's copy of it if there is one.
+    """Returns where to read a secret file: at its path if that is allowed, else systemd's copy if there is one.
 
     In this order, because the copy is as old as the process, systemd.exec(5), and the file may have changed.
     """

@@ -79,7 +79,7 @@ class BreakerRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How hard it is to get the requests answered.
+    """The state of dispatching: how hard it is to get requests answered.
 
     waiting: requests that wait for an expert with room now. queue_refused: those for which there was no place.
     internal_errors: those that ended because the coordinator could not handle what happened to them.

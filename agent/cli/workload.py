@@ -43,7 +43,7 @@ _WORDS = ("river", "stone", "lamp", "cloud", "seven", "paper", "green", "door", 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Requests of one size, so many at once."""
+    """A burst of requests of one size that run at once."""
 
     prompt_tokens: int
     concurrency: int
@@ -91,7 +91,7 @@ def workload(slots: int, context_tokens: int) -> tuple[Burst, ...]:
 
 
 class ExpertBench:
-    """One expert with its engine, served by nobody else."""
+    """An expert with its engine, which the benchmark has for itself."""
 
     def __init__(
         self, section: ModelSection, engine: EngineSection, monitor: HostMonitor, engine_argv: Sequence[str]

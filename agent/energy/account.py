@@ -13,7 +13,7 @@ from moe2.common.energy import Attribution, Energy, Quality, total, unmeasured
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Requests that hold a slot now: in prefill, and decoding."""
+    """The requests that hold a slot now: how many are in prefill, and how many decode."""
 
     prefilling: int = 0
     decoding: int = 0
@@ -65,7 +65,7 @@ class HostAccount:
                 device.tokens_decoded(job_id, n, at_s)
 
     def request_ended(self, job_id: str, at_s: float) -> bool:
-        """The job left its slot, finished, cancelled or failed.
+        """Ends the account of a job that has left its slot: finished, cancelled or failed.
 
         True if `settle` will hand out its energy; False if it never started: there is nothing to account for.
         """

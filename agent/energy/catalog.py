@@ -30,7 +30,7 @@ class ProbeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SensorSettings:
-    """Where and for what to look.
+    """The settings of the search for sensors: where to look, and for which.
 
     root: of the file system; another one than "/" in tests. simulated: a host that is not there, whose sensor is then
     the only one. families: of `FAMILIES`. deadline_s: for all probes together.
@@ -53,7 +53,7 @@ class ProbeResult:
     sensor: Sensor | None = None
 
     def report(self) -> SensorReport:
-        """The same as the wire has it."""
+        """The probed sensor as the wire reports it."""
         return SensorReport(name=self.name, state=self.state, detail=self.detail, remedy=self.remedy)
 
 

@@ -58,7 +58,7 @@ class SensorChannel:
         self._hung_since_s = None
 
     def hung(self, since_s: float) -> None:
-        """A read has not come back within its deadline."""
+        """Takes in that a read of the sensor has not come back within its deadline."""
         self._hung_since_s = since_s
 
     def power_w(self, now_s: float) -> float | None:
@@ -72,7 +72,7 @@ class SensorChannel:
         return window.joules / window.covered_s if window.joules is not None else None
 
     def is_well(self, now_s: float) -> bool:
-        """It answers, and is believed: a reading that is missing now will come."""
+        """Whether the sensor answers and is believed, so that a reading that is missing now will come."""
         return self._trouble(now_s) is None
 
     def report(self, now_s: float) -> SensorReport:

@@ -24,7 +24,7 @@ _SUPPLY_COUNTERS = {"oc1_event_cnt": "under-voltage", "oc2_event_cnt": "average 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """One look at the host.
+    """The conditions that power depends on, at one look at the host.
 
     power_mode: such as "MODE_30W" or "performance"; None if unknown. temperature_c: of the hottest zone; None if
     unknown. alerts: what is being held back now. event_counts: cumulative counts of events, by their name.

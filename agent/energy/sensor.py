@@ -29,7 +29,7 @@ SensorFault = SensorAbsentError | SensorDeniedError | SensorBrokenError
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One look at the hardware.
+    """A sensor reading: what the hardware said at one moment.
 
     at_s: monotonic time at which the hardware was read.
     energy_j: cumulative energy counter in J, already free of wrap-around; None if the sensor has no counter.

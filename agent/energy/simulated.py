@@ -32,7 +32,7 @@ class SimulatedSensor:
         )
 
     def follow(self, activity: Callable[[], Activity]) -> None:
-        """Draw power according to this activity from now on."""
+        """Makes the simulated host draw power according to `activity` from now on."""
         self._activity = activity
 
     def probe(self) -> str:
@@ -42,4 +42,4 @@ class SimulatedSensor:
         return Reading(at_s=self._clock(), power_w=self.profile.power_w(self._activity()))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: a simulated sensor holds no file open."""

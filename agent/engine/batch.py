@@ -51,7 +51,7 @@ class Placement:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One sequence in the making.
+    """A run: one sequence of tokens that grows batch by batch.
 
     tokens: all tokens known so far; the first `filled` of them are in the cache.
     logits_from: the position from which logits are wanted.
@@ -150,7 +150,7 @@ class Lanes:
         return oldest, self._lanes[oldest].cached
 
     def forget(self, lane: int) -> None:
-        """An idle lane holds nothing any more."""
+        """Empties an idle lane: its cached tokens are forgotten."""
         self._lanes[lane].cached = []
 
     def plan(self, *, batch_tokens: int, prefill_tokens: int, outputs: int) -> list[tuple[Run, Chunk]]:
@@ -177,7 +177,7 @@ class Lanes:
         return chunks
 
     def commit(self, chunks: Sequence[tuple[Run, Chunk]]) -> None:
-        """The batch went through: its tokens are in the cache."""
+        """Takes in that a batch went through, so that its tokens are in the cache."""
         for run, chunk in chunks:
             run.filled += len(chunk.tokens)
 

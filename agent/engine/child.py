@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Resume:
-    """A word of this process to itself: what this job waited for is known."""
+    """A message of the child to its own loop: what a job waited for is known."""
 
     job_id: str
 

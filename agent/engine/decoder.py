@@ -31,7 +31,7 @@ _RATE_WEIGHT = 0.3
 
 
 class Decoder:
-    """All jobs of one model."""
+    """The decoder of one model: it runs all its jobs in common batches."""
 
     def __init__(
         self,

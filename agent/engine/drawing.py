@@ -23,7 +23,7 @@ class Draw(Protocol):
         """None where the answer is complete. Raises `RequestError` where what it must follow cannot be followed."""
 
     def sample_kept(self, logits: Logits) -> int | None:
-        """The same, later, of one that was not ready."""
+        """Draws a token from kept logits, for a job whose mask was not ready with the batch."""
 
     def close(self) -> None: ...
 

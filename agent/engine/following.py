@@ -10,7 +10,7 @@ from moe2.common.link.messages import Candidate, FollowJob, NextTokens
 
 
 class Following(Writing):
-    """Waits in its slot between a proposal and the token that is taken."""
+    """A job that proposes its next tokens, then waits in its slot for the one that is taken."""
 
     def __init__(self, request: FollowJob, prompt: list[int], means: Means, *, cells: int, queued_at_s: float) -> None:
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
@@ -19,7 +19,7 @@ class Following(Writing):
 
     @property
     def is_waiting(self) -> bool:
-        """A proposal is out, and its token not in."""
+        """Whether a proposal has been sent whose token has not come yet."""
         return self.trunk is not None and not self.trunk.remaining
 
     def take(self, run: Run, chunk: Chunk, place: int) -> None:

@@ -53,7 +53,7 @@ class Limits:
 
 
 class Intake:
-    """Makes the jobs of one model."""
+    """Makes the jobs of one model from the requests that come through the pipe."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class Phases:
 
 
 class Job(ABC):
-    """One request on its way. `reason` is set once it has ended."""
+    """A job: one request on its way through the engine. `reason` is set once it has ended."""
 
     wants_embeddings = False
 

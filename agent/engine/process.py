@@ -86,7 +86,7 @@ class EngineProcess:
             self._process.stdin.write(length_prefixed(self._commands.encode(command)))
 
     def start(self) -> None:
-        """From now on a child is wanted."""
+        """Says that a child is wanted from now on."""
         self._wanted.set()
         self._unwanted.clear()
 

@@ -15,7 +15,7 @@ from moe2.common.link.messages import FollowJob, Submit
 
 @dataclass(frozen=True)
 class Means:
-    """What every answer of one engine is written with.
+    """The means that every answer of one engine is written with.
 
     logits: those at a place of the last batch. most_tokens: of prompt and answer together.
     """

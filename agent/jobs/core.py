@@ -85,7 +85,7 @@ __all__ = [
 
 
 class AgentCore:
-    """All jobs and experts of one agent. One writer: the daemon's event loop.
+    """The pure core of an agent: all its jobs and experts. One writer: the daemon's event loop.
 
     stuck_s: an engine that does not stop a job within this time of being told to is stuck. paced: the host is a
     simulated one, its speed included.

@@ -29,7 +29,7 @@ class SendTokens:
 
 @dataclass(frozen=True)
 class SettleEnergy:
-    """The job has ended: close its account and report back with `EnergySettled`."""
+    """Close the account of a job that has ended, and report back with `EnergySettled`."""
 
     job_id: str
 

@@ -64,7 +64,7 @@ class EnergySettled:
 
 @dataclass(frozen=True)
 class ProfileRestored:
-    """What was measured of the model earlier, in the power mode that rules now."""
+    """A stored profile was loaded: what was measured of the model earlier, in the present power mode."""
 
     model: str
     latency: LatencyProfile | None

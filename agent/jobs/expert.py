@@ -79,7 +79,7 @@ class Expert:
 
     @property
     def token_weight(self) -> TokenWeight:
-        """What one of its tokens counts when a device's energy is split."""
+        """The weight of one token of this expert when a device's energy is split."""
         return self.costs.token_weight(self.facts.file_bytes if self.facts else None)
 
     @property

@@ -37,7 +37,7 @@ def unload_at_s(expert: Expert) -> float | None:
 
 
 def unload_due(experts: Iterable[Expert], now_s: float) -> list[Expert]:
-    """The experts whose time is up; they are cold from now on."""
+    """Marks the experts whose time in memory is up as cold, and returns them."""
     due = [expert for expert in experts if (at_s := unload_at_s(expert)) is not None and at_s <= now_s]
     for expert in due:
         expert.state, expert.idle_since_s = ExpertState.COLD, None

@@ -68,7 +68,7 @@ class ExpertCosts:
         )
 
     def set_power_mode(self, power_mode: str | None) -> None:
-        """The host's power mode is this one from now on."""
+        """Takes in the host's power mode; what is learned from now on belongs to it."""
         if power_mode == self._power_mode:
             return
         before = self._present

@@ -25,7 +25,7 @@ _MEMORY = 50
 
 
 class EnergyModel:
-    """Learns with `observe`; `profile` is what it knows."""
+    """Learns what requests cost in joules with `observe`; `profile` is what is known."""
 
     def __init__(self) -> None:
         self._total: RelativeRegression | None = None
@@ -64,7 +64,7 @@ class EnergyModel:
         )
 
     def token_weight(self, decode: float = 1.0) -> TokenWeight:
-        """What this expert's tokens count in a split (`decode`: see `TokenWeight`).
+        """The weight of this expert's tokens in a split (`decode`: see `TokenWeight`).
 
         The ratio of prefilled to decoded tokens is learned from requests that had the device for themselves, whose
         joules do not depend on the split; before ten of them it is the default.

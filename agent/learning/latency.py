@@ -63,7 +63,7 @@ class _Phase:
 
 
 class LatencyModel:
-    """Learns with `observe`; `profile` is what it knows."""
+    """Learns how long requests take with `observe`; `profile` is what is known."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

@@ -42,7 +42,7 @@ class RelativeRegression:
         return self._coefficients
 
     def observe(self, features: Sequence[float], value: float) -> None:
-        """One observation; `value` > 0."""
+        """Takes in one observation of a `value` above 0."""
         if value <= 0:
             raise ValueError(f"relative errors need a positive value, got {value}")
         self._recent.append((tuple(features), value, self.coefficients))

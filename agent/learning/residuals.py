@@ -53,7 +53,7 @@ class ResidualPool:
         return Spread(p50=centre, p95=centre + scale * student_t_quantile(0.95, freedom))
 
     def add(self, residual: float) -> bool:
-        """One more residual; True if it, and those just before it, show that the pace has changed.
+        """Takes in a residual. Returns True if it and those just before show that the pace has changed.
 
         After a change the residuals that showed it are seen from the new pace; few of the older ones are kept.
         """
@@ -71,7 +71,7 @@ class ResidualPool:
         return True
 
     def pace_changed(self) -> None:
-        """The predictions were just set to another pace.
+        """Forgets the former residuals, as the predictions were just set to another pace.
 
         The residuals that showed the change are dropped; of those before them, ten still tell the usual scatter.
         """

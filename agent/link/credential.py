@@ -49,7 +49,7 @@ class AgentCredentials:
             self._token()
 
     def headers(self) -> dict[str, str]:
-        """For the upgrade request. Raises `ConfigError` if the token is needed and cannot be read."""
+        """Returns the upgrade request's headers. Raises `ConfigError` if the token is needed and cannot be read."""
         secret = self._credential.secret
         who = {AGENT_ID_HEADER: self._identity.agent_id, AGENT_NAME_HEADER: quote(self._agent_name)}
         if self._show_token:

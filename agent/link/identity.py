@@ -33,7 +33,7 @@ class Identity:
 
     @property
     def copied_warning(self) -> HealthWarning | None:
-        """That this state directory was another agent's; None if it was not."""
+        """The warning that this state directory was another agent's; None if it was not."""
         if self.copied_from is None:
             return None
         return HealthWarning(
@@ -55,7 +55,7 @@ class _Binding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def load_identity(state_dir: Path, *, machine_id_file: Path = MACHINE_ID_FILE) -> Identity:
-    """Who the agent is; made on the first call, and anew on another machine.
+    """Returns who the agent is; the identity is made on the first call, and anew on another machine.
 
     Where there is no machine id the id in the file holds. Raises `Moe2Error` if the directory or a file cannot be used.
     """

@@ -40,7 +40,7 @@ AGENTS_PATH = "/v1/agents"
 
 
 class LinkTiming(Protocol):
-    """Those of the settings that each attempt goes by."""
+    """The settings that each attempt to connect goes by."""
 
     @property
     def connect_timeout_s(self) -> float: ...
@@ -53,7 +53,7 @@ class Credentials(Protocol):
     """What shows the coordinator who we are."""
 
     def headers(self) -> Mapping[str, str]:
-        """For the next upgrade request. Raises `Moe2Error`."""
+        """Returns the headers of the next upgrade request. Raises `Moe2Error`."""
 
     def enrolled(self) -> None:
         """The coordinator knows our credential. Raises `Moe2Error` if that cannot be stored."""
@@ -72,7 +72,7 @@ class Trouble:
 
     @property
     def is_refusal(self) -> bool:
-        """Nothing will change until a person does something about it."""
+        """Whether the coordinator refused, so that nothing changes until a person acts."""
         return self.code in tuple(Refusal)
 
 

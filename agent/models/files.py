@@ -90,7 +90,7 @@ class ModelFiles:
         self._unknown.put_nowait(model)
 
     async def run(self) -> None:
-        """One file at a time, so that hashing takes no more than one core."""
+        """Hashes the files one at a time, so that this takes no more than one core."""
         while True:
             model = await self._unknown.get()
             try:

@@ -28,7 +28,7 @@ def local_app(status: Callable[[], AgentStatus], metrics: AgentMetrics) -> web.A
 
 
 def metrics_app(metrics: AgentMetrics) -> web.Application:
-    """Nothing but the metrics: what may be seen from outside."""
+    """Returns the application of the metrics port, which serves nothing else."""
 
     async def get_metrics(request: web.Request) -> web.Response:
         body, content_type = metrics.exposition(request.headers.get("Accept", ""))

@@ -22,7 +22,7 @@ PHASE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class AgentMetrics:
-    """One registry of this agent's own.
+    """The Prometheus metrics of this agent, in a registry of its own.
 
     status: the agent's status now. overhead: energy of the host that no job is answerable for, since the start.
     """

@@ -61,7 +61,7 @@ LATER_PARAMETERS = {kind: _later(kind) for kind in (Generation, Sampling)}
 
 @dataclass(frozen=True)
 class Unspeakable:
-    """There is no earlier word for it."""
+    """A message that an earlier protocol has no word for."""
 
     since: int
 

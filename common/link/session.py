@@ -141,7 +141,7 @@ class Session:
 
     @property
     def last_heard_s(self) -> float:
-        """When the peer's last frame came."""
+        """The moment at which the peer's last frame came."""
         return self._last_heard_s
 
     def probe(self, now_s: float) -> None:
@@ -150,7 +150,7 @@ class Session:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When `tick` is due; None once closed."""
+        """The moment at which `tick` is due; None once the session is closed."""
         if self.closed:
             return None
         if self._handshake_deadline_s is not None:

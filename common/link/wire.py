@@ -104,7 +104,7 @@ class Codec(Generic[T]):
         self.max_frame_bytes = max_frame_bytes
 
     def encode(self, message: T, *, number: int | None = None) -> bytes:
-        """number: the frame's place among those of its sender."""
+        """Returns the frame of a message. number: its place among those of its sender."""
         content = msgspec.to_builtins(message)
         if number is not None:
             content[NUMBER] = number

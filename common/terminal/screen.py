@@ -140,7 +140,7 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
 
 
 def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | NoAnswer:
-    """One look at the daemon behind `socket`."""
+    """Asks the daemon behind `socket` once."""
     try:
         body = asyncio.run(localsocket.fetch(socket, view.route))
         return Answer(body, msgspec.json.decode(body, type=view.kind))

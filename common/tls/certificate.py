@@ -23,7 +23,10 @@ class Validity:
 
 
 def validity(pem: str) -> Validity:
-    """Of the first certificate in a PEM file. Raises ValueError where there is none that can be understood."""
+    """Returns the validity of the first certificate in a PEM file.
+
+    Raises ValueError where there is none that can be understood.
+    """
     start = pem.find("-----BEGIN CERTIFICATE-----")
     end = pem.find(_END, start)
     if start < 0 or end < 0:

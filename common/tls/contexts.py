@@ -39,7 +39,7 @@ class ServerFiles:
     client_ca: Path | None = None
 
     def stamp(self) -> tuple[Stamp | None, ...]:
-        """Changes when one of the files is replaced or written, or what it links to."""
+        """A stamp that changes when one of the files, or what it links to, is replaced or written."""
         return tuple(_stamp(path) for path in (self.certificate, self.key, self.client_ca) if path is not None)
 
 
@@ -90,7 +90,7 @@ class ServerTls:
         self.use(load_server_files(files))
 
     def use(self, loaded: LoadedFiles) -> None:
-        """From now on."""
+        """Uses the loaded files for connections from now on."""
         self.context.newest = loaded.context
         self.files, self.validity, self._stamp = loaded.files, loaded.validity, loaded.stamp
 
@@ -179,7 +179,7 @@ _CONNECTING = {
 
 
 def connection_fault(error: BaseException) -> TlsError | None:
-    """What is wrong with TLS, if that is why a first request over TLS failed.
+    """Returns what is wrong with TLS, if that is why the first request of a connection failed.
 
     That a client certificate was refused has to be inferred: asyncio's server hangs up without sending TLS's alert.
     """

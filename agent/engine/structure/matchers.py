@@ -70,7 +70,7 @@ class JobMatcher:
         return answer[1:] if answer[:1] == MASK else None
 
     def accept(self, token: int) -> None:
-        """The answer goes on with this token, which must be allowed."""
+        """Takes in that the answer goes on with `token`, which must be allowed."""
         self._answer = None
         self._asked_at_s = time.monotonic()
         channel = self._channel
@@ -113,13 +113,13 @@ class Matchers:
         self._thread.start()
 
     def start(self, job_id: str, constraint: Constraint) -> JobMatcher:
-        """A matcher that will be ready soon."""
+        """Starts a matcher for a constraint; it is ready once it has been compiled."""
         matcher = JobMatcher(job_id, constraint, self)
         self._say(matcher)
         return matcher
 
     def forget(self, matcher: JobMatcher) -> None:
-        """End a matcher; not ready, it never will be."""
+        """Ends a matcher; one that is not ready never will be."""
         matcher._closed = True
         self._say(matcher)
 
