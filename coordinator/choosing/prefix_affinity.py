@@ -40,8 +40,11 @@ class Affinity:
 
     def still_to_prefill(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Prompt tokens without those that the expert has cached. prompt_tokens: (N,) in the order of `keys`."""
-        cached_tokens = np.array([self.cached_tokens if key == self.expert_key else 0 for key in keys], dtype=np.int64)
-        return np.where(cached_tokens > 0, np.maximum(1, prompt_tokens - cached_tokens), prompt_tokens)
+        if self.cached_tokens <= 0 or self.expert_key not in keys:
+            return prompt_tokens
+        place, left = keys.index(self.expert_key), prompt_tokens.copy()
+        left[place] = max(1, left[place] - self.cached_tokens)
+        return left
 
 
 def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:

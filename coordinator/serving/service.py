@@ -354,9 +354,7 @@ class Service:
         self.totals.concluded(HANDLING_FAILED, instead_of=active.counted)
         active.exchange.conclude(HANDLING_FAILED)
         try:
-            receipt = receipt_of(life)
-            active.exchange.settle(receipt)
-            active.exchange.recorded = self._bookkeeper.retired(life, receipt)
+            self._account(active)
         except Exception:
             log.exception("request_not_accounted", request_id=life.request.request_id)
 
@@ -437,12 +435,17 @@ class Service:
         if active.life.request.request_id in self._active and active.alarm.at_s is None:
             self._arm(active)
 
+    def _account(self, active: _Active) -> Receipt:
+        """Enter a request's final receipt into the books, and hand it to whoever answers the client."""
+        receipt = receipt_of(active.life)
+        active.exchange.settle(receipt)
+        active.exchange.recorded = self._bookkeeper.retired(active.life, receipt)
+        return receipt
+
     def _retire(self, active: _Active) -> None:
         life = active.life
         # The books come first: what is learned from a request may fail without it.
-        receipt = receipt_of(life)
-        active.exchange.settle(receipt)
-        active.exchange.recorded = self._bookkeeper.retired(life, receipt)
+        receipt = self._account(active)
         self._forget(active)
         self.totals.retired(life)
         self._learn_prompt_lengths(life)
