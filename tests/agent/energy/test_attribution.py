@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT, DeviceAccount, TokenWeight
 from moe2.agent.energy.meter import EnergyTrack
 from moe2.agent.energy.sensor import Limits, SensorFacts
-from moe2.common.energy import Attribution, Energy, Quality, Scope
+from moe2.common.energy import Attribution, Quality, Scope
 
 _LOADED = frozenset({"model"})
 
@@ -443,10 +443,14 @@ def test_overhead_is_a_whole_record_from_the_first_second() -> None:
     bench = _Bench(has_counter=True)
     bench.run_until(1.0, 10.0)
     bench.account.settle(1.0)
-    overhead = Energy(
-        joules=pytest.approx(10.0), quality=Quality.MEASURED_COUNTER, scope=Scope.MODULE_INPUT, source="ina3221"
+    overhead = bench.account.overhead()
+    assert overhead.joules == pytest.approx(10.0)
+    assert (overhead.quality, overhead.scope, overhead.source) == (
+        Quality.MEASURED_COUNTER,
+        Scope.MODULE_INPUT,
+        "ina3221",
     )
-    assert bench.account.overhead() == overhead
+    assert (overhead.idle_w, overhead.reason) == (None, None)
     bench.learn_idle()
     assert bench.account.overhead().idle_w == pytest.approx(10.0)
 
