@@ -23,6 +23,7 @@ PURE = (
     "common/link/messages.py",
     "common/link/session.py",
     "common/link/wire.py",
+    "coordinator/answers/*.py",
     "coordinator/choosing/*.py",
     "coordinator/fleet/checks.py",
     "coordinator/fleet/table.py",
