@@ -29,6 +29,7 @@ PURE = (
     "coordinator/fleet/table.py",
     "coordinator/gate/*.py",
     "coordinator/planning/*.py",
+    "coordinator/provisioning/*.py",
     "coordinator/serving/**/*.py",
 )
 SHELLS = {
