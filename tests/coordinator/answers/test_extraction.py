@@ -48,7 +48,7 @@ def said(text: str, form: AnswerForm) -> str | None:
         ("The answer is not (A).", None),
         ("New York or York", None),
         ("The answer is (F).", None),
-        ("B is right because the others are no cities", None),
+        ("B is right because the others are no cities", "B"),
         ("B. The others are no cities.", "B"),
         ("I hope that this answer helps.\n\n(D)", "D"),
         ("The answer is (B). I hope this answer helps you!", "B"),
