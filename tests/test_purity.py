@@ -31,6 +31,7 @@ PURE = (
     "coordinator/fleet/table.py",
     "coordinator/gate/*.py",
     "coordinator/planning/*.py",
+    "coordinator/provisioning/*.py",
     "coordinator/serving/**/*.py",
 )
 SHELLS = {

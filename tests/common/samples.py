@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from moe2.common.energy import Attribution, Energy, Quality, Scope
-from moe2.common.generation import Sampling
+from moe2.common.generation import Sampling, ToolRules
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     ASLEEP,
@@ -256,6 +256,24 @@ SAMPLES: dict[str, WireMessage] = {
         prompt=TextPrompt(text="Once"),
         sampling=Sampling(repeat_penalty=1.25),
     ),
+    "submit.protocol4": Submit(
+        job_id="j",
+        request_id="r",
+        model="m",
+        prompt=ChatPrompt(
+            messages=(
+                ChatMessage(role="user", content="Wet?\nNow?", parts=("Wet?", "Now?")),
+                ChatMessage(role="assistant", content="Dry.", reasoning_content="No rain."),
+            ),
+            template_kwargs='{"enable_thinking":false}',
+        ),
+        max_tokens=0,
+        tool_rules=ToolRules(strict=("f",), parallel=False),
+        echo=True,
+        thinking_budget_tokens=0,
+        cache_prompt=False,
+    ),
+    "submit.ids": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="", tokens=(1, 70_000))),
     "submit.smallest": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once")),
     "score": ScoreJob(
         job_id="req-1.0",

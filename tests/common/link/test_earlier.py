@@ -12,9 +12,12 @@ from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
+    ChatMessage,
+    ChatPrompt,
     ExpertReport,
     ExpertState,
     Report,
+    TextPrompt,
     ToAgent,
     Welcome,
     WireMessage,
@@ -35,6 +38,10 @@ RECORDED = recorded(1)
 LATER_RECORDS = [(protocol, name) for protocol in (2, 3) for name in recorded(protocol)]
 VERSIONS = range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
 JOB_MESSAGES = {name: message for name, message in SAMPLES.items() if isinstance(message, JobMessage)}
+
+
+SAMPLES_SINCE = {"submit.later": 3, "submit.protocol4": 4, "submit.ids": 4}
+"""The first protocol that knows what a sample asks for, where that is later than its op."""
 
 
 def report(*states: ExpertState) -> Report:
@@ -112,7 +119,7 @@ def test_nothing_is_sent_that_the_peer_cannot_read(name: str, protocol: int) -> 
     sender.take_frames()
     events = sender.send(message)
     frames = sender.take_frames()
-    if protocol < (3 if name == "submit.later" else OPS_SINCE.get(type(message), 1)):
+    if protocol < SAMPLES_SINCE.get(name, OPS_SINCE.get(type(message), 1)):
         assert frames == []
         [event] = events
         assert isinstance(event, NotSent)
@@ -139,6 +146,29 @@ def test_a_parameter_that_a_peer_would_ignore_is_unspeakable(protocol: int) -> N
     """Where it is set: unset it changes nothing, and any peer takes the job."""
     assert spoken(SAMPLES["submit.later"], protocol) == Unspeakable(3)  # type: ignore[arg-type]
     assert spoken(SAMPLES["submit"], protocol) is SAMPLES["submit"]  # type: ignore[arg-type]
+
+
+PROMPTS_OF_4 = (
+    ChatPrompt(messages=(ChatMessage(role="user", content="?"),), template_kwargs='{"enable_thinking":false}'),
+    ChatPrompt(messages=(ChatMessage(role="assistant", content="!", reasoning_content="So."),)),
+    TextPrompt(text="", tokens=(1,)),
+)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS_OF_4)
+def test_a_prompt_that_a_peer_would_misread_is_unspeakable(prompt: ChatPrompt | TextPrompt) -> None:
+    """Whatever the job is that has it."""
+    for name in ("submit", "score", "follow"):
+        job = msgspec.structs.replace(SAMPLES[name], prompt=prompt)
+        assert spoken(job, 3) == Unspeakable(4)  # type: ignore[arg-type]
+        assert spoken(job, 4) is job  # type: ignore[arg-type]
+
+
+def test_parts_are_told_to_any_peer() -> None:
+    """One that does not know them reads the same words in the message's content."""
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="a\nb", parts=("a", "b")),))
+    job = msgspec.structs.replace(SAMPLES["submit"], prompt=prompt)
+    assert spoken(job, 1) is job  # type: ignore[arg-type]
 
 
 def test_what_is_unspeakable_names_its_protocol() -> None:
