@@ -34,8 +34,8 @@ from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
-from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
+from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.openai import OpenAiRoutes
