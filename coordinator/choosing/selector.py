@@ -11,12 +11,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ExpertState
-from moe2.coordinator.choosing.candidates import problem_of, solve
+from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
 from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
@@ -30,6 +30,7 @@ from moe2.coordinator.choosing.panel_cost import (
     work_in,
 )
 from moe2.coordinator.choosing.power_cap import FleetDraw, cap_refusal, draw_of
+from moe2.coordinator.choosing.preference import Preference
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.prompt_lengths import PromptLengths
 from moe2.coordinator.choosing.quality import PromptScores, Scorer, SetWorth
@@ -50,8 +51,6 @@ from moe2.coordinator.planning.search import Effort
 
 ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
-SAME_SCORE = 0.005
-"""Scores that differ by less count as equal, and the faster expert answers."""
 MAX_PLANS = 512
 """Coarse plans that are remembered."""
 MAX_ROSTERS = 256
@@ -164,11 +163,15 @@ class Selector:
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
         """Choose one expert."""
         [outlook] = case.outlooks(Mode.ROUTE)
-        plan = self._plan(outlook, epoch)
+        preference = Preference(outlook, case.load.busy, case.affinity)
+        if case.budgets.max_experts is None:
+            plan = self._plan(outlook, epoch)
+        else:
+            plan = best_first(_problem(outlook), preference.best, clock=self._clock)
         if not plan.is_feasible:
             return self._infeasible(plan, outlook, epoch)
         candidates = _candidates(plan, case.budgets)
-        chosen = outlook.at(_best_expert(outlook, candidates, case.load.busy, case.affinity))
+        chosen = outlook.at(preference.best(np.array([key in candidates for key in case.roster.keys])))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -318,6 +321,11 @@ class _Case:
     affinity: Affinity | None = None
     draw: FleetDraw | None = None
 
+    @cached_property
+    def prompt_worth(self) -> SetWorth:
+        """The worth of sets of experts for this prompt alone: that of their best."""
+        return SetWorth(self.prompt_scores.scores[None, :])
+
     def alone(self) -> _Case:
         """The case with panels limited to one member."""
         return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
@@ -327,7 +335,9 @@ class _Case:
         if mode is Mode.ROUTE:
             load = self.load
             forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            return [Outlook(forecast, self.prompt_scores, self.worth, self.budgets, self.ruled_out, draw=self.draw)]
+            # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
+            worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
+            return [Outlook(forecast, self.prompt_scores, worth, self.budgets, self.ruled_out, draw=self.draw)]
         largest = self.budgets.max_experts or DEFAULT_PANEL
         out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
@@ -442,24 +452,6 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     if budgets.max_experts is None:
         keys |= {exclusion.name for exclusion in plan.exclusions if exclusion.cause is Cause.NO_GAIN}
     return frozenset(keys)
-
-
-def _best_expert(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
-    """The fine level where one expert answers: the place of the best score, among equal scores of the soonest end."""
-    forecast, scores = outlook.forecast, outlook.prompt_scores.scores
-    keys, total_s = forecast.roster.keys, forecast.total_s.p50
-    places = [place for place, key in enumerate(keys) if key in candidates]
-    best = scores[places].max()
-
-    def rank(place: int) -> tuple[float, bool, int, str]:
-        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
-        is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
-        unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
-        end_s = float(total_s[place])
-        is_uncached = affinity is None or affinity.expert_key != keys[place]
-        return (unmeasured_s if np.isnan(end_s) else end_s, is_uncached, int(busy[place]), keys[place])
-
-    return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
