@@ -23,11 +23,16 @@ PURE = (
     "common/link/messages.py",
     "common/link/session.py",
     "common/link/wire.py",
+    "common/standby.py",
+    "coordinator/answers/*.py",
     "coordinator/choosing/*.py",
+    "coordinator/fleet/bounds.py",
     "coordinator/fleet/checks.py",
+    "coordinator/fleet/standby_checks.py",
     "coordinator/fleet/table.py",
     "coordinator/gate/*.py",
     "coordinator/planning/*.py",
+    "coordinator/provisioning/*.py",
     "coordinator/serving/**/*.py",
 )
 SHELLS = {

@@ -7,6 +7,7 @@ asked for is dropped in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +17,39 @@ from msgspec.structs import replace
 from moe2.common.generation import Generation, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
+    ChatMessage,
+    ChatPrompt,
+    CommandAnswer,
     ExpertReport,
     ExpertState,
     FollowJob,
     FromAgent,
     JobScored,
+    LoadModel,
     NextTokens,
     Report,
     ScoreJob,
     Submit,
+    Suspend,
     TakeToken,
+    TextPrompt,
     ToAgent,
+    UnloadModel,
+    WakeNeighbour,
 )
 
-OPS_SINCE: dict[type[Report | ToAgent | FromAgent], int] = {
+Spoken = Report | ToAgent | FromAgent | CommandAnswer
+OPS_SINCE: dict[type[Spoken], int] = {
     ScoreJob: 2,
     FollowJob: 2,
     TakeToken: 2,
     NextTokens: 2,
     JobScored: 2,
+    LoadModel: 4,
+    UnloadModel: 4,
+    Suspend: 4,
+    WakeNeighbour: 4,
+    CommandAnswer: 4,
 }
 """The first protocol that knows an op; 1 for all others."""
 STATES_SINCE = {ExpertState.COLD: (2, ExpertState.LOADING)}
@@ -49,14 +64,20 @@ def _since(info: inspect.Type) -> int:
     return max(map(_since, info.types)) if isinstance(info, inspect.UnionType) else 1
 
 
-def _later(kind: type[Generation | Sampling]) -> dict[str, tuple[int, Any]]:
+Part = Generation | Sampling | ChatPrompt | ChatMessage | TextPrompt
+"""The parts of a job that have parameters of later protocols."""
+
+
+def _later(kind: type[Part]) -> dict[str, tuple[int, Any]]:
     """Parameters that came after the first protocol: with which one, and what each is where nobody sets it."""
     info = inspect.type_info(kind)
     fields = info.fields if isinstance(info, inspect.StructType) else ()
     return {field.name: (since, field.default) for field in fields if (since := _since(field.type)) > 1}
 
 
-LATER_PARAMETERS = {kind: _later(kind) for kind in (Generation, Sampling)}
+LATER_PARAMETERS: dict[type[Part], dict[str, tuple[int, Any]]] = {
+    kind: _later(kind) for kind in (Generation, Sampling, ChatPrompt, ChatMessage, TextPrompt)
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +87,13 @@ class Unspeakable:
     since: int
 
 
-def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToAgent | FromAgent | Unspeakable:
+def spoken(message: Spoken, protocol: int) -> Spoken | Unspeakable:
     """The message as a peer understands it that speaks `protocol`."""
     if protocol == PROTOCOL_VERSION:
         return message
     since = OPS_SINCE.get(type(message), 1)
-    if isinstance(message, Submit):
-        since = _protocol_of(message)
+    if isinstance(message, Submit | ScoreJob | FollowJob):
+        since = max(since, _protocol_of(message))
     if protocol < since:
         return Unspeakable(since)
     if isinstance(message, Report) and any(_is_later(expert.state, protocol) for expert in message.experts):
@@ -80,18 +101,24 @@ def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToA
     return message
 
 
-def _protocol_of(submit: Submit) -> int:
+def _protocol_of(job: Submit | ScoreJob | FollowJob) -> int:
     """The first protocol that knows every parameter that is set."""
-    parameters = ((Generation, submit), (Sampling, submit.sampling))
-    return max(
-        (
-            since
-            for kind, values in parameters
-            for name, (since, default) in LATER_PARAMETERS[kind].items()
-            if getattr(values, name) != default
-        ),
-        default=1,
-    )
+    return max((_part_since(kind, part) for kind, part in _parts(job)), default=1)
+
+
+def _parts(job: Submit | ScoreJob | FollowJob) -> Iterator[tuple[type[Part], Part]]:
+    """The parts of a job, each with the kind that its parameters belong to."""
+    if isinstance(job, Submit):
+        yield Generation, job
+        yield Sampling, job.sampling
+    yield type(job.prompt), job.prompt
+    if isinstance(job.prompt, ChatPrompt):
+        yield from ((ChatMessage, message) for message in job.prompt.messages)
+
+
+def _part_since(kind: type[Part], part: Part) -> int:
+    later = LATER_PARAMETERS[kind].items()
+    return max((since for name, (since, default) in later if getattr(part, name) != default), default=1)
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

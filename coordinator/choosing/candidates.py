@@ -16,7 +16,7 @@ from moe2.coordinator.planning import search
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
-from moe2.coordinator.planning.values import BoolArray, FloatArray
+from moe2.coordinator.planning.values import FloatArray
 
 TIME_LIMIT_S = 0.02
 """A request waits this long for its plan at most; the plan's proof then states the gap that is left."""
@@ -100,10 +100,10 @@ def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
     )
 
 
-def best_first(problem: Problem, best: Callable[[BoolArray], int], *, clock: Callable[[], float]) -> Plan:
+def best_first(problem: Problem, best: Callable[[frozenset[str]], int], *, clock: Callable[[], float]) -> Plan:
     """The plan where one expert answers and the others stand by: the best for this prompt, then the next best, ….
 
-    best: the place of the best expert of a non-empty pool (N,). Each expert joins if all so far keep the limits
+    best: the place of the best expert among those with these keys. Each expert joins if all so far keep the limits
     together with it. It is optimal by the order of `best`: no feasible set holds an expert that comes before its first.
     clock: monotonic seconds.
     """
@@ -114,9 +114,8 @@ def best_first(problem: Problem, best: Callable[[BoolArray], int], *, clock: Cal
     members: list[int] = []
     joining = np.arange(candidates.count)
     while joining.size:
-        pool = np.zeros(len(problem.names), dtype=bool)
-        pool[candidates.index[joining]] = True
-        members.append(int(np.flatnonzero(candidates.index == best(pool))[0]))
+        place = best(frozenset(problem.names[n] for n in candidates.index[joining]))
+        members.append(int(np.flatnonzero(candidates.index == place)[0]))
         joining = candidates.addable(members, np.ones(candidates.count, dtype=bool))
     value = candidates.value_of(members[:1])
     return proven_plan(
