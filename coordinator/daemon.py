@@ -41,6 +41,7 @@ from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.plan import PlanRoutes
+from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
@@ -260,6 +261,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
         OpenAiRoutes(self._answering, self._table).add_to(app)
+        ResponsesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe2.common.error_codes import ErrorCode
@@ -92,6 +94,16 @@ def unsupported(param: str, *, hint: str = "") -> ApiError:
     """Returns the error (400) for a parameter that moe2 does not implement and therefore never silently drops."""
     text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
     return refused(ErrorCode.UNSUPPORTED_PARAMETER, text, param=param)
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """Returns an error with its parameter called as a face calls it. names: longer names first; places in lists go."""
+    for name, other in names.items():
+        if error.param is not None and re.match(re.escape(name) + r"(?![^.\[])", error.param):
+            rest = re.sub(r"^\[\d+\]", "", error.param[len(name) :])
+            message = error.message.replace(error.param, other + rest)
+            return replace(error, param=other + rest, message=message)
+    return error
 
 
 def error_of(

@@ -70,7 +70,11 @@ class Call:
 
 def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     """Parses the body of `POST /v1/chat/completions`. Raises `ApiError` (400), which names the parameter."""
-    fields = json_object(body)
+    return read_chat(json_object(body), headers)
+
+
+def read_chat(fields: dict[str, Any], headers: Mapping[str, str]) -> Call:
+    """Parses the fields of a chat completion; none is null. Raises `ApiError` (400), which names the parameter."""
     fields["messages"] = without_empty_fields(fields.get("messages", []))
     chat = convert(fields, ChatRequest)
     if chat.top_logprobs is not None and not chat.logprobs:
