@@ -32,7 +32,7 @@ def test_another_keys_responses_are_not_found() -> None:
     """A response can be read, continued and deleted with the key that made it, and no other."""
     memory = ResponseMemory()
     memory.put(response("a", owner="k1"))
-    assert memory.conversation("a", "k2") is memory.get("a", None) is memory.item("msg_a", "k2") is None
+    assert (memory.conversation("a", "k2"), memory.get("a", None), memory.item("msg_a", "k2")) == (None, None, None)
     assert not memory.delete("a", "k2")
     assert memory.delete("a", "k1")
     assert memory.get("a", "k1") is None

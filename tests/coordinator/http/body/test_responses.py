@@ -96,7 +96,7 @@ def test_tools_and_formats_are_those_of_a_chat() -> None:
 
 def test_allowed_tools_are_the_only_ones() -> None:
     """A model is shown the tools that it may call in this answer."""
-    tools = [{"type": "function", "name": name, "parameters": {}} for name in ("a", "b")]
+    tools: list[Any] = [{"type": "function", "name": name, "parameters": {}} for name in ("a", "b")]
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "b"}]}
     chat = chat_of(input="hi", tools=tools, tool_choice=choice)
     assert [tool["function"]["name"] for tool in chat["tools"]] == ["b"]
