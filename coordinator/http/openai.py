@@ -14,7 +14,7 @@ from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import ToolCall
-from moe2.coordinator.choosing.request import Demand, estimate_prompt_tokens
+from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answer import (
@@ -29,7 +29,7 @@ from moe2.coordinator.http.answer import (
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.encodings import ACCEPTED
-from moe2.coordinator.http.errors import ApiError, error_of, quoted, refused
+from moe2.coordinator.http.errors import ApiError, error_of, quoted, refused, unsupported
 from moe2.coordinator.http.paths import CHAT_PATH, COMPLETIONS_PATH, MODELS_PATH
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.keys.keys import ANYBODY
@@ -74,17 +74,20 @@ class OpenAiRoutes:
         body = http[BODY]
         arrived_s = asyncio.get_running_loop().time()
         call = parse(body, http.headers)
+        if call.n_choices > 1 or call.repeats_prompt or call.generation.echo:
+            raise unsupported("n" if call.n > 1 else "echo" if call.n_choices == 1 else "prompt")
         self._check_can_begin(call)
         request = Request(
             request_id=http[REQUEST_ID],
             model=call.model,
             prompt=call.prompt,
             generation=call.generation,
-            demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens),
+            demand=Demand(call.prompt_tokens(), call.generation.max_tokens),
             arrived_s=arrived_s,
             deadline_s=arrived_s + self.request_timeout_s,
             wish=call.wish,
             modes=call.modes,
+            prefix=call.prefix,
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=http.get(PRINCIPAL, ANYBODY),
