@@ -6,7 +6,7 @@ https://platform.openai.com/docs/api-reference/responses-streaming.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,8 @@ from moe2.coordinator.http.body.responses import (
     read_responses,
 )
 from moe2.coordinator.http.errors import ApiError, refused, renamed
-from moe2.coordinator.http.face import Asked, End, Origin, Part, Text
+from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part, Text
 from moe2.coordinator.http.response_memory import KeptResponse, ResponseMemory
-from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.serving.receipt import Receipt
 
 _SCORED = Header(id="", created=0, model="", is_chat=True)
@@ -46,23 +45,23 @@ class ResponsesFace:
     def __init__(self, memory: ResponseMemory) -> None:
         self._memory = memory
 
-    def __call__(self, body: bytes, headers: Mapping[str, str], principal: Principal) -> Asked:
+    def __call__(self, incoming: Incoming) -> Asked:
         """Reads a body. Raises `ApiError` (400), which names the parameter."""
-        fields = json_object(body)
-        request = read_responses(fields)
-        owner = principal.key_id
+        fields = json_object(incoming.body)
+        request, ignored = read_responses(fields, incoming.reading)
+        owner = incoming.principal.key_id
         own = self._resolved(items_of(request), owner)
         earlier = self._earlier(request.previous_response_id, owner)
         try:
-            call = read_chat(chat_fields(request, fields, [*earlier, *own]), headers)
+            call = read_chat(chat_fields(request, fields, [*earlier, *own]), incoming.headers, incoming.reading)
         except ApiError as error:
             raise renamed(error, CHAT_NAMES) from None
-        if call.structured_by is not None:
-            call = replace(call, structured_by=CHAT_NAMES.get(call.structured_by, call.structured_by))
+        structured_by = call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by)
+        call = replace(call, structured_by=structured_by, ignored=ignored)
 
         def keep(answer: dict[str, Any], output: dict[str, Item]) -> None:
             if request.store:
-                n_bytes = len(body) + len(msgspec.json.encode(answer))
+                n_bytes = len(incoming.body) + len(msgspec.json.encode(answer))
                 previous_id = request.previous_response_id
                 kept = KeptResponse(answer["id"], owner, previous_id, own, output, answer, n_bytes)
                 self._memory.put(kept)

@@ -12,9 +12,22 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from moe2.common.generation import MAX_ALTERNATIVES, Sampling, TokenCount
-from moe2.coordinator.http.body.decode import convert
-from moe2.coordinator.http.body.requests import MAX_TOOLS, Closed, FullText, Function, JsonSchema, Name, Text, only
+from moe2.common.generation import MAX_ALTERNATIVES, Sampling
+from moe2.coordinator.http.body.parse import STRICT, Reading, read_struct
+from moe2.coordinator.http.body.requests import (
+    MAX_TOOLS,
+    AnswerTokens,
+    Closed,
+    Effort,
+    FullText,
+    Function,
+    Idle,
+    JsonSchema,
+    Name,
+    Text,
+    idle,
+    only,
+)
 from moe2.coordinator.http.errors import invalid
 
 MAX_METADATA = 16
@@ -27,7 +40,7 @@ class InputText(Closed, frozen=True, kw_only=True, tag_field="type", tag="input_
     """A text of the user's. Hints for a cache change nothing: beginnings of prompts are always kept."""
 
     text: Text
-    prompt_cache_breakpoint: Any = None
+    prompt_cache_breakpoint: Idle = None
 
 
 class OutputText(Closed, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
@@ -157,21 +170,21 @@ class TextOptions(Closed, frozen=True, kw_only=True):
     """How the answer's text is to be."""
 
     format: PlainFormat | ObjectFormat | SchemaFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, idle("medium")] = None
 
 
 class ReasoningOptions(Closed, frozen=True, kw_only=True):
     """How a reasoning model is to think."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: Effort | None = None
+    summary: Annotated[Literal["auto", "concise", "detailed"] | None, idle()] = None
+    generate_summary: Annotated[Literal["auto", "concise", "detailed"] | None, idle()] = None
 
 
 class ResponseStreamOptions(Closed, frozen=True, kw_only=True):
     """Options of a streamed answer."""
 
-    include_obfuscation: bool | None = None
+    include_obfuscation: Annotated[bool | None, idle(False)] = None
 
 
 class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,7 +200,7 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_field
     store: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    max_output_tokens: TokenCount | None = None
+    max_output_tokens: AnswerTokens | None = None
     text: TextOptions = TextOptions()
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
     tool_choice: ResponseToolChoice = "auto"
@@ -197,13 +210,13 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_field
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=MAX_METADATA)] | None = None
     moe2: Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Wish"})] | None = None
-    max_tool_calls: int | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    service_tier: str | None = None
+    max_tool_calls: Annotated[int | None, idle()] = None
+    user: Annotated[str | None, idle()] = None
+    safety_identifier: Annotated[str | None, idle()] = None
+    prompt_cache_key: Annotated[str | None, idle()] = None
+    prompt_cache_retention: Annotated[str | None, idle()] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, idle({})] = None
+    service_tier: Annotated[str | None, idle("auto", "default")] = None
     background: Annotated[Any, only(False)] = None
     truncation: Annotated[Any, only("disabled")] = None
 
@@ -219,12 +232,15 @@ CHAT_NAMES = {
 """What the parameters of a chat completion are called here, longer names first."""
 
 
-def read_responses(fields: dict[str, Any]) -> ResponsesRequest:
-    """Converts the fields of a body. Raises `ApiError` (400), which names the field that does not fit."""
+def read_responses(fields: dict[str, Any], reading: Reading = STRICT) -> tuple[ResponsesRequest, tuple[str, ...]]:
+    """Returns a body's fields as their struct, and the parameters that change nothing.
+
+    Raises `ApiError` (400), which names the parameter that does not fit.
+    """
     items = fields.get("input")
     if isinstance(items, list):
         fields["input"] = [_typed(item) for item in items]
-    return convert(fields, ResponsesRequest)
+    return read_struct(fields, ResponsesRequest, reading)
 
 
 def _typed(item: Any) -> Any:
@@ -256,6 +272,8 @@ def chat_fields(request: ResponsesRequest, fields: Mapping[str, Any], conversati
         chat |= _tool_fields(request)
     if request.text.format is not None:
         chat["response_format"] = _format(request.text.format)
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        chat["reasoning_effort"] = request.reasoning.effort
     if request.top_logprobs is not None or LOGPROBS in request.include:
         chat |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     return chat
@@ -317,8 +335,11 @@ def _messages(instructions: str | None, conversation: Sequence[Item]) -> list[di
                 _answer(messages, "").setdefault("tool_calls", []).append(call)
             case CallOutputItem():
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
-            case ReasoningItem() | ReferenceItem():
-                pass
+            case ReasoningItem():
+                if thought := "".join(part.text for part in item.content or ()):
+                    _answer(messages, "reasoning_content")["reasoning_content"] = thought
+            case ReferenceItem():
+                raise TypeError("references are resolved before")
     if not messages:
         raise invalid("'input' says nothing that could be answered.", param="input")
     return messages

@@ -34,7 +34,7 @@ def end(reason: str = "stop") -> End:
 
 
 def encoder(**fields: Any) -> ResponseEncoder:
-    request = read_responses({"model": "moe2", "input": "hi", **fields})
+    request, _ = read_responses({"model": "moe2", "input": "hi", **fields})
     KEPT.clear()
     return ResponseEncoder(
         request, lambda answer, items: KEPT.append((answer, items)), with_logprobs="top_logprobs" in fields

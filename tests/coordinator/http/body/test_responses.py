@@ -12,7 +12,7 @@ from moe2.coordinator.http.errors import ApiError
 
 def chat_of(**fields: Any) -> dict[str, Any]:
     body = {"model": "moe2", **fields}
-    request = read_responses(body)
+    request, _ = read_responses(body)
     return chat_fields(request, body, items_of(request))
 
 
@@ -51,7 +51,7 @@ def test_what_one_answer_consisted_of_is_one_message() -> None:
     call = {"type": "function_call", "call_id": "c1", "name": "time", "arguments": "{}", "id": "fc_1"}
     messages = messages_of(
         {"role": "user", "content": "What time is it, and where?"},
-        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Let me"}]},
         {
             "type": "message",
             "role": "assistant",
@@ -65,6 +65,7 @@ def test_what_one_answer_consisted_of_is_one_message() -> None:
     )
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
     assert [made["id"] for made in messages[1]["tool_calls"]] == ["c1", "c2"]
+    assert messages[1]["reasoning_content"] == "Let me"
     assert messages[1]["content"] == [{"type": "text", "text": "Hm."}]
     assert messages[3] == {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "here"}]}
 
@@ -120,7 +121,7 @@ def test_allowed_tools_are_the_only_ones() -> None:
         ({"input": "hi", "background": True}, "background"),
         ({"input": "hi", "truncation": "auto"}, "truncation"),
         ({"input": "hi", "conversation": "conv_1"}, "conversation"),
-        ({"input": "hi", "max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": "hi", "max_output_tokens": -2}, "max_output_tokens"),
         ({"input": "hi", "text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"input": "hi", "metadata": {"a": 1}}, "metadata"),
     ],
@@ -130,3 +131,17 @@ def test_what_cannot_be_is_refused_by_its_name(fields: dict[str, Any], param: st
     error = refusal_of(**fields)
     assert error.status == 400
     assert (error.param or "").startswith(param)
+
+
+def test_what_changes_nothing_is_told() -> None:
+    """Hints for caches and the like are accepted, and listed."""
+    part = {"type": "input_text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    body = {
+        "model": "moe2",
+        "input": [{"role": "user", "content": [part]}],
+        "user": "me",
+        "reasoning": {"summary": "auto", "effort": "low"},
+        "store": False,
+    }
+    _, ignored = read_responses(body)
+    assert set(ignored) == {"user", "reasoning.summary", "input[].content[].prompt_cache_breakpoint"}
