@@ -13,9 +13,10 @@ from typing import Any
 from msgspec import inspect
 from msgspec.structs import replace
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Generation, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
+    ChatPrompt,
     ExpertReport,
     ExpertState,
     FollowJob,
@@ -26,6 +27,7 @@ from moe2.common.link.messages import (
     ScoreJob,
     Submit,
     TakeToken,
+    TextPrompt,
     ToAgent,
 )
 
@@ -56,6 +58,8 @@ def _later(kind: type[Generation | Sampling]) -> dict[str, tuple[int, Any]]:
     return {field.name: (since, field.default) for field in fields if (since := _since(field.type)) > 1}
 
 
+PROMPTS_SINCE = 4
+"""The first protocol that knows variables for templates, strict tools, and tools beside an answer's form."""
 LATER_PARAMETERS = {kind: _later(kind) for kind in (Generation, Sampling)}
 
 
@@ -73,6 +77,8 @@ def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToA
     since = OPS_SINCE.get(type(message), 1)
     if isinstance(message, Submit):
         since = _protocol_of(message)
+    elif isinstance(message, ScoreJob | FollowJob):
+        since = max(since, _protocol_of_prompt(message.prompt))
     if protocol < since:
         return Unspeakable(since)
     if isinstance(message, Report) and any(_is_later(expert.state, protocol) for expert in message.experts):
@@ -83,15 +89,28 @@ def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToA
 def _protocol_of(submit: Submit) -> int:
     """The first protocol that knows every parameter that is set."""
     parameters = ((Generation, submit), (Sampling, submit.sampling))
-    return max(
-        (
-            since
-            for kind, values in parameters
-            for name, (since, default) in LATER_PARAMETERS[kind].items()
-            if getattr(values, name) != default
-        ),
-        default=1,
+    set_since = (
+        since
+        for kind, values in parameters
+        for name, (since, default) in LATER_PARAMETERS[kind].items()
+        if getattr(values, name) not in (default, getattr(NEUTRAL_SAMPLING, name, default))
     )
+    return max((*set_since, _protocol_of_prompt(submit.prompt), _protocol_of_form(submit)))
+
+
+def _protocol_of_prompt(prompt: ChatPrompt | TextPrompt) -> int:
+    """The first protocol that puts all of a prompt before the model."""
+    if isinstance(prompt, TextPrompt):
+        return 1
+    return PROMPTS_SINCE if prompt.chat_template_kwargs != "{}" else 1
+
+
+def _protocol_of_form(submit: Submit) -> int:
+    """The first protocol that keeps to all that a request says of the form of free text and of calls beside it."""
+    if isinstance(submit.prompt, TextPrompt) or submit.forced_tools:
+        return 1
+    tools = submit.prompt.tools
+    return PROMPTS_SINCE if any(tool.strict for tool in tools) or (tools and not submit.is_free) else 1
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

@@ -15,12 +15,13 @@ from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
-from moe2.common.generation import Generation, TokenCount
+from moe2.common.generation import Generation, Sampling, TokenCount
 from moe2.common.health import HealthWarning
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
-3: the parameters `repeat_penalty` and `grammar_syntax`."""
+3: the parameters `repeat_penalty` and `grammar_syntax`. 4: reasoning apart from the answer, strict tools,
+`chat_template_kwargs`, `parallel_tool_calls`, `thinking_budget_tokens`, `cache_prompt`."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -168,6 +169,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
     file_sha256: of the model's file; None until it has been computed.
     paced: its speed is a simulated host's, so that its seconds are simulated, too.
+    sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
+    supports_thinking: its template has marks for reasoning; None where that is not known.
     """
 
     model: str
@@ -196,6 +199,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     load_s: float | None = None
     file_sha256: str | None = None
     paced: bool = False
+    sampling: Sampling | None = None
+    supports_thinking: bool | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
@@ -213,11 +218,15 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function that the client offers. parameters: its JSON schema, as JSON text."""
+    """A function that the client offers. parameters: its JSON schema, as JSON text.
+
+    strict: the arguments of every call follow the schema, also where the model is free not to call. Protocol 4.
+    """
 
     name: str
     description: str | None = None
     parameters: str = "{}"
+    strict: bool = False
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -229,20 +238,31 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """tool_calls: of an assistant's message. tool_call_id: which call a tool's message answers."""
+    """A message of a conversation.
+
+    tool_calls: of an assistant's message. tool_call_id: which call a tool's message answers. reasoning_content: what an
+    assistant thought before it answered, for templates that write it down again; older peers leave it out.
+    """
 
     role: str
     content: str
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="chat"):
-    """A conversation; the expert applies its model's own chat template, which also writes down the tools."""
+    """A conversation; the expert applies its model's own chat template, which also writes down the tools.
+
+    An assistant's message at the end is continued.
+    chat_template_kwargs: more variables for the template (`enable_thinking`, `reasoning_effort`, …), a JSON object as
+    text. Protocol 4.
+    """
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
+    chat_template_kwargs: str = "{}"
 
 
 class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
@@ -311,16 +331,29 @@ class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="can
 
 
 class TokenAlternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that might have been drawn, and its natural log-probability.
+
+    hex: the token's bytes in hexadecimal, where they are no text by themselves; "" where they are the text's; None for
+    a control token, which has a name and no bytes. Protocol 4.
+    """
+
     text: str
     logprob: float
+    hex: str | None = ""
 
 
 class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability."""
+    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability.
+
+    is_reasoning: it belongs to what the model thought before its answer. hex: with a log-probability, the token's own
+    bytes in hexadecimal where they are not those of its text; "" where they are. Protocol 4.
+    """
 
     text: str
     logprob: float | None = None
     alternatives: Annotated[tuple[TokenAlternative, ...], Meta(max_length=MAX_ALTERNATIVES)] = ()
+    is_reasoning: bool = False
+    hex: str = ""
 
 
 class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):
@@ -373,11 +406,15 @@ class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached."""
+    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached.
+
+    reasoning_tokens: those of `decoded_tokens` that were reasoning; None from earlier releases.
+    """
 
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     decoded_tokens: int = 0
+    reasoning_tokens: int | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

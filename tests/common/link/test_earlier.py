@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import msgspec
 import pytest
 
+from moe2.common.generation import Sampling
 from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
+    ChatPrompt,
     ExpertReport,
     ExpertState,
     Report,
+    Submit,
     ToAgent,
+    Tool,
     Welcome,
     WireMessage,
 )
@@ -31,7 +36,9 @@ def recorded(protocol: int) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
 
 
-RECORDED, RECORDED2 = recorded(1), recorded(2)
+RECORDED, RECORDED2, RECORDED3 = recorded(1), recorded(2), recorded(3)
+SUBMITS_SINCE = {"submit.later": 3, "submit.thinking": 4}
+"""Samples with parameters that an earlier protocol does not know."""
 VERSIONS = range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
 JOB_MESSAGES = {name: message for name, message in SAMPLES.items() if isinstance(message, JobMessage)}
 
@@ -78,6 +85,38 @@ def test_frames_that_protocol_2_recorded_are_understood(name: str) -> None:
     assert {key: value for key, value in sent.items() if key in recorded} == recorded
 
 
+@pytest.mark.parametrize("name", RECORDED3)
+def test_frames_that_protocol_3_recorded_are_understood(name: str) -> None:
+    """Nothing is misread, although pieces of tokens have grown since."""
+    assert wire_codec().decode(bytes.fromhex(RECORDED3[name])) == SAMPLES[name]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"cache_prompt": False},
+        {"parallel_tool_calls": False},
+        {"thinking_budget_tokens": 0},
+        {"prompt": ChatPrompt(messages=(), chat_template_kwargs='{"a":1}')},
+        {"prompt": ChatPrompt(messages=(), tools=(Tool(name="f", strict=True),))},
+        {"prompt": ChatPrompt(messages=(), tools=(Tool(name="f"),)), "json_schema": "{}"},
+    ],
+)
+def test_what_protocol_3_would_pass_over_is_unspeakable(changed: dict[str, Any]) -> None:
+    """Each parameter of protocol 4 by itself keeps a job from an agent that would ignore it."""
+    submit = msgspec.structs.replace(SAMPLES["submit.smallest"], **changed)
+    assert isinstance(submit, Submit)
+    assert spoken(submit, 3) == Unspeakable(4)
+    assert spoken(submit, 4) is submit
+
+
+def test_a_repeat_penalty_of_one_is_no_word_that_a_peer_must_know() -> None:
+    """It changes nothing, so that every peer may take the job."""
+    submit = msgspec.structs.replace(SAMPLES["submit.smallest"], sampling=Sampling(repeat_penalty=1.0))
+    assert isinstance(submit, Submit)
+    assert spoken(submit, 2) is submit
+
+
 def test_the_record_is_of_every_op_of_protocol_1() -> None:
     """And of no later one."""
     assert {name.partition(".")[0] for name in RECORDED} == OPS
@@ -111,7 +150,7 @@ def test_nothing_is_sent_that_the_peer_cannot_read(name: str, protocol: int) -> 
     sender.take_frames()
     events = sender.send(message)
     frames = sender.take_frames()
-    if protocol < (3 if name == "submit.later" else OPS_SINCE.get(type(message), 1)):
+    if protocol < SUBMITS_SINCE.get(name, OPS_SINCE.get(type(message), 1)):
         assert frames == []
         [event] = events
         assert isinstance(event, NotSent)
