@@ -22,6 +22,7 @@ MAX_TOP_K = 1_000_000
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 GrammarSyntax: TypeAlias = Literal["gbnf", "lark"]
+ToolNames: TypeAlias = tuple[str, ...]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
 BIASES_TEXT = "map token ids (0 to 2^31 - 1) to values from -100 to 100"
@@ -35,9 +36,9 @@ def since(protocol: int) -> dict[str, int]:
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token is drawn. A value that is None leaves it to the model (see `completed`).
 
-    temperature: 0 is greedy. top_p, min_p: 1 and 0 cut nothing. top_k: `MAX_TOP_K` cuts nothing. seed: None draws a fresh
-    one. repeat_penalty: llama.cpp's: logits of tokens that the answer already has are divided by it, or multiplied with
-    it where they are negative; 1 changes nothing.
+    temperature: 0 is greedy. top_p, min_p: 1 and 0 cut nothing. top_k: `MAX_TOP_K` cuts nothing. seed: None draws a
+    fresh one. repeat_penalty: llama.cpp's: logits of tokens that the answer already has are divided by it, or
+    multiplied with it where they are negative; 1 changes nothing.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -86,36 +87,51 @@ def overlaid(sampling: Sampling, defaults: Sampling) -> Sampling:
 
 
 def completed(sampling: Sampling, defaults: Sampling) -> CompleteSampling:
-    """Returns the sampling with nothing left open. defaults: values for what it leaves open, `NEUTRAL_SAMPLING` last."""
+    """Returns the sampling with nothing left open: with the values of `defaults`, else of `NEUTRAL_SAMPLING`."""
     values = msgspec.structs.asdict(overlaid(overlaid(sampling, defaults), NEUTRAL_SAMPLING))
     if values["top_k"] == MAX_TOP_K:
         values["top_k"] = None
     return CompleteSampling(**values)
 
 
+class ToolRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The rules that an answer keeps to which may call the prompt's tools, but need not.
+
+    strict: names of the tools whose `parameters` the arguments of a call follow; those of others are any JSON object.
+    parallel: False where the answer makes one call at most, and ends after it.
+    """
+
+    strict: ToolNames = ()
+    parallel: bool = True
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What describes the text to be written, whoever writes it.
 
-    max_tokens: None means until the context is full.
+    max_tokens: None means until the context is full, and so does a number beyond what the context leaves. 0 writes
+    nothing: the prompt is only read, as `echo` has it.
     logprobs: None for none, otherwise alternatives per token.
     json_schema: the answer is JSON that follows this schema, given as JSON text ("{}": any object). grammar: the answer
     follows this grammar, written in `grammar_syntax`. forced_tools: the answer is one call of one of these tools. At
-    most one of the three. Where the prompt offers tools and none is forced, an answer may also be a call instead.
-    parallel_tool_calls: False allows one call per answer.
-    thinking_budget_tokens: the reasoning before an answer is closed after so many tokens; 0 closes it at once. None: no
-    bound of its own.
-    cache_prompt: False has the whole prompt read anew, so that the answer does not depend on what the cache holds.
+    most one of the three.
+    tool_rules: None where the model calls the prompt's tools as it likes, or has none. Else the answer is text, which
+    follows `json_schema` or `grammar` where one is set, or calls of the prompt's tools, which keep to these rules.
+    echo: the prompt's own tokens come before the answer, as pieces like its. With `logprobs` each has its
+    log-probability after those before it; the first one's is None.
+    thinking_budget_tokens: the most tokens between a reasoning model's thinking marks; None for no limit, 0 for none.
+    cache_prompt: False where the prompt is read anew, whatever the expert has of it in its cache.
     """
 
     sampling: Sampling = Sampling()
-    max_tokens: TokenCount | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     stop: tuple[str, ...] = ()
     logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     json_schema: str | None = None
     grammar: str | None = None
     grammar_syntax: Annotated[GrammarSyntax, Meta(extra=since(3))] = "gbnf"
-    forced_tools: tuple[str, ...] = ()
-    parallel_tool_calls: Annotated[bool, Meta(extra=since(4))] = True
+    forced_tools: ToolNames = ()
+    tool_rules: Annotated[ToolRules | None, Meta(extra=since(4))] = None
+    echo: Annotated[bool, Meta(extra=since(4))] = False
     thinking_budget_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS, extra=since(4))] | None = None
     cache_prompt: Annotated[bool, Meta(extra=since(4))] = True
 

@@ -28,6 +28,7 @@ PURE = (
     "coordinator/fleet/table.py",
     "coordinator/gate/*.py",
     "coordinator/planning/*.py",
+    "coordinator/provisioning/*.py",
     "coordinator/serving/**/*.py",
 )
 SHELLS = {

@@ -51,7 +51,7 @@ class Writing(Job):
     def _go_on(self, run: Run, token: int) -> None:
         """The answer's newest token, already counted, goes through the model next, unless the answer is at its end."""
         if (
-            self.decoded_tokens == self._max_tokens
+            (self._max_tokens is not None and self.decoded_tokens >= self._max_tokens)
             or len(self.prompt) + self.decoded_tokens >= self._most_tokens
             or not self._lanes.grow(run)
         ):

@@ -7,6 +7,7 @@ asked for is dropped in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from moe2.common.generation import NEUTRAL_SAMPLING, Generation, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
+    ChatMessage,
     ChatPrompt,
     ExpertReport,
     ExpertState,
@@ -51,16 +53,20 @@ def _since(info: inspect.Type) -> int:
     return max(map(_since, info.types)) if isinstance(info, inspect.UnionType) else 1
 
 
-def _later(kind: type[Generation | Sampling]) -> dict[str, tuple[int, Any]]:
+Part = Generation | Sampling | ChatPrompt | ChatMessage | TextPrompt
+"""The parts of a job that have parameters of later protocols."""
+
+
+def _later(kind: type[Part]) -> dict[str, tuple[int, Any]]:
     """Parameters that came after the first protocol: with which one, and what each is where nobody sets it."""
     info = inspect.type_info(kind)
     fields = info.fields if isinstance(info, inspect.StructType) else ()
     return {field.name: (since, field.default) for field in fields if (since := _since(field.type)) > 1}
 
 
-PROMPTS_SINCE = 4
-"""The first protocol that knows variables for templates, strict tools, and tools beside an answer's form."""
-LATER_PARAMETERS = {kind: _later(kind) for kind in (Generation, Sampling)}
+LATER_PARAMETERS: dict[type[Part], dict[str, tuple[int, Any]]] = {
+    kind: _later(kind) for kind in (Generation, Sampling, ChatPrompt, ChatMessage, TextPrompt)
+}
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,8 @@ def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToA
     if protocol == PROTOCOL_VERSION:
         return message
     since = OPS_SINCE.get(type(message), 1)
-    if isinstance(message, Submit):
-        since = _protocol_of(message)
-    elif isinstance(message, ScoreJob | FollowJob):
-        since = max(since, _protocol_of_prompt(message.prompt))
+    if isinstance(message, Submit | ScoreJob | FollowJob):
+        since = max(since, _protocol_of(message))
     if protocol < since:
         return Unspeakable(since)
     if isinstance(message, Report) and any(_is_later(expert.state, protocol) for expert in message.experts):
@@ -86,31 +90,31 @@ def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToA
     return message
 
 
-def _protocol_of(submit: Submit) -> int:
+def _protocol_of(job: Submit | ScoreJob | FollowJob) -> int:
     """The first protocol that knows every parameter that is set."""
-    parameters = ((Generation, submit), (Sampling, submit.sampling))
-    set_since = (
-        since
-        for kind, values in parameters
-        for name, (since, default) in LATER_PARAMETERS[kind].items()
-        if getattr(values, name) not in (default, getattr(NEUTRAL_SAMPLING, name, default))
+    return max((_part_since(kind, part) for kind, part in _parts(job)), default=1)
+
+
+def _parts(job: Submit | ScoreJob | FollowJob) -> Iterator[tuple[type[Part], Part]]:
+    """The parts of a job, each with the kind that its parameters belong to."""
+    if isinstance(job, Submit):
+        yield Generation, job
+        yield Sampling, job.sampling
+    yield type(job.prompt), job.prompt
+    if isinstance(job.prompt, ChatPrompt):
+        yield from ((ChatMessage, message) for message in job.prompt.messages)
+
+
+def _part_since(kind: type[Part], part: Part) -> int:
+    later = LATER_PARAMETERS[kind].items()
+    return max(
+        (
+            since
+            for name, (since, default) in later
+            if getattr(part, name) not in (default, getattr(NEUTRAL_SAMPLING, name, default))
+        ),
+        default=1,
     )
-    return max((*set_since, _protocol_of_prompt(submit.prompt), _protocol_of_form(submit)))
-
-
-def _protocol_of_prompt(prompt: ChatPrompt | TextPrompt) -> int:
-    """The first protocol that puts all of a prompt before the model."""
-    if isinstance(prompt, TextPrompt):
-        return 1
-    return PROMPTS_SINCE if prompt.chat_template_kwargs != "{}" else 1
-
-
-def _protocol_of_form(submit: Submit) -> int:
-    """The first protocol that keeps to all that a request says of the form of free text and of calls beside it."""
-    if isinstance(submit.prompt, TextPrompt) or submit.forced_tools:
-        return 1
-    tools = submit.prompt.tools
-    return PROMPTS_SINCE if any(tool.strict for tool in tools) or (tools and not submit.is_free) else 1
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

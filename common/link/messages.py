@@ -15,13 +15,13 @@ from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
-from moe2.common.generation import Generation, Sampling, TokenCount
+from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
 
 PROTOCOL_VERSION = 4
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
-3: the parameters `repeat_penalty` and `grammar_syntax`. 4: reasoning apart from the answer, strict tools,
-`chat_template_kwargs`, `parallel_tool_calls`, `thinking_budget_tokens`, `cache_prompt`."""
+3: the parameters `repeat_penalty` and `grammar_syntax`. 4: `tool_rules`, `echo`, `thinking_budget_tokens`,
+`cache_prompt`; prompts with variables for the template, with reasoning, and of token ids."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -218,15 +218,11 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function that the client offers. parameters: its JSON schema, as JSON text.
-
-    strict: the arguments of every call follow the schema, also where the model is free not to call. Protocol 4.
-    """
+    """A function that the client offers. parameters: its JSON schema, as JSON text."""
 
     name: str
     description: str | None = None
     parameters: str = "{}"
-    strict: bool = False
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,10 +234,13 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A message of a conversation.
+    """One message of a conversation.
 
-    tool_calls: of an assistant's message. tool_call_id: which call a tool's message answers. reasoning_content: what an
-    assistant thought before it answered, for templates that write it down again; older peers leave it out.
+    content: its text; empty where an assistant's message has only calls. parts: the texts that `content` is joined of,
+    with a line's end between two, where the client sent several; a template that wants parts gets these.
+    reasoning_content: what an assistant's message had between its thinking marks. tool_calls: of an assistant's
+    message. tool_call_id: which call a tool's message answers. Ids of calls are nine letters or digits, as the
+    strictest templates want them.
     """
 
     role: str
@@ -249,26 +248,27 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
-    reasoning_content: str | None = None
+    parts: tuple[str, ...] = ()
+    reasoning_content: Annotated[str | None, Meta(extra=since(4))] = None
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="chat"):
     """A conversation; the expert applies its model's own chat template, which also writes down the tools.
 
-    An assistant's message at the end is continued.
-    chat_template_kwargs: more variables for the template (`enable_thinking`, `reasoning_effort`, …), a JSON object as
-    text. Protocol 4.
+    template_kwargs: further variables of the template, such as `enable_thinking`, as the JSON text of an object.
     """
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
-    chat_template_kwargs: str = "{}"
+    template_kwargs: Annotated[str, Meta(extra=since(4))] = "{}"
 
 
-class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
-    """Text to continue as it stands."""
+class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="text"):
+    """Text to continue as it stands. tokens: the ids of its tokens in the expert's vocabulary, where these are given;
+    then `text` is empty."""
 
     text: str
+    tokens: Annotated[tuple[TokenId, ...], Meta(extra=since(4))] = ()
 
 
 class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="submit"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from moe2.common.energy import Attribution, Energy, Quality, Scope
-from moe2.common.generation import Sampling
+from moe2.common.generation import Sampling, ToolRules
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     CancelJob,
@@ -216,23 +216,24 @@ SAMPLES: dict[str, WireMessage] = {
         prompt=TextPrompt(text="Once"),
         sampling=Sampling(repeat_penalty=1.25),
     ),
-    "submit.thinking": Submit(
+    "submit.protocol4": Submit(
         job_id="j",
         request_id="r",
         model="m",
         prompt=ChatPrompt(
             messages=(
-                ChatMessage(role="user", content="Wet?"),
-                ChatMessage(role="assistant", content="No.", reasoning_content="Sun."),
-                ChatMessage(role="user", content="Sure?"),
+                ChatMessage(role="user", content="Wet?\nNow?", parts=("Wet?", "Now?")),
+                ChatMessage(role="assistant", content="Dry.", reasoning_content="No rain."),
             ),
-            tools=(Tool(name="f", parameters='{"type":"object"}', strict=True),),
-            chat_template_kwargs='{"enable_thinking":true}',
+            template_kwargs='{"enable_thinking":false}',
         ),
-        parallel_tool_calls=False,
-        thinking_budget_tokens=64,
+        max_tokens=0,
+        tool_rules=ToolRules(strict=("f",), parallel=False),
+        echo=True,
+        thinking_budget_tokens=0,
         cache_prompt=False,
     ),
+    "submit.ids": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="", tokens=(1, 70_000))),
     "submit.smallest": Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once")),
     "score": ScoreJob(
         job_id="req-1.0",

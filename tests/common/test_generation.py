@@ -29,7 +29,6 @@ FOLLOW = FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text
         (SUBMIT, {"sampling": {"presence_penalty": -9.0}}),
         (SUBMIT, {"sampling": {"repeat_penalty": 0.0}}),
         (SUBMIT, {"sampling": {"logit_bias": {1: 1e9}}}),
-        (SUBMIT, {"max_tokens": 0}),
         (SUBMIT, {"max_tokens": -3}),
         (SUBMIT, {"logprobs": 21}),
         (FOLLOW, {"most": 0}),

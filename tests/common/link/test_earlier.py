@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import msgspec
@@ -14,13 +13,14 @@ from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
+    ChatMessage,
     ChatPrompt,
     ExpertReport,
     ExpertState,
     Report,
     Submit,
+    TextPrompt,
     ToAgent,
-    Tool,
     Welcome,
     WireMessage,
 )
@@ -37,10 +37,12 @@ def recorded(protocol: int) -> dict[str, str]:
 
 
 RECORDED, RECORDED2, RECORDED3 = recorded(1), recorded(2), recorded(3)
-SUBMITS_SINCE = {"submit.later": 3, "submit.thinking": 4}
-"""Samples with parameters that an earlier protocol does not know."""
 VERSIONS = range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
 JOB_MESSAGES = {name: message for name, message in SAMPLES.items() if isinstance(message, JobMessage)}
+
+
+SAMPLES_SINCE = {"submit.later": 3, "submit.protocol4": 4, "submit.ids": 4}
+"""The first protocol that knows what a sample asks for, where that is later than its op."""
 
 
 def report(*states: ExpertState) -> Report:
@@ -91,25 +93,6 @@ def test_frames_that_protocol_3_recorded_are_understood(name: str) -> None:
     assert wire_codec().decode(bytes.fromhex(RECORDED3[name])) == SAMPLES[name]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"cache_prompt": False},
-        {"parallel_tool_calls": False},
-        {"thinking_budget_tokens": 0},
-        {"prompt": ChatPrompt(messages=(), chat_template_kwargs='{"a":1}')},
-        {"prompt": ChatPrompt(messages=(), tools=(Tool(name="f", strict=True),))},
-        {"prompt": ChatPrompt(messages=(), tools=(Tool(name="f"),)), "json_schema": "{}"},
-    ],
-)
-def test_what_protocol_3_would_pass_over_is_unspeakable(changed: dict[str, Any]) -> None:
-    """Each parameter of protocol 4 by itself keeps a job from an agent that would ignore it."""
-    submit = msgspec.structs.replace(SAMPLES["submit.smallest"], **changed)
-    assert isinstance(submit, Submit)
-    assert spoken(submit, 3) == Unspeakable(4)
-    assert spoken(submit, 4) is submit
-
-
 def test_a_repeat_penalty_of_one_is_no_word_that_a_peer_must_know() -> None:
     """It changes nothing, so that every peer may take the job."""
     submit = msgspec.structs.replace(SAMPLES["submit.smallest"], sampling=Sampling(repeat_penalty=1.0))
@@ -150,7 +133,7 @@ def test_nothing_is_sent_that_the_peer_cannot_read(name: str, protocol: int) -> 
     sender.take_frames()
     events = sender.send(message)
     frames = sender.take_frames()
-    if protocol < SUBMITS_SINCE.get(name, OPS_SINCE.get(type(message), 1)):
+    if protocol < SAMPLES_SINCE.get(name, OPS_SINCE.get(type(message), 1)):
         assert frames == []
         [event] = events
         assert isinstance(event, NotSent)
@@ -177,6 +160,29 @@ def test_a_parameter_that_a_peer_would_ignore_is_unspeakable(protocol: int) -> N
     """Where it is set: unset it changes nothing, and any peer takes the job."""
     assert spoken(SAMPLES["submit.later"], protocol) == Unspeakable(3)  # type: ignore[arg-type]
     assert spoken(SAMPLES["submit"], protocol) is SAMPLES["submit"]  # type: ignore[arg-type]
+
+
+PROMPTS_OF_4 = (
+    ChatPrompt(messages=(ChatMessage(role="user", content="?"),), template_kwargs='{"enable_thinking":false}'),
+    ChatPrompt(messages=(ChatMessage(role="assistant", content="!", reasoning_content="So."),)),
+    TextPrompt(text="", tokens=(1,)),
+)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS_OF_4)
+def test_a_prompt_that_a_peer_would_misread_is_unspeakable(prompt: ChatPrompt | TextPrompt) -> None:
+    """Whatever the job is that has it."""
+    for name in ("submit", "score", "follow"):
+        job = msgspec.structs.replace(SAMPLES[name], prompt=prompt)
+        assert spoken(job, 3) == Unspeakable(4)  # type: ignore[arg-type]
+        assert spoken(job, 4) is job  # type: ignore[arg-type]
+
+
+def test_parts_are_told_to_any_peer() -> None:
+    """One that does not know them reads the same words in the message's content."""
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="a\nb", parts=("a", "b")),))
+    job = msgspec.structs.replace(SAMPLES["submit"], prompt=prompt)
+    assert spoken(job, 1) is job  # type: ignore[arg-type]
 
 
 def test_what_is_unspeakable_names_its_protocol() -> None:

@@ -317,7 +317,7 @@ def test_an_unreadable_message_is_answered_and_the_session_goes_on(
 def test_a_job_that_an_agent_cannot_read_has_failed(job_id: str) -> None:
     """Nobody waits for it; an id of no sane length is not sent back."""
     agent = open_agent()
-    order = {"op": "submit", "job_id": job_id, "request_id": "r", "model": "m", "max_tokens": 0}
+    order = {"op": "submit", "job_id": job_id, "request_id": "r", "model": "m", "max_tokens": -1}
     agent.receive(msgpack.packb({**order, "prompt": {"kind": "text", "text": ""}}), 0.0)
     fault, *failed = sent(agent)
     assert isinstance(fault, Fault)

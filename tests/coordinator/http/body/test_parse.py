@@ -38,12 +38,12 @@ def refused(parse: Any, **fields: Any) -> ApiError:
 # --- Honoured ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_chat_has_openais_defaults() -> None:
-    """The smallest chat has OpenAI's defaults: temperature and top_p 1, no limit, no stop, no stream."""
+def test_the_smallest_chat_leaves_all_to_the_model() -> None:
+    """The smallest chat has no sampling of its own, no limit, no stop, no stream."""
     assert chat() == Call(
         model="m",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
-        generation=Generation(sampling=Sampling(temperature=1.0, top_p=1.0), max_tokens=None, stop=(), logprobs=None),
+        generation=Generation(sampling=Sampling(), max_tokens=None, stop=(), logprobs=None),
         structured_by=None,
         stream=False,
         include_usage=False,
