@@ -36,6 +36,29 @@ class JobErrorCode(StrEnum):
     """A defect of moe2."""
 
 
+class CommandErrorCode(StrEnum):
+    """Why an agent did not do what it was commanded to (`moe2.common.link.messages.CommandAnswer`)."""
+
+    NOT_ALLOWED = "not_allowed"
+    """The agent's configuration does not allow it."""
+    NOT_POSSIBLE = "not_possible"
+    """This host cannot do it."""
+    UNKNOWN_MODEL = "unknown_model"
+    """This agent does not serve that model."""
+    BUSY = "busy"
+    """Jobs run or have come, and nothing that runs is cut off."""
+    DRAINING = "draining"
+    """The agent is shutting down."""
+    SUPERSEDED = "superseded"
+    """A later command asks for something else."""
+    LOAD_FAILED = "load_failed"
+    """The model could not be brought into memory."""
+    SUSPEND_FAILED = "suspend_failed"
+    """The host was asked to suspend and stayed awake."""
+    INTERNAL = "internal"
+    """A defect of moe2, or a code of a later release."""
+
+
 class LinkCode(StrEnum):
     """Why a message on the link was not understood, or a session ended. Refusals of an identity have codes of their own
     (`moe2.common.link.enrolment.Refusal`)."""

@@ -8,6 +8,7 @@ import msgspec
 
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, HostFacts, SensorReport
+from moe2.common.standby import Standby
 
 
 class LinkState(StrEnum):
@@ -51,6 +52,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     jobs_finished: int
     jobs_failed: int
     warnings: tuple[HealthWarning, ...]
+    standby: Standby | None = None
     model_files: dict[str, str] = {}
     """Paths by the models' names. They stay on this host: the coordinator has no use for them."""
 
@@ -69,6 +71,8 @@ class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     experts: tuple[ExpertReport, ...]
     sensors: tuple[SensorReport, ...]
     warnings: tuple[HealthWarning, ...]
+    standby: Standby | None = None
+    """How its host waits; None from an agent of an earlier release."""
 
 
 class BreakerRow(msgspec.Struct, frozen=True, kw_only=True):

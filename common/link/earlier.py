@@ -19,26 +19,37 @@ from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     ChatMessage,
     ChatPrompt,
+    CommandAnswer,
     ExpertReport,
     ExpertState,
     FollowJob,
     FromAgent,
     JobScored,
+    LoadModel,
     NextTokens,
     Report,
     ScoreJob,
     Submit,
+    Suspend,
     TakeToken,
     TextPrompt,
     ToAgent,
+    UnloadModel,
+    WakeNeighbour,
 )
 
-OPS_SINCE: dict[type[Report | ToAgent | FromAgent], int] = {
+Spoken = Report | ToAgent | FromAgent | CommandAnswer
+OPS_SINCE: dict[type[Spoken], int] = {
     ScoreJob: 2,
     FollowJob: 2,
     TakeToken: 2,
     NextTokens: 2,
     JobScored: 2,
+    LoadModel: 4,
+    UnloadModel: 4,
+    Suspend: 4,
+    WakeNeighbour: 4,
+    CommandAnswer: 4,
 }
 """The first protocol that knows an op; 1 for all others."""
 STATES_SINCE = {ExpertState.COLD: (2, ExpertState.LOADING)}
@@ -76,7 +87,7 @@ class Unspeakable:
     since: int
 
 
-def spoken(message: Report | ToAgent | FromAgent, protocol: int) -> Report | ToAgent | FromAgent | Unspeakable:
+def spoken(message: Spoken, protocol: int) -> Spoken | Unspeakable:
     """The message as a peer understands it that speaks `protocol`."""
     if protocol == PROTOCOL_VERSION:
         return message

@@ -17,11 +17,13 @@ from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
+from moe2.common.standby import Standby, TransitionCost
 
 PROTOCOL_VERSION = 4
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
 3: the parameters `repeat_penalty` and `grammar_syntax`. 4: `tool_rules`, `echo`, `thinking_budget_tokens`,
-`cache_prompt`; prompts with variables for the template, with reasoning, and of token ids."""
+`cache_prompt`; prompts with variables for the template, with reasoning, and of token ids; commands to load, unload,
+suspend and wake."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -37,6 +39,7 @@ MAX_SCORES = 1024
 """Of one frame: longer arrays are refused by their length, before anything is built from them."""
 
 JobId = Annotated[str, Meta(max_length=256)]
+CommandId = Annotated[str, Meta(max_length=256)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op"):
@@ -102,9 +105,13 @@ class Fault(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fault")
 
 
 class Goodbye(Message, frozen=True, kw_only=True, omit_defaults=True, tag="goodbye"):
-    """Either way: the link is being closed on purpose."""
+    """Either way: the link is being closed on purpose. reason: `ASLEEP` from an agent whose host goes to sleep."""
 
     reason: str
+
+
+ASLEEP = "asleep"
+"""The reason of an agent's goodbye that comes back as the same agent when its host is woken."""
 
 
 # --- Capability reports -----------------------------------------------------------------------------------------------
@@ -171,6 +178,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     paced: its speed is a simulated host's, so that its seconds are simulated, too.
     sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
     supports_thinking: its template has marks for reasoning; None where that is not known.
+    load_cost, unload_cost: what bringing the model into memory and ending its process have taken; None before either
+    was measured.
     """
 
     model: str
@@ -201,10 +210,15 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     paced: bool = False
     sampling: Sampling | None = None
     supports_thinking: bool | None = None
+    load_cost: TransitionCost | None = None
+    unload_cost: TransitionCost | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
-    """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent."""
+    """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent.
+
+    standby: None from earlier releases.
+    """
 
     seq: int
     host: HostFacts
@@ -212,6 +226,73 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
     sensors: Annotated[tuple[SensorReport, ...], Meta(max_length=MAX_SENSORS)] = ()
     warnings: Annotated[tuple[HealthWarning, ...], Meta(max_length=MAX_WARNINGS)] = ()
     draining: bool = False
+    standby: Standby | None = None
+
+
+# --- Commands: who is awake -------------------------------------------------------------------------------------------
+
+
+class LoadModel(Message, frozen=True, kw_only=True, omit_defaults=True, tag="load_model"):
+    """Coordinator to agent: bring this model into memory. Done when it is ready. Protocol 4, as all commands."""
+
+    command_id: CommandId
+    model: str
+
+
+class UnloadModel(Message, frozen=True, kw_only=True, omit_defaults=True, tag="unload_model"):
+    """Coordinator to agent: end this model's process once its jobs have ended. Done when its memory is given back.
+
+    A job that comes meanwhile calls it off ("busy"); the next one after it loads the model again.
+
+    drain_s: how long running jobs may take before the agent answers "busy"; None: as long as they need.
+    """
+
+    command_id: CommandId
+    model: str
+    drain_s: float | None = None
+
+
+class Suspend(Message, frozen=True, kw_only=True, omit_defaults=True, tag="suspend"):
+    """Coordinator to agent: suspend the host once its jobs have ended.
+
+    Done is answered right before the goodbye with the reason `ASLEEP`. If the host then stays awake after all, the
+    agent connects again and answers "failed". drain_s: as in `UnloadModel`.
+    """
+
+    command_id: CommandId
+    drain_s: float | None = None
+
+
+class WakeNeighbour(Message, frozen=True, kw_only=True, omit_defaults=True, tag="wake_neighbour"):
+    """Coordinator to agent: send a magic packet to another host on your network. Done when it is sent.
+
+    mac, network: of a `WakeAddress` that the sleeping host has reported. An agent with no interface on that network
+    refuses.
+    """
+
+    command_id: CommandId
+    mac: Annotated[str, Meta(max_length=32)]
+    network: Annotated[str, Meta(max_length=64)]
+
+
+class CommandOutcome(StrEnum):
+    DONE = "done"
+    REFUSED = "refused"
+    """Nothing was begun: it is not allowed, not possible, or not now."""
+    FAILED = "failed"
+    """It was begun and did not come to its end."""
+
+
+class CommandAnswer(Message, frozen=True, kw_only=True, omit_defaults=True, tag="command_answer"):
+    """Agent to coordinator: what became of a command, once for each.
+
+    code: why it was not done, a `moe2.common.errors.CommandErrorCode`; None where it was. message: for people.
+    """
+
+    command_id: CommandId
+    outcome: CommandOutcome
+    code: str | None = None
+    message: str | None = None
 
 
 # --- Jobs: one expert's work for one request --------------------------------------------------------------------------
@@ -455,8 +536,10 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
 Job = Submit | ScoreJob | FollowJob
 """What an expert can be asked to do."""
-ToAgent = Job | TakeToken | CancelJob
+Command = LoadModel | UnloadModel | Suspend | WakeNeighbour
+"""What an agent can be asked to do about who is awake."""
+ToAgent = Job | TakeToken | CancelJob | Command
 JobWord = JobStarted | NextTokens | JobDone | JobScored | JobFailed
 """What an agent says of one job."""
 FromAgent = JobWord | Tokens
-WireMessage = SessionMessage | Report | ToAgent | FromAgent
+WireMessage = SessionMessage | Report | ToAgent | FromAgent | CommandAnswer

@@ -17,6 +17,7 @@ from moe2.common.link.earlier import Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
+    CommandAnswer,
     Fault,
     FromAgent,
     Goodbye,
@@ -39,7 +40,7 @@ SILENT_HEARTBEATS = 3
 MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
-JobMessage = Report | ToAgent | FromAgent
+JobMessage = Report | ToAgent | FromAgent | CommandAnswer
 _ORDERS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Job))
 
 

@@ -22,6 +22,7 @@ from moe2.common.errors import LinkCode, ProtocolError
 from moe2.common.link.messages import (
     MAX_CANDIDATES,
     CancelJob,
+    CommandAnswer,
     Fault,
     Goodbye,
     Hello,
@@ -30,13 +31,17 @@ from moe2.common.link.messages import (
     JobId,
     JobScored,
     JobStarted,
+    LoadModel,
     NextTokens,
     Ping,
     Pong,
     Refused,
     Report,
+    Suspend,
     TakeToken,
     Tokens,
+    UnloadModel,
+    WakeNeighbour,
     Welcome,
     WireMessage,
 )
@@ -46,7 +51,10 @@ SMALL_FRAME_BYTES = 64 * 1024
 """For messages that say one thing: no such message of a sound peer comes near it."""
 MEDIUM_FRAME_BYTES = 256 * 1024
 REPORT_FRAME_BYTES = 1024 * 1024
-_SMALL = (Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed)
+_SMALL = (
+    *(Hello, Welcome, Refused, Ping, Pong, Fault, Goodbye, TakeToken, CancelJob, JobStarted, JobDone, JobFailed),
+    *(LoadModel, UnloadModel, Suspend, WakeNeighbour, CommandAnswer),
+)
 MAX_BYTES_BY_KIND: dict[type[Any], int] = {
     Report: REPORT_FRAME_BYTES,
     NextTokens: MEDIUM_FRAME_BYTES,

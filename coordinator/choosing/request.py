@@ -64,7 +64,8 @@ class Budgets(Settings):
     mode: Mode | None = None
     """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most candidates of the request; `energy_budget_j` then holds even if every one of them has to be tried.
+    """Most candidates of the request, the best for its prompt; `energy_budget_j` then holds even if every one of them
+    has to be tried.
 
     Where a panel answers, the most members that it may have."""
 
@@ -186,6 +187,8 @@ class SelectionRequest:
     """Seconds of the budgets that earlier attempts have used up."""
     spent_j: float = 0.0
     """Joules of the budgets that earlier attempts have used up."""
+    price_per_j: float = 0.0
+    """Score, 0..1, that one joule has to bring; 0 where joules count only by the limits and between equals."""
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
     choice_tokens: int | None = None

@@ -21,9 +21,10 @@ from msgspec.structs import asdict, replace
 
 from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.energy import Energy, unmeasured
-from moe2.common.errors import JobErrorCode
+from moe2.common.errors import CommandErrorCode, JobErrorCode
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
+    CommandAnswer,
     ExpertReport,
     FollowJob,
     FromAgent,
@@ -45,11 +46,18 @@ from moe2.common.link.messages import (
     ToAgent,
     Tokens,
 )
+from moe2.coordinator.fleet.bounds import (
+    CONTROL,
+    MAX_FIGURE,
+    MAX_JOULES,
+    MAX_NAME_CHARACTERS,
+    MAX_SECONDS,
+    MAX_WATTS,
+    name_fault,
+    range_fault,
+)
+from moe2.coordinator.fleet.standby_checks import sound_costs, sound_standby
 
-MAX_FIGURE = 1e15
-"""The largest count, byte size or coefficient that a host could mean."""
-MAX_JOULES = MAX_SECONDS = 1e12
-MAX_WATTS = 1e6
 MAX_TOKENS = 10**9
 MAX_SLOTS = 65_536
 MAX_SPREAD = 20.0
@@ -58,7 +66,6 @@ MAX_LOGPROB = 1e-6
 """The largest log-probability: 0, up to the rounding of a sum."""
 MAX_MASS = 1.001
 """The largest sum of the probabilities of different next tokens."""
-MAX_NAME_CHARACTERS = 128
 MAX_PIECE_BYTES = 4096
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
@@ -75,17 +82,17 @@ Words about a forgotten job are checked like those about an unknown one.
 DONE_REASONS = frozenset({"stop", "length", "cancelled"})
 AGENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _JOB_CODES = frozenset(JobErrorCode)
-_SHOWN_ONLY = {"performance", "measured_age_s"}
-"""Fields of a report that people look at and no decision rests on."""
+_COMMAND_CODES = frozenset(CommandErrorCode)
+_CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
+"""Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
 
 
 @dataclass(frozen=True)
 class Checked:
     """The result of checking a message."""
 
-    messages: tuple[Report | FromAgent, ...] = ()
+    messages: tuple[Report | FromAgent | CommandAnswer, ...] = ()
     """The messages, or what is left of them, that may be believed."""
     faults: tuple[str, ...] = ()
     """The faults of the message, for the agent and the log."""
@@ -134,7 +141,7 @@ class AgentChecks:
             if len(self._given) > MAX_REMEMBERED_JOBS:
                 self._given.popitem(last=False)
 
-    def check(self, message: Report | FromAgent) -> Checked:
+    def check(self, message: Report | FromAgent | CommandAnswer) -> Checked:
         """Checks a message that the agent has sent, and returns what may be believed of it."""
         match message:
             case Tokens():
@@ -150,6 +157,8 @@ class AgentChecks:
                 return self._scored(message)
             case JobFailed():
                 return self._failed(message)
+            case CommandAnswer():
+                return self._answered(message)
             case Report():
                 told, faults = sound_report(message)
                 self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
@@ -242,13 +251,23 @@ class AgentChecks:
 
     def _failed(self, message: JobFailed) -> Checked:
         code = message.code if message.code in _JOB_CODES else JobErrorCode.INTERNAL
-        text = _CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
+        text = CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
         if (code, text) != (message.code, message.message):
             message = replace(message, code=code, message=text)
         if message.usage is None:
             self._given.pop(message.job_id, None)
             return Checked((message,))
         return self._ended(message, message.usage)
+
+    @staticmethod
+    def _answered(message: CommandAnswer) -> Checked:
+        """Returns the answer to a command, which may be one of an earlier connection: a host could not sleep after all.
+
+        Whoever has sent the command knows its id.
+        """
+        code = message.code if message.code is None or message.code in _COMMAND_CODES else CommandErrorCode.INTERNAL
+        text = None if message.message is None else CONTROL.sub(" ", message.message[:MAX_MESSAGE_CHARACTERS])
+        return Checked((replace(message, code=code, message=text),))
 
     def _ended(self, message: JobDone | JobScored | JobFailed, usage: JobUsage) -> Checked:
         """Returns the end of a job, with what can be believed of its usage."""
@@ -262,7 +281,7 @@ class AgentChecks:
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
         for name in ("queue_s", "prefill_s", "decode_s"):
-            if fault := _range_fault(name, getattr(usage, name), MAX_SECONDS):
+            if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
                 fields[name] = None
         if fault := _energy_fault(usage.energy):
@@ -291,7 +310,7 @@ class AgentChecks:
 
 
 def _started_fault(message: JobStarted) -> str | None:
-    return _range_fault("prompt_tokens", message.prompt_tokens, MAX_TOKENS) or _range_fault(
+    return range_fault("prompt_tokens", message.prompt_tokens, MAX_TOKENS) or range_fault(
         "queue_s", message.queue_s, MAX_SECONDS
     )
 
@@ -299,27 +318,22 @@ def _started_fault(message: JobStarted) -> str | None:
 def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | None:
     prompt = usage.prompt_tokens
     return (
-        _range_fault("prompt_tokens", prompt, max_prompt)
-        or _range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
-        or _range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
+        range_fault("prompt_tokens", prompt, max_prompt)
+        or range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
+        or range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
     )
 
 
 def _energy_fault(energy: Energy) -> str | None:
     marginal = energy.marginal_joules
     return (
-        _range_fault("joules", energy.joules, MAX_JOULES)
-        or _range_fault("marginal_joules", None if marginal is None else abs(marginal), MAX_JOULES)
-        or _range_fault("idle_w", energy.idle_w, MAX_WATTS)
-        or _range_fault("coverage", energy.coverage, 1.0 + 1e-9)
-        or _range_fault("n_samples", energy.n_samples, MAX_FIGURE)
-        or _range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
+        range_fault("joules", energy.joules, MAX_JOULES)
+        or range_fault("marginal_joules", None if marginal is None else abs(marginal), MAX_JOULES)
+        or range_fault("idle_w", energy.idle_w, MAX_WATTS)
+        or range_fault("coverage", energy.coverage, 1.0 + 1e-9)
+        or range_fault("n_samples", energy.n_samples, MAX_FIGURE)
+        or range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
     )
-
-
-def _range_fault(name: str, value: float | None, most: float) -> str | None:
-    """Returns what is wrong with a figure that has to be unknown or from 0 to `most`; None if nothing is."""
-    return None if value is None or 0 <= value <= most else f"{name} is {value}"
 
 
 def _is_logprob(value: float) -> bool:
@@ -339,17 +353,7 @@ def hello_fault(hello: Hello) -> str | None:
         "its instance id": hello.instance_id,
         "its host's name": hello.hostname,
     }
-    return next(
-        (fault for what, name in names.items() if name is not None and (fault := _name_fault(what, name))), None
-    )
-
-
-def _name_fault(what: str, name: str) -> str | None:
-    if len(name) > MAX_NAME_CHARACTERS:
-        return f"{what} has {len(name)} characters, more than {MAX_NAME_CHARACTERS}"
-    if not name or _CONTROL.search(name):
-        return f"{what} {name!r} is empty or has control characters"
-    return None
+    return next((fault for what, name in names.items() if name is not None and (fault := name_fault(what, name))), None)
 
 
 # --- Reports ----------------------------------------------------------------------------------------------------------
@@ -361,12 +365,12 @@ def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
     faults: dict[str, str] = {}
     experts: list[ExpertReport] = []
     for expert in report.experts:
-        fault = _name_fault("the name", expert.model)
+        fault = name_fault("the name", expert.model)
         if fault is None and named[expert.model] > 1:
             fault = f"it is there {named[expert.model]} times"
         fault = fault or fault_in(expert)
         if fault is None:
-            experts.append(_with_shown(expert))
+            experts.append(sound_costs(_with_shown(expert), faults))
         else:
             faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
     sensors = tuple(_sensor(sensor, faults) for sensor in report.sensors)
@@ -375,14 +379,17 @@ def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
         faults["its warnings"] = "a code is not 1 to 64 letters, digits or _. It is not shown"
     host = report.host
     for name in ("cpu_count", "memory_bytes"):
-        if fault := _range_fault(name, getattr(host, name), MAX_FIGURE):
+        if fault := range_fault(name, getattr(host, name), MAX_FIGURE):
             faults["its host"] = f"{fault}. It is not shown"
             host = replace(host, **{name: None})
+    standby = None if report.standby is None else sound_standby(report.standby, faults)
     if not faults:
-        return report if experts == list(report.experts) else replace(report, experts=tuple(experts)), ()
+        if experts == list(report.experts) and standby is report.standby:
+            return report, ()
+        return replace(report, experts=tuple(experts), standby=standby), ()
     told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
     warnings += tuple(map(_unsound, told))
-    return replace(report, host=host, experts=tuple(experts), sensors=sensors, warnings=warnings), told
+    return replace(report, host=host, experts=tuple(experts), sensors=sensors, warnings=warnings, standby=standby), told
 
 
 def _unsound(told: str) -> HealthWarning:
@@ -395,7 +402,7 @@ def _unsound(told: str) -> HealthWarning:
 
 
 def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
-    fault = _range_fault("power_w", sensor.power_w, MAX_WATTS)
+    fault = range_fault("power_w", sensor.power_w, MAX_WATTS)
     if fault is None:
         return sensor
     faults[f"the sensor {sensor.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. Its power counts as unknown"
@@ -433,7 +440,7 @@ def _fault(value: Any, where: str) -> str | None:
     parts: dict[str, Any] = {}
     if isinstance(value, msgspec.Struct):
         fields = asdict(value).items()
-        parts = {f"{where}.{name}".lstrip("."): part for name, part in fields if name not in _SHOWN_ONLY}
+        parts = {f"{where}.{name}".lstrip("."): part for name, part in fields if name not in _CHECKED_APART}
         if isinstance(value, LatencyProfile):
             # A batch that tends to empty has a negative m0.
             parts[f"{where}.occupancy"] = tuple(map(abs, value.occupancy))

@@ -14,7 +14,8 @@ from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER, Refusal, digest
 from moe2.common.secretfile import read_secret
-from moe2.coordinator.fleet.checks import AGENT_ID, MAX_NAME_CHARACTERS
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
+from moe2.coordinator.fleet.checks import AGENT_ID
 from moe2.coordinator.fleet.register import AgentRefusedError, Presented, ProvenIdentity, Register, admit, refusal_of
 from moe2.coordinator.fleet.register_file import RegisterFile
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -18,6 +19,7 @@ from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     CancelJob,
+    CommandAnswer,
     FromAgent,
     Hello,
     Job,
@@ -84,7 +86,8 @@ class Hub:
     """The hub accepts agents, keeps the capability table up to date and passes messages both ways.
 
     on_message: called with an agent's id and its word about a job. on_lost: called when an agent's session has ended,
-    for whatever reason. on_report: called when an agent has reported what it can do.
+    for whatever reason. on_report: called when an agent has reported what it can do. on_answer: called with
+    an agent's id and its answer to a command.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Hub:
         on_message: Callable[[str, FromAgent], None],
         on_lost: Callable[[str], None],
         on_report: Callable[[], None],
+        on_answer: Callable[[str, CommandAnswer], None] = lambda agent_id, answer: None,
     ) -> None:
         self.settings = settings
         self._doorkeeper = doorkeeper
@@ -105,6 +109,7 @@ class Hub:
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_report = on_report
+        self._on_answer = on_answer
         self._connections: set[_Connection] = set()
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
@@ -299,7 +304,16 @@ class Hub:
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         match message:
-            case Report() | JobStarted() | Tokens() | NextTokens() | JobDone() | JobScored() | JobFailed():
+            case (
+                Report()
+                | JobStarted()
+                | Tokens()
+                | NextTokens()
+                | JobDone()
+                | JobScored()
+                | JobFailed()
+                | CommandAnswer()
+            ):
                 op = type(message).__struct_config__.tag
                 self._take(connection, str(op), connection.checks.check(message))
             case _:
@@ -319,6 +333,9 @@ class Hub:
             if isinstance(message, Report):
                 self._table.agent_reported(agent_id, message, asyncio.get_running_loop().time())
                 self._on_report()
+            elif isinstance(message, CommandAnswer):
+                log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(message))
+                self._on_answer(agent_id, message)
             else:
                 self._on_message(agent_id, message)
 

@@ -259,6 +259,7 @@ class CapabilityTable:
             experts=report.experts if report else (),
             sensors=report.sensors if report else (),
             warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
+            standby=report.standby if report else None,
         )
 
 

@@ -8,10 +8,13 @@ from moe2.common.energy import Attribution, Energy, Quality, Scope
 from moe2.common.generation import Sampling, ToolRules
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
+    ASLEEP,
     CancelJob,
     Candidate,
     ChatMessage,
     ChatPrompt,
+    CommandAnswer,
+    CommandOutcome,
     ContinuationScore,
     ExpertReport,
     ExpertState,
@@ -26,6 +29,7 @@ from moe2.common.link.messages import (
     JobScored,
     JobStarted,
     JobUsage,
+    LoadModel,
     NextTokens,
     Performance,
     Ping,
@@ -35,6 +39,7 @@ from moe2.common.link.messages import (
     ScoreJob,
     SensorReport,
     Submit,
+    Suspend,
     TakeToken,
     TextPrompt,
     TokenAlternative,
@@ -42,9 +47,12 @@ from moe2.common.link.messages import (
     Tokens,
     Tool,
     ToolCall,
+    UnloadModel,
+    WakeNeighbour,
     Welcome,
     WireMessage,
 )
+from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
 
 HELLO = Hello(
     protocol_min=1,
@@ -131,6 +139,45 @@ SMALL_EXPERT = ExpertReport(
     performance=Performance(decode_tokens_per_s=41.66, ttft_s=0.0214, n_requests=120),
 )
 """A busy expert of which no energy is known."""
+COST = TransitionCost(
+    duration_s=4.5, max_duration_s=5.0, energy_j=180.0, n=3, age_s=60.0, quality=Quality.MEASURED_INTEGRATED
+)
+STANDBY = Standby(
+    allow_unload=True,
+    allow_suspend=True,
+    suspend_fault="logind says no",
+    idle=(
+        IdlePower(
+            power_w=52.0,
+            models=("smollm2",),
+            spread_w=0.5,
+            measured_s=60.0,
+            age_s=2.0,
+            quality=Quality.MEASURED_INTEGRATED,
+            scope=Scope.GPU_BOARD,
+        ),
+        IdlePower(power_w=2.5, asleep=True),
+    ),
+    suspend_cost=COST,
+    wake_cost=TransitionCost(duration_s=8.0),
+    asleep_s=3600.0,
+    wake_addresses=(
+        WakeAddress(
+            interface="eth0", mac="3c:6d:66:01:02:03", network="192.168.1.0/24", broadcast="192.168.1.255", armed=True
+        ),
+    ),
+    energy=StandingEnergy(
+        epoch="0" * 32,
+        idle_j=1500.0,
+        loading_j=180.0,
+        waking_j=90.0,
+        other_j=4.5,
+        requests_j=45.0,
+        measured_s=30.0,
+        quality=Quality.MEASURED_INTEGRATED,
+        scope=Scope.GPU_BOARD,
+    ),
+)
 SMALLEST_HOST = HostFacts(hostname="h", system="s", architecture="a")
 
 SAMPLES: dict[str, WireMessage] = {
@@ -144,6 +191,7 @@ SAMPLES: dict[str, WireMessage] = {
     "fault": Fault(code="unknown_op", message="Unknown op 'x'.", in_reply_to="x"),
     "fault.smallest": Fault(code="no", message="No."),
     "goodbye": Goodbye(reason="shutting down"),
+    "goodbye.asleep": Goodbye(reason=ASLEEP),
     "report": Report(
         seq=3,
         host=HOST,
@@ -165,6 +213,12 @@ SAMPLES: dict[str, WireMessage] = {
                 supports_thinking=True,
             ),
         ),
+    ),
+    "report.standby": Report(
+        seq=4,
+        host=SMALLEST_HOST,
+        experts=(msgspec.structs.replace(SMALL_EXPERT, load_cost=COST, unload_cost=TransitionCost(duration_s=0.5)),),
+        standby=STANDBY,
     ),
     "report.smallest": Report(
         seq=0,
@@ -257,6 +311,16 @@ SAMPLES: dict[str, WireMessage] = {
     "take_token": TakeToken(job_id="req-1.0", step=3, token=70_000),
     "take_token.smallest": TakeToken(job_id="j", step=0),
     "cancel": CancelJob(job_id="req-1.0"),
+    "load_model": LoadModel(command_id="c-1", model="smollm2"),
+    "unload_model": UnloadModel(command_id="c-2", model="smollm2", drain_s=30.0),
+    "unload_model.smallest": UnloadModel(command_id="c", model="m"),
+    "suspend": Suspend(command_id="c-3", drain_s=30.0),
+    "suspend.smallest": Suspend(command_id="c"),
+    "wake_neighbour": WakeNeighbour(command_id="c-4", mac="3c:6d:66:01:02:03", network="192.168.1.0/24"),
+    "command_answer": CommandAnswer(
+        command_id="c-1", outcome=CommandOutcome.REFUSED, code="not_allowed", message="allow_unload is not set."
+    ),
+    "command_answer.smallest": CommandAnswer(command_id="c", outcome=CommandOutcome.DONE),
     "job_started": JobStarted(job_id="req-1.0", prompt_tokens=7, queue_s=0.25),
     "tokens": Tokens(
         jobs=(

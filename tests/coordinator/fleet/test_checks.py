@@ -17,6 +17,7 @@ from moe2.common.energy import Energy, Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     Candidate,
+    CommandAnswer,
     ContinuationScore,
     FollowJob,
     FromAgent,
@@ -272,12 +273,13 @@ def test_the_limits_of_a_job_are_those_of_the_latest_report() -> None:
     assert not door.check(done(prompt_tokens=6)).suspends
 
 
-FROM_AGENT = st.one_of(*map(any_message, (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens)))
+WORDS = (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens, CommandAnswer)
+FROM_AGENT = st.one_of(*map(any_message, WORDS))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(FROM_AGENT)
-def test_what_passes_once_is_sound(message: Report | FromAgent) -> None:
+def test_what_passes_once_is_sound(message: Report | FromAgent | CommandAnswer) -> None:
     """Every message that passes the checks would pass them again unchanged."""
     for passed in AgentChecks().check(message).messages:
         again = AgentChecks().check(passed)
