@@ -138,4 +138,5 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def is_free(self) -> bool:
         """True where the answer may have any form."""
-        return self.json_schema is None and self.grammar is None and not self.forced_tools
+        is_bound = self.json_schema is not None or self.grammar is not None or self.tool_rules is not None
+        return not is_bound and not self.forced_tools

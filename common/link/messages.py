@@ -363,7 +363,7 @@ class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_fiel
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
-    prefix: str = ""
+    prefix: Annotated[str, Meta(extra=since(2))] = ""
     deadline_s: float | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from moe2.coordinator.serving.waiting_room import whole_seconds
 MAX_QUOTED_CHARACTERS = 80
 MAX_PARAM_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2_000
+MAX_LISTED_CHARACTERS = 1_000
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 @dataclass(eq=False)
@@ -56,6 +60,12 @@ class ApiError(Exception):
 def quoted(value: object) -> str:
     """Returns a value of the request as an error message repeats it: as Python writes it, and shortened."""
     return shortened(repr(value), MAX_QUOTED_CHARACTERS)
+
+
+def listed_in_header(names: Sequence[str]) -> str:
+    """Returns names that a client made up as a header's value: a bounded list of plain characters."""
+    listed = ", ".join(_NOT_PLAIN.sub("?", name) for name in names)
+    return listed if len(listed) <= MAX_LISTED_CHARACTERS else f"{listed[:MAX_LISTED_CHARACTERS]}..."
 
 
 def refused(

@@ -32,7 +32,8 @@ def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structur
             raise invalid(f"Set 'moe2.choices' or '{structure.param}', not both.", param="moe2.choices")
         choices = _checked(wish.choices)
         return Ballot(choices, normalised), Structure("moe2.choices", Generation(grammar=_grammar(choices)))
-    texts = None if structure.form.json_schema is None else _enumerated(structure.form.json_schema)
+    has_schema = structure.form.json_schema is not None and structure.form.tool_rules is None
+    texts = _enumerated(structure.form.json_schema or "") if has_schema else None
     if texts is None:
         if wish.length_normalised is not None:
             raise invalid("'moe2.length_normalised' needs 'moe2.choices'.", param="moe2.length_normalised")
@@ -47,16 +48,17 @@ def modes_of(
     ballot: Ballot | None,
     *,
     structured_by: str | None,
-    has_tools: bool,
+    for_one: str | None,
 ) -> frozenset[Mode]:
     """Returns the modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
 
     fields: the body's own, which tell what was set. structured_by: the parameter that asked for the answer's form.
+    for_one: the parameter that only one expert alone can honour; None if there is none.
     """
     obstacles = {
-        Mode.VOTE: "tools" if has_tools else _against_vote(fields, ballot, generation.logprobs),
-        Mode.RANK: "tools" if has_tools else None,
-        Mode.MIX: "tools" if has_tools else structured_by or _against_mix(generation.sampling),
+        Mode.VOTE: for_one or _against_vote(fields, ballot, generation.logprobs),
+        Mode.RANK: for_one,
+        Mode.MIX: for_one or structured_by or _against_mix(generation.sampling),
     }
     if wish.mode in obstacles and (param := obstacles[wish.mode]):
         if param == "moe2.choices" and ballot is None:
