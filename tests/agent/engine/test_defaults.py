@@ -18,7 +18,7 @@ QWEN = {
 
 def test_a_file_without_recommendations_has_the_usual_ones() -> None:
     """The usual ones are those of llama.cpp's server."""
-    assert defaults_of(Sampling(), {}.get) == USUAL_SAMPLING
+    assert defaults_of(Sampling(), lambda key: None) == USUAL_SAMPLING
 
 
 def test_a_files_recommendations_come_before_the_usual_ones() -> None:
