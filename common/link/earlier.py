@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import inspect
 from msgspec.structs import replace
 
-from moe2.common.generation import Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     ChatMessage,
@@ -118,7 +118,14 @@ def _parts(job: Submit | ScoreJob | FollowJob) -> Iterator[tuple[type[Part], Par
 
 def _part_since(kind: type[Part], part: Part) -> int:
     later = LATER_PARAMETERS[kind].items()
-    return max((since for name, (since, default) in later if getattr(part, name) != default), default=1)
+    return max(
+        (
+            since
+            for name, (since, default) in later
+            if getattr(part, name) not in (default, getattr(NEUTRAL_SAMPLING, name, default))
+        ),
+        default=1,
+    )
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Generation, Sampling
 from moe2.coordinator.choosing.request import Ballot, Mode, Wish
 from moe2.coordinator.http.body.tools import FREE, Structure
 from moe2.coordinator.http.errors import invalid, unsupported
@@ -22,7 +22,6 @@ _WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "
 """Parameters that have no meaning in a vote: the most likely choice is the answer, and nothing is written."""
 _UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
 """Parameters that the coordinator's own sampling of a mixture's tokens does not support."""
-UNTOUCHED = Sampling()
 
 
 def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
@@ -85,7 +84,8 @@ def _against_mix(sampling: Sampling) -> str | None:
     """
     if any(bias > 0 for bias in sampling.logit_bias.values()):
         return "logit_bias"
-    return next((name for name in _UNMIXED if getattr(sampling, name) != getattr(UNTOUCHED, name)), None)
+    ignored = (name for name in _UNMIXED if getattr(sampling, name) not in (None, getattr(NEUTRAL_SAMPLING, name)))
+    return next(ignored, None)
 
 
 def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 from pydantic import ValidationError
 
-from moe2.common.generation import MAX_TOKENS, Generation, Sampling
+from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.messages import ChatPrompt, TextPrompt
 from moe2.coordinator.choosing.request import Ballot, Mode, Wish, estimate_prompt_tokens
 from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
@@ -256,9 +256,9 @@ def _sampling(body: CommonRequest) -> Sampling:
     """Returns the part of a body that says how tokens are drawn."""
     drawn = {name: getattr(body, name) for name in Sampling.__struct_fields__}
     if body.top_k is not None and body.top_k <= 0:
-        drawn["top_k"] = None
+        drawn["top_k"] = MAX_TOP_K
     if body.repetition_penalty is not None:
-        if body.repeat_penalty not in (1.0, body.repetition_penalty):
+        if body.repeat_penalty not in (None, body.repetition_penalty):
             raise invalid("Set 'repeat_penalty' or 'repetition_penalty', not both.", param="repetition_penalty")
         drawn["repeat_penalty"] = body.repetition_penalty
     if body.seed is not None:

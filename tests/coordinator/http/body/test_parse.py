@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import MAX_TOP_K, Generation, Sampling
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, TextPrompt
 from moe2.common.link.wire import wire_codec
 from moe2.coordinator.choosing.request import Mode, Wish
@@ -39,12 +39,12 @@ def refused(parse: Any, **fields: Any) -> ApiError:
 # --- Honoured ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_chat_has_openais_defaults() -> None:
-    """The smallest chat has OpenAI's defaults: temperature and top_p 1, no limit, no stop, no stream."""
+def test_the_smallest_chat_leaves_all_to_the_model() -> None:
+    """The smallest chat has no sampling of its own, no limit, no stop, no stream."""
     assert chat() == Call(
         model="m",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
-        generation=Generation(sampling=Sampling(temperature=1.0, top_p=1.0), max_tokens=None, stop=(), logprobs=None),
+        generation=Generation(sampling=Sampling(), max_tokens=None, stop=(), logprobs=None),
         structured_by=None,
         stream=False,
         include_usage=False,
@@ -79,8 +79,8 @@ SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 2}, {"temperature": 2.0}),
     ({"top_p": 0.5}, {"top_p": 0.5}),
     ({"top_k": 40}, {"top_k": 40}),
-    ({"top_k": 0}, {"top_k": None}),
-    ({"top_k": -1}, {"top_k": None}),
+    ({"top_k": 0}, {"top_k": MAX_TOP_K}),
+    ({"top_k": -1}, {"top_k": MAX_TOP_K}),
     ({"min_p": 0.05}, {"min_p": 0.05}),
     ({"seed": 7}, {"seed": 7}),
     ({"frequency_penalty": -2}, {"frequency_penalty": -2.0}),
