@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from moe2.common.config import Settings
+from moe2.common.generation import MAX_TOKENS
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.planning.problem import Quantile
 
@@ -110,6 +111,8 @@ class Wish(Budgets):
     """True to compare the choices' likelihoods per byte."""
     strict: bool = False
     """True to end an answer that has begun in an error, rather than beyond its latency budget."""
+    thinking_budget_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    """Most tokens that a reasoning model thinks before it answers; 0 for none."""
     resume: bool = False
     """True to let another expert go on from where one failed in mid-answer."""
 

@@ -205,7 +205,7 @@ class Lifecycle(Progress):
         prefix: str = "",
         is_hedge: bool = False,
     ) -> list[Effect]:
-        """Have an expert write the answer, or what is to follow its beginning `prefix`."""
+        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own."""
         request = self.request
         generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
 
@@ -215,7 +215,7 @@ class Lifecycle(Progress):
                 request_id=request.request_id,
                 model=member.expert.model,
                 prompt=request.prompt,
-                prefix=prefix,
+                prefix=request.prefix + prefix,
                 deadline_s=deadline_s,
                 **msgspec.structs.asdict(generation),
             )
