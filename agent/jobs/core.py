@@ -364,6 +364,7 @@ class AgentCore:
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
             decoded_tokens=event.decoded_tokens,
+            reasoning_tokens=event.reasoning_tokens if isinstance(event, protocol.Finished) else 0,
             queue_s=queue_s,
             prefill_s=event.prefill_s,
             decode_s=event.decode_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,8 +67,16 @@ def test_a_held_piece_keeps_its_log_probability() -> None:
     assert [(piece.text, piece.logprob) for piece in stream.feed(b"x", -0.25)] == [("E", -0.5), ("x", -0.25)]
 
 
-def test_an_unfinished_character_is_shown_as_replaced() -> None:
-    """A stream that ends within a character says so instead of dropping bytes."""
+@pytest.mark.parametrize("stop", [(), ("END",)])
+def test_an_unfinished_character_is_dropped(stop: tuple[str, ...]) -> None:
+    """Half of one is no text: an answer that is cut there ends before it."""
+    stream = TextStream(stop)
+    pieces = [*stream.feed("aé".encode()[:2]), *stream.finish()]
+    assert "".join(piece.text for piece in pieces) == "a"
+
+
+def test_a_scored_token_tells_its_own_bytes_where_they_are_no_text() -> None:
+    """A character's text belongs to the token that completes it; each token has its bytes."""
     stream = TextStream()
-    stream.feed("é".encode()[:1])
-    assert [piece.text for piece in stream.finish()] == ["\ufffd"]
+    pieces = [piece for token in (b"a", b"\xc3", b"\xa9") for piece in stream.feed(token, -0.5)]
+    assert [(piece.text, piece.hex) for piece in pieces] == [("a", ""), ("", "c3"), ("é", "a9")]
