@@ -7,9 +7,14 @@ stop string. Pieces keep their log-probabilities while they wait.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
+
+
+def answer_text(pieces: Iterable[TokenPiece]) -> str:
+    """The answer that pieces make, without the reasoning that came before it."""
+    return "".join(piece.text for piece in pieces if not piece.is_reasoning)
 
 
 class TextStream:
@@ -51,11 +56,15 @@ class TextStream:
             return self._release(end)
         return self._release(len(text) - self._undecided(text))
 
-    def finish(self) -> tuple[TokenPiece, ...]:
-        """The end of the stream: everything still held. An unfinished character is dropped: half of one is no text."""
+    def finish(self, *, is_cut: bool = False) -> tuple[TokenPiece, ...]:
+        """The end of the stream: everything still held. An unfinished character becomes U+FFFD.
+
+        is_cut: the stream was to go on; then an unfinished character is dropped, as its half says nothing.
+        """
         if self.stopped:
             return ()
-        released = tuple(self._held)
+        rest = "" if is_cut else self._decoder.decode(b"", True)
+        released = tuple(self._held) + ((TokenPiece(rest),) if rest else ())
         self._held.clear()
         return released
 

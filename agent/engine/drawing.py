@@ -175,7 +175,7 @@ class Drawing(Writing):
         if self.reason is not None:
             if self._channels is not None:
                 self._take(self._channels.finish())
-            self._pieces += self._text.finish()
+            self._pieces += self._text.finish(is_cut=self.reason != "stop")
         pieces, self._pieces = self._pieces, []
         return pieces
 

@@ -67,11 +67,18 @@ def test_a_held_piece_keeps_its_log_probability() -> None:
     assert [(piece.text, piece.logprob) for piece in stream.feed(b"x", -0.25)] == [("E", -0.5), ("x", -0.25)]
 
 
+def test_an_unfinished_character_is_shown_as_replaced() -> None:
+    """A stream that ends within a character says so instead of dropping bytes."""
+    stream = TextStream()
+    stream.feed("é".encode()[:1])
+    assert [piece.text for piece in stream.finish()] == ["\ufffd"]
+
+
 @pytest.mark.parametrize("stop", [(), ("END",)])
-def test_an_unfinished_character_is_dropped(stop: tuple[str, ...]) -> None:
-    """Half of one is no text: an answer that is cut there ends before it."""
+def test_a_character_that_is_cut_in_half_is_dropped(stop: tuple[str, ...]) -> None:
+    """An answer that reaches its limit there ends before the character."""
     stream = TextStream(stop)
-    pieces = [*stream.feed("aé".encode()[:2]), *stream.finish()]
+    pieces = [*stream.feed("aé".encode()[:2]), *stream.finish(is_cut=True)]
     assert "".join(piece.text for piece in pieces) == "a"
 
 

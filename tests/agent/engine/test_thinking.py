@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from moe2.agent.engine.thinking import HARMONY, Marks, Thinker, marks_of
 from moe2.common.link.messages import TokenPiece
 
-THINK = marks_of("{{ content.split('</think>') }}", lambda text: False)
-assert THINK is not None
+THINK = Marks("<think>", "</think>", ("<think>", "</think>"), "\n</think>\n\n")
 
 
 def read(marks: Marks, texts: list[str], begun: str = "") -> tuple[str, str]:
