@@ -256,6 +256,9 @@ class Consensus(PanelRun):
     def _deliver(self, speaker: Attempt, now_s: float) -> list[Effect]:
         written = self._written[speaker.job_id]
         self._winner = speaker
+        if speaker.state is AttemptState.OUTVOTED:
+            # Another expert was to answer in its place, and has failed.
+            speaker.state = AttemptState.ANSWERED
         stopped = self._stop_rest()
         self._outvote(written.answer if self._note is None else None)
         delivered = self.life.deliver(tuple(written.pieces), now_s) if written.pieces else []
