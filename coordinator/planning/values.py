@@ -182,4 +182,5 @@ class Listed(SetValue):
         self.nowhere_worse.flags.writeable = False
 
     def average(self, state: FloatArray) -> FloatArray:
-        return np.asarray(self._worth[state[..., 0].astype(np.int64)])
+        # The sum of panels that are not disjoint is no panel's, and may be too large; nobody uses its value.
+        return np.asarray(self._worth[np.minimum(state[..., 0].astype(np.int64), len(self._worth) - 1)])
