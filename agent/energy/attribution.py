@@ -187,9 +187,8 @@ class DeviceAccount:
     def _count_latecomers(self) -> None:
         """Energy that became known after its time had been settled as unknown has no owner any more."""
         late_j = self._track.cumulative_j(self._settled_s) - self._counted_j
-        if late_j != 0:
-            self._overhead_j += late_j
-            self._counted_j += late_j
+        self._overhead_j += late_j
+        self._counted_j += late_j
 
     def _close_slice(self, cut: _Cut, overdue_s: float) -> bool:
         """Make `cut` take effect; False if the slice before it cannot be split yet."""
@@ -217,7 +216,7 @@ class DeviceAccount:
             self._overhead_j += joules
             self._overhead_s += window.covered_s
             if window.coverage >= _FULL_COVERAGE:
-                self.baseline.was_idle(start_s, end_s, joules)
+                self.baseline.was_idle(start_s, end_s, joules / window.coverage)
             return
         self.baseline.was_busy()
         self._split(joules, window.covered_s, *self._shares(start_s, end_s))

@@ -13,7 +13,11 @@ from typing import Annotated
 from pydantic import Field
 
 from moe2.common.config import Settings
+<<<<<<< HEAD
 from moe2.coordinator.answers.form import AnswerKind
+=======
+from moe2.common.generation import MAX_TOKENS
+>>>>>>> main
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.planning.problem import Quantile
 
@@ -67,7 +71,8 @@ class Budgets(Settings):
     mode: Mode | None = None
     """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most candidates of the request; `energy_budget_j` then holds even if every one of them has to be tried.
+    """Most candidates of the request, the best for its prompt; `energy_budget_j` then holds even if every one of them
+    has to be tried.
 
     Where a panel answers, the most members that it may have."""
 
@@ -121,6 +126,8 @@ class Wish(Budgets):
     """Probability of being right at which `CONSENSUS` asks nobody else; None leaves that to the price of joules."""
     strict: bool = False
     """True to end an answer that has begun in an error, rather than beyond its latency budget."""
+    thinking_budget_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    """Most tokens that a reasoning model thinks before it answers; 0 for none."""
     resume: bool = False
     """True to let another expert go on from where one failed in mid-answer."""
 

@@ -19,6 +19,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
+from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
@@ -86,12 +87,25 @@ def _answer(kind: str, choice: Schema) -> Schema:
     )
 
 
+_RESPONSE = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "response"},
+        "created_at": _INTEGER,
+        "status": {"enum": ["completed", "incomplete"]},
+        "model": _STRING,
+        "output": {"type": "array", "items": {"type": "object"}},
+        "usage": _or_null({"type": "object"}),
+        "moe2": _ref("Receipt"),
+    }
+)
 _MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _STRING})
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
+    "Response": _RESPONSE,
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
     "Health": _HEALTH,
@@ -149,6 +163,38 @@ _OPERATIONS = (
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
         (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
+    ),
+    _Operation(
+        "post",
+        paths.RESPONSES_PATH,
+        "Answer a conversation, as OpenAI's Responses API has it.",
+        {_JSON: _ref("Response"), _EVENTS: None},
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
+        _ref("ResponsesRequest"),
+    ),
+    _Operation(
+        "get",
+        paths.RESPONSE_PATH,
+        "Return a response that is still kept.",
+        {_JSON: _ref("Response")},
+        (400, 404),
+        parameters=("response_id",),
+    ),
+    _Operation(
+        "delete",
+        paths.RESPONSE_PATH,
+        "Forget a response.",
+        {_JSON: {"type": "object"}},
+        (404,),
+        parameters=("response_id",),
+    ),
+    _Operation(
+        "get",
+        paths.RESPONSE_ITEMS_PATH,
+        "List what a response was an answer to.",
+        {_JSON: {"type": "object"}},
+        (404,),
+        parameters=("response_id",),
     ),
     _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
     _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
@@ -228,7 +274,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    bodies = (ChatRequest, TextRequest, FeedbackRequest)
+    bodies = (ChatRequest, TextRequest, ResponsesRequest, FeedbackRequest)
     structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:

@@ -215,10 +215,14 @@ class Lifecycle(Progress):
         max_tokens: int | None = None,
         is_hedge: bool = False,
     ) -> list[Effect]:
+<<<<<<< HEAD
         """Have an expert write the answer, or what is to follow its beginning `prefix`.
 
         max_tokens: a limit besides the request's own; None for no other.
         """
+=======
+        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own."""
+>>>>>>> main
         request = self.request
         limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
         generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
@@ -229,7 +233,7 @@ class Lifecycle(Progress):
                 request_id=request.request_id,
                 model=member.expert.model,
                 prompt=request.prompt,
-                prefix=prefix,
+                prefix=request.prefix + prefix,
                 deadline_s=deadline_s,
                 **msgspec.structs.asdict(generation),
             )

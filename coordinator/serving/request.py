@@ -27,6 +27,8 @@ class Request:
     wish: Wish = field(default_factory=Wish)
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
+    prefix: str = ""
+    """How the answer begins: the client has this already, and the expert goes on from there."""
     ballot: Ballot | None = None
     """The choices that the answer is one of."""
     principal: Principal = ANYBODY
@@ -47,10 +49,13 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The prompt as the gate reads it: the last message of a conversation, or the text."""
-        if isinstance(self.prompt, ChatPrompt):
-            return self.prompt.messages[-1].content
-        return self.prompt.text
+        """The prompt as the gate reads it."""
+        return gate_text(self.prompt)
+
+
+def gate_text(prompt: ChatPrompt | TextPrompt) -> str:
+    """Returns a prompt as the gate reads it: the last message of a conversation, or the text."""
+    return prompt.messages[-1].content if isinstance(prompt, ChatPrompt) else prompt.text
 
 
 def uses_tools(prompt: ChatPrompt | TextPrompt) -> bool:
