@@ -13,11 +13,8 @@ from typing import Annotated
 from pydantic import Field
 
 from moe2.common.config import Settings
-<<<<<<< HEAD
-from moe2.coordinator.answers.form import AnswerKind
-=======
 from moe2.common.generation import MAX_TOKENS
->>>>>>> main
+from moe2.coordinator.answers.form import AnswerKind
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.planning.problem import Quantile
 

@@ -16,14 +16,9 @@ from functools import cached_property
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
-<<<<<<< HEAD
-from moe2.coordinator.choosing.candidates import problem_of, solve
+from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
 from moe2.coordinator.choosing.consensus import MIN_RECORDED, SAME_VALUE, Electorate, predicted_of_vote, voted_value
 from moe2.coordinator.choosing.fine_level import best_expert, best_members, expected_j, net_value
-=======
-from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
->>>>>>> main
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.mixture import renormalised
 from moe2.coordinator.choosing.panel_cost import (

@@ -208,14 +208,10 @@ def _headers(call: Call, exchange: Exchange) -> dict[str, str]:
     """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing."""
     life = exchange.life
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
-<<<<<<< HEAD
-    # Before a token or the end, it is open whose answer it will be.
-    if life.leading and (life.first_token_s is not None or life.outcome is not None):
-=======
     if call.ignored:
         headers["x-moe2-ignored"] = listed_in_header(call.ignored)
-    if life.leading:
->>>>>>> main
+    # Before a token or the end, it is open whose answer it will be.
+    if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
     return headers

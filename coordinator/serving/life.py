@@ -215,14 +215,10 @@ class Lifecycle(Progress):
         max_tokens: int | None = None,
         is_hedge: bool = False,
     ) -> list[Effect]:
-<<<<<<< HEAD
-        """Have an expert write the answer, or what is to follow its beginning `prefix`.
+        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own.
 
         max_tokens: a limit besides the request's own; None for no other.
         """
-=======
-        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own."""
->>>>>>> main
         request = self.request
         limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
         generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))

@@ -56,16 +56,10 @@ def modes_of(
     for_one: the parameter that only one expert alone can honour; None if there is none.
     """
     obstacles = {
-<<<<<<< HEAD
-        Mode.VOTE: "tools" if has_tools else _against_vote(fields, ballot, generation.logprobs),
-        Mode.RANK: "tools" if has_tools else None,
-        Mode.CONSENSUS: "tools" if has_tools else None,
-        Mode.MIX: "tools" if has_tools else structured_by or _against_mix(generation.sampling),
-=======
         Mode.VOTE: for_one or _against_vote(fields, ballot, generation.logprobs),
         Mode.RANK: for_one,
+        Mode.CONSENSUS: for_one,
         Mode.MIX: for_one or structured_by or _against_mix(generation.sampling),
->>>>>>> main
     }
     for name in ("answer", "confidence"):
         if getattr(wish, name) is not None and wish.mode not in (None, Mode.AUTO, Mode.CONSENSUS):
