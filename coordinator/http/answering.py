@@ -201,6 +201,7 @@ def _origin(call: Call, exchange: Exchange) -> Origin:
         request_id=exchange.life.request.request_id,
         created_unix_s=int(time.time()),
         model=leading.expert.model if leading else call.model,
+        prompt_tokens=leading.prompt_tokens if leading else None,
     )
 
 

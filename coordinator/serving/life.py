@@ -16,7 +16,7 @@ import msgspec
 
 from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
+from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -80,8 +80,8 @@ class Lifecycle(Progress):
             case events.NextTokensArrived(next_tokens=next_tokens):
                 play, attempt = self._heard(next_tokens.job_id, now_s)
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
-            case events.AttemptStarted():
-                return []
+            case events.AttemptStarted(started=started):
+                return self._started(started)
             case events.ExpertsChosen() | events.HedgeAnswered():
                 return self._answered(event, now_s)
             case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
@@ -477,6 +477,11 @@ class Lifecycle(Progress):
 
     def _retire_if_over(self) -> list[Effect]:
         return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
+
+    def _started(self, started: JobStarted) -> list[Effect]:
+        if attempt := self._attempt(started.job_id):
+            attempt.prompt_tokens = started.prompt_tokens
+        return []
 
     def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
         play, attempt = self._heard(job_id, now_s)
