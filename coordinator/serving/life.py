@@ -105,23 +105,32 @@ class Lifecycle(Progress):
 
     # --- For modes ----------------------------------------------------------------------------------------------------
 
-    def choose(self, then: OnChosen, now_s: float, *, excluded: frozenset[str] = frozenset()) -> list[Effect]:
+    def choose(
+        self,
+        then: OnChosen,
+        now_s: float,
+        *,
+        excluded: frozenset[str] = frozenset(),
+        modes: frozenset[Mode] | None = None,
+    ) -> list[Effect]:
         """Ask for the best choice of experts that have not been tried, with what is left of the budgets.
 
-        then: how to go on with it. excluded: keys of more experts to leave out. Where the engine of one died, another
-        one comes first, and that one once it is back.
+        then: how to go on with it. excluded: keys of more experts to leave out. modes: the modes to choose among; None
+        for all that can serve the request. Where the engine of one died, another one comes first, and that one once it
+        is back.
         """
         down = restarts_seen(self.attempts)
+        among = self.request.modes if modes is None else modes
 
         def or_restarted(chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
             # Rather another engine than the one that died; but rather that one, restarted, than none.
             if isinstance(chosen, NoExpert):
                 asked = self.question(now_s, excluded=excluded | self.tried)
-                return self._ask(replace(asked, restarts_seen=down), then)
+                return self._ask(replace(asked, restarts_seen=down, modes=among), then)
             return then(chosen, now_s)
 
         asked = self.question(now_s, excluded=excluded | self.tried | down.keys())
-        return self._ask(asked, or_restarted if down else then)
+        return self._ask(replace(asked, modes=among), or_restarted if down else then)
 
     def _ask(self, asked: SelectionRequest, then: OnChosen) -> list[Effect]:
         self.on_chosen = then
@@ -203,11 +212,16 @@ class Lifecycle(Progress):
         purpose: Purpose = Purpose.ANSWER,
         *,
         prefix: str = "",
+        max_tokens: int | None = None,
         is_hedge: bool = False,
     ) -> list[Effect]:
-        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own."""
+        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own.
+
+        max_tokens: a limit besides the request's own; None for no other.
+        """
         request = self.request
-        generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
+        limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
+        generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
 
         def job(job_id: str, deadline_s: float) -> Submit:
             return Submit(
