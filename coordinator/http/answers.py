@@ -38,12 +38,13 @@ class Answer:
 
     def events(self) -> bytes:
         """Returns the events for what was taken."""
-        opening = b""
+        # Lines of an event stream that clients leave out, so that a reader sees that somebody is at work.
+        opening = b"".join(f": {remark}\n\n".encode() for remark in self.exchange.remarks())
         if not self._has_begun and (self._pieces or self.outcome):
             self._has_begun = True
-            opening = self.encoder.begin(origin_of(self.call, self.exchange, self._response_id))
+            opening += self.encoder.begin(origin_of(self.call, self.exchange, self._response_id))
             opening += self.encoder.parts(repeated_prompt(self.call))
-        return opening + self.encoder.parts(self._reader.feed(self._pieces)) if self._has_begun else b""
+        return opening + self.encoder.parts(self._reader.feed(self._pieces)) if self._has_begun else opening
 
     def rest(self) -> bytes:
         """Returns the events for what was held back until the end."""
@@ -95,6 +96,7 @@ def origin_of(call: Call, exchange: Exchange, response_id: str) -> Origin:
         request_id=response_id,
         created_unix_s=int(time.time()),
         model=leading.expert.model if leading else call.model,
+        prompt_tokens=leading.prompt_tokens if leading else None,
     )
 
 
@@ -104,7 +106,8 @@ def headers_of(call: Call, exchange: Exchange) -> dict[str, str]:
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
     if call.ignored:
         headers["x-moe2-ignored"] = listed_in_header(call.ignored)
-    if life.leading:
+    # Before a token or the end, it is open whose answer it will be.
+    if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
     return headers

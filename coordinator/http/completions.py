@@ -58,15 +58,23 @@ class CompletionEncoder:
     def choice(self, origin: Origin, parts: Sequence[Part], reason: str) -> dict[str, Any]:
         """Returns the answer as one of a response's choices."""
         pieces: list[TokenPiece] = []
+        thoughts: list[TokenPiece] = []
         calls: list[ToolCall] = []
         for part in parts:
             if isinstance(part, ToolCall):
                 calls.append(part)
             else:
-                pieces.extend(part.pieces)
+                (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
-        header = self.header(origin)
-        return choice_of(header, pieces, reason, with_logprobs=with_logprobs, calls=calls, index=self._index)
+        return choice_of(
+            self.header(origin),
+            pieces,
+            reason,
+            with_logprobs=with_logprobs,
+            calls=calls,
+            index=self._index,
+            reasoning="".join(piece.text for piece in thoughts),
+        )
 
     def begin(self, origin: Origin) -> bytes:
         """Returns nothing: the first chunk comes with the first token."""
@@ -83,7 +91,12 @@ class CompletionEncoder:
         """Returns the chunks for these parts."""
         writer = self._writer
         return b"".join(
-            writer.call(part) if isinstance(part, ToolCall) else writer.tokens(part.pieces) for part in parts
+            writer.call(part)
+            if isinstance(part, ToolCall)
+            else writer.reasoning(str(part))
+            if part.is_reasoning
+            else writer.tokens(part.pieces)
+            for part in parts
         )
 
     def finish(self, reason: str) -> bytes:

@@ -21,6 +21,7 @@ class Exchange:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
+        self._remarks: list[str] = []
         self._is_retracted = False
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
@@ -43,6 +44,16 @@ class Exchange:
         self._pieces.extend(pieces)
         self._news.set()
 
+    def remark(self, text: str) -> None:
+        """Tell the handler how far the request is; it may leave that out."""
+        self._remarks.append(text)
+        self._news.set()
+
+    def remarks(self) -> list[str]:
+        """What was remarked since the last call."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
+
     def retract(self) -> None:
         """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""
         self._pieces.clear()
@@ -63,14 +74,6 @@ class Exchange:
         """Return everything that has come since the last call, and the outcome once there is one, without waiting."""
         pieces, self._pieces = self._pieces, []
         return pieces, self._outcome
-
-    async def receive_within(self, seconds: float) -> tuple[list[TokenPiece], Outcome | None] | None:
-        """Wait for news as `receive` does, but no longer than `seconds`; None if there are none by then."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.receive()
-        except TimeoutError:
-            return None
 
     @property
     def is_waiting(self) -> bool:
