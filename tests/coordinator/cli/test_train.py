@@ -96,7 +96,7 @@ def test_a_gate_that_is_clearly_behind_is_not_written(tmp_path: Path, capsys: py
         is_train = row["split"] == "train"
         row["scores"] = {name: float((n == best) == is_train) for n, name in enumerate(sorted(row["scores"]))}
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ("--outcomes", str(data), "--out", str(out), "--seeds", "1", "--epochs", "20")
+    argv = ("--outcomes", str(data), "--out", str(out), "--seeds", "1", "--epochs", "50")
     assert call(*argv) == 1
     told = capsys.readouterr()
     assert "clearly behind the best single expert" in told.err
