@@ -38,6 +38,7 @@ from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.events import EventsRoute
+from moe2.coordinator.http.message_routes import MessagesRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.plan import PlanRoutes
@@ -262,6 +263,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._browsers.add_to(app)
         OpenAiRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
+        MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()

@@ -130,13 +130,19 @@ class Answering:
         )
         await response.prepare(http)
         encoder, reader = asked.encoder, _reader(asked.call, exchange)
-        opening = encoder.begin(_origin(asked.call, exchange))
+        opening: bytes | None = None
         while True:
-            if chunk := opening + encoder.parts(reader.feed(pieces)):
+            for remark in exchange.remarks():
+                # A line of an event stream that clients leave out, so that proxies see that somebody is at work.
+                await response.write(f": {remark}\n\n".encode())
+            if opening is None and (pieces or outcome is not None):
+                # Only now it is known who answers.
+                opening = encoder.begin(_origin(asked.call, exchange))
+            if chunk := (opening or b"") + encoder.parts(reader.feed(pieces)):
                 await response.write(chunk)
             if outcome is not None:
                 break
-            opening = b""
+            opening = opening and b""
             pieces, outcome = await exchange.receive()
         last = _last_chunk(asked, reader, outcome, exchange)
         await exchange.until_recorded()
@@ -195,6 +201,7 @@ def _origin(call: Call, exchange: Exchange) -> Origin:
         request_id=exchange.life.request.request_id,
         created_unix_s=int(time.time()),
         model=leading.expert.model if leading else call.model,
+        prompt_tokens=leading.prompt_tokens if leading else None,
     )
 
 
@@ -204,7 +211,8 @@ def _headers(call: Call, exchange: Exchange) -> dict[str, str]:
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
     if call.ignored:
         headers["x-moe2-ignored"] = listed_in_header(call.ignored)
-    if life.leading:
+    # Before a token or the end, it is open whose answer it will be.
+    if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
     return headers

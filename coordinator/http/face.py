@@ -27,6 +27,8 @@ class Origin:
     created_unix_s: int
     model: str
     """The model that answers."""
+    prompt_tokens: int | None = None
+    """Length of the prompt, as the expert has counted it; None where it is not known yet."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moe2.common.generation import Generation
 from moe2.common.link.messages import ChatPrompt, TextPrompt
+from moe2.coordinator.answers.form import AnswerForm, form_of
 from moe2.coordinator.choosing.request import ROUTE_ONLY, Ballot, Demand, Mode, Wish
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 
@@ -34,6 +36,16 @@ class Request:
     """The header by which the client's trace goes on here."""
     is_streamed: bool = True
     """Whether the client sees the answer grow; else it sees nothing until the end."""
+
+    @cached_property
+    def answer_form(self) -> AnswerForm:
+        """The form of the final answer, which a consensus counts."""
+        return form_of(
+            self.text,
+            kind=self.wish.answer,
+            choices=self.ballot.choices if self.ballot else (),
+            schema=self.generation.json_schema,
+        )
 
     @property
     def text(self) -> str:

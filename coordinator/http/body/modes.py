@@ -58,8 +58,12 @@ def modes_of(
     obstacles = {
         Mode.VOTE: for_one or _against_vote(fields, ballot, generation.logprobs),
         Mode.RANK: for_one,
+        Mode.CONSENSUS: for_one,
         Mode.MIX: for_one or structured_by or _against_mix(generation.sampling),
     }
+    for name in ("answer", "confidence"):
+        if getattr(wish, name) is not None and wish.mode not in (None, Mode.AUTO, Mode.CONSENSUS):
+            raise invalid(f"'moe2.{name}' needs 'moe2.mode': \"consensus\" or \"auto\".", param=f"moe2.{name}")
     if wish.mode in obstacles and (param := obstacles[wish.mode]):
         if param == "moe2.choices" and ballot is None:
             hint = "It needs 'moe2.choices', or a 'response_format' whose JSON schema is an enum."

@@ -49,7 +49,7 @@ def test_the_smallest_chat_leaves_all_to_the_model() -> None:
         stream=False,
         include_usage=False,
         wish=Wish(),
-        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.MIX}),
+        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX}),
         ballot=None,
     )
 
