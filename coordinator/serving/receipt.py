@@ -148,7 +148,7 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
 
 def _sum(parts: Iterable[N | None]) -> N | None:
     known = list(parts)
-    return None if None in known else sum(part for part in known if part is not None)  # type: ignore[return-value]
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def energy_of(life: Lifecycle) -> Energy:
