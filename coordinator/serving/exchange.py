@@ -12,17 +12,21 @@ from moe2.coordinator.serving.receipt import Receipt, receipt_of
 
 
 class Exchange:
-    """One request's mailbox: one writer (the service), one reader (the handler)."""
+    """One request's mailbox: one writer (the service), one reader (the handler).
 
-    def __init__(self, life: Lifecycle) -> None:
+    news: set when there is something to take. Requests that are read together have one in common.
+    """
+
+    def __init__(self, life: Lifecycle, news: asyncio.Event | None = None) -> None:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
+        self._remarks: list[str] = []
         self._is_retracted = False
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
-        self._news = asyncio.Event()
+        self._news = news or asyncio.Event()
         self.recorded: Recorded | None = None
         """Done once the request's latest entry in the ledger would survive a crash; None before the first entry."""
 
@@ -40,6 +44,16 @@ class Exchange:
         self._pieces.extend(pieces)
         self._news.set()
 
+    def remark(self, text: str) -> None:
+        """Tell the handler how far the request is; it may leave that out."""
+        self._remarks.append(text)
+        self._news.set()
+
+    def remarks(self) -> list[str]:
+        """What was remarked since the last call."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
+
     def retract(self) -> None:
         """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""
         self._pieces.clear()
@@ -54,8 +68,17 @@ class Exchange:
         """Wait for news. Returns everything that has come since the last call, and the outcome once there is one."""
         await self._news.wait()
         self._news.clear()
+        return self.take()
+
+    def take(self) -> tuple[list[TokenPiece], Outcome | None]:
+        """Return everything that has come since the last call, and the outcome once there is one, without waiting."""
         pieces, self._pieces = self._pieces, []
         return pieces, self._outcome
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the request waits for an expert with room."""
+        return self.life.wait is not None
 
     async def until_recorded(self) -> None:
         """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""
