@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.provisioning import last_line
 from benchmarks.provisioning_bound import bound_j, hindsight_j
 from benchmarks.provisioning_fleet import DAY_S, HOSTS, MIDNIGHT_UNIX_S, RTX_4090, Trace, days, read_trace
 from benchmarks.provisioning_policies import AlwaysOn, FixedTime, Ours
@@ -86,9 +85,3 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SystemExit, match=r"trace_conv\.csv"):
         read_trace(path)
-
-
-def test_the_last_line_has_its_keys() -> None:
-    """The keys of the last line are those that are promised; without loads there is nothing to say."""
-    with pytest.raises(ValueError, match="max"):
-        last_line([])

@@ -107,7 +107,8 @@ def test_changes_a_day_are_bounded() -> None:
 def test_over_a_random_year_no_host_changes_more_often_than_allowed() -> None:
     """However wishes toggle, no host has more than 24 changes in any day, nor two within its break-even time."""
     rng = np.random.default_rng(4)
-    fleet, changed, now_s = BOTH, [], 0.0
+    changed: list[float] = []
+    fleet, now_s = BOTH, 0.0
     state = Readiness.READY
     pays_s = break_even_s(fleet.hosts[0], fleet.on("big"))
     for _ in range(20_000):
