@@ -32,11 +32,13 @@ from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
 from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
+from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.openai import OpenAiRoutes, add_request_id, openai_errors
+from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
@@ -141,7 +143,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_lost=self._service.agent_lost,
             on_report=self._service.fleet_changed,
         )
-        self._openai = OpenAiRoutes(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
+        self._answering = Answering(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
@@ -236,7 +238,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._selector.reconfigure(scorer, selection.categories, selection.fleet_watts_cap_w)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
-        self._openai.request_timeout_s = api.request_timeout_s
+        self._answering.request_timeout_s = api.request_timeout_s
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
         self._metrics.fleet.stale_s = agents.stale_s
@@ -248,7 +250,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         app = web.Application(
             middlewares=[
-                openai_errors,
+                answer_errors,
                 send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
                 Guard(self._keys).middleware,
@@ -257,7 +259,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        self._openai.add_to(app)
+        OpenAiRoutes(self._answering, self._table).add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
@@ -276,7 +278,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def _local_app(self) -> web.Application:
         api = self._settings.api
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
-        app = web.Application(middlewares=[openai_errors, bodies.middleware])
+        app = web.Application(middlewares=[answer_errors, bodies.middleware])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)

@@ -24,6 +24,7 @@ PURE = (
     "common/link/session.py",
     "common/link/wire.py",
     "common/standby.py",
+    "coordinator/answers/*.py",
     "coordinator/choosing/*.py",
     "coordinator/fleet/bounds.py",
     "coordinator/fleet/checks.py",

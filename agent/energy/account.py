@@ -214,7 +214,7 @@ class HostAccount:
             joined = msgspec.structs.replace(
                 joined,
                 quality=Quality.PARTIAL,
-                reason="; ".join(dict.fromkeys([*reasons, joined.reason or ""])),
+                reason="; ".join(dict.fromkeys(filter(None, (*reasons, joined.reason)))),
             )
         conventions = [part.attribution for part in known if part.attribution]
         return msgspec.structs.replace(

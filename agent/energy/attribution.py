@@ -244,9 +244,8 @@ class DeviceAccount:
     def _count_latecomers(self) -> None:
         """Energy that became known after its time had been settled as unknown has no owner any more."""
         late_j = self._track.cumulative_j(self._settled_s) - self._counted_j
-        if late_j != 0:
-            self._by_cause[Cause.OTHER] += late_j
-            self._counted_j += late_j
+        self._by_cause[Cause.OTHER] += late_j
+        self._counted_j += late_j
 
     def _close_slice(self, cut: _Cut, overdue_s: float) -> bool:
         """Make `cut` take effect; False if the slice before it cannot be split yet."""
@@ -277,7 +276,7 @@ class DeviceAccount:
             if self._cause is not Cause.IDLE:
                 self.baseline.was_busy()
             elif window.coverage >= _FULL_COVERAGE:
-                self.baseline.was_idle(start_s, end_s, joules)
+                self.baseline.was_idle(start_s, end_s, joules / window.coverage)
             return
         self.baseline.was_busy()
         shares, convention = self._shares(start_s, end_s)

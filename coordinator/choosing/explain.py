@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.cost import Quantiles
+from moe2.coordinator.choosing.fine_level import why_not
 from moe2.coordinator.choosing.forecast import Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Mode
@@ -212,8 +213,9 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[Ex
         chosen = key in weights
         reason = reasons.get(key)
         if reason is None and not chosen and selection is not None:
-            better = is_panel or selection.first.score > other.score
-            reason = f"it keeps the budgets, but {'scores lower' if better else 'is predicted to finish later'}"
+            chosen_place = outlook.forecast.roster.keys.index(selection.first.expert.key)
+            why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
+            reason = f"it keeps the budgets, but {why}"
         rows.append(
             ExpertRow(
                 expert=key,

@@ -136,7 +136,8 @@ class Roster:
         """(N,) seconds of a round trip to the host, 0 where unknown."""
         self.idle_w: FloatArray = np.array([_idle_w(report) for report in reports])
         """(N,) watts of the host while nothing runs, NaN where unknown."""
-        self._slots: IntArray = np.array([report.slots for report in reports])
+        self.slots: IntArray = np.array([report.slots for report in reports])
+        """(N,) requests that each expert answers at once."""
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
         self._prefill = np.array([found.prefill if found else (np.nan,) * 4 for found in latency]).T
@@ -147,8 +148,8 @@ class Roster:
         with np.errstate(divide="ignore"):
             soon = np.maximum(1.0, np.floor(longest_queue_s / self._turn_s))
         # Where nobody knows how fast a queue moves, all of it may be used.
-        short: BoolArray = soon < self.room - self._slots
-        self.room[short] = self._slots[short] + soon[short].astype(np.int64)
+        short: BoolArray = soon < self.room - self.slots
+        self.room[short] = self.slots[short] + soon[short].astype(np.int64)
         # Without a learned pace, a request is expected to live in what it finds.
         self._occupancy = np.array([found.occupancy if found else (0.0, 1.0) for found in latency]).T
         self._fullest = np.array([max(1.0, float(found.slots)) if found else np.inf for found in latency])
@@ -180,13 +181,13 @@ class Roster:
         The first is an idle fleet. Where joules are bounded, busier ones follow, because requests that are decoded
         together share their joules.
         """
-        most = np.minimum(busy, self._slots - 1)
+        most = np.minimum(busy, self.slots - 1)
         for level in range(int(most.max()) + 1 if bounds_joules else 1):
             yield np.minimum(level, most)
 
     def frees_in_s(self, busy: IntArray) -> FloatArray:
         """(N,) predicted seconds until each expert has a free slot with `busy` (N,) requests; NaN where unknown."""
-        return np.asarray(np.maximum(1, busy - self._slots + 1) * self._turn_s)
+        return np.asarray(np.maximum(1, busy - self.slots + 1) * self._turn_s)
 
     def host_w(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, running: IntArray) -> FloatArray:
         """(N,) mean watts of each expert's host while `running` (N,) such requests run there and nothing else does.
@@ -196,7 +197,7 @@ class Roster:
         """
         if not running.any():
             return self.idle_w
-        at_once = np.minimum(running, self._slots)
+        at_once = np.minimum(running, self.slots)
         shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
         seconds = _dot(self._prefill, prefill_features(shape)) + np.maximum(0, answer_tokens - 1) * step_s
@@ -212,11 +213,11 @@ class Roster:
         prompt_tokens: (N,) length of the prompt to each expert's model. answer_tokens: length of the answer, the same
         for all or (N,).
         """
-        arriving = np.minimum(busy + 1, self._slots)
+        arriving = np.minimum(busy + 1, self.slots)
         shape = _shape(prompt_tokens, answer_tokens, arriving)
         m0, m1 = self._occupancy
         lived = _shape(prompt_tokens, answer_tokens, np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest))
-        queue_s = np.where(busy >= self._slots, (busy - self._slots + 1) * self._turn_s, 0.0)
+        queue_s = np.where(busy >= self.slots, (busy - self.slots + 1) * self._turn_s, 0.0)
         first_s = queue_s + _dot(self._prefill, prefill_features(shape))
         step_s = _dot(self._decode, inter_token_features(lived))
         total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s

@@ -1,4 +1,4 @@
-"""The cost of one request when all members of a panel work for it, and the choice of those members. PURE.
+"""The cost of one request when all members of a panel work for it, and the weights of those members. PURE.
 
 The cost depends on the mode, with k the panel's size:
 
@@ -25,8 +25,6 @@ from moe2.common.energy import worst_quality
 from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, Forecast, IntArray, Prediction, Range, Roster
 from moe2.coordinator.choosing.mixture import gate_weights
 from moe2.coordinator.choosing.request import Mode
-from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Cause, Plan
 
 DEFAULT_PANEL = 3
 """Largest size of a panel where nobody sets `max_experts`."""
@@ -105,23 +103,6 @@ def by_vocabulary(roster: Roster, out: Mapping[str, str]) -> list[frozenset[str]
         if expert.key not in out and vocabulary is not None:
             groups.setdefault(vocabulary, set()).add(expert.key)
     return [frozenset(group) for group in groups.values()]
-
-
-def best_members(problem: Problem, plan: Plan, scores: FloatArray, end_s: FloatArray) -> list[int]:
-    """The fine level of a panel's choice: the places of the experts that answer this very prompt.
-
-    They are the best by the prompt's own `scores` (N,) that keep the budgets together, or the coarse level's panel
-    where that is likelier to hold an expert that answers well. end_s: (N,) predicted seconds until the last token; of
-    equal scores the sooner one comes first.
-    """
-    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.INFEASIBLE_ALONE)}
-    places = [place for place, name in enumerate(problem.names) if name not in misfits]
-    places.sort(key=lambda place: (-scores[place], end_s[place], problem.names[place]))
-    own: list[int] = []
-    for place in places:
-        if problem.is_feasible([*own, place]):
-            own.append(place)
-    return own if coverage(scores[own]) >= coverage(scores[list(plan.members)]) else list(plan.members)
 
 
 def weighted_members(places: Sequence[int], logits: FloatArray) -> list[tuple[int, float]]:

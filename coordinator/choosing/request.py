@@ -186,6 +186,8 @@ class SelectionRequest:
     """Seconds of the budgets that earlier attempts have used up."""
     spent_j: float = 0.0
     """Joules of the budgets that earlier attempts have used up."""
+    price_per_j: float = 0.0
+    """Score, 0..1, that one joule has to bring; 0 where joules count only by the limits and between equals."""
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
     choice_tokens: int | None = None

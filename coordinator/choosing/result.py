@@ -55,6 +55,8 @@ class Outlook:
     """What the members of a panel do; None where one expert answers."""
     draw: FleetDraw | None = None
     """What the fleet draws; None where its power is not capped."""
+    price_per_j: float = 0.0
+    """Score, 0..1, that one joule has to bring."""
 
     def at(self, place: int) -> Considered:
         """The figures of the expert at `place` in the roster."""

@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ExpertState
 from moe2.coordinator.choosing.candidates import problem_of, solve
-from moe2.coordinator.choosing.forecast import IntArray, Roster
+from moe2.coordinator.choosing.fine_level import best_expert, best_members, expected_j, net_value
+from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
     Load,
-    best_members,
+    Work,
     by_vocabulary,
-    coverage,
     incapable_experts,
     joint_prediction,
     weighted_members,
@@ -50,8 +49,6 @@ from moe2.coordinator.planning.search import Effort
 
 ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
-SAME_SCORE = 0.005
-"""Scores that differ by less count as equal, and the faster expert answers."""
 MAX_PLANS = 512
 """Coarse plans that are remembered."""
 MAX_ROSTERS = 256
@@ -109,7 +106,9 @@ class Selector:
         epoch: int,
         hosts: Sequence[HostPower] = (),
     ) -> Selection | NoExpert:
-        """Choose the experts for one request. Ties go to the faster, then the less busy expert, then the smaller key.
+        """Choose the experts for one request: among those that keep its limits, what is worth most for its joules.
+
+        Ties go to fewer joules, then to the faster, then the less busy expert, then the smaller key.
 
         experts: all that are ready; they must not change while `epoch` stays the same. in_flight: requests in progress
         by expert key. hosts: the power that hosts draw, needed only where the fleet's power is capped.
@@ -143,6 +142,7 @@ class Selector:
             category=category,
             affinity=request.affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
+            price_per_j=request.price_per_j,
         )
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
@@ -168,7 +168,7 @@ class Selector:
         if not plan.is_feasible:
             return self._infeasible(plan, outlook, epoch)
         candidates = _candidates(plan, case.budgets)
-        chosen = outlook.at(_best_expert(outlook, candidates, case.load.busy, case.affinity))
+        chosen = outlook.at(best_expert(outlook, candidates, case.affinity))
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
@@ -189,21 +189,24 @@ class Selector:
             groups = by_vocabulary(roster, incapable)
             if max(map(len, groups)) < 2:
                 return _impossible(mode, f"none of the {len(roster)} experts share a vocabulary")
-        # Of equal values `max` takes the first plan, which is that of the smaller panel.
         plans = [(outlook, self._plan(outlook, epoch)) for outlook in case.outlooks(mode)]
         if not plans:
             out = {**incapable, **case.ruled_out}
             return NoExpert(
                 ErrorCode.OVERLOADED, f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
             )
-        outlook, plan = max(plans, key=lambda found: found[1].proof.value or -1.0)
-        if not plan.is_feasible:
+        feasible = [
+            (best_members(_problem(outlook), plan, outlook), outlook, plan)
+            for outlook, plan in plans
+            if plan.is_feasible
+        ]
+        if not feasible:
+            outlook, plan = plans[0]
             return self._infeasible(plan, outlook, epoch)
+        # Of equal values `max` takes the first plan, which is that of the smaller panel.
+        places, outlook, plan = max(feasible, key=lambda found: net_value(found[1], found[0]))
         work = outlook.work
         assert work is not None  # noqa: S101 - a panel's outlook says what its members do
-        problem = _problem(outlook)
-        end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
-        places = best_members(problem, plan, case.prompt_scores.scores, end_s)
         members = weighted_members(places, case.prompt_scores.logits)
         return Selection(
             mode=mode,
@@ -293,6 +296,7 @@ class Selector:
             outlook.budgets,
             tuple(outlook.ruled_out.items()),
             outlook.draw,
+            outlook.price_per_j if _has_priced_candidates(outlook) else 0.0,
         )
         plan = self._memo.get(key)
         if plan is None:
@@ -317,6 +321,7 @@ class _Case:
     category: str
     affinity: Affinity | None = None
     draw: FleetDraw | None = None
+    price_per_j: float = 0.0
 
     def alone(self) -> _Case:
         """The case with panels limited to one member."""
@@ -327,7 +332,7 @@ class _Case:
         if mode is Mode.ROUTE:
             load = self.load
             forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            return [Outlook(forecast, self.prompt_scores, self.worth, self.budgets, self.ruled_out, draw=self.draw)]
+            return [self._outlook(forecast, self.worth, self.ruled_out)]
         largest = self.budgets.max_experts or DEFAULT_PANEL
         out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
@@ -346,13 +351,27 @@ class _Case:
         """The outlook for panels of up to `size` members without the experts that are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
         work = work_in(mode, self.roster, self.load, size, eligible)
-        return Outlook(work.forecast, self.prompt_scores, self.worth.together, self.budgets, ruled_out, work, self.draw)
+        return self._outlook(work.forecast, self.worth.together, ruled_out, work)
+
+    def _outlook(
+        self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
+    ) -> Outlook:
+        return Outlook(forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j)
 
 
 def _problem(outlook: Outlook) -> Problem:
-    return problem_of(
+    problem = problem_of(
         outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work, draw=outlook.draw
     )
+    if not _has_priced_candidates(outlook):
+        return problem
+    dues = outlook.price_per_j * expected_j(outlook.forecast.energy_j)
+    return replace(problem, value=outlook.worth.less(dues))
+
+
+def _has_priced_candidates(outlook: Outlook) -> bool:
+    """True where the price of joules decides who is a candidate: candidates are few, and one of them answers."""
+    return outlook.price_per_j > 0.0 and outlook.work is None and outlook.budgets.max_experts is not None
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
@@ -402,12 +421,15 @@ def _or_infeasible_now(
 def _is_worth_it(panel: Selection) -> bool:
     """True where the panel's chance of a good answer beats its best member's by at least `AUTO_MIN_GAIN`.
 
-    A prior from a model's size says nothing of what several models know together: the gate must know every member.
+    The price of the joules that the others take on top is taken off that gain. A prior from a model's size says nothing
+    of what several models know together: the gate must know every member.
     """
     trained = {other.expert.key for other in panel.considered if other.trained}
-    scores = np.array([member.score for member in panel.members])
     is_known = trained.issuperset(member.expert.key for member in panel.members)
-    return is_known and len(scores) > 1 and coverage(scores) - scores.max() >= AUTO_MIN_GAIN
+    keys = panel.outlook.forecast.roster.keys
+    places = [keys.index(member.expert.key) for member in panel.members]
+    alone = max(net_value(panel.outlook, [place]) for place in places)
+    return is_known and len(places) > 1 and net_value(panel.outlook, places) - alone >= AUTO_MIN_GAIN
 
 
 def _outside_the_vocabulary(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
@@ -442,24 +464,6 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
     if budgets.max_experts is None:
         keys |= {exclusion.name for exclusion in plan.exclusions if exclusion.cause is Cause.NO_GAIN}
     return frozenset(keys)
-
-
-def _best_expert(outlook: Outlook, candidates: frozenset[str], busy: IntArray, affinity: Affinity | None) -> int:
-    """The fine level where one expert answers: the place of the best score, among equal scores of the soonest end."""
-    forecast, scores = outlook.forecast, outlook.prompt_scores.scores
-    keys, total_s = forecast.roster.keys, forecast.total_s.p50
-    places = [place for place, key in enumerate(keys) if key in candidates]
-    best = scores[places].max()
-
-    def rank(place: int) -> tuple[float, bool, int, str]:
-        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
-        is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
-        unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
-        end_s = float(total_s[place])
-        is_uncached = affinity is None or affinity.expert_key != keys[place]
-        return (unmeasured_s if np.isnan(end_s) else end_s, is_uncached, int(busy[place]), keys[place])
-
-    return min((place for place in places if scores[place] >= best - SAME_SCORE), key=rank)
 
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:

@@ -5,14 +5,13 @@ The shapes are those of https://platform.openai.com/docs/api-reference, with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from moe2.common.link.messages import TokenPiece, ToolCall
-from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode
@@ -203,31 +202,3 @@ class ChunkWriter:
             "finish_reason": None,
         }
         return self._open + _json(choice) + b"]}\n\n"
-
-
-def split_answer(reader: CallReader, pieces: Sequence[TokenPiece]) -> tuple[list[TokenPiece], tuple[ToolCall, ...]]:
-    """Splits a whole answer into the pieces of its text and the tool calls that it makes."""
-    found = [*reader.feed("".join(piece.text for piece in pieces)), *reader.finish()]
-    says = [TokenPiece(part) for part in found if isinstance(part, str)]
-    return says, tuple(part for part in found if isinstance(part, ToolCall))
-
-
-def chunks_of(writer: ChunkWriter, reader: CallReader, pieces: Sequence[TokenPiece]) -> bytes:
-    """Returns the chunks for these tokens, or b"" while it is open whether they belong to a tool call."""
-    return _chunks(writer, reader.feed("".join(piece.text for piece in pieces)))
-
-
-def rest_chunks_of(writer: ChunkWriter, reader: CallReader) -> bytes:
-    """Returns the chunks for what the reader still holds when the answer has ended."""
-    return _chunks(writer, reader.finish())
-
-
-def finish_reason_of(reason: str, reader: CallReader) -> str:
-    """Returns the finish reason: `tool_calls` in the place of `stop` where the answer made calls."""
-    return "tool_calls" if reason == "stop" and reader.n_calls else reason
-
-
-def _chunks(writer: ChunkWriter, parts: Iterable[str | ToolCall]) -> bytes:
-    return b"".join(
-        writer.call(part) if isinstance(part, ToolCall) else writer.tokens([TokenPiece(part)]) for part in parts
-    )

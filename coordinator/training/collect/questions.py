@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe2.common.errors import Moe2Error
-from moe2.coordinator.training.collect.scoring import LETTERS, Metric, last_number
+from moe2.coordinator.answers.form import LETTERS
+from moe2.coordinator.answers.normal_form import last_number
+from moe2.coordinator.training.collect.scoring import Metric
 from moe2.coordinator.training.outcomes import LABEL_COLUMNS, SPLITS, read_columns
 
 REQUIRED = ("id", "prompt", "gold", "metric")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moe2.agent.energy.account import Activity, HostAccount
-from moe2.agent.energy.attribution import DeviceAccount
+from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
 from moe2.agent.energy.meter import EnergyTrack
-from moe2.common.energy import Quality
+from moe2.common.energy import Attribution, Quality
 from tests.fakes import sensors
 
 
@@ -37,6 +37,66 @@ def test_devices_are_added_up() -> None:
     assert energy.source is None
 
 
+def test_each_device_splits_by_tokens_and_weights() -> None:
+    """Prompt tokens, decoded tokens and a model's weight reach every device of the host."""
+    account, tracks = _host("gpu0", "cpu")
+    heavy = TokenWeight(decode=3.0, prefill=3.0)
+    account.request_started("reader", 20, 0.0, heavy)
+    account.request_started("writer", 0, 0.0)
+    account.tokens_decoded("writer", 20, 1.0)
+    account.tokens_decoded("reader", 0, 3.0)
+    for job in ("reader", "writer"):
+        account.request_ended(job, 3.0)
+    for track in tracks:
+        _steady(track, 10.0, 3.0)
+    settled = account.settle(3.0)
+    # The writer is alone in decoding: its 20 tokens fall into the second slice, with two thirds of the prompt.
+    assert settled["reader"].joules == pytest.approx(2 * (10.0 + 20.0 * 40 / 60))
+    assert settled["writer"].joules == pytest.approx(2 * (20.0 * 20 / 60))
+
+
+def test_sum_over_devices_is_a_whole_record() -> None:
+    """Coverage and samples of the worst device, the widest gap, idle power of all, the loosest rule."""
+    account, (gpu, cpu) = _host("gpu0", "cpu")
+    account.set_condition("default", frozenset({"model"}))
+    for end_s in range(1, 16):
+        for tick in range(10 * end_s - 9, 10 * end_s + 1):
+            gpu.add_power(tick * 0.1, 50.0)
+        for tick in range(5 * end_s - 4, 5 * end_s + 1):
+            cpu.add_power(tick * 0.2, 10.0)
+        account.settle(float(end_s))
+    for job in ("a", "b"):
+        account.request_started(job, 0, 15.0)
+        account.first_token(job, 15.0)
+    for job in ("a", "b"):
+        account.request_ended(job, 20.0)
+    for tick in range(151, 201):
+        gpu.add_power(tick * 0.1, 50.0)
+    for tick in range(76, 101):
+        cpu.add_power(tick * 0.2, 10.0)
+    energy = account.settle(20.0)["a"]
+    assert energy.joules == pytest.approx(150.0)
+    assert energy.marginal_joules == pytest.approx(0.0, abs=1e-9)
+    assert energy.n_samples == 26
+    assert energy.max_gap_s == pytest.approx(0.2)
+    assert energy.idle_w == pytest.approx(60.0)
+    assert energy.attribution is Attribution.SLOT_SHARE
+    assert account.overhead().joules == pytest.approx(60.0 * 15.0, rel=0.02)
+
+
+def test_host_whose_sensors_all_fell_silent_names_each() -> None:
+    """Every device's reason stands in the record, once."""
+    account, _ = _host("gpu0", "cpu")
+    account.request_started("a", 1, 0.0)
+    account.request_ended("a", 3.0)
+    energy = account.settle(9.0)["a"]
+    assert energy.quality is Quality.UNMEASURED
+    assert energy.reason == (
+        "gpu0 gave no usable reading during the request's 3.00 s; "
+        "cpu gave no usable reading during the request's 3.00 s"
+    )
+
+
 def test_one_silent_device_makes_the_sum_a_lower_bound() -> None:
     """What the other one measured is kept, and called partial."""
     account, (gpu, _) = _host("gpu0", "cpu")
@@ -46,8 +106,8 @@ def test_one_silent_device_makes_the_sum_a_lower_bound() -> None:
     energy = account.settle(5.1)["a"]
     assert energy.joules == pytest.approx(300.0)
     assert energy.quality is Quality.PARTIAL
-    assert energy.reason is not None
-    assert "cpu gave no usable reading" in energy.reason
+    assert energy.reason == "cpu gave no usable reading during the request's 3.00 s"
+    assert energy.idle_w is None
 
 
 def test_host_without_sensors_says_why() -> None:

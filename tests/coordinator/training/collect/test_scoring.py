@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.coordinator.training.collect.scoring import Metric, chosen_letter, last_number, score
+from moe2.coordinator.answers.normal_form import last_number
+from moe2.coordinator.training.collect.scoring import Metric, said, score
 
 PETS = ("a cat", "a dog", "a bird", "none of these")
 
@@ -40,7 +41,7 @@ PETS = ("a cat", "a dog", "a bird", "none of these")
 )
 def test_the_letter_is_found_in_what_models_say(answer: str, letter: str | None) -> None:
     """A letter is found bare, in brackets, declared, or as the option's text."""
-    assert chosen_letter(answer, PETS) == letter
+    assert said(Metric.CHOICE, answer, PETS) == letter
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""The fine level of a choice: which of the experts that keep the limits answer this very prompt. PURE.
+
+The most is worth what has the largest `value - price * joules`: of one expert the score for this prompt, of a panel the
+chance that at least one member answers well. The price says how much score a joule has to bring (0 where joules count
+only by the limits); joules are the median of the prediction, which is closer to what is spent on average than its p95.
+Among equals fewer joules decide, then the sooner end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moe2.common.link.messages import ExpertState
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, Range
+from moe2.coordinator.choosing.panel_cost import coverage
+from moe2.coordinator.choosing.prefix_affinity import Affinity
+from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
+from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.planning import lattice
+from moe2.coordinator.planning.candidates import TIE, Candidates
+from moe2.coordinator.planning.problem import Problem
+from moe2.coordinator.planning.proof import Cause, Plan
+from moe2.coordinator.planning.values import Coverage
+
+SAME_SCORE = 0.005
+"""Scores, less the price of the joules, that differ by less count as equal."""
+SAME_JOULES = 0.05
+"""Predicted joules that differ by a smaller share count as equal: predictions are no better than that."""
+
+
+def expected_j(energy_j: Range) -> FloatArray:
+    """(N,) joules to expect of each expert. Unknown ones count as the most expensive known, or as 0 where none is."""
+    joules = energy_j.p50
+    unknown = np.isnan(joules)
+    if not unknown.any():
+        return joules
+    return np.where(unknown, 0.0 if unknown.all() else joules[~unknown].max(), joules)
+
+
+def net_scores(outlook: Outlook) -> FloatArray:
+    """(N,) each expert's score for the prompt, less the price of the joules to expect of it."""
+    scores = outlook.prompt_scores.scores
+    if outlook.price_per_j == 0.0:
+        return scores
+    return np.asarray(scores - outlook.price_per_j * expected_j(outlook.forecast.energy_j))
+
+
+def net_value(outlook: Outlook, places: list[int]) -> float:
+    """The chance that a panel answers well, less the price of the joules to expect of all its members."""
+    joules = expected_j(outlook.forecast.energy_j)[places].sum()
+    return coverage(outlook.prompt_scores.scores[places]) - outlook.price_per_j * float(joules)
+
+
+def best_expert(outlook: Outlook, candidates: frozenset[str], affinity: Affinity | None) -> int:
+    """The place of the candidate with the best score, less the price of its joules.
+
+    Of equals those with the fewest joules are left, unless they would have the request wait longer in a queue than
+    another one takes to answer; then the soonest end, a cached beginning, fewer requests and the smaller key decide.
+    """
+    forecast, net = outlook.forecast, net_scores(outlook)
+    keys, busy, end_s = forecast.roster.keys, forecast.busy, forecast.total_s.p50
+    places = [place for place, key in enumerate(keys) if key in candidates]
+    best = net[places].max()
+    equals = [place for place in places if net[place] >= best - SAME_SCORE]
+
+    def rank(place: int) -> tuple[float, bool, int, str]:
+        # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
+        is_ready = forecast.roster.experts[place].report.state is ExpertState.READY
+        unmeasured_s = 0.0 if busy[place] == 0 and is_ready else np.inf
+        seconds = float(end_s[place])
+        is_uncached = affinity is None or affinity.expert_key != keys[place]
+        return (unmeasured_s if np.isnan(seconds) else seconds, is_uncached, int(busy[place]), keys[place])
+
+    return min(_with_fewest_joules(forecast, equals), key=rank)
+
+
+def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
+    """The places of the experts of a panel that answers this very prompt, and keeps the limits together.
+
+    Without a price they are the best by the prompt's own scores, or the coarse level's panel where that is likelier to
+    hold an expert that answers well; of equal scores those with fewer joules, then with the sooner end come first.
+    With a price members join while their gain is worth their joules.
+    """
+    scores, joules = outlook.prompt_scores.scores, expected_j(outlook.forecast.energy_j)
+    if outlook.price_per_j > 0.0:
+        found = [_priced_panel(Candidates.of(problem), scores, outlook.price_per_j * joules)]
+        return max([*found, list(plan.members)], key=lambda places: net_value(outlook, places))
+    end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
+    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.INFEASIBLE_ALONE)}
+    places = [place for place, name in enumerate(problem.names) if name not in misfits]
+    places.sort(key=lambda place: (-scores[place], joules[place], end_s[place], problem.names[place]))
+    own: list[int] = []
+    for place in places:
+        if problem.is_feasible([*own, place]):
+            own.append(place)
+    return own if coverage(scores[own]) >= coverage(scores[list(plan.members)]) else list(plan.members)
+
+
+def why_not(outlook: Outlook, place: int, chosen: int) -> str:
+    """The reason in words why the expert at `place`, which keeps the limits, answers less well than the chosen one."""
+    net, scores = net_scores(outlook), outlook.prompt_scores.scores
+    if net[chosen] > net[place] + SAME_SCORE:
+        if scores[chosen] > scores[place]:
+            return "scores lower"
+        return "its score is not worth its joules at their present price"
+    joules = expected_j(outlook.forecast.energy_j)
+    if joules[place] > joules[chosen] * (1 + SAME_JOULES):
+        return "takes more joules"
+    return "scores lower" if net[chosen] > net[place] else "is predicted to finish later"
+
+
+def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
+    """Those of the places where the request takes the fewest joules, and those whose joules are unknown.
+
+    An expert with a queue is left out where one without a queue ends sooner: thrift must not pile up requests.
+    """
+    joules, end_s = forecast.energy_j.p50, forecast.total_s.p50
+    has_room = forecast.busy < forecast.roster.slots
+    soonest_s = min((end_s[place] for place in places if has_room[place]), default=np.inf)
+    prompt = [place for place in places if has_room[place] or not end_s[place] > soonest_s]
+    known = [joules[place] for place in prompt if not np.isnan(joules[place])]
+    most = min(known, default=np.inf) * (1 + SAME_JOULES)
+    return [place for place in prompt if not joules[place] > most]
+
+
+def _priced_panel(candidates: Candidates, scores: FloatArray, dues: FloatArray) -> list[int]:
+    """The places of the feasible panel with the largest coverage less dues; ties go to fewer joules, then less delay.
+
+    scores, dues: (N,) by place in the problem. A panel has at least one member, however dear it is. It is exact up to
+    `MAX_LISTED_EXPERTS` candidates; of more, the best is taken that adding and exchanging members finds.
+    """
+    p, owed = scores[candidates.index], dues[candidates.index]
+    if candidates.count <= MAX_LISTED_EXPERTS:
+        value = Coverage(p[None])
+        worth = lattice.values(value, value.states, value.empty_state()) - lattice.sums(owed)
+        found = lattice.best(candidates, [], np.arange(candidates.count), worth)
+        members = found[0] if found else []
+    else:
+        members = _exchanged(candidates, p, owed)
+    return [int(place) for place in candidates.index[members]]
+
+
+def _exchanged(candidates: Candidates, p: FloatArray, owed: FloatArray) -> list[int]:
+    """A panel of many candidates that neither another member, nor one fewer, nor one in place of one makes better.
+
+    p, owed: (n,) scores and dues of the candidates. It is the best that is found from each candidate in turn.
+    """
+    everybody = np.ones(candidates.count, dtype=np.bool_)
+
+    def worth(members: list[int]) -> float:
+        return coverage(p[members]) - float(owed[members].sum())
+
+    def extended(members: list[int]) -> list[int]:
+        """The panel with every member whose gain exceeds its dues, the largest gain first."""
+        while True:
+            joining = candidates.addable(members, everybody)
+            gains = float(np.prod(1 - p[members])) * p[joining] - owed[joining]
+            if joining.size == 0 or gains.max() <= 0.0:
+                return members
+            members = [*members, int(joining[gains.argmax()])]
+
+    def improved(members: list[int]) -> list[int]:
+        shorter = ([other for other in members if other != member] for member in members)
+        return max((extended(rest) for rest in shorter if rest), key=worth, default=members)
+
+    best = max((extended([start]) for start in range(candidates.count)), key=worth)
+    while worth(better := improved(best)) > worth(best) + TIE:
+        best = better
+    return best

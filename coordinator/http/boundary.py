@@ -1,0 +1,92 @@
+"""The outermost middleware: a request id for every response, and errors in the shape that a path's clients read."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.http.answering import REQUEST_ID
+from moe2.coordinator.http.encodings import ACCEPTED
+from moe2.coordinator.http.errors import ApiError, refused
+
+log = structlog.get_logger()
+
+MAX_PATIENCE_S = 60
+ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {}
+"""What writes an error's body on paths that begin so; on all others it is in OpenAI's shape."""
+
+
+def new_request_id() -> str:
+    """Returns a new random id for a request, such as `req-…`."""
+    return f"req-{uuid.uuid4().hex}"
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
+    """A middleware that gives every response its request id, and every error the shape of its path's face."""
+    request_id = request[REQUEST_ID] = new_request_id()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    try:
+        response: web.StreamResponse = await handler(request)  # type: ignore[misc]
+    except ApiError as error:
+        response = _error_response(error, request)
+    except web.HTTPException as error:
+        response = _error_response(_of_http(error, request), request)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        log.exception("request_handler_failed")
+        response = _error_response(
+            refused(ErrorCode.INTERNAL, f"This is a defect of moe2. Its log says more under {request_id}."), request
+        )
+    return response
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Adds the request id to a response's headers; a handler of aiohttp's signal `on_response_prepare`."""
+    response.headers["Server"] = "moe2"
+    if request_id := request.get(REQUEST_ID):
+        response.headers["x-request-id"] = request_id
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
+    match error.status:
+        case 404:
+            text = f"There is no {request.method} {request.path}."
+        case 405:
+            text = f"{request.path} does not take {request.method}."
+        case _:
+            text = error.reason or HTTPStatus(error.status).phrase
+    return ApiError(error.status, text)
+
+
+def _error_response(error: ApiError, request: web.Request) -> web.Response:
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.retry_after_s is not None and error.retry_after_s > MAX_PATIENCE_S:
+        # OpenAI's client takes such a Retry-After for a mistake and would ask again at once; this it understands.
+        headers["x-should-retry"] = "false"
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        headers["Accept-Encoding"] = ACCEPTED
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"
+    return web.Response(
+        status=error.status,
+        body=msgspec.json.encode(_body_of(error, request)),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _body_of(error: ApiError, request: web.Request) -> dict[str, Any]:
+    """Returns the error's JSON body as the clients of the request's path read it."""
+    return next((body(error) for prefix, body in ENVELOPES.items() if request.path.startswith(prefix)), error.body())

@@ -1,0 +1,115 @@
+"""The seam between the service's one request and the API's several shapes. PURE.
+
+A face is one shape in which clients ask and are answered: it makes the service's own request of a body (`Call`), and
+writes the answer's parts as its clients read them, whole or streamed. What is the same for all of them (keys, bodies,
+limits, receipts, headers) is in `answering`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.coordinator.http.body.parse import Call
+from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.http.toolcalls import CallReader
+from moe2.coordinator.keys.keys import Principal
+from moe2.coordinator.serving.receipt import Receipt
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an answer comes from; it is the same for the whole of it."""
+
+    request_id: str
+    created_unix_s: int
+    model: str
+    """The model that answers."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of the answer's text."""
+
+    pieces: Sequence[TokenPiece]
+
+    def __str__(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+Part: TypeAlias = Text | ToolCall
+"""A part of an answer, in the order in which the model wrote them."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How an answer ended. reason: "stop", "length", or "tool_calls" where it made calls and stopped by itself."""
+
+    reason: str
+    receipt: Receipt
+
+
+class Encoder(Protocol):
+    """Writes one answer in the shape of a face: either whole, or as a stream of server-sent events.
+
+    A stream is `begin`, any number of `parts`, and then `end` or `error`. Each returns bytes to send, maybe none.
+    """
+
+    def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> Any:
+        """Returns the JSON document of an answer that is not streamed."""
+
+    def begin(self, origin: Origin) -> bytes:
+        """Returns what comes before the first part."""
+
+    def parts(self, parts: Sequence[Part]) -> bytes:
+        """Returns the events for more of the answer."""
+
+    def end(self, end: End) -> bytes:
+        """Returns the last events."""
+
+    def error(self, error: ApiError) -> bytes:
+        """Returns the last events of an answer that failed, as an error status cannot be sent any more."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a body asks for, and who writes the answer."""
+
+    call: Call
+    encoder: Encoder
+
+
+Face: TypeAlias = Callable[[bytes, Mapping[str, str], Principal], Asked]
+"""Reads a request's body and headers, sent by a principal. Raises `ApiError` (400), which names the parameter."""
+
+
+class PartReader:
+    """Reads the tokens of one answer as they come, and says which parts of it have become final.
+
+    tool_names: the tools that the answer may call; without any, all of it is text.
+    """
+
+    def __init__(self, tool_names: frozenset[str], request_id: str) -> None:
+        self._calls = CallReader(tool_names, ids=request_id.removeprefix("req-")) if tool_names else None
+
+    def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
+        """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
+        if not pieces:
+            return []
+        if self._calls is None:
+            return [Text(pieces)]
+        return _parts(self._calls.feed("".join(piece.text for piece in pieces)))
+
+    def finish(self) -> list[Part]:
+        """Ends the answer; returns what was still held back."""
+        return [] if self._calls is None else _parts(self._calls.finish())
+
+    def reason(self, reason: str) -> str:
+        """Returns the finish reason: `tool_calls` in the place of `stop` where the answer made calls."""
+        return "tool_calls" if reason == "stop" and self._calls is not None and self._calls.n_calls else reason
+
+
+def _parts(found: Sequence[str | ToolCall]) -> list[Part]:
+    return [part if isinstance(part, ToolCall) else Text((TokenPiece(part),)) for part in found]

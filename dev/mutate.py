@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Changes the pure cores one operator at a time and counts which changes their tests notice (mutation testing).
+
+    python dev/mutate.py planning            # one core, see CORES; without a name all of them
+    python dev/mutate.py ledger --show       # with the text of each change that no test noticed
+
+It copies the tree into a folder of its own, where `moe2` is a real package, and runs mutmut there; a core takes
+minutes. What the type checker refuses counts as noticed. The last line is one JSON object: for each core its mutants,
+how many were killed, survived or ran into no test, and the share that was killed. docs/design.md keeps the last shares
+and says what the survivors are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("agent", "coordinator", "common")
+# A mutant of a log line says nothing about a decision.
+# Strict types, but for what mutmut writes around each mutant.
+MYPY = """
+[tool.mypy]
+explicit_package_bases = true
+check_untyped_defs = true
+ignore_missing_imports = true
+follow_imports = "silent"
+disable_error_code = ["no-redef"]
+"""
+WORDING = [r"^\s*(log|_log|logger)\."]
+
+
+@dataclass(frozen=True)
+class Core:
+    """A core: the files that are mutated (globs from the package) and the tests that have to notice."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+CORES = {
+    "session": Core(("agent/engine/session.py",), ("tests/agent/engine",)),
+    "attribution": Core(("agent/energy/attribution.py", "agent/energy/account.py"), ("tests/agent/energy",)),
+    "serving": Core(("coordinator/serving/*.py", "coordinator/serving/modes/*.py"), ("tests/coordinator/serving",)),
+    "ledger": Core(("coordinator/ledger/*.py",), ("tests/coordinator/ledger",)),
+    "planning": Core(("coordinator/planning/*.py",), ("tests/coordinator/planning",)),
+    "doors": Core(("coordinator/fleet/checks.py", "coordinator/fleet/hub.py"), ("tests/coordinator/fleet",)),
+}
+
+
+def copy_tree(folder: Path) -> None:
+    """Copy what the tests need into `folder`, with the three parts inside a real package `moe2`."""
+    (folder / "moe2").mkdir(parents=True)
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")
+    for part in PARTS:
+        shutil.copytree(ROOT / part, folder / "moe2" / part, ignore=ignore)
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+
+
+def configuration(core: Core) -> str:
+    """The scratch tree's pyproject.toml: the project's own settings of pytest, in one process, and mutmut's."""
+    text = (ROOT / "pyproject.toml").read_text()
+    pytest_options = text[text.index("[tool.pytest.ini_options]") :]
+    pytest_options = pytest_options[: pytest_options.index("\n[tool.", 1)].replace('    "-n",\n    "2",\n', "")
+    pytest_options = pytest_options.replace('    "--dist",\n    "worksteal",\n', "")
+    options = {
+        "source_paths": ["moe2"],
+        "only_mutate": [f"moe2/{pattern}" for pattern in core.files],
+        "also_copy": ["benchmarks"],
+        "pytest_add_cli_args": ["-m", "not slow and not systemd"],
+        "pytest_add_cli_args_test_selection": list(core.tests),
+        "do_not_mutate_patterns": WORDING,
+        "type_check_command": ["mypy", "--output=json", *(f"moe2/{pattern}" for pattern in core.files)],
+        "track_dependencies": False,
+        "use_git_change_detection": False,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in options.items()]
+    return f"{pytest_options}\n{MYPY}\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
+
+
+def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> str:
+    """Run mutmut in the scratch tree and return what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE if quiet else None, check=False
+    )
+    return done.stdout or ""
+
+
+def score(folder: Path) -> tuple[dict[str, float | int | None], list[str]]:
+    """Read the scratch tree's results: counts with the killed share, and the names of the mutants that are alive."""
+    states: dict[str, list[str]] = {}
+    for line in mutmut(folder, "results", "--all", "true", quiet=True).splitlines():
+        name, _, state = line.strip().partition(": ")
+        if state:
+            states.setdefault(state, []).append(name)
+    killed = sum(
+        len(states.get(state, ())) for state in ("killed", "timeout", "segfault", "suspicious", "caught by type check")
+    )
+    alive = states.get("survived", []) + states.get("no tests", [])
+    counts: dict[str, float | int | None] = {
+        "mutants": killed + len(alive),
+        "killed": killed,
+        "survived": len(states.get("survived", ())),
+        "no_tests": len(states.get("no tests", ())),
+        "unchecked": len(states.get("not checked", ())),
+        "killed_share": round(killed / (killed + len(alive)), 4) if killed + len(alive) else None,
+    }
+    return counts, alive
+
+
+def main() -> int:
+    """Mutate each named core in turn and print its counts, and with --show the changes that nothing noticed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("cores", nargs="*", choices=[*CORES, []], help="default: all")
+    parser.add_argument("--only", default="", help="mutants whose name has this glob, as mutmut names them")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: processors)")
+    parser.add_argument("--show", action="store_true", help="print each change that no test noticed")
+    parser.add_argument("--folder", type=Path, help="keep the scratch trees here and go on with what they hold")
+    options = parser.parse_args()
+    scores = {}
+    with tempfile.TemporaryDirectory(prefix="moe2-mutate-") as temporary:
+        for name in options.cores or CORES:
+            folder = (options.folder or Path(temporary)).resolve() / name
+            if not folder.exists():
+                copy_tree(folder)
+            (folder / "pyproject.toml").write_text(configuration(CORES[name]))
+            mutmut(folder, "run", "--max-children", str(options.jobs), *([options.only] if options.only else []))
+            scores[name], alive = score(folder)
+            for mutant in alive if options.show else ():
+                print(mutmut(folder, "show", mutant, quiet=True))
+    print(json.dumps(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
