@@ -34,6 +34,8 @@ class HostAccount:
         self._ended: set[str] = set()
         self._parts: dict[str, list[Energy]] = {}
         self._cause = Cause.IDLE
+        self._own: dict[str, float] = {}
+        """When each job of the host's own, which is no request, has started."""
         self.activity = Activity()
 
     def set_condition(self, power_mode: str | None, loaded_models: frozenset[str]) -> None:
@@ -62,6 +64,8 @@ class HostAccount:
         """
         for device in self._devices:
             device.request_started(job_id, prompt_tokens, at_s, weight, cause)
+        if cause is not None:
+            self._own[job_id] = at_s
         self._prefilling.add(job_id)
         self._count()
 
@@ -92,6 +96,7 @@ class HostAccount:
             return False
         for device in self._devices:
             device.request_ended(job_id, at_s)
+        self._own.pop(job_id, None)
         self._prefilling.discard(job_id)
         self._decoding.discard(job_id)
         self._ended.add(job_id)
@@ -150,6 +155,13 @@ class HostAccount:
         if len(known) < len(parts):
             return None
         return self._joined(known)
+
+    def own_work_j(self, now_s: float) -> float | None:
+        """Joules of the host since its own work that runs now began, by the sensors' latest readings; None without."""
+        if not self._own or not self._devices:
+            return None
+        began_s = min(self._own.values())
+        return sum(device.known_j(began_s, now_s) for device in self._devices)
 
     def idle_powers(self, power_mode: str | None, now_s: float) -> tuple[IdlePower, ...]:
         """The measured idle power of each set of loaded models in this power mode, over all devices that know theirs.

@@ -231,6 +231,10 @@ class DeviceAccount:
             coverage=window.coverage,
         )
 
+    def known_j(self, start_s: float, end_s: float) -> float:
+        """The device's joules from `start_s` to `end_s` as far as its readings reach."""
+        return self._track.between(start_s, end_s).joules or 0.0
+
     @property
     def counted_j(self) -> float:
         """All energy given away so far, to requests and overhead together, in J. A lower bound: holes add

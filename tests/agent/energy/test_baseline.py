@@ -53,7 +53,8 @@ def test_a_figure_says_what_it_rests_on() -> None:
     for second, power_w in enumerate([10.0, 12.0] * 10):
         baseline.was_idle(float(second), second + 1.0, power_w)
     figure = baseline.figures[(None, _LOADED)]
-    assert (figure.power_w, figure.spread_w) == (pytest.approx(11.0), pytest.approx(1.0))
+    assert figure.power_w == pytest.approx(11.0)
+    assert figure.spread_w == pytest.approx(1.0)
     assert (figure.measured_s, figure.until_s) == (20.0, 20.0)
 
 
