@@ -17,6 +17,7 @@ from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
+from moe2.agent.engine.defaults import defaults_of
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
@@ -31,6 +32,7 @@ from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
 
 _WARMUP_PREFILL_TOKENS = 64
@@ -137,9 +139,10 @@ def open_session(
             cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
         )
         template = _template(model, log)
+        defaults = defaults_of(spec.sampling, model.metadata)
         emit(
             Loaded(
-                facts=model.facts(supports_tools=template is not None and template.shows_tools),
+                facts=model.facts(supports_tools=template is not None and template.shows_tools, sampling=defaults),
                 load_s=clock() - began_at_s,
                 context_tokens=context.tokens,
                 slots=spec.slots,
@@ -153,7 +156,7 @@ def open_session(
 
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
             constraint = constraint_of(request, tags_calls=template is not None and template.tags_calls)
-            sampler = Sampler(model, request.sampling, history_tokens=context.tokens)
+            sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
             if constraint is None:
                 return _FreeDraw(sampler, context)
             return _BoundDraw(sampler, context, matchers.start(request.job_id, constraint))

@@ -153,6 +153,8 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         load_s=expert.load_s,
         file_sha256=expert.file_sha256,
         paced=expert.paced,
+        sampling=facts.sampling if facts else None,
+        supports_thinking=facts.supports_thinking if facts else None,
     )
 
 

@@ -12,11 +12,11 @@ from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import SetWorth
 from moe2.coordinator.choosing.request import Budgets
-from moe2.coordinator.planning import search
+from moe2.coordinator.planning import lattice, search
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
-from moe2.coordinator.planning.values import FloatArray
+from moe2.coordinator.planning.values import FloatArray, Listed
 
 TIME_LIMIT_S = 0.02
 """A request waits this long for its plan at most; the plan's proof then states the gap that is left."""
@@ -36,9 +36,10 @@ def problem_of(
     already; None without a cap.
 
     Where one expert answers, each candidate keeps the energy budget alone; with `max_experts` all of them keep it
-    together, for the case that they have to be tried one after the other. Members of a panel always keep it together.
-    The fleet's cap holds likewise: for each candidate alone, or for a panel's members together. An expert whose cost is
-    unknown is ruled out where a budget bounds that cost: what was not measured cannot be promised.
+    together, for the case that they have to be tried one after the other (see `best_first`). Members of a panel always
+    keep it together. The fleet's cap holds likewise: for each candidate alone, or for a panel's members
+    together. An expert whose cost is unknown is ruled out where a budget bounds that cost: what was not measured cannot
+    be promised.
     """
     quantile = budgets.quantile or Quantile.P95
     costs = _costs(forecast, quantile)
@@ -73,9 +74,34 @@ def solve(problem: Problem, worth: SetWorth, *, clock: Callable[[], float]) -> P
 
     clock: monotonic seconds.
     """
+    if isinstance(problem.value, Listed):
+        return _listed(problem, clock)
     if problem.budgets.max_experts is None and problem.budgets.one_runs:
         return _uncoupled(problem, clock)
     return search.plan(problem, table=worth.table, effort=search.Effort(time_limit_s=TIME_LIMIT_S), clock=clock)
+
+
+def _listed(problem: Problem, clock: Callable[[], float]) -> Plan:
+    """The plan for a value that lists all panels of a few candidates; its proof is a look at every panel."""
+    started_s = clock()
+    candidates = Candidates.of(problem)
+    value = problem.value
+    found = None
+    if candidates.count:
+        worth = lattice.values(value, candidates.states, value.empty_state())
+        found = lattice.best(candidates, [], np.arange(candidates.count), worth)
+    if found is None:
+        return infeasible_plan(problem, "listed", clock() - started_s)
+    members, best = found
+    return proven_plan(
+        problem,
+        candidates.index[members].tolist(),
+        method="listed",
+        value=best,
+        upper_bound=best,
+        nodes=1 << candidates.count,
+        elapsed_s=clock() - started_s,
+    )
 
 
 def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
@@ -95,6 +121,35 @@ def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
         value=value,
         upper_bound=value,
         nodes=1,
+        elapsed_s=clock() - started_s,
+    )
+
+
+def best_first(problem: Problem, best: Callable[[frozenset[str]], int], *, clock: Callable[[], float]) -> Plan:
+    """The plan where one expert answers and the others stand by: the best for this prompt, then the next best, ….
+
+    best: the place of the best expert among those with these keys. Each expert joins if all so far keep the limits
+    together with it. It is optimal by the order of `best`: no feasible set holds an expert that comes before its first.
+    clock: monotonic seconds.
+    """
+    started_s = clock()
+    candidates = Candidates.of(problem)
+    if candidates.count == 0:
+        return infeasible_plan(problem, "best_first", clock() - started_s)
+    members: list[int] = []
+    joining = np.arange(candidates.count)
+    while joining.size:
+        place = best(frozenset(problem.names[n] for n in candidates.index[joining]))
+        members.append(int(np.flatnonzero(candidates.index == place)[0]))
+        joining = candidates.addable(members, np.ones(candidates.count, dtype=bool))
+    value = candidates.value_of(members[:1])
+    return proven_plan(
+        problem,
+        candidates.index[members].tolist(),
+        method="best_first",
+        value=value,
+        upper_bound=value,
+        nodes=len(members),
         elapsed_s=clock() - started_s,
     )
 

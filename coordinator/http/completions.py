@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.answer import ChunkWriter, Header, full_response
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.face import Asked, End, Origin, Part
-from moe2.coordinator.keys.keys import Principal
+from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
 
 
-def chat_face(body: bytes, headers: Mapping[str, str], _: Principal) -> Asked:
+def chat_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/chat/completions`."""
-    call = parse_chat(body, headers)
+    call = parse_chat(incoming.body, incoming.headers, incoming.reading)
     return Asked(call, CompletionEncoder(call))
 
 
-def text_face(body: bytes, headers: Mapping[str, str], _: Principal) -> Asked:
+def text_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/completions`."""
-    call = parse_completion(body, headers)
+    call = parse_completion(incoming.body, incoming.headers, incoming.reading)
     return Asked(call, CompletionEncoder(call))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from moe2.common.link.messages import TokenPiece, ToolCall
-from moe2.coordinator.http.body.parse import Call
+from moe2.coordinator.http.body.parse import STRICT, Call, Reading
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.keys.keys import Principal
@@ -27,6 +27,8 @@ class Origin:
     created_unix_s: int
     model: str
     """The model that answers."""
+    prompt_tokens: int | None = None
+    """Length of the prompt, as the expert has counted it; None where it is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,19 @@ class Asked:
     encoder: Encoder
 
 
-Face: TypeAlias = Callable[[bytes, Mapping[str, str], Principal], Asked]
-"""Reads a request's body and headers, sent by a principal. Raises `ApiError` (400), which names the parameter."""
+@dataclass(frozen=True)
+class Incoming:
+    """A request as it came."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    principal: Principal
+    reading: Reading = STRICT
+    """How the settings have bodies read."""
+
+
+Face: TypeAlias = Callable[[Incoming], Asked]
+"""Reads a request. Raises `ApiError` (400), which names the parameter."""
 
 
 class PartReader:

@@ -38,7 +38,8 @@ from moe2.coordinator.gate.gate import Gate, GateParameters
 from moe2.coordinator.training.config import TrainingConfig, TrainingError
 from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
 from moe2.coordinator.training.outcomes import Outcomes
-from moe2.coordinator.training.preparation import PreparedRows
+from moe2.coordinator.training.preparation import PreparedRows, kinds_of
+from moe2.coordinator.training.votes import vote_record
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
@@ -82,6 +83,7 @@ def train_gate(
         networks.append(_fit(rows, config, seed, report))
     gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
     gate, metrics = chosen_on_validation(gate, val)
+    gate = _with_votes(gate, train, rows)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,
         moe2_version=__version__,
@@ -96,6 +98,13 @@ def train_gate(
         metrics=metrics,
     )
     return TrainedGate(gate, manifest)
+
+
+def _with_votes(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
+    """The gate with what the train rows' answers say of its experts' votes."""
+    profile = gate.parameters.profile.astype(np.float64)
+    votes = vote_record(train, rows.kinds, kinds_of(train), profile)
+    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes)
 
 
 @dataclass(frozen=True)

@@ -181,10 +181,12 @@ class Route(ModeRun):
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """Whether another expert could go on in the middle: not with a grammar, tools or log-probabilities."""
-    request = life.request
+    """Whether another expert could go on in the middle: not with a grammar, tools, log-probabilities or an echo."""
+    request, generation = life.request, life.request.generation
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
-    return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
+    return (
+        request.wish.resume and generation.is_free and not tools and generation.logprobs is None and not generation.echo
+    )
 
 
 def _begins_in_s(member: Member) -> float | None:

@@ -23,8 +23,8 @@ from tests.coordinator.experts import cost, expert, request, selector, speed
 
 TODAY = "2026-11-23"
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-FAST_AND_DEAR = expert("dear", latency=speed(1000.0, 100.0), energy=cost(10.0))
-SLOW_AND_CHEAP = expert("cheap", latency=speed(1000.0, 10.0), energy=cost(1.0))
+FAST_AND_DEAR = expert("dear", "m-8b", latency=speed(1000.0, 100.0), energy=cost(10.0))
+SLOW_AND_CHEAP = expert("cheap", "m-1b", latency=speed(1000.0, 10.0), energy=cost(1.0))
 UNMEASURED = expert("unmeasured", latency=speed(1000.0, 1000.0))
 TOKENS = 8
 """A demand for which the expensive expert needs 80 J and the cheap one 8 J."""
