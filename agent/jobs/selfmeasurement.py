@@ -145,11 +145,8 @@ class SelfMeasurement:
         token_s = latency.decode[0] if latency and latency.decode[0] > 0 else _ASSUMED_TOKEN_S
         room = max(1, expert.context_tokens // 2)
         decoded = max(1, min(MAX_DECODED, max(MIN_DECODED, round(JOB_S / token_s)), room))
-        prompts = (min(_SHORT_PROMPT, room), min(_LONG_PROMPT, room))
-        return [
-            self._job(expert.section.name, prompts[0], decoded),
-            self._job(expert.section.name, prompts[1], decoded),
-        ]
+        writing = self._job(expert.section.name, min(_SHORT_PROMPT, room), decoded)
+        return [writing, self._job(expert.section.name, min(_LONG_PROMPT, room), max(1, decoded // 4))]
 
     def _job(self, model: str, prompt_tokens: int, decoded: int) -> Submit:
         self._n_jobs += 1
