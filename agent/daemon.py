@@ -106,12 +106,12 @@ from moe2.common.tls.contexts import client_context
 log = structlog.get_logger()
 
 ENGINE_ARGV = (sys.executable, "-m", "moe2.agent.engine.child")
-# Many changes within this time make one report.
 REPORT_PAUSE_S = 0.1
 UNWELCOMED_REPORT_S = 5.0
 # A job that has ended waits for a sensor reading after its end; this is how often it is looked for.
 SETTLE_EVERY_S = 0.01
 CLOSE_ACCOUNTS_EVERY_S = 0.5
+WATCH_OWN_WORK_EVERY_S = 0.1
 
 
 class AgentDaemon(Daemon[AgentSettings]):
@@ -119,7 +119,7 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     engine_argv: the command that starts an engine's child; tests put a fake expert here.
     sensors: where to look for sensors; from the settings if not given.
-    load: reads the configuration; None if there is none to read again. control: suspends the host; logind if not given.
+    load: reads the configuration; None if there is none to read again. control: suspends the host, logind by default.
     """
 
     def __init__(
@@ -133,13 +133,12 @@ class AgentDaemon(Daemon[AgentSettings]):
         control: HostControl | None = None,
     ) -> None:
         super().__init__(settings, environment=environment, load=load)
-        agent = settings.agent
         self._core = core.AgentCore(
             settings.models,
             stuck_s=settings.engine.stuck_s,
             paced=settings.sensors.paced,
-            allow_unload=agent.allow_unload,
-            allow_suspend=agent.allow_suspend,
+            allow_unload=settings.agent.allow_unload,
+            allow_suspend=settings.agent.allow_suspend,
             measuring=rules_of(settings.measuring),
         )
         self._random = Random()
@@ -157,7 +156,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
         self._presence = Presence(
-            agent,
+            settings.agent,
             self._core.experts,
             self._monitor,
             control=control or Logind(),
@@ -420,7 +419,8 @@ class AgentDaemon(Daemon[AgentSettings]):
         """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
+                pause_s = WATCH_OWN_WORK_EVERY_S if self._core.measuring.job_id else CLOSE_ACCOUNTS_EVERY_S
+                await asyncio.wait_for(self._unsettled.wait(), pause_s)
             self._unsettled.clear()
             if self._monitor.power_mode != self._power_mode:
                 self._enter_power_mode()

@@ -134,7 +134,6 @@ class HostAccount:
         if not self._devices:
             return None
         by_cause = {cause: sum(device.by_cause[cause] for device in self._devices) for cause in Cause}
-        counted_j = sum(device.counted_j for device in self._devices)
         covered_s = min(device.covered_s for device in self._devices)
         return StandingEnergy(
             epoch=epoch,
@@ -142,7 +141,7 @@ class HostAccount:
             loading_j=max(0.0, by_cause[Cause.LOADING]),
             waking_j=max(0.0, by_cause[Cause.WAKING]),
             other_j=max(0.0, by_cause[Cause.OTHER]),
-            requests_j=max(0.0, counted_j - sum(by_cause.values())),
+            requests_j=max(0.0, sum(device.requests_j for device in self._devices)),
             measured_s=covered_s,
             quality=self._quality() if covered_s > 0 else Quality.UNMEASURED,
             scope=self._scope(),

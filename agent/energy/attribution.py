@@ -107,6 +107,7 @@ class DeviceAccount:
         self._counted_j = self._first_j
         self._cause = Cause.IDLE
         self._by_cause = dict.fromkeys(Cause, 0.0)
+        self._requests_j = 0.0
         self._overhead_s = 0.0
         self._covered_s = 0.0
         self._cuts: deque[_Cut] = deque()
@@ -185,7 +186,9 @@ class DeviceAccount:
             elif cut.ends:
                 self._active.remove(cut.job)
                 settled[cut.job.job_id] = self._energy(cut.job)
-                if cut.job.cause is not None:
+                if cut.job.cause is None:
+                    self._requests_j += cut.job.joules
+                else:
                     self._by_cause[cut.job.cause] += cut.job.joules
         if limit_s - self._settled_s >= _MAX_SLICE_S and (limit_s <= overdue_s or not self._undecided()):
             self._account(limit_s)
@@ -206,6 +209,11 @@ class DeviceAccount:
     def by_cause(self) -> dict[Cause, float]:
         """The overhead up to `settled_s` in J, by cause."""
         return dict(self._by_cause)
+
+    @property
+    def requests_j(self) -> float:
+        """The energy of all requests that have ended, in J. It only grows."""
+        return self._requests_j
 
     @property
     def full_quality(self) -> Quality:

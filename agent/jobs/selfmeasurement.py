@@ -22,9 +22,11 @@ QUIET_S = 3.0
 """How long the host has to be idle before; a GPU still holds its clocks for two seconds after work."""
 RETRY_S = 30.0
 """How long to leave an expert alone whose measuring was interrupted."""
+STOP_AT = 0.8
+"""The share of the bound at which a job is ended: an engine stops after the batch that it is working on."""
 MIN_DECODED, MAX_DECODED = 8, 256
 _WORDS = ("river", "stone", "lamp", "cloud", "seven", "paper", "green", "door", "music", "winter", "table", "bread")
-_SHORT_PROMPT, _LONG_PROMPT = 32, 256
+_SHORT_PROMPT, _LONG_PROMPT = 32, 192
 _ASSUMED_TOKEN_S = 0.1
 """Of an expert whose warm-up has measured nothing."""
 
@@ -103,7 +105,7 @@ class SelfMeasurement:
         if attempt is None or self.rules is None:
             return False
         attempt.running_j = max(attempt.running_j, joules)
-        return attempt.spent_j + attempt.running_j >= self.rules.max_j
+        return attempt.spent_j + attempt.running_j >= STOP_AT * self.rules.max_j
 
     def ended(self, model: str, joules: float | None, now_s: float) -> None:
         """A job has ended, and its energy is known, or will not be."""
@@ -129,7 +131,8 @@ class SelfMeasurement:
         name = expert.section.name
         quiet_s = max(expert.idle_since_s or 0.0, self._not_before_s.get(name, 0.0) - QUIET_S) + QUIET_S
         if attempt := self._attempts.get(name):
-            return None if attempt.running else expert.idle_since_s
+            # Nothing but its own job came before, unless its engine died of it and was loaded again.
+            return None if attempt.running else (expert.loaded_at_s or 0.0) + QUIET_S
         done_at_s = self._done_at_s.get((name, self._power_mode))
         old_at_s = None if done_at_s is None else done_at_s + self.rules.stale_s
         if _is_unmeasured(expert):
@@ -142,11 +145,8 @@ class SelfMeasurement:
         token_s = latency.decode[0] if latency and latency.decode[0] > 0 else _ASSUMED_TOKEN_S
         room = max(1, expert.context_tokens // 2)
         decoded = max(1, min(MAX_DECODED, max(MIN_DECODED, round(JOB_S / token_s)), room))
-        prompts = (min(_SHORT_PROMPT, room), min(_LONG_PROMPT, room))
-        return [
-            self._job(expert.section.name, prompts[0], decoded),
-            self._job(expert.section.name, prompts[1], decoded),
-        ]
+        writing = self._job(expert.section.name, min(_SHORT_PROMPT, room), decoded)
+        return [writing, self._job(expert.section.name, min(_LONG_PROMPT, room), max(1, decoded // 4))]
 
     def _job(self, model: str, prompt_tokens: int, decoded: int) -> Submit:
         self._n_jobs += 1

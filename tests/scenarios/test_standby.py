@@ -186,7 +186,7 @@ async def test_a_host_that_cannot_sleep_after_all_comes_back_and_says_so(tmp_pat
 async def test_a_host_that_is_known_to_be_unable_to_sleep_refuses(tmp_path: Path) -> None:
     """With logind's reason, which also stands in the report."""
     async with host(tmp_path, control=FakeHost(fault="This host cannot suspend.")) as (running, agent, commander):
-        await running.until_status(lambda status: bool(row_of(status).standby and row_of(status).standby.suspend_fault))
+        await running.until_status(lambda status: bool((told := row_of(status).standby) and told.suspend_fault))
         answer = await commander.order(agent, Suspend(command_id="c"))
         assert (answer.outcome, answer.code, answer.message) == (
             "refused",

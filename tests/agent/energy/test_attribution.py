@@ -591,6 +591,7 @@ def test_requests_and_overhead_add_up_to_the_device(
     assert math.isclose(account.counted_j, device_j, rel_tol=1e-9, abs_tol=1e-6)
     own_j = (settled[str(OWN_JOB)].joules or 0.0) if str(OWN_JOB) in settled else 0.0
     assert account.by_cause[Cause.OTHER] >= own_j - 1e-6
+    assert math.isclose(account.requests_j, of_requests_j, rel_tol=1e-9, abs_tol=1e-6)
     for energy in settled.values():
         if energy.marginal_joules is not None and energy.joules is not None:
             assert -1e-9 <= energy.marginal_joules <= energy.joules + 1e-9
