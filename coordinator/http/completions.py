@@ -34,15 +34,22 @@ class CompletionEncoder:
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns a `chat.completion` or a `text_completion`."""
         pieces: list[TokenPiece] = []
+        thoughts: list[TokenPiece] = []
         calls: list[ToolCall] = []
         for part in parts:
             if isinstance(part, ToolCall):
                 calls.append(part)
             else:
-                pieces.extend(part.pieces)
+                (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
         return full_response(
-            self._header(origin), pieces, end.reason, end.receipt, with_logprobs=with_logprobs, calls=calls
+            self._header(origin),
+            pieces,
+            end.reason,
+            end.receipt,
+            with_logprobs=with_logprobs,
+            calls=calls,
+            reasoning="".join(piece.text for piece in thoughts),
         )
 
     def begin(self, origin: Origin) -> bytes:
@@ -57,7 +64,12 @@ class CompletionEncoder:
         """Returns the chunks for these parts."""
         writer = self._writer
         return b"".join(
-            writer.call(part) if isinstance(part, ToolCall) else writer.tokens(part.pieces) for part in parts
+            writer.call(part)
+            if isinstance(part, ToolCall)
+            else writer.reasoning(str(part))
+            if part.is_reasoning
+            else writer.tokens(part.pieces)
+            for part in parts
         )
 
     def end(self, end: End) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeAlias
 
 from moe2.common.link.messages import TokenPiece, ToolCall
@@ -33,9 +34,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of the answer's text."""
+    """Tokens of the answer's text, or of the reasoning before it."""
 
     pieces: Sequence[TokenPiece]
+    is_reasoning: bool = False
 
     def __str__(self) -> str:
         return "".join(piece.text for piece in self.pieces)
@@ -109,11 +111,15 @@ class PartReader:
 
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
-        if not pieces:
-            return []
-        if self._calls is None:
-            return [Text(pieces)]
-        return _parts(self._calls.feed("".join(piece.text for piece in pieces)))
+        parts: list[Part] = []
+        for is_reasoning, run in groupby(pieces, key=lambda piece: piece.is_reasoning):
+            if is_reasoning:
+                parts.append(Text(list(run), is_reasoning=True))
+            elif self._calls is None:
+                parts.append(Text(list(run)))
+            else:
+                parts += _parts(self._calls.feed("".join(piece.text for piece in run)))
+        return parts
 
     def finish(self) -> list[Part]:
         """Ends the answer; returns what was still held back."""
