@@ -139,6 +139,18 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class ScopePrice:
+    """The price that one average budget puts on a joule."""
+
+    scope: str
+    """Whose average it is, in words, such as "fleet" or "category coding"."""
+    average_energy_j: float
+    """Joules that an answer may take on average."""
+    price_per_j: float
+    """Score, 0..1, that one joule has to bring so that the average is kept."""
+
+
+@dataclass(frozen=True)
 class Ballot:
     """The choices that a panel votes on."""
 
@@ -187,11 +199,21 @@ class SelectionRequest:
     spent_j: float = 0.0
     """Joules of the budgets that earlier attempts have used up."""
     price_per_j: float = 0.0
-    """Score, 0..1, that one joule has to bring; 0 where joules count only by the limits and between equals."""
+    """Score, 0..1, that one joule has to bring, whatever the category is; 0 where joules count only by the limits and
+    between equals."""
+    scope_prices: tuple[ScopePrice, ...] = ()
+    """Average budgets that hold for the request in any category; their prices add up."""
+    category_prices: Mapping[str, ScopePrice] = field(default_factory=dict)
+    """Average budgets by category; that of the request's category, else the default's, adds its price."""
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
     choice_tokens: int | None = None
     """Estimated tokens of all given choices together; None where there are none."""
+
+    def prices_in(self, category: str) -> tuple[ScopePrice, ...]:
+        """The prices of all average budgets that hold for the request in a category."""
+        own = self.category_prices.get(category, self.category_prices.get(DEFAULT_CATEGORY))
+        return self.scope_prices if own is None else (*self.scope_prices, own)
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:
