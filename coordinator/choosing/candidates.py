@@ -36,9 +36,10 @@ def problem_of(
     already; None without a cap.
 
     Where one expert answers, each candidate keeps the energy budget alone; with `max_experts` all of them keep it
-    together, for the case that they have to be tried one after the other. Members of a panel always keep it together.
-    The fleet's cap holds likewise: for each candidate alone, or for a panel's members together. An expert whose cost is
-    unknown is ruled out where a budget bounds that cost: what was not measured cannot be promised.
+    together, for the case that they have to be tried one after the other (see `best_first`). Members of a panel always
+    keep it together. The fleet's cap holds likewise: for each candidate alone, or for a panel's members
+    together. An expert whose cost is unknown is ruled out where a budget bounds that cost: what was not measured cannot
+    be promised.
     """
     quantile = budgets.quantile or Quantile.P95
     costs = _costs(forecast, quantile)
@@ -95,6 +96,35 @@ def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
         value=value,
         upper_bound=value,
         nodes=1,
+        elapsed_s=clock() - started_s,
+    )
+
+
+def best_first(problem: Problem, best: Callable[[frozenset[str]], int], *, clock: Callable[[], float]) -> Plan:
+    """The plan where one expert answers and the others stand by: the best for this prompt, then the next best, ….
+
+    best: the place of the best expert among those with these keys. Each expert joins if all so far keep the limits
+    together with it. It is optimal by the order of `best`: no feasible set holds an expert that comes before its first.
+    clock: monotonic seconds.
+    """
+    started_s = clock()
+    candidates = Candidates.of(problem)
+    if candidates.count == 0:
+        return infeasible_plan(problem, "best_first", clock() - started_s)
+    members: list[int] = []
+    joining = np.arange(candidates.count)
+    while joining.size:
+        place = best(frozenset(problem.names[n] for n in candidates.index[joining]))
+        members.append(int(np.flatnonzero(candidates.index == place)[0]))
+        joining = candidates.addable(members, np.ones(candidates.count, dtype=bool))
+    value = candidates.value_of(members[:1])
+    return proven_plan(
+        problem,
+        candidates.index[members].tolist(),
+        method="best_first",
+        value=value,
+        upper_bound=value,
+        nodes=len(members),
         elapsed_s=clock() - started_s,
     )
 

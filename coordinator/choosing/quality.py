@@ -46,10 +46,6 @@ class SetWorth:
         """The worth of the same sets as panels whose members all work."""
         return SetWorth(self._scores_by_kind, Coverage)
 
-    def less(self, dues: FloatArray) -> SetValue:
-        """The value of sets in which one expert answers, its scores less its dues (N,), and at least 0."""
-        return BestOf(np.maximum(self._scores_by_kind - dues, 0.0))
-
     @cached_property
     def table(self) -> ValueTable | None:
         """The values of all sets; None in a fleet of more than `MAX_LISTED_EXPERTS`."""

@@ -64,7 +64,8 @@ class Budgets(Settings):
     mode: Mode | None = None
     """How experts work together."""
     max_experts: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Most candidates of the request; `energy_budget_j` then holds even if every one of them has to be tried.
+    """Most candidates of the request, the best for its prompt; `energy_budget_j` then holds even if every one of them
+    has to be tried.
 
     Where a panel answers, the most members that it may have."""
 

@@ -11,12 +11,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.candidates import problem_of, solve
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, expected_j, net_value
+from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
+from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
@@ -166,7 +167,7 @@ class Selector:
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
         """Choose one expert."""
         [outlook] = case.outlooks(Mode.ROUTE)
-        plan = self._plan(outlook, epoch)
+        plan = self._route_plan(outlook, case, epoch)
         if not plan.is_feasible:
             return self._infeasible(plan, outlook, epoch)
         candidates = _candidates(plan, case.budgets)
@@ -180,6 +181,12 @@ class Selector:
             plan=plan,
             predicted=chosen.prediction,
         )
+
+    def _route_plan(self, outlook: Outlook, case: _Case, epoch: int) -> Plan:
+        """The plan where one expert answers; with `max_experts` the others are those to try if it fails."""
+        if case.budgets.max_experts is None:
+            return self._plan(outlook, epoch)
+        return best_first(_problem(outlook), lambda keys: best_expert(outlook, keys, case.affinity), clock=self._clock)
 
     def _panel(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
         """Choose a panel of up to `max_experts` (else `DEFAULT_PANEL`) experts that keep the budgets together."""
@@ -298,7 +305,6 @@ class Selector:
             outlook.budgets,
             tuple(outlook.ruled_out.items()),
             outlook.draw,
-            outlook.price_per_j if _has_priced_candidates(outlook) else 0.0,
         )
         plan = self._memo.get(key)
         if plan is None:
@@ -326,6 +332,11 @@ class _Case:
     price_per_j: float = 0.0
     prices: tuple[ScopePrice, ...] = ()
 
+    @cached_property
+    def prompt_worth(self) -> SetWorth:
+        """The worth of sets of experts for this prompt alone: that of their best."""
+        return SetWorth(self.prompt_scores.scores[None, :])
+
     def alone(self) -> _Case:
         """The case with panels limited to one member."""
         return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
@@ -335,7 +346,9 @@ class _Case:
         if mode is Mode.ROUTE:
             load = self.load
             forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            return [self._outlook(forecast, self.worth, self.ruled_out)]
+            # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
+            worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
+            return [self._outlook(forecast, worth, self.ruled_out)]
         largest = self.budgets.max_experts or DEFAULT_PANEL
         out = {**incapable_experts(mode, self.roster), **self.ruled_out}
         return [
@@ -363,18 +376,9 @@ class _Case:
 
 
 def _problem(outlook: Outlook) -> Problem:
-    problem = problem_of(
+    return problem_of(
         outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work, draw=outlook.draw
     )
-    if not _has_priced_candidates(outlook):
-        return problem
-    dues = outlook.price_per_j * expected_j(outlook.forecast.energy_j)
-    return replace(problem, value=outlook.worth.less(dues))
-
-
-def _has_priced_candidates(outlook: Outlook) -> bool:
-    """True where the price of joules decides who is a candidate: candidates are few, and one of them answers."""
-    return outlook.price_per_j > 0.0 and outlook.work is None and outlook.budgets.max_experts is not None
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
