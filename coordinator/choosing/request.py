@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
 from moe2.coordinator.choosing.prefix_affinity import Affinity
@@ -71,7 +71,7 @@ class Budgets(Settings):
 
     def over(self, fallback: Budgets) -> Budgets:
         """These limits, and those of `fallback` where this sets none."""
-        own = {name: value for name, value in self if value is not None}
+        own = {name: value for name, value in self if value is not None and name in Budgets.model_fields}
         return fallback.model_copy(update=own)
 
     def after(self, seconds: float, joules: float) -> Budgets:
@@ -97,6 +97,28 @@ class Budgets(Settings):
 
 
 NO_BUDGETS = Budgets()
+
+
+class CategoryBudgets(Budgets):
+    """[selection.categories.NAME]: the default budgets of a category's requests, and what they may take on average."""
+
+    average_energy_j: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Joules that an answer of this category may take on average, beside the limits of each request."""
+
+    @model_validator(mode="after")
+    def _average_is_below_the_limit(self) -> CategoryBudgets:
+        most_j, average_j = self.energy_budget_j, self.average_energy_j
+        if most_j is not None and average_j is not None and average_j >= most_j:
+            raise ValueError(
+                f"average_energy_j ({average_j:g}) must be below energy_budget_j ({most_j:g}), which no answer may "
+                "exceed: at or above it, the average asks for nothing; lower it or leave it out"
+            )
+        return self
+
+    @property
+    def limits(self) -> Budgets:
+        """The limits of each request, without the average."""
+        return Budgets(**{name: value for name, value in self if name in Budgets.model_fields})
 
 
 class Wish(Budgets):

@@ -40,7 +40,15 @@ from moe2.coordinator.choosing.refusal import (
     less_load_message,
     ruled_out_by,
 )
-from moe2.coordinator.choosing.request import DEFAULT_CATEGORY, Budgets, Demand, Mode, SelectionRequest, budgets_for
+from moe2.coordinator.choosing.request import (
+    DEFAULT_CATEGORY,
+    Budgets,
+    Demand,
+    Mode,
+    ScopePrice,
+    SelectionRequest,
+    budgets_for,
+)
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
@@ -372,7 +380,9 @@ class _Case:
     def _outlook(
         self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
     ) -> Outlook:
-        return Outlook(forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices)
+        return Outlook(
+            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
+        )
 
 
 def _problem(outlook: Outlook) -> Problem:

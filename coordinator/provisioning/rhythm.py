@@ -1,17 +1,20 @@
 """How many requests a key will still make today, from when it has made them so far. PURE.
 
 Hours are those of the UTC day, as daily limits are. A former day counts less with each later one, and today's level
-moves the whole shape. On the first day every hour to come counts like the hours in which there were requests, which
-rather saves too much than too little.
+moves the whole shape. The first day is taken for one of `FIRST_DAY_HOURS` with requests at the rate of those so far.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
 HOURS = 24
 HOUR_S = 3600.0
 DAY_S = HOURS * HOUR_S
+FIRST_DAY_HOURS = 10.0
+"""Hours with requests of a first day, a working day; one that is longer goes on for as long again."""
 LEARNING = 0.3
 """Least weight of the latest day in the shape."""
 LEVEL_REQUESTS = 5.0
@@ -29,6 +32,13 @@ class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that each hour of a day usually has."""
     n_days: int = 0
     """Former days that `usual` was learned from."""
+
+
+def is_sound(rhythm: Rhythm) -> bool:
+    """True for figures that can have been learned; a damaged state file can say anything."""
+    figures = (rhythm.day, rhythm.n_days, *rhythm.today, *rhythm.usual)
+    whole = len(rhythm.today) == len(rhythm.usual) == HOURS
+    return whole and all(0 <= figure < math.inf for figure in figures)
 
 
 def came(rhythm: Rhythm, at_unix_s: float) -> Rhythm:
@@ -57,12 +67,18 @@ def requests_left(rhythm: Rhythm, now_unix_s: float) -> float:
     if rhythm.n_days == 0:
         busy = sum(1.0 for count in rhythm.today[:hour] if count) + (passed if rhythm.today[hour] else 0.0)
         # One request in its first minute is no rate yet.
-        expected = n_today / max(busy, 0.25) * (HOURS - hours)
+        expected = n_today / max(busy, 0.25) * min(HOURS - hours, max(FIRST_DAY_HOURS - busy, busy))
     else:
         so_far = sum(rhythm.usual[:hour]) + passed * rhythm.usual[hour]
         level = (n_today + LEVEL_REQUESTS) / (so_far + LEVEL_REQUESTS)
         expected = level * (sum(rhythm.usual) - so_far)
     return max(1.0, least, expected)
+
+
+def requests_today(rhythm: Rhythm, now_unix_s: float) -> float:
+    """Requests that are expected in the whole of today, those that were made included: 1 or more."""
+    made = sum(rhythm.today) if int(now_unix_s // DAY_S) <= rhythm.day else 0
+    return made + requests_left(rhythm, now_unix_s)
 
 
 def _next_day(rhythm: Rhythm, day: int) -> Rhythm:
