@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -73,17 +72,15 @@ async def test_the_average_holds_while_answers_are_as_good_as_it_allows(tmp_path
         target_j = (cheap_j + dear_j) / 2
         running.configuration["selection"]["average_energy_j"] = target_j
         running.coordinator.reload()
-        receipts = []
-        for _ in range(40):
-            receipts += await asyncio.gather(asked(running), asked(running))
+        receipts = [await asked(running) for _ in range(60)]
         spent_j = [joules for receipt in receipts if (joules := receipt["energy"]["joules"]) is not None]
         assert sum(spent_j) / len(spent_j) == pytest.approx(target_j, rel=0.1)
         models = [receipt["experts"][0]["model"] for receipt in receipts]
         assert models[0] == "tiny-7B"
-        assert 15 <= models.count("tiny-7B") <= 65
+        assert 10 <= models.count("tiny-7B") <= 50
         await running.quiet()
         (row,) = running.coordinator.status().averages
-        assert (row.scope, row.n_answers, row.n_answers + row.n_unmeasured) == ("fleet", len(spent_j), 80)
+        assert (row.scope, row.n_answers + row.n_unmeasured) == ("fleet", 60)
         assert receipts[-1]["decision"]["price"]["price_per_j"] > 0
 
 
