@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
 from moe2.common.config import LIVE, Seconds, Settings
+from moe2.common.generation import MAX_TOP_K
 
 ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
@@ -85,6 +86,21 @@ class LoraSection(Settings):
     """How strongly it is applied; 1 as it was trained."""
 
 
+class SamplingSection(Settings):
+    """[models.sampling]: what is drawn with where a request says nothing; as the model's file recommends if not set"""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 takes the most likely token."""
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
+    """Draw among so many of the most likely tokens; 0 for all."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw among the most likely tokens that together have this probability."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw among tokens at least this likely, relative to the best."""
+    repeat_penalty: Annotated[float, Field(ge=0.5, le=2)] | None = None
+    """Makes tokens that the answer already has less likely; 1 does not."""
+
+
 class ModelSection(Settings):
     """[[models]]"""
 
@@ -117,6 +133,8 @@ class ModelSection(Settings):
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None
     """Unload after so long without a request; the next one loads it again."""
+    sampling: SamplingSection = SamplingSection()
+    """What is drawn with where a request says nothing. A client's own values win."""
     lora: tuple[LoraSection, ...] = ()
     """Adapters applied to the model, all of them to every request."""
 

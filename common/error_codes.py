@@ -64,6 +64,13 @@ class ErrorCode(StrEnum):
     NO_TOOLS = "no_tools", 400, _INVALID, "use another model, or no tools"
     MODEL_NOT_FOUND = "model_not_found", 404, _INVALID, "use one of `GET /v1/models`"
     REQUEST_NOT_FOUND = "request_not_found", 404, _INVALID, "score a recent request by its `x-request-id`"
+    PREVIOUS_RESPONSE_NOT_FOUND = (
+        "previous_response_not_found",
+        400,
+        _INVALID,
+        "send the whole conversation as `input`: responses are kept in memory only, the latest ones",
+    )
+    RESPONSE_NOT_FOUND = "response_not_found", 404, _INVALID, "ask for a recent response that was made with this key"
     REQUEST_TIMEOUT = "request_timeout", 408, _INVALID, "send the whole body within `api.body_timeout_s`"
     INVALID_BODY = "invalid_body", 400, _INVALID, "send larger chunks, or a `Content-Length`"
     INVALID_ENCODING = "invalid_encoding", 400, _INVALID, "pack the whole body as `Content-Encoding` says"

@@ -16,6 +16,8 @@ from msgspec import Meta
 MAX_TOKENS = 2**31 - 1
 MAX_ALTERNATIVES = 20
 MAX_TOKEN_ID = 2**31 - 1
+MAX_TOP_K = 1_000_000
+"""The largest `top_k`, beyond every vocabulary: it cuts nothing."""
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
@@ -32,24 +34,64 @@ def since(protocol: int) -> dict[str, int]:
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is drawn. `temperature` 0 is greedy; `seed` None draws a fresh one.
+    """How the next token is drawn. A value that is None leaves it to the model (see `completed`).
 
-    repeat_penalty: llama.cpp's: logits of tokens that the answer already has are divided by it, or multiplied with it
-    where they are negative; 1 changes nothing.
+    temperature: 0 is greedy. top_p, min_p: 1 and 0 cut nothing. top_k: `MAX_TOP_K` cuts nothing. seed: None draws a
+    fresh one. repeat_penalty: llama.cpp's: logits of tokens that the answer already has are divided by it, or
+    multiplied with it where they are negative; 1 changes nothing.
     """
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    repeat_penalty: Annotated[float, Meta(ge=0.5, le=2, extra=since(3))] = 1.0
+    repeat_penalty: Annotated[float, Meta(ge=0.5, le=2, extra=since(3))] | None = None
     logit_bias: Annotated[
         dict[TokenId, Bias],
         Meta(extra={"must": BIASES_TEXT}, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
     ] = {}
+
+
+class CompleteSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """A `Sampling` with nothing left open: what a sampler is made from.
+
+    top_k: None cuts nothing. seed: None draws a fresh one.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    repeat_penalty: float
+    seed: int | None
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: dict[int, float]
+
+
+USUAL_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0)
+"""What is drawn with where neither the client nor the model says anything: the defaults of llama.cpp's own server."""
+NEUTRAL_SAMPLING = Sampling(temperature=1.0, top_k=MAX_TOP_K, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+"""What changes nothing about a model's own distribution."""
+MODEL_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+"""The parameters for which a model can have defaults of its own."""
+
+
+def overlaid(sampling: Sampling, defaults: Sampling) -> Sampling:
+    """Returns the sampling with the values of `defaults` where it has none itself."""
+    missing = {name: getattr(defaults, name) for name in MODEL_SAMPLING if getattr(sampling, name) is None}
+    return msgspec.structs.replace(sampling, **missing) if missing else sampling
+
+
+def completed(sampling: Sampling, defaults: Sampling) -> CompleteSampling:
+    """Returns the sampling with nothing left open: with the values of `defaults`, else of `NEUTRAL_SAMPLING`."""
+    values = msgspec.structs.asdict(overlaid(overlaid(sampling, defaults), NEUTRAL_SAMPLING))
+    if values["top_k"] == MAX_TOP_K:
+        values["top_k"] = None
+    return CompleteSampling(**values)
 
 
 class ToolRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -96,4 +138,5 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def is_free(self) -> bool:
         """True where the answer may have any form."""
-        return self.json_schema is None and self.grammar is None and not self.forced_tools
+        is_bound = self.json_schema is not None or self.grammar is not None or self.tool_rules is not None
+        return not is_bound and not self.forced_tools

@@ -38,9 +38,11 @@ from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.events import EventsRoute
+from moe2.coordinator.http.message_routes import MessagesRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.plan import PlanRoutes
+from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
@@ -148,7 +150,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_lost=self._service.agent_lost,
             on_report=self._service.fleet_changed,
         )
-        self._answering = Answering(self._service, self._table, request_timeout_s=settings.api.request_timeout_s)
+        self._answering = Answering(self._service, self._table, settings.api)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
@@ -250,7 +252,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._prices.reconfigure(selection.averages)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
-        self._answering.request_timeout_s = api.request_timeout_s
+        self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
         self._metrics.fleet.stale_s = agents.stale_s
@@ -272,6 +274,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
         OpenAiRoutes(self._answering, self._table).add_to(app)
+        ResponsesRoutes(self._answering).add_to(app)
+        MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()

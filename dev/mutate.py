@@ -46,12 +46,16 @@ class Core:
 
 
 CORES = {
-    "session": Core(("agent/engine/session.py",), ("tests/agent/engine",)),
+    "session": Core(("common/link/session.py",), ("tests/common/link",)),
+    "jobs": Core(("agent/jobs/core.py", "agent/jobs/residency.py"), ("tests/agent/jobs",)),
     "attribution": Core(("agent/energy/attribution.py", "agent/energy/account.py"), ("tests/agent/energy",)),
     "serving": Core(("coordinator/serving/*.py", "coordinator/serving/modes/*.py"), ("tests/coordinator/serving",)),
     "ledger": Core(("coordinator/ledger/*.py",), ("tests/coordinator/ledger",)),
     "planning": Core(("coordinator/planning/*.py",), ("tests/coordinator/planning",)),
-    "doors": Core(("coordinator/fleet/checks.py", "coordinator/fleet/hub.py"), ("tests/coordinator/fleet",)),
+    "doors": Core(
+        ("coordinator/fleet/checks.py", "coordinator/fleet/breaker.py", "coordinator/fleet/suspensions.py"),
+        ("tests/coordinator/fleet",),
+    ),
 }
 
 
@@ -63,6 +67,11 @@ def copy_tree(folder: Path) -> None:
         shutil.copytree(ROOT / part, folder / "moe2" / part, ignore=ignore)
     for name in ("tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+
+
+def _paths(core: Core) -> list[str]:
+    """The files of the core, as the scratch tree names them."""
+    return [f"moe2/{path.relative_to(ROOT)}" for pattern in core.files for path in sorted(ROOT.glob(pattern))]
 
 
 def configuration(core: Core) -> str:
@@ -78,7 +87,7 @@ def configuration(core: Core) -> str:
         "pytest_add_cli_args": ["-m", "not slow and not systemd"],
         "pytest_add_cli_args_test_selection": list(core.tests),
         "do_not_mutate_patterns": WORDING,
-        "type_check_command": ["mypy", "--output=json", *(f"moe2/{pattern}" for pattern in core.files)],
+        "type_check_command": ["mypy", "--output=json", *_paths(core)],
         "track_dependencies": False,
         "use_git_change_detection": False,
     }

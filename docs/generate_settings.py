@@ -98,7 +98,7 @@ def _lead(kind: type[Settings]) -> str:
 
 
 def _row(kind: type[Settings], name: str, field: FieldInfo, is_live: bool) -> str:
-    default = field.get_default(call_default_factory=False)
+    default = field.get_default(call_default_factory=True, validated_data={})
     told = "**required**" if default is PydanticUndefined else _value(default)
     meaning = _docstrings(kind).get(name, "").replace("|", "\\|")
     cells = (f"`{name}`", _kind(field.annotation), told, _bounds(field), "yes" if is_live else "no", meaning)
@@ -122,6 +122,8 @@ def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{argument}`" for argument in arguments)
+    if origin is dict:
+        return f"table of {_kind(arguments[1])}"
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
     if type(None) in arguments:
@@ -136,7 +138,8 @@ def _kind(annotation: Any) -> str:
 def _bounds(field: FieldInfo) -> str:
     """Of a number: its least and most."""
     marks = list(field.metadata)
-    for argument in (field.annotation, *get_args(field.annotation)):
+    inner = () if get_origin(field.annotation) is dict else get_args(field.annotation)
+    for argument in (field.annotation, *inner):
         marks += getattr(argument, "__metadata__", ())
     marks = [inner for mark in marks for inner in getattr(mark, "metadata", (mark,))]
     told = []

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.agent.cli.status import VIEW
+from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
@@ -25,6 +26,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model of `moe2-agent models --json`. None is unknown: most facts are read when the model is loaded.
 
     vocabulary_sha256: equal for two models exactly when token ids mean the same in both. sha256: of the file.
+    sampling: what it draws with where a request says nothing.
     """
 
     name: str
@@ -38,6 +40,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int | None
     licence: str | None
     supports_tools: bool | None
+    supports_thinking: bool | None
+    sampling: Sampling | None
     vocabulary_sha256: str | None
     sha256: str | None
     last_error: str | None
@@ -74,6 +78,8 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
             parameters=expert.parameters,
             licence=expert.licence,
             supports_tools=expert.supports_tools,
+            supports_thinking=expert.supports_thinking,
+            sampling=expert.sampling,
             vocabulary_sha256=expert.vocabulary_sha256,
             sha256=expert.file_sha256,
             last_error=expert.last_error,
@@ -84,13 +90,42 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
 
 def line(row: ModelRow) -> str:
     """A model as one line of words, for a pipe."""
-    return fact_line("model", **msgspec.structs.asdict(row) | {"state": row.state.value})
+    facts = msgspec.structs.asdict(row) | {"state": row.state.value, "sampling": sampling_text(row.sampling)}
+    return fact_line("model", **facts)
+
+
+def sampling_text(sampling: Sampling | None) -> str | None:
+    """What a model draws with by default, in few words; None where it is not known."""
+    if sampling is None:
+        return None
+    if sampling.temperature == 0:
+        return "greedy"
+    shown = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}
+    parts = [
+        f"{name} {value:g}"
+        for field, name in shown.items()
+        if (value := getattr(sampling, field)) is not None and value != getattr(NEUTRAL_SAMPLING, field)
+    ]
+    if sampling.repeat_penalty not in (None, 1.0):
+        parts.append(f"repeat penalty {sampling.repeat_penalty:g}")
+    return ", ".join(parts) or "the model's own distribution"
 
 
 def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
     right = ("Size", "Parameters")
     table = parts.figures_table(
-        *("Model", "State", "Size", "Quantization", "Parameters", "Licence", "Vocabulary", "SHA-256", "File"),
+        *(
+            "Model",
+            "State",
+            "Size",
+            "Quantization",
+            "Parameters",
+            "Licence",
+            "Draws with",
+            "Vocabulary",
+            "SHA-256",
+            "File",
+        ),
         right=right,
     )
     for row, expert in zip(rows, experts, strict=True):
@@ -101,6 +136,7 @@ def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
             printable(row.quantization or UNKNOWN),
             known(row.parameters, lambda count: f"{count / 1e6:.0f} M"),
             printable(row.licence or UNKNOWN),
+            sampling_text(row.sampling) or UNKNOWN,
             (row.vocabulary_sha256 or UNKNOWN)[:_SHORT_HASH],
             (row.sha256 or UNKNOWN)[:_SHORT_HASH],
             printable(row.file or UNKNOWN),

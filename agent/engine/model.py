@@ -13,6 +13,7 @@ from llama_cpp import llama_cpp as llama
 from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.protocol import ModelFacts, ModelSpec
 from moe2.common.errors import Moe2Error
+from moe2.common.generation import Sampling
 
 _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
@@ -90,7 +91,7 @@ class Model:
         self._ends: dict[int, bool] = {}
 
     def _refuse_unsupported(self) -> None:
-        name = self._metadata("general.architecture") or ""
+        name = self.metadata("general.architecture") or ""
         if llama.llama_model_has_encoder(self.pointer) or not llama.llama_model_has_decoder(self.pointer):
             kind: str | None = "an encoder or encoder-decoder model"
         elif llama.llama_model_is_diffusion(self.pointer):
@@ -98,8 +99,8 @@ class Model:
         else:
             kind = kind_that_only_reads(
                 name,
-                pooling_type=self._metadata(f"{name}.pooling_type"),
-                is_causal=self._metadata(f"{name}.attention.causal"),
+                pooling_type=self.metadata(f"{name}.pooling_type"),
+                is_causal=self.metadata(f"{name}.attention.causal"),
             )
         if kind is None:
             return
@@ -156,35 +157,47 @@ class Model:
     def eos(self) -> str:
         return self.special_text(llama.llama_vocab_eos(self.vocabulary))
 
-    @property
-    def chat_template(self) -> str | None:
-        source = llama.llama_model_chat_template(self.pointer, None)
+    def tokens_of(self, text: str) -> list[int]:
+        """A text's tokens in the middle of others, control tokens among them."""
+        return self.tokenize(text, add_special=False, parse_special=True)
+
+    def is_token(self, text: str) -> bool:
+        """True if a text is one token of its own."""
+        tokens = self.tokens_of(text)
+        return len(tokens) == 1 and self.special_text(tokens[0]) == text
+
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The file's chat template; with a name (such as "tool_use") the one for that."""
+        source = llama.llama_model_chat_template(self.pointer, None if name is None else name.encode())
         return None if source is None else source.decode("utf-8", "replace")
 
     @property
     def pooling(self) -> Pooling:
         """How the file asks to pool token vectors; the mean where it does not say."""
-        name = self._metadata("general.architecture") or ""
-        return _POOLINGS.get(self._metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
+        name = self.metadata("general.architecture") or ""
+        return _POOLINGS.get(self.metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self, *, supports_tools: bool) -> ModelFacts:
-        """What the file says of itself."""
+    def facts(self, *, supports_tools: bool, supports_thinking: bool, sampling: Sampling) -> ModelFacts:
+        """What the file says of itself. sampling: what it draws with by default."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
-            architecture=self._metadata("general.architecture") or "unknown",
-            name=self._metadata("general.name"),
+            architecture=self.metadata("general.architecture") or "unknown",
+            name=self.metadata("general.name"),
             quantization=None if quantization is None else quantization.decode().removeprefix("(guessed) "),
             parameters=llama.llama_model_n_params(self.pointer) or None,
             file_bytes=self._path.stat().st_size,
-            licence=self._metadata("general.license"),
+            licence=self.metadata("general.license"),
             trained_context_tokens=self.trained_context_tokens or None,
             vocabulary_size=self.vocabulary_size,
             vocabulary_sha256=self._vocabulary_sha256,
-            has_chat_template=self.chat_template is not None,
+            has_chat_template=self.chat_template() is not None,
             supports_tools=supports_tools,
+            supports_thinking=supports_thinking,
+            sampling=sampling,
         )
 
-    def _metadata(self, key: str) -> str | None:
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text; None where it has none."""
         return metadata_of(self.pointer, key)
 
     def _render(self, token: int, *, special: bool) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
+from moe2.common.generation import Sampling
 from moe2.common.link.messages import (
     CancelJob,
     ChatPrompt,
@@ -49,6 +50,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache_type: of keys and values: "f16", "q8_0" or "q4_0".
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
+    sampling: what is drawn with where a request says nothing, before what the model's file says.
     """
 
     path: str
@@ -63,10 +65,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     lora: tuple[LoraSpec, ...] = ()
     prefix_cache_mb: int = 256
     pace: Pace | None = None
+    sampling: Sampling = Sampling()
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the GGUF says of itself, read after loading. Unknown is None."""
+    """What the GGUF says of itself, read after loading. Unknown is None.
+
+    sampling: what is drawn with where a request says nothing: as configured, else as the file says, else as usual.
+    """
 
     architecture: str
     name: str | None = None
@@ -79,6 +85,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_sha256: str
     has_chat_template: bool
     supports_tools: bool | None = None
+    supports_thinking: bool | None = None
+    sampling: Sampling | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"):
@@ -144,6 +152,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
 
     reason: "stop" (end of text or a stop string), "length" or "cancelled".
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
+    reasoning_tokens: those of them that were reasoning, without its marks.
     """
 
     job_id: str
@@ -151,6 +160,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     prompt_tokens: int
     cached_tokens: int
     decoded_tokens: int
+    reasoning_tokens: int = 0
     wait_s: float
     prefill_s: float | None
     decode_s: float | None

@@ -15,7 +15,7 @@ from moe2.agent.engine.context import Context
 from moe2.agent.engine.distribution import Logits, nucleus
 from moe2.agent.engine.model import Model
 from moe2.common.errors import Moe2Error
-from moe2.common.generation import Sampling
+from moe2.common.generation import CompleteSampling
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _SEEDS = 2**32 - 1
@@ -29,7 +29,7 @@ class SamplingError(Moe2Error):
 class Sampler:
     """One job's sampler. Without penalties and biases, temperature 0 is a plain argmax and needs no chain."""
 
-    def __init__(self, model: Model, sampling: Sampling, *, history_tokens: int) -> None:
+    def __init__(self, model: Model, sampling: CompleteSampling, *, history_tokens: int) -> None:
         """`history_tokens`: how far back penalties look, in generated tokens. Raises `SamplingError`."""
         self._steered = _penalises(sampling) or bool(sampling.logit_bias)
         self._top_p: float | None = None
@@ -87,7 +87,7 @@ def _candidates_of(logits: Logits, tokens: npt.NDArray[np.intp]) -> npt.NDArray[
     return candidates
 
 
-def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.llama_sampler_p:
+def _chain(model: Model, sampling: CompleteSampling, *, history_tokens: int) -> llama.llama_sampler_p:
     """Bias and penalties, then what cuts the distribution's tail, then the draw."""
     parts = []
     if sampling.logit_bias:
@@ -105,7 +105,7 @@ def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.ll
     if sampling.temperature == 0:
         parts.append(llama.llama_sampler_init_greedy())
     else:
-        if sampling.top_k:
+        if sampling.top_k is not None and sampling.top_k < model.vocabulary_size:
             parts.append(llama.llama_sampler_init_top_k(sampling.top_k))
         if sampling.top_p < 1:
             parts.append(llama.llama_sampler_init_top_p(sampling.top_p, 1))
@@ -123,7 +123,7 @@ def _chain(model: Model, sampling: Sampling, *, history_tokens: int) -> llama.ll
     return chain
 
 
-def _penalises(sampling: Sampling) -> bool:
+def _penalises(sampling: CompleteSampling) -> bool:
     return bool(sampling.frequency_penalty or sampling.presence_penalty or sampling.repeat_penalty != 1)
 
 

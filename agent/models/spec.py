@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moe2.agent.engine.protocol import LoraSpec, ModelSpec, Pace
-from moe2.agent.settings import ModelSection
+from moe2.agent.settings import ModelSection, SamplingSection
+from moe2.common.generation import MAX_TOP_K, Sampling
 
 
 def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
@@ -21,4 +22,15 @@ def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
         prefix_cache_mb=section.prefix_cache_mb,
         lora=tuple(LoraSpec(path=str(lora.path), scale=lora.scale) for lora in section.lora),
         pace=pace,
+        sampling=_sampling_of(section.sampling),
+    )
+
+
+def _sampling_of(section: SamplingSection) -> Sampling:
+    return Sampling(
+        temperature=section.temperature,
+        top_k=MAX_TOP_K if section.top_k == 0 else section.top_k,
+        top_p=section.top_p,
+        min_p=section.min_p,
+        repeat_penalty=section.repeat_penalty,
     )

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import inspect
 from msgspec.structs import replace
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     ChatMessage,
@@ -64,7 +64,7 @@ def _since(info: inspect.Type) -> int:
     return max(map(_since, info.types)) if isinstance(info, inspect.UnionType) else 1
 
 
-Part = Generation | Sampling | ChatPrompt | ChatMessage | TextPrompt
+Part = Submit | Sampling | ChatPrompt | ChatMessage | TextPrompt
 """The parts of a job that have parameters of later protocols."""
 
 
@@ -76,7 +76,7 @@ def _later(kind: type[Part]) -> dict[str, tuple[int, Any]]:
 
 
 LATER_PARAMETERS: dict[type[Part], dict[str, tuple[int, Any]]] = {
-    kind: _later(kind) for kind in (Generation, Sampling, ChatPrompt, ChatMessage, TextPrompt)
+    kind: _later(kind) for kind in (Submit, Sampling, ChatPrompt, ChatMessage, TextPrompt)
 }
 
 
@@ -109,7 +109,7 @@ def _protocol_of(job: Submit | ScoreJob | FollowJob) -> int:
 def _parts(job: Submit | ScoreJob | FollowJob) -> Iterator[tuple[type[Part], Part]]:
     """The parts of a job, each with the kind that its parameters belong to."""
     if isinstance(job, Submit):
-        yield Generation, job
+        yield Submit, job
         yield Sampling, job.sampling
     yield type(job.prompt), job.prompt
     if isinstance(job.prompt, ChatPrompt):
@@ -118,7 +118,14 @@ def _parts(job: Submit | ScoreJob | FollowJob) -> Iterator[tuple[type[Part], Par
 
 def _part_since(kind: type[Part], part: Part) -> int:
     later = LATER_PARAMETERS[kind].items()
-    return max((since for name, (since, default) in later if getattr(part, name) != default), default=1)
+    return max(
+        (
+            since
+            for name, (since, default) in later
+            if getattr(part, name) not in (default, getattr(NEUTRAL_SAMPLING, name, default))
+        ),
+        default=1,
+    )
 
 
 def _is_later(state: ExpertState, protocol: int) -> bool:

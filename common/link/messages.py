@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
-from moe2.common.generation import Generation, TokenCount, TokenId, since
+from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
 from moe2.common.standby import Standby, TransitionCost
 
@@ -176,6 +176,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
     file_sha256: of the model's file; None until it has been computed.
     paced: its speed is a simulated host's, so that its seconds are simulated, too.
+    sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
+    supports_thinking: its template has marks for reasoning; None where that is not known.
     load_cost, unload_cost: what bringing the model into memory and ending its process have taken; None before either
     was measured.
     """
@@ -206,6 +208,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     load_s: float | None = None
     file_sha256: str | None = None
     paced: bool = False
+    sampling: Sampling | None = None
+    supports_thinking: bool | None = None
     load_cost: TransitionCost | None = None
     unload_cost: TransitionCost | None = None
 
@@ -359,7 +363,7 @@ class Submit(Generation, frozen=True, kw_only=True, omit_defaults=True, tag_fiel
     request_id: str
     model: str
     prompt: ChatPrompt | TextPrompt
-    prefix: str = ""
+    prefix: Annotated[str, Meta(extra=since(2))] = ""
     deadline_s: float | None = None
 
 
@@ -408,16 +412,29 @@ class CancelJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="can
 
 
 class TokenAlternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that might have been drawn, and its natural log-probability.
+
+    hex: the token's bytes in hexadecimal, where they are no text by themselves; "" where they are the text's; None for
+    a control token, which has a name and no bytes. Protocol 4.
+    """
+
     text: str
     logprob: float
+    hex: str | None = ""
 
 
 class TokenPiece(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability."""
+    """One token's text (a whole number of UTF-8 characters, maybe none) and, where asked for, its log-probability.
+
+    is_reasoning: it belongs to what the model thought before its answer. hex: with a log-probability, the token's own
+    bytes in hexadecimal where they are not those of its text; "" where they are. Protocol 4.
+    """
 
     text: str
     logprob: float | None = None
     alternatives: Annotated[tuple[TokenAlternative, ...], Meta(max_length=MAX_ALTERNATIVES)] = ()
+    is_reasoning: bool = False
+    hex: str = ""
 
 
 class JobStarted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_started"):
@@ -470,11 +487,17 @@ class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached."""
+    """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached.
+
+    reasoning_tokens: those of `decoded_tokens` that were reasoning; None without any, and from earlier releases.
+    reasoning_j: their part of `energy.joules`, by the weights of tokens; None where it is not known.
+    """
 
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     decoded_tokens: int = 0
+    reasoning_tokens: int | None = None
+    reasoning_j: float | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

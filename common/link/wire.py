@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,7 @@ from moe2.common.link.messages import (
     Report,
     Suspend,
     TakeToken,
+    Tokens,
     UnloadModel,
     WakeNeighbour,
     Welcome,
@@ -114,6 +115,8 @@ class Codec(Generic[T]):
     def encode(self, message: T, *, number: int | None = None) -> bytes:
         """Returns the frame of a message. number: its place among those of its sender."""
         content = msgspec.to_builtins(message)
+        if isinstance(message, Tokens):
+            content["jobs"] = [(job_id, [_as_sent(piece) for piece in pieces]) for job_id, pieces in content["jobs"]]
         if number is not None:
             content[NUMBER] = number
         frame = bytes(msgpack.packb(content, use_bin_type=True))
@@ -205,6 +208,16 @@ class FrameTooLargeError(ProtocolError):
             code=LinkCode.FRAME_TOO_LARGE,
             remedy="Send less in one message, or raise agents.max_frame_bytes on the coordinator.",
         )
+
+
+def _as_sent(piece: Sequence[Any]) -> Sequence[Any]:
+    """A piece without the fields at its end that say nothing: most tokens have neither channel nor bytes of their own,
+    and the peers of protocol 3 do not know them."""
+    text, logprob, alternatives, is_reasoning, own = piece
+    others = [other[:2] if other[2] == "" else other for other in alternatives]
+    if own:
+        return (text, logprob, others, is_reasoning, own)
+    return (text, logprob, others, True) if is_reasoning else (text, logprob, others)
 
 
 def length_prefixed(frame: bytes) -> bytes:

@@ -32,7 +32,11 @@ _DECLARING = re.compile(
     r"(?:[^\n.:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=]))?[*_\s:=]*",
     re.IGNORECASE,
 )
-_NAMING = re.compile(r"\b(?:option|choice)\b(?:[^\n.:=]{0,30}?(?:\bis\b|[:=]))?[*_\s:=]*", re.IGNORECASE)
+_NAMING = re.compile(
+    r"\b(?:option|choice|must be|it is|it's|choose|pick|select|go(?:ing)? with)\b"
+    r"(?:[^\n.:=]{0,30}?(?:\bis\b|[:=]))?[*_\s:=]*",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(
     r"(?<![A-Z0-9])[.!?](?=\s|$)|(?<=[0-9])[.!?](?=\s|$)|(?<=\b[A-Z])[.](?=\s+[A-Z][a-z]|\s*$)|\n"
 )

@@ -12,11 +12,11 @@ from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import SetWorth
 from moe2.coordinator.choosing.request import Budgets
-from moe2.coordinator.planning import search
+from moe2.coordinator.planning import lattice, search
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
-from moe2.coordinator.planning.values import FloatArray
+from moe2.coordinator.planning.values import FloatArray, Listed
 
 TIME_LIMIT_S = 0.02
 """A request waits this long for its plan at most; the plan's proof then states the gap that is left."""
@@ -74,9 +74,34 @@ def solve(problem: Problem, worth: SetWorth, *, clock: Callable[[], float]) -> P
 
     clock: monotonic seconds.
     """
+    if isinstance(problem.value, Listed):
+        return _listed(problem, clock)
     if problem.budgets.max_experts is None and problem.budgets.one_runs:
         return _uncoupled(problem, clock)
     return search.plan(problem, table=worth.table, effort=search.Effort(time_limit_s=TIME_LIMIT_S), clock=clock)
+
+
+def _listed(problem: Problem, clock: Callable[[], float]) -> Plan:
+    """The plan for a value that lists all panels of a few candidates; its proof is a look at every panel."""
+    started_s = clock()
+    candidates = Candidates.of(problem)
+    value = problem.value
+    found = None
+    if candidates.count:
+        worth = lattice.values(value, candidates.states, value.empty_state())
+        found = lattice.best(candidates, [], np.arange(candidates.count), worth)
+    if found is None:
+        return infeasible_plan(problem, "listed", clock() - started_s)
+    members, best = found
+    return proven_plan(
+        problem,
+        candidates.index[members].tolist(),
+        method="listed",
+        value=best,
+        upper_bound=best,
+        nodes=1 << candidates.count,
+        elapsed_s=clock() - started_s,
+    )
 
 
 def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:

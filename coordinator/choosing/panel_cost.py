@@ -5,6 +5,8 @@ The cost depends on the mode, with k the panel's size:
 - vote: every member reads the prompt and all choices, and writes nothing.
 - rank: every member writes an answer, then reads the prompt and k answers to score them. Its prefix cache is taken to
   hold none of that.
+- consensus: members write whole answers. All of them are counted, although most votes are settled before everybody was
+  asked, and their seconds are those of the slowest, as they can be asked at the same time.
 - mix: every member writes the whole answer at the pace of the slowest, and each token takes a round trip. A member that
   waits draws at least its idle power, where that is known.
 
@@ -78,6 +80,9 @@ def work_in(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArr
         return Work(mode, size, _vote(roster, load))
     if mode is Mode.RANK:
         return _rank(roster, load, size, eligible)
+    if mode is Mode.CONSENSUS:
+        writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+        return Work(mode, size, replace(writing, ttft_s=writing.total_s))
     forecast = _mix(roster, load, eligible)
     return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
 
@@ -86,7 +91,7 @@ def incapable_experts(mode: Mode, roster: Roster) -> dict[str, str]:
     """Experts that cannot work in a panel of this mode, with the reason by their key."""
     reasons: dict[str, str] = {}
     for expert in roster.experts:
-        if expert.protocol < MIN_PROTOCOL:
+        if expert.protocol < MIN_PROTOCOL and mode is not Mode.CONSENSUS:
             reasons[expert.key] = (
                 f"its agent speaks protocol {expert.protocol}, and mode {mode.value} needs {MIN_PROTOCOL}"
             )

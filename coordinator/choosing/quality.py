@@ -6,7 +6,7 @@ The gate knows models; the fleet has experts, several of which may serve one mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,8 +19,9 @@ from moe2.coordinator.gate.feedback import Tally
 from moe2.coordinator.gate.fleet_gate import FleetGate, GateMismatchError
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.gate.prior import ExpertFacts, facts_from_name
+from moe2.coordinator.gate.vote_replay import VoteReplay
 from moe2.coordinator.planning.value_table import ValueTable
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
+from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, Listed, SetValue
 
 MAX_LISTED_EXPERTS = 16
 """Fleets up to this size have the value of all their sets listed: half a megabyte, made in milliseconds."""
@@ -52,6 +53,30 @@ class SetWorth:
         return ValueTable.build(self.value) if self.value.experts <= MAX_LISTED_EXPERTS else None
 
 
+class VotedWorth(SetWorth):
+    """The worth of sets of voters by what their votes reach."""
+
+    def __init__(self, value: Listed) -> None:
+        super().__init__(np.zeros((1, value.experts)))
+        self.value = value
+
+
+@dataclass(frozen=True, eq=False)
+class RosterVotes:
+    """What is known of the votes of a roster's N experts."""
+
+    replay: VoteReplay
+    """Recorded votes of the fleet's models."""
+    columns: npt.NDArray[np.intp]
+    """(N,) the place of each expert's model among those of the replay."""
+
+    def by_model(self, figures: FloatArray) -> FloatArray:
+        """(M,) figures by model, from those (N,) of experts that serve them; 0 for models that none serves."""
+        found = np.zeros(self.replay.experts)
+        found[self.columns] = figures
+        return found
+
+
 @dataclass(frozen=True)
 class PromptScores:
     """The gate's view of the experts for one prompt, in the roster's order."""
@@ -64,6 +89,8 @@ class PromptScores:
     """(N,) False where a prior stands in for training data."""
     kind: str | None
     """The kind of prompt that the gate takes this one for; None without a trained gate."""
+    kind_shares: FloatArray = field(default_factory=lambda: np.ones(1))
+    """(K,) the probability of each kind of prompt; even shares where the gate cannot tell."""
 
 
 class Scorer:
@@ -81,6 +108,7 @@ class Scorer:
         self._facts: tuple[ExpertFacts, ...] = ()
         self._fitted = FleetGate(None, (ExpertFacts("nobody"),))
         self._views: dict[tuple[str, ...], _View] = {}
+        self._replay: VoteReplay | None = None
         self._mismatch: HealthWarning | None = None
         self._failure: HealthWarning | None = None
 
@@ -110,12 +138,21 @@ class Scorer:
         known = self._kinds.index(category) if category in self._kinds else None
         predicted = self._fitted.predict(prompt, known)
         self._failure = predicted.warning
-        kind = None
+        kind, shares = None, predicted.kinds
+        if shares is None:
+            count = self._fitted.n_kinds
+            shares = np.full(count, 1 / count)
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):
             kind = self._kinds[int(predicted.kinds.argmax())]
         return PromptScores(
-            predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind
+            predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind, shares
         )
+
+    def votes(self, roster: Roster) -> RosterVotes:
+        """What is known of these experts' votes; the replay stays the same object until the gate knows more of them."""
+        if self._replay is None:
+            self._replay = VoteReplay(self._fitted.votes, self._fitted.by_kind())
+        return RosterVotes(self._replay, self._view(roster).columns)
 
     def set_worth(self, roster: Roster) -> SetWorth:
         """The worth of sets of these experts; the same object until what the gate knows of them changes.
@@ -140,6 +177,7 @@ class Scorer:
     def _refit(self, facts: tuple[ExpertFacts, ...]) -> None:
         self._facts = facts
         self._views.clear()
+        self._replay = None
         try:
             self._fitted, self._mismatch = FleetGate(self._gate, facts), None
         except GateMismatchError as error:

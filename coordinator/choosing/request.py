@@ -5,7 +5,7 @@ What the choice found is in `result`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
@@ -13,6 +13,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
+from moe2.common.generation import MAX_TOKENS
+from moe2.coordinator.answers.form import AnswerKind
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.planning.problem import Quantile
 
@@ -32,20 +34,22 @@ class Mode(StrEnum):
     """How experts work together."""
 
     AUTO = "auto"
-    """A vote where the request gives choices, by several experts where the gate expects a gain; else `ROUTE`."""
+    """Whichever of `ROUTE`, `VOTE` and `CONSENSUS` has the largest value less the price of its joules."""
     ROUTE = "route"
     """One expert answers."""
     VOTE = "vote"
     """Members score each of the given choices; the mixture of their distributions decides."""
     RANK = "rank"
     """Members each write an answer and score all of them; the mixture of their distributions decides."""
+    CONSENSUS = "consensus"
+    """Members write answers, one after the other until the outcome is settled; their final answers are voted on."""
     MIX = "mix"
     """Members with one vocabulary write together: each token is drawn from the mixture of their distributions."""
 
     @property
     def is_panel(self) -> bool:
         """True where all members of the panel work for each request."""
-        return self in (Mode.VOTE, Mode.RANK, Mode.MIX)
+        return self in (Mode.VOTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX)
 
 
 class Budgets(Settings):
@@ -91,6 +95,11 @@ class Budgets(Settings):
         )
 
     @property
+    def soonest_end_s(self) -> float | None:
+        """Most seconds until the end of an answer that comes at once; None for no limit."""
+        return min((limit for limit in (self.latency_budget_s, self.ttft_budget_s) if limit is not None), default=None)
+
+    @property
     def bounds_time(self) -> bool:
         """True where any limit on seconds is set."""
         return (self.latency_budget_s, self.ttft_budget_s, self.tpot_budget_s) != (None, None, None)
@@ -130,8 +139,14 @@ class Wish(Budgets):
     """The possible answers."""
     length_normalised: bool | None = None
     """True to compare the choices' likelihoods per byte."""
+    answer: AnswerKind | None = None
+    """What the final answer is, for `CONSENSUS`; None has it recognised."""
+    confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Probability of being right at which `CONSENSUS` asks nobody else; None leaves that to the price of joules."""
     strict: bool = False
     """True to end an answer that has begun in an error, rather than beyond its latency budget."""
+    thinking_budget_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    """Most tokens that a reasoning model thinks before it answers; 0 for none."""
     resume: bool = False
     """True to let another expert go on from where one failed in mid-answer."""
 
@@ -191,6 +206,11 @@ class Ballot:
 ROUTE_ONLY = frozenset({Mode.ROUTE})
 
 
+def no_final_answer() -> bool:
+    """Says of any request that the form of its answer is not known."""
+    return False
+
+
 @dataclass(frozen=True)
 class SelectionRequest:
     """Everything that the choice of experts for one request depends on, besides the fleet."""
@@ -232,6 +252,8 @@ class SelectionRequest:
     """The modes that can serve the request."""
     choice_tokens: int | None = None
     """Estimated tokens of all given choices together; None where there are none."""
+    asks_final_answer: Callable[[], bool] = no_final_answer
+    """Says whether the form of the answer is known, so that answers can be counted as votes; it reads the prompt."""
 
     def prices_in(self, category: str) -> tuple[ScopePrice, ...]:
         """The prices of all average budgets that hold for the request in a category."""

@@ -101,12 +101,30 @@ class Member:
 
 
 @dataclass(frozen=True)
+class VoteRule:
+    """How the final answers of a panel's members are counted, in the order of the members."""
+
+    weights: tuple[float, ...]
+    """The weight of each member's vote, which is about its log-odds of being right; never negative."""
+    other: float
+    """What counts for an answer that nobody gave."""
+    wanted: float | None
+    """Probability of being right that ends the asking; None where only certainty about the outcome does."""
+    value: float
+    """Probability that the vote is right, as expected before anybody was asked."""
+    expected_j: float
+    """Joules to expect: most votes are settled before everybody was asked."""
+    asked: tuple[float, ...]
+    """How probably each member is asked."""
+
+
+@dataclass(frozen=True)
 class Selection:
     """The chosen panel, and what it was chosen by."""
 
     mode: Mode
     members: tuple[Member, ...]
-    """The experts that answer, the heaviest weight first."""
+    """The experts that answer, the heaviest weight first; where they are asked in turn, in that order."""
     candidates: frozenset[str]
     """Keys of the experts that the coarse level left to the fine one."""
     category: str
@@ -115,6 +133,8 @@ class Selection:
     plan: Plan
     predicted: Prediction
     """What all members take together."""
+    vote: VoteRule | None = None
+    """How final answers are counted; None where none are."""
 
     @property
     def first(self) -> Member:

@@ -17,8 +17,10 @@ import numpy as np
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
+from moe2.coordinator.choosing.consensus import MIN_RECORDED, SAME_VALUE, Electorate, predicted_of_vote, voted_value
+from moe2.coordinator.choosing.fine_level import best_expert, best_members, expected_j, net_value
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
+from moe2.coordinator.choosing.mixture import renormalised
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
     Load,
@@ -42,12 +44,14 @@ from moe2.coordinator.choosing.refusal import (
 )
 from moe2.coordinator.choosing.request import (
     DEFAULT_CATEGORY,
+    ROUTE_ONLY,
     Budgets,
     Demand,
     Mode,
     ScopePrice,
     SelectionRequest,
     budgets_for,
+    no_final_answer,
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
@@ -154,6 +158,9 @@ class Selector:
             draw=self._draw(request.demand, experts, in_flight, hosts),
             price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
             prices=prices,
+            modes=request.modes,
+            asks_final_answer=request.asks_final_answer,
+            confidence=request.wish.confidence,
         )
         mode = _mode(request, budgets)
         decided = self._decide(mode, case, epoch)
@@ -163,14 +170,92 @@ class Selector:
 
     def _decide(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
         """Choose in the given mode; in `AUTO` by a vote where its gain is worth it."""
+        if mode is Mode.CONSENSUS:
+            return self._consensus(case)
         if mode.is_panel:
             return self._panel(mode, case, epoch)
         if mode is Mode.AUTO:
-            panel = self._panel(Mode.VOTE, case, epoch)
-            if isinstance(panel, Selection):
-                # To score choices is cheaper than to write one, so even one expert votes.
-                return panel if _is_worth_it(panel) else self._panel(Mode.VOTE, case.alone(), epoch)
+            return self._auto(case, epoch)
         return self._route(case, epoch)
+
+    def _auto(self, case: _Case, epoch: int) -> Selection | NoExpert:
+        """Choose the mode with the largest value less the price of its joules; of equal ones the first of these.
+
+        To score choices is cheaper than to write one, so where a vote is possible even one expert votes.
+        """
+        single: Selection | NoExpert | None = None
+        if Mode.VOTE in case.modes:
+            single = self._panel(Mode.VOTE, case, epoch)
+            if isinstance(single, Selection) and not self._is_worth_it(single):
+                single = self._panel(Mode.VOTE, case.alone(), epoch)
+        if not isinstance(single, Selection):
+            single = self._route(case, epoch)
+        if Mode.CONSENSUS not in case.modes or not case.asks_final_answer():
+            return single
+        together = self._consensus(case, recorded=MIN_RECORDED)
+        if not isinstance(together, Selection) or together.vote is None or len(together.members) < 2:
+            return single
+        if not isinstance(single, Selection):
+            return together
+        net = together.vote.value - case.price_per_j * together.vote.expected_j
+        return together if net > self._net_value(single) + SAME_VALUE else single
+
+    def _net_value(self, decided: Selection) -> float:
+        """The value of a choice less the price of the joules to expect, which modes are compared by.
+
+        Of a panel it is what recorded votes of its members reach, or else its best member's score.
+        """
+        outlook = decided.outlook
+        places = _places(decided)
+        value = None
+        if len(places) > 1:
+            value = voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places)
+        if value is None:
+            value = float(outlook.prompt_scores.scores[places].max())
+        return value - outlook.price_per_j * float(expected_j(outlook.forecast.energy_j)[places].sum())
+
+    def _is_worth_it(self, panel: Selection) -> bool:
+        """True where the panel's value beats its best member's, less the price of the joules that the others take.
+
+        The value is what recorded votes reach. Where there are none it is the chance that any member answers well,
+        which promises too much and so has to gain `AUTO_MIN_GAIN`; a prior from a model's size says nothing of what
+        several models know together, so that the gate must know every member then.
+        """
+        places, outlook = _places(panel), panel.outlook
+        alone = max(net_value(outlook, [place]) for place in places)
+        if len(places) < 2:
+            return False
+        if voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places) is not None:
+            return self._net_value(panel) >= alone + SAME_VALUE
+        is_known = bool(outlook.prompt_scores.trained[places].all())
+        return is_known and net_value(outlook, places) - alone >= AUTO_MIN_GAIN
+
+    def _consensus(self, case: _Case, recorded: int = 0) -> Selection | NoExpert:
+        """Choose who is asked for a final answer, in which order. recorded: prompts that have to speak for the vote."""
+        mode, size = Mode.CONSENSUS, case.budgets.max_experts or DEFAULT_PANEL
+        outlooks = case.outlooks(mode)
+        if not outlooks:
+            out = "; ".join(sorted(set(case.ruled_out.values())))
+            return NoExpert(ErrorCode.OVERLOADED, f"No expert can take the request now: {out}.")
+        [outlook] = outlooks
+        electorate = Electorate(_problem(outlook), outlook, self.scorer.votes(case.roster))
+        outlook = replace(outlook, worth=electorate.worth(size), ruled_out={**electorate.others, **outlook.ruled_out})
+        problem = _problem(outlook)
+        plan = solve(problem, outlook.worth, clock=self._clock)
+        if not plan.is_feasible:
+            return self._infeasible(plan, outlook, epoch=-1)
+        vote = electorate.best(problem, size, case.confidence, recorded)
+        weights = renormalised(vote.rule.weights).tolist()
+        return Selection(
+            mode=mode,
+            members=tuple(outlook.member(place, weight) for place, weight in zip(vote.places, weights, strict=True)),
+            candidates=frozenset(plan.names) | {case.roster.keys[place] for place in vote.places},
+            category=case.category,
+            outlook=outlook,
+            plan=plan,
+            predicted=predicted_of_vote(outlook, vote),
+            vote=vote.rule,
+        )
 
     def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
         """Choose one expert."""
@@ -339,6 +424,9 @@ class _Case:
     draw: FleetDraw | None = None
     price_per_j: float = 0.0
     prices: tuple[ScopePrice, ...] = ()
+    modes: frozenset[Mode] = ROUTE_ONLY
+    asks_final_answer: Callable[[], bool] = no_final_answer
+    confidence: float | None = None
 
     @cached_property
     def prompt_worth(self) -> SetWorth:
@@ -398,7 +486,7 @@ def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
     """
     mode = budgets.mode or (Mode.ROUTE if request.choice_tokens is None else Mode.AUTO)
     if mode is Mode.AUTO:
-        return mode if Mode.VOTE in request.modes else Mode.ROUTE
+        return mode if request.modes & {Mode.VOTE, Mode.CONSENSUS} else Mode.ROUTE
     # A request that names an impossible mode itself was refused before; here the mode is its category's default.
     return mode if mode in request.modes else Mode.ROUTE
 
@@ -410,7 +498,9 @@ def _or_infeasible_now(
 
     whole: the budgets before any time had passed. A request that has waited in vain has not asked for too much.
     """
-    modes = (Mode.VOTE, Mode.ROUTE) if mode is Mode.AUTO else (mode,)
+    modes: tuple[Mode, ...] = (mode,)
+    if mode is Mode.AUTO:
+        modes = (Mode.VOTE, Mode.ROUTE) if Mode.VOTE in request.modes else (Mode.ROUTE,)
 
     def less_load(asked: SelectionRequest, budgets: Budgets) -> LessLoad | None:
         for busy in case.roster.less_busy(case.load.busy, bounds_joules=budgets.energy_budget_j is not None):
@@ -435,18 +525,10 @@ def _or_infeasible_now(
     return refused
 
 
-def _is_worth_it(panel: Selection) -> bool:
-    """True where the panel's chance of a good answer beats its best member's by at least `AUTO_MIN_GAIN`.
-
-    The price of the joules that the others take on top is taken off that gain. A prior from a model's size says nothing
-    of what several models know together: the gate must know every member.
-    """
-    trained = {other.expert.key for other in panel.considered if other.trained}
-    is_known = trained.issuperset(member.expert.key for member in panel.members)
-    keys = panel.outlook.forecast.roster.keys
-    places = [keys.index(member.expert.key) for member in panel.members]
-    alone = max(net_value(panel.outlook, [place]) for place in places)
-    return is_known and len(places) > 1 and net_value(panel.outlook, places) - alone >= AUTO_MIN_GAIN
+def _places(decided: Selection) -> list[int]:
+    """The members' places in the roster."""
+    keys = decided.outlook.forecast.roster.keys
+    return [keys.index(member.expert.key) for member in decided.members]
 
 
 def _outside_the_vocabulary(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:

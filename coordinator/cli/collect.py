@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moe2.common.errors import Moe2Error
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable
+from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Question, read_questions
-from moe2.coordinator.training.collect.survey import Asker, LiveExpert, Report, missing, survey
+from moe2.coordinator.training.collect.survey import Report, missing, survey
 
 INCOMPLETE = 1
 INTERRUPTED = 130

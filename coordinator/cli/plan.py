@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ttft", type=float, metavar="S", help="seconds until the first token")
     parser.add_argument("--quantile", choices=("p50", "p95"), help="which prediction the limits hold for")
     parser.add_argument("--max-experts", type=int, metavar="N", help="largest number of candidates kept")
-    parser.add_argument("--mode", choices=("auto", "route", "vote", "rank", "mix"), help="how experts work together")
+    parser.add_argument(
+        "--mode", choices=("auto", "route", "vote", "rank", "consensus", "mix"), help="how experts work together"
+    )
     parser.add_argument("--choice", action="append", metavar="TEXT", help="a possible answer; repeat it for each")
     parser.add_argument("--category", help="whose default budgets apply")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON document")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.statefile import replace_file
 from moe2.coordinator.gate.features import FEATURES_VERSION, FeatureConfig
 from moe2.coordinator.gate.gate import Gate, GateParameters
+from moe2.coordinator.gate.votes import VoteRecord
 
 CHECKPOINT_VERSION: Final = 1
 _DTYPES: Final = frozenset({"F16", "F32", "F64"})
@@ -89,10 +91,14 @@ def feature_fields(config: FeatureConfig) -> dict[str, Any]:
     return fields_of
 
 
-def save_checkpoint(path: Path, parameters: GateParameters, manifest: Manifest) -> None:
+def save_checkpoint(
+    path: Path, parameters: GateParameters, manifest: Manifest, votes: VoteRecord | None = None
+) -> None:
     """Write a checkpoint; the file appears whole or not at all, and equal input gives equal bytes. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
     tensors["embedding"] = tensors["embedding"].astype(np.float16)
+    if votes is not None:
+        tensors |= _vote_tensors(votes)
     content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
     replace_file(path, content, mode=0o644)
 
@@ -118,9 +124,39 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        return Gate(parameters, config, manifest.experts, manifest.tau), manifest
+        return Gate(parameters, config, manifest.experts, manifest.tau, _votes_in(tensors)), manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
+
+
+def _vote_tensors(votes: VoteRecord) -> dict[str, npt.NDArray[Any]]:
+    """A record of votes as tensors. Codes are small whole numbers, which 16-bit floats hold exactly."""
+    return {
+        "votes.base": votes.base.astype(np.float32),
+        "votes.line": np.array([votes.slope, votes.other], dtype=np.float32),
+        "votes.codes": votes.codes.astype(np.float16),
+        "votes.kinds": votes.kinds.astype(np.float32),
+    }
+
+
+def _votes_in(tensors: Mapping[str, npt.NDArray[np.float32]]) -> VoteRecord | None:
+    """The record of votes in a checkpoint's tensors; None where there is none. Raises ValueError for a broken one."""
+    if "votes.codes" not in tensors:
+        return None
+    missing = [name for name in ("votes.base", "votes.line", "votes.kinds") if name not in tensors]
+    if missing or tensors["votes.line"].shape != (2,):
+        raise ValueError(f"the record of votes lacks {', '.join(missing) or 'a slope'}")
+    codes, kinds = tensors["votes.codes"], tensors["votes.kinds"]
+    if not (np.isfinite(codes).all() and np.isfinite(kinds).all() and (kinds >= 0).all()):
+        raise ValueError("the record of votes holds values that are not finite, or kinds that are negative")
+    slope, other = tensors["votes.line"].tolist()
+    return VoteRecord(
+        base=tensors["votes.base"].astype(np.float64),
+        slope=slope,
+        other=other,
+        codes=codes.astype(np.int16),
+        kinds=kinds.astype(np.int16),
+    )
 
 
 def _contents(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:

@@ -17,6 +17,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.gate.prior import ExpertFacts, Prior, prior_for
+from moe2.coordinator.gate.votes import VoteRecord
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -75,7 +76,15 @@ class FleetGate:
             for facts, column in zip(fleet, self._column, strict=True)
         )
         self.tau = gate.tau if gate else PRIOR_TAU
+        known = gate.votes if gate else None
+        self.votes = VoteRecord.empty(len(fleet)) if known is None else known.of_fleet(self._column)
+        """What is known of the fleet's votes, in the order of `experts`."""
         self.notices = self._notices(trained)
+
+    @property
+    def n_kinds(self) -> int:
+        """Number of kinds of prompts; 1 without a trained gate."""
+        return 1 if self._gate is None else int(self._gate.parameters.task_bias.size)
 
     def predict(self, prompt: str, kind: int | None = None) -> FleetPrediction:
         """The gate's prediction for a prompt. Where the gate fails it does not raise: priors stand in, with a warning.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moe2.coordinator.gate.calibration import log_odds_of, sigmoid
 from moe2.coordinator.gate.features import SHAPE_SIZE, FeatureConfig, FeatureExtractor, PromptFeatures
+from moe2.coordinator.gate.votes import VoteRecord
 
 FloatArray = npt.NDArray[np.float32]
 _GELU = np.float32(np.sqrt(2 / np.pi))
@@ -106,8 +107,9 @@ def standardised_shape(shape: FloatArray, mean: FloatArray, scale: FloatArray) -
 class Gate:
     """A trained gate. It is immutable, so that any thread may call `predict`.
 
-    experts: names in the order of the outputs. tau: temperature of the logits. Raises ValueError where the parameters,
-    the features and the experts do not fit together.
+    experts: names in the order of the outputs. tau: temperature of the logits. votes: what the outcomes say of the
+    experts' votes; None where they hold no answers. Raises ValueError where the parameters, the features, the experts
+    and the votes do not fit together.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Gate:
         config: FeatureConfig,
         experts: Sequence[str],
         tau: float,
+        votes: VoteRecord | None = None,
     ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
@@ -123,10 +126,13 @@ class Gate:
             raise ValueError(f"{parameters.shape_mean.size} shape features for {SHAPE_SIZE}")
         if parameters.residual_bias.size != len(experts):
             raise ValueError(f"parameters for {parameters.residual_bias.size} experts, but {len(experts)} names")
+        if votes is not None and votes.base.size != len(experts):
+            raise ValueError(f"votes of {votes.base.size} experts, but {len(experts)} names")
         if tau <= 0:
             raise ValueError(f"tau must be positive, not {tau}")
         self.experts = tuple(experts)
         self.tau = tau
+        self.votes = votes
         self.parameters = parameters
         self.feature_config = config
         self.extractor = FeatureExtractor(config)

@@ -41,12 +41,15 @@ def usage_of(receipt: Receipt) -> dict[str, Any] | None:
     tokens = receipt.tokens
     if tokens.prompt is None or tokens.decoded is None:
         return None
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": tokens.prompt,
         "completion_tokens": tokens.decoded,
         "total_tokens": tokens.prompt + tokens.decoded,
         "prompt_tokens_details": {"cached_tokens": tokens.cached or 0},
     }
+    if tokens.reasoning is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": tokens.reasoning}
+    return usage
 
 
 def full_response(
@@ -57,15 +60,19 @@ def full_response(
     *,
     with_logprobs: bool,
     calls: Sequence[ToolCall] = (),
+    reasoning: str = "",
 ) -> dict[str, Any]:
     """Builds a whole `chat.completion` or `text_completion` object.
 
     pieces: the answer's text, without its tool calls. reason: OpenAI's finish reason. calls: the tool calls, in order.
+    reasoning: what the model thought before its answer; a chat has it as `reasoning_content`.
     """
     text = "".join(piece.text for piece in pieces)
     choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
     if header.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning:
+            choice["message"]["reasoning_content"] = reasoning
         if calls:
             choice["message"]["content"] = text or None
             choice["message"]["tool_calls"] = [_call_object(call) for call in calls]
@@ -154,6 +161,13 @@ class ChunkWriter:
         return (
             opening + self._open + b'{"index":0,' + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
         )
+
+    def reasoning(self, text: str) -> bytes:
+        """Returns the chunk for more of a chat's reasoning, in the field that clients of reasoning models read."""
+        if not text or not self._header.is_chat:
+            return b""
+        body = b'{"index":0,"delta":{"reasoning_content":' + _json(text) + b'},"logprobs":null,"finish_reason":null}]}'
+        return self._opening() + self._open + body + b"\n\n"
 
     def call(self, call: ToolCall) -> bytes:
         """Returns the two chunks of a tool call: one with its name, then one with its arguments.

@@ -11,13 +11,14 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.request import Demand, estimate_prompt_tokens
+from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
-from moe2.coordinator.http.body.parse import Call
-from moe2.coordinator.http.errors import ApiError, error_of, quoted, refused
-from moe2.coordinator.http.face import Asked, End, Face, Origin, PartReader
+from moe2.coordinator.http.body.parse import Call, Reading
+from moe2.coordinator.http.errors import ApiError, error_of, listed_in_header, quoted, refused, unsupported
+from moe2.coordinator.http.face import Asked, End, Face, Incoming, Origin, PartReader
+from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.exchange import Exchange
@@ -31,13 +32,18 @@ REQUEST_ID = web.RequestKey("request_id", str)
 class Answering:
     """Turns HTTP requests into requests of the service, and what these produce into HTTP responses.
 
-    request_timeout_s: after this a request is cancelled.
+    settings: those of the API, as they are now; a reload replaces them.
     """
 
-    def __init__(self, service: Service, table: CapabilityTable, *, request_timeout_s: float) -> None:
+    def __init__(self, service: Service, table: CapabilityTable, settings: ApiSection) -> None:
         self._service = service
         self._table = table
-        self.request_timeout_s = request_timeout_s
+        self.use(settings)
+
+    def use(self, settings: ApiSection) -> None:
+        """Replaces the settings; they hold from the next request on."""
+        self._settings = settings
+        self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
 
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face."""
@@ -48,22 +54,24 @@ class Answering:
         return handler
 
     async def _answer(self, http: web.Request, face: Face) -> web.StreamResponse:
-        body = http[BODY]
         arrived_s = asyncio.get_running_loop().time()
         principal = http.get(PRINCIPAL, ANYBODY)
-        asked = face(body, http.headers, principal)
+        asked = face(Incoming(http[BODY], http.headers, principal, self._reading))
         call = asked.call
+        if call.n_choices > 1 or call.repeats_prompt or call.generation.echo:
+            raise unsupported("n" if call.n > 1 else "echo" if call.n_choices == 1 else "prompt")
         self._check_can_begin(call)
         request = Request(
             request_id=http[REQUEST_ID],
             model=call.model,
             prompt=call.prompt,
             generation=call.generation,
-            demand=Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens),
+            demand=Demand(call.prompt_tokens(), call.generation.max_tokens),
             arrived_s=arrived_s,
-            deadline_s=arrived_s + self.request_timeout_s,
+            deadline_s=arrived_s + self._settings.request_timeout_s,
             wish=call.wish,
             modes=call.modes,
+            prefix=call.prefix,
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
             principal=principal,
@@ -106,7 +114,7 @@ class Answering:
         end = End(reader.reason(reason), exchange.receipt)
         body = asked.encoder.whole(_origin(asked.call, exchange), parts, end)
         answer = web.Response(
-            body=msgspec.json.encode(body), content_type="application/json", headers=_headers(exchange)
+            body=msgspec.json.encode(body), content_type="application/json", headers=_headers(asked.call, exchange)
         )
         await exchange.until_recorded()
         return answer
@@ -118,17 +126,23 @@ class Answering:
         if outcome is not None and not pieces:
             _reason(outcome, exchange)
         response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(exchange)}
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(asked.call, exchange)}
         )
         await response.prepare(http)
         encoder, reader = asked.encoder, _reader(asked.call, exchange)
-        opening = encoder.begin(_origin(asked.call, exchange))
+        opening: bytes | None = None
         while True:
-            if chunk := opening + encoder.parts(reader.feed(pieces)):
+            for remark in exchange.remarks():
+                # A line of an event stream that clients leave out, so that proxies see that somebody is at work.
+                await response.write(f": {remark}\n\n".encode())
+            if opening is None and (pieces or outcome is not None):
+                # Only now it is known who answers.
+                opening = encoder.begin(_origin(asked.call, exchange))
+            if chunk := (opening or b"") + encoder.parts(reader.feed(pieces)):
                 await response.write(chunk)
             if outcome is not None:
                 break
-            opening = b""
+            opening = opening and b""
             pieces, outcome = await exchange.receive()
         last = _last_chunk(asked, reader, outcome, exchange)
         await exchange.until_recorded()
@@ -187,14 +201,18 @@ def _origin(call: Call, exchange: Exchange) -> Origin:
         request_id=exchange.life.request.request_id,
         created_unix_s=int(time.time()),
         model=leading.expert.model if leading else call.model,
+        prompt_tokens=leading.prompt_tokens if leading else None,
     )
 
 
-def _headers(exchange: Exchange) -> dict[str, str]:
-    """Returns the headers that name the answering expert and the coordinator's own share of the time."""
+def _headers(call: Call, exchange: Exchange) -> dict[str, str]:
+    """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing."""
     life = exchange.life
     headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
-    if life.leading:
+    if call.ignored:
+        headers["x-moe2-ignored"] = listed_in_header(call.ignored)
+    # Before a token or the end, it is open whose answer it will be.
+    if life.leading and (life.first_token_s is not None or life.outcome is not None):
         expert = life.leading.expert
         headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
     return headers

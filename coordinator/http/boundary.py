@@ -13,14 +13,16 @@ import structlog
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.http import messages
 from moe2.coordinator.http.answering import REQUEST_ID
 from moe2.coordinator.http.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, refused
+from moe2.coordinator.http.paths import MESSAGES_PATH
 
 log = structlog.get_logger()
 
 MAX_PATIENCE_S = 60
-ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {}
+ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {MESSAGES_PATH: messages.error_body}
 """What writes an error's body on paths that begin so; on all others it is in OpenAI's shape."""
 
 

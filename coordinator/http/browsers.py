@@ -16,7 +16,9 @@ from moe2.coordinator.http.settings import ApiSection
 
 MAX_SHOWN_CHARACTERS = 100
 PREFLIGHT_VALID_S = 600
-EXPOSED_HEADERS = "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-overhead-ms, x-request-id, x-should-retry"
+EXPOSED_HEADERS = (
+    "Retry-After, x-moe2-agent, x-moe2-expert, x-moe2-ignored, x-moe2-overhead-ms, x-request-id, x-should-retry"
+)
 _ALLOWED_ORIGIN = web.RequestKey("allowed_origin", str)
 
 

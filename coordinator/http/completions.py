@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.answer import ChunkWriter, Header, full_response
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.face import Asked, End, Origin, Part
-from moe2.coordinator.keys.keys import Principal
+from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
 
 
-def chat_face(body: bytes, headers: Mapping[str, str], _: Principal) -> Asked:
+def chat_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/chat/completions`."""
-    call = parse_chat(body, headers)
+    call = parse_chat(incoming.body, incoming.headers, incoming.reading)
     return Asked(call, CompletionEncoder(call))
 
 
-def text_face(body: bytes, headers: Mapping[str, str], _: Principal) -> Asked:
+def text_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/completions`."""
-    call = parse_completion(body, headers)
+    call = parse_completion(incoming.body, incoming.headers, incoming.reading)
     return Asked(call, CompletionEncoder(call))
 
 
@@ -35,15 +34,22 @@ class CompletionEncoder:
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns a `chat.completion` or a `text_completion`."""
         pieces: list[TokenPiece] = []
+        thoughts: list[TokenPiece] = []
         calls: list[ToolCall] = []
         for part in parts:
             if isinstance(part, ToolCall):
                 calls.append(part)
             else:
-                pieces.extend(part.pieces)
+                (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
         return full_response(
-            self._header(origin), pieces, end.reason, end.receipt, with_logprobs=with_logprobs, calls=calls
+            self._header(origin),
+            pieces,
+            end.reason,
+            end.receipt,
+            with_logprobs=with_logprobs,
+            calls=calls,
+            reasoning="".join(piece.text for piece in thoughts),
         )
 
     def begin(self, origin: Origin) -> bytes:
@@ -58,7 +64,12 @@ class CompletionEncoder:
         """Returns the chunks for these parts."""
         writer = self._writer
         return b"".join(
-            writer.call(part) if isinstance(part, ToolCall) else writer.tokens(part.pieces) for part in parts
+            writer.call(part)
+            if isinstance(part, ToolCall)
+            else writer.reasoning(str(part))
+            if part.is_reasoning
+            else writer.tokens(part.pieces)
+            for part in parts
         )
 
     def end(self, end: End) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe2.common.error_codes import ErrorCode
@@ -16,6 +18,8 @@ from moe2.coordinator.serving.waiting_room import whole_seconds
 MAX_QUOTED_CHARACTERS = 80
 MAX_PARAM_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2_000
+MAX_LISTED_CHARACTERS = 1_000
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 @dataclass(eq=False)
@@ -58,6 +62,12 @@ def quoted(value: object) -> str:
     return shortened(repr(value), MAX_QUOTED_CHARACTERS)
 
 
+def listed_in_header(names: Sequence[str]) -> str:
+    """Returns names that a client made up as a header's value: a bounded list of plain characters."""
+    listed = ", ".join(_NOT_PLAIN.sub("?", name) for name in names)
+    return listed if len(listed) <= MAX_LISTED_CHARACTERS else f"{listed[:MAX_LISTED_CHARACTERS]}..."
+
+
 def refused(
     code: ErrorCode,
     message: str,
@@ -92,6 +102,16 @@ def unsupported(param: str, *, hint: str = "") -> ApiError:
     """Returns the error (400) for a parameter that moe2 does not implement and therefore never silently drops."""
     text = f"Unsupported parameter: {quoted(param)}.{' ' + hint if hint else ''}"
     return refused(ErrorCode.UNSUPPORTED_PARAMETER, text, param=param)
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """Returns an error with its parameter called as a face calls it. names: longer names first; places in lists go."""
+    for name, other in names.items():
+        if error.param is not None and re.match(re.escape(name) + r"(?![^.\[])", error.param):
+            rest = re.sub(r"^\[\d+\]", "", error.param[len(name) :])
+            message = error.message.replace(error.param, other + rest)
+            return replace(error, param=other + rest, message=message)
+    return error
 
 
 def error_of(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeAlias
 
 from moe2.common.link.messages import TokenPiece, ToolCall
-from moe2.coordinator.http.body.parse import Call
+from moe2.coordinator.http.body.parse import STRICT, Call, Reading
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.toolcalls import CallReader
 from moe2.coordinator.keys.keys import Principal
@@ -27,13 +28,16 @@ class Origin:
     created_unix_s: int
     model: str
     """The model that answers."""
+    prompt_tokens: int | None = None
+    """Length of the prompt, as the expert has counted it; None where it is not known yet."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of the answer's text."""
+    """Tokens of the answer's text, or of the reasoning before it."""
 
     pieces: Sequence[TokenPiece]
+    is_reasoning: bool = False
 
     def __str__(self) -> str:
         return "".join(piece.text for piece in self.pieces)
@@ -81,8 +85,19 @@ class Asked:
     encoder: Encoder
 
 
-Face: TypeAlias = Callable[[bytes, Mapping[str, str], Principal], Asked]
-"""Reads a request's body and headers, sent by a principal. Raises `ApiError` (400), which names the parameter."""
+@dataclass(frozen=True)
+class Incoming:
+    """A request as it came."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    principal: Principal
+    reading: Reading = STRICT
+    """How the settings have bodies read."""
+
+
+Face: TypeAlias = Callable[[Incoming], Asked]
+"""Reads a request. Raises `ApiError` (400), which names the parameter."""
 
 
 class PartReader:
@@ -96,11 +111,15 @@ class PartReader:
 
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
-        if not pieces:
-            return []
-        if self._calls is None:
-            return [Text(pieces)]
-        return _parts(self._calls.feed("".join(piece.text for piece in pieces)))
+        parts: list[Part] = []
+        for is_reasoning, run in groupby(pieces, key=lambda piece: piece.is_reasoning):
+            if is_reasoning:
+                parts.append(Text(list(run), is_reasoning=True))
+            elif self._calls is None:
+                parts.append(Text(list(run)))
+            else:
+                parts += _parts(self._calls.feed("".join(piece.text for piece in run)))
+        return parts
 
     def finish(self) -> list[Part]:
         """Ends the answer; returns what was still held back."""

@@ -18,7 +18,9 @@ from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.http import paths
+from moe2.coordinator.http.body.messages import MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
+from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
@@ -86,12 +88,43 @@ def _answer(kind: str, choice: Schema) -> Schema:
     )
 
 
+_TURN = _object(
+    {
+        "id": _STRING,
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": _STRING,
+        "content": {"type": "array", "items": {"type": "object"}},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+        "stop_sequence": _or_null(_STRING),
+        "usage": {"type": "object"},
+        "moe2": _ref("Receipt"),
+    }
+)
+_TURN_ERROR = _object(
+    {"type": {"const": "error"}, "error": _object({"type": _STRING, "message": _STRING})}, {"moe2": _ref("Receipt")}
+)
+_RESPONSE = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "response"},
+        "created_at": _INTEGER,
+        "status": {"enum": ["completed", "incomplete"]},
+        "model": _STRING,
+        "output": {"type": "array", "items": {"type": "object"}},
+        "usage": _or_null({"type": "object"}),
+        "moe2": _ref("Receipt"),
+    }
+)
 _MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _STRING})
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
+    "Response": _RESPONSE,
+    "MessageAnswer": _TURN,
+    "MessageError": _TURN_ERROR,
     "Model": _MODEL,
     "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
     "Health": _HEALTH,
@@ -128,6 +161,8 @@ class _Operation:
     """The names of the path's parameters."""
     query: Schema = field(default_factory=dict)
     """The schema of each query parameter."""
+    error: str = "Error"
+    """The name of the schema of errors."""
     not_ready: Schema | None = None
     """The schema of a 503 that does not have OpenAI's error shape; None where there is none."""
 
@@ -149,6 +184,47 @@ _OPERATIONS = (
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
         (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
+    ),
+    _Operation(
+        "post",
+        paths.RESPONSES_PATH,
+        "Answer a conversation, as OpenAI's Responses API has it.",
+        {_JSON: _ref("Response"), _EVENTS: None},
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
+        _ref("ResponsesRequest"),
+    ),
+    _Operation(
+        "get",
+        paths.RESPONSE_PATH,
+        "Return a response that is still kept.",
+        {_JSON: _ref("Response")},
+        (400, 404),
+        parameters=("response_id",),
+    ),
+    _Operation(
+        "delete",
+        paths.RESPONSE_PATH,
+        "Forget a response.",
+        {_JSON: {"type": "object"}},
+        (404,),
+        parameters=("response_id",),
+    ),
+    _Operation(
+        "get",
+        paths.RESPONSE_ITEMS_PATH,
+        "List what a response was an answer to.",
+        {_JSON: {"type": "object"}},
+        (404,),
+        parameters=("response_id",),
+    ),
+    _Operation(
+        "post",
+        paths.MESSAGES_PATH,
+        "Answer a conversation, as Anthropic's Messages API has it.",
+        {_JSON: _ref("MessageAnswer"), _EVENTS: None},
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
+        _ref("MessagesRequest"),
+        error="MessageError",
     ),
     _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
     _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
@@ -228,7 +304,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    bodies = (ChatRequest, TextRequest, FeedbackRequest)
+    bodies = (ChatRequest, TextRequest, ResponsesRequest, MessagesRequest, FeedbackRequest)
     structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:
@@ -261,7 +337,7 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
         }
     }
     for status in sorted({*operation.errors, *(() if is_open else _ACCESS_ERRORS)}):
-        responses[str(status)] = _error(status)
+        responses[str(status)] = _error(status, operation.error)
     if operation.not_ready:
         responses["503"] = {"description": "Not ready.", "content": {_JSON: {"schema": operation.not_ready}}}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
@@ -278,10 +354,10 @@ def _described(operation: _Operation, *, is_open: bool) -> dict[str, Any]:
     return described
 
 
-def _error(status: int) -> dict[str, Any]:
+def _error(status: int, schema: str) -> dict[str, Any]:
     error: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
-        "content": {_JSON: {"schema": _ref("Error")}},
+        "content": {_JSON: {"schema": _ref(schema)}},
     }
     if status in (429, 503):
         error["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}

@@ -12,13 +12,13 @@ from aiohttp import web
 
 from moe2.common.link.messages import ChatPrompt
 from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
-from moe2.coordinator.choosing.request import Demand, SelectionRequest, estimate_prompt_tokens
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, Principal
-from moe2.coordinator.serving.request import uses_tools
+from moe2.coordinator.serving.request import gate_text, uses_tools
 from moe2.coordinator.serving.service import Service
 
 
@@ -58,11 +58,11 @@ class PlanRoutes:
 
     def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
         """Returns the plan for a parsed request of `principal`."""
-        demand = Demand(estimate_prompt_tokens(call.prompt_texts()), call.generation.max_tokens)
+        demand = Demand(call.prompt_tokens(), call.generation.max_tokens)
         request = SelectionRequest(
             model=call.model,
             demand=demand,
-            text=call.prompt_texts()[-1],
+            text=gate_text(call.prompt),
             wish=call.wish,
             budgets=principal.budgets,
             needs_chat_template=isinstance(call.prompt, ChatPrompt),

@@ -27,6 +27,7 @@ def _site_origin(text: str) -> str:
 
 
 HostName = Annotated[str, AfterValidator(_host_name)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 SiteOrigin = Annotated[str, AfterValidator(_site_origin)]
 
 
@@ -39,6 +40,13 @@ class ApiSection(Settings):
     """Port to listen on; 0 takes any that is free."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """A larger request, packed or unpacked, is answered with 413. At most half of `agents.max_frame_bytes`."""
+    unknown_parameters: Annotated[Literal["refuse", "ignore"], LIVE] = "refuse"
+    """What becomes of parameters that moe2 does not know: an error that names them, or, for clients that cannot be
+    changed, nothing but their names in the answer's header `x-moe2-ignored`."""
+    aliases: Annotated[dict[ModelName, ModelName], LIVE] = Field(default_factory=dict)
+    """Other names of models, such as `"gpt-4o-mini" = "moe2"` for clients that have a name built in."""
+    stream_comment_s: Annotated[Seconds, LIVE] = 10.0
+    """A stream that has nothing to say for so long sends a comment, so that nobody on the way takes it for dead."""
     request_timeout_s: Annotated[Seconds, LIVE] = 600.0
     """A request that has not ended within this time is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1), LIVE] = 1024

@@ -1,13 +1,14 @@
 """Set values: what a panel of experts is worth, averaged over calibration prompts.
 
-Each set value is monotone and submodular in the panel and has one shape: every expert has a *state* per prompt, the
-states of a panel's members are combined by an associative operation, and the value is the mean over prompts of a
-concave function of the combined state. Solvers use only that shape.
+Each set value is monotone in the panel and has one shape: every expert has a *state* per prompt, and the states of a
+panel's members are combined by an associative operation. All but `Listed` are submodular, as their value is the mean
+over prompts of a concave function of the combined state. Solvers use only that shape; of `Listed` all panels are tried.
 
 | value | state of expert n on prompt m | combined by | value of a panel |
 |---|---|---|---|
 | `Coverage` | 1 - p_nm | product | 1 - mean(state) |
 | `BestOf` (best-of-set) | p_nm | maximum | mean(state) |
+| `Listed` | 2^n | sum | a table of all panels |
 
 Source: design.md, section 2 (set value F). Calibration arrays do not depend on a request: a value is built once per
 fleet and category and reused.
@@ -16,6 +17,7 @@ fleet and category and reused.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -149,3 +151,36 @@ class BestOf(SetValue):
 
     def average(self, state: FloatArray) -> FloatArray:
         return np.asarray(state.mean(axis=-1))
+
+
+class Listed(SetValue):
+    """The values of all panels of a few experts, as a table; experts beside them add nothing."""
+
+    kind = "listed"
+
+    def __init__(self, experts: int, places: Sequence[int], table: ArrayLike) -> None:
+        """Build the value from a table (2^n,) of the panels of the experts at n `places`; bit i stands for `places[i]`.
+
+        experts: N, the number of all experts. Each panel gets the value of its best part, so that more members never
+        lower it. Raises CalibrationError.
+        """
+        worth = calibrated("values", np.asarray(table, dtype=np.float64)[None], 1.0)[0].copy()
+        if len(worth) != 1 << len(places):
+            raise CalibrationError(f"{len(worth)} values are not one for each panel of {len(places)} experts.")
+        every = np.arange(len(worth))
+        for bit in range(len(places)):
+            joined = every[every >> bit & 1 == 1]
+            # In ascending order of bits, so that in the end each panel has seen all its parts.
+            worth[joined] = np.maximum(worth[joined], worth[joined ^ (1 << bit)])
+        worth.flags.writeable = False
+        self._worth = worth
+        states = np.zeros((experts, 1))
+        states[list(places), 0] = 2.0 ** np.arange(len(places))
+        self._keep(states, 0.0, np.add, more_is_better=True)
+        # A larger bit is no larger worth: nobody is known to replace another.
+        self.nowhere_worse = np.eye(experts, dtype=np.bool_)
+        self.nowhere_worse.flags.writeable = False
+
+    def average(self, state: FloatArray) -> FloatArray:
+        # The sum of panels that are not disjoint is no panel's, and may be too large; nobody uses its value.
+        return np.asarray(self._worth[np.minimum(state[..., 0].astype(np.int64), len(self._worth) - 1)])

@@ -47,6 +47,8 @@ class Attempt:
     purpose: Purpose = Purpose.ANSWER
     waited_s: float = 0.0
     """How long the request had waited for room when the job was submitted."""
+    prompt_tokens: int | None = None
+    """Length of the prompt by the expert's own tokenizer; None until it has begun to work on it."""
     n_tokens: int = 0
     """Tokens that the expert has written."""
     last_sign_s: float | None = None

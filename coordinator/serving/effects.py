@@ -93,6 +93,13 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A client that reads a stream is told how far the request is, beside the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Retract:
     """What was delivered is thrown away: the client has seen none of it, and the answer begins anew."""
 
@@ -111,7 +118,7 @@ class Retire:
 
 ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
 Question = ChooseExperts | AskToHedge
-ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | Retract | Conclude | Retire
+ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | Remark | Retract | Conclude | Retire
 Effect = Question | ForService
 
 

@@ -18,6 +18,7 @@ class Exchange:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
+        self._remarks: list[str] = []
         self._is_retracted = False
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
@@ -39,6 +40,16 @@ class Exchange:
         """Hand a part of the answer to the handler."""
         self._pieces.extend(pieces)
         self._news.set()
+
+    def remark(self, text: str) -> None:
+        """Tell the handler how far the request is; it may leave that out."""
+        self._remarks.append(text)
+        self._news.set()
+
+    def remarks(self) -> list[str]:
+        """What was remarked since the last call."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
 
     def retract(self) -> None:
         """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""

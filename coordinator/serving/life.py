@@ -16,7 +16,7 @@ import msgspec
 
 from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, Submit, TokenPiece
+from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -80,8 +80,8 @@ class Lifecycle(Progress):
             case events.NextTokensArrived(next_tokens=next_tokens):
                 play, attempt = self._heard(next_tokens.job_id, now_s)
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
-            case events.AttemptStarted():
-                return []
+            case events.AttemptStarted(started=started):
+                return self._started(started)
             case events.ExpertsChosen() | events.HedgeAnswered():
                 return self._answered(event, now_s)
             case events.Admitted() | events.RoomAppeared() | events.RoomRefused():
@@ -105,23 +105,32 @@ class Lifecycle(Progress):
 
     # --- For modes ----------------------------------------------------------------------------------------------------
 
-    def choose(self, then: OnChosen, now_s: float, *, excluded: frozenset[str] = frozenset()) -> list[Effect]:
+    def choose(
+        self,
+        then: OnChosen,
+        now_s: float,
+        *,
+        excluded: frozenset[str] = frozenset(),
+        modes: frozenset[Mode] | None = None,
+    ) -> list[Effect]:
         """Ask for the best choice of experts that have not been tried, with what is left of the budgets.
 
-        then: how to go on with it. excluded: keys of more experts to leave out. Where the engine of one died, another
-        one comes first, and that one once it is back.
+        then: how to go on with it. excluded: keys of more experts to leave out. modes: the modes to choose among; None
+        for all that can serve the request. Where the engine of one died, another one comes first, and that one once it
+        is back.
         """
         down = restarts_seen(self.attempts)
+        among = self.request.modes if modes is None else modes
 
         def or_restarted(chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
             # Rather another engine than the one that died; but rather that one, restarted, than none.
             if isinstance(chosen, NoExpert):
                 asked = self.question(now_s, excluded=excluded | self.tried)
-                return self._ask(replace(asked, restarts_seen=down), then)
+                return self._ask(replace(asked, restarts_seen=down, modes=among), then)
             return then(chosen, now_s)
 
         asked = self.question(now_s, excluded=excluded | self.tried | down.keys())
-        return self._ask(asked, or_restarted if down else then)
+        return self._ask(replace(asked, modes=among), or_restarted if down else then)
 
     def _ask(self, asked: SelectionRequest, then: OnChosen) -> list[Effect]:
         self.on_chosen = then
@@ -203,11 +212,16 @@ class Lifecycle(Progress):
         purpose: Purpose = Purpose.ANSWER,
         *,
         prefix: str = "",
+        max_tokens: int | None = None,
         is_hedge: bool = False,
     ) -> list[Effect]:
-        """Have an expert write the answer, or what is to follow its beginning `prefix`."""
+        """Have an expert write the answer, or what is to follow its beginning `prefix`, behind the request's own.
+
+        max_tokens: a limit besides the request's own; None for no other.
+        """
         request = self.request
-        generation = msgspec.structs.replace(request.generation, max_tokens=self.n_tokens_left)
+        limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
+        generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
 
         def job(job_id: str, deadline_s: float) -> Submit:
             return Submit(
@@ -215,7 +229,7 @@ class Lifecycle(Progress):
                 request_id=request.request_id,
                 model=member.expert.model,
                 prompt=request.prompt,
-                prefix=prefix,
+                prefix=request.prefix + prefix,
                 deadline_s=deadline_s,
                 **msgspec.structs.asdict(generation),
             )
@@ -463,6 +477,11 @@ class Lifecycle(Progress):
 
     def _retire_if_over(self) -> list[Effect]:
         return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
+
+    def _started(self, started: JobStarted) -> list[Effect]:
+        if attempt := self._attempt(started.job_id):
+            attempt.prompt_tokens = started.prompt_tokens
+        return []
 
     def _tokens(self, job_id: str, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
         play, attempt = self._heard(job_id, now_s)

@@ -177,6 +177,7 @@ class Progress:
             needs_tools=uses_tools(request.prompt),
             modes=request.modes,
             choice_tokens=request.ballot.tokens if request.ballot else None,
+            asks_final_answer=lambda: request.answer_form.kind is not None,
         )
 
     def waits_until_s(self, now_s: float) -> float:

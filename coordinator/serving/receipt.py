@@ -31,9 +31,12 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the answer. reasoning: those of `decoded` that came before the answer itself; None if nobody says."""
+
     prompt: int | None
     cached: int | None
     decoded: int | None
+    reasoning: int | None = None
 
 
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +65,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
     collaboration: what each member of a panel contributed; None where one expert answers.
     exceeded: names of the budgets that turned out not to be kept.
+    reasoning_j: joules of `energy` that went into the answer's reasoning; None without any, or where it is not known.
     """
 
     request_id: str
@@ -74,6 +78,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision | None
     collaboration: Collaboration | None = None
     exceeded: tuple[str, ...] = ()
+    reasoning_j: float | None = None
 
 
 def receipt_of(life: Lifecycle) -> Receipt:
@@ -103,6 +108,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
         decision=_decision(life),
         collaboration=life.play.collaboration if life.play else None,
         exceeded=_exceeded(life, energy, tokens),
+        reasoning_j=usage.reasoning_j if usage else None,
     )
 
 
@@ -122,6 +128,7 @@ def _tokens(life: Lifecycle) -> TokenCounts:
             prompt=usage.prompt_tokens if usage else None,
             cached=usage.cached_tokens if usage else None,
             decoded=written if written is not None else usage.decoded_tokens if usage else None,
+            reasoning=usage.reasoning_tokens if usage else None,
         )
     first = life.authors[0].usage
     return TokenCounts(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moe2.common.generation import Generation
 from moe2.common.link.messages import ChatPrompt, TextPrompt
+from moe2.coordinator.answers.form import AnswerForm, form_of
 from moe2.coordinator.choosing.request import ROUTE_ONLY, Ballot, Demand, Mode, Wish
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 
@@ -25,6 +27,8 @@ class Request:
     wish: Wish = field(default_factory=Wish)
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
+    prefix: str = ""
+    """How the answer begins: the client has this already, and the expert goes on from there."""
     ballot: Ballot | None = None
     """The choices that the answer is one of."""
     principal: Principal = ANYBODY
@@ -33,12 +37,25 @@ class Request:
     is_streamed: bool = True
     """Whether the client sees the answer grow; else it sees nothing until the end."""
 
+    @cached_property
+    def answer_form(self) -> AnswerForm:
+        """The form of the final answer, which a consensus counts."""
+        return form_of(
+            self.text,
+            kind=self.wish.answer,
+            choices=self.ballot.choices if self.ballot else (),
+            schema=self.generation.json_schema,
+        )
+
     @property
     def text(self) -> str:
-        """The prompt as the gate reads it: the last message of a conversation, or the text."""
-        if isinstance(self.prompt, ChatPrompt):
-            return self.prompt.messages[-1].content
-        return self.prompt.text
+        """The prompt as the gate reads it."""
+        return gate_text(self.prompt)
+
+
+def gate_text(prompt: ChatPrompt | TextPrompt) -> str:
+    """Returns a prompt as the gate reads it: the last message of a conversation, or the text."""
+    return prompt.messages[-1].content if isinstance(prompt, ChatPrompt) else prompt.text
 
 
 def uses_tools(prompt: ChatPrompt | TextPrompt) -> bool:

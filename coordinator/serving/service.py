@@ -362,6 +362,8 @@ class Service:
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
+            case effects.Remark(text=text):
+                active.exchange.remark(text)
             case effects.Retract():
                 active.exchange.retract()
             case effects.EnterQueue():

@@ -44,6 +44,7 @@ def with_feedback(pool: Outcomes, path: Path) -> tuple[Outcomes, int]:
         tasks=(*pool.tasks, *(KIND if labelled else "",) * count),
         scores=np.concatenate([pool.scores, scores]),
         chars=np.concatenate([pool.chars, np.full(scores.shape, np.nan)]),
+        answers=None if pool.answers is None else (*pool.answers, *((None,) * len(pool.experts),) * count),
         digest=pool.digest,
     )
     return joined, count

@@ -47,6 +47,9 @@ class Outcomes:
     """(rows, experts) 0..1; NaN marks an expert that was not run, never a measured value."""
     chars: FloatArray
     """(rows, experts) characters of the answers; NaN where unknown."""
+    answers: tuple[tuple[str | None, ...], ...] | None = None
+    """By row and expert the final answer; None where it gave none, or where it is unknown. None without any column of
+    answers."""
     digest: str = field(default="")
     """SHA-256 of the file that the rows came from."""
 
@@ -69,6 +72,7 @@ class Outcomes:
             tasks=tuple(self.tasks[row] for row in chosen),
             scores=self.scores[chosen],
             chars=self.chars[chosen],
+            answers=None if self.answers is None else tuple(self.answers[row] for row in chosen),
             digest=self.digest,
         )
 
@@ -92,6 +96,7 @@ class Outcomes:
             tasks=self.tasks,
             scores=self.scores[:, columns],
             chars=self.chars[:, columns],
+            answers=_columns_of(self.answers, columns),
             digest=self.digest,
         )
 
@@ -161,7 +166,27 @@ def outcomes_from_columns(
     )
     splits = check.splits(columns["split"], ids) if "split" in columns else tuple(split_of(name) for name in ids)
     prompts = check.texts(columns["prompt"], "prompt")
-    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, digest)
+    answers = _answers(check, columns, experts)
+    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, answers, digest)
+
+
+def _answers(
+    check: _Checker, columns: dict[str, Sequence[object]], experts: Sequence[str]
+) -> tuple[tuple[str | None, ...], ...] | None:
+    """The final answers by row and expert; None where no expert has a column of them."""
+    size = len(columns["prompt"])
+    nothing: tuple[str | None, ...] = (None,) * size
+    named = [f"answer__{name}" for name in experts]
+    if not any(name in columns for name in named):
+        return None
+    by_expert = [check.optional_texts(columns[name], name) if name in columns else nothing for name in named]
+    return tuple(zip(*by_expert, strict=True))
+
+
+def _columns_of(
+    answers: tuple[tuple[str | None, ...], ...] | None, columns: Sequence[int]
+) -> tuple[tuple[str | None, ...], ...] | None:
+    return None if answers is None else tuple(tuple(row[n] for n in columns) for row in answers)
 
 
 def split_of(row_id: str) -> str:
@@ -210,6 +235,12 @@ class _Checker:
             if value is not None and not isinstance(value, str):
                 raise self.fault(row, column, f"{value!r} is not text")
         return tuple("" if value is None else str(value) for value in values)
+
+    def optional_texts(self, values: Sequence[object], column: str) -> tuple[str | None, ...]:
+        for row, value in enumerate(values):
+            if value is not None and not isinstance(value, str):
+                raise self.fault(row, column, f"{value!r} is not text (leave it empty where there was no answer)")
+        return tuple(str(value) if value else None for value in values)
 
     def splits(self, values: Sequence[object], ids: Sequence[str]) -> tuple[str, ...]:
         result = []
@@ -264,14 +295,14 @@ def _read_jsonl(path: Path) -> tuple[dict[str, Sequence[object]], str]:
 
 
 def _flattened(row: dict[str, object], path: Path, number: int) -> dict[str, object]:
-    """The row with nested figures as columns: {"scores": {"a": 1}} becomes {"score__a": 1}; so do losses and chars."""
+    """The row with nested figures as columns: {"scores": {"a": 1}} becomes {"score__a": 1}; so do the others."""
     flat = dict(row)
-    for key, prefix in (("scores", "score__"), ("losses", "loss__"), ("chars", "chars__")):
+    for key, prefix in (("scores", "score__"), ("losses", "loss__"), ("chars", "chars__"), ("answers", "answer__")):
         nested = flat.pop(key, None)
         if nested is None:
             continue
         if not isinstance(nested, dict):
-            raise OutcomesError(f"{path}, line {number}, column '{key}': it must map expert names to numbers.")
+            raise OutcomesError(f"{path}, line {number}, column '{key}': it must map expert names to values.")
         for name, value in nested.items():
             if prefix + name in flat:
                 raise OutcomesError(f"{path}, line {number}, column '{key}': {name} is given twice.")

@@ -200,6 +200,20 @@ SAMPLES: dict[str, WireMessage] = {
         warnings=(HealthWarning(code="queue_full", severity=Severity.NOTICE, message="Full.", remedy="Add one."),),
         draining=True,
     ),
+    "report.sampling": Report(
+        seq=4,
+        host=SMALLEST_HOST,
+        experts=(
+            ExpertReport(
+                model="m",
+                state=ExpertState.READY,
+                context_tokens=64,
+                slots=1,
+                sampling=Sampling(temperature=0.5, top_k=20),
+                supports_thinking=True,
+            ),
+        ),
+    ),
     "report.standby": Report(
         seq=4,
         host=SMALLEST_HOST,
@@ -314,6 +328,22 @@ SAMPLES: dict[str, WireMessage] = {
             JobPieces("req-2.0", ()),
         )
     ),
+    "tokens.reasoning": Tokens(
+        jobs=(
+            JobPieces(
+                "req-1.0",
+                (
+                    TokenPiece("Hm", is_reasoning=True),
+                    TokenPiece(
+                        "",
+                        -0.5,
+                        (TokenAlternative("\ufffd", -1.5, "c3"), TokenAlternative("<end>", -2.5, None)),
+                        hex="c3",
+                    ),
+                ),
+            ),
+        )
+    ),
     "next_tokens": NextTokens(
         job_id="req-1.0", step=3, candidates=(Candidate(9, -0.25, b"\xc3", False), Candidate(2, -2.5, b"", True))
     ),
@@ -322,6 +352,7 @@ SAMPLES: dict[str, WireMessage] = {
     ),
     "job_done": JobDone(job_id="req-1.0", reason="stop", usage=USAGE),
     "job_done.smallest": JobDone(job_id="j", reason="cancelled", usage=JobUsage()),
+    "job_done.reasoning": JobDone(job_id="j", reason="length", usage=JobUsage(decoded_tokens=5, reasoning_tokens=3)),
     "job_failed": JobFailed(job_id="req-1.0", code="engine_crashed", message="It died.", usage=USAGE),
     "job_failed.in_batch": JobFailed(job_id="j", code="engine_crashed", message="It died.", in_batch=True),
     "job_failed.queued": JobFailed(job_id="j", code="engine_crashed", message="It died.", in_batch=False),

@@ -18,7 +18,7 @@ from moe2.common.link.messages import (
     TakeToken,
 )
 from moe2.coordinator.choosing.request import Ballot, Mode, SelectionRequest, Wish
-from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
+from moe2.coordinator.choosing.result import Member, NoExpert, Selection, still_down
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.serving import events
 from moe2.coordinator.serving.collaboration import Collaboration
@@ -29,6 +29,8 @@ from tests.coordinator.lives import USAGE, LifeBench
 ALL_MODES = frozenset(mode for mode in Mode if mode is not Mode.AUTO)
 THREE = tuple(expert(f"agent-{n}", vocabulary_sha256="v") for n in (1, 2, 3))
 """Equal weights: one model."""
+VOTERS = tuple(expert(f"agent-{n}", f"m-{n}") for n in (1, 2, 3))
+"""A model each, as a consensus asks every model once."""
 
 
 class PanelBench(LifeBench):
@@ -36,7 +38,7 @@ class PanelBench(LifeBench):
 
     def __init__(self, mode: Mode, *experts: Expert, weights: tuple[float, ...] = (), **fields: Any) -> None:
         asked = {"wish": Wish(mode=mode), "modes": ALL_MODES, "stop": (), "logprobs": None, **fields}
-        super().__init__(*(experts or THREE), **asked)
+        super().__init__(*(experts or (VOTERS if mode is Mode.CONSENSUS else THREE)), **asked)
         self._weights = weights
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
@@ -44,10 +46,27 @@ class PanelBench(LifeBench):
         excluded = asked.excluded | still_down(asked.restarts_seen, self.experts)
         left = [found for found in self.experts if found.key not in excluded]
         decided = selector().select(replace(asked, model="moe2", excluded=frozenset()), left, {}, 0)
+        if isinstance(decided, Selection) and decided.vote:
+            return self._asked_in_turn(decided)
         if isinstance(decided, Selection) and self._weights:
             weighted = zip(decided.members, self._weights, strict=False)
             decided = replace(decided, members=tuple(replace(member, weight=weight) for member, weight in weighted))
         return decided
+
+    def _asked_in_turn(self, decided: Selection) -> Selection:
+        """The choice of voters with the bench's weights, in the order of their keys; those without a weight are out."""
+        assert decided.vote is not None
+        if not self._weights:
+            return decided
+        everybody = {other.expert.key: other for other in decided.considered}
+        keys = [found.key for found in self.experts if found.key in everybody][: len(self._weights)]
+        weights = self._weights[: len(keys)]
+        members = tuple(
+            Member(everybody[key].expert, everybody[key].prediction, everybody[key].score, weight)
+            for key, weight in zip(keys, weights, strict=True)
+        )
+        vote = replace(decided.vote, weights=weights, asked=(1.0,) * len(keys))
+        return replace(decided, members=members, vote=vote)
 
     def scored(self, attempt: int, *probabilities: float, usage: JobUsage = USAGE) -> list[Effect]:
         """The expert's likelihoods of what it was asked to score."""

@@ -40,7 +40,7 @@ def defaults(kind: type[Settings]) -> dict[tuple[str, ...], Any]:
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
         if section is None:
-            found[(name,)] = field.get_default(call_default_factory=False)
+            found[(name,)] = field.get_default(call_default_factory=True, validated_data={})
         else:
             place = (name, "default") if get_origin(field.annotation) is dict else (name,)
             inner = defaults(section)
@@ -59,13 +59,16 @@ def _section(annotation: Any) -> type[Settings] | None:
     return None
 
 
-def keys(content: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    """Every key by its path, with its value; a list of tables counts by its first table."""
+def keys(content: dict[str, Any], *, is_section: bool = False) -> dict[tuple[str, ...], Any]:
+    """Every key by its path, with its value; a list of tables counts by its first table.
+
+    is_section: whether this is a section's content, in which an empty table is the value of its key.
+    """
     found: dict[tuple[str, ...], Any] = {}
     for name, value in content.items():
         table = value[0] if isinstance(value, list) and value else value
-        if isinstance(table, dict):
-            found |= {(name, *path): inner for path, inner in keys(table).items()}
+        if isinstance(table, dict) and (table or not is_section):
+            found |= {(name, *path): inner for path, inner in keys(table, is_section=True).items()}
         else:
             found[(name,)] = value
     return found

@@ -111,7 +111,7 @@ class FakeExpert:
                     file_bytes=1,
                     vocabulary_size=2,
                     vocabulary_sha256="0" * 64,
-                    has_chat_template=True,
+                    has_chat_template=not self._options.no_template,
                     supports_tools=not self._options.no_tools,
                 ),
                 load_s=0.0,
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--prefill-tokens-per-s", type=float, default=1000.0)
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
+    parser.add_argument("--no-template", action="store_true", help="be a base model, without a chat template")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--dies-on", metavar="WORD")

@@ -13,7 +13,7 @@ import pytest
 
 from moe2.coordinator.training.outcomes import read_outcomes
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
 
 # Whole question sets through a fleet.
 pytestmark = pytest.mark.slow
@@ -113,3 +113,37 @@ async def test_faults_are_told_in_one_sentence(tmp_path: Path) -> None:
         code, told = await collected(running, *argv, "--url", "http://127.0.0.1:9")
         assert (code, "does not answer" in told, "Traceback" in told) == (1, True, False)
         assert not out.exists()
+
+
+async def test_an_agent_that_restarts_answers_everything(
+    tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """An agent that is gone in the middle of a survey is waited for, and no answer is missing."""
+    source, out = questions(tmp_path / "q.jsonl", 14), tmp_path / "o.jsonl"
+    argv = ("--questions", str(source), "--out", str(out), "--max-tokens", "1", "--concurrency", "1")
+    async with fleet(tmp_path, engine_argv=controlled) as running:
+        process = await started(running, *argv)
+        (await control.next_phase()).answer()
+        await control.next_phase()  # in the middle of a question
+        running.agents["one"].stop()
+        control.release()
+        await running.agent_tasks["one"]
+        await running.until_status(lambda status: not any(row.connected for row in status.agents))
+        await running.start_agent("one", engine_argv=FAKE_EXPERT)
+        _, err = await process.communicate()
+        assert (process.returncode, "Collected 14 answers" in " ".join(err.decode().split())) == (0, True)
+        assert len(read_outcomes(out).ids) == 14
+
+
+async def test_a_base_model_is_asked_by_completions(tmp_path: Path) -> None:
+    """A model without a chat template answers the set, options scored included."""
+    out, source = tmp_path / "o.jsonl", tmp_path / "q.jsonl"
+    row = {"id": "c", "prompt": "Sky?", "gold": "B", "metric": "choice", "choices": ["red", "blue"]}
+    source.write_text(json.dumps(row) + "\n")
+    engine = (*FAKE_EXPERT, "--no-template", "--prefers", "blue")
+    async with fleet(tmp_path, engine_argv=engine) as running:
+        code, told = await collected(running, "--questions", str(source), "--out", str(out), "--max-tokens", "8")
+        assert (code, "Collected 1 answers" in told) == (0, True)
+        (answer,) = json.loads(out.read_text())["experts"].values()
+        assert answer["by_scoring"]["score"] == 1.0
+        assert json.loads(out.read_text())["scoring__fake"] == 1.0

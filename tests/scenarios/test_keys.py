@@ -127,15 +127,19 @@ async def test_a_request_in_progress_outlives_its_key(
 # --- Scopes -----------------------------------------------------------------------------------------------------------
 
 
+WRITERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+KEPT = ("/v1/responses/resp_1", "/v1/responses/resp_1/input_items")
+
+
 def paths() -> list[str]:
-    return [path.format(name="main.js", model="moe2") for path in ROUTES]
+    return [path.format(name="main.js", model="moe2", response_id="resp_1") for path in ROUTES]
 
 
 async def statuses(running: Fleet, key: str | None) -> dict[str, int]:
     """How every route answers an empty body; 400, 405 and the like mean that it was let in."""
     found = {}
     for path in paths():
-        posts = path in ("/v1/chat/completions", "/v1/completions") or path.endswith(("plan", "feedback"))
+        posts = path in WRITERS or path.endswith(("plan", "feedback"))
         headers = bearer(key) if key else {}
         async with running.http.request("POST" if posts else "GET", path, headers=headers) as answer:
             found[path] = answer.status
@@ -163,7 +167,7 @@ async def test_without_a_key_only_health_and_the_bare_page_are_open(tmp_path: Pa
         ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics"}),
         (
             (Scope.OBSERVE,),
-            {"/v1/chat/completions", "/v1/completions", "/v1/moe2/plan", "/v1/moe2/feedback"},
+            {*WRITERS, *KEPT, "/v1/moe2/plan", "/v1/moe2/feedback"},
         ),
         (tuple(Scope), set()),
     ],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import string
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from moe2.common.link.messages import ChatMessage, ToolCall
 from moe2.coordinator.http.body.requests import (
     AssistantMessage,
-    Content,
+    CalledFunction,
     DeveloperMessage,
     Message,
     SystemMessage,
@@ -26,6 +30,10 @@ _ROLES: dict[type[Message], str] = {
 }
 """The roles that chat templates know. "developer" is what older models call "system"."""
 _EMPTY: tuple[Any, ...] = (None, [], {}, "")
+PART_BREAK = "\n"
+"""What stands between the text parts of one message, as llama-server and vLLM have it."""
+_CALL_ID_CHARACTERS = 9
+_ALPHABET = string.digits + string.ascii_letters
 
 
 def without_empty_fields(messages: Any) -> Any:
@@ -42,30 +50,72 @@ def without_empty_fields(messages: Any) -> Any:
 
 
 def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
-    """Converts the messages of a body. Raises `ApiError` (400), which names a message that says nothing."""
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    """Converts the messages of a body."""
+    return tuple(_message(message) for message in messages)
 
 
-def _message(message: Message, where: str) -> ChatMessage:
-    calls = _calls(message) if isinstance(message, AssistantMessage) else ()
-    if message.content is None and not calls:
-        text = f"'{where}.content' must be a string or a list of text parts; only beside tool calls it may be missing."
-        raise invalid(text, param=f"{where}.content")
+def split_begun(messages: tuple[ChatMessage, ...]) -> tuple[tuple[ChatMessage, ...], str]:
+    """Returns a conversation, and how the answer to it begins: what an assistant's message at its end says.
+
+    Raises `ApiError` (400) for a last message that cannot be continued.
+    """
+    *before, last = messages
+    if not before or last.role != "assistant" or last.tool_calls or not last.content:
+        return messages, ""
+    if last.reasoning_content is not None:
+        where = f"messages[{len(before)}].reasoning_content"
+        raise invalid(f"'{where}' does not go with a last message that is to be continued; leave it out.", param=where)
+    return tuple(before), last.content
+
+
+def call_id_for_templates(call_id: str) -> str:
+    """Returns a call's id as the strictest chat templates want it: nine letters or digits, the same for the same id."""
+    if len(call_id) == _CALL_ID_CHARACTERS and call_id.isascii() and call_id.isalnum():
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest())
+    characters = []
+    for _ in range(_CALL_ID_CHARACTERS):
+        number, place = divmod(number, len(_ALPHABET))
+        characters.append(_ALPHABET[place])
+    return "".join(characters)
+
+
+def _message(message: Message) -> ChatMessage:
+    texts = _texts(message)
     return ChatMessage(
         role=_ROLES[type(message)],
-        content="" if message.content is None else _text(message.content),
+        content=PART_BREAK.join(texts),
         name=message.name,
-        tool_calls=calls,
-        tool_call_id=message.tool_call_id if isinstance(message, ToolMessage) else None,
+        tool_calls=_calls(message) if isinstance(message, AssistantMessage) else (),
+        tool_call_id=call_id_for_templates(message.tool_call_id) if isinstance(message, ToolMessage) else None,
+        parts=texts if len(texts) > 1 else (),
+        reasoning_content=_reasoning(message) if isinstance(message, AssistantMessage) else None,
     )
 
 
-def _text(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def _texts(message: Message) -> tuple[str, ...]:
+    """Returns the texts of a message's content, in their order."""
+    content = message.content
+    if isinstance(message, AssistantMessage) and message.refusal is not None and not content:
+        return (message.refusal,)
+    if content is None:
+        return ()
+    return (content,) if isinstance(content, str) else tuple(part.words for part in content)
+
+
+def _reasoning(message: AssistantMessage) -> str | None:
+    return message.reasoning if message.reasoning_content is None else message.reasoning_content
 
 
 def _calls(message: AssistantMessage) -> tuple[ToolCall, ...]:
     return tuple(
-        ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+        ToolCall(id=call_id_for_templates(call.id), name=call.function.name, arguments=_arguments(call.function))
         for call in message.tool_calls or ()
     )
+
+
+def _arguments(called: CalledFunction) -> str:
+    """Returns a call's arguments as JSON text; some clients send "" where there are none, or the object itself."""
+    if isinstance(called.arguments, str):
+        return called.arguments if called.arguments.strip() else "{}"
+    return msgspec.json.encode(called.arguments).decode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import msgspec.inspect as types
@@ -17,6 +17,9 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.http.errors import ApiError, invalid, refused, unsupported
 
 T = TypeVar("T", bound=msgspec.Struct)
+_IdleTree: TypeAlias = "dict[str, tuple[Any, ...] | _IdleTree]"
+"""Fields that are accepted and change nothing, by name, with the values of which that need not be said; or the fields
+that have some inside."""
 
 MAX_LISTED = 8
 """The largest number of fields of an object that an error lists."""
@@ -27,10 +30,11 @@ _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]")
 _FIELD = re.compile(r"Object (?P<fault>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes, *, but_for: str = "") -> dict[str, Any]:
     """Returns the body's fields without those that are null, which OpenAI's clients and servers read as "not set".
 
-    Raises `ApiError` (400) for a body that is no JSON object.
+    but_for: the field of which null means something, and is kept. Raises `ApiError` (400) for a body that is no JSON
+    object.
     """
     try:
         content = msgspec.json.decode(body)
@@ -38,7 +42,7 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise refused(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise refused(ErrorCode.INVALID_JSON, "The body must be a JSON object.")
-    fields = {name: value for name, value in content.items() if value is not None}
+    fields = {name: value for name, value in content.items() if value is not None or name == but_for}
     if _NUL.search(body):
         _refuse_nul(fields, "")
     return fields
@@ -59,7 +63,7 @@ def _refuse_nul(value: Any, param: str) -> None:
 def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     """Converts fields to a struct. Raises `ApiError` (400), which names the parameter that does not fit."""
     for name in fields:
-        if name not in kind.__struct_fields__:
+        if name not in _names(kind):
             raise unsupported(name, hint=_known(kind.__struct_fields__))
     try:
         read = msgspec.convert(fields, kind, str_keys=True)
@@ -73,6 +77,92 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     return read
 
 
+def without_unknown(fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the fields without those, at any depth, that no struct has, and the names of what was left out.
+
+    Such a name is `messages[].id`, whichever messages have it.
+    """
+    out: dict[str, None] = {}
+    found: dict[str, Any] = _pruned(fields, types.type_info(kind), "", out)
+    return found, tuple(out)
+
+
+def _pruned(value: Any, info: types.Type, param: str, out: dict[str, None]) -> Any:
+    """Returns a value without the fields that its type does not know; adds the names of these to `out`."""
+    if isinstance(value, list):
+        items = [each.item_type for each in _alternatives(info) if isinstance(each, types.ListType)]
+        return [_pruned(each, items[0], f"{param}[]", out) for each in value] if items else value
+    structs = [each for each in _structs(info) if each.forbid_unknown_fields]
+    if not isinstance(value, dict) or not structs:
+        return value
+    if len(structs) > 1:
+        structs = [each for each in structs if each.tag == value.get(each.tag_field)]
+    if not structs:
+        return value  # It is none of the forms that there are, which `convert` says.
+    known = {field.encode_name: field.type for field in structs[0].fields}
+    kept = {}
+    for name, part in value.items():
+        where = _joined(param, name)
+        if name in known:
+            kept[name] = _pruned(part, known[name], where, out)
+        elif name == structs[0].tag_field:
+            kept[name] = part
+        else:
+            out[where] = None
+    return kept
+
+
+def idle_parameters(fields: Mapping[str, Any], kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Returns the names of the parameters, at any depth, that are set, are accepted and change nothing."""
+    out: dict[str, None] = {}
+    _find_idle(fields, _idle_tree(kind), "", out)
+    return tuple(out)
+
+
+def _find_idle(value: Any, tree: _IdleTree, param: str, out: dict[str, None]) -> None:
+    """Adds the names of a value's fields that change nothing to `out`."""
+    if isinstance(value, list):
+        for each in value:
+            _find_idle(each, tree, f"{param}[]", out)
+    elif isinstance(value, Mapping):
+        for name, found in tree.items():
+            part = value.get(name)
+            if part is None:
+                continue
+            if isinstance(found, dict):
+                _find_idle(part, found, _joined(param, name), out)
+            elif part not in found:
+                out[_joined(param, name)] = None
+
+
+@functools.cache
+def _idle_tree(kind: type[msgspec.Struct]) -> _IdleTree:
+    return _idle_in(types.type_info(kind))
+
+
+def _idle_in(info: types.Type) -> _IdleTree:
+    """Returns the fields of a type's values that change nothing; lists are passed through, forms are merged."""
+    found: _IdleTree = {}
+    for each in _alternatives(info):
+        if isinstance(each, types.ListType):
+            found |= _idle_in(each.item_type)
+        for field in each.fields if isinstance(each, types.StructType) else ():
+            silent = _extra(field.type).get("idle")
+            if silent is not None:
+                found[field.encode_name] = silent
+            elif inner := _idle_in(field.type):
+                former = found.get(field.encode_name)
+                found[field.encode_name] = {**former, **inner} if isinstance(former, dict) else inner
+    return found
+
+
+@functools.cache
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Returns the names of a struct's fields as a body has them."""
+    (info,) = _structs(types.type_info(kind))
+    return frozenset(field.encode_name for field in info.fields)
+
+
 @functools.cache
 def _neutral(kind: type[msgspec.Struct]) -> dict[str, tuple[Any, ...]]:
     """Returns the parameters that are accepted only with values that change nothing, and these values."""
@@ -84,15 +174,15 @@ def _refusal(text: str, fields: Mapping[str, Any], kind: type[msgspec.Struct]) -
     """Returns the error for what msgspec says of these fields: "PROBLEM - at `$.PATH`"."""
     before, at, path = text.rpartition(" - at ")
     problem = before if at else text
+    field = _FIELD.fullmatch(problem)
     param, info, value = "", types.type_info(kind), fields
     for step in _STEP.finditer(path):
         param, info, value = _step(param, info, value, step)
         extra = _extra(info)
-        if "refusal" in extra:
+        if "refusal" in extra and field is None:
             return unsupported(param, hint=extra["refusal"])
         if "must" in extra:
             return _wrong(param, info)
-    field = _FIELD.fullmatch(problem)
     if field is None:
         return _wrong(param, info)
     name = field["name"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Generation, Sampling
 from moe2.coordinator.choosing.request import Ballot, Mode, Wish
 from moe2.coordinator.http.body.tools import FREE, Structure
 from moe2.coordinator.http.errors import invalid, unsupported
@@ -22,7 +22,6 @@ _WEIGHING = (*(name for name in Sampling.__struct_fields__ if name != "seed"), "
 """Parameters that have no meaning in a vote: the most likely choice is the answer, and nothing is written."""
 _UNMIXED = tuple(name for name in Sampling.__struct_fields__ if name not in MIXED_SAMPLING)
 """Parameters that the coordinator's own sampling of a mixture's tokens does not support."""
-UNTOUCHED = Sampling()
 
 
 def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structure]:
@@ -33,7 +32,8 @@ def ballot_of(wish: Wish, structure: Structure) -> tuple[Ballot | None, Structur
             raise invalid(f"Set 'moe2.choices' or '{structure.param}', not both.", param="moe2.choices")
         choices = _checked(wish.choices)
         return Ballot(choices, normalised), Structure("moe2.choices", Generation(grammar=_grammar(choices)))
-    texts = None if structure.form.json_schema is None else _enumerated(structure.form.json_schema)
+    has_schema = structure.form.json_schema is not None and structure.form.tool_rules is None
+    texts = _enumerated(structure.form.json_schema or "") if has_schema else None
     if texts is None:
         if wish.length_normalised is not None:
             raise invalid("'moe2.length_normalised' needs 'moe2.choices'.", param="moe2.length_normalised")
@@ -48,17 +48,22 @@ def modes_of(
     ballot: Ballot | None,
     *,
     structured_by: str | None,
-    has_tools: bool,
+    for_one: str | None,
 ) -> frozenset[Mode]:
     """Returns the modes that can serve the request. Raises `ApiError` (400) where it asks for another one.
 
     fields: the body's own, which tell what was set. structured_by: the parameter that asked for the answer's form.
+    for_one: the parameter that only one expert alone can honour; None if there is none.
     """
     obstacles = {
-        Mode.VOTE: "tools" if has_tools else _against_vote(fields, ballot, generation.logprobs),
-        Mode.RANK: "tools" if has_tools else None,
-        Mode.MIX: "tools" if has_tools else structured_by or _against_mix(generation.sampling),
+        Mode.VOTE: for_one or _against_vote(fields, ballot, generation.logprobs),
+        Mode.RANK: for_one,
+        Mode.CONSENSUS: for_one,
+        Mode.MIX: for_one or structured_by or _against_mix(generation.sampling),
     }
+    for name in ("answer", "confidence"):
+        if getattr(wish, name) is not None and wish.mode not in (None, Mode.AUTO, Mode.CONSENSUS):
+            raise invalid(f"'moe2.{name}' needs 'moe2.mode': \"consensus\" or \"auto\".", param=f"moe2.{name}")
     if wish.mode in obstacles and (param := obstacles[wish.mode]):
         if param == "moe2.choices" and ballot is None:
             hint = "It needs 'moe2.choices', or a 'response_format' whose JSON schema is an enum."
@@ -83,7 +88,8 @@ def _against_mix(sampling: Sampling) -> str | None:
     """
     if any(bias > 0 for bias in sampling.logit_bias.values()):
         return "logit_bias"
-    return next((name for name in _UNMIXED if getattr(sampling, name) != getattr(UNTOUCHED, name)), None)
+    ignored = (name for name in _UNMIXED if getattr(sampling, name) not in (None, getattr(NEUTRAL_SAMPLING, name)))
+    return next(ignored, None)
 
 
 def _checked(choices: tuple[str, ...]) -> tuple[str, ...]:

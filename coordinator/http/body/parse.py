@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from pydantic import ValidationError
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.messages import ChatPrompt, TextPrompt
-from moe2.coordinator.choosing.request import Ballot, Mode, Wish
-from moe2.coordinator.http.body.conversation import messages_of, without_empty_fields
-from moe2.coordinator.http.body.decode import convert, json_object
+from moe2.coordinator.choosing.request import Ballot, Mode, Wish, estimate_prompt_tokens
+from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
+from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
 from moe2.coordinator.http.body.modes import ballot_of, modes_of
-from moe2.coordinator.http.body.requests import ChatRequest, CommonRequest, TextRequest
+from moe2.coordinator.http.body.prompts import prompts_of, thinking_of
+from moe2.coordinator.http.body.requests import MAX_PROMPTS, ChatRequest, CommonRequest, TextRequest
 from moe2.coordinator.http.body.tools import Structure, structure_of, tools_of
 from moe2.coordinator.http.errors import invalid, quoted, unsupported
+
+B = TypeVar("B", bound=msgspec.Struct)
 
 NO_HEADERS: Mapping[str, str] = {}
 COMPLETION_TOKENS = 16
 """The default of `max_tokens` on OpenAI's older route, as documented."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the settings have bodies read."""
+
+    ignore_unknown: bool = False
+    """Whether parameters that moe2 does not know are left out; else they are refused."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Models by the other names that clients may use for them."""
+
+
+STRICT = Reading()
+N_SEEDS = 2**32 - 1
+"""llama.cpp's samplers take 32 bits, of which the highest value means "draw one"."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +53,21 @@ class Call:
     """The parameter that asked for the answer's form; None where the form is free."""
     stream: bool
     include_usage: bool
-    user: str | None
     wish: Wish
     modes: frozenset[Mode]
     """The modes that can serve the request."""
     ballot: Ballot | None
     """The choices that the answer is one of; None where it is not."""
+    prefix: str = ""
+    """How the answer begins: the client has this already."""
+    more_prompts: tuple[TextPrompt, ...] = ()
+    """The prompts after the first one, of a body that has several."""
+    n: int = 1
+    """The number of answers to each prompt."""
+    repeats_prompt: bool = False
+    """Whether the answer is shown behind its prompt, which the expert does not send."""
+    ignored: tuple[str, ...] = ()
+    """The parameters that changed nothing: those that moe2 accepts for clients' sake, and unknown ones."""
 
     @property
     def is_chat(self) -> bool:
@@ -59,20 +86,46 @@ class Call:
             frozenset(tool.name for tool in self.prompt.tools) if isinstance(self.prompt, ChatPrompt) else frozenset()
         )
 
-    def prompt_texts(self) -> list[str]:
-        """Returns everything that becomes tokens of the prompt; the last message comes last."""
+    @property
+    def n_choices(self) -> int:
+        """The number of answers that the request asks for."""
+        return (1 + len(self.more_prompts)) * self.n
+
+    def prompt_tokens(self) -> int:
+        """Returns the estimated length of the prompt; that of given token ids is exact."""
         if isinstance(self.prompt, TextPrompt):
-            return [self.prompt.text]
+            return len(self.prompt.tokens) or estimate_prompt_tokens([self.prompt.text])
         tools = [f"{tool.name}{tool.description or ''}{tool.parameters}" for tool in self.prompt.tools]
         calls = [f"{call.name}{call.arguments}" for message in self.prompt.messages for call in message.tool_calls]
-        return [*tools, *calls, *(message.content for message in self.prompt.messages)]
+        said = [f"{message.reasoning_content or ''}{message.content}" for message in self.prompt.messages]
+        return estimate_prompt_tokens([*tools, *calls, *said, *([self.prefix] if self.prefix else [])])
+
+    def choices(self) -> tuple[Call, ...]:
+        """Returns a call for each answer, in the order of their index: all answers to the first prompt come first.
+
+        They share the energy budget evenly. Answers to the same prompt have different seeds.
+        """
+        if self.n_choices == 1:
+            return (self,)
+        energy_j = self.wish.energy_budget_j
+        share_j = None if energy_j is None else energy_j / self.n_choices
+        wish = self.wish.model_copy(update={"energy_budget_j": share_j})
+        return tuple(
+            replace(self, prompt=prompt, generation=_reseeded(self.generation, nth), wish=wish, more_prompts=(), n=1)
+            for prompt in (self.prompt, *self.more_prompts)
+            for nth in range(self.n)
+        )
 
 
-def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
+def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
     """Parses the body of `POST /v1/chat/completions`. Raises `ApiError` (400), which names the parameter."""
-    fields = json_object(body)
+    return read_chat(json_object(body), headers, reading)
+
+
+def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
+    """Parses the fields of a chat completion, without those that are null. Raises `ApiError` (400), as `parse_chat`."""
     fields["messages"] = without_empty_fields(fields.get("messages", []))
-    chat = convert(fields, ChatRequest)
+    chat, ignored = read_struct(fields, ChatRequest, reading)
     if chat.top_logprobs is not None and not chat.logprobs:
         raise invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     max_tokens, newer = chat.max_tokens, chat.max_completion_tokens
@@ -81,43 +134,96 @@ def parse_chat(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
     tools, structure = tools_of(chat)
     if tools and chat.logprobs:
         raise unsupported("logprobs", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
-    return _call(
+    name = "max_tokens" if newer is None else "max_completion_tokens"
+    messages, prefix = split_begun(messages_of(chat.messages))
+    kwargs, budget_tokens = thinking_of(chat.reasoning_effort, chat.chat_template_kwargs or {})
+    call = _call(
         chat,
-        ChatPrompt(messages=messages_of(chat.messages), tools=tools),
+        ChatPrompt(messages=messages, tools=tools, template_kwargs=kwargs),
         structure,
-        max_tokens=max_tokens if newer is None else newer,
-        logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+        {
+            "max_tokens": _limit(max_tokens if newer is None else newer, name),
+            "logprobs": (chat.top_logprobs or 0) if chat.logprobs else None,
+            "thinking_budget_tokens": budget_tokens,
+        },
+        for_one="tools" if tools else "messages" if prefix else None,
         fields=fields,
         headers=headers,
+        reading=reading,
     )
+    return replace(call, prefix=prefix, ignored=ignored)
 
 
-def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
+def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:
     """Parses the body of `POST /v1/completions`. Raises `ApiError` (400), which names the parameter."""
-    fields = json_object(body)
-    text = convert(fields, TextRequest)
-    return _call(
+    fields = json_object(body, but_for="max_tokens")
+    text, ignored = read_struct(fields, TextRequest, reading)
+    prompt, *more = prompts_of(text.prompt)
+    if (1 + len(more)) * text.n > MAX_PROMPTS:
+        raise invalid(f"'prompt' times 'n' must be at most {MAX_PROMPTS}.", param="n")
+    only_reads = text.max_tokens == 0 and text.echo
+    # Only the expert knows the tokens of a prompt, and what given ids stand for.
+    by_expert = text.echo and (text.logprobs is not None or bool(prompt.tokens) or only_reads)
+    max_tokens = text.max_tokens if "max_tokens" in fields else COMPLETION_TOKENS
+    call = _call(
         text,
-        TextPrompt(text=text.prompt if isinstance(text.prompt, str) else text.prompt[0]),
+        prompt,
         structure_of(text),
-        max_tokens=COMPLETION_TOKENS if text.max_tokens is None else text.max_tokens,
-        logprobs=text.logprobs,
+        {
+            "max_tokens": 0 if only_reads else _limit(max_tokens, "max_tokens"),
+            "logprobs": text.logprobs,
+            "echo": by_expert,
+        },
+        for_one="echo" if text.echo else "prompt" if prompt.tokens else None,
         fields=fields,
         headers=headers,
+        reading=reading,
     )
+    return replace(call, more_prompts=tuple(more), repeats_prompt=text.echo and not by_expert, ignored=ignored)
+
+
+def read_struct(fields: dict[str, Any], kind: type[B], reading: Reading) -> tuple[B, tuple[str, ...]]:
+    """Returns a body as its struct, and which parameters change nothing. Unknown ones are taken out of `fields`."""
+    unknown: tuple[str, ...] = ()
+    if reading.ignore_unknown:
+        kept, unknown = without_unknown(fields, kind)
+        fields.clear()
+        fields.update(kept)
+    return convert(fields, kind), (*unknown, *idle_parameters(fields, kind))
+
+
+def _limit(tokens: int | None, param: str) -> int | None:
+    """Returns the limit of an answer's tokens that a body sets; None for none."""
+    if tokens == 0:
+        hint = " With 'echo': true, 0 scores the prompt." if param == "max_tokens" else ""
+        raise invalid(f"'{param}' must be at least 1; -1 or null sets no limit.{hint}", param=param)
+    return None if tokens is None or tokens < 0 else min(tokens, MAX_TOKENS)
+
+
+def _reseeded(generation: Generation, nth: int) -> Generation:
+    """Returns the generation for the nth answer to one prompt: with the same seed all would be the same."""
+    if generation.sampling.seed is None or nth == 0:
+        return generation
+    sampling = msgspec.structs.replace(generation.sampling, seed=(generation.sampling.seed + nth) % N_SEEDS)
+    return msgspec.structs.replace(generation, sampling=sampling)
 
 
 def _call(
     body: CommonRequest,
     prompt: ChatPrompt | TextPrompt,
     structure: Structure,
+    more: Mapping[str, Any],
     *,
-    max_tokens: int | None,
-    logprobs: int | None,
+    for_one: str | None,
     fields: Mapping[str, Any],
     headers: Mapping[str, str],
+    reading: Reading,
 ) -> Call:
-    """Builds the parsed request. fields: the body's own, which tell what was set."""
+    """Builds the parsed request.
+
+    structure: the answer's form. more: what else the route says of its `Generation`. for_one: the parameter that only
+    one expert alone can honour. fields: the body's own, which tell what was set.
+    """
     wish = _wish(body.moe2 or {}, headers)
     has_tools = isinstance(prompt, ChatPrompt) and bool(prompt.tools)
     if has_tools and wish.choices is not None:
@@ -126,31 +232,38 @@ def _call(
     generation = msgspec.structs.replace(
         structure.form,
         sampling=_sampling(body),
-        max_tokens=max_tokens,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        logprobs=logprobs,
+        cache_prompt=body.cache_prompt,
+        **more,
     )
+    if wish.thinking_budget_tokens is not None:
+        generation = msgspec.structs.replace(generation, thinking_budget_tokens=wish.thinking_budget_tokens)
     return Call(
-        model=body.model,
+        model=reading.aliases.get(body.model, body.model),
         prompt=prompt,
         generation=generation,
         structured_by=structure.param,
         stream=body.stream,
         include_usage=_include_usage(body),
-        user=body.user,
         wish=wish,
-        modes=modes_of(fields, wish, generation, ballot, structured_by=structure.param, has_tools=has_tools),
+        modes=modes_of(fields, wish, generation, ballot, structured_by=structure.param, for_one=for_one),
         ballot=ballot,
+        n=body.n,
     )
 
 
-def _sampling(body: Sampling) -> Sampling:
+def _sampling(body: CommonRequest) -> Sampling:
     """Returns the part of a body that says how tokens are drawn."""
-    sampling = Sampling(**{name: getattr(body, name) for name in Sampling.__struct_fields__})
-    if sampling.seed is None:
-        return sampling
-    # llama.cpp's samplers take 32 bits, of which the highest value means "draw one".
-    return msgspec.structs.replace(sampling, seed=sampling.seed % (2**32 - 1))
+    drawn = {name: getattr(body, name) for name in Sampling.__struct_fields__}
+    if body.top_k is not None and body.top_k <= 0:
+        drawn["top_k"] = MAX_TOP_K
+    if body.repetition_penalty is not None:
+        if body.repeat_penalty not in (None, body.repetition_penalty):
+            raise invalid("Set 'repeat_penalty' or 'repetition_penalty', not both.", param="repetition_penalty")
+        drawn["repeat_penalty"] = body.repetition_penalty
+    if body.seed is not None:
+        drawn["seed"] = body.seed % N_SEEDS
+    return Sampling(**drawn)
 
 
 def _include_usage(body: CommonRequest) -> bool:

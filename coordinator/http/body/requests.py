@@ -3,7 +3,8 @@
 The parser, the errors that it answers with and the OpenAPI document all come from these structs (`decode`, `openapi`).
 `Meta.extra` says what types cannot: "noun" is a better name of what is accepted; "must" is the wording for a parameter
 that is blamed as a whole, whatever is wrong inside of it; "refusal" is the wording for a parameter that is not
-supported; "hint" is a remedy that is added; "only" lists the values that change nothing.
+supported; "hint" is a remedy that is added; "only" lists the values that change nothing; "idle" marks a parameter that
+is accepted and changes nothing, and lists the values of which that need not be said.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from moe2.common.generation import MAX_ALTERNATIVES, GrammarSyntax, Sampling, TokenCount
+from moe2.common.generation import MAX_ALTERNATIVES, GrammarSyntax, Sampling, TokenId
 
+MAX_CHOICES = 16
+"""The largest `n`."""
+MAX_PROMPTS = 128
+"""The largest number of prompts of one body, and of prompts times `n`."""
+MAX_PROMPT_IDS = 1_048_576
+"""The largest number of token ids of one prompt."""
 MAX_STOPS = 16
 MAX_COMPLETION_LOGPROBS = 5
 MAX_TOOLS = 128
@@ -28,6 +35,14 @@ def only(*values: Any) -> Meta:
     SDKs send some of them explicitly.
     """
     return Meta(extra={"only": values}, extra_json_schema={"enum": [*values, None]})
+
+
+def idle(*silent: Any) -> Meta:
+    """Declares a parameter that is accepted and changes nothing, which the answer's header `x-moe2-ignored` says.
+
+    silent: the values of which it need not be said, as they ask for what moe2 does anyway.
+    """
+    return Meta(extra={"idle": silent})
 
 
 # NUL is refused by `decode`, in whole bodies. As a `Meta(pattern=…)` it would take longer, and msgspec 0.22 sometimes
@@ -45,6 +60,11 @@ Name: TypeAlias = Annotated[
     ),
 ]
 Function: TypeAlias = Literal["function"]
+AnswerTokens: TypeAlias = Annotated[
+    int, Meta(ge=-1, le=2**63 - 1, extra={"must": "be a number of tokens, from 1; -1 or null sets no limit"})
+]
+"""A limit of an answer's length. One beyond what an expert's context leaves is no error: the context is the limit."""
+Idle: TypeAlias = Annotated[Any, idle()]
 JsonSchema: TypeAlias = Annotated[
     dict[str, Any], Meta(extra={"must": "be a JSON schema, which is an object"}, extra_json_schema=STRUCTURE_SCHEMA)
 ]
@@ -57,15 +77,36 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # --- Messages ---------------------------------------------------------------------------------------------------------
 
 
-class TextPart(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a message's content. Fields beside the text, such as hints for a cache, change nothing."""
+class TextPart(Closed, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A part of a message's content. `cache_control` changes nothing: beginnings are always looked for in caches."""
 
-    type: Literal["text"]
     text: Text
+    cache_control: Idle = None
+
+    @property
+    def words(self) -> str:
+        """What the part says."""
+        return self.text
 
 
+class RefusalPart(Closed, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
+    """A part of an assistant's earlier answer that declined to answer."""
+
+    refusal: Text
+
+    @property
+    def words(self) -> str:
+        """What the part says."""
+        return self.refusal
+
+
+_ONLY_TEXT = "Only parts of type 'text' are accepted."
 Content: TypeAlias = Annotated[
-    Text | list[Annotated[TextPart, Meta(extra={"refusal": "Only parts of type 'text' are accepted."})]],
+    Text | list[Annotated[TextPart, Meta(extra={"refusal": _ONLY_TEXT})]],
+    Meta(extra={"noun": "a string or a list of text parts"}),
+]
+SpokenContent: TypeAlias = Annotated[
+    Text | list[Annotated[TextPart | RefusalPart, Meta(extra={"refusal": _ONLY_TEXT})]],
     Meta(extra={"noun": "a string or a list of text parts"}),
 ]
 
@@ -74,7 +115,7 @@ class CalledFunction(Closed, frozen=True, kw_only=True):
     """The function that a tool call names, with its arguments as JSON text."""
 
     name: FullText
-    arguments: FullText = "{}"
+    arguments: Annotated[Text | dict[str, Any], Meta(extra={"noun": "JSON text, or an object"})] = "{}"
 
 
 class CalledTool(Closed, frozen=True, kw_only=True):
@@ -106,17 +147,26 @@ class UserMessage(Spoken, frozen=True, kw_only=True, tag="user"):
 
 
 class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
-    """An earlier answer. Its content may be missing where it has tool calls."""
+    """An earlier answer; none of its parts need be there.
 
-    content: Content | None = None
+    reasoning_content, by its other name `reasoning`: what a reasoning model thought before it answered. refusal: what
+    it said where it declined to answer.
+    """
+
+    content: SpokenContent | None = None
     name: Text | None = None
     tool_calls: list[CalledTool] | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    refusal: Text | None = None
 
 
-class ToolMessage(Spoken, frozen=True, kw_only=True, tag="tool"):
+class ToolMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="tool"):
     """The result of a tool call. tool_call_id: the call that it answers."""
 
     tool_call_id: FullText
+    content: Content | None = None
+    name: Text | None = None
 
 
 Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
@@ -164,7 +214,9 @@ class TextFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="text"
 
 
 class JsonObjectFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="json_object"):
-    """A response format that makes the answer a JSON object."""
+    """A response format that makes the answer a JSON object, and one that follows `schema` where that is given."""
+
+    schema: JsonSchema | None = None
 
 
 class NamedSchema(Closed, frozen=True, kw_only=True):
@@ -177,16 +229,25 @@ class NamedSchema(Closed, frozen=True, kw_only=True):
 
 
 class JsonSchemaFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="json_schema"):
-    """A response format that makes the answer follow a JSON schema."""
+    """A response format that makes the answer follow a JSON schema, given as OpenAI has it or as llama-server does."""
 
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = None
+    schema: JsonSchema | None = None
 
 
 class StreamOptions(Closed, frozen=True, kw_only=True):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, idle(False)] = None
+    continuous_usage_stats: Annotated[bool | None, idle(False)] = None
 
+
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+TemplateKwargs: TypeAlias = Annotated[
+    dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$(?!\n)")], Any],
+    Meta(extra={"must": "be an object whose keys are names of the chat template's variables"}),
+]
 
 # --- Bodies -----------------------------------------------------------------------------------------------------------
 
@@ -202,7 +263,11 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
             extra={"hint": '"moe2" lets the coordinator choose.'},
         ),
     ]
-    max_tokens: TokenCount | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 set no limit.")] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.5, le=2, description="Another name of `repeat_penalty`.")] | None = (
+        None
+    )
+    max_tokens: AnswerTokens | None = None
     stop: Annotated[
         Annotated[str, Meta(min_length=1)]
         | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)]
@@ -211,7 +276,6 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
     moe2: Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Wish"})] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     grammar: (
@@ -222,35 +286,49 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
         | None
     ) = None
     grammar_syntax: GrammarSyntax | None = None
-    n: Annotated[Any, only(1)] = None
+    cache_prompt: bool = True
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     best_of: Annotated[Any, only(1)] = None
-    echo: Annotated[Any, only(False)] = None
     suffix: Annotated[Any, only("")] = None
-    store: Annotated[Any, only(False)] = None
     functions: Annotated[Any, only([])] = None
     modalities: Annotated[Any, only(["text"])] = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
+    metadata: Annotated[dict[str, Any] | None, idle({})] = None
+    prompt_cache_key: Annotated[str | None, idle()] = None
+    prompt_cache_retention: Annotated[str | None, idle()] = None
+    safety_identifier: Annotated[str | None, idle()] = None
+    service_tier: Annotated[str | None, idle("auto", "default")] = None
+    store: Annotated[bool | None, idle(False)] = None
+    user: Annotated[str | None, idle()] = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, idle("medium")] = None
 
 
 class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: TokenCount | None = None
+    max_completion_tokens: AnswerTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     tools: Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    echo: Annotated[Any, only(False)] = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 class TextRequest(CommonRequest, frozen=True, kw_only=True):
     """The body of `POST /v1/completions`."""
 
     prompt: Annotated[
-        Text | Annotated[list[Text], Meta(min_length=1, max_length=1)],
-        Meta(extra={"must": "be one string; send several prompts as several requests"}),
+        Text
+        | Annotated[
+            list[Text | TokenId | Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_PROMPT_IDS)]],
+            Meta(min_length=1, max_length=MAX_PROMPT_IDS),
+        ],
+        Meta(extra={"must": f"be a string, a list of token ids, or a list of at most {MAX_PROMPTS} of either"}),
     ]
+    echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.generation import Generation
+from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.messages import Tool
 from moe2.coordinator.http.body.requests import (
     MAX_STRUCTURE_BYTES,
@@ -46,15 +46,23 @@ def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
     forced = _forced(body.tool_choice, tuple(tool.name for tool in tools))
     form = structure_of(body)
     if forced is None:
-        if not tools and body.parallel_tool_calls is not None:
-            raise invalid("'parallel_tool_calls' needs 'tools'.", param="parallel_tool_calls")
         return (), form
-    if form is not FREE:
-        raise unsupported(form.param or "", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
     if not forced:
-        _refuse_promises(body)
-        return tools, FREE
+        return tools, _optional(body, form)
+    if body.grammar is not None:
+        raise unsupported("grammar", hint="Together with 'tools' it needs 'tool_choice': \"none\" or \"auto\".")
+    # An answer that is a call has no text that `response_format` could be about.
     return tools, Structure("tools", Generation(forced_tools=forced))
+
+
+def _optional(body: ChatRequest, form: Structure) -> Structure:
+    """Returns the form of an answer that may call tools, but need not: what of it is no call has the form asked for."""
+    strict = tuple(tool.function.name for tool in body.tools or () if tool.function.strict)
+    is_parallel = body.parallel_tool_calls is not False
+    if form is FREE and not strict and is_parallel:
+        return FREE
+    rules = ToolRules(strict=strict, parallel=is_parallel)
+    return Structure("tools" if strict else form.param, msgspec.structs.replace(form.form, tool_rules=rules))
 
 
 def structure_of(body: CommonRequest) -> Structure:
@@ -101,24 +109,18 @@ def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[st
     return (name,)
 
 
-def _refuse_promises(body: ChatRequest) -> None:
-    """Refuses `strict` and single calls where the model is free to call, as nothing makes it keep to them."""
-    hint = "It needs 'tool_choice': \"required\" or a function."
-    if body.parallel_tool_calls is False:
-        raise unsupported("parallel_tool_calls", hint=hint)
-    for index, tool in enumerate(body.tools or ()):
-        if tool.function.strict:
-            raise unsupported(f"tools[{index}].function.strict", hint=hint)
-
-
 def _response_schema(chosen: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> str | None:
     """Returns the JSON schema that `response_format` asks for; None for text."""
     match chosen:
         case None | TextFormat():
             return None
-        case JsonObjectFormat():
-            return "{}"
-        case JsonSchemaFormat(json_schema=named):
+        case JsonObjectFormat(schema=schema):
+            return _schema(schema, "response_format.schema")
+        case JsonSchemaFormat(json_schema=None, schema=None):
+            raise invalid("'response_format.json_schema' is required: an object.", param="response_format.json_schema")
+        case JsonSchemaFormat(json_schema=named, schema=schema):
+            if named is None or named.schema is None:
+                return _schema(schema, "response_format.schema")
             return _schema(named.schema, "response_format.json_schema.schema")
 
 

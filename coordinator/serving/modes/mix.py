@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from hashlib import sha256
 
+from moe2.common.generation import USUAL_SAMPLING, overlaid
 from moe2.common.link.messages import (
     Candidate,
     FollowJob,
@@ -46,7 +47,7 @@ class Mix(PanelRun):
         seed = sampling.seed
         if seed is None:
             seed = int.from_bytes(sha256(request.request_id.encode()).digest()[:8])
-        self._draw = TokenDraw(sampling, seed)
+        self._draw = TokenDraw(overlaid(sampling, USUAL_SAMPLING), seed)
         self._text = TextStream(request.generation.stop)
         self._views: dict[str, tuple[Candidate, ...]] = {}
         self._step = 0

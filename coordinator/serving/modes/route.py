@@ -50,6 +50,9 @@ class Route(ModeRun):
         return self.life.answer(selection.first, selection, now_s)
 
     def tokens(self, attempt: Attempt, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        if any(piece.is_reasoning for piece in pieces):
+            # Another expert could go on with the words of an answer, not with what this one thought.
+            self._text = None
         if self._text is not None:
             self._text += [piece.text for piece in pieces]
         if self.life.authors and self.life.authors[-1] is attempt:
@@ -181,10 +184,12 @@ class Route(ModeRun):
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """Whether another expert could go on in the middle: not with a grammar, tools or log-probabilities."""
-    request = life.request
+    """Whether another expert could go on in the middle: not with a grammar, tools, log-probabilities or an echo."""
+    request, generation = life.request, life.request.generation
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
-    return request.wish.resume and request.generation.is_free and not tools and request.generation.logprobs is None
+    return (
+        request.wish.resume and generation.is_free and not tools and generation.logprobs is None and not generation.echo
+    )
 
 
 def _begins_in_s(member: Member) -> float | None:

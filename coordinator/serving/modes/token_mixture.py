@@ -21,7 +21,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from moe2.common.generation import Sampling
+from moe2.common.generation import NEUTRAL_SAMPLING, Sampling, completed
 from moe2.common.link.messages import Candidate
 
 FloatArray = npt.NDArray[np.float64]
@@ -89,11 +89,11 @@ class TokenDraw:
 
     Parameters mean what they mean on the agents: bias and penalties change the log-probabilities, temperature 0 takes
     the best, else `top_k`, `top_p` and `min_p` cut the tail before the temperature. The same seed draws the same tokens
-    from the same mixtures, whatever the host: PCG64, one number per token.
+    from the same mixtures, whatever the host: PCG64, one number per token. What is not set changes nothing.
     """
 
     def __init__(self, sampling: Sampling, seed: int) -> None:
-        self._sampling = sampling
+        self._sampling = completed(sampling, NEUTRAL_SAMPLING)
         self._counts: Counter[int] = Counter()
         self._random = np.random.Generator(np.random.PCG64(seed))
 

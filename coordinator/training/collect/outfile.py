@@ -1,8 +1,9 @@
 """The outcomes file that a collection writes: one line per question, appended whole, repaired after a crash.
 
-A line is a row of `train-gate --outcomes` (`id`, `prompt`, labels, `score__MODEL`, `chars__MODEL`) with one key more:
-`experts` maps each expert's key to what its answer scored and took. Where several experts serve one model, the model's
-score is their mean.
+A line is a row of `train-gate --outcomes` (`id`, `prompt`, labels, `score__MODEL`, `chars__MODEL`, the final answer as
+`answer__MODEL`, and where the options of a choice were scored as well `scoring__MODEL`) with one key more: `experts`
+maps each expert's key to what its answer scored and took. Where several experts serve one model, the model's scores are
+their means.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ class OutfileError(Moe2Error):
     """The outcomes file cannot be continued."""
 
 
+class ScoredChoices(msgspec.Struct, frozen=True, kw_only=True):
+    """What one expert made of a question's options when it scored them instead of writing an answer."""
+
+    score: float
+    """1 where the right option was the likeliest, else 0."""
+    seconds: float | None = None
+    """Seconds of the request, as the coordinator saw it."""
+    joules: float | None = None
+    """Joules of the request; None where nobody measured them."""
+
+
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """One expert's answer to one question."""
 
@@ -41,6 +53,10 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """Joules of the request; None where nobody measured them."""
     energy_quality: str | None
     """How the joules were obtained."""
+    answer: str | None = None
+    """The final answer in its normal form, as `said` finds it; None where it says nothing, or nobody looked for it."""
+    by_scoring: ScoredChoices | None = None
+    """The same question answered by scoring its options; None where it has none, or they could not be scored."""
 
 
 class Outfile:
@@ -116,8 +132,14 @@ class Outfile:
 def _row(question: Question, answers: Mapping[str, Answered]) -> dict[str, Any]:
     row: dict[str, Any] = {"id": question.id, "prompt": question.asked, **dict(question.labels)}
     for model in sorted({answer.model for answer in answers.values()}):
-        own = [answer for answer in answers.values() if answer.model == model]
+        own = [answers[key] for key in sorted(answers) if answers[key].model == model]
         row[f"score__{model}"] = sum(answer.score for answer in own) / len(own)
         row[f"chars__{model}"] = sum(answer.chars for answer in own) / len(own)
+        # Of several experts of one model the first stands for it: answers have no mean.
+        if own[0].answer is not None:
+            row[f"answer__{model}"] = own[0].answer
+        by_scoring = [answer.by_scoring.score for answer in own if answer.by_scoring is not None]
+        if by_scoring:
+            row[f"scoring__{model}"] = sum(by_scoring) / len(by_scoring)
     row["experts"] = {key: msgspec.to_builtins(answers[key]) for key in sorted(answers)}
     return row

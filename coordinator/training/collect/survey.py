@@ -1,43 +1,35 @@
-"""The survey: it asks every expert every question over the coordinator's own API, and keeps the scored answers."""
+"""The survey: it asks every expert every question over the coordinator's own API, and keeps the scored answers.
+
+An expert that is away is left until it is back, and the others are asked meanwhile; only one that stays away for
+minutes, or that keeps failing while it is there, is left alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import aiohttp
-import msgspec
-
-from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertState
-from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.training.collect.asking import (
+    Asker,
+    AskError,
+    AwayError,
+    BusyError,
+    LiveExpert,
+    UnreachableError,
+)
 from moe2.coordinator.training.collect.outfile import Answered, Outfile
 from moe2.coordinator.training.collect.questions import Question
-from moe2.coordinator.training.collect.scoring import INSTRUCTIONS, score
 
 ATTEMPTS = 6
-MAX_PAUSE_S = 30.0
+"""How often an expert is asked one question before that counts as a failure."""
 GIVE_UP_AFTER = 10
 """Failures in a row after which an expert is left alone."""
-
-
-class AskError(Moe2Error):
-    """An expert did not answer a question."""
-
-
-class UnreachableError(Moe2Error):
-    """The coordinator does not answer."""
-
-
-@dataclass(frozen=True)
-class LiveExpert:
-    """An expert that can be asked: it is ready, or loads when asked."""
-
-    key: str
-    model: str
+AWAY_PATIENCE_S = 300.0
+"""Seconds that an expert, or the coordinator, may be away."""
+LOOK_EVERY_S = 1.0
+"""Pause between two looks whether an expert is back."""
 
 
 @dataclass
@@ -50,68 +42,12 @@ class Report:
     """Number of failures by expert key and reason."""
     given_up: set[str] = field(default_factory=set)
     """Keys of experts that were no longer asked."""
-
-
-class Asker:
-    """A client of one coordinator.
-
-    session: its base URL is the coordinator's. max_tokens: limit on the length of an answer.
-    """
-
-    def __init__(self, session: aiohttp.ClientSession, *, max_tokens: int) -> None:
-        self._session = session
-        self._max_tokens = max_tokens
-
-    async def live_experts(self) -> tuple[LiveExpert, ...]:
-        """All experts that can be asked, in the order of their agents' ids. Raises UnreachableError."""
-        status, content, _ = await self._send("GET", "/v1/moe2/fleet")
-        if status != 200:
-            raise UnreachableError(f"The coordinator's fleet cannot be read: {_error_text(content, status)}")
-        try:
-            fleet = msgspec.json.decode(content, type=CoordinatorStatus)
-        except msgspec.DecodeError as error:
-            raise UnreachableError(f"What answers there is not a moe2 coordinator ({error}).") from error
-        return tuple(
-            LiveExpert(f"{agent.agent_id}/{expert.model}", expert.model)
-            for agent in sorted(fleet.agents, key=lambda agent: agent.agent_id)
-            if agent.connected and not agent.draining
-            for expert in agent.experts
-            # A cold expert loads for its first question.
-            if expert.state in (ExpertState.READY, ExpertState.COLD)
-        )
-
-    async def ask(self, question: Question, expert: LiveExpert) -> Answered:
-        """Ask an expert a question, again while it is busy. Raises AskError and UnreachableError."""
-        body = msgspec.json.encode(
-            {
-                "model": expert.key,
-                "messages": [
-                    {"role": "system", "content": INSTRUCTIONS[question.metric]},
-                    {"role": "user", "content": question.asked},
-                ],
-                "temperature": 0,
-                "seed": 0,
-                "max_tokens": self._max_tokens,
-            }
-        )
-        for attempt in range(1, ATTEMPTS + 1):
-            status, content, retry_after = await self._send("POST", "/v1/chat/completions", body)
-            if status == 200:
-                return _answered(question, expert, content)
-            if status not in (429, 503) or attempt == ATTEMPTS:
-                raise AskError(_error_text(content, status))
-            await asyncio.sleep(min(MAX_PAUSE_S, float(retry_after or 1)))
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _send(self, method: str, route: str, body: bytes | None = None) -> tuple[int, bytes, str | None]:
-        try:
-            async with self._session.request(method, route, data=body) as response:
-                return response.status, await response.read(), response.headers.get("Retry-After")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(
-                f"The coordinator does not answer: {error or type(error).__name__}.",
-                remedy="Start it, or name its API with --url.",
-            ) from error
+    joules: float = 0.0
+    """Joules of the answers, as far as they were measured."""
+    unmeasured: int = 0
+    """Number of answers whose joules nobody measured."""
+    left: int = 0
+    """Number of answers that were not asked for, because the survey was to stop before."""
 
 
 async def survey(
@@ -122,18 +58,19 @@ async def survey(
     *,
     concurrency: int,
     progress: Callable[[], None],
+    is_over: Callable[[Report], bool] = lambda _: False,
 ) -> Report:
     """Ask the experts all questions whose answers the file does not hold, `concurrency` requests at a time.
 
-    progress: called once per answer or failure. Every answer is in the file when the survey ends, even by an error or
-    by cancellation. A question that an expert failed to answer is asked again by the next survey. Raises
-    UnreachableError where the coordinator does not answer.
+    progress: called once per answer or failure. is_over: asked before each question; once it says so no more are asked.
+    Every answer is in the file when the survey ends, even by an error or by cancellation. A question that an expert
+    failed to answer is asked again by the next survey. Raises UnreachableError where the coordinator stays away.
     """
     jobs = _Jobs(questions, experts, outfile)
     try:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(concurrency):
-                tasks.create_task(_work(asker, jobs, progress))
+                tasks.create_task(_work(asker, jobs, progress, is_over))
     except* UnreachableError as group:
         raise group.exceptions[0] from None
     finally:
@@ -146,12 +83,45 @@ def missing(questions: Sequence[Question], experts: Sequence[LiveExpert], outfil
     return sum(expert.key not in outfile.answers(question) for question in questions for expert in experts)
 
 
-async def _work(asker: Asker, jobs: _Jobs, progress: Callable[[], None]) -> None:
-    for open_question, expert in jobs:
+async def _work(asker: Asker, jobs: _Jobs, progress: Callable[[], None], is_over: Callable[[Report], bool]) -> None:
+    now_s = asyncio.get_running_loop().time
+    while not jobs.is_done:
+        if is_over(jobs.report):
+            jobs.stop()
+            return
+        job = jobs.next()
+        if job is None:
+            if jobs.is_done:
+                return
+            # All that is left waits for experts that are away, or is being asked by other workers.
+            await asyncio.sleep(LOOK_EVERY_S)
+            await _look_who_is_back(asker, jobs, now_s(), progress)
+            continue
         try:
-            jobs.answered(open_question, expert, await asker.ask(open_question.question, expert))
+            jobs.answered(job, await asker.ask(job.open.question, job.expert))
+        except (AwayError, UnreachableError) as error:
+            if not jobs.postponed(job, error, now_s()):
+                progress()
+            continue
+        except BusyError as error:
+            await asyncio.sleep(error.pause_s)
+            if jobs.again(job, error):
+                continue
         except AskError as error:
-            jobs.failed(open_question, expert, error)
+            jobs.failed(job, error)
+        progress()
+
+
+async def _look_who_is_back(asker: Asker, jobs: _Jobs, now_s: float, progress: Callable[[], None]) -> None:
+    if not jobs.away:
+        return
+    try:
+        live = {expert.key for expert in await asker.live_experts()}
+    except UnreachableError as error:
+        if jobs.away_for_s(now_s) >= AWAY_PATIENCE_S:
+            raise error from None
+        return
+    for _ in range(jobs.seen(live, now_s)):
         progress()
 
 
@@ -168,32 +138,110 @@ class _Open:
     """True where the file lacks one of the answers."""
 
 
+@dataclass
+class _Job:
+    """A question that one expert is to answer."""
+
+    open: _Open
+    expert: LiveExpert
+    attempts: int = 0
+    """How often it was asked in vain."""
+
+
 class _Jobs:
-    """The pairs of question and expert that are left to ask; workers share it, and each pair is handed out once."""
+    """What is left to ask; workers share it, and each pair of question and expert is handed out to one at a time.
+
+    away: since when each expert is away, by key, on the clock of the caller.
+    """
 
     def __init__(self, questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile) -> None:
         self.report = Report()
+        self.away: dict[str, float] = {}
         self._outfile = outfile
         self._open: dict[str, _Open] = {}
         self._in_a_row: Counter[str] = Counter()
-        self._pairs = self._left(questions, experts)
+        self._fresh = self._left(questions, experts)
+        self._again: deque[_Job] = deque()
+        self._asking = 0
+        self._is_exhausted = False
 
-    def __iter__(self) -> Iterator[tuple[_Open, LiveExpert]]:
-        return self._pairs
+    @property
+    def is_done(self) -> bool:
+        """True where nothing is left to ask, and nothing that is being asked could come back."""
+        return self._is_exhausted and not self._again and self._asking == 0
 
-    def answered(self, asked: _Open, expert: LiveExpert, answer: Answered) -> None:
-        asked.answers[expert.key] = answer
-        asked.news = True
-        self.report.answered += 1
-        self._in_a_row[expert.key] = 0
-        self._ended(asked)
+    def next(self) -> _Job | None:
+        """The next job of an expert that is there; None where there is none now."""
+        for _ in range(len(self._again)):
+            job = self._again.popleft()
+            if taken := self._taken(job):
+                return taken
+        for job in self._fresh:
+            if taken := self._taken(job):
+                return taken
+        self._is_exhausted = True
+        return None
 
-    def failed(self, asked: _Open, expert: LiveExpert, error: AskError) -> None:
-        self.report.failures[expert.key, error.message] += 1
-        self._in_a_row[expert.key] += 1
-        if self._in_a_row[expert.key] == GIVE_UP_AFTER:
-            self.report.given_up.add(expert.key)
-        self._ended(asked)
+    def answered(self, job: _Job, answer: Answered) -> None:
+        job.open.answers[job.expert.key] = answer
+        job.open.news = True
+        report = self.report
+        report.answered += 1
+        joules = [answer.joules, *([answer.by_scoring.joules] if answer.by_scoring else [])]
+        report.joules += sum(spent or 0.0 for spent in joules)
+        report.unmeasured += any(spent is None for spent in joules)
+        self._in_a_row[job.expert.key] = 0
+        self._ended(job)
+
+    def failed(self, job: _Job, error: AskError | UnreachableError) -> None:
+        key = job.expert.key
+        self.report.failures[key, error.message] += 1
+        self._in_a_row[key] += 1
+        if self._in_a_row[key] >= GIVE_UP_AFTER:
+            self.report.given_up.add(key)
+        self._ended(job)
+
+    def again(self, job: _Job, error: AskError | UnreachableError) -> bool:
+        """Ask this another time, after the others; False where it was asked often enough and counts as failed."""
+        job.attempts += 1
+        if job.attempts >= ATTEMPTS:
+            self.failed(job, error)
+            return False
+        self._asking -= 1
+        self._again.append(job)
+        return True
+
+    def postponed(self, job: _Job, error: AskError | UnreachableError, now_s: float) -> bool:
+        """Ask this again when the expert is back; False where it was asked often enough and counts as failed."""
+        if not self.again(job, error):
+            return False
+        self.away.setdefault(job.expert.key, now_s)
+        return True
+
+    def seen(self, live: set[str], now_s: float) -> int:
+        """Take note of who is there; returns how many jobs have failed because their expert was away for too long."""
+        for key in live & self.away.keys():
+            del self.away[key]
+        gone = {key for key, since_s in self.away.items() if now_s - since_s >= AWAY_PATIENCE_S}
+        lost = [job for job in self._again if job.expert.key in gone]
+        self._again = deque(job for job in self._again if job.expert.key not in gone)
+        for job in lost:
+            self._asking += 1
+            self.failed(job, AwayError(f"Its agent was away for {AWAY_PATIENCE_S / 60:.0f} minutes."))
+        self.report.given_up |= gone
+        for key in gone:
+            del self.away[key]
+        return len(lost)
+
+    def away_for_s(self, now_s: float) -> float:
+        """Seconds since the first of those that are away left."""
+        return now_s - min(self.away.values(), default=now_s)
+
+    def stop(self) -> None:
+        """Hand out nothing more, and count what is left."""
+        self.report.left += len(self._again) + sum(1 for _ in self._fresh)
+        self._again.clear()
+        self._is_exhausted = True
 
     def keep_all(self) -> None:
         """Write the answers of questions that still wait for others."""
@@ -201,7 +249,7 @@ class _Jobs:
             self._keep(asked)
         self._outfile.flush()
 
-    def _left(self, questions: Sequence[Question], experts: Sequence[LiveExpert]) -> Iterator[tuple[_Open, LiveExpert]]:
+    def _left(self, questions: Sequence[Question], experts: Sequence[LiveExpert]) -> Iterator[_Job]:
         for question in questions:
             known = self._outfile.answers(question)
             lacking = [expert for expert in experts if expert.key not in known]
@@ -209,44 +257,27 @@ class _Jobs:
                 continue
             asked = self._open[question.id] = _Open(question, known, len(lacking))
             for expert in lacking:
-                if expert.key in self.report.given_up:
-                    self._ended(asked)
-                else:
-                    yield asked, expert
+                yield _Job(asked, expert)
 
-    def _ended(self, asked: _Open) -> None:
-        asked.waiting -= 1
-        if asked.waiting == 0:
-            self._keep(asked)
+    def _taken(self, job: _Job) -> _Job | None:
+        """The job, to be asked now; None where its expert is away, or left alone for good."""
+        self._asking += 1
+        if job.expert.key in self.report.given_up:
+            self._ended(job)
+            return None
+        if job.expert.key in self.away:
+            self._asking -= 1
+            self._again.append(job)
+            return None
+        return job
+
+    def _ended(self, job: _Job) -> None:
+        self._asking -= 1
+        job.open.waiting -= 1
+        if job.open.waiting == 0:
+            self._keep(job.open)
 
     def _keep(self, asked: _Open) -> None:
         self._open.pop(asked.question.id, None)
         if asked.news:
             self._outfile.put(asked.question, asked.answers)
-
-
-def _answered(question: Question, expert: LiveExpert, content: bytes) -> Answered:
-    """The scored answer in a completion's body. Raises AskError where it is not a completion of moe2."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(content)
-        text = str(body["choices"][0]["message"]["content"] or "")
-        receipt = body["moe2"]
-        return Answered(
-            model=expert.model,
-            score=score(question.metric, text, question.gold, question.choices),
-            chars=len(text),
-            tokens=body["usage"]["completion_tokens"],
-            seconds=receipt["seconds"]["total"],
-            joules=receipt["energy"]["joules"],
-            energy_quality=receipt["energy"]["quality"],
-        )
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError) as error:
-        raise AskError(f"The answer is not understood ({type(error).__name__}: {error}).") from error
-
-
-def _error_text(content: bytes, status: int) -> str:
-    """The message in an OpenAI-shaped error's body with its HTTP status, or the status alone."""
-    try:
-        return f"{msgspec.json.decode(content)['error']['message']} (HTTP {status})"
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return f"HTTP {status}"

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 
 import msgspec
+import pytest
 from rich.console import Console
 
-from moe2.agent.cli.models import model_rows, show_models
+from moe2.agent.cli.models import model_rows, sampling_text, show_models
+from moe2.common.generation import MAX_TOP_K, NEUTRAL_SAMPLING, USUAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
 from tests.agent.cli.test_status import FRESH, READY, daemon, status
 from tests.fakes.fleet import fleet
@@ -48,6 +50,8 @@ async def test_json_has_every_fact_of_every_model(tmp_path: Path) -> None:
         "parameters": 134_515_008,
         "licence": "apache-2.0",
         "supports_tools": None,
+        "supports_thinking": None,
+        "sampling": None,
         "vocabulary_sha256": "ab" * 32,
         "sha256": "cd" * 32,
         "last_error": None,
@@ -70,6 +74,21 @@ async def test_a_pipe_gets_a_line_for_each_model(tmp_path: Path) -> None:
     assert "state=ready" in lines[0]
     assert "file=/models/small.gguf" in lines[0]
     assert "state=cold" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        (None, None),
+        (Sampling(temperature=0.0, top_k=40), "greedy"),
+        (USUAL_SAMPLING, "temperature 0.8, top-k 40, top-p 0.95, min-p 0.05"),
+        (Sampling(temperature=0.6, top_k=MAX_TOP_K, repeat_penalty=1.1), "temperature 0.6, repeat penalty 1.1"),
+        (NEUTRAL_SAMPLING, "the model's own distribution"),
+    ],
+)
+def test_what_a_model_draws_with_is_said_in_words(sampling: Sampling | None, text: str | None) -> None:
+    """Only values that change something are named."""
+    assert sampling_text(sampling) == text
 
 
 def test_an_agent_that_does_not_run_is_told_as_such(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from moe2.agent.engine.protocol import (
     Started,
 )
 from moe2.common.errors import JobErrorCode
-from moe2.common.generation import Sampling
+from moe2.common.generation import USUAL_SAMPLING, Sampling
 from moe2.common.link.messages import (
     CancelJob,
     ChatMessage,
@@ -86,6 +86,7 @@ def test_loading_reports_facts_and_measured_rates() -> None:
         assert (facts.architecture, facts.quantization, facts.licence) == ("llama", "Q4_1", "apache-2.0")
         assert (facts.vocabulary_size, facts.has_chat_template) == (49152, True)
         assert facts.file_bytes == smollm2_path().stat().st_size
+        assert facts.sampling == USUAL_SAMPLING
         assert (loaded.warmup_prefill_tokens_per_s or 0) > 0
         assert (loaded.warmup_decode_tokens_per_s or 0) > 0
 
@@ -435,7 +436,6 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(child: Child) -
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"max_tokens": 0}, JobErrorCode.INVALID_REQUEST),
         ({"max_tokens": 2**31 - 1}, JobErrorCode.CONTEXT_EXCEEDED),
         ({"prompt": TextPrompt(text="a\0b")}, JobErrorCode.INVALID_REQUEST),
         ({"prompt": TextPrompt(text="")}, JobErrorCode.INVALID_REQUEST),

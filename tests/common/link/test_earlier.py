@@ -8,6 +8,7 @@ import msgpack
 import msgspec
 import pytest
 
+from moe2.common.generation import Sampling
 from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
@@ -17,6 +18,7 @@ from moe2.common.link.messages import (
     ExpertReport,
     ExpertState,
     Report,
+    Submit,
     TextPrompt,
     ToAgent,
     Welcome,
@@ -84,6 +86,13 @@ def test_frames_that_protocols_2_and_3_recorded_are_understood(protocol: int, na
     assert msgpack.unpackb(wire_codec().encode(read), strict_map_key=False) == content
     sent = msgpack.unpackb(wire_codec().encode(SAMPLES[name]), strict_map_key=False)
     assert {key: value for key, value in sent.items() if key in content} == content
+
+
+def test_a_repeat_penalty_of_one_is_no_word_that_a_peer_must_know() -> None:
+    """It changes nothing, so that every peer may take the job."""
+    submit = msgspec.structs.replace(SAMPLES["submit.smallest"], sampling=Sampling(repeat_penalty=1.0))
+    assert isinstance(submit, Submit)
+    assert spoken(submit, 2) is submit
 
 
 def test_the_record_is_of_every_op_of_protocol_1() -> None:

@@ -23,8 +23,8 @@ from tests.coordinator.experts import cost, expert, request, selector, speed
 
 TODAY = "2026-11-23"
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-GOOD_AND_DEAR = expert("dear", "m-7B", latency=speed(1000.0, 100.0), energy=cost(10.0))
-PLAIN_AND_CHEAP = expert("cheap", "m-1B", latency=speed(1000.0, 10.0), energy=cost(1.0))
+FAST_AND_DEAR = expert("dear", "m-8b", latency=speed(1000.0, 100.0), energy=cost(10.0))
+SLOW_AND_CHEAP = expert("cheap", "m-1b", latency=speed(1000.0, 10.0), energy=cost(1.0))
 UNMEASURED = expert("unmeasured", latency=speed(1000.0, 1000.0))
 TOKENS = 8
 """A demand for which the expensive expert needs 80 J and the cheap one 8 J."""
@@ -37,7 +37,7 @@ def decide(
     accounts = Accounts()
     accounts.settle(key, TODAY, "before", Amount(spent_j, fields.pop("spent_tokens", 0)))
     accounts.reserve(key, TODAY, "beside", Amount(reserved_j, 0))
-    experts = fields.pop("experts", (GOOD_AND_DEAR, PLAIN_AND_CHEAP))
+    experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
     chooser = selector()
     return select_within_limits(
@@ -110,7 +110,7 @@ def test_a_wish_for_p50_does_not_soften_the_limit() -> None:
 
 def test_an_unmeasured_expert_is_passed_over_under_a_limit() -> None:
     """An unmeasured expert is passed over under a limit, as nothing can be promised of it."""
-    experts = (UNMEASURED, PLAIN_AND_CHEAP)
+    experts = (UNMEASURED, SLOW_AND_CHEAP)
     assert answers(decide(None, tokens=10_000, experts=experts)) == "unmeasured"
     assert answers(decide(100.0, experts=experts)) == "cheap"
 
@@ -131,7 +131,7 @@ def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
 def test_a_reservation_follows_the_attempts() -> None:
     """A reservation is the measured joules of ended attempts plus the p95 of running ones."""
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS))
-    chosen = selector().select(asked, (GOOD_AND_DEAR,), {}, 0)
+    chosen = selector().select(asked, (FAST_AND_DEAR,), {}, 0)
     assert isinstance(chosen, Selection)
     life = Lifecycle(request=request(), modes={})
     usage = JobUsage(energy=Energy(joules=3.0, quality=Quality.MEASURED_COUNTER))

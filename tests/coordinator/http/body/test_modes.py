@@ -45,7 +45,7 @@ def test_choices_are_a_ballot_and_a_grammar() -> None:
     call = chat({"choices": ["red", 'a "quoted"\n€']})
     assert choices_of(call) == ("red", 'a "quoted"\n€')
     assert call.generation.grammar == 'root ::= "red" | "a \\"quoted\\"\\n€"'
-    assert call.modes == {Mode.ROUTE, Mode.VOTE, Mode.RANK}
+    assert call.modes == {Mode.ROUTE, Mode.VOTE, Mode.RANK, Mode.CONSENSUS}
 
 
 def test_choices_go_with_completions() -> None:

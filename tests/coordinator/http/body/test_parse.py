@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.generation import Generation, Sampling
+from moe2.common.generation import MAX_TOP_K, Generation, Sampling
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, TextPrompt
 from moe2.common.link.wire import wire_codec
 from moe2.coordinator.choosing.request import Mode, Wish
@@ -38,18 +39,17 @@ def refused(parse: Any, **fields: Any) -> ApiError:
 # --- Honoured ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_chat_has_openais_defaults() -> None:
-    """The smallest chat has OpenAI's defaults: temperature and top_p 1, no limit, no stop, no stream."""
+def test_the_smallest_chat_leaves_all_to_the_model() -> None:
+    """The smallest chat has no sampling of its own, no limit, no stop, no stream."""
     assert chat() == Call(
         model="m",
         prompt=ChatPrompt(messages=(ChatMessage(role="user", content="Hi"),)),
-        generation=Generation(sampling=Sampling(temperature=1.0, top_p=1.0), max_tokens=None, stop=(), logprobs=None),
+        generation=Generation(sampling=Sampling(), max_tokens=None, stop=(), logprobs=None),
         structured_by=None,
         stream=False,
         include_usage=False,
-        user=None,
         wish=Wish(),
-        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.MIX}),
+        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX}),
         ballot=None,
     )
 
@@ -69,18 +69,25 @@ HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stream": True}, {"stream": True}),
     ({"stream": True, "stream_options": {"include_usage": True}}, {"include_usage": True}),
     ({"stream": True, "stream_options": {}}, {"include_usage": False}),
-    ({"user": "someone"}, {"user": "someone"}),
+    ({"n": 3}, {"n": 3}),
+    ({"max_tokens": -1}, {"max_tokens": None}),
+    ({"max_tokens": 2**40}, {"max_tokens": 2**31 - 1}),
+    ({"cache_prompt": False}, {"cache_prompt": False}),
 ]
 SAMPLED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 0}, {"temperature": 0.0}),
     ({"temperature": 2}, {"temperature": 2.0}),
     ({"top_p": 0.5}, {"top_p": 0.5}),
     ({"top_k": 40}, {"top_k": 40}),
+    ({"top_k": 0}, {"top_k": MAX_TOP_K}),
+    ({"top_k": -1}, {"top_k": MAX_TOP_K}),
     ({"min_p": 0.05}, {"min_p": 0.05}),
     ({"seed": 7}, {"seed": 7}),
     ({"frequency_penalty": -2}, {"frequency_penalty": -2.0}),
     ({"presence_penalty": 2}, {"presence_penalty": 2.0}),
     ({"repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
+    ({"repetition_penalty": 1.1}, {"repeat_penalty": 1.1}),
+    ({"repetition_penalty": 1.1, "repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
     ({"logit_bias": {"50256": -100, "7": 1.5}}, {"logit_bias": {50256: -100.0, 7: 1.5}}),
 ]
 
@@ -137,6 +144,11 @@ def test_every_seed_is_a_seed_for_llama_cpp(seed: int) -> None:
     assert 0 <= drawn < 2**32 - 1
 
 
+def test_an_explicit_null_sets_no_limit_for_a_text() -> None:
+    """A text completion has OpenAI's limit of sixteen tokens, unless its limit is null."""
+    assert completion(max_tokens=None).generation.max_tokens is None
+
+
 def test_one_prompt_in_a_list_is_one_prompt() -> None:
     """A list of one prompt is one prompt, as some clients always send a list."""
     assert completion(prompt=["Once"]).prompt == TextPrompt(text="Once")
@@ -153,10 +165,10 @@ def test_roles_are_those_that_templates_know(sent: str, role: str) -> None:
 
 
 def test_text_parts_are_joined() -> None:
-    """Text parts are joined as one content, and the name is kept."""
+    """Text parts are joined as one content, a line each, and are kept for templates that want them."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     prompt = chat(messages=[{"role": "user", "content": parts, "name": "n"}]).prompt
-    assert prompt == ChatPrompt(messages=(ChatMessage(role="user", content="ab", name="n"),))
+    assert prompt == ChatPrompt(messages=(ChatMessage(role="user", content="a\nb", parts=("a", "b"), name="n"),))
 
 
 def test_an_answer_can_be_sent_back_as_the_sdk_returned_it() -> None:
@@ -169,18 +181,20 @@ def test_an_answer_can_be_sent_back_as_the_sdk_returned_it() -> None:
         "annotations": [],
         "audio": None,
     }
-    assert len(chat(messages=[USER, answer, USER]).prompt_texts()) == 3
+    prompt = chat(messages=[USER, answer, USER]).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages[1] == ChatMessage(role="assistant", content="Hello")
 
 
 # --- Null -------------------------------------------------------------------------------------------------------------
 
 NULLABLE = [
-    *("stream", "stream_options", "max_tokens", "stop", "user", "logprobs", "temperature", "top_p", "top_k", "min_p"),
+    *("stream", "stream_options", "stop", "user", "logprobs", "temperature", "top_p", "top_k", "min_p"),
     *("seed", "frequency_penalty", "presence_penalty", "logit_bias", "n", "tools", "metadata", "anything"),
 ]
 
 
-@pytest.mark.parametrize("name", [*NULLABLE, "max_completion_tokens", "top_logprobs", "response_format"])
+@pytest.mark.parametrize("name", [*NULLABLE, "max_tokens", "max_completion_tokens", "top_logprobs", "response_format"])
 def test_null_means_not_set_in_chats(name: str) -> None:
     """In chats null means "not set", even for unsupported parameters."""
     assert chat(**{name: None}) == chat()
@@ -195,14 +209,11 @@ def test_null_means_not_set_in_completions(name: str) -> None:
 # --- Neutral ----------------------------------------------------------------------------------------------------------
 
 NEUTRAL = {
-    "n": (1, 2),
     "best_of": (1, 2),
     "echo": (False, True),
     "suffix": ("", "end"),
-    "store": (False, True),
     "functions": ([], [{"name": "f"}]),
     "modalities": (["text"], ["audio"]),
-    "service_tier": ("auto", "flex"),
 }
 
 
@@ -210,6 +221,38 @@ NEUTRAL = {
 def test_a_value_that_changes_nothing_is_accepted(name: str) -> None:
     """A value that changes nothing is accepted, as SDKs send some defaults explicitly."""
     assert chat(**{name: NEUTRAL[name][0]}) == chat()
+
+
+IDLE: dict[str, tuple[Any, Any]] = {
+    "metadata": ({}, {"a": "b"}),
+    "prompt_cache_key": (None, "k"),
+    "safety_identifier": (None, "s"),
+    "service_tier": ("auto", "flex"),
+    "store": (False, True),
+    "user": (None, "u"),
+    "verbosity": ("medium", "low"),
+}
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize("name", IDLE)
+def test_what_changes_nothing_here_is_accepted_and_said(parse: Any, name: str) -> None:
+    """Parameters that clients send by default are accepted; a value that asks for something is named as ignored."""
+    silent, telling = IDLE[name]
+    assert parse(**{name: silent}) == parse()
+    assert parse(**{name: telling}) == dataclasses.replace(parse(), ignored=(name,))
+
+
+def test_what_changes_nothing_inside_of_others_is_said_once() -> None:
+    """Hints inside of parts and options are named with their place, whichever message has them."""
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    options = {"include_usage": True, "include_obfuscation": True, "continuous_usage_stats": True}
+    call = chat(messages=[{"role": "user", "content": [part, part]}] * 3, stream=True, stream_options=options)
+    assert set(call.ignored) == {
+        "messages[].content[].cache_control",
+        "stream_options.include_obfuscation",
+        "stream_options.continuous_usage_stats",
+    }
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
@@ -220,7 +263,7 @@ def test_a_value_that_would_change_something_is_refused_by_name(name: str) -> No
     assert repr(NEUTRAL[name][0]) in error.message
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", True), ("n", 1.0), ("echo", 0), ("store", 0), ("best_of", True)])
+@pytest.mark.parametrize(("name", "value"), [("best_of", 1.0), ("best_of", True), ("functions", 0)])
 def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
     """A value of another type is refused, even if Python takes it for equal."""
     assert refused(completion, **{name: value}).param == name
@@ -229,7 +272,7 @@ def test_a_value_of_another_type_is_not_neutral(name: str, value: Any) -> None:
 # --- Refused ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["function_call", "reasoning_effort", "metadata", "prediction", "audio", "tempratur"])
+@pytest.mark.parametrize("name", ["function_call", "prediction", "audio", "tempratur"])
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_unknown_parameters_are_refused_by_name(parse: Any, name: str) -> None:
     """Unknown parameters and typing errors are refused by name, never dropped."""
@@ -251,10 +294,14 @@ def test_a_completions_prompt_is_unknown_to_chats() -> None:
 
 WRONG: dict[str, list[Any]] = {
     "model": [None, "", 7, ["m"]],
-    "max_tokens": [0, -1, 1.5, "5", True, 2**31, []],
+    "max_tokens": [0, -2, 1.5, "5", True, 2**64, []],
+    "n": [0, 17, 1.5, "2", True],
     "temperature": [-0.1, 2.1, "warm", True, {}],
     "top_p": [-0.1, 1.1, "x", False],
-    "top_k": [0, 1.5, "x"],
+    "top_k": [-2, 1.5, "x"],
+    "store": [1, "yes"],
+    "metadata": [[], "x"],
+    "verbosity": ["loud", 3],
     "min_p": [-0.1, 1.1],
     "seed": [1.5, "x", 2**63, True],
     "frequency_penalty": [-2.1, 2.1, "x"],
@@ -299,7 +346,8 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"include_obfuscation": 7}}, "stream_options.include_obfuscation"),
+        ({"echo": True}, "echo"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": "Hi"}, "messages"),
@@ -313,7 +361,11 @@ def test_wrong_values_are_refused_by_name(parse: Any, name: str, value: Any) -> 
         ({"messages": [{"role": "user", "content": "a", "name": 7}]}, "messages[0].name"),
         ({"messages": [{"role": "user", "content": "a", "name": "b\0"}]}, "messages[0].name"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache": 1}]}]},
+            "messages[0].content[0].cache",
+        ),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [7]}]}, "messages[0].tool_calls[0]"),
     ],
@@ -328,8 +380,17 @@ def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a", [1]]}, "prompt"),
+        ({"prompt": [[1], 1]}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [2**31]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": [[1, "a"]]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n"),
+        ({"echo": 1}, "echo"),
         ({"prompt": 7}, "prompt"),
         ({"prompt": "a\0b"}, "prompt"),
         ({"logprobs": 6}, "logprobs"),
@@ -337,7 +398,7 @@ def test_a_chats_faults_are_named(fields: dict[str, Any], param: str) -> None:
     ],
 )
 def test_a_completions_faults_are_named(fields: dict[str, Any], param: str) -> None:
-    """Several prompts, token ids and NUL in a text completion are refused by name."""
+    """Prompts of two kinds, impossible token ids, too many prompts and NUL in a text completion are refused by name."""
     assert refused(completion, **fields).param == param
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from moe2.common.generation import ToolRules
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Tool, ToolCall
+from moe2.coordinator.choosing.request import Mode
+from moe2.coordinator.http.body.conversation import call_id_for_templates
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.serving.request import uses_tools
@@ -17,6 +20,7 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": SCHEMA}}
 TIME = {"type": "function", "function": {"name": "time"}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+C1 = call_id_for_templates("c1")
 NAMED = {"type": "function", "function": {"name": "time"}}
 
 
@@ -69,6 +73,8 @@ def test_no_tools_are_no_tools() -> None:
 FORMATS: list[tuple[Any, str | None]] = [
     ({"type": "text"}, None),
     ({"type": "json_object"}, "{}"),
+    ({"type": "json_object", "schema": {"type": "object"}}, '{"type":"object"}'),
+    ({"type": "json_schema", "schema": {"type": "object"}}, '{"type":"object"}'),
     (
         {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}},
         '{"type":"object"}',
@@ -107,14 +113,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {"name": "a", "x": 1}}]}, "tools[0].function.x"),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]}, "tools[0].function.parameters"),
     ({"tools": [WEATHER, WEATHER]}, "tools"),
-    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "tools[0].function.strict"),
-    ({"tools": [TIME], "parallel_tool_calls": False}, "parallel_tool_calls"),
-    ({"parallel_tool_calls": True}, "parallel_tool_calls"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [TIME], "tool_choice": "maybe"}, "tool_choice"),
     ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
-    ({"tools": [TIME], "response_format": {"type": "json_object"}}, "response_format"),
-    ({"tools": [TIME], "grammar": 'root ::= "a"'}, "grammar"),
+    ({"tools": [TIME], "tool_choice": "required", "grammar": 'root ::= "a"'}, "grammar"),
     ({"tools": [TIME], "logprobs": True}, "logprobs"),
     ({"response_format": "json"}, "response_format"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -145,6 +147,44 @@ def test_promises_are_kept_where_a_call_is_forced() -> None:
     assert call.generation.forced_tools == ("weather",)
 
 
+STRICT = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "rules"),
+    [
+        ({"tools": [STRICT, TIME]}, ToolRules(strict=("weather",))),
+        ({"tools": [TIME], "parallel_tool_calls": False}, ToolRules(parallel=False)),
+        ({"tools": [STRICT], "parallel_tool_calls": False}, ToolRules(strict=("weather",), parallel=False)),
+        ({"tools": [TIME], "response_format": {"type": "json_object"}}, ToolRules()),
+        ({"tools": [TIME], "grammar": 'root ::= "a"'}, ToolRules()),
+        ({"tools": [TIME], "parallel_tool_calls": True}, None),
+        ({"tools": [TIME], "response_format": {"type": "text"}}, None),
+        ({"tools": [STRICT], "tool_choice": "none"}, None),
+        ({"parallel_tool_calls": True}, None),
+        ({"parallel_tool_calls": False, "tools": []}, None),
+    ],
+)
+def test_an_answer_that_may_call_keeps_to_the_rules_asked_for(fields: dict[str, Any], rules: ToolRules | None) -> None:
+    """`strict`, single calls and a form for the text are rules of the answer; without them there are none."""
+    assert chat(**fields).generation.tool_rules == rules
+
+
+def test_the_text_of_an_answer_that_may_call_has_its_form() -> None:
+    """With tools a response format is the form of what is no call; it is no ballot, as nobody can vote on a call."""
+    form = {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", "b"]}}}
+    call = chat(tools=[TIME], response_format=form)
+    assert (call.generation.json_schema, call.structured_by) == ('{"enum":["a","b"]}', "response_format")
+    assert call.ballot is None
+    assert call.modes == {Mode.ROUTE}
+
+
+def test_a_forced_call_leaves_a_response_format_nothing_to_say() -> None:
+    """Where a call is forced there is no text: the format of text changes nothing."""
+    call = chat(tools=[TIME], tool_choice="required", response_format={"type": "json_object"})
+    assert call.generation == chat(tools=[TIME], tool_choice="required").generation
+
+
 def test_a_call_and_its_answer_are_read() -> None:
     """An assistant's message with tool calls needs no content."""
     answer = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
@@ -154,9 +194,9 @@ def test_a_call_and_its_answer_are_read() -> None:
         ChatMessage(
             role="assistant",
             content="",
-            tool_calls=(ToolCall(id="c1", name="weather", arguments='{"city": "Bonn"}'),),
+            tool_calls=(ToolCall(id=C1, name="weather", arguments='{"city": "Bonn"}'),),
         ),
-        ChatMessage(role="tool", content="rain", tool_call_id="c1"),
+        ChatMessage(role="tool", content="rain", tool_call_id=C1),
     )
     assert uses_tools(call.prompt)
 
@@ -170,7 +210,6 @@ def test_a_call_and_its_answer_are_read() -> None:
         ({"role": "assistant", "tool_calls": [{**CALL, "id": 3}]}, "messages[0].tool_calls[0].id"),
         ({"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}, "messages[0].tool_calls[0].type"),
         ({"role": "assistant", "tool_calls": [{"id": "c1"}]}, "messages[0].tool_calls[0].function"),
-        ({"role": "assistant"}, "messages[0].content"),
     ],
 )
 def test_a_malformed_tool_message_is_refused_by_name(message: dict[str, Any], param: str) -> None:

@@ -13,12 +13,12 @@ from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.panels import PanelBench, ballot
 from tests.coordinator.schedules import ATTEMPTS, Schedule, lives
 
-MODES = st.sampled_from([Mode.VOTE, Mode.RANK, Mode.MIX])
+MODES = st.sampled_from([Mode.VOTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX])
 STOPS: st.SearchStrategy[tuple[str, ...]] = st.sampled_from([(), ("ab",)])
 
 
 class AnyOrder(Schedule):
-    """A request that three experts answer together."""
+    """A request that three experts answer together; those of a consensus are asked in turn."""
 
     bench: PanelBench
 
@@ -27,7 +27,12 @@ class AnyOrder(Schedule):
         self.begin(mode, stop)
 
     def begin(self, mode: Mode, stop: tuple[str, ...]) -> None:
-        self.begin_on(PanelBench(mode, ballot=ballot("x", "y"), max_tokens=4, stop=stop, sampling=Sampling(seed=1)))
+        weights = (2.0, 1.5, 1.0) if mode is Mode.CONSENSUS else ()
+        self.begin_on(
+            PanelBench(
+                mode, weights=weights, ballot=ballot("x", "y"), max_tokens=4, stop=stop, sampling=Sampling(seed=1)
+            )
+        )
 
     def check(self, effect: Effect) -> None:
         if isinstance(effect, Tell):

@@ -1,0 +1,208 @@
+"""The choice for a vote over final answers: who is asked, in which order, and when asking ends. PURE.
+
+What a vote of a set of experts is worth is replayed from recorded answers (`moe2.coordinator.gate.vote_replay`). Each
+model is asked once, by the expert that takes the fewest joules, and those come first whose vote weighs most for its
+joules. Members that gain less than `SAME_VALUE` are not asked. The set with the largest `value - price * joules` is
+taken; its joules are those to expect, as most votes are settled before everybody was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe2.common.cost import Quantiles
+from moe2.coordinator.choosing.fine_level import expected_j
+from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction
+from moe2.coordinator.choosing.panel_cost import joint_prediction
+from moe2.coordinator.choosing.quality import RosterVotes, VotedWorth
+from moe2.coordinator.choosing.result import Outlook, VoteRule
+from moe2.coordinator.gate.vote_replay import MAX_VOTERS, VotePlans
+from moe2.coordinator.planning.candidates import Candidates
+from moe2.coordinator.planning.problem import Problem, exceeds
+from moe2.coordinator.planning.values import Listed
+
+MAX_MODELS = 8
+"""Models among which voters are looked for."""
+SAME_VALUE = 0.003
+"""Values, less the price of the joules, that differ by less count as equal, and the fewer joules win."""
+MIN_RECORDED = 100
+"""So many recorded prompts have to speak for a vote before it is preferred to one expert's answer."""
+
+
+@dataclass(frozen=True)
+class ChosenVote:
+    """The voters, in the order in which they are asked, with the rule of their vote."""
+
+    places: tuple[int, ...]
+    """Places in the roster."""
+    rule: VoteRule
+    recorded: float
+    """Recorded prompts that all voters have answered."""
+
+
+class Electorate:
+    """The experts that may vote on one request: for each of a few models the one to ask.
+
+    problem: states who keeps the limits; its value does not matter. votes: what is known of the roster's votes.
+    """
+
+    def __init__(self, problem: Problem, outlook: Outlook, votes: RosterVotes) -> None:
+        self._problem, self._outlook, self._votes = problem, outlook, votes
+        self._joules = expected_j(outlook.forecast.energy_j)
+        self._scores = votes.by_model(outlook.prompt_scores.scores)
+        self._weights = votes.replay.record.weights(self._scores)
+        self._place_of = self._cheapest()
+        """The place in the roster of the expert that votes for each model."""
+        self._order = self._asked_first()
+        """The models that are asked, in their order."""
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The reasons by key of the experts that are not asked."""
+        keys, reasons = self._problem.names, {}
+        for place, key in enumerate(keys):
+            model = int(self._votes.columns[place])
+            if key in self._problem.ruled_out or (model in self._order and self._place_of[model] == place):
+                continue
+            if model in self._order:
+                reasons[key] = f"{keys[self._place_of[model]]} votes for its model"
+            elif model in self._place_of:
+                reasons[key] = "the votes of other models weigh more for their joules"
+        return reasons
+
+    def worth(self, size: int) -> VotedWorth:
+        """The worth of sets of voters, averaged over the kinds of prompts."""
+        plans = self._plans(size)
+        kinds = np.full(plans.gain.shape[0], 1 / plans.gain.shape[0])
+        values = plans.values(self._votes.replay.mean_scores, kinds)
+        bit = {model: 1 << number for number, model in enumerate(self._order)}
+        table = np.zeros(1 << len(self._order))
+        for members, value in zip(plans.members.tolist(), values.tolist(), strict=True):
+            mask = sum(bit[model] for model in members if model >= 0)
+            table[mask] = max(table[mask], value)
+        places = [self._place_of[model] for model in self._order]
+        return VotedWorth(Listed(len(self._problem.names), places, table))
+
+    def best(self, problem: Problem, size: int, wanted: float | None, recorded: int = 0) -> ChosenVote:
+        """The vote with the largest value less the price of its joules, among those that keep the limits.
+
+        problem: has a voter that keeps them. wanted: probability of being right at which the client wants the asking
+        to end; None leaves that to the price. recorded: prompts that have to speak for a vote of several.
+        """
+        plans, price_per_j = self._plans(size), self._outlook.price_per_j
+        kinds = self._outlook.prompt_scores.kind_shares
+        values = plans.values(self._scores, kinds)
+        joules = plans.expected(self._of_voters(self._joules), kinds)
+        usable = _keeps_limits(problem, np.where(plans.members >= 0, self._of_voters_places()[plans.members], -1))
+        usable &= (plans.recorded >= recorded) | (plans.members[:, 1:] < 0).all(axis=1)
+        if wanted is not None or price_per_j == 0.0:
+            # Where joules have no price, nothing speaks for an earlier end than the client wants.
+            usable &= np.isinf(plans.wanted)
+        net = np.where(usable, values - price_per_j * joules, -np.inf)
+        equals = np.flatnonzero(net >= net.max() - SAME_VALUE).tolist()
+        chosen = min(equals, key=lambda plan: (joules[plan], -net[plan], plan))
+        models = [model for model in plans.members[chosen].tolist() if model >= 0]
+        ends_at = float(plans.wanted[chosen]) if wanted is None else wanted
+        return ChosenVote(
+            places=tuple(self._place_of[model] for model in models),
+            rule=VoteRule(
+                weights=tuple(float(self._weights[model]) for model in models),
+                other=self._votes.replay.record.other,
+                wanted=None if np.isinf(ends_at) else ends_at,
+                value=float(values[chosen]),
+                expected_j=float(joules[chosen]),
+                asked=tuple(float(share) for share in (kinds @ plans.asked[:, chosen])[: len(models)]),
+            ),
+            recorded=float(plans.recorded[chosen]),
+        )
+
+    def _plans(self, size: int) -> VotePlans:
+        return self._votes.replay.plans(self._order, min(size, MAX_VOTERS, len(self._order)))
+
+    def _cheapest(self) -> dict[int, int]:
+        """The place of each model's expert that keeps the limits with the fewest joules, then with the sooner end."""
+        end_s = np.nan_to_num(self._outlook.forecast.total_s.p50, nan=np.inf)
+        found: dict[int, int] = {}
+        places = Candidates.of(self._problem).index.tolist()
+        for place in sorted(places, key=lambda place: (self._joules[place], end_s[place], self._problem.names[place])):
+            found.setdefault(int(self._votes.columns[place]), place)
+        return found
+
+    def _asked_first(self) -> tuple[int, ...]:
+        """The models that are asked, those first whose vote weighs most for its joules.
+
+        Of more than `MAX_MODELS` the likeliest to be right are kept, and among these the cheapest one in any case.
+        """
+        models = sorted(self._place_of, key=lambda model: (-self._scores[model], self._place_of[model]))
+
+        def rank(model: int) -> tuple[float, int]:
+            return -float(self._weights[model]) / max(float(self._joules[self._place_of[model]]), 1e-9), model
+
+        cheap = sorted(models, key=rank)[: MAX_MODELS // 2]
+        kept = [*cheap, *(model for model in models if model not in cheap)][:MAX_MODELS]
+        return tuple(sorted(kept, key=rank))
+
+    def _of_voters_places(self) -> IntArray:
+        """(M,) the place of each model's voter; 0 for models without one, which are in no plan."""
+        places: IntArray = np.zeros(self._scores.size, dtype=np.int64)
+        for model, place in self._place_of.items():
+            places[model] = place
+        return places
+
+    def _of_voters(self, figures: FloatArray) -> FloatArray:
+        """(M,) the figure of each model's voter, from those of all experts (N,)."""
+        return np.asarray(figures[self._of_voters_places()])
+
+
+def voted_value(outlook: Outlook, votes: RosterVotes, places: Sequence[int]) -> float | None:
+    """The probability that a vote of the experts at `places` is right; None where too few recorded answers say so."""
+    models = tuple(sorted({int(votes.columns[place]) for place in places}))
+    if len(models) > MAX_VOTERS:
+        return None
+    plans = votes.replay.plans(models, len(models))
+    chosen = np.flatnonzero((plans.members >= 0).sum(axis=1) == len(models))
+    if not len(chosen) or plans.recorded[chosen[-1]] < MIN_RECORDED:
+        return None
+    scores = votes.by_model(outlook.prompt_scores.scores)
+    # The last rule of a set is the one that ends only when the outcome is certain.
+    return float(plans.values(scores, outlook.prompt_scores.kind_shares)[chosen[-1]])
+
+
+def predicted_of_vote(outlook: Outlook, vote: ChosenVote) -> Prediction:
+    """What a vote takes: at the median the joules to expect, at p95 those of all voters.
+
+    Voters are asked one after the other, or at the same time where the limits on seconds leave no time for that.
+    """
+    assert outlook.work is not None  # noqa: S101 - a panel's outlook says what its members do
+    together = joint_prediction(outlook.work, vote.places)
+    energy_j = together.energy_j and Quantiles(vote.rule.expected_j, together.energy_j.p95)
+    parts = [outlook.forecast.total_s.at(place) for place in vote.places]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return replace(together, energy_j=energy_j)
+    one_by_one = Quantiles(
+        sum(part.p50 * share for part, share in zip(known, vote.rule.asked, strict=True)),
+        sum(part.p95 for part in known),
+    )
+    end_s = outlook.budgets.soonest_end_s
+    if end_s is not None and one_by_one.p95 > end_s:
+        return replace(together, energy_j=energy_j)
+    return replace(together, ttft_s=one_by_one, total_s=one_by_one, energy_j=energy_j)
+
+
+def _keeps_limits(problem: Problem, members: IntArray) -> npt.NDArray[np.bool_]:
+    """(T,) True for the sets that keep all limits together. members: (T, S) places, -1 after the last one."""
+    counted = members >= 0
+    sizes = counted.sum(axis=1)
+    fits = sizes <= problem.largest_panel
+    for total in problem.sum_limits():
+        sums = np.where(counted, total.cost[members], 0.0).sum(axis=1) + total.by_size[sizes]
+        fits &= ~exceeds(sums, total.limit)
+    for most in problem.max_limits():
+        largest = np.where(counted, most.cost[members], 0.0).max(axis=1) + most.by_size[sizes]
+        fits &= ~exceeds(largest, most.limit)
+    return np.asarray(fits)
