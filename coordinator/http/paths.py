@@ -27,5 +27,7 @@ FEEDBACK_PATH = "/v1/moe2/feedback"
 LEDGER_PATH = "/v1/moe2/ledger"
 EVENTS_PATH = "/v1/moe2/events"
 
+WISH_PATH = "/wishes"
+"""A route of the local socket only, on which an operator says who sleeps and who stays awake."""
 CALIBRATION_PATH = "/calibration"
 """A route of the local socket only; that of the status is `moe2.common.localsocket.STATUS_ROUTE`."""

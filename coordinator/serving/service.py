@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from moe2.common.alarm import Alarm
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -45,6 +46,18 @@ from moe2.coordinator.serving.settings import DispatchSection
 from moe2.coordinator.serving.totals import Totals
 
 log = structlog.get_logger()
+
+_ASKS_FOR_SLEEPERS = frozenset(
+    {
+        ErrorCode.NO_LIVE_EXPERT,
+        ErrorCode.INFEASIBLE,
+        ErrorCode.CONTEXT_EXCEEDED,
+        ErrorCode.NO_CHAT_TEMPLATE,
+        ErrorCode.NO_TOOLS,
+        ErrorCode.EXHAUSTED,
+    }
+)
+"""Refusals by those who are awake after which a sleeping expert is asked for: waiting for them would not help."""
 
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
@@ -233,7 +246,13 @@ class Service:
         if life is not None and self._judge.suspects:
             request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
-        return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
+            # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
+            roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)
+            if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
+                return roused
+        return chosen
 
     def _room_appeared(self, request_id: str) -> None:
         self._handle(self._active[request_id], events.RoomAppeared())
