@@ -205,8 +205,7 @@ class Selector:
         outlook = decided.outlook
         places = _places(decided)
         value = None
-        if len(places) > 1:
-            value = voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places)
+        value = voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places)
         if value is None:
             value = float(outlook.prompt_scores.scores[places].max())
         return value - outlook.price_per_j * float(expected_j(outlook.forecast.energy_j)[places].sum())
