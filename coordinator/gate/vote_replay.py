@@ -32,7 +32,7 @@ TRUST = 0.6
 
 Such differences are noisy, and the plan with the largest value is one where they err upwards. With 0.6 the choice was
 within one standard error of the best policy at 34 of 36 targets of `evaluate --answers` on MMLU-Pro, with 1.0 at 22."""
-MAX_ORDERS = 8
+MAX_ORDERS = 64
 """Orders of asking of which the plans are remembered."""
 EARLIER = 1e-5
 """Among equal sums the answer that was given first leads: each later one begins with so much less."""
@@ -74,9 +74,10 @@ class VotePlans:
     def values(self, scores: FloatArray, kinds: FloatArray) -> FloatArray:
         """(B, T) the probability that each plan answers each of B prompts well.
 
-        It is what the plan reaches on the prompt's kind, and as far as an answer is a member's, what of that member's
-        score for this prompt differs from its mean on the kind, as far as that is to be trusted. scores: (B, N) that of each expert alone. kinds: (B, K)
-        the probability of each kind.
+        It is what the plan reaches on the prompt's kind. As far as an answer is a member's, there is added what that
+        member's score for this prompt differs from its mean on the kind, as far as that is to be trusted.
+
+        scores: (B, N) that of each expert alone. kinds: (B, K) the probability of each kind.
         """
         found = kinds @ self.score
         above = TRUST * (scores - kinds @ self.by_kind)
@@ -151,7 +152,9 @@ class VoteReplay:
                 if prefix not in nodes:
                     former, other = nodes[prefix[:-1]], self.record.other
                     nodes[prefix] = former.with_vote(self._codes[:, last], self._weights[:, last], other)
-        members, wanted, scores, asked, credit, recorded = [], [], [], [], [], []
+        members, wanted, scores, recorded = [], [], [], []
+        asked: list[Float32Array] = []
+        credit: list[Float32Array] = []
         for chosen in sets:
             rules = WANTED if len(chosen) > 1 else (np.inf,)
             known = (self._codes[:, list(chosen)] != NOT_ASKED).all(axis=1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +24,7 @@ from moe2.coordinator.gate.votes import RIGHT, CodeArray
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.profiles import fleet_costs
 from moe2.coordinator.training.evaluate.study import Parts, split_for_report
+from moe2.coordinator.training.evaluate.vote_report import BehindBest, EarlyStop, PolicyFigures, VoteReport
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import kinds_of
 from moe2.coordinator.training.train import Progress, TrainedGate, train_gate
@@ -47,57 +47,6 @@ AUTO = "auto"
 _BISECTIONS = 20
 _DEAREST = 1.0
 """The highest price of a joule that is tried: one joule for the whole score."""
-
-
-class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What one policy reached on the held-out rows, within one target."""
-
-    pool: str
-    target_j: float | None
-    policy: str
-    score: float
-    """Mean score, 0..1."""
-    score_se: float
-    mean_j: float
-    asked_mean: float
-    """Experts asked per question."""
-    gain_points: float
-    """Score less that of the best single expert within the target, in points of a hundred, paired by row."""
-    gain_se: float
-    members: tuple[str, ...] = ()
-    """The fixed expert or voters, in the order in which they are asked; empty where they depend on the question."""
-
-
-class EarlyStop(msgspec.Struct, frozen=True, kw_only=True):
-    """What asking in turn saves and costs against asking the same voters all."""
-
-    pool: str
-    members: tuple[str, ...]
-    lost_points: float
-    lost_se: float
-    joules_ratio: float
-
-
-class BehindBest(msgspec.Struct, frozen=True, kw_only=True):
-    """How far `auto` is behind the best policy within one target; negative where it is ahead of all others."""
-
-    pool: str
-    target_j: float | None
-    best_policy: str
-    behind_points: float
-    behind_se: float
-
-
-class VoteReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole evaluation of votes."""
-
-    pools: dict[str, tuple[str, ...]]
-    rows: dict[str, int]
-    reported_on: str
-    host_marks: str
-    consensus: tuple[PolicyFigures, ...]
-    early_stop: tuple[EarlyStop, ...]
-    behind_best: tuple[BehindBest, ...]
 
 
 class VoteEvaluationError(Moe2Error):
