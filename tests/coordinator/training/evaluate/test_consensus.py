@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from moe2.coordinator.__main__ import main
+from moe2.coordinator.cli import evaluate as command
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.evaluate.consensus import VoteEvaluationError, default_pools, evaluate_votes
 from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
@@ -39,6 +40,13 @@ def report() -> VoteReport:
     """The figures of a pool of three small experts, and of the same with the large one."""
     pools = {"small": NAMES[:3], "with the large one": NAMES}
     return evaluate_votes(answered(), pools=pools, targets_j=(60.0, None), training=QUICK)
+
+
+def call(*argv: str) -> int:
+    """The exit code of the command."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv))
 
 
 def found(report: VoteReport, pool: str, target_j: float | None, policy: str) -> PolicyFigures:
@@ -109,11 +117,11 @@ def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_bytes(msgspec.json.Encoder().encode_lines(lines))
     assert read_outcomes(path).with_experts(NAMES).answers == table.answers
     pool = f"mine={','.join(NAMES[:2])}"
-    assert main(["evaluate", "--answers", str(path), "--pool", pool, "--json", str(out)]) == 0
+    assert call("--answers", str(path), "--pool", pool, "--json", str(out)) == 0
     block = msgspec.json.decode(out.read_bytes())["consensus"]
     wanted = {"pool", "target_j", "policy", "score", "mean_j", "asked_mean", "gain_points", "gain_se"}
     assert wanted <= set(block[0])
     assert {line["policy"] for line in block} >= {"best_single", "label_known", "priced_route", "auto"}
     assert "mine" in capsys.readouterr().out
-    assert main(["evaluate"]) == 1
-    assert main(["evaluate", "--answers", str(path), "--pool", "nothing"]) == 1
+    assert call() == 1
+    assert call("--answers", str(path), "--pool", "nothing") == 1
