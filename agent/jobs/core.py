@@ -42,7 +42,7 @@ from moe2.agent.jobs.events import (
     TimePassed,
     TokenTaken,
 )
-from moe2.agent.jobs.expert import Expert, Job, Phase, report_of, timing_of, usage_of
+from moe2.agent.jobs.expert import Expert, Job, Phase, reasoning_part, report_of, timing_of, usage_of
 from moe2.agent.jobs.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.jobs.selfmeasurement import MeasuringRules, SelfMeasurement
 from moe2.agent.settings import ModelSection
@@ -304,7 +304,9 @@ class AgentCore:
             self.jobs_finished += 1
         if job.abandoned:
             return []
-        usage = msgspec.structs.replace(job.ending.usage or JobUsage(), energy=energy)
+        usage = job.ending.usage or JobUsage()
+        weight = self.experts[job.order.model].token_weight
+        usage = msgspec.structs.replace(usage, energy=energy, reasoning_j=reasoning_part(usage, energy, weight))
         return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.order.request_id)]
 
     # --- Who is awake, and the host's own work -----------------------------------------------------------------------
@@ -426,6 +428,7 @@ class AgentCore:
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
             decoded_tokens=event.decoded_tokens,
+            reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
             queue_s=queue_s,
             prefill_s=event.prefill_s,
             decode_s=event.decode_s,

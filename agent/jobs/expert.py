@@ -12,6 +12,7 @@ from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.learning.latency import RequestTiming
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
+from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import ExpertReport, ExpertState, FollowJob, JobDone, JobFailed, JobScored, JobUsage
 from moe2.common.link.messages import Job as Order
@@ -165,6 +166,15 @@ def usage_of(job: Job, now_s: float) -> JobUsage:
         decoded_tokens=job.decoded_tokens,
         queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
     )
+
+
+def reasoning_part(usage: JobUsage, energy: Energy, weight: TokenWeight) -> float | None:
+    """Joules of a job's reasoning: its tokens' share, as the account weighs tokens. None where that is not known."""
+    if energy.joules is None or not usage.reasoning_tokens:
+        return None
+    prefilled = max(0, (usage.prompt_tokens or 0) - usage.cached_tokens)
+    whole = weight.decode * usage.decoded_tokens + weight.prefill * prefilled
+    return energy.joules * weight.decode * usage.reasoning_tokens / whole if whole > 0 else None
 
 
 def timing_of(
