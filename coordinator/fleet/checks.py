@@ -122,6 +122,12 @@ class _Given:
                 return self.max_prompt if max_tokens is None else max_tokens
 
     @property
+    def max_pieces(self) -> int:
+        """The most pieces that the job can send: one for each token, and for an unfinished character at the end."""
+        echoed = self.max_prompt if isinstance(self.job, Submit) and self.job.echo else 0
+        return self.max_decoded + echoed + 1
+
+    @property
     def max_prompt(self) -> int:
         """The most tokens that the job's prompt can have, if it ran."""
         return MAX_TOKENS if self.context_tokens is None else self.context_tokens
@@ -195,9 +201,8 @@ class AgentChecks:
             if not isinstance(given.job, Submit):
                 return "tokens of a job that was not to write"
             given.n_pieces += len(job.pieces)
-            # An unfinished character at the end is a piece of its own.
-            if given.n_pieces > given.max_decoded + 1:
-                return f"{given.n_pieces} tokens where at most {given.max_decoded} were asked for"
+            if given.n_pieces > given.max_pieces:
+                return f"{given.n_pieces} tokens where at most {given.max_pieces - 1} were asked for"
         for piece in job.pieces:
             if piece.logprob is not None and not _is_logprob(piece.logprob):
                 return f"a log-probability of {piece.logprob}"

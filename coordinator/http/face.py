@@ -77,12 +77,34 @@ class Encoder(Protocol):
         """Returns the last events of an answer that failed, as an error status cannot be sent any more."""
 
 
+class ChoiceEncoder(Encoder, Protocol):
+    """Writes one of several answers of a request."""
+
+    def finish(self, reason: str) -> bytes:
+        """Returns the last events of an answer while others of its request still go on."""
+
+
+class Choices(Protocol):
+    """Writes all answers of a request that asks for several."""
+
+    @property
+    def encoders(self) -> Sequence[ChoiceEncoder]:
+        """The encoder of each answer, by its index."""
+
+    def whole(self, origin: Origin, answers: Sequence[tuple[Sequence[Part], str]], receipt: Receipt) -> Any:
+        """Returns the JSON document of all answers, given as their parts and the reason why each ended."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What a body asks for, and who writes the answer."""
+    """What a body asks for, and who writes the answer.
+
+    choices: who writes the answers where the body may ask for several; None for a face that has only one.
+    """
 
     call: Call
     encoder: Encoder
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +125,13 @@ Face: TypeAlias = Callable[[Incoming], Asked]
 class PartReader:
     """Reads the tokens of one answer as they come, and says which parts of it have become final.
 
-    tool_names: the tools that the answer may call; without any, all of it is text.
+    tool_names: the tools that the answer may call; without any, all of it is text. most_calls: a call beyond so many is
+    left out; None sets no limit.
     """
 
-    def __init__(self, tool_names: frozenset[str], request_id: str) -> None:
-        self._calls = CallReader(tool_names, ids=request_id.removeprefix("req-")) if tool_names else None
+    def __init__(self, tool_names: frozenset[str], request_id: str, *, most_calls: int | None = None) -> None:
+        ids = request_id.removeprefix("req-")
+        self._calls = CallReader(tool_names, ids=ids, most_calls=most_calls) if tool_names else None
 
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
 import msgspec
 
 from moe2.common.energy import NEVER_RAN, Energy, WholeEnergy, total, unmeasured
@@ -12,6 +15,8 @@ from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.life import Lifecycle
+
+N = TypeVar("N", int, float)
 
 
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +115,40 @@ def receipt_of(life: Lifecycle) -> Receipt:
         exceeded=_exceeded(life, energy, tokens),
         reasoning_j=usage.reasoning_j if usage else None,
     )
+
+
+def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Receipt:
+    """The receipt of a request that asked for several answers: of the first one, with what all took together.
+
+    Tokens are counted as OpenAI counts them: each prompt once, however many answers it has. Unknown in one is unknown
+    in the sum.
+    """
+    first = receipts[0]
+    prompts = {id(life.request.prompt): receipt.tokens for life, receipt in zip(lives, receipts, strict=True)}
+    totals_s = [receipt.seconds.total for receipt in receipts]
+    return msgspec.structs.replace(
+        first,
+        experts=tuple(line for receipt in receipts for line in receipt.experts),
+        tokens=TokenCounts(
+            prompt=_sum(tokens.prompt for tokens in prompts.values()),
+            cached=_sum(tokens.cached for tokens in prompts.values()),
+            decoded=_sum(receipt.tokens.decoded for receipt in receipts),
+            reasoning=_sum(receipt.tokens.reasoning for receipt in receipts),
+        ),
+        seconds=msgspec.structs.replace(
+            first.seconds,
+            ttft=min((s for receipt in receipts if (s := receipt.seconds.ttft) is not None), default=None),
+            total=None if None in totals_s else max(s for s in totals_s if s is not None),
+        ),
+        energy=WholeEnergy.of(total(energy_of(life) for life in lives)),
+        reasoning_j=_sum(receipt.reasoning_j for receipt in receipts),
+        exceeded=tuple(dict.fromkeys(name for receipt in receipts for name in receipt.exceeded)),
+    )
+
+
+def _sum(parts: Iterable[N | None]) -> N | None:
+    known = list(parts)
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def energy_of(life: Lifecycle) -> Energy:

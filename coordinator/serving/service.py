@@ -119,9 +119,9 @@ class Service:
         """The requests in progress, oldest first."""
         return tuple(active.life for active in self._active.values())
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._active) >= self.max_active
+    def has_room_for(self, n_requests: int) -> bool:
+        """Whether so many more requests may be begun."""
+        return len(self._active) + n_requests <= self.max_active
 
     def status(self) -> DispatchStatus:
         """The figures of the queue, of hedges and of breakers as users see them."""
@@ -141,13 +141,16 @@ class Service:
         """When a request for this model can expect room, behind those that wait; None where no speed is known."""
         return self._queue.room_in_s(model)
 
-    def begin(self, request: Request) -> Exchange:
-        """Admit a request. The caller has checked `is_full` and `stopping`."""
+    def begin(self, request: Request, news: asyncio.Event | None = None) -> Exchange:
+        """Admit a request. The caller has checked `has_room_for` and `stopping`.
+
+        news: set when there is something to take; None for an event of the exchange's own.
+        """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
         chain = prefixes(request.prompt) if self._settings.affinity else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
-        exchange = Exchange(life)
+        exchange = Exchange(life, news)
         active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
         self._hedges.request_came()
         self._active[request.request_id] = active
