@@ -359,14 +359,25 @@ def test_a_shelved_conversation_that_no_longer_fits_is_decoded_anew() -> None:
     assert engine.text("again") == alone.text("again")
 
 
+def test_a_limit_beyond_the_context_is_that_of_the_context() -> None:
+    """A limit is a bound and no demand: the answer fills what the context leaves, and ends with length."""
+    engine = Engine(slots=1, cells=24)
+    prompt = next(text for text in ("a", "b", "c", "ab", "ba") if len(greedy(_tokens(text), 24)) == 24)
+    engine.decoder.submit(_generate("job", prompt, max_tokens=100))
+    engine.run()
+    end = engine.end("job")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.prompt_tokens + end.decoded_tokens) == ("length", 24)
+
+
 def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers() -> None:
-    """Prompt plus max_tokens beyond the context: the message names prompt, limit and what would fit."""
+    """A prompt that leaves no room for an answer: the message names its length and the context's."""
     engine = Engine(cells=24)
-    engine.decoder.submit(_generate("job", "abab", max_tokens=100))
+    engine.decoder.submit(_generate("job", "ab" * 12, max_tokens=1))
     end = engine.end("job")
     assert isinstance(end, JobFailed)
     assert end.code == JobErrorCode.CONTEXT_EXCEEDED
-    assert all(number in end.message for number in ("4", "100", "24", "20"))
+    assert end.message.count("24") == 2
 
 
 @pytest.mark.parametrize(
