@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import exp
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,7 +21,7 @@ from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Sco
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt, Tokens
 from tests.agent.engine.simulation import END, Engine, Letters, SimulatedCache, greedy, letters, logits_after
 
 
@@ -93,6 +94,18 @@ def _with_bound() -> tuple[Engine, _Bound]:
     engine = Engine(slots=1, new_draw=new_draw)
     engine.decoder.submit(_generate("bound", "ab"))
     return engine, draws["bound"]
+
+
+def test_the_end_is_an_alternative_with_a_name() -> None:
+    """Else it could not be told from a token without text; it has no bytes."""
+    engine = Engine(endless=True)
+    engine.decoder.submit(msgspec.structs.replace(_generate("j", "ab"), logprobs=20, max_tokens=4))
+    engine.run()
+    pieces = [p for event in engine.events if isinstance(event, Tokens) for job in event.jobs for p in job.pieces]
+    names = [[(other.text, other.hex) for other in piece.alternatives] for piece in pieces]
+    assert len(names) == 4
+    assert any(("<end>", None) in each for each in names)
+    assert all(own == "" for each in names for text, own in each if text != "<end>")
 
 
 def test_a_job_that_waits_for_its_grammar_takes_no_slot() -> None:
