@@ -38,6 +38,7 @@ from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import whole_seconds
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)
 
 
 class Answering:
@@ -55,6 +56,10 @@ class Answering:
         """Replaces the settings; they hold from the next request on."""
         self._settings = settings
         self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
+
+    def reading(self) -> Reading:
+        """Returns how bodies are read, by the settings as they are now."""
+        return self._reading
 
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face."""
@@ -105,6 +110,7 @@ class Answering:
             prefix=call.prefix,
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
+            client_request_id=http.get(CLIENT_REQUEST_ID),
             principal=principal,
             is_streamed=call.stream,
         )
