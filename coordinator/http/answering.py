@@ -11,7 +11,6 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
@@ -66,13 +65,15 @@ class Answering:
             model=call.model,
             prompt=call.prompt,
             generation=call.generation,
-            demand=Demand(call.prompt_tokens(), call.generation.max_tokens),
+            demand=call.demand(),
             arrived_s=arrived_s,
             deadline_s=arrived_s + self._settings.request_timeout_s,
             wish=call.wish,
             modes=call.modes,
             prefix=call.prefix,
             ballot=call.ballot,
+            texts=call.texts,
+            vector_size=call.vector_size,
             traceparent=http.headers.get("traceparent"),
             principal=principal,
             is_streamed=call.stream,
@@ -111,7 +112,7 @@ class Answering:
         reason = _reason(outcome, exchange)
         reader = _reader(asked.call, exchange)
         parts = [*reader.feed(pieces), *reader.finish()]
-        end = End(reader.reason(reason), exchange.receipt)
+        end = End(reader.reason(reason), exchange.receipt, exchange.vectors)
         body = asked.encoder.whole(_origin(asked.call, exchange), parts, end)
         answer = web.Response(
             body=msgspec.json.encode(body), content_type="application/json", headers=_headers(asked.call, exchange)
