@@ -33,6 +33,14 @@ class AgentSection(Settings):
     """Where `moe2-agent status` asks; who may is up to the group of the file."""
     drain_s: Annotated[Seconds, LIVE] = 30.0
     """On SIGTERM, running requests get this long to finish."""
+    allow_unload: bool = False
+    """The coordinator may end a model's process while nobody needs it, which gives its memory and its idle watts back;
+    the next request loads it again."""
+    allow_suspend: bool = False
+    """The coordinator may suspend this host while nobody needs it. It has to be able to wake it again, with magic
+    packets or by other means. install.sh installs the polkit rule for it."""
+    asleep_w: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+    """What a meter at the wall shows while this host is suspended, in W; the host cannot measure it by itself."""
 
 
 class CoordinatorSection(Settings):
@@ -196,6 +204,17 @@ class SensorsSection(Settings):
         return profile
 
 
+class MeasuringSection(Settings):
+    """[measuring]: an idle expert whose joules or seconds are not known runs two short jobs of its own."""
+
+    enabled: bool = True
+    """Without it an expert that gets no requests stays unmeasured, and energy budgets rule it out."""
+    max_energy_j: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1000.0
+    """The most joules that measuring one expert may take."""
+    stale_s: Annotated[float, Field(ge=60, le=1e8, allow_inf_nan=False)] = 604_800.0
+    """Figures that are older are measured again; a week if not set."""
+
+
 class MetricsSection(Settings):
     """[metrics]: a listener for Prometheus. The local socket serves them in any case."""
 
@@ -217,6 +236,7 @@ class AgentSettings(Settings):
     coordinator: CoordinatorSection
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
+    measuring: MeasuringSection = MeasuringSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

@@ -101,6 +101,23 @@ class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     breakers: tuple[BreakerRow, ...] = ()
 
 
+class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One average budget: of the fleet, of a category, of a key, or of what a key's daily limit leaves each answer.
+
+    mean_j: joules per answer over about the last hundred; None before the first. price_per_j: score, 0..1, that one
+    joule has to bring. n_unmeasured: requests that it could not count, as nobody knows their joules. saturated: the
+    latest requests could not have been answered for less, so that a higher price would change nothing.
+    """
+
+    scope: str
+    average_energy_j: float
+    price_per_j: float
+    mean_j: float | None
+    n_answers: int
+    n_unmeasured: int = 0
+    saturated: bool = False
+
+
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Everything `moe2-coordinator status` and `GET /v1/moe2/fleet` show."""
 
@@ -119,6 +136,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests_cancelled: int
     warnings: tuple[HealthWarning, ...]
     dispatch: DispatchStatus = DispatchStatus()
+    averages: tuple[AverageRow, ...] = ()
+    """Average budgets with the price of a joule that each has learned."""
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

@@ -7,9 +7,14 @@ stop string. Pieces keep their log-probabilities while they wait.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
+
+
+def answer_text(pieces: Iterable[TokenPiece]) -> str:
+    """The answer that pieces make, without the reasoning that came before it."""
+    return "".join(piece.text for piece in pieces if not piece.is_reasoning)
 
 
 class TextStream:
@@ -24,12 +29,23 @@ class TextStream:
     def feed(
         self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
     ) -> tuple[TokenPiece, ...]:
-        """Take in one token's bytes; returns the pieces that are final now.
+        """Take in one token's bytes; returns the pieces that are final now (see `take`)."""
+        return self.take(self.decoded(token, logprob, alternatives))
 
-        A character's text belongs to the token that completes it. Sets `stopped` when a stop string is complete: the
-        text before it is returned, the rest is dropped, and nothing may be fed any more.
+    def decoded(
+        self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
+    ) -> TokenPiece:
+        """One token's bytes as a piece. A character's text belongs to the token that completes it."""
+        text = self._decoder.decode(token)
+        own = "" if logprob is None or text.encode() == token else token.hex()
+        return TokenPiece(text, logprob, alternatives, hex=own)
+
+    def take(self, piece: TokenPiece) -> tuple[TokenPiece, ...]:
+        """Take in the next piece; returns those that are final now.
+
+        Sets `stopped` when a stop string is complete: the text before it is returned, the rest is dropped, and nothing
+        may be taken in any more.
         """
-        piece = TokenPiece(self._decoder.decode(token), logprob, alternatives)
         if not self._stop:
             return (piece,)
         self._held.append(piece)
@@ -40,11 +56,14 @@ class TextStream:
             return self._release(end)
         return self._release(len(text) - self._undecided(text))
 
-    def finish(self) -> tuple[TokenPiece, ...]:
-        """The end of the stream: everything still held. An unfinished character becomes U+FFFD."""
+    def finish(self, *, is_cut: bool = False) -> tuple[TokenPiece, ...]:
+        """The end of the stream: everything still held. An unfinished character becomes U+FFFD.
+
+        is_cut: the stream was to go on; then an unfinished character is dropped, as its half says nothing.
+        """
         if self.stopped:
             return ()
-        rest = self._decoder.decode(b"", True)
+        rest = "" if is_cut else self._decoder.decode(b"", True)
         released = tuple(self._held) + ((TokenPiece(rest),) if rest else ())
         self._held.clear()
         return released

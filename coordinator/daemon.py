@@ -59,9 +59,11 @@ from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
-from moe2.coordinator.observing.health import cap_warnings, dispatch_warnings, fleet_warnings
+from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.provisioning.price_book import PriceBook
+from moe2.coordinator.provisioning.price_file import PriceFile
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -76,6 +78,7 @@ log = structlog.get_logger()
 EVICT_EVERY_S = 5.0
 KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
+KEEP_PRICES_EVERY_S = 10.0
 GOODBYE_S = 2.0
 
 
@@ -105,7 +108,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings.selection.gate, self._feedback),
-            settings.selection.categories,
+            settings.selection.limits_by_category,
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
@@ -114,6 +117,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._calibration = CalibrationWindow()
         self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
         self._accounts = Accounts()
+        self._price_file = PriceFile(settings.coordinator.state_dir)
+        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = None
@@ -131,7 +136,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
-            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
+            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time, prices=self._prices),
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
@@ -172,6 +177,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                         self._evict(),
                         self._keep_trust(),
                         self._sample_power(),
+                        self._keep_prices(),
                         self._notifier.feed_watchdog(),
                     )
                 ]
@@ -184,6 +190,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
+        await asyncio.to_thread(self._price_file.write, self._prices.saved())
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
@@ -193,6 +200,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         now_s = asyncio.get_running_loop().time()
         rows = self._table.rows(now_s)
         totals, dispatch = self._service.totals, self._service.status()
+        averages = self._prices.rows()
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
@@ -208,6 +216,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
             dispatch=dispatch,
+            averages=averages,
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
@@ -216,6 +225,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
+                *average_warnings(averages),
+                *self._price_file.warnings(),
                 *self._selector.scorer.warnings(),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
@@ -238,7 +249,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         except Moe2Error:
             self._doorkeeper.read_token(former.agents.token_file)
             raise
-        self._selector.reconfigure(scorer, selection.categories, selection.fleet_watts_cap_w)
+        self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
+        self._prices.reconfigure(selection.averages)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._answering.use(api)
@@ -266,7 +278,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
         ).add_to(app)
@@ -286,7 +298,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         app = web.Application(middlewares=[answer_errors, bodies.middleware])
         self._fleet.add_to_local(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
@@ -328,6 +340,15 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._tls.load_changed()
             self._hub.disconnect_revoked()
             await asyncio.sleep(KEEP_TRUST_EVERY_S)
+
+    async def _keep_prices(self) -> None:
+        """Writes what the prices have learned to their file now and then, so that a crash costs little of it."""
+        kept = self._prices.n_settled
+        while True:
+            await asyncio.sleep(KEEP_PRICES_EVERY_S)
+            if self._prices.n_settled != kept:
+                kept = self._prices.n_settled
+                await asyncio.to_thread(self._price_file.write, self._prices.saved())
 
     async def _sample_power(self) -> None:
         while True:

@@ -32,14 +32,29 @@ TOOL_TEMPLATE = """{% if tools %}<|im_start|>system
 """
 
 
+THINKING_TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content.split('</think>')[-1] }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+<think>
+{% if enable_thinking is false %}
+</think>
+
+{% endif %}"""
+"""Opens the reasoning in the prompt, as many do, and closes it again where it is switched off."""
+
+
 def with_tools(model: Path, target: Path) -> Path:
-    """A copy of a GGUF file whose chat template has tools: the new one in the old one's place, filled up to its
-    length."""
+    """A copy of a GGUF file whose chat template has tools."""
+    return with_template(model, target, TOOL_TEMPLATE)
+
+
+def with_template(model: Path, target: Path, template_text: str) -> Path:
+    """A copy of a GGUF file with another chat template: the new one in the old one's place, filled up to its length."""
     content = bytearray(model.read_bytes())
     # A GGUF string value: the key, its type (4 bytes), its length (8 bytes), then the text.
     start = content.index(b"tokenizer.chat_template") + len(b"tokenizer.chat_template") + 12
     length = int.from_bytes(content[start - 8 : start], "little")
-    template = TOOL_TEMPLATE.encode()
+    template = template_text.encode()
     filling = b"{#" + b"." * (length - len(template) - 4) + b"#}"
     assert len(filling + template) == length, "the test's template is too long"
     content[start : start + length] = filling + template

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.thinking import Channels, Thinker
 from moe2.agent.engine.writing import Means, Writing
 from moe2.common.link.messages import Submit, TokenAlternative, TokenPiece
 from moe2.common.textstream import TextStream
@@ -28,12 +31,46 @@ class Draw(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class BoundDraw(Draw, Protocol):
+    """A draw for an answer of a given form, before which there may be reasoning of any form."""
+
+    offered: int | None
+    """A token that may be drawn beside those that the form allows; it is no part of the form."""
+
+    def sample_freely(self, place: int) -> int:
+        """Draws any token; the form does not go on."""
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """How an answer's reasoning is read and bounded.
+
+    begun: what the prompt has of the answer already, from the mark on where it has one. bound: the draw, where the
+    answer has a form. budget_tokens: the most tokens of reasoning; None for no limit.
+    """
+
+    thinker: Thinker
+    begun: str = ""
+    bound: BoundDraw | None = None
+    budget_tokens: int | None = None
+
+
 class Drawing(Writing):
     """Draws token after token."""
 
     def __init__(
-        self, request: Submit, prompt: list[int], means: Means, *, cells: int, queued_at_s: float, draw: Draw
+        self,
+        request: Submit,
+        prompt: list[int],
+        means: Means,
+        *,
+        cells: int,
+        queued_at_s: float,
+        draw: Draw,
+        reasoning: Reasoning | None = None,
     ) -> None:
+        """reasoning: None for a model that has none."""
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
         self._draw = draw
@@ -41,6 +78,11 @@ class Drawing(Writing):
         self._pieces: list[TokenPiece] = []
         self._kept: tuple[Run, Logits] | None = None
         """What the model said while the draw was not ready; the next batch writes over the original."""
+        self._reasoning = reasoning
+        self._channels = reasoning.thinker.marks.reader(reasoning.begun) if reasoning else None
+        self._forced: deque[int] = deque()
+        """Tokens that come next, whatever the model says."""
+        self.reasoning_tokens = 0
 
     @property
     def is_ready(self) -> bool:
@@ -50,7 +92,9 @@ class Drawing(Writing):
         if run.remaining:
             return
         place += len(chunk.tokens) - 1
-        if self._draw.is_ready:
+        if (token := self._token_of_reasoning(place)) is not None:
+            self._write(run, token, lambda: self._logits(place))
+        elif self._draw.is_ready:
             self._write(run, self._draw.sample(place), lambda: self._logits(place))
         else:
             self._kept = run, self._logits(place).copy()
@@ -61,6 +105,37 @@ class Drawing(Writing):
             (run, logits), self._kept = self._kept, None
             self._write(run, self._draw.sample_kept(logits), lambda: logits)
 
+    def _token_of_reasoning(self, place: int) -> int | None:
+        """The next token, where it is no matter of the answer's form; None where the draw is to say."""
+        if self._channels is None or self._reasoning is None:
+            return None
+        if not self._forced:
+            self._force_end(self._channels, self._reasoning)
+        if self._forced:
+            return self._forced.popleft()
+        bound, thinker = self._reasoning.bound, self._reasoning.thinker
+        if bound is None:
+            return None
+        if self._channels.is_answering:
+            bound.offered = None
+            return None
+        if not (self._channels.is_reasoning or thinker.marks.is_harmony):
+            # The answer has not begun: the model may think first. A mark of several tokens could begin an answer, too.
+            bound.offered = thinker.opening[0] if len(thinker.opening) == 1 else None
+            return None
+        token = bound.sample_freely(place)
+        if self._vocabulary.is_end(token) and not self._channels.may_end:
+            # An answer of a given form is still to come.
+            self._forced += thinker.closing
+            token = self._forced.popleft()
+        return token
+
+    def _force_end(self, channels: Channels, reasoning: Reasoning) -> None:
+        """Ends the reasoning where its budget is spent."""
+        most = reasoning.budget_tokens
+        if channels.is_reasoning and most is not None and self.reasoning_tokens >= most:
+            self._forced += reasoning.thinker.closing
+
     def _write(self, run: Run, token: int | None, logits: Callable[[], Logits]) -> None:
         if token is None:
             self.reason = "stop"
@@ -69,15 +144,38 @@ class Drawing(Writing):
         if self._vocabulary.is_end(token):
             self.reason = "stop"
             return
-        self._pieces += self._text.feed(self._vocabulary.piece(token), *self._likelihood(token, logits))
+        self._say(token, logits)
         if self._text.stopped:
             self.reason = "stop"
         else:
             self._go_on(run, token)
 
+    def _say(self, token: int, logits: Callable[[], Logits]) -> None:
+        """Adds a token to the text."""
+        spelled = self._reasoning.thinker.spelled.get(token) if self._reasoning else None
+        said = self._vocabulary.piece(token) if spelled is None else spelled
+        piece = self._text.decoded(said, *self._likelihood(token, logits))
+        if self._channels is None:
+            self._pieces += self._text.take(piece)
+            return
+        was_reasoning = self._channels.is_reasoning
+        self._take(self._channels.feed(piece))
+        if was_reasoning and self._channels.is_reasoning and not self._forced:
+            self.reasoning_tokens += 1
+
+    def _take(self, pieces: list[TokenPiece]) -> None:
+        """Adds pieces to the answer and to its reasoning. A stop string is looked for in the answer alone."""
+        for piece in pieces:
+            if piece.is_reasoning:
+                self._pieces.append(piece)
+            elif not self._text.stopped:
+                self._pieces += self._text.take(piece)
+
     def pieces(self) -> list[TokenPiece]:
         if self.reason is not None:
-            self._pieces += self._text.finish()
+            if self._channels is not None:
+                self._take(self._channels.finish())
+            self._pieces += self._text.finish(is_cut=self.reason != "stop")
         pieces, self._pieces = self._pieces, []
         return pieces
 
@@ -91,8 +189,13 @@ class Drawing(Writing):
         if wanted is None:
             return None, ()
         logits = logits_of()
-        alternatives = tuple(
-            TokenAlternative(self._vocabulary.piece(other).decode("utf-8", "replace"), value)
-            for other, value in most_likely(logits, wanted)
-        )
+        alternatives = tuple(self._alternative(other, value) for other, value in most_likely(logits, wanted))
         return logprob(logits, token), alternatives
+
+    def _alternative(self, token: int, value: float) -> TokenAlternative:
+        said = self._vocabulary.piece(token)
+        if not said or self._vocabulary.is_end(token):
+            # A control token has a name, by which a client tells the end from an empty text, and no bytes.
+            return TokenAlternative(self._vocabulary.special_text(token), value, None)
+        text = said.decode("utf-8", "replace")
+        return TokenAlternative(text, value, "" if text.encode() == said else said.hex())

@@ -8,16 +8,17 @@ from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drawing import Draw, Drawing
+from moe2.agent.engine.drawing import BoundDraw, Draw, Drawing, Reasoning
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Job as JobRequest
-from moe2.agent.engine.request import RequestError, RequestReader, check_room
+from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.shelf import State
+from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import EmbedJob, FollowJob, ScoreJob, Submit
+from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit
 
 _MIN_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""
@@ -60,13 +61,16 @@ class Intake:
         lanes: Lanes,
         new_draw: Callable[[Submit], Draw],
         limits: Limits,
+        thinker: Thinker | None = None,
     ) -> None:
-        """`new_draw` raises `Moe2Error` for sampling parameters or a grammar that make no sense."""
+        """new_draw: raises `Moe2Error` for sampling parameters or a grammar that make no sense. thinker: None for a
+        model without reasoning."""
         self._reader = reader
         self._cache = cache
         self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens)
         self._new_draw = new_draw
         self._limits = limits
+        self._thinker = thinker
 
     def knows_token(self, token: int) -> bool:
         """True if the model's vocabulary has it."""
@@ -88,10 +92,19 @@ class Intake:
                 cells = self._predicted_cells(len(prompt), request.max_tokens)
                 return Following(request, prompt, self._means, cells=cells, queued_at_s=now_s)
             case Submit():
-                prompt = self._reader.generate(request, limit=self._limits.job_tokens)
-                cells = self._predicted_cells(len(prompt), request.max_tokens)
-                draw = self._new_draw(request)
-                return Drawing(request, prompt, self._means, cells=cells, queued_at_s=now_s, draw=draw)
+                return self._drawing(request, now_s)
+
+    def _drawing(self, request: Submit, now_s: float) -> Drawing:
+        opened = self._reader.opened(request, limit=self._limits.job_tokens)
+        cells = self._predicted_cells(len(opened.tokens), request.max_tokens)
+        draw = self._new_draw(request)
+        reasoning = None
+        if self._thinker is not None and isinstance(request.prompt, ChatPrompt):
+            bound = draw if isinstance(draw, BoundDraw) else None
+            reasoning = Reasoning(self._thinker, opened.begun, bound, request.thinking_budget_tokens)
+        return Drawing(
+            request, opened.tokens, self._means, cells=cells, queued_at_s=now_s, draw=draw, reasoning=reasoning
+        )
 
     def _scoring(self, request: ScoreJob, now_s: float) -> Scoring:
         prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)
@@ -107,9 +120,8 @@ class Intake:
         return scoring
 
     def _predicted_cells(self, prompt: int, max_tokens: int | None) -> int:
-        """Cells to reserve. Raises `RequestError` where prompt and answer together cannot fit."""
-        check_room(prompt, max_tokens, limit=self._limits.job_tokens)
-        if max_tokens is not None:
+        """Cells to reserve. A limit beyond what the context leaves limits nothing: the context ends the answer."""
+        if max_tokens is not None and prompt + max_tokens <= self._limits.job_tokens:
             return prompt + max_tokens
         fair = self._limits.context_tokens // self._limits.slots
         return min(max(fair, prompt + _MIN_PREDICTED_TOKENS), self._limits.job_tokens)

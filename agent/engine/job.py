@@ -44,6 +44,7 @@ class Job(ABC):
         self.trunk: Run | None = None
         self.cached_tokens = 0
         self.decoded_tokens = 0
+        self.reasoning_tokens = 0
         self.reason: str | None = None
 
     @property
@@ -102,6 +103,7 @@ class Job(ABC):
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached_tokens,
             decoded_tokens=self.decoded_tokens,
+            reasoning_tokens=self.reasoning_tokens,
             wait_s=wait_s,
             prefill_s=prefill_s,
             decode_s=decode_s,

@@ -157,9 +157,18 @@ class Model:
     def eos(self) -> str:
         return self.special_text(llama.llama_vocab_eos(self.vocabulary))
 
-    @property
-    def chat_template(self) -> str | None:
-        source = llama.llama_model_chat_template(self.pointer, None)
+    def tokens_of(self, text: str) -> list[int]:
+        """A text's tokens in the middle of others, control tokens among them."""
+        return self.tokenize(text, add_special=False, parse_special=True)
+
+    def is_token(self, text: str) -> bool:
+        """True if a text is one token of its own."""
+        tokens = self.tokens_of(text)
+        return len(tokens) == 1 and self.special_text(tokens[0]) == text
+
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The file's chat template; with a name (such as "tool_use") the one for that."""
+        source = llama.llama_model_chat_template(self.pointer, None if name is None else name.encode())
         return None if source is None else source.decode("utf-8", "replace")
 
     @property
@@ -178,7 +187,7 @@ class Model:
         name = self.metadata("general.architecture") or ""
         return _POOLINGS.get(self.metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self, *, supports_tools: bool, sampling: Sampling | None) -> ModelFacts:
+    def facts(self, *, supports_tools: bool, supports_thinking: bool, sampling: Sampling | None) -> ModelFacts:
         """What the file says of itself. sampling: what it draws with by default; None where it writes nothing."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
@@ -191,8 +200,9 @@ class Model:
             trained_context_tokens=self.trained_context_tokens or None,
             vocabulary_size=self.vocabulary_size,
             vocabulary_sha256=self._vocabulary_sha256,
-            has_chat_template=self.chat_template is not None,
+            has_chat_template=self.chat_template() is not None,
             supports_tools=supports_tools,
+            supports_thinking=supports_thinking,
             sampling=sampling,
             vector_size=self.vector_size if self.embeds else None,
         )

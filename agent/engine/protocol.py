@@ -147,6 +147,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
 
     reason: "stop" (end of text or a stop string), "length" or "cancelled".
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
+    reasoning_tokens: those of them that were reasoning, without its marks.
     """
 
     job_id: str
@@ -154,6 +155,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     prompt_tokens: int
     cached_tokens: int
     decoded_tokens: int
+    reasoning_tokens: int = 0
     wait_s: float
     prefill_s: float | None
     decode_s: float | None

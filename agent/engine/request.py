@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from moe2.agent.engine.quotation import Quotation, Segment
-from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.agent.engine.template import ChatTemplate, Rendered, TemplateError
+from moe2.agent.engine.thinking import Marks
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit, TextPrompt
 
@@ -34,37 +37,66 @@ class Vocabulary(Protocol):
     def control_texts(self) -> tuple[str, ...]: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
+    def special_text(self, token: int) -> str: ...
     def is_end(self, token: int) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A prompt whose answer is open. tokens: at least one. begun: what it has of the answer already (see
+    `drawing.Reasoning`)."""
+
+    tokens: list[int]
+    begun: str = ""
 
 
 class RequestReader:
     """Reads requests for one model. Every method raises `RequestError` for what cannot be run."""
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None, *, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate | None,
+        *,
+        vocabulary_size: int,
+        tool_template: ChatTemplate | None = None,
+        marks: Marks | None = None,
+    ) -> None:
+        """tool_template: for conversations with tools, where the model has one of its own. marks: of its reasoning."""
         self.vocabulary = vocabulary
         self._template = template
+        self._tool_template = tool_template or template
         self._vocabulary_size = vocabulary_size
         self._quotation = Quotation(vocabulary.control_texts)
+        self._marks = marks
 
     def generate(self, request: Submit, *, limit: int) -> list[int]:
         """The prompt's tokens, at least one and fewer than `limit`."""
+        return self.opened(request, limit=limit).tokens
+
+    def opened(self, request: Submit, *, limit: int) -> Opened:
+        """The prompt, with its answer open: fewer than `limit` tokens."""
         if sum((request.grammar is not None, request.json_schema is not None, bool(request.forced_tools))) > 1:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
-        segments = self._read(request.prompt)
+        read = self._read(request.prompt, may_think=request.thinking_budget_tokens != 0)
+        segments, begun = read.segments, read.begun
+        if request.prefix and (words := self._words_before_answer(begun)) and not self._has_mark(request.prefix):
+            # The client has the answer's beginning: what was to be thought is over.
+            segments, begun = _joined(segments, (Segment(words),)), begun + words
         prompt = self._tokens(segments, limit=limit)
         if not request.prefix:
-            return prompt
-        begun = prompt + self._continuation(segments, prompt, request.prefix)
-        check_room(len(begun), 1, limit=limit)
-        return begun
+            return Opened(prompt, begun)
+        tokens = prompt + self._continuation(segments, prompt, request.prefix)
+        check_room(len(tokens), 1, limit=limit)
+        return Opened(tokens, begun + request.prefix)
 
     def score(self, request: ScoreJob, *, limit: int) -> tuple[list[int], list[list[int]]]:
         """(the prompt's tokens, each continuation's tokens)."""
         if not request.continuations:
             raise invalid("There is no continuation to score.", "Send at least one.")
-        segments = self._read(request.prompt)
+        segments = self._unthinking(request.prompt)
         prompt = self._tokens(segments, limit=limit)
         continuations = [self._continuation(segments, prompt, each) for each in request.continuations]
         longest = max(map(len, continuations))
@@ -97,25 +129,44 @@ class RequestReader:
 
     def follow(self, request: FollowJob, *, limit: int) -> list[int]:
         """The prompt's tokens."""
-        return self._tokens(self._read(request.prompt), limit=limit)
+        return self._tokens(self._unthinking(request.prompt), limit=limit)
 
     def knows_token(self, token: int) -> bool:
         """True if the model's vocabulary has it."""
         return 0 <= token < self._vocabulary_size
 
-    def _read(self, prompt: ChatPrompt | TextPrompt) -> tuple[Segment, ...]:
+    def _unthinking(self, prompt: ChatPrompt | TextPrompt) -> tuple[Segment, ...]:
+        """A prompt after which the answer itself comes: what several experts write together has no reasoning."""
+        read = self._read(prompt, may_think=False)
+        words = self._words_before_answer(read.begun) if isinstance(prompt, ChatPrompt) else ""
+        return _joined(read.segments, (Segment(words),)) if words else read.segments
+
+    def _words_before_answer(self, begun: str) -> str:
+        """What has to be written after a prompt, so that the answer itself comes next."""
+        if self._marks is None:
+            return ""
+        return self._marks.closing_text if self._marks.reader(begun).is_reasoning else self._marks.answer_text
+
+    def _has_mark(self, text: str) -> bool:
+        return self._marks is not None and (self._marks.opening in text or self._marks.closing in text)
+
+    def _read(self, prompt: ChatPrompt | TextPrompt, *, may_think: bool = True) -> Rendered:
         if isinstance(prompt, TextPrompt):
             # Who sends plain text is its own template: control tokens in it are meant.
-            return (Segment(prompt.text),)
-        if self._template is None:
+            return Rendered((Segment(prompt.text),))
+        uses_tools = prompt.tools or any(message.tool_calls or message.role == "tool" for message in prompt.messages)
+        template = self._tool_template if uses_tools else self._template
+        if template is None:
             raise invalid(
                 "This model has no usable chat template, so it cannot hold a conversation.",
                 "Use /v1/completions, or a GGUF file with a chat template.",
             )
         if not prompt.messages:
             raise invalid("The conversation has no messages.", "Send at least one.")
+        variables = _variables(prompt.template_kwargs)
+        may_think = may_think and variables.get("enable_thinking") is not False
         try:
-            return self._template.render(prompt.messages, prompt.tools)
+            return template.rendered(prompt.messages, prompt.tools, variables, may_think=may_think)
         except TemplateError as error:
             raise invalid(error.message, error.remedy) from error
 
@@ -163,6 +214,16 @@ class RequestReader:
         return tokens
 
 
+def _variables(text: str) -> dict[str, Any]:
+    try:
+        variables = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid("The template's variables are no JSON that can be read.") from error
+    if not isinstance(variables, dict):
+        raise invalid("The template's variables are no JSON object.")
+    return variables
+
+
 def _joined(before: tuple[Segment, ...], after: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """One text after another: where plain text meets plain text, tokens may span the border."""
     last, first = before[-1], after[0]
@@ -171,14 +232,14 @@ def _joined(before: tuple[Segment, ...], after: tuple[Segment, ...]) -> tuple[Se
     return (*before[:-1], Segment(last.text + first.text), *after[1:])
 
 
-def check_room(prompt: int, max_tokens: int | None, *, limit: int) -> None:
-    """Raises `RequestError` where prompt and answer together cannot fit."""
-    if max_tokens is not None and prompt + max_tokens > limit:
+def check_room(prompt: int, following: int, *, limit: int) -> None:
+    """Raises `RequestError` where a prompt and the tokens that are to follow it cannot fit."""
+    if prompt + following > limit:
         raise RequestError(
-            f"The prompt has {prompt} tokens and {max_tokens} are to follow: {prompt + max_tokens} together, "
+            f"The prompt has {prompt} tokens and {following} are to follow: {prompt + following} together, "
             f"but the context has {limit}.",
             code=JobErrorCode.CONTEXT_EXCEEDED,
-            remedy=f"Ask for at most {limit - prompt} tokens, leave max_tokens out, or shorten the prompt.",
+            remedy="Shorten it, or use an expert with a larger context.",
             prompt_tokens=prompt,
         )
 

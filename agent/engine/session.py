@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
+from moe2.agent.engine.thinking import Thinker, marks_of
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
 
@@ -87,6 +89,7 @@ class _BoundDraw:
         self._sampler = sampler
         self._context = context
         self._matcher = matcher
+        self.offered: int | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -103,9 +106,15 @@ class _BoundDraw:
         if not len(allowed):
             # The end itself, of a model that has no token for it.
             return None
+        if self.offered is not None:
+            allowed = np.union1d(allowed, (self.offered,))
         token = self._sampler.sample_among(logits, allowed)
-        self._matcher.accept(token)
+        if token != self.offered:
+            self._matcher.accept(token)
         return token
+
+    def sample_freely(self, place: int) -> int:
+        return self._sampler.sample(self._context, place)
 
     def close(self) -> None:
         self._sampler.close()
@@ -145,11 +154,15 @@ def open_session(
         prefill_rate, decode_rate = _warm_up(
             cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
         )
-        template = _template(model, log)
+        templates = _templates(model, log)
         defaults = defaults_of(spec.sampling, model.metadata)
         emit(
             Loaded(
-                facts=model.facts(supports_tools=template is not None and template.shows_tools, sampling=defaults),
+                facts=model.facts(
+                    supports_tools=templates.supports_tools,
+                    supports_thinking=templates.thinker is not None,
+                    sampling=defaults,
+                ),
                 load_s=clock() - began_at_s,
                 context_tokens=context.tokens,
                 slots=spec.slots,
@@ -162,7 +175,11 @@ def open_session(
         stack.callback(matchers.close)
 
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
-            constraint = constraint_of(request, tags_calls=template is not None and template.tags_calls)
+            constraint = constraint_of(
+                request,
+                tags_calls=templates.with_tools is not None and templates.with_tools.tags_calls,
+                has_call_channel=templates.thinker is not None and templates.thinker.marks.is_harmony,
+            )
             sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
             if constraint is None:
                 return _FreeDraw(sampler, context)
@@ -183,11 +200,18 @@ def open_session(
             free_bytes=host_free_bytes,
         )
         intake = Intake(
-            reader=RequestReader(model, template, vocabulary_size=model.vocabulary_size),
+            reader=RequestReader(
+                model,
+                templates.plain,
+                vocabulary_size=model.vocabulary_size,
+                tool_template=templates.with_tools,
+                marks=None if templates.thinker is None else templates.thinker.marks,
+            ),
             cache=cache,
             lanes=run_lanes,
             new_draw=new_draw,
             limits=limits,
+            thinker=templates.thinker,
         )
         yield Decoder(
             intake=intake,
@@ -228,7 +252,7 @@ def _embedder(
     rate = _warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
     emit(
         Loaded(
-            facts=model.facts(supports_tools=False, sampling=None),
+            facts=model.facts(supports_tools=False, supports_thinking=False, sampling=None),
             load_s=clock() - began_at_s,
             context_tokens=text_tokens,
             slots=spec.slots,
@@ -284,15 +308,39 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
-def _template(model: Model, log: Callable[[str], None]) -> ChatTemplate | None:
-    source = model.chat_template
-    if source is None:
-        return None
-    try:
-        return ChatTemplate(source, bos=model.bos, eos=model.eos, quotation=Quotation(model.control_texts))
-    except TemplateError as error:
-        log(f"{error}\n")
-        return None
+@dataclass(frozen=True)
+class _Templates:
+    """A model's chat templates. with_tools: for conversations with tools; the plain one where it is the same."""
+
+    plain: ChatTemplate | None
+    with_tools: ChatTemplate | None
+    thinker: Thinker | None
+
+    @property
+    def supports_tools(self) -> bool:
+        return self.with_tools is not None and self.with_tools.shows_tools
+
+
+def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
+    source, source_with_tools = model.chat_template(), model.chat_template("tool_use")
+    if source is None and source_with_tools is None:
+        return _Templates(None, None, None)
+    quotation = Quotation(model.control_texts)
+    marks = marks_of(f"{source or ''}{source_with_tools or ''}", model.is_token)
+
+    def made(source: str | None) -> ChatTemplate | None:
+        if source is None:
+            return None
+        try:
+            return ChatTemplate(source, bos=model.bos, eos=model.eos, quotation=quotation, marks=marks)
+        except TemplateError as error:
+            log(f"{error}\n")
+            return None
+
+    plain = made(source)
+    with_tools = made(source_with_tools) if source_with_tools != source else plain
+    thinker = None if marks is None else Thinker.of(marks, model.tokens_of)
+    return _Templates(plain or with_tools, with_tools or plain, thinker)
 
 
 def vocabulary_of(model: Model) -> Vocabulary:

@@ -6,18 +6,31 @@ Templates come from strangers' files, so they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
+from moe2.agent.engine.conventions import conventions_of
 from moe2.agent.engine.quotation import Quotation, Segment
+from moe2.agent.engine.thinking import Marks
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import ChatMessage, Tool, ToolCall
 
 _NO_TOOLS = "This model's template has no tools."
 _WITHOUT_TOOLS = "Leave out the tools and their calls, or use a model whose chat template takes them."
+NO_VARIABLES: Mapping[str, Any] = {}
+_TAIL_CHARACTERS = 256
+"""What a template writes behind the conversation is shorter."""
+_OTHER_CALLS = ("<function=", "<arg_key>")
+"""What stands between the tags where it is no JSON."""
 _PROBE = "probe_of_tools"
 _PROBE_TOOLS = (Tool(name=_PROBE, description="A probe.", parameters='{"type": "object", "properties": {}}'),)
 _ASKED = (ChatMessage(role="user", content="?"),)
@@ -32,14 +45,41 @@ class TemplateError(Moe2Error):
     """The model's chat template is missing, invalid, or refuses this conversation."""
 
 
+class _Transparent(jinja2.ext.Extension):
+    """`{% generation %}` blocks mark what training counts; they change no text."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own type
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Returns the block's own content."""
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, ending where the assistant's answer begins.
+
+    begun: what the template has written of the answer itself: from the mark of its reasoning on, where it has one.
+    """
+
+    segments: tuple[Segment, ...]
+    begun: str = ""
+
+
 class ChatTemplate:
     """One model's chat template, compiled once."""
 
-    def __init__(self, source: str, *, bos: str, eos: str, quotation: Quotation | None = None) -> None:
-        """`quotation`: of the model's control tokens. Raises `TemplateError` where the template itself is invalid."""
+    def __init__(
+        self, source: str, *, bos: str, eos: str, quotation: Quotation | None = None, marks: Marks | None = None
+    ) -> None:
+        """quotation: of the model's control tokens. marks: of its reasoning, if it has any.
+
+        Raises `TemplateError` where the template itself is invalid.
+        """
         self._quotation = quotation or Quotation(())
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Transparent]
         )
         environment.globals["raise_exception"] = _refuse
         # Jinja's own escapes for HTML and sorts keys; models were trained on plain JSON.
@@ -47,42 +87,96 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            self._variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise TemplateError(
                 f"The model's chat template is invalid: {error}.",
                 remedy="Use a GGUF file with a valid template, or send plain completions.",
             ) from error
+        self._functions = frozenset(environment.globals)
         self._constants = {"bos_token": bos, "eos_token": eos}
-        self.tags_calls = "<tool_call>" in source
-        """The model writes calls between <tool_call> tags."""
+        self._marks = marks
+        self._names_thoughts = "reasoning_content" not in source and "thinking" in source
+        self.tags_calls = "<tool_call>" in source and not any(form in source for form in _OTHER_CALLS)
+        """The model writes calls as JSON between <tool_call> tags."""
+        self._conventions = conventions_of(self._attempt)
         self.shows_tools = self._shows(_ASKED, _PROBE_TOOLS)
         """The template writes down the tools that are offered."""
         self._shows_calls = self._shows(_CALLED, ())
 
     def render(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> tuple[Segment, ...]:
+        """The conversation as text (see `rendered`)."""
+        return self.rendered(messages, tools).segments
+
+    def rendered(
+        self,
+        messages: tuple[ChatMessage, ...],
+        tools: tuple[Tool, ...] = (),
+        variables: Mapping[str, Any] = NO_VARIABLES,
+        *,
+        may_think: bool = True,
+    ) -> Rendered:
         """The conversation as text, ending where the assistant's answer begins. Raises `TemplateError`.
 
         What messages and tools say is quoted where it spells control tokens; the template's own are its own.
+        variables: what a client sets of the template's variables. may_think: False switches reasoning off where the
+        template can.
         """
         if tools and not self.shows_tools:
             raise TemplateError(_NO_TOOLS, remedy=_WITHOUT_TOOLS)
         if not self._shows_calls and any(message.tool_calls or message.role == "tool" for message in messages):
             raise TemplateError(_NO_TOOLS, remedy=_WITHOUT_TOOLS)
-        return self._quotation.segments(self._render(messages, tools))
+        chosen = self._thinking(variables, may_think=may_think)
+        content = [self._message(message) for message in messages]
+        offered = [_tool(tool) for tool in tools]
+        text = self._render(content, offered, chosen)
+        return Rendered(self._quotation.segments(text), self._begun(text, content, offered, chosen))
+
+    def _thinking(self, variables: Mapping[str, Any], *, may_think: bool) -> dict[str, Any]:
+        """The client's variables, with what says the same to this template where it has another name for it."""
+        chosen = {name: value for name, value in variables.items() if name not in self._functions}
+        if not may_think:
+            chosen.setdefault("enable_thinking", False)
+        if "enable_thinking" in chosen and "enable_thinking" not in self._variables and "thinking" in self._variables:
+            chosen.setdefault("thinking", chosen["enable_thinking"])
+        if not may_think and "thinking_budget" in self._variables:
+            chosen.setdefault("thinking_budget", 0)
+        return chosen
+
+    def _begun(self, text: str, content: Any, tools: Any, variables: dict[str, Any]) -> str:
+        if self._marks is None or self._marks.is_harmony or self._marks.opening not in text[-_TAIL_CHARACTERS:]:
+            return ""
+        try:
+            before = self._render(content, tools, variables, asks=False)
+        except TemplateError:
+            before = ""
+        if len(before) < len(text) and text.startswith(before):
+            # What comes before is the conversation, whatever it says about marks.
+            tail = text[len(before) :]
+            at = tail.rfind(self._marks.opening)
+            return tail[at:] if at >= 0 else ""
+        tail = text[text.rfind(self._marks.opening) :]
+        thought = tail.removeprefix(self._marks.opening).rstrip().removesuffix(self._marks.closing)
+        return "" if thought.strip() else tail
 
     def _shows(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> bool:
         """Does the probe's name reach the text?"""
-        try:
-            return _PROBE in self._render(messages, tools)
-        except TemplateError:
-            return False
+        content = [self._message(message) for message in messages]
+        return _PROBE in (self._attempt(content, [_tool(tool) for tool in tools]) or "")
 
-    def _render(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> str:
+    def _attempt(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str | None:
+        try:
+            return self._render(list(messages), list(tools), {})
+        except TemplateError:
+            return None
+
+    def _render(self, messages: Any, tools: Any, chosen: dict[str, Any], *, asks: bool = True) -> str:
         variables: dict[str, Any] = {
+            **self._quotation.quote(chosen),
             **self._constants,
-            "messages": self._quotation.quote([_message(message) for message in messages]),
-            "tools": self._quotation.quote([_tool(tool) for tool in tools]) or None,
-            "add_generation_prompt": True,
+            "messages": self._quotation.quote(messages),
+            "tools": self._quotation.quote(tools) or None,
+            "add_generation_prompt": asks,
         }
         try:
             return self._template.render(variables)
@@ -97,27 +191,31 @@ class ChatTemplate:
                 remedy="Check the roles and their order.",
             ) from error
 
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    content: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        content["name"] = message.name
-    if message.tool_call_id is not None:
-        content["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        content["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}}
-            for call in message.tool_calls
-        ]
-    return content
-
-
-def _arguments(call: ToolCall) -> Any:
-    """Templates write arguments down as JSON, so they get the object and not its text."""
-    try:
-        return json.loads(call.arguments)
-    except (ValueError, RecursionError):
-        return call.arguments
+    def _message(self, message: ChatMessage) -> dict[str, Any]:
+        conventions, calls = self._conventions, message.tool_calls
+        texts = message.parts or (message.content,)
+        content: dict[str, Any] = {
+            "role": message.role,
+            "content": conventions.content(message.role, texts, has_calls=bool(calls)),
+        }
+        if message.name is not None:
+            content["name"] = message.name
+        if message.tool_call_id is not None:
+            content["tool_call_id"] = message.tool_call_id
+        if message.reasoning_content is not None:
+            content["reasoning_content"] = message.reasoning_content
+            if self._names_thoughts:
+                content["thinking"] = message.reasoning_content
+        if calls:
+            content["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": conventions.arguments(call.arguments)},
+                }
+                for call in calls
+            ]
+        return content
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

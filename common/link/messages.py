@@ -514,13 +514,15 @@ class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
 class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a job consumed, whatever became of it. Seconds by phase; None where the phase was never reached.
 
-    reasoning_tokens: those of `decoded_tokens` that were reasoning; None from earlier releases.
+    reasoning_tokens: those of `decoded_tokens` that were reasoning; None without any, and from earlier releases.
+    reasoning_j: their part of `energy.joules`, by the weights of tokens; None where it is not known.
     """
 
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     decoded_tokens: int = 0
     reasoning_tokens: int | None = None
+    reasoning_j: float | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

@@ -49,6 +49,7 @@ from moe2.coordinator.choosing.request import (
     Budgets,
     Demand,
     Mode,
+    ScopePrice,
     SelectionRequest,
     budgets_for,
     no_final_answer,
@@ -136,6 +137,7 @@ class Selector:
         prompt_scores = self.scorer.score(request.text, roster, request.wish.category)
         category = request.wish.category or self._category_of(prompt_scores)
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
+        prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
@@ -155,7 +157,8 @@ class Selector:
             category=category,
             affinity=request.affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
-            price_per_j=request.price_per_j,
+            price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
+            prices=prices,
             modes=request.modes,
             asks_final_answer=request.asks_final_answer,
             confidence=request.wish.confidence,
@@ -421,6 +424,7 @@ class _Case:
     affinity: Affinity | None = None
     draw: FleetDraw | None = None
     price_per_j: float = 0.0
+    prices: tuple[ScopePrice, ...] = ()
     modes: frozenset[Mode] = ROUTE_ONLY
     asks_final_answer: Callable[[], bool] = no_final_answer
     confidence: float | None = None
@@ -465,7 +469,9 @@ class _Case:
     def _outlook(
         self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
     ) -> Outlook:
-        return Outlook(forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j)
+        return Outlook(
+            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
+        )
 
 
 def _problem(outlook: Outlook) -> Problem:

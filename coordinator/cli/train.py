@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train rows")
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
     parser.add_argument("--feedback", type=Path, metavar="FILE", help="also learn from users' scores: feedback.jsonl")
+    parser.add_argument(
+        "--even-if-behind", action="store_true", help="write the gate also where it is clearly behind the best expert"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the manifest, figures included, as JSON")
 
 
@@ -104,5 +107,11 @@ def _trained(args: argparse.Namespace, console: Console) -> Manifest:
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    save_checkpoint(args.out, trained.gate.parameters, trained.manifest)
+    console.print(trained.gain.told("the best single expert"))
+    if trained.gain.is_clearly_behind and not args.even_if_behind:
+        raise Moe2Error(
+            f"The gate is clearly behind the best single expert, so {args.out} is not written.",
+            remedy="Collect more questions of each kind, or write it with --even-if-behind.",
+        )
+    save_checkpoint(args.out, trained.gate.parameters, trained.manifest, trained.gate.votes)
     return trained.manifest

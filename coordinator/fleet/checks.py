@@ -73,6 +73,7 @@ MAX_MASS = 1.001
 MAX_PIECE_BYTES = 4096
 FLOAT_BYTES = 4
 MAX_VECTOR_BYTES = 65_536 * FLOAT_BYTES
+_HEX = re.compile(r"(?:[0-9a-f]{2})+")
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
 """The number of unknown jobs that one frame may name: jobs that this connection was never given, or has ended.
@@ -128,6 +129,12 @@ class _Given:
                 return sum(len(text.encode("utf-8", "replace")) + 1 for text in continuations)
             case Submit(max_tokens=max_tokens) | FollowJob(max_tokens=max_tokens):
                 return self.max_prompt if max_tokens is None else max_tokens
+
+    @property
+    def max_pieces(self) -> int:
+        """The most pieces that the job can send: one for each token, and for an unfinished character at the end."""
+        echoed = self.max_prompt if isinstance(self.job, Submit) and self.job.echo else 0
+        return self.max_decoded + echoed + 1
 
     @property
     def max_prompt(self) -> int:
@@ -206,15 +213,16 @@ class AgentChecks:
             if not isinstance(given.job, Submit):
                 return "tokens of a job that was not to write"
             given.n_pieces += len(job.pieces)
-            # An unfinished character at the end is a piece of its own.
-            if given.n_pieces > given.max_decoded + 1:
-                return f"{given.n_pieces} tokens where at most {given.max_decoded} were asked for"
+            if given.n_pieces > given.max_pieces:
+                return f"{given.n_pieces} tokens where at most {given.max_pieces - 1} were asked for"
         for piece in job.pieces:
             if piece.logprob is not None and not _is_logprob(piece.logprob):
                 return f"a log-probability of {piece.logprob}"
             for other in piece.alternatives:
                 if not _is_logprob(other.logprob):
                     return f"a log-probability of {other.logprob}"
+            if not all(map(_is_hex, (piece.hex, *(other.hex or "" for other in piece.alternatives)))):
+                return "a token's bytes that are no hexadecimal number"
         return None
 
     def _next_tokens_fault(self, message: NextTokens) -> str | None:
@@ -307,6 +315,7 @@ class AgentChecks:
         if fault := _counts_fault(usage, max_prompt, max_decoded):
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
+            fields |= {"reasoning_tokens": None, "reasoning_j": None}
         for name in ("queue_s", "prefill_s", "decode_s"):
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
@@ -314,6 +323,9 @@ class AgentChecks:
         if fault := _energy_fault(usage.energy):
             faults.append(fault)
             fields["energy"] = unmeasured(f"its agent's figure cannot be: {fault}")
+        if fault := range_fault("reasoning_j", usage.reasoning_j, usage.energy.joules or MAX_JOULES):
+            faults.append(fault)
+            fields["reasoning_j"] = None
         if not faults:
             return Checked((message,))
         return Checked((replace(message, usage=replace(usage, **fields)),), tuple(faults), suspends=True)
@@ -348,6 +360,7 @@ def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | N
         range_fault("prompt_tokens", prompt, max_prompt)
         or range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
         or range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
+        or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
     )
 
 
@@ -371,6 +384,10 @@ def vectors_fault(vectors: Sequence[bytes]) -> str | None:
     if any(not np.isfinite(np.frombuffer(vector, "<f4")).all() for vector in vectors):
         return "a vector with a number that is not finite"
     return None
+
+
+def _is_hex(text: str) -> bool:
+    return not text or (len(text) <= 2 * MAX_PIECE_BYTES and _HEX.fullmatch(text) is not None)
 
 
 def _is_logprob(value: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenAlternative, TokenPiece, ToolCall
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode
@@ -41,46 +41,58 @@ def usage_of(receipt: Receipt) -> dict[str, Any] | None:
     tokens = receipt.tokens
     if tokens.prompt is None or tokens.decoded is None:
         return None
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": tokens.prompt,
         "completion_tokens": tokens.decoded,
         "total_tokens": tokens.prompt + tokens.decoded,
         "prompt_tokens_details": {"cached_tokens": tokens.cached or 0},
     }
+    if tokens.reasoning is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": tokens.reasoning}
+    return usage
 
 
-def full_response(
+def full_response(header: Header, choices: Sequence[dict[str, Any]], receipt: Receipt) -> dict[str, Any]:
+    """Builds a whole `chat.completion` or `text_completion` object of its choices (`choice_of`)."""
+    return {
+        "id": header.response_id,
+        "object": "chat.completion" if header.is_chat else "text_completion",
+        "created": header.created,
+        "model": header.model,
+        "choices": choices,
+        "usage": usage_of(receipt),
+        "moe2": receipt,
+    }
+
+
+def choice_of(
     header: Header,
     pieces: Sequence[TokenPiece],
     reason: str,
-    receipt: Receipt,
     *,
     with_logprobs: bool,
     calls: Sequence[ToolCall] = (),
+    index: int = 0,
+    reasoning: str = "",
 ) -> dict[str, Any]:
-    """Builds a whole `chat.completion` or `text_completion` object.
+    """Builds one choice of a whole response.
 
     pieces: the answer's text, without its tool calls. reason: OpenAI's finish reason. calls: the tool calls, in order.
+    reasoning: what the model thought before its answer; a chat has it as `reasoning_content`.
     """
     text = "".join(piece.text for piece in pieces)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+    choice: dict[str, Any] = {"index": index, "finish_reason": reason}
     if header.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning:
+            choice["message"]["reasoning_content"] = reasoning
         if calls:
             choice["message"]["content"] = text or None
             choice["message"]["tool_calls"] = [_call_object(call) for call in calls]
     else:
         choice["text"] = text
     choice["logprobs"] = logprobs_of(header, pieces) if with_logprobs else None
-    return {
-        "id": header.response_id,
-        "object": "chat.completion" if header.is_chat else "text_completion",
-        "created": header.created,
-        "model": header.model,
-        "choices": [choice],
-        "usage": usage_of(receipt),
-        "moe2": receipt,
-    }
+    return choice
 
 
 def _call_object(call: ToolCall) -> dict[str, Any]:
@@ -95,28 +107,58 @@ def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0
     scored = [piece for piece in pieces if piece.logprob is not None]
     if header.is_chat:
         return {"content": [_chat_logprob(piece) for piece in scored], "refusal": None}
+    if not offset and pieces and pieces[0].logprob is None:
+        # An echoed prompt's first token: there is nothing that it could be likely after.
+        scored.insert(0, pieces[0])
     offsets = []
     for piece in scored:
         offsets.append(offset)
         offset += len(piece.text)
     return {
-        "tokens": [piece.text for piece in scored],
+        "tokens": [_token_name(piece.text, piece.hex) for piece in scored],
         "token_logprobs": [piece.logprob for piece in scored],
-        "top_logprobs": [{other.text: other.logprob for other in piece.alternatives} for piece in scored],
+        "top_logprobs": [None if piece.logprob is None else _by_name(piece.alternatives) for piece in scored],
         "text_offset": offsets,
     }
 
 
 def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
     return {
-        "token": piece.text,
+        **_token(piece.text, piece.hex),
         "logprob": piece.logprob,
-        "bytes": list(piece.text.encode()),
-        "top_logprobs": [
-            {"token": other.text, "logprob": other.logprob, "bytes": list(other.text.encode())}
-            for other in piece.alternatives
-        ],
+        "top_logprobs": [{**_token(other.text, other.hex), "logprob": other.logprob} for other in piece.alternatives],
     }
+
+
+def _token(text: str, own: str | None) -> dict[str, Any]:
+    """Returns a chat's token and its bytes. own: in hexadecimal, where they are not the text's; None for a control
+    token, which has a name and no bytes."""
+    if own is None:
+        return {"token": text, "bytes": None}
+    return {"token": _escaped(own) if own else text, "bytes": list(bytes.fromhex(own) if own else text.encode())}
+
+
+def _token_name(text: str, own: str | None) -> str:
+    """Returns a text completion's token: its text, or, as OpenAI has it, its bytes where they are no text."""
+    return f"bytes:{_escaped(own)}" if own else text
+
+
+def _by_name(alternatives: Sequence[TokenAlternative]) -> dict[str, float]:
+    """Returns log-probabilities by token. Of two tokens with one text, the less likely one is named by its bytes."""
+    found: dict[str, float] = {}
+    for other in alternatives:
+        name = _token_name(other.text, other.hex)
+        if name in found:
+            name = _token_name(name, other.hex or other.text.encode().hex())
+        while name in found:
+            # Vocabularies may have more than two; each keeps a key of its own.
+            name += "'"
+        found[name] = other.logprob
+    return found
+
+
+def _escaped(own: str) -> str:
+    return "".join(rf"\x{own[place : place + 2]}" for place in range(0, len(own), 2))
 
 
 class ChunkWriter:
@@ -126,8 +168,11 @@ class ChunkWriter:
     most of the coordinator's work.
     """
 
-    def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool) -> None:
+    def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool, index: int = 0) -> None:
+        """index: the answer's place among those of its request."""
         self._header = header
+        self._index = index
+        self._choice = b'{"index":%d,' % index
         self._include_usage = include_usage
         self._with_logprobs = with_logprobs
         kind = "chat.completion.chunk" if header.is_chat else "text_completion"
@@ -151,9 +196,14 @@ class ChunkWriter:
             self._n_characters += len(text)
         quoted = _json(text)
         body = b'"delta":{"content":' + quoted + b"}" if self._header.is_chat else b'"text":' + quoted
-        return (
-            opening + self._open + b'{"index":0,' + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
-        )
+        return opening + self._open + self._choice + body + b',"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
+
+    def reasoning(self, text: str) -> bytes:
+        """Returns the chunk for more of a chat's reasoning, in the field that clients of reasoning models read."""
+        if not text or not self._header.is_chat:
+            return b""
+        delta = b'"delta":{"reasoning_content":' + _json(text) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
+        return self._opening() + self._open + self._choice + delta
 
     def call(self, call: ToolCall) -> bytes:
         """Returns the two chunks of a tool call: one with its name, then one with its arguments.
@@ -165,7 +215,8 @@ class ChunkWriter:
         begun["function"] = {"name": call.name, "arguments": ""}
         parts = (begun, {"index": index, "function": {"arguments": call.arguments}})
         choices = (
-            {"index": 0, "delta": {"tool_calls": [part]}, "logprobs": None, "finish_reason": None} for part in parts
+            {"index": self._index, "delta": {"tool_calls": [part]}, "logprobs": None, "finish_reason": None}
+            for part in parts
         )
         return self._opening() + b"".join(self._open + _json(choice) + b"]}\n\n" for choice in choices)
 
@@ -174,9 +225,7 @@ class ChunkWriter:
 
         The last chunk before the end marker `[DONE]` carries the receipt.
         """
-        body: dict[str, Any] = {"delta": {}} if self._header.is_chat else {"text": ""}
-        choice = _json({"index": 0, **body, "logprobs": None, "finish_reason": reason})
-        lines = [self._opening(), self._open, choice, b"]"]
+        lines = [self._last(reason)]
         moe2 = b',"moe2":' + _json(receipt) + b"}\n\n"
         if self._include_usage:
             usage = b',"usage":' + _json(usage_of(receipt))
@@ -184,6 +233,16 @@ class ChunkWriter:
         else:
             lines += [moe2]
         return b"".join([*lines, b"data: [DONE]\n\n"])
+
+    def finish(self, reason: str) -> bytes:
+        """Returns the last chunk of an answer that is followed by others of the same request."""
+        return self._last(reason) + b"}\n\n"
+
+    def _last(self, reason: str) -> bytes:
+        """Returns the chunk with the finish reason, left open at its end."""
+        body: dict[str, Any] = {"delta": {}} if self._header.is_chat else {"text": ""}
+        choice = _json({"index": self._index, **body, "logprobs": None, "finish_reason": reason})
+        return self._opening() + self._open + choice + b"]"
 
     @staticmethod
     def error(body: dict[str, Any]) -> bytes:
@@ -196,7 +255,7 @@ class ChunkWriter:
             return b""
         self._started = True
         choice = {
-            "index": 0,
+            "index": self._index,
             "delta": {"role": "assistant", "content": ""},
             "logprobs": None,
             "finish_reason": None,

@@ -4,23 +4,34 @@ writes."""
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
+from moe2.common.link.messages import TextPrompt
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.http.answers import (
+    Answer,
+    blaming,
+    headers_of,
+    origin_of,
+    reader_of,
+    reason_of,
+    repeated_prompt,
+)
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
-from moe2.coordinator.http.errors import ApiError, error_of, listed_in_header, quoted, refused, unsupported
-from moe2.coordinator.http.face import Asked, End, Face, Incoming, Origin, PartReader
+from moe2.coordinator.http.errors import ApiError, invalid, quoted, refused
+from moe2.coordinator.http.eventstream import EventStream
+from moe2.coordinator.http.face import Asked, End, Face, Incoming, Part
 from moe2.coordinator.http.settings import ApiSection
-from moe2.coordinator.keys.keys import ANYBODY
-from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
+from moe2.coordinator.keys.keys import ANYBODY, Principal
+from moe2.coordinator.serving.effects import Completed
 from moe2.coordinator.serving.exchange import Exchange
+from moe2.coordinator.serving.receipt import Receipt, joint_receipt
 from moe2.coordinator.serving.request import Request
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import whole_seconds
@@ -44,6 +55,10 @@ class Answering:
         self._settings = settings
         self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
 
+    def reading(self) -> Reading:
+        """Returns how bodies are read, by the settings as they are now."""
+        return self._reading
+
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face."""
 
@@ -57,11 +72,31 @@ class Answering:
         principal = http.get(PRINCIPAL, ANYBODY)
         asked = face(Incoming(http[BODY], http.headers, principal, self._reading))
         call = asked.call
-        if call.n_choices > 1 or call.repeats_prompt or call.generation.echo:
-            raise unsupported("n" if call.n > 1 else "echo" if call.n_choices == 1 else "prompt")
         self._check_can_begin(call)
-        request = Request(
-            request_id=http[REQUEST_ID],
+        calls = call.choices()
+        news = asyncio.Event() if call.stream else None
+        exchanges: list[Exchange] = []
+        try:
+            for index, each in enumerate(calls):
+                request = self._request(http, each, index, principal=principal, arrived_s=arrived_s)
+                exchanges.append(self._service.begin(request, news))
+            if news is not None:
+                return await self._stream(http, asked, calls, exchanges, news)
+            return await self._respond(asked, calls, exchanges)
+        except ApiError as error:
+            # Those that still run end with it.
+            self._end(exchanges)
+            await _until_recorded(exchanges)
+            raise blaming(error, call) from None
+        finally:
+            # The client left, or the handler failed: either way nobody reads on. No effect on ended requests.
+            self._end(exchanges)
+
+    def _request(self, http: web.Request, call: Call, index: int, *, principal: Principal, arrived_s: float) -> Request:
+        """Returns the service's request for one answer. index: its place among those that the client asked for."""
+        request_id = http[REQUEST_ID]
+        return Request(
+            request_id=f"{request_id}-{index}" if index else request_id,
             model=call.model,
             prompt=call.prompt,
             generation=call.generation,
@@ -78,17 +113,10 @@ class Answering:
             principal=principal,
             is_streamed=call.stream,
         )
-        exchange = self._service.begin(request)
-        try:
-            if call.stream:
-                return await self._stream(http, asked, exchange)
-            return await self._respond(asked, exchange)
-        except ApiError as error:
-            await exchange.until_recorded()
-            raise _blaming(error, call) from None
-        finally:
-            # The client left, or the handler failed: either way nobody reads on. No effect on an ended request.
-            self._service.client_gone(request.request_id)
+
+    def _end(self, exchanges: Sequence[Exchange]) -> None:
+        for exchange in exchanges:
+            self._service.client_gone(exchange.life.request.request_id)
 
     def _check_can_begin(self, call: Call) -> None:
         """Raises `ApiError` if the request cannot be begun.
@@ -97,7 +125,7 @@ class Answering:
         """
         if self._service.stopping:
             raise refused(ErrorCode.STOPPING, "The coordinator is shutting down.")
-        if self._service.is_full:
+        if not self._service.has_room_for(call.n_choices):
             room_in_s = self._service.room_in_s(call.model)
             raise refused(
                 ErrorCode.OVERLOADED,
@@ -105,51 +133,113 @@ class Answering:
                 retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
         check_model(self._table, call.model)
+        has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens) and not call.texts
+        if has_ids and call.model in ANY_MODEL and len(self._table.models()) > 1:
+            text = "Token ids are those of one model's vocabulary: name the model that they are for."
+            raise invalid(text, param="model")
 
     @staticmethod
-    async def _respond(asked: Asked, exchange: Exchange) -> web.Response:
-        pieces, outcome = await exchange.receive_all()
-        reason = _reason(outcome, exchange)
-        reader = _reader(asked.call, exchange)
-        parts = [*reader.feed(pieces), *reader.finish()]
-        end = End(reader.reason(reason), exchange.receipt, exchange.vectors)
-        body = asked.encoder.whole(_origin(asked.call, exchange), parts, end)
+    async def _respond(asked: Asked, calls: Sequence[Call], exchanges: Sequence[Exchange]) -> web.Response:
+        answers = await _all_of(calls, exchanges)
+        receipt = _receipt(exchanges)
+        origin = origin_of(calls[0], exchanges[0], exchanges[0].life.request.request_id)
+        if len(answers) > 1 and asked.choices is not None:
+            body = asked.choices.whole(origin, answers, receipt)
+        else:
+            [(parts, reason)] = answers
+            body = asked.encoder.whole(origin, parts, End(reason, receipt, exchanges[0].vectors))
         answer = web.Response(
-            body=msgspec.json.encode(body), content_type="application/json", headers=_headers(asked.call, exchange)
+            body=msgspec.json.encode(body),
+            content_type="application/json",
+            headers=headers_of(asked.call, exchanges[0]),
         )
-        await exchange.until_recorded()
+        await _until_recorded(exchanges)
         return answer
 
-    @staticmethod
-    async def _stream(http: web.Request, asked: Asked, exchange: Exchange) -> web.StreamResponse:
-        # The status line waits for the first news, so that a failure before it is a proper HTTP error.
-        pieces, outcome = await exchange.receive()
-        if outcome is not None and not pieces:
-            _reason(outcome, exchange)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **_headers(asked.call, exchange)}
-        )
-        await response.prepare(http)
-        encoder, reader = asked.encoder, _reader(asked.call, exchange)
-        opening: bytes | None = None
+    async def _stream(
+        self,
+        http: web.Request,
+        asked: Asked,
+        calls: Sequence[Call],
+        exchanges: Sequence[Exchange],
+        news: asyncio.Event,
+    ) -> web.StreamResponse:
+        """Streams all answers. A failure before anything was sent is a proper HTTP error.
+
+        Where nobody has room the stream begins at once, else with the first news, or after a while without any.
+        """
+        encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
+        answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
+        stream = EventStream(http, comment_s=self._settings.stream_comment_s)
+        if not any(exchange.is_waiting for exchange in exchanges):
+            await stream.news_or_silence(news)
+        open_ = list(answers)
+        taken = [answer.take() for answer in open_]
+        for answer in () if any(taken) else open_:
+            if answer.outcome is not None:
+                answer.reason()  # raises where it has failed
+        await stream.open(headers_of(asked.call, exchanges[0]))
         while True:
-            for remark in exchange.remarks():
-                # A line of an event stream that clients leave out, so that proxies see that somebody is at work.
-                await response.write(f": {remark}\n\n".encode())
-            if opening is None and (pieces or outcome is not None):
-                # Only now it is known who answers.
-                opening = encoder.begin(_origin(asked.call, exchange))
-            if chunk := (opening or b"") + encoder.parts(reader.feed(pieces)):
-                await response.write(chunk)
-            if outcome is not None:
+            events = b"".join([answer.events() for answer in open_])
+            ended = [answer for answer in open_ if answer.outcome is not None]
+            failed = next((answer for answer in ended if not isinstance(answer.outcome, Completed)), None)
+            last = failed or (ended[-1] if len(ended) == len(open_) else None)
+            for answer in ended:
+                events += answer.rest()
+                if answer is not last and failed is None and asked.choices is not None:
+                    events += asked.choices.encoders[answers.index(answer)].finish(answer.reason())
+            if last is not None:
                 break
-            opening = opening and b""
-            pieces, outcome = await exchange.receive()
-        last = _last_chunk(asked, reader, outcome, exchange)
+            await stream.write(events)
+            open_ = [answer for answer in open_ if answer.outcome is None]
+            await stream.news_or_silence(news)
+            for answer in open_:
+                answer.take()
+        if failed is not None:
+            self._end(exchanges)
+        await _until_recorded(exchanges)
+        return await stream.close(events + _last_events(last, _receipt(exchanges)))
+
+
+def _last_events(last: Answer, receipt: Receipt) -> bytes:
+    """Returns the events that end a stream. last: the answer that ended last, or failed."""
+    try:
+        reason = last.reason()
+    except ApiError as error:
+        return last.encoder.error(blaming(error, last.call))
+    return last.encoder.end(End(reason, receipt))
+
+
+async def _all_of(calls: Sequence[Call], exchanges: Sequence[Exchange]) -> list[tuple[list[Part], str]]:
+    """Waits for all answers; returns their parts and why each ended. Raises `ApiError` as soon as one has failed."""
+    if len(exchanges) == 1:
+        return [await _whole(calls[0], exchanges[0])]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            waits = [tasks.create_task(_whole(*each)) for each in zip(calls, exchanges, strict=True)]
+    except* ApiError as group:
+        errors = group.exceptions
+    else:
+        return [wait.result() for wait in waits]
+    raise errors[0]
+
+
+async def _whole(call: Call, exchange: Exchange) -> tuple[list[Part], str]:
+    pieces, outcome = await exchange.receive_all()
+    reason = reason_of(outcome, exchange)
+    reader = reader_of(call, exchange)
+    parts = [*repeated_prompt(call), *reader.feed(pieces), *reader.finish()]
+    return parts, reader.reason(reason)
+
+
+def _receipt(exchanges: Sequence[Exchange]) -> Receipt:
+    receipts = [exchange.receipt for exchange in exchanges]
+    return receipts[0] if len(receipts) == 1 else joint_receipt([exchange.life for exchange in exchanges], receipts)
+
+
+async def _until_recorded(exchanges: Sequence[Exchange]) -> None:
+    for exchange in exchanges:
         await exchange.until_recorded()
-        await response.write(last)
-        await response.write_eof()
-        return response
 
 
 def check_model(table: CapabilityTable, model: str) -> None:
@@ -161,59 +251,3 @@ def check_model(table: CapabilityTable, model: str) -> None:
     raise refused(
         ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
     )
-
-
-def _last_chunk(asked: Asked, reader: PartReader, outcome: Outcome, exchange: Exchange) -> bytes:
-    encoder = asked.encoder
-    held = encoder.parts(reader.finish())
-    try:
-        reason = _reason(outcome, exchange)
-    except ApiError as error:
-        return held + encoder.error(error)
-    return held + encoder.end(End(reader.reason(reason), exchange.receipt))
-
-
-def _reason(outcome: Outcome, exchange: Exchange) -> str:
-    """Returns the finish reason of a completed request; raises `ApiError` for any other outcome."""
-    match outcome:
-        case Completed(reason=reason):
-            return reason
-        case Failed():
-            raise error_of(outcome, exchange.receipt, exchange.life.refused, retry_after_s=exchange.retry_after_s)
-        case Cancelled():
-            raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
-
-
-def _blaming(error: ApiError, call: Call) -> ApiError:
-    """Names, in an error about a grammar, the parameter that the grammar was made from."""
-    if error.code == ErrorCode.INVALID_GRAMMAR.shown and error.param is None:
-        error.param = call.structured_by
-        error.message = f"'{error.param}' cannot be used: {error.message}"
-    return error
-
-
-def _reader(call: Call, exchange: Exchange) -> PartReader:
-    return PartReader(call.tool_names, exchange.life.request.request_id)
-
-
-def _origin(call: Call, exchange: Exchange) -> Origin:
-    leading = exchange.life.leading
-    return Origin(
-        request_id=exchange.life.request.request_id,
-        created_unix_s=int(time.time()),
-        model=leading.expert.model if leading else call.model,
-        prompt_tokens=leading.prompt_tokens if leading else None,
-    )
-
-
-def _headers(call: Call, exchange: Exchange) -> dict[str, str]:
-    """Returns the headers that say who answers, what the coordinator took, and which parameters change nothing."""
-    life = exchange.life
-    headers = {"x-moe2-overhead-ms": f"{1000 * (life.overhead_s or 0.0):.3f}"}
-    if call.ignored:
-        headers["x-moe2-ignored"] = listed_in_header(call.ignored)
-    # Before a token or the end, it is open whose answer it will be.
-    if life.leading and (life.first_token_s is not None or life.outcome is not None):
-        expert = life.leading.expert
-        headers |= {"x-moe2-expert": expert.key, "x-moe2-agent": expert.agent_name}
-    return headers

@@ -6,50 +6,84 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe2.common.link.messages import TokenPiece, ToolCall
-from moe2.coordinator.http.answer import ChunkWriter, Header, full_response
+from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
+from moe2.coordinator.serving.receipt import Receipt
 
 
 def chat_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/chat/completions`."""
-    call = parse_chat(incoming.body, incoming.headers, incoming.reading)
-    return Asked(call, CompletionEncoder(call))
+    return _asked(parse_chat(incoming.body, incoming.headers, incoming.reading))
 
 
 def text_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/completions`."""
-    call = parse_completion(incoming.body, incoming.headers, incoming.reading)
-    return Asked(call, CompletionEncoder(call))
+    return _asked(parse_completion(incoming.body, incoming.headers, incoming.reading))
+
+
+def _asked(call: Call) -> Asked:
+    choices = CompletionChoices(call)
+    return Asked(call, choices.encoders[0], choices)
+
+
+class CompletionChoices:
+    """The `Choices` of both routes."""
+
+    def __init__(self, call: Call) -> None:
+        self.encoders = [CompletionEncoder(call, index) for index in range(call.n_choices)]
+
+    def whole(self, origin: Origin, answers: Sequence[tuple[Sequence[Part], str]], receipt: Receipt) -> dict[str, Any]:
+        """Returns a `chat.completion` or a `text_completion` with all answers."""
+        choices = [
+            encoder.choice(origin, parts, reason)
+            for encoder, (parts, reason) in zip(self.encoders, answers, strict=True)
+        ]
+        return full_response(self.encoders[0].header(origin), choices, receipt)
 
 
 class CompletionEncoder:
-    """The `Encoder` of both routes."""
+    """The `ChoiceEncoder` of both routes. index: the answer's place among those of its request."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, index: int = 0) -> None:
         self._call = call
+        self._index = index
         self._writer: ChunkWriter
 
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns a `chat.completion` or a `text_completion`."""
+        return full_response(self.header(origin), [self.choice(origin, parts, end.reason)], end.receipt)
+
+    def choice(self, origin: Origin, parts: Sequence[Part], reason: str) -> dict[str, Any]:
+        """Returns the answer as one of a response's choices."""
         pieces: list[TokenPiece] = []
+        thoughts: list[TokenPiece] = []
         calls: list[ToolCall] = []
         for part in parts:
             if isinstance(part, ToolCall):
                 calls.append(part)
             else:
-                pieces.extend(part.pieces)
+                (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
-        return full_response(
-            self._header(origin), pieces, end.reason, end.receipt, with_logprobs=with_logprobs, calls=calls
+        return choice_of(
+            self.header(origin),
+            pieces,
+            reason,
+            with_logprobs=with_logprobs,
+            calls=calls,
+            index=self._index,
+            reasoning="".join(piece.text for piece in thoughts),
         )
 
     def begin(self, origin: Origin) -> bytes:
         """Returns nothing: the first chunk comes with the first token."""
         call = self._call
         self._writer = ChunkWriter(
-            self._header(origin), include_usage=call.include_usage, with_logprobs=call.with_logprobs
+            self.header(origin),
+            include_usage=call.include_usage,
+            with_logprobs=call.with_logprobs,
+            index=self._index,
         )
         return b""
 
@@ -57,8 +91,17 @@ class CompletionEncoder:
         """Returns the chunks for these parts."""
         writer = self._writer
         return b"".join(
-            writer.call(part) if isinstance(part, ToolCall) else writer.tokens(part.pieces) for part in parts
+            writer.call(part)
+            if isinstance(part, ToolCall)
+            else writer.reasoning(str(part))
+            if part.is_reasoning
+            else writer.tokens(part.pieces)
+            for part in parts
         )
+
+    def finish(self, reason: str) -> bytes:
+        """Returns the last chunk while other answers still go on."""
+        return self._writer.finish(reason)
 
     def end(self, end: End) -> bytes:
         """Returns the last chunks."""
@@ -68,7 +111,8 @@ class CompletionEncoder:
         """Returns the error as an event."""
         return ChunkWriter.error(error.body())
 
-    def _header(self, origin: Origin) -> Header:
+    def header(self, origin: Origin) -> Header:
+        """Returns what every object of the response repeats."""
         return Header(
             id=origin.request_id,
             created=origin.created_unix_s,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeAlias
 
 from moe2.common.link.messages import TokenPiece, ToolCall
@@ -33,9 +34,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of the answer's text."""
+    """Tokens of the answer's text, or of the reasoning before it."""
 
     pieces: Sequence[TokenPiece]
+    is_reasoning: bool = False
 
     def __str__(self) -> str:
         return "".join(piece.text for piece in self.pieces)
@@ -77,12 +79,34 @@ class Encoder(Protocol):
         """Returns the last events of an answer that failed, as an error status cannot be sent any more."""
 
 
+class ChoiceEncoder(Encoder, Protocol):
+    """Writes one of several answers of a request."""
+
+    def finish(self, reason: str) -> bytes:
+        """Returns the last events of an answer while others of its request still go on."""
+
+
+class Choices(Protocol):
+    """Writes all answers of a request that asks for several."""
+
+    @property
+    def encoders(self) -> Sequence[ChoiceEncoder]:
+        """The encoder of each answer, by its index."""
+
+    def whole(self, origin: Origin, answers: Sequence[tuple[Sequence[Part], str]], receipt: Receipt) -> Any:
+        """Returns the JSON document of all answers, given as their parts and the reason why each ended."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What a body asks for, and who writes the answer."""
+    """What a body asks for, and who writes the answer.
+
+    choices: who writes the answers where the body may ask for several; None for a face that has only one.
+    """
 
     call: Call
     encoder: Encoder
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -103,19 +127,25 @@ Face: TypeAlias = Callable[[Incoming], Asked]
 class PartReader:
     """Reads the tokens of one answer as they come, and says which parts of it have become final.
 
-    tool_names: the tools that the answer may call; without any, all of it is text.
+    tool_names: the tools that the answer may call; without any, all of it is text. most_calls: a call beyond so many is
+    left out; None sets no limit.
     """
 
-    def __init__(self, tool_names: frozenset[str], request_id: str) -> None:
-        self._calls = CallReader(tool_names, ids=request_id.removeprefix("req-")) if tool_names else None
+    def __init__(self, tool_names: frozenset[str], request_id: str, *, most_calls: int | None = None) -> None:
+        ids = request_id.removeprefix("req-")
+        self._calls = CallReader(tool_names, ids=ids, most_calls=most_calls) if tool_names else None
 
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
-        if not pieces:
-            return []
-        if self._calls is None:
-            return [Text(pieces)]
-        return _parts(self._calls.feed("".join(piece.text for piece in pieces)))
+        parts: list[Part] = []
+        for is_reasoning, run in groupby(pieces, key=lambda piece: piece.is_reasoning):
+            if is_reasoning:
+                parts.append(Text(list(run), is_reasoning=True))
+            elif self._calls is None:
+                parts.append(Text(list(run)))
+            else:
+                parts += _parts(self._calls.feed("".join(piece.text for piece in run)))
+        return parts
 
     def finish(self) -> list[Part]:
         """Ends the answer; returns what was still held back."""

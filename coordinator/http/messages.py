@@ -70,7 +70,8 @@ class MessageEncoder:
 
     def __init__(self) -> None:
         self._n_blocks = 0
-        self._in_text = False
+        self._open_kind: str | None = None
+        """The kind of the block of text that is open: "text" or "thinking"."""
         self._events: list[bytes] = []
 
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
@@ -79,10 +80,11 @@ class MessageEncoder:
         for part in parts:
             if isinstance(part, ToolCall):
                 content.append({**_tool_use(part), "input": msgspec.json.decode(part.arguments)})
-            elif content and content[-1]["type"] == "text":
-                content[-1]["text"] += str(part)
             elif text := str(part):
-                content.append({"type": "text", "text": text})
+                kind = "thinking" if part.is_reasoning else "text"
+                if not content or content[-1]["type"] != kind:
+                    content.append(_block(kind))
+                content[-1][kind] += text
         # Known of an answer that is complete.
         usage = {"input_tokens": 0, "output_tokens": 0, **usage_of(end.receipt)}
         return {**_message(origin), "content": content, **_stop(end), "usage": usage, "moe2": end.receipt}
@@ -102,8 +104,9 @@ class MessageEncoder:
                 self._delta("input_json_delta", partial_json=part.arguments)
                 self._close_block()
             elif text := str(part):
-                self._open_text()
-                self._delta("text_delta", text=text)
+                kind = "thinking" if part.is_reasoning else "text"
+                self._open_text(kind)
+                self._delta(f"{kind}_delta", **{kind: text})
         return self._said()
 
     def end(self, end: End) -> bytes:
@@ -118,14 +121,15 @@ class MessageEncoder:
         """Returns the event `error`."""
         return b"event: error\ndata: " + msgspec.json.encode(error_body(error)) + b"\n\n"
 
-    def _open_text(self) -> None:
-        if not self._in_text:
-            self._in_text = True
-            self._say("content_block_start", index=self._n_blocks, content_block={"type": "text", "text": ""})
+    def _open_text(self, kind: str) -> None:
+        if self._open_kind != kind:
+            self._close_text()
+            self._open_kind = kind
+            self._say("content_block_start", index=self._n_blocks, content_block=_block(kind))
 
     def _close_text(self) -> None:
-        if self._in_text:
-            self._in_text = False
+        if self._open_kind is not None:
+            self._open_kind = None
             self._close_block()
 
     def _delta(self, kind: str, **fields: Any) -> None:
@@ -156,6 +160,11 @@ def _message(origin: Origin) -> dict[str, Any]:
         "stop_reason": None,
         "stop_sequence": None,
     }
+
+
+def _block(kind: str) -> dict[str, Any]:
+    """Returns an empty block of text or thinking. Nothing is signed here, so that a signature is empty."""
+    return {"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})}
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:

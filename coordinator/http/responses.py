@@ -23,6 +23,8 @@ from moe2.coordinator.http.body.responses import (
     Item,
     MessageItem,
     OutputText,
+    ReasoningItem,
+    ReasoningText,
     ReferenceItem,
     ResponsesRequest,
     chat_fields,
@@ -102,7 +104,7 @@ def usage_of(receipt: Receipt) -> dict[str, Any] | None:
         # Nothing is written to a cache that would be charged for.
         "input_tokens_details": {"cached_tokens": tokens.cached or 0, "cache_write_tokens": 0},
         "output_tokens": tokens.decoded,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning or 0},
         "total_tokens": tokens.prompt + tokens.decoded,
     }
 
@@ -128,6 +130,8 @@ class ResponseEncoder:
         self._items: dict[str, Item] = {}
         self._message: dict[str, Any] | None = None
         """The part of the message that is being written."""
+        self._thought: dict[str, Any] | None = None
+        """The part of the reasoning that is being written."""
         self._events: list[bytes] = []
         self._n_events = 0
 
@@ -149,8 +153,11 @@ class ResponseEncoder:
         """Returns the events for more of the answer."""
         for part in parts:
             if isinstance(part, ToolCall):
+                self._close_reasoning("completed")
                 self._close_message("completed")
                 self._call(part)
+            elif part.is_reasoning:
+                self._think(str(part))
             else:
                 self._write(part)
         return self._said()
@@ -158,6 +165,7 @@ class ResponseEncoder:
     def end(self, end: End) -> bytes:
         """Returns the event `response.completed`, or `response.incomplete` where the answer was cut off."""
         status = "incomplete" if end.reason == "length" else "completed"
+        self._close_reasoning(status)
         if not self._output:
             self._open_message()
         self._close_message(status)
@@ -171,6 +179,7 @@ class ResponseEncoder:
 
     def error(self, error: ApiError) -> bytes:
         """Returns the event `response.failed`."""
+        self._close_reasoning("incomplete")
         self._close_message("incomplete")
         failure = {"code": error.code or error.kind, "message": error.message}
         response = self._response | {"status": "failed", "output": self._output, "error": failure}
@@ -184,10 +193,32 @@ class ResponseEncoder:
         scores = logprobs_of(_SCORED, text.pieces)["content"] if self._with_logprobs else []
         if not written and not scores:
             return
+        self._close_reasoning("completed")
         part = self._message or self._open_message()
         part["text"] += written
         part["logprobs"] += scores
         self._say("response.output_text.delta", **self._place(), delta=written, logprobs=scores)
+
+    def _think(self, text: str) -> None:
+        if not text:
+            return
+        if self._thought is None:
+            self._close_message("completed")
+            self._open({"id": self._item_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []})
+            self._thought = {"type": "reasoning_text", "text": ""}
+            self._say("response.content_part.added", **self._place(), part=self._thought)
+        self._thought["text"] += text
+        self._say("response.reasoning_text.delta", **self._place(), delta=text)
+
+    def _close_reasoning(self, status: str) -> None:
+        part, self._thought = self._thought, None
+        if part is None:
+            return
+        item = self._output[-1]
+        self._say("response.reasoning_text.done", **self._place(), text=part["text"])
+        self._say("response.content_part.done", **self._place(), part=part)
+        item |= {"status": status, "content": [part]}
+        self._close(ReasoningItem(content=[ReasoningText(text=part["text"])], id=item["id"]))
 
     def _open_message(self) -> dict[str, Any]:
         item = {"id": self._item_id("msg"), "type": "message", "status": "in_progress", "role": "assistant"}

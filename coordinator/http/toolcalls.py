@@ -22,11 +22,13 @@ _ARGUMENTS = ("arguments", "parameters")
 class CallReader:
     """Reads one answer piece by piece and separates its tool calls from its text.
 
-    names: the tools that the answer may call. ids: the text with which the ids of the calls begin.
+    names: the tools that the answer may call. ids: the text with which the ids of the calls begin. most_calls: a call
+    beyond so many is left out; None sets no limit.
     """
 
-    def __init__(self, names: Collection[str], *, ids: str) -> None:
+    def __init__(self, names: Collection[str], *, ids: str, most_calls: int | None = None) -> None:
         self._names = names
+        self._most_calls = most_calls
         self._ids = ids
         self._held = ""
         self._begun = False
@@ -45,7 +47,7 @@ class CallReader:
                 break
             end = closed + len(_CLOSE)
             calls = self._calls(self._held[opened + len(_OPEN) : closed])
-            if calls:
+            if calls is not None:
                 _say_before(found, self._held[:opened])
                 found += calls
             else:
@@ -62,11 +64,11 @@ class CallReader:
         """Ends the answer; returns what was still held back, as calls or as text."""
         held, self._held = self._held, ""
         found: list[str | ToolCall] = []
-        if not self._begun and (calls := self._calls(held)):
+        if not self._begun and (calls := self._calls(held)) is not None:
             return [*calls]
         before, opened, call = held.partition(_OPEN)
         # The end of the answer may have been the end of the call.
-        if opened and (calls := self._calls(call)):
+        if opened and (calls := self._calls(call)) is not None:
             _say_before(found, before)
             return [*found, *calls]
         self._say(found, held)
@@ -93,17 +95,19 @@ class CallReader:
                 return len(held[:-length].rstrip())
         return len(held.rstrip())
 
-    def _calls(self, text: str) -> list[ToolCall]:
-        """Returns the calls that a JSON text stands for; an empty list where it is anything else."""
+    def _calls(self, text: str) -> list[ToolCall] | None:
+        """Returns the calls that a JSON text stands for, but for those beyond the limit; None where it is no call."""
         try:
             content = msgspec.json.decode(text.strip())
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return []
+            return None
         entries = content if isinstance(content, list) else [content]
         read = [self._call(entry) for entry in entries]
         calls = [call for call in read if call is not None]
-        if len(calls) < len(read):
-            return []
+        if len(calls) < len(read) or not calls:
+            return None
+        if self._most_calls is not None:
+            calls = calls[: self._most_calls - self.n_calls]
         first, self.n_calls = self.n_calls, self.n_calls + len(calls)
         return [
             ToolCall(id=f"call_{self._ids}_{first + place}", name=name, arguments=arguments)

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.link.messages import ExpertReport, ExpertState
-from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.coordinator.ledger.accounts import Accounts, Statement
 from moe2.coordinator.ledger.store import Ledger
 
@@ -40,6 +40,7 @@ class FleetCollector(Collector):
         yield from self._agents(status.agents)
         yield from _experts(status.agents)
         yield _power(status.agents)
+        yield from _averages(status.averages)
         yield _warnings(status)
 
     def _agents(self, rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
@@ -146,6 +147,25 @@ def _power(rows: tuple[AgentRow, ...]) -> Metric:
             if sensor.power_w is not None:
                 power.add_metric([row.agent_name, row.agent_id, sensor.name], sensor.power_w)
     return power
+
+
+def _averages(rows: tuple[AverageRow, ...]) -> Iterator[Metric]:
+    """Yields the metrics of average budgets, of the first `MAX_KEYS` scopes."""
+    target = GaugeMetricFamily(
+        "moe2_average_energy_target_joules", "Joules that an answer may take on average.", labels=["scope"]
+    )
+    mean = GaugeMetricFamily(
+        "moe2_average_energy_joules", "Joules per answer over about the last hundred answers.", labels=["scope"]
+    )
+    price = GaugeMetricFamily(
+        "moe2_joule_price_score_per_joule", "Score, 0 to 1, that one joule has to bring.", labels=["scope"]
+    )
+    for row in rows[:MAX_KEYS]:
+        target.add_metric([row.scope], row.average_energy_j)
+        price.add_metric([row.scope], row.price_per_j)
+        if row.mean_j is not None:
+            mean.add_metric([row.scope], row.mean_j)
+    yield from (target, mean, price)
 
 
 def _warnings(status: CoordinatorStatus) -> Metric:

@@ -12,9 +12,12 @@ from moe2.coordinator.serving.receipt import Receipt, receipt_of
 
 
 class Exchange:
-    """One request's mailbox: one writer (the service), one reader (the handler)."""
+    """One request's mailbox: one writer (the service), one reader (the handler).
 
-    def __init__(self, life: Lifecycle) -> None:
+    news: set when there is something to take. Requests that are read together have one in common.
+    """
+
+    def __init__(self, life: Lifecycle, news: asyncio.Event | None = None) -> None:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
@@ -25,7 +28,7 @@ class Exchange:
         self._outcome: Outcome | None = None
         self.retry_after_s: float | None = None
         """When a request that failed should be sent again; None where nobody can say."""
-        self._news = asyncio.Event()
+        self._news = news or asyncio.Event()
         self.recorded: Recorded | None = None
         """Done once the request's latest entry in the ledger would survive a crash; None before the first entry."""
 
@@ -68,8 +71,17 @@ class Exchange:
         """Wait for news. Returns everything that has come since the last call, and the outcome once there is one."""
         await self._news.wait()
         self._news.clear()
+        return self.take()
+
+    def take(self) -> tuple[list[TokenPiece], Outcome | None]:
+        """Return everything that has come since the last call, and the outcome once there is one, without waiting."""
         pieces, self._pieces = self._pieces, []
         return pieces, self._outcome
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the request waits for an expert with room."""
+        return self.life.wait is not None
 
     async def until_recorded(self) -> None:
         """Wait until the outcome would survive the coordinator's death. A client must not learn of the end before."""

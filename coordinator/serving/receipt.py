@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
 import msgspec
 
 from moe2.common.energy import NEVER_RAN, Energy, WholeEnergy, total, unmeasured
@@ -12,6 +15,8 @@ from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import Collaboration
 from moe2.coordinator.serving.life import Lifecycle
+
+N = TypeVar("N", int, float)
 
 
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,9 +36,12 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the answer. reasoning: those of `decoded` that came before the answer itself; None if nobody says."""
+
     prompt: int | None
     cached: int | None
     decoded: int | None
+    reasoning: int | None = None
 
 
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +70,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
     collaboration: what each member of a panel contributed; None where one expert answers.
     exceeded: names of the budgets that turned out not to be kept.
+    max_tokens_within_context: what was left for the answer in the context of its expert, where the request's
+    `max_tokens` asked for more; None where the limit held as it was.
+    reasoning_j: joules of `energy` that went into the answer's reasoning; None without any, or where it is not known.
     """
 
     request_id: str
@@ -74,6 +85,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision | None
     collaboration: Collaboration | None = None
     exceeded: tuple[str, ...] = ()
+    max_tokens_within_context: int | None = None
+    reasoning_j: float | None = None
 
 
 def receipt_of(life: Lifecycle) -> Receipt:
@@ -103,7 +116,43 @@ def receipt_of(life: Lifecycle) -> Receipt:
         decision=_decision(life),
         collaboration=life.play.collaboration if life.play else None,
         exceeded=_exceeded(life, energy, tokens),
+        max_tokens_within_context=_clamped_to(life),
+        reasoning_j=usage.reasoning_j if usage else None,
     )
+
+
+def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Receipt:
+    """The receipt of a request that asked for several answers: of the first one, with what all took together.
+
+    Tokens are counted as OpenAI counts them: each prompt once, however many answers it has. Unknown in one is unknown
+    in the sum.
+    """
+    first = receipts[0]
+    prompts = {id(life.request.prompt): receipt.tokens for life, receipt in zip(lives, receipts, strict=True)}
+    totals_s = [receipt.seconds.total for receipt in receipts]
+    return msgspec.structs.replace(
+        first,
+        experts=tuple(line for receipt in receipts for line in receipt.experts),
+        tokens=TokenCounts(
+            prompt=_sum(tokens.prompt for tokens in prompts.values()),
+            cached=_sum(tokens.cached for tokens in prompts.values()),
+            decoded=_sum(receipt.tokens.decoded for receipt in receipts),
+            reasoning=_sum(receipt.tokens.reasoning for receipt in receipts),
+        ),
+        seconds=msgspec.structs.replace(
+            first.seconds,
+            ttft=min((s for receipt in receipts if (s := receipt.seconds.ttft) is not None), default=None),
+            total=None if None in totals_s else max(s for s in totals_s if s is not None),
+        ),
+        energy=WholeEnergy.of(total(energy_of(life) for life in lives)),
+        reasoning_j=_sum(receipt.reasoning_j for receipt in receipts),
+        exceeded=tuple(dict.fromkeys(name for receipt in receipts for name in receipt.exceeded)),
+    )
+
+
+def _sum(parts: Iterable[N | None]) -> N | None:
+    known = list(parts)
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def energy_of(life: Lifecycle) -> Energy:
@@ -122,6 +171,7 @@ def _tokens(life: Lifecycle) -> TokenCounts:
             prompt=usage.prompt_tokens if usage else None,
             cached=usage.cached_tokens if usage else None,
             decoded=written if written is not None else usage.decoded_tokens if usage else None,
+            reasoning=usage.reasoning_tokens if usage else None,
         )
     first = life.authors[0].usage
     return TokenCounts(
@@ -137,6 +187,15 @@ def _exceeded(life: Lifecycle, energy: Energy, tokens: TokenCounts) -> tuple[str
     return life.limits.exceeded(
         first_token_s=life.first_token_s, end_s=life.concluded_s, joules=energy.joules, tokens=tokens.decoded
     )
+
+
+def _clamped_to(life: Lifecycle) -> int | None:
+    """What the context of the answering expert left for an answer that might have been longer."""
+    last, most = life.leading, life.request.generation.max_tokens
+    if last is None or last.usage is None or last.usage.prompt_tokens is None or most is None:
+        return None
+    left = max(0, last.expert.report.context_tokens - last.usage.prompt_tokens)
+    return left if most > left else None
 
 
 def _decision(life: Lifecycle) -> Decision | None:

@@ -24,9 +24,9 @@ from moe2.common.link.messages import (
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
-from moe2.coordinator.choosing.request import SelectionRequest
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
-from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.choosing.selector import Selector, can_serve
 from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -120,9 +120,9 @@ class Service:
         """The requests in progress, oldest first."""
         return tuple(active.life for active in self._active.values())
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._active) >= self.max_active
+    def has_room_for(self, n_requests: int) -> bool:
+        """Whether so many more requests may be begun."""
+        return len(self._active) + n_requests <= self.max_active
 
     def status(self) -> DispatchStatus:
         """The figures of the queue, of hedges and of breakers as users see them."""
@@ -142,13 +142,17 @@ class Service:
         """When a request for this model can expect room, behind those that wait; None where no speed is known."""
         return self._queue.room_in_s(model)
 
-    def begin(self, request: Request) -> Exchange:
-        """Admit a request. The caller has checked `is_full` and `stopping`."""
+    def begin(self, request: Request, news: asyncio.Event | None = None) -> Exchange:
+        """Admit a request. The caller has checked `has_room_for` and `stopping`.
+
+        news: set when there is something to take; None for an event of the exchange's own.
+        """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
+        request = replace(request, demand=self.planned(request.demand, request.model))
         chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
-        exchange = Exchange(life)
+        exchange = Exchange(life, news)
         active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
         self._hedges.request_came()
         self._active[request.request_id] = active
@@ -215,6 +219,12 @@ class Service:
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """The choice that a request would get now, within its key's daily limits. Runs nothing."""
         return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
+
+    def planned(self, demand: Demand, model: str) -> Demand:
+        """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
+        experts = self._table.choosable(asyncio.get_running_loop().time())
+        contexts = [expert.report.context_tokens for expert in experts if can_serve(model, expert)]
+        return demand.within(max(contexts)) if contexts else demand
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """The quality that other energy budgets would buy."""

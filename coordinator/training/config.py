@@ -37,5 +37,3 @@ class TrainingConfig:
     """Weight of the log loss of the kinds of other sources' rows."""
     auxiliary_share: float = 1.0
     """Rows of other sources per row of the pool in a batch."""
-    profile_shrinkage: float = 5.0
-    """Number of rows that the overall mean weighs as much as in each kind's profile."""

@@ -13,6 +13,7 @@ from moe2.coordinator.gate.gate import standardised_shape, weighted_counts
 from moe2.coordinator.training.config import TrainingConfig
 from moe2.coordinator.training.network import Batch
 from moe2.coordinator.training.outcomes import Outcomes
+from moe2.coordinator.training.profile import shrunk_profile
 
 IndexArray = npt.NDArray[np.int64]
 
@@ -38,7 +39,7 @@ class PreparedRows:
         self._bucket_rows = [entry.buckets for entry in extracted]
         self._value_rows = [weighted_counts(entry, self.idf) for entry in extracted]
         self._label_kinds(train, helpers)
-        self.profile = _shrunk_profile(train, self.kinds, config.profile_shrinkage)
+        self.profile = shrunk_profile(train.scores, kinds_of(train), self.kinds).astype(np.float32)
         known = ~np.isnan(train.scores)
         self.known = torch.from_numpy(known)
         self.scores = torch.from_numpy(np.where(known, train.scores, 0.0).astype(np.float32))
@@ -87,15 +88,3 @@ def _inverse_document_frequency(extracted: Sequence[PromptFeatures], buckets: in
     seen = np.bincount(np.concatenate([entry.buckets for entry in extracted]), minlength=buckets)
     idf = np.log((1 + len(extracted)) / (1 + seen)) + 1
     return np.where(seen > 0, idf, 0.0).astype(np.float32)
-
-
-def _shrunk_profile(train: Outcomes, kinds: Sequence[str], shrinkage: float) -> npt.NDArray[np.float32]:
-    """(K, N) the mean known score of each expert on each kind, shrunk to its overall mean by `shrinkage` rows."""
-    overall = np.nanmean(train.scores, axis=0)
-    labels = np.array(kinds_of(train))
-    profile = np.empty((len(kinds), len(train.experts)), dtype=np.float32)
-    for k, kind in enumerate(kinds):
-        scores = train.scores[labels == kind]
-        count = (~np.isnan(scores)).sum(axis=0)
-        profile[k] = (np.nansum(scores, axis=0) + shrinkage * overall) / (count + shrinkage)
-    return profile

@@ -29,13 +29,13 @@ from moe2.coordinator.gate.calibration import (
     expected_calibration_error,
     fit_calibration,
     log_odds_of,
-    row_log_losses,
     sigmoid,
 )
 from moe2.coordinator.gate.checkpoint import CHECKPOINT_VERSION, Manifest, feature_fields
 from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate, GateParameters
 from moe2.coordinator.training.config import TrainingConfig, TrainingError
+from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gain_of
 from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import PreparedRows, kinds_of
@@ -55,6 +55,8 @@ class TrainedGate:
 
     gate: Gate
     manifest: Manifest
+    gain: Gain
+    """What it gains on the validation rows over the expert that is the best one on the train rows."""
 
 
 def train_gate(
@@ -82,7 +84,7 @@ def train_gate(
         report = _Report(progress, position * config.epochs * rows.batches, total)
         networks.append(_fit(rows, config, seed, report))
     gate = Gate(folded(networks, rows), features, outcomes.experts, config.tau)
-    gate, metrics = chosen_on_validation(gate, val)
+    gate, metrics, gain = chosen_on_validation(gate, val, best_single(train.scores))
     gate = _with_votes(gate, train, rows)
     manifest = Manifest(
         version=CHECKPOINT_VERSION,
@@ -97,7 +99,7 @@ def train_gate(
         training=msgspec.json.decode(msgspec.json.encode(asdict(config))),
         metrics=metrics,
     )
-    return TrainedGate(gate, manifest)
+    return TrainedGate(gate, manifest, gain)
 
 
 def _with_votes(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
@@ -251,8 +253,11 @@ def folded(networks: Sequence[GateNetwork], rows: PreparedRows) -> GateParameter
     )
 
 
-def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, float]]:
-    """The gate with the residual's scale and the calibration that validation rows prefer, and its figures on them."""
+def chosen_on_validation(gate: Gate, val: Outcomes, single: int) -> tuple[Gate, dict[str, float], Gain]:
+    """The gate with the residual's scale and the calibration that validation rows prefer, its figures, and its gain.
+
+    single: the expert that is the best one on the train rows, which the gate is compared with.
+    """
     heads = [gate.heads(gate.extractor.extract(prompt)) for prompt in val.prompts]
     task_logits, residual = (np.stack(part).astype(np.float64) for part in zip(*heads, strict=True))
     posterior = np.exp(task_logits - task_logits.max(axis=1, keepdims=True))
@@ -271,28 +276,28 @@ def chosen_on_validation(gate: Gate, val: Outcomes) -> tuple[Gate, dict[str, flo
         calibration_slope=calibration.slope.astype(np.float32),
         calibration_offset=calibration.offset.astype(np.float32),
     )
+    gained = gain_of(chosen_scores(after, val.scores), val.scores[:, single])
     metrics = {
         "residual_scale": scale,
-        "val_score_top1": top1_score(after, val.scores),
-        "val_score_best_single": float(np.nanmax(np.nanmean(val.scores, axis=0))),
+        "val_rows": float(gained.rows),
+        "val_score_top1": gained.score,
+        "val_score_best_single": gained.other,
+        "val_gain": gained.gain,
+        **({} if gained.standard_error is None else {"val_gain_se": gained.standard_error}),
         "val_log_loss": binary_log_loss(after, val.scores),
         "val_calibration_error_before": expected_calibration_error(before, val.scores),
         "val_calibration_error_after": expected_calibration_error(after, val.scores),
     }
-    return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics
+    return Gate(parameters, gate.feature_config, gate.experts, gate.tau), metrics, gained
 
 
 def _residual_scale(mean: FloatArray, residual: FloatArray, scores: FloatArray) -> float:
-    """The residual's scale with the least log loss, or 0 where that gains no more than one standard error over 0."""
-    losses = {scale: row_log_losses(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
-    best = min(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(losses[scale])))
-    gain = losses[0.0] - losses[best]
-    gain = gain[~np.isnan(gain)]
-    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(gain.size) else 0.0
+    """The residual's scale whose choices score best, or 0 where that gains no more than two standard errors over 0.
 
-
-def top1_score(probabilities: FloatArray, scores: FloatArray) -> float:
-    """The mean over rows of the score of the likeliest expert among those that were run on the row."""
-    masked = np.where(np.isnan(scores), -1.0, probabilities)
-    usable = ~np.isnan(scores).all(axis=1)
-    return float(scores[usable, masked[usable].argmax(axis=1)].mean())
+    It is judged by choices, because a residual that mends probabilities may still choose worse; and by two standard
+    errors, because the best of several scales looks good by chance.
+    """
+    chosen = {scale: chosen_scores(sigmoid(mean + scale * residual), scores) for scale in _RESIDUAL_SCALES}
+    best = max(_RESIDUAL_SCALES, key=lambda scale: float(np.nanmean(chosen[scale])))
+    found = gain_of(chosen[best], chosen[0.0])
+    return best if found.standard_error is not None and found.gain > 2 * found.standard_error else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,3 +72,18 @@ def test_an_unfinished_character_is_shown_as_replaced() -> None:
     stream = TextStream()
     stream.feed("é".encode()[:1])
     assert [piece.text for piece in stream.finish()] == ["\ufffd"]
+
+
+@pytest.mark.parametrize("stop", [(), ("END",)])
+def test_a_character_that_is_cut_in_half_is_dropped(stop: tuple[str, ...]) -> None:
+    """An answer that reaches its limit there ends before the character."""
+    stream = TextStream(stop)
+    pieces = [*stream.feed("aé".encode()[:2]), *stream.finish(is_cut=True)]
+    assert "".join(piece.text for piece in pieces) == "a"
+
+
+def test_a_scored_token_tells_its_own_bytes_where_they_are_no_text() -> None:
+    """A character's text belongs to the token that completes it; each token has its bytes."""
+    stream = TextStream()
+    pieces = [piece for token in (b"a", b"\xc3", b"\xa9") for piece in stream.feed(token, -0.5)]
+    assert [(piece.text, piece.hex) for piece in pieces] == [("a", ""), ("", "c3"), ("é", "a9")]

@@ -1,6 +1,7 @@
 """A fake expert: a real process that speaks the engine child's protocol, without a model.
 
-It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`; to a follower it proposes
+It echoes the words of the prompt, one per token, as often as it takes to reach `max_tokens`, and before that once more
+where the job wants the prompt echoed; given token ids are the words "t1", "t2" and so on. To a follower it proposes
 the same. With `--prefers TEXT` it scores this continuation highest. A prompt with the word of `--dies-on` or
 `--hangs-on` makes it do so, with all its other jobs. Run freely it is instant. With `--control SOCKET`
 it asks a test for permission before each step, so that a test can hold it in any phase and let it crash there, without
@@ -146,6 +147,8 @@ class FakeExpert:
             self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
             self._fall_ill(words)
             await self._permission(f"prefill {job.job_id}")
+            if job.echo:
+                self._say(Tokens(jobs=(JobPieces(job_id=job.job_id, pieces=_echoed(words, job.logprobs)),)))
             most = DEFAULT_TOKENS if job.max_tokens is None else job.max_tokens
             while decoded < most:
                 told = await self._permission(f"token {job.job_id} {decoded}")
@@ -292,8 +295,18 @@ def vector_of(words: list[str], size: int) -> bytes:
 
 
 def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
+    if isinstance(prompt, TextPrompt) and prompt.tokens:
+        return [f"t{token}" for token in prompt.tokens]
     text = prompt.text if isinstance(prompt, TextPrompt) else prompt.messages[-1].content
     return text.split() or ["nothing"]
+
+
+def _echoed(words: list[str], logprobs: int | None) -> tuple[TokenPiece, ...]:
+    """The prompt's words as pieces; the first one has nothing before it that it could be likely after."""
+    if logprobs is None:
+        return tuple(TokenPiece(f"{word} ") for word in words)
+    others = tuple(TokenAlternative(f"other{i}", -2.0 - i) for i in range(logprobs))
+    return (TokenPiece(f"{words[0]} "), *(TokenPiece(f"{word} ", -0.25, others) for word in words[1:]))
 
 
 def _candidates(words: list[str], step: int) -> tuple[Candidate, ...]:

@@ -271,6 +271,9 @@ class _Counting:
     def piece(self, token: int) -> bytes:
         return b"x"
 
+    def special_text(self, token: int) -> str:
+        return ""
+
     def is_end(self, token: int) -> bool:
         return token == 0
 

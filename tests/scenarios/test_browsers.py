@@ -30,7 +30,7 @@ async def test_what_is_foreign_is_refused_on_every_route(tmp_path: Path, headers
     """Without keys, and without any of the headers that only newer browsers send."""
     async with fleet(tmp_path, agents=()) as running:
         for route in ROUTES:
-            path = route.format(name="main.js", model="moe2")
+            path = route.format(name="main.js", model="moe2", response_id="resp_1")
             for method in ("GET", "POST"):
                 assert await status_of(running, path, headers, method) == 403
 

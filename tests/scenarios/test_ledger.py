@@ -6,8 +6,8 @@ import asyncio
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,23 @@ def as_key(monkeypatch: pytest.MonkeyPatch) -> AsKey:
     def limited(limits: DailyLimits) -> None:
         principal = Principal(key_id="k1", name="app", daily=limits)
 
-        def begin_as(service: Service, request: Request) -> Exchange:
-            return begin(service, replace(request, principal=principal))
+        def begin_as(service: Service, request: Request, news: asyncio.Event | None = None) -> Exchange:
+            return begin(service, replace(request, principal=principal), news)
 
         monkeypatch.setattr(Service, "begin", begin_as)
 
     return limited
 
 
-def measured(root: Path, agent: str, *, j_per_token: float, tokens_per_s: float) -> None:
-    """Let an agent's expert be known to cost this much."""
-    model = root / "fake.gguf"
-    if not model.exists():
-        model.touch()
+def measured(root: Path, agent: str, *, j_per_token: float, tokens_per_s: float, model: str = "fake") -> ModelSection:
+    """Let an agent's expert be known to cost this much, and return how the agent has to serve it."""
+    path = root / "fake.gguf"
+    if not path.exists():
+        path.touch()
+    section = ModelSection(name=model, path=path, slots=4)
     profile = StoredProfile(
-        model="fake",
-        setup=setup_of(ModelSection(name="fake", path=model, slots=4)),
+        model=model,
+        setup=setup_of(section),
         hostname="bench",
         measured_at_unix_s=0.0,
         power_mode="MAXN (simulated)",
@@ -81,6 +82,19 @@ def measured(root: Path, agent: str, *, j_per_token: float, tokens_per_s: float)
         energy=cost(j_per_token, quality=Quality.SIMULATED),
     )
     store_profile(root / agent, profile)
+    return section
+
+
+@asynccontextmanager
+async def dear_and_cheap(root: Path, **options: Any) -> AsyncIterator[Fleet]:
+    """A fleet of two: a large expert at 10 J a token that answers without limits, and a small one at 1 J."""
+    dear = measured(root, "dear", j_per_token=10.0, tokens_per_s=100.0, model="fake-8b")
+    cheap = measured(root, "cheap", j_per_token=1.0, tokens_per_s=10.0, model="fake-1b")
+    async with fleet(root, agents=(), **options) as running:
+        for name, model in (("dear", dear), ("cheap", cheap)):
+            await running.start_agent(name, profile=PROFILE, models=[model.model_dump()])
+        await running.until(ready=2)
+        yield running
 
 
 # --- Entries ----------------------------------------------------------------------------------------------------------
@@ -253,11 +267,8 @@ async def test_plans_take_nothing_of_a_keys_day(tmp_path: Path) -> None:
 
 async def test_the_plan_of_a_key_near_its_limit_names_the_cheaper_expert(tmp_path: Path) -> None:
     """Who would answer, with what is left as the budget."""
-    measured(tmp_path, "dear", j_per_token=10.0, tokens_per_s=100.0)
-    measured(tmp_path, "cheap", j_per_token=1.0, tokens_per_s=10.0)
     _, key = add_key(KeyFile(tmp_path), 1, daily_energy_j=60.0)
-    agents = ("dear", "cheap")
-    async with fleet(tmp_path, agents=agents, api={"keys": "required"}, profile=PROFILE) as running:
+    async with dear_and_cheap(tmp_path, api={"keys": "required"}) as running:
         async with asking(running, key) as http:
             plan = await told(http, PLAN_PATH, 8)
     assert [row["agent"] for row in plan["decision"]["experts"] if row["chosen"]] == ["cheap"]
@@ -281,10 +292,8 @@ async def test_requests_at_the_same_time_cannot_overdraw_a_limit_together(
 
 
 async def test_near_its_limit_a_key_gets_a_cheaper_expert(tmp_path: Path, as_key: AsKey) -> None:
-    """The faster one needs more than is left; the slower one answers instead of an error."""
-    measured(tmp_path, "dear", j_per_token=10.0, tokens_per_s=100.0)
-    measured(tmp_path, "cheap", j_per_token=1.0, tokens_per_s=10.0)
-    async with fleet(tmp_path, agents=("dear", "cheap"), profile=PROFILE) as running:
+    """The better one needs more than is left; the other one answers instead of an error."""
+    async with dear_and_cheap(tmp_path) as running:
         as_key(DailyLimits(energy_j=100_000.0))
         async with await running.chat("a b c", max_tokens=8) as answer:
             assert answer.headers["x-moe2-agent"] == "dear"

@@ -111,8 +111,12 @@ async def test_unsupported_parameter_is_named(tmp_path: Path) -> None:
     """A parameter that moe2 does not implement is refused, not dropped."""
     async with fleet(tmp_path) as running, client_of(running) as client:
         with pytest.raises(openai.BadRequestError) as refusal:
-            await client.chat.completions.create(model="moe2", messages=[{"role": "user", "content": "hi"}], n=2)
-        assert refusal.value.param == "n"
+            await client.chat.completions.create(
+                model="moe2",
+                messages=[{"role": "user", "content": "hi"}],
+                prediction={"type": "content", "content": "hi"},
+            )
+        assert refusal.value.param == "prediction"
         assert refusal.value.code == "unsupported_parameter"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
+from moe2.common.textstream import answer_text
 from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -107,7 +108,7 @@ class Rank(PanelRun):
         found: dict[str, _Candidate] = {}
         for attempt in self.active:
             pieces = tuple(self._pieces.get(attempt.job_id, ()))
-            text = "".join(piece.text for piece in pieces)
+            text = answer_text(pieces)
             candidate = found.setdefault(text, _Candidate(text, pieces, self._reasons[attempt.job_id]))
             candidate.writers.append(attempt)
         self._candidates = [found[text] for text in found if text] or list(found.values())

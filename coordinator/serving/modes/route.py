@@ -50,6 +50,9 @@ class Route(ModeRun):
         return self.life.answer(selection.first, selection, now_s)
 
     def tokens(self, attempt: Attempt, pieces: tuple[TokenPiece, ...], now_s: float) -> list[Effect]:
+        if any(piece.is_reasoning for piece in pieces):
+            # Another expert could go on with the words of an answer, not with what this one thought.
+            self._text = None
         if self._text is not None:
             self._text += [piece.text for piece in pieces]
         if self.life.authors and self.life.authors[-1] is attempt:

@@ -51,6 +51,9 @@ class Letters:
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([ord("a") + token - 1])
 
+    def special_text(self, token: int) -> str:
+        return "<end>" if token == END else ""
+
     def is_end(self, token: int) -> bool:
         return token == END
 

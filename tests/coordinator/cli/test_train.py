@@ -83,3 +83,24 @@ def test_errors_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixt
     """Square brackets in an error message are shown as they are, not taken for markup."""
     assert call("--outcomes", str(tmp_path / "o[bold].jsonl")) == 1
     assert "o[bold].jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_gate_that_is_clearly_behind_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the validation rows contradict the train rows the gate is refused, unless it is asked for all the same."""
+    data, out = write_outcomes(tmp_path / "o.jsonl"), tmp_path / "g.safetensors"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows:
+        # One expert is the best on train rows of each kind, and the others are on validation rows.
+        best = ("maths", "code", "trivia").index(row["benchmark"])
+        is_train = row["split"] == "train"
+        row["scores"] = {name: float((n == best) == is_train) for n, name in enumerate(sorted(row["scores"]))}
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ("--outcomes", str(data), "--out", str(out), "--seeds", "1", "--epochs", "50")
+    assert call(*argv) == 1
+    told = capsys.readouterr()
+    assert "clearly behind the best single expert" in told.err
+    assert "± " in told.out
+    assert not out.exists()
+    assert call(*argv, "--even-if-behind") == 0
+    assert out.exists()

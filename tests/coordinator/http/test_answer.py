@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
-from moe2.coordinator.http.answer import ChunkWriter, Header, full_response, usage_of
+from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response, logprobs_of, usage_of
 from moe2.coordinator.http.errors import ApiError, error_of, invalid, unsupported
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
@@ -70,7 +70,7 @@ def strict(kind: type[BaseModel], value: dict[str, Any]) -> Any:
 
 def test_a_chat_completion_is_openais() -> None:
     """A chat completion equals OpenAI's key by key, with the receipt beside them."""
-    answer = body(full_response(CHAT, PIECES, "stop", receipt(), with_logprobs=False))
+    answer = body(full_response(CHAT, [choice_of(CHAT, PIECES, "stop", with_logprobs=False)], receipt()))
     assert answer.pop("moe2")["request_id"] == "req-1"
     assert answer == {
         "id": "chatcmpl-req-1",
@@ -92,7 +92,7 @@ def test_a_chat_completion_is_openais() -> None:
 
 def test_a_text_completion_is_openais() -> None:
     """A text completion equals OpenAI's key by key."""
-    answer = body(full_response(TEXT, PIECES, "length", receipt(), with_logprobs=False))
+    answer = body(full_response(TEXT, [choice_of(TEXT, PIECES, "length", with_logprobs=False)], receipt()))
     assert without_receipt(answer) == {
         "id": "cmpl-req-1",
         "object": "text_completion",
@@ -106,7 +106,7 @@ def test_a_text_completion_is_openais() -> None:
 
 def test_a_chats_logprobs_are_openais() -> None:
     """A chat's log-probabilities list each token with its bytes and alternatives."""
-    answer = body(full_response(CHAT, PIECES, "stop", receipt(), with_logprobs=True))
+    answer = body(full_response(CHAT, [choice_of(CHAT, PIECES, "stop", with_logprobs=True)], receipt()))
     assert answer["choices"][0]["logprobs"] == {
         "content": [
             {
@@ -124,7 +124,7 @@ def test_a_chats_logprobs_are_openais() -> None:
 
 def test_a_completions_logprobs_are_openais() -> None:
     """A text completion's log-probabilities are parallel lists, with offsets into the text."""
-    answer = body(full_response(TEXT, PIECES, "stop", receipt(), with_logprobs=True))
+    answer = body(full_response(TEXT, [choice_of(TEXT, PIECES, "stop", with_logprobs=True)], receipt()))
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["Hé", "llo"],
         "token_logprobs": [-0.5, -0.25],
@@ -132,6 +132,35 @@ def test_a_completions_logprobs_are_openais() -> None:
         "text_offset": [0, 2],
     }
     strict(Completion, answer)
+
+
+HALVES = (
+    TokenPiece("", -0.5, (TokenAlternative("<|end|>", -1.0, None), TokenAlternative("\ufffd", -2.0, "c3")), hex="c3"),
+    TokenPiece("é", -0.25, (TokenAlternative("\ufffd", -3.0, "a8"), TokenAlternative("\ufffd", -4.0, "a9")), hex="a9"),
+)
+
+
+def test_a_part_of_a_character_has_its_own_bytes() -> None:
+    """A control token has a name and no bytes."""
+    scored = logprobs_of(CHAT, HALVES)["content"]
+    assert [(each["token"], each["bytes"]) for each in scored] == [(r"\xc3", [0xC3]), (r"\xa9", [0xA9])]
+    assert [(each["token"], each["bytes"]) for each in scored[0]["top_logprobs"]] == [
+        ("<|end|>", None),
+        (r"\xc3", [0xC3]),
+    ]
+
+
+def test_tokens_of_a_completion_do_not_share_a_key() -> None:
+    """Parts of characters are named by their bytes, and so is the second token of the same text."""
+    scored = logprobs_of(TEXT, HALVES)
+    assert scored["tokens"] == [r"bytes:\xc3", r"bytes:\xa9"]
+    assert scored["top_logprobs"] == [
+        {"<|end|>": -1.0, r"bytes:\xc3": -2.0},
+        {r"bytes:\xa8": -3.0, r"bytes:\xa9": -4.0},
+    ]
+    twice = (TokenPiece("\n", -0.5, tuple(TokenAlternative("\n", -value) for value in (1.0, 2.0, 3.0))),)
+    [found] = logprobs_of(TEXT, twice)["top_logprobs"]
+    assert (len(found), found["\n"], found[r"bytes:\x0a"]) == (3, -1.0, -2.0)
 
 
 def test_usage_is_null_where_tokens_are_not_known() -> None:

@@ -30,6 +30,14 @@ def test_calls_come_in_their_place_with_ids_of_the_request() -> None:
     assert (reader.reason("stop"), reader.reason("length")) == ("tool_calls", "length")
 
 
+def test_reasoning_is_a_part_of_its_own() -> None:
+    """No call is looked for in it, and it does not keep an answer from being one."""
+    thought = TokenPiece(CALL, is_reasoning=True)
+    reader = PartReader(frozenset({"time"}), "req-1")
+    parts = [*reader.feed([thought, *pieces('{"name": "time"}')]), *reader.finish()]
+    assert parts == [Text([thought], is_reasoning=True), ToolCall(id="call_1_0", name="time", arguments="{}")]
+
+
 def test_no_tokens_are_no_parts() -> None:
     """A wake-up without tokens says nothing."""
     assert PartReader(frozenset(), "req-1").feed([]) == PartReader(frozenset({"time"}), "req-1").feed([]) == []

@@ -104,6 +104,21 @@ def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...], reason: s
     assert found.model_dump(exclude={"moe2"}) == expected.model_dump(exclude={"moe2"})
 
 
+def test_reasoning_is_a_block_of_thinking() -> None:
+    """It is closed where the answer begins, whole as streamed."""
+    parts = (Text([TokenPiece("Hm.")], is_reasoning=True), text("Yes", "!"))
+    answer = whole(*parts)
+    assert answer["content"] == [
+        {"type": "thinking", "thinking": "Hm.", "signature": ""},
+        {"type": "text", "text": "Yes!"},
+    ]
+    snapshot: Any = None
+    buffers: dict[int, bytes] = {}
+    for event in streamed(*parts):
+        snapshot = accumulate_event(event=EVENT.validate_python(event), current_snapshot=snapshot, json_bufs=buffers)
+    assert [block.model_dump(exclude_none=True) for block in snapshot.content] == answer["content"]
+
+
 def test_an_error_in_a_stream_is_anthropics_event() -> None:
     """The event `error` has the envelope of an error's body."""
     (event,) = events_of(MessageEncoder().error(invalid("No.", param="system")))

@@ -105,6 +105,23 @@ def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...]) -> None:
     assert events[-1]["response"]["output"] == answer["output"]
 
 
+def test_reasoning_is_an_item_before_the_message() -> None:
+    """The SDK reads its events, and a next turn gets it back."""
+    parts = (Text([TokenPiece("Hm"), TokenPiece(".")], is_reasoning=True), text("Yes"))
+    state: Any = ResponseStreamState(input_tools=omit, text_format=omit)
+    events = streamed(*parts)
+    for event in events:
+        state.handle_event(EVENT.validate_python(event))
+    output = events[-1]["response"]["output"]
+    assert [(item["type"], item["content"][0]["text"], item["status"]) for item in output] == [
+        ("reasoning", "Hm.", "completed"),
+        ("message", "Yes", "completed"),
+    ]
+    assert "".join(event["delta"] for event in events if event["type"] == "response.reasoning_text.delta") == "Hm."
+    [(_, items)] = KEPT
+    assert [type(item).__name__ for item in items.values()] == ["ReasoningItem", "MessageItem"]
+
+
 def test_an_answer_cut_off_is_incomplete() -> None:
     """`length` becomes the status, with its reason, and the message is incomplete, too."""
     answer = whole(text("Once"), reason="length")

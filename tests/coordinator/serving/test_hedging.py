@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.link.messages import ChatMessage, ChatPrompt, JobUsage, Submit, Tool
+from moe2.common.link.messages import ChatMessage, ChatPrompt, JobUsage, Submit, TokenPiece, Tool
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
@@ -379,6 +379,13 @@ TOOL = Tool(name="look")
 def test_what_cannot_be_taken_up_in_the_middle_is_an_error(fields: dict[str, Any]) -> None:
     """And so is what nobody asked to be resumed."""
     life = broken_off(**fields)
+    assert outcomes(life.failed()) == [Failed("engine_crashed", "It died.")]
+
+
+def test_what_an_expert_thought_is_not_taken_up_by_another() -> None:
+    """Another one could go on with the words of an answer alone."""
+    life = broken_off()
+    life.do(events.TokensArrived("req-1.0", (TokenPiece("Hm", is_reasoning=True),)))
     assert outcomes(life.failed()) == [Failed("engine_crashed", "It died.")]
 
 

@@ -156,7 +156,7 @@ class Cluster:
         client = Client(request)
         self.clients.append(client)
         coordinator = self.coordinator
-        if coordinator.is_dead or coordinator.service.is_full or coordinator.service.stopping:
+        if coordinator.is_dead or not coordinator.service.has_room_for(1) or coordinator.service.stopping:
             client.ends.append("turned away")
             return
         self.n_open += 1
