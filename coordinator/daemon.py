@@ -282,7 +282,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         OpenAiRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
         ).add_to(app)
@@ -302,7 +302,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         app = web.Application(middlewares=[answer_errors, bodies.middleware])
         self._fleet.add_to_local(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app

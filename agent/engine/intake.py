@@ -15,7 +15,7 @@ from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.protocol import Job as JobRequest
-from moe2.agent.engine.request import RequestError, RequestReader, check_room
+from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.shelf import State
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
@@ -123,9 +123,8 @@ class Intake:
         return scoring
 
     def _predicted_cells(self, prompt: int, max_tokens: int | None) -> int:
-        """Cells to reserve. Raises `RequestError` where prompt and answer together cannot fit."""
-        check_room(prompt, max_tokens, limit=self._limits.job_tokens)
-        if max_tokens is not None:
+        """Cells to reserve. A limit beyond what the context leaves limits nothing: the context ends the answer."""
+        if max_tokens is not None and prompt + max_tokens <= self._limits.job_tokens:
             return prompt + max_tokens
         fair = self._limits.context_tokens // self._limits.slots
         return min(max(fair, prompt + _MIN_PREDICTED_TOKENS), self._limits.job_tokens)

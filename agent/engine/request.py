@@ -213,14 +213,14 @@ def _joined(before: tuple[Segment, ...], after: tuple[Segment, ...]) -> tuple[Se
     return (*before[:-1], Segment(last.text + first.text), *after[1:])
 
 
-def check_room(prompt: int, max_tokens: int | None, *, limit: int) -> None:
-    """Raises `RequestError` where prompt and answer together cannot fit."""
-    if max_tokens is not None and prompt + max_tokens > limit:
+def check_room(prompt: int, following: int, *, limit: int) -> None:
+    """Raises `RequestError` where a prompt and the tokens that are to follow it cannot fit."""
+    if prompt + following > limit:
         raise RequestError(
-            f"The prompt has {prompt} tokens and {max_tokens} are to follow: {prompt + max_tokens} together, "
+            f"The prompt has {prompt} tokens and {following} are to follow: {prompt + following} together, "
             f"but the context has {limit}.",
             code=JobErrorCode.CONTEXT_EXCEEDED,
-            remedy=f"Ask for at most {limit - prompt} tokens, leave max_tokens out, or shorten the prompt.",
+            remedy="Shorten it, or use an expert with a larger context.",
             prompt_tokens=prompt,
         )
 

@@ -169,7 +169,9 @@ def open_session(
 
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
             constraint = constraint_of(
-                request, tags_calls=templates.with_tools is not None and templates.with_tools.tags_calls
+                request,
+                tags_calls=templates.with_tools is not None and templates.with_tools.tags_calls,
+                has_call_channel=templates.thinker is not None and templates.thinker.marks.is_harmony,
             )
             sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
             if constraint is None:

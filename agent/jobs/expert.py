@@ -124,13 +124,19 @@ class Occupancy:
         return self._sum_s if self._since_s is None else self._sum_s + self._count * (now_s - self._since_s)
 
 
+def context_of_a_job(expert: Expert) -> int:
+    """The most tokens of one job's prompt and answer: all jobs' together may be more than the model was trained on."""
+    trained = expert.facts.trained_context_tokens if expert.facts else None
+    return expert.context_tokens if trained is None else min(expert.context_tokens, trained)
+
+
 def report_of(expert: Expert, now_s: float) -> ExpertReport:
     """What the capability report says of the expert now."""
     facts, section = expert.facts, expert.section
     return ExpertReport(
         model=section.name,
         state=expert.state,
-        context_tokens=expert.context_tokens,
+        context_tokens=context_of_a_job(expert),
         slots=section.slots,
         active=expert.n_requests,
         queued=len(expert.queue),

@@ -175,6 +175,12 @@ class Demand:
         """Tokens of the longest answer that is planned for."""
         return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
 
+    def within(self, context_tokens: int) -> Demand:
+        """The demand on experts with this context at most: a limit beyond what it leaves is none."""
+        if self.max_tokens is None or self.prompt_tokens + self.max_tokens <= context_tokens:
+            return self
+        return Demand(self.prompt_tokens, None)
+
 
 @dataclass(frozen=True)
 class ScopePrice:

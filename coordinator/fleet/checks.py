@@ -67,6 +67,7 @@ MAX_LOGPROB = 1e-6
 MAX_MASS = 1.001
 """The largest sum of the probabilities of different next tokens."""
 MAX_PIECE_BYTES = 4096
+_HEX = re.compile(r"(?:[0-9a-f]{2})+")
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
 """The number of unknown jobs that one frame may name: jobs that this connection was never given, or has ended.
@@ -209,6 +210,8 @@ class AgentChecks:
             for other in piece.alternatives:
                 if not _is_logprob(other.logprob):
                     return f"a log-probability of {other.logprob}"
+            if not all(map(_is_hex, (piece.hex, *(other.hex or "" for other in piece.alternatives)))):
+                return "a token's bytes that are no hexadecimal number"
         return None
 
     def _next_tokens_fault(self, message: NextTokens) -> str | None:
@@ -285,6 +288,7 @@ class AgentChecks:
         if fault := _counts_fault(usage, max_prompt, max_decoded):
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
+            fields |= {"reasoning_tokens": None, "reasoning_j": None}
         for name in ("queue_s", "prefill_s", "decode_s"):
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
@@ -292,6 +296,9 @@ class AgentChecks:
         if fault := _energy_fault(usage.energy):
             faults.append(fault)
             fields["energy"] = unmeasured(f"its agent's figure cannot be: {fault}")
+        if fault := range_fault("reasoning_j", usage.reasoning_j, usage.energy.joules or MAX_JOULES):
+            faults.append(fault)
+            fields["reasoning_j"] = None
         if not faults:
             return Checked((message,))
         return Checked((replace(message, usage=replace(usage, **fields)),), tuple(faults), suspends=True)
@@ -326,6 +333,7 @@ def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | N
         range_fault("prompt_tokens", prompt, max_prompt)
         or range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
         or range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
+        or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
     )
 
 
@@ -339,6 +347,10 @@ def _energy_fault(energy: Energy) -> str | None:
         or range_fault("n_samples", energy.n_samples, MAX_FIGURE)
         or range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
     )
+
+
+def _is_hex(text: str) -> bool:
+    return not text or (len(text) <= 2 * MAX_PIECE_BYTES and _HEX.fullmatch(text) is not None)
 
 
 def _is_logprob(value: float) -> bool:

@@ -56,6 +56,10 @@ class Answering:
         self._settings = settings
         self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
 
+    def reading(self) -> Reading:
+        """Returns how bodies are read, by the settings as they are now."""
+        return self._reading
+
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face."""
 

@@ -436,7 +436,6 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(child: Child) -
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"max_tokens": 2**31 - 1}, JobErrorCode.CONTEXT_EXCEEDED),
         ({"prompt": TextPrompt(text="a\0b")}, JobErrorCode.INVALID_REQUEST),
         ({"prompt": TextPrompt(text="")}, JobErrorCode.INVALID_REQUEST),
         ({"stop": ("",)}, JobErrorCode.INVALID_REQUEST),
