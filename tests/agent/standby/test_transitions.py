@@ -61,20 +61,20 @@ def test_joules_are_awaited_and_then_given_up() -> None:
     assert (cost.duration_s, cost.energy_j, cost.quality) == (4.0, None, Quality.UNMEASURED)
 
 
-def test_joules_beside_requests_or_other_changes_are_nobodys() -> None:
+@pytest.mark.parametrize("by", ["a request", "another model"])
+def test_joules_beside_requests_or_other_changes_are_nobodys(by: str) -> None:
     """Seconds are still its own."""
-    for disturb in (
-        lambda log: log.disturbed(),
-        lambda log: log.began(OTHER, 1.0),
-    ):
-        log = TransitionLog()
-        log.began(LOAD, 0.0)
-        disturb(log)
-        log.ended(LOAD, 4.0, NOW)
-        log.settle(ten_watts, 4.0)
-        cost = log.cost(LOAD, NOW)
-        assert cost is not None
-        assert (cost.duration_s, cost.energy_j) == (4.0, None)
+    log = TransitionLog()
+    log.began(LOAD, 0.0)
+    if by == "a request":
+        log.disturbed()
+    else:
+        log.began(OTHER, 1.0)
+    log.ended(LOAD, 4.0, NOW)
+    log.settle(ten_watts, 4.0)
+    cost = log.cost(LOAD, NOW)
+    assert cost is not None
+    assert (cost.duration_s, cost.energy_j) == (4.0, None)
 
 
 def test_a_change_that_did_not_come_to_its_end_teaches_nothing() -> None:
