@@ -390,7 +390,7 @@ def test_what_waiting_costs_and_what_is_allowed_are_shown() -> None:
     assert "unload and suspend" in text
     assert "logind says no" in text
     assert "1500 J idle" in text
-    assert "±0.500 W" in text
+    assert "±0.5 W" in text
     assert "load small-q4" in text
 
 
