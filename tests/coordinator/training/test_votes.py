@@ -10,7 +10,7 @@ from moe2.coordinator.training.votes import answer_codes, vote_record
 
 def test_answers_are_read_with_their_gaps() -> None:
     """No answer differs from not being asked, and an expert without any answer counts as not asked."""
-    columns = {
+    columns: dict[str, list[object]] = {
         "prompt": ["a", "b", "c"],
         "score__one": [1.0, 0.0, None],
         "answer__one": ["x", None, None],
