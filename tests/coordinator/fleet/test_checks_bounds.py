@@ -130,6 +130,8 @@ def test_an_impossible_start_is_left_out(word: JobStarted, fault: str) -> None:
         ({"prompt_tokens": 5000}, "prompt_tokens is 5000"),
         ({"cached_tokens": 8}, "cached_tokens is 8"),
         ({"decoded_tokens": 4}, "decoded_tokens is 4"),
+        ({"reasoning_tokens": 4}, "reasoning_tokens is 4"),
+        ({"reasoning_j": 2.1}, "reasoning_j is 2.1"),
         ({"energy": replace(USAGE.energy, marginal_joules=-math.inf)}, "marginal_joules is inf"),
         ({"energy": replace(USAGE.energy, n_samples=-1)}, "n_samples is -1"),
         ({"energy": replace(USAGE.energy, coverage=1.1)}, "coverage is 1.1"),
@@ -142,6 +144,14 @@ def test_an_impossible_figure_of_usage_is_named(usage: dict[str, Any], fault: st
     assert isinstance(kept, JobDone)
     assert kept.usage.energy.quality is (Quality.UNMEASURED if "energy" in usage else Quality.MEASURED_COUNTER)
     assert checked.faults == (fault,)
+
+
+@pytest.mark.parametrize("joules", [math.inf, 0.0])
+def test_reasoning_costs_no_more_than_its_answer(joules: float) -> None:
+    """Where an answer's joules cannot be or are 0, none of them are known to be its reasoning's."""
+    [kept] = checks(WRITE).check(done(reasoning_j=1.0, energy=replace(USAGE.energy, joules=joules))).messages
+    assert isinstance(kept, JobDone)
+    assert kept.usage.reasoning_j is None
 
 
 def test_impossible_counts_of_a_job_that_nobody_knows_become_none_and_zero() -> None:
