@@ -41,6 +41,7 @@ from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
@@ -48,6 +49,7 @@ from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
+    Listener,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -415,8 +417,9 @@ async def _listen(
     aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
     app.middlewares.insert(0, leave_rest_unparsed)
-    runner = web.AppRunner(
+    runner = Listener(
         app,
+        meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,
         handler_cancellation=True,

@@ -38,6 +38,7 @@ from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import whole_seconds
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)
 
 
 class Answering:
@@ -109,6 +110,7 @@ class Answering:
             prefix=call.prefix,
             ballot=call.ballot,
             traceparent=http.headers.get("traceparent"),
+            client_request_id=http.get(CLIENT_REQUEST_ID),
             principal=principal,
             is_streamed=call.stream,
         )

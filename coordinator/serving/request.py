@@ -32,6 +32,8 @@ class Request:
     ballot: Ballot | None = None
     """The choices that the answer is one of."""
     principal: Principal = ANYBODY
+    client_request_id: str | None = None
+    """The client's own id of the request; None where it sent none."""
     traceparent: str | None = None
     """The header by which the client's trace goes on here."""
     is_streamed: bool = True
