@@ -14,6 +14,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     Candidate,
     CommandAnswer,
+    CommandOutcome,
     ContinuationScore,
     FollowJob,
     FromAgent,
@@ -195,7 +196,9 @@ def test_the_oldest_of_too_many_jobs_is_forgotten() -> None:
 @pytest.mark.parametrize("code", [None, *CommandErrorCode])
 def test_the_codes_of_commands_pass(code: CommandErrorCode | None) -> None:
     """No code is a success, and every known one is the agent's own."""
-    answer = CommandAnswer(command_id="c", outcome="failed" if code else "done", code=code, message=None)
+    answer = CommandAnswer(
+        command_id="c", outcome=CommandOutcome.FAILED if code else CommandOutcome.DONE, code=code, message=None
+    )
     assert checks().check(answer).messages == (answer,)
 
 
