@@ -14,7 +14,16 @@ from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ExpertReport, ExpertState, FollowJob, JobDone, JobFailed, JobScored, JobUsage
+from moe2.common.link.messages import (
+    EmbedJob,
+    ExpertReport,
+    ExpertState,
+    FollowJob,
+    JobDone,
+    JobFailed,
+    JobScored,
+    JobUsage,
+)
 from moe2.common.link.messages import Job as Order
 
 
@@ -124,13 +133,19 @@ class Occupancy:
         return self._sum_s if self._since_s is None else self._sum_s + self._count * (now_s - self._since_s)
 
 
+def context_of_a_job(expert: Expert) -> int:
+    """The most tokens of one job's prompt and answer: all jobs' together may be more than the model was trained on."""
+    trained = expert.facts.trained_context_tokens if expert.facts else None
+    return expert.context_tokens if trained is None else min(expert.context_tokens, trained)
+
+
 def report_of(expert: Expert, now_s: float) -> ExpertReport:
     """What the capability report says of the expert now."""
     facts, section = expert.facts, expert.section
     return ExpertReport(
         model=section.name,
         state=expert.state,
-        context_tokens=expert.context_tokens,
+        context_tokens=context_of_a_job(expert),
         slots=section.slots,
         active=expert.n_requests,
         queued=len(expert.queue),
@@ -143,6 +158,8 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
         has_chat_template=facts.has_chat_template if facts else None,
         supports_tools=facts.supports_tools if facts else None,
+        vector_size=facts.vector_size if facts else None,
+        vector_sizes=section.vector_sizes,
         load_progress=expert.load_progress,
         restarts=expert.restarts,
         last_error=expert.last_error,
@@ -189,6 +206,9 @@ def timing_of(
         # Continuations go through the model in batches, as a prompt does, and nothing is drawn from them.
         prompt_tokens, decoded_tokens = prompt_tokens + decoded_tokens, 1
         prefill_s, decode_s = event.prefill_s + event.decode_s, None
+    elif isinstance(job.order, EmbedJob):
+        # All that it takes is reading; what is predicted of answers has at least one token.
+        decoded_tokens = 1
     elif isinstance(job.order, FollowJob):
         # Between its tokens it waited for the others.
         decode_s = None

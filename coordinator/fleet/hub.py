@@ -32,6 +32,7 @@ from moe2.common.link.messages import (
     Report,
     ToAgent,
     Tokens,
+    Vectors,
     Welcome,
 )
 from moe2.common.link.pump import LAST_WORDS_S, Pump
@@ -313,6 +314,7 @@ class Hub:
                 | JobStarted()
                 | Tokens()
                 | NextTokens()
+                | Vectors()
                 | JobDone()
                 | JobScored()
                 | JobFailed()

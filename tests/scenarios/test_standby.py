@@ -202,3 +202,38 @@ async def test_a_packet_for_a_network_that_the_agent_is_not_on_is_refused(tmp_pa
         answer = await commander.order(agent, command)
         assert (answer.outcome, answer.code) == ("refused", "not_possible")
         assert "203.0.113.0/24" in (answer.message or "")
+
+
+# --- The books --------------------------------------------------------------------------------------------------------
+
+
+async def test_joules_of_no_request_stand_in_the_books_by_cause(tmp_path: Path) -> None:
+    """In the ledger's answer, in the status and among the metrics; a reload is among them."""
+    async with host(tmp_path, profile="rtx-4090") as (running, agent, commander):
+        await commander.order(agent, UnloadModel(command_id="c", model="fake"))
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 200
+        await running.until_status(
+            lambda status: bool(
+                (told := row_of(status).standby)
+                and told.energy
+                and told.energy.idle_j > 1
+                and told.energy.loading_j > 1
+            )
+        )
+        running.coordinator._book_standing()
+        balance = running.coordinator.status().energy
+        assert balance is not None
+        assert balance.loading_j is not None
+        assert balance.j_per_answer is not None
+        assert (balance.answers, balance.quality) == (1, "simulated")
+        assert balance.j_per_answer > balance.loading_j > 0
+        async with running.http.get("/v1/moe2/ledger") as answer:
+            standing = (await answer.json())["standing"]
+        assert standing["answers"] == 1
+        [books] = standing["hosts"]
+        assert (books["agent_name"], books["quality"]) == ("one", "simulated")
+        async with running.http.get("/metrics") as scraped:
+            text = await scraped.text()
+        assert 'moe2_fleet_standing_energy_joules_total{agent="one"' in text
+        assert 'cause="loading"' in text
