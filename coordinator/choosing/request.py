@@ -169,6 +169,13 @@ class Demand:
     """Estimated tokens of the prompt."""
     max_tokens: int | None
     """Most tokens of the answer; None where the client set no limit."""
+    longest_text_tokens: int | None = None
+    """Estimated tokens of the longest of several prompts; None where there is one."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the prompt that a context must have room for at once."""
+        return self.prompt_tokens if self.longest_text_tokens is None else self.longest_text_tokens
 
     @property
     def answer_tokens(self) -> int:
@@ -243,6 +250,10 @@ class SelectionRequest:
     """Largest context that was found too small; only larger ones are tried."""
     needs_chat_template: bool = False
     needs_tools: bool = False
+    needs_vectors: bool = False
+    """Whether vectors of texts are asked for, and no answer."""
+    vector_size: int | None = None
+    """The length that the vectors must have; None where any will do."""
     elapsed_s: float = 0.0
     """Seconds of the budgets that earlier attempts have used up."""
     spent_j: float = 0.0

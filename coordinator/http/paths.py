@@ -13,6 +13,7 @@ METRICS_PATH = "/metrics"
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+EMBEDDINGS_PATH = "/v1/embeddings"
 RESPONSES_PATH = "/v1/responses"
 RESPONSE_PATH = RESPONSES_PATH + "/{response_id}"
 RESPONSE_ITEMS_PATH = RESPONSE_PATH + "/input_items"
