@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
@@ -58,6 +59,8 @@ class Spending:
     """True where it was answered."""
     is_cheapest: bool = False
     """True where no expert within its limits could have answered for less."""
+    saving_j: float | None = None
+    """Joules between the dearest and the cheapest expert within its limits; None where unknown."""
 
 
 class SavedPrice(Price, frozen=True, kw_only=True):
@@ -236,13 +239,19 @@ class PriceBook:
         # What is known of a sum whose rest is unknown can be too much already.
         if joules is None and spending.known_j > scope.target_j:
             joules = spending.known_j
-        how = {"is_answer": spending.is_answer, "is_cheapest": spending.is_cheapest}
-        if joules is None:
-            changed = unmeasured(price)
-        elif scope.day is None:
-            changed = settled(price, joules, scope.target_j, **how)
-        else:
-            changed = settled_of_day(price, joules, scope.target_j, scope.day.usual_j, **how)
+        learn = settled if scope.day is None else partial(settled_of_day, usual_j=scope.day.usual_j)
+        changed = (
+            unmeasured(price)
+            if joules is None
+            else learn(
+                price,
+                joules,
+                scope.target_j,
+                is_answer=spending.is_answer,
+                is_cheapest=spending.is_cheapest,
+                saving_j=spending.saving_j,
+            )
+        )
         self._prices[scope.id] = _kept(changed, scope.target_j, price.day)
 
     def _forget_oldest(self) -> None:

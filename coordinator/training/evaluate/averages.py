@@ -108,6 +108,7 @@ def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64
     actual_j, means = case.costs.actual_energy_j, []
     expected_j = np.where(case.runnable, case.costs.predicted_energy_j, np.inf)
     least_j = expected_j.min(axis=1)
+    saving_j = np.where(case.runnable, case.costs.predicted_energy_j, -np.inf).max(axis=1) - least_j
     for _ in range(RUNS):
         orders = [random.permutation(rows) for _ in range(-(-REQUESTS // rows))]
         price, spent_j = Price(), 0.0
@@ -117,7 +118,7 @@ def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64
             counts[row, expert] += 1
             spent_j += joules
             is_cheapest = bool(expected_j[row, expert] <= least_j[row])
-            price = settled(price, joules, target_j, is_cheapest=is_cheapest)
+            price = settled(price, joules, target_j, is_cheapest=is_cheapest, saving_j=float(saving_j[row]))
         means.append(spent_j / REQUESTS)
     return counts, float(np.mean(means)), float(max(means, key=lambda mean: abs(mean - target_j)))
 
