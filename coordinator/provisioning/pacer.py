@@ -19,10 +19,13 @@ import msgspec
 STEP = 0.01
 """Change of the relative price, the price times what an answer can save, by an answer that much above the target.
 
-What an answer can save is the usual difference between the dearest and the cheapest expert, and the target at most:
-where hosts cost nearly alike, few joules have to be worth much for any choice to change."""
+What an answer can save is the usual difference between the dearest and the cheapest expert: where hosts cost nearly
+alike, few joules have to be worth much for any choice to change."""
 MIN_SAVING = 0.02
 """Least share of the target that an answer counts as able to save."""
+MAX_NOISE = 2.0
+"""Where joules vary so much that their variance, times this, exceeds the square of what an answer can save, steps are
+smaller by as much: the price would follow lengths of answers instead of its target."""
 DAY_STEP = 0.02
 """The step under a daily limit, which has only a day's requests to learn from and refuses the rest."""
 FIRST_STEP = 0.3
@@ -56,6 +59,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """Joules spent above the target that are to be paid back; negative where less was spent."""
     saving_j: float | None = None
     """Joules between the dearest and the cheapest expert, in the mean; None where nobody has told yet."""
+    variance_j2: float = 0.0
+    """How much the joules of an answer vary about their moving mean, in square joules."""
     n_answers: int = 0
     """Answers that it was learned from."""
     spent_j: float = 0.0
@@ -133,11 +138,10 @@ def next_day(price: Price) -> Price:
 
 def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
-    sums = (price.price_per_j, price.usual_price_per_j, price.spent_j, price.recent_j, price.recent_answers)
+    sums = (price.price_per_j, price.usual_price_per_j, price.spent_j, price.recent_j, price.variance_j2)
+    sums = (*sums, price.recent_answers, price.saving_j or 0.0)
     counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
-    return all(0.0 <= figure < math.inf for figure in (*sums, *counts, price.saving_j or 0.0)) and math.isfinite(
-        price.owed_j
-    )
+    return all(0.0 <= figure < math.inf for figure in (*sums, *counts)) and math.isfinite(price.owed_j)
 
 
 def unmeasured(price: Price) -> Price:
@@ -167,7 +171,8 @@ def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None) -> Price:
 def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price:
     """The price after a step for an answer that was `change_j` joules above its target."""
     saving_j = target_j if price.saving_j is None else min(max(price.saving_j, MIN_SAVING * target_j), target_j)
-    change = max(step, FIRST_STEP / (price.n_answers + 1)) * change_j / saving_j
+    measure_j = max(saving_j, MAX_NOISE * price.variance_j2 / saving_j)
+    change = max(step, FIRST_STEP / (price.n_answers + 1)) * change_j / measure_j
     price_per_j = min(max(price.price_per_j * saving_j + change, 0.0), MAX_RELATIVE_PRICE) / saving_j
     weight = max(MIN_USUAL, 1.0 / (price.n_answers + 1))
     usual = price.usual_price_per_j + weight * (price_per_j - price.usual_price_per_j)
@@ -176,8 +181,13 @@ def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price
 
 def _counted(price: Price, spent_j: float, *, is_answer: bool) -> Price:
     """The price with a request's joules in its sums."""
+    mean_j, variance_j2 = price.mean_j, price.variance_j2
+    if mean_j is not None and is_answer:
+        away_j = min(spent_j - mean_j, MAX_EXCESS * mean_j)
+        variance_j2 = _MEMORY * variance_j2 + (1 - _MEMORY) * away_j**2
     return msgspec.structs.replace(
         price,
+        variance_j2=variance_j2,
         n_answers=price.n_answers + is_answer,
         spent_j=price.spent_j + spent_j,
         recent_j=_MEMORY * price.recent_j + spent_j,

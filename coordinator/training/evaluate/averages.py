@@ -56,10 +56,12 @@ def average_figures(case: Case, labels: FloatArray, seed: int = 0) -> tuple[Aver
 
 def targets(case: Case) -> tuple[float, ...]:
     """The averages to aim at: joules between those of the cheapest experts and those of the best by the gate."""
-    joules = np.where(case.runnable, case.costs.actual_energy_j, np.inf)
-    least_j = float(joules.min(axis=1).mean())
-    best = _taken(case, case.probabilities, 0.0)
-    most_j = float(case.costs.actual_energy_j[np.arange(len(best)), best].mean())
+    rows = np.arange(len(case.scores))
+
+    def mean_j(values: FloatArray) -> float:
+        return float(case.costs.actual_energy_j[rows, _taken(case, values, 0.0)].mean())
+
+    least_j, most_j = mean_j(-case.costs.predicted_energy_j), mean_j(case.probabilities)
     wanted = {float(f"{least_j + share * (most_j - least_j):.3g}") for share in _SHARES}
     return tuple(sorted(target_j for target_j in wanted if target_j > least_j)) or (float(f"{most_j:.3g}"),)
 
@@ -98,7 +100,7 @@ class _Fixed:
     score: FloatArray
     """(rows,) 0 where nobody fits."""
     mean_j: float
-    """Joules over all prompts, 0 where nobody fits."""
+    """Joules per answer; prompts that nobody answers do not count."""
 
 
 def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64], float, float]:
@@ -144,7 +146,7 @@ def _caps(case: Case) -> tuple[_Fixed, ...]:
         fits = case.runnable & (joules <= level)
         chosen, answered = np.where(fits, case.probabilities, -np.inf).argmax(axis=1), fits.any(axis=1)
         score = np.where(answered, np.nan_to_num(case.scores[rows, chosen]), 0.0)
-        mean_j = float(np.where(answered, case.costs.actual_energy_j[rows, chosen], 0.0).mean())
+        mean_j = float(case.costs.actual_energy_j[rows, chosen][answered].mean())
         found.append(_Fixed(level, score, mean_j))
     return tuple(found)
 

@@ -53,7 +53,7 @@ class AverageFigures(msgspec.Struct, frozen=True, kw_only=True):
     cap_score: float
     """Mean score of moe2 under that limit; prompts for which no expert fits count as 0."""
     cap_mean_j: float
-    """Joules that it took on average."""
+    """Joules that it took per answer on average."""
     gain_points: float
     """`score` less `cap_score`, in points of a hundred."""
     gain_se: float
