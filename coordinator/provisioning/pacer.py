@@ -138,10 +138,10 @@ def next_day(price: Price) -> Price:
 
 def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
-    sums = (price.price_per_j, price.usual_price_per_j, price.spent_j, price.recent_j, price.variance_j2)
-    sums = (*sums, price.recent_answers, price.saving_j or 0.0)
+    prices = (price.price_per_j, price.usual_price_per_j)
+    joules = (price.spent_j, price.saving_j or 0.0, price.variance_j2, price.recent_j, price.recent_answers)
     counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
-    return all(0.0 <= figure < math.inf for figure in (*sums, *counts)) and math.isfinite(price.owed_j)
+    return all(0.0 <= figure < math.inf for figure in (*prices, *joules, *counts)) and math.isfinite(price.owed_j)
 
 
 def unmeasured(price: Price) -> Price:
