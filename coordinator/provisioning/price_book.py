@@ -61,6 +61,8 @@ class Spending:
     """True where no expert within its limits could have answered for less."""
     saving_j: float | None = None
     """Joules between the dearest and the cheapest expert within its limits; None where unknown."""
+    is_simulated: bool = False
+    """True where some of the joules are a simulated host's."""
 
 
 class SavedPrice(Price, frozen=True, kw_only=True):
@@ -70,6 +72,8 @@ class SavedPrice(Price, frozen=True, kw_only=True):
     """The average that it was learned for."""
     day: int | None = None
     """The day that a daily limit's price is of, in days since the epoch; None under other averages."""
+    is_simulated: bool = False
+    """True where the latest joules that it learned from are a simulated host's."""
 
 
 class SavedPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +178,7 @@ class PriceBook:
                         n_answers=price.n_answers,
                         n_unmeasured=price.n_unmeasured,
                         saturated=price.is_saturated,
+                        simulated=price.is_simulated,
                     )
                 )
         order = ("fleet", "category", "key", "day")
@@ -252,7 +257,9 @@ class PriceBook:
                 saving_j=spending.saving_j,
             )
         )
-        self._prices[scope.id] = _kept(changed, scope.target_j, price.day)
+        is_simulated = price.is_simulated if joules is None else spending.is_simulated
+        kept = _kept(changed, scope.target_j, price.day)
+        self._prices[scope.id] = msgspec.structs.replace(kept, is_simulated=is_simulated)
 
     def _forget_oldest(self) -> None:
         while len(self._prices) > MAX_SCOPES:

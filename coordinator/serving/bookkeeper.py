@@ -98,6 +98,7 @@ class Bookkeeper:
                 is_answer=isinstance(life.outcome, Completed),
                 is_cheapest=is_cheapest(life.attempts[-1].selection),
                 saving_j=saving_j(life.attempts[-1].selection),
+                is_simulated=receipt.energy.quality is Quality.SIMULATED,
             )
             now_unix_s = self._clock()
             left_j = self._left_j(request.principal, now_unix_s)
