@@ -80,6 +80,7 @@ from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     CancelJob,
+    EmbedJob,
     FollowJob,
     Hello,
     HostFacts,
@@ -314,7 +315,7 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     def _message_received(self, message: JobMessage) -> None:
         match message:
-            case Submit() | ScoreJob() | FollowJob():
+            case Submit() | ScoreJob() | FollowJob() | EmbedJob():
                 self._dispatch(JobSubmitted(message))
             case TakeToken():
                 self._dispatch(TokenTaken(message))

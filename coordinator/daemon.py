@@ -37,6 +37,7 @@ from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
+from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
 from moe2.coordinator.http.models import ModelsRoutes
@@ -284,6 +285,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._browsers.add_to(app)
         OpenAiRoutes(self._answering).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
+        EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)

@@ -40,6 +40,7 @@ from moe2.coordinator.choosing.refusal import (
     infeasible_message,
     less_load_in,
     less_load_message,
+    makes_vectors_of,
     ruled_out_by,
 )
 from moe2.coordinator.choosing.request import (
@@ -567,6 +568,16 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
     """The refusal where every expert that could answer is ruled out, with the reason that helps the client most."""
+    if request.needs_vectors and roster.vectorless.all():
+        return NoExpert(
+            ErrorCode.NO_VECTORS, f"{request.model!r} is no embedding model: what answers for it writes text."
+        )
+    size = request.vector_size
+    if size is not None and not any(makes_vectors_of(expert.report, size) for expert in roster.experts):
+        text = f"No expert for {request.model!r} makes vectors of {size} numbers, or may cut its own to that length."
+        return NoExpert(ErrorCode.NO_VECTORS, text)
+    if not request.needs_vectors and roster.mute.all():
+        return NoExpert(ErrorCode.ONLY_VECTORS, f"{request.model!r} yields vectors and writes no text.")
     if request.needs_chat_template and roster.bare.all():
         return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
     if request.needs_tools and roster.toolless.all():

@@ -43,6 +43,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.OPENAPI_PATH: OPEN,
     paths.CHAT_PATH: INFER,
     paths.COMPLETIONS_PATH: INFER,
+    paths.EMBEDDINGS_PATH: INFER,
     paths.RESPONSES_PATH: INFER,
     paths.RESPONSE_PATH: INFER,
     paths.RESPONSE_ITEMS_PATH: INFER,

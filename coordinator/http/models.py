@@ -75,7 +75,7 @@ def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: 
             "tools": _any(report.supports_tools for report in reports),
             "reasoning": _any(report.supports_thinking for report in reports),
             "vision": False,
-            "embeddings": False,
+            "embeddings": any(report.vector_size is not None for report in reports),
         },
         # llama-server's.
         "meta": {

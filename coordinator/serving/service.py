@@ -21,6 +21,7 @@ from moe2.common.link.messages import (
     NextTokens,
     ToAgent,
     Tokens,
+    Vectors,
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
@@ -151,7 +152,7 @@ class Service:
         # Who has waited comes before who has just arrived.
         self._queue.serve()
         request = replace(request, demand=self.planned(request.demand, request.model))
-        chain = prefixes(request.prompt) if self._settings.affinity else ()
+        chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
         active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
@@ -174,6 +175,8 @@ class Service:
                     self._job_goes_on(agent_id, job.job_id, events.TokensArrived(job.job_id, job.pieces))
             case JobStarted():
                 self._job_goes_on(agent_id, message.job_id, events.AttemptStarted(message))
+            case Vectors():
+                self._job_goes_on(agent_id, message.job_id, events.VectorsArrived(message.job_id, message.vectors))
             case NextTokens():
                 self._job_goes_on(agent_id, message.job_id, events.NextTokensArrived(message))
             case JobDone():
@@ -378,6 +381,8 @@ class Service:
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
+            case effects.DeliverVectors(vectors=vectors):
+                active.exchange.vectors.extend(vectors)
             case effects.Remark(text=text):
                 active.exchange.remark(text)
             case effects.Retract():
