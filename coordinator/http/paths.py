@@ -30,9 +30,10 @@ EVENTS_PATH = "/v1/moe2/events"
 
 WISH_PATH = "/wishes"
 """A route of the local socket only, on which an operator says who sleeps and who stays awake."""
+_SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)
 SHORT_PATHS = {
     "/health": HEALTH_PATH,
-    **{path.removeprefix("/v1"): path for path in (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, MODELS_PATH)},
+    **{path.removeprefix("/v1"): path for path in _SHORTENED},
 }
 """Paths that clients use by habit, as they are served by llama-server and others, and the path of the route."""
 

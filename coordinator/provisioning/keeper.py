@@ -454,15 +454,14 @@ class Keeper:
         return frozenset(self._steering.wishes.pinned) | frozenset(by_name)
 
     def _wakeable(self) -> frozenset[str]:
-        """Sleeping agents that may be woken for a request: not in mode observe, which touches nothing."""
+        """Agents that may be woken for a request when they sleep: none in mode observe, which touches nothing."""
         if self._settings.mode != "act":
             return frozenset()
         kept = frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable
         return frozenset(
             row.agent_id
             for row in self._rows()
-            if row.asleep
-            and row.agent_id not in kept
+            if row.agent_id not in kept
             and row.standby is not None
             and (row.standby.wake_addresses or self._settings.wake_command is not None)
         )

@@ -25,6 +25,7 @@ from moe2.common.link.messages import (
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
+from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
@@ -257,6 +258,10 @@ class Service:
             request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
         chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
+            loading = [expert for expert in self._table.loading(now_s) if can_serve(request.model, expert)]
+            if loading:
+                return if_loading(chosen, request, loading)
         if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
             # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
             roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)

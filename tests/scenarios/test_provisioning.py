@@ -180,9 +180,12 @@ async def test_by_default_nothing_is_touched(tmp_path: Path, monkeypatch: pytest
     async with fleet(tmp_path, profile="rtx-4090", agent=ALLOWED) as running:
         sent: list[Any] = []
         real = running.coordinator._hub.send
-        monkeypatch.setattr(
-            running.coordinator._hub, "send", lambda agent_id, message: sent.append(message) or real(agent_id, message)
-        )
+
+        def noted(agent_id: str, message: Any) -> bool:
+            sent.append(message)
+            return real(agent_id, message)
+
+        monkeypatch.setattr(running.coordinator._hub, "send", noted)
         async with await running.chat("hi", max_tokens=1) as said:
             assert said.status == 200
         await running.until_status(lambda status: bool(status.provisioning and status.provisioning.status == "optimal"))
@@ -215,7 +218,12 @@ async def test_a_magic_packet_reaches_the_network(monkeypatch: pytest.MonkeyPatc
         asleep = _row("asleep", connected=False, address=address)
         awake = _row("awake", connected=True, address=address)
         sent: list[tuple[str, Any]] = []
-        await waking.wake(asleep, (asleep, awake), lambda *one: bool(sent.append(one)) or True, None, "order")
+
+        def send(agent_id: str, message: Any) -> bool:
+            sent.append((agent_id, message))
+            return True
+
+        await waking.wake(asleep, (asleep, awake), send, None, "order")
         packet = await asyncio.get_running_loop().sock_recv(listener, 1024)
     assert packet == b"\xff" * 6 + bytes.fromhex("3c6d66010203") * 16
     [(agent_id, message)] = sent
