@@ -44,7 +44,8 @@ class _Written:
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        """The text behind what a reasoning model thought first."""
+        return "".join(piece.text for piece in self.pieces if not piece.is_reasoning)
 
 
 class Consensus(PanelRun):
