@@ -8,7 +8,6 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from time import monotonic, time
 
 import structlog
@@ -103,7 +102,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _scorer(settings.selection.gate, self._feedback),
+            _scorer(settings, self._feedback),
             settings.selection.categories,
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
@@ -230,7 +229,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
-        scorer = _scorer(selection.gate, self._feedback)
+        scorer = _scorer(settings, self._feedback)
         self._doorkeeper.read_token(agents.token_file)
         try:
             self._tls.load(settings)
@@ -347,12 +346,13 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     return found
 
 
-def _scorer(checkpoint: Path | None, feedback: FeedbackBook) -> Scorer:
+def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     """Makes the scorer of experts: the trained gate, or priors where there is none.
 
     Raises `CheckpointError` for a checkpoint that cannot be used.
     """
-    if checkpoint is None:
+    checkpoint = settings.gate_path
+    if settings.selection.gate is None and not checkpoint.exists():
         return Scorer(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)
