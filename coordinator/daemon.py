@@ -189,7 +189,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def status(self) -> CoordinatorStatus:
         """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
-        rows = self._table.rows(now_s)
+        rows, choosable = self._table.rows(now_s), self._table.choosable(now_s)
         totals, dispatch = self._service.totals, self._service.status()
         return CoordinatorStatus(
             coordinator_id=self._id,
@@ -210,11 +210,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
                     rows,
-                    n_choosable=len(self._table.choosable(now_s)),
+                    n_choosable=len(choosable),
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
-                *self._selector.scorer.warnings(),
+                *self._selector.scorer.warnings(choosable),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
                 *self._hub.warnings(),

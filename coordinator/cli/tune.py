@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=Path, metavar="FILE", help="another question set, as for `collect`")
     parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time; default: 4")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest answer; default: 128")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
     parser.add_argument(
         "--even-if-behind", action="store_true", help="install the gate also where it is clearly behind"
@@ -90,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises Moe2Error where the fleet cannot be asked, or the answers cannot be used.
     """
-    if args.concurrency < 1 or args.max_tokens < 1:
-        raise Moe2Error("--concurrency and --max-tokens must be at least 1.")
+    if min(args.concurrency, args.max_tokens, args.seeds) < 1:
+        raise Moe2Error("--concurrency, --max-tokens and --seeds must be at least 1.")
     for name, limit in (("--max-j", args.max_j), ("--max-minutes", args.max_minutes)):
         if limit is not None and not 0 < limit < float("inf"):
             raise Moe2Error(f"{name} must be positive, not {limit:g}.")
@@ -179,7 +180,16 @@ class _Tuning:
     ) -> float:
         """Ask each expert a few questions of the set, so that it is known what the others will take; their joules."""
         self._console.print(f"Asking each expert {PROBES} questions, to know what the others will take …")
-        report = await survey(asker, questions[:PROBES], experts, outfile, concurrency=1, progress=lambda: None)
+        limits = Limits(max_j=self._args.max_j)
+        report = await survey(
+            asker,
+            questions[:PROBES],
+            experts,
+            outfile,
+            concurrency=1,
+            progress=lambda: None,
+            is_over=lambda so_far: limits.reached(so_far, 0.0) is not None,
+        )
         return report.joules
 
     async def _loads(
@@ -275,8 +285,10 @@ class _Tuning:
 
     async def _trained(self, status: CoordinatorStatus) -> int:
         """Train on what is known, show the gain, and install the gate unless it is clearly behind."""
+        from moe2.coordinator.training.config import TrainingConfig
         from moe2.coordinator.training.train import train_gate
 
+        config = TrainingConfig(seeds=tuple(range(self._args.seeds)))
         outcomes = read_outcomes(self._out) if self._out.exists() else None
         if outcomes is None or len(outcomes.experts) < 2:
             raise Moe2Error(
@@ -291,9 +303,12 @@ class _Tuning:
         with Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), console=self._console) as bar:
             task = bar.add_task("training", total=FOLDS + 1)
             comparison = compared(
-                outcomes, before, lambda rows: train_gate(rows).gate, lambda done: bar.update(task, completed=done)
+                outcomes,
+                before,
+                lambda rows: train_gate(rows, config=config).gate,
+                lambda done: bar.update(task, completed=done),
             )
-            trained = train_gate(outcomes, source="tune")
+            trained = train_gate(outcomes, config=config, source="tune")
             bar.update(task, completed=FOLDS + 1)
         show(comparison, self._console)
         if comparison.is_clearly_behind and not self._args.even_if_behind:
@@ -316,7 +331,7 @@ class _Tuning:
             await asyncio.sleep(POLL_S)
             decision = await self._decision("Hello")
             sources = {row.score_source for row in decision.experts if row.model in models} if decision else set()
-            if sources <= {"gate"}:
+            if sources == {"gate"}:
                 self._console.print("The running coordinator chooses by it now.")
                 return 0
         self._console.print(
