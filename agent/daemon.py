@@ -24,6 +24,7 @@ from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
 from moe2.agent.jobs.effects import (
+    AnswerCommand,
     Effect,
     KillEngine,
     ReportChange,
@@ -33,23 +34,28 @@ from moe2.agent.jobs.effects import (
     SettleEnergy,
     StartEngine,
     StopEngine,
+    SuspendHost,
 )
 from moe2.agent.jobs.events import (
     CancelRequested,
+    CommandReceived,
     DrainRequested,
     EnergySettled,
     EngineExited,
     EngineSpoke,
+    EngineStopped,
     Event,
     FileHashed,
     JobSubmitted,
     LinkLost,
+    OwnWorkSpent,
     PowerModeChanged,
     ProfileRestored,
     TimePassed,
     TokenTaken,
 )
-from moe2.agent.learning.store import NoProfileError, StoredProfile, load_profile, setup_of, store_profile
+from moe2.agent.jobs.selfmeasurement import rules_of
+from moe2.agent.learning.store import restored_profiles, store_costs
 from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.link import Link
@@ -57,52 +63,56 @@ from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import spec_of
 from moe2.agent.observing.health import agent_warnings, gravest_first
 from moe2.agent.observing.host import detect_host
+from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
 from moe2.agent.observing.metrics import AgentMetrics
+from moe2.agent.presence import Presence
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
+from moe2.agent.standby.logind import Logind
+from moe2.agent.standby.sleeping import HostControl
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
 from moe2.common.clock import clock_warnings
 from moe2.common.daemon import Daemon
 from moe2.common.energy import NEVER_RAN, Energy
-from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     CancelJob,
-    ExpertState,
+    EmbedJob,
     FollowJob,
     Hello,
     HostFacts,
-    JobDone,
     JobFailed,
-    JobScored,
-    JobStarted,
-    JobWord,
+    LoadModel,
     NextTokens,
     Report,
     ScoreJob,
     Submit,
+    Suspend,
     TakeToken,
     Tokens,
+    UnloadModel,
+    WakeNeighbour,
     Welcome,
 )
 from moe2.common.link.session import JobMessage
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
+from moe2.common.standby import Cause
 from moe2.common.status import AgentStatus
 from moe2.common.tls.contexts import client_context
 
 log = structlog.get_logger()
 
 ENGINE_ARGV = (sys.executable, "-m", "moe2.agent.engine.child")
-# Many changes within this time make one report.
 REPORT_PAUSE_S = 0.1
 UNWELCOMED_REPORT_S = 5.0
 # A job that has ended waits for a sensor reading after its end; this is how often it is looked for.
 SETTLE_EVERY_S = 0.01
 CLOSE_ACCOUNTS_EVERY_S = 0.5
+WATCH_OWN_WORK_EVERY_S = 0.1
 
 
 class AgentDaemon(Daemon[AgentSettings]):
@@ -110,7 +120,7 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     engine_argv: the command that starts an engine's child; tests put a fake expert here.
     sensors: where to look for sensors; from the settings if not given.
-    load: reads the configuration; None if there is none to read again.
+    load: reads the configuration; None if there is none to read again. control: suspends the host, logind by default.
     """
 
     def __init__(
@@ -121,9 +131,17 @@ class AgentDaemon(Daemon[AgentSettings]):
         engine_argv: Sequence[str] = ENGINE_ARGV,
         sensors: SensorSettings | None = None,
         load: Callable[[], AgentSettings] | None = None,
+        control: HostControl | None = None,
     ) -> None:
         super().__init__(settings, environment=environment, load=load)
-        self._core = core.AgentCore(settings.models, stuck_s=settings.engine.stuck_s, paced=settings.sensors.paced)
+        self._core = core.AgentCore(
+            settings.models,
+            stuck_s=settings.engine.stuck_s,
+            paced=settings.sensors.paced,
+            allow_unload=settings.agent.allow_unload,
+            allow_suspend=settings.agent.allow_suspend,
+            measuring=rules_of(settings.measuring),
+        )
         self._random = Random()
         self._started_s = time.monotonic()
         self._idle = asyncio.Event()
@@ -138,6 +156,14 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._host = HostFacts(hostname=socket.gethostname(), system=platform.system(), architecture=platform.machine())
         # Sensors are probed when the loop runs: a hung one must not keep the agent from starting.
         self._monitor = HostMonitor(())
+        self._presence = Presence(
+            settings.agent,
+            self._core.experts,
+            self._monitor,
+            control=control or Logind(),
+            dispatch=self._dispatch,
+            changed=self._changed.set,
+        )
         self._unsettled = asyncio.Event()
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
@@ -198,6 +224,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 for work in (
                     self._monitor.run(),
                     self._files.run(),
+                    self._presence.run(self._link),
                     self._settle_energy(),
                     self._report_changes(),
                     self._notifier.feed_watchdog(),
@@ -208,11 +235,13 @@ class AgentDaemon(Daemon[AgentSettings]):
             await self._drain(link)
             for task in (*engines, *steady):
                 task.cancel()
-        self._store_profiles()
+        learned = {expert.section: expert.costs for expert in self._core.experts.values()}
+        store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
+        self._presence.store()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
-        experts = self._core.expert_reports(asyncio.get_running_loop().time())
+        experts = self._presence.with_costs(self._core.expert_reports(asyncio.get_running_loop().time()))
         sensors = self._monitor.reports()
         warnings = (
             *agent_warnings(self._link.status, experts, sensors),
@@ -235,6 +264,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
+            standby=self._presence.report(),
             model_files={model.name: str(model.path) for model in self._settings.models},
         )
 
@@ -272,6 +302,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             load_timeout_s=engine.load_timeout_s,
             on_event=self._engine_spoke,
             on_exit=self._engine_exited,
+            on_stopped=self._engine_stopped,
             wanted=model.load == "start",
         )
 
@@ -280,15 +311,20 @@ class AgentDaemon(Daemon[AgentSettings]):
     def _link_opened(self, welcome: Welcome) -> None:
         self._report_s = welcome.report_s
         self._send_report()
+        self._presence.link_opened(self._link)
 
     def _message_received(self, message: JobMessage) -> None:
         match message:
-            case Submit() | ScoreJob() | FollowJob():
+            case Submit() | ScoreJob() | FollowJob() | EmbedJob():
                 self._dispatch(JobSubmitted(message))
             case TakeToken():
                 self._dispatch(TokenTaken(message))
             case CancelJob(job_id=job_id):
                 self._dispatch(CancelRequested(job_id))
+            case LoadModel() | UnloadModel() | Suspend():
+                self._dispatch(CommandReceived(message))
+            case WakeNeighbour():
+                self._presence.wake(message)
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
@@ -299,7 +335,8 @@ class AgentDaemon(Daemon[AgentSettings]):
             case protocol.Started(job_id=job_id):
                 weight = self._core.experts[model].token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
-                account.request_started(job_id, to_prefill, now_s, weight)
+                cause = Cause.OTHER if self._core.is_own(job_id) else None
+                account.request_started(job_id, to_prefill, now_s, weight, cause)
             case Tokens(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
@@ -308,16 +345,21 @@ class AgentDaemon(Daemon[AgentSettings]):
                 account.tokens_decoded(job_id, 1, now_s)
         self._dispatch(EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
-            self._models_changed()
+            self._presence.models_changed()
             self._files.look(model)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(EngineExited(model, ended.reason, ended.permanent))
-        self._models_changed()
+        self._presence.models_changed()
+
+    def _engine_stopped(self, model: str) -> None:
+        self._dispatch(EngineStopped(model))
+        self._presence.models_changed()
 
     def _dispatch(self, event: Event) -> None:
         for effect in self._core.handle(event, asyncio.get_running_loop().time()):
             self._perform(effect)
+        self._presence.follow()
         if self._core.is_idle:
             self._idle.set()
         else:
@@ -336,16 +378,20 @@ class AgentDaemon(Daemon[AgentSettings]):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
                 self._link.send(message)
-                _log_job(message, request_id)
+                log_job(message, request_id)
             case SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
             case StartEngine(model=model):
                 self._engines[model].start()
             case StopEngine(model=model):
                 self._engines[model].stop()
-                self._models_changed()
+                self._presence.models_changed()
             case KillEngine(model=model, reason=reason):
                 self._engines[model].kill(reason)
+            case AnswerCommand(answer=answer):
+                self._presence.answer(answer)
+            case SuspendHost(command_id=command_id):
+                self._presence.suspend(command_id)
             case ReportChange():
                 self._changed.set()
 
@@ -366,7 +412,7 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     def _settled(self, job_id: str, energy: Energy) -> None:
         job = self._core.jobs.get(job_id)
-        if job and job.ending:
+        if job and job.ending and not job.is_own:
             self._metrics.job_ended(job.order.model, job.ending, energy, abandoned=job.abandoned)
         self._dispatch(EnergySettled(job_id, energy))
 
@@ -374,10 +420,14 @@ class AgentDaemon(Daemon[AgentSettings]):
         """Hand out energy as it becomes final; the accounts also want to be closed regularly while nothing ends."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._unsettled.wait(), CLOSE_ACCOUNTS_EVERY_S)
+                pause_s = WATCH_OWN_WORK_EVERY_S if self._core.measuring.job_id else CLOSE_ACCOUNTS_EVERY_S
+                await asyncio.wait_for(self._unsettled.wait(), pause_s)
             self._unsettled.clear()
             if self._monitor.power_mode != self._power_mode:
                 self._enter_power_mode()
+            if (own_j := self._monitor.account.own_work_j(time.monotonic())) is not None:
+                self._dispatch(OwnWorkSpent(own_j))
+            await self._presence.settle()
             while not self._settle_now():
                 await asyncio.sleep(SETTLE_EVERY_S)
                 self._monitor.sampler.drain()
@@ -390,34 +440,8 @@ class AgentDaemon(Daemon[AgentSettings]):
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
-        for model in self._settings.models:
-            try:
-                stored = load_profile(self._settings.agent.state_dir, model, mode)
-            except NoProfileError as error:
-                log.info("profile_not_restored", model=model.name, reason=str(error))
-            else:
-                self._dispatch(ProfileRestored(model.name, stored.latency, stored.energy))
-                log.info("profile_restored", model=model.name, measured_at_unix_s=stored.measured_at_unix_s)
-
-    def _store_profiles(self) -> None:
-        """Keep what was learned of the experts in the present power mode for the next start."""
-        for expert in self._core.experts.values():
-            costs = expert.costs
-            if costs.latency is None or not costs.latency.n_requests:
-                continue
-            try:
-                profile = StoredProfile(
-                    model=expert.section.name,
-                    setup=setup_of(expert.section),
-                    hostname=self._host.hostname,
-                    measured_at_unix_s=time.time(),
-                    power_mode=self._power_mode,
-                    latency=costs.latency,
-                    energy=costs.energy,
-                )
-                store_profile(self._settings.agent.state_dir, profile)
-            except (OSError, Moe2Error) as error:
-                log.warning("profile_not_stored", model=expert.section.name, reason=str(error))
+        for stored in restored_profiles(self._settings.agent.state_dir, self._settings.models, mode):
+            self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
 
     async def _look_at_host(self) -> None:
         found = await asyncio.to_thread(discover, self._sensor_settings)
@@ -427,13 +451,9 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._host = await asyncio.to_thread(
             detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
         )
+        await self._presence.look(self._monitor)
         for result in found:
             log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
-
-    def _models_changed(self) -> None:
-        """Idle power depends on which models are loaded."""
-        experts = self._core.experts.items()
-        self._monitor.models_loaded(frozenset(name for name, expert in experts if expert.state is ExpertState.READY))
 
     def _send_report(self) -> None:
         self._report_seq += 1
@@ -446,6 +466,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 sensors=status.sensors,
                 warnings=status.warnings,
                 draining=status.draining,
+                standby=status.standby,
             )
         )
 
@@ -478,22 +499,3 @@ def sensors_wanted(section: SensorsSection) -> SensorSettings:
     """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
     simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
     return SensorSettings(simulated=simulated, families=section.families)
-
-
-def _log_job(message: JobWord, request_id: str) -> None:
-    """One line per fact, under the id that the coordinator's log and the client's response carry too."""
-    match message:
-        case JobStarted(job_id=job_id, queue_s=queue_s):
-            log.debug("job_started", request_id=request_id, job_id=job_id, queue_s=round(queue_s, 4))
-        case JobDone(job_id=job_id, usage=usage) | JobScored(job_id=job_id, usage=usage):
-            log.info(
-                "job_done",
-                request_id=request_id,
-                job_id=job_id,
-                reason=message.reason if isinstance(message, JobDone) else "scored",
-                decoded_tokens=usage.decoded_tokens,
-                joules=usage.energy.joules,
-                energy_quality=usage.energy.quality,
-            )
-        case JobFailed(job_id=job_id, code=code, message=text):
-            log.warning("job_failed", request_id=request_id, job_id=job_id, code=code, detail=text)

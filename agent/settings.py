@@ -33,6 +33,14 @@ class AgentSection(Settings):
     """Where `moe2-agent status` asks; who may is up to the group of the file."""
     drain_s: Annotated[Seconds, LIVE] = 30.0
     """On SIGTERM, running requests get this long to finish."""
+    allow_unload: bool = False
+    """The coordinator may end a model's process while nobody needs it, which gives its memory and its idle watts back;
+    the next request loads it again."""
+    allow_suspend: bool = False
+    """The coordinator may suspend this host while nobody needs it. It has to be able to wake it again, with magic
+    packets or by other means. install.sh installs the polkit rule for it."""
+    asleep_w: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+    """What a meter at the wall shows while this host is suspended, in W; the host cannot measure it by itself."""
 
 
 class CoordinatorSection(Settings):
@@ -135,6 +143,9 @@ class ModelSection(Settings):
     """Unload after so long without a request; the next one loads it again."""
     sampling: SamplingSection = SamplingSection()
     """What is drawn with where a request says nothing. A client's own values win."""
+    vector_sizes: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = ()
+    """Of an embedding model: the lengths that its vectors may be cut to, for clients that set `dimensions`. A vector's
+    beginning is worth something only with a model that was trained for it (Matryoshka), as its card says."""
     lora: tuple[LoraSection, ...] = ()
     """Adapters applied to the model, all of them to every request."""
 
@@ -193,6 +204,17 @@ class SensorsSection(Settings):
         return profile
 
 
+class MeasuringSection(Settings):
+    """[measuring]: an idle expert whose joules or seconds are not known runs two short jobs of its own."""
+
+    enabled: bool = True
+    """Without it an expert that gets no requests stays unmeasured, and energy budgets rule it out."""
+    max_energy_j: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1000.0
+    """The most joules that measuring one expert may take."""
+    stale_s: Annotated[float, Field(ge=60, le=1e8, allow_inf_nan=False)] = 604_800.0
+    """Figures that are older are measured again; a week if not set."""
+
+
 class MetricsSection(Settings):
     """[metrics]: a listener for Prometheus. The local socket serves them in any case."""
 
@@ -214,6 +236,7 @@ class AgentSettings(Settings):
     coordinator: CoordinatorSection
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
+    measuring: MeasuringSection = MeasuringSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

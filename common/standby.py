@@ -72,7 +72,8 @@ class StandingEnergy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Joules of a host since its agent started, counted up: those of no request by cause, and those of requests.
 
     epoch: drawn anew at each start of the agent, when all counters begin at 0. Their sum is everything that the host's
-    sensors have measured in that time. An agent without a sensor sends none of this.
+    sensors have measured in that time, but for the joules of requests that have not ended yet. An agent without a
+    sensor sends none of this.
     """
 
     epoch: Annotated[str, Meta(max_length=64)]

@@ -36,10 +36,12 @@ from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
+from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
@@ -47,6 +49,7 @@ from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
+    Listener,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -54,12 +57,15 @@ from moe2.coordinator.http.transport import (
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
-from moe2.coordinator.observing.health import cap_warnings, dispatch_warnings, fleet_warnings
+from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.provisioning.price_book import PriceBook
+from moe2.coordinator.provisioning.price_file import PriceFile
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -74,6 +80,7 @@ log = structlog.get_logger()
 EVICT_EVERY_S = 5.0
 KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
+KEEP_PRICES_EVERY_S = 10.0
 GOODBYE_S = 2.0
 
 
@@ -103,7 +110,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings, self._feedback),
-            settings.selection.categories,
+            settings.selection.limits_by_category,
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
@@ -112,6 +119,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._calibration = CalibrationWindow()
         self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
         self._accounts = Accounts()
+        self._standing = StandingBook(time())
+        self._price_file = PriceFile(settings.coordinator.state_dir)
+        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = None
@@ -129,7 +139,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._selector,
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             max_active=settings.api.max_active_requests,
-            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time),
+            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time, prices=self._prices),
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
@@ -157,6 +167,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
+            self._standing.restore(self._ledger.booked_counters)
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
             api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
@@ -170,6 +181,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                         self._evict(),
                         self._keep_trust(),
                         self._sample_power(),
+                        self._keep_standing_booked(),
+                        self._keep_prices(),
                         self._notifier.feed_watchdog(),
                     )
                 ]
@@ -179,9 +192,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._notifier.notify("STOPPING=1")
                 log.info("drain_started", requests=self._service.n_active)
                 await self._service.drain(self._settings.coordinator.drain_s)
+                self._book_standing()
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
+        await asyncio.to_thread(self._price_file.write, self._prices.saved())
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
@@ -191,6 +206,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         now_s = asyncio.get_running_loop().time()
         rows, choosable = self._table.rows(now_s), self._table.choosable(now_s)
         totals, dispatch = self._service.totals, self._service.status()
+        averages = self._prices.rows()
         return CoordinatorStatus(
             coordinator_id=self._id,
             version=__version__,
@@ -206,6 +222,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
             dispatch=dispatch,
+            energy=self._standing.balance(totals.finished),
+            averages=averages,
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
@@ -214,6 +232,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
+                *average_warnings(averages),
+                *self._price_file.warnings(),
                 *self._selector.scorer.warnings(choosable),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
@@ -236,7 +256,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         except Moe2Error:
             self._doorkeeper.read_token(former.agents.token_file)
             raise
-        self._selector.reconfigure(scorer, selection.categories, selection.fleet_watts_cap_w)
+        self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
+        self._prices.reconfigure(selection.averages)
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._answering.use(api)
@@ -261,9 +282,10 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
         OpenAiRoutes(self._answering, self._table).add_to(app)
+        EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         FeedbackRoutes(
             self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
         ).add_to(app)
@@ -283,7 +305,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         bodies = BodyReader(max_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         app = web.Application(middlewares=[answer_errors, bodies.middleware])
         self._fleet.add_to_local(app)
-        PlanRoutes(self._service).add_to(app)
+        PlanRoutes(self._service, self._answering.reading).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
@@ -325,6 +347,29 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._tls.load_changed()
             self._hub.disconnect_revoked()
             await asyncio.sleep(KEEP_TRUST_EVERY_S)
+
+    async def _keep_standing_booked(self) -> None:
+        while True:
+            await asyncio.sleep(BOOK_EVERY_S / 3)
+            self._book_standing()
+
+    def _book_standing(self) -> None:
+        """Enters the joules of no request that agents have counted since the last time."""
+        for row in self._table.rows(asyncio.get_running_loop().time()):
+            if row.standby is None or row.standby.energy is None:
+                continue
+            entry = self._standing.reported(row.agent_id, row.agent_name, row.standby.energy, time())
+            if entry is not None:
+                self._ledger.record(entry)
+
+    async def _keep_prices(self) -> None:
+        """Writes what the prices have learned to their file now and then, so that a crash costs little of it."""
+        kept = self._prices.n_settled
+        while True:
+            await asyncio.sleep(KEEP_PRICES_EVERY_S)
+            if self._prices.n_settled != kept:
+                kept = self._prices.n_settled
+                await asyncio.to_thread(self._price_file.write, self._prices.saved())
 
     async def _sample_power(self) -> None:
         while True:
@@ -374,8 +419,9 @@ async def _listen(
     aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
     app.middlewares.insert(0, leave_rest_unparsed)
-    runner = web.AppRunner(
+    runner = Listener(
         app,
+        meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,
         handler_cancellation=True,

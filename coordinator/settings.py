@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moe2.common.config import LIVE, Seconds, Settings
-from moe2.coordinator.choosing.request import Budgets
+from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.http.settings import ApiSection
+from moe2.coordinator.provisioning.price_book import Averages
 from moe2.coordinator.serving.settings import DispatchSection
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
@@ -39,8 +40,23 @@ class SelectionSection(Settings):
     """Keep feedback with its prompt, so that a gate can learn from it; otherwise only the prompt's hash is kept."""
     fleet_watts_cap_w: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, LIVE] = None
     """Power that all hosts together may draw: no request is begun that is predicted to exceed it."""
-    categories: Annotated[dict[str, Budgets], LIVE] = Field(default_factory=dict)
+    average_energy_j: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, LIVE] = None
+    """Joules that an answer may take on average over the whole fleet; a price per joule is learned that keeps it."""
+    categories: Annotated[dict[str, CategoryBudgets], LIVE] = Field(default_factory=dict)
     """Default budgets by category; `default` holds where no other applies."""
+
+    @property
+    def limits_by_category(self) -> dict[str, Budgets]:
+        """The limits of each request by category."""
+        return {name: category.limits for name, category in self.categories.items()}
+
+    @property
+    def averages(self) -> Averages:
+        """The averages that are set."""
+        averages = {name: category.average_energy_j for name, category in self.categories.items()}
+        return Averages(
+            self.average_energy_j, {name: joules for name, joules in averages.items() if joules is not None}
+        )
 
 
 class LedgerSection(Settings):

@@ -171,10 +171,11 @@ def _value(default: object) -> str:
 
 
 def _docstrings(kind: type[Settings]) -> dict[str, str]:
-    """The string below each field, as one line."""
+    """The string below each field, as one line; those of inherited fields stand in the class above."""
+    above = kind.__base__
+    found = _docstrings(above) if above is not None and issubclass(above, Settings) and above is not Settings else {}
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     statements = definition.body if isinstance(definition, ast.ClassDef) else []
-    found = {}
     for statement, following in pairwise(statements):
         match statement, following:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

@@ -39,6 +39,7 @@ SHELLS = {
     # Of the rooms above, what acts on the decisions, with what it acts on.
     "coordinator/gate/checkpoint.py": "reads and writes files",
     "coordinator/gate/feedback_file.py": "reads and writes a file",
+    "coordinator/provisioning/price_file.py": "reads and writes a file",
     "coordinator/serving/bookkeeper.py": "asks the event loop's clock, writes the ledger",
     "coordinator/serving/exchange.py": "wakes an HTTP handler",
     "coordinator/serving/queue.py": "keeps time",

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import msgspec
 
 from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
-from moe2.common.energy import Attribution, Energy, Quality, total, unmeasured
+from moe2.common.energy import Attribution, Energy, Quality, Scope, total, unmeasured, worst_quality
+from moe2.common.standby import Cause, IdlePower, StandingEnergy
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The requests that hold a slot now: how many are in prefill, and how many decode."""
+    """What the host does now: how many requests are in prefill, how many decode, and whether no model is in memory."""
 
     prefilling: int = 0
     decoding: int = 0
+    is_cold: bool = False
 
 
 class HostAccount:
@@ -32,17 +34,43 @@ class HostAccount:
         self._decoding: set[str] = set()
         self._ended: set[str] = set()
         self._parts: dict[str, list[Energy]] = {}
+        self._cause = Cause.IDLE
+        self._is_cold = False
+        self._own: dict[str, float] = {}
+        """When each job of the host's own, which is no request, has started."""
         self.activity = Activity()
 
     def set_condition(self, power_mode: str | None, loaded_models: frozenset[str]) -> None:
         """What the idle baseline depends on. Call it at the start and whenever either changes."""
         for device in self._devices:
             device.set_condition((power_mode, loaded_models))
+        self._is_cold = not loaded_models
+        self._count()
 
-    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
-        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
+    def cause_is(self, cause: Cause, at_s: float) -> None:
+        """Whatever no request uses is used for this cause from now on."""
+        if cause is not self._cause:
+            self._cause = cause
+            self._count()
+            for device in self._devices:
+                device.cause_changed(cause, at_s)
+
+    def request_started(
+        self,
+        job_id: str,
+        prompt_tokens: int,
+        at_s: float,
+        weight: TokenWeight | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache.
+
+        cause: of the host's own work, which is no request.
+        """
         for device in self._devices:
-            device.request_started(job_id, prompt_tokens, at_s, weight)
+            device.request_started(job_id, prompt_tokens, at_s, weight, cause)
+        if cause is not None:
+            self._own[job_id] = at_s
         self._prefilling.add(job_id)
         self._count()
 
@@ -73,6 +101,7 @@ class HostAccount:
             return False
         for device in self._devices:
             device.request_ended(job_id, at_s)
+        self._own.pop(job_id, None)
         self._prefilling.discard(job_id)
         self._decoding.discard(job_id)
         self._ended.add(job_id)
@@ -105,15 +134,88 @@ class HostAccount:
         """Energy of the host that no request is answerable for, since the start."""
         return self._joined([device.overhead() for device in self._devices])
 
+    def standing(self, epoch: str) -> StandingEnergy | None:
+        """Everything measured since the start, by cause and for requests; None on a host without a sensor."""
+        if not self._devices:
+            return None
+        by_cause = {cause: sum(device.by_cause[cause] for device in self._devices) for cause in Cause}
+        covered_s = min(device.covered_s for device in self._devices)
+        return StandingEnergy(
+            epoch=epoch,
+            idle_j=max(0.0, by_cause[Cause.IDLE]),
+            loading_j=max(0.0, by_cause[Cause.LOADING]),
+            waking_j=max(0.0, by_cause[Cause.WAKING]),
+            other_j=max(0.0, by_cause[Cause.OTHER]),
+            requests_j=max(0.0, sum(device.requests_j for device in self._devices)),
+            measured_s=covered_s,
+            quality=self._quality() if covered_s > 0 else Quality.UNMEASURED,
+            scope=self._scope(),
+        )
+
+    def between(self, start_s: float, end_s: float) -> Energy | None:
+        """All energy of the host from `start_s` to `end_s`, whoever used it; None as long as it is not known."""
+        parts = [device.between(start_s, end_s) for device in self._devices]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return self._joined(known)
+
+    def own_work_j(self, now_s: float) -> float | None:
+        """Joules of the host since its own work that runs now began, by the sensors' latest readings; None without."""
+        if not self._own or not self._devices:
+            return None
+        began_s = min(self._own.values())
+        return sum(device.known_j(began_s, now_s) for device in self._devices)
+
+    def idle_powers(self, power_mode: str | None, now_s: float) -> tuple[IdlePower, ...]:
+        """The measured idle power of each set of loaded models in this power mode, over all devices that know theirs.
+
+        A set that one device has not measured is left out: a sum without it would understate.
+        """
+        tables = [device.baseline.figures for device in self._devices]
+        if not tables:
+            return ()
+        shared = [
+            models
+            for mode, models in tables[0]
+            if mode == power_mode and all((power_mode, models) in table for table in tables)
+        ]
+        powers = []
+        for models in sorted(shared, key=sorted):
+            figures = [table[(power_mode, models)] for table in tables]
+            spreads = [figure.spread_w for figure in figures]
+            powers.append(
+                IdlePower(
+                    power_w=sum(figure.power_w for figure in figures),
+                    models=tuple(sorted(models)),
+                    spread_w=_sum_if_all_known(spreads),
+                    measured_s=min(figure.measured_s for figure in figures),
+                    age_s=max(0.0, now_s - min(figure.until_s for figure in figures)),
+                    quality=self._quality(),
+                    scope=self._scope(),
+                )
+            )
+        return tuple(powers)
+
     def idle_w(self) -> float | None:
         """Idle power of all devices under the present condition in W; None if one is not known."""
         idle_w = [device.baseline.idle_w for device in self._devices]
         known = [power_w for power_w in idle_w if power_w is not None]
         return sum(known) if known and len(known) == len(idle_w) else None
 
+    def _quality(self) -> Quality:
+        """The quality of a fully covered window over all devices."""
+        return worst_quality(device.full_quality for device in self._devices)
+
+    def _scope(self) -> Scope | None:
+        scopes = {device.facts.scope for device in self._devices}
+        return scopes.pop() if len(scopes) == 1 else None
+
     def _count(self) -> None:
         # One assignment of an immutable value: a simulated sensor's thread reads it.
-        self.activity = Activity(prefilling=len(self._prefilling), decoding=len(self._decoding))
+        # A model that is being loaded has its context already.
+        is_cold = self._is_cold and self._cause is Cause.IDLE
+        self.activity = Activity(prefilling=len(self._prefilling), decoding=len(self._decoding), is_cold=is_cold)
 
     def _joined(self, parts: Sequence[Energy]) -> Energy:
         if not parts:

@@ -3,9 +3,10 @@
 Time is cut at every request's start, first token and end (and at least once a second). Of a slice's energy E
 over the covered time dt, the dynamic part max(0, E - P_idle dt) is split by w_i = decode weight x decoded
 tokens + prefill weight x prefilled tokens of request i in the slice, the idle part in equal shares among the
-active requests. With nobody active, all of it goes to the overhead bucket. So, at any time,
+active requests. With nobody active, all of it goes to the overhead, by the cause that holds then (waiting, loading a
+model, waking). A model that is loaded beside requests counts as one more of them, with an equal share. So, at any time,
 
-    sum over requests + overhead = energy of the device up to `settled_s`        (the invariant)
+    sum over requests + overhead of all causes = energy of the device up to `settled_s`        (the invariant)
 
 Token shares are a convention, not physics (a long context makes a token more expensive), hence the record says which
 rule was used. The prefill weight of 1/35 is the ratio of 17.3 to 602 Wh per million tokens measured on an AGX
@@ -21,6 +22,7 @@ from moe2.agent.energy.baseline import Condition, IdleBaseline
 from moe2.agent.energy.meter import EnergyTrack, WindowEnergy
 from moe2.agent.energy.sensor import SensorFacts
 from moe2.common.energy import Attribution, Energy, Quality
+from moe2.common.standby import Cause
 
 DEFAULT_PREFILL_WEIGHT = 1 / 35
 _MAX_SLICE_S = 1.0
@@ -55,6 +57,8 @@ class _Job:
     marginal_j: float | None = 0.0
     covered_s: float = 0.0
     convention: Attribution = Attribution.EXCLUSIVE
+    cause: Cause | None = None
+    """What its joules are booked to in the end, where it is the host's own work and no request."""
 
     def prefilled_tokens(self, start_s: float, end_s: float) -> float:
         """Prompt tokens prefilled in the slice, at an even pace from the start to the first token."""
@@ -66,10 +70,14 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """At `at_s` the job starts, ends, has decoded `tokens`, or (none of these) got its first token."""
+    """At `at_s` the job starts, ends, has decoded `tokens`, or (none of these) got its first token.
+
+    job: None where the cause of what no request uses changes, to `cause`.
+    """
 
     at_s: float
-    job: _Job
+    job: _Job | None
+    cause: Cause = Cause.IDLE
     starts: bool = False
     ends: bool = False
     tokens: int = 0
@@ -97,8 +105,11 @@ class DeviceAccount:
         self._latest_s = start_s
         self._first_j = track.cumulative_j(start_s)
         self._counted_j = self._first_j
-        self._overhead_j = 0.0
+        self._cause = Cause.IDLE
+        self._by_cause = dict.fromkeys(Cause, 0.0)
+        self._requests_j = 0.0
         self._overhead_s = 0.0
+        self._covered_s = 0.0
         self._cuts: deque[_Cut] = deque()
         self._open: dict[str, _Job] = {}
         self._active: list[_Job] = []
@@ -113,12 +124,26 @@ class DeviceAccount:
         """The power mode or the set of loaded models changed."""
         self.baseline.set_condition(condition)
 
-    def request_started(self, job_id: str, prompt_tokens: int, at_s: float, weight: TokenWeight | None = None) -> None:
-        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache."""
+    def cause_changed(self, cause: Cause, at_s: float) -> None:
+        """Whatever no request uses is used for this cause from now on."""
+        self._cuts.append(_Cut(self._in_order(at_s), None, cause=cause))
+
+    def request_started(
+        self,
+        job_id: str,
+        prompt_tokens: int,
+        at_s: float,
+        weight: TokenWeight | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache.
+
+        cause: of the host's own work, which is no request; its joules are handed out and booked to that.
+        """
         if job_id in self._open:
             raise ValueError(f"job {job_id!r} has already started")
         at_s = self._in_order(at_s)
-        job = _Job(job_id, prompt_tokens, weight or TokenWeight(), at_s)
+        job = _Job(job_id, prompt_tokens, weight or TokenWeight(), at_s, cause=cause)
         self._open[job_id] = job
         self._cuts.append(_Cut(at_s, job, starts=True))
 
@@ -154,11 +179,17 @@ class DeviceAccount:
             if not self._close_slice(cut, overdue_s):
                 return settled
             self._cuts.popleft()
-            if cut.starts:
+            if cut.job is None:
+                self._cause = cut.cause
+            elif cut.starts:
                 self._active.append(cut.job)
-            if cut.ends:
+            elif cut.ends:
                 self._active.remove(cut.job)
                 settled[cut.job.job_id] = self._energy(cut.job)
+                if cut.job.cause is None:
+                    self._requests_j += cut.job.joules
+                else:
+                    self._by_cause[cut.job.cause] += cut.job.joules
         if limit_s - self._settled_s >= _MAX_SLICE_S and (limit_s <= overdue_s or not self._undecided()):
             self._account(limit_s)
         return settled
@@ -166,13 +197,51 @@ class DeviceAccount:
     def overhead(self) -> Energy:
         """Energy that no request is answerable for, from the account's start up to `settled_s`."""
         return Energy(
-            joules=self._overhead_j if self._overhead_s > 0 else None,
+            joules=sum(self._by_cause.values()) if self._overhead_s > 0 else None,
             quality=self._quality(1.0) if self._overhead_s > 0 else Quality.UNMEASURED,
             scope=self.facts.scope,
             source=self.facts.source,
             idle_w=self.baseline.idle_w,
             reason=None if self._overhead_s > 0 else "no idle time was measured yet",
         )
+
+    @property
+    def by_cause(self) -> dict[Cause, float]:
+        """The overhead up to `settled_s` in J, by cause."""
+        return dict(self._by_cause)
+
+    @property
+    def requests_j(self) -> float:
+        """The energy of all requests that have ended, in J. It only grows."""
+        return self._requests_j
+
+    @property
+    def full_quality(self) -> Quality:
+        """The quality of a window that the sensor has covered."""
+        return self._quality(1.0)
+
+    @property
+    def covered_s(self) -> float:
+        """Seconds up to `settled_s` that the sensor has covered."""
+        return self._covered_s
+
+    def between(self, start_s: float, end_s: float) -> Energy | None:
+        """All energy of the device from `start_s` to `end_s`, whoever used it; None as long as its end is not known."""
+        frontier_s = self._track.frontier_s
+        if frontier_s is None or frontier_s < end_s:
+            return None
+        window = self._track.between(start_s, end_s)
+        return Energy(
+            joules=window.joules,
+            quality=self._quality(window.coverage),
+            scope=self.facts.scope,
+            source=self.facts.source,
+            coverage=window.coverage,
+        )
+
+    def known_j(self, start_s: float, end_s: float) -> float:
+        """The device's joules from `start_s` to `end_s` as far as its readings reach."""
+        return self._track.between(start_s, end_s).joules or 0.0
 
     @property
     def counted_j(self) -> float:
@@ -187,12 +256,12 @@ class DeviceAccount:
     def _count_latecomers(self) -> None:
         """Energy that became known after its time had been settled as unknown has no owner any more."""
         late_j = self._track.cumulative_j(self._settled_s) - self._counted_j
-        self._overhead_j += late_j
+        self._by_cause[Cause.OTHER] += late_j
         self._counted_j += late_j
 
     def _close_slice(self, cut: _Cut, overdue_s: float) -> bool:
         """Make `cut` take effect; False if the slice before it cannot be split yet."""
-        if cut.tokens:
+        if cut.job is not None and cut.tokens:
             cut.job.slice_tokens += cut.tokens
             return True
         if cut.at_s > overdue_s and self._undecided():
@@ -212,14 +281,24 @@ class DeviceAccount:
         window = self._track.between(start_s, end_s)
         joules = window.joules or 0.0
         self._counted_j += joules
+        self._covered_s += window.covered_s
         if not self._active:
-            self._overhead_j += joules
+            self._by_cause[self._cause] += joules
             self._overhead_s += window.covered_s
-            if window.coverage >= _FULL_COVERAGE:
+            if self._cause is not Cause.IDLE:
+                self.baseline.was_busy()
+            elif window.coverage >= _FULL_COVERAGE:
                 self.baseline.was_idle(start_s, end_s, joules / window.coverage)
             return
         self.baseline.was_busy()
-        self._split(joules, window.covered_s, *self._shares(start_s, end_s))
+        shares, convention = self._shares(start_s, end_s)
+        if self._cause is not Cause.IDLE:
+            # What is loaded beside requests leaves no trace of its own in the device's power: an equal share is fair.
+            parties = len(self._active) + 1
+            self._by_cause[self._cause] += joules / parties
+            joules *= 1 - 1 / parties
+            convention = Attribution.SLOT_SHARE
+        self._split(joules, window.covered_s, shares, convention)
         for job in self._active:
             job.slice_tokens = 0
 

@@ -1,4 +1,4 @@
-"""The idle baseline: what the device draws when its models are loaded and nobody asks. PURE.
+"""The idle baseline: what the device draws when nobody asks, with its models loaded or without. PURE.
 
 The median of at least ten idle seconds, kept apart per condition (power mode and loaded models). The minimum
 would undershoot; a single average would be pulled up by the seconds in which a GPU still holds its boost
@@ -8,13 +8,30 @@ clocks.
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from dataclasses import dataclass
+from statistics import median, quantiles
 
 Condition = tuple[str | None, frozenset[str]]
 """Power mode (None if unknown) and the names of the loaded models."""
 
 _MIN_SLICE_S = 0.5
 """Shorter idle slices rest on too few samples to vote in a median."""
+
+
+_MIN_SLICES_FOR_SPREAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class IdleFigure:
+    """The idle power of a device under one condition, in W, with what it rests on.
+
+    spread_w: half the distance between the quartiles; None of too few slices. until_s: the end of the last slice.
+    """
+
+    power_w: float
+    spread_w: float | None
+    measured_s: float
+    until_s: float
 
 
 class IdleBaseline:
@@ -33,12 +50,18 @@ class IdleBaseline:
         self._condition: Condition = (None, frozenset())
         self._slices: dict[Condition, deque[tuple[float, float]]] = {}
         self._quiet_since_s: float | None = None
-        self._idle_w: dict[Condition, float] = {}
+        self._figures: dict[Condition, IdleFigure] = {}
 
     @property
     def idle_w(self) -> float | None:
         """Idle power in W under the present condition; None until it was measured."""
-        return self._idle_w.get(self._condition)
+        figure = self._figures.get(self._condition)
+        return figure.power_w if figure else None
+
+    @property
+    def figures(self) -> dict[Condition, IdleFigure]:
+        """What was measured, by condition."""
+        return dict(self._figures)
 
     def set_condition(self, condition: Condition) -> None:
         """The power mode or the set of loaded models changed. Idle time so far does not count for the new
@@ -56,12 +79,18 @@ class IdleBaseline:
         covered."""
         if self._quiet_since_s is None:
             self._quiet_since_s = start_s
-        _, models = self._condition
-        if not models or start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _MIN_SLICE_S:
+        if start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _MIN_SLICE_S:
             return
         slices = self._slices.setdefault(self._condition, deque())
         slices.append((end_s - start_s, joules / (end_s - start_s)))
         while sum(length_s for length_s, _ in slices) - slices[0][0] >= self._memory_s:
             slices.popleft()
-        if sum(length_s for length_s, _ in slices) >= self._min_idle_s:
-            self._idle_w[self._condition] = median(power_w for _, power_w in slices)
+        measured_s = sum(length_s for length_s, _ in slices)
+        if measured_s < self._min_idle_s:
+            return
+        powers_w = [power_w for _, power_w in slices]
+        spread_w = None
+        if len(powers_w) >= _MIN_SLICES_FOR_SPREAD:
+            low_w, _, high_w = quantiles(powers_w, n=4)
+            spread_w = (high_w - low_w) / 2
+        self._figures[self._condition] = IdleFigure(median(powers_w), spread_w, measured_s, end_s)

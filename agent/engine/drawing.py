@@ -124,7 +124,7 @@ class Drawing(Writing):
             bound.offered = thinker.opening[0] if len(thinker.opening) == 1 else None
             return None
         token = bound.sample_freely(place)
-        if self._vocabulary.is_end(token):
+        if self._vocabulary.is_end(token) and not self._channels.may_end:
             # An answer of a given form is still to come.
             self._forced += thinker.closing
             token = self._forced.popleft()

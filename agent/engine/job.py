@@ -34,8 +34,6 @@ class Phases:
 class Job(ABC):
     """A job: one request on its way through the engine. `reason` is set once it has ended."""
 
-    wants_embeddings = False
-
     def __init__(self, job_id: str, prompt: list[int], *, cells: int, queued_at_s: float) -> None:
         """`cells`: tokens of cache to reserve."""
         self.job_id = job_id

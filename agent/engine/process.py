@@ -42,7 +42,8 @@ class EngineProcess:
     """One model's child process, restarted with back-off while it is wanted and until `run()` is cancelled.
 
     on_event: called for every event of the child, on the event loop.
-    on_exit: called once per child that ended.
+    on_exit: called once per child that ended by itself. on_stopped: called when a child has ended because of `stop`,
+    also where there was none to end.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EngineProcess:
         load_timeout_s: float,
         on_event: Callable[[str, Event], None],
         on_exit: Callable[[str, Exit], None],
+        on_stopped: Callable[[str], None] = lambda model: None,
         wanted: bool = True,
     ) -> None:
         self._model = model
@@ -64,6 +66,8 @@ class EngineProcess:
         self._load_timeout_s = load_timeout_s
         self._on_event = on_event
         self._on_exit = on_exit
+        self._on_stopped = on_stopped
+        self._has_child = False
         self._commands: Codec[Command] = Codec(Command, max_frame_bytes=MAX_FRAME_BYTES)
         self._events: Codec[Event] = Codec(Event, max_frame_bytes=MAX_FRAME_BYTES)
         self._process: asyncio.subprocess.Process | None = None
@@ -91,9 +95,11 @@ class EngineProcess:
         self._unwanted.clear()
 
     def stop(self) -> None:
-        """End the child, and start none until `start`. Its end is not reported: it was asked for."""
+        """End the child, and start none until `start`. Its end is told by `on_stopped`."""
         self._wanted.clear()
         self._unwanted.set()
+        if not self._has_child:
+            asyncio.get_running_loop().call_soon(self._on_stopped, self._model)
 
     def kill(self, reason: str) -> None:
         """End a stuck child the hard way; it is started again like one that crashed."""
@@ -105,9 +111,12 @@ class EngineProcess:
         """Keep a child running while it is wanted. Ends only by cancellation, which shuts the child down first."""
         while True:
             await self._wanted.wait()
+            self._has_child = True
             ended = await self._run_child_while_wanted()
+            self._has_child = False
             if ended is None:
                 self._log.info("engine_stopped")
+                self._on_stopped(self._model)
                 continue
             self._log.warning("engine_exited", reason=ended.reason, permanent=ended.permanent)
             self._on_exit(self._model, ended)

@@ -122,6 +122,10 @@ class Channels(Protocol):
     is_answering: bool
     """The next token belongs to the answer, whatever it is; else reasoning or a mark may still come."""
 
+    @property
+    def may_end(self) -> bool:
+        """The answer may end here: it is being written, or a call is."""
+
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         """Takes in a piece; returns those that are final now, without marks, each with its channel."""
 
@@ -170,6 +174,10 @@ class _Between:
         self._skips_space = False
         self.is_reasoning = False
         self.is_answering = False
+
+    @property
+    def may_end(self) -> bool:
+        return self.is_answering
 
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         if self.is_answering:
@@ -235,6 +243,10 @@ class _Harmony:
         self.is_reasoning = False
         self.is_answering = False
 
+    @property
+    def may_end(self) -> bool:
+        return self.is_answering or self._in_call
+
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         self._held.add(piece)
         found: list[TokenPiece] = []
@@ -266,7 +278,7 @@ class _Harmony:
             name = msgspec.json.encode(recipient[1]).decode()
             found.append(TokenPiece(f'<tool_call>\n{{"name": {name}, "arguments": '))
         self.is_reasoning = recipient is None and channel.startswith("analysis")
-        self.is_answering = not self.is_reasoning
+        self.is_answering = recipient is None and not self.is_reasoning
         return True
 
     def _read_body(self, found: list[TokenPiece]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from moe2.agent.engine import protocol
+from moe2.agent.jobs.commands import CommandDesk
 from moe2.agent.jobs.effects import (
     Effect,
     KillEngine,
@@ -23,21 +24,27 @@ from moe2.agent.jobs.effects import (
 )
 from moe2.agent.jobs.events import (
     CancelRequested,
+    CommandReceived,
     DrainRequested,
     EnergySettled,
     EngineExited,
     EngineSpoke,
+    EngineStopped,
     Event,
     FileHashed,
     JobSubmitted,
     LinkLost,
+    OwnWorkSpent,
     PowerModeChanged,
     ProfileRestored,
+    SuspendChecked,
+    SuspendEnded,
     TimePassed,
     TokenTaken,
 )
-from moe2.agent.jobs.expert import Expert, Job, Phase, reasoning_part, report_of, timing_of
+from moe2.agent.jobs.expert import Expert, Job, Phase, reasoning_part, report_of, timing_of, usage_of
 from moe2.agent.jobs.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
+from moe2.agent.jobs.selfmeasurement import MeasuringRules, SelfMeasurement
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
@@ -51,51 +58,41 @@ from moe2.common.link.messages import (
     JobScored,
     JobStarted,
     JobUsage,
+    LoadModel,
     NextTokens,
+    Submit,
     TakeToken,
     Tokens,
+    Vectors,
 )
 from moe2.common.link.messages import Job as Order
-
-__all__ = [
-    "AgentCore",
-    "CancelRequested",
-    "DrainRequested",
-    "Effect",
-    "EnergySettled",
-    "EngineExited",
-    "EngineSpoke",
-    "Event",
-    "FileHashed",
-    "JobSubmitted",
-    "KillEngine",
-    "LinkLost",
-    "PowerModeChanged",
-    "ProfileRestored",
-    "ReportChange",
-    "SendToCoordinator",
-    "SendToEngine",
-    "SendTokens",
-    "SettleEnergy",
-    "StartEngine",
-    "StopEngine",
-    "TimePassed",
-    "TokenTaken",
-]
 
 
 class AgentCore:
     """The pure core of an agent: all its jobs and experts. One writer: the daemon's event loop.
 
     stuck_s: an engine that does not stop a job within this time of being told to is stuck. paced: the host is a
-    simulated one, its speed included.
+    simulated one, its speed included. allow_unload, allow_suspend: what the coordinator may command. measuring: the
+    bounds of measuring itself; None if it does not.
     """
 
-    def __init__(self, models: tuple[ModelSection, ...], *, stuck_s: float = 60.0, paced: bool = False) -> None:
+    def __init__(
+        self,
+        models: tuple[ModelSection, ...],
+        *,
+        stuck_s: float = 60.0,
+        paced: bool = False,
+        allow_unload: bool = False,
+        allow_suspend: bool = False,
+        measuring: MeasuringRules | None = None,
+    ) -> None:
         self._stuck_s = stuck_s
         self.experts = {
-            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced) for model in models
+            model.name: Expert(section=model, context_tokens=model.context_tokens, paced=paced, may_unload=allow_unload)
+            for model in models
         }
+        self.commands = CommandDesk(self.experts, allow_unload=allow_unload, allow_suspend=allow_suspend)
+        self.measuring = SelfMeasurement(measuring)
         self.jobs: dict[str, Job] = {}
         self.draining = False
         self.jobs_finished = 0
@@ -107,14 +104,35 @@ class AgentCore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When the next job's time is up, an engine counts as stuck, or a model is to be unloaded."""
+        """When the next job's time is up, an engine counts as stuck, a model is to be unloaded or measured, or a
+        command has waited too long."""
         jobs = [job for job in self.jobs.values() if job.phase is not Phase.SETTLING]
         models = (unload_at_s(expert) for expert in self.experts.values())
-        moments = (*(job.deadline_s for job in jobs), *(job.stop_by_s for job in jobs), *models)
+        measuring_s = self.measuring.due_s(self.experts.values()) if self._may_measure else None
+        moments = (
+            *(job.deadline_s for job in jobs),
+            *(job.stop_by_s for job in jobs),
+            *models,
+            measuring_s,
+            self.commands.next_deadline_s,
+        )
         return min((at_s for at_s in moments if at_s is not None), default=None)
+
+    @property
+    def _may_measure(self) -> bool:
+        """Whether nothing else is done or wanted on this host."""
+        is_changing = any(expert.stopping or expert.state is ExpertState.LOADING for expert in self.experts.values())
+        return not (self.jobs or self.draining or is_changing or self.commands.is_leaving) and self.commands.is_empty
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""
+        effects = self._handle(event, now_s)
+        effects += self.commands.advance(now_s, is_idle=self.is_idle)
+        if self._may_measure and (job := self.measuring.next_job(self.experts.values(), now_s)):
+            effects += self._begin_own(job, now_s)
+        return effects
+
+    def _handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case EngineSpoke(model=model, event=spoken):
                 return self._engine_spoke(self.experts[model], spoken, now_s)
@@ -126,12 +144,14 @@ class AgentCore:
                 job = self.jobs.get(job_id)
                 return self._cancel(job, now_s) if job else []
             case EnergySettled(job_id=job_id, energy=energy):
-                return self._settled(job_id, energy)
+                return self._settled(job_id, energy, now_s)
             case LinkLost():
                 return self._abandon_all(now_s)
             case DrainRequested():
                 self.draining = True
-                return [ReportChange()]
+                return [*self._end_own_work(now_s), ReportChange()]
+            case CommandReceived() | EngineStopped() | SuspendChecked() | SuspendEnded() | OwnWorkSpent():
+                return self._standing(event, now_s)
             case TimePassed():
                 return self._expire(now_s)
             case PowerModeChanged() | ProfileRestored() | FileHashed():
@@ -143,6 +163,7 @@ class AgentCore:
         """Something of the experts became known that reports and predictions rest on."""
         match event:
             case PowerModeChanged(power_mode=power_mode):
+                self.measuring.power_mode_changed(power_mode)
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
             case ProfileRestored(model=model, latency=latency, energy=energy):
@@ -171,10 +192,12 @@ class AgentCore:
             return _refuse(order, JobErrorCode.UNKNOWN_EXPERT, text)
         if self.draining:
             return _refuse(order, JobErrorCode.DRAINING, "The agent is shutting down.")
+        if self.commands.is_leaving:
+            return _refuse(order, JobErrorCode.DRAINING, "The host is going to sleep.")
         if not takes_jobs(expert):
             text = f"{order.model} is {expert.state}" + (f": {expert.last_error}" if expert.last_error else ".")
             return _refuse(order, JobErrorCode.NOT_READY, text)
-        has_slot = len(expert.active) + len(expert.queue) < expert.section.slots
+        has_slot = expert.n_requests + len(expert.queue) < expert.section.slots
         if not has_slot and expert.waiting >= expert.section.max_queue:
             text = f"All {expert.section.slots} slots and {expert.section.max_queue} queue places are taken."
             return _refuse(order, JobErrorCode.QUEUE_FULL, text)
@@ -183,14 +206,15 @@ class AgentCore:
             order=order,
             received_s=now_s,
             deadline_s=deadline_s,
-            occupancy=min(len(expert.active) + 1, expert.section.slots),
+            occupancy=min(expert.n_requests + 1, expert.section.slots),
             queued_ahead=None if has_slot else expert.waiting,
         )
+        effects = [*self._end_own_work(now_s), *self.commands.job_came(order.model)]
         self.jobs[order.job_id] = job
         expert.queue.append(order.job_id)
         if wake(expert, now_s):
-            return [StartEngine(order.model), ReportChange()]
-        return [*self._fill_slots(expert, now_s), ReportChange()]
+            return [*effects, StartEngine(order.model), ReportChange()]
+        return [*effects, *self._fill_slots(expert, now_s), ReportChange()]
 
     def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -209,7 +233,7 @@ class AgentCore:
         match job.phase:
             case Phase.QUEUED:
                 self.experts[job.order.model].queue.remove(job.order.job_id)
-                return [*self._cut_short(job, "cancelled", self._usage(job, now_s)), ReportChange()]
+                return [*self._cut_short(job, "cancelled", usage_of(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
                 job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
                 return [SendToEngine(job.order.model, CancelJob(job_id=job.order.job_id))]
@@ -249,7 +273,7 @@ class AgentCore:
 
     def _abandon_all(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for job in list(self.jobs.values()):
+        for job in [job for job in self.jobs.values() if not job.is_own]:
             job.abandoned = True
             effects += self._cancel(job, now_s)
         return effects
@@ -266,12 +290,15 @@ class AgentCore:
     def _cut_short(self, job: Job, reason: str, usage: JobUsage) -> list[Effect]:
         return self._end(job, JobDone(job_id=job.order.job_id, reason=reason, usage=usage), usage)
 
-    def _settled(self, job_id: str, energy: Energy) -> list[Effect]:
+    def _settled(self, job_id: str, energy: Energy, now_s: float) -> list[Effect]:
         job = self.jobs.pop(job_id, None)
         if job is None or job.ending is None:
             return []
         if job.timing:
             self.experts[job.order.model].costs.energy_settled(job.timing, energy)
+        if job.is_own:
+            self.measuring.ended(job.order.model, energy.joules, now_s)
+            return [ReportChange()]
         if isinstance(job.ending, JobFailed):
             self.jobs_failed += 1
         else:
@@ -283,14 +310,50 @@ class AgentCore:
         usage = msgspec.structs.replace(usage, energy=energy, reasoning_j=reasoning_part(usage, energy, weight))
         return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.order.request_id)]
 
-    @staticmethod
-    def _usage(job: Job, now_s: float) -> JobUsage:
-        """What is known of a job that the engine has not accounted for itself."""
-        return JobUsage(
-            prompt_tokens=job.prompt_tokens,
-            decoded_tokens=job.decoded_tokens,
-            queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
-        )
+    # --- Who is awake, and the host's own work -----------------------------------------------------------------------
+
+    def _standing(
+        self, event: CommandReceived | EngineStopped | SuspendChecked | SuspendEnded | OwnWorkSpent, now_s: float
+    ) -> list[Effect]:
+        match event:
+            case CommandReceived(order=command):
+                ended = [] if isinstance(command, LoadModel) else self._end_own_work(now_s)
+                return [*ended, *self.commands.take(command, now_s, is_draining=self.draining)]
+            case EngineStopped(model=model):
+                return self.commands.engine_stopped(model)
+            case SuspendChecked(fault=fault):
+                self.commands.suspend_fault = fault
+                return [ReportChange()]
+            case SuspendEnded(command_id=command_id, fault=fault):
+                return self.commands.suspend_ended(command_id, fault)
+            case OwnWorkSpent(joules=joules):
+                return self._stop_own(now_s) if self.measuring.spent(joules) else []
+
+    def is_own(self, job_id: str) -> bool:
+        """Whether a job is the host's own, to measure itself."""
+        job = self.jobs.get(job_id)
+        return job is not None and job.is_own
+
+    def _begin_own(self, order: Submit, now_s: float) -> list[Effect]:
+        """Run a job by which an idle expert measures itself. Nobody is told of it."""
+        expert = self.experts[order.model]
+        self.jobs[order.job_id] = Job(order=order, received_s=now_s, deadline_s=None, abandoned=True, is_own=True)
+        expert.own.add(order.job_id)
+        expert.queue.append(order.job_id)
+        return self._fill_slots(expert, now_s)
+
+    def _end_own_work(self, now_s: float) -> list[Effect]:
+        """Something matters more than measuring: end it at once."""
+        job_id = self.measuring.job_id
+        if job_id is None:
+            return []
+        effects = self._stop_own(now_s)
+        self.measuring.interrupted(self.jobs[job_id].order.model, now_s)
+        return effects
+
+    def _stop_own(self, now_s: float) -> list[Effect]:
+        job = self.jobs.get(self.measuring.job_id or "")
+        return [] if job is None else self._cancel(job, now_s)
 
     # --- Engines ------------------------------------------------------------------------------------------------------
 
@@ -302,8 +365,8 @@ class AgentCore:
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished() | protocol.Scored():
                 return self._finished(expert, event, now_s)
-            case NextTokens():
-                return self._proposed(event)
+            case NextTokens() | Vectors():
+                return self._told(event)
             case protocol.JobFailed():
                 return self._job_failed(expert, event, now_s)
             case protocol.Loading(progress=progress):
@@ -318,9 +381,6 @@ class AgentCore:
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
-            case _:
-                # Answers to words that this core never sends (embeddings).
-                return []
 
     def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
         job = self.jobs.get(job_id)
@@ -341,15 +401,16 @@ class AgentCore:
                 continue
             job.decoded_tokens += len(tokens.pieces)
             # After a cancellation nobody reads them.
-            if not job.cancel_sent:
+            if not (job.cancel_sent or job.abandoned):
                 wanted.append(tokens)
         return [SendTokens(tuple(wanted))] if wanted else []
 
-    def _proposed(self, event: NextTokens) -> list[Effect]:
+    def _told(self, event: NextTokens | Vectors) -> list[Effect]:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
             return []
-        job.decoded_tokens = event.step
+        if isinstance(event, NextTokens):
+            job.decoded_tokens = event.step
         return [SendToCoordinator(event, job.order.request_id)]
 
     def _finished(self, expert: Expert, event: protocol.Finished | protocol.Scored, now_s: float) -> list[Effect]:
@@ -386,11 +447,12 @@ class AgentCore:
         job.failure = (_known(event.code), event.message)
         job.prompt_tokens = job.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         job.decoded_tokens = max(job.decoded_tokens, event.decoded_tokens)
-        ended = self._cut_short(job, "failed", self._usage(job, now_s))
+        ended = self._cut_short(job, "failed", usage_of(job, now_s))
         return [*ended, *self._fill_slots(expert, now_s), ReportChange()]
 
     def _leave_slot(self, expert: Expert, job_id: str, now_s: float) -> Job | None:
         expert.active.discard(job_id)
+        expert.own.discard(job_id)
         expert.idle_since_s = now_s
         expert.occupancy.count(len(expert.active), now_s)
         job = self.jobs.get(job_id)
@@ -408,6 +470,7 @@ class AgentCore:
         # In the order they came: a set's order differs from run to run.
         lost = [job for job_id, job in self.jobs.items() if job_id in held]
         expert.active.clear()
+        expert.own.clear()
         expert.occupancy.count(0, now_s)
         expert.queue.clear()
         effects: list[Effect] = []
@@ -417,7 +480,7 @@ class AgentCore:
                 job.failure = (JobErrorCode.ENGINE_CRASHED, f"The engine of {expert.section.name} died: {reason}")
             else:
                 job.failure = (JobErrorCode.NOT_READY, f"{expert.section.name} could not be loaded: {reason}")
-            effects += self._cut_short(job, "failed", self._usage(job, now_s))
+            effects += self._cut_short(job, "failed", usage_of(job, now_s))
         return [*effects, ReportChange()]
 
 

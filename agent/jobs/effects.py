@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.agent.engine import protocol
-from moe2.common.link.messages import JobPieces, JobWord
+from moe2.common.link.messages import CommandAnswer, JobPieces, JobWord
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StartEngine:
 
 @dataclass(frozen=True)
 class StopEngine:
-    """Unload an idle model; its engine's exit is no news."""
+    """Unload an idle model; it reports back with `EngineStopped`."""
 
     model: str
 
@@ -61,6 +61,29 @@ class KillEngine:
     reason: str
 
 
+@dataclass(frozen=True)
+class AnswerCommand:
+    """Tell the coordinator what became of its command."""
+
+    answer: CommandAnswer
+
+
+@dataclass(frozen=True)
+class SuspendHost:
+    """Say goodbye and suspend the host; it reports back with `SuspendEnded`."""
+
+    command_id: str
+
+
 Effect = (
-    SendToEngine | SendToCoordinator | SendTokens | SettleEnergy | ReportChange | StartEngine | StopEngine | KillEngine
+    SendToEngine
+    | SendToCoordinator
+    | SendTokens
+    | SettleEnergy
+    | ReportChange
+    | StartEngine
+    | StopEngine
+    | KillEngine
+    | AnswerCommand
+    | SuspendHost
 )

@@ -8,7 +8,7 @@ from moe2.agent.engine import protocol
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.link.messages import Job as Order
-from moe2.common.link.messages import TakeToken
+from moe2.common.link.messages import LoadModel, Suspend, TakeToken, UnloadModel
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,42 @@ class EngineExited:
 
 
 @dataclass(frozen=True)
+class EngineStopped:
+    """The child has ended, as it was told to; its memory is given back."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class CommandReceived:
+    """The coordinator wants a model in memory or out of it, or the host asleep."""
+
+    order: LoadModel | UnloadModel | Suspend
+
+
+@dataclass(frozen=True)
+class SuspendChecked:
+    """Whether the host could be suspended: why not, or None."""
+
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class SuspendEnded:
+    """The host is awake again, or has not slept: why not. command_id: None where nobody had asked."""
+
+    command_id: str | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class OwnWorkSpent:
+    """The joules that the job by which the host measures itself has used so far."""
+
+    joules: float
+
+
+@dataclass(frozen=True)
 class EnergySettled:
     job_id: str
     energy: Energy
@@ -95,6 +131,11 @@ Event = (
     | TimePassed
     | EngineSpoke
     | EngineExited
+    | EngineStopped
+    | CommandReceived
+    | SuspendChecked
+    | SuspendEnded
+    | OwnWorkSpent
     | EnergySettled
     | ProfileRestored
     | PowerModeChanged

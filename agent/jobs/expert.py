@@ -14,7 +14,16 @@ from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ExpertReport, ExpertState, FollowJob, JobDone, JobFailed, JobScored, JobUsage
+from moe2.common.link.messages import (
+    EmbedJob,
+    ExpertReport,
+    ExpertState,
+    FollowJob,
+    JobDone,
+    JobFailed,
+    JobScored,
+    JobUsage,
+)
 from moe2.common.link.messages import Job as Order
 
 
@@ -44,6 +53,8 @@ class Job:
     stop_by_s: float | None = None
     """When an engine that was told to stop the job, and has not, counts as stuck."""
     abandoned: bool = False
+    is_own: bool = False
+    """The host's own, to measure itself: nobody is told of it."""
     failure: tuple[JobErrorCode, str] | None = None
     """Why the job fails although the engine only reports a cancellation."""
     in_batch: bool | None = None
@@ -72,11 +83,27 @@ class Expert:
     measured_at_s: float | None = None
     paced: bool = False
     """Its speed is a simulated host's."""
+    may_unload: bool = False
+    """The coordinator may have it unloaded, so that it is loaded for the next request."""
+    stopping: bool = False
+    """Its process has been told to end, and has not ended yet."""
+    own: set[str] = field(default_factory=set)
+    """Those of `active` that are the host's own, to measure itself."""
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
         cold = self.section.load == "on_demand"
         self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether it takes jobs while it is cold, and is loaded for them."""
+        return self.section.loads_on_demand or self.may_unload
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that hold a slot."""
+        return len(self.active) - len(self.own)
 
     @property
     def token_weight(self) -> TokenWeight:
@@ -86,7 +113,7 @@ class Expert:
     @property
     def waiting(self) -> int:
         """Jobs that no slot will be free for when those before them have got theirs."""
-        return max(0, len(self.active) + len(self.queue) - self.section.slots)
+        return max(0, self.n_requests + len(self.queue) - self.section.slots)
 
 
 class Occupancy:
@@ -106,15 +133,21 @@ class Occupancy:
         return self._sum_s if self._since_s is None else self._sum_s + self._count * (now_s - self._since_s)
 
 
+def context_of_a_job(expert: Expert) -> int:
+    """The most tokens of one job's prompt and answer: all jobs' together may be more than the model was trained on."""
+    trained = expert.facts.trained_context_tokens if expert.facts else None
+    return expert.context_tokens if trained is None else min(expert.context_tokens, trained)
+
+
 def report_of(expert: Expert, now_s: float) -> ExpertReport:
     """What the capability report says of the expert now."""
     facts, section = expert.facts, expert.section
     return ExpertReport(
         model=section.name,
         state=expert.state,
-        context_tokens=expert.context_tokens,
+        context_tokens=context_of_a_job(expert),
         slots=section.slots,
-        active=len(expert.active),
+        active=expert.n_requests,
         queued=len(expert.queue),
         max_queue=section.max_queue,
         file_bytes=facts.file_bytes if facts else None,
@@ -125,6 +158,8 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
         has_chat_template=facts.has_chat_template if facts else None,
         supports_tools=facts.supports_tools if facts else None,
+        vector_size=facts.vector_size if facts else None,
+        vector_sizes=section.vector_sizes,
         load_progress=expert.load_progress,
         restarts=expert.restarts,
         last_error=expert.last_error,
@@ -132,12 +167,21 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         latency=expert.costs.latency,
         energy=expert.costs.energy,
         measured_age_s=None if expert.measured_at_s is None else now_s - expert.measured_at_s,
-        on_demand=section.loads_on_demand,
+        on_demand=expert.on_demand,
         load_s=expert.load_s,
         file_sha256=expert.file_sha256,
         paced=expert.paced,
         sampling=facts.sampling if facts else None,
         supports_thinking=facts.supports_thinking if facts else None,
+    )
+
+
+def usage_of(job: Job, now_s: float) -> JobUsage:
+    """What is known of a job that the engine has not accounted for itself."""
+    return JobUsage(
+        prompt_tokens=job.prompt_tokens,
+        decoded_tokens=job.decoded_tokens,
+        queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
     )
 
 
@@ -162,6 +206,9 @@ def timing_of(
         # Continuations go through the model in batches, as a prompt does, and nothing is drawn from them.
         prompt_tokens, decoded_tokens = prompt_tokens + decoded_tokens, 1
         prefill_s, decode_s = event.prefill_s + event.decode_s, None
+    elif isinstance(job.order, EmbedJob):
+        # All that it takes is reading; what is predicted of answers has at least one token.
+        decoded_tokens = 1
     elif isinstance(job.order, FollowJob):
         # Between its tokens it waited for the others.
         decode_s = None

@@ -12,7 +12,7 @@ def takes_jobs(expert: Expert) -> bool:
     """True if a job may wait for this expert: it is ready, or will be loaded for it."""
     if expert.state is ExpertState.READY:
         return True
-    return expert.section.loads_on_demand and expert.state in (ExpertState.COLD, ExpertState.LOADING)
+    return expert.on_demand and expert.state in (ExpertState.COLD, ExpertState.LOADING)
 
 
 def wake(expert: Expert, now_s: float) -> bool:
@@ -40,5 +40,5 @@ def unload_due(experts: Iterable[Expert], now_s: float) -> list[Expert]:
     """Marks the experts whose time in memory is up as cold, and returns them."""
     due = [expert for expert in experts if (at_s := unload_at_s(expert)) is not None and at_s <= now_s]
     for expert in due:
-        expert.state, expert.idle_since_s = ExpertState.COLD, None
+        expert.state, expert.idle_since_s, expert.stopping = ExpertState.COLD, None, True
     return due

@@ -7,14 +7,20 @@ host's power modes have names of their own, so its joules never pass for a real 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import structlog
 
+from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.errors import Moe2Error
 from moe2.common.statefile import replace_file
+
+log = structlog.get_logger()
 
 FOLDER = "profiles"
 
@@ -99,6 +105,44 @@ def load_profile(state_dir: Path, section: ModelSection, power_mode: str | None)
     if changed:
         raise NoProfileError(f"{model} has changed since {path} was measured: {', '.join(changed)}.")
     return stored
+
+
+def restored_profiles(
+    state_dir: Path, models: Sequence[ModelSection], power_mode: str | None
+) -> tuple[StoredProfile, ...]:
+    """Returns the stored profiles of these models in this power mode, as far as there are any to use."""
+    found = []
+    for model in models:
+        try:
+            stored = load_profile(state_dir, model, power_mode)
+        except NoProfileError as error:
+            log.info("profile_not_restored", model=model.name, reason=str(error))
+        else:
+            found.append(stored)
+            log.info("profile_restored", model=model.name, measured_at_unix_s=stored.measured_at_unix_s)
+    return tuple(found)
+
+
+def store_costs(
+    state_dir: Path, learned: Mapping[ModelSection, ExpertCosts], hostname: str, power_mode: str | None
+) -> None:
+    """Keeps what was learned of each model in the present power mode for the next start."""
+    for section, costs in learned.items():
+        if costs.latency is None or not costs.latency.n_requests:
+            continue
+        try:
+            profile = StoredProfile(
+                model=section.name,
+                setup=setup_of(section),
+                hostname=hostname,
+                measured_at_unix_s=time.time(),
+                power_mode=power_mode,
+                latency=costs.latency,
+                energy=costs.energy,
+            )
+            store_profile(state_dir, profile)
+        except (OSError, Moe2Error) as error:
+            log.warning("profile_not_stored", model=section.name, reason=str(error))
 
 
 def _why_missing(path: Path, model: str, power_mode: str | None) -> str:

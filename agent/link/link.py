@@ -17,7 +17,17 @@ from moe2.agent.link.outbox import Outbox
 from moe2.common.backoff import Backoff
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
-from moe2.common.link.messages import CancelJob, Hello, JobFailed, JobPieces, JobScored, NextTokens, Tokens, Welcome
+from moe2.common.link.messages import (
+    CancelJob,
+    Hello,
+    JobFailed,
+    JobPieces,
+    JobScored,
+    NextTokens,
+    Tokens,
+    Vectors,
+    Welcome,
+)
 from moe2.common.link.pump import Pump
 from moe2.common.link.session import (
     AgentSession,
@@ -110,8 +120,11 @@ class Link:
         self._outbox = Outbox()
         self._session: AgentSession | None = None
         self._pump: Pump | None = None
-        self._closed = asyncio.Event()
+        self._called = asyncio.Event()
+        """Set where the next step is not to be waited for any longer."""
         self._closing: str | None = None
+        self._away: str | None = None
+        self._left = asyncio.Event()
         self._state = LinkState.WAITING
         self._connected_since_unix_s: float | None = None
         self._rtt_s: float | None = None
@@ -139,6 +152,11 @@ class Link:
             last_error_at_unix_s=self._last_error[1] if self._last_error else None,
         )
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is sent now reaches the coordinator."""
+        return self._pump is not None and self._session is not None and self._session.is_open
+
     def send(self, message: JobMessage) -> None:
         """Queue a message for the open session; dropped where there is none, as nobody could use it later."""
         if self._pump and self._session and self._session.is_open:
@@ -153,22 +171,46 @@ class Link:
     def close(self, reason: str) -> None:
         """Say goodbye once everything queued has been sent; the session then ends and is not opened again."""
         self._closing = reason
-        self._closed.set()
+        self._left.set()
+        self._called.set()
         if self._pump:
             self._pump.close(reason)
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye once everything queued has been sent; returns when it is said. Stay away until `come_back`."""
+        self._away = reason
+        self._left.clear()
+        self._called.set()
+        if self._pump:
+            self._pump.close(reason)
+        await self._left.wait()
+
+    def come_back(self) -> None:
+        """Connect again at once, also where a session is open: after a sleep its other end may be gone."""
+        if self._away is None and self._pump:
+            self._pump.close("the host has slept")
+        self._away = None
+        self._left.set()
+        self._called.set()
 
     async def run(self) -> None:
         """Connect, serve the session, and again with back-off. Returns only after `close()`."""
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession() as http:
             while self._closing is None:
+                self._called.clear()
+                if self._away is not None:
+                    self._left.set()
+                    await self._called.wait()
+                    continue
                 self._attempts += 1
                 self._state = LinkState.CONNECTING
                 trouble = await self._attempt(http)
                 self._state, self._protocol, self._rtt_s = LinkState.WAITING, None, None
                 self._connected_since_unix_s = None
-                if self._closing is not None:
-                    return
+                if self._called.is_set():
+                    # Told to leave, to come back, or to end: nothing went wrong, and nothing is waited for.
+                    continue
                 self._last_error = (trouble, time.time())
                 delay_s = self.backoff.next_delay_s()
                 if trouble.is_refusal and not self._refused(trouble):
@@ -176,7 +218,7 @@ class Link:
                 self._next_attempt_s = loop.time() + delay_s
                 log.warning("link_lost", reason=trouble.reason, code=trouble.code, retry_in_s=round(delay_s, 2))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), delay_s)
+                    await asyncio.wait_for(self._called.wait(), delay_s)
 
     def _refused(self, trouble: Trouble) -> bool:
         """True if the next attempt shows something else, and so need not wait for a person."""
@@ -239,8 +281,8 @@ class Link:
         )
         self._session = session
         self._pump = Pump(session, next_message=self._outbox.take, on_event=self._act)
-        if self._closing is not None:
-            self._pump.close(self._closing)
+        if (reason := self._closing or self._away) is not None:
+            self._pump.close(reason)
         await self._pump.run(websocket)
         if session.closed:
             closed = session.closed
@@ -281,7 +323,7 @@ class Link:
         match message:
             case Tokens(jobs=jobs):
                 job_ids = [job.job_id for job in jobs]
-            case NextTokens(job_id=job_id) | JobScored(job_id=job_id):
+            case NextTokens(job_id=job_id) | JobScored(job_id=job_id) | Vectors(job_id=job_id):
                 job_ids = [job_id]
             case _:
                 return

@@ -66,6 +66,26 @@ class FleetPowerRow(msgspec.Struct, frozen=True, kw_only=True):
     """Hosts that do not count, because nobody knows what they draw; they get no requests."""
 
 
+class ScopePriceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One average budget that the request stands under."""
+
+    scope: str
+    """Whose average it is, such as "fleet", "category coding", "key app" or "day of key app"."""
+    average_energy_j: float
+    """Joules that an answer may take on average; of a key's day what is left for each answer to come."""
+    price_per_j: float
+    """Score, 0..1, that one joule has to bring for it."""
+
+
+class PriceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The price of a joule that the choice went by."""
+
+    price_per_j: float
+    """Score, 0..1, that one joule has to bring: the sum over the scopes."""
+    scopes: tuple[ScopePriceRow, ...]
+    """The average budgets that the request stands under."""
+
+
 class ProofRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner proves of the candidate set. Figures are None where no expert keeps the budgets."""
 
@@ -127,6 +147,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What the answer was predicted to take; None where nobody is chosen."""
     fleet_power: FleetPowerRow | None = None
     """The fleet's power against its cap; None where it is not capped."""
+    price: PriceRow | None = None
+    """The price of a joule; None where the request stands under no average budget."""
 
 
 def decision_of(selection: Selection) -> Decision:
@@ -140,6 +162,7 @@ def decision_of(selection: Selection) -> Decision:
         proof=_proof(selection.plan.proof),
         predicted=predicted_of(selection.predicted),
         fleet_power=_fleet_power(selection.outlook.draw),
+        price=_price(selection.outlook),
     )
 
 
@@ -165,6 +188,7 @@ def refusal_of(refused: NoExpert) -> Decision | None:
         experts=_rows(refused.outlook, refused.plan, None),
         proof=_proof(refused.plan.proof),
         fleet_power=_fleet_power(refused.outlook.draw),
+        price=_price(refused.outlook),
     )
 
 
@@ -247,6 +271,16 @@ def _fleet_power(draw: FleetDraw | None) -> FleetPowerRow | None:
     return FleetPowerRow(
         cap_w=draw.cap_w, drawn_w=draw.drawn_w, simulated=draw.simulated, hosts_unmeasured=len(draw.unmeasured)
     )
+
+
+def _price(outlook: Outlook) -> PriceRow | None:
+    if not outlook.prices and outlook.price_per_j == 0.0:
+        return None
+    scopes = tuple(
+        ScopePriceRow(scope=found.scope, average_energy_j=found.average_energy_j, price_per_j=found.price_per_j)
+        for found in outlook.prices
+    )
+    return PriceRow(price_per_j=outlook.price_per_j, scopes=scopes)
 
 
 def _limits(budgets: Budgets) -> dict[str, Any]:

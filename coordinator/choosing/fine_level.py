@@ -15,7 +15,7 @@ from moe2.coordinator.choosing.forecast import FloatArray, Forecast, Range
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
-from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.choosing.result import Outlook, Selection
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import TIE, Candidates
 from moe2.coordinator.planning.problem import Problem
@@ -107,6 +107,14 @@ def why_not(outlook: Outlook, place: int, chosen: int) -> str:
     if joules[place] > joules[chosen] * (1 + SAME_JOULES):
         return "takes more joules"
     return "scores lower" if net[chosen] > net[place] else "is predicted to finish later"
+
+
+def is_cheapest(selection: Selection) -> bool:
+    """True where no candidate could have answered for fewer joules than the selection is expected to take."""
+    outlook, chosen = selection.outlook, {member.expert.key for member in selection.members}
+    keys, joules = outlook.forecast.roster.keys, expected_j(outlook.forecast.energy_j)
+    expected = sum(float(joules[place]) for place, key in enumerate(keys) if key in chosen)
+    return expected <= min(float(joules[place]) for place, key in enumerate(keys) if key in selection.candidates)
 
 
 def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:

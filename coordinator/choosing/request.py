@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moe2.common.config import Settings
 from moe2.common.generation import MAX_TOKENS
@@ -75,7 +75,7 @@ class Budgets(Settings):
 
     def over(self, fallback: Budgets) -> Budgets:
         """These limits, and those of `fallback` where this sets none."""
-        own = {name: value for name, value in self if value is not None}
+        own = {name: value for name, value in self if value is not None and name in Budgets.model_fields}
         return fallback.model_copy(update=own)
 
     def after(self, seconds: float, joules: float) -> Budgets:
@@ -106,6 +106,28 @@ class Budgets(Settings):
 
 
 NO_BUDGETS = Budgets()
+
+
+class CategoryBudgets(Budgets):
+    """[selection.categories.NAME]: the default budgets of a category's requests, and what they may take on average."""
+
+    average_energy_j: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Joules that an answer of this category may take on average, beside the limits of each request."""
+
+    @model_validator(mode="after")
+    def _average_is_below_the_limit(self) -> CategoryBudgets:
+        most_j, average_j = self.energy_budget_j, self.average_energy_j
+        if most_j is not None and average_j is not None and average_j >= most_j:
+            raise ValueError(
+                f"average_energy_j ({average_j:g}) must be below energy_budget_j ({most_j:g}), which no answer may "
+                "exceed: at or above it, the average asks for nothing; lower it or leave it out"
+            )
+        return self
+
+    @property
+    def limits(self) -> Budgets:
+        """The limits of each request, without the average."""
+        return Budgets(**{name: value for name, value in self if name in Budgets.model_fields})
 
 
 class Wish(Budgets):
@@ -147,11 +169,36 @@ class Demand:
     """Estimated tokens of the prompt."""
     max_tokens: int | None
     """Most tokens of the answer; None where the client set no limit."""
+    longest_text_tokens: int | None = None
+    """Estimated tokens of the longest of several prompts; None where there is one."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the prompt that a context must have room for at once."""
+        return self.prompt_tokens if self.longest_text_tokens is None else self.longest_text_tokens
 
     @property
     def answer_tokens(self) -> int:
         """Tokens of the longest answer that is planned for."""
         return ASSUMED_ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def within(self, context_tokens: int) -> Demand:
+        """The demand on experts with this context at most: a limit beyond what it leaves is none."""
+        if self.max_tokens is None or self.prompt_tokens + self.max_tokens <= context_tokens:
+            return self
+        return Demand(self.prompt_tokens, None)
+
+
+@dataclass(frozen=True)
+class ScopePrice:
+    """The price that one average budget puts on a joule."""
+
+    scope: str
+    """Whose average it is, in words, such as "fleet" or "category coding"."""
+    average_energy_j: float
+    """Joules that an answer may take on average."""
+    price_per_j: float
+    """Score, 0..1, that one joule has to bring so that the average is kept."""
 
 
 @dataclass(frozen=True)
@@ -203,18 +250,32 @@ class SelectionRequest:
     """Largest context that was found too small; only larger ones are tried."""
     needs_chat_template: bool = False
     needs_tools: bool = False
+    needs_vectors: bool = False
+    """Whether vectors of texts are asked for, and no answer."""
+    vector_size: int | None = None
+    """The length that the vectors must have; None where any will do."""
     elapsed_s: float = 0.0
     """Seconds of the budgets that earlier attempts have used up."""
     spent_j: float = 0.0
     """Joules of the budgets that earlier attempts have used up."""
     price_per_j: float = 0.0
-    """Score, 0..1, that one joule has to bring; 0 where joules count only by the limits and between equals."""
+    """Score, 0..1, that one joule has to bring, whatever the category is; 0 where joules count only by the limits and
+    between equals."""
+    scope_prices: tuple[ScopePrice, ...] = ()
+    """Average budgets that hold for the request in any category; their prices add up."""
+    category_prices: Mapping[str, ScopePrice] = field(default_factory=dict)
+    """Average budgets by category; that of the request's category, else the default's, adds its price."""
     modes: frozenset[Mode] = ROUTE_ONLY
     """The modes that can serve the request."""
     choice_tokens: int | None = None
     """Estimated tokens of all given choices together; None where there are none."""
     asks_final_answer: Callable[[], bool] = no_final_answer
     """Says whether the form of the answer is known, so that answers can be counted as votes; it reads the prompt."""
+
+    def prices_in(self, category: str) -> tuple[ScopePrice, ...]:
+        """The prices of all average budgets that hold for the request in a category."""
+        own = self.category_prices.get(category, self.category_prices.get(DEFAULT_CATEGORY))
+        return self.scope_prices if own is None else (*self.scope_prices, own)
 
 
 def estimate_prompt_tokens(texts: list[str]) -> int:

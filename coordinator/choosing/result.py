@@ -11,7 +11,7 @@ from moe2.coordinator.choosing.forecast import Forecast, Prediction
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import PromptScores, SetWorth
-from moe2.coordinator.choosing.request import Budgets, Mode
+from moe2.coordinator.choosing.request import Budgets, Mode, ScopePrice
 from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.planning.proof import Plan
 
@@ -56,7 +56,9 @@ class Outlook:
     draw: FleetDraw | None = None
     """What the fleet draws; None where its power is not capped."""
     price_per_j: float = 0.0
-    """Score, 0..1, that one joule has to bring."""
+    """Score, 0..1, that one joule has to bring: the sum of `prices`, and of the request's own price."""
+    prices: tuple[ScopePrice, ...] = ()
+    """The average budgets that hold for the request, with their prices."""
 
     def at(self, place: int) -> Considered:
         """The figures of the expert at `place` in the roster."""

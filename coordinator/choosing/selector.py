@@ -40,6 +40,7 @@ from moe2.coordinator.choosing.refusal import (
     infeasible_message,
     less_load_in,
     less_load_message,
+    makes_vectors_of,
     ruled_out_by,
 )
 from moe2.coordinator.choosing.request import (
@@ -48,6 +49,7 @@ from moe2.coordinator.choosing.request import (
     Budgets,
     Demand,
     Mode,
+    ScopePrice,
     SelectionRequest,
     budgets_for,
     no_final_answer,
@@ -135,6 +137,7 @@ class Selector:
         prompt_scores = self.scorer.score(request.text, roster, request.wish.category)
         category = request.wish.category or self._category_of(prompt_scores)
         whole = budgets_for(request.wish, category, self.categories, request.budgets)
+        prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
@@ -154,7 +157,8 @@ class Selector:
             category=category,
             affinity=request.affinity,
             draw=self._draw(request.demand, experts, in_flight, hosts),
-            price_per_j=request.price_per_j,
+            price_per_j=request.price_per_j + sum(price.price_per_j for price in prices),
+            prices=prices,
             modes=request.modes,
             asks_final_answer=request.asks_final_answer,
             confidence=request.wish.confidence,
@@ -420,6 +424,7 @@ class _Case:
     affinity: Affinity | None = None
     draw: FleetDraw | None = None
     price_per_j: float = 0.0
+    prices: tuple[ScopePrice, ...] = ()
     modes: frozenset[Mode] = ROUTE_ONLY
     asks_final_answer: Callable[[], bool] = no_final_answer
     confidence: float | None = None
@@ -464,7 +469,9 @@ class _Case:
     def _outlook(
         self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
     ) -> Outlook:
-        return Outlook(forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j)
+        return Outlook(
+            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
+        )
 
 
 def _problem(outlook: Outlook) -> Problem:
@@ -561,6 +568,16 @@ def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:
     """The refusal where every expert that could answer is ruled out, with the reason that helps the client most."""
+    if request.needs_vectors and roster.vectorless.all():
+        return NoExpert(
+            ErrorCode.NO_VECTORS, f"{request.model!r} is no embedding model: what answers for it writes text."
+        )
+    size = request.vector_size
+    if size is not None and not any(makes_vectors_of(expert.report, size) for expert in roster.experts):
+        text = f"No expert for {request.model!r} makes vectors of {size} numbers, or may cut its own to that length."
+        return NoExpert(ErrorCode.NO_VECTORS, text)
+    if not request.needs_vectors and roster.mute.all():
+        return NoExpert(ErrorCode.ONLY_VECTORS, f"{request.model!r} yields vectors and writes no text.")
     if request.needs_chat_template and roster.bare.all():
         return NoExpert(ErrorCode.NO_CHAT_TEMPLATE, f"{request.model!r} has no chat template; use /v1/completions.")
     if request.needs_tools and roster.toolless.all():

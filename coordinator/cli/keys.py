@@ -85,8 +85,11 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     create.add_argument("--expires", type=_span_s, metavar="SPAN", help="such as 90m, 12h, 30d or 8w; default: never")
     create.add_argument("--rpm", type=float, metavar="N", help="largest number of requests per minute")
-    create.add_argument("--energy-per-day", type=float, metavar="J", help="largest number of joules per day (UTC)")
+    create.add_argument(
+        "--energy-per-day", type=float, metavar="J", help="largest number of joules per day (UTC), paced over the day"
+    )
     create.add_argument("--tokens-per-day", type=int, metavar="N", help="largest number of tokens per day (UTC)")
+    create.add_argument("--average-energy", type=float, metavar="J", help="joules that an answer may take on average")
     budgets = create.add_argument_group("budgets of requests that set none of their own")
     budgets.add_argument("--energy-budget", type=float, metavar="J", dest="energy_budget_j", help="joules of a request")
     budgets.add_argument(
@@ -163,6 +166,7 @@ def _options(arguments: argparse.Namespace, now_unix_s: float) -> KeyOptions:
         "requests_per_minute": arguments.rpm,
         "daily_energy_j": arguments.energy_per_day,
         "daily_tokens": arguments.tokens_per_day,
+        "average_energy_j": arguments.average_energy,
         "budgets": {name: getattr(arguments, name) for name in _BUDGETS},
     }
     try:
@@ -214,6 +218,7 @@ def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:
         "requests_per_minute": key.requests_per_minute,
         "daily_energy_j": key.daily_energy_j,
         "daily_tokens": key.daily_tokens,
+        "average_energy_j": key.average_energy_j,
         "budgets": key.budgets.model_dump(mode="json", exclude_none=True),
     }
 
@@ -254,6 +259,7 @@ def lines(keys: Sequence[KeyRecord], now_unix_s: float) -> list[str]:
             requests_per_minute=known(key.requests_per_minute, _figure),
             daily_energy_j=known(key.daily_energy_j, _figure),
             daily_tokens=key.daily_tokens,
+            average_energy_j=known(key.average_energy_j, _figure),
             **key.budgets.model_dump(mode="json", exclude_none=True),
         )
         for key in keys
@@ -286,4 +292,6 @@ def _figure(value: float) -> str:
 def _budgets(key: KeyRecord) -> str:
     limits = key.budgets.model_dump(exclude_none=True, mode="json")
     parts = [form.format(_figure(limits[name])) for name, form in _SHOWN_BUDGETS.items() if name in limits]
+    if key.average_energy_j is not None:
+        parts.append(f"{_figure(key.average_energy_j)} J on average")
     return " · ".join([*parts, limits["quantile"]] if "quantile" in limits else parts) or figures.UNKNOWN

@@ -20,7 +20,8 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
 from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNMEASURED, printable
-from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow
+from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow, PriceRow
+from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
@@ -110,6 +111,8 @@ def draw(answer: PlanAnswer, console: Console) -> None:
             console.print(Text(line))
         if answer.decision.fleet_power:
             console.print(_fleet_power(answer.decision.fleet_power))
+        if answer.decision.price:
+            console.print(Text(_price(answer.decision.price)))
         limits = ", ".join(f"{name} {limit}" for name, limit in answer.decision.budgets.items())
         console.print(f"Budgets: {limits or 'none'}; category {answer.decision.category or '–'}.")
     if answer.refusal:
@@ -138,6 +141,19 @@ def _fleet_power(power: FleetPowerRow) -> str:
     simulated = " (simulated)" if power.simulated else ""
     unmeasured = f"; {power.hosts_unmeasured} hosts unmeasured, without requests" if power.hosts_unmeasured else ""
     return f"Fleet: draws {power.drawn_w:.4g} W{simulated} of {power.cap_w:.4g} W at most{unmeasured}."
+
+
+def _price(price: PriceRow) -> str:
+    scopes = "; ".join(
+        f"{printable(scope.scope)}: {scope.average_energy_j:.4g} J an answer, {_points(scope.price_per_j)}"
+        for scope in price.scopes
+    )
+    return f"Price: {_points(price.price_per_j)}{f' ({scopes})' if scopes else ''}."
+
+
+def _points(price_per_j: float) -> str:
+    """A price in points, hundredths of a score, for a thousand joules."""
+    return f"{price_per_j * POINTS_PER_KJ:.3g} points per kJ"
 
 
 def _experts(decision: Decision) -> Table:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import add_socket
@@ -17,6 +17,9 @@ from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, 
 from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
+
+POINTS_PER_KJ = 1e5
+"""A score is 0 to 1, a point a hundredth of it; what a single joule is worth is too small a figure to read."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,8 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
         parts += [_agents(status.agents), _experts(status.agents)]
     else:
         parts.append(Text("No agent has registered yet.", style="dim"))
+    if status.averages:
+        parts.append(_averages(status.averages))
     return Group(*parts)
 
 
@@ -104,6 +109,22 @@ def _experts(agents: tuple[AgentRow, ...]) -> Table:
                 terminal_parts.state_cell(expert) if agent.connected else Text("●\u00a0lost", style="red"),
                 *terminal_parts.expert_cells(expert),
             )
+    return table
+
+
+def _averages(averages: tuple[AverageRow, ...]) -> Table:
+    """The table of average budgets, with the price that each puts on a joule."""
+    right = ("J wanted", "J taken", "Points per kJ", "Answers", "Unmeasured")
+    table = terminal_parts.figures_table("Average of", *right, right=right)
+    for row in averages:
+        table.add_row(
+            Text(printable(row.scope), style="bold"),
+            Text(f"{row.average_energy_j:.4g}"),
+            Text(known(row.mean_j, lambda joules: f"{joules:.4g}"), style="yellow" if row.saturated else ""),
+            Text(f"{row.price_per_j * POINTS_PER_KJ:.3g}"),
+            Text(str(row.n_answers)),
+            Text(str(row.n_unmeasured)),
+        )
     return table
 
 
@@ -165,6 +186,19 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
             fact_line("breaker", expert=breaker.expert, state=breaker.state)
             for breaker in status.dispatch.breakers
             if breaker.state != "closed"
+        ),
+        *(
+            fact_line(
+                "average",
+                scope=row.scope,
+                average_energy_j=figures.number(row.average_energy_j),
+                mean_j=known(row.mean_j, figures.number),
+                price_per_j=f"{row.price_per_j:.3g}",
+                answers=row.n_answers,
+                unmeasured=row.n_unmeasured,
+                saturated=terminal_parts.yes_no(row.saturated),
+            )
+            for row in status.averages
         ),
         *(terminal_parts.warning_line(warning) for warning in status.warnings),
     ]

@@ -187,6 +187,18 @@ class CapabilityTable:
         """Returns the names of all models of connected agents, ready or not, sorted."""
         return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
 
+    def embedding_models(self) -> dict[str, frozenset[int]]:
+        """Returns the lengths that vectors can have, by the names of all models of connected agents that yield some.
+
+        A model that has not been loaded yet is not known to.
+        """
+        found: dict[str, frozenset[int]] = {}
+        for _, expert in self._connected_experts():
+            if expert.vector_size is not None:
+                sizes = frozenset((expert.vector_size, *expert.vector_sizes))
+                found[expert.model] = found.get(expert.model, frozenset()) | sizes
+        return dict(sorted(found.items()))
+
     def knows_expert(self, key: str) -> bool:
         """Whether `key` names an expert of a connected agent, ready or not."""
         agent_id, _, model = key.partition("/")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenAlternative, TokenPiece, ToolCall
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode
@@ -115,26 +115,50 @@ def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0
         offsets.append(offset)
         offset += len(piece.text)
     return {
-        "tokens": [piece.text for piece in scored],
+        "tokens": [_token_name(piece.text, piece.hex) for piece in scored],
         "token_logprobs": [piece.logprob for piece in scored],
-        "top_logprobs": [
-            None if piece.logprob is None else {other.text: other.logprob for other in piece.alternatives}
-            for piece in scored
-        ],
+        "top_logprobs": [None if piece.logprob is None else _by_name(piece.alternatives) for piece in scored],
         "text_offset": offsets,
     }
 
 
 def _chat_logprob(piece: TokenPiece) -> dict[str, Any]:
     return {
-        "token": piece.text,
+        **_token(piece.text, piece.hex),
         "logprob": piece.logprob,
-        "bytes": list(piece.text.encode()),
-        "top_logprobs": [
-            {"token": other.text, "logprob": other.logprob, "bytes": list(other.text.encode())}
-            for other in piece.alternatives
-        ],
+        "top_logprobs": [{**_token(other.text, other.hex), "logprob": other.logprob} for other in piece.alternatives],
     }
+
+
+def _token(text: str, own: str | None) -> dict[str, Any]:
+    """Returns a chat's token and its bytes. own: in hexadecimal, where they are not the text's; None for a control
+    token, which has a name and no bytes."""
+    if own is None:
+        return {"token": text, "bytes": None}
+    return {"token": _escaped(own) if own else text, "bytes": list(bytes.fromhex(own) if own else text.encode())}
+
+
+def _token_name(text: str, own: str | None) -> str:
+    """Returns a text completion's token: its text, or, as OpenAI has it, its bytes where they are no text."""
+    return f"bytes:{_escaped(own)}" if own else text
+
+
+def _by_name(alternatives: Sequence[TokenAlternative]) -> dict[str, float]:
+    """Returns log-probabilities by token. Of two tokens with one text, the less likely one is named by its bytes."""
+    found: dict[str, float] = {}
+    for other in alternatives:
+        name = _token_name(other.text, other.hex)
+        if name in found:
+            name = _token_name(name, other.hex or other.text.encode().hex())
+        while name in found:
+            # Vocabularies may have more than two; each keeps a key of its own.
+            name += "'"
+        found[name] = other.logprob
+    return found
+
+
+def _escaped(own: str) -> str:
+    return "".join(rf"\x{own[place : place + 2]}" for place in range(0, len(own), 2))
 
 
 class ChunkWriter:

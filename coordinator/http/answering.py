@@ -11,7 +11,6 @@ from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import TextPrompt
-from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answers import (
@@ -38,6 +37,7 @@ from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import whole_seconds
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)
 
 
 class Answering:
@@ -55,6 +55,10 @@ class Answering:
         """Replaces the settings; they hold from the next request on."""
         self._settings = settings
         self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
+
+    def reading(self) -> Reading:
+        """Returns how bodies are read, by the settings as they are now."""
+        return self._reading
 
     def through(self, face: Face) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Returns the handler that answers requests which have this face."""
@@ -97,14 +101,17 @@ class Answering:
             model=call.model,
             prompt=call.prompt,
             generation=call.generation,
-            demand=Demand(call.prompt_tokens(), call.generation.max_tokens),
+            demand=call.demand(),
             arrived_s=arrived_s,
             deadline_s=arrived_s + self._settings.request_timeout_s,
             wish=call.wish,
             modes=call.modes,
             prefix=call.prefix,
             ballot=call.ballot,
+            texts=call.texts,
+            vector_size=call.vector_size,
             traceparent=http.headers.get("traceparent"),
+            client_request_id=http.get(CLIENT_REQUEST_ID),
             principal=principal,
             is_streamed=call.stream,
         )
@@ -128,7 +135,7 @@ class Answering:
                 retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
         check_model(self._table, call.model)
-        has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens)
+        has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens) and not call.texts
         if has_ids and call.model in ANY_MODEL and len(self._table.models()) > 1:
             text = "Token ids are those of one model's vocabulary: name the model that they are for."
             raise invalid(text, param="model")
@@ -142,7 +149,7 @@ class Answering:
             body = asked.choices.whole(origin, answers, receipt)
         else:
             [(parts, reason)] = answers
-            body = asked.encoder.whole(origin, parts, End(reason, receipt))
+            body = asked.encoder.whole(origin, parts, End(reason, receipt, exchanges[0].vectors))
         answer = web.Response(
             body=msgspec.json.encode(body),
             content_type="application/json",

@@ -5,6 +5,7 @@ It also tells what other budgets would buy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
-from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.body.parse import Call, Reading, parse_chat, parse_completion
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.request import gate_text, uses_tools
@@ -40,10 +41,14 @@ class PlanAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanRoutes:
-    """The route that plans a request, given the body of a chat or a text completion."""
+    """The route that plans a request, given the body of a chat or a text completion.
 
-    def __init__(self, service: Service) -> None:
+    reading: how bodies are read, by the settings as they are now.
+    """
+
+    def __init__(self, service: Service, reading: Callable[[], Reading]) -> None:
         self._service = service
+        self._reading = reading
 
     def add_to(self, app: web.Application) -> None:
         """Registers the route with the application."""
@@ -52,13 +57,13 @@ class PlanRoutes:
     async def _plan(self, http: web.Request) -> web.Response:
         body = http[BODY]
         parse = parse_completion if b'"prompt"' in body and b'"messages"' not in body else parse_chat
-        call = parse(body, http.headers)
+        call = parse(body, http.headers, self._reading())
         answer = self.answer(call, http.get(PRINCIPAL, ANYBODY))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     def answer(self, call: Call, principal: Principal = ANYBODY) -> PlanAnswer:
         """Returns the plan for a parsed request of `principal`."""
-        demand = Demand(call.prompt_tokens(), call.generation.max_tokens)
+        demand = self._service.planned(Demand(call.prompt_tokens(), call.generation.max_tokens), call.model)
         request = SelectionRequest(
             model=call.model,
             demand=demand,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from moe2.common.clock import is_clock_wrong
 from moe2.common.config import Settings
@@ -49,6 +49,8 @@ class Principal:
     """Defaults for requests that set no budgets of their own; they come before those of the request's category."""
     requests_per_minute: float | None = None
     """The highest rate of requests; None is no limit."""
+    average_energy_j: float | None = None
+    """Joules that an answer may take on average; None is no limit."""
 
 
 ANYBODY = Principal()
@@ -84,8 +86,20 @@ class KeyOptions(Settings):
     requests_per_minute: Positive | None = None
     daily_energy_j: Positive | None = None
     daily_tokens: Annotated[int, Field(gt=0)] | None = None
+    average_energy_j: Positive | None = None
+    """Joules that an answer may take on average."""
     budgets: Budgets = Budgets()
     """Defaults for requests that set no budgets of their own."""
+
+    @model_validator(mode="after")
+    def _average_is_below_the_limit(self) -> KeyOptions:
+        most_j, average_j = self.budgets.energy_budget_j, self.average_energy_j
+        if most_j is not None and average_j is not None and average_j >= most_j:
+            raise ValueError(
+                f"an average of {average_j:g} J asks for nothing where no answer may exceed {most_j:g} J; set a "
+                "smaller average, or none"
+            )
+        return self
 
     @field_validator("name")
     @classmethod
@@ -124,6 +138,7 @@ class KeyRecord(KeyOptions):
             daily=DailyLimits(energy_j=self.daily_energy_j, tokens=self.daily_tokens),
             budgets=self.budgets,
             requests_per_minute=self.requests_per_minute,
+            average_energy_j=self.average_energy_j,
         )
 
 

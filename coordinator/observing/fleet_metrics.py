@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.link.messages import ExpertReport, ExpertState
-from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.coordinator.ledger.accounts import Accounts, Statement
 from moe2.coordinator.ledger.store import Ledger
 
@@ -40,6 +40,8 @@ class FleetCollector(Collector):
         yield from self._agents(status.agents)
         yield from _experts(status.agents)
         yield _power(status.agents)
+        yield from _standing(status.agents)
+        yield from _averages(status.averages)
         yield _warnings(status)
 
     def _agents(self, rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
@@ -146,6 +148,50 @@ def _power(rows: tuple[AgentRow, ...]) -> Metric:
             if sensor.power_w is not None:
                 power.add_metric([row.agent_name, row.agent_id, sensor.name], sensor.power_w)
     return power
+
+
+def _standing(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
+    """Yields what hosts use while they answer nobody, as their agents have measured it."""
+    joules = CounterMetricFamily(
+        "moe2_fleet_standing_energy_joules",
+        "Energy of a host that belongs to no request, by cause, since its agent's start.",
+        labels=[*AGENT, "cause", "quality"],
+    )
+    idle = GaugeMetricFamily(
+        "moe2_fleet_idle_power_watts",
+        "Measured power of a host that waits, by models in memory.",
+        labels=[*AGENT, "models"],
+    )
+    for row in rows:
+        if row.standby is None:
+            continue
+        labels = [row.agent_name, row.agent_id]
+        if row.standby.energy is not None:
+            for cause, spent_j in row.standby.energy.by_cause().items():
+                joules.add_metric([*labels, cause.value, row.standby.energy.quality.value], spent_j)
+        for state in row.standby.idle:
+            idle.add_metric([*labels, "asleep" if state.asleep else ",".join(state.models) or "none"], state.power_w)
+    yield joules
+    yield idle
+
+
+def _averages(rows: tuple[AverageRow, ...]) -> Iterator[Metric]:
+    """Yields the metrics of average budgets, of the first `MAX_KEYS` scopes."""
+    target = GaugeMetricFamily(
+        "moe2_average_energy_target_joules", "Joules that an answer may take on average.", labels=["scope"]
+    )
+    mean = GaugeMetricFamily(
+        "moe2_average_energy_joules", "Joules per answer over about the last hundred answers.", labels=["scope"]
+    )
+    price = GaugeMetricFamily(
+        "moe2_joule_price_score_per_joule", "Score, 0 to 1, that one joule has to bring.", labels=["scope"]
+    )
+    for row in rows[:MAX_KEYS]:
+        target.add_metric([row.scope], row.average_energy_j)
+        price.add_metric([row.scope], row.price_per_j)
+        if row.mean_j is not None:
+            mean.add_metric([row.scope], row.mean_j)
+    yield from (target, mean, price)
 
 
 def _warnings(status: CoordinatorStatus) -> Metric:

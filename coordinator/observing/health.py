@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.status import AgentRow, DispatchStatus
+from moe2.common.status import AgentRow, AverageRow, DispatchStatus
+
+SAME_AVERAGE = 0.02
+"""Share by which a mean may exceed its target without being worth a word."""
 
 
 def dispatch_warnings(
@@ -60,6 +65,35 @@ def cap_warnings(rows: tuple[AgentRow, ...], fleet_watts_cap_w: float | None) ->
                 remedy=remedy,
             )
         )
+    return tuple(warnings)
+
+
+def average_warnings(averages: tuple[AverageRow, ...]) -> tuple[HealthWarning, ...]:
+    """Warns of average budgets that cannot be kept: dearer than the cheapest expert, or blind for want of joules."""
+    warnings: list[HealthWarning] = []
+    for row in averages:
+        mean_j = row.mean_j
+        if row.saturated and mean_j is not None and mean_j > row.average_energy_j * (1 + SAME_AVERAGE):
+            warnings.append(
+                HealthWarning(
+                    code="average_unreachable",
+                    severity=Severity.DEGRADED,
+                    message=f"Answers of {row.scope} are to take {row.average_energy_j:.4g} J on average and take "
+                    f"{mean_j:.4g} J, although the cheapest expert within their limits answers them all.",
+                    remedy=f"Set the average to {math.ceil(mean_j)} J or more, limit max_tokens, or add a cheaper "
+                    "expert; `moe2-coordinator plan` shows what each would take.",
+                )
+            )
+        elif row.n_unmeasured > row.n_answers:
+            warnings.append(
+                HealthWarning(
+                    code="average_unmeasured",
+                    severity=Severity.DEGRADED,
+                    message=f"Of {row.scope} {row.n_unmeasured} answers took joules that nobody knows, and "
+                    f"{row.n_answers} were measured: its average budget cannot be kept.",
+                    remedy="`moe2-agent doctor` on the hosts tells which sensors could measure them.",
+                )
+            )
     return tuple(warnings)
 
 

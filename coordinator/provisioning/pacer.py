@@ -1,38 +1,161 @@
 """The price of a joule, learned online so that answers cost an average of joules. PURE.
 
 At the optimum of an average budget each prompt is answered by the expert with the largest `score - price * joules`,
-with one price for all prompts: the multiplier of the budget. A primal-dual step after each answer finds it,
+with one price for all prompts: the multiplier of the budget. A primal-dual step after each request finds it,
 
     price <- max(0, price + step * (spent - target))
 
 (dual gradient descent; Zinkevich 2003). The step is slow on purpose: a price that follows single answers makes the next
-prompt pay for the last one, and loses what one price for all gains.
+prompt pay for the last one, and loses what one price for all gains. While the price is being found, too much is spent;
+so that the mean keeps the target all the same, what is owed is paid back over the next few hundred answers.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
 STEP = 0.01
 """Change of the relative price (price times target) by an answer that takes twice the target."""
-MAX_RELATIVE_PRICE = 4.0
-"""Largest price times target: joules of one target are then worth four times the best score there is."""
+DAY_STEP = 0.02
+"""The step under a daily limit, which has only a day's requests to learn from and refuses the rest."""
+FIRST_STEP = 0.3
+"""The step of the first answer. The n-th takes an n-th of it, down to the usual step: at first nothing is known."""
+MAX_RELATIVE_PRICE = 10.0
+"""Largest price times target: joules of one target are then worth ten times the best score there is."""
+MAX_EXCESS = 4.0
+"""An answer counts as taking five times the target at most, so that a single monstrous one does not set the price."""
+PAY_BACK_ANSWERS = 300
+"""Answers over which what was spent above the target is paid back."""
+MAX_OWED_ANSWERS = 200
+"""Most that is paid back, in answers of the target: an average is not kept by starving for ever."""
+MAX_SAVED_ANSWERS = 30
+"""Most that is remembered as spent below the target, in answers of the target: loose times do not pay for a spree."""
+SATURATED_ANSWERS = 30
+"""After so many requests in a row that could not have been answered for less, a higher price would change nothing."""
+MIN_USUAL = 0.002
+"""Least weight of the latest answer in the usual price, which so looks back on about five hundred."""
+_MEMORY = 0.99
+"""Factor on a request's weight in the moving mean at each later one: it looks back on about a hundred."""
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """The price that one average budget has learned."""
+    """The price that one average budget has learned, and what was spent under it."""
 
     price_per_j: float = 0.0
     """Score, 0..1, that one joule has to bring."""
-    n_settled: int = 0
+    usual_price_per_j: float = 0.0
+    """The mean of the prices so far, the latest with more weight."""
+    owed_j: float = 0.0
+    """Joules spent above the target that are to be paid back; negative where less was spent."""
+    n_answers: int = 0
     """Answers that it was learned from."""
+    spent_j: float = 0.0
+    """Joules that were spent, on answers and on requests that ended without one."""
+    n_unmeasured: int = 0
+    """Requests that it did not learn from because nobody knows their joules."""
+    n_saturated: int = 0
+    """Requests in a row that could not have been answered for less."""
+    recent_j: float = 0.0
+    """Joules of the latest requests, weighted by `_MEMORY`."""
+    recent_answers: float = 0.0
+    """Answers among these, weighted alike."""
+
+    @property
+    def mean_j(self) -> float | None:
+        """Joules per answer over about the last hundred answers; None before the first."""
+        return self.recent_j / self.recent_answers if self.recent_answers > 0.0 else None
+
+    @property
+    def is_saturated(self) -> bool:
+        """True where the target cannot be kept: what answers the latest requests is the cheapest there is."""
+        return self.n_saturated >= SATURATED_ANSWERS and self.price_per_j > 0.0
 
 
-def settled(price: Price, spent_j: float, target_j: float) -> Price:
-    """The price after a request has taken `spent_j` joules where `target_j` on average are wanted.
+def settled(
+    price: Price, spent_j: float, target_j: float, *, is_answer: bool = True, is_cheapest: bool = False
+) -> Price:
+    """The price after a request has taken `spent_j` joules where answers are to take `target_j` on average.
 
-    Both are finite, `spent_j` not negative and `target_j` positive. A request whose joules nobody knows is no reason to
-    change a price, so it is not settled at all.
+    Both are finite, `spent_j` not negative and `target_j` positive. is_answer: False for a request that ended without
+    an answer, whose joules the answers have to save. is_cheapest: True where nobody could have taken fewer joules.
     """
-    relative = price.price_per_j * target_j + STEP * (spent_j / target_j - 1.0)
-    return Price(price_per_j=min(max(relative, 0.0), MAX_RELATIVE_PRICE) / target_j, n_settled=price.n_settled + 1)
+    n_saturated = price.n_saturated + 1 if is_cheapest else 0
+    excess = min(spent_j / target_j - is_answer, MAX_EXCESS)
+    owed, change = price.owed_j / target_j, 0.0
+    if excess <= 0.0 or n_saturated < SATURATED_ANSWERS:
+        owed = min(max(owed + excess, -MAX_SAVED_ANSWERS), MAX_OWED_ANSWERS)
+        change = _step(price, STEP) * (excess + owed / PAY_BACK_ANSWERS)
+    moved = _moved(price, change, target_j)
+    return _counted(
+        msgspec.structs.replace(moved, owed_j=owed * target_j, n_saturated=n_saturated), spent_j, is_answer=is_answer
+    )
+
+
+def settled_of_day(
+    price: Price,
+    spent_j: float,
+    target_j: float,
+    usual_j: float,
+    *,
+    is_answer: bool = True,
+    is_cheapest: bool = False,
+) -> Price:
+    """The price after a request under a daily limit that has taken `spent_j` joules.
+
+    target_j: what is left of the day for each answer to come, 0 or more. It falls by itself where too much is spent, so
+    that nothing is owed. usual_j: the day's limit for each of its answers, positive: the measure of a step.
+    """
+    n_saturated = price.n_saturated + 1 if is_cheapest else 0
+    excess = (spent_j - (target_j if is_answer else 0.0)) / usual_j
+    excess = min(max(excess, -MAX_EXCESS), MAX_EXCESS)
+    change = _step(price, DAY_STEP) * excess if excess <= 0.0 or n_saturated < SATURATED_ANSWERS else 0.0
+    moved = _moved(price, change, usual_j)
+    return _counted(msgspec.structs.replace(moved, n_saturated=n_saturated), spent_j, is_answer=is_answer)
+
+
+def next_day(price: Price) -> Price:
+    """The price at the beginning of a day: the usual one, not what the last hours of the former day have led to."""
+    return msgspec.structs.replace(price, price_per_j=price.usual_price_per_j, n_saturated=0)
+
+
+def is_sound(price: Price) -> bool:
+    """True for figures that can have been learned; a damaged state file can say anything."""
+    sums = (price.price_per_j, price.usual_price_per_j, price.spent_j, price.recent_j, price.recent_answers)
+    counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
+    return all(0.0 <= figure < math.inf for figure in (*sums, *counts)) and math.isfinite(price.owed_j)
+
+
+def unmeasured(price: Price) -> Price:
+    """The price after a request whose joules nobody knows: it stays, as what is unknown is no reason to change it."""
+    return msgspec.structs.replace(price, n_unmeasured=price.n_unmeasured + 1)
+
+
+def retargeted(price: Price) -> Price:
+    """The price to go on with under another target: what was owed under the former one is forgotten."""
+    return msgspec.structs.replace(price, owed_j=0.0, n_saturated=0)
+
+
+def _step(price: Price, least: float) -> float:
+    return max(least, FIRST_STEP / (price.n_answers + 1))
+
+
+def _moved(price: Price, change: float, measure_j: float) -> Price:
+    """The price after a change of its relative value, which is the price times `measure_j`."""
+    relative = min(max(price.price_per_j * measure_j + change, 0.0), MAX_RELATIVE_PRICE)
+    price_per_j = relative / measure_j
+    weight = max(MIN_USUAL, 1.0 / (price.n_answers + 1))
+    usual = price.usual_price_per_j + weight * (price_per_j - price.usual_price_per_j)
+    return msgspec.structs.replace(price, price_per_j=price_per_j, usual_price_per_j=usual)
+
+
+def _counted(price: Price, spent_j: float, *, is_answer: bool) -> Price:
+    """The price with a request's joules in its sums."""
+    return msgspec.structs.replace(
+        price,
+        n_answers=price.n_answers + is_answer,
+        spent_j=price.spent_j + spent_j,
+        recent_j=_MEMORY * price.recent_j + spent_j,
+        recent_answers=_MEMORY * price.recent_answers + is_answer,
+    )

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality
 from moe2.common.link.messages import JobUsage
+from moe2.coordinator.choosing.fine_level import is_cheapest
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
@@ -19,6 +20,7 @@ from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
 from moe2.coordinator.ledger.daily_limit import Select, is_limited, member_p95_of, select_within_limits, tokens_of
 from moe2.coordinator.ledger.entry import AttemptEntry, AttemptState, RequestEntry, ReservationEntry
 from moe2.coordinator.ledger.store import Ledger, Recorded
+from moe2.coordinator.provisioning.price_book import Averages, PriceBook, Spending
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Completed, said_of
 from moe2.coordinator.serving.life import Lifecycle
@@ -29,24 +31,30 @@ from moe2.coordinator.serving.suspicion import has_downed_an_engine
 class Bookkeeper:
     """Keeps daily limits, reservations and ledger entries of the requests in progress.
 
-    clock: wall time in seconds since the epoch. What the service tells it of each request, in this order: `choose` for
-    every attempt, `dispatched` for every job, `concluded` if the outcome comes before all is known, `retired`.
+    clock: wall time in seconds since the epoch. prices: of a joule; by default there are no average budgets. What the
+    service tells it of each request, in this order: `choose` for every attempt, `dispatched` for every job, `concluded`
+    if the outcome comes before all is known, `retired`.
     """
 
-    def __init__(self, accounts: Accounts, ledger: Ledger, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, accounts: Accounts, ledger: Ledger, *, clock: Callable[[], float], prices: PriceBook | None = None
+    ) -> None:
         self.accounts = accounts
+        self.prices = prices or PriceBook(Averages())
         self._ledger = ledger
         self._clock = clock
 
     def choose(self, life: Lifecycle, asked: SelectionRequest, select: Select) -> Selection | NoExpert:
         """What `select` decides within the daily limits of the request's key."""
         request = life.request
+        asked = self._priced(request.principal, asked)
         if not is_limited(request.principal):
             return select(asked)
         return self._admit(request.principal, asked, select, besides=request.request_id, burnt_j=burnt_j(life))
 
     def plan(self, principal: Principal, asked: SelectionRequest, select: Select) -> Selection | NoExpert:
         """What `choose` would answer to a request of `principal` that came now. Reserves nothing."""
+        asked = self._priced(principal, asked)
         if not is_limited(principal):
             return select(asked)
         return self._admit(principal, asked, select, besides=None, burnt_j=0.0)
@@ -80,7 +88,32 @@ class Bookkeeper:
             known_j=known_j(life),
             crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
         )
+        if life.attempts:
+            spending = Spending(
+                category=life.attempts[-1].selection.category,
+                joules=receipt.energy.joules,
+                known_j=known_j(life),
+                charged_j=charged.energy_j,
+                arrived_unix_s=self._arrived_unix_s(life),
+                is_answer=isinstance(life.outcome, Completed),
+                is_cheapest=is_cheapest(life.attempts[-1].selection),
+            )
+            now_unix_s = self._clock()
+            left_j = self._left_j(request.principal, now_unix_s)
+            self.prices.settle(request.principal, spending, left_j=left_j, now_unix_s=now_unix_s)
         return self._ledger.record(self._entry(life, receipt, charged))
+
+    def _priced(self, principal: Principal, asked: SelectionRequest) -> SelectionRequest:
+        """The request with the prices of the average budgets that it stands under."""
+        now_unix_s = self._clock()
+        left_j = self._left_j(principal, now_unix_s)
+        return self.prices.priced(asked, principal, left_j=left_j, now_unix_s=now_unix_s)
+
+    def _left_j(self, principal: Principal, now_unix_s: float) -> float | None:
+        """What is left of a key's daily limit; None where it has none."""
+        if principal.daily.energy_j is None:
+            return None
+        return self.accounts.left(principal, day_of(now_unix_s)).energy_j
 
     def _admit(
         self, principal: Principal, asked: SelectionRequest, select: Select, *, besides: str | None, burnt_j: float

@@ -175,6 +175,8 @@ class Progress:
             least_context_tokens=self.least_context_tokens,
             needs_chat_template=isinstance(request.prompt, ChatPrompt),
             needs_tools=uses_tools(request.prompt),
+            needs_vectors=bool(request.texts),
+            vector_size=request.vector_size,
             modes=request.modes,
             choice_tokens=request.ballot.tokens if request.ballot else None,
             asks_final_answer=lambda: request.answer_form.kind is not None,

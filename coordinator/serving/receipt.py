@@ -70,6 +70,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
     collaboration: what each member of a panel contributed; None where one expert answers.
     exceeded: names of the budgets that turned out not to be kept.
+    max_tokens_within_context: what was left for the answer in the context of its expert, where the request's
+    `max_tokens` asked for more; None where the limit held as it was.
+    client_request_id: the client's own id of the request, where it sent one.
     reasoning_j: joules of `energy` that went into the answer's reasoning; None without any, or where it is not known.
     """
 
@@ -83,6 +86,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision | None
     collaboration: Collaboration | None = None
     exceeded: tuple[str, ...] = ()
+    max_tokens_within_context: int | None = None
+    client_request_id: str | None = None
     reasoning_j: float | None = None
 
 
@@ -113,6 +118,8 @@ def receipt_of(life: Lifecycle) -> Receipt:
         decision=_decision(life),
         collaboration=life.play.collaboration if life.play else None,
         exceeded=_exceeded(life, energy, tokens),
+        max_tokens_within_context=_clamped_to(life),
+        client_request_id=life.request.client_request_id,
         reasoning_j=usage.reasoning_j if usage else None,
     )
 
@@ -183,6 +190,15 @@ def _exceeded(life: Lifecycle, energy: Energy, tokens: TokenCounts) -> tuple[str
     return life.limits.exceeded(
         first_token_s=life.first_token_s, end_s=life.concluded_s, joules=energy.joules, tokens=tokens.decoded
     )
+
+
+def _clamped_to(life: Lifecycle) -> int | None:
+    """What the context of the answering expert left for an answer that might have been longer."""
+    last, most = life.leading, life.request.generation.max_tokens
+    if last is None or last.usage is None or last.usage.prompt_tokens is None or most is None:
+        return None
+    left = max(0, last.expert.report.context_tokens - last.usage.prompt_tokens)
+    return left if most > left else None
 
 
 def _decision(life: Lifecycle) -> Decision | None:

@@ -20,12 +20,13 @@ from moe2.common.link.messages import (
     NextTokens,
     ToAgent,
     Tokens,
+    Vectors,
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
-from moe2.coordinator.choosing.request import SelectionRequest
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
-from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.choosing.selector import Selector, can_serve
 from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.frontier import FrontierPoint
@@ -148,7 +149,8 @@ class Service:
         """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
-        chain = prefixes(request.prompt) if self._settings.affinity else ()
+        request = replace(request, demand=self.planned(request.demand, request.model))
+        chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
         active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
@@ -171,6 +173,8 @@ class Service:
                     self._job_goes_on(agent_id, job.job_id, events.TokensArrived(job.job_id, job.pieces))
             case JobStarted():
                 self._job_goes_on(agent_id, message.job_id, events.AttemptStarted(message))
+            case Vectors():
+                self._job_goes_on(agent_id, message.job_id, events.VectorsArrived(message.job_id, message.vectors))
             case NextTokens():
                 self._job_goes_on(agent_id, message.job_id, events.NextTokensArrived(message))
             case JobDone():
@@ -215,6 +219,12 @@ class Service:
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """The choice that a request would get now, within its key's daily limits. Runs nothing."""
         return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
+
+    def planned(self, demand: Demand, model: str) -> Demand:
+        """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
+        experts = self._table.choosable(asyncio.get_running_loop().time())
+        contexts = [expert.report.context_tokens for expert in experts if can_serve(model, expert)]
+        return demand.within(max(contexts)) if contexts else demand
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """The quality that other energy budgets would buy."""
@@ -365,6 +375,8 @@ class Service:
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
+            case effects.DeliverVectors(vectors=vectors):
+                active.exchange.vectors.extend(vectors)
             case effects.Remark(text=text):
                 active.exchange.remark(text)
             case effects.Retract():

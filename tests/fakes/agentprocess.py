@@ -77,6 +77,7 @@ def main() -> None:
     settings = AgentSettings.model_validate(
         {
             "agent": {"name": name, "state_dir": state / name, "socket": state / f"{name}.sock", "drain_s": 5.0},
+            "measuring": {"enabled": False},
             "coordinator": {
                 "url": url,
                 "token_file": state / f"{name}.token",

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
+import struct
 import sys
+import zlib
 from math import log
 from pathlib import Path
 
@@ -38,6 +41,7 @@ from moe2.common.link.messages import (
     Candidate,
     ChatPrompt,
     ContinuationScore,
+    EmbedJob,
     FollowJob,
     JobPieces,
     NextTokens,
@@ -48,6 +52,7 @@ from moe2.common.link.messages import (
     TokenAlternative,
     TokenPiece,
     Tokens,
+    Vectors,
 )
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
@@ -90,6 +95,8 @@ class FakeExpert:
                 self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
             case ScoreJob() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._score(job))
+            case EmbedJob() as job:
+                self._jobs[job.job_id] = asyncio.create_task(self._embed(job))
             case FollowJob() as job:
                 self._takes[job.job_id] = asyncio.Queue()
                 self._jobs[job.job_id] = asyncio.create_task(self._follow(job))
@@ -114,6 +121,7 @@ class FakeExpert:
                     vocabulary_sha256="0" * 64,
                     has_chat_template=not self._options.no_template,
                     supports_tools=not self._options.no_tools,
+                    vector_size=self._options.vectors,
                 ),
                 load_s=0.0,
                 context_tokens=context_tokens,
@@ -185,6 +193,24 @@ class FakeExpert:
                 decode_s=decoded / self._options.prefill_tokens_per_s,
             )
         )
+
+    async def _embed(self, job: EmbedJob) -> None:
+        texts = [text.text.split() or list(map(str, text.tokens)) for text in job.texts]
+        prompt_tokens = sum(map(len, texts))
+        if max(map(len, texts)) > self._context_tokens:
+            text = f"A text has more than {self._context_tokens} tokens."
+            self._say(JobFailed(job_id=job.job_id, code="context_exceeded", message=text))
+            return
+        self._say(Started(job_id=job.job_id, prompt_tokens=prompt_tokens))
+        reason = "cancelled"
+        try:
+            for number, words in enumerate(texts):
+                await self._permission(f"embed {job.job_id} {number}")
+                self._say(Vectors(job_id=job.job_id, vectors=(vector_of(words, self._options.vectors),)))
+            reason = "stop"
+        except asyncio.CancelledError:
+            pass
+        self._finished(job.job_id, reason, prompt_tokens, 0)
 
     def _likelihood(self, continuation: str) -> ContinuationScore:
         """e^-1 per word of the preferred one, e^-2 of the others."""
@@ -259,6 +285,15 @@ class FakeExpert:
         os.write(1, length_prefixed(self._events.encode(event)))
 
 
+def vector_of(words: list[str], size: int) -> bytes:
+    """A vector of length 1 that depends on the words alone: how often each of them falls into each place."""
+    counts = [1.0] * size
+    for word in words:
+        counts[zlib.crc32(word.encode()) % size] += 10.0
+    length = math.sqrt(sum(count * count for count in counts))
+    return struct.pack(f"<{size}f", *(count / length for count in counts))
+
+
 def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
     if isinstance(prompt, TextPrompt) and prompt.tokens:
         return [f"t{token}" for token in prompt.tokens]
@@ -291,6 +326,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--no-template", action="store_true", help="be a base model, without a chat template")
+    parser.add_argument("--vectors", type=int, help="be an embedding model, with vectors of this length")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--dies-on", metavar="WORD")

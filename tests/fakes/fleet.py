@@ -16,6 +16,7 @@ from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
+from moe2.agent.standby.sleeping import HostControl
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.settings import CoordinatorSettings
@@ -52,12 +53,16 @@ class Fleet:
         link: dict[str, Any] | None = None,
         interval_s: float = 0.1,
         engine: dict[str, Any] | None = None,
+        agent: dict[str, Any] | None = None,
+        measuring: dict[str, Any] | None = None,
+        control: HostControl | None = None,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
-        if not given, so that a test sees the same host everywhere. link, engine: more keys of [coordinator] and
-        [engine]. interval_s: between two readings of a sensor.
+        if not given, so that a test sees the same host everywhere. link, engine, agent: more keys of [coordinator],
+        [engine] and [agent]. measuring: keys of [measuring]; the agent does not measure itself if not given.
+        interval_s: between two readings of a sensor. control: suspends the host.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -70,7 +75,9 @@ class Fleet:
                 "state_dir": self.root / name,
                 "socket": self.root / f"{name}.sock",
                 "drain_s": 5.0,
+                **(agent or {}),
             },
+            "measuring": measuring or {"enabled": False},
             "coordinator": {
                 "url": self.coordinator.agents_url,
                 "token_file": token_file,
@@ -92,10 +99,12 @@ class Fleet:
             simulated=find_profile(profile) if profile else None,
             families=("ina3221", "rapl"),
         )
-        agent = AgentDaemon(load(), environment={}, engine_argv=engine_argv, sensors=sensors, load=load)
-        self.agents[name] = agent
-        self.agent_tasks[name] = self.tasks.create_task(agent.run())
-        return agent
+        started = AgentDaemon(
+            load(), environment={}, engine_argv=engine_argv, sensors=sensors, load=load, control=control
+        )
+        self.agents[name] = started
+        self.agent_tasks[name] = self.tasks.create_task(started.run())
+        return started
 
     async def quiet(self) -> None:
         """Wait until every request has ended and is accounted."""

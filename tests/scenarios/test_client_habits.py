@@ -40,6 +40,21 @@ async def test_an_answer_goes_on_from_its_beginning(tmp_path: Path) -> None:
             assert (await answer.json())["choices"][0]["message"]["content"] == "three four "
 
 
+async def test_a_limit_beyond_the_context_is_shortened_and_said(tmp_path: Path) -> None:
+    """The answer comes, the receipt tells what the context left, and nobody plans for more than that."""
+    models = [{"name": "fake", "path": tmp_path / "fake.gguf", "context_tokens": 64}]
+    async with fleet(tmp_path, models=models) as running:
+        async with await running.chat("a b", max_tokens=100_000) as answer:
+            body = await answer.json()
+            assert answer.status == 200, body
+            assert body["moe2"]["max_tokens_within_context"] == 62
+        async with await running.chat("a b", max_tokens=60) as answer:
+            assert (await answer.json())["moe2"]["max_tokens_within_context"] is None
+        plan = {"model": "moe2", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 100_000}
+        async with running.http.post("/v1/moe2/plan", json=plan) as answer:
+            assert (await answer.json())["answer_tokens"] == 256
+
+
 async def test_an_alias_answers_for_its_model(tmp_path: Path) -> None:
     """A client with a model's name built in is answered by the one that the settings name."""
     async with fleet(tmp_path, api={"aliases": {"gpt-4o-mini": "moe2"}}) as running:

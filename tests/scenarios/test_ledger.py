@@ -58,8 +58,8 @@ def as_key(monkeypatch: pytest.MonkeyPatch) -> AsKey:
     def limited(limits: DailyLimits) -> None:
         principal = Principal(key_id="k1", name="app", daily=limits)
 
-        def begin_as(service: Service, request: Request) -> Exchange:
-            return begin(service, replace(request, principal=principal))
+        def begin_as(service: Service, request: Request, news: asyncio.Event | None = None) -> Exchange:
+            return begin(service, replace(request, principal=principal), news)
 
         monkeypatch.setattr(Service, "begin", begin_as)
 

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from moe2.agent.engine.request import RequestError
+from moe2.agent.engine.structure.calls import Calls, calls_of
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import ChatPrompt, Submit
@@ -15,18 +16,20 @@ from moe2.common.link.messages import ChatPrompt, Submit
 MAX_SOURCE_BYTES = 262_144
 """The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""
 
-Syntax = Literal["json_schema", "gbnf", "lark"]
+Syntax = Literal["text", "json_schema", "gbnf", "lark"]
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON schema (as JSON text), a GBNF grammar or a Lark grammar that the answer follows.
+    """A JSON schema (as JSON text), a GBNF grammar or a Lark grammar that the answer follows; "text" is any text.
 
-    tagged: the answer is written between <tool_call> tags, each on a line of its own.
+    tagged: the answer is written between <tool_call> tags, each on a line of its own. calls: those that the answer may
+    be instead, or make in its text.
     """
 
     syntax: Syntax
     source: str
     tagged: bool = False
+    calls: Calls | None = None
 
 
 class GrammarError(RequestError):
@@ -36,10 +39,14 @@ class GrammarError(RequestError):
         super().__init__(message, code=JobErrorCode.INVALID_GRAMMAR, remedy=remedy)
 
 
-def constraint_of(request: Submit, *, tags_calls: bool) -> Constraint | None:
+FREE = Constraint(syntax="text", source="")
+
+
+def constraint_of(request: Submit, *, tags_calls: bool, has_call_channel: bool = False) -> Constraint | None:
     """The constraint that a request asks for, None where its answer is free. Raises `RequestError`.
 
-    tags_calls: the model writes its calls between <tool_call> tags.
+    tags_calls: the model writes its calls between <tool_call> tags. has_call_channel: it writes them where no grammar
+    is followed, so that only the answer beside them is bound.
     """
     if request.json_schema is not None:
         found = Constraint(syntax="json_schema", source=request.json_schema)
@@ -49,9 +56,28 @@ def constraint_of(request: Submit, *, tags_calls: bool) -> Constraint | None:
     elif request.grammar is not None:
         found = Constraint(syntax=request.grammar_syntax, source=request.grammar)
     else:
+        found = FREE
+    if request.tool_rules is not None and isinstance(request.prompt, ChatPrompt) and not has_call_channel:
+        calls = calls_of(request.prompt.tools, request.tool_rules, tagged=tags_calls)
+        if calls.tools and not request.forced_tools:
+            found = msgspec.structs.replace(found, calls=calls)
+    if found == FREE:
         return None
-    check_source(found.source)
+    check_constraint(found)
     return found
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Raises `GrammarError` for texts that no parser should see."""
+    if constraint.syntax != "text":
+        check_source(constraint.source)
+    schemas = [tool.arguments for tool in constraint.calls.tools] if constraint.calls else []
+    for schema in schemas:
+        check_source(schema)
+    if sum(map(len, schemas)) > MAX_SOURCE_BYTES:
+        raise GrammarError(
+            f"The tools' parameters have more than {MAX_SOURCE_BYTES} bytes together.", remedy="Make them smaller."
+        )
 
 
 def check_source(source: str) -> None:

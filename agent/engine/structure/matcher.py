@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from moe2.agent.engine.structure.constraint import Constraint, GrammarError, check_source
+from moe2.agent.engine.structure.calls import Calls, lark_of_calls
+from moe2.agent.engine.structure.constraint import Constraint, GrammarError, check_constraint
 from moe2.agent.engine.structure.expansion import check_lark
 from moe2.agent.engine.structure.gbnf import lark_of_gbnf
 from moe2.agent.engine.structure.schema import Schema, pointer_to, schema_of, subschemas
@@ -31,6 +32,7 @@ tokenizer."""
 _OPTIONS = ("%llguidance", "x-guidance")
 """How a grammar would change what llguidance is told here."""
 _ROOT = "moe2-root"
+_ANSWER = "moe2-answer"
 _DEAD_END = "NoExtensionBias"
 """What llguidance says where no token may come next, and the end neither."""
 
@@ -55,45 +57,76 @@ class Compiler:
 
     def compile(self, constraint: Constraint) -> Matcher:
         """A matcher at the answer's beginning. Raises `GrammarError` that names the place."""
-        check_source(constraint.source)
+        check_constraint(constraint)
+        if constraint.calls is not None:
+            return self._beside_calls(constraint, constraint.calls)
         if constraint.syntax == "json_schema":
             return self._schema(constraint)
+        return self._matcher(self._lark(constraint), what="grammar")
+
+    def _lark(self, constraint: Constraint) -> str:
+        """A grammar as Lark has it."""
         if constraint.syntax == "gbnf":
-            return self._matcher(lark_of_gbnf(constraint.source), what="grammar")
+            return lark_of_gbnf(constraint.source)
         for option in _OPTIONS:
             if option in constraint.source:
                 raise GrammarError(f"The grammar has {option!r}, which cannot be used.", remedy="Leave it out.")
         check_lark(constraint.source)
-        return self._matcher(constraint.source, what="grammar")
+        return constraint.source
 
     def _schema(self, constraint: Constraint) -> Matcher:
         schema = schema_of(constraint.source)
-        call = f"%json {json.dumps(_with_options(schema))}"
+        call = _written(schema)
         lark = (
             f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: {call}' if constraint.tagged else f"start: {call}"
         )
         try:
             return self._matcher(lark, what="JSON schema")
         except GrammarError:
-            problem = self._problem(schema)
-            if problem:
-                raise self._located(schema, problem) from None
+            self._blame(schema)
             raise
 
-    def _matcher(self, lark: str, *, what: str) -> Matcher:
-        grammar = LLMatcher.grammar_from_lark(_UNFORCED + lark)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+    def _beside_calls(self, constraint: Constraint, calls: Calls) -> Matcher:
+        """A matcher for text, of whatever form, or calls of tools."""
+        arguments = {tool.name: schema_of(tool.arguments) for tool in calls.tools}
+        answer, own = None, None
+        if constraint.syntax == "json_schema":
+            schema = schema_of(constraint.source)
+            answer = _written(schema)
+        elif constraint.syntax != "text":
+            answer, own = f"@{_ANSWER}", self._lark(constraint)
+        try:
+            return self._matcher(lark_of_calls(calls, arguments, answer, written=_written), what="grammar", answer=own)
+        except GrammarError:
+            for name, schema in arguments.items():
+                self._blame(schema, of=f" of the tool {name!r}")
+            if constraint.syntax == "json_schema":
+                self._blame(schema_of(constraint.source))
+            raise
+
+    def _matcher(self, lark: str, *, what: str, answer: str | None = None) -> Matcher:
+        """answer: a grammar of its own that `lark` refers to."""
+        grammars = [{"name": "moe2", "lark_grammar": _UNFORCED + lark}]
+        if answer is not None:
+            grammars.append({"name": _ANSWER, "lark_grammar": _UNFORCED + answer})
+        matcher = LLMatcher(self._tokenizer, json.dumps({"grammars": grammars}), log_level=0, limits=self._limits)
         if matcher.is_error():
             problem = _first_line(matcher.get_error())
             raise GrammarError(f"The {what} is invalid: {problem}.", remedy="Check it.")
         return Matcher(matcher, what=what)
+
+    def _blame(self, schema: Schema, *, of: str = "") -> None:
+        """Raises `GrammarError` with the place at which a schema cannot be used; not where it can."""
+        problem = self._problem(schema)
+        if problem:
+            raise self._located(schema, problem, of=of) from None
 
     def _problem(self, schema: Schema) -> str:
         """What llguidance says against a schema; empty if nothing."""
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(_with_options(schema)))
         return str(LLMatcher.validate_grammar(grammar, self._tokenizer, limits=self._limits))
 
-    def _located(self, schema: Schema, problem: str) -> GrammarError:
+    def _located(self, schema: Schema, problem: str, *, of: str = "") -> GrammarError:
         """The error with its keyword and place: the innermost schema that is refused by itself, and of its keywords the
         first without which it is not refused, or not for that."""
         until_s = time.perf_counter() + _LOCATING_S
@@ -112,7 +145,7 @@ class Compiler:
             ) or next((key for key in keywords if key in problem), None)
         where = place if keyword is None else pointer_to(place, keyword)
         return GrammarError(
-            f"The JSON schema cannot be used: at {where[:MAX_PROBLEM_CHARACTERS]}: {_first_line(problem)}.",
+            f"The JSON schema{of} cannot be used: at {where[:MAX_PROBLEM_CHARACTERS]}: {_first_line(problem)}.",
             remedy="Leave it out, or express it by other keywords.",
         )
 
@@ -177,6 +210,11 @@ def _with_options(schema: Schema) -> dict[str, Any]:
     """The schema with what llguidance is told about it."""
     rules = schema if isinstance(schema, dict) else {"allOf": [schema]}
     return {**rules, "x-guidance": {"whitespace_pattern": _WHITESPACE, "lenient": False}}
+
+
+def _written(schema: Schema) -> str:
+    """The schema in Lark."""
+    return f"%json {json.dumps(_with_options(schema))}"
 
 
 def _without(schema: Schema, place: str, key: str) -> Any:

@@ -7,7 +7,7 @@ form that Hermes and Qwen models were trained on).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe2.agent.engine.request import invalid
@@ -27,11 +27,16 @@ def schema_of_call(tools: Sequence[Tool], names: Sequence[str]) -> dict[str, Any
     missing = [name for name in names if name not in known]
     if missing:
         raise invalid(f"The tool {missing[0]!r} is to be called, but is not among the tools.")
+    return call_schema({name: parameters_of(known[name]) for name in names})
+
+
+def call_schema(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of one call. arguments: the schema of each tool's arguments, by its name."""
     definitions: dict[str, Any] = {}
     calls = []
-    for name in names:
+    for name, schema in arguments.items():
         here = f"#/$defs/{name}"
-        definitions[name] = moved(_parameters(known[name]), here)
+        definitions[name] = moved(schema, here)
         calls.append(
             {
                 "type": "object",
@@ -56,7 +61,8 @@ def moved(node: Any, here: str) -> Any:
     return [moved(value, here) for value in node] if isinstance(node, list) else node
 
 
-def _parameters(tool: Tool) -> Any:
+def parameters_of(tool: Tool) -> Any:
+    """The JSON schema of a tool's arguments. Raises `RequestError` for parameters that are no JSON."""
     try:
         schema = json.loads(tool.parameters)
     except (ValueError, RecursionError) as error:

@@ -12,8 +12,11 @@ from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT, DeviceAccount,
 from moe2.agent.energy.meter import EnergyTrack
 from moe2.agent.energy.sensor import Limits, SensorFacts
 from moe2.common.energy import Attribution, Quality, Scope
+from moe2.common.standby import Cause
 
 _LOADED = frozenset({"model"})
+OWN_JOB = 0
+"""Of a random schedule: the host's own work, which is no request."""
 
 
 def _facts(*, has_counter: bool = False, simulated: bool = False) -> SensorFacts:
@@ -259,6 +262,58 @@ def test_counter_that_moves_late_loses_nothing() -> None:
     assert account.overhead().joules == pytest.approx(100.0)
 
 
+def test_loading_with_nobody_active_is_booked_to_loading() -> None:
+    """Two seconds at 50 W while a model is read, within waiting at 10 W."""
+    bench = _Bench()
+    bench.run_until(2.0, 10.0)
+    bench.account.cause_changed(Cause.LOADING, 2.0)
+    bench.run_until(4.0, 50.0)
+    bench.account.cause_changed(Cause.IDLE, 4.0)
+    bench.run_until(6.0, 10.0)
+    bench.account.settle(6.0)
+    by_cause = bench.account.by_cause
+    assert by_cause[Cause.LOADING] == pytest.approx(100.0 - 2.0)
+    assert by_cause[Cause.IDLE] == pytest.approx(40.0 + 2.0)
+    assert by_cause[Cause.WAKING] == by_cause[Cause.OTHER] == 0.0
+
+
+def test_loading_beside_a_request_takes_an_equal_share() -> None:
+    """Neither does the request pay for the other model, nor does the model load for nothing."""
+    bench = _Bench()
+    bench.run_until(1.0, 40.0)
+    bench.account.settle(1.0)
+    bench.account.request_started("a", 10, 1.0)
+    bench.account.first_token("a", 1.0)
+    bench.account.cause_changed(Cause.LOADING, 1.0)
+    bench.account.request_ended("a", 3.0)
+    bench.run_until(3.0, 40.0)
+    energy = bench.account.settle(3.0)["a"]
+    assert energy.joules == pytest.approx(40.0)
+    assert energy.attribution is Attribution.SLOT_SHARE
+    assert bench.account.by_cause[Cause.LOADING] == pytest.approx(40.0)
+
+
+def test_loading_does_not_count_as_idle_power() -> None:
+    """The baseline is that of waiting."""
+    bench = _Bench()
+    bench.account.cause_changed(Cause.LOADING, 0.0)
+    for second in range(1, 20):
+        bench.run_until(second, 80.0)
+        bench.account.settle(float(second))
+    assert bench.account.baseline.idle_w is None
+
+
+def test_the_hosts_own_work_is_handed_out_and_booked_to_its_cause() -> None:
+    """What a host spends on measuring itself is known for learning, and is no request's."""
+    bench = _Bench()
+    bench.account.request_started("self", 10, 0.0, cause=Cause.OTHER)
+    bench.account.request_ended("self", 2.0)
+    bench.run_until(2.0, 40.0)
+    energy = bench.account.settle(2.0)["self"]
+    assert energy.joules == pytest.approx(80.0 - 1.5)
+    assert bench.account.by_cause[Cause.OTHER] == pytest.approx(energy.joules)
+
+
 def test_job_cannot_start_twice() -> None:
     """A job id that is already running is a defect of the caller."""
     account = _Bench().account
@@ -471,13 +526,18 @@ def _schedules(draw: st.DrawFn) -> list[tuple[float, str, int, int]]:
                 for share in sorted(draw(st.lists(st.floats(0.0, 1.0), max_size=6)))
             )
         events.append((start_s + prefill_s + decode_s, "end", job, 0))
+    causes = draw(st.lists(st.tuples(st.floats(0.0, 16.0), st.integers(0, len(Cause) - 1)), max_size=6))
+    events.extend((at_s, "cause", 0, cause) for at_s, cause in causes)
     return sorted(events, key=lambda event: event[0])
 
 
 def _tell(account: DeviceAccount, at_s: float, kind: str, job: int, count: int) -> None:
     match kind:
         case "start":
-            account.request_started(str(job), count, at_s)
+            own = Cause.OTHER if job == OWN_JOB else None
+            account.request_started(str(job), count, at_s, cause=own)
+        case "cause":
+            account.cause_changed(tuple(Cause)[count], at_s)
         case "first":
             account.first_token(str(job), at_s)
         case "tokens":
@@ -524,11 +584,14 @@ def test_requests_and_overhead_add_up_to_the_device(
             settled.update(account.settle(now_s))
     settled.update(account.settle(offset_s + 25.0))
     assert len(settled) == len({job for _, kind, job, _ in schedule if kind == "end"})
-    of_requests_j = sum(energy.joules or 0.0 for energy in settled.values())
-    overhead_j = account.overhead().joules or 0.0
+    of_requests_j = sum(energy.joules or 0.0 for job, energy in settled.items() if job != str(OWN_JOB))
+    overhead_j = sum(account.by_cause.values())
     device_j = track.between(0.0, account.settled_s).joules or 0.0
     assert math.isclose(of_requests_j + overhead_j, device_j, rel_tol=1e-9, abs_tol=1e-6)
     assert math.isclose(account.counted_j, device_j, rel_tol=1e-9, abs_tol=1e-6)
+    own_j = (settled[str(OWN_JOB)].joules or 0.0) if str(OWN_JOB) in settled else 0.0
+    assert account.by_cause[Cause.OTHER] >= own_j - 1e-6
+    assert math.isclose(account.requests_j, of_requests_j, rel_tol=1e-9, abs_tol=1e-6)
     for energy in settled.values():
         if energy.marginal_joules is not None and energy.joules is not None:
             assert -1e-9 <= energy.marginal_joules <= energy.joules + 1e-9

@@ -35,11 +35,27 @@ def test_seconds_right_after_load_do_not_count() -> None:
     assert baseline.idle_w == pytest.approx(52.0)
 
 
-def test_idling_without_a_model_is_another_matter() -> None:
-    """The baseline is that of a host with its model loaded."""
+def test_idling_without_a_model_is_a_state_of_its_own() -> None:
+    """A cold host's power is known apart from that with its model loaded."""
     baseline = IdleBaseline()
-    _idle(baseline, 0, 30, 5.0)
-    assert baseline.idle_w is None
+    baseline.set_condition((None, _LOADED))
+    _idle(baseline, 0, 30, 50.0)
+    baseline.set_condition((None, frozenset()))
+    _idle(baseline, 30, 60, 5.0)
+    assert baseline.idle_w == pytest.approx(5.0)
+    assert baseline.figures[(None, _LOADED)].power_w == pytest.approx(50.0)
+
+
+def test_a_figure_says_what_it_rests_on() -> None:
+    """Half the distance between the quartiles, the seconds, and when the last of them ended."""
+    baseline = IdleBaseline(settle_s=0.0)
+    baseline.set_condition((None, _LOADED))
+    for second, power_w in enumerate([10.0, 12.0] * 10):
+        baseline.was_idle(float(second), second + 1.0, power_w)
+    figure = baseline.figures[(None, _LOADED)]
+    assert figure.power_w == pytest.approx(11.0)
+    assert figure.spread_w == pytest.approx(1.0)
+    assert (figure.measured_s, figure.until_s) == (20.0, 20.0)
 
 
 def test_each_power_mode_has_its_own() -> None:

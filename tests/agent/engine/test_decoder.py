@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import exp
 from typing import Any
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +14,11 @@ from hypothesis import strategies as st
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import Logits, logprob
 from moe2.agent.engine.drawing import Draw
-from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Scored, Started
+from moe2.agent.engine.protocol import Finished, JobFailed, Scored, Started
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt, Tokens
 from tests.agent.engine.simulation import END, Engine, Letters, SimulatedCache, greedy, letters, logits_after
 
 
@@ -95,6 +93,18 @@ def _with_bound() -> tuple[Engine, _Bound]:
     return engine, draws["bound"]
 
 
+def test_the_end_is_an_alternative_with_a_name() -> None:
+    """Else it could not be told from a token without text; it has no bytes."""
+    engine = Engine(endless=True)
+    engine.decoder.submit(msgspec.structs.replace(_generate("j", "ab"), logprobs=20, max_tokens=4))
+    engine.run()
+    pieces = [p for event in engine.events if isinstance(event, Tokens) for job in event.jobs for p in job.pieces]
+    names = [[(other.text, other.hex) for other in piece.alternatives] for piece in pieces]
+    assert len(names) == 4
+    assert any(("<end>", None) in each for each in names)
+    assert all(own == "" for each in names for text, own in each if text != "<end>")
+
+
 def test_a_job_that_waits_for_its_grammar_takes_no_slot() -> None:
     """Another one that came later is answered meanwhile."""
     engine, draw = _with_bound()
@@ -111,7 +121,7 @@ def test_a_job_goes_on_from_what_the_model_said_when_its_mask_comes_late() -> No
     engine, draw = _with_bound()
     draw.say(engine, GREEDY)
     engine.run()
-    engine.cache.decode([], embeddings=False)
+    engine.cache.decode([])
     draw.say(engine, GREEDY)
     engine.run()
     draw.say(engine, None)
@@ -346,14 +356,25 @@ def test_a_shelved_conversation_that_no_longer_fits_is_decoded_anew() -> None:
     assert engine.text("again") == alone.text("again")
 
 
+def test_a_limit_beyond_the_context_is_that_of_the_context() -> None:
+    """A limit is a bound and no demand: the answer fills what the context leaves, and ends with length."""
+    engine = Engine(slots=1, cells=24)
+    prompt = next(text for text in ("a", "b", "c", "ab", "ba") if len(greedy(_tokens(text), 24)) == 24)
+    engine.decoder.submit(_generate("job", prompt, max_tokens=100))
+    engine.run()
+    end = engine.end("job")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.prompt_tokens + end.decoded_tokens) == ("length", 24)
+
+
 def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers() -> None:
-    """Prompt plus max_tokens beyond the context: the message names prompt, limit and what would fit."""
+    """A prompt that leaves no room for an answer: the message names its length and the context's."""
     engine = Engine(cells=24)
-    engine.decoder.submit(_generate("job", "abab", max_tokens=100))
+    engine.decoder.submit(_generate("job", "ab" * 12, max_tokens=1))
     end = engine.end("job")
     assert isinstance(end, JobFailed)
     assert end.code == JobErrorCode.CONTEXT_EXCEEDED
-    assert all(number in end.message for number in ("4", "100", "24", "20"))
+    assert end.message.count("24") == 2
 
 
 @pytest.mark.parametrize(
@@ -416,28 +437,6 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, contin
             known.append(token)
         assert score.logprob == pytest.approx(total, abs=1e-4)
         assert (score.tokens, score.utf8_bytes) == (len(continuation), len(continuation))
-
-
-@pytest.mark.parametrize(
-    ("pooling", "pool"),
-    [
-        (Pooling.MEAN, lambda rows: rows.mean(axis=0)),
-        (Pooling.FIRST, lambda rows: rows[0]),
-        (Pooling.LAST, lambda rows: rows[-1]),
-    ],
-)
-def test_an_embedding_pools_every_tokens_vector(
-    pooling: Pooling, pool: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-) -> None:
-    """All tokens count, also those that a cached prefix or another chunk holds; the result has length 1."""
-    engine = Engine(batch_tokens=4, pooling=pooling)
-    for job_id in ("first", "again"):
-        engine.decoder.submit(Embed(job_id=job_id, prompt=TextPrompt(text="abcabcab")))
-        engine.run()
-    tokens = _tokens("abcabcab")
-    expected = pool(np.array([logits_after(tokens[: n + 1]) for n in range(len(tokens))]))
-    for embedded in (event for event in engine.events if isinstance(event, Embedded)):
-        assert embedded.embedding == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
 
 
 def test_scoring_frees_the_cells_of_its_branches() -> None:

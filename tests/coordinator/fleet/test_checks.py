@@ -141,6 +141,8 @@ def test_seconds_that_cannot_be_become_unknown(name: str, bad: float) -> None:
         {"prompt_tokens": -7},
         {"cached_tokens": 8},
         {"cached_tokens": -1},
+        {"reasoning_tokens": -1},
+        {"reasoning_tokens": 10**6},
     ],
 )
 def test_token_counts_outside_the_jobs_limits_are_replaced_by_what_was_seen(counts: dict[str, int]) -> None:
@@ -163,6 +165,8 @@ def test_token_counts_outside_the_jobs_limits_are_replaced_by_what_was_seen(coun
         (WRITE, tokens(TokenPiece("a", math.nan)), "a log-probability of nan"),
         (WRITE, tokens(TokenPiece("a", 0.5)), "a log-probability of 0.5"),
         (WRITE, tokens(TokenPiece("a", -1.0, (TokenAlternative("b", -math.inf),))), "a log-probability of -inf"),
+        (WRITE, tokens(TokenPiece("", -1.0, hex="e")), "no hexadecimal number"),
+        (WRITE, tokens(TokenPiece("a", -1.0, (TokenAlternative("b", -1.0, "zz"),))), "no hexadecimal number"),
         (WRITE, tokens(*[TokenPiece("a")] * 5), "5 tokens where at most 3"),
         (SCORE, tokens(TokenPiece("a")), "not to write"),
         (SCORE, done(), "no scores"),

@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
-from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response, usage_of
+from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response, logprobs_of, usage_of
 from moe2.coordinator.http.errors import ApiError, error_of, invalid, unsupported
 from moe2.coordinator.serving.effects import Failed
 from moe2.coordinator.serving.receipt import Receipt, receipt_of
@@ -132,6 +132,35 @@ def test_a_completions_logprobs_are_openais() -> None:
         "text_offset": [0, 2],
     }
     strict(Completion, answer)
+
+
+HALVES = (
+    TokenPiece("", -0.5, (TokenAlternative("<|end|>", -1.0, None), TokenAlternative("\ufffd", -2.0, "c3")), hex="c3"),
+    TokenPiece("é", -0.25, (TokenAlternative("\ufffd", -3.0, "a8"), TokenAlternative("\ufffd", -4.0, "a9")), hex="a9"),
+)
+
+
+def test_a_part_of_a_character_has_its_own_bytes() -> None:
+    """A control token has a name and no bytes."""
+    scored = logprobs_of(CHAT, HALVES)["content"]
+    assert [(each["token"], each["bytes"]) for each in scored] == [(r"\xc3", [0xC3]), (r"\xa9", [0xA9])]
+    assert [(each["token"], each["bytes"]) for each in scored[0]["top_logprobs"]] == [
+        ("<|end|>", None),
+        (r"\xc3", [0xC3]),
+    ]
+
+
+def test_tokens_of_a_completion_do_not_share_a_key() -> None:
+    """Parts of characters are named by their bytes, and so is the second token of the same text."""
+    scored = logprobs_of(TEXT, HALVES)
+    assert scored["tokens"] == [r"bytes:\xc3", r"bytes:\xa9"]
+    assert scored["top_logprobs"] == [
+        {"<|end|>": -1.0, r"bytes:\xc3": -2.0},
+        {r"bytes:\xa8": -3.0, r"bytes:\xa9": -4.0},
+    ]
+    twice = (TokenPiece("\n", -0.5, tuple(TokenAlternative("\n", -value) for value in (1.0, 2.0, 3.0))),)
+    [found] = logprobs_of(TEXT, twice)["top_logprobs"]
+    assert (len(found), found["\n"], found[r"bytes:\x0a"]) == (3, -1.0, -2.0)
 
 
 def test_usage_is_null_where_tokens_are_not_known() -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Iterable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moe2.coordinator.provisioning.pacer import MAX_RELATIVE_PRICE, Price, settled
+from moe2.coordinator.provisioning.pacer import (
+    MAX_RELATIVE_PRICE,
+    SATURATED_ANSWERS,
+    STEP,
+    Price,
+    is_sound,
+    next_day,
+    retargeted,
+    settled,
+    settled_of_day,
+    unmeasured,
+)
 
 
-def _after(spent_j: list[float], *, target_j: float, start: Price | None = None) -> Price:
+def after(spent_j: Iterable[float], *, target_j: float, start: Price | None = None, **how: bool) -> Price:
     price = start or Price()
     for joules in spent_j:
-        price = settled(price, joules, target_j)
+        price = settled(price, joules, target_j, **how)
     return price
 
 
@@ -21,24 +38,116 @@ def test_a_joule_is_free_at_first() -> None:
 
 def test_dear_answers_raise_the_price() -> None:
     """An answer above the target makes joules dearer."""
-    assert _after([300.0], target_j=200.0).price_per_j > 0.0
+    assert after([300.0], target_j=200.0).price_per_j > 0.0
 
 
 def test_cheap_answers_lower_the_price_to_nothing() -> None:
     """A price that is no longer needed falls to 0 and not below."""
-    dear = _after([400.0] * 50, target_j=200.0)
-    assert 0.0 < _after([100.0], target_j=200.0, start=dear).price_per_j < dear.price_per_j
-    assert _after([100.0] * 200, target_j=200.0, start=dear).price_per_j == 0.0
+    dear = after([300.0] * 20, target_j=200.0)
+    assert 0.0 < after([100.0], target_j=200.0, start=dear).price_per_j < dear.price_per_j
+    assert after([100.0] * 400, target_j=200.0, start=dear).price_per_j == 0.0
+
+
+def test_loose_times_pay_for_no_spree() -> None:
+    """After a thousand cheap answers dear ones raise the price within about a hundred."""
+    rested = after([10.0] * 1000, target_j=200.0)
+    assert after([300.0] * 100, target_j=200.0, start=rested).price_per_j * 200.0 > 0.3
+
+
+def test_the_price_is_slow() -> None:
+    """Once it is learned, a single answer moves the price by no more than its share."""
+    learned = after([260.0, 140.0] * 300, target_j=200.0)
+    relative = settled(learned, 400.0, 200.0).price_per_j * 200.0 - learned.price_per_j * 200.0
+    assert relative == pytest.approx(STEP, rel=0.1)
 
 
 def test_the_price_is_bounded() -> None:
     """A target that nobody can meet does not let the price grow for ever, nor does one monstrous answer."""
-    assert _after([1e5] * 10_000, target_j=1.0).price_per_j == MAX_RELATIVE_PRICE
-    assert _after([1e300], target_j=1e-3).price_per_j == pytest.approx(MAX_RELATIVE_PRICE / 1e-3)
+    assert after([1e5] * 10_000, target_j=1.0).price_per_j == MAX_RELATIVE_PRICE
+    assert after([1e300], target_j=1e-3).price_per_j <= MAX_RELATIVE_PRICE / 1e-3
+
+
+@given(
+    requests=st.lists(st.tuples(st.floats(0.0, 1e12), st.booleans(), st.booleans()), max_size=60),
+    target_j=st.floats(1e-6, 1e9),
+)
+def test_whatever_is_spent_the_price_stays_sound(requests: list[tuple[float, bool, bool]], target_j: float) -> None:
+    """No history makes a price negative, infinite or no number, of an average as of a day."""
+    price = of_day = Price()
+    for spent_j, is_answer, is_cheapest in requests:
+        price = settled(price, spent_j, target_j, is_answer=is_answer, is_cheapest=is_cheapest)
+        of_day = settled_of_day(of_day, spent_j, 0.0, target_j, is_answer=is_answer, is_cheapest=is_cheapest)
+    for found in (price, of_day):
+        assert is_sound(found)
+        assert found.price_per_j * target_j <= MAX_RELATIVE_PRICE * (1 + 1e-9)
 
 
 def test_the_unit_of_energy_does_not_matter() -> None:
     """The same answers in a unit a thousand times as large give the same price per answer."""
-    small = _after([300.0, 100.0, 500.0], target_j=200.0)
-    large = _after([0.3, 0.1, 0.5], target_j=0.2)
+    small = after([300.0, 100.0, 500.0], target_j=200.0)
+    large = after([0.3, 0.1, 0.5], target_j=0.2)
     assert small.price_per_j * 200.0 == pytest.approx(large.price_per_j * 0.2)
+
+
+def test_a_request_without_an_answer_is_paid_by_the_answers() -> None:
+    """Joules of a cancelled request raise the price, though they are fewer than an answer may take."""
+    assert after([150.0], target_j=200.0, is_answer=False).price_per_j > 0.0
+    assert after([150.0], target_j=200.0).price_per_j == 0.0
+    assert after([150.0], target_j=200.0, is_answer=False).n_answers == 0
+
+
+def test_unknown_joules_change_no_price() -> None:
+    """A request that nobody measured is counted, and nothing is learned from it."""
+    learned = after([300.0], target_j=200.0)
+    blind = unmeasured(learned)
+    assert (blind.price_per_j, blind.owed_j, blind.n_unmeasured) == (learned.price_per_j, learned.owed_j, 1)
+    assert blind.mean_j == learned.mean_j
+
+
+def test_a_price_that_can_do_no_more_does_not_grow() -> None:
+    """Where the cheapest expert answers all the time, the price stays where a later relief finds it soon."""
+    stuck = after([300.0] * 2000, target_j=200.0, is_cheapest=True)
+    assert stuck.is_saturated
+    assert stuck.price_per_j == after([300.0] * SATURATED_ANSWERS, target_j=200.0, is_cheapest=True).price_per_j
+    assert not settled(stuck, 300.0, 200.0, is_cheapest=False).is_saturated
+
+
+def test_another_target_forgets_what_was_owed() -> None:
+    """What was spent under a former target is not paid back under the new one."""
+    assert retargeted(after([300.0] * 50, target_j=200.0)).owed_j == 0.0
+
+
+def test_the_mean_is_that_of_the_latest_answers() -> None:
+    """The shown mean follows the last hundred answers or so; requests without an answer add to it."""
+    price = after([100.0] * 500, target_j=200.0, start=after([300.0] * 500, target_j=200.0))
+    assert price.mean_j == pytest.approx(100.0, abs=5.0)
+    assert price.spent_j == 200_000.0
+    assert Price().mean_j is None
+    wasted = settled(settled(Price(), 100.0, 200.0), 50.0, 200.0, is_answer=False)
+    assert wasted.mean_j == pytest.approx(150.0, rel=0.02)
+
+
+def test_a_day_begins_with_the_usual_price() -> None:
+    """What the last hours of a day have led to says nothing of the next one."""
+    price = Price()
+    for _ in range(200):
+        price = settled_of_day(price, 220.0, 200.0, 200.0)
+    usual = price.usual_price_per_j
+    for _ in range(20):
+        price = settled_of_day(price, 220.0, 0.0, 200.0)
+    assert price.price_per_j > 1.2 * usual
+    assert next_day(price).price_per_j == pytest.approx(usual, rel=0.15)
+
+
+@pytest.mark.parametrize("target_j", [120.0, 180.0, 240.0])
+def test_the_average_is_kept_from_the_first_thousand_on(target_j: float) -> None:
+    """Of three experts that suit each prompt differently, a thousand answers take the target within one percent."""
+    drawn = random.Random(5)
+    price, spent_j = Price(), 0.0
+    for _ in range(1000):
+        offers = [(0.45 + drawn.gauss(0, 0.1), 100.0), (0.55 + drawn.gauss(0, 0.1), 180.0), (0.7, 300.0)]
+        _, joules = max(offers, key=lambda offer: offer[0] - price.price_per_j * offer[1])
+        joules *= math.exp(drawn.gauss(0, 0.2) - 0.02)
+        spent_j += joules
+        price = settled(price, joules, target_j)
+    assert spent_j / 1000 == pytest.approx(target_j, rel=0.01)

@@ -1,0 +1,274 @@
+"""Who is to be awake in this hour, and what a joule of waiting is worth. PURE; a clock is given to bound a search.
+
+For one hour's traffic the solver finds the fewest watts at each loss of value: the hour's *options*. One price for all
+hours of the week then takes one option of each, `min loss + LATE_COSTS * late + price * watts / rate`: the price at
+which the fewest watts are drawn while a week's answers lose no more score and come late no more often than allowed
+(Lagrange; Everett 1963). So a night, in which few ask, gives up more than a noon, and the week no more than it may.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moe2.coordinator.planning.awake import AwakeProblem
+from moe2.coordinator.planning.awake_search import AwakeSet, least_standing, most_valuable
+from moe2.coordinator.planning.proof import Status
+from moe2.coordinator.planning.search import Effort
+from moe2.coordinator.provisioning.figures import Fleet
+from moe2.coordinator.provisioning.problem import LATE_COSTS, Limits, SlowProblem, slow_problem
+from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rate_of
+
+LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1)
+"""Value that an option gives up against everybody awake, lateness included."""
+_PRICES_PER_J = np.concatenate([[0.0], np.geomspace(1e-9, 1e-3, 121)])
+THRIFTY_FROM = 0.8
+"""Part of a day's tolerance from which on the price falls."""
+DAY_S = 86_400.0
+_MIN_RATE_PER_S = 1e-7
+"""A request in four months: fewer are not told apart from none."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One set of experts that could be awake in an hour."""
+
+    members: tuple[int, ...]
+    standing_w: float
+    """Watts of waiting above those that are drawn whoever is awake."""
+    loss: float
+    """Mean score that it gives up against all experts awake."""
+    late: float
+    """Share of answers whose first token comes late."""
+    least_w: float | None
+    """No set of such a value draws fewer watts."""
+    status: Status
+
+
+@dataclass(frozen=True)
+class HourPlan:
+    """The options of one hour with its rate."""
+
+    rate_per_s: float
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What a week's answers may lose for joules of waiting, on average."""
+
+    quality_loss: float = 0.005
+    """Mean score given up against all experts awake."""
+    late_share: float = 0.05
+    """Share of answers whose first token comes late."""
+
+
+class Spending:
+    """What the last day's answers have lost and how many came late, against what a day's answers may.
+
+    A price rests on a forecast. Where the day loses more than was forecast, the price falls until waiting costs nothing
+    and the best experts are awake; the day's tolerance is then kept.
+    """
+
+    def __init__(self, tolerances: Tolerances) -> None:
+        self.tolerances = tolerances
+        self._answers: deque[tuple[float, float, float]] = deque()
+        self._loss = 0.0
+        self._late = 0.0
+
+    def answered(self, at_s: float, *, loss: float, late: bool) -> None:
+        """Notes an answer: the score that it lost against the best expert, and whether its first token came late."""
+        self._answers.append((at_s, loss, float(late)))
+        self._loss += loss
+        self._late += float(late)
+
+    def factor(self, now_s: float, answers_a_day: float) -> float:
+        """The part of the price that is left, 1 to 0, from `THRIFTY_FROM` of the day's tolerance on."""
+        while self._answers and self._answers[0][0] < now_s - DAY_S:
+            _, loss, late = self._answers.popleft()
+            self._loss -= loss
+            self._late -= late
+        day = max(answers_a_day, float(len(self._answers)), 1.0)
+        used = max(
+            self._loss / (self.tolerances.quality_loss * day) if self.tolerances.quality_loss > 0.0 else 0.0,
+            self._late / (self.tolerances.late_share * day) if self.tolerances.late_share > 0.0 else 0.0,
+        )
+        return min(1.0, max(0.0, (1.0 - used) / (1.0 - THRIFTY_FROM)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who is to be awake now, with the proof."""
+
+    members: tuple[str, ...]
+    """Keys of the experts to have in memory; empty where nothing is feasible."""
+    standing_w: float | None
+    """Watts of waiting of the whole fleet with this set, sleeping hosts included; None where nothing is feasible."""
+    least_w: float | None
+    """Proof: no set of this value draws fewer."""
+    value: AwakeSet
+    """The set of the largest value, with its bound."""
+    loss: float
+    late: float
+    price_per_j: float
+    """Score that a joule of waiting has to bring."""
+    rate_per_s: float
+    status: Status
+    stays: tuple[tuple[str, str], ...] = ()
+    """Experts that are left as they are, with the reason."""
+    correction: str | None = None
+    """Where nothing is feasible: what is wrong, and the cheapest change that mends it."""
+
+
+def hour_options(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock | None = None) -> tuple[Option, ...]:
+    """The sets that draw the fewest watts at each of `LOSSES`, the most valuable first; none where none is feasible."""
+    effort = effort or Effort()
+    best = most_valuable(slow.problem, effort=effort, clock=clock)
+    return _options(slow, best, effort, clock)
+
+
+def _options(slow: SlowProblem, best: AwakeSet, effort: Effort, clock: Clock | None) -> tuple[Option, ...]:
+    if best.value is None:
+        return ()
+    everyone = slow.quality(range(len(slow.experts)))[0]
+    # The solver's values are means of states over kinds; this many make one point of score.
+    scale = LATE_COSTS * len(slow.weight) * float(slow.weight.max(initial=0.0))
+    found: list[Option] = []
+    for loss in LOSSES:
+        floor = best.value - loss / scale if scale > 0.0 else 0.0
+        least = least_standing(slow.problem, max(0.0, floor), effort=effort, clock=clock)
+        if least.standing_w is None:
+            least = best
+        if found and found[-1].members == least.members:
+            continue
+        score, late = slow.quality(least.members)
+        found.append(
+            Option(least.members, least.standing_w or 0.0, everyone - score, late, least.least_w, least.status)
+        )
+    return tuple(found)
+
+
+def choose(options: Sequence[Option], rate_per_s: float, price_per_j: float) -> Option:
+    """The option that loses least, its joules of waiting for each answer counted by their price. options: at least one.
+
+    At no price it is the one that loses least, of those the one of fewest watts.
+    """
+    for_each = price_per_j / max(rate_per_s, _MIN_RATE_PER_S)
+    return min(options, key=lambda one: (one.loss + LATE_COSTS * one.late + for_each * one.standing_w, one.standing_w))
+
+
+def week_price(hours: Sequence[HourPlan], tolerances: Tolerances) -> float:
+    """The price of a joule of waiting at which the fewest watts are drawn and a week's answers keep the tolerances."""
+    hours = [hour for hour in hours if hour.options]
+    if not hours:
+        return 0.0
+    best, least_w = 0.0, np.inf
+    weight = np.array([max(hour.rate_per_s, _MIN_RATE_PER_S) for hour in hours])
+    weight /= weight.sum()
+    # What the best sets themselves come late and lose cannot be helped by keeping more awake.
+    for price in _PRICES_PER_J.tolist():
+        chosen = [choose(hour.options, hour.rate_per_s, price) for hour in hours]
+        loss = float(weight @ np.array([one.loss for one in chosen]))
+        late = float(weight @ np.array([one.late for one in chosen]))
+        watts = sum(one.standing_w for one in chosen)
+        if price > 0.0 and (loss > tolerances.quality_loss or late > tolerances.late_share):
+            continue
+        if watts < least_w * (1 - 1e-9):
+            best, least_w = price, watts
+    return best
+
+
+def week_plans(
+    fleet: Fleet,
+    traffic: Traffic,
+    limits: Limits,
+    now_unix_s: float,
+    *,
+    step_h: int = 1,
+    effort: Effort | None = None,
+    clock: Clock | None = None,
+) -> tuple[HourPlan, ...]:
+    """The options of every `step_h`-th hour of the week that begins now."""
+    plans = []
+    for hour in range(0, 168, step_h):
+        forecast = traffic.forecast(now_unix_s + hour * HOUR_S, live=False)
+        # Who is awake now says nothing of next week: changes of state are paid off as if everybody were in memory.
+        slow = slow_problem(fleet, forecast, replace(limits, stay_s=1e12))
+        plans.append(HourPlan(rate_of(forecast), hour_options(slow, effort=effort, clock=clock)))
+    return tuple(plans)
+
+
+def decide(
+    fleet: Fleet,
+    forecast: Forecast,
+    limits: Limits,
+    price_per_j: float,
+    *,
+    effort: Effort | None = None,
+    clock: Clock | None = None,
+) -> Decision:
+    """Who is to be awake while this traffic lasts, at this price of a joule of waiting."""
+    effort = effort or Effort()
+    slow = slow_problem(fleet, forecast, limits)
+    best = most_valuable(slow.problem, effort=effort, clock=clock)
+    stays = tuple(sorted(slow.fixed_because.items()))
+    rate_per_s = rate_of(forecast)
+    options = _options(slow, best, effort, clock)
+    if not options:
+        text = correction(slow, effort=effort, clock=clock) if best.status is Status.INFEASIBLE else None
+        return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, best.status, stays, text)
+    one = choose(options, rate_per_s, price_per_j)
+    return Decision(
+        members=tuple(slow.experts[n].key for n in one.members),
+        standing_w=one.standing_w + slow.fixed_w,
+        least_w=None if one.least_w is None else one.least_w + slow.fixed_w,
+        value=best,
+        loss=one.loss,
+        late=one.late,
+        price_per_j=price_per_j,
+        rate_per_s=rate_per_s,
+        status=one.status,
+        stays=stays,
+    )
+
+
+def correction(slow: SlowProblem, *, effort: Effort | None = None, clock: Clock | None = None) -> str:
+    """What contradicts in an infeasible problem, and the cheapest change that mends it, as a sentence."""
+    problem = slow.problem
+    without_limit = replace(problem, most_w=None)
+    least = least_standing(without_limit, 0.0, effort=effort, clock=clock)
+    if least.standing_w is not None and problem.most_w is not None:
+        text = (
+            f"What has to be awake draws at least {least.standing_w + slow.fixed_w:.0f} W while nobody asks, and "
+            f"{problem.most_w + slow.fixed_w:.0f} W are allowed. "
+        )
+        return text + f"Allow {least.standing_w + slow.fixed_w:.0f} W{_unpinning(problem, effort, clock)}."
+    everybody = np.ones(len(problem.names), dtype=np.bool_)
+    everybody[list(problem.ruled_out)] = False
+    for need in problem.unmet(everybody):
+        brought = float(need.share[everybody].sum())
+        return f"{need.least:.4g} {need.label} are needed, and the fleet has {brought:.4g}. Ask for {brought:.4g}."
+    for room in problem.rooms:
+        held = float(room.use[list(problem.pinned)].sum()) if problem.pinned else 0.0
+        if held > room.most:
+            return (
+                f"What is pinned needs {held / 2**30:.1f} GiB of the {room.label}, which has {room.most / 2**30:.1f}. "
+                "Unpin the host, or give it fewer models."
+            )
+    return "The memory of the hosts does not hold the models that have to be there. Ask for fewer hosts for each model."
+
+
+def _unpinning(problem: AwakeProblem, effort: Effort | None, clock: Clock | None) -> str:
+    """The rest of a correction: which hosts could be unpinned instead; empty where that would not do."""
+    if not problem.pinned:
+        return ""
+    least = least_standing(replace(problem, pinned=frozenset()), 0.0, effort=effort, clock=clock)
+    if least.standing_w is None:
+        return ""
+    names = sorted(problem.names[n] for n in problem.pinned - set(least.members))
+    return f", or unpin {', '.join(names)}" if names else ""

@@ -1,0 +1,71 @@
+"""The file in which learned prices outlive a restart. It stands apart from `price_book`, which touches no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.statefile import read_plain, replace_file
+from moe2.coordinator.provisioning.price_book import SavedPrices
+
+VERSION = 1
+
+
+class PriceFile:
+    """The file of the prices in a coordinator's state directory. Prices can be learned again, so that no trouble with
+    the file ends the coordinator: it is told in `warnings`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / "prices.json"
+        self._unread: str | None = None
+        """Why what the file held was not taken over."""
+        self._unwritten: str | None = None
+        """Why the latest prices are not in the file."""
+
+    def read(self) -> SavedPrices:
+        """What was kept; nothing where there is no file, or none that can be understood."""
+        try:
+            saved = msgspec.json.decode(read_plain(self.path), type=SavedPrices)
+        except FileNotFoundError:
+            return SavedPrices()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._unread = str(error)
+            return SavedPrices()
+        if saved.version != VERSION:
+            self._unread = f"it is of version {saved.version}, and this release knows {VERSION}"
+            return SavedPrices()
+        return saved
+
+    def write(self, saved: SavedPrices) -> None:
+        """Replace what was kept; a reader sees the former file or the new one, also after a crash. Blocks."""
+        try:
+            replace_file(self.path, msgspec.json.encode(saved) + b"\n")
+        except OSError as error:
+            self._unwritten = error.strerror or str(error)
+        else:
+            self._unwritten = self._unread = None
+
+    def warnings(self) -> tuple[HealthWarning, ...]:
+        """What an operator should know of the file."""
+        warnings = []
+        if self._unread is not None:
+            warnings.append(
+                HealthWarning(
+                    code="prices_unreadable",
+                    severity=Severity.NOTICE,
+                    message=f"The prices in {self.path} cannot be used and are learned anew: {self._unread}.",
+                    remedy="Nothing needs to be done: the file is replaced when the first prices are kept.",
+                )
+            )
+        if self._unwritten is not None:
+            warnings.append(
+                HealthWarning(
+                    code="prices_not_kept",
+                    severity=Severity.DEGRADED,
+                    message=f"The prices of average budgets cannot be kept in {self.path}: {self._unwritten}.",
+                    remedy="Make room on the disk, or make the folder writable for the daemon's user.",
+                )
+            )
+        return tuple(warnings)

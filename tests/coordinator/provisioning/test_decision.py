@@ -1,0 +1,192 @@
+"""Who is awake follows from traffic, worth, watts and capacity, and what is impossible is said with its correction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moe2.coordinator.planning.proof import Status
+from moe2.coordinator.provisioning.decision import (
+    DAY_S,
+    HourPlan,
+    Option,
+    Spending,
+    Tolerances,
+    choose,
+    decide,
+    week_plans,
+    week_price,
+)
+from moe2.coordinator.provisioning.figures import Readiness
+from moe2.coordinator.provisioning.problem import Limits, slow_problem
+from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Traffic
+
+from .fleets import big, expert, host, small, together, traffic
+
+BOTH = together(big(), small())
+
+
+def test_at_no_price_the_best_expert_is_awake() -> None:
+    """Where joules of waiting cost nothing, the expert with the best score is in memory, and nobody superfluous."""
+    assert decide(BOTH, traffic(60), Limits(), 0.0).members == ("big/m",)
+
+
+def test_at_a_high_price_the_frugal_expert_is_awake() -> None:
+    """Where joules of waiting are dear, the board answers alone, and what that loses is said."""
+    found = decide(BOTH, traffic(5), Limits(), 1e-5)
+    assert found.members == ("small/s",)
+    assert found.loss == pytest.approx(0.05)
+    assert found.status is Status.OPTIMAL
+    assert found.standing_w is not None
+    assert found.least_w == pytest.approx(found.standing_w)
+
+
+def test_the_same_price_keeps_the_best_awake_when_many_ask() -> None:
+    """A price that sends the workstation to sleep at five an hour keeps it awake at five hundred."""
+    price = 1e-5
+    assert decide(BOTH, traffic(5), Limits(), price).members == ("small/s",)
+    assert decide(BOTH, traffic(500), Limits(), price).members == ("big/m",)
+
+
+def test_long_prompts_need_an_expert_that_reads_fast() -> None:
+    """Prompts that make the board late keep the workstation awake at a price at which short ones would not."""
+    equal = together(big(), small(score=0.7))
+    assert decide(equal, traffic(30, prompt=1000), Limits(), 5e-6).members == ("small/s",)
+    found = decide(equal, traffic(30, prompt=4000), Limits(), 5e-6)
+    assert found.members == ("big/m",)
+    assert found.late == 0.0
+
+
+def test_more_traffic_than_one_carries_keeps_several_awake() -> None:
+    """Capacity is a need: a board that would make people queue is joined by others."""
+    boards = together(small("a", score=0.7), small("b", score=0.7), small("c", score=0.7))
+    assert len(decide(boards, traffic(60), Limits(), 1e-4).members) == 1
+    assert len(decide(boards, traffic(1500), Limits(), 1e-4).members) >= 2
+
+
+def test_a_model_that_is_asked_for_by_name_is_kept() -> None:
+    """Requests for one model are worth something only to its experts."""
+    found = decide(BOTH, traffic(60, model="s"), Limits(), 0.0)
+    assert "small/s" in found.members
+
+
+def test_watts_are_never_exceeded() -> None:
+    """With an average of 20 W allowed the workstation sleeps, whatever it is worth."""
+    found = decide(BOTH, traffic(60), Limits(average_w=20.0), 0.0)
+    assert found.members == ("small/s",)
+    assert found.standing_w is not None
+    assert found.standing_w <= 20.0
+
+
+def test_joules_per_answer_are_a_limit_by_rate() -> None:
+    """One limit in joules per answer lets the workstation wait when many ask, and not when few do."""
+    limits = Limits(joules_per_answer=9000.0)
+    assert decide(BOTH, traffic(60), limits, 0.0).members == ("big/m",)
+    assert decide(BOTH, traffic(8), limits, 0.0).members == ("small/s",)
+
+
+def test_pins_above_the_watts_are_told_with_the_cheapest_correction() -> None:
+    """A pinned workstation under 20 W is infeasible, and the correction names the watts and the pin."""
+    found = decide(BOTH, traffic(60), Limits(average_w=20.0, pinned=frozenset({"big"})), 0.0)
+    assert found.status is Status.INFEASIBLE
+    assert found.members == ()
+    assert found.correction is not None
+    assert "20 W are allowed" in found.correction
+    assert "unpin big/m" in found.correction
+
+
+def test_more_hosts_than_there_are_is_told() -> None:
+    """A least number of hosts that the fleet does not have is named."""
+    found = decide(BOTH, traffic(60), Limits(least_hosts={"m": 3}), 0.0)
+    assert found.correction == "3 hosts with m are needed, and the fleet has 1. Ask for 1."
+
+
+def test_memory_of_a_host_is_shared() -> None:
+    """Two models that do not fit beside each other are not both kept in memory."""
+    on = host("big", memory_bytes=10 * 2**30)
+    models = tuple(
+        expert("big", name, scores={"a": a, "b": b, "": 0.0}, memory_bytes=6 * 2**30)
+        for name, a, b in (("m1", 0.9, 0.1), ("m2", 0.1, 0.9))
+    )
+    fleet = together(replace(big(), hosts=(on,), experts=models))
+    found = decide(fleet, (*traffic(60, category="a"), *traffic(40, category="b")), Limits(), 0.0)
+    assert found.members == ("big/m1",)
+
+
+@pytest.mark.parametrize("state", [Readiness.READY, Readiness.ASLEEP])
+def test_what_is_not_measured_stays_as_it_is(state: Readiness) -> None:
+    """An expert of a host whose wake was never measured is neither sent to sleep nor woken, and the reason is told."""
+    unmeasured = replace(big(state=state), hosts=(host("big", wake_j=None, may_unload=False),))
+    found = decide(together(unmeasured, small()), traffic(5), Limits(), 1e-3)
+    assert ("big/m" in found.members) is (state is Readiness.READY)
+    assert dict(found.stays)["big/m"] == "unmeasured: wake_j"
+
+
+def test_a_host_that_may_do_nothing_is_left_alone() -> None:
+    """Where the agent allows neither, its expert stays in memory."""
+    fixed = replace(big(), hosts=(host("big", may_suspend=False, may_unload=False),))
+    found = decide(together(fixed, small()), traffic(5), Limits(), 1e-3)
+    assert "big/m" in found.members
+
+
+def test_an_empty_fleet_and_no_traffic_are_answers() -> None:
+    """No traffic at all keeps the least awake that is asked for."""
+    assert decide(BOTH, (), Limits(), 0.0).members == ("small/s",)
+    assert decide(BOTH, (), Limits(least_awake=0), 0.0).members == ()
+
+
+def test_no_needless_change_for_a_little_better() -> None:
+    """Of two equal hosts the one that is awake stays awake, as waking the other costs joules."""
+    for awake, asleep in (("a", "b"), ("b", "a")):
+        fleet = together(big(awake), big(asleep, state=Readiness.ASLEEP))
+        assert decide(fleet, traffic(60), Limits(), 1e-6).members == (f"{awake}/m",)
+
+
+def test_a_dear_answer_counts_by_its_price() -> None:
+    """With a price of an answer's joules, the expert whose answers take fewer is preferred at equal scores."""
+    cheap = expert("small", "s", scores={"": 0.7}, energy=None)
+    assert cheap.energy is None
+    equal = together(big(), small(score=0.69))
+    slow = slow_problem(equal, traffic(60), Limits(price_per_j=1e-3))
+    assert slow.value.shape == (96, 2)
+    assert (slow.value[:, 0] < 0.7).all()
+
+
+def test_the_price_of_a_week_keeps_the_tolerances() -> None:
+    """Over a week of busy days and quiet nights the chosen sets lose no more than allowed, for the nights."""
+    seen = Traffic()
+    seen.passed(0.0)
+    for hour in range(168):
+        n = 60 if 8 <= hour % 24 < 20 else 4
+        seen.note_all(Asked(hour * HOUR_S + k * HOUR_S / n, "chat", None, 1000, 200) for k in range(n))
+    plans = week_plans(BOTH, seen, Limits(), 168 * HOUR_S)
+    price = week_price(plans, Tolerances(quality_loss=0.005))
+    chosen = [(plan, choose(plan.options, plan.rate_per_s, price)) for plan in plans]
+    total = sum(plan.rate_per_s for plan, _ in chosen)
+    loss = sum(plan.rate_per_s * one.loss for plan, one in chosen) / total
+    assert 0.0 < loss <= 0.005
+    nights = [one for hour, (_, one) in enumerate(chosen) if not 8 <= hour % 24 < 20]
+    assert sum(one.loss > 0.0 for one in nights) > len(nights) / 2
+
+
+def test_no_tolerance_is_no_price() -> None:
+    """Where nothing may be given up, only what loses nothing is chosen."""
+    options = (
+        Option((0,), 50.0, 0.0, 0.0, 50.0, Status.OPTIMAL),
+        Option((1,), 10.0, 0.05, 0.0, 10.0, Status.OPTIMAL),
+    )
+    price = week_price([HourPlan(0.01, options)], Tolerances(quality_loss=0.0, late_share=0.0))
+    assert choose(options, 0.01, price).members == (0,)
+
+
+def test_a_day_that_loses_too_much_lowers_the_price() -> None:
+    """The price falls from four fifths of the day's tolerance on, to nothing at the whole of it, and comes back."""
+    spending = Spending(Tolerances(quality_loss=0.01, late_share=0.1))
+    assert spending.factor(0.0, 100.0) == 1.0
+    for second in range(9):
+        spending.answered(float(second), loss=0.0, late=True)
+    assert spending.factor(10.0, 100.0) == pytest.approx(0.5)
+    spending.answered(11.0, loss=0.0, late=True)
+    assert spending.factor(12.0, 100.0) == 0.0
+    assert spending.factor(DAY_S + 20.0, 100.0) == 1.0
