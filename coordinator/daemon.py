@@ -39,6 +39,7 @@ from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.models import ModelsRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
@@ -281,7 +282,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering, self._table).add_to(app)
+        OpenAiRoutes(self._answering).add_to(app)
+        ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport
 from moe2.coordinator.training.evaluate.study import MOE2
+from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
 
 NO_LIMIT = "none"
 
@@ -53,3 +54,23 @@ def _sweep(title: str, budgets: list[BudgetFigures]) -> Table:
     table.add_section()
     table.add_row("prompts that an expert fits", *(f"{budget.routers[MOE2].answered:.0%}" for budget in budgets))
     return table
+
+
+def vote_tables(report: VoteReport) -> Iterator[Table]:
+    """The tables of an evaluation of votes: for each pool every policy's score within each target of joules."""
+    for pool, experts in report.pools.items():
+        rows = [figures for figures in report.consensus if figures.pool == pool]
+        policies = list(dict.fromkeys(figures.policy for figures in rows))
+        table = Table(title=f"{pool}: {', '.join(experts)}\nscore (joules)", padding=0)
+        table.add_column("mean J at most", justify="right")
+        for policy in policies:
+            table.add_column(policy.replace("_", " "), justify="right")
+        for target_j in dict.fromkeys(figures.target_j for figures in rows):
+            found = {figures.policy: figures for figures in rows if figures.target_j == target_j}
+            cells = (_vote_cell(found.get(policy)) for policy in policies)
+            table.add_row(NO_LIMIT if target_j is None else f"{target_j:g}", *cells)
+        yield table
+
+
+def _vote_cell(figures: PolicyFigures | None) -> str:
+    return "–" if figures is None else f"{figures.score:.3f} ({figures.mean_j:.0f})"
