@@ -143,6 +143,9 @@ class ModelSection(Settings):
     """Unload after so long without a request; the next one loads it again."""
     sampling: SamplingSection = SamplingSection()
     """What is drawn with where a request says nothing. A client's own values win."""
+    vector_sizes: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = ()
+    """Of an embedding model: the lengths that its vectors may be cut to, for clients that set `dimensions`. A vector's
+    beginning is worth something only with a model that was trained for it (Matryoshka), as its card says."""
     lora: tuple[LoraSection, ...] = ()
     """Adapters applied to the model, all of them to every request."""
 

@@ -62,6 +62,8 @@ class ErrorCode(StrEnum):
     )
     NO_CHAT_TEMPLATE = "no_chat_template", 400, _INVALID, "use `/v1/completions`, or another model"
     NO_TOOLS = "no_tools", 400, _INVALID, "use another model, or no tools"
+    NO_VECTORS = "no_vectors", 400, _INVALID, "use an embedding model"
+    ONLY_VECTORS = "only_vectors", 400, _INVALID, "use `/v1/embeddings`, or a model that writes text"
     MODEL_NOT_FOUND = "model_not_found", 404, _INVALID, "use one of `GET /v1/models`"
     REQUEST_NOT_FOUND = "request_not_found", 404, _INVALID, "score a recent request by its `x-request-id`"
     PREVIOUS_RESPONSE_NOT_FOUND = (
@@ -144,6 +146,8 @@ class ErrorCode(StrEnum):
         "no expert fits the fleet's cap even when nothing else runs; the message says what one would add",
     )
     NO_LIVE_EXPERT = "no_live_expert", 503, _SERVER, _WAIT, 5
+    MODEL_AWAY = "model_away", 503, _SERVER, _WAIT, 5
+    MODEL_LOADING = "model_loading", 503, _SERVER, _WAIT, 5
     STOPPING = "stopping", 503, _SERVER, _WAIT, 5
 
     # What went wrong.
@@ -172,5 +176,5 @@ class ErrorCode(StrEnum):
 
 
 _BY_VALUE = {code.value: code for code in ErrorCode}
-PASSING = frozenset({ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE_NOW, ErrorCode.FLEET_CAPPED})
+PASSING = frozenset({ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE_NOW, ErrorCode.FLEET_CAPPED, ErrorCode.MODEL_LOADING})
 """Refusals that may pass by themselves: the request waits for that."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, HostFacts, SensorReport
 from moe2.common.standby import Standby
@@ -101,12 +102,32 @@ class DispatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     breakers: tuple[BreakerRow, ...] = ()
 
 
+class EnergyBalance(msgspec.Struct, frozen=True, kw_only=True):
+    """The joules of all hosts since the coordinator's start, as their agents have measured them.
+
+    answers: completed requests. requests_j: of all requests. idle_j, loading_j, waking_j, other_j: of no request, by
+    cause. All of them are None where no host has a sensor. j_per_answer: all of it together for each answer; None
+    before the first.
+    """
+
+    since_unix_s: float
+    answers: int = 0
+    requests_j: float | None = None
+    idle_j: float | None = None
+    loading_j: float | None = None
+    waking_j: float | None = None
+    other_j: float | None = None
+    j_per_answer: float | None = None
+    quality: Quality = Quality.UNMEASURED
+
+
 class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     """One average budget: of the fleet, of a category, of a key, or of what a key's daily limit leaves each answer.
 
     mean_j: joules per answer over about the last hundred; None before the first. price_per_j: score, 0..1, that one
     joule has to bring. n_unmeasured: requests that it could not count, as nobody knows their joules. saturated: the
-    latest requests could not have been answered for less, so that a higher price would change nothing.
+    latest requests could not have been answered for less, so that a higher price would change nothing. simulated: the
+    latest joules that were counted are a simulated host's.
     """
 
     scope: str
@@ -116,6 +137,7 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     n_answers: int
     n_unmeasured: int = 0
     saturated: bool = False
+    simulated: bool = False
 
 
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +158,7 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests_cancelled: int
     warnings: tuple[HealthWarning, ...]
     dispatch: DispatchStatus = DispatchStatus()
+    energy: EnergyBalance | None = None
     averages: tuple[AverageRow, ...] = ()
     """Average budgets with the price of a joule that each has learned."""
 

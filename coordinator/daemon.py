@@ -37,10 +37,13 @@ from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
 from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
+from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.models import ModelsRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
+from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
@@ -48,6 +51,7 @@ from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
+    Listener,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -55,6 +59,7 @@ from moe2.coordinator.http.transport import (
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
 from moe2.coordinator.observing.fleet_metrics import LedgerCollector
@@ -116,6 +121,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._calibration = CalibrationWindow()
         self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
         self._accounts = Accounts()
+        self._standing = StandingBook(time())
         self._price_file = PriceFile(settings.coordinator.state_dir)
         self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
@@ -163,6 +169,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
+            self._standing.restore(self._ledger.booked_counters)
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
             api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
@@ -176,6 +183,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                         self._evict(),
                         self._keep_trust(),
                         self._sample_power(),
+                        self._keep_standing_booked(),
                         self._keep_prices(),
                         self._notifier.feed_watchdog(),
                     )
@@ -186,6 +194,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._notifier.notify("STOPPING=1")
                 log.info("drain_started", requests=self._service.n_active)
                 await self._service.drain(self._settings.coordinator.drain_s)
+                self._book_standing()
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
@@ -215,6 +224,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             requests_failed=totals.failed,
             requests_cancelled=totals.cancelled,
             dispatch=dispatch,
+            energy=self._standing.balance(totals.finished),
             averages=averages,
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
@@ -273,7 +283,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering, self._table).add_to(app)
+        OpenAiRoutes(self._answering).add_to(app)
+        ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
+        EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
@@ -339,6 +351,20 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._hub.disconnect_revoked()
             await asyncio.sleep(KEEP_TRUST_EVERY_S)
 
+    async def _keep_standing_booked(self) -> None:
+        while True:
+            await asyncio.sleep(BOOK_EVERY_S / 3)
+            self._book_standing()
+
+    def _book_standing(self) -> None:
+        """Enters the joules of no request that agents have counted since the last time."""
+        for row in self._table.rows(asyncio.get_running_loop().time()):
+            if row.standby is None or row.standby.energy is None:
+                continue
+            entry = self._standing.reported(row.agent_id, row.agent_name, row.standby.energy, time())
+            if entry is not None:
+                self._ledger.record(entry)
+
     async def _keep_prices(self) -> None:
         """Writes what the prices have learned to their file now and then, so that a crash costs little of it."""
         kept = self._prices.n_settled
@@ -395,8 +421,9 @@ async def _listen(
     aiohttp would unpack as bytes come, on the loop, whoever sends them.
     """
     app.middlewares.insert(0, leave_rest_unparsed)
-    runner = web.AppRunner(
+    runner = Listener(
         app,
+        meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,
         handler_cancellation=True,

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from moe2.agent.cli.waiting import waiting_lines, waiting_panel
 from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 from moe2.common.link.messages import ExpertReport, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
@@ -35,7 +36,7 @@ def picture(status: AgentStatus, now_unix_s: float) -> RenderableType:
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(terminal_parts.warnings_panel(status.warnings))
-    parts += [_models(status.experts), _link(status.link, now_unix_s), _sensors(status.sensors)]
+    parts += [_models(status.experts), _link(status.link, now_unix_s), _sensors(status.sensors), waiting_panel(status)]
     return Group(*parts)
 
 
@@ -143,6 +144,7 @@ def lines(status: AgentStatus, now_unix_s: float) -> list[str]:
         ),
         *(terminal_parts.sensor_line(sensor) for sensor in status.sensors),
         *(terminal_parts.expert_line("model", expert) for expert in status.experts),
+        *waiting_lines(status),
         *(terminal_parts.warning_line(warning) for warning in status.warnings),
     ]
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from moe2.agent.engine.decoder import Decoder
-from moe2.agent.engine.protocol import Command, Embed, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
+from moe2.agent.engine.embedding import Embedder
+from moe2.agent.engine.protocol import Command, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
-from moe2.common.link.messages import CancelJob, FollowJob, ScoreJob, Submit, TakeToken
+from moe2.common.link.messages import CancelJob, EmbedJob, FollowJob, ScoreJob, Submit, TakeToken
 from moe2.common.link.wire import Codec, FrameSplitter, UnreadableMessage, length_prefixed
 
 _READ_BYTES = 1 << 16
@@ -135,9 +136,9 @@ def _serve(inbox: queue.SimpleQueue[Inbox], emit: Callable[[Event], None]) -> in
                 _obey(decoder, command)
 
 
-def _obey(decoder: Decoder, command: Command | Resume) -> None:
+def _obey(decoder: Decoder | Embedder, command: Command | Resume) -> None:
     match command:
-        case Submit() | ScoreJob() | FollowJob() | Embed():
+        case Submit() | ScoreJob() | FollowJob() | EmbedJob():
             decoder.submit(command)
         case TakeToken(job_id=job_id, step=step, token=token):
             decoder.take(job_id, step, token)

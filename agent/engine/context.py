@@ -28,8 +28,13 @@ _ALLOCATION_FAILED = -2
 class Context:
     """One llama.cpp context: its cells, its batch buffers, its logits."""
 
-    def __init__(self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int) -> None:
-        """Allocate the cache. `outputs` bounds the logits rows of one batch. Raises `ModelError`."""
+    def __init__(
+        self, model: Model, spec: ModelSpec, *, lanes: int, outputs: int, threads: int, embeds: bool = False
+    ) -> None:
+        """Allocate the cache. `outputs` bounds the rows of logits, or with `embeds` of vectors, of one batch.
+
+        Raises `ModelError`.
+        """
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = spec.context_tokens
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
@@ -40,7 +45,8 @@ class Context:
         parameters.kv_unified = True
         parameters.swa_full = True
         parameters.no_perf = True
-        # Pooling is ours: a context that pools has no logits to draw from.
+        parameters.embeddings = embeds
+        # Pooling is ours: it is the same in all of llama.cpp's releases.
         parameters.pooling_type = llama.LLAMA_POOLING_TYPE_NONE
         if hasattr(parameters, "n_outputs_max"):
             # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
@@ -60,19 +66,18 @@ class Context:
         self.batch_tokens: int = llama.llama_n_batch(self.pointer)
         self._memory = llama.llama_get_memory(self.pointer)
         self._vocabulary_size = model.vocabulary_size
-        self._embedding_size = model.embedding_size
-        self._embeddings = False
+        self._vector_size = model.vector_size
         self._rows: dict[int, Logits] = {}
         self._batch, self._buffers = _batch(self.batch_tokens)
 
     def close(self) -> None:
         llama.llama_free(self.pointer)
 
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool = False) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         """Run the chunks through the model in one batch.
 
-        Where a chunk wants logits, they are at its tokens' places in the batch (see `logits`) until the next call, and
-        with `embeddings` so are the last layer's vectors (see `embedding`).
+        Where a chunk wants logits, they are at its tokens' places in the batch (see `logits`) until the next call; in a
+        context that embeds so are the last layer's vectors (see `embedding`).
         """
         token, position, lane, output = self._buffers
         filled = 0
@@ -91,10 +96,6 @@ class Context:
             filled = end
         fills = filled == 1 and self._fill_up(chunks[0])
         self._batch.n_tokens = filled + fills
-        if embeddings != self._embeddings:
-            # Changing it makes llama.cpp plan its buffers anew, so it stays as it is between batches.
-            llama.llama_set_embeddings(self.pointer, embeddings)
-            self._embeddings = embeddings
         status = llama.llama_decode(self.pointer, self._batch)
         if fills:
             llama.llama_memory_seq_rm(self._memory, self._filler_lane, -1, -1)
@@ -130,10 +131,10 @@ class Context:
         return found
 
     def embedding(self, place: int) -> Logits:
-        """The last layer's vector of the batch's token at `place`, shape (embedding_size,). Valid until the next
+        """The last layer's vector of the batch's token at `place`, shape (vector_size,). Valid until the next
         decode."""
         row = llama.llama_get_embeddings_ith(self.pointer, place)
-        return np.ctypeslib.as_array(row, (self._embedding_size,))
+        return np.ctypeslib.as_array(row, (self._vector_size,))
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Let `target` (empty) begin with the first `tokens` of `source`."""

@@ -133,8 +133,7 @@ class Decoder:
         if not chunks:
             return
         began_at_s = self._clock()
-        embeddings = any(self._runs[run].wants_embeddings for run, _ in chunks)
-        outcome = self._decode([chunk for _, chunk in chunks], embeddings=embeddings)
+        outcome = self._decode([chunk for _, chunk in chunks])
         if outcome is not DecodeOutcome.DONE:
             self._fail(chunks, outcome)
             return
@@ -231,10 +230,10 @@ class Decoder:
         else:
             self._cache.trim(run.lane, 0)
 
-    def _decode(self, chunks: list[Chunk], *, embeddings: bool) -> DecodeOutcome:
+    def _decode(self, chunks: list[Chunk]) -> DecodeOutcome:
         """One batch, after emptying as many idle lanes as it takes."""
         while True:
-            outcome = self._cache.decode(chunks, embeddings=embeddings)
+            outcome = self._cache.decode(chunks)
             if outcome is not DecodeOutcome.NO_CELLS or not self._empty_lane(may_lose=True):
                 return outcome
 

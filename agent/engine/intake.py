@@ -9,18 +9,16 @@ from typing import Protocol
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import BoundDraw, Draw, Drawing, Reasoning
-from moe2.agent.engine.embedding import Embedding, Pooling, Vector
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
-from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.shelf import State
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ChatPrompt, FollowJob, ScoreJob, Submit
+from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit
 
 _MIN_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""
@@ -29,9 +27,8 @@ _MIN_PREDICTED_TOKENS = 64
 class Cache(Protocol):
     """The model and its key/value cache (see `context.Context`)."""
 
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome: ...
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome: ...
     def logits(self, place: int) -> Logits: ...
-    def embedding(self, place: int) -> Vector: ...
     def copy(self, source: int, target: int, tokens: int) -> None: ...
     def trim(self, lane: int, keep: int) -> bool: ...
     def state_bytes(self, lane: int) -> int: ...
@@ -64,7 +61,6 @@ class Intake:
         lanes: Lanes,
         new_draw: Callable[[Submit], Draw],
         limits: Limits,
-        pooling: Pooling,
         thinker: Thinker | None = None,
     ) -> None:
         """new_draw: raises `Moe2Error` for sampling parameters or a grammar that make no sense. thinker: None for a
@@ -74,7 +70,6 @@ class Intake:
         self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens)
         self._new_draw = new_draw
         self._limits = limits
-        self._pooling = pooling
         self._thinker = thinker
 
     def knows_token(self, token: int) -> bool:
@@ -86,10 +81,12 @@ class Intake:
         match request:
             case ScoreJob():
                 return self._scoring(request, now_s)
-            case Embed():
-                prompt = self._reader.embed(request, limit=self._limits.job_tokens)
-                embedding = self._cache.embedding
-                return Embedding(request, prompt, queued_at_s=now_s, pooling=self._pooling, embedding=embedding)
+            case EmbedJob():
+                raise RequestError(
+                    "This model writes text and yields no vectors.",
+                    code=JobErrorCode.UNKNOWN_EXPERT,
+                    remedy="Use an embedding model.",
+                )
             case FollowJob():
                 prompt = self._reader.follow(request, limit=self._limits.job_tokens)
                 cells = self._predicted_cells(len(prompt), request.max_tokens)

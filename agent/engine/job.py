@@ -34,7 +34,6 @@ class Phases:
 class Job(ABC):
     """A job: one request on its way through the engine. `reason` is set once it has ended."""
 
-    wants_embeddings = False
     reads_anew = False
     """Nothing of the prompt comes from the cache, and the answer does not depend on what else is in it."""
 

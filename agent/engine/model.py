@@ -22,6 +22,8 @@ _POOLINGS = {"2": Pooling.FIRST, "3": Pooling.LAST}
 """GGUF's `pooling_type`: 2 is the CLS token's, 3 the last token's."""
 _POOLING_TYPES, _RANKING = ("1", "2", "3"), "4"
 """llama.cpp's LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST and _RANK."""
+_UNSERVED = frozenset(("t5encoder", "wavtokenizer-dec"))
+"""llama.cpp's architectures that yield vectors which are not a text's."""
 _ENCODERS = frozenset(
     (
         *(
@@ -34,10 +36,10 @@ _ENCODERS = frozenset(
             "jina-bert-v3",
             "eurobert",
         ),
-        *("gemma-embedding", "llama-embed", "t5encoder", "wavtokenizer-dec"),
+        *("gemma-embedding", "llama-embed"),
     )
 )
-"""llama.cpp's architectures that yield vectors only."""
+"""llama.cpp's architectures that yield vectors of texts only."""
 _CALL_TAGS = (b"<tool_call>", b"</tool_call>")
 _CONTROL_KINDS = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 """Of the tokens that llama.cpp finds in a text only where `parse_special` is set."""
@@ -83,7 +85,7 @@ class Model:
             llama.llama_model_is_recurrent(self.pointer) or llama.llama_model_is_hybrid(self.pointer)
         )
         """False where the cache is a running state, which cannot be cut back to an earlier token."""
-        self.embedding_size: int = llama.llama_model_n_embd(self.pointer)
+        self.vector_size: int = _vector_size(self.pointer)
         self.control_texts, self._vocabulary_sha256 = self._read_vocabulary()
         """How the control tokens are spelt, and a digest that is equal for two models exactly when token ids mean the
         same in both: texts, kinds and special tokens."""
@@ -96,19 +98,17 @@ class Model:
             kind: str | None = "an encoder or encoder-decoder model"
         elif llama.llama_model_is_diffusion(self.pointer):
             kind = "a diffusion model"
+        elif self.metadata(f"{name}.pooling_type") == _RANKING:
+            kind = "a reranking model"
         else:
-            kind = kind_that_only_reads(
-                name,
-                pooling_type=self.metadata(f"{name}.pooling_type"),
-                is_causal=self.metadata(f"{name}.attention.causal"),
-            )
+            kind = "no model of texts" if name in _UNSERVED else None
         if kind is None:
             return
         self.close()
         raise ModelError(
             f"{self._path} is {kind}, which this engine does not serve.",
             code="unsupported_model",
-            remedy="Use a decoder-only language model.",
+            remedy="Use a decoder-only language model, or an embedding model.",
         )
 
     def close(self) -> None:
@@ -172,13 +172,23 @@ class Model:
         return None if source is None else source.decode("utf-8", "replace")
 
     @property
+    def embeds(self) -> bool:
+        """True for a model that yields vectors and writes no text."""
+        name = self.metadata("general.architecture") or ""
+        return only_embeds(
+            name,
+            pooling_type=self.metadata(f"{name}.pooling_type"),
+            is_causal=self.metadata(f"{name}.attention.causal"),
+        )
+
+    @property
     def pooling(self) -> Pooling:
         """How the file asks to pool token vectors; the mean where it does not say."""
         name = self.metadata("general.architecture") or ""
         return _POOLINGS.get(self.metadata(f"{name}.pooling_type") or "", Pooling.MEAN)
 
-    def facts(self, *, supports_tools: bool, supports_thinking: bool, sampling: Sampling) -> ModelFacts:
-        """What the file says of itself. sampling: what it draws with by default."""
+    def facts(self, *, supports_tools: bool, supports_thinking: bool, sampling: Sampling | None) -> ModelFacts:
+        """What the file says of itself. sampling: what it draws with by default; None where it writes nothing."""
         quantization = llama.llama_ftype_name(llama.llama_model_ftype(self.pointer))
         return ModelFacts(
             architecture=self.metadata("general.architecture") or "unknown",
@@ -194,6 +204,7 @@ class Model:
             supports_tools=supports_tools,
             supports_thinking=supports_thinking,
             sampling=sampling,
+            vector_size=self.vector_size if self.embeds else None,
         )
 
     def metadata(self, key: str) -> str | None:
@@ -225,20 +236,21 @@ class Model:
         return tuple(control_texts), digest.hexdigest()
 
 
-def kind_that_only_reads(architecture: str, *, pooling_type: str | None, is_causal: str | None) -> str | None:
-    """What a model is that yields vectors and writes no text; None for one that writes.
+def only_embeds(architecture: str, *, pooling_type: str | None, is_causal: str | None) -> bool:
+    """True for a model that yields vectors and writes no text.
 
     llama.cpp takes all but T5 for decoders and would draw words from what they compute. A file that asks for pooling,
     or for attention to later tokens, was converted for vectors, also where its architecture can write.
     pooling_type, is_causal: the file's metadata as text; None where it says nothing.
     """
-    if pooling_type == _RANKING:
-        return "a reranking model"
-    if pooling_type in _POOLING_TYPES:
-        return "an embedding model"
-    if is_causal == "false" or architecture in _ENCODERS:
-        return "an encoder-only model"
-    return None
+    return pooling_type in _POOLING_TYPES or is_causal == "false" or architecture in _ENCODERS
+
+
+def _vector_size(pointer: llama.llama_model_p) -> int:
+    """The length of the last layer's vectors, which some models make shorter than those within."""
+    if hasattr(llama, "llama_model_n_embd_out"):
+        return int(llama.llama_model_n_embd_out(pointer))
+    return int(llama.llama_model_n_embd(pointer))
 
 
 def metadata_of(pointer: llama.llama_model_p, key: str) -> str | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.embedding import Vector
 from moe2.agent.engine.intake import Cache
 from moe2.agent.engine.protocol import Pace
 from moe2.agent.engine.shelf import State
@@ -25,9 +24,9 @@ class PacedCache:
         self._clock = clock
         self._sleep = sleep
 
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool = False) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         began_at_s = self._clock()
-        outcome = self._cache.decode(chunks, embeddings=embeddings)
+        outcome = self._cache.decode(chunks)
         prefilled = sum(len(chunk.tokens) for chunk in chunks if len(chunk.tokens) > 1)
         due_s = prefilled / self._pace.prefill_tokens_per_s
         if any(len(chunk.tokens) == 1 for chunk in chunks):
@@ -39,9 +38,6 @@ class PacedCache:
 
     def logits(self, place: int) -> Logits:
         return self._cache.logits(place)
-
-    def embedding(self, place: int) -> Vector:
-        return self._cache.embedding(place)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self._cache.copy(source, target, tokens)

@@ -14,15 +14,15 @@ import msgspec
 from moe2.common.generation import Sampling
 from moe2.common.link.messages import (
     CancelJob,
-    ChatPrompt,
     ContinuationScore,
+    EmbedJob,
     FollowJob,
     NextTokens,
     ScoreJob,
     Submit,
     TakeToken,
-    TextPrompt,
     Tokens,
+    Vectors,
 )
 
 
@@ -73,6 +73,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the GGUF says of itself, read after loading. Unknown is None.
 
     sampling: what is drawn with where a request says nothing: as configured, else as the file says, else as usual.
+    vector_size: the length of an embedding model's vectors; None for a model that writes.
     """
 
     architecture: str
@@ -88,24 +89,18 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     supports_tools: bool | None = None
     supports_thinking: bool | None = None
     sampling: Sampling | None = None
+    vector_size: int | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load"):
     spec: ModelSpec
 
 
-class Embed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embed"):
-    """A vector for a text, from the model's last layer; answered with `Embedded`."""
-
-    job_id: str
-    prompt: ChatPrompt | TextPrompt
-
-
 class Shutdown(msgspec.Struct, frozen=True, tag_field="op", tag="shutdown"):
     """Finish nothing more, free the model, exit 0."""
 
 
-Job = Submit | ScoreJob | FollowJob | Embed
+Job = Submit | ScoreJob | FollowJob | EmbedJob
 Command = Load | Job | TakeToken | CancelJob | Shutdown
 
 
@@ -183,16 +178,6 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="sco
     decode_s: float
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="embedded"):
-    """The end of an `Embed`: a vector of length 1, pooled over the tokens as the GGUF asks, else their mean."""
-
-    job_id: str
-    embedding: tuple[float, ...]
-    prompt_tokens: int
-    wait_s: float
-    prefill_s: float
-
-
 class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="job_failed"):
     """A job that could not run. `code` is one of `moe2.common.errors.JobErrorCode`."""
 
@@ -203,4 +188,4 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Tokens | Finished | Scored | NextTokens | Embedded | JobFailed
+Event = Loading | Loaded | LoadFailed | Started | Tokens | Finished | Scored | NextTokens | Vectors | JobFailed

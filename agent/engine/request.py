@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moe2.agent.engine.protocol import Embed
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.template import ChatTemplate, Rendered, TemplateError
 from moe2.agent.engine.thinking import Marks
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.link.messages import ChatPrompt, FollowJob, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit, TextPrompt
 
 MAX_TOKEN_BYTES = 1024
 """No vocabulary we know has a longer token: a prompt of more bytes than this times the context cannot fit, and need not
@@ -104,9 +103,29 @@ class RequestReader:
         check_room(len(prompt), longest, limit=limit)
         return prompt, continuations
 
-    def embed(self, request: Embed, *, limit: int) -> list[int]:
-        """The tokens of the text."""
-        return self._tokens(self._read(request.prompt).segments, limit=limit)
+    def embed(self, request: EmbedJob, *, limit: int) -> list[list[int]]:
+        """The tokens of each text, at most `limit`. A text is data: what looks like a control token in it is none."""
+        if not request.texts:
+            raise invalid("There is no text to embed.", "Send at least one.")
+        return [self._text_tokens(text, f"Text {number}", limit) for number, text in enumerate(request.texts)]
+
+    def _text_tokens(self, text: TextPrompt, name: str, limit: int) -> list[int]:
+        tokens = list(text.tokens)
+        if unknown := [token for token in tokens if not self.knows_token(token)]:
+            raise invalid(f"{name} has the token {unknown[0]}, which is not in this model's vocabulary.")
+        size = _checked_bytes(text.text)
+        if size <= limit * MAX_TOKEN_BYTES:
+            tokens = tokens or self.vocabulary.tokenize(text.text, add_special=True, parse_special=False)
+        if size > limit * MAX_TOKEN_BYTES or len(tokens) > limit:
+            length = f"{len(tokens)} tokens" if tokens else f"{size} bytes"
+            raise RequestError(
+                f"{name} has {length}, and this model reads {limit} tokens at once.",
+                code=JobErrorCode.CONTEXT_EXCEEDED,
+                remedy="Cut it into shorter texts.",
+            )
+        if not tokens:
+            raise invalid(f"{name} is empty.", "Send at least one character.")
+        return tokens
 
     def follow(self, request: FollowJob, *, limit: int) -> list[int]:
         """The prompt's tokens."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from moe2.agent.engine.adapters import apply_adapters
@@ -20,6 +21,7 @@ from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
 from moe2.agent.engine.distribution import Logits
+from moe2.agent.engine.embedding import Embedder
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
@@ -55,6 +57,8 @@ _MAX_SLOTS = 256
 """llama.cpp's own bound on sequences (LLAMA_MAX_SEQ)."""
 _MAX_THREADS = 512
 """llama.cpp's own bound on threads (GGML_MAX_N_THREADS)."""
+_TEXTS_AT_ONCE = 32
+"""Texts in one batch of an embedding model."""
 _MAX_CONTEXT_TOKENS = 2**27
 _MIN_BATCH_TOKENS = 8
 
@@ -126,8 +130,8 @@ def open_session(
     log: Callable[[str], None],
     clock: Callable[[], float],
     wake: Callable[[str], None],
-) -> Iterator[Decoder]:
-    """Load a model and emit `Loaded`; the decoder runs its jobs until the context is left. Raises `ModelError`.
+) -> Iterator[Decoder | Embedder]:
+    """Load a model and emit `Loaded`; what is returned runs its jobs until the context is left. Raises `ModelError`.
 
     wake: called from another thread with the id of a job that the decoder is to resume.
     """
@@ -138,6 +142,9 @@ def open_session(
         refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
+        if model.embeds:
+            yield _embedder(model, spec, stack, emit=emit, clock=clock, began_at_s=began_at_s)
+            return
         lanes = min(2 * spec.slots + _SPARE_LANES, max(_MAX_LANES, spec.slots))
         outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
@@ -204,7 +211,6 @@ def open_session(
             lanes=run_lanes,
             new_draw=new_draw,
             limits=limits,
-            pooling=model.pooling,
             thinker=templates.thinker,
         )
         yield Decoder(
@@ -217,6 +223,53 @@ def open_session(
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
         )
+
+
+def _embedder(
+    model: Model,
+    spec: ModelSpec,
+    stack: ExitStack,
+    *,
+    emit: Callable[[Event], None],
+    clock: Callable[[], float],
+    began_at_s: float,
+) -> Embedder:
+    """Set up an embedding model and emit `Loaded`. A batch has room for the longest text, as none can be split."""
+    text_tokens = min(spec.context_tokens, model.trained_context_tokens or spec.context_tokens)
+    batch_tokens = max(spec.batch_tokens, text_tokens)
+    whole = msgspec.structs.replace(spec, context_tokens=batch_tokens, batch_tokens=batch_tokens)
+    context = Context(
+        model,
+        whole,
+        lanes=_TEXTS_AT_ONCE,
+        outputs=batch_tokens,
+        threads=spec.threads or physical_cores(),
+        embeds=True,
+    )
+    stack.callback(context.close)
+    apply_adapters(model, context, spec.lora)
+    paced = None if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
+    rate = _warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
+    emit(
+        Loaded(
+            facts=model.facts(supports_tools=False, supports_thinking=False, sampling=None),
+            load_s=clock() - began_at_s,
+            context_tokens=text_tokens,
+            slots=spec.slots,
+            warmup_prefill_tokens_per_s=rate,
+        )
+    )
+    return Embedder(
+        reader=RequestReader(model, None, vocabulary_size=model.vocabulary_size),
+        decode=context.decode if paced is None else paced.decode,
+        cache=context,
+        pooling=model.pooling,
+        lanes=_TEXTS_AT_ONCE,
+        text_tokens=text_tokens,
+        batch_tokens=batch_tokens,
+        clock=clock,
+        emit=emit,
+    )
 
 
 def check_spec(spec: ModelSpec) -> None:
@@ -297,6 +350,21 @@ def vocabulary_of(model: Model) -> Vocabulary:
     return Vocabulary(texts=tuple(b"" if model.is_end(token) else model.piece(token) for token in tokens), ends=ends)
 
 
+def _warm_up_vectors(
+    cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
+) -> float:
+    """Measured tokens/s of a short fixed run of an embedding model. Raises `ModelError` where it yields no vectors."""
+    count = min(_WARMUP_PREFILL_TOKENS, most_tokens)
+    chunk = Chunk(0, 0, _warm_up_prompt(model, count), 0)
+    # The first pass brings the weights in from disk; it measures the disk, not the model.
+    for _ in range(2):
+        began_at_s = clock()
+        _decode_or_refuse(cache, [chunk])
+        seconds = clock() - began_at_s
+        cache.trim(0, 0)
+    return count / seconds
+
+
 def _warm_up(
     cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
 ) -> tuple[float, float]:
@@ -305,16 +373,11 @@ def _warm_up(
     Raises `ModelError` where it cannot decode.
     """
     count = min(_WARMUP_PREFILL_TOKENS, most_tokens)
-    prompt = [(7919 * n) % model.vocabulary_size for n in range(count)]
+    prompt = _warm_up_prompt(model, count)
 
     def decode(start: int, tokens: list[int]) -> float:
         began_at_s = clock()
-        if cache.decode([Chunk(0, start, tokens, len(tokens) - 1)]) is not DecodeOutcome.DONE:
-            raise ModelError(
-                "The model is loaded, but llama.cpp cannot decode with it.",
-                code="out_of_memory",
-                remedy="Lower batch_tokens or context_tokens; llama.cpp's log names the cause.",
-            )
+        _decode_or_refuse(cache, [Chunk(0, start, tokens, len(tokens) - 1)])
         cache.logits(len(tokens) - 1)
         return clock() - began_at_s
 
@@ -329,3 +392,17 @@ def _warm_up(
     decode_s = statistics.median(steps_s)
     cache.trim(0, 0)
     return count / prefill_s, 1 / decode_s
+
+
+def _warm_up_prompt(model: Model, count: int) -> list[int]:
+    """Tokens that stand for a prompt; which ones does not matter to the speed."""
+    return [(7919 * n) % model.vocabulary_size for n in range(count)]
+
+
+def _decode_or_refuse(cache: Context | PacedCache, chunks: Sequence[Chunk]) -> None:
+    if cache.decode(chunks) is not DecodeOutcome.DONE:
+        raise ModelError(
+            "The model is loaded, but llama.cpp cannot decode with it.",
+            code="out_of_memory",
+            remedy="Lower batch_tokens or context_tokens; llama.cpp's log names the cause.",
+        )

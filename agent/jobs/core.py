@@ -63,6 +63,7 @@ from moe2.common.link.messages import (
     Submit,
     TakeToken,
     Tokens,
+    Vectors,
 )
 from moe2.common.link.messages import Job as Order
 
@@ -145,7 +146,7 @@ class AgentCore:
             case EnergySettled(job_id=job_id, energy=energy):
                 return self._settled(job_id, energy, now_s)
             case LinkLost():
-                return self._abandon_all(now_s)
+                return [*self.commands.link_lost(), *self._abandon_all(now_s)]
             case DrainRequested():
                 self.draining = True
                 return [*self._end_own_work(now_s), ReportChange()]
@@ -364,8 +365,8 @@ class AgentCore:
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished() | protocol.Scored():
                 return self._finished(expert, event, now_s)
-            case NextTokens():
-                return self._proposed(event)
+            case NextTokens() | Vectors():
+                return self._told(event)
             case protocol.JobFailed():
                 return self._job_failed(expert, event, now_s)
             case protocol.Loading(progress=progress):
@@ -380,9 +381,6 @@ class AgentCore:
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error = ExpertState.FAILED, message
                 return [ReportChange()]
-            case _:
-                # Answers to words that this core never sends (embeddings).
-                return []
 
     def _started(self, job_id: str, prompt_tokens: int) -> list[Effect]:
         job = self.jobs.get(job_id)
@@ -407,11 +405,12 @@ class AgentCore:
                 wanted.append(tokens)
         return [SendTokens(tuple(wanted))] if wanted else []
 
-    def _proposed(self, event: NextTokens) -> list[Effect]:
+    def _told(self, event: NextTokens | Vectors) -> list[Effect]:
         job = self.jobs.get(event.job_id)
         if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
             return []
-        job.decoded_tokens = event.step
+        if isinstance(event, NextTokens):
+            job.decoded_tokens = event.step
         return [SendToCoordinator(event, job.order.request_id)]
 
     def _finished(self, expert: Expert, event: protocol.Finished | protocol.Scored, now_s: float) -> list[Effect]:

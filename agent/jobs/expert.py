@@ -14,7 +14,16 @@ from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ExpertReport, ExpertState, FollowJob, JobDone, JobFailed, JobScored, JobUsage
+from moe2.common.link.messages import (
+    EmbedJob,
+    ExpertReport,
+    ExpertState,
+    FollowJob,
+    JobDone,
+    JobFailed,
+    JobScored,
+    JobUsage,
+)
 from moe2.common.link.messages import Job as Order
 
 
@@ -149,6 +158,8 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         vocabulary_sha256=facts.vocabulary_sha256 if facts else None,
         has_chat_template=facts.has_chat_template if facts else None,
         supports_tools=facts.supports_tools if facts else None,
+        vector_size=facts.vector_size if facts else None,
+        vector_sizes=section.vector_sizes,
         load_progress=expert.load_progress,
         restarts=expert.restarts,
         last_error=expert.last_error,
@@ -195,6 +206,9 @@ def timing_of(
         # Continuations go through the model in batches, as a prompt does, and nothing is drawn from them.
         prompt_tokens, decoded_tokens = prompt_tokens + decoded_tokens, 1
         prefill_s, decode_s = event.prefill_s + event.decode_s, None
+    elif isinstance(job.order, EmbedJob):
+        # All that it takes is reading; what is predicted of answers has at least one token.
+        decoded_tokens = 1
     elif isinstance(job.order, FollowJob):
         # Between its tokens it waited for the others.
         decode_s = None

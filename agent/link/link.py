@@ -17,7 +17,17 @@ from moe2.agent.link.outbox import Outbox
 from moe2.common.backoff import Backoff
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
-from moe2.common.link.messages import CancelJob, Hello, JobFailed, JobPieces, JobScored, NextTokens, Tokens, Welcome
+from moe2.common.link.messages import (
+    CancelJob,
+    Hello,
+    JobFailed,
+    JobPieces,
+    JobScored,
+    NextTokens,
+    Tokens,
+    Vectors,
+    Welcome,
+)
 from moe2.common.link.pump import Pump
 from moe2.common.link.session import (
     AgentSession,
@@ -313,7 +323,7 @@ class Link:
         match message:
             case Tokens(jobs=jobs):
                 job_ids = [job.job_id for job in jobs]
-            case NextTokens(job_id=job_id) | JobScored(job_id=job_id):
+            case NextTokens(job_id=job_id) | JobScored(job_id=job_id) | Vectors(job_id=job_id):
                 job_ids = [job_id]
             case _:
                 return

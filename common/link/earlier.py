@@ -20,6 +20,7 @@ from moe2.common.link.messages import (
     ChatMessage,
     ChatPrompt,
     CommandAnswer,
+    EmbedJob,
     ExpertReport,
     ExpertState,
     FollowJob,
@@ -35,6 +36,7 @@ from moe2.common.link.messages import (
     TextPrompt,
     ToAgent,
     UnloadModel,
+    Vectors,
     WakeNeighbour,
 )
 
@@ -45,6 +47,8 @@ OPS_SINCE: dict[type[Spoken], int] = {
     TakeToken: 2,
     NextTokens: 2,
     JobScored: 2,
+    EmbedJob: 4,
+    Vectors: 4,
     LoadModel: 4,
     UnloadModel: 4,
     Suspend: 4,

@@ -22,8 +22,8 @@ from moe2.common.standby import Standby, TransitionCost
 PROTOCOL_VERSION = 4
 """The newest version this build speaks. 2: scoring and following, for answers that several experts give together.
 3: the parameters `repeat_penalty` and `grammar_syntax`. 4: `tool_rules`, `echo`, `thinking_budget_tokens`,
-`cache_prompt`; prompts with variables for the template, with reasoning, and of token ids; commands to load, unload,
-suspend and wake."""
+`cache_prompt`; prompts with variables for the template, with reasoning, and of token ids; vectors of texts; commands to
+load, unload, suspend and wake."""
 OLDEST_PROTOCOL_VERSION = 1
 """The oldest version this build still speaks."""
 
@@ -36,6 +36,7 @@ MAX_PIECES_PER_JOB = 65_536
 MAX_ALTERNATIVES = 64
 MAX_CANDIDATES = 4096
 MAX_SCORES = 1024
+MAX_VECTORS = 1024
 """Of one frame: longer arrays are refused by their length, before anything is built from them."""
 
 JobId = Annotated[str, Meta(max_length=256)]
@@ -175,6 +176,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     was measured. measured_age_s: since the last request they learned from; None before the first.
     on_demand: cold or loading, it still takes requests, which wait for it. load_s: what the last loading took.
     file_sha256: of the model's file; None until it has been computed.
+    vector_size: the length of its vectors, if it is an embedding model, which writes no text; None for a model that
+    writes, or where nobody knows yet. vector_sizes: the lengths below it that its vectors may be cut to.
     paced: its speed is a simulated host's, so that its seconds are simulated, too.
     sampling: what it draws with where a request says nothing; None until it is loaded, and from earlier releases.
     supports_thinking: its template has marks for reasoning; None where that is not known.
@@ -208,6 +211,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     load_s: float | None = None
     file_sha256: str | None = None
     paced: bool = False
+    vector_size: int | None = None
+    vector_sizes: tuple[int, ...] = ()
     sampling: Sampling | None = None
     supports_thinking: bool | None = None
     load_cost: TransitionCost | None = None
@@ -397,6 +402,16 @@ class FollowJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fol
     deadline_s: float | None = None
 
 
+class EmbedJob(Message, frozen=True, kw_only=True, omit_defaults=True, tag="embed"):
+    """Coordinator to agent: a vector for each of these texts. Answered with `Vectors`, then `JobDone`. Protocol 4."""
+
+    job_id: str
+    request_id: str
+    model: str
+    texts: tuple[TextPrompt, ...]
+    deadline_s: float | None = None
+
+
 class TakeToken(Message, frozen=True, kw_only=True, omit_defaults=True, tag="take_token"):
     """Coordinator to agent: the answer's token number `step`, from 0. None: it is complete, end with a `JobDone`."""
 
@@ -478,6 +493,16 @@ class NextTokens(Message, frozen=True, kw_only=True, omit_defaults=True, tag="ne
     candidates: Annotated[tuple[Candidate, ...], Meta(max_length=MAX_CANDIDATES)]
 
 
+class Vectors(Message, frozen=True, kw_only=True, omit_defaults=True, tag="vectors"):
+    """Agent to coordinator: the vectors of an `EmbedJob`'s next texts, in the order asked.
+
+    vectors: of length 1, as 32-bit floats, little-endian.
+    """
+
+    job_id: JobId
+    vectors: Annotated[tuple[bytes, ...], Meta(max_length=MAX_VECTORS)]
+
+
 class ContinuationScore(msgspec.Struct, frozen=True, array_like=True):
     """logprob: natural log-likelihood of the whole continuation, the sum over its tokens."""
 
@@ -536,12 +561,12 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
 
 
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
-Job = Submit | ScoreJob | FollowJob
+Job = Submit | ScoreJob | FollowJob | EmbedJob
 """What an expert can be asked to do."""
 Command = LoadModel | UnloadModel | Suspend | WakeNeighbour
 """What an agent can be asked to do about who is awake."""
 ToAgent = Job | TakeToken | CancelJob | Command
-JobWord = JobStarted | NextTokens | JobDone | JobScored | JobFailed
+JobWord = JobStarted | NextTokens | Vectors | JobDone | JobScored | JobFailed
 """What an agent says of one job."""
 FromAgent = JobWord | Tokens
 WireMessage = SessionMessage | Report | ToAgent | FromAgent | CommandAnswer

@@ -130,6 +130,10 @@ class Roster:
         """(N,) True where the model has no chat template."""
         self.toolless: BoolArray = np.array([report.supports_tools is False for report in reports])
         """(N,) True where the model's chat template has no tools."""
+        self.vectorless: BoolArray = np.array([_writes(report) for report in reports])
+        """(N,) True where the model writes text and yields no vectors."""
+        self.mute: BoolArray = np.array([report.vector_size is not None for report in reports])
+        """(N,) True where the model yields vectors and writes no text."""
         self.load_s: FloatArray = np.array([_load_s(report) for report in reports])
         """(N,) seconds to load the model, 0 where it is in memory, NaN where unknown."""
         self.transmit_s: FloatArray = np.array([expert.rtt_s or 0.0 for expert in self.experts])
@@ -231,6 +235,11 @@ class Roster:
             total_s=_around(total_s, self._total, self.transmit_s + self.load_s),
             energy_j=_around(_dot(self._energy, energy_features(lived)), self._joules),
         )
+
+
+def _writes(report: ExpertReport) -> bool:
+    """True for a model that is known to write: before it is loaded for the first time nothing is known of it."""
+    return report.vector_size is None and report.architecture is not None
 
 
 def _idle_w(report: ExpertReport) -> float:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moe2.common.energy import Quality
+from moe2.common.error_codes import ErrorCode
+from moe2.common.link.messages import ExpertReport
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.request import SelectionRequest
-from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.choosing.result import NoExpert, Outlook
+from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.proof import Offer, Plan
 
@@ -22,13 +25,17 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
 
     busy: (N,) requests in progress on each.
     """
-    needed = max(request.demand.prompt_tokens, request.least_context_tokens)
+    needed = max(request.demand.context_tokens, request.least_context_tokens)
     largest = int(roster.context_tokens.max())
     # The prompt's length is an estimate. Where it rules out everybody, the largest context still gets a try: the
     # expert's own tokenizer has the last word.
     if largest > request.least_context_tokens:
         needed = min(needed, largest - 1)
-    out = (roster.context_tokens <= needed) | (busy >= roster.room)
+    # An answer needs room in the context beside its prompt, a vector does not.
+    out = (roster.context_tokens < needed + (not request.needs_vectors)) | (busy >= roster.room)
+    out |= roster.vectorless if request.needs_vectors else roster.mute
+    if request.vector_size is not None:
+        out |= np.array([not makes_vectors_of(expert.report, request.vector_size) for expert in roster.experts])
     if request.needs_chat_template:
         out |= roster.bare
     if request.needs_tools:
@@ -45,6 +52,18 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
     return reasons
 
 
+def if_loading(refused: NoExpert, request: SelectionRequest, loading: Sequence[Expert]) -> NoExpert:
+    """Returns a refusal for want of an expert, or that one is being loaded, which is worth waiting for.
+
+    loading: the experts that could serve the request once they are ready.
+    """
+    coming = [expert for expert in loading if expert.key not in request.excluded]
+    if not coming:
+        return refused
+    names = ", ".join(sorted({expert.model for expert in coming}))
+    return NoExpert(ErrorCode.MODEL_LOADING, f"No expert is ready yet: {names} is being loaded.")
+
+
 def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens: int) -> str:
     """The first reason that rules out the expert at `place`."""
     key, report = roster.keys[place], roster.experts[place].report
@@ -54,14 +73,27 @@ def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens
         return request.barred[key]
     if key in request.reserved:
         return request.reserved[key]
+    if request.needs_vectors and roster.vectorless[place]:
+        return "its model writes text and yields no vectors"
+    if roster.mute[place] and not request.needs_vectors:
+        return "its model yields vectors and writes no text"
+    if request.vector_size is not None and not makes_vectors_of(report, request.vector_size):
+        return f"its model makes no vectors of {request.vector_size} numbers"
     if request.needs_chat_template and roster.bare[place]:
         return "its model has no chat template"
     if request.needs_tools and roster.toolless[place]:
         return "its model's chat template does not support tools"
-    if report.context_tokens <= needed_tokens:
+    if report.context_tokens < needed_tokens + (not request.needs_vectors):
         return f"its context of {report.context_tokens} tokens is too small for the prompt"
     queued = int(roster.room[place]) - report.slots
     return f"its {report.slots} slots and {queued} queue places are taken"
+
+
+def makes_vectors_of(report: ExpertReport, vector_size: int) -> bool:
+    """True where the expert's vectors have this length, or may be cut to it; before it is loaded nobody knows."""
+    if report.vector_size is None:
+        return report.architecture is None
+    return report.vector_size == vector_size or vector_size in report.vector_sizes
 
 
 def infeasible_message(plan: Plan, forecast: Forecast) -> str:

@@ -6,7 +6,7 @@ What the choice found is in `result`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -169,6 +169,13 @@ class Demand:
     """Estimated tokens of the prompt."""
     max_tokens: int | None
     """Most tokens of the answer; None where the client set no limit."""
+    longest_text_tokens: int | None = None
+    """Estimated tokens of the longest of several prompts; None where there is one."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the prompt that a context must have room for at once."""
+        return self.prompt_tokens if self.longest_text_tokens is None else self.longest_text_tokens
 
     @property
     def answer_tokens(self) -> int:
@@ -177,9 +184,10 @@ class Demand:
 
     def within(self, context_tokens: int) -> Demand:
         """The demand on experts with this context at most: a limit beyond what it leaves is none."""
-        if self.max_tokens is None or self.prompt_tokens + self.max_tokens <= context_tokens:
+        longest = self.prompt_tokens if self.longest_text_tokens is None else self.longest_text_tokens
+        if self.max_tokens is None or longest + self.max_tokens <= context_tokens:
             return self
-        return Demand(self.prompt_tokens, None)
+        return replace(self, max_tokens=None)
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,10 @@ class SelectionRequest:
     """Largest context that was found too small; only larger ones are tried."""
     needs_chat_template: bool = False
     needs_tools: bool = False
+    needs_vectors: bool = False
+    """Whether vectors of texts are asked for, and no answer."""
+    vector_size: int | None = None
+    """The length that the vectors must have; None where any will do."""
     elapsed_s: float = 0.0
     """Seconds of the budgets that earlier attempts have used up."""
     spent_j: float = 0.0

@@ -25,7 +25,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
-from moe2.coordinator.ledger.report import By, RequestRow, Span, SumRow, requests, sums
+from moe2.coordinator.ledger.report import By, RequestRow, Span, StandingReport, SumRow, requests, standing, sums
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ledger`."""
     parser.add_argument(
         "--by", type=By, choices=tuple(By), default=By.KEY, help="what the sums are split by (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--standing", action="store_true", help="joules that belong to no request, by host and cause, instead of sums"
     )
     parser.add_argument("--requests", action="store_true", help="single requests, instead of sums")
     parser.add_argument("--day", type=moment, metavar="DAY", help="one day (UTC), such as 2026-01-31 or today")
@@ -62,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     span = _span(arguments)
     is_export = arguments.csv is not None or arguments.json
     with reading(path) as connection:
+        if arguments.standing:
+            return _standing(arguments, standing(connection, span))
         if arguments.requests:
             most = arguments.most if arguments.most is not None or is_export else SHOWN_REQUESTS
             found: Rows = tuple(requests(connection, span, most=most))
@@ -74,6 +79,69 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(found, str(arguments.by))
     return 0
+
+
+def _standing(arguments: argparse.Namespace, found: StandingReport) -> int:
+    if arguments.csv is not None or arguments.requests:
+        raise Moe2Error("--standing has no --csv and no --requests.", remedy="Use --json, or leave them out.")
+    if arguments.json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        return 0
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        console.print(standing_picture(found))
+    else:
+        console.file.write("".join(line + "\n" for line in standing_lines(found)))
+    return 0
+
+
+def standing_picture(found: StandingReport) -> RenderableType:
+    """Draws the joules of no request as a table for a terminal."""
+    if not found.hosts:
+        return Text("No host has measured joules that belong to no request in this span.", style="dim")
+    columns = ("Idle", "Loading", "Waking", "Other", "Joules")
+    table = parts.figures_table("Host", *columns, right=columns)
+    for host in found.hosts:
+        causes = (host.idle_j, host.loading_j, host.waking_j, host.other_j)
+        table.add_row(
+            Text(printable(host.agent_name), style="bold"),
+            *(Text(figures.number(joules)) for joules in causes),
+            Text(_joules(sum(causes), host.quality)),
+        )
+    return Group(table, Text(_per_answer(found), style="bold"))
+
+
+def standing_lines(found: StandingReport) -> list[str]:
+    """Writes the joules of no request for a pipe: one line for each host, and one for all."""
+    hosts = [
+        fact_line(
+            "standing",
+            host=host.agent_name,
+            agent=host.agent,
+            idle_j=figures.number(host.idle_j),
+            loading_j=figures.number(host.loading_j),
+            waking_j=figures.number(host.waking_j),
+            other_j=figures.number(host.other_j),
+            quality=host.quality,
+        )
+        for host in found.hosts
+    ]
+    everything = fact_line(
+        "all",
+        standing_j=known(found.joules, figures.number, otherwise=UNMEASURED),
+        requests_j=known(found.requests_j, figures.number, otherwise=UNMEASURED),
+        answers=found.answers,
+        unmeasured=found.n_unmeasured,
+        j_per_answer=known(found.j_per_answer, figures.number, otherwise=UNMEASURED),
+    )
+    return [*hosts, everything]
+
+
+def _per_answer(found: StandingReport) -> str:
+    waiting, asked = (known(j, figures.number, otherwise=UNMEASURED) for j in (found.joules, found.requests_j))
+    bound = "at least " if found.n_unmeasured else ""
+    whole = known(found.j_per_answer, lambda j: f"{bound}{figures.number(j)} J each", otherwise=UNMEASURED)
+    return f"{found.answers} answers: {asked} J of requests and {waiting} J of no request are {whole}."
 
 
 def moment(text: str) -> datetime:

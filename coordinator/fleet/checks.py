@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec.structs import asdict, replace
 
 from moe2.common.cost import LatencyProfile, Spread
@@ -25,6 +27,7 @@ from moe2.common.errors import CommandErrorCode, JobErrorCode
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     CommandAnswer,
+    EmbedJob,
     ExpertReport,
     FollowJob,
     FromAgent,
@@ -45,6 +48,7 @@ from moe2.common.link.messages import (
     Submit,
     ToAgent,
     Tokens,
+    Vectors,
 )
 from moe2.coordinator.fleet.bounds import (
     CONTROL,
@@ -67,6 +71,8 @@ MAX_LOGPROB = 1e-6
 MAX_MASS = 1.001
 """The largest sum of the probabilities of different next tokens."""
 MAX_PIECE_BYTES = 4096
+FLOAT_BYTES = 4
+MAX_VECTOR_BYTES = 65_536 * FLOAT_BYTES
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_UNKNOWN_JOBS = 256
@@ -116,6 +122,8 @@ class _Given:
     def max_decoded(self) -> int:
         """The most tokens that the job can decode."""
         match self.job:
+            case EmbedJob():
+                return 0
             case ScoreJob(continuations=continuations):
                 # A token has at least one byte; a tokenizer may put a space before the text.
                 return sum(len(text.encode("utf-8", "replace")) + 1 for text in continuations)
@@ -130,8 +138,9 @@ class _Given:
 
     @property
     def max_prompt(self) -> int:
-        """The most tokens that the job's prompt can have, if it ran."""
-        return MAX_TOKENS if self.context_tokens is None else self.context_tokens
+        """The most tokens that the job's prompt can have, if it ran. Each text of several has the context to itself."""
+        n_texts = len(self.job.texts) if isinstance(self.job, EmbedJob) else 1
+        return MAX_TOKENS if self.context_tokens is None else self.context_tokens * n_texts
 
 
 class AgentChecks:
@@ -155,6 +164,8 @@ class AgentChecks:
                 return self._tokens(message)
             case NextTokens():
                 return self._needed(message, self._next_tokens_fault(message))
+            case Vectors():
+                return self._needed(message, self._vectors_fault(message))
             case JobStarted():
                 fault = _started_fault(message)
                 return Checked((message,)) if fault is None else Checked((), (fault,), suspends=True)
@@ -237,12 +248,28 @@ class AgentChecks:
         given.n_pieces = message.step
         return None
 
+    def _vectors_fault(self, message: Vectors) -> str | None:
+        if fault := vectors_fault(message.vectors):
+            return fault
+        given = self._given.get(message.job_id)
+        if given is None:
+            return None
+        if not isinstance(given.job, EmbedJob):
+            return "vectors of a job that was not to embed"
+        given.n_pieces += len(message.vectors)
+        asked = len(given.job.texts)
+        return None if given.n_pieces <= asked else f"{given.n_pieces} vectors where {asked} were asked for"
+
     def _done(self, message: JobDone) -> Checked:
         given = self._given.get(message.job_id)
         if message.reason not in DONE_REASONS:
             return self._needed(message, f"an unknown reason for a job's end, {message.reason[:64]!r}")
         if given and isinstance(given.job, ScoreJob) and message.reason != "cancelled":
             return self._needed(message, "no scores where it was asked for them")
+        if given and isinstance(given.job, EmbedJob) and message.reason != "cancelled":
+            asked = len(given.job.texts)
+            if given.n_pieces < asked:
+                return self._needed(message, f"{given.n_pieces} vectors where {asked} were asked for")
         return self._ended(message, message.usage)
 
     def _scored(self, message: JobScored) -> Checked:
@@ -293,10 +320,11 @@ class AgentChecks:
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
                 fields[name] = None
+        joules = usage.energy.joules
         if fault := _energy_fault(usage.energy):
             faults.append(fault)
-            fields["energy"] = unmeasured(f"its agent's figure cannot be: {fault}")
-        if fault := range_fault("reasoning_j", usage.reasoning_j, usage.energy.joules or MAX_JOULES):
+            fields |= {"energy": unmeasured(f"its agent's figure cannot be: {fault}"), "reasoning_j": None}
+        elif fault := range_fault("reasoning_j", usage.reasoning_j, MAX_JOULES if joules is None else joules):
             faults.append(fault)
             fields["reasoning_j"] = None
         if not faults:
@@ -347,6 +375,16 @@ def _energy_fault(energy: Energy) -> str | None:
         or range_fault("n_samples", energy.n_samples, MAX_FIGURE)
         or range_fault("max_gap_s", energy.max_gap_s, MAX_SECONDS)
     )
+
+
+def vectors_fault(vectors: Sequence[bytes]) -> str | None:
+    """Returns what is wrong with vectors that an agent has sent; None if nothing is."""
+    sizes = {len(vector) for vector in vectors}
+    if not sizes or max(sizes) > MAX_VECTOR_BYTES or any(size == 0 or size % FLOAT_BYTES for size in sizes):
+        return f"vectors of {sorted(sizes)[-1:]} bytes"
+    if any(not np.isfinite(np.frombuffer(vector, "<f4")).all() for vector in vectors):
+        return "a vector with a number that is not finite"
+    return None
 
 
 def _is_hex(text: str) -> bool:

@@ -31,6 +31,7 @@ from moe2.common.link.messages import (
     Report,
     ToAgent,
     Tokens,
+    Vectors,
     Welcome,
 )
 from moe2.common.link.pump import LAST_WORDS_S, Pump
@@ -309,6 +310,7 @@ class Hub:
                 | JobStarted()
                 | Tokens()
                 | NextTokens()
+                | Vectors()
                 | JobDone()
                 | JobScored()
                 | JobFailed()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import TextPrompt, TokenPiece
 from moe2.coordinator.http.body.parse import Call
-from moe2.coordinator.http.errors import ApiError, error_of, listed_in_header
+from moe2.coordinator.http.errors import ApiError, error_of, explained, listed_in_header
 from moe2.coordinator.http.face import Encoder, Origin, Part, PartReader, Text
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.exchange import Exchange
@@ -62,6 +62,8 @@ def reason_of(outcome: Outcome, exchange: Exchange) -> str:
         case Completed(reason=reason):
             return reason
         case Failed():
+            contexts = [attempt.expert.report.context_tokens for attempt in exchange.life.attempts]
+            outcome = explained(outcome, max(contexts, default=None))
             raise error_of(outcome, exchange.receipt, exchange.life.refused, retry_after_s=exchange.retry_after_s)
         case Cancelled():
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")

@@ -7,7 +7,7 @@ where the handler reads it (`PRINCIPAL`, `IS_KEY_ACTIVE`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import structlog
@@ -43,6 +43,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.OPENAPI_PATH: OPEN,
     paths.CHAT_PATH: INFER,
     paths.COMPLETIONS_PATH: INFER,
+    paths.EMBEDDINGS_PATH: INFER,
     paths.RESPONSES_PATH: INFER,
     paths.RESPONSE_PATH: INFER,
     paths.RESPONSE_ITEMS_PATH: INFER,
@@ -108,10 +109,10 @@ class Guard:
 
     def _record(self, request: web.Request, keys: KeyRing) -> KeyRecord:
         """Returns the record of the key that the request presents. Raises `ApiError` (401) where none is accepted."""
-        scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not presented.strip():
-            raise _unauthorized("An API key is needed: 'Authorization: Bearer KEY'.")
-        found = keys.check(presented.strip())
+        presented = presented_key(request.headers)
+        if presented is None:
+            raise _unauthorized("An API key is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'.")
+        found = keys.check(presented)
         if isinstance(found, KeyRecord):
             return found
         if self._refusals.take(self._clock()) == 0:
@@ -145,6 +146,14 @@ class Guard:
                 f"This key may send {per_minute:g} requests per minute; the next one in {wait_s:.1f} s.",
                 retry_after_s=math.ceil(wait_s),
             )
+
+
+def presented_key(headers: Mapping[str, str]) -> str | None:
+    """Returns the API key in a request's headers, OpenAI's, Anthropic's or Azure's; None where there is none."""
+    scheme, _, presented = headers.get("Authorization", "").partition(" ")
+    bearer = presented if scheme.lower() == "bearer" else ""
+    found = (bearer, headers.get("x-api-key", ""), headers.get("api-key", ""))
+    return next((key.strip() for key in found if key.strip()), None)
 
 
 def _scopes_of(request: web.Request) -> frozenset[Scope]:

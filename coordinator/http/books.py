@@ -22,7 +22,7 @@ from moe2.coordinator.http.errors import invalid, refused
 from moe2.coordinator.http.paths import FEEDBACK_PATH, LEDGER_PATH
 from moe2.coordinator.keys.keys import ANYBODY
 from moe2.coordinator.ledger.accounts import Accounts, Statement, day_after, day_of
-from moe2.coordinator.ledger.report import By, Span, SumRow, sums
+from moe2.coordinator.ledger.report import By, Span, StandingReport, SumRow, standing, sums
 from moe2.coordinator.ledger.schema import LedgerError, reading
 
 log = structlog.get_logger()
@@ -57,21 +57,22 @@ class LedgerRoute:
         since_unix_s = day_after(today).timestamp() - days * DAY_S
         try:
             # Reading may take as long as the ledger is large.
-            rows = await asyncio.to_thread(_sums, self._path, By(by), Span(since_unix_s=since_unix_s))
+            rows, standing_joules = await asyncio.to_thread(_read, self._path, By(by), Span(since_unix_s=since_unix_s))
         except LedgerError as error:
             raise refused(ErrorCode.LEDGER_UNREADABLE, str(error)) from None
         body = {
             "by": by,
             "since_unix_s": since_unix_s,
             "sums": rows,
+            "standing": standing_joules,
             "today": [_shown(statement) for statement in self._accounts.statements(today)],
         }
         return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
-def _sums(path: Path, by: By, span: Span) -> tuple[SumRow, ...]:
+def _read(path: Path, by: By, span: Span) -> tuple[tuple[SumRow, ...], StandingReport]:
     with reading(path) as connection:
-        return sums(connection, by, span)
+        return sums(connection, by, span), standing(connection, span)
 
 
 def _shown(statement: Statement) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.http import messages
-from moe2.coordinator.http.answering import REQUEST_ID
+from moe2.coordinator.http.answering import CLIENT_REQUEST_ID, REQUEST_ID
 from moe2.coordinator.http.encodings import ACCEPTED
 from moe2.coordinator.http.errors import ApiError, refused
 from moe2.coordinator.http.paths import MESSAGES_PATH
@@ -22,6 +23,10 @@ from moe2.coordinator.http.paths import MESSAGES_PATH
 log = structlog.get_logger()
 
 MAX_PATIENCE_S = 60
+MAX_CLIENT_ID_CHARACTERS = 128
+CLIENT_ID_HEADERS = ("x-client-request-id", "x-request-id")
+"""Headers with a client's own id of its request. The first one comes back beside moe2's own `x-request-id`."""
+_NOT_PRINTABLE = re.compile(r"[^!-~]")
 ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {MESSAGES_PATH: messages.error_body}
 """What writes an error's body on paths that begin so; on all others it is in OpenAI's shape."""
 
@@ -31,17 +36,30 @@ def new_request_id() -> str:
     return f"req-{uuid.uuid4().hex}"
 
 
+def client_request_id(headers: Mapping[str, str]) -> str | None:
+    """Returns the client's own id of a request, cut short and of plain characters; None where it sent none."""
+    for name in CLIENT_ID_HEADERS:
+        if found := headers.get(name):
+            return _NOT_PRINTABLE.sub("?", found[:MAX_CLIENT_ID_CHARACTERS])
+    return None
+
+
 @web.middleware
 async def answer_errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
     """A middleware that gives every response its request id, and every error the shape of its path's face."""
     request_id = request[REQUEST_ID] = new_request_id()
     structlog.contextvars.bind_contextvars(request_id=request_id)
+    if (client_id := client_request_id(request.headers)) is not None:
+        request[CLIENT_REQUEST_ID] = client_id
+        structlog.contextvars.bind_contextvars(client_request_id=client_id)
     try:
         response: web.StreamResponse = await handler(request)  # type: ignore[misc]
     except ApiError as error:
         response = _error_response(error, request)
     except web.HTTPException as error:
         response = _error_response(_of_http(error, request), request)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
@@ -57,6 +75,8 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
     response.headers["Server"] = "moe2"
     if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id
+    if client_id := request.get(CLIENT_REQUEST_ID):
+        response.headers[CLIENT_ID_HEADERS[0]] = client_id
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:

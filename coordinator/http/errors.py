@@ -114,6 +114,21 @@ def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     return error
 
 
+def explained(failed: Failed, context_tokens: int | None) -> Failed:
+    """Returns a failure in the words by which clients tell that a context was too small.
+
+    LiteLLM and LangChain look for phrases in the message, and so do coding agents, before they shorten a conversation.
+    context_tokens: of the largest expert that was tried.
+    """
+    if failed.code != ErrorCode.CONTEXT_EXCEEDED or context_tokens is None:
+        return failed
+    text = (
+        f"The prompt is too long: this model's maximum context length is {context_tokens} tokens, and the prompt "
+        f"exceeds the context window. {failed.message}"
+    )
+    return Failed(failed.code, text)
+
+
 def error_of(
     failed: Failed, receipt: Receipt, no_expert: NoExpert | None = None, *, retry_after_s: float | None = None
 ) -> ApiError:

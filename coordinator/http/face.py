@@ -53,6 +53,8 @@ class End:
 
     reason: str
     receipt: Receipt
+    vectors: Sequence[bytes] = ()
+    """Where vectors were asked for: one for each text, of length 1, as 32-bit floats, little-endian."""
 
 
 class Encoder(Protocol):

@@ -18,6 +18,7 @@ from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.http import paths
+from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
 from moe2.coordinator.http.body.messages import MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.body.responses import ResponsesRequest
@@ -104,6 +105,24 @@ _TURN = _object(
 _TURN_ERROR = _object(
     {"type": {"const": "error"}, "error": _object({"type": _STRING, "message": _STRING})}, {"moe2": _ref("Receipt")}
 )
+_EMBEDDINGS = _object(
+    {
+        "object": {"const": "list"},
+        "data": {
+            "type": "array",
+            "items": _object(
+                {
+                    "object": {"const": "embedding"},
+                    "index": _INTEGER,
+                    "embedding": {"anyOf": [_STRING, {"type": "array", "items": {"type": "number"}}]},
+                }
+            ),
+        },
+        "model": _STRING,
+        "usage": _or_null(_object({"prompt_tokens": _INTEGER, "total_tokens": _INTEGER})),
+        "moe2": _ref("Receipt"),
+    }
+)
 _RESPONSE = _object(
     {
         "id": _STRING,
@@ -116,12 +135,28 @@ _RESPONSE = _object(
         "moe2": _ref("Receipt"),
     }
 )
-_MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _STRING})
+_MODEL = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "model"},
+        "created": _INTEGER,
+        "owned_by": _STRING,
+        "root": _STRING,
+        **{
+            name: _or_null(_INTEGER)
+            for name in ("context_length", "max_model_len", "max_input_tokens", "max_output_tokens")
+        },
+        "capabilities": {"type": "object", "additionalProperties": _or_null({"type": "boolean"})},
+        "meta": {"type": "object", "additionalProperties": _or_null(_INTEGER)},
+        "sampling": _or_null({"type": "object"}),
+    }
+)
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
+    "Embeddings": _EMBEDDINGS,
     "Response": _RESPONSE,
     "MessageAnswer": _TURN,
     "MessageError": _TURN_ERROR,
@@ -184,6 +219,14 @@ _OPERATIONS = (
         {_JSON: _ref("TextAnswer"), _EVENTS: None},
         (*_BODY_ERRORS, *_INFERENCE_ERRORS),
         _ref("TextRequest"),
+    ),
+    _Operation(
+        "post",
+        paths.EMBEDDINGS_PATH,
+        "Make a vector of each text.",
+        {_JSON: _ref("Embeddings")},
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
+        _ref("EmbeddingsRequest"),
     ),
     _Operation(
         "post",
@@ -304,7 +347,7 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    bodies = (ChatRequest, TextRequest, ResponsesRequest, MessagesRequest, FeedbackRequest)
+    bodies = (ChatRequest, TextRequest, ResponsesRequest, MessagesRequest, EmbeddingsRequest, FeedbackRequest)
     structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:

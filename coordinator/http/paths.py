@@ -13,6 +13,7 @@ METRICS_PATH = "/metrics"
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+EMBEDDINGS_PATH = "/v1/embeddings"
 RESPONSES_PATH = "/v1/responses"
 RESPONSE_PATH = RESPONSES_PATH + "/{response_id}"
 RESPONSE_ITEMS_PATH = RESPONSE_PATH + "/input_items"
@@ -26,6 +27,23 @@ PLAN_PATH = "/v1/moe2/plan"
 FEEDBACK_PATH = "/v1/moe2/feedback"
 LEDGER_PATH = "/v1/moe2/ledger"
 EVENTS_PATH = "/v1/moe2/events"
+
+_SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)
+SHORT_PATHS = {
+    "/health": HEALTH_PATH,
+    **{path.removeprefix("/v1"): path for path in _SHORTENED},
+}
+"""Paths that clients use by habit, as they are served by llama-server and others, and the path of the route."""
+
+
+def meant_path(path: str) -> str:
+    """Returns the path that a client means, for one with a slash too many or without `/v1`."""
+    if "//" in path or (path.endswith("/") and path != "/"):
+        path = "/" + "/".join(part for part in path.split("/") if part)
+    if path.startswith("/models/"):
+        return "/v1" + path
+    return SHORT_PATHS.get(path, path)
+
 
 CALIBRATION_PATH = "/calibration"
 """A route of the local socket only; that of the status is `moe2.common.localsocket.STATUS_ROUTE`."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
+from http import HTTPStatus
 from time import monotonic
+from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import web
-from aiohttp.http import WebSocketReader
+from aiohttp.http import RawRequestMessage, WebSocketReader
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_server import Server
 
 from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.http.errors import ApiError
 
 log = structlog.get_logger()
 
@@ -43,6 +50,72 @@ def send_deadline(timeout_s: float) -> Middleware:
         return await handler(request)
 
     return limit_sending
+
+
+class Listener(web.AppRunner):
+    """An application's runner whose answers to malformed HTTP are JSON, like all others.
+
+    The HTTP library gives such an answer itself, before any middleware, as plain text. meant_path: returns the path
+    that a request's path stands for; it is asked before the route is looked up.
+    """
+
+    __slots__ = ("_meant_path",)
+
+    def __init__(self, app: web.Application, *, meant_path: Callable[[str], str] | None = None, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._meant_path = meant_path
+
+    async def _make_server(self) -> Server:
+        return _Server(await super()._make_server(), self._meant_path)
+
+
+class _Server(Server):
+    """The library's server of the same application, with the connections of this module."""
+
+    def __init__(self, made: Server, meant_path: Callable[[str], str] | None) -> None:
+        """Leaves out the parent's set-up, as `made` has it."""
+        self.__dict__.update(made.__dict__)
+        if meant_path is not None:
+            make_request = self.request_factory
+
+            def make_meant(message: RawRequestMessage, *others: Any) -> web.BaseRequest:
+                path = message.url.raw_path
+                if (meant := meant_path(path)) != path:
+                    url = message.url.with_path(meant, encoded=True, keep_query=True)
+                    message = message._replace(url=url, path=str(url.relative() if url.absolute else url))
+                return make_request(message, *others)
+
+            self.request_factory = make_meant
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    """A connection on which errors are JSON."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Returns the answer to a request that could not be read, or whose handler could not answer."""
+        found = super().handle_error(request, status, exc, message)
+        text = message.strip() if message else HTTPStatus(status).phrase
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        body = ApiError(status, f"The request is not valid HTTP: {text}" if status < 500 else text, kind=kind).body()
+        answer = web.Response(
+            status=found.status,
+            body=msgspec.json.encode(body),
+            content_type="application/json",
+            headers={"Server": "moe2"},
+        )
+        answer.force_close()
+        return answer
 
 
 @web.middleware

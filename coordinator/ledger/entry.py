@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moe2.common.standby import StandingEnergy
+
 
 @dataclass(frozen=True)
 class AttemptEntry:
@@ -87,6 +89,22 @@ class ReservationEntry:
     model: str
     energy_j: float | None
     tokens: int | None
+
+
+@dataclass(frozen=True)
+class StandingEntry:
+    """Joules of an agent's host that belong to no request, since the last such entry.
+
+    by_cause: (cause, joules) pairs. hour_unix_s: the beginning of the hour that they are entered into. counters: the
+    agent's, of which all has been booked with this entry.
+    """
+
+    agent: str
+    agent_name: str
+    hour_unix_s: int
+    by_cause: tuple[tuple[str, float], ...]
+    quality: str
+    counters: StandingEnergy
 
 
 class AttemptState(StrEnum):

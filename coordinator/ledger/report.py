@@ -12,6 +12,7 @@ import msgspec
 
 from moe2.common.energy import Quality, worst_quality
 from moe2.common.errors import JobErrorCode
+from moe2.common.standby import Cause, StandingEnergy
 from moe2.coordinator.ledger.accounts import DaySum
 from moe2.coordinator.ledger.entry import AttemptState
 
@@ -29,6 +30,7 @@ class By(StrEnum):
     OUTCOME = "outcome"
 
 
+HOUR_S = 3600
 # Columns of the tables, no input.
 _COLUMNS = {
     By.KEY: "requests.key_name",
@@ -167,6 +169,80 @@ def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = N
             wasted_j=causes.wasted_j(""),
             experts=tuple(attempt["expert"] for attempt in attempts),
         )
+
+
+class StandingRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Joules of one agent's host that belong to no request, by cause; 0 where nothing was booked to a cause."""
+
+    agent: str
+    agent_name: str
+    idle_j: float = 0.0
+    loading_j: float = 0.0
+    waking_j: float = 0.0
+    other_j: float = 0.0
+    quality: str = Quality.UNMEASURED.value
+
+
+class StandingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Joules of all hosts that belong to no request, and what an answer costs with them.
+
+    joules: of all hosts and causes; None where no host has measured any. answers: completed requests. requests_j: of
+    all requests, completed or not, as far as they are known; n_unmeasured: the others. j_per_answer: both together, for
+    each answer; None where either is unknown or nothing was answered, a lower bound where requests are unmeasured.
+    """
+
+    joules: float | None
+    answers: int
+    requests_j: float | None
+    n_unmeasured: int
+    j_per_answer: float | None
+    hosts: tuple[StandingRow, ...]
+
+
+def standing(connection: sqlite3.Connection, span: Span) -> StandingReport:
+    """Sums up what hosts have used for no request, in whole hours that begin within the span."""
+    # Whoever asks for a part of an hour gets all of it: joules are kept by the hour.
+    since = None if span.since_unix_s is None else span.since_unix_s - span.since_unix_s % HOUR_S
+    terms = [term for term, value in (("hour_unix_s >= ?", since), ("hour_unix_s < ?", span.until_unix_s)) if value]
+    values = [value for value in (since, span.until_unix_s) if value]
+    query = f"""
+        SELECT agent, max(agent_name) AS agent_name, cause, sum(joules) AS joules,
+               group_concat(DISTINCT quality) AS qualities
+        FROM standing WHERE {" AND ".join(terms) or "1"} GROUP BY agent, cause ORDER BY 2, 1
+    """  # noqa: S608
+    hosts: dict[str, dict[str, Any]] = {}
+    qualities: dict[str, list[str]] = {}
+    for row in _rows(connection, query, values):
+        host = hosts.setdefault(row["agent"], {"agent": row["agent"], "agent_name": row["agent_name"]})
+        if row["cause"] in set(Cause):
+            host[f"{row['cause']}_j"] = row["joules"]
+        qualities.setdefault(row["agent"], []).append(row["qualities"])
+    rows = tuple(StandingRow(**host, quality=_worst(",".join(qualities[agent]))) for agent, host in hosts.items())
+    where, limits = span.where()
+    [answered] = _dicts(
+        connection,
+        f"""SELECT sum(outcome = 'completed') AS answers, sum(joules) AS joules, sum(joules IS NULL) AS n_unmeasured
+            FROM requests WHERE {where}""",  # noqa: S608
+        list(limits),
+    )
+    answers = answered["answers"] or 0
+    joules = sum(row.idle_j + row.loading_j + row.waking_j + row.other_j for row in rows) if rows else None
+    requests_j = answered["joules"]
+    known = joules is not None and requests_j is not None and answers > 0
+    return StandingReport(
+        joules=joules,
+        answers=answers,
+        requests_j=requests_j,
+        n_unmeasured=answered["n_unmeasured"] or 0,
+        j_per_answer=((joules or 0.0) + (requests_j or 0.0)) / answers if known else None,
+        hosts=rows,
+    )
+
+
+def booked_counters(connection: sqlite3.Connection) -> dict[str, StandingEnergy]:
+    """Returns the agents' counters of joules whose values are in the ledger, by agent."""
+    rows = _dicts(connection, "SELECT * FROM standing_counters", [])
+    return {row.pop("agent"): StandingEnergy(**row) for row in rows}
 
 
 class _Causes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moe2.common.errors import Moe2Error
 
-VERSION = 1
+VERSION = 2
 BUSY_S = 0.5
 """The time for which another process may hold the database before a write counts as failed and is tried again later."""
 
@@ -71,6 +71,27 @@ _MIGRATIONS = (
         model TEXT NOT NULL,
         energy_j REAL,
         tokens INTEGER
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE standing (
+        agent TEXT NOT NULL,
+        hour_unix_s INTEGER NOT NULL,
+        cause TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        agent_name TEXT NOT NULL,
+        joules REAL NOT NULL,
+        PRIMARY KEY (agent, hour_unix_s, cause, quality)
+    ) WITHOUT ROWID;
+    CREATE INDEX standing_by_hour ON standing (hour_unix_s);
+    CREATE TABLE standing_counters (
+        agent TEXT NOT NULL PRIMARY KEY,
+        epoch TEXT NOT NULL,
+        idle_j REAL NOT NULL,
+        loading_j REAL NOT NULL,
+        waking_j REAL NOT NULL,
+        other_j REAL NOT NULL,
+        requests_j REAL NOT NULL
     ) WITHOUT ROWID;
     """,
 )

@@ -14,8 +14,9 @@ from time import time
 import structlog
 
 from moe2.common.health import HealthWarning, Severity
+from moe2.common.standby import StandingEnergy
 from moe2.coordinator.ledger.accounts import DaySum, day_of
-from moe2.coordinator.ledger.report import day_sums
+from moe2.coordinator.ledger.report import booked_counters, day_sums
 from moe2.coordinator.ledger.schema import open_beside, open_for_writing, unusable
 from moe2.coordinator.ledger.writer import MAX_KEPT, Batch, Entry, LedgerWriter, Progress, Prune, Stop
 
@@ -47,13 +48,18 @@ class Ledger:
         self._gathered: list[Entry] = []
         self._is_stalled = False
         self.today: tuple[DaySum, ...] = ()
+        self.booked_counters: dict[str, StandingEnergy] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Opens the database for the length of the context; `today` then has the sums so far. Raises LedgerError."""
+        """Opens the database for the length of the context. Raises LedgerError.
+
+        `today` then has the sums so far, and `booked_counters` the agents' counters of joules that are in them.
+        """
         connection = open_for_writing(self.path)
         try:
             self.today = day_sums(connection, day_of(time()))
+            self.booked_counters = booked_counters(connection)
             checkpointer = open_beside(self.path)
         except sqlite3.Error as error:
             connection.close()

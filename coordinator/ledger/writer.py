@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry
+from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry, StandingEntry
 from moe2.coordinator.ledger.schema import is_full
 
 CHECKPOINT_EVERY_S = 5.0
@@ -33,12 +33,21 @@ _REQUEST_COLUMNS = tuple(
     field.name for field in dataclasses.fields(RequestEntry) if field.name not in ("was_reserved", "attempts")
 )
 _ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
+_COUNTER_COLUMNS = ("epoch", "idle_j", "loading_j", "waking_j", "other_j", "requests_j")
+_ADD_STANDING = """
+    INSERT INTO standing (agent, hour_unix_s, cause, quality, agent_name, joules) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET joules = joules + excluded.joules, agent_name = excluded.agent_name
+"""
+_KEEP_COUNTERS = """
+    INSERT OR REPLACE INTO standing_counters (agent, epoch, idle_j, loading_j, waking_j, other_j, requests_j)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 _RESERVATION_COLUMNS = tuple(field.name for field in dataclasses.fields(ReservationEntry))
 
 # What ails the database or its disk; every other error is about what was to be written.
 _MAY_PASS = (sqlite3.OperationalError, sqlite3.DatabaseError)
 
-Entry = RequestEntry | ReservationEntry
+Entry = RequestEntry | ReservationEntry | StandingEntry
 
 log = structlog.get_logger()
 
@@ -209,7 +218,7 @@ class LedgerWriter:
                 for entry in entries:
                     self._commit_or_refuse((entry,))
                 return
-            log.error("ledger_entry_refused", request_id=entries[0].request_id, error=str(error))
+            log.error("ledger_entry_refused", request_id=getattr(entries[0], "request_id", None), error=str(error))
             self._n_dropped += 1
 
     def _commit(self, entries: Sequence[Entry]) -> None:
@@ -222,6 +231,9 @@ class LedgerWriter:
             ended = [(entry.request_id,) for entry in requests if entry.was_reserved]
             if ended:
                 self._connection.executemany("DELETE FROM reservations WHERE request_id = ?", ended)
+            for entry in entries:
+                if isinstance(entry, StandingEntry):
+                    self._book_standing(entry)
         self._written.set()
 
     def _insert(self, table: str, columns: tuple[str, ...], entries: Iterable[object]) -> None:
@@ -231,6 +243,16 @@ class LedgerWriter:
             part = rows[start : start + _ROWS_PER_STATEMENT]
             values: list[Any] = [value for row in part for value in row]
             self._connection.execute(_insertion(table, columns, len(part)), values)
+
+    def _book_standing(self, entry: StandingEntry) -> None:
+        """Adds joules and keeps the counters that they came from, both in the same transaction."""
+        rows = [
+            (entry.agent, entry.hour_unix_s, cause, entry.quality, entry.agent_name, joules)
+            for cause, joules in entry.by_cause
+        ]
+        self._connection.executemany(_ADD_STANDING, rows)
+        counters = [getattr(entry.counters, name) for name in _COUNTER_COLUMNS]
+        self._connection.execute(_KEEP_COUNTERS, [entry.agent, *counters])
 
     def _prune(self, before_day: str) -> None:
         """Deletes some of the requests that are too old; it is called again until none is left."""
@@ -242,6 +264,9 @@ class LedgerWriter:
                 "DELETE FROM attempts WHERE request_id = ?", [(found_id,) for _, found_id in found]
             )
             self._connection.executemany("DELETE FROM requests WHERE rowid = ?", [(rowid,) for rowid, _ in found])
+            self._connection.execute(
+                "DELETE FROM standing WHERE hour_unix_s < CAST(strftime('%s', ?) AS INTEGER)", (before_day,)
+            )
         self._written.set()
         if len(found) < PRUNED_AT_ONCE:
             self._prune_before = None

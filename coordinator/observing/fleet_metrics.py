@@ -40,6 +40,7 @@ class FleetCollector(Collector):
         yield from self._agents(status.agents)
         yield from _experts(status.agents)
         yield _power(status.agents)
+        yield from _standing(status.agents)
         yield from _averages(status.averages)
         yield _warnings(status)
 
@@ -147,6 +148,31 @@ def _power(rows: tuple[AgentRow, ...]) -> Metric:
             if sensor.power_w is not None:
                 power.add_metric([row.agent_name, row.agent_id, sensor.name], sensor.power_w)
     return power
+
+
+def _standing(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
+    """Yields what hosts use while they answer nobody, as their agents have measured it."""
+    joules = CounterMetricFamily(
+        "moe2_fleet_standing_energy_joules",
+        "Energy of a host that belongs to no request, by cause, since its agent's start.",
+        labels=[*AGENT, "cause", "quality"],
+    )
+    idle = GaugeMetricFamily(
+        "moe2_fleet_idle_power_watts",
+        "Measured power of a host that waits, by models in memory.",
+        labels=[*AGENT, "models"],
+    )
+    for row in rows:
+        if row.standby is None:
+            continue
+        labels = [row.agent_name, row.agent_id]
+        if row.standby.energy is not None:
+            for cause, spent_j in row.standby.energy.by_cause().items():
+                joules.add_metric([*labels, cause.value, row.standby.energy.quality.value], spent_j)
+        for state in row.standby.idle:
+            idle.add_metric([*labels, "asleep" if state.asleep else ",".join(state.models) or "none"], state.power_w)
+    yield joules
+    yield idle
 
 
 def _averages(rows: tuple[AverageRow, ...]) -> Iterator[Metric]:

@@ -41,6 +41,7 @@ export function drawTiles({ fleet, power, requests, bins, binS }) {
     tile("Experts ready", `${ready} / ${experts.length}`, `${fleet.agents.filter((a) => a.connected).length} of ${fleet.agents.length} hosts connected`),
     tile("Fleet power", watts(power.power_w), powerNote(power), power.simulated && power.power_w !== null),
     tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests.length, unknown), simulated && energy !== null),
+    tile("Energy per answer", perAnswer(fleet.energy), balanceNote(fleet.energy), fleet.energy?.quality === "simulated" && fleet.energy.j_per_answer !== null),
     tile("Throughput", past.length ? `${digits(sum("tokens") / spanS)} tok/s` : DASH, past.length ? `${digits((60 * sum("n_requests")) / spanS)} requests/min` : "first minute"),
     tile("In progress", count(fleet.requests_active), `${active} of ${slots} slots · ${queued} queued`),
     tile("First token", seconds(median(ttfts)), "median of the last 50"),
@@ -60,6 +61,15 @@ function tile(name, value, note, simulated = false) {
 function powerNote({ n_known, n_unknown }) {
   if (n_unknown && n_known) return `${n_unknown} of ${n_known + n_unknown} hosts unmeasured`;
   return n_unknown ? "no host has a power sensor" : `${n_known} ${n_known === 1 ? "host" : "hosts"}`;
+}
+
+const perAnswer = (energy) => (energy && energy.j_per_answer !== null ? joules(energy.j_per_answer) : UNMEASURED);
+
+// What hosts used for no request, beside what requests used.
+function balanceNote(energy) {
+  if (!energy || energy.idle_j === null) return "with waiting; no host has a power sensor";
+  const spent = [["requests", energy.requests_j], ["waiting", energy.idle_j], ["loading", energy.loading_j], ["waking", energy.waking_j], ["other", energy.other_j]];
+  return `with waiting: ${spent.filter(([, value]) => value > 0).map(([name, value]) => `${joules(value)} ${name}`).join(", ") || "nothing spent yet"}`;
 }
 
 function energyNote(n, n_unknown) {

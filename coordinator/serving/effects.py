@@ -93,6 +93,13 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class DeliverVectors:
+    """The client gets the vectors of its next texts."""
+
+    vectors: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Remark:
     """A client that reads a stream is told how far the request is, beside the answer."""
 
@@ -118,7 +125,7 @@ class Retire:
 
 ForExperts = SubmitJob | Tell | StopJob | Suspect | ReleaseExpert | ShareExpert
 Question = ChooseExperts | AskToHedge
-ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | Remark | Retract | Conclude | Retire
+ForService = EnterQueue | LeaveQueue | ForExperts | Deliver | DeliverVectors | Remark | Retract | Conclude | Retire
 Effect = Question | ForService
 
 

@@ -53,6 +53,14 @@ class TokensArrived:
 
 
 @dataclass(frozen=True)
+class VectorsArrived:
+    """An expert has embedded some of the texts."""
+
+    job_id: str
+    vectors: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class NextTokensArrived:
     """A following expert has said what it thinks of the next token."""
 
@@ -115,6 +123,7 @@ Event = (
     | RoomRefused
     | AttemptStarted
     | TokensArrived
+    | VectorsArrived
     | NextTokensArrived
     | AttemptDone
     | AttemptScored

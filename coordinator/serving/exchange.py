@@ -21,6 +21,8 @@ class Exchange:
         self.life = life
         self._final: Receipt | None = None
         self._pieces: list[TokenPiece] = []
+        self.vectors: list[bytes] = []
+        """The vectors that have come so far, of a request for these."""
         self._remarks: list[str] = []
         self._is_retracted = False
         self._outcome: Outcome | None = None
@@ -57,6 +59,7 @@ class Exchange:
     def retract(self) -> None:
         """Throw away what was delivered. Only for a reader who waits for the end with `receive_all`."""
         self._pieces.clear()
+        self.vectors.clear()
         self._is_retracted = True
 
     def conclude(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
+from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
@@ -26,6 +26,7 @@ from moe2.coordinator.serving.effects import Cancelled, Completed, Effect, Faile
 from moe2.coordinator.serving.events import Event
 from moe2.coordinator.serving.mode import ModeRun
 from moe2.coordinator.serving.progress import Limits, OnChosen, Progress, Wait
+from moe2.coordinator.serving.request import embedding_of, writing_of
 from moe2.coordinator.serving.suspicion import is_custom, isolated_until, restarts_seen, verdict
 
 MAX_ATTEMPTS = 4
@@ -77,6 +78,9 @@ class Lifecycle(Progress):
         match event:
             case events.TokensArrived(job_id=job_id, pieces=pieces):
                 return self._tokens(job_id, pieces, now_s)
+            case events.VectorsArrived(job_id=job_id, vectors=vectors):
+                play, attempt = self._heard(job_id, now_s)
+                return play.vectors(attempt, vectors, now_s) if play and attempt else []
             case events.NextTokensArrived(next_tokens=next_tokens):
                 play, attempt = self._heard(next_tokens.job_id, now_s)
                 return play.next_tokens(attempt, next_tokens, now_s) if play and attempt else []
@@ -219,20 +223,14 @@ class Lifecycle(Progress):
 
         max_tokens: a limit besides the request's own; None for no other.
         """
-        request = self.request
+        request, model = self.request, member.expert.model
         limits = [limit for limit in (self.n_tokens_left, max_tokens) if limit is not None]
-        generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
 
-        def job(job_id: str, deadline_s: float) -> Submit:
-            return Submit(
-                job_id=job_id,
-                request_id=request.request_id,
-                model=member.expert.model,
-                prompt=request.prompt,
-                prefix=request.prefix + prefix,
-                deadline_s=deadline_s,
-                **msgspec.structs.asdict(generation),
-            )
+        def job(job_id: str, deadline_s: float) -> Submit | EmbedJob:
+            if request.texts:
+                return embedding_of(request, job_id, model, deadline_s)
+            generation = msgspec.structs.replace(request.generation, max_tokens=min(limits, default=None))
+            return writing_of(request, job_id, model, deadline_s, generation, prefix=prefix)
 
         return self.submit(member, selection, job, now_s, purpose, is_hedge=is_hedge)
 
@@ -241,6 +239,12 @@ class Lifecycle(Progress):
         if self.first_token_s is None:
             self.first_token_s = now_s
         return [effects.Deliver(pieces)]
+
+    def deliver_vectors(self, vectors: tuple[bytes, ...], now_s: float) -> list[Effect]:
+        """Hand the vectors of some texts to the client."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        return [effects.DeliverVectors(vectors)]
 
     def retract(self) -> list[Effect]:
         """Throw away what was delivered, of which the client has seen nothing, and begin the answer anew."""

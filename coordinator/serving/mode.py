@@ -49,6 +49,10 @@ class ModeRun(ABC):
         """Take in what an expert has written."""
         return []
 
+    def vectors(self, attempt: Attempt, vectors: tuple[bytes, ...], now_s: float) -> list[Effect]:
+        """Take in what an expert has embedded."""
+        return []
+
     def next_tokens(self, attempt: Attempt, next_tokens: NextTokens, now_s: float) -> list[Effect]:
         """Take in what a following expert thinks of the next token."""
         return []

@@ -72,6 +72,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     exceeded: names of the budgets that turned out not to be kept.
     max_tokens_within_context: what was left for the answer in the context of its expert, where the request's
     `max_tokens` asked for more; None where the limit held as it was.
+    client_request_id: the client's own id of the request, where it sent one.
     reasoning_j: joules of `energy` that went into the answer's reasoning; None without any, or where it is not known.
     """
 
@@ -86,6 +87,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     collaboration: Collaboration | None = None
     exceeded: tuple[str, ...] = ()
     max_tokens_within_context: int | None = None
+    client_request_id: str | None = None
     reasoning_j: float | None = None
 
 
@@ -117,6 +119,7 @@ def receipt_of(life: Lifecycle) -> Receipt:
         collaboration=life.play.collaboration if life.play else None,
         exceeded=_exceeded(life, energy, tokens),
         max_tokens_within_context=_clamped_to(life),
+        client_request_id=life.request.client_request_id,
         reasoning_j=usage.reasoning_j if usage else None,
     )
 

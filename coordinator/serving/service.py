@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from moe2.common.alarm import Alarm
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -20,9 +21,11 @@ from moe2.common.link.messages import (
     NextTokens,
     ToAgent,
     Tokens,
+    Vectors,
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
+from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
@@ -149,7 +152,7 @@ class Service:
         # Who has waited comes before who has just arrived.
         self._queue.serve()
         request = replace(request, demand=self.planned(request.demand, request.model))
-        chain = prefixes(request.prompt) if self._settings.affinity else ()
+        chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
         active = _Active(life, exchange, Alarm(lambda: self._time_passed(active)), chain, self._affinities.find(chain))
@@ -172,6 +175,8 @@ class Service:
                     self._job_goes_on(agent_id, job.job_id, events.TokensArrived(job.job_id, job.pieces))
             case JobStarted():
                 self._job_goes_on(agent_id, message.job_id, events.AttemptStarted(message))
+            case Vectors():
+                self._job_goes_on(agent_id, message.job_id, events.VectorsArrived(message.job_id, message.vectors))
             case NextTokens():
                 self._job_goes_on(agent_id, message.job_id, events.NextTokensArrived(message))
             case JobDone():
@@ -240,7 +245,11 @@ class Service:
         if life is not None and self._judge.suspects:
             request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
-        return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
+            loading = self._table.loading(now_s)
+            return if_loading(chosen, request, [expert for expert in loading if can_serve(request.model, expert)])
+        return chosen
 
     def _room_appeared(self, request_id: str) -> None:
         self._handle(self._active[request_id], events.RoomAppeared())
@@ -372,6 +381,8 @@ class Service:
         match effect:
             case effects.Deliver(pieces=pieces):
                 active.exchange.deliver(pieces)
+            case effects.DeliverVectors(vectors=vectors):
+                active.exchange.vectors.extend(vectors)
             case effects.Remark(text=text):
                 active.exchange.remark(text)
             case effects.Retract():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import Job, Submit
+from moe2.common.link.messages import EmbedJob, Job, Submit
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.effects import Failed
@@ -21,6 +21,8 @@ MAX_DEATHS = 2
 
 def is_custom(job: Job) -> bool:
     """True for a job with a grammar, a schema or tools of its client's: the likeliest to bring an engine down."""
+    if isinstance(job, EmbedJob):
+        return False
     return (isinstance(job, Submit) and not job.is_free) or uses_tools(job.prompt)
 
 

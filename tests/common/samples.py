@@ -16,6 +16,7 @@ from moe2.common.link.messages import (
     CommandAnswer,
     CommandOutcome,
     ContinuationScore,
+    EmbedJob,
     ExpertReport,
     ExpertState,
     Fault,
@@ -48,6 +49,7 @@ from moe2.common.link.messages import (
     Tool,
     ToolCall,
     UnloadModel,
+    Vectors,
     WakeNeighbour,
     Welcome,
     WireMessage,
@@ -220,6 +222,20 @@ SAMPLES: dict[str, WireMessage] = {
         experts=(msgspec.structs.replace(SMALL_EXPERT, load_cost=COST, unload_cost=TransitionCost(duration_s=0.5)),),
         standby=STANDBY,
     ),
+    "report.vectors": Report(
+        seq=4,
+        host=SMALLEST_HOST,
+        experts=(
+            ExpertReport(
+                model="m",
+                state=ExpertState.READY,
+                context_tokens=64,
+                slots=1,
+                vector_size=384,
+                vector_sizes=(128, 256),
+            ),
+        ),
+    ),
     "report.smallest": Report(
         seq=0,
         host=SMALLEST_HOST,
@@ -308,6 +324,13 @@ SAMPLES: dict[str, WireMessage] = {
         deadline_s=60.0,
     ),
     "follow.smallest": FollowJob(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once")),
+    "embed": EmbedJob(
+        job_id="req-1.0",
+        request_id="req-1",
+        model="minilm",
+        texts=(TextPrompt(text="Once"), TextPrompt(text="", tokens=(101, 102))),
+        deadline_s=60.0,
+    ),
     "take_token": TakeToken(job_id="req-1.0", step=3, token=70_000),
     "take_token.smallest": TakeToken(job_id="j", step=0),
     "cancel": CancelJob(job_id="req-1.0"),
@@ -347,6 +370,7 @@ SAMPLES: dict[str, WireMessage] = {
     "next_tokens": NextTokens(
         job_id="req-1.0", step=3, candidates=(Candidate(9, -0.25, b"\xc3", False), Candidate(2, -2.5, b"", True))
     ),
+    "vectors": Vectors(job_id="req-1.0", vectors=(b"\0\0\x80\x3f\0\0\0\0", b"\x9a\x99\x19\x3f\xcd\xcc\x4c\x3f")),
     "job_scored": JobScored(
         job_id="req-1.0", scores=(ContinuationScore(-1.5, 1, 3), ContinuationScore(-4.5, 2, 3)), usage=USAGE
     ),

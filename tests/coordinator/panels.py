@@ -9,6 +9,7 @@ from typing import Any
 from moe2.common.link.messages import (
     Candidate,
     ContinuationScore,
+    EmbedJob,
     FollowJob,
     JobScored,
     JobUsage,
@@ -104,7 +105,8 @@ def ballot(*choices: str, **fields: Any) -> Ballot:
 
 
 def jobs(effects: list[Effect]) -> list[Submit | ScoreJob | FollowJob]:
-    return [effect.job for effect in effects if isinstance(effect, SubmitJob)]
+    made = [effect.job for effect in effects if isinstance(effect, SubmitJob)]
+    return [job for job in made if not isinstance(job, EmbedJob)]
 
 
 def told(effects: list[Effect]) -> list[tuple[str, TakeToken]]:

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
+import struct
 import sys
+import zlib
 from math import log
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from moe2.agent.engine.protocol import (
     Loaded,
     LoadFailed,
     ModelFacts,
+    ModelSpec,
     Scored,
     Shutdown,
     Started,
@@ -38,6 +42,7 @@ from moe2.common.link.messages import (
     Candidate,
     ChatPrompt,
     ContinuationScore,
+    EmbedJob,
     FollowJob,
     JobPieces,
     NextTokens,
@@ -48,6 +53,7 @@ from moe2.common.link.messages import (
     TokenAlternative,
     TokenPiece,
     Tokens,
+    Vectors,
 )
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
@@ -63,6 +69,7 @@ class FakeExpert:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._takes: dict[str, asyncio.Queue[TakeToken]] = {}
         self._context_tokens = 0
+        self._loading: asyncio.Task[None] | None = None
         self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._control_turn = asyncio.Lock()
 
@@ -85,11 +92,13 @@ class FakeExpert:
     def _obey(self, command: Command) -> None:
         match command:
             case Load(spec=spec):
-                self._load(spec.path, spec.context_tokens, spec.slots)
+                self._loading = asyncio.create_task(self._load_when_allowed(spec))
             case Submit() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
             case ScoreJob() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._score(job))
+            case EmbedJob() as job:
+                self._jobs[job.job_id] = asyncio.create_task(self._embed(job))
             case FollowJob() as job:
                 self._takes[job.job_id] = asyncio.Queue()
                 self._jobs[job.job_id] = asyncio.create_task(self._follow(job))
@@ -99,6 +108,11 @@ class FakeExpert:
             case CancelJob(job_id=job_id):
                 if task := self._jobs.get(job_id):
                     task.cancel()
+
+    async def _load_when_allowed(self, spec: ModelSpec) -> None:
+        if self._options.asks_to_load:
+            await self._permission("load")
+        self._load(spec.path, spec.context_tokens, spec.slots)
 
     def _load(self, path: str, context_tokens: int, slots: int) -> None:
         if not Path(path).exists():
@@ -114,6 +128,7 @@ class FakeExpert:
                     vocabulary_sha256="0" * 64,
                     has_chat_template=not self._options.no_template,
                     supports_tools=not self._options.no_tools,
+                    vector_size=self._options.vectors,
                 ),
                 load_s=0.0,
                 context_tokens=context_tokens,
@@ -185,6 +200,24 @@ class FakeExpert:
                 decode_s=decoded / self._options.prefill_tokens_per_s,
             )
         )
+
+    async def _embed(self, job: EmbedJob) -> None:
+        texts = [text.text.split() or list(map(str, text.tokens)) for text in job.texts]
+        prompt_tokens = sum(map(len, texts))
+        if max(map(len, texts)) > self._context_tokens:
+            text = f"A text has more than {self._context_tokens} tokens."
+            self._say(JobFailed(job_id=job.job_id, code="context_exceeded", message=text))
+            return
+        self._say(Started(job_id=job.job_id, prompt_tokens=prompt_tokens))
+        reason = "cancelled"
+        try:
+            for number, words in enumerate(texts):
+                await self._permission(f"embed {job.job_id} {number}")
+                self._say(Vectors(job_id=job.job_id, vectors=(vector_of(words, self._options.vectors),)))
+            reason = "stop"
+        except asyncio.CancelledError:
+            pass
+        self._finished(job.job_id, reason, prompt_tokens, 0)
 
     def _likelihood(self, continuation: str) -> ContinuationScore:
         """e^-1 per word of the preferred one, e^-2 of the others."""
@@ -259,6 +292,15 @@ class FakeExpert:
         os.write(1, length_prefixed(self._events.encode(event)))
 
 
+def vector_of(words: list[str], size: int) -> bytes:
+    """A vector of length 1 that depends on the words alone: how often each of them falls into each place."""
+    counts = [1.0] * size
+    for word in words:
+        counts[zlib.crc32(word.encode()) % size] += 10.0
+    length = math.sqrt(sum(count * count for count in counts))
+    return struct.pack(f"<{size}f", *(count / length for count in counts))
+
+
 def _words(prompt: ChatPrompt | TextPrompt) -> list[str]:
     if isinstance(prompt, TextPrompt) and prompt.tokens:
         return [f"t{token}" for token in prompt.tokens]
@@ -291,6 +333,8 @@ def main() -> None:
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--no-template", action="store_true", help="be a base model, without a chat template")
+    parser.add_argument("--asks-to-load", action="store_true", help='ask for permission for the step "load", too')
+    parser.add_argument("--vectors", type=int, help="be an embedding model, with vectors of this length")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--dies-on", metavar="WORD")

@@ -25,7 +25,6 @@ from moe2.agent.engine import protocol
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.intake import Intake
 from moe2.agent.engine.intake import Limits as DecoderLimits
 from moe2.agent.engine.request import RequestReader
@@ -108,7 +107,6 @@ class VirtualHost:
             lanes=lanes,
             new_draw=lambda _: _Draw(self._random),
             limits=limits,
-            pooling=Pooling.MEAN,
         )
         self._decoder = Decoder(
             intake=intake,
@@ -284,15 +282,12 @@ class _Cache:
     def __init__(self, host: VirtualHost) -> None:
         self._host = host
 
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         self._host.batch_passed(chunks)
         return DecodeOutcome.DONE
 
     def logits(self, place: int) -> Logits:
         return np.zeros(_VOCABULARY, dtype=np.float32)
-
-    def embedding(self, place: int) -> Logits:
-        raise NotImplementedError("nobody asks this host for embeddings")
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Nothing is kept."""

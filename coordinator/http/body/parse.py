@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
 from moe2.common.link.messages import ChatPrompt, TextPrompt
-from moe2.coordinator.choosing.request import Ballot, Mode, Wish, estimate_prompt_tokens
+from moe2.coordinator.choosing.request import Ballot, Demand, Mode, Wish, estimate_prompt_tokens
 from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown
+from moe2.coordinator.http.body.embeddings import tokens_in
 from moe2.coordinator.http.body.modes import ballot_of, modes_of
 from moe2.coordinator.http.body.prompts import prompts_of, thinking_of
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, ChatRequest, CommonRequest, TextRequest
@@ -66,6 +67,10 @@ class Call:
     """The number of answers to each prompt."""
     repeats_prompt: bool = False
     """Whether the answer is shown behind its prompt, which the expert does not send."""
+    texts: tuple[TextPrompt, ...] = ()
+    """The texts that vectors are asked for; none where an answer is to be written."""
+    vector_size: int | None = None
+    """The length of the vectors; None for that which the model makes."""
     ignored: tuple[str, ...] = ()
     """The parameters that changed nothing: those that moe2 accepts for clients' sake, and unknown ones."""
 
@@ -90,6 +95,13 @@ class Call:
     def n_choices(self) -> int:
         """The number of answers that the request asks for."""
         return (1 + len(self.more_prompts)) * self.n
+
+    def demand(self) -> Demand:
+        """Returns the estimated length of what is to be read and written."""
+        if self.texts:
+            lengths = [tokens_in(text) for text in self.texts]
+            return Demand(sum(lengths), self.generation.max_tokens, longest_text_tokens=max(lengths))
+        return Demand(self.prompt_tokens(), self.generation.max_tokens)
 
     def prompt_tokens(self) -> int:
         """Returns the estimated length of the prompt; that of given token ids is exact."""
@@ -224,7 +236,7 @@ def _call(
     structure: the answer's form. more: what else the route says of its `Generation`. for_one: the parameter that only
     one expert alone can honour. fields: the body's own, which tell what was set.
     """
-    wish = _wish(body.moe2 or {}, headers)
+    wish = wish_of(body.moe2 or {}, headers)
     has_tools = isinstance(prompt, ChatPrompt) and bool(prompt.tools)
     if has_tools and wish.choices is not None:
         raise unsupported("moe2.choices", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
@@ -274,7 +286,7 @@ def _include_usage(body: CommonRequest) -> bool:
     return bool(body.stream_options.include_usage)
 
 
-def _wish(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
+def wish_of(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:
     """Returns the budgets from the body's `moe2` object, else from headers such as `x-moe2-energy-budget-j`."""
     wish = {
         name: headers[header]

@@ -59,6 +59,10 @@ class Route(ModeRun):
             return self.life.deliver(pieces, now_s)
         return [*self._win(attempt, now_s), *self.life.deliver(pieces, now_s)]
 
+    def vectors(self, attempt: Attempt, vectors: tuple[bytes, ...], now_s: float) -> list[Effect]:
+        won = [] if attempt in self.life.authors else self._win(attempt, now_s)
+        return [*won, *self.life.deliver_vectors(vectors, now_s)]
+
     def ended(self, attempt: Attempt, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
         reason = ended.reason if isinstance(ended, JobDone) else "stop"
         return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason), now_s)]
@@ -184,12 +188,11 @@ class Route(ModeRun):
 
 
 def _can_resume(life: Lifecycle) -> bool:
-    """Whether another expert could go on in the middle: not with a grammar, tools, log-probabilities or an echo."""
+    """Whether another expert could go on in the middle: not with a form, tools, logprobs, an echo or vectors."""
     request, generation = life.request, life.request.generation
     tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else ()
-    return (
-        request.wish.resume and generation.is_free and not tools and generation.logprobs is None and not generation.echo
-    )
+    has_more = bool(tools or request.texts) or generation.logprobs is not None or generation.echo
+    return request.wish.resume and generation.is_free and not has_more
 
 
 def _begins_in_s(member: Member) -> float | None:

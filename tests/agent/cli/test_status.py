@@ -25,9 +25,10 @@ from moe2.common import localsocket
 from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
+from moe2.common.standby import Standby
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
 from moe2.common.terminal import screen
-from tests.common.samples import SMALL_EXPERT
+from tests.common.samples import COST, SMALL_EXPERT, STANDBY
 
 NOW_UNIX_S = 1_000_500.0
 
@@ -232,7 +233,7 @@ async def test_a_pipe_gets_no_boxes_and_no_colour(socket: Path, capsys: pytest.C
     output = capsys.readouterr().out
     assert "\x1b" not in output
     assert not set("╭│─●") & set(output)
-    assert [line.split(" ")[0] for line in output.splitlines()] == ["agent", "host", "link", "model"]
+    assert [line.split(" ")[0] for line in output.splitlines()] == ["agent", "host", "link", "model", "standby"]
 
 
 async def test_a_reader_that_leaves_is_no_error(socket: Path) -> None:
@@ -373,3 +374,40 @@ def test_a_simulated_sensor_is_marked() -> None:
     lines = cli_status.lines(status(sensors=sensors), NOW_UNIX_S)
     marks = [line.partition("simulated=")[2].split()[0] for line in lines if line.startswith("sensor ")]
     assert marks == ["yes", "no"]
+
+
+# --- Waiting ----------------------------------------------------------------------------------------------------------
+
+
+def waiting(standby: Standby | None) -> AgentStatus:
+    loaded = msgspec.structs.replace(READY, load_cost=COST)
+    return msgspec.structs.replace(status(experts=(loaded,)), standby=standby)
+
+
+def test_what_waiting_costs_and_what_is_allowed_are_shown() -> None:
+    """Watts of each state, what changes take, joules of no request by cause."""
+    text = drawn(waiting(STANDBY))
+    assert "unload and suspend" in text
+    assert "logind says no" in text
+    assert "1500 J idle" in text
+    assert "±0.5 W" in text
+    assert "load small-q4" in text
+
+
+def test_in_a_pipe_waiting_is_one_fact_a_line() -> None:
+    """For grep; a state has the models in memory, or is asleep."""
+    lines = cli_status.lines(waiting(STANDBY), NOW_UNIX_S)
+    assert next(line for line in lines if line.startswith("standby ")).startswith(
+        "standby allow_unload=yes allow_suspend=yes"
+    )
+    states = [line.split()[1] for line in lines if line.startswith("idle ")]
+    assert states == ["state=smollm2", "state=asleep"]
+    [load, _, _] = [line for line in lines if line.startswith("change ")]
+    assert load.startswith("change what=load model=small-q4 duration_s=4.50 energy_j=180 n=3")
+
+
+def test_an_unmeasured_host_says_so() -> None:
+    """Not 0 W."""
+    text = drawn(waiting(None))
+    assert "The watts of waiting are unmeasured yet." in text
+    assert "neither unloading nor suspending" in text

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGUFWriter, PoolingType, TokenType
 
 _STRING, _FLOAT32, _UINT32, _BOOLEAN = 8, 6, 4, 7
 _F32_TENSOR = 0
 _ALIGNMENT = 32
+_BERT_NORMS = ("attn_output_norm", "layer_output_norm")
 
 
 def write_lora(path: Path, tensors: dict[str, npt.NDArray[np.float32]], *, alpha: float) -> Path:
@@ -49,3 +51,53 @@ def _text(text: str) -> bytes:
 
 def _padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % _ALIGNMENT)
+
+
+def write_bert(path: Path, *, words: tuple[str, ...], width: int = 32, context_tokens: int = 64) -> Path:
+    """A tiny BERT with random weights, two layers and mean pooling, whose vocabulary has these words."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"\u2581{word}" for word in words)]
+    writer = GGUFWriter(path, "bert")
+    writer.add_context_length(context_tokens)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(PoolingType.MEAN)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 5 + [TokenType.NORMAL] * len(words))
+    writer.add_token_type_count(2)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_uint32("tokenizer.ggml.cls_token_id", 2)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(3)
+    draw = np.random.default_rng(1)
+
+    def add(name: str, *shape: int) -> None:
+        values = np.ones(shape) if "norm.weight" in name else draw.normal(0.0, 0.2, shape)
+        writer.add_tensor(name, values.astype(np.float32))
+
+    add("token_embd.weight", len(tokens), width)
+    add("token_types.weight", 2, width)
+    add("position_embd.weight", context_tokens, width)
+    for name in ("token_embd_norm", *(f"blk.{n}.{norm}" for n in range(2) for norm in _BERT_NORMS)):
+        add(f"{name}.weight", width)
+        add(f"{name}.bias", width)
+    for block in ("blk.0", "blk.1"):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"{block}.{part}.weight", width, width)
+            add(f"{block}.{part}.bias", width)
+        add(f"{block}.ffn_up.weight", 2 * width, width)
+        add(f"{block}.ffn_up.bias", 2 * width)
+        add(f"{block}.ffn_down.weight", width, 2 * width)
+        add(f"{block}.ffn_down.bias", width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

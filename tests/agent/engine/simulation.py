@@ -13,7 +13,6 @@ from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import Draw
-from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
@@ -73,20 +72,18 @@ class SimulatedCache:
         self._rows: dict[int, Logits] = {}
         self.fails_with: DecodeOutcome | None = None
         self.decoded_tokens = 0
-        self._embeddings = False
 
     @property
     def used(self) -> int:
         return len({cell for lane in self._lanes.values() for cell, _ in lane})
 
-    def decode(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
+    def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         if self.fails_with is not None:
             return self.fails_with
         new = sum(len(chunk.tokens) for chunk in chunks)
         if self.used + new > self._cells:
             return DecodeOutcome.NO_CELLS
         self._rows.clear()
-        self._embeddings = embeddings
         self.decoded_tokens += new
         place = 0
         for chunk in chunks:
@@ -106,8 +103,6 @@ class SimulatedCache:
 
     def embedding(self, place: int) -> Logits:
         """The simulated model's vector of a token is its logits."""
-        if not self._embeddings:
-            raise AssertionError("no embeddings were asked for")
         return self._rows[place]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -162,7 +157,6 @@ class Engine:
         cells: int = 64,
         batch_tokens: int = 16,
         endless: bool = False,
-        pooling: Pooling = Pooling.MEAN,
         idle_tokens: int | None = None,
         shelved_tokens: int = 0,
         new_draw: Callable[[Submit, SimulatedCache], Draw] | None = None,
@@ -190,7 +184,6 @@ class Engine:
             lanes=lanes,
             new_draw=self._new_draw,
             limits=limits,
-            pooling=pooling,
         )
         self.decoder = Decoder(
             intake=intake,

@@ -11,9 +11,6 @@ import msgspec
 import pytest
 
 from moe2.agent.engine.protocol import (
-    Embed,
-    Embedded,
-    Event,
     Finished,
     JobFailed,
     Loaded,
@@ -28,6 +25,7 @@ from moe2.common.link.messages import (
     CancelJob,
     ChatMessage,
     ChatPrompt,
+    EmbedJob,
     FollowJob,
     NextTokens,
     ScoreJob,
@@ -312,24 +310,11 @@ def test_scores_do_not_depend_on_company(child: Child) -> None:
         assert alone.logprob == pytest.approx(together[n].logprob, rel=0.01)
 
 
-def test_embeddings_of_like_texts_are_closer(child: Child) -> None:
-    """Beside a running answer, which is not disturbed, and in the length that the model has."""
-    texts = (
-        "The cat sleeps on the warm sofa.",
-        "A cat is sleeping on a warm couch.",
-        "Interest rates rose by two percent in March.",
-    )
-    child.send(_chat("running", _PROMPTS[2], max_tokens=30))
-    for n, text in enumerate(texts):
-        child.send(Embed(job_id=f"embed{n}", prompt=TextPrompt(text=text)))
-    ended: dict[str, Event] = {}
-    while len(ended) < len(texts) + 1:
-        if isinstance(event := child.next(), Embedded | Finished):
-            ended[event.job_id] = event
-    vectors = [embedded.embedding for _, embedded in sorted(ended.items()) if isinstance(embedded, Embedded)]
-    like, unlike = (sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:])
-    assert len(vectors[0]) == 576
-    assert like > unlike
+def test_a_model_that_writes_yields_no_vectors(child: Child) -> None:
+    """It says so, with a code that sends the request to another expert."""
+    texts = (TextPrompt(text="The cat sleeps."),)
+    child.send(EmbedJob(request_id="r", model="m", job_id="embed", texts=texts))
+    assert child.until(JobFailed, "embed").code == JobErrorCode.UNKNOWN_EXPERT
 
 
 def test_a_shared_beginning_is_taken_from_the_cache(child: Child) -> None:

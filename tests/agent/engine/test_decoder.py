@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import exp
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +14,7 @@ from hypothesis import strategies as st
 from moe2.agent.engine.batch import DecodeOutcome
 from moe2.agent.engine.distribution import Logits, logprob
 from moe2.agent.engine.drawing import Draw
-from moe2.agent.engine.embedding import Pooling
-from moe2.agent.engine.protocol import Embed, Embedded, Finished, JobFailed, Scored, Started
+from moe2.agent.engine.protocol import Finished, JobFailed, Scored, Started
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
@@ -124,7 +121,7 @@ def test_a_job_goes_on_from_what_the_model_said_when_its_mask_comes_late() -> No
     engine, draw = _with_bound()
     draw.say(engine, GREEDY)
     engine.run()
-    engine.cache.decode([], embeddings=False)
+    engine.cache.decode([])
     draw.say(engine, GREEDY)
     engine.run()
     draw.say(engine, None)
@@ -452,28 +449,6 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, contin
             known.append(token)
         assert score.logprob == pytest.approx(total, abs=1e-4)
         assert (score.tokens, score.utf8_bytes) == (len(continuation), len(continuation))
-
-
-@pytest.mark.parametrize(
-    ("pooling", "pool"),
-    [
-        (Pooling.MEAN, lambda rows: rows.mean(axis=0)),
-        (Pooling.FIRST, lambda rows: rows[0]),
-        (Pooling.LAST, lambda rows: rows[-1]),
-    ],
-)
-def test_an_embedding_pools_every_tokens_vector(
-    pooling: Pooling, pool: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-) -> None:
-    """All tokens count, also those that a cached prefix or another chunk holds; the result has length 1."""
-    engine = Engine(batch_tokens=4, pooling=pooling)
-    for job_id in ("first", "again"):
-        engine.decoder.submit(Embed(job_id=job_id, prompt=TextPrompt(text="abcabcab")))
-        engine.run()
-    tokens = _tokens("abcabcab")
-    expected = pool(np.array([logits_after(tokens[: n + 1]) for n in range(len(tokens))]))
-    for embedded in (event for event in engine.events if isinstance(event, Embedded)):
-        assert embedded.embedding == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
 
 
 def test_scoring_frees_the_cells_of_its_branches() -> None:

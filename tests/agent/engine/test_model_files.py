@@ -75,21 +75,21 @@ def test_an_unknown_architecture_is_unsupported(tmp_path: Path) -> None:
     assert "lxama" in failed.message
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "kind"),
-    [
-        ("llama.pooling_type", 1, "an embedding model"),
-        ("llama.pooling_type", 4, "a reranking model"),
-        ("llama.attention.causal", False, "an encoder-only model"),
-    ],
-)
-def test_a_model_that_yields_vectors_is_not_loaded_as_a_writer(
-    tmp_path: Path, key: str, value: int | bool, kind: str
-) -> None:
-    """It would answer with random words; the message says what it is and what to use."""
-    failed = _failure(with_metadata(smollm2_path(), tmp_path / "model.gguf", key, value))
+@pytest.mark.parametrize(("key", "value"), [("llama.pooling_type", 1), ("llama.attention.causal", False)])
+def test_a_model_that_yields_vectors_says_so(tmp_path: Path, key: str, value: int | bool) -> None:
+    """It would answer with random words: the coordinator is told the length of its vectors, and asks it for no text."""
+    loaded = _load(with_metadata(smollm2_path(), tmp_path / "model.gguf", key, value))
+    assert isinstance(loaded, Loaded)
+    assert loaded.facts.vector_size == 576
+    assert loaded.warmup_prefill_tokens_per_s
+    assert loaded.warmup_decode_tokens_per_s is None
+
+
+def test_a_model_that_ranks_is_not_loaded(tmp_path: Path) -> None:
+    """The message says what it is and what to use."""
+    failed = _failure(with_metadata(smollm2_path(), tmp_path / "model.gguf", "llama.pooling_type", 4))
     assert failed.code == "unsupported_model"
-    assert kind in failed.message
+    assert "a reranking model" in failed.message
     assert "decoder-only" in failed.message
 
 
@@ -99,11 +99,11 @@ def test_a_model_that_says_it_writes_is_loaded(tmp_path: Path) -> None:
         assert isinstance(_load(with_metadata(smollm2_path(), tmp_path / f"{number}.gguf", key, value)), Loaded)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "nomic-bert", "jina-bert-v2", "modern-bert", "t5encoder"])
+@pytest.mark.parametrize("architecture", ["bert", "nomic-bert", "jina-bert-v2", "modern-bert", "gemma-embedding"])
 def test_encoders_are_known_by_their_architecture(architecture: str) -> None:
     """Old files do not say that they look at later tokens."""
-    assert model.kind_that_only_reads(architecture, pooling_type=None, is_causal=None) == "an encoder-only model"
-    assert model.kind_that_only_reads("llama", pooling_type=None, is_causal=None) is None
+    assert model.only_embeds(architecture, pooling_type=None, is_causal=None)
+    assert not model.only_embeds("llama", pooling_type=None, is_causal=None)
 
 
 def test_a_cache_beyond_the_hosts_memory_is_refused_with_the_numbers() -> None:

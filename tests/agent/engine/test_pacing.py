@@ -26,9 +26,9 @@ class _Host:
         self._cache.decode = self._slowly  # type: ignore[method-assign]
         self.paced = PacedCache(self._cache, _PACE, clock=lambda: self.now_s, sleep=self._sleep)
 
-    def _slowly(self, chunks: Sequence[Chunk], *, embeddings: bool) -> DecodeOutcome:
+    def _slowly(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         self.now_s += self._seconds
-        return self._decode(chunks, embeddings=embeddings)
+        return self._decode(chunks)
 
     def _sleep(self, seconds: float) -> None:
         assert seconds > 0

@@ -186,9 +186,9 @@ def test_what_is_unspeakable_names_its_protocol() -> None:
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 3])
-@pytest.mark.parametrize("name", ["load_model", "unload_model", "suspend", "wake_neighbour", "command_answer"])
+@pytest.mark.parametrize("name", ["load_model", "unload_model", "suspend", "wake_neighbour", "command_answer", "embed"])
 def test_commands_are_unspeakable_before_protocol_4(name: str, protocol: int) -> None:
-    """An earlier agent is never asked to sleep, and an earlier coordinator never hears of it."""
+    """An earlier agent is never asked to sleep or to embed, and an earlier coordinator never hears of it."""
     assert spoken(JOB_MESSAGES[name], protocol) == Unspeakable(4)
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
+from moe2.common.standby import StandingEnergy
 from moe2.coordinator.cli import ledger as cli_ledger
-from moe2.coordinator.ledger.report import By, Span, requests, sums
+from moe2.coordinator.ledger.report import By, Span, requests, standing, sums
 from moe2.coordinator.ledger.schema import reading
+from moe2.coordinator.ledger.standing import StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from tests.coordinator.ledger.entries import attempt_entry, request_entry
 
@@ -132,3 +135,59 @@ def test_a_senseless_day_is_refused(text: str) -> None:
     """A day that makes no sense is refused by name."""
     with pytest.raises(argparse.ArgumentTypeError, match="neither 'today' nor"):
         cli_ledger.moment(text)
+
+
+# --- Joules of no request ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_standing(database: Path) -> Path:
+    """The same ledger with a host that waited and loaded a model."""
+
+    async def fill() -> None:
+        ledger, book = Ledger(database, retention_days=36_500), StandingBook(NOON_S)
+        counted = StandingEnergy(epoch="e", idle_j=80.0, loading_j=15.0, quality=Quality.SIMULATED)
+        async with ledger.running():
+            entry = book.reported("id-1", "=orin", counted, NOON_S)
+            assert entry is not None
+            await ledger.record(entry)
+
+    asyncio.run(fill())
+    return database
+
+
+def test_joules_of_no_request_are_a_line_for_each_host_and_one_for_all(
+    with_standing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By cause, and with what each answer costs with them."""
+    assert command(with_standing, "--standing") == 0
+    host, everything = capsys.readouterr().out.splitlines()
+    assert host.startswith('standing host="=orin" agent=id-1 idle_j=80.0 loading_j=15.0 waking_j=0')
+    assert host.endswith("quality=simulated")
+    assert everything == "all standing_j=95.0 requests_j=5.00 answers=1 unmeasured=1 j_per_answer=100"
+
+
+def test_joules_of_no_request_as_json_have_null_where_nothing_is_known(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No host has measured any."""
+    assert command(database, "--standing", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["joules"], found["j_per_answer"], found["hosts"]) == (None, None, [])
+
+
+def test_the_picture_of_joules_of_no_request_says_that_they_are_simulated(with_standing: Path) -> None:
+    """And that the figure for an answer is a lower bound, where requests are unmeasured."""
+    with reading(with_standing) as connection:
+        drawn = cli_ledger.standing_picture(standing(connection, Span()))
+    console = Console(width=160, file=io.StringIO())
+    console.print(drawn)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "(simulated)" in text
+    assert "1 answers: 5.00 J of requests and 95.0 J of no request are at least 100 J each." in text
+
+
+def test_joules_of_no_request_are_no_csv(database: Path) -> None:
+    """What cannot be is said with what can."""
+    with pytest.raises(Moe2Error, match="--json"):
+        command(database, "--standing", "--csv", "-")

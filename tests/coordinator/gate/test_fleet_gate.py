@@ -108,7 +108,7 @@ def test_an_empty_fleet_is_refused() -> None:
         ("codegemma-7b", "gemma", 7e9),
         ("Mixtral-8x7B-Instruct-v0.1", "mistral", 56e9),
         ("smollm2-135m", "smollm", 135e6),
-        ("Phi-3-mini-4k-instruct", "phi", None),
+        ("Phi-3-mini-4k-instruct", "phi", 3.8e9),
         ("some-model", None, None),
     ],
 )

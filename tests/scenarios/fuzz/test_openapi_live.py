@@ -46,7 +46,14 @@ OPERATIONS = [
 
 
 MAX_ANSWER_TOKENS = 4
-INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/moe2/plan")
+INFERENCE = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/moe2/plan",
+)
 """Their bodies take schemathesis seconds to make."""
 
 

@@ -1,0 +1,71 @@
+"""What is kept of waiting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe2.agent.energy.account import HostAccount
+from moe2.agent.standby.keeper import Allowed, StandbyKeeper
+from moe2.agent.standby.store import FILE_NAME, MAX_KEPT_S, StoredIdle, StoredStandby, load_standby, store_standby
+from moe2.agent.standby.transitions import Measured, Transition
+from moe2.common.energy import Quality
+from moe2.common.errors import Moe2Error
+from moe2.common.standby import IdlePower
+
+NOW = 1_800_000_000.0
+IDLE = StoredIdle(power_mode="MAXN", idle=IdlePower(power_w=52.0, models=("m",)), at_unix_s=NOW)
+LOAD = Measured(transition=Transition.LOAD, model="m", duration_s=4.0, energy_j=180.0, at_unix_s=NOW)
+
+
+def keeper(folder: Path, **allowed: float) -> StandbyKeeper:
+    return StandbyKeeper(folder, Allowed(**allowed), wall=lambda: NOW + 60.0)  # type: ignore[arg-type]
+
+
+def test_what_is_stored_is_read_again(tmp_path: Path) -> None:
+    """Idle powers and transitions, exactly."""
+    stored = StoredStandby(idle=(IDLE,), transitions=(LOAD,))
+    store_standby(tmp_path, stored)
+    assert load_standby(tmp_path, NOW) == stored
+
+
+def test_nothing_is_stored_on_a_new_host(tmp_path: Path) -> None:
+    """That is no fault."""
+    assert load_standby(tmp_path, NOW) == StoredStandby()
+
+
+def test_what_is_too_old_is_forgotten(tmp_path: Path) -> None:
+    """The host has been updated since."""
+    store_standby(tmp_path, StoredStandby(idle=(IDLE,), transitions=(LOAD,)))
+    assert load_standby(tmp_path, NOW + MAX_KEPT_S + 1) == StoredStandby()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"idle": 3}', "x" * 2_000_000, '{"transitions": [{"transition": "fly"}]}']
+)
+def test_a_file_that_cannot_be_read_is_told_and_gone_without(tmp_path: Path, content: str) -> None:
+    """The agent runs, and measures again."""
+    (tmp_path / FILE_NAME).write_text(content)
+    with pytest.raises(Moe2Error, match=r"standby\.json .*Remove it"):
+        load_standby(tmp_path, NOW)
+    restored = keeper(tmp_path)
+    restored.restore()
+    assert restored.report(HostAccount((), why_unmeasured=""), "MAXN").idle == ()
+
+
+def test_a_restarted_agent_reports_what_was_measured_with_its_age(tmp_path: Path) -> None:
+    """In the power mode that it was measured in, and no other."""
+    store_standby(tmp_path, StoredStandby(idle=(IDLE,), transitions=(LOAD,)))
+    restored = keeper(tmp_path)
+    restored.restore()
+    account = HostAccount((), why_unmeasured="")
+    [idle] = restored.report(account, "MAXN").idle
+    assert (idle.power_w, idle.models, idle.age_s) == (52.0, ("m",), 60.0)
+    assert restored.report(account, "MODE_30W").idle == ()
+
+
+def test_the_operators_watts_of_a_sleeping_host_are_an_estimate(tmp_path: Path) -> None:
+    """No sensor of the host can measure them."""
+    [idle] = keeper(tmp_path, asleep_w=2.5).report(HostAccount((), why_unmeasured=""), None).idle
+    assert (idle.asleep, idle.power_w, idle.quality) == (True, 2.5, Quality.ESTIMATED)
