@@ -90,11 +90,12 @@ class Presence:
         """Takes in the joules of transitions as they become known."""
         if self._keeper.settle(self._monitor.account):
             self._changed()
-            await asyncio.to_thread(self.store)
+            await self.store()
 
-    def store(self) -> None:
+    async def store(self) -> None:
         """Keeps what is known for the next start."""
-        self._keeper.store(self._monitor.account, self._monitor.power_mode)
+        stored = self._keeper.snapshot(self._monitor.account, self._monitor.power_mode)
+        await asyncio.to_thread(self._keeper.write, stored)
 
     # --- Models -------------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Presence:
             link.send(answer)
 
     async def _leave(self) -> None:
-        await asyncio.to_thread(self.store)
+        await self.store()
         if self._link is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._link.leave(ASLEEP), GOODBYE_S)

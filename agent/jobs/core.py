@@ -146,7 +146,7 @@ class AgentCore:
             case EnergySettled(job_id=job_id, energy=energy):
                 return self._settled(job_id, energy, now_s)
             case LinkLost():
-                return self._abandon_all(now_s)
+                return [*self.commands.link_lost(), *self._abandon_all(now_s)]
             case DrainRequested():
                 self.draining = True
                 return [*self._end_own_work(now_s), ReportChange()]

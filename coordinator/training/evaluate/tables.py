@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport
+from moe2.coordinator.training.evaluate.report import AverageFigures, BudgetFigures, EvaluationReport
 from moe2.coordinator.training.evaluate.study import MOE2
 from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
 
@@ -29,6 +29,7 @@ def tables(report: EvaluationReport) -> Iterator[Table]:
         rows = [budget for budget in report.budgets if budget.axis == axis]
         if rows:
             yield _sweep(title, rows)
+    yield _averages(report.average)
 
 
 def _loose(budget: BudgetFigures) -> Table:
@@ -39,6 +40,25 @@ def _loose(budget: BudgetFigures) -> Table:
         lead = "" if name == MOE2 else f"{figures.lead * 100:+.2f} ± {figures.lead_standard_error * 100:.2f}"
         score = f"{figures.score:.4f} ± {figures.standard_error:.4f}"
         table.add_row(name, score, lead, f"{figures.energy_j:.0f}", f"{figures.delay_s:.1f}")
+    return table
+
+
+def _averages(figures: tuple[AverageFigures, ...]) -> Table:
+    table = Table(
+        title="Average budgets: a learned price against the best limit of each request (± one standard error)"
+    )
+    for name in ("J wanted", "J taken", "score", "best limit", "its J", "gain (points)", "label known"):
+        table.add_column(name, justify="right")
+    for row in figures:
+        table.add_row(
+            f"{row.target_j:g}",
+            f"{row.mean_j:.1f}",
+            f"{row.score:.3f} ± {row.se:.3f}",
+            f"{row.cap_score:.3f}",
+            f"{row.cap_mean_j:.1f}",
+            f"{row.gain_points:+.1f} ± {row.gain_se:.1f}",
+            f"{row.label_score:.3f}",
+        )
     return table
 
 
