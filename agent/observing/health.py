@@ -18,14 +18,14 @@ def agent_warnings(
     link: LinkStatus,
     experts: tuple[ExpertReport, ...],
     sensors: tuple[SensorReport, ...],
-    standby: Standby = Standby(),
+    standby: Standby | None = None,
 ) -> tuple[HealthWarning, ...]:
     """Every warning of link, experts, sensors and sleep that holds now."""
     return (
         *_link_warnings(link),
         *_expert_warnings(experts),
         *_sensor_warnings(sensors),
-        *_standby_warnings(standby),
+        *(_standby_warnings(standby) if standby else ()),
     )
 
 
