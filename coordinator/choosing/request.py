@@ -6,7 +6,7 @@ What the choice found is in `result`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -184,9 +184,9 @@ class Demand:
 
     def within(self, context_tokens: int) -> Demand:
         """The demand on experts with this context at most: a limit beyond what it leaves is none."""
-        if self.max_tokens is None or self.prompt_tokens + self.max_tokens <= context_tokens:
+        if self.max_tokens is None or self.context_tokens + self.max_tokens <= context_tokens:
             return self
-        return Demand(self.prompt_tokens, None)
+        return replace(self, max_tokens=None)
 
 
 @dataclass(frozen=True)
