@@ -237,7 +237,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
         store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
-        self._presence.store()
+        await self._presence.store()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
@@ -433,8 +433,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._monitor.sampler.drain()
 
     def _enter_power_mode(self) -> None:
-        """Learn apart for the power mode that rules now, from what is stored of it if it is entered for the first
-        time."""
+        """Learn apart for the power mode that rules now; at its first entry, from what is stored of it."""
         mode = self._power_mode = self._monitor.power_mode
         self._dispatch(PowerModeChanged(mode))
         if mode in self._known_power_modes:
