@@ -33,7 +33,7 @@ def stream() -> None:
 
 
 def tools() -> None:
-    asked = {"model": MODEL, "max_tokens": 90, "tools": [TOOL], "temperature": 0}
+    asked = {"model": MODEL, "max_tokens": 90, "tools": [TOOL], "extra_body": {"temperature": 0}}
     answer = client.messages.create(**asked, messages=MESSAGES, tool_choice={"type": "any"})
     use = next(block for block in answer.content if block.type == "tool_use")
     need("city" in use.input and answer.stop_reason == "tool_use", answer)

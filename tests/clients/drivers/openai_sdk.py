@@ -65,25 +65,22 @@ def tools() -> None:
 
 def structured() -> None:
     answer = client.chat.completions.parse(
-        model=MODEL, messages=MESSAGES, response_format=Verdict, max_tokens=60, temperature=0
+        model=MODEL, messages=MESSAGES, response_format=Verdict, max_tokens=90, temperature=0
     )
     need(isinstance(answer.choices[0].message.parsed, Verdict), answer)
 
 
 def responses() -> None:
-    answer = client.responses.create(model=MODEL, input=QUESTION, instructions="Be brief.", max_output_tokens=16)
+    asked = {"model": MODEL, "input": QUESTION, "max_output_tokens": 90, "temperature": 0}
+    answer = client.responses.create(**asked, instructions="Be brief.")
     need(answer.output_text, answer)
-    again = client.responses.create(
-        model=MODEL, input="Another one.", previous_response_id=answer.id, max_output_tokens=16
-    )
+    again = client.responses.create(**{**asked, "input": "Another one."}, previous_response_id=answer.id)
     need(again.output_text, again)
-    with client.responses.stream(
-        model=MODEL, input=QUESTION, max_output_tokens=60, temperature=0, text_format=Verdict
-    ) as events:
+    with client.responses.stream(**asked, text_format=Verdict) as events:
         final = events.get_final_response()
     need(isinstance(final.output_parsed, Verdict), final)
     tool = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
-    call = client.responses.create(model=MODEL, input=QUESTION, tools=[tool], tool_choice="required", **short).output[0]
+    call = client.responses.create(**asked, tools=[tool], tool_choice="required").output[0]
     need(call.type == "function_call" and "city" in json.loads(call.arguments), call)
 
 
