@@ -22,6 +22,8 @@ source install/llama.sh
 source install/release.sh
 # shellcheck source=install/units.sh
 source install/units.sh
+# shellcheck source=install/polkit.sh
+source install/polkit.sh
 # shellcheck source=install/deploy.sh
 source install/deploy.sh
 # shellcheck source=install/host.sh

@@ -237,14 +237,14 @@ class AgentDaemon(Daemon[AgentSettings]):
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
         store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
-        self._presence.store()
+        await self._presence.store()
         log.info("agent_stopped", jobs_finished=self._core.jobs_finished, jobs_failed=self._core.jobs_failed)
 
     def status(self) -> AgentStatus:
         experts = self._presence.with_costs(self._core.expert_reports(asyncio.get_running_loop().time()))
-        sensors = self._monitor.reports()
+        sensors, standby = self._monitor.reports(), self._presence.report()
         warnings = (
-            *agent_warnings(self._link.status, experts, sensors),
+            *agent_warnings(self._link.status, experts, sensors, standby),
             *self._monitor.warnings(),
             *self._copy_warnings,
             *clock_warnings(time.time()),
@@ -264,7 +264,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
-            standby=self._presence.report(),
+            standby=standby,
             model_files={model.name: str(model.path) for model in self._settings.models},
         )
 
@@ -433,8 +433,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._monitor.sampler.drain()
 
     def _enter_power_mode(self) -> None:
-        """Learn apart for the power mode that rules now, from what is stored of it if it is entered for the first
-        time."""
+        """Learn apart for the power mode that rules now; at its first entry, from what is stored of it."""
         mode = self._power_mode = self._monitor.power_mode
         self._dispatch(PowerModeChanged(mode))
         if mode in self._known_power_modes:

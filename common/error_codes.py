@@ -146,6 +146,8 @@ class ErrorCode(StrEnum):
         "no expert fits the fleet's cap even when nothing else runs; the message says what one would add",
     )
     NO_LIVE_EXPERT = "no_live_expert", 503, _SERVER, _WAIT, 5
+    MODEL_AWAY = "model_away", 503, _SERVER, _WAIT, 5
+    MODEL_LOADING = "model_loading", 503, _SERVER, _WAIT, 5
     STOPPING = "stopping", 503, _SERVER, _WAIT, 5
 
     # What went wrong.
@@ -174,5 +176,5 @@ class ErrorCode(StrEnum):
 
 
 _BY_VALUE = {code.value: code for code in ErrorCode}
-PASSING = frozenset({ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE_NOW, ErrorCode.FLEET_CAPPED})
+PASSING = frozenset({ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE_NOW, ErrorCode.FLEET_CAPPED, ErrorCode.MODEL_LOADING})
 """Refusals that may pass by themselves: the request waits for that."""

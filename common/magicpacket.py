@@ -12,12 +12,12 @@ REPEATS = 3
 """A broadcast has no receipt, and a packet that is lost would cost a whole wake."""
 
 
-def send_magic_packet(mac: str, broadcast: str, *, source: str | None = None, port: int = PORT) -> None:
+def send_magic_packet(mac: str, broadcast: str, *, source: str | None = None, port: int | None = None) -> None:
     """Sends the packet that wakes the host with this hardware address.
 
     mac: such as "3c:6d:66:01:02:03". broadcast: the address of the host's network, or of the host. source: the address
     of the interface to send from; the routing table decides where it is None. Raises OSError, and ValueError for a
-    `mac` that is none.
+    `mac` that is none. port: the discard port if not given.
     """
     packet = create_magic_packet(mac)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -25,4 +25,4 @@ def send_magic_packet(mac: str, broadcast: str, *, source: str | None = None, po
         if source is not None:
             sender.bind((source, 0))
         for _ in range(REPEATS):
-            sender.sendto(packet, (broadcast, port))
+            sender.sendto(packet, (broadcast, PORT if port is None else port))

@@ -126,7 +126,8 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     mean_j: joules per answer over about the last hundred; None before the first. price_per_j: score, 0..1, that one
     joule has to bring. n_unmeasured: requests that it could not count, as nobody knows their joules. saturated: the
-    latest requests could not have been answered for less, so that a higher price would change nothing.
+    latest requests could not have been answered for less, so that a higher price would change nothing. simulated: the
+    latest joules that were counted are a simulated host's.
     """
 
     scope: str
@@ -136,6 +137,7 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     n_answers: int
     n_unmeasured: int = 0
     saturated: bool = False
+    simulated: bool = False
 
 
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from typing import Any
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
-from moe2.coordinator.cli import agents, collect, evaluate, keys, ledger, plan, status, train
+from moe2.coordinator.cli import agents, collect, evaluate, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.runtime import EventLoop, allow_open_files
@@ -91,6 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(
         commands,
+        "tune",
+        tune,
+        help="learn which model of the fleet is good at what: ask, train, install, in one go",
+        description="Learn which model of the fleet is good at what. Asks every model about 300 short questions, "
+        "trains a gate on the answers, shows what was gained, installs the gate, and has the running coordinator read "
+        "it. Says before it starts what that will take. Stopped and started again, it goes on where it was.",
+        exits={0: "the gate is in use", 1: "no gate was installed; the reason is told", 130: "stopped"},
+        examples=(
+            "moe2-coordinator tune --dry-run",
+            "moe2-coordinator tune --max-j 5000 --max-minutes 60",
+            "# a new model alone",
+            "moe2-coordinator tune --model qwen2.5-3b",
+        ),
+    )
+    _add(
+        commands,
         "ledger",
         ledger,
         help="show or export what requests have cost, by key, expert, model or day",
@@ -139,6 +156,8 @@ def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     api, hub = settings.api, settings.agents
     print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
+    for contradiction in contradictions(settings):
+        print(f"{arguments.config}: {contradiction}", file=sys.stderr)
     return 0
 
 

@@ -8,7 +8,6 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from time import monotonic, time
 
 import structlog
@@ -40,6 +39,7 @@ from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.models import ModelsRoutes
 from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
@@ -110,7 +110,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
         self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
-            _scorer(settings.selection.gate, self._feedback),
+            _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
@@ -205,7 +205,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def status(self) -> CoordinatorStatus:
         """The present state of the coordinator, its agents and its warnings."""
         now_s = asyncio.get_running_loop().time()
-        rows = self._table.rows(now_s)
+        rows, choosable = self._table.rows(now_s), self._table.choosable(now_s)
         totals, dispatch = self._service.totals, self._service.status()
         averages = self._prices.rows()
         return CoordinatorStatus(
@@ -229,13 +229,13 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
                     rows,
-                    n_choosable=len(self._table.choosable(now_s)),
+                    n_choosable=len(choosable),
                     stale_s=self._settings.agents.stale_s,
                 ),
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
                 *average_warnings(averages),
                 *self._price_file.warnings(),
-                *self._selector.scorer.warnings(),
+                *self._selector.scorer.warnings(choosable),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
                 *self._hub.warnings(),
@@ -250,7 +250,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         """Applies other settings. The steps that can fail come first, so that a failure changes nothing."""
         agents, api, selection = settings.agents, settings.api, settings.selection
         # Read anew even if its path is the same: a gate may have been trained again.
-        scorer = _scorer(selection.gate, self._feedback)
+        scorer = _scorer(settings, self._feedback)
         self._doorkeeper.read_token(agents.token_file)
         try:
             self._tls.load(settings)
@@ -282,7 +282,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering, self._table).add_to(app)
+        OpenAiRoutes(self._answering).add_to(app)
+        ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         MessagesRoutes(self._answering).add_to(app)
@@ -392,12 +393,13 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     return found
 
 
-def _scorer(checkpoint: Path | None, feedback: FeedbackBook) -> Scorer:
+def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     """Makes the scorer of experts: the trained gate, or priors where there is none.
 
     Raises `CheckpointError` for a checkpoint that cannot be used.
     """
-    if checkpoint is None:
+    checkpoint = settings.gate_path
+    if settings.selection.gate is None and not checkpoint.exists():
         return Scorer(None, tallies=feedback.tallies)
     gate, manifest = load_checkpoint(checkpoint)
     log.info("gate_loaded", path=str(checkpoint), experts=manifest.experts)

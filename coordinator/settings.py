@@ -34,7 +34,8 @@ class SelectionSection(Settings):
     """[selection]: how experts are chosen."""
 
     gate: Annotated[Path | None, LIVE] = None
-    """Checkpoint of a trained gate (`moe2-coordinator train-gate`); without one, scores are priors by model size."""
+    """Checkpoint of a trained gate; `gate.safetensors` in `coordinator.state_dir` if not set, where
+    `moe2-coordinator tune` puts it. Without one, scores are priors by model size."""
     keep_prompts: Annotated[bool, LIVE] = False
     """Keep feedback with its prompt, so that a gate can learn from it; otherwise only the prompt's hash is kept."""
     fleet_watts_cap_w: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, LIVE] = None
@@ -101,6 +102,11 @@ class CoordinatorSettings(Settings):
     def ledger_path(self) -> Path:
         """Path of the ledger's database."""
         return self.ledger.path or self.coordinator.state_dir / "ledger.sqlite"
+
+    @property
+    def gate_path(self) -> Path:
+        """Path of the gate's checkpoint; where `selection.gate` is not set there may be no such file."""
+        return self.selection.gate or self.coordinator.state_dir / "gate.safetensors"
 
     @model_validator(mode="after")
     def _requests_fit_a_frame(self) -> CoordinatorSettings:

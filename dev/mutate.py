@@ -6,8 +6,9 @@
 
 It copies the tree into a folder of its own, where `moe2` is a real package, and runs mutmut there; a core takes
 minutes. What the type checker refuses counts as noticed. The last line is one JSON object: for each core its mutants,
-how many were killed, survived or ran into no test, and the share that was killed. docs/design.md keeps the last shares
-and says what the survivors are.
+how many were killed, survived or ran into no test, how many of these only changed the wording of a text (and are left
+out of the share, because a test that repeats a sentence guards nothing), and the share that was killed. docs/design.md
+keeps the last shares and says what the survivors are.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def mutmut(folder: Path, *arguments: str, quiet: bool = False) -> str:
 
 
 def score(folder: Path) -> tuple[dict[str, float | int | None], list[str]]:
-    """Read the scratch tree's results: counts with the killed share, and the names of the mutants that are alive."""
+    """Read the scratch tree's results: counts with the killed share, and the diffs of the mutants that are alive."""
     states: dict[str, list[str]] = {}
     for line in mutmut(folder, "results", "--all", "true", quiet=True).splitlines():
         name, _, state = line.strip().partition(": ")
@@ -115,16 +116,27 @@ def score(folder: Path) -> tuple[dict[str, float | int | None], list[str]]:
     killed = sum(
         len(states.get(state, ())) for state in ("killed", "timeout", "segfault", "suspicious", "caught by type check")
     )
-    alive = states.get("survived", []) + states.get("no tests", [])
+    names = states.get("survived", []) + states.get("no tests", [])
+    diffs = [mutmut(folder, "show", name, quiet=True) for name in names]
+    alive = [diff for diff in diffs if not is_wording(diff)]
     counts: dict[str, float | int | None] = {
         "mutants": killed + len(alive),
         "killed": killed,
         "survived": len(states.get("survived", ())),
         "no_tests": len(states.get("no tests", ())),
+        "wording": len(diffs) - len(alive),
         "unchecked": len(states.get("not checked", ())),
         "killed_share": round(killed / (killed + len(alive)), 4) if killed + len(alive) else None,
     }
     return counts, alive
+
+
+def is_wording(diff: str) -> bool:
+    """Return whether a mutant only wrote a text in other letters, which mutmut does in three ways."""
+    lines = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    before = "".join(line[1:].strip() for line in lines if line[0] == "-").lower()
+    after = "".join(line[1:].strip() for line in lines if line[0] == "+").lower()
+    return before == after or before == after.replace("xx", "")
 
 
 def main() -> int:
@@ -145,8 +157,7 @@ def main() -> int:
             (folder / "pyproject.toml").write_text(configuration(CORES[name]))
             mutmut(folder, "run", "--max-children", str(options.jobs), *([options.only] if options.only else []))
             scores[name], alive = score(folder)
-            for mutant in alive if options.show else ():
-                print(mutmut(folder, "show", mutant, quiet=True))
+            print(*(alive if options.show else ()), sep="\n")
     print(json.dumps(scores))
     return 0
 

@@ -16,6 +16,7 @@ deploy() {
     step "Putting $RELEASE to use" point_current_to "$RELEASE"
   fi
   install_units "$@"
+  if [[ " $* " == *" agent "* ]]; then ensure_suspend_rule; fi
   [[ $CHANGED == no ]] || RESTART=yes
   for role in "$@"; do
     if start_role "$role"; then continue; fi

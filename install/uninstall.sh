@@ -17,6 +17,7 @@ uninstall() {
     # A unit that had failed would be remembered.
     attempt "Forgetting former failures" systemctl reset-failed 'moe2-*' || true
   fi
+  remove "the right to suspend" "$POLKIT_RULE" "$POLKIT_PKLA"
   remove "the commands" "$COMMAND_DIR/moe2-agent" "$COMMAND_DIR/moe2-coordinator"
   remove "programs" "$HOME_DIR"
   remove "log folders" "$ROOT/var/log/moe2-agent" "$ROOT/var/log/moe2-coordinator"

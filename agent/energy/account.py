@@ -14,10 +14,11 @@ from moe2.common.standby import Cause, IdlePower, StandingEnergy
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The requests that hold a slot now: how many are in prefill, and how many decode."""
+    """What the host does now: how many requests are in prefill, how many decode, and whether no model is in memory."""
 
     prefilling: int = 0
     decoding: int = 0
+    is_cold: bool = False
 
 
 class HostAccount:
@@ -34,6 +35,7 @@ class HostAccount:
         self._ended: set[str] = set()
         self._parts: dict[str, list[Energy]] = {}
         self._cause = Cause.IDLE
+        self._is_cold = False
         self._own: dict[str, float] = {}
         """When each job of the host's own, which is no request, has started."""
         self.activity = Activity()
@@ -42,11 +44,14 @@ class HostAccount:
         """What the idle baseline depends on. Call it at the start and whenever either changes."""
         for device in self._devices:
             device.set_condition((power_mode, loaded_models))
+        self._is_cold = not loaded_models
+        self._count()
 
     def cause_is(self, cause: Cause, at_s: float) -> None:
         """Whatever no request uses is used for this cause from now on."""
         if cause is not self._cause:
             self._cause = cause
+            self._count()
             for device in self._devices:
                 device.cause_changed(cause, at_s)
 
@@ -208,7 +213,9 @@ class HostAccount:
 
     def _count(self) -> None:
         # One assignment of an immutable value: a simulated sensor's thread reads it.
-        self.activity = Activity(prefilling=len(self._prefilling), decoding=len(self._decoding))
+        # A model that is being loaded has its context already.
+        is_cold = self._is_cold and self._cause is Cause.IDLE
+        self.activity = Activity(prefilling=len(self._prefilling), decoding=len(self._decoding), is_cold=is_cold)
 
     def _joined(self, parts: Sequence[Energy]) -> Energy:
         if not parts:

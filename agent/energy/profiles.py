@@ -32,6 +32,7 @@ class Profile:
     """A host in one power mode, serving the 8B model that the sources measured.
 
     Powers in W over `scope`; speeds in tokens/s at one request. Requests in parallel do not raise the power: assumed.
+    idle_w: with a model in memory. cold_w: without any.
     paced: the speed is simulated as well as the power.
     """
 
@@ -41,6 +42,7 @@ class Profile:
     power_mode: str
     scope: Scope
     idle_w: Figure
+    cold_w: Figure
     prefill_w: Figure
     decode_w: Figure
     prefill_tokens_per_s: Figure
@@ -63,7 +65,7 @@ class Profile:
 
     def power_w(self, activity: Activity) -> float:
         """Power at this activity in W."""
-        power_w = self.idle_w.value
+        power_w = self.cold_w.value if activity.is_cold else self.idle_w.value
         if activity.prefilling:
             power_w = max(power_w, self.prefill_w.value)
         if activity.decoding:
@@ -81,6 +83,7 @@ PROFILES = {
             power_mode="MAXN",
             scope=Scope.MODULE_RAILS,
             idle_w=Figure(11.2, _MAXPERF),
+            cold_w=Figure(9.0, "an integrated GPU without a context saves a little", assumed=True),
             prefill_w=Figure(44.4, _MAXPERF + ", 16k prompt"),
             decode_w=Figure(47.6, _MAXPERF),
             prefill_tokens_per_s=Figure(711.0, _MAXPERF + ", 16k prompt"),
@@ -93,6 +96,7 @@ PROFILES = {
             power_mode="MODE_30W",
             scope=Scope.MODULE_RAILS,
             idle_w=Figure(8.8, _MAXPERF),
+            cold_w=Figure(7.0, "an integrated GPU without a context saves a little", assumed=True),
             prefill_w=Figure(14.4, _MAXPERF + ", 16k prompt"),
             decode_w=Figure(18.0, _MAXPERF),
             prefill_tokens_per_s=Figure(180.0, _MAXPERF + ", 16k prompt"),
@@ -105,6 +109,9 @@ PROFILES = {
             power_mode="default",
             scope=Scope.GPU_BOARD,
             idle_w=Figure(52.0, _GPU_BENCHMARK + ", idle with a CUDA context"),
+            cold_w=Figure(
+                22.0, "a context draws 5 to 40 W on consumer cards (llama.cpp#4598, ollama#8591)", assumed=True
+            ),
             prefill_w=Figure(390.0, "full load of the same trace, taken for prefill", assumed=True),
             decode_w=Figure(275.0, "between 250 W and 300 W, from a vendor's claim for another model", assumed=True),
             prefill_tokens_per_s=Figure(6000.0, "published only for other models", assumed=True),

@@ -87,6 +87,15 @@ class CommandDesk:
                 effects.append(self._end(one, CommandOutcome.REFUSED, CommandErrorCode.BUSY, text))
         return effects
 
+    def link_lost(self) -> list[Effect]:
+        """Whoever wanted a model or the host asleep is gone, and could not wake it: nothing more is put to sleep."""
+        text = "The coordinator was lost before it was done."
+        return [
+            self._end(one, CommandOutcome.REFUSED, CommandErrorCode.SUPERSEDED, text)
+            for one in tuple(self._pending)
+            if not (one.is_begun or isinstance(one.order, LoadModel))
+        ]
+
     def engine_stopped(self, model: str) -> list[Effect]:
         """The model's process has ended, as it was told to, and its memory is given back."""
         self._experts[model].stopping = False

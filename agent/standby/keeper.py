@@ -21,6 +21,9 @@ from moe2.common.standby import MAX_IDLE_STATES, Cause, IdlePower, Standby, Wake
 
 log = structlog.get_logger()
 
+MAX_WAKE_S = 300.0
+"""A host that has not found the coordinator by then is awake all the same; the coordinator is what is missing."""
+
 
 @dataclass(frozen=True)
 class Allowed:
@@ -55,6 +58,11 @@ class StandbyKeeper:
         self._asleep_s: float | None = None
         self.suspend_fault: str | None = None
         self.wake_addresses: tuple[WakeAddress, ...] = ()
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a model or the host changes its state now."""
+        return bool(self._log.running)
 
     def restore(self) -> None:
         """Takes in what an earlier run of the agent has measured; goes on without it where it cannot be read."""
@@ -103,7 +111,10 @@ class StandbyKeeper:
 
     def settle(self, account: HostAccount) -> bool:
         """Takes in the joules of transitions as they become known; True if there is something new to report."""
-        return self._log.settle(account.between, self._clock())
+        now_s = self._clock()
+        if self._log.give_up_older((Transition.WAKE, None), now_s - MAX_WAKE_S):
+            self._tell_cause(account, now_s)
+        return self._log.settle(account.between, now_s)
 
     def with_costs(self, experts: Iterable[ExpertReport]) -> tuple[ExpertReport, ...]:
         """Returns the experts with what loading and unloading each of them takes."""
@@ -132,8 +143,8 @@ class StandbyKeeper:
             energy=account.standing(self._epoch),
         )
 
-    def store(self, account: HostAccount, power_mode: str | None) -> None:
-        """Keeps what is known for the next start."""
+    def snapshot(self, account: HostAccount, power_mode: str | None) -> StoredStandby:
+        """Returns what is to be kept for the next start."""
         now = self._wall()
         for idle in account.idle_powers(power_mode, self._clock()):
             at_unix_s = now - (idle.age_s or 0.0)
@@ -141,8 +152,12 @@ class StandbyKeeper:
             self._stored[(power_mode, idle.models)] = kept
         # The newest first: a host whose models are changed often has many states.
         kept_idle = sorted(self._stored.values(), key=lambda one: -one.at_unix_s)[: 4 * MAX_IDLE_STATES]
+        return StoredStandby(idle=tuple(kept_idle), transitions=self._log.measured)
+
+    def write(self, stored: StoredStandby) -> None:
+        """Writes a snapshot to disk; it may be called in a thread. Where it cannot be written, the log says so."""
         try:
-            store_standby(self._state_dir, StoredStandby(idle=tuple(kept_idle), transitions=self._log.measured))
+            store_standby(self._state_dir, stored)
         except OSError as error:
             log.warning("standby_not_stored", reason=str(error))
 

@@ -60,8 +60,7 @@ class Logind:
         # "b false": nobody is there to be asked for a password.
         await self._call("Suspend", "b", "false")
 
-    @staticmethod
-    def suspended_s() -> float:
+    def suspended_s(self) -> float:
         """Returns the seconds since the boot that the host was suspended.
 
         CLOCK_BOOTTIME goes on while the host sleeps, CLOCK_MONOTONIC stands still (clock_gettime(2)). A step of the

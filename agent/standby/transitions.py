@@ -106,6 +106,14 @@ class TransitionLog:
         """A transition did not come to its end: nothing is learned from it."""
         self._running.pop(key, None)
 
+    def give_up_older(self, key: Key, began_before_s: float) -> bool:
+        """Gives up a transition that began before a moment; True if one has been given up."""
+        running = self._running.get(key)
+        if running is None or running.began_s >= began_before_s:
+            return False
+        self.given_up(key)
+        return True
+
     def settle(self, between: Callable[[float, float], Energy | None], now_s: float) -> bool:
         """Takes in the joules that are known by now; True if something became known.
 

@@ -27,7 +27,7 @@ from moe2.coordinator.planning.values import Listed
 
 MAX_MODELS = 8
 """Models among which voters are looked for."""
-SAME_VALUE = 0.003
+SAME_VALUE = 0.001
 """Values, less the price of the joules, that differ by less count as equal, and the fewer joules win."""
 MIN_RECORDED = 100
 """So many recorded prompts have to speak for a vote before it is preferred to one expert's answer."""
@@ -77,8 +77,8 @@ class Electorate:
     def worth(self, size: int) -> VotedWorth:
         """The worth of sets of voters, averaged over the kinds of prompts."""
         plans = self._plans(size)
-        kinds = np.full(plans.gain.shape[0], 1 / plans.gain.shape[0])
-        values = plans.values(self._votes.replay.mean_scores, kinds)
+        count = plans.score.shape[0]
+        values = plans.values(self._votes.replay.mean_scores[None], np.full((1, count), 1 / count))[0]
         bit = {model: 1 << number for number, model in enumerate(self._order)}
         table = np.zeros(1 << len(self._order))
         for members, value in zip(plans.members.tolist(), values.tolist(), strict=True):
@@ -95,16 +95,13 @@ class Electorate:
         """
         plans, price_per_j = self._plans(size), self._outlook.price_per_j
         kinds = self._outlook.prompt_scores.kind_shares
-        values = plans.values(self._scores, kinds)
-        joules = plans.expected(self._of_voters(self._joules), kinds)
+        values = plans.values(self._scores[None], kinds[None])
+        joules = plans.expected(self._of_voters(self._joules)[None], kinds[None])
         usable = _keeps_limits(problem, np.where(plans.members >= 0, self._of_voters_places()[plans.members], -1))
         usable &= (plans.recorded >= recorded) | (plans.members[:, 1:] < 0).all(axis=1)
-        if wanted is not None or price_per_j == 0.0:
-            # Where joules have no price, nothing speaks for an earlier end than the client wants.
+        if wanted is not None:
             usable &= np.isinf(plans.wanted)
-        net = np.where(usable, values - price_per_j * joules, -np.inf)
-        equals = np.flatnonzero(net >= net.max() - SAME_VALUE).tolist()
-        chosen = min(equals, key=lambda plan: (joules[plan], -net[plan], plan))
+        chosen = int(best_plan(plans, values, joules, price_per_j, usable)[0])
         models = [model for model in plans.members[chosen].tolist() if model >= 0]
         ends_at = float(plans.wanted[chosen]) if wanted is None else wanted
         return ChosenVote(
@@ -113,8 +110,8 @@ class Electorate:
                 weights=tuple(float(self._weights[model]) for model in models),
                 other=self._votes.replay.record.other,
                 wanted=None if np.isinf(ends_at) else ends_at,
-                value=float(values[chosen]),
-                expected_j=float(joules[chosen]),
+                value=float(values[0, chosen]),
+                expected_j=float(joules[0, chosen]),
                 asked=tuple(float(share) for share in (kinds @ plans.asked[:, chosen])[: len(models)]),
             ),
             recorded=float(plans.recorded[chosen]),
@@ -158,6 +155,22 @@ class Electorate:
         return np.asarray(figures[self._of_voters_places()])
 
 
+def best_plan(
+    plans: VotePlans, values: FloatArray, joules: FloatArray, price_per_j: float, usable: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.intp]:
+    """(B,) the number of the plan with the largest value less the price of its joules, for each of B prompts.
+
+    values, joules: (B, T) of each plan. usable: (T,) False for plans that may not be taken; one at least may. Of plans
+    that differ by less than `SAME_VALUE` the one with the fewest joules is taken.
+    """
+    if price_per_j == 0.0:
+        # Where joules have no price, nothing speaks for an end before the outcome is certain.
+        usable = usable & np.isinf(plans.wanted)
+    net = np.where(usable, values - price_per_j * joules, -np.inf)
+    equals = net >= net.max(axis=1, keepdims=True) - SAME_VALUE
+    return np.asarray(np.where(equals, joules, np.inf).argmin(axis=1))
+
+
 def voted_value(outlook: Outlook, votes: RosterVotes, places: Sequence[int]) -> float | None:
     """The probability that a vote of the experts at `places` is right; None where too few recorded answers say so."""
     models = tuple(sorted({int(votes.columns[place]) for place in places}))
@@ -169,7 +182,7 @@ def voted_value(outlook: Outlook, votes: RosterVotes, places: Sequence[int]) -> 
         return None
     scores = votes.by_model(outlook.prompt_scores.scores)
     # The last rule of a set is the one that ends only when the outcome is certain.
-    return float(plans.values(scores, outlook.prompt_scores.kind_shares)[chosen[-1]])
+    return float(plans.values(scores[None], outlook.prompt_scores.kind_shares[None])[0, chosen[-1]])
 
 
 def predicted_of_vote(outlook: Outlook, vote: ChosenVote) -> Prediction:

@@ -117,6 +117,14 @@ def is_cheapest(selection: Selection) -> bool:
     return expected <= min(float(joules[place]) for place, key in enumerate(keys) if key in selection.candidates)
 
 
+def saving_j(selection: Selection) -> float | None:
+    """Joules between the dearest and the cheapest candidate whose joules are known; None where there are not two."""
+    outlook = selection.outlook
+    keys, joules = outlook.forecast.roster.keys, outlook.forecast.energy_j.p50.tolist()
+    known = [found for key, found in zip(keys, joules, strict=True) if key in selection.candidates and found == found]
+    return max(known) - min(known) if len(known) > 1 else None
+
+
 def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
     """Those of the places where the request takes the fewest joules, and those whose joules are unknown.
 

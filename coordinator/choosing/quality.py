@@ -26,6 +26,8 @@ from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, Liste
 MAX_LISTED_EXPERTS = 16
 """Fleets up to this size have the value of all their sets listed: half a megabyte, made in milliseconds."""
 NO_TALLIES: Mapping[str, Tally] = {}
+MAX_NAMED_MODELS = 5
+"""Models that a notice names."""
 MAX_VIEWS = 64
 """Rosters that are remembered for one set of models."""
 
@@ -112,10 +114,15 @@ class Scorer:
         self._mismatch: HealthWarning | None = None
         self._failure: HealthWarning | None = None
 
-    def warnings(self) -> tuple[HealthWarning, ...]:
-        """What an operator should know about the gate and the models that it scores."""
+    def warnings(self, experts: Sequence[Expert] = ()) -> tuple[HealthWarning, ...]:
+        """What an operator should know about the gate and the models that it scores.
+
+        experts: those that are there now. Where they are of several models and there is no gate, a notice says how to
+        get one.
+        """
         notices = self._fitted.notices if self._facts else ()
-        return tuple(warning for warning in (self._mismatch, self._failure, *notices) if warning)
+        untuned = None if self._gate else _untuned(sorted({expert.model for expert in experts}))
+        return tuple(warning for warning in (self._mismatch, self._failure, untuned, *notices) if warning)
 
     def fit(self, experts: Sequence[Expert]) -> None:
         """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
@@ -199,6 +206,20 @@ class Scorer:
                 self._views.clear()
             self._views[roster.models] = view
         return view
+
+
+def _untuned(models: Sequence[str]) -> HealthWarning | None:
+    """The notice that moe2 chooses among models that it knows nothing of but their size; None for one model."""
+    if len(models) < 2:
+        return None
+    shown = ", ".join(models[:MAX_NAMED_MODELS]) + (" and others" if len(models) > MAX_NAMED_MODELS else "")
+    return HealthWarning(
+        code="gate_expert_prior",
+        severity=Severity.NOTICE,
+        message=f"moe2 does not know yet which of your models is good at what ({shown}); it takes the larger one.",
+        remedy="Run `moe2-coordinator tune`: it asks each of them about 300 short questions, and says first what that "
+        "takes.",
+    )
 
 
 @dataclass(frozen=True, eq=False)

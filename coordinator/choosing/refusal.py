@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moe2.common.energy import Quality
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import ExpertReport
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.request import SelectionRequest
-from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.choosing.result import NoExpert, Outlook
+from moe2.coordinator.fleet.table import Expert
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.proof import Offer, Plan
 
@@ -48,6 +50,18 @@ def ruled_out_by(request: SelectionRequest, roster: Roster, busy: IntArray) -> d
     for place in np.flatnonzero(out).tolist():
         reasons[roster.keys[place]] = _reason(request, roster, place, needed)
     return reasons
+
+
+def if_loading(refused: NoExpert, request: SelectionRequest, loading: Sequence[Expert]) -> NoExpert:
+    """Returns a refusal for want of an expert, or that one is being loaded, which is worth waiting for.
+
+    loading: the experts that could serve the request once they are ready.
+    """
+    coming = [expert for expert in loading if expert.key not in request.excluded]
+    if not coming:
+        return refused
+    names = ", ".join(sorted({expert.model for expert in coming}))
+    return NoExpert(ErrorCode.MODEL_LOADING, f"No expert is ready yet: {names} is being loaded.")
 
 
 def _reason(request: SelectionRequest, roster: Roster, place: int, needed_tokens: int) -> str:

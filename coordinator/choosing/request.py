@@ -6,7 +6,7 @@ What the choice found is in `result`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -189,7 +189,7 @@ class Demand:
         if self.longest_text_tokens is not None:
             # Of several texts nothing is written; their number is no reason to plan for an answer.
             return self
-        return Demand(self.prompt_tokens, None)
+        return replace(self, max_tokens=None)
 
 
 @dataclass(frozen=True)

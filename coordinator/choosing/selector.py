@@ -10,31 +10,29 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.candidates import best_first, problem_of, solve
-from moe2.coordinator.choosing.consensus import MIN_RECORDED, SAME_VALUE, Electorate, predicted_of_vote, voted_value
-from moe2.coordinator.choosing.fine_level import best_expert, best_members, expected_j, net_value
-from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
+from moe2.coordinator.choosing.candidates import best_first, solve
+from moe2.coordinator.choosing.case import Case, stated_problem
+from moe2.coordinator.choosing.consensus import MIN_RECORDED, Electorate, predicted_of_vote
+from moe2.coordinator.choosing.fine_level import best_expert, best_members, net_value
+from moe2.coordinator.choosing.forecast import IntArray, Roster
 from moe2.coordinator.choosing.mixture import renormalised
+from moe2.coordinator.choosing.mode_choice import is_better_vote, is_worth_it
 from moe2.coordinator.choosing.panel_cost import (
     DEFAULT_PANEL,
     Load,
-    Work,
     by_vocabulary,
     incapable_experts,
     joint_prediction,
     weighted_members,
-    work_in,
 )
 from moe2.coordinator.choosing.power_cap import FleetDraw, cap_refusal, draw_of
-from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.prompt_lengths import PromptLengths
-from moe2.coordinator.choosing.quality import PromptScores, Scorer, SetWorth
+from moe2.coordinator.choosing.quality import PromptScores, Scorer
 from moe2.coordinator.choosing.refusal import (
     LessLoad,
     infeasible_message,
@@ -45,19 +43,15 @@ from moe2.coordinator.choosing.refusal import (
 )
 from moe2.coordinator.choosing.request import (
     DEFAULT_CATEGORY,
-    ROUTE_ONLY,
     Budgets,
     Demand,
     Mode,
-    ScopePrice,
     SelectionRequest,
     budgets_for,
-    no_final_answer,
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
-from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Cause, Plan
 from moe2.coordinator.planning.search import Effort
 
@@ -67,8 +61,6 @@ MAX_PLANS = 512
 """Coarse plans that are remembered."""
 MAX_ROSTERS = 256
 """Rosters that are remembered, one for each model name that is asked for."""
-AUTO_MIN_GAIN = 0.05
-"""What a panel has to add to the chance of a good answer for `auto` to let more than one expert vote."""
 FRONTIER_POINTS = 12
 FRONTIER_S = 0.06
 """Time limit of all points together: a frontier is for people to look at, and delays other requests meanwhile."""
@@ -142,7 +134,7 @@ class Selector:
         prompt_tokens = self._prompt_tokens(roster, request.demand)
         if request.affinity is not None:
             prompt_tokens = request.affinity.still_to_prefill(roster.keys, prompt_tokens)
-        case = _Case(
+        case = Case(
             roster=roster,
             load=Load(
                 prompt_tokens=prompt_tokens,
@@ -169,7 +161,7 @@ class Selector:
             return _or_infeasible_now(decided, request, case, mode, whole.after(0.0, request.spent_j))
         return decided
 
-    def _decide(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
+    def _decide(self, mode: Mode, case: Case, epoch: int) -> Selection | NoExpert:
         """Choose in the given mode; in `AUTO` by a vote where its gain is worth it."""
         if mode is Mode.CONSENSUS:
             return self._consensus(case)
@@ -179,59 +171,25 @@ class Selector:
             return self._auto(case, epoch)
         return self._route(case, epoch)
 
-    def _auto(self, case: _Case, epoch: int) -> Selection | NoExpert:
+    def _auto(self, case: Case, epoch: int) -> Selection | NoExpert:
         """Choose the mode with the largest value less the price of its joules; of equal ones the first of these.
 
         To score choices is cheaper than to write one, so where a vote is possible even one expert votes.
         """
         single: Selection | NoExpert | None = None
+        votes = self.scorer.votes(case.roster)
         if Mode.VOTE in case.modes:
             single = self._panel(Mode.VOTE, case, epoch)
-            if isinstance(single, Selection) and not self._is_worth_it(single):
+            if isinstance(single, Selection) and not is_worth_it(single, votes):
                 single = self._panel(Mode.VOTE, case.alone(), epoch)
         if not isinstance(single, Selection):
             single = self._route(case, epoch)
         if Mode.CONSENSUS not in case.modes or not case.asks_final_answer():
             return single
         together = self._consensus(case, recorded=MIN_RECORDED)
-        if not isinstance(together, Selection) or together.vote is None or len(together.members) < 2:
-            return single
-        if not isinstance(single, Selection):
-            return together
-        net = together.vote.value - case.price_per_j * together.vote.expected_j
-        return together if net > self._net_value(single) + SAME_VALUE else single
+        return together if is_better_vote(together, single, votes) else single
 
-    def _net_value(self, decided: Selection) -> float:
-        """The value of a choice less the price of the joules to expect, which modes are compared by.
-
-        Of a panel it is what recorded votes of its members reach, or else its best member's score.
-        """
-        outlook = decided.outlook
-        places = _places(decided)
-        value = None
-        if len(places) > 1:
-            value = voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places)
-        if value is None:
-            value = float(outlook.prompt_scores.scores[places].max())
-        return value - outlook.price_per_j * float(expected_j(outlook.forecast.energy_j)[places].sum())
-
-    def _is_worth_it(self, panel: Selection) -> bool:
-        """True where the panel's value beats its best member's, less the price of the joules that the others take.
-
-        The value is what recorded votes reach. Where there are none it is the chance that any member answers well,
-        which promises too much and so has to gain `AUTO_MIN_GAIN`; a prior from a model's size says nothing of what
-        several models know together, so that the gate must know every member then.
-        """
-        places, outlook = _places(panel), panel.outlook
-        alone = max(net_value(outlook, [place]) for place in places)
-        if len(places) < 2:
-            return False
-        if voted_value(outlook, self.scorer.votes(outlook.forecast.roster), places) is not None:
-            return self._net_value(panel) >= alone + SAME_VALUE
-        is_known = bool(outlook.prompt_scores.trained[places].all())
-        return is_known and net_value(outlook, places) - alone >= AUTO_MIN_GAIN
-
-    def _consensus(self, case: _Case, recorded: int = 0) -> Selection | NoExpert:
+    def _consensus(self, case: Case, recorded: int = 0) -> Selection | NoExpert:
         """Choose who is asked for a final answer, in which order. recorded: prompts that have to speak for the vote."""
         mode, size = Mode.CONSENSUS, case.budgets.max_experts or DEFAULT_PANEL
         outlooks = case.outlooks(mode)
@@ -239,9 +197,9 @@ class Selector:
             out = "; ".join(sorted(set(case.ruled_out.values())))
             return NoExpert(ErrorCode.OVERLOADED, f"No expert can take the request now: {out}.")
         [outlook] = outlooks
-        electorate = Electorate(_problem(outlook), outlook, self.scorer.votes(case.roster))
+        electorate = Electorate(stated_problem(outlook), outlook, self.scorer.votes(case.roster))
         outlook = replace(outlook, worth=electorate.worth(size), ruled_out={**electorate.others, **outlook.ruled_out})
-        problem = _problem(outlook)
+        problem = stated_problem(outlook)
         plan = solve(problem, outlook.worth, clock=self._clock)
         if not plan.is_feasible:
             return self._infeasible(plan, outlook, epoch=-1)
@@ -258,7 +216,7 @@ class Selector:
             vote=vote.rule,
         )
 
-    def _route(self, case: _Case, epoch: int) -> Selection | NoExpert:
+    def _route(self, case: Case, epoch: int) -> Selection | NoExpert:
         """Choose one expert."""
         [outlook] = case.outlooks(Mode.ROUTE)
         plan = self._route_plan(outlook, case, epoch)
@@ -276,13 +234,15 @@ class Selector:
             predicted=chosen.prediction,
         )
 
-    def _route_plan(self, outlook: Outlook, case: _Case, epoch: int) -> Plan:
+    def _route_plan(self, outlook: Outlook, case: Case, epoch: int) -> Plan:
         """The plan where one expert answers; with `max_experts` the others are those to try if it fails."""
         if case.budgets.max_experts is None:
             return self._plan(outlook, epoch)
-        return best_first(_problem(outlook), lambda keys: best_expert(outlook, keys, case.affinity), clock=self._clock)
+        return best_first(
+            stated_problem(outlook), lambda keys: best_expert(outlook, keys, case.affinity), clock=self._clock
+        )
 
-    def _panel(self, mode: Mode, case: _Case, epoch: int) -> Selection | NoExpert:
+    def _panel(self, mode: Mode, case: Case, epoch: int) -> Selection | NoExpert:
         """Choose a panel of up to `max_experts` (else `DEFAULT_PANEL`) experts that keep the budgets together."""
         roster, largest = case.roster, case.budgets.max_experts or DEFAULT_PANEL
         incapable = incapable_experts(mode, roster)
@@ -299,7 +259,7 @@ class Selector:
                 ErrorCode.OVERLOADED, f"No expert can take the request now: {'; '.join(sorted(set(out.values())))}."
             )
         feasible = [
-            (best_members(_problem(outlook), plan, outlook), outlook, plan)
+            (best_members(stated_problem(outlook), plan, outlook), outlook, plan)
             for outlook, plan in plans
             if plan.is_feasible
         ]
@@ -334,7 +294,7 @@ class Selector:
         if known.size == 0:
             return ()
         bounded = outlook.budgets.model_copy(update={"energy_budget_j": float(known.max())})
-        problem = _problem(replace(outlook, budgets=bounded))
+        problem = stated_problem(replace(outlook, budgets=bounded))
         steps = np.geomspace(0.5 * known.min(), 1.5 * known.sum(), FRONTIER_POINTS)
         effort = Effort(time_limit_s=FRONTIER_S / FRONTIER_POINTS)
         return frontier(problem, steps.tolist(), table=outlook.worth.table, effort=effort, clock=self._clock)
@@ -402,82 +362,12 @@ class Selector:
         )
         plan = self._memo.get(key)
         if plan is None:
-            plan = self._memo[key] = solve(_problem(outlook), worth, clock=self._clock)
+            plan = self._memo[key] = solve(stated_problem(outlook), worth, clock=self._clock)
             if len(self._memo) > MAX_PLANS:
                 self._memo.popitem(last=False)
         else:
             self._memo.move_to_end(key)
         return plan
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """One request with what it rests on, before the mode is known in which it is served."""
-
-    roster: Roster
-    load: Load
-    prompt_scores: PromptScores
-    worth: SetWorth
-    budgets: Budgets
-    ruled_out: Mapping[str, str]
-    category: str
-    affinity: Affinity | None = None
-    draw: FleetDraw | None = None
-    price_per_j: float = 0.0
-    prices: tuple[ScopePrice, ...] = ()
-    modes: frozenset[Mode] = ROUTE_ONLY
-    asks_final_answer: Callable[[], bool] = no_final_answer
-    confidence: float | None = None
-
-    @cached_property
-    def prompt_worth(self) -> SetWorth:
-        """The worth of sets of experts for this prompt alone: that of their best."""
-        return SetWorth(self.prompt_scores.scores[None, :])
-
-    def alone(self) -> _Case:
-        """The case with panels limited to one member."""
-        return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
-
-    def outlooks(self, mode: Mode) -> list[Outlook]:
-        """The outlooks of a mode: one for each set of experts that could be a panel, and for each relevant size."""
-        if mode is Mode.ROUTE:
-            load = self.load
-            forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
-            # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
-            worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
-            return [self._outlook(forecast, worth, self.ruled_out)]
-        largest = self.budgets.max_experts or DEFAULT_PANEL
-        out = {**incapable_experts(mode, self.roster), **self.ruled_out}
-        return [
-            self._panel(mode, size, {**others, **out})
-            for others in _outside_the_vocabulary(mode, self.roster, out)
-            # Only what ranking costs depends on the panel's size.
-            for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
-        ]
-
-    def with_busy(self, busy: IntArray, request: SelectionRequest, budgets: Budgets) -> _Case:
-        """The case with other budgets and `busy` (N,) requests in progress on each expert."""
-        ruled_out = ruled_out_by(request, self.roster, busy)
-        return replace(self, load=replace(self.load, busy=busy), ruled_out=ruled_out, budgets=budgets)
-
-    def _panel(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
-        """The outlook for panels of up to `size` members without the experts that are ruled out."""
-        eligible = np.array([key not in ruled_out for key in self.roster.keys])
-        work = work_in(mode, self.roster, self.load, size, eligible)
-        return self._outlook(work.forecast, self.worth.together, ruled_out, work)
-
-    def _outlook(
-        self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
-    ) -> Outlook:
-        return Outlook(
-            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
-        )
-
-
-def _problem(outlook: Outlook) -> Problem:
-    return problem_of(
-        outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work, draw=outlook.draw
-    )
 
 
 def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
@@ -493,7 +383,7 @@ def _mode(request: SelectionRequest, budgets: Budgets) -> Mode:
 
 
 def _or_infeasible_now(
-    refused: NoExpert, request: SelectionRequest, case: _Case, mode: Mode, whole: Budgets
+    refused: NoExpert, request: SelectionRequest, case: Case, mode: Mode, whole: Budgets
 ) -> NoExpert:
     """`refused` as it is, or as INFEASIBLE_NOW where an expert would keep the budgets but for load or a breaker.
 
@@ -524,25 +414,6 @@ def _or_infeasible_now(
                     frees_in_s=found.frees_in_s,
                 )
     return refused
-
-
-def _places(decided: Selection) -> list[int]:
-    """The members' places in the roster."""
-    keys = decided.outlook.forecast.roster.keys
-    return [keys.index(member.expert.key) for member in decided.members]
-
-
-def _outside_the_vocabulary(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
-    """For each set of experts that could be a panel: the reasons by key why all other experts are outside it.
-
-    Only in mode MIX is there more than one set: one for each vocabulary.
-    """
-    if mode is not Mode.MIX:
-        return [{}] if len(out) < len(roster) else []
-    return [
-        {key: "its vocabulary differs from the panel's" for key in roster.keys if key not in group}
-        for group in by_vocabulary(roster, out)
-    ]
 
 
 def _impossible(mode: Mode, why: str) -> NoExpert:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -67,19 +68,8 @@ def run(args: argparse.Namespace) -> int:
 async def _collect(
     args: argparse.Namespace, questions: Sequence[Question], outfile: Outfile, console: Console
 ) -> Report:
-    headers = {"Content-Type": "application/json"}
-    if args.api_key_file is not None:
-        headers["Authorization"] = f"Bearer {read_secret(args.api_key_file)}"
-    # The coordinator has its own limit per request; a second one here would only hide its reason.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    connector = aiohttp.TCPConnector(limit=args.concurrency)
-    try:
-        session = aiohttp.ClientSession(args.url, headers=headers, timeout=timeout, connector=connector)
-    except ValueError as error:
-        raise Moe2Error(f"--url {args.url} is not an http address: {error}.") from error
-    async with session:
-        asker = Asker(session, max_tokens=args.max_tokens)
-        experts = _wanted(await asker.live_experts(), args.model)
+    async with asking(args.url, args.api_key_file, concurrency=args.concurrency, max_tokens=args.max_tokens) as asker:
+        experts = wanted_experts(await asker.live_experts(), args.model)
         left = missing(questions, experts, outfile)
         console.print(
             f"{len(questions)} questions for {len(experts)} experts, {left} answers to collect: "
@@ -98,7 +88,25 @@ async def _collect(
             )
 
 
-def _wanted(live: Sequence[LiveExpert], names: Sequence[str] | None) -> tuple[LiveExpert, ...]:
+@asynccontextmanager
+async def asking(url: str, api_key_file: Path | None, *, concurrency: int, max_tokens: int) -> AsyncIterator[Asker]:
+    """Yields a client of the coordinator at `url`. Raises Moe2Error for an address or a key that cannot be used."""
+    headers = {"Content-Type": "application/json"}
+    if api_key_file is not None:
+        headers["Authorization"] = f"Bearer {read_secret(api_key_file)}"
+    # The coordinator has its own limit per request; a second one here would only hide its reason.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    try:
+        session = aiohttp.ClientSession(url, headers=headers, timeout=timeout, connector=connector)
+    except ValueError as error:
+        raise Moe2Error(f"--url {url} is not an http address: {error}.") from error
+    async with session:
+        yield Asker(session, max_tokens=max_tokens)
+
+
+def wanted_experts(live: Sequence[LiveExpert], names: Sequence[str] | None) -> tuple[LiveExpert, ...]:
+    """Returns the live experts of these models or keys, or all of them. Raises Moe2Error where there are none."""
     if not live:
         raise Moe2Error("No expert is ready.", remedy="See `moe2-coordinator status`.")
     known = sorted({expert.model for expert in live} | {expert.key for expert in live})
@@ -108,12 +116,17 @@ def _wanted(live: Sequence[LiveExpert], names: Sequence[str] | None) -> tuple[Li
     return tuple(expert for expert in live if not names or expert.model in names or expert.key in names)
 
 
-def _told(report: Report, out: Path, console: Console) -> int:
-    console.print(f"Collected {report.answered} answers into {out}.")
+def tell_failures(report: Report, console: Console) -> None:
+    """Prints which experts failed how often and why, and which were left alone."""
     for (expert, reason), count in report.failures.most_common(SHOWN_FAILURES):
         console.print(f"  {count} failed on {printable(expert)}: {printable(reason)}", style="yellow", highlight=False)
     for expert in sorted(report.given_up):
-        console.print(f"  {printable(expert)} was left alone after failures in a row.", style="yellow", highlight=False)
+        console.print(f"  {printable(expert)} was left alone.", style="yellow", highlight=False)
+
+
+def _told(report: Report, out: Path, console: Console) -> int:
+    console.print(f"Collected {report.answered} answers into {out}.")
+    tell_failures(report, console)
     if report.failures:
         console.print("Run the same command again for what is missing.")
     return INCOMPLETE if report.failures else 0

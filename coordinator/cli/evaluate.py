@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
 from moe2.coordinator.training.evaluate.report import EvaluationReport
+from moe2.coordinator.training.evaluate.vote_report import VoteReport
 from moe2.coordinator.training.outcomes import read_outcomes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
-    add_pool_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
+    add_pool_arguments(parser, required=False)
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE", help="compare votes over the answers in a file with one expert alone"
+    )
+    parser.add_argument(
+        "--pool",
+        action="append",
+        metavar="NAME=A,B,...",
+        help="with --answers: a pool of experts; repeat it for each (default: the best four small ones, all, …)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="networks trained and folded into one: 4, with --answers 1"
+    )
     parser.add_argument("--no-other-sources", action="store_true", help="do not learn from other sources' prompts")
     parser.add_argument(
         "--hosts", metavar="EXPERT=HOST,...", help="where each expert runs (default: the published profiles in turn)"
@@ -34,15 +48,24 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the result and returns the exit code: 0, or 1 after an error that was shown to the user."""
     console = Console(markup=False)
     try:
-        report = _evaluated(args, console)
-        _show(report, console)
-        if args.json is not None:
-            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-        if args.plots is not None:
-            from moe2.coordinator.training.evaluate.plots import write_plots
+        if args.outcomes is None and args.answers is None:
+            raise Moe2Error("There is nothing to evaluate.", remedy="Name --outcomes FILE, --answers FILE, or both.")
+        written: dict[str, object] = {}
+        if args.outcomes is not None:
+            report = _evaluated(args, console)
+            _show(report, console)
+            written |= msgspec.to_builtins(report)
+            if args.plots is not None:
+                from moe2.coordinator.training.evaluate.plots import write_plots
 
-            for path in write_plots(report, args.plots):
-                console.print(f"Wrote {path}")
+                for path in write_plots(report, args.plots):
+                    console.print(f"Wrote {path}")
+        if args.answers is not None:
+            votes = _votes(args, console)
+            _show_votes(votes, console)
+            written |= msgspec.to_builtins(votes)
+        if args.json is not None:
+            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     except (Moe2Error, OSError) as error:
         Console(stderr=True, style="red").print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -62,6 +85,56 @@ def parsed_hosts(text: str | None) -> dict[str, str] | None:
     return hosts
 
 
+def parsed_pools(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]] | None:
+    """Parses "NAME=a,b,c" for each pool; None where no pools are given. Raises Moe2Error."""
+    if not texts:
+        return None
+    pools = {}
+    for text in texts:
+        name, equals, experts = text.partition("=")
+        members = tuple(part.strip() for part in experts.split(",") if part.strip())
+        if not equals or not name.strip() or len(members) < 2:
+            raise Moe2Error(f"--pool: {text!r} is not NAME=A,B,... with two experts at least.")
+        pools[name.strip()] = members
+    return pools
+
+
+def _votes(args: argparse.Namespace, console: Console) -> VoteReport:
+    try:
+        from moe2.coordinator.training.evaluate.consensus import evaluate_votes
+        from moe2.coordinator.training.evaluate.study import with_seeds
+    except ImportError as error:
+        raise Moe2Error(
+            f"Evaluation needs a package that is missing ({error.name}).", remedy="Install moe2[gate]."
+        ) from error
+    pool, _ = chosen_pool(read_outcomes(args.answers), args.source, args.experts)
+    pools = parsed_pools(args.pool)
+    with _training_bar(console) as (bar, task):
+        return evaluate_votes(
+            pool,
+            pools=pools,
+            hosts=parsed_hosts(args.hosts),
+            training=with_seeds(_seeds(args, usual=1)),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _seeds(args: argparse.Namespace, usual: int) -> int:
+    """The number of seeds. Raises Moe2Error where it makes no sense."""
+    seeds = usual if args.seeds is None else int(args.seeds)
+    if seeds < 1:
+        raise Moe2Error("--seeds must be at least 1.")
+    return seeds
+
+
+@contextmanager
+def _training_bar(console: Console) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar of a training."""
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield bar, bar.add_task("training", total=None)
+
+
 def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
     try:
         from moe2.coordinator.training.evaluate.study import evaluate, with_seeds
@@ -69,18 +142,14 @@ def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
         raise Moe2Error(
             f"Evaluation needs a package that is missing ({error.name}).", remedy="Install moe2[gate]."
         ) from error
-    if args.seeds < 1:
-        raise Moe2Error("--seeds must be at least 1.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None)
+    with _training_bar(console) as (bar, task):
         return evaluate(
             pool,
             auxiliary=None if args.no_other_sources else others,
             hosts=parsed_hosts(args.hosts),
             answer_tokens=args.answer_tokens,
-            training=with_seeds(args.seeds),
+            training=with_seeds(_seeds(args, usual=4)),
             source=args.source,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -110,3 +179,26 @@ def _show(report: EvaluationReport, console: Console) -> None:
         console.print("Ahead of moe2 that is told the category:")
         for line in report.baselines_ahead_of_told:
             console.print(f"  {line}")
+
+
+def _show_votes(report: VoteReport, console: Console) -> None:
+    from moe2.coordinator.training.evaluate.tables import vote_tables
+
+    console.print(f"Votes, reported on {report.rows['reported']} prompts: {report.reported_on}.")
+    console.print(f"  {report.host_marks}")
+    for table in vote_tables(report):
+        console.print(table)
+    for stop in report.early_stop:
+        console.print(
+            f"{stop.pool}: asking {len(stop.members)} in turn until the outcome is certain takes "
+            f"{stop.joules_ratio:.2f} of the joules of asking all, and loses {stop.lost_points:.2f} ± "
+            f"{stop.lost_se:.2f} points."
+        )
+    far = [found for found in report.behind_best if found.behind_points > found.behind_se]
+    for found in far:
+        console.print(
+            f"auto is behind {found.best_policy} in pool {found.pool!r} within {found.target_j} J by "
+            f"{found.behind_points:.2f} ± {found.behind_se:.2f} points."
+        )
+    if not far:
+        console.print("auto is within one standard error of the best policy at every target.")

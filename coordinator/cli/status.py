@@ -120,7 +120,10 @@ def _averages(averages: tuple[AverageRow, ...]) -> Table:
         table.add_row(
             Text(printable(row.scope), style="bold"),
             Text(f"{row.average_energy_j:.4g}"),
-            Text(known(row.mean_j, lambda joules: f"{joules:.4g}"), style="yellow" if row.saturated else ""),
+            Text(
+                known(row.mean_j, lambda joules: f"{joules:.4g}") + (" (simulated)" if row.simulated else ""),
+                style="yellow" if row.saturated else "",
+            ),
             Text(f"{row.price_per_j * POINTS_PER_KJ:.3g}"),
             Text(str(row.n_answers)),
             Text(str(row.n_unmeasured)),
@@ -197,6 +200,7 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
                 answers=row.n_answers,
                 unmeasured=row.n_unmeasured,
                 saturated=terminal_parts.yes_no(row.saturated),
+                simulated=terminal_parts.yes_no(row.simulated),
             )
             for row in status.averages
         ),

@@ -16,9 +16,9 @@ from moe2.coordinator.training.feedback_rows import with_feedback
 from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_outcomes
 
 
-def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that choose the rows and experts of an outcomes file."""
-    parser.add_argument("--outcomes", type=Path, required=True, metavar="FILE", help="outcomes, .parquet or .jsonl")
+def add_pool_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the options that choose the rows and experts of an outcomes file. required: whether one must be named."""
+    parser.add_argument("--outcomes", type=Path, required=required, metavar="FILE", help="outcomes, .parquet or .jsonl")
     parser.add_argument("--source", help="use only the rows of this source")
     parser.add_argument(
         "--experts", metavar="A,B,...", help="use only these experts (default: all that were run on the rows)"

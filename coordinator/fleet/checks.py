@@ -320,10 +320,11 @@ class AgentChecks:
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
                 fields[name] = None
+        joules = usage.energy.joules
         if fault := _energy_fault(usage.energy):
             faults.append(fault)
-            fields["energy"] = unmeasured(f"its agent's figure cannot be: {fault}")
-        if fault := range_fault("reasoning_j", usage.reasoning_j, usage.energy.joules or MAX_JOULES):
+            fields |= {"energy": unmeasured(f"its agent's figure cannot be: {fault}"), "reasoning_j": None}
+        elif fault := range_fault("reasoning_j", usage.reasoning_j, MAX_JOULES if joules is None else joules):
             faults.append(fault)
             fields["reasoning_j"] = None
         if not faults:

@@ -70,6 +70,8 @@ class _Agent:
     report: Report | None = None
     report_s: float | None = None
     rtt_s: float | None = None
+    known_models: frozenset[str] = frozenset()
+    """The models that it last reported, in this session or in one before."""
     settled_rtt_s: float | None = None
     """The round trip that decisions use, which follows the measured one in steps and not with every tremble."""
 
@@ -83,6 +85,7 @@ class CapabilityTable:
         self._agents: dict[str, _Agent] = {}
         self._suspensions = Suspensions()
         self._choosable: tuple[Expert, ...] = ()
+        self._loading: tuple[Expert, ...] = ()
         self._fresh_until_s = 0.0
         self.epoch = 0
 
@@ -94,7 +97,11 @@ class CapabilityTable:
 
     def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
         """Notes a new session. What a former session reported is forgotten, as the agent reports at once."""
-        self._agents[hello.agent_id] = _Agent(hello=hello, protocol=protocol, connected=True, changed_s=now_s)
+        former = self._agents.get(hello.agent_id)
+        known_models = former.known_models if former else frozenset()
+        self._agents[hello.agent_id] = _Agent(
+            hello=hello, protocol=protocol, connected=True, changed_s=now_s, known_models=known_models
+        )
         self._changed()
 
     def agent_left(self, agent_id: str, now_s: float) -> None:
@@ -123,6 +130,7 @@ class CapabilityTable:
             return
         was_stale = agent.report_s is None or now_s - agent.report_s > self._stale_s
         old, agent.report, agent.report_s = agent.report, report, now_s
+        agent.known_models = frozenset(expert.model for expert in report.experts)
         if was_stale or old is None or (old.experts, old.draining) != (report.experts, report.draining):
             self._changed()
         else:
@@ -161,6 +169,12 @@ class CapabilityTable:
             self._rebuild(now_s)
         return self._choosable
 
+    def loading(self, now_s: float) -> tuple[Expert, ...]:
+        """Returns the experts that are being loaded and take no requests before they are ready, sorted by key."""
+        if now_s >= self._fresh_until_s:
+            self._rebuild(now_s)
+        return self._loading
+
     def host_powers(self) -> tuple[HostPower, ...]:
         """Returns the power of every connected host, summed over its readable sensors (such as GPU and CPU)."""
         powers = []
@@ -186,6 +200,23 @@ class CapabilityTable:
     def models(self) -> tuple[str, ...]:
         """Returns the names of all models of connected agents, ready or not, sorted."""
         return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
+
+    def reports_by_model(self) -> dict[str, tuple[ExpertReport, ...]]:
+        """Returns what connected agents last reported of each model, by its name, sorted."""
+        found: dict[str, list[ExpertReport]] = {}
+        for _, expert in self._connected_experts():
+            found.setdefault(expert.model, []).append(expert)
+        return {model: tuple(found[model]) for model in sorted(found)}
+
+    def remembers(self, name: str) -> bool:
+        """Whether `name` is a model, or an expert's key, that an agent has reported which is away or has just returned.
+
+        Agents are remembered until they are evicted.
+        """
+        agent_id, _, model = name.partition("/")
+        if (agent := self._agents.get(agent_id)) and model in agent.known_models:
+            return True
+        return any(name in agent.known_models for agent in self._agents.values())
 
     def embedding_models(self) -> dict[str, frozenset[int]]:
         """Returns the lengths that vectors can have, by the names of all models of connected agents that yield some.
@@ -227,6 +258,7 @@ class CapabilityTable:
     def _rebuild(self, now_s: float) -> None:
         """Finds the choosable experts, and the time until which none of them turns stale."""
         choosable: list[Expert] = []
+        loading: list[Expert] = []
         fresh_until_s = float("inf")
         for agent, expert in self._connected_experts():
             if agent.report_s is None or agent.report is None or agent.report.draining:
@@ -237,10 +269,11 @@ class CapabilityTable:
                 fresh_until_s = min(fresh_until_s, suspended_until_s)
                 continue
             stale_at_s = agent.report_s + self._stale_s
-            if stale_at_s <= now_s or not _takes_requests(expert):
+            takes_requests = _takes_requests(expert)
+            if stale_at_s <= now_s or not (takes_requests or expert.state is ExpertState.LOADING):
                 continue
             fresh_until_s = min(fresh_until_s, stale_at_s)
-            choosable.append(
+            (choosable if takes_requests else loading).append(
                 Expert(
                     key=f"{agent_id}/{expert.model}",
                     agent_id=agent_id,
@@ -255,6 +288,7 @@ class CapabilityTable:
         if rebuilt != self._choosable:
             self.epoch += 1
         self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
+        self._loading = tuple(sorted(loading, key=lambda expert: expert.key))
 
     def _row(self, agent: _Agent, now_s: float) -> AgentRow:
         report = agent.report

@@ -152,10 +152,10 @@ class FleetGate:
                 code="gate_expert_prior",
                 severity=Severity.NOTICE,
                 message=prior.reason,
-                remedy="Collect outcomes with `moe2-coordinator collect` and train the gate again.",
+                remedy=f"Run `moe2-coordinator tune --model {prior.name}`: it learns what this model is good at.",
             )
-            for prior in (self._priors if self._gate else self._blind)
-            if prior is not None
+            for prior in self._priors
+            if self._gate and prior is not None
         ]
         return tuple(notices)
 

@@ -44,6 +44,8 @@ _ANCESTOR: Final = {
     "mathstral": "mistral",
     "mixtral": "mistral",
 }
+_SIZES: Final = {"phi-3-mini": 3.8e9, "phi-3.5-mini": 3.8e9, "phi-3-small": 7.4e9, "phi-3-medium": 14e9}
+"""Parameters of models whose names do not tell."""
 _SIZE: Final = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -74,7 +76,7 @@ def facts_from_name(name: str) -> ExpertFacts:
     lowered = name.lower()
     found = next((family for family in _FAMILIES if family in lowered), None)
     size = _SIZE.search(name)
-    parameters = None
+    parameters = next((known for part, known in _SIZES.items() if part in lowered), None)
     if size:
         parameters = float(size[2]) * (1e9 if size[3].lower() == "b" else 1e6) * (int(size[1]) if size[1] else 1)
     return ExpertFacts(name, _ANCESTOR.get(found, found) if found else None, parameters or None)

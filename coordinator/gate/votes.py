@@ -55,7 +55,7 @@ class VoteRecord:
             raise ValueError(f"votes of shapes {self.base.shape}, {self.codes.shape} and {self.kinds.shape}")
         if not (np.isfinite(self.base).all() and np.isfinite(self.slope) and np.isfinite(self.other)):
             raise ValueError("weights of votes that are not finite")
-        if rows and (self.codes.min() < NOT_ASKED or self.codes.max() > max(experts, 1)):
+        if self.codes.size and (self.codes.min() < NOT_ASKED or self.codes.max() > experts):
             raise ValueError("recorded answers that are out of range")
 
     @classmethod
@@ -83,9 +83,18 @@ class VoteRecord:
             base=np.array(base),
             slope=self.slope,
             other=self.other,
-            codes=np.stack(codes, axis=1) if codes else np.empty((rows, 0), dtype=np.int16),
+            codes=_renumbered(np.stack(codes, axis=1)),
             kinds=self.kinds,
         )
+
+
+def _renumbered(codes: CodeArray) -> CodeArray:
+    """(R, N) the same answers, with the wrong ones numbered by the first expert that gave them."""
+    found = codes.copy()
+    for n in range(codes.shape[1] - 1, -1, -1):
+        same = (codes == codes[:, n : n + 1]) & (codes > RIGHT)
+        found[same] = n + 1
+    return found
 
 
 def assumed_codes(probabilities: FloatArray, rows: int) -> CodeArray:

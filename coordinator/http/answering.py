@@ -24,9 +24,10 @@ from moe2.coordinator.http.answers import (
 )
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
-from moe2.coordinator.http.errors import ApiError, invalid, quoted, refused
+from moe2.coordinator.http.errors import ApiError, invalid, refused
 from moe2.coordinator.http.eventstream import EventStream
 from moe2.coordinator.http.face import Asked, End, Face, Incoming, Part
+from moe2.coordinator.http.models import check_model
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.keys.keys import ANYBODY, Principal
 from moe2.coordinator.serving.effects import Completed
@@ -53,7 +54,7 @@ class Answering:
 
     def use(self, settings: ApiSection) -> None:
         """Replaces the settings; they hold from the next request on."""
-        self._settings = settings
+        self.settings = settings
         self._reading = Reading(ignore_unknown=settings.unknown_parameters == "ignore", aliases=settings.aliases)
 
     def reading(self) -> Reading:
@@ -103,7 +104,7 @@ class Answering:
             generation=call.generation,
             demand=call.demand(),
             arrived_s=arrived_s,
-            deadline_s=arrived_s + self._settings.request_timeout_s,
+            deadline_s=arrived_s + self.settings.request_timeout_s,
             wish=call.wish,
             modes=call.modes,
             prefix=call.prefix,
@@ -134,7 +135,7 @@ class Answering:
                 "Too many requests in progress.",
                 retry_after_s=None if room_in_s is None else whole_seconds(room_in_s),
             )
-        check_model(self._table, call.model)
+        check_model(self._table, call.model, self.settings.aliases)
         has_ids = isinstance(call.prompt, TextPrompt) and bool(call.prompt.tokens) and not call.texts
         if has_ids and call.model in ANY_MODEL and len(self._table.models()) > 1:
             text = "Token ids are those of one model's vocabulary: name the model that they are for."
@@ -172,7 +173,7 @@ class Answering:
         """
         encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
         answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
-        stream = EventStream(http, comment_s=self._settings.stream_comment_s)
+        stream = EventStream(http, comment_s=self.settings.stream_comment_s)
         if not any(exchange.is_waiting for exchange in exchanges):
             await stream.news_or_silence(news)
         open_ = list(answers)
@@ -242,14 +243,3 @@ def _receipt(exchanges: Sequence[Exchange]) -> Receipt:
 async def _until_recorded(exchanges: Sequence[Exchange]) -> None:
     for exchange in exchanges:
         await exchange.until_recorded()
-
-
-def check_model(table: CapabilityTable, model: str) -> None:
-    """Raises `ApiError` (404) for a name that is neither a model, nor an expert, nor one that lets moe2 choose."""
-    known = table.models()
-    if model in ANY_MODEL or model in known or table.knows_expert(model):
-        return
-    names = ", ".join((*ANY_MODEL, *known))
-    raise refused(
-        ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
-    )

@@ -135,7 +135,22 @@ _RESPONSE = _object(
         "moe2": _ref("Receipt"),
     }
 )
-_MODEL = _object({"id": _STRING, "object": {"const": "model"}, "created": _INTEGER, "owned_by": _STRING})
+_MODEL = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "model"},
+        "created": _INTEGER,
+        "owned_by": _STRING,
+        "root": _STRING,
+        **{
+            name: _or_null(_INTEGER)
+            for name in ("context_length", "max_model_len", "max_input_tokens", "max_output_tokens")
+        },
+        "capabilities": {"type": "object", "additionalProperties": _or_null({"type": "boolean"})},
+        "meta": {"type": "object", "additionalProperties": _or_null(_INTEGER)},
+        "sampling": _or_null({"type": "object"}),
+    }
+)
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,

@@ -28,9 +28,10 @@ FEEDBACK_PATH = "/v1/moe2/feedback"
 LEDGER_PATH = "/v1/moe2/ledger"
 EVENTS_PATH = "/v1/moe2/events"
 
+_SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)
 SHORT_PATHS = {
     "/health": HEALTH_PATH,
-    **{path.removeprefix("/v1"): path for path in (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, MODELS_PATH)},
+    **{path.removeprefix("/v1"): path for path in _SHORTENED},
 }
 """Paths that clients use by habit, as they are served by llama-server and others, and the path of the route."""
 

@@ -1,7 +1,7 @@
 // A decision of the two levels: who was in, who was out and why, within which budgets, and how good it provably is.
 
 import { el } from "./dom.js";
-import { DASH, UNMEASURED, digits, joules, seconds, words } from "./format.js";
+import { DASH, UNMEASURED, digits, joules, points, seconds, words } from "./format.js";
 
 const BUDGETS = {
   energy_budget_j: ["energy", joules],
@@ -26,12 +26,17 @@ export const quantileOf = (decision) => (decision?.budgets?.quantile === "p50" ?
 
 export const predicted = (quantiles, quantile, show) => (quantiles ? show(quantiles[quantile]) : UNMEASURED);
 
-function setting({ budgets, category, kind }) {
+function setting({ budgets, category, kind, price }) {
   const limits = Object.entries(BUDGETS).flatMap(([name, [title, show]]) => (budgets[name] === undefined ? [] : [`${title} ≤ ${show(budgets[name])}`]));
   const parts = [limits.length ? `Budgets: ${limits.join(", ")} (${quantileOf({ budgets })})` : "No budgets"];
   if (category) parts.push(`category ${words(category)}`);
   if (kind) parts.push(`kind ${words(kind)}`);
+  if (price) parts.push(`price ${points(price.price_per_j)}${priceScopes(price)}`);
   return parts.join(" · ");
+}
+
+function priceScopes({ scopes }) {
+  return scopes.length ? ` (${scopes.map((scope) => `${scope.scope}: ${joules(scope.average_energy_j)} an answer`).join(", ")})` : "";
 }
 
 function expertTable(experts, quantile) {

@@ -18,6 +18,8 @@ export function joules(value) {
 }
 
 export const watts = (value) => (known(value) ? `${digits(value)} W` : UNMEASURED);
+// What a joule has to bring: points are hundredths of a score, and a single joule is worth too few of them to read.
+export const points = (pricePerJ) => (known(pricePerJ) ? `${digits(pricePerJ * 1e5)} points/kJ` : DASH);
 export const perToken = (value) => (known(value) ? `${joules(value)}/token` : UNMEASURED);
 export const rate = (value) => (known(value) ? `${digits(value)} tok/s` : UNMEASURED);
 export const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : DASH);

@@ -17,13 +17,21 @@ import math
 import msgspec
 
 STEP = 0.01
-"""Change of the relative price (price times target) by an answer that takes twice the target."""
+"""Change of the relative price, the price times what an answer can save, by an answer that much above the target.
+
+What an answer can save is the usual difference between the dearest and the cheapest expert: where hosts cost nearly
+alike, few joules have to be worth much for any choice to change."""
+MIN_SAVING = 0.02
+"""Least share of the target that an answer counts as able to save."""
+MAX_NOISE = 2.0
+"""Where joules vary so much that their variance, times this, exceeds the square of what an answer can save, steps are
+smaller by as much: the price would follow lengths of answers instead of its target."""
 DAY_STEP = 0.02
 """The step under a daily limit, which has only a day's requests to learn from and refuses the rest."""
 FIRST_STEP = 0.3
 """The step of the first answer. The n-th takes an n-th of it, down to the usual step: at first nothing is known."""
 MAX_RELATIVE_PRICE = 10.0
-"""Largest price times target: joules of one target are then worth ten times the best score there is."""
+"""Largest relative price: what an answer can save is then worth ten times the best score there is."""
 MAX_EXCESS = 4.0
 """An answer counts as taking five times the target at most, so that a single monstrous one does not set the price."""
 PAY_BACK_ANSWERS = 300
@@ -49,6 +57,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     """The mean of the prices so far, the latest with more weight."""
     owed_j: float = 0.0
     """Joules spent above the target that are to be paid back; negative where less was spent."""
+    saving_j: float | None = None
+    """Joules between the dearest and the cheapest expert, in the mean; None where nobody has told yet."""
+    variance_j2: float = 0.0
+    """How much the joules of an answer vary about their moving mean, in square joules."""
     n_answers: int = 0
     """Answers that it was learned from."""
     spent_j: float = 0.0
@@ -74,23 +86,27 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def settled(
-    price: Price, spent_j: float, target_j: float, *, is_answer: bool = True, is_cheapest: bool = False
+    price: Price,
+    spent_j: float,
+    target_j: float,
+    *,
+    is_answer: bool = True,
+    is_cheapest: bool = False,
+    saving_j: float | None = None,
 ) -> Price:
     """The price after a request has taken `spent_j` joules where answers are to take `target_j` on average.
 
     Both are finite, `spent_j` not negative and `target_j` positive. is_answer: False for a request that ended without
     an answer, whose joules the answers have to save. is_cheapest: True where nobody could have taken fewer joules.
+    saving_j: joules between the dearest and the cheapest expert that could have answered; None where unknown.
     """
-    n_saturated = price.n_saturated + 1 if is_cheapest else 0
-    excess = min(spent_j / target_j - is_answer, MAX_EXCESS)
-    owed, change = price.owed_j / target_j, 0.0
-    if excess <= 0.0 or n_saturated < SATURATED_ANSWERS:
-        owed = min(max(owed + excess, -MAX_SAVED_ANSWERS), MAX_OWED_ANSWERS)
-        change = _step(price, STEP) * (excess + owed / PAY_BACK_ANSWERS)
-    moved = _moved(price, change, target_j)
-    return _counted(
-        msgspec.structs.replace(moved, owed_j=owed * target_j, n_saturated=n_saturated), spent_j, is_answer=is_answer
-    )
+    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j)
+    excess_j, change_j = _excess_j(spent_j, target_j if is_answer else 0.0, target_j), 0.0
+    if excess_j <= 0.0 or price.n_saturated < SATURATED_ANSWERS:
+        owed_j = min(max(price.owed_j + excess_j, -MAX_SAVED_ANSWERS * target_j), MAX_OWED_ANSWERS * target_j)
+        price = msgspec.structs.replace(price, owed_j=owed_j)
+        change_j = excess_j + owed_j / PAY_BACK_ANSWERS
+    return _counted(_moved(price, STEP, change_j, target_j), spent_j, is_answer=is_answer)
 
 
 def settled_of_day(
@@ -101,18 +117,18 @@ def settled_of_day(
     *,
     is_answer: bool = True,
     is_cheapest: bool = False,
+    saving_j: float | None = None,
 ) -> Price:
     """The price after a request under a daily limit that has taken `spent_j` joules.
 
     target_j: what is left of the day for each answer to come, 0 or more. It falls by itself where too much is spent, so
-    that nothing is owed. usual_j: the day's limit for each of its answers, positive: the measure of a step.
+    that nothing is owed. usual_j: the day's limit for each of its answers, positive. The rest is as in `settled`.
     """
-    n_saturated = price.n_saturated + 1 if is_cheapest else 0
-    excess = (spent_j - (target_j if is_answer else 0.0)) / usual_j
-    excess = min(max(excess, -MAX_EXCESS), MAX_EXCESS)
-    change = _step(price, DAY_STEP) * excess if excess <= 0.0 or n_saturated < SATURATED_ANSWERS else 0.0
-    moved = _moved(price, change, usual_j)
-    return _counted(msgspec.structs.replace(moved, n_saturated=n_saturated), spent_j, is_answer=is_answer)
+    price = _saw(price, is_cheapest=is_cheapest, saving_j=saving_j)
+    excess_j = _excess_j(spent_j, target_j if is_answer else 0.0, usual_j)
+    if excess_j > 0.0 and price.n_saturated >= SATURATED_ANSWERS:
+        excess_j = 0.0
+    return _counted(_moved(price, DAY_STEP, excess_j, usual_j), spent_j, is_answer=is_answer)
 
 
 def next_day(price: Price) -> Price:
@@ -122,9 +138,10 @@ def next_day(price: Price) -> Price:
 
 def is_sound(price: Price) -> bool:
     """True for figures that can have been learned; a damaged state file can say anything."""
-    sums = (price.price_per_j, price.usual_price_per_j, price.spent_j, price.recent_j, price.recent_answers)
+    prices = (price.price_per_j, price.usual_price_per_j)
+    joules = (price.spent_j, price.saving_j or 0.0, price.variance_j2, price.recent_j, price.recent_answers)
     counts = (price.n_answers, price.n_unmeasured, price.n_saturated)
-    return all(0.0 <= figure < math.inf for figure in (*sums, *counts)) and math.isfinite(price.owed_j)
+    return all(0.0 <= figure < math.inf for figure in (*prices, *joules, *counts)) and math.isfinite(price.owed_j)
 
 
 def unmeasured(price: Price) -> Price:
@@ -137,14 +154,26 @@ def retargeted(price: Price) -> Price:
     return msgspec.structs.replace(price, owed_j=0.0, n_saturated=0)
 
 
-def _step(price: Price, least: float) -> float:
-    return max(least, FIRST_STEP / (price.n_answers + 1))
+def _excess_j(spent_j: float, allowed_j: float, target_j: float) -> float:
+    """Joules above what was allowed, within `MAX_EXCESS` targets, above and below."""
+    return min(max(spent_j - allowed_j, -MAX_EXCESS * target_j), MAX_EXCESS * target_j)
 
 
-def _moved(price: Price, change: float, measure_j: float) -> Price:
-    """The price after a change of its relative value, which is the price times `measure_j`."""
-    relative = min(max(price.price_per_j * measure_j + change, 0.0), MAX_RELATIVE_PRICE)
-    price_per_j = relative / measure_j
+def _saw(price: Price, *, is_cheapest: bool, saving_j: float | None) -> Price:
+    """The price with what the request's experts would have taken."""
+    known_j = price.saving_j
+    if saving_j is not None:
+        known_j = saving_j if known_j is None else _MEMORY * known_j + (1 - _MEMORY) * saving_j
+    n_saturated = price.n_saturated + 1 if is_cheapest else 0
+    return msgspec.structs.replace(price, saving_j=known_j, n_saturated=n_saturated)
+
+
+def _moved(price: Price, step: float, change_j: float, target_j: float) -> Price:
+    """The price after a step for an answer that was `change_j` joules above its target."""
+    saving_j = target_j if price.saving_j is None else min(max(price.saving_j, MIN_SAVING * target_j), target_j)
+    measure_j = max(saving_j, MAX_NOISE * price.variance_j2 / saving_j)
+    change = max(step, FIRST_STEP / (price.n_answers + 1)) * change_j / measure_j
+    price_per_j = min(max(price.price_per_j * saving_j + change, 0.0), MAX_RELATIVE_PRICE) / saving_j
     weight = max(MIN_USUAL, 1.0 / (price.n_answers + 1))
     usual = price.usual_price_per_j + weight * (price_per_j - price.usual_price_per_j)
     return msgspec.structs.replace(price, price_per_j=price_per_j, usual_price_per_j=usual)
@@ -152,8 +181,13 @@ def _moved(price: Price, change: float, measure_j: float) -> Price:
 
 def _counted(price: Price, spent_j: float, *, is_answer: bool) -> Price:
     """The price with a request's joules in its sums."""
+    mean_j, variance_j2 = price.mean_j, price.variance_j2
+    if mean_j is not None and is_answer:
+        away_j = min(spent_j - mean_j, MAX_EXCESS * mean_j)
+        variance_j2 = _MEMORY * variance_j2 + (1 - _MEMORY) * away_j**2
     return msgspec.structs.replace(
         price,
+        variance_j2=variance_j2,
         n_answers=price.n_answers + is_answer,
         spent_j=price.spent_j + spent_j,
         recent_j=_MEMORY * price.recent_j + spent_j,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
@@ -58,6 +59,10 @@ class Spending:
     """True where it was answered."""
     is_cheapest: bool = False
     """True where no expert within its limits could have answered for less."""
+    saving_j: float | None = None
+    """Joules between the dearest and the cheapest expert within its limits; None where unknown."""
+    is_simulated: bool = False
+    """True where some of the joules are a simulated host's."""
 
 
 class SavedPrice(Price, frozen=True, kw_only=True):
@@ -67,6 +72,8 @@ class SavedPrice(Price, frozen=True, kw_only=True):
     """The average that it was learned for."""
     day: int | None = None
     """The day that a daily limit's price is of, in days since the epoch; None under other averages."""
+    is_simulated: bool = False
+    """True where the latest joules that it learned from are a simulated host's."""
 
 
 class SavedPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +178,7 @@ class PriceBook:
                         n_answers=price.n_answers,
                         n_unmeasured=price.n_unmeasured,
                         saturated=price.is_saturated,
+                        simulated=price.is_simulated,
                     )
                 )
         order = ("fleet", "category", "key", "day")
@@ -236,14 +244,22 @@ class PriceBook:
         # What is known of a sum whose rest is unknown can be too much already.
         if joules is None and spending.known_j > scope.target_j:
             joules = spending.known_j
-        how = {"is_answer": spending.is_answer, "is_cheapest": spending.is_cheapest}
-        if joules is None:
-            changed = unmeasured(price)
-        elif scope.day is None:
-            changed = settled(price, joules, scope.target_j, **how)
-        else:
-            changed = settled_of_day(price, joules, scope.target_j, scope.day.usual_j, **how)
-        self._prices[scope.id] = _kept(changed, scope.target_j, price.day)
+        learn = settled if scope.day is None else partial(settled_of_day, usual_j=scope.day.usual_j)
+        changed = (
+            unmeasured(price)
+            if joules is None
+            else learn(
+                price,
+                joules,
+                scope.target_j,
+                is_answer=spending.is_answer,
+                is_cheapest=spending.is_cheapest,
+                saving_j=spending.saving_j,
+            )
+        )
+        is_simulated = price.is_simulated if joules is None else spending.is_simulated
+        kept = _kept(changed, scope.target_j, price.day)
+        self._prices[scope.id] = msgspec.structs.replace(kept, is_simulated=is_simulated)
 
     def _forget_oldest(self) -> None:
         while len(self._prices) > MAX_SCOPES:

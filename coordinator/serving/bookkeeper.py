@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality
 from moe2.common.link.messages import JobUsage
-from moe2.coordinator.choosing.fine_level import is_cheapest
+from moe2.coordinator.choosing.fine_level import is_cheapest, saving_j
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
@@ -97,6 +97,8 @@ class Bookkeeper:
                 arrived_unix_s=self._arrived_unix_s(life),
                 is_answer=isinstance(life.outcome, Completed),
                 is_cheapest=is_cheapest(life.attempts[-1].selection),
+                saving_j=saving_j(life.attempts[-1].selection),
+                is_simulated=receipt.energy.quality is Quality.SIMULATED,
             )
             now_unix_s = self._clock()
             left_j = self._left_j(request.principal, now_unix_s)

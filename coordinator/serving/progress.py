@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import ChatPrompt
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, budgets_for
 from moe2.coordinator.choosing.result import NoExpert, Selection
@@ -186,8 +187,11 @@ class Progress:
         """How long the request may wait for an expert with room.
 
         That is until the queue's limit, the end of the budgets, or when even an idle expert would come too late. A
-        request whose engine has died may wait as long as if it had just come.
+        request whose engine has died may wait as long as if it had just come; one whose model is being loaded, as long
+        as its budgets let it.
         """
+        if self.queue_s and self.refused and self.refused.code == ErrorCode.MODEL_LOADING:
+            return self._patience_s()
         before_s = self.attempts[-1].waited_s if restarts_seen(self.attempts) else 0.0
         until_s = min(now_s + self.queue_s - (self.waited_s - before_s), self._patience_s())
         waits_s = self.refused.waits_s if self.refused else None

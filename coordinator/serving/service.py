@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from moe2.common.alarm import Alarm
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -24,6 +25,7 @@ from moe2.common.link.messages import (
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
+from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
 from moe2.coordinator.choosing.selector import Selector, can_serve
@@ -243,7 +245,11 @@ class Service:
         if life is not None and self._judge.suspects:
             request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
-        return self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
+            loading = self._table.loading(now_s)
+            return if_loading(chosen, request, [expert for expert in loading if can_serve(request.model, expert)])
+        return chosen
 
     def _room_appeared(self, request_id: str) -> None:
         self._handle(self._active[request_id], events.RoomAppeared())

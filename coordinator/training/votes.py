@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moe2.coordinator.answers.normal_form import normalised
 from moe2.coordinator.gate.calibration import log_odds_of
+from moe2.coordinator.gate.vote_replay import MAX_VOTERS
 from moe2.coordinator.gate.votes import (
     NO_ANSWER,
     NOT_ASKED,
@@ -23,7 +24,7 @@ from moe2.coordinator.training.outcomes import Outcomes
 
 FloatArray = npt.NDArray[np.float64]
 
-MAX_RECORDED = 2048
+MAX_RECORDED = 4096
 """Most prompts in a record: votes of sets are replayed on them whenever the fleet's models change."""
 MIN_ROWS = 10
 """With fewer prompts that two experts have answered, nothing is learned about votes."""
@@ -32,6 +33,7 @@ _RIGHT_FROM = 0.5
 _SHRINKAGE = 20.0
 """How many prompts the prior weights count as much as."""
 _NEWTON_STEPS = 30
+_SETS_PER_ROW, _SMALLEST_SET = 2, 2
 
 
 def vote_record(
@@ -51,7 +53,7 @@ def vote_record(
     if rows.size < MIN_ROWS:
         return None
     log_odds = log_odds_of(profile, 1e-3)[numbers[rows]]
-    base, slope, other = fitted_weights(codes[rows], log_odds)
+    base, slope, other = fitted_weights(*_in_random_sets(codes[rows], log_odds))
     if rows.size > MAX_RECORDED:
         # Evenly spread, so that equal outcomes give an equal record.
         rows = rows[np.linspace(0, rows.size - 1, MAX_RECORDED).astype(np.int64)]
@@ -80,6 +82,24 @@ def answer_codes(outcomes: Outcomes) -> CodeArray | None:
             else:
                 codes[row, n] = wrong.setdefault(normalised(answer) or answer.strip(), len(wrong) + 1)
     return codes if any(told) else None
+
+
+def _in_random_sets(codes: CodeArray, log_odds: FloatArray) -> tuple[CodeArray, FloatArray]:
+    """The rows several times over, each time with random sets of the experts alone, the same at every call.
+
+    Weights that are learned from votes of everybody would be too low for the few that vote in the end.
+    """
+    experts = codes.shape[1]
+    largest = min(MAX_VOTERS, experts)
+    if experts <= _SMALLEST_SET:
+        return codes, log_odds
+    random = np.random.default_rng(0)
+    parts = []
+    for _ in range(_SETS_PER_ROW):
+        rank = random.random(codes.shape).argsort(axis=1).argsort(axis=1)
+        size = random.integers(_SMALLEST_SET, largest + 1, len(codes))
+        parts.append(np.where(rank < size[:, None], codes, NOT_ASKED).astype(np.int16))
+    return np.concatenate(parts), np.tile(log_odds, (_SETS_PER_ROW, 1))
 
 
 def fitted_weights(codes: CodeArray, log_odds: FloatArray) -> tuple[FloatArray, float, float]:

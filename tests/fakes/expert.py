@@ -32,6 +32,7 @@ from moe2.agent.engine.protocol import (
     Loaded,
     LoadFailed,
     ModelFacts,
+    ModelSpec,
     Scored,
     Shutdown,
     Started,
@@ -68,6 +69,7 @@ class FakeExpert:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._takes: dict[str, asyncio.Queue[TakeToken]] = {}
         self._context_tokens = 0
+        self._loading: asyncio.Task[None] | None = None
         self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._control_turn = asyncio.Lock()
 
@@ -90,7 +92,7 @@ class FakeExpert:
     def _obey(self, command: Command) -> None:
         match command:
             case Load(spec=spec):
-                self._load(spec.path, spec.context_tokens, spec.slots)
+                self._loading = asyncio.create_task(self._load_when_allowed(spec))
             case Submit() as job:
                 self._jobs[job.job_id] = asyncio.create_task(self._generate(job))
             case ScoreJob() as job:
@@ -106,6 +108,11 @@ class FakeExpert:
             case CancelJob(job_id=job_id):
                 if task := self._jobs.get(job_id):
                     task.cancel()
+
+    async def _load_when_allowed(self, spec: ModelSpec) -> None:
+        if self._options.asks_to_load:
+            await self._permission("load")
+        self._load(spec.path, spec.context_tokens, spec.slots)
 
     def _load(self, path: str, context_tokens: int, slots: int) -> None:
         if not Path(path).exists():
@@ -326,6 +333,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens-per-s", type=float, default=100.0)
     parser.add_argument("--no-tools", action="store_true", help="have a template without tools")
     parser.add_argument("--no-template", action="store_true", help="be a base model, without a chat template")
+    parser.add_argument("--asks-to-load", action="store_true", help='ask for permission for the step "load", too')
     parser.add_argument("--vectors", type=int, help="be an embedding model, with vectors of this length")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)

@@ -218,6 +218,35 @@ def test_a_missing_token_is_told_by_the_daemon_and_not_tried_again(installed: Ma
     installed.shell("mv /root/agent-token /etc/moe2/agent-token; systemctl restart moe2-coordinator")
 
 
+def test_the_agents_user_may_suspend_and_nothing_else_where_its_configuration_wants_it(installed: Machine) -> None:
+    """By polkit's own word on the running agent, which can ask logind from within its sandbox."""
+    installed.shell("sed -i 's/^# allow_suspend = false/allow_suspend = true/' /etc/moe2/agent.toml")
+    install(installed, "upgrade")
+    installed.shell("systemctl restart moe2-agent")
+    installed.wait_for("moe2-agent status --json | grep -q suspend_fault")
+    # A container cannot be suspended, and logind says so: the agent has reached it.
+    fault = json.loads(installed.shell("moe2-agent status --json || true"))["standby"]["suspend_fault"]
+    assert "firmware or kernel" in fault
+    pid = installed.shell("systemctl show -p MainPID --value moe2-agent").strip()
+    asked = "pkcheck --process {} --action-id org.freedesktop.login1.{} && echo yes || echo no"
+    answers = {
+        action: installed.shell(asked.format(pid, action)).split()[-1]
+        for action in (
+            "suspend",
+            "suspend-multiple-sessions",
+            "suspend-ignore-inhibit",
+            "hibernate",
+            "power-off",
+            "reboot",
+        )
+    }
+    assert answers.pop("suspend") == "yes"
+    assert set(answers.values()) == {"no"}
+    installed.shell("sed -i 's/^allow_suspend = true/# allow_suspend = false/' /etc/moe2/agent.toml")
+    install(installed, "upgrade")
+    installed.shell("systemctl restart moe2-agent")
+
+
 def test_installing_again_changes_nothing(installed: Machine) -> None:
     """The daemons are not even started again."""
     pids = [shown(installed, unit, "MainPID") for unit in UNITS]

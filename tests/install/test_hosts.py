@@ -5,8 +5,10 @@ Slow, because each test runs the whole script several times.
 
 from __future__ import annotations
 
+import re
 import stat
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,6 +363,74 @@ def test_purging_leaves_nothing(host: FakeHost) -> None:
     assert not list(host.root.rglob("*moe2*"))
     calls = host.calls()
     assert {"userdel: moe2-agent", "userdel: moe2-coordinator", "groupdel: moe2"} <= set(calls)
+
+
+# --- The right to suspend ---------------------------------------------------------------------------------------------
+
+RULE = "etc/polkit-1/rules.d/50-moe2-agent.rules"
+PKLA = "etc/polkit-1/localauthority/50-local.d/50-moe2-agent.pkla"
+
+
+def may_suspend(host: FakeHost, *folders: str) -> None:
+    """An installed agent whose configuration wants to suspend its host, which has these folders of polkit's."""
+    for folder in folders:
+        (host.root / folder).mkdir(parents=True)
+    host.install_agent()
+    path = host.root / "etc/moe2/agent.toml"
+    path.write_text(path.read_text().replace("# allow_suspend = false", "allow_suspend = true"))
+
+
+def test_without_being_asked_no_agent_may_suspend_its_host(host: FakeHost) -> None:
+    """The configuration says so, or it is not."""
+    (host.root / RULE).parent.mkdir(parents=True)
+    assert host.install_agent().returncode == 0
+    assert not (host.root / RULE).exists()
+
+
+def test_an_agent_that_may_suspend_gets_a_rule_for_that_alone(host: FakeHost) -> None:
+    """For its user and one action; polkit's folder keeps its rights, and a second run changes nothing."""
+    may_suspend(host, str(Path(RULE).parent))
+    (host.root / RULE).parent.chmod(0o700)
+    installed = host.install_agent()
+    assert "may suspend this host" in installed.stdout
+    text = (host.root / RULE).read_text()
+    assert re.findall(r"org\.[a-z0-9.-]+", text) == ["org.freedesktop.login1.suspend"]
+    assert 'subject.user == "moe2-agent"' in text
+    assert text.count("polkit.Result.YES") == 1
+    assert (mode(host, str(Path(RULE).parent)), mode(host, RULE)) == (0o700, 0o644)
+    assert "may suspend this host" not in host.install_agent().stdout
+
+
+def test_an_older_polkit_gets_a_rule_that_it_can_read(host: FakeHost) -> None:
+    """Ubuntu 22.04's, and so JetPack 6's, knows no rules in JavaScript."""
+    may_suspend(host, str(Path(PKLA).parent))
+    host.install_agent()
+    lines = (host.root / PKLA).read_text().splitlines()
+    assert "Identity=unix-user:moe2-agent" in lines
+    assert [line for line in lines if line.startswith("Action=")] == ["Action=org.freedesktop.login1.suspend"]
+
+
+def test_a_host_without_polkit_is_told_what_to_install(host: FakeHost) -> None:
+    """The agent runs all the same, and refuses to suspend."""
+    may_suspend(host)
+    installed = host.install_agent()
+    assert installed.returncode == 0
+    assert "apt-get install polkitd" in installed.stdout
+
+
+@pytest.mark.parametrize("how", ["configuration", "uninstall"])
+def test_the_right_to_suspend_is_taken_back(host: FakeHost, how: str) -> None:
+    """When the configuration no longer wants it, and with the rest."""
+    may_suspend(host, str(Path(RULE).parent))
+    host.install_agent()
+    assert (host.root / RULE).exists()
+    if how == "configuration":
+        path = host.root / "etc/moe2/agent.toml"
+        path.write_text(path.read_text().replace("allow_suspend = true", "allow_suspend = false"))
+        host.install_agent()
+    else:
+        host.install("uninstall")
+    assert not (host.root / RULE).exists()
 
 
 # --- Doctor -----------------------------------------------------------------------------------------------------------

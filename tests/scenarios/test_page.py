@@ -90,6 +90,28 @@ async def test_hosts_show_power_or_that_it_is_unmeasured(tmp_path: Path, browser
         await visit(check)
 
 
+async def test_average_budgets_show_what_is_wanted_taken_and_paid(tmp_path: Path, browser: Browser) -> None:
+    """Each scope has a row with its joules, marked where a host is simulated; a decision tells its price."""
+    selection = {"average_energy_j": 1e-3}
+    async with fleet(tmp_path, profile="agx-orin-maxn", selection=selection) as running:
+        for _ in range(2):
+            async with await running.chat("a b c", max_tokens=5) as answer:
+                assert answer.status == 200
+        await running.quiet()
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelectorAll('#averages tbody tr').length === 1")
+            row = browser.text("#averages tbody tr")
+            assert row.startswith("fleet")
+            assert "1 mJ" in row
+            assert "simulated" in row
+            assert "points/kJ" in row
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
 async def test_a_prompt_is_answered_with_its_receipt(tmp_path: Path, browser: Browser) -> None:
     """Type, click, read: the text, the decision, predicted against measured; the console stays silent."""
     async with fleet(tmp_path, profile="agx-orin-maxn") as running:

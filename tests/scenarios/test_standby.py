@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from moe2.agent.daemon import AgentDaemon
-from moe2.agent.standby.logind import SuspendError
+from moe2.agent.standby.logind import Logind, SuspendError
+from moe2.common import magicpacket
 from moe2.common.link.messages import (
     Command,
     CommandAnswer,
@@ -23,6 +28,7 @@ from moe2.common.link.messages import (
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
+from tests.fakes.logind import FakeLogind, fake_logind
 
 ALLOWED = {"allow_unload": True, "allow_suspend": True}
 
@@ -62,9 +68,14 @@ class Commander:
 
     def send(self, agent: AgentDaemon, command: Command) -> asyncio.Future[CommandAnswer]:
         """Returns what the answer will come in."""
-        answer: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        self._answers[command.command_id] = answer
+        answer = self.expect(command.command_id)
         assert self._hub.send(agent.status().agent_id, command)
+        return answer
+
+    def expect(self, command_id: str) -> asyncio.Future[CommandAnswer]:
+        """Returns what the next answer to this command will come in."""
+        answer: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
+        self._answers[command_id] = answer
         return answer
 
     async def order(self, agent: AgentDaemon, command: Command) -> CommandAnswer:
@@ -174,9 +185,7 @@ async def test_a_host_that_cannot_sleep_after_all_comes_back_and_says_so(tmp_pat
     control = FakeHost(refusal="logind refuses Suspend: Access denied.")
     async with host(tmp_path, control=control) as (running, agent, commander):
         assert (await commander.order(agent, Suspend(command_id="c"))).outcome == "done"
-        second: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        commander._answers["c"] = second
-        answer = await second
+        answer = await commander.expect("c")
         assert (answer.outcome, answer.code) == ("failed", "suspend_failed")
         assert "Access denied" in (answer.message or "")
         async with await running.chat("hi", max_tokens=1) as said:
@@ -193,6 +202,39 @@ async def test_a_host_that_is_known_to_be_unable_to_sleep_refuses(tmp_path: Path
             "not_possible",
             "This host cannot suspend.",
         )
+
+
+class BusHost(Logind):
+    """A host whose logind is a fake one on a real bus, and which has slept for an hour each time it was suspended."""
+
+    def __init__(self, logind: FakeLogind) -> None:
+        super().__init__(("busctl", f"--address={logind.address}", "--json=short", "--timeout=20"))
+        self._logind = logind
+
+    def suspended_s(self) -> float:
+        return 3600.0 * sum(method == "Suspend" for method, _ in self._logind.calls)
+
+
+@pytest.mark.skipif(not (shutil.which("busctl") and shutil.which("dbus-daemon")), reason="needs busctl, dbus-daemon")
+async def test_logind_suspends_the_host_and_the_agent_comes_back(tmp_path: Path) -> None:
+    """Through busctl, a bus and logind's own words; one call, which asks nobody for a password."""
+    async with fake_logind(tmp_path) as logind, host(tmp_path, control=BusHost(logind)) as (running, agent, commander):
+        assert (await commander.order(agent, Suspend(command_id="c"))).outcome == "done"
+        await running.until_status(lambda status: bool((told := row_of(status).standby) and told.asleep_s == 3600.0))
+        await running.until(ready=1)
+        assert [call for call in logind.calls if call[0] == "Suspend"] == [("Suspend", (False,))]
+
+
+async def test_an_agent_wakes_a_neighbour_with_a_magic_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network of its own, here the loopback's, whose broadcast address somebody listens at."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.255.255.255", 0))
+        listener.settimeout(10)
+        monkeypatch.setattr(magicpacket, "PORT", listener.getsockname()[1])
+        async with host(tmp_path) as (_, agent, commander):
+            command = WakeNeighbour(command_id="c", mac="3c:6d:66:01:02:03", network="127.0.0.0/8")
+            assert (await commander.order(agent, command)).outcome == "done"
+        assert listener.recv(200) == b"\xff" * 6 + bytes.fromhex("3c6d66010203") * 16
 
 
 async def test_a_packet_for_a_network_that_the_agent_is_not_on_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,16 @@ DEFAULT_PAUSE_S = 1.0
 """Pause before a busy expert is asked again, where it does not say how long."""
 AWAY_CODES = frozenset(
     {
-        *("model_not_found", "no_live_expert", "agent_lost", "draining", "not_ready", "unknown_expert"),
+        *(
+            "model_not_found",
+            "model_away",
+            "model_loading",
+            "no_live_expert",
+            "agent_lost",
+            "draining",
+            "not_ready",
+            "unknown_expert",
+        ),
         *("exhausted", "engine_crashed", "stopping"),
     }
 )

@@ -46,6 +46,10 @@ class Report:
     """Joules of the answers, as far as they were measured."""
     unmeasured: int = 0
     """Number of answers whose joules nobody measured."""
+    asking: int = 0
+    """Number of questions that are being asked now."""
+    dearest_j: float = 0.0
+    """Joules of the dearest answer so far."""
     left: int = 0
     """Number of answers that were not asked for, because the survey was to stop before."""
 
@@ -162,13 +166,12 @@ class _Jobs:
         self._in_a_row: Counter[str] = Counter()
         self._fresh = self._left(questions, experts)
         self._again: deque[_Job] = deque()
-        self._asking = 0
         self._is_exhausted = False
 
     @property
     def is_done(self) -> bool:
         """True where nothing is left to ask, and nothing that is being asked could come back."""
-        return self._is_exhausted and not self._again and self._asking == 0
+        return self._is_exhausted and not self._again and self.report.asking == 0
 
     def next(self) -> _Job | None:
         """The next job of an expert that is there; None where there is none now."""
@@ -188,7 +191,9 @@ class _Jobs:
         report = self.report
         report.answered += 1
         joules = [answer.joules, *([answer.by_scoring.joules] if answer.by_scoring else [])]
-        report.joules += sum(spent or 0.0 for spent in joules)
+        spent_j = sum(spent or 0.0 for spent in joules)
+        report.joules += spent_j
+        report.dearest_j = max(report.dearest_j, spent_j)
         report.unmeasured += any(spent is None for spent in joules)
         self._in_a_row[job.expert.key] = 0
         self._ended(job)
@@ -207,7 +212,7 @@ class _Jobs:
         if job.attempts >= ATTEMPTS:
             self.failed(job, error)
             return False
-        self._asking -= 1
+        self.report.asking -= 1
         self._again.append(job)
         return True
 
@@ -226,7 +231,7 @@ class _Jobs:
         lost = [job for job in self._again if job.expert.key in gone]
         self._again = deque(job for job in self._again if job.expert.key not in gone)
         for job in lost:
-            self._asking += 1
+            self.report.asking += 1
             self.failed(job, AwayError(f"Its agent was away for {AWAY_PATIENCE_S / 60:.0f} minutes."))
         self.report.given_up |= gone
         for key in gone:
@@ -261,18 +266,18 @@ class _Jobs:
 
     def _taken(self, job: _Job) -> _Job | None:
         """The job, to be asked now; None where its expert is away, or left alone for good."""
-        self._asking += 1
+        self.report.asking += 1
         if job.expert.key in self.report.given_up:
             self._ended(job)
             return None
         if job.expert.key in self.away:
-            self._asking -= 1
+            self.report.asking -= 1
             self._again.append(job)
             return None
         return job
 
     def _ended(self, job: _Job) -> None:
-        self._asking -= 1
+        self.report.asking -= 1
         job.open.waiting -= 1
         if job.open.waiting == 0:
             self._keep(job.open)

@@ -35,6 +35,35 @@ class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Each router's lead over moe2 that is told the category, and its standard error, paired by prompt."""
 
 
+class AverageFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one average budget, from a thousand requests in each of several random orders."""
+
+    target_j: float
+    """Joules that an answer may take on average."""
+    score: float
+    """Mean score of moe2 with the price of a joule that it learns on the way."""
+    mean_j: float
+    """Joules that an answer took on average."""
+    se: float
+    """Standard error of `score`."""
+    furthest_mean_j: float
+    """Mean joules of the order that ended furthest from the target."""
+    cap_j: float | None
+    """The best limit of each request that takes no more on average; None where there is none."""
+    cap_score: float
+    """Mean score of moe2 under that limit; prompts for which no expert fits count as 0."""
+    cap_mean_j: float
+    """Joules that it took per answer on average."""
+    gain_points: float
+    """`score` less `cap_score`, in points of a hundred."""
+    gain_se: float
+    """Standard error of `gain_points`, paired by prompt."""
+    label_score: float
+    """Mean score of the best expert per known label, with the price that hindsight finds best."""
+    label_mean_j: float
+    """Joules that it took on average."""
+
+
 class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of a whole evaluation; no figure was measured on rows that were used to choose or train."""
 
@@ -51,6 +80,8 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     gate_calibration_error_uncalibrated: float
     gate_metrics: dict[str, float]
     budgets: tuple[BudgetFigures, ...]
+    average: tuple[AverageFigures, ...]
+    """Average budgets, by rising target."""
     baselines_ahead: tuple[str, ...]
     """Baselines other than oracles that lead moe2 by more than one standard error, with the budget."""
     baselines_ahead_of_told: tuple[str, ...] = ()

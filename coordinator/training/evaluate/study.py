@@ -17,6 +17,7 @@ from moe2.coordinator.gate.calibration import expected_calibration_error, log_od
 from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.config import TrainingConfig
+from moe2.coordinator.training.evaluate.averages import Case, average_figures
 from moe2.coordinator.training.evaluate.budgets import Budget, budget_grid, feasible_under
 from moe2.coordinator.training.evaluate.panels import PanelSelector, Planner
 from moe2.coordinator.training.evaluate.profiles import PROFILES, Costs, default_hosts, fleet_costs
@@ -115,7 +116,8 @@ def evaluate(
     )
     probabilities = np.stack([trained.gate.predict(prompt).probabilities for prompt in parts.report.prompts])
     told = _told(trained, parts.report)
-    routers = _routers(parts, trained.gate, probabilities, told, costs, selector or Planner())
+    labels = label_means(kinds_of(train), train.scores, kinds_of(parts.report))
+    routers = _routers(parts, trained.gate, probabilities, told, labels, costs, selector or Planner())
     budgets = tuple(_under(budget, routers, parts.report, costs) for budget in budget_grid(costs))
     return EvaluationReport(
         experts=pool.experts,
@@ -133,6 +135,7 @@ def evaluate(
         ),
         gate_metrics=trained.manifest.metrics,
         budgets=budgets,
+        average=average_figures(Case(probabilities, parts.report.scores, costs), labels),
         baselines_ahead=tuple(
             _under_budget(name, budget)
             for budget in budgets
@@ -173,12 +176,17 @@ def _uncalibrated(gate: Gate, probabilities: FloatArray) -> FloatArray:
 
 
 def _routers(
-    parts: Parts, gate: Gate, probabilities: FloatArray, told: FloatArray, costs: Costs, selector: PanelSelector
+    parts: Parts,
+    gate: Gate,
+    probabilities: FloatArray,
+    told: FloatArray,
+    labels: FloatArray,
+    costs: Costs,
+    selector: PanelSelector,
 ) -> dict[str, Router]:
     train = parts.learn.take(parts.learn.rows_of("train"))
     similarity = cosine_similarities(parts.report.prompts, train.prompts, gate.extractor, gate.parameters.idf)
     neighbours = neighbour_means(similarity, train.scores, _NEIGHBOURS)
-    labels = label_means(kinds_of(train), train.scores, kinds_of(parts.report))
     baselines = baseline_routers(np.nanmean(train.scores, axis=0), labels, neighbours, costs, parts.report.scores)
     return {
         MOE2: by_panel(probabilities, costs, selector),

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport
+from moe2.coordinator.training.evaluate.report import AverageFigures, BudgetFigures, EvaluationReport
 from moe2.coordinator.training.evaluate.study import MOE2
+from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
 
 NO_LIMIT = "none"
 
@@ -28,6 +29,7 @@ def tables(report: EvaluationReport) -> Iterator[Table]:
         rows = [budget for budget in report.budgets if budget.axis == axis]
         if rows:
             yield _sweep(title, rows)
+    yield _averages(report.average)
 
 
 def _loose(budget: BudgetFigures) -> Table:
@@ -38,6 +40,25 @@ def _loose(budget: BudgetFigures) -> Table:
         lead = "" if name == MOE2 else f"{figures.lead * 100:+.2f} ± {figures.lead_standard_error * 100:.2f}"
         score = f"{figures.score:.4f} ± {figures.standard_error:.4f}"
         table.add_row(name, score, lead, f"{figures.energy_j:.0f}", f"{figures.delay_s:.1f}")
+    return table
+
+
+def _averages(figures: tuple[AverageFigures, ...]) -> Table:
+    table = Table(
+        title="Average budgets: a learned price against the best limit of each request (± one standard error)"
+    )
+    for name in ("J wanted", "J taken", "score", "best limit", "its J", "gain (points)", "label known"):
+        table.add_column(name, justify="right")
+    for row in figures:
+        table.add_row(
+            f"{row.target_j:g}",
+            f"{row.mean_j:.1f}",
+            f"{row.score:.3f} ± {row.se:.3f}",
+            f"{row.cap_score:.3f}",
+            f"{row.cap_mean_j:.1f}",
+            f"{row.gain_points:+.1f} ± {row.gain_se:.1f}",
+            f"{row.label_score:.3f}",
+        )
     return table
 
 
@@ -53,3 +74,23 @@ def _sweep(title: str, budgets: list[BudgetFigures]) -> Table:
     table.add_section()
     table.add_row("prompts that an expert fits", *(f"{budget.routers[MOE2].answered:.0%}" for budget in budgets))
     return table
+
+
+def vote_tables(report: VoteReport) -> Iterator[Table]:
+    """The tables of an evaluation of votes: for each pool every policy's score within each target of joules."""
+    for pool, experts in report.pools.items():
+        rows = [figures for figures in report.consensus if figures.pool == pool]
+        policies = list(dict.fromkeys(figures.policy for figures in rows))
+        table = Table(title=f"{pool}: {', '.join(experts)}\nscore (joules)", padding=0)
+        table.add_column("mean J at most", justify="right")
+        for policy in policies:
+            table.add_column(policy.replace("_", " "), justify="right")
+        for target_j in dict.fromkeys(figures.target_j for figures in rows):
+            found = {figures.policy: figures for figures in rows if figures.target_j == target_j}
+            cells = (_vote_cell(found.get(policy)) for policy in policies)
+            table.add_row(NO_LIMIT if target_j is None else f"{target_j:g}", *cells)
+        yield table
+
+
+def _vote_cell(figures: PolicyFigures | None) -> str:
+    return "–" if figures is None else f"{figures.score:.3f} ({figures.mean_j:.0f})"

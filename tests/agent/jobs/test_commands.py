@@ -13,6 +13,7 @@ from moe2.agent.jobs.events import (
     CommandReceived,
     DrainRequested,
     EngineStopped,
+    LinkLost,
     SuspendChecked,
     SuspendEnded,
     TimePassed,
@@ -237,6 +238,18 @@ def test_a_host_that_stayed_awake_answers_the_command_once_more() -> None:
     desk.order(SUSPEND)
     desk.do(SuspendEnded("s", "Access denied."))
     assert desk.said() == [("s", "done", None), ("s", "failed", "suspend_failed")]
+
+
+def test_a_host_whose_coordinator_is_lost_stays_awake() -> None:
+    """Who wanted it to sleep could not wake it; it is told so when it is back."""
+    desk = Desk()
+    desk.submit("a")
+    desk.order(SUSPEND)
+    desk.order(UNLOAD)
+    effects = desk.do(LinkLost())
+    effects += desk.engine(finished("a", "cancelled"))
+    assert not [effect for effect in effects if isinstance(effect, SuspendHost | StopEngine)]
+    assert desk.said() == [("s", "refused", "superseded"), ("u", "refused", "superseded")]
 
 
 def test_a_sleep_that_nobody_commanded_is_answered_to_nobody() -> None:

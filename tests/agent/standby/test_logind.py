@@ -83,4 +83,4 @@ async def test_an_answer_that_is_none_is_a_fault() -> None:
 
 def test_the_suspended_seconds_only_grow_by_sleeping() -> None:
     """Both clocks run while the host is awake."""
-    assert abs(Logind.suspended_s() - Logind.suspended_s()) < 0.1
+    assert abs(Logind().suspended_s() - Logind().suspended_s()) < 0.1

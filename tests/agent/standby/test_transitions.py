@@ -88,6 +88,15 @@ def test_a_change_that_did_not_come_to_its_end_teaches_nothing() -> None:
     assert log.running == frozenset()
 
 
+def test_a_wake_that_finds_no_coordinator_is_given_up() -> None:
+    """The host is awake; its joules are those of waiting again."""
+    log, wake = TransitionLog(), (Transition.WAKE, None)
+    log.began(wake, 100.0)
+    assert not log.give_up_older(wake, 99.0)
+    assert log.give_up_older(wake, 101.0)
+    assert log.running == frozenset()
+
+
 def test_a_partly_covered_window_has_no_joules() -> None:
     """A sensor that was away for half of it knows a lower bound, which no decision should rest on."""
     log = TransitionLog()

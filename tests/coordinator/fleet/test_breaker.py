@@ -188,6 +188,90 @@ def test_after_long_good_service_the_pause_is_short_again() -> None:
     assert breakers.opens_again_in_s(KEY, later_s + 0.02) == pytest.approx(FIRST_OPEN_S)
 
 
+def play(breakers: Breakers, outcomes: str, now_s: float) -> None:
+    """Lets the expert answer (s) or fail (f) in this order, all in one moment."""
+    for outcome in outcomes:
+        if outcome == "s":
+            breakers.succeeded(KEY, "job", now_s)
+        else:
+            fail(breakers, now_s)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"), [("sfsfsf", BreakerState.OPEN), ("ssfsfsf", BreakerState.CLOSED), ("ff", "closed")]
+)
+def test_three_failures_that_are_half_of_all_outcomes_open_it(outcomes: str, expected: str) -> None:
+    """Exactly half is enough, less is not, and neither are two failures."""
+    breakers = Breakers()
+    play(breakers, outcomes, 100.0)
+    assert state(breakers, 100.0) == expected
+
+
+def test_an_answer_ends_a_row_of_failures() -> None:
+    """Two failures after an answer are two in a row."""
+    breakers = Breakers()
+    play(breakers, "ssssffsff", 100.0)
+    assert state(breakers, 100.0) is BreakerState.CLOSED
+
+
+def test_outcomes_count_half_after_their_half_life() -> None:
+    """Failures fade, and so do the answers that would excuse new ones."""
+    faded = Breakers()
+    play(faded, "sffs", 100.0)
+    fail(faded, 100.0 + 2 * HALF_LIFE_S)
+    assert state(faded, 100.0 + 2 * HALF_LIFE_S) is BreakerState.CLOSED
+    excused = Breakers()
+    play(excused, "s" * 10, 100.0)
+    play(excused, "sfsfsff", 100.0 + 10 * HALF_LIFE_S)
+    assert state(excused, 100.0 + 10 * HALF_LIFE_S) is BreakerState.OPEN
+
+
+@pytest.mark.parametrize(("outcomes", "expected"), [("ff", BreakerState.CLOSED), ("fsfsf", BreakerState.OPEN)])
+def test_a_probes_answer_begins_a_new_record(outcomes: str, expected: BreakerState) -> None:
+    """Afterwards one answer and no failure are known of the expert."""
+    breakers = tripped(100.0)
+    breakers.submitted(KEY, "probe", 100.0 + FIRST_OPEN_S)
+    breakers.succeeded(KEY, "probe", 106.0)
+    play(breakers, outcomes, 106.0)
+    assert state(breakers, 106.0) is expected
+
+
+@pytest.mark.parametrize(("pause_s", "opens_for_s"), [(1.0, 10.0), (MAX_OPEN_S, 10.0), (MAX_OPEN_S + 1, 5.0)])
+def test_an_expert_that_fails_again_soon_is_left_out_for_longer(pause_s: float, opens_for_s: float) -> None:
+    """The pause doubles unless the expert has worked for longer than the longest pause."""
+    breakers = tripped(100.0)
+    breakers.submitted(KEY, "probe", 106.0)
+    breakers.succeeded(KEY, "probe", 106.0)
+    play(breakers, "fff", 106.0 + pause_s)
+    assert breakers.opens_again_in_s(KEY, 106.0 + pause_s) == opens_for_s
+
+
+def test_jobs_submitted_in_the_moment_of_a_crash_count_with_it() -> None:
+    """An event that fails all jobs together counts once, also for a job that came at the same time."""
+    breakers = Breakers()
+    for n in range(4):
+        breakers.failed(KEY, f"job-{n}", JobErrorCode.AGENT_LOST, 100.0, submitted_s=100.0)
+    assert state(breakers, 100.0) is BreakerState.CLOSED
+
+
+def test_a_late_probe_is_no_hang() -> None:
+    """The breaker stays open by its clock; a restart of the engine does not close it."""
+    breakers = tripped(100.0)
+    breakers.submitted(KEY, "probe", 106.0)
+    breakers.late(KEY, "probe", 107.0, hangs=False)
+    assert not breakers.has_hung
+    assert state(breakers, 107.0) is BreakerState.OPEN
+
+
+def test_times_of_change_are_known_only_of_open_breakers() -> None:
+    """A breaker that is closed, unknown or half-open is waited for no longer."""
+    breakers = tripped(100.0)
+    assert breakers.opens_again_in_s("agent-2/m", 100.0) == 0.0
+    assert breakers.opens_again_in_s(KEY, 200.0) == 0.0
+    assert breakers.next_change_s(100.0) == 105.0
+    assert breakers.next_change_s(105.0) is None
+
+
 def test_an_evicted_agents_breakers_are_forgotten() -> None:
     """The breakers of an evicted agent are forgotten."""
     breakers = tripped()

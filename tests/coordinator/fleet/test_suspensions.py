@@ -26,3 +26,16 @@ def test_a_suspension_ends_and_is_forgiven() -> None:
     late_s = FIRST_SUSPENSION_S + FORGIVEN_S
     assert kept.warning("a", late_s) is None
     assert kept.broke("a", "why", late_s) == late_s + FIRST_SUSPENSION_S
+
+
+def test_the_warning_stays_after_the_suspension_and_says_that_it_is_over() -> None:
+    """Until its breach is forgiven an agent that gets requests again is marked with a notice, not as degraded."""
+    suspensions = Suspensions()
+    until_s = suspensions.broke("a", "queue_s is nan", 1e6)
+    warning = suspensions.warning("a", until_s)
+    assert warning is not None
+    assert warning.severity is Severity.NOTICE
+    assert warning.message == (
+        "It has sent 1 messages that cannot be true, the last: queue_s is nan. It gets requests again."
+    )
+    assert "Upgrade moe2" in (warning.remedy or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,3 +316,40 @@ def test_a_breach_is_a_named_warning_in_the_agents_row(table: CapabilityTable) -
     assert warning.code == "agent_broke_rules"
     assert "joules is nan" in warning.message
     assert "4 s" in warning.message
+
+
+def test_a_model_is_remembered_until_its_agent_is_evicted(table: CapabilityTable) -> None:
+    """Whoever asks for it meanwhile is told that it is away, also while its agent is back and has not reported yet."""
+    join(table)
+    table.agent_left("agent-1", 1.0)
+    assert table.models() == ()
+    assert table.remembers(READY.model)
+    assert table.remembers(f"agent-1/{READY.model}")
+    table.agent_joined(hello("agent-1"), 2.0)
+    assert table.remembers(READY.model)
+    assert not table.remembers("other")
+    assert not table.remembers("agent-1/other")
+    table.agent_left("agent-1", 3.0)
+    table.evict(3.0 + EVICT_S)
+    assert not table.remembers(READY.model)
+
+
+def test_a_model_that_an_agent_has_given_up_is_forgotten(table: CapabilityTable) -> None:
+    """What counts is the latest report."""
+    join(table)
+    table.agent_reported("agent-1", report(), 1.0)
+    assert not table.remembers(READY.model)
+
+
+def test_an_expert_that_is_being_loaded_is_known_to_come(table: CapabilityTable) -> None:
+    """Unless its agent has left; one that takes requests meanwhile can be chosen already."""
+    join(table)
+    loading = msgspec.structs.replace(READY, state=ExpertState.LOADING)
+    table.agent_reported("agent-1", report(loading), 1.0)
+    assert keys(table, 1.0) == []
+    assert [expert.key for expert in table.loading(1.0)] == [f"agent-1/{READY.model}"]
+    table.agent_reported("agent-1", report(msgspec.structs.replace(loading, on_demand=True)), 2.0)
+    assert table.loading(2.0) == ()
+    table.agent_reported("agent-1", report(loading), 3.0)
+    table.agent_left("agent-1", 4.0)
+    assert table.loading(4.0) == ()

@@ -58,7 +58,7 @@ def test_a_replay_is_the_vote_itself(codes: list[list[int]], base: list[float], 
             asked.append(place + 1)
         share = replay._row_weight / replay._row_weight.sum()
         best = replay._codes[:, members[0] if len(members) == 1 else int(np.array(members)[0])] == RIGHT
-        assert plans.gain[0, plan] == pytest.approx(float(share @ right) - float(share @ best), abs=2e-2)
+        assert plans.score[0, plan] - 0.5 == pytest.approx(float(share @ right) - float(share @ best), abs=2e-2)
         assert plans.asked[0, plan].sum() == pytest.approx(float(share @ asked), abs=2e-2)
 
 
@@ -139,8 +139,8 @@ def test_sets_have_bounded_sizes() -> None:
 def test_no_data_and_no_chance_break_nothing() -> None:
     """Experts that are always or never right have plans, too."""
     plans = VoteReplay(VoteRecord.empty(2), np.array([[0.0, 1.0]])).plans((0, 1), 2)
-    assert np.isfinite(plans.gain).all()
-    assert plans.values(np.array([0.0, 1.0]), np.ones(1)).max() == pytest.approx(1.0)
+    assert np.isfinite(plans.score).all()
+    assert plans.values(np.array([[0.0, 1.0]]), np.ones((1, 1))).max() == pytest.approx(1.0)
 
 
 def test_a_checkpoint_keeps_the_record(tmp_path: Path) -> None:

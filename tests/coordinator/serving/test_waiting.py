@@ -228,6 +228,44 @@ def test_a_wait_that_has_used_up_the_budget_is_not_the_requests_fault() -> None:
     assert outcomes(effects) == [Failed(ErrorCode.INFEASIBLE_NOW, "Not now.")]
 
 
+LOADING = NoExpert(ErrorCode.MODEL_LOADING, "It is being loaded.")
+
+
+def test_a_model_that_is_being_loaded_is_waited_for_as_long_as_the_budgets_last() -> None:
+    """The queue's limit is for room: a large model takes longer to load. Once it is ready, the request is submitted."""
+    life = LifeBench(queue_s=30.0, wish=Wish(ttft_budget_s=50.0))
+    life.refusal = LOADING
+    assert life.admitted().effects == [EnterQueue()]
+    assert life.life.next_deadline_s == 150.0
+    life.now_s, life.refusal = 140.0, None
+    assert submitted(life.room()) == ["req-1.0"]
+
+
+def test_a_model_that_does_not_get_ready_in_time_is_said_to_be_loading() -> None:
+    """The code tells the client that it may come again."""
+    life = LifeBench(queue_s=30.0, wish=Wish(latency_budget_s=50.0))
+    life.refusal = LOADING
+    life.admitted()
+    assert outcomes(life.at_next()) == [Failed(ErrorCode.MODEL_LOADING, "After 50.0 s: It is being loaded.")]
+
+
+def test_a_model_that_fails_to_load_ends_the_wait() -> None:
+    """Nobody waits for what will not come."""
+    life = LifeBench(queue_s=30.0)
+    life.refusal = LOADING
+    life.admitted()
+    life.refusal = NoExpert(ErrorCode.NO_LIVE_EXPERT, "No expert is ready.")
+    assert outcomes(life.room()) == [Failed(ErrorCode.NO_LIVE_EXPERT, "No expert is ready.")]
+
+
+def test_without_a_queue_nobody_waits_for_a_model() -> None:
+    """Where the settings let nobody wait, a model that is being loaded is no exception."""
+    life = LifeBench(queue_s=0.0)
+    life.refusal = LOADING
+    life.admitted()
+    assert outcomes(life.effects) == [Failed(ErrorCode.MODEL_LOADING, "It is being loaded.")]
+
+
 def test_a_failover_waits_for_less_load_too() -> None:
     """If that is in vain, it tells what the expert said."""
     for in_time in (True, False):

@@ -119,6 +119,7 @@ async def test_options_that_cannot_be_scored_cost_no_answer() -> None:
         (502, "agent_lost", AwayError),
         (502, None, AwayError),
         (503, "no_live_expert", AwayError),
+        (503, "model_away", AwayError),
         (429, "overloaded", BusyError),
         (503, "infeasible_now", BusyError),
         (400, "context_length_exceeded", AskError),

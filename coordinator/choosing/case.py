@@ -1,0 +1,111 @@
+"""One request with what its choice of experts rests on, before the mode is known in which it is served. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from moe2.coordinator.choosing.candidates import problem_of
+from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
+from moe2.coordinator.choosing.panel_cost import DEFAULT_PANEL, Load, Work, by_vocabulary, incapable_experts, work_in
+from moe2.coordinator.choosing.power_cap import FleetDraw
+from moe2.coordinator.choosing.prefix_affinity import Affinity
+from moe2.coordinator.choosing.quality import PromptScores, SetWorth
+from moe2.coordinator.choosing.refusal import ruled_out_by
+from moe2.coordinator.choosing.request import (
+    ROUTE_ONLY,
+    Budgets,
+    Mode,
+    ScopePrice,
+    SelectionRequest,
+    no_final_answer,
+)
+from moe2.coordinator.choosing.result import Outlook
+from moe2.coordinator.planning.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One request with what it rests on, before the mode is known in which it is served."""
+
+    roster: Roster
+    load: Load
+    prompt_scores: PromptScores
+    worth: SetWorth
+    budgets: Budgets
+    ruled_out: Mapping[str, str]
+    category: str
+    affinity: Affinity | None = None
+    draw: FleetDraw | None = None
+    price_per_j: float = 0.0
+    prices: tuple[ScopePrice, ...] = ()
+    modes: frozenset[Mode] = ROUTE_ONLY
+    asks_final_answer: Callable[[], bool] = no_final_answer
+    confidence: float | None = None
+
+    @cached_property
+    def prompt_worth(self) -> SetWorth:
+        """The worth of sets of experts for this prompt alone: that of their best."""
+        return SetWorth(self.prompt_scores.scores[None, :])
+
+    def alone(self) -> Case:
+        """The case with panels limited to one member."""
+        return replace(self, budgets=self.budgets.model_copy(update={"max_experts": 1}))
+
+    def outlooks(self, mode: Mode) -> list[Outlook]:
+        """The outlooks of a mode: one for each set of experts that could be a panel, and for each relevant size."""
+        if mode is Mode.ROUTE:
+            load = self.load
+            forecast = self.roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+            # A limited set of candidates is chosen by what they are worth for this very prompt, not on average.
+            worth = self.worth if self.budgets.max_experts is None else self.prompt_worth
+            return [self._outlook(forecast, worth, self.ruled_out)]
+        largest = self.budgets.max_experts or DEFAULT_PANEL
+        out = {**incapable_experts(mode, self.roster), **self.ruled_out}
+        return [
+            self._panel(mode, size, {**others, **out})
+            for others in _outside_the_vocabulary(mode, self.roster, out)
+            # Only what ranking costs depends on the panel's size.
+            for size in (range(1, largest + 1) if mode is Mode.RANK else (largest,))
+        ]
+
+    def with_busy(self, busy: IntArray, request: SelectionRequest, budgets: Budgets) -> Case:
+        """The case with other budgets and `busy` (N,) requests in progress on each expert."""
+        ruled_out = ruled_out_by(request, self.roster, busy)
+        return replace(self, load=replace(self.load, busy=busy), ruled_out=ruled_out, budgets=budgets)
+
+    def _panel(self, mode: Mode, size: int, ruled_out: Mapping[str, str]) -> Outlook:
+        """The outlook for panels of up to `size` members without the experts that are ruled out."""
+        eligible = np.array([key not in ruled_out for key in self.roster.keys])
+        work = work_in(mode, self.roster, self.load, size, eligible)
+        return self._outlook(work.forecast, self.worth.together, ruled_out, work)
+
+    def _outlook(
+        self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
+    ) -> Outlook:
+        return Outlook(
+            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
+        )
+
+
+def stated_problem(outlook: Outlook) -> Problem:
+    """The planning problem of an outlook."""
+    return problem_of(
+        outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work, draw=outlook.draw
+    )
+
+
+def _outside_the_vocabulary(mode: Mode, roster: Roster, out: Mapping[str, str]) -> list[dict[str, str]]:
+    """For each set of experts that could be a panel: the reasons by key why all other experts are outside it.
+
+    Only in mode MIX is there more than one set: one for each vocabulary.
+    """
+    if mode is not Mode.MIX:
+        return [{}] if len(out) < len(roster) else []
+    return [
+        {key: "its vocabulary differs from the panel's" for key in roster.keys if key not in group}
+        for group in by_vocabulary(roster, out)
+    ]

@@ -1,0 +1,354 @@
+"""The command `moe2-coordinator tune`: from a fleet to a trained gate in one go.
+
+It asks every model a set of short questions, trains a gate on the answers, shows what was gained, installs the gate and
+has the running coordinator read it. Each step can be interrupted: answers are kept in the state directory as they come,
+the gate's file appears whole or not at all, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from moe2.common.config import load_settings
+from moe2.common.errors import Moe2Error
+from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.status import CoordinatorStatus
+from moe2.common.terminal.commandline import add_config
+from moe2.common.terminal.figures import printable
+from moe2.coordinator.choosing.explain import Decision
+from moe2.coordinator.cli.collect import asking, tell_failures, wanted_experts
+from moe2.coordinator.gate.checkpoint import save_checkpoint
+from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.training.collect.asking import Asker, LiveExpert
+from moe2.coordinator.training.collect.outfile import Outfile
+from moe2.coordinator.training.collect.questions import Question, read_questions
+from moe2.coordinator.training.collect.scoring import Metric
+from moe2.coordinator.training.collect.survey import Report, survey
+from moe2.coordinator.training.outcomes import read_outcomes
+from moe2.coordinator.training.tuning import (
+    EXPECTED_TOKENS,
+    FOLDS,
+    Comparison,
+    ExpertLoad,
+    Limits,
+    Prediction,
+    believed_scores,
+    compared,
+    costs_of,
+    predicted,
+)
+
+INTERRUPTED = 130
+NOT_INSTALLED = 1
+OUTCOMES_FILE = "tune-outcomes.jsonl"
+PROBES = 3
+"""Questions that each expert is asked first, where nobody knows what a question takes there."""
+RELOAD_S = 30.0
+POLL_S = 0.2
+
+
+def usual_questions() -> Path:
+    """Returns the path of the question set that comes with moe2."""
+    return Path(str(resources.files("moe2.coordinator.training.collect") / "usual_questions.jsonl"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `tune`."""
+    parser.add_argument("--max-j", type=float, metavar="J", help="stop asking before this many joules are spent")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="stop asking after so many minutes")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="ask only this model or expert; may be given several times"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and ask nothing")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="another question set, as for `collect`")
+    parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time; default: 4")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest answer; default: 128")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
+    parser.add_argument(
+        "--even-if-behind", action="store_true", help="install the gate also where it is clearly behind"
+    )
+    add_config(parser, DEFAULT_CONFIG_PATH)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tunes the fleet and returns the exit code: 0, 1 where no gate was installed, 130 after Ctrl-C.
+
+    Raises Moe2Error where the fleet cannot be asked, or the answers cannot be used.
+    """
+    if min(args.concurrency, args.max_tokens, args.seeds) < 1:
+        raise Moe2Error("--concurrency, --max-tokens and --seeds must be at least 1.")
+    for name, limit in (("--max-j", args.max_j), ("--max-minutes", args.max_minutes)):
+        if limit is not None and not 0 < limit < float("inf"):
+            raise Moe2Error(f"{name} must be positive, not {limit:g}.")
+    if importlib.util.find_spec("torch") is None and not args.dry_run:
+        raise Moe2Error("Training needs torch, which is missing.", remedy="Install moe2[gate].")
+    settings = load_settings(CoordinatorSettings, args.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+    console = Console(markup=False, highlight=False)
+    tuning = _Tuning(args, settings, console)
+    try:
+        return asyncio.run(tuning.run())
+    except KeyboardInterrupt:
+        console.print("Stopped. What was answered is kept; the same command goes on from there.")
+        return INTERRUPTED
+    except PermissionError as error:
+        raise Moe2Error(f"No permission: {error}.", remedy="Run it as root, or as the coordinator's user.") from error
+
+
+class _Tuning:
+    """One run of the command, step by step."""
+
+    def __init__(self, args: argparse.Namespace, settings: CoordinatorSettings, console: Console) -> None:
+        self._args = args
+        self._settings = settings
+        self._console = console
+        self._socket = settings.coordinator.socket
+        self._out = settings.coordinator.state_dir / OUTCOMES_FILE
+        if args.questions is not None:
+            self._out = self._out.with_name(f"tune-outcomes-{args.questions.stem}.jsonl")
+
+    async def run(self) -> int:
+        args, console = self._args, self._console
+        status = await self._status()
+        questions = read_questions(args.questions or usual_questions())
+        outfile = Outfile(self._out)
+        if outfile.repaired:
+            console.print(f"{self._out}: the last line was cut off and is dropped; its question is asked again.")
+        async with asking(
+            status.api_url, args.api_key_file, concurrency=args.concurrency, max_tokens=args.max_tokens
+        ) as asker:
+            live = await asker.live_experts()
+            experts = wanted_experts(live, args.model)
+            if len({expert.model for expert in live}) < 2:
+                raise Moe2Error(
+                    f"The fleet has one model only ({live[0].model}): there is nothing to choose from.",
+                    remedy="Add an agent with another model first.",
+                )
+            loads = await self._loads(questions, experts, outfile)
+            spent_j = 0.0
+            if not args.dry_run and any(load.requests and load.joules is None for load in loads):
+                spent_j = await self._probe(asker, questions, experts, outfile)
+                loads = await self._loads(questions, experts, outfile)
+            self._announce(questions, experts, predicted(loads, args.concurrency))
+            if args.dry_run:
+                return 0
+            limits = Limits(
+                max_j=args.max_j,
+                spent_j=spent_j,
+                max_s=None if args.max_minutes is None else 60 * args.max_minutes,
+                expected_j=max((load.joules or 0.0 for load in loads), default=0.0),
+            )
+            self._check_limits(limits, loads)
+            report, why = await self._survey(asker, questions, experts, outfile, limits)
+        self._tell(report, why)
+        return await self._trained(status)
+
+    async def _status(self) -> CoordinatorStatus:
+        try:
+            return msgspec.json.decode(await fetch(self._socket, STATUS_ROUTE), type=CoordinatorStatus)
+        except NotRunningError as error:
+            raise Moe2Error(
+                f"The coordinator does not run: {error}", remedy="Start it, or name its configuration with --config."
+            ) from error
+
+    async def _decision(self, prompt: str) -> Decision | None:
+        """The running coordinator's decision for a prompt, which is not run."""
+        body = {"model": "moe2", "messages": [{"role": "user", "content": prompt}], "max_tokens": EXPECTED_TOKENS}
+        try:
+            content = await fetch(self._socket, PLAN_PATH, body=msgspec.json.encode(body), timeout_s=30.0)
+        except RefusedError as error:
+            raise Moe2Error(f"The coordinator does not plan: {error.message}") from error
+        return msgspec.json.decode(content, type=PlanAnswer).decision
+
+    async def _probe(
+        self, asker: Asker, questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile
+    ) -> float:
+        """Ask each expert a few questions of the set, so that it is known what the others will take; their joules."""
+        self._console.print(f"Asking each expert {PROBES} questions, to know what the others will take …")
+        limits = Limits(max_j=self._args.max_j)
+        report = await survey(
+            asker,
+            questions[:PROBES],
+            experts,
+            outfile,
+            concurrency=1,
+            progress=lambda: None,
+            is_over=lambda so_far: limits.reached(so_far, 0.0) is not None,
+        )
+        return report.joules
+
+    async def _loads(
+        self, questions: Sequence[Question], experts: Sequence[LiveExpert], outfile: Outfile
+    ) -> list[ExpertLoad]:
+        """What is left to ask of each expert, with what a question takes there.
+
+        That is the mean of its answers so far, else what the coordinator predicts for a short answer.
+        """
+        decision = await self._decision(questions[0].asked)
+        rows = {row.expert: row for row in decision.experts} if decision else {}
+        loads = []
+        for expert in experts:
+            answers = [(question, outfile.answers(question).get(expert.key)) for question in questions]
+            left = [question for question, answer in answers if answer is None]
+            known = costs_of(answer for _, answer in answers if answer is not None)
+            row = rows.get(expert.key)
+            loads.append(
+                ExpertLoad(
+                    agent=expert.key.partition("/")[0],
+                    # A question with options is asked twice.
+                    requests=len(left) + sum(question.metric is Metric.CHOICE for question in left),
+                    joules=known[0] or (row.energy_j.p50 if row and row.energy_j else None),
+                    seconds=known[1] or (row.total_s.p50 if row and row.total_s else None),
+                )
+            )
+        return loads
+
+    def _announce(self, questions: Sequence[Question], experts: Sequence[LiveExpert], prediction: Prediction) -> None:
+        models = printable(", ".join(sorted({expert.model for expert in experts})))
+        self._console.print(
+            f"{len(questions)} questions for {len(experts)} experts ({models}): {prediction.requests} requests to go.",
+            soft_wrap=True,
+        )
+        if not prediction.requests:
+            return
+        joules = "an unknown number of joules" if prediction.joules is None else f"about {prediction.joules:,.0f} J"
+        if prediction.unmeasured_j and prediction.joules is not None:
+            joules += f" and an unknown number for {prediction.unmeasured_j} requests to experts that nobody measured"
+        minutes = "an unknown time" if prediction.seconds is None else f"about {prediction.seconds / 60:.0f} minutes"
+        self._console.print(
+            f"They will take {joules} and {minutes}. Ctrl-C stops, and nothing is lost.", soft_wrap=True
+        )
+
+    @staticmethod
+    def _check_limits(limits: Limits, loads: Sequence[ExpertLoad]) -> None:
+        if limits.max_j is not None and any(load.joules is None for load in loads if load.requests):
+            raise Moe2Error(
+                "Joules cannot be limited: of some experts they have never been measured.",
+                remedy="Use --max-minutes instead; `moe2-agent doctor` tells what their hosts can measure.",
+            )
+
+    async def _survey(
+        self,
+        asker: Asker,
+        questions: Sequence[Question],
+        experts: Sequence[LiveExpert],
+        outfile: Outfile,
+        limits: Limits,
+    ) -> tuple[Report, str | None]:
+        """Ask what is left, and return what came of it and why it ended early; None where it did not."""
+        started_s = time.monotonic()
+        why: list[str] = []
+
+        def is_over(report: Report) -> bool:
+            reason = limits.reached(report, time.monotonic() - started_s)
+            if reason is not None and not why:
+                why.append(reason)
+            return reason is not None
+
+        total = sum(expert.key not in outfile.answers(question) for question in questions for expert in experts)
+        columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("asking", total=total)
+            report = await survey(
+                asker,
+                questions,
+                experts,
+                outfile,
+                concurrency=self._args.concurrency,
+                progress=lambda: bar.advance(task),
+                is_over=is_over,
+            )
+        return report, why[0] if why else None
+
+    def _tell(self, report: Report, why: str | None) -> None:
+        spent = f", {report.joules:,.0f} J" if report.joules or not report.unmeasured else ""
+        unmeasured = f" ({report.unmeasured} answers unmeasured)" if report.unmeasured else ""
+        self._console.print(f"{report.answered} answers{spent}{unmeasured}, kept in {self._out}.", soft_wrap=True)
+        tell_failures(report, self._console)
+        if why is not None:
+            self._console.print(f"Ended early: {why}. {report.left} answers were not asked for.", soft_wrap=True)
+
+    async def _trained(self, status: CoordinatorStatus) -> int:
+        """Train on what is known, show the gain, and install the gate unless it is clearly behind."""
+        from moe2.coordinator.training.config import TrainingConfig
+        from moe2.coordinator.training.train import train_gate
+
+        config = TrainingConfig(seeds=tuple(range(self._args.seeds)))
+        outcomes = read_outcomes(self._out) if self._out.exists() else None
+        if outcomes is None or len(outcomes.experts) < 2:
+            raise Moe2Error(
+                "A gate needs the answers of at least two models.",
+                remedy="Run it again without --model, or for longer.",
+            )
+        said = []
+        for prompt in outcomes.prompts:
+            decision = await self._decision(prompt)
+            said.append({row.model: row.score for row in decision.experts} if decision else {})
+        before = believed_scores(outcomes, said)
+        with Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), console=self._console) as bar:
+            task = bar.add_task("training", total=FOLDS + 1)
+            comparison = compared(
+                outcomes,
+                before,
+                lambda rows: train_gate(rows, config=config).gate,
+                lambda done: bar.update(task, completed=done),
+            )
+            trained = train_gate(outcomes, config=config, source="tune")
+            bar.update(task, completed=FOLDS + 1)
+        show(comparison, self._console)
+        if comparison.is_clearly_behind and not self._args.even_if_behind:
+            self._console.print("The gate is clearly behind, so it is not installed (--even-if-behind does it).")
+            return NOT_INSTALLED
+        path = self._settings.gate_path
+        save_checkpoint(path, trained.gate.parameters, trained.manifest, trained.gate.votes)
+        self._console.print(f"Installed {path}.", soft_wrap=True)
+        return await self._reload(status.pid, outcomes.experts)
+
+    async def _reload(self, pid: int, models: Sequence[str]) -> int:
+        """Have the running coordinator read the gate, and wait until it judges by it."""
+        try:
+            os.kill(pid, signal.SIGHUP)
+        except ProcessLookupError:
+            self._console.print("The coordinator has ended meanwhile; it takes the gate when it starts.")
+            return 0
+        deadline_s = time.monotonic() + RELOAD_S
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(POLL_S)
+            decision = await self._decision("Hello")
+            sources = {row.score_source for row in decision.experts if row.model in models} if decision else set()
+            if sources == {"gate"}:
+                self._console.print("The running coordinator chooses by it now.")
+                return 0
+        self._console.print(
+            "The running coordinator has not taken the gate: see `moe2-coordinator status`.", style="yellow"
+        )
+        return NOT_INSTALLED
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints the scores by kind of question, and what is gained over before and over the best single model."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("right answers")
+    for name in (*comparison.models, "chosen by the gate"):
+        table.add_column(printable(name), justify="right")
+    for place, kind in enumerate(comparison.kinds):
+        figures = [*comparison.by_kind[place], comparison.gate_by_kind[place]]
+        table.add_row(printable(kind or "all"), *("–" if score != score else f"{score:.2f}" for score in figures))
+    console.print(table)
+    console.print(comparison.over_before.told("what was chosen before"), soft_wrap=True)
+    console.print(comparison.over_single.told("the best single model"), soft_wrap=True)

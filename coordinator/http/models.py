@@ -1,0 +1,121 @@
+"""The models that clients can ask for, as the list of models tells them: names, context, abilities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from moe2.common.error_codes import ErrorCode
+from moe2.common.link.messages import ExpertReport
+from moe2.coordinator.choosing.selector import ANY_MODEL
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.http.errors import quoted, refused
+from moe2.coordinator.http.paths import MODELS_PATH
+
+
+class ModelsRoutes:
+    """The routes that list and describe models. aliases: other names of models, by the settings as they are now."""
+
+    def __init__(self, table: CapabilityTable, aliases: Callable[[], Mapping[str, str]]) -> None:
+        self._table = table
+        self._aliases = aliases
+        self._started_unix_s = int(time.time())
+
+    def add_to(self, app: web.Application) -> None:
+        """Registers the routes with the application."""
+        app.router.add_get(MODELS_PATH, self._models)
+        app.router.add_get(MODELS_PATH + "/{model:.+}", self._model)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        reports, aliases = self._table.reports_by_model(), self._aliases()
+        names = dict.fromkeys((ANY_MODEL[0], *reports, *aliases))
+        return _json({"object": "list", "data": [self._described(name, reports, aliases) for name in names]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name, aliases = request.match_info["model"], self._aliases()
+        check_model(self._table, aliases.get(name, name), aliases)
+        return _json(self._described(name, self._table.reports_by_model(), aliases))
+
+    def _described(
+        self, name: str, reports: Mapping[str, Sequence[ExpertReport]], aliases: Mapping[str, str]
+    ) -> dict[str, Any]:
+        meant = aliases.get(name, name)
+        if meant in ANY_MODEL:
+            own = [report for model in reports.values() for report in model]
+        else:
+            # An expert's key names one host's model; the same model elsewhere is like it.
+            own = list(reports.get(meant) or reports.get(meant.partition("/")[2], ()))
+        return {**model_object(name, own, created_unix_s=self._started_unix_s), "root": meant}
+
+
+def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: int) -> dict[str, Any]:
+    """Returns OpenAI's object of a model, with the fields that other servers' clients look for.
+
+    reports: of the experts that can serve it. Abilities are what one of them can do, as a request goes to one that can
+    do what it asks for; limits are those of the largest context. What nobody has said is null.
+    """
+    context_tokens = max((report.context_tokens for report in reports), default=None)
+    return {
+        "id": name,
+        "object": "model",
+        "created": created_unix_s,
+        "owned_by": "moe2",
+        # OpenRouter's and LM Studio's name, vLLM's, and the two that LiteLLM reads.
+        "context_length": context_tokens,
+        "max_model_len": context_tokens,
+        "max_input_tokens": context_tokens,
+        "max_output_tokens": context_tokens,
+        "capabilities": {
+            "chat": _any(report.has_chat_template for report in reports),
+            "completion": True,
+            "tools": _any(report.supports_tools for report in reports),
+            "reasoning": _any(report.supports_thinking for report in reports),
+            "vision": False,
+            "embeddings": any(report.vector_size is not None for report in reports),
+        },
+        # llama-server's.
+        "meta": {
+            "n_ctx": context_tokens,
+            "n_params": _same(report.parameters for report in reports),
+            "size": _same(report.file_bytes for report in reports),
+        },
+        "sampling": _same(report.sampling for report in reports),
+    }
+
+
+def check_model(table: CapabilityTable, model: str, aliases: Mapping[str, str]) -> None:
+    """Raises `ApiError` for a name that no request can be for now.
+
+    It is a 503 for a model whose host is away, and may come back; a 404 for a name that is neither a model, nor an
+    expert, nor one that lets moe2 choose.
+    """
+    known = table.models()
+    if model in ANY_MODEL or model in known or table.knows_expert(model):
+        return
+    if table.remembers(model):
+        text = f"The host of {quoted(model)} is away; it may come back."
+        raise refused(ErrorCode.MODEL_AWAY, text, param="model")
+    names = ", ".join((*ANY_MODEL, *known, *aliases))
+    raise refused(
+        ErrorCode.MODEL_NOT_FOUND, f"The model {quoted(model)} does not exist. Known: {names}.", param="model"
+    )
+
+
+def _any(values: Any) -> bool | None:
+    """Whether one of the values is true; None where none is, and one is not known."""
+    known = list(values)
+    return True if any(known) else None if not known or None in known else False
+
+
+def _same(values: Any) -> Any:
+    """The value that all have in common; None where they differ, or there is none."""
+    known = list(values)
+    return known[0] if known and all(value == known[0] for value in known) else None
+
+
+def _json(body: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

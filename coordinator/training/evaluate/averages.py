@@ -1,0 +1,173 @@
+"""Average budgets compared with limits of each request: what a learned price of a joule is worth. PURE.
+
+Requests come in random order, and the coordinator's own pacer learns the price from what each answer takes, from
+nothing on. The rivals are the best limit of each request that takes no more on average, and the best expert per known
+label with the price that hindsight finds best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe2.coordinator.choosing.fine_level import SAME_SCORE
+from moe2.coordinator.provisioning.pacer import Price, settled
+from moe2.coordinator.training.evaluate.profiles import Costs
+from moe2.coordinator.training.evaluate.report import AverageFigures
+from moe2.coordinator.training.evaluate.routers import score_of
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+REQUESTS = 1000
+"""Requests of one run, in random order; every prompt comes once before any comes again."""
+RUNS = 20
+"""Orders that the figures are the mean of."""
+MAX_CAPS = 400
+"""Limits of each request that are tried."""
+_SHARES = (0.1, 0.2, 0.35, 0.5, 0.67, 0.8, 0.9)
+"""Where the targets are between the cheapest answers there are and those that the gate likes best."""
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts with what is known of them before, and what came of them."""
+
+    probabilities: FloatArray
+    """(rows, N) the gate's."""
+    scores: FloatArray
+    """(rows, N) of the answers, NaN where not run."""
+    costs: Costs
+
+    @property
+    def runnable(self) -> BoolArray:
+        """(rows, N) True where the answer is known."""
+        return ~np.isnan(self.scores)
+
+
+def average_figures(case: Case, labels: FloatArray, seed: int = 0) -> tuple[AverageFigures, ...]:
+    """The figures of every target. labels: (rows, N) mean score of each expert on each prompt's known kind."""
+    caps = _caps(case)
+    return tuple(_figures(case, target_j, caps, labels, seed) for target_j in targets(case))
+
+
+def targets(case: Case) -> tuple[float, ...]:
+    """The averages to aim at: joules between those of the cheapest experts and those of the best by the gate."""
+    rows = np.arange(len(case.scores))
+
+    def mean_j(values: FloatArray) -> float:
+        return float(case.costs.actual_energy_j[rows, _taken(case, values, 0.0)].mean())
+
+    least_j, most_j = mean_j(-case.costs.predicted_energy_j), mean_j(case.probabilities)
+    wanted = {float(f"{least_j + share * (most_j - least_j):.3g}") for share in _SHARES}
+    return tuple(sorted(target_j for target_j in wanted if target_j > least_j)) or (float(f"{most_j:.3g}"),)
+
+
+def _figures(case: Case, target_j: float, caps: tuple[_Fixed, ...], labels: FloatArray, seed: int) -> AverageFigures:
+    counts, mean_j, furthest = _paced(case, target_j, seed)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    score = score_of(shares, case.scores)
+    # A limit whose mean is as close to the target as the price's own is no worse for it.
+    allowed_j = max(target_j, mean_j)
+    cap = max((cap for cap in caps if cap.mean_j <= allowed_j), key=lambda cap: float(cap.score.mean()), default=None)
+    label = _with_hindsight(case, labels, target_j)
+    cap_score = np.zeros(len(score)) if cap is None else cap.score
+    gain = 100 * (score - cap_score)
+    return AverageFigures(
+        target_j=target_j,
+        score=float(score.mean()),
+        mean_j=mean_j,
+        se=_standard_error(score),
+        furthest_mean_j=furthest,
+        cap_j=None if cap is None else cap.limit_j,
+        cap_score=float(cap_score.mean()),
+        cap_mean_j=0.0 if cap is None else cap.mean_j,
+        gain_points=float(gain.mean()),
+        gain_se=_standard_error(gain),
+        label_score=float(label.score.mean()),
+        label_mean_j=label.mean_j,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Fixed:
+    """A way to choose that learns nothing on the way."""
+
+    limit_j: float
+    score: FloatArray
+    """(rows,) 0 where nobody fits."""
+    mean_j: float
+    """Joules per answer; prompts that nobody answers do not count."""
+
+
+def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64], float, float]:
+    """How often each expert answered each prompt (rows, N), the mean joules, and those of the run furthest off."""
+    rows, random = len(case.scores), np.random.default_rng(seed)
+    counts = np.zeros(case.scores.shape, dtype=np.int64)
+    actual_j, means = case.costs.actual_energy_j, []
+    expected_j = np.where(case.runnable, case.costs.predicted_energy_j, np.inf)
+    least_j = expected_j.min(axis=1)
+    saving_j = np.where(case.runnable, case.costs.predicted_energy_j, -np.inf).max(axis=1) - least_j
+    for _ in range(RUNS):
+        orders = [random.permutation(rows) for _ in range(-(-REQUESTS // rows))]
+        price, spent_j = Price(), 0.0
+        for row in np.concatenate(orders)[:REQUESTS].tolist():
+            expert = _best(case.probabilities[row], expected_j[row], price.price_per_j)
+            joules = float(actual_j[row, expert])
+            counts[row, expert] += 1
+            spent_j += joules
+            is_cheapest = bool(expected_j[row, expert] <= least_j[row])
+            price = settled(price, joules, target_j, is_cheapest=is_cheapest, saving_j=float(saving_j[row]))
+        means.append(spent_j / REQUESTS)
+    return counts, float(np.mean(means)), float(max(means, key=lambda mean: abs(mean - target_j)))
+
+
+def _best(values: FloatArray, expected_j: FloatArray, price_per_j: float) -> int:
+    """The expert that the coordinator's fine level takes: of equals by value less price the one with fewest joules."""
+    net = np.where(np.isinf(expected_j), -np.inf, values - price_per_j * np.nan_to_num(expected_j, posinf=0.0))
+    return int(np.where(net >= net.max() - SAME_SCORE, expected_j, np.inf).argmin())
+
+
+def _taken(case: Case, values: FloatArray, price_per_j: float) -> npt.NDArray[np.int64]:
+    """(rows,) the experts with the largest value less price times predicted joules. values: (rows, N)."""
+    net = np.where(case.runnable, values - price_per_j * case.costs.predicted_energy_j, -np.inf)
+    return np.asarray(net.argmax(axis=1))
+
+
+def _caps(case: Case) -> tuple[_Fixed, ...]:
+    """Every limit of each request that makes a difference, up to `MAX_CAPS`, with the best expert that keeps it."""
+    joules = case.costs.predicted_energy_j
+    levels = np.unique(np.quantile(joules[case.runnable], np.linspace(0.0, 1.0, MAX_CAPS), method="nearest"))
+    rows, found = np.arange(len(joules)), []
+    for level in levels.tolist():
+        fits = case.runnable & (joules <= level)
+        chosen, answered = np.where(fits, case.probabilities, -np.inf).argmax(axis=1), fits.any(axis=1)
+        score = np.where(answered, np.nan_to_num(case.scores[rows, chosen]), 0.0)
+        mean_j = float(case.costs.actual_energy_j[rows, chosen][answered].mean())
+        found.append(_Fixed(level, score, mean_j))
+    return tuple(found)
+
+
+def _with_hindsight(case: Case, values: FloatArray, target_j: float) -> _Fixed:
+    """The best by `values` (rows, N) less the lowest fixed price whose mean keeps the target, if any does."""
+    rows = np.arange(len(values))
+
+    def under(price_per_j: float) -> _Fixed:
+        chosen = _taken(case, values, price_per_j)
+        mean_j = float(case.costs.actual_energy_j[rows, chosen].mean())
+        return _Fixed(price_per_j, np.nan_to_num(case.scores[rows, chosen]), mean_j)
+
+    low, high = 0.0, 100.0 / target_j
+    if under(low).mean_j <= target_j:
+        return under(low)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if under(middle).mean_j <= target_j else (middle, high)
+    return under(high)
+
+
+def _standard_error(values: FloatArray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(values.size))

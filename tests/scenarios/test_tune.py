@@ -1,0 +1,219 @@
+"""`moe2-coordinator tune` against a live fleet of two models: asked, trained, installed, in use; and interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe2.coordinator.gate.checkpoint import load_checkpoint
+from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
+
+# Whole question sets through a fleet, and gates trained on the answers.
+pytestmark = pytest.mark.slow
+
+QUESTIONS = 60
+
+
+def questions(path: Path, count: int = QUESTIONS) -> Path:
+    """Two kinds of questions; fake experts echo the question, and `early` stops after its first word."""
+    rows: list[dict[str, Any]] = []
+    for n in range(count):
+        kind = "first" if n % 2 else "last"
+        said = {"first": f"{n} alpha beta", "last": f"gamma delta {n}"}[kind]
+        split = "val" if n % 6 > 3 else "train"
+        rows.append(
+            {"id": f"q{n}", "prompt": said, "gold": str(n), "metric": "numeric", "benchmark": kind, "split": split}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@asynccontextmanager
+async def two_models(root: Path, *, profile: str | None = "agx-orin-30w") -> AsyncIterator[Fleet]:
+    """A fleet whose second model thinks for longer."""
+    (root / "other.gguf").touch()
+    async with fleet(root, profile=profile) as running:
+        models = [{"name": "other", "path": root / "other.gguf", "slots": 4}]
+        await running.start_agent("two", models=models, engine_argv=FAKE_EXPERT, profile=profile)
+        await running.until(ready=2)
+        # Agents of this process listen for the signal as well, and the last one of them would get it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.coordinator.reload)
+        (root / "c.toml").write_text(
+            f'[coordinator]\nstate_dir = "{root}"\nsocket = "{root}/coordinator.sock"\n'
+            f'[agents]\ntoken_file = "{root}/token"\n'
+        )
+        yield running
+
+
+async def started(root: Path, *argv: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "moe2.coordinator",
+            "tune",
+            "--config",
+            str(root / "c.toml"),
+            "--max-tokens",
+            "4",
+            "--seeds",
+            "1",
+        ),
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+async def tuned(root: Path, *argv: str) -> tuple[int | None, str]:
+    """Exit status and what was printed."""
+    process = await started(root, *argv)
+    out, _ = await process.communicate()
+    return process.returncode, " ".join(out.decode().split())
+
+
+async def until_said(process: asyncio.subprocess.Process, word: bytes) -> None:
+    assert process.stdout is not None
+    said = b""
+    async with asyncio.timeout(120):
+        while word not in said:
+            said += await process.stdout.read(64) or pytest.fail(f"it ended without {word!r}: {said!r}")
+
+
+def answered(root: Path) -> int:
+    return sum(len(json.loads(line)["experts"]) for line in outcomes_file(root).read_text().splitlines())
+
+
+def outcomes_file(root: Path) -> Path:
+    return root / "tune-outcomes-q.jsonl"
+
+
+async def test_from_a_fleet_to_a_gate_in_use(tmp_path: Path) -> None:
+    """What it takes is announced, everybody is asked, the gain is told, and the running coordinator uses the gate."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path) as running:
+        (hint,) = [warning for warning in running.coordinator.status().warnings if warning.code == "gate_expert_prior"]
+        assert "moe2-coordinator tune" in hint.remedy
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert code == 0, told
+        assert "60 questions for 2 experts (fake, other)" in told
+        assert "They will take about" in told
+        assert "the best single model" in told
+        assert "The running coordinator chooses by it now." in told
+        assert load_checkpoint(tmp_path / "gate.safetensors")[1].experts == ("fake", "other")
+        assert not [warning for warning in running.coordinator.status().warnings if warning.code == "gate_expert_prior"]
+        assert answered(tmp_path) == 2 * QUESTIONS
+
+        # Again: nothing is asked, and the same gate is installed.
+        before, asked = (tmp_path / "gate.safetensors").read_bytes(), running.coordinator.status().requests_finished
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert (code, "0 requests to go" in told) == (0, True)
+        assert running.coordinator.status().requests_finished == asked
+        assert (tmp_path / "gate.safetensors").read_bytes() == before
+
+
+async def test_killed_while_asking_it_goes_on(tmp_path: Path) -> None:
+    """A kill costs the answers that were under way, and no others are asked again."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path) as running:
+        process = await started(tmp_path, "--questions", str(source), "--concurrency", "2")
+        await running.until_status(lambda status: status.requests_finished >= 30)
+        process.kill()
+        await process.communicate()
+        await running.quiet()
+        assert 0 < answered(tmp_path) < 2 * QUESTIONS
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert code == 0, told
+        assert answered(tmp_path) == 2 * QUESTIONS
+        # Two that were under way, and one whose question waited for its other answer.
+        assert running.coordinator.status().requests_finished <= 2 * QUESTIONS + 6
+
+
+async def test_killed_while_training_it_installs_nothing(tmp_path: Path) -> None:
+    """The gate's file appears whole or not at all; the next run trains and installs it without asking anything."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path) as running:
+        process = await started(tmp_path, "--questions", str(source))
+        await until_said(process, b"kept in")
+        process.kill()
+        await process.communicate()
+        asked = running.coordinator.status().requests_finished
+        assert not (tmp_path / "gate.safetensors").exists()
+        code, told = await tuned(tmp_path, "--questions", str(source))
+        assert code == 0, told
+        assert running.coordinator.status().requests_finished == asked
+        assert (tmp_path / "gate.safetensors").exists()
+
+
+async def test_a_dry_run_asks_nothing(tmp_path: Path) -> None:
+    """What comes with moe2 is announced, and nothing is asked or written."""
+    async with two_models(tmp_path) as running:
+        code, told = await tuned(tmp_path, "--dry-run")
+        assert (code, "300 questions for 2 experts" in told) == (0, True)
+        assert running.coordinator.status().requests_finished == 0
+        assert not (tmp_path / "tune-outcomes.jsonl").exists()
+
+
+async def test_a_limit_on_joules_is_kept(tmp_path: Path) -> None:
+    """The joules of all answers together stay below the limit, and what is missing is told."""
+
+    def spent_j(name: str) -> float:
+        rows = [json.loads(line) for line in (tmp_path / f"tune-outcomes-{name}.jsonl").read_text().splitlines()]
+        return float(sum(answer["joules"] for row in rows for answer in row["experts"].values()))
+
+    few, many = questions(tmp_path / "few.jsonl", 6), questions(tmp_path / "many.jsonl", 60)
+    async with two_models(tmp_path):
+        await tuned(tmp_path, "--questions", str(few))
+        limit_j = 2 * spent_j("few")
+        code, told = await tuned(tmp_path, "--questions", str(many), "--max-j", f"{limit_j:.6f}")
+        assert 0 < spent_j("many") <= limit_j
+        assert "J is reached" in told
+        assert (code, (tmp_path / "gate.safetensors").exists()) == (1, False)
+
+
+async def test_joules_that_nobody_measures_cannot_be_limited(tmp_path: Path) -> None:
+    """A limit on joules is refused on a fleet without sensors, instead of being ignored."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path, profile=None):
+        code, told = await tuned(tmp_path, "--questions", str(source), "--max-j", "30")
+        assert (code, "Joules cannot be limited" in told, "--max-minutes" in told) == (1, True, True)
+
+
+async def test_a_new_model_alone_joins_the_others(tmp_path: Path) -> None:
+    """With the first model's answers there, only the new one is asked, and the gate knows both."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path) as running:
+        code, told = await tuned(tmp_path, "--questions", str(source), "--model", "fake")
+        assert (code, "at least two models" in told) == (1, True)
+        asked = running.coordinator.status().requests_finished
+        code, told = await tuned(tmp_path, "--questions", str(source), "--model", "other")
+        assert code == 0, told
+        assert running.coordinator.status().requests_finished == asked + QUESTIONS
+        assert load_checkpoint(tmp_path / "gate.safetensors")[1].experts == ("fake", "other")
+
+
+async def test_faults_are_told_in_a_sentence(tmp_path: Path) -> None:
+    """One model, an unknown model, a coordinator that does not run, a limit that is none."""
+    async with fleet(tmp_path):
+        (tmp_path / "c.toml").write_text(
+            f'[coordinator]\nstate_dir = "{tmp_path}"\nsocket = "{tmp_path}/coordinator.sock"\n'
+            f'[agents]\ntoken_file = "{tmp_path}/token"\n'
+        )
+        for argv, said in (
+            ((), "there is nothing to choose from"),
+            (("--model", "gpt"), "No live expert serves gpt"),
+            (("--max-j", "nan"), "--max-j must be positive"),
+            (("--max-minutes", "-1"), "--max-minutes must be positive"),
+        ):
+            code, told = await tuned(tmp_path, *argv)
+            assert (code, said in told, "Traceback" in told) == (1, True, False), told
+    code, told = await tuned(tmp_path)
+    assert (code, "does not run" in told, "Traceback" in told) == (1, True, False)
