@@ -16,7 +16,7 @@ import numpy as np
 
 from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
-from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, lanes_for
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
@@ -43,9 +43,6 @@ _WARMUP_PREFILL_TOKENS = 64
 _WARMUP_DECODE_TOKENS = 12
 _WARMUP_DECODE_S = 2.0
 """A slow host decodes fewer tokens to warm up."""
-_SPARE_LANES = 8
-"""Lanes beyond the slots, for cached prefixes and for branches."""
-_MAX_LANES = 64
 _SPARE_MATCHERS = 2
 """Grammars compiled ahead for jobs that wait for a slot."""
 _IDLE_PART = 8
@@ -145,7 +142,7 @@ def open_session(
         if model.embeds:
             yield _embedder(model, spec, stack, emit=emit, clock=clock, began_at_s=began_at_s)
             return
-        lanes = min(2 * spec.slots + _SPARE_LANES, max(_MAX_LANES, spec.slots))
+        lanes = lanes_for(spec.slots)
         outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
@@ -185,7 +182,7 @@ def open_session(
                 return _FreeDraw(sampler, context)
             return _BoundDraw(sampler, context, matchers.start(request.job_id, constraint))
 
-        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position)
+        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere)
         limits = Limits(
             slots=spec.slots,
             context_tokens=context.tokens,
@@ -196,7 +193,7 @@ def open_session(
         )
         shelf = Shelf(
             most_bytes=spec.prefix_cache_mb * 2**20,
-            cuts_anywhere=model.keeps_every_position,
+            cuts_anywhere=context.cuts_anywhere,
             free_bytes=host_free_bytes,
         )
         intake = Intake(
