@@ -14,6 +14,7 @@ from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
 from moe2.coordinator.cli import agents, collect, evaluate, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.runtime import EventLoop, allow_open_files
@@ -155,6 +156,8 @@ def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     api, hub = settings.api, settings.agents
     print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
+    for contradiction in contradictions(settings):
+        print(f"{arguments.config}: {contradiction}", file=sys.stderr)
     return 0
 
 

@@ -13,13 +13,15 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.errors import LinkCode
+from moe2.common.errors import CommandErrorCode, LinkCode
 from moe2.common.health import HealthWarning
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     CancelJob,
+    Command,
     CommandAnswer,
+    CommandOutcome,
     FromAgent,
     Hello,
     Job,
@@ -297,11 +299,19 @@ class Hub:
         return False
 
     def _not_sent(self, connection: _Connection, event: NotSent) -> None:
-        """Fails the job of a message that could not be sent; the link goes on."""
+        """Fails the job of a message that could not be sent, or answers the command; the link goes on."""
         message, reason = event.message, event.reason
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
         if isinstance(message, Job) and connection.agent_id:
             self._on_message(connection.agent_id, JobFailed(job_id=message.job_id, code=event.code, message=reason))
+        elif isinstance(message, Command) and connection.agent_id:
+            refused = CommandAnswer(
+                command_id=message.command_id,
+                outcome=CommandOutcome.REFUSED,
+                code=CommandErrorCode.NOT_POSSIBLE,
+                message=reason,
+            )
+            self._on_answer(connection.agent_id, refused)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         match message:
