@@ -17,6 +17,7 @@ from moe2.common.errors import CommandErrorCode, LinkCode
 from moe2.common.health import HealthWarning
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.link.messages import (
+    ASLEEP,
     PROTOCOL_VERSION,
     CancelJob,
     Command,
@@ -78,6 +79,8 @@ class _Connection:
     told: str | None = None
     """The fault that the agent was told last: one that comes with every report is told once."""
     is_turned_out: bool = False
+    is_asleep: bool = False
+    """The agent said goodbye because its host was going to sleep."""
 
     @property
     def agent_id(self) -> str | None:
@@ -215,6 +218,7 @@ class Hub:
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
+                connection.is_asleep = code == LinkCode.GOODBYE and reason == ASLEEP
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
@@ -374,8 +378,8 @@ class Hub:
             # Nobody waits for it to come back.
             self._table.agent_removed(agent_id)
         else:
-            self._table.agent_left(agent_id, asyncio.get_running_loop().time())
-        log.info("agent_left", agent_id=agent_id)
+            self._table.agent_left(agent_id, asyncio.get_running_loop().time(), asleep=connection.is_asleep)
+        log.info("agent_left", agent_id=agent_id, asleep=connection.is_asleep)
         self._on_lost(agent_id)
 
 
