@@ -242,9 +242,9 @@ class AgentDaemon(Daemon[AgentSettings]):
 
     def status(self) -> AgentStatus:
         experts = self._presence.with_costs(self._core.expert_reports(asyncio.get_running_loop().time()))
-        sensors = self._monitor.reports()
+        sensors, standby = self._monitor.reports(), self._presence.report()
         warnings = (
-            *agent_warnings(self._link.status, experts, sensors),
+            *agent_warnings(self._link.status, experts, sensors, standby),
             *self._monitor.warnings(),
             *self._copy_warnings,
             *clock_warnings(time.time()),
@@ -264,7 +264,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
-            standby=self._presence.report(),
+            standby=standby,
             model_files={model.name: str(model.path) for model in self._settings.models},
         )
 

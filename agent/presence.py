@@ -50,6 +50,7 @@ class Presence:
         self._changed = changed
         self._link: Link | None = None
         self._unsaid: list[CommandAnswer] = []
+        self._followed: list[tuple[ExpertState, bool]] = []
         self._keeper = StandbyKeeper(
             settings.state_dir,
             Allowed(unload=settings.allow_unload, suspend=settings.allow_suspend, asleep_w=settings.asleep_w),
@@ -67,6 +68,7 @@ class Presence:
     async def look(self, monitor: HostMonitor) -> None:
         """Begins with this monitor, with what an earlier run has measured, and with the host's addresses."""
         self._monitor = monitor
+        self._followed = []
         self._keeper.restore()
         self._keeper.wake_addresses = await asyncio.to_thread(wake_addresses)
         self.models_changed()
@@ -100,7 +102,11 @@ class Presence:
     # --- Models -------------------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """The experts' states may have changed."""
+        """The experts' states may have changed. It is called for every word of an engine, and mostly they have not."""
+        states = [(one.state, one.stopping) for one in self._experts.values()]
+        if states == self._followed and not self._keeper.is_changing:
+            return
+        self._followed = states
         self._keeper.follow(*self._residency(), self._monitor.account)
 
     def models_changed(self) -> None:

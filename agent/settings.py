@@ -128,8 +128,8 @@ class ModelSection(Settings):
     """Layers offloaded to the GPU; -1 for all."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
-    flash_attention: bool = False
-    """Less memory for long contexts, where the hardware has kernels for it."""
+    flash_attention: bool | None = None
+    """Less memory for long contexts, where the hardware has kernels for it; llama.cpp decides if not set."""
     mlock: bool = False
     """Keep the model's memory from being swapped out."""
     cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
@@ -148,6 +148,12 @@ class ModelSection(Settings):
     beginning is worth something only with a model that was trained for it (Matryoshka), as its card says."""
     lora: tuple[LoraSection, ...] = ()
     """Adapters applied to the model, all of them to every request."""
+
+    @model_validator(mode="after")
+    def _quantized_values_need_flash_attention(self) -> ModelSection:
+        if self.flash_attention is False and self.cache_type != "f16":
+            raise ValueError(f'cache_type = "{self.cache_type}" needs flash attention: do not switch it off')
+        return self
 
     @property
     def loads_on_demand(self) -> bool:

@@ -12,10 +12,11 @@ from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.provisioning.decision import (
     Decision,
     HourPlan,
-    Spending,
+    Leeway,
     Tolerances,
     choose,
     decide,
+    week_of,
     week_plans,
     week_price,
 )
@@ -83,7 +84,7 @@ class Ours:
     _planned_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self._spending = Spending(self.tolerances)
+        self._leeway = Leeway(self.tolerances)
 
     def arrived(self, day: Day, asked: Asked, now_s: float) -> Host:
         """The best host in memory; where none is, the one that is ready first."""
@@ -93,7 +94,7 @@ class Ours:
         )
         category = asked.category
         scores = [one.kind.scores.get(category, one.kind.scores[""]) for one in day.hosts]
-        self._spending.answered(
+        self._leeway.answered(
             now_s, loss=max(scores) - scores[host.place], late=day.first_token_s(host, asked, now_s) > PATIENCE_S
         )
         return host
@@ -103,13 +104,13 @@ class Ours:
         self.traffic.passed(now_s)
         states = fleet(tuple(host.readiness for host in day.hosts))
         if not self._plans or now_s - self._planned_s >= 24 * HOUR_S:
-            self._plans = week_plans(states, self.traffic, self.limits, now_s)
+            self._plans = week_plans(states, week_of(self.traffic, now_s), self.limits)
             self._price = week_price(self._plans, self.tolerances)
             self._planned_s = now_s
         began_s = process_time()
         forecast = self.traffic.forecast(now_s + LEAD_S)
         answers_a_day = sum(plan.rate_per_s for plan in self._plans[:24]) * HOUR_S
-        factor = self._spending.factor(now_s, answers_a_day)
+        factor = self._leeway.factor(now_s, answers_a_day)
         self.last = decide(
             states, forecast, self.limits, self._price * factor, effort=Effort(time_limit_s=1.0), clock=process_time
         )

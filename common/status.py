@@ -74,6 +74,8 @@ class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
     standby: Standby | None = None
     """How its host waits; None from an agent of an earlier release."""
+    asleep: bool = False
+    """Its host sleeps: it said goodbye for that, and comes back when it is woken. Its other fields are of before."""
 
 
 class BreakerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +142,50 @@ class AverageRow(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
 
 
+class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of state of a host: wake, suspend, load or unload. saves_w, costs_j: None where unmeasured or none."""
+
+    change: str
+    host: str
+    expert: str | None
+    reason: str
+    saves_w: float | None = None
+    costs_j: float | None = None
+
+
+class ProvisioningStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the slow level thinks of who is awake.
+
+    mode: "observe", "act" or "off". status: of its latest proof, "optimal", "bounded" or "infeasible"; None before the
+    first. awake: keys of the experts that it wants in memory. standing_w: watts of the fleet that waits so; least_w: no
+    such set draws fewer, as is proven. loss, late: score given up, and share of late first tokens, in this hour.
+    price_per_j: score that a joule of waiting has to bring. stays: experts that are left as they are, with the reason.
+    correction: what contradicts, and the cheapest change that mends it. changes: what it does, or would do. In mode
+    observe, of today: saved_j: joules that this would have saved; waited_j: joules of waiting that it would have
+    spared; returns: wakes and reloads in place of that waiting; would_sleep: the experts that would have slept.
+    """
+
+    mode: str
+    status: str | None = None
+    awake: tuple[str, ...] = ()
+    standing_w: float | None = None
+    least_w: float | None = None
+    loss: float | None = None
+    late: float | None = None
+    requests_per_hour: float | None = None
+    price_per_j: float | None = None
+    solve_s: float | None = None
+    stays: dict[str, str] = {}
+    correction: str | None = None
+    changes: tuple[ChangeRow, ...] = ()
+    pinned: tuple[str, ...] = ()
+    kept_asleep: tuple[str, ...] = ()
+    saved_j: float | None = None
+    waited_j: float | None = None
+    returns: int = 0
+    would_sleep: tuple[str, ...] = ()
+
+
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Everything `moe2-coordinator status` and `GET /v1/moe2/fleet` show."""
 
@@ -161,6 +207,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyBalance | None = None
     averages: tuple[AverageRow, ...] = ()
     """Average budgets with the price of a joule that each has learned."""
+    provisioning: ProvisioningStatus | None = None
+    """What the slow level thinks of who is awake; None from a coordinator of an earlier release."""
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

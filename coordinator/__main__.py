@@ -13,7 +13,8 @@ from typing import Any
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
-from moe2.coordinator.cli import agents, collect, evaluate, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli import agents, collect, evaluate, fleet, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.runtime import EventLoop, allow_open_files
@@ -51,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what the running coordinator would decide for a prompt, and why. Runs nothing.",
         exits={0: "an expert would answer", 1: "none would, or nobody could be asked; the reason is told"},
         examples=("moe2-coordinator plan 'Why is the sky blue?' --energy 20 --latency 5",),
+    )
+
+    fleet.add_commands(
+        commands.add_parser(
+            "fleet",
+            help="who is awake: show it, send hosts to sleep, wake, pin and unpin them",
+            description="Show who is awake and why, and say of single hosts that they sleep, wake or stay awake. "
+            "`provisioning.mode` in the configuration says whether the coordinator does so by itself.",
+        ).add_subparsers(required=True, metavar="COMMAND", title="commands")
     )
 
     keys.add_arguments(
@@ -155,6 +165,8 @@ def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     api, hub = settings.api, settings.agents
     print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
+    for contradiction in contradictions(settings):
+        print(f"{arguments.config}: {contradiction}", file=sys.stderr)
     return 0
 
 

@@ -8,6 +8,8 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from time import monotonic, time
 
 import structlog
@@ -22,7 +24,7 @@ from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
-from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -45,7 +47,7 @@ from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
-from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute
+from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.http.transport import (
     LINGER_S,
@@ -58,6 +60,8 @@ from moe2.coordinator.http.transport import (
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
+from moe2.coordinator.ledger.report import Span, lengths
+from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.ledger.standing import BOOK_EVERY_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from moe2.coordinator.observing.accuracy import CalibrationWindow
@@ -65,8 +69,10 @@ from moe2.coordinator.observing.fleet_metrics import LedgerCollector
 from moe2.coordinator.observing.health import average_warnings, cap_warnings, dispatch_warnings, fleet_warnings
 from moe2.coordinator.observing.history import RecentPast
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
-from moe2.coordinator.provisioning.price_book import PriceBook
+from moe2.coordinator.provisioning.keeper import Keeper
+from moe2.coordinator.provisioning.price_book import FLEET, PriceBook
 from moe2.coordinator.provisioning.price_file import PriceFile
+from moe2.coordinator.provisioning.traffic import Asked
 from moe2.coordinator.runtime import ListenerTls
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
 from moe2.coordinator.serving.effects import Completed
@@ -138,7 +144,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._service = Service(
             self._table,
             self._selector,
-            send=lambda agent_id, message: self._hub.send(agent_id, message),
+            send=lambda agent_id, message: self._keeper.send(agent_id, message),
             max_active=settings.api.max_active_requests,
             bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time, prices=self._prices),
             on_retired=self._request_retired,
@@ -146,6 +152,17 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
         self._tls = ListenerTls(settings)
+        self._keeper = Keeper(
+            settings.provisioning,
+            table=self._table,
+            scorer=_scorer(settings, self._feedback),
+            send=lambda agent_id, message: self._hub.send(agent_id, message),
+            on_message=self._service.agent_said,
+            history=partial(_asked_since, settings.ledger_path),
+            price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
+            patience_s=_patience_s(settings),
+            state_dir=settings.coordinator.state_dir,
+        )
         self._hub = Hub(
             agents,
             doorkeeper=self._doorkeeper,
@@ -154,6 +171,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_message=self._service.agent_said,
             on_lost=self._service.agent_lost,
             on_report=self._service.fleet_changed,
+            on_answer=self._keeper.answered,
         )
         self._answering = Answering(self._service, self._table, settings.api)
         self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
@@ -184,6 +202,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                         self._sample_power(),
                         self._keep_standing_booked(),
                         self._keep_prices(),
+                        self._keeper.run(),
                         self._notifier.feed_watchdog(),
                     )
                 ]
@@ -225,6 +244,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             dispatch=dispatch,
             energy=self._standing.balance(totals.finished),
             averages=averages,
+            provisioning=self._keeper.status(),
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
@@ -235,6 +255,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *cap_warnings(rows, self._settings.selection.fleet_watts_cap_w),
                 *average_warnings(averages),
                 *self._price_file.warnings(),
+                *self._keeper.warnings(),
                 *self._selector.scorer.warnings(choosable),
                 *self._reload.warnings(),
                 *self._doorkeeper.warnings(),
@@ -259,6 +280,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             raise
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
+        self._keeper.use(settings.provisioning, _patience_s(settings), _scorer(settings, self._feedback))
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._answering.use(api)
@@ -308,6 +330,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app = web.Application(middlewares=[answer_errors, bodies.middleware])
         self._fleet.add_to_local(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
+        WishRoute(self._keeper).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
@@ -323,6 +346,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._metrics.request_ended(receipt, life.outcome)
         self._past.request_ended(life, receipt, time())
         self._calibration.request_retired(life)
+        if isinstance(life.outcome, Completed):
+            self._keeper.request_ended(_asked(life, receipt), first_token_s=receipt.seconds.ttft)
         if self._traces:
             self._traces.request_ended(life, receipt, unix_offset_s=time() - asyncio.get_running_loop().time())
         if isinstance(life.outcome, Completed) and life.leading:
@@ -377,6 +402,37 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         while True:
             self._past.energy.power_sampled(self._table.fleet_power(), time())
             await asyncio.sleep(SAMPLE_POWER_EVERY_S)
+
+
+def _patience_s(settings: CoordinatorSettings) -> dict[str, float]:
+    """The seconds to a first token that categories allow, of those that say."""
+    limits = settings.selection.limits_by_category
+    return {name: one.ttft_budget_s for name, one in limits.items() if one.ttft_budget_s is not None}
+
+
+def _asked(life: Lifecycle, receipt: Receipt) -> Asked:
+    """A request as the slow level's traffic counts it."""
+    return Asked(
+        time(),
+        (receipt.decision.category if receipt.decision else None) or "",
+        _one_model(life.request.model),
+        receipt.tokens.prompt or 0,
+        receipt.tokens.decoded or 0,
+    )
+
+
+def _asked_since(path: Path, since_unix_s: float) -> list[Asked]:
+    """The answered requests in the ledger since a time. Blocks. Raises LedgerError."""
+    with reading(path) as connection:
+        return [
+            Asked(at_unix_s, category, _one_model(model), prompt_tokens, answer_tokens)
+            for at_unix_s, category, model, prompt_tokens, answer_tokens in lengths(connection, Span(since_unix_s))
+        ]
+
+
+def _one_model(model: str) -> str | None:
+    """The model that a client asked for; None where it left the choice to moe2."""
+    return None if model in ANY_MODEL else model
 
 
 def _known(file: FeedbackFile) -> list[Feedback]:

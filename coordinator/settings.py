@@ -12,6 +12,7 @@ from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.provisioning.price_book import Averages
+from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.serving.settings import DispatchSection
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
@@ -94,6 +95,7 @@ class CoordinatorSettings(Settings):
     agents: AgentsSection = AgentsSection()
     selection: SelectionSection = SelectionSection()
     dispatch: DispatchSection = DispatchSection()
+    provisioning: ProvisioningSection = ProvisioningSection()
     ledger: LedgerSection = LedgerSection()
     traces: TracesSection = TracesSection()
     log: LogSection = LogSection()

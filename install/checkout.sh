@@ -47,6 +47,7 @@ run_tests() {
     set -- -m "" "$@"
   fi
   ensure_environment agent,coordinator,gate,plots,nvidia,traces,docs,test
+  fetch_nginx
   # Every check runs, so that one run shows all there is to mend.
   check "$bin/ruff" check .
   check "$bin/ruff" format --check .
@@ -71,6 +72,18 @@ ensure_test_machine() {
   step "Refreshing apt's package lists" apt-get update
   step "Installing with apt-get: ${packages[*]}" \
     env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
+}
+
+# The test of streams behind nginx runs it from the environment's folder: nothing is installed, and no service starts.
+fetch_nginx() {
+  local folder
+  if [[ -x /usr/sbin/nginx || -x $VENV/nginx/usr/sbin/nginx ]] || ! command -v apt-get dpkg-deb >/dev/null; then return; fi
+  folder=$(mktemp -d)
+  if [[ $EUID -eq 0 ]]; then apt-get update >>"$LOG" 2>&1 || true; fi
+  (cd "$folder" && apt-get download nginx) >>"$LOG" 2>&1 &&
+    dpkg-deb --extract "$folder"/nginx_*.deb "$VENV/nginx" >>"$LOG" 2>&1 ||
+    warn "nginx cannot be fetched with apt-get: the tests behind it are skipped."
+  rm -rf "$folder"
 }
 
 # check COMMAND…: run it, and remember if it fails.

@@ -39,7 +39,10 @@ SHELLS = {
     # Of the rooms above, what acts on the decisions, with what it acts on.
     "coordinator/gate/checkpoint.py": "reads and writes files",
     "coordinator/gate/feedback_file.py": "reads and writes a file",
+    "coordinator/provisioning/keeper.py": "keeps time, sends commands, starts threads",
+    "coordinator/provisioning/memory_file.py": "reads and writes a file",
     "coordinator/provisioning/price_file.py": "reads and writes a file",
+    "coordinator/provisioning/waking.py": "sends packets, starts processes",
     "coordinator/serving/bookkeeper.py": "asks the event loop's clock, writes the ledger",
     "coordinator/serving/exchange.py": "wakes an HTTP handler",
     "coordinator/serving/queue.py": "keeps time",

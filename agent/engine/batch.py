@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+_STEADY_BATCH_TOKENS = 48
+"""The largest batch that a steady run is in: beyond 63 tokens llama.cpp's attention takes other kernels, which add up
+in another order (ggml's GGML_FA_TILE_Q is 64)."""
 _OLDEST_SHARE = 4
 """The oldest prompt gets at least one part in this many of the prefill budget."""
 
@@ -31,12 +34,16 @@ class DecodeOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one lane for one batch. Logits are wanted from index `logits_from` of `tokens` on."""
+    """Tokens of one lane for one batch. Logits are wanted from index `logits_from` of `tokens` on.
+
+    is_steady: its logits are not to depend on what else is in the cache or in the batch.
+    """
 
     lane: int
     start: int
     tokens: Sequence[int]
     logits_from: int
+    is_steady: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class Run:
     tokens: all tokens known so far; the first `filled` of them are in the cache.
     logits_from: the position from which logits are wanted.
     reserved: cells this run may fill.
+    is_steady: see `Chunk`.
     """
 
     lane: int
@@ -63,6 +71,7 @@ class Run:
     filled: int
     logits_from: int
     reserved: int
+    is_steady: bool = False
 
     @property
     def remaining(self) -> int:
@@ -94,14 +103,17 @@ class Lanes:
         """Cells not reserved by any run."""
         return self._cells - self.reserved
 
-    def place(self, tokens: list[int], *, reserve: int, logits_from: int) -> tuple[Run, Placement] | None:
+    def place(
+        self, tokens: list[int], *, reserve: int, logits_from: int, reads_anew: bool = False
+    ) -> tuple[Run, Placement] | None:
         """Start a run on the best free lane; None while there is no free lane or not enough cells.
 
-        At least one token is left to decode, as its logits are needed.
+        At least one token is left to decode, as its logits are needed. reads_anew: nothing comes from the cache.
         """
         if reserve > self.cells_free:
             return None
-        source, keep = self._longest_prefix(tokens, limit=most_reused(tokens, logits_from))
+        limit = 0 if reads_anew else most_reused(tokens, logits_from)
+        source, keep = self._longest_prefix(tokens, limit=limit)
         lane = self._free_lane(source, keep)
         if lane is None:
             return None
@@ -158,6 +170,8 @@ class Lanes:
         `outputs` with logits."""
         chunks: list[tuple[Run, Chunk]] = []
         prompts: list[Run] = []
+        if any(run.is_steady and run.remaining for run in self.runs):
+            batch_tokens = min(batch_tokens, _STEADY_BATCH_TOKENS)
         room, rows = batch_tokens, outputs
         for run in self.runs:
             if run.remaining == 1 and run.filled >= run.logits_from:
@@ -251,7 +265,8 @@ def _within_outputs(run: Run, rows: int) -> int:
 
 def _chunk(run: Run, count: int) -> Chunk:
     end = run.filled + count
-    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], min(count, max(0, run.logits_from - run.filled)))
+    logits_from = min(count, max(0, run.logits_from - run.filled))
+    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], logits_from, run.is_steady)
 
 
 def shared_beginning(a: list[int], b: list[int], limit: int) -> int:

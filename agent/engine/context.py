@@ -38,7 +38,9 @@ class Context:
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = spec.context_tokens
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
-        parameters.n_seq_max = lanes
+        # The last one holds nothing but what fills up a batch of one token.
+        self._filler_lane = lanes if model.keeps_every_position else None
+        parameters.n_seq_max = lanes + (self._filler_lane is not None)
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
         parameters.swa_full = True
@@ -50,12 +52,7 @@ class Context:
             # Without it llama.cpp reserves room for a full batch of logits: hundreds of MB with large vocabularies.
             parameters.n_outputs_max = parameters.n_outputs_max_per_seq = outputs
         parameters.type_k = parameters.type_v = _CACHE_TYPES[spec.cache_type]
-        # Off means that llama.cpp decides: it knows which kernels this backend has. Quantized values need it.
-        parameters.flash_attn_type = (
-            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            if spec.flash_attention or spec.cache_type != "f16"
-            else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
-        )
+        parameters.flash_attn_type = _flash_attention(spec)
         self.pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
             said = recent_error()
@@ -97,13 +94,31 @@ class Context:
             output[filled:end] = 0
             output[filled + chunk.logits_from : end] = 1
             filled = end
-        self._batch.n_tokens = filled
+        fills = filled == 1 and self._fill_up(chunks[0])
+        self._batch.n_tokens = filled + fills
         status = llama.llama_decode(self.pointer, self._batch)
+        if fills:
+            llama.llama_memory_seq_rm(self._memory, self._filler_lane, -1, -1)
+            if status == _NO_CELLS:
+                self._batch.n_tokens = filled
+                status = llama.llama_decode(self.pointer, self._batch)
         if status == 0:
             return DecodeOutcome.DONE
         if status == _NO_CELLS:
             return DecodeOutcome.NO_CELLS
         return DecodeOutcome.OUT_OF_MEMORY if status == _ALLOCATION_FAILED else DecodeOutcome.FAILED
+
+    def _fill_up(self, chunk: Chunk) -> bool:
+        """Adds a token that nobody needs to a steady batch of one; False where none is to be added.
+
+        For a batch of one token llama.cpp's flash attention splits the cache among its threads: it adds up in another
+        order than for several tokens, and in one that depends on what else is in the cache.
+        """
+        if self._filler_lane is None or not chunk.is_steady:
+            return False
+        token, position, lane, output = self._buffers
+        token[1], position[1], lane[1], output[1] = chunk.tokens[0], 0, self._filler_lane, 0
+        return True
 
     def logits(self, place: int) -> Logits:
         """The raw logits of the batch's token at `place`, shape (vocabulary_size,). Valid until the next decode."""
@@ -142,6 +157,16 @@ class Context:
     def restore(self, lane: int, state: State) -> bool:
         """Let `lane` (empty) hold what was saved. False where the cache has no room for it; the lane is empty then."""
         return bool(llama.llama_state_seq_set_data(self.pointer, _bytes_of(state), state.nbytes, lane))
+
+
+def _flash_attention(spec: ModelSpec) -> int:
+    # Quantized values need it.
+    if spec.flash_attention or spec.cache_type != "f16":
+        return int(llama.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+    # Where nobody says, llama.cpp knows which kernels this backend has.
+    return int(
+        llama.LLAMA_FLASH_ATTN_TYPE_AUTO if spec.flash_attention is None else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
 
 
 def _bytes_of(state: State) -> Any:

@@ -168,13 +168,16 @@ class Decoder:
             job = next((job for job in self._queue if job.is_ready), None)
             if job is None:
                 return
-            placed = self._lanes.place(job.prompt, reserve=job.cells, logits_from=job.logits_from)
+            placed = self._lanes.place(
+                job.prompt, reserve=job.cells, logits_from=job.logits_from, reads_anew=job.reads_anew
+            )
             if placed is None:
                 return
             self._queue.remove(job)
             run, placement = placed
-            limit = most_reused(job.prompt, job.logits_from)
-            if shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit):
+            run.is_steady = job.reads_anew
+            limit = 0 if job.reads_anew else most_reused(job.prompt, job.logits_from)
+            if limit and (shelved := self._shelf.find(job.prompt, beyond=run.filled, limit=limit)):
                 self._bring_back(run, *shelved)
             else:
                 self._settle(run, placement)

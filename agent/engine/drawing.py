@@ -73,6 +73,7 @@ class Drawing(Writing):
         """reasoning: None for a model that has none."""
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
+        self.reads_anew = not request.cache_prompt
         self._draw = draw
         self._text = TextStream(request.stop)
         self._pieces: list[TokenPiece] = []

@@ -9,6 +9,7 @@ from typing import Protocol
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import BoundDraw, Draw, Drawing, Reasoning
+from moe2.agent.engine.echoing import Echoing
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.likelihood import Scoring
@@ -98,6 +99,8 @@ class Intake:
         opened = self._reader.opened(request, limit=self._limits.job_tokens)
         cells = self._predicted_cells(len(opened.tokens), request.max_tokens)
         draw = self._new_draw(request)
+        if request.echo:
+            return Echoing(request, opened.tokens, self._means, cells=cells, queued_at_s=now_s, draw=draw)
         reasoning = None
         if self._thinker is not None and isinstance(request.prompt, ChatPrompt):
             bound = draw if isinstance(draw, BoundDraw) else None

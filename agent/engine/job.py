@@ -34,6 +34,9 @@ class Phases:
 class Job(ABC):
     """A job: one request on its way through the engine. `reason` is set once it has ended."""
 
+    reads_anew = False
+    """Nothing of the prompt comes from the cache, and the answer does not depend on what else is in it."""
+
     def __init__(self, job_id: str, prompt: list[int], *, cells: int, queued_at_s: float) -> None:
         """`cells`: tokens of cache to reserve."""
         self.job_id = job_id

@@ -47,6 +47,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: sequences decoded at once.
     threads: None lets llama.cpp decide; 0 is refused by the configuration.
     gpu_layers: layers offloaded; -1 is all, 0 is none.
+    flash_attention: None lets llama.cpp decide.
     cache_type: of keys and values: "f16", "q8_0" or "q4_0".
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
@@ -59,7 +60,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     gpu_layers: int = 0
     batch_tokens: int = 512
-    flash_attention: bool = False
+    flash_attention: bool | None = None
     mlock: bool = False
     cache_type: str = "f16"
     lora: tuple[LoraSpec, ...] = ()

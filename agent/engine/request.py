@@ -80,6 +80,10 @@ class RequestReader:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
+        if request.max_tokens == 0 and not request.echo:
+            raise invalid("No tokens are to be written, and the prompt is not to be scored.", "Ask for one of them.")
+        if isinstance(request.prompt, TextPrompt) and request.prompt.tokens:
+            return Opened(self._given(request.prompt, limit), "")
         read = self._read(request.prompt, may_think=request.thinking_budget_tokens != 0)
         segments, begun = read.segments, read.begun
         if request.prefix and (words := self._words_before_answer(begun)) and not self._has_mark(request.prefix):
@@ -181,14 +185,13 @@ class RequestReader:
         tokens = self._tokenize(segments)
         if not tokens:
             raise invalid("The prompt is empty.", "Send at least one character.")
-        if len(tokens) >= limit:
-            raise RequestError(
-                f"The prompt has {len(tokens)} tokens, and the context has {limit} for prompt and answer together.",
-                code=JobErrorCode.CONTEXT_EXCEEDED,
-                remedy="Shorten it, or use an expert with a larger context.",
-                prompt_tokens=len(tokens),
-            )
-        return tokens
+        return _with_room(tokens, limit)
+
+    def _given(self, prompt: TextPrompt, limit: int) -> list[int]:
+        """The tokens of a prompt that is given as such. Nothing is added: whoever has them knows what they mean."""
+        if unknown := [token for token in prompt.tokens if not self.knows_token(token)]:
+            raise invalid(f"The prompt has the token {unknown[0]}, which is not in this model's vocabulary.")
+        return _with_room(list(prompt.tokens), limit)
 
     def _continuation(self, segments: tuple[Segment, ...], prompt: list[int], continuation: str) -> list[int]:
         """A continuation's tokens: as they are in the joint text where the prompt's own tokens stay what they are, else
@@ -230,6 +233,18 @@ def _joined(before: tuple[Segment, ...], after: tuple[Segment, ...]) -> tuple[Se
     if last.quoted or first.quoted:
         return before + after
     return (*before[:-1], Segment(last.text + first.text), *after[1:])
+
+
+def _with_room(tokens: list[int], limit: int) -> list[int]:
+    """A prompt's tokens, which leave room for one token at least. Raises `RequestError` where they do not."""
+    if len(tokens) >= limit:
+        raise RequestError(
+            f"The prompt has {len(tokens)} tokens, and the context has {limit} for prompt and answer together.",
+            code=JobErrorCode.CONTEXT_EXCEEDED,
+            remedy="Shorten it, or use an expert with a larger context.",
+            prompt_tokens=len(tokens),
+        )
+    return tokens
 
 
 def check_room(prompt: int, following: int, *, limit: int) -> None:

@@ -121,8 +121,9 @@ class AgentCore:
     @property
     def _may_measure(self) -> bool:
         """Whether nothing else is done or wanted on this host."""
-        is_changing = any(expert.stopping or expert.state is ExpertState.LOADING for expert in self.experts.values())
-        return not (self.jobs or self.draining or is_changing or self.commands.is_leaving) and self.commands.is_empty
+        if self.jobs or self.draining or self.commands.is_leaving or not self.commands.is_empty:
+            return False
+        return not any(expert.stopping or expert.state is ExpertState.LOADING for expert in self.experts.values())
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take in one event; returns what the daemon is to do, in order."""

@@ -37,7 +37,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None
     gpu_layers: int
     batch_tokens: int
-    flash_attention: bool
+    flash_attention: bool | None
     cache_type: str = "f16"
     lora: tuple[tuple[str, float], ...] = ()
 

@@ -9,15 +9,24 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.hosts import is_loopback
 from moe2.common.link.enrolment import Refusal
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.standby import Standby
 from moe2.common.status import LinkState, LinkStatus
 from moe2.common.tls.fault import TlsFault
 
 
 def agent_warnings(
-    link: LinkStatus, experts: tuple[ExpertReport, ...], sensors: tuple[SensorReport, ...]
+    link: LinkStatus,
+    experts: tuple[ExpertReport, ...],
+    sensors: tuple[SensorReport, ...],
+    standby: Standby | None = None,
 ) -> tuple[HealthWarning, ...]:
-    """Every warning of link, experts and sensors that holds now."""
-    return (*_link_warnings(link), *_expert_warnings(experts), *_sensor_warnings(sensors))
+    """Every warning of link, experts, sensors and sleep that holds now."""
+    return (
+        *_link_warnings(link),
+        *_expert_warnings(experts),
+        *_sensor_warnings(sensors),
+        *(_standby_warnings(standby) if standby else ()),
+    )
 
 
 def gravest_first(warnings: Iterable[HealthWarning]) -> tuple[HealthWarning, ...]:
@@ -101,3 +110,28 @@ def _sensor_warnings(sensors: tuple[SensorReport, ...]) -> list[HealthWarning]:
             remedy=refused[0] if refused else "`moe2-agent doctor` shows what was looked for and what could be added.",
         )
     ]
+
+
+def _standby_warnings(standby: Standby) -> list[HealthWarning]:
+    warnings = []
+    if standby.suspend_fault is not None:
+        warnings.append(
+            HealthWarning(
+                code="cannot_suspend",
+                severity=Severity.NOTICE,
+                message=f"agent.allow_suspend is set, and this host cannot be suspended: {standby.suspend_fault}",
+                remedy="Mend it as it says, or remove agent.allow_suspend.",
+            )
+        )
+    addresses = standby.wake_addresses
+    if standby.allow_suspend and addresses and all(address.armed is False for address in addresses):
+        names = ", ".join(address.interface for address in addresses)
+        warnings.append(
+            HealthWarning(
+                code="cannot_be_woken",
+                severity=Severity.NOTICE,
+                message=f"agent.allow_suspend is set, and no network card may wake this host: {names}.",
+                remedy="Switch Wake-on-LAN on (ethtool -s NAME wol g), or wake it by other means.",
+            )
+        )
+    return warnings

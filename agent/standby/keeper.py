@@ -59,6 +59,11 @@ class StandbyKeeper:
         self.suspend_fault: str | None = None
         self.wake_addresses: tuple[WakeAddress, ...] = ()
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a model or the host changes its state now."""
+        return bool(self._log.running)
+
     def restore(self) -> None:
         """Takes in what an earlier run of the agent has measured; goes on without it where it cannot be read."""
         try:

@@ -184,8 +184,10 @@ class Demand:
 
     def within(self, context_tokens: int) -> Demand:
         """The demand on experts with this context at most: a limit beyond what it leaves is none."""
-        longest = self.prompt_tokens if self.longest_text_tokens is None else self.longest_text_tokens
-        if self.max_tokens is None or longest + self.max_tokens <= context_tokens:
+        if self.max_tokens is None or self.context_tokens + self.max_tokens <= context_tokens:
+            return self
+        if self.longest_text_tokens is not None:
+            # Of several texts nothing is written; their number is no reason to plan for an answer.
             return self
         return replace(self, max_tokens=None)
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moe2.common.link.messages import ExpertReport
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
@@ -106,10 +107,16 @@ def _experts(agents: tuple[AgentRow, ...]) -> Table:
             table.add_row(
                 terminal_parts.model_cell(expert),
                 Text(printable(agent.agent_name)),
-                terminal_parts.state_cell(expert) if agent.connected else Text("●\u00a0lost", style="red"),
+                _expert_state(agent, expert),
                 *terminal_parts.expert_cells(expert),
             )
     return table
+
+
+def _expert_state(agent: AgentRow, expert: ExpertReport) -> Text:
+    if agent.connected:
+        return terminal_parts.state_cell(expert)
+    return Text("●\u00a0asleep", style="blue") if agent.asleep else Text("●\u00a0lost", style="red")
 
 
 def _averages(averages: tuple[AverageRow, ...]) -> Table:
@@ -132,6 +139,8 @@ def _averages(averages: tuple[AverageRow, ...]) -> Table:
 
 
 def _link_cell(agent: AgentRow) -> Text:
+    if agent.asleep:
+        return Text("●\u00a0asleep", style="blue")
     if not agent.connected:
         return Text("●\u00a0down", style="red")
     return Text("●\u00a0draining", style="yellow") if agent.draining else Text("●\u00a0up", style="green")
@@ -219,6 +228,7 @@ def _agent_lines(agent: AgentRow) -> list[str]:
             "agent",
             name=agent.agent_name,
             connected=terminal_parts.yes_no(agent.connected),
+            asleep=terminal_parts.yes_no(agent.asleep),
             draining=terminal_parts.yes_no(agent.draining),
             id=agent.agent_id,
             version=agent.version,

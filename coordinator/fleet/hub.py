@@ -13,13 +13,16 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.errors import LinkCode
+from moe2.common.errors import CommandErrorCode, LinkCode
 from moe2.common.health import HealthWarning
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.link.messages import (
+    ASLEEP,
     PROTOCOL_VERSION,
     CancelJob,
+    Command,
     CommandAnswer,
+    CommandOutcome,
     FromAgent,
     Hello,
     Job,
@@ -76,6 +79,8 @@ class _Connection:
     told: str | None = None
     """The fault that the agent was told last: one that comes with every report is told once."""
     is_turned_out: bool = False
+    is_asleep: bool = False
+    """The agent said goodbye because its host was going to sleep."""
 
     @property
     def agent_id(self) -> str | None:
@@ -213,6 +218,7 @@ class Hub:
             case PeerFaulted(code=code, message=text):
                 log.warning("agent_did_not_understand", agent_id=connection.agent_id, code=code, detail=text)
             case Closed(code=code, reason=reason):
+                connection.is_asleep = code == LinkCode.GOODBYE and reason == ASLEEP
                 log.info("session_closed", agent_id=connection.agent_id, code=code, reason=reason)
 
     def _greeted(self, connection: _Connection, hello: Hello) -> None:
@@ -297,11 +303,19 @@ class Hub:
         return False
 
     def _not_sent(self, connection: _Connection, event: NotSent) -> None:
-        """Fails the job of a message that could not be sent; the link goes on."""
+        """Fails the job of a message that could not be sent, or answers the command; the link goes on."""
         message, reason = event.message, event.reason
         log.warning("message_not_sent", agent_id=connection.agent_id, op=type(message).__name__, reason=reason)
         if isinstance(message, Job) and connection.agent_id:
             self._on_message(connection.agent_id, JobFailed(job_id=message.job_id, code=event.code, message=reason))
+        elif isinstance(message, Command) and connection.agent_id:
+            refused = CommandAnswer(
+                command_id=message.command_id,
+                outcome=CommandOutcome.REFUSED,
+                code=CommandErrorCode.NOT_POSSIBLE,
+                message=reason,
+            )
+            self._on_answer(connection.agent_id, refused)
 
     def _received(self, connection: _Connection, message: JobMessage) -> None:
         match message:
@@ -364,8 +378,8 @@ class Hub:
             # Nobody waits for it to come back.
             self._table.agent_removed(agent_id)
         else:
-            self._table.agent_left(agent_id, asyncio.get_running_loop().time())
-        log.info("agent_left", agent_id=agent_id)
+            self._table.agent_left(agent_id, asyncio.get_running_loop().time(), asleep=connection.is_asleep)
+        log.info("agent_left", agent_id=agent_id, asleep=connection.is_asleep)
         self._on_lost(agent_id)
 
 

@@ -7,6 +7,7 @@ decision keyed by it need not look again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 
@@ -74,6 +75,16 @@ class _Agent:
     """The models that it last reported, in this session or in one before."""
     settled_rtt_s: float | None = None
     """The round trip that decisions use, which follows the measured one in steps and not with every tremble."""
+    asleep: bool = False
+    """It said goodbye because its host was going to sleep, and has not come back."""
+
+
+class Sleeper(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of an agent whose host sleeps, so that it can be found again after a restart."""
+
+    hello: Hello
+    protocol: int
+    report: Report
 
 
 class CapabilityTable:
@@ -85,6 +96,7 @@ class CapabilityTable:
         self._agents: dict[str, _Agent] = {}
         self._suspensions = Suspensions()
         self._choosable: tuple[Expert, ...] = ()
+        self._wakeable: frozenset[str] = frozenset()
         self._loading: tuple[Expert, ...] = ()
         self._fresh_until_s = 0.0
         self.epoch = 0
@@ -104,12 +116,64 @@ class CapabilityTable:
         )
         self._changed()
 
-    def agent_left(self, agent_id: str, now_s: float) -> None:
-        """Notes that an agent's session has ended."""
+    def agent_left(self, agent_id: str, now_s: float, *, asleep: bool = False) -> None:
+        """Notes that an agent's session has ended. asleep: it said that its host was going to sleep."""
         agent = self._agents.get(agent_id)
         if agent:
             agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
+            # Without a report nobody would know what sleeps there, or how to wake it.
+            agent.asleep = asleep and agent.report is not None
             self._changed()
+
+    def restore_sleeper(self, sleeper: Sleeper, now_s: float) -> None:
+        """Takes an agent for asleep that was when the coordinator ended; one that has connected since is left alone."""
+        agent_id = sleeper.hello.agent_id
+        if agent_id not in self._agents:
+            agent = _Agent(hello=sleeper.hello, protocol=sleeper.protocol, connected=False, changed_s=now_s)
+            agent.report, agent.asleep = sleeper.report, True
+            self._agents[agent_id] = agent
+            self._changed()
+
+    def sleepers(self) -> tuple[Sleeper, ...]:
+        """Returns the agents whose hosts sleep, sorted by id."""
+        return tuple(
+            Sleeper(hello=agent.hello, protocol=agent.protocol, report=agent.report)
+            for _, agent in sorted(self._agents.items())
+            if agent.asleep and agent.report is not None
+        )
+
+    def may_wake(self, agent_ids: frozenset[str]) -> None:
+        """Sets which agents can be woken for a request once they sleep; the others are left alone."""
+        if agent_ids != self._wakeable:
+            self._wakeable = agent_ids
+            self._changed()
+
+    def wakeable(self) -> tuple[Expert, ...]:
+        """Returns the experts of sleeping hosts that can be woken for a request, sorted by key.
+
+        They are as experts that are loaded on demand, with the measured seconds of waking and loading; an expert of
+        which these are not known is not among them.
+        """
+        found = []
+        for agent_id in sorted(self._wakeable):
+            agent = self._agents.get(agent_id)
+            if agent is None or not agent.asleep or agent.report is None or agent.report.standby is None:
+                continue
+            wake = agent.report.standby.wake_cost
+            for expert in agent.report.experts:
+                load_s = expert.load_cost.duration_s if expert.load_cost else expert.load_s
+                if wake is None or load_s is None or expert.state is ExpertState.FAILED:
+                    continue
+                there_s = wake.duration_s + load_s
+                cold = msgspec.structs.replace(expert, state=ExpertState.COLD, on_demand=True, load_s=there_s)
+                found.append(_expert(agent, cold))
+        return tuple(sorted(found, key=lambda expert: expert.key))
+
+    def everyone(self) -> tuple[Expert, ...]:
+        """Returns the experts of all connected and sleeping agents, whatever their state, sorted by key."""
+        there = (agent for agent in self._agents.values() if agent.report and (agent.connected or agent.asleep))
+        found = (_expert(agent, expert) for agent in there if agent.report for expert in agent.report.experts)
+        return tuple(sorted(found, key=lambda expert: expert.key))
 
     def agent_removed(self, agent_id: str) -> None:
         """Forgets an agent at once."""
@@ -153,7 +217,7 @@ class CapabilityTable:
         gone = [
             agent_id
             for agent_id, agent in self._agents.items()
-            if not agent.connected and now_s - agent.changed_s >= self._evict_s
+            if not agent.connected and not agent.asleep and now_s - agent.changed_s >= self._evict_s
         ]
         for agent_id in gone:
             del self._agents[agent_id]
@@ -198,14 +262,16 @@ class CapabilityTable:
         )
 
     def models(self) -> tuple[str, ...]:
-        """Returns the names of all models of connected agents, ready or not, sorted."""
-        return tuple(sorted({expert.model for _, expert in self._connected_experts()}))
+        """Returns the names of all models of connected agents, ready or not, and of sleeping ones, sorted."""
+        asleep = (agent.report.experts for agent in self._agents.values() if agent.asleep and agent.report)
+        connected = (expert for _, expert in self._connected_experts())
+        return tuple(sorted({expert.model for expert in chain(connected, *asleep)}))
 
     def reports_by_model(self) -> dict[str, tuple[ExpertReport, ...]]:
-        """Returns what connected agents last reported of each model, by its name, sorted."""
+        """Returns what connected and sleeping agents last reported of each model, by its name, sorted."""
         found: dict[str, list[ExpertReport]] = {}
-        for _, expert in self._connected_experts():
-            found.setdefault(expert.model, []).append(expert)
+        for expert in self.everyone():
+            found.setdefault(expert.model, []).append(expert.report)
         return {model: tuple(found[model]) for model in sorted(found)}
 
     def remembers(self, name: str) -> bool:
@@ -273,17 +339,7 @@ class CapabilityTable:
             if stale_at_s <= now_s or not (takes_requests or expert.state is ExpertState.LOADING):
                 continue
             fresh_until_s = min(fresh_until_s, stale_at_s)
-            (choosable if takes_requests else loading).append(
-                Expert(
-                    key=f"{agent_id}/{expert.model}",
-                    agent_id=agent_id,
-                    agent_name=agent.hello.agent_name,
-                    model=expert.model,
-                    report=expert,
-                    rtt_s=agent.settled_rtt_s,
-                    protocol=agent.protocol,
-                )
-            )
+            (choosable if takes_requests else loading).append(_expert(agent, expert))
         rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))
         if rebuilt != self._choosable:
             self.epoch += 1
@@ -306,7 +362,21 @@ class CapabilityTable:
             sensors=report.sensors if report else (),
             warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
             standby=report.standby if report else None,
+            asleep=agent.asleep,
         )
+
+
+def _expert(agent: _Agent, report: ExpertReport) -> Expert:
+    """The expert of an agent as it reports it."""
+    return Expert(
+        key=f"{agent.hello.agent_id}/{report.model}",
+        agent_id=agent.hello.agent_id,
+        agent_name=agent.hello.agent_name,
+        model=report.model,
+        report=report,
+        rtt_s=agent.settled_rtt_s,
+        protocol=agent.protocol,
+    )
 
 
 def _takes_requests(expert: ExpertReport) -> bool:

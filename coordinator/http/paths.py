@@ -28,6 +28,8 @@ FEEDBACK_PATH = "/v1/moe2/feedback"
 LEDGER_PATH = "/v1/moe2/ledger"
 EVENTS_PATH = "/v1/moe2/events"
 
+WISH_PATH = "/wishes"
+"""A route of the local socket only, on which an operator says who sleeps and who stays awake."""
 _SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)
 SHORT_PATHS = {
     "/health": HEALTH_PATH,

@@ -8,10 +8,11 @@ from functools import cache
 import msgspec
 from aiohttp import web
 
+from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus
-from moe2.coordinator.http.auth import OPEN, ROUTES
-from moe2.coordinator.http.body.decode import whole_number
+from moe2.coordinator.http.auth import BODY, OPEN, ROUTES
+from moe2.coordinator.http.body.decode import json_object, whole_number
 from moe2.coordinator.http.errors import invalid
 from moe2.coordinator.http.openapi import document
 from moe2.coordinator.http.paths import (
@@ -21,9 +22,11 @@ from moe2.coordinator.http.paths import (
     METRICS_PATH,
     OPENAPI_PATH,
     READINESS_PATH,
+    WISH_PATH,
 )
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
+from moe2.coordinator.provisioning.keeper import Keeper
 
 MAX_LAST = 1_000_000_000
 """The largest accepted `last`, far above the number of requests that are kept."""
@@ -45,6 +48,28 @@ class CalibrationRoute:
             raise invalid(f"'last' must be a whole number of requests, from 1 to {MAX_LAST}.", param="last")
         report = self._window.report(last)
         return web.Response(body=msgspec.json.encode(report), content_type="application/json")
+
+
+class WishRoute:
+    """The local route on which an operator sends hosts to sleep, wakes, pins and unpins them."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def add_to(self, app: web.Application) -> None:
+        """Registers the route with the application."""
+        app.router.add_post(WISH_PATH, self._wish)
+
+    async def _wish(self, http: web.Request) -> web.Response:
+        body = json_object(http[BODY])
+        verb, host = body.get("verb"), body.get("host")
+        if not isinstance(verb, str) or not isinstance(host, str):
+            raise invalid("'verb' and 'host' must be texts.", param="verb" if not isinstance(verb, str) else "host")
+        try:
+            done = self._keeper.wish(verb, host)
+        except Moe2Error as error:
+            raise invalid(f"{error.message} {error.remedy or ''}".strip(), param="host") from error
+        return web.json_response({"done": done})
 
 
 class FleetRoutes:

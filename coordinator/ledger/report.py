@@ -171,6 +171,17 @@ def requests(connection: sqlite3.Connection, span: Span, *, most: int | None = N
         )
 
 
+def lengths(connection: sqlite3.Connection, span: Span) -> Iterator[tuple[float, str, str, int, int]]:
+    """Yields when each answered request came, its category, the model asked for, and tokens of prompt and answer."""
+    where, values = span.where()
+    statement = f"""
+        SELECT at_unix_s, coalesce(category, ''), model, coalesce(prompt_tokens, 0), coalesce(decoded_tokens, 0)
+        FROM requests WHERE {where} AND outcome = 'completed' ORDER BY at_unix_s
+    """  # noqa: S608
+    for at_unix_s, category, model, prompt_tokens, answer_tokens in connection.execute(statement, values):
+        yield float(at_unix_s), str(category), str(model), int(prompt_tokens), int(answer_tokens)
+
+
 class StandingRow(msgspec.Struct, frozen=True, kw_only=True):
     """Joules of one agent's host that belong to no request, by cause; 0 where nothing was booked to a cause."""
 

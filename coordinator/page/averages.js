@@ -27,7 +27,7 @@ function row(average) {
     {},
     el("th", { scope: "row" }, average.scope),
     el("td", {}, joules(average.average_energy_j)),
-    el("td", { class: average.mean_j === null ? "unknown" : average.saturated ? "error" : null, title }, average.mean_j === null ? DASH : joules(average.mean_j), average.simulated ? el("span", { class: "chip simulated" }, "simulated") : null),
+    el("td", { class: average.mean_j === null ? "unknown" : average.saturated ? "error" : null, title }, average.mean_j === null ? DASH : joules(average.mean_j), average.simulated ? " " : null, average.simulated ? el("span", { class: "chip simulated" }, "simulated") : null),
     el("td", { title: "score that a thousand joules have to bring, in points of a hundred" }, points(average.price_per_j)),
     el("td", {}, count(average.n_answers), blind),
   );

@@ -68,7 +68,7 @@ class Tolerances:
     """Share of answers whose first token comes late."""
 
 
-class Spending:
+class Leeway:
     """What the last day's answers have lost and how many came late, against what a day's answers may.
 
     A price rests on a forecast. Where the day loses more than was forecast, the price falls until waiting costs nothing
@@ -183,20 +183,22 @@ def week_price(hours: Sequence[HourPlan], tolerances: Tolerances) -> float:
     return best
 
 
+def week_of(traffic: Traffic, now_unix_s: float, *, step_h: int = 1) -> tuple[Forecast, ...]:
+    """The traffic of every `step_h`-th hour of the week that begins now."""
+    return tuple(traffic.forecast(now_unix_s + hour * HOUR_S, live=False) for hour in range(0, 168, step_h))
+
+
 def week_plans(
     fleet: Fleet,
-    traffic: Traffic,
+    week: Sequence[Forecast],
     limits: Limits,
-    now_unix_s: float,
     *,
-    step_h: int = 1,
     effort: Effort | None = None,
     clock: Clock | None = None,
 ) -> tuple[HourPlan, ...]:
-    """The options of every `step_h`-th hour of the week that begins now."""
+    """The options of each hour of a week."""
     plans = []
-    for hour in range(0, 168, step_h):
-        forecast = traffic.forecast(now_unix_s + hour * HOUR_S, live=False)
+    for forecast in week:
         # Who is awake now says nothing of next week: changes of state are paid off as if everybody were in memory.
         slow = slow_problem(fleet, forecast, replace(limits, stay_s=1e12))
         plans.append(HourPlan(rate_of(forecast), hour_options(slow, effort=effort, clock=clock)))

@@ -49,6 +49,18 @@ from moe2.coordinator.serving.totals import Totals
 
 log = structlog.get_logger()
 
+_ASKS_FOR_SLEEPERS = frozenset(
+    {
+        ErrorCode.NO_LIVE_EXPERT,
+        ErrorCode.INFEASIBLE,
+        ErrorCode.CONTEXT_EXCEEDED,
+        ErrorCode.NO_CHAT_TEMPLATE,
+        ErrorCode.NO_TOOLS,
+        ErrorCode.EXHAUSTED,
+    }
+)
+"""Refusals by those who are awake after which a sleeping expert is asked for: waiting for them would not help."""
+
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
 
@@ -247,8 +259,14 @@ class Service:
         hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
         chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
         if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
-            loading = self._table.loading(now_s)
-            return if_loading(chosen, request, [expert for expert in loading if can_serve(request.model, expert)])
+            loading = [expert for expert in self._table.loading(now_s) if can_serve(request.model, expert)]
+            if loading:
+                return if_loading(chosen, request, loading)
+        if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
+            # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
+            roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)
+            if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
+                return roused
         return chosen
 
     def _room_appeared(self, request_id: str) -> None:

@@ -140,3 +140,21 @@ def test_an_origin_is_a_site_and_nothing_else(tmp_path: Path, origin: str) -> No
     """A configured origin that is not one site is refused, wildcards included."""
     with pytest.raises(ConfigError, match="scheme and name without a path"):
         load(tmp_path, SMALLEST + f'[api]\norigins = ["{origin}"]\n')
+
+
+@pytest.mark.parametrize("joules", ["0", "-1.0", "nan", "inf", '"much"'])
+@pytest.mark.parametrize("section", ["selection", "selection.categories.coding"])
+def test_an_average_is_a_positive_number_of_joules(tmp_path: Path, section: str, joules: str) -> None:
+    """Nothing else can be aimed at."""
+    with pytest.raises(ConfigError, match="average_energy_j"):
+        load(tmp_path, f"[{section}]\naverage_energy_j = {joules}\n")
+
+
+def test_an_average_at_the_limit_of_each_request_is_a_contradiction(tmp_path: Path) -> None:
+    """The error says which of the two to change; below the limit both hold, and limits leave the average out."""
+    section = "[selection.categories.coding]\nenergy_budget_j = 100.0\naverage_energy_j = "
+    with pytest.raises(ConfigError, match=r"average_energy_j \(100\) must be below energy_budget_j \(100\).*lower it"):
+        load(tmp_path, section + "100.0")
+    selection = load(tmp_path, section + "60.0").selection
+    assert selection.averages.by_category_j == {"coding": 60.0}
+    assert selection.limits_by_category["coding"].model_dump(exclude_none=True) == {"energy_budget_j": 100.0}

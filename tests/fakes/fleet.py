@@ -141,6 +141,7 @@ async def fleet(
     dispatch: dict[str, Any] | None = None,
     listener: dict[str, Any] | None = None,
     traces: dict[str, Any] | None = None,
+    provisioning: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards.
@@ -155,6 +156,7 @@ async def fleet(
         "selection": selection or {},
         "dispatch": dispatch or {},
         "traces": traces or {},
+        "provisioning": provisioning or {},
         "agents": {
             "port": 0,
             "token_file": token_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.keys.store import KeyFile
+from moe2.coordinator.settings import CoordinatorSettings
 from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
 from tests.scenarios.test_metrics import sums
@@ -179,3 +182,29 @@ async def asked_with(running: Fleet, key: str) -> dict[str, Any]:
         assert answer.status == 200, await answer.text()
         receipt: dict[str, Any] = (await answer.json())["moe2"]
         return receipt
+
+
+async def test_check_config_tells_an_average_that_no_expert_can_keep(tmp_path: Path) -> None:
+    """Beside a running fleet, an average below one token of its cheapest expert is said with its remedy."""
+    async with fleet(tmp_path, profile="agx-orin-maxn", engine_argv=SLOW_EXPERT) as running:
+        await asked(running)
+        await running.until_status(
+            lambda status: all(expert.energy is not None for row in status.agents for expert in row.experts)
+        )
+
+        async def told(average_energy_j: float) -> tuple[str, ...]:
+            selection = {"average_energy_j": average_energy_j, "categories": {"poems": {"average_energy_j": 1e-9}}}
+            running.configuration["selection"] = selection
+            settings = CoordinatorSettings.model_validate(running.configuration)
+            return await asyncio.to_thread(contradictions, settings)
+
+        both = await told(1e-6)
+        assert [line.split(":")[0] for line in both] == [
+            "selection.categories.poems.average_energy_j",
+            "selection.average_energy_j",
+        ]
+        assert "fake on one" in both[0]
+        assert "(simulated)" in both[0]
+        assert "or add a cheaper expert" in both[0]
+        assert len(await told(1e6)) == 1
+    assert await told(1e-6) == ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,66 @@ async def test_a_vote_does_not_wait_for_a_member_that_hangs(
         assert "late" in dropped["reason"]
         step.answer()
         await running.quiet()
+
+
+# --- Consensus --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def three_models(root: Path) -> AsyncIterator[Fleet]:
+    """A fleet of three agents, each with a model of its own that echoes the prompt."""
+    async with fleet(root, agents=()) as running:
+        gguf = root / "fake.gguf"
+        gguf.touch()
+        for name in ("one", "two", "three"):
+            await running.start_agent(
+                name, engine_argv=FAKE_EXPERT, models=[{"name": f"{name}-7b", "path": gguf, "slots": 2}]
+            )
+        await running.until(ready=3)
+        yield running
+
+
+async def test_a_consensus_stops_when_the_outcome_is_certain(tmp_path: Path) -> None:
+    """Two of three say the same: the third is not asked, and the receipt has each answer with its weight."""
+    async with three_models(tmp_path) as running:
+        body = await asked(running, "42", max_tokens=1, moe2={"mode": "consensus", "answer": "number"})
+        assert text_of(body).strip() == "42"
+        receipt = body["moe2"]
+        assert receipt["mode"] == "consensus"
+        together = receipt["collaboration"]
+        assert [member["answer"] for member in together["members"]] == ["42", "42"]
+        assert (together["settled"], len(together["not_asked"])) == ("cannot_lose", 1)
+        assert [line["purpose"] for line in receipt["experts"]] == ["candidate", "candidate"]
+        assert 0 < together["probability"] < 1
+
+
+async def test_a_streamed_consensus_comments_and_then_delivers(tmp_path: Path) -> None:
+    """A waiting client reads comments, which SSE clients leave out, and then the winner's text in one chunk."""
+    async with three_models(tmp_path) as running:
+        fields = {"max_tokens": 1, "moe2": {"mode": "consensus", "answer": "number"}}
+        async with await running.chat("42", stream=True, **fields) as answer:
+            lines = [line.decode().strip() async for line in answer.content]
+        comments = [line for line in lines if line.startswith(":")]
+        assert comments[0] == ": 1 of at most 3 members have answered"
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        texts = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
+        assert [text for text in texts if text] == ["42 "]
+        assert lines.index(comments[0]) < next(n for n, line in enumerate(lines) if line.startswith("data:"))
+        assert chunks[-1]["moe2"]["collaboration"]["settled"] == "cannot_lose"
+
+
+async def test_prose_has_no_final_answer_to_vote_on(tmp_path: Path) -> None:
+    """One expert's text is the answer, and a note says so."""
+    async with three_models(tmp_path) as running:
+        words = " ".join(f"word{n}" for n in range(20))
+        body = await asked(running, words, max_tokens=20, moe2={"mode": "consensus", "answer": "text"})
+        assert text_of(body).split() == words.split()
+        assert body["moe2"]["collaboration"]["note"]
+
+
+async def test_what_only_a_consensus_has_is_refused_elsewhere(tmp_path: Path) -> None:
+    """`answer` and `confidence` mean nothing in other modes, and values out of range are named."""
+    async with three_models(tmp_path) as running:
+        for wish in ({"mode": "rank", "answer": "text"}, {"mode": "route", "confidence": 0.9}, {"confidence": 1.5}):
+            error = await refused(running, 400, moe2=wish)
+            assert error["param"] in ("moe2.answer", "moe2.confidence")

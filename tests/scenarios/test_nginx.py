@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,11 @@ import pytest
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import fleet
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx)")
+NGINX = shutil.which("nginx", path=f"/usr/sbin:/usr/bin:/sbin:/bin:{sys.prefix}/nginx/usr/sbin")
+"""The system's nginx, or the one that `./install.sh test` has fetched."""
+needs_nginx = pytest.mark.skipif(
+    NGINX is None, reason="No nginx: `./install.sh test` fetches one where there is apt-get."
+)
 
 CONFIGURATION = """\
 worker_processes 1;

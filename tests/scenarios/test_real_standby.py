@@ -185,7 +185,7 @@ async def test_a_kill_at_any_step_of_a_change_loses_no_request(tmp_path: Path, s
         agent_id = row(running.coordinator.status(), "doomed").agent_id
 
         def command(order: LoadModel | UnloadModel) -> None:
-            commander._answers[order.command_id] = asyncio.get_running_loop().create_future()
+            commander.expect(order.command_id)
             assert running.coordinator._hub.send(agent_id, order)
 
         async def state_is(*states: str) -> None:

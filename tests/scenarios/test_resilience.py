@@ -381,7 +381,11 @@ async def test_an_answer_that_breaks_off_is_resumed(
         assert receipt["energy"]["joules"] == pytest.approx(broken_j + answered_j)
         async with running.http.get("/metrics") as scraped:
             samples = (await scraped.text()).splitlines()
-        causes = {line.partition('cause="')[2].partition('"')[0] for line in samples if "energy_joules_total{" in line}
+        causes = {
+            line.partition('cause="')[2].partition('"')[0]
+            for line in samples
+            if line.startswith("moe2_energy_joules_total{")
+        }
         assert causes == {"broken_off", "answered"}
         async with running.http.get("/v1/moe2/ledger", params={"by": "outcome"}) as told:
             [row] = (await told.json())["sums"]

@@ -18,11 +18,14 @@ from moe2.common.link.messages import (
     JobStarted,
     Report,
     Submit,
+    Suspend,
     TextPrompt,
     Tokens,
+    UnloadModel,
 )
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN, fleet
 from tests.fakes.version1 import Peer, agent1, coordinator1
+from tests.scenarios.test_standby import Commander
 
 
 async def until_reported(peer: Peer, *states: ExpertState) -> None:
@@ -98,6 +101,23 @@ async def test_a_job_that_an_older_agent_cannot_do_fails_at_once(tmp_path: Path)
             await peer.until(lambda peer: bool(peer.heard))
             assert peer.heard == [CancelJob(job_id="j")]
             assert "needs protocol 2" in getattr(heard[0], "message", "")
+
+
+async def test_a_command_that_an_older_agent_does_not_know_is_refused_for_it(tmp_path: Path) -> None:
+    """It is not sent; whoever commands is answered with what to upgrade, and the agent serves on."""
+    async with fleet(tmp_path, agents=()) as running:
+        async with agent1(running.coordinator.agents_url, TOKEN) as peer:
+            await running.until(ready=1)
+            commander = Commander(running)
+            answered = [commander.expect("s"), commander.expect("u")]
+            for command in (Suspend(command_id="s"), UnloadModel(command_id="u", model="m")):
+                assert running.coordinator._hub.send("agent-old", command)
+            for answer in await asyncio.gather(*answered):
+                assert (answer.outcome, answer.code) == ("refused", "not_possible")
+                assert "needs protocol 4" in (answer.message or "")
+            assert peer.heard == []
+            async with await running.chat("hi") as said:
+                assert said.status == 200
 
 
 async def test_a_parameter_that_an_older_agent_would_ignore_is_another_ones(tmp_path: Path) -> None:

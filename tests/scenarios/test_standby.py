@@ -68,9 +68,14 @@ class Commander:
 
     def send(self, agent: AgentDaemon, command: Command) -> asyncio.Future[CommandAnswer]:
         """Returns what the answer will come in."""
-        answer: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        self._answers[command.command_id] = answer
+        answer = self.expect(command.command_id)
         assert self._hub.send(agent.status().agent_id, command)
+        return answer
+
+    def expect(self, command_id: str) -> asyncio.Future[CommandAnswer]:
+        """Returns what the next answer to this command will come in."""
+        answer: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
+        self._answers[command_id] = answer
         return answer
 
     async def order(self, agent: AgentDaemon, command: Command) -> CommandAnswer:
@@ -180,9 +185,7 @@ async def test_a_host_that_cannot_sleep_after_all_comes_back_and_says_so(tmp_pat
     control = FakeHost(refusal="logind refuses Suspend: Access denied.")
     async with host(tmp_path, control=control) as (running, agent, commander):
         assert (await commander.order(agent, Suspend(command_id="c"))).outcome == "done"
-        second: asyncio.Future[CommandAnswer] = asyncio.get_running_loop().create_future()
-        commander._answers["c"] = second
-        answer = await second
+        answer = await commander.expect("c")
         assert (answer.outcome, answer.code) == ("failed", "suspend_failed")
         assert "Access denied" in (answer.message or "")
         async with await running.chat("hi", max_tokens=1) as said:

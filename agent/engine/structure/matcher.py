@@ -24,8 +24,8 @@ from moe2.agent.engine.structure.toolcall import moved
 MAX_PROBLEM_CHARACTERS = 400
 _LOCATING_S = 0.15
 """How long the place of a schema's error is looked for."""
-_WHITESPACE = r"[ \t]{0,4}|\r?\n[ \t]{0,64}"
-"""Between JSON's tokens: without a bound, a small model fills its answer with line ends."""
+_WHITESPACE = r"[ \t]{0,4}|\r?\n( {0,64}|\t{0,8})"
+"""Between JSON's tokens: without a bound, a small model fills its answer with line ends, or with tabs."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """The model chooses the tokens of a text that the grammar leaves no choice about: llguidance does not have its
 tokenizer."""

@@ -21,7 +21,7 @@ from moe2.coordinator.serving.attempt import Attempt, Purpose
 from moe2.coordinator.serving.collaboration import Collaboration, MemberShare
 from moe2.coordinator.serving.effects import Completed, Effect, Remark
 from moe2.coordinator.serving.life import MAX_ATTEMPTS, Lifecycle
-from moe2.coordinator.serving.modes.panel import GRACE_S, PATIENCE, UNMEASURED_S, PanelRun
+from moe2.coordinator.serving.modes.panel import PanelRun, patience_s
 from moe2.coordinator.serving.modes.route import Route
 
 ENDLESS = 4
@@ -44,7 +44,8 @@ class _Written:
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        """The text behind what a reasoning model thought first."""
+        return "".join(piece.text for piece in self.pieces if not piece.is_reasoning)
 
 
 class Consensus(PanelRun):
@@ -213,10 +214,10 @@ class Consensus(PanelRun):
         """Seconds after which a member is late: twice its p95 for the longest text that it may write."""
         prediction, planned = attempt.prediction, self.life.request.demand.answer_tokens
         if prediction.total_s is None:
-            return UNMEASURED_S
+            return patience_s(None)
         longest = self._token_limit(attempt.member) or planned
         more = max(0, longest - planned) * (prediction.per_token_s.p95 if prediction.per_token_s else 0.0)
-        return GRACE_S + PATIENCE * (prediction.total_s.p95 + more)
+        return patience_s(prediction.total_s.p95 + more)
 
     def _is_unanswerable(self) -> bool:
         """True where the form of an answer is not known, and what was written so far holds none."""

@@ -30,6 +30,11 @@ _FINAL = (JobErrorCode.INVALID_REQUEST, JobErrorCode.INVALID_GRAMMAR, JobErrorCo
 """Codes of failures that would be the same with every expert."""
 
 
+def patience_s(p95_s: float | None) -> float:
+    """Seconds after which a member is late. p95_s: those that it should take; None if nobody knows."""
+    return UNMEASURED_S if p95_s is None else GRACE_S + PATIENCE * p95_s
+
+
 class PanelRun(ModeRun):
     """A panel at work, in rounds. active: attempts of the members that are still in, in the order of their weights."""
 
@@ -76,8 +81,7 @@ class PanelRun(ModeRun):
 
     def wait_for(self, attempt: Attempt, p95_s: float | None, now_s: float) -> None:
         """Keep the round open for this attempt. p95_s: seconds that it should take; None if nobody knows."""
-        patience_s = UNMEASURED_S if p95_s is None else GRACE_S + PATIENCE * p95_s
-        self._due_s[attempt.job_id] = now_s + patience_s
+        self._due_s[attempt.job_id] = now_s + patience_s(p95_s)
 
     def is_waited_for(self, attempt: Attempt) -> bool:
         return attempt.job_id in self._due_s

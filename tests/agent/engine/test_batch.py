@@ -123,3 +123,25 @@ def test_what_running_jobs_hold_is_not_idle() -> None:
     lanes = _lanes()
     _start(lanes, [1, 2])
     assert lanes.least_recent() is None
+
+
+def test_a_run_that_reads_anew_begins_with_nothing() -> None:
+    """Although a lane holds all of its prompt."""
+    lanes = _lanes()
+    _finish(lanes, _start(lanes, [1, 2, 3, 4]))
+    placed = lanes.place([1, 2, 3, 4], reserve=4, logits_from=3, reads_anew=True)
+    assert placed is not None
+    assert (placed[0].filled, placed[1].keep) == (0, 0)
+
+
+def test_batches_of_a_steady_run_are_small() -> None:
+    """Larger ones take other kernels, which add up in another order; they do so again when it has ended."""
+    lanes = _lanes()
+    steady = _start(lanes, list(range(200)))
+    steady.is_steady = True
+    [(_, chunk)] = lanes.plan(batch_tokens=128, prefill_tokens=128, outputs=8)
+    assert (len(chunk.tokens), chunk.is_steady) == (48, True)
+    _finish(lanes, steady)
+    _start(lanes, [*range(300, 500)])
+    [(_, chunk)] = lanes.plan(batch_tokens=128, prefill_tokens=128, outputs=8)
+    assert (len(chunk.tokens), chunk.is_steady) == (128, False)

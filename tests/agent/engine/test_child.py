@@ -32,6 +32,7 @@ from moe2.common.link.messages import (
     Submit,
     TakeToken,
     TextPrompt,
+    TokenPiece,
     Tokens,
 )
 from moe2.common.link.wire import length_prefixed
@@ -153,6 +154,22 @@ def test_penalties_stop_a_repetition(child: Child) -> None:
     texts, _ = child.collect(3)
     for penalised in ("penalised", "repeat"):
         assert len(set(texts[penalised].split())) > len(set(texts["free"].split()))
+
+
+def test_an_echoed_prompt_is_scored_like_a_continuation(child: Child) -> None:
+    """The sum over a prompt's last tokens is what scoring them as a continuation yields."""
+    before, after = "The capital of France is", " Paris, and that of Italy is Rome."
+    child.send(_text("echo", before + after, max_tokens=0, echo=True, logprobs=1))
+    pieces: list[TokenPiece] = []
+    while not isinstance(event := child.next(), Finished):
+        pieces += [piece for job in event.jobs for piece in job.pieces] if isinstance(event, Tokens) else []
+    child.send(
+        ScoreJob(job_id="score", request_id="r", model="m", prompt=TextPrompt(text=before), continuations=(after,))
+    )
+    [score] = child.until(Scored, "score").scores
+    assert "".join(piece.text for piece in pieces) == before + after
+    own = [piece.logprob for piece in pieces[-score.tokens :]]
+    assert sum(value for value in own if value is not None) == pytest.approx(score.logprob, rel=0.01)
 
 
 def test_logprobs_are_the_models_own(child: Child) -> None:

@@ -295,6 +295,18 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert ends == ["short", "long"]
 
 
+def test_a_prompt_is_read_anew_where_asked() -> None:
+    """Cached tokens and shelved ones are left where they are."""
+    engine = Engine(idle_tokens=0, shelved_tokens=64)
+    for job_id, cache_prompt in (("a", True), ("b", False), ("c", True)):
+        engine.decoder.submit(
+            msgspec.structs.replace(_generate(job_id, "abcdefgh", max_tokens=2), cache_prompt=cache_prompt)
+        )
+        engine.run()
+    assert [event.cached_tokens for event in engine.events if isinstance(event, Started)] == [0, 0, 7]
+    assert engine.text("a") == engine.text("b") == engine.text("c")
+
+
 def test_a_shared_prefix_is_decoded_once() -> None:
     """A second prompt with the same beginning takes it from the cache, also while the first still runs."""
     engine = Engine(slots=2, cells=96, batch_tokens=64)

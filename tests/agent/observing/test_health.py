@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from moe2.agent.observing.health import agent_warnings
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import LinkState, LinkStatus, exit_code
 
 CONNECTED = LinkStatus(url="wss://hub:8081", state=LinkState.CONNECTED)
@@ -123,3 +125,36 @@ def test_the_gravest_come_first_and_decide_the_exit_code() -> None:
     assert [warning.code for warning in warnings] == ["model_failed", "energy_unmeasured"]
     assert exit_code(warnings) == 1
     assert exit_code(agent_warnings(CONNECTED, (expert(),), ())) == 0
+
+
+# --- Sleep ------------------------------------------------------------------------------------------------------------
+
+CARD = WakeAddress(interface="eth0", mac="3c:6d:66:01:02:03")
+
+
+def sleeping(standby: Standby) -> tuple[HealthWarning, ...]:
+    return agent_warnings(CONNECTED, (expert(),), (PRESENT,), standby)
+
+
+def test_a_host_that_shall_sleep_and_cannot_says_why() -> None:
+    """With logind's reason."""
+    warning = only(sleeping(Standby(allow_suspend=True, suspend_fault="polkit says no")))
+    assert (warning.code, warning.severity) == ("cannot_suspend", Severity.NOTICE)
+    assert "polkit says no" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("armed", "is_warned"), [((False, False), True), ((False, None), False), ((True, False), False), ((), False)]
+)
+def test_a_host_that_shall_sleep_and_could_not_be_woken_is_warned_of(
+    armed: tuple[bool | None, ...], is_warned: bool
+) -> None:
+    """Only where the kernel says so of every card."""
+    addresses = tuple(replace(CARD, armed=one) for one in armed)
+    codes = [warning.code for warning in sleeping(Standby(allow_suspend=True, wake_addresses=addresses))]
+    assert codes == (["cannot_be_woken"] if is_warned else [])
+
+
+def test_a_host_that_may_not_sleep_is_not_warned_of_waking() -> None:
+    """Nobody will send it to sleep."""
+    assert sleeping(Standby(wake_addresses=(replace(CARD, armed=False),))) == ()

@@ -18,7 +18,7 @@ from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import HostFacts, Performance, SensorReport
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.coordinator.cli import status as cli_status
 from tests.common.samples import SMALL_EXPERT
 from tests.coordinator import receipts
@@ -165,3 +165,26 @@ def test_simulated_figures_are_marked() -> None:
     assert "profile:agx-orin-maxn 47.6 W (simulated)" in text
     assert "2.17" in text
     assert "simulated" in text.partition("2.17")[2]
+
+
+AVERAGES = (
+    AverageRow(scope="fleet", average_energy_j=150.0, price_per_j=0.0004, mean_j=151.2, n_answers=1200, simulated=True),
+    AverageRow(scope="key \x1b[31mapp", average_energy_j=80.0, price_per_j=0.0, mean_j=None, n_answers=0),
+)
+
+
+def test_average_budgets_are_drawn_with_their_price() -> None:
+    """Points per kilojoule, what is wanted and taken; a simulated mean says so, an unknown one is no 0."""
+    picture = drawn(msgspec.structs.replace(status(row("orin")), averages=AVERAGES), width=200)
+    assert "fleet 150 151.2 (simulated) 40 1200 0" in picture
+    assert "\x1b" not in picture
+    assert "80 – 0 0 0" in picture
+
+
+def test_average_budgets_are_lines_for_a_pipe() -> None:
+    """One line for each scope; without averages there is none."""
+    lines = cli_status.lines(msgspec.structs.replace(status(), averages=AVERAGES), 0.0)
+    (first, second) = [line for line in lines if line.startswith("average ")]
+    assert first.startswith("average scope=fleet average_energy_j=150 mean_j=151 price_per_j=0.0004 answers=1200")
+    assert "mean_j=–" in second
+    assert not any(line.startswith("average ") for line in cli_status.lines(status(), 0.0))

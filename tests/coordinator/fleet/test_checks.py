@@ -51,6 +51,7 @@ from tests.coordinator.experts import MEASURED, cost, expert_report, hello, repo
 from tests.scenarios.fuzz.messages import any_message
 
 PROMPT = TextPrompt(text="hi")
+ECHO = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=0, echo=True)
 WRITE = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=3)
 SCORE = ScoreJob(job_id="j", request_id="r", model="m", prompt=PROMPT, continuations=("a", "bc"))
 FOLLOW = FollowJob(job_id="j", request_id="r", model="m", prompt=PROMPT, most=2, max_tokens=3)
@@ -93,6 +94,7 @@ def done(reason: str = "stop", /, **usage: Any) -> JobDone:
         (WRITE, [JobStarted(job_id="j", prompt_tokens=7, queue_s=0.0), tokens(TokenPiece("a", -0.5)), done()]),
         (WRITE, [tokens(*[TokenPiece("a", -1.0, (TokenAlternative("b", -2.0),))] * 4), done("length")]),
         (WRITE, [done("cancelled", prompt_tokens=None, cached_tokens=0, decoded_tokens=0, energy=Energy(reason="r"))]),
+        (ECHO, [tokens(*[TokenPiece("a")] * 7), done("length", decoded_tokens=0)]),
         (WRITE, [JobFailed(job_id="j", code="queue_full", message="No.")]),
         (WRITE, [JobFailed(job_id="j", code="context_exceeded", message="No.", usage=JobUsage(prompt_tokens=9999))]),
         (SCORE, [JobScored(job_id="j", scores=SCORES, usage=USAGE)]),

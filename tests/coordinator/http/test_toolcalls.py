@@ -104,3 +104,14 @@ def test_an_answer_without_calls_is_its_own_text(parts: list[str]) -> None:
     text, calls = read(answer)
     if not calls:
         assert text == answer
+
+
+@pytest.mark.parametrize(
+    "answer", [f"<tool_call>{WEATHER}</tool_call><tool_call>{WEATHER}</tool_call>", f"[{WEATHER}, {WEATHER}]"]
+)
+def test_a_call_beyond_the_limit_is_left_out(answer: str) -> None:
+    """Where the client wants one call at most, a second one is neither a call nor text."""
+    reader = CallReader({"weather"}, ids="x", most_calls=1)
+    [call] = [*reader.feed(answer), *reader.finish()]
+    assert isinstance(call, ToolCall)
+    assert reader.n_calls == 1

@@ -193,3 +193,11 @@ def test_a_clock_before_the_keys_making_is_wrong() -> None:
     record, _ = made(expires_at_unix_s=NOW_UNIX_S + 60)
     assert record.state(NOW_UNIX_S - 86_400) is KeyState.UNDECIDED
     assert record.state(NOW_UNIX_S - 60) is KeyState.ACTIVE
+
+
+def test_an_average_at_the_limit_of_each_request_is_refused() -> None:
+    """A key's average below its budget of a request is a record of it; at or above, it would ask for nothing."""
+    record, _ = made(average_energy_j=50.0, budgets=Budgets(energy_budget_j=100.0))
+    assert record.principal.average_energy_j == 50.0
+    with pytest.raises(ValidationError, match="asks for nothing"):
+        made(average_energy_j=100.0, budgets=Budgets(energy_budget_j=100.0))

@@ -10,11 +10,12 @@ from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.provisioning.decision import (
     DAY_S,
     HourPlan,
+    Leeway,
     Option,
-    Spending,
     Tolerances,
     choose,
     decide,
+    week_of,
     week_plans,
     week_price,
 )
@@ -160,7 +161,7 @@ def test_the_price_of_a_week_keeps_the_tolerances() -> None:
     for hour in range(168):
         n = 60 if 8 <= hour % 24 < 20 else 4
         seen.note_all(Asked(hour * HOUR_S + k * HOUR_S / n, "chat", None, 1000, 200) for k in range(n))
-    plans = week_plans(BOTH, seen, Limits(), 168 * HOUR_S)
+    plans = week_plans(BOTH, week_of(seen, 168 * HOUR_S), Limits())
     price = week_price(plans, Tolerances(quality_loss=0.005))
     chosen = [(plan, choose(plan.options, plan.rate_per_s, price)) for plan in plans]
     total = sum(plan.rate_per_s for plan, _ in chosen)
@@ -182,11 +183,11 @@ def test_no_tolerance_is_no_price() -> None:
 
 def test_a_day_that_loses_too_much_lowers_the_price() -> None:
     """The price falls from four fifths of the day's tolerance on, to nothing at the whole of it, and comes back."""
-    spending = Spending(Tolerances(quality_loss=0.01, late_share=0.1))
-    assert spending.factor(0.0, 100.0) == 1.0
+    leeway = Leeway(Tolerances(quality_loss=0.01, late_share=0.1))
+    assert leeway.factor(0.0, 100.0) == 1.0
     for second in range(9):
-        spending.answered(float(second), loss=0.0, late=True)
-    assert spending.factor(10.0, 100.0) == pytest.approx(0.5)
-    spending.answered(11.0, loss=0.0, late=True)
-    assert spending.factor(12.0, 100.0) == 0.0
-    assert spending.factor(DAY_S + 20.0, 100.0) == 1.0
+        leeway.answered(float(second), loss=0.0, late=True)
+    assert leeway.factor(10.0, 100.0) == pytest.approx(0.5)
+    leeway.answered(11.0, loss=0.0, late=True)
+    assert leeway.factor(12.0, 100.0) == 0.0
+    assert leeway.factor(DAY_S + 20.0, 100.0) == 1.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.explain import Predicted
-from moe2.coordinator.serving.receipt import Receipt, Seconds, TokenCounts, receipt_of
+from moe2.coordinator.serving.receipt import Receipt, Seconds, TokenCounts, joint_receipt, receipt_of
 from tests.coordinator.lives import USAGE, LifeBench
 
 
@@ -126,3 +128,34 @@ def test_a_cancelled_request_shows_what_it_cost() -> None:
     assert outcomes(receipt) == [("agent-1/m", "cancelled")]
     assert receipt.tokens.decoded == USAGE.decoded_tokens
     assert receipt.energy.joules == 2.0
+
+
+def test_several_answers_have_one_receipt() -> None:
+    """Everything that they took is in it; a prompt that they have in common counts once, as OpenAI counts it."""
+    first, second = answered().life, answered().life
+    second.request = first.request
+    joint = joint_receipt([first, second], [receipt_of(first), receipt_of(second)])
+    assert joint.tokens == TokenCounts(prompt=7, cached=3, decoded=10)
+    assert joint.energy.joules == 4.0
+    assert len(joint.experts) == 2
+    assert (joint.seconds.ttft, joint.seconds.total) == (1.0, 2.5)
+
+
+def test_what_is_unknown_of_one_answer_is_unknown_of_all() -> None:
+    """A sum without it would understate."""
+    first, second = answered().life, LifeBench().admitted().life
+    joint = joint_receipt([first, second], [receipt_of(first), receipt_of(second)])
+    assert joint.tokens.decoded is None
+    assert joint.seconds.total is None
+    assert joint.energy.joules is None
+
+
+def test_a_limit_that_the_context_shortened_is_told() -> None:
+    """What was left for the answer, where more was asked for."""
+    life = answered().life
+    assert life.leading is not None
+    context_tokens = life.leading.expert.report.context_tokens
+    for max_tokens, told in ((context_tokens - 7, None), (context_tokens - 6, context_tokens - 7), (None, None)):
+        generation = msgspec.structs.replace(life.request.generation, max_tokens=max_tokens)
+        life.request = replace(life.request, generation=generation)
+        assert receipt_of(life).max_tokens_within_context == told

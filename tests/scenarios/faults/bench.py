@@ -15,8 +15,10 @@ from typing import Any
 from unittest.mock import patch
 
 import aiohttp
+import numpy as np
 from structlog.testing import capture_logs
 
+from moe2.coordinator.choosing import consensus
 from moe2.coordinator.serving.modes import panel
 from tests.fakes.agentprocess import agent_process
 from tests.fakes.control import ExpertControl, Step, expert_control
@@ -47,6 +49,10 @@ class Phase(StrEnum):
     """`steady` has written its candidate, `shaky` half of its own."""
     RANK_SCORE = "rank_score"
     """Their candidates differ; `steady` has scored them, `shaky` is about to."""
+    CONSENSUS_FIRST = "consensus_first"
+    """`shaky` is asked first and has written half of its answer; `steady` has not been asked yet."""
+    CONSENSUS_NEXT = "consensus_next"
+    """`steady` has answered, and `shaky`, which was asked next, has written half of its answer."""
     MIX = "mix"
     """Two tokens have been drawn together; `shaky` is asked for the third."""
 
@@ -60,9 +66,13 @@ PANELS: dict[Phase, dict[str, Any]] = {
     Phase.VOTE: {"max_tokens": None, "moe2": {"mode": "vote", "choices": ["yes", "no"]}},
     Phase.RANK_WRITE: {"moe2": {"mode": "rank"}},
     Phase.RANK_SCORE: {"moe2": {"mode": "rank"}},
+    Phase.CONSENSUS_FIRST: {"moe2": {"mode": "consensus", "answer": "text"}},
+    Phase.CONSENSUS_NEXT: {"moe2": {"mode": "consensus", "answer": "text"}},
     Phase.MIX: {"temperature": 0, "moe2": {"mode": "mix"}},
 }
 """Phases in which both experts work on one answer, and what a client sends for that."""
+MODELS = {Phase.CONSENSUS_FIRST: "last", Phase.CONSENSUS_NEXT: "early"}
+"""`steady`'s model in phases that need two, as each votes once; `shaky` has "fake", and equals are asked by name."""
 WRITTEN = {Phase.RANK_SCORE: ("answered", "outvoted")}
 """What has become of earlier rounds' work by the end."""
 
@@ -117,7 +127,7 @@ class Bench:
 
     async def learn_keys(self) -> None:
         for row in self.fleet.coordinator.status().agents:
-            self.keys[row.agent_name] = f"{row.agent_id}/fake"
+            self.keys[row.agent_name] = f"{row.agent_id}/{row.experts[0].model if row.experts else 'fake'}"
 
     def is_connected(self, name: str) -> bool:
         return any(row.connected for row in self.fleet.coordinator.status().agents if row.agent_name == name)
@@ -169,6 +179,8 @@ async def bench(
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(patch.object(panel, "GRACE_S", PANEL_GRACE_S))
+        # A vote of two gains nothing, so that one alone would be asked: these tests are of what happens to both.
+        stack.enter_context(patch.object(consensus, "best_plan", lambda plans, *_: np.array([len(plans.wanted) - 1])))
         shaky = await stack.enter_async_context(expert_control(root / "shaky-control.sock"))
         steady = await stack.enter_async_context(expert_control(root / "steady-control.sock"))
         running = await stack.enter_async_context(
@@ -232,7 +244,7 @@ async def in_phase(built: Bench, phase: Phase, *, stream: bool | None = None) ->
 
 
 async def _in_panel(built: Bench, phase: Phase) -> InPhase:
-    await start_steady(built)
+    await start_steady(built, model=MODELS.get(phase, "fake"))
     built.steady.free = True
     victim = asyncio.create_task(built.ask(**PANELS[phase]))
     held = await built.shaky.next_phase()
@@ -252,17 +264,21 @@ def _is_reached(phase: Phase, step: Step) -> bool:
 
 
 def _steady_has_done_its_part(built: Bench, phase: Phase) -> bool:
-    """Of the round that `shaky` is in the middle of. A mix goes on with the next token, so nobody is done there."""
+    """Of the round that `shaky` is in the middle of. A mix goes on with the next token, so nobody is done there; nor is
+    anybody where `shaky` is asked first."""
+    if phase is Phase.CONSENSUS_FIRST:
+        return True
     lives = built.fleet.coordinator._service.lives()
     rounds = [[a for a in life.attempts if a.expert.agent_name == "steady"] for life in lives]
     return phase is Phase.MIX or all(attempts[-1].is_over for attempts in rounds)
 
 
-async def start_steady(built: Bench) -> None:
+async def start_steady(built: Bench, model: str = "fake") -> None:
     """Have the second agent join."""
     # Where both rank, its own candidate wins.
     options = ("--control", str(built.fleet.root / "steady-control.sock"), "--prefers", ANSWER.strip())
-    await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options))
+    models = [{"name": model, "path": built.fleet.root / "fake.gguf", "slots": 4}]
+    await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options), models=models)
     await built.fleet.until(ready=2)
     await built.learn_keys()
 

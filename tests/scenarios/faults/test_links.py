@@ -129,17 +129,19 @@ FAULTS: tuple[Fault, ...] = (
     swap_up,
 )
 QUICK = {(reset, Phase.PREFILL), (corrupt_up, Phase.QUEUED), (reset, Phase.MIX)}
-OF_RANKING: dict[Phase, tuple[Fault, ...]] = {
+OF_WRITERS: dict[Phase, tuple[Fault, ...]] = {
     Phase.RANK_WRITE: (reset, blackhole_up, lose_one_up, swap_up),
+    Phase.CONSENSUS_FIRST: (reset, blackhole, corrupt_up, lose_one_up, double_up),
+    Phase.CONSENSUS_NEXT: (reset, blackhole_up, truncate_up, lose_one_up, swap_up),
     Phase.RANK_SCORE: (reset, blackhole, truncate_up, oversize_up, corrupt_up, lose_one_up, double_up),
 }
-"""Writing is streaming that nobody reads, and scoring is a vote: those faults that touch what only ranking does."""
+"""Writing is streaming that nobody reads, and scoring is a vote: those faults that touch what only these modes do."""
 CASES = [
     pytest.param(
         fault, phase, id=f"{fault.__name__}-{phase}", marks=() if (fault, phase) in QUICK else pytest.mark.slow
     )
     for phase in PHASES
-    for fault in OF_RANKING.get(phase, FAULTS)
+    for fault in OF_WRITERS.get(phase, FAULTS)
 ]
 
 

@@ -1,0 +1,146 @@
+"""The command `moe2-coordinator fleet`: who is awake, and an operator's word on single hosts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from moe2.common.errors import Moe2Error
+from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.status import CoordinatorStatus, ProvisioningStatus
+from moe2.common.terminal.commandline import Command, Commands, add_socket
+from moe2.common.terminal.figures import printable
+from moe2.coordinator.http.paths import WISH_PATH
+from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
+
+WH_J = 3600.0
+_VERBS = {
+    "sleep": "Send a host to sleep when its jobs have ended, until `fleet wake`. Its agent must allow it.",
+    "wake": "Wake a host, and leave it to the coordinator again.",
+    "pin": "Keep a host awake with all its models.",
+    "unpin": "Leave a pinned host to the coordinator again.",
+}
+
+
+def add_commands(commands: Commands[Command]) -> None:
+    """Adds every subcommand of `fleet`."""
+    show = commands.add_parser("show", help="who is awake, and why", description="Show who is awake, and why.")
+    show.add_argument("--json", action="store_true", help="as one JSON document")
+    add_socket(show, DEFAULT_SOCKET_PATH)
+    show.set_defaults(act=_show)
+    for verb, description in _VERBS.items():
+        summary = description.partition(".")[0]
+        parser = commands.add_parser(
+            verb,
+            help=summary[0].lower() + summary[1:],
+            description=description,
+            examples=(f"moe2-coordinator fleet {verb} orin-3",),
+        )
+        parser.add_argument("host", metavar="HOST", help="its agent's name, or an unambiguous beginning of its id")
+        add_socket(parser, DEFAULT_SOCKET_PATH)
+        parser.set_defaults(act=_wish, verb=verb)
+
+
+def _wish(arguments: argparse.Namespace) -> int:
+    """Says an operator's word to the running coordinator. Raises `Moe2Error` where that is refused."""
+    body = msgspec.json.encode({"verb": arguments.verb, "host": arguments.host})
+    content = _asked(arguments.socket, WISH_PATH, body)
+    sys.stdout.write(printable(msgspec.json.decode(content)["done"]) + "\n")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    content = _asked(arguments.socket, STATUS_ROUTE, None)
+    status = msgspec.json.decode(content, type=CoordinatorStatus)
+    if arguments.json:
+        shown = msgspec.json.format(msgspec.json.encode(status.provisioning), indent=2).decode()
+        sys.stdout.write(shown + "\n")
+        return 0
+    sys.stdout.write("\n".join(told(status)) + "\n")
+    return 0
+
+
+def told(status: CoordinatorStatus) -> list[str]:
+    """Who is awake and why, in lines."""
+    names = {row.agent_id: printable(row.agent_name) for row in status.agents}
+    asleep = [names[row.agent_id] for row in status.agents if row.asleep]
+    lines = [f"Asleep: {', '.join(asleep) or 'nobody'}."]
+    provisioning = status.provisioning
+    if provisioning is None or provisioning.mode == "off":
+        return [*lines, "The slow level is off: [provisioning] mode."]
+    acts = provisioning.mode == "act"
+    lines.append(
+        "Mode act: the coordinator wakes hosts and sends them to sleep."
+        if acts
+        else "Mode observe: this is what it would do; it touches nothing."
+    )
+    if provisioning.correction is not None:
+        lines.append(f"The limits contradict each other. {printable(provisioning.correction)}")
+    elif provisioning.status is None:
+        lines.append("Nothing has been decided yet: no expert is known, or the first minute has not passed.")
+    else:
+        lines += _decided(provisioning, names)
+    lines += [f"{_expert(key, names)} is left as it is: {printable(why)}." for key, why in provisioning.stays.items()]
+    for change in provisioning.changes:
+        what = f"{change.change} {_expert(change.expert, names) if change.expert else printable(change.host)}"
+        lines.append(f"{'It does' if acts else 'It would'}: {what}, because {printable(change.reason)}.")
+    lines += savings(provisioning, names)
+    for said, hosts in (("Pinned", provisioning.pinned), ("Sent to sleep", provisioning.kept_asleep)):
+        if hosts:
+            lines.append(f"{said} by an operator: {', '.join(map(printable, hosts))}.")
+    return lines
+
+
+def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
+    """What mode observe would have saved today, in a line; none where that is nothing."""
+    if not provisioning.would_sleep or provisioning.waited_j is None or provisioning.saved_j is None:
+        return []
+    who = ", ".join(_expert(key, names) for key in provisioning.would_sleep)
+    return [
+        f"Today {who} waited {provisioning.waited_j / WH_J:.3g} Wh; {provisioning.returns} returns from sleep would "
+        f"have replaced that, which saves {provisioning.saved_j / WH_J:.3g} Wh."
+    ]
+
+
+def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
+    awake = ", ".join(_expert(key, names) for key in provisioning.awake) or "nobody"
+    lines = [f"Wanted in memory for {provisioning.requests_per_hour or 0.0:.3g} requests an hour: {awake}."]
+    if provisioning.standing_w is not None:
+        proof = (
+            ""
+            if provisioning.least_w is None
+            else f"; no set of that value draws less than {provisioning.least_w:.1f} W"
+        )
+        lines.append(f"The fleet then waits at {provisioning.standing_w:.1f} W{proof} ({provisioning.status}).")
+    if provisioning.loss is not None and provisioning.late is not None:
+        lines.append(
+            f"In this hour that gives up {100 * provisioning.loss:.2f} points of score, and "
+            f"{100 * provisioning.late:.1f} % of first tokens are late."
+        )
+    return lines
+
+
+def _expert(key: str, names: dict[str, str]) -> str:
+    agent_id, _, model = key.partition("/")
+    return f"{printable(model)} on {names.get(agent_id, printable(agent_id))}"
+
+
+def _asked(socket: Path, route: str, body: bytes | None) -> bytes:
+    try:
+        return asyncio.run(fetch(socket, route, body=body))
+    except NotRunningError as error:
+        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
+    except RefusedError as error:
+        raise Moe2Error(_message(error.message)) from error
+
+
+def _message(text: str) -> str:
+    """The sentence in an error's JSON; the text itself where it is none."""
+    try:
+        return str(msgspec.json.decode(text)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return text

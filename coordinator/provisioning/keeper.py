@@ -1,0 +1,502 @@
+"""Keeps the right experts awake: reads the table, has the cores decide off the loop, and acts where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter, time
+
+import structlog
+
+from moe2.common.errors import CommandErrorCode, JobErrorCode, Moe2Error
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import (
+    CancelJob,
+    CommandAnswer,
+    CommandOutcome,
+    FromAgent,
+    Job,
+    JobFailed,
+    LoadModel,
+    Suspend,
+    ToAgent,
+    UnloadModel,
+)
+from moe2.common.status import AgentRow, ChangeRow, ProvisioningStatus
+from moe2.coordinator.choosing.forecast import Roster
+from moe2.coordinator.choosing.quality import Scorer
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.planning.search import Effort
+from moe2.coordinator.provisioning.decision import (
+    Decision,
+    HourPlan,
+    Leeway,
+    Tolerances,
+    choose,
+    decide,
+    week_of,
+    week_plans,
+    week_price,
+)
+from moe2.coordinator.provisioning.figures import Fleet
+from moe2.coordinator.provisioning.hysteresis import Change, Transition
+from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
+from moe2.coordinator.provisioning.problem import Limits
+from moe2.coordinator.provisioning.reading import fleet_of
+from moe2.coordinator.provisioning.settings import ProvisioningSection
+from moe2.coordinator.provisioning.steering import Order, Shadow, Steering
+from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Forecast, Traffic
+from moe2.coordinator.provisioning.waking import Send, wake
+
+log = structlog.get_logger()
+
+WATCH_EVERY_S = 2.0
+DECIDE_EVERY_S = 60.0
+PLAN_EVERY_S = 3600.0
+LEAD_S = 60.0
+"""The traffic is looked up this far ahead, so that who is wanted then is awake by then."""
+DAY_S = 86_400.0
+HISTORY_S = 42 * DAY_S
+SMALL_FLEET = 16
+"""Fleets up to this size have every hour of the week planned, larger ones every sixth."""
+MAX_HELD_JOBS = 256
+"""Jobs that may wait for a sleeping host."""
+
+
+class UnknownHostError(Moe2Error):
+    """No agent has this name or id, or several have."""
+
+
+class Keeper:
+    """The slow level's shell.
+
+    table: read, and told who can be woken. send: hands a message to a connected agent. on_message: takes a word about a
+    job that an agent never got. history: reads earlier requests, blocking. price_per_j: what a joule of an answer is
+    worth now. One loop runs it; the searches run in a thread.
+    """
+
+    def __init__(
+        self,
+        settings: ProvisioningSection,
+        *,
+        table: CapabilityTable,
+        scorer: Scorer,
+        send: Send,
+        on_message: Callable[[str, FromAgent], None],
+        history: Callable[[float], Sequence[Asked]],
+        price_per_j: Callable[[], float],
+        patience_s: Mapping[str, float],
+        state_dir: Path,
+    ) -> None:
+        self.scorer = scorer
+        self._settings = settings
+        self._patience_s = dict(patience_s)
+        self._table, self._send, self._on_message = table, send, on_message
+        self._history, self._price_per_j = history, price_per_j
+        self._file = MemoryFile(state_dir)
+        memory = self._file.read()
+        self._restored = memory.sleepers
+        self._steering = Steering(max_changes_per_day=settings.max_changes_per_day, wishes=memory.wishes)
+        self._shadow = Shadow(max_changes_per_day=settings.max_changes_per_day)
+        self._leeway = Leeway(Tolerances(settings.quality_loss, settings.late_share))
+        self._traffic = Traffic()
+        self._plans: tuple[HourPlan, ...] = ()
+        self._planned: tuple[str, ...] = ()
+        """Keys of the experts that the plans speak of, by place."""
+        self._planned_unix_s = 0.0
+        self._step_h = 1
+        self._standing_price = 0.0
+        self._decision: Decision | None = None
+        self._solve_s: float | None = None
+        self._would: tuple[Transition, ...] = ()
+        self._held: dict[str, list[Job]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: str | None = None
+
+    # --- What the daemon tells it -----------------------------------------------------------------------------------
+
+    def use(self, settings: ProvisioningSection, patience_s: Mapping[str, float], scorer: Scorer) -> None:
+        """Applies other settings from the next decision on."""
+        if settings != self._settings:
+            self._planned_unix_s = 0.0
+        self._settings, self._patience_s, self.scorer = settings, dict(patience_s), scorer
+        self._steering.max_changes_per_day = settings.max_changes_per_day
+        self._leeway.tolerances = Tolerances(settings.quality_loss, settings.late_share)
+
+    def request_ended(self, asked: Asked, *, first_token_s: float | None) -> None:
+        """Notes a request that was answered, for the rates and for what the day may still lose."""
+        self._traffic.note(asked)
+        if first_token_s is not None:
+            late = first_token_s > self._limits().patience_s(asked.category)
+            self._leeway.answered(time(), loss=self._decision.loss if self._decision else 0.0, late=late)
+
+    def answered(self, agent_id: str, answer: CommandAnswer) -> None:
+        """Takes an agent's answer to a command."""
+        done = answer.outcome is CommandOutcome.DONE
+        self._steering.answered(answer.command_id, done=done, code=answer.code, message=answer.message)
+        if answer.code == CommandErrorCode.SUSPEND_FAILED:
+            log.warning("host_stayed_awake", agent_id=agent_id, reason=answer.message)
+
+    def send(self, agent_id: str, message: ToAgent) -> bool:
+        """Hands a message to an agent; a job for a sleeping one is held, and its host is woken.
+
+        Returns False where the agent is neither connected nor can be woken.
+        """
+        if self._send(agent_id, message):
+            return True
+        held = self._held.get(agent_id)
+        if isinstance(message, CancelJob) and held is not None:
+            for job in [job for job in held if job.job_id == message.job_id]:
+                held.remove(job)
+                self._give_back(agent_id, job, "it was cancelled while its host was waking up")
+            return True
+        if not isinstance(message, Job) or sum(map(len, self._held.values())) >= MAX_HELD_JOBS:
+            return False
+        if not any(one.agent_id == agent_id for one in self._table.wakeable()):
+            return False
+        self._see()
+        self._held.setdefault(agent_id, []).append(message)
+        order = self._steering.wake(agent_id, self._now_s(), "a request that only it can serve")
+        if order is not None:
+            self._perform(order)
+        return True
+
+    def wish(self, verb: str, host: str) -> str:
+        """Does what an operator asks for of a host, named by its agent's name or id; returns what was done, in words.
+
+        verb: "sleep", "wake", "pin" or "unpin". Raises `UnknownHostError`, and Moe2Error where the agent forbids it.
+        """
+        row = self._row(host)
+        wishes = self._steering.wishes
+        match verb:
+            case "sleep":
+                if row.standby is None or not row.standby.allow_suspend:
+                    raise Moe2Error(
+                        f"{row.agent_name} may not be suspended.",
+                        remedy=f"Set allow_suspend = true in the agent's configuration on {row.agent_name}.",
+                    )
+                if row.standby.suspend_fault:
+                    raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
+                self._steering.wishes = wishes.with_sleep(row.agent_id)
+                text = f"{row.agent_name} goes to sleep when its jobs have ended, and stays so until `fleet wake`."
+            case "wake":
+                self._steering.wishes = wishes.without(row.agent_id)
+                text = f"{row.agent_name} is awake."
+                if row.asleep:
+                    self._see()
+                    order = self._steering.wake(row.agent_id, self._now_s(), "an operator has asked for it")
+                    text = f"{row.agent_name} is being woken."
+                    if order is not None:
+                        self._perform(order)
+            case "pin":
+                self._steering.wishes = wishes.with_pin(row.agent_id)
+                text = f"{row.agent_name} stays awake with all its models."
+            case "unpin":
+                self._steering.wishes = wishes.without(row.agent_id)
+                text = f"{row.agent_name} is left to the slow level."
+            case _:
+                raise Moe2Error(f"Nobody can {verb!r} a host.", remedy="Use sleep, wake, pin or unpin.")
+        self._keep()
+        return text
+
+    # --- What it tells ------------------------------------------------------------------------------------------------
+
+    def status(self) -> ProvisioningStatus:
+        """What the slow level thinks and does."""
+        decision, settings, names = self._decision, self._settings, self._names()
+        wishes = self._steering.wishes
+        mode = settings.mode
+        shadows = mode == "observe"
+        return ProvisioningStatus(
+            mode=mode,
+            status=decision.status.value if decision else None,
+            awake=decision.members if decision else (),
+            standing_w=decision.standing_w if decision else None,
+            least_w=decision.least_w if decision else None,
+            loss=decision.loss if decision else None,
+            late=decision.late if decision else None,
+            requests_per_hour=HOUR_S * decision.rate_per_s if decision else None,
+            price_per_j=decision.price_per_j if decision else None,
+            solve_s=self._solve_s,
+            stays=dict(decision.stays) if decision else {},
+            correction=decision.correction if decision else None,
+            changes=tuple(
+                ChangeRow(
+                    change=one.change.value,
+                    host=names.get(one.host, one.host),
+                    expert=one.expert,
+                    reason=one.reason,
+                    saves_w=one.saves_w,
+                    costs_j=one.costs_j,
+                )
+                for one in self._would
+            ),
+            pinned=tuple(names.get(key, key) for key in sorted(self._pinned())),
+            kept_asleep=tuple(names.get(key, key) for key in wishes.kept_asleep),
+            saved_j=self._shadow.saved_j if shadows and decision else None,
+            waited_j=self._shadow.waited_j if shadows and decision else None,
+            returns=self._shadow.n_returns if shadows else 0,
+            would_sleep=tuple(sorted(self._shadow.names)) if shadows else (),
+        )
+
+    def warnings(self) -> tuple[HealthWarning, ...]:
+        """What an operator should know."""
+        found = list(self._steering.warnings())
+        if self._decision is not None and self._decision.correction is not None:
+            found.append(
+                HealthWarning(
+                    code="provisioning_infeasible",
+                    severity=Severity.DEGRADED,
+                    message="The limits on who is awake contradict each other, so that everybody stays as they are.",
+                    remedy=self._decision.correction,
+                )
+            )
+        if self._failure is not None:
+            found.append(
+                HealthWarning(
+                    code="provisioning_failed",
+                    severity=Severity.DEGRADED,
+                    message=f"Who should be awake could not be decided: {self._failure}. Everybody stays as they are.",
+                    remedy="See the coordinator's log, and report it as a defect of moe2.",
+                )
+            )
+        return tuple(found)
+
+    # --- What it does -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Watches and decides until it is cancelled."""
+        for sleeper in self._restored:
+            self._table.restore_sleeper(sleeper, self._now_s())
+        now_unix_s = time()
+        self._traffic.passed(now_unix_s - HISTORY_S)
+        try:
+            earlier = await asyncio.to_thread(self._history, now_unix_s - HISTORY_S)
+        except Moe2Error as error:
+            log.warning("traffic_not_read", reason=error.message)
+            earlier = ()
+        self._traffic = Traffic()
+        self._traffic.note_all(earlier)
+        decided_s = -DECIDE_EVERY_S
+        try:
+            while True:
+                if self._settings.mode != "off" or self._steering.wishes.kept_asleep or self._held:
+                    self._watch()
+                if self._settings.mode != "off" and self._now_s() - decided_s >= DECIDE_EVERY_S:
+                    decided_s = self._now_s()
+                    await self._decide()
+                await asyncio.sleep(WATCH_EVERY_S)
+        finally:
+            for task in tuple(self._tasks):
+                task.cancel()
+            self._keep()
+
+    def _watch(self) -> None:
+        """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""
+        now_s = self._now_s()
+        self._see()
+        if self._settings.mode == "act":
+            self._steering.pinned_by_settings = self._pinned()
+        for late in self._steering.overdue(now_s):
+            log.warning("change_overdue", host=late.host, change=late.change.value)
+            if late.change is Change.WAKE:
+                self._give_up(late.host, "its host was not woken in time")
+        for order in self._steering.wished_orders(now_s):
+            self._perform(order)
+        for agent_id in list(self._held):
+            self._release(agent_id)
+        self._table.may_wake(self._wakeable())
+        self._keep()
+
+    def _see(self) -> None:
+        fleet = self._fleet(())
+        busy = {
+            row.agent_id: sum(one.active + one.queued for one in row.experts) for row in self._rows() if row.connected
+        }
+        self._steering.seen(fleet, busy, self._now_s())
+
+    async def _decide(self) -> None:
+        """Decides who is to be awake, off the loop, and acts or remembers what it would have done."""
+        now_unix_s = time()
+        self._traffic.passed(now_unix_s)
+        forecast = self._traffic.forecast(now_unix_s + LEAD_S)
+        fleet, limits = self._fleet(tuple(one.category for one in forecast)), self._limits()
+        if not fleet.experts:
+            self._decision = None
+            return
+        self._step_h = 1 if len(fleet.experts) <= SMALL_FLEET else 6
+        keys = tuple(expert.key for expert in fleet.experts)
+        is_old = (
+            now_unix_s - self._planned_unix_s >= PLAN_EVERY_S
+            or keys != self._planned
+            or self._planned_unix_s > now_unix_s
+        )
+        week = week_of(self._traffic, now_unix_s, step_h=self._step_h) if is_old else None
+        try:
+            decision, took_s = await asyncio.to_thread(self._think, fleet, forecast, week, limits, now_unix_s)
+        except Exception as error:
+            # A defect here must not end the service: the fleet goes on as it is, and the warning says so.
+            log.exception("provisioning_failed")
+            self._failure = f"{type(error).__name__}: {error}"
+            return
+        self._failure, self._decision, self._solve_s = None, decision, took_s
+        if not decision.members and decision.standing_w is None:
+            self._would = ()
+            return
+        again = self._wanted_again(now_unix_s)
+        self._see()
+        if self._settings.mode == "act":
+            orders = self._steering.next_orders(decision.members, self._now_s(), wanted_again_s=again)
+            self._would = tuple(order.transition for order in orders)
+            for order in orders:
+                self._perform(order)
+        elif self._settings.mode == "observe":
+            busy = {key: doing.busy for key, doing in self._steering.activity().items()}
+            day = int(now_unix_s // DAY_S)
+            found = self._shadow.step(fleet, decision.members, busy, self._now_s(), day, wanted_again_s=again)
+            self._would = found or self._would
+
+    def _think(
+        self, fleet: Fleet, forecast: Forecast, week: Sequence[Forecast] | None, limits: Limits, now_unix_s: float
+    ) -> tuple[Decision, float]:
+        """The search itself, in a thread. It writes only what nobody else writes meanwhile."""
+        if week is not None:
+            effort = Effort(time_limit_s=0.05)
+            self._plans = week_plans(fleet, week, limits, effort=effort, clock=perf_counter)
+            self._planned = tuple(expert.key for expert in fleet.experts)
+            self._planned_unix_s = now_unix_s
+            self._standing_price = week_price(self._plans, self._leeway.tolerances)
+        answers_a_day = sum(plan.rate_per_s for plan in self._plans) / max(1, len(self._plans)) * DAY_S
+        factor = self._leeway.factor(now_unix_s, answers_a_day)
+        began_s = perf_counter()
+        decision = decide(
+            fleet, forecast, limits, self._standing_price * factor, effort=Effort(time_limit_s=0.5), clock=perf_counter
+        )
+        return decision, perf_counter() - began_s
+
+    def _wanted_again(self, now_unix_s: float) -> Callable[[str], float]:
+        """For each expert, the seconds until the plan of the week wants it."""
+        again: dict[str, float] = {}
+        for place, plan in enumerate(self._plans):
+            starts_s = self._planned_unix_s + place * self._step_h * HOUR_S - now_unix_s
+            if plan.options and starts_s > -self._step_h * HOUR_S:
+                for n in choose(plan.options, plan.rate_per_s, self._standing_price).members:
+                    again.setdefault(self._planned[n], max(0.0, starts_s))
+        return lambda key: again.get(key, float("inf"))
+
+    def _perform(self, order: Order) -> None:
+        """Has a change made."""
+        one = order.transition
+        log.info("change_ordered", host=one.host, change=one.change.value, expert=one.expert, reason=one.reason)
+        model = (one.expert or "").partition("/")[2]
+        match one.change:
+            case Change.WAKE:
+                row = next((row for row in self._rows() if row.agent_id == one.host), None)
+                if row is not None:
+                    work = wake(row, self._rows(), self._send, self._settings.wake_command, order.order_id)
+                    task = asyncio.get_running_loop().create_task(work)
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                return
+            case Change.SUSPEND:
+                message: ToAgent = Suspend(command_id=order.order_id)
+            case Change.LOAD:
+                message = LoadModel(command_id=order.order_id, model=model)
+            case Change.UNLOAD:
+                message = UnloadModel(command_id=order.order_id, model=model)
+        if not self._send(one.host, message):
+            self._steering.answered(order.order_id, done=False, code=CommandErrorCode.BUSY, message=None)
+
+    def _release(self, agent_id: str) -> None:
+        """Sends the jobs that are held for an agent that has come back, as soon as its experts take them."""
+        now_s = self._now_s()
+        choosable = {one.model for one in self._table.choosable(now_s) if one.agent_id == agent_id}
+        held = self._held[agent_id]
+        for job in [job for job in held if job.model in choosable]:
+            held.remove(job)
+            if not self._send(agent_id, job):
+                self._give_back(agent_id, job, "its agent has left")
+        is_asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
+        if held and is_asleep and not self._steering.waking(agent_id):
+            self._give_up(agent_id, "its host was not woken")
+        if not self._held.get(agent_id):
+            self._held.pop(agent_id, None)
+
+    def _give_up(self, agent_id: str, why: str) -> None:
+        self._table.may_wake(self._wakeable())
+        for job in self._held.pop(agent_id, []):
+            self._give_back(agent_id, job, why)
+
+    def _give_back(self, agent_id: str, job: Job, why: str) -> None:
+        """Fails a job that no agent ever got, so that another expert is tried."""
+        text = f"The expert did not get the request: {why}."
+        self._on_message(agent_id, JobFailed(job_id=job.job_id, code=JobErrorCode.NOT_READY, message=text))
+
+    # --- What it reads ------------------------------------------------------------------------------------------------
+
+    def _limits(self) -> Limits:
+        settings = self._settings
+        return Limits(
+            first_token_s=settings.first_token_s,
+            first_token_by_category_s=self._patience_s,
+            average_w=settings.average_power_w,
+            joules_per_answer=settings.joules_per_answer,
+            least_hosts={model: least for model, least in settings.min_hosts.items() if least > 0},
+            pinned=self._pinned(),
+            kept_asleep=frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable,
+            least_awake=settings.min_awake,
+            price_per_j=self._price_per_j(),
+        )
+
+    def _pinned(self) -> frozenset[str]:
+        by_name = {row.agent_id for row in self._rows() if row.agent_name in self._settings.pinned}
+        return frozenset(self._steering.wishes.pinned) | frozenset(by_name)
+
+    def _wakeable(self) -> frozenset[str]:
+        """Agents that may be woken for a request when they sleep: none in mode observe, which touches nothing."""
+        if self._settings.mode != "act":
+            return frozenset()
+        kept = frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable
+        return frozenset(
+            row.agent_id
+            for row in self._rows()
+            if row.agent_id not in kept
+            and row.standby is not None
+            and (row.standby.wake_addresses or self._settings.wake_command is not None)
+        )
+
+    def _fleet(self, categories: Sequence[str]) -> Fleet:
+        scores: dict[str, dict[str, float]] = {}
+        if categories and (everyone := self._table.everyone()):
+            self.scorer.fit(everyone)
+            roster = Roster(everyone)
+            for category in ("", *sorted(set(categories))):
+                found = self.scorer.score("", roster, category or None).scores
+                for key, score in zip(roster.keys, found.tolist(), strict=True):
+                    scores.setdefault(key, {})[category] = score
+        by_command = self._settings.wake_command is not None
+        return fleet_of(self._rows(), lambda key: scores.get(key, {}), wakes_by_command=by_command)
+
+    def _rows(self) -> tuple[AgentRow, ...]:
+        return self._table.rows(self._now_s())
+
+    def _row(self, host: str) -> AgentRow:
+        rows = self._rows()
+        exact = [row for row in rows if host in (row.agent_name, row.agent_id)]
+        found = exact or [row for row in rows if row.agent_id.startswith(host)]
+        if len(found) != 1:
+            known = ", ".join(sorted(row.agent_name for row in rows)) or "none"
+            what = "No host is" if not found else f"{len(found)} hosts are"
+            raise UnknownHostError(f"{what} called {host!r}.", remedy=f"Known are: {known}.")
+        return found[0]
+
+    def _names(self) -> dict[str, str]:
+        return {row.agent_id: row.agent_name for row in self._rows()}
+
+    def _keep(self) -> None:
+        self._file.write(Memory(wishes=self._steering.wishes, sleepers=self._table.sleepers()))
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,111 @@
+"""What agents report of their hosts, as the figures that the slow level decides by. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.standby import IdlePower, Standby, TransitionCost
+from moe2.common.status import AgentRow
+from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
+
+Scores = Callable[[str], Mapping[str, float]]
+"""The expected scores of an expert by category, given its key."""
+
+_READINESS = {
+    ExpertState.READY: Readiness.READY,
+    ExpertState.LOADING: Readiness.LOADING,
+    ExpertState.RESTARTING: Readiness.LOADING,
+    ExpertState.COLD: Readiness.COLD,
+}
+
+
+def fleet_of(rows: tuple[AgentRow, ...], scores: Scores, *, wakes_by_command: bool = False) -> Fleet:
+    """The fleet of all agents that are connected or asleep. Experts that have failed are not part of it.
+
+    wakes_by_command: hosts can be woken by other means than magic packets to the addresses that they report.
+    """
+    hosts: list[HostFigures] = []
+    experts: list[ExpertFigures] = []
+    for row in sorted(rows, key=lambda row: row.agent_id):
+        if not (row.connected or row.asleep) or (row.draining and not row.asleep):
+            continue
+        usable = [one for one in row.experts if one.state is not ExpertState.FAILED]
+        standby = row.standby or Standby()
+        hosts.append(_host(row, standby, usable, wakes_by_command=wakes_by_command))
+        experts.extend(_expert(row, standby, one, scores) for one in sorted(usable, key=lambda one: one.model))
+    return Fleet(tuple(hosts), tuple(experts))
+
+
+def _host(row: AgentRow, standby: Standby, experts: list[ExpertReport], *, wakes_by_command: bool) -> HostFigures:
+    asleep = next((one.power_w for one in standby.idle if one.asleep), None)
+    wake, suspend = standby.wake_cost, standby.suspend_cost
+    return HostFigures(
+        key=row.agent_id,
+        name=row.agent_name,
+        awake_w=_awake_w(standby, experts),
+        asleep_w=asleep,
+        wake_s=wake.duration_s if wake else None,
+        wake_j=_joules(wake),
+        suspend_s=suspend.duration_s if suspend else None,
+        suspend_j=_joules(suspend),
+        memory_bytes=row.host.memory_bytes if row.host else None,
+        may_suspend=standby.allow_suspend
+        and standby.suspend_fault is None
+        and (wakes_by_command or bool(standby.wake_addresses)),
+        may_unload=standby.allow_unload,
+    )
+
+
+def _awake_w(standby: Standby, experts: list[ExpertReport]) -> float | None:
+    """Watts of the host awake without a model in memory, or with all its models where it has never been without."""
+    bare = _power_w(standby, ())
+    return bare if bare is not None else _power_w(standby, tuple(sorted(one.model for one in experts)))
+
+
+def _expert(row: AgentRow, standby: Standby, report: ExpertReport, scores: Scores) -> ExpertFigures:
+    key = f"{row.agent_id}/{report.model}"
+    load = report.load_cost
+    return ExpertFigures(
+        key=key,
+        host=row.agent_id,
+        model=report.model,
+        readiness=Readiness.ASLEEP if row.asleep else _READINESS[report.state],
+        slots=report.slots,
+        latency=report.latency,
+        energy=report.energy,
+        scores=scores(key),
+        ready_w=_ready_w(standby, report.model, tuple(sorted(one.model for one in row.experts))),
+        load_s=load.duration_s if load else report.load_s,
+        load_j=_joules(load),
+        unload_j=_joules(report.unload_cost),
+        memory_bytes=report.file_bytes,
+    )
+
+
+def _ready_w(standby: Standby, model: str, models: tuple[str, ...]) -> float | None:
+    """Watts that a model in memory adds to its host: measured alone, or as the difference of two sets of models.
+
+    0 where the host's watts without any model are not known: they then hold all its models.
+    """
+    bare, alone = _power_w(standby, ()), _power_w(standby, (model,))
+    if bare is None:
+        return 0.0 if _power_w(standby, models) is not None else None
+    if alone is not None:
+        return max(0.0, alone - bare)
+    others = tuple(other for other in models if other != model)
+    together, without = _power_w(standby, models), _power_w(standby, others)
+    if together is not None and without is not None:
+        return max(0.0, together - without)
+    return None
+
+
+def _power_w(standby: Standby, models: tuple[str, ...]) -> float | None:
+    def is_it(idle: IdlePower) -> bool:
+        return not idle.asleep and tuple(sorted(idle.models)) == models
+
+    return next((idle.power_w for idle in standby.idle if is_it(idle)), None)
+
+
+def _joules(cost: TransitionCost | None) -> float | None:
+    return cost.energy_j if cost else None

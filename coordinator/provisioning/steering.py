@@ -1,0 +1,358 @@
+"""The state of the slow level: what was asked for, what is under way, what came of it, what an operator wants. PURE.
+
+What hosts are in is never remembered but read from what agents report, so that a coordinator that starts in the middle
+of a change finds it again. A change that does not end in its time is told, and a host that was not woken is not counted
+on until its agent is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from moe2.common.health import HealthWarning, Severity
+from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
+from moe2.coordinator.provisioning.hysteresis import DAY_S, Activity, Change, Rules, Transition, transitions
+
+MAX_CHANGES_KEPT = 64
+LEAST_TIMEOUT_S = 60.0
+WAKE_TIMEOUT_S = 180.0
+"""Measured wakes take 10 to 70 s; one that has not been measured has this long."""
+TIMES_MEASURED = 3.0
+"""A change may take this many times what it was measured to take before it counts as failed."""
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has said of hosts, by the agents' ids."""
+
+    pinned: tuple[str, ...] = ()
+    kept_asleep: tuple[str, ...] = ()
+
+    def with_pin(self, host: str) -> Wishes:
+        """The wishes with a host that stays awake."""
+        return Wishes(pinned=_with(self.pinned, host), kept_asleep=_without(self.kept_asleep, host))
+
+    def with_sleep(self, host: str) -> Wishes:
+        """The wishes with a host that sleeps until it is woken."""
+        return Wishes(pinned=_without(self.pinned, host), kept_asleep=_with(self.kept_asleep, host))
+
+    def without(self, host: str) -> Wishes:
+        """The wishes with a host that the slow level decides on."""
+        return Wishes(pinned=_without(self.pinned, host), kept_asleep=_without(self.kept_asleep, host))
+
+
+@dataclass(frozen=True)
+class Order:
+    """A change of state to ask for, with the id under which its answer comes back."""
+
+    order_id: str
+    transition: Transition
+
+
+@dataclass(frozen=True)
+class _Pending:
+    order: Order
+    since_s: float
+    until_s: float
+
+
+@dataclass
+class _Host:
+    idle_since_s: float
+    busy: int = 0
+    changed_s: list[float] = field(default_factory=list)
+    pending: _Pending | None = None
+
+
+class Steering:
+    """The slow level's memory. Times are of a monotonic clock."""
+
+    def __init__(self, *, max_changes_per_day: int, wishes: Wishes) -> None:
+        self.max_changes_per_day = max_changes_per_day
+        self.wishes = wishes
+        self.pinned_by_settings: frozenset[str] = frozenset()
+        self._hosts: dict[str, _Host] = {}
+        self._fleet = Fleet((), ())
+        self._unreachable: dict[str, str] = {}
+        """Hosts that could not be woken, with their names."""
+        self._failed: dict[str, HealthWarning] = {}
+        self._number = 0
+
+    @property
+    def unreachable(self) -> frozenset[str]:
+        """Hosts that could not be woken, and have not been seen since."""
+        return frozenset(self._unreachable)
+
+    def waking(self, host: str) -> bool:
+        """Whether a host has been told to wake, and its time for that is not over."""
+        known = self._hosts.get(host)
+        return bool(known and known.pending and known.pending.order.transition.change is Change.WAKE)
+
+    def seen(self, fleet: Fleet, busy: Mapping[str, int], now_s: float) -> None:
+        """Takes in what agents report now. busy: requests of each host's experts."""
+        self._fleet = fleet
+        for host in fleet.hosts:
+            own = fleet.on(host.key)
+            known = self._hosts.setdefault(host.key, _Host(idle_since_s=now_s))
+            known.busy = busy.get(host.key, 0)
+            if known.busy:
+                known.idle_since_s = now_s
+            is_awake = not own or any(one.readiness is not Readiness.ASLEEP for one in own)
+            if is_awake:
+                self._unreachable.pop(host.key, None)
+                if (failed := self._failed.get(host.key)) is not None and failed.code == "wake_failed":
+                    del self._failed[host.key]
+            if known.pending and _has_ended(known.pending.order.transition, own):
+                known.pending = None
+                known.idle_since_s = max(known.idle_since_s, now_s) if is_awake else known.idle_since_s
+                self._failed.pop(host.key, None)
+        for key in set(self._hosts) - {host.key for host in fleet.hosts}:
+            # Its agent is lost: whatever was asked of it is over, but how often it changed is not forgotten.
+            pending = self._hosts[key].pending
+            if pending is not None and now_s >= pending.until_s:
+                self._hosts[key].pending = None
+
+    def overdue(self, now_s: float) -> tuple[Transition, ...]:
+        """Gives up the changes that have not ended in their time, and returns them."""
+        late = []
+        for key, known in self._hosts.items():
+            if known.pending and now_s >= known.pending.until_s:
+                took_s = known.pending.until_s - known.pending.since_s
+                self._fail(key, known.pending.order.transition, f"not within {took_s:.0f} s")
+                late.append(known.pending.order.transition)
+                known.pending = None
+        return tuple(late)
+
+    def answered(self, order_id: str, *, done: bool, code: str | None, message: str | None) -> Transition | None:
+        """Takes in an agent's answer to an order; returns the change that will not be, or None.
+
+        What was done is seen in the agent's reports. One that is only busy is not told, and may be asked again.
+        """
+        for key, known in self._hosts.items():
+            pending = known.pending
+            if pending is None or pending.order.order_id != order_id:
+                continue
+            if done:
+                return None
+            known.pending = None
+            if code != "busy":
+                self._fail(key, pending.order.transition, message or code or "it gave no reason")
+            return pending.order.transition
+        return None
+
+    def next_orders(
+        self, wanted: Collection[str], now_s: float, *, wanted_again_s: Callable[[str], float]
+    ) -> tuple[Order, ...]:
+        """The changes to ask for now, which from here on count as under way."""
+        return tuple(
+            self._begin(one, now_s)
+            for one in transitions(
+                self._fleet,
+                wanted,
+                self.activity(),
+                now_s,
+                wanted_again_s=wanted_again_s,
+                rules=self.rules(),
+            )
+        )
+
+    def wished_orders(self, now_s: float) -> tuple[Order, ...]:
+        """The changes that an operator's wishes ask for, whatever the traffic is."""
+        found = transitions(
+            self._fleet,
+            [expert.key for expert in self._fleet.experts if expert.readiness is Readiness.READY],
+            self.activity(),
+            now_s,
+            wanted_again_s=lambda _: math.inf,
+            rules=self.rules(),
+        )
+        wished = {*self.wishes.kept_asleep, *self.wishes.pinned}
+        return tuple(self._begin(one, now_s) for one in found if one.host in wished)
+
+    def wake(self, host: str, now_s: float, reason: str) -> Order | None:
+        """The order to wake a sleeping host; None where it is not asleep, or is already told."""
+        own = self._fleet.on(host)
+        if not own or any(one.readiness is not Readiness.ASLEEP for one in own) or self.waking(host):
+            return None
+        self._unreachable.pop(host, None)
+        return self._begin(Transition(Change.WAKE, host, None, reason), now_s)
+
+    def activity(self) -> dict[str, Activity]:
+        """What each host has been doing."""
+        return {
+            key: Activity(
+                busy=known.busy,
+                idle_since_s=known.idle_since_s,
+                changed_s=tuple(known.changed_s),
+                is_changing=known.pending is not None,
+            )
+            for key, known in self._hosts.items()
+        }
+
+    def rules(self) -> Rules:
+        """The bounds of what may change."""
+        return Rules(
+            max_changes_per_day=self.max_changes_per_day,
+            keep_asleep=frozenset(self.wishes.kept_asleep),
+            keep_awake=self.pinned_by_settings | frozenset(self.wishes.pinned),
+            unreachable=self.unreachable,
+        )
+
+    def warnings(self) -> tuple[HealthWarning, ...]:
+        """What an operator should know of changes that failed."""
+        return tuple(self._failed[key] for key in sorted(self._failed))
+
+    def _begin(self, transition: Transition, now_s: float) -> Order:
+        self._number += 1
+        order = Order(f"slow-{self._number}", transition)
+        host = self._fleet.host(transition.host)
+        known = self._hosts.setdefault(transition.host, _Host(idle_since_s=now_s))
+        known.changed_s = [*(at_s for at_s in known.changed_s if at_s > now_s - DAY_S), now_s][-MAX_CHANGES_KEPT:]
+        known.pending = _Pending(order, now_s, now_s + _timeout_s(transition, host, self._fleet.on(host.key)))
+        return order
+
+    def _fail(self, key: str, transition: Transition, why: str) -> None:
+        name = next((host.name for host in self._fleet.hosts if host.key == key), key)
+        if transition.change is Change.WAKE:
+            self._unreachable[key] = name
+            self._failed[key] = HealthWarning(
+                code="wake_failed",
+                severity=Severity.DEGRADED,
+                message=f"{name} was not woken: {why}. It is not counted on until its agent is seen.",
+                remedy=f"Switch {name} on. Then look whether its network card wakes it (`ethtool`), and whether magic "
+                "packets reach its network; provisioning.wake_command can do it by other means.",
+            )
+            return
+        what = {Change.SUSPEND: "go to sleep", Change.LOAD: "load its model", Change.UNLOAD: "unload its model"}
+        self._failed[key] = HealthWarning(
+            code="standby_failed",
+            severity=Severity.NOTICE,
+            message=f"{name} did not {what[transition.change]}: {why}.",
+            remedy=f"On {name}: `moe2-agent status` and the agent's log.",
+        )
+
+
+def _has_ended(transition: Transition, own: tuple[ExpertFigures, ...]) -> bool:
+    """Whether a change has come to its end, by what is reported of the host's experts."""
+    states = {one.key: one.readiness for one in own}
+    match transition.change:
+        case Change.WAKE:
+            return any(state is not Readiness.ASLEEP for state in states.values())
+        case Change.SUSPEND:
+            return bool(states) and all(state is Readiness.ASLEEP for state in states.values())
+        case Change.LOAD:
+            return states.get(transition.expert or "") is Readiness.READY
+        case Change.UNLOAD:
+            return states.get(transition.expert or "") is Readiness.COLD
+
+
+def _timeout_s(transition: Transition, host: HostFigures, own: tuple[ExpertFigures, ...]) -> float:
+    """Seconds that a change may take. Running jobs are waited for, whatever they take, as long as an hour."""
+    match transition.change:
+        case Change.WAKE:
+            return WAKE_TIMEOUT_S if host.wake_s is None else max(LEAST_TIMEOUT_S, TIMES_MEASURED * host.wake_s)
+        case Change.LOAD:
+            load_s = max((one.load_s or 0.0 for one in own), default=0.0)
+            return max(LEAST_TIMEOUT_S * 10, TIMES_MEASURED * load_s)
+        case Change.SUSPEND | Change.UNLOAD:
+            return 3600.0
+
+
+def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(sorted({*names, name}))
+
+
+def _without(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(other for other in names if other != name)
+
+
+class Shadow:
+    """What the slow level would have done, had it been allowed to, and what that would have saved.
+
+    Hosts that it would have sent to sleep are taken as asleep until it would have woken them, or until they answered a
+    request, which then would have waited for a wake.
+    """
+
+    def __init__(self, *, max_changes_per_day: int) -> None:
+        self._asleep: dict[str, frozenset[str]] = {}
+        """Hosts that would sleep, or have models unloaded: the experts that would be out of memory."""
+        self._steering = Steering(max_changes_per_day=max_changes_per_day, wishes=Wishes())
+        self._last_s: float | None = None
+        self._day: int | None = None
+        self.saved_j = 0.0
+        """Joules that would have been saved today, those of going and coming taken off."""
+        self.waited_j = 0.0
+        """Joules of waiting that the hosts which would have slept have drawn today."""
+        self.n_returns = 0
+        """Wakes and reloads that would have replaced them."""
+        self.names: set[str] = set()
+        """The experts that would have been out of memory today."""
+
+    def step(
+        self,
+        fleet: Fleet,
+        wanted: Collection[str],
+        busy: Mapping[str, int],
+        now_s: float,
+        day: int,
+        *,
+        wanted_again_s: Callable[[str], float],
+    ) -> tuple[Transition, ...]:
+        """Goes on to now; returns what would be done. day: the number of the day, with which the sums begin anew."""
+        if day != self._day:
+            self._day, self.saved_j, self.waited_j, self.n_returns = day, 0.0, 0.0, 0
+            self.names = {one for gone in self._asleep.values() for one in gone}
+        elapsed_s = 0.0 if self._last_s is None else max(0.0, min(now_s - self._last_s, 600.0))
+        self._last_s = now_s
+        for key in list(self._asleep):
+            if not any(host.key == key for host in fleet.hosts) or busy.get(key, 0):
+                self._return(fleet, key)
+                continue
+            watts = self._saves_w(fleet, key)
+            self.saved_j += watts * elapsed_s
+            self.waited_j += watts * elapsed_s
+        shadowed = replace(fleet, experts=tuple(self._shadowed(one, fleet) for one in fleet.experts))
+        self._steering.seen(shadowed, busy, now_s)
+        found = self._steering.next_orders(wanted, now_s, wanted_again_s=wanted_again_s)
+        for order in found:
+            self._would(fleet, order.transition)
+        # What would be done is taken as done at once.
+        again = replace(fleet, experts=tuple(self._shadowed(one, fleet) for one in fleet.experts))
+        self._steering.seen(again, busy, now_s)
+        return tuple(order.transition for order in found)
+
+    def _would(self, fleet: Fleet, one: Transition) -> None:
+        match one.change:
+            case Change.SUSPEND:
+                self._asleep[one.host] = frozenset(expert.key for expert in fleet.on(one.host))
+            case Change.UNLOAD:
+                self._asleep[one.host] = self._asleep.get(one.host, frozenset()) | {one.expert or ""}
+            case Change.WAKE | Change.LOAD:
+                self._return(fleet, one.host)
+                return
+        self.names |= self._asleep[one.host]
+        self.saved_j -= one.costs_j or 0.0
+
+    def _return(self, fleet: Fleet, key: str) -> None:
+        if self._asleep.pop(key, None) is not None:
+            self.n_returns += 1
+
+    def _shadowed(self, one: ExpertFigures, fleet: Fleet) -> ExpertFigures:
+        gone = self._asleep.get(one.host, frozenset())
+        if one.key not in gone or one.readiness not in (Readiness.READY, Readiness.COLD):
+            return one
+        whole = gone >= {other.key for other in fleet.on(one.host)} and fleet.host(one.host).can_sleep
+        return replace(one, readiness=Readiness.ASLEEP if whole else Readiness.COLD)
+
+    def _saves_w(self, fleet: Fleet, key: str) -> float:
+        """Watts that a host draws now and would not have drawn."""
+        gone, host = self._asleep[key], fleet.host(key)
+        awake = [one for one in fleet.on(key) if one.key in gone and one.readiness is Readiness.READY]
+        watts = sum(one.ready_w or 0.0 for one in awake)
+        whole = gone >= {one.key for one in fleet.on(key)} and host.can_sleep
+        if whole and any(one.readiness is not Readiness.ASLEEP for one in fleet.on(key)):
+            watts += (host.awake_w or 0.0) - (host.asleep_w or 0.0)
+        return watts

@@ -1,0 +1,248 @@
+"""The slow level through the whole fleet: sleep and wake by an operator, by need, and what is told meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe2.agent.daemon import AgentDaemon
+from moe2.common.link.messages import Suspend
+from moe2.common.localsocket import RefusedError, fetch
+from moe2.common.magicpacket import send_magic_packet
+from moe2.common.standby import Standby, WakeAddress
+from moe2.common.status import AgentRow, CoordinatorStatus
+from moe2.coordinator.cli.fleet import told
+from moe2.coordinator.http.paths import WISH_PATH
+from moe2.coordinator.provisioning import keeper, steering, waking
+from tests.fakes.fleet import Fleet, fleet
+from tests.scenarios.test_standby import ALLOWED, FakeHost
+
+
+@asynccontextmanager
+async def sleepy(
+    root: Path, *, mode: str, wakes: bool = True, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Fleet, AgentDaemon, FakeHost]]:
+    """A fleet of one host that may sleep, and that the operator's command wakes, if it `wakes` at all."""
+    monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.02)
+    woken = root / "woken"
+    provisioning = {"mode": mode, "wake_command": ("/usr/bin/touch", str(woken))}
+    host = FakeHost()
+    async with fleet(root, agents=(), provisioning=provisioning) as running:
+        agent = await running.start_agent("one", agent=ALLOWED, control=host, profile="rtx-4090")
+        await running.until(ready=1)
+
+        async def wake_when_told() -> None:
+            while True:
+                if wakes and woken.exists():
+                    woken.unlink()
+                    host.wake(3600.0)
+                await asyncio.sleep(0.01)
+
+        waker = asyncio.create_task(wake_when_told())
+        try:
+            yield running, agent, host
+        finally:
+            waker.cancel()
+            host.wake(1.0)
+
+
+async def wish(running: Fleet, verb: str, host: str = "one") -> str:
+    """An operator's word, over the local socket as the command line says it."""
+    body = json.dumps({"verb": verb, "host": host}).encode()
+    return str(json.loads(await fetch(running.root / "coordinator.sock", WISH_PATH, body=body))["done"])
+
+
+def row(status: CoordinatorStatus) -> AgentRow:
+    return status.agents[0]
+
+
+async def slept_once(running: Fleet) -> None:
+    """Has the host sleep and wake, so that it is known what waking takes."""
+    await wish(running, "sleep")
+    await running.until_status(lambda status: row(status).asleep)
+    await wish(running, "wake")
+    await running.until(ready=1)
+    await running.until_status(lambda status: bool((standby := row(status).standby) and standby.wake_cost))
+
+
+async def test_an_operator_sends_a_host_to_sleep_and_wakes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sleeping host is asleep and not lost, its model is still listed, and it comes back as the same agent."""
+    async with sleepy(tmp_path, mode="observe", monkeypatch=monkeypatch) as (running, agent, host):
+        identity = agent.status().agent_id
+        assert "goes to sleep" in await wish(running, "sleep")
+        await host.asleep.wait()
+        await running.until_status(lambda status: row(status).asleep and not row(status).connected)
+        async with running.http.get("/v1/models") as listed:
+            assert "fake" in {one["id"] for one in (await listed.json())["data"]}
+        assert "Asleep: one." in told(running.coordinator.status())
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 503
+        assert await wish(running, "wake") == "one is being woken."
+        await running.until(ready=1)
+        assert row(running.coordinator.status()).agent_id == identity
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 200
+
+
+async def test_a_request_that_only_a_sleeping_host_can_serve_wakes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode act it waits for the wake and is answered."""
+    async with sleepy(tmp_path, mode="act", monkeypatch=monkeypatch) as (running, agent, _):
+        await slept_once(running)
+        running.coordinator._hub.send(agent.status().agent_id, Suspend(command_id="by-hand"))
+        await running.until_status(lambda status: row(status).asleep)
+        async with await running.chat("one two", max_tokens=2) as said:
+            assert said.status == 200, await said.text()
+            assert (await said.json())["choices"][0]["message"]["content"] == "one two "
+
+
+async def test_a_budget_that_the_measured_wake_breaks_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that may not wait for as long as waking took is refused, and nobody is woken."""
+    async with sleepy(tmp_path, mode="act", monkeypatch=monkeypatch) as (running, agent, _):
+        await slept_once(running)
+        running.coordinator._hub.send(agent.status().agent_id, Suspend(command_id="by-hand"))
+        await running.until_status(lambda status: row(status).asleep)
+        async with await running.chat("hi", max_tokens=1, moe2={"ttft_budget_s": 1e-6}) as said:
+            assert said.status == 422, await said.text()
+        assert row(running.coordinator.status()).asleep
+
+
+async def test_a_wake_that_fails_is_told_and_the_request_gets_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that does not wake in its time is not counted on until it is seen; the warning names it."""
+    monkeypatch.setattr(steering, "WAKE_TIMEOUT_S", 0.2)
+    async with sleepy(tmp_path, mode="act", monkeypatch=monkeypatch, wakes=False) as (running, _, host):
+        await wish(running, "sleep")
+        await running.until_status(lambda status: row(status).asleep)
+        await wish(running, "wake")
+        await running.until_status(lambda status: "wake_failed" in {one.code for one in status.warnings})
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 503
+        host.wake(10.0)
+        await running.until(ready=1)
+        await running.until_status(lambda status: "wake_failed" not in {one.code for one in status.warnings})
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 200
+
+
+async def test_a_sleeping_host_is_found_again_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that starts while a host sleeps knows that it sleeps, and what an operator has said."""
+    async with sleepy(tmp_path, mode="observe", monkeypatch=monkeypatch) as (running, _, host):
+        await wish(running, "sleep")
+        await host.asleep.wait()
+        await running.until_status(lambda status: row(status).asleep)
+        async with asyncio.timeout(10):
+            while b'"sleepers":[]' in (tmp_path / "provisioning.json").read_bytes():
+                await asyncio.sleep(0.01)
+        kept = (tmp_path / "provisioning.json").read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "provisioning.json").write_bytes(kept)
+    async with fleet(other, agents=()) as again:
+        await again.until_status(lambda status: len(status.agents) == 1 and row(status).asleep)
+        provisioning = again.coordinator.status().provisioning
+        assert provisioning is not None
+        assert provisioning.kept_asleep == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("verb", "host", "said"),
+    [
+        ("sleep", "nobody", "No host is called 'nobody'"),
+        ("dance", "one", "Nobody can 'dance' a host"),
+        ("sleep", "one", "allow_suspend = true"),
+    ],
+)
+async def test_a_word_that_cannot_be_followed_is_refused(tmp_path: Path, verb: str, host: str, said: str) -> None:
+    """An unknown host, an unknown word and an agent that forbids it are errors with what to do."""
+    async with fleet(tmp_path) as running:
+        with pytest.raises(RefusedError) as refused:
+            await wish(running, verb, host)
+        assert said in refused.value.message
+
+
+async def test_by_default_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode observe decides, says so, and sends no command."""
+    monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.02)
+    async with fleet(tmp_path, profile="rtx-4090", agent=ALLOWED) as running:
+        sent: list[Any] = []
+        real = running.coordinator._hub.send
+
+        def noted(agent_id: str, message: Any) -> bool:
+            sent.append(message)
+            return real(agent_id, message)
+
+        monkeypatch.setattr(running.coordinator._hub, "send", noted)
+        async with await running.chat("hi", max_tokens=1) as said:
+            assert said.status == 200
+        await running.until_status(lambda status: bool(status.provisioning and status.provisioning.status == "optimal"))
+        assert [type(one).__name__ for one in sent] == ["Submit"]
+        lines = told(running.coordinator.status())
+        assert lines[1] == "Mode observe: this is what it would do; it touches nothing."
+        assert any(line.startswith("Wanted in memory") for line in lines)
+
+
+async def test_contradictory_limits_are_told_with_the_cheapest_correction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More hosts than the fleet has is a warning that says what to ask for, and nobody is touched."""
+    monkeypatch.setattr(keeper, "WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr(keeper, "DECIDE_EVERY_S", 0.02)
+    async with fleet(tmp_path, provisioning={"min_hosts": {"fake": 3}}) as running:
+        await running.until_status(lambda status: "provisioning_infeasible" in {one.code for one in status.warnings})
+        [warning] = [one for one in running.coordinator.status().warnings if one.code == "provisioning_infeasible"]
+        assert warning.remedy == "3 hosts with fake are needed, and the fleet has 1. Ask for 1."
+
+
+async def test_a_magic_packet_reaches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever listens on the host's broadcast address receives its hardware address sixteen times."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(waking, "send_magic_packet", partial(send_magic_packet, port=port))
+        address = WakeAddress(interface="eth0", mac="3c:6d:66:01:02:03", network="127.0.0.0/8", broadcast="127.0.0.1")
+        asleep = _row("asleep", connected=False, address=address)
+        awake = _row("awake", connected=True, address=address)
+        sent: list[tuple[str, Any]] = []
+
+        def send(agent_id: str, message: Any) -> bool:
+            sent.append((agent_id, message))
+            return True
+
+        await waking.wake(asleep, (asleep, awake), send, None, "order")
+        packet = await asyncio.get_running_loop().sock_recv(listener, 1024)
+    assert packet == b"\xff" * 6 + bytes.fromhex("3c6d66010203") * 16
+    [(agent_id, message)] = sent
+    assert (agent_id, message.mac, message.network) == ("awake", "3c:6d:66:01:02:03", "127.0.0.0/8")
+
+
+def _row(name: str, *, connected: bool, address: WakeAddress) -> AgentRow:
+    return AgentRow(
+        agent_id=name,
+        agent_name=name,
+        version="1",
+        connected=connected,
+        draining=False,
+        report_age_s=None,
+        rtt_s=None,
+        host=None,
+        experts=(),
+        sensors=(),
+        warnings=(),
+        standby=Standby(wake_addresses=(address,)),
+        asleep=not connected,
+    )
