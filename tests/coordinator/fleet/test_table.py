@@ -370,3 +370,15 @@ def test_an_agent_that_sleeps_is_asleep_and_kept(table: CapabilityTable) -> None
     other.agent_joined(sleeper.hello, 7.0)
     other.restore_sleeper(sleeper, 8.0)
     assert [row.asleep for row in other.rows(9.0)] == [False]
+
+
+def test_agents_are_expected_back_for_a_while(table: CapabilityTable) -> None:
+    """After a start, until all that are known have reported, or the time is up."""
+    assert not table.is_expecting(0.0)
+    table.expect(("agent-1", "agent-2"), until_s=60.0)
+    join(table)
+    table.agent_joined(hello("agent-2"), 1.0)
+    assert table.is_expecting(1.0)
+    assert not table.is_expecting(60.0)
+    table.agent_reported("agent-2", report(READY), 2.0)
+    assert not table.is_expecting(2.0)
