@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,7 +19,7 @@ from moe2.common.localsocket import MAX_PATH_BYTES
 
 HOST = "127.0.0.1"
 FIRST_PORT = 8080
-_MAX_SOCKET_NAME = "agent-smollm2-q4_1.sock"
+_MAX_SOCKET_NAME = "agent-agx-orin-30w.sock"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,22 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Setup:
+    """What was written: where the API will be, the daemons to start, and what the coordinator was configured with."""
+
     api_url: str
     coordinator: Daemon
     agents: tuple[Daemon, ...]
+    configuration: dict[str, Any]
+
+    def set_average(self, category: str, average_energy_j: float) -> None:
+        """Write an average budget for a category; the coordinator takes it in when it is told to reload."""
+        section = {f"selection.categories.{category}": {"average_energy_j": average_energy_j}}
+        _write(self.coordinator.config, {**self.configuration, **section})
 
 
 def prepare(folder: Path, models: Sequence[Model]) -> Setup:
-    """Write everything into `folder`; the daemons can then be started."""
+    """Write everything into `folder`, forgetting what an earlier demo learned; the daemons can then be started."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
     for part in ("logs", "state"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     sockets = _socket_folder(folder)
@@ -49,31 +60,30 @@ def prepare(folder: Path, models: Sequence[Model]) -> Setup:
     agents_port = free_port(api_port + 1)
 
     coordinator = _daemon("coordinator", "coordinator", folder, sockets)
-    _write(
-        coordinator.config,
-        {
-            "coordinator": {
-                "state_dir": folder / "state" / "coordinator",
-                "socket": coordinator.socket,
-                "drain_s": 5.0,
-            },
-            "api": {"host": HOST, "port": api_port},
-            "agents": {"host": HOST, "port": agents_port, "token_file": token},
+    configuration: dict[str, Any] = {
+        "coordinator": {
+            "state_dir": folder / "state" / "coordinator",
+            "socket": coordinator.socket,
+            "drain_s": 5.0,
         },
-    )
+        "api": {"host": HOST, "port": api_port},
+        "agents": {"host": HOST, "port": agents_port, "token_file": token},
+    }
+    _write(coordinator.config, configuration)
     agents = []
     for model in models:
-        agent = _daemon(f"agent-{model.name}", "agent", folder, sockets)
+        agent = _daemon(f"agent-{model.profile}", "agent", folder, sockets)
         _write(
             agent.config,
             {
                 "agent": {
-                    "name": f"demo-{model.name}",
+                    "name": f"demo-{model.profile}",
                     "state_dir": folder / "state" / agent.name,
                     "socket": agent.socket,
                     "drain_s": 5.0,
                 },
                 "coordinator": {"url": f"ws://{HOST}:{agents_port}", "token_file": token},
+                "sensors": {"profile": model.profile, "paced": True},
                 "models": [
                     {
                         "name": model.name,
@@ -87,7 +97,7 @@ def prepare(folder: Path, models: Sequence[Model]) -> Setup:
             },
         )
         agents.append(agent)
-    return Setup(f"http://{HOST}:{api_port}", coordinator, tuple(agents))
+    return Setup(f"http://{HOST}:{api_port}", coordinator, tuple(agents), configuration)
 
 
 def free_port(first: int) -> int:
@@ -129,11 +139,11 @@ def _socket_folder(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="moe2-demo-"))
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(_toml(msgspec.to_builtins(content, enc_hook=str)), encoding="utf-8")
 
 
-def _toml(content: dict[str, dict[str, object] | list[dict[str, object]]]) -> str:
+def _toml(content: dict[str, Any]) -> str:
     """Tables and lists of tables of plain values, one level deep: all that the configurations have."""
     lines = ["# Written by the demo at every start."]
     for name, part in content.items():
