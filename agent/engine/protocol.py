@@ -52,6 +52,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
     sampling: what is drawn with where a request says nothing, before what the model's file says.
+    measuring_lock: a file that is locked while the model is measured after loading; None where others do not matter.
     """
 
     path: str
@@ -67,6 +68,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: int = 256
     pace: Pace | None = None
     sampling: Sampling = Sampling()
+    measuring_lock: str | None = None
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,6 +76,8 @@ class Electorate:
 
     def worth(self, size: int) -> VotedWorth:
         """The worth of sets of voters, averaged over the kinds of prompts."""
+        if not self._order:
+            return VotedWorth(Listed(len(self._problem.names), (), [0.0]))
         plans = self._plans(size)
         count = plans.score.shape[0]
         values = plans.values(self._votes.replay.mean_scores[None], np.full((1, count), 1 / count))[0]

@@ -1,0 +1,181 @@
+"""Tests of who is asked for a final answer: order, size, budgets and price, and when `auto` takes a consensus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe2.coordinator.choosing.quality import Scorer
+from moe2.coordinator.choosing.request import Demand, Mode, SelectionRequest, Wish
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.choosing.selector import Selector
+from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.gate.checkpoint import load_checkpoint, save_checkpoint
+from moe2.coordinator.gate.votes import VoteRecord
+from moe2.coordinator.training.votes import fitted_weights
+from tests.coordinator.experts import cost, expert
+from tests.fakes.gates import write_gate
+
+SMALL = (0.62, 0.6, 0.58)
+TOKENS = 100
+
+
+def served(model: str, j_per_token: float, agent: str | None = None) -> Expert:
+    """An expert with known joules."""
+    return expert(agent or f"agent-{model}", model, energy=cost(j_per_token))
+
+
+FLEET = (served("one", 3.0), served("two", 1.0), served("three", 2.0))
+
+
+def gated(tmp_path: Path, *scores: float, rows: int = 600) -> Selector:
+    """A gate that knows models one, two, … and the votes of their independent answers."""
+    names = ["one", "two", "three", "large"][: len(scores)]
+    random = np.random.default_rng(5)
+    wrong = random.integers(1, len(scores) + 1, (rows, len(scores)))
+    codes = np.where(random.random((rows, len(scores))) < np.array(scores), 0, wrong).astype(np.int16)
+    log_odds = np.tile(np.log(np.array(scores) / (1 - np.array(scores))), (rows, 1))
+    base, slope, other = fitted_weights(codes, log_odds)
+    path = write_gate(tmp_path / "gate.safetensors", names, ["all"], [list(scores)])
+    gate, manifest = load_checkpoint(path)
+    votes = VoteRecord(base=base, slope=slope, other=other, codes=codes, kinds=np.zeros(rows, dtype=np.int16))
+    save_checkpoint(path, gate.parameters, manifest, votes)
+    gate, manifest = load_checkpoint(path)
+    return Selector(Scorer(gate, manifest.kinds), {}, clock=lambda: 0.0)
+
+
+def choose(
+    chooser: Selector, *experts: Expert, price_per_j: float = 0.0, final: bool = True, **wish: Any
+) -> Selection | NoExpert:
+    """The choice for a question."""
+    asked = SelectionRequest(
+        model="moe2",
+        demand=Demand(prompt_tokens=1, max_tokens=TOKENS),
+        wish=Wish(**{"mode": Mode.CONSENSUS, **wish}),
+        modes=frozenset({Mode.ROUTE, Mode.RANK, Mode.CONSENSUS}),
+        price_per_j=price_per_j,
+        asks_final_answer=lambda: final,
+    )
+    return chooser.select(asked, experts, {}, 0)
+
+
+def models(decided: Selection | NoExpert) -> list[str]:
+    """The models of the members, in the order in which they are asked."""
+    assert isinstance(decided, Selection), decided
+    return [member.expert.model for member in decided.members]
+
+
+def test_the_cheapest_useful_member_is_asked_first(tmp_path: Path) -> None:
+    """Votes of about equal weight come in the order of their joules."""
+    decided = choose(gated(tmp_path, *SMALL), *FLEET)
+    assert models(decided) == ["two", "three", "one"]
+    assert isinstance(decided, Selection)
+    assert decided.vote is not None
+    assert decided.vote.value > max(SMALL) + 0.05
+    assert decided.vote.asked[0] == pytest.approx(1.0)
+    assert 100 * (1.0 + 2.0) < decided.vote.expected_j < 100 * (1.0 + 2.0 + 3.0)
+    assert decided.predicted.energy_j is not None
+    assert decided.predicted.energy_j.p95 == pytest.approx(600.0)
+    assert decided.plan.proof.method == "listed"
+
+
+def test_each_model_votes_once_by_its_cheapest_host(tmp_path: Path) -> None:
+    """A second host with the same model would say the same."""
+    twin = served("two", 0.5, "agent-twin")
+    decided = choose(gated(tmp_path, *SMALL), *FLEET, twin)
+    assert isinstance(decided, Selection)
+    assert decided.first.expert.key == "agent-twin/two"
+    assert len(decided.members) == 3
+
+
+def test_all_members_together_keep_the_budget(tmp_path: Path) -> None:
+    """Even if all of them have to be asked; where one alone is too much, nobody is."""
+    chooser = gated(tmp_path, *SMALL)
+    for budget_j, count in ((601.0, 3), (599.0, 2), (101.0, 1)):
+        assert len(models(choose(chooser, *FLEET, energy_budget_j=budget_j))) == count
+    assert isinstance(choose(chooser, *FLEET, energy_budget_j=99.0), NoExpert)
+    assert len(models(choose(chooser, *FLEET, max_experts=1))) == 1
+
+
+def test_dear_joules_end_the_asking_sooner(tmp_path: Path) -> None:
+    """The higher the price, the fewer joules are to be expected, and in the end one member is left."""
+    chooser = gated(tmp_path, *SMALL)
+    expected_j = []
+    for price_per_j in (0.0, 2e-4, 1e-3, 1e-2):
+        decided = choose(chooser, *FLEET, price_per_j=price_per_j)
+        assert isinstance(decided, Selection)
+        assert decided.vote is not None
+        expected_j.append(decided.vote.expected_j)
+    assert expected_j == sorted(expected_j, reverse=True)
+    assert models(decided) == ["two"]
+
+
+def test_the_clients_confidence_stands(tmp_path: Path) -> None:
+    """It is the probability at which nobody else is asked."""
+    decided = choose(gated(tmp_path, *SMALL), *FLEET, confidence=0.8)
+    assert isinstance(decided, Selection)
+    assert decided.vote is not None
+    assert decided.vote.wanted == 0.8
+
+
+def test_auto_takes_a_consensus_where_votes_have_paid(tmp_path: Path) -> None:
+    """By value less price times joules, and only where the question has a final answer."""
+    chooser = gated(tmp_path, *SMALL)
+
+    def mode(**about: Any) -> Mode:
+        decided = choose(chooser, *FLEET, mode=Mode.AUTO, **about)
+        assert isinstance(decided, Selection)
+        return decided.mode
+
+    assert mode() is Mode.CONSENSUS
+    assert mode(final=False) is Mode.ROUTE
+    assert mode(price_per_j=1e-2) is Mode.ROUTE
+
+
+def test_auto_sees_that_asking_a_large_model_once_is_better(tmp_path: Path) -> None:
+    """Its votes would add nothing to what it knows alone."""
+    chooser = gated(tmp_path, *SMALL, 0.97)
+    decided = choose(chooser, *FLEET, served("large", 8.0), mode=Mode.AUTO)
+    assert isinstance(decided, Selection)
+    assert (decided.mode, models(decided)) == (Mode.ROUTE, ["large"])
+
+
+def test_auto_does_not_trust_votes_that_nobody_has_recorded(tmp_path: Path) -> None:
+    """With 50 recorded prompts a consensus is taken only where it is asked for."""
+    chooser = gated(tmp_path, *SMALL, rows=50)
+    decided = choose(chooser, *FLEET, mode=Mode.AUTO)
+    assert isinstance(decided, Selection)
+    assert decided.mode is Mode.ROUTE
+    assert isinstance(choose(chooser, *FLEET), Selection)
+
+
+def test_many_models_leave_a_few_voters(tmp_path: Path) -> None:
+    """Of twenty models without a gate eight at most are looked at, and the rest is told why it is out."""
+    fleet = [served(f"m{n}-{n + 1}b", 1.0 + n) for n in range(20)]
+    chooser = Selector(Scorer(None), {}, clock=lambda: 0.0)
+    decided = choose(chooser, *fleet, max_experts=5)
+    assert isinstance(decided, Selection)
+    assert 1 <= len(decided.members) <= 5
+    reasons = decided.outlook.ruled_out.values()
+    assert sum("votes of other models" in reason for reason in reasons) == 12
+    assert chooser.frontier(decided) is not None
+
+
+@given(budget_j=st.floats(50, 800), price_per_j=st.floats(0, 1e-2), most=st.integers(1, 6), joules=st.floats(0.1, 10))
+@settings(max_examples=40, deadline=None)
+def test_no_choice_breaks_a_limit(budget_j: float, price_per_j: float, most: int, joules: float) -> None:
+    """Whatever the price, members keep the budget together, and there are no more of them than allowed."""
+    chooser = Selector(Scorer(None), {}, clock=lambda: 0.0)
+    fleet = (served("a-1b", joules), served("b-3b", 1.0), served("c-7b", 2.0), served("d-9b", 4.0))
+    decided = choose(chooser, *fleet, price_per_j=price_per_j, energy_budget_j=budget_j, max_experts=most)
+    if isinstance(decided, NoExpert):
+        assert budget_j < TOKENS * min(joules, 1.0) * (1 + 1e-9)
+        return
+    spent = [member.prediction.energy_j.p95 for member in decided.members if member.prediction.energy_j]
+    assert sum(spent) <= budget_j * (1 + 1e-9)
+    assert len(spent) == len(decided.members) <= most
