@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ from typing import Any
 import msgspec
 
 from examples.demo.models import Model
+from moe2.agent.energy.profiles import find_profile
+from moe2.agent.standby.store import StoredIdle, StoredStandby, store_standby
+from moe2.common.energy import Quality
 from moe2.common.localsocket import MAX_PATH_BYTES
+from moe2.common.standby import IdlePower
 
 HOST = "127.0.0.1"
 FIRST_PORT = 8080
@@ -73,14 +78,18 @@ def prepare(folder: Path, models: Sequence[Model]) -> Setup:
     agents = []
     for model in models:
         agent = _daemon(f"agent-{model.profile}", "agent", folder, sockets)
+        state_dir = folder / "state" / agent.name
+        state_dir.mkdir(parents=True)
+        store_standby(state_dir, _idle_powers(model))
         _write(
             agent.config,
             {
                 "agent": {
                     "name": f"demo-{model.profile}",
-                    "state_dir": folder / "state" / agent.name,
+                    "state_dir": state_dir,
                     "socket": agent.socket,
                     "drain_s": 5.0,
+                    "allow_unload": True,
                 },
                 "coordinator": {"url": f"ws://{HOST}:{agents_port}", "token_file": token},
                 "sensors": {"profile": model.profile, "paced": True},
@@ -98,6 +107,25 @@ def prepare(folder: Path, models: Sequence[Model]) -> Setup:
         )
         agents.append(agent)
     return Setup(f"http://{HOST}:{api_port}", coordinator, tuple(agents), configuration)
+
+
+def _idle_powers(model: Model) -> StoredStandby:
+    """Return what a host draws while it waits with its model and without: its profile's figures, marked simulated.
+
+    A real host measures the first within seconds, and the second only once it has been without a model.
+    """
+    profile = find_profile(model.profile, paced=True)
+    states = (((model.name,), profile.idle_w), ((), profile.cold_w))
+    return StoredStandby(
+        idle=tuple(
+            StoredIdle(
+                power_mode=profile.marked_power_mode,
+                idle=IdlePower(power_w=figure.value, models=models, quality=Quality.SIMULATED, scope=profile.scope),
+                at_unix_s=time.time(),
+            )
+            for models, figure in states
+        )
+    )
 
 
 def free_port(first: int) -> int:
