@@ -113,7 +113,6 @@ class DemoClient:
             raise DemoError(f"{prompt.text!r}: the stream ended without a receipt.")
         return Answer(prompt, "".join(pieces), ttft_s, usage.get("completion_tokens"), receipt)
 
-
     async def refusal(self, prompt: Prompt) -> dict[str, Any]:
         """Return the error of a prompt whose budgets nobody keeps. Raises `DemoError` if it is answered."""
         body = await self._posted("/v1/chat/completions", prompt.body(stream=False), status=422)

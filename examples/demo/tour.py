@@ -7,8 +7,8 @@ published measurements with an 8B model (simulated); the answers come from a rea
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,6 +18,9 @@ from examples.demo.fleet import Fleet
 from examples.demo.models import Model
 from examples.demo.setup import Setup
 from moe2.common.status import AverageRow, CoordinatorStatus
+from moe2.coordinator.provisioning.decision import Decision, decide
+from moe2.coordinator.provisioning.problem import Limits
+from moe2.coordinator.provisioning.reading import fleet_of
 
 PROMPT = "Name a colour of the sky."
 MAX_TOKENS = 8
@@ -25,6 +28,8 @@ SUBJECTS = ("sea", "forest", "desert", "moon", "garden", "river", "street", "kit
 CHOICES = ("blue", "grey", "green")
 WARM_UPS = 3
 """Prompts to each expert before the tour: an expert is chosen by what it was measured to take."""
+ROOM = 1.2
+"""A budget over what the best expert for it is predicted to take at most."""
 AVERAGE_PROMPTS = 20
 AVERAGE_AT_ONCE = 2
 CATEGORY = "tour"
@@ -57,6 +62,7 @@ class Tour:
     averaged: Averaged
     plan: dict[str, Any]
     status: CoordinatorStatus
+    night: Decision
 
 
 def joules(answer: Answer) -> float | None:
@@ -86,20 +92,20 @@ async def warm_up(client: DemoClient, models: Sequence[Model]) -> tuple[Answer, 
 async def budgets(client: DemoClient) -> tuple[Budgeted, ...]:
     """Ask one prompt under four budgets that lie between what the two experts take, the last one impossible."""
     stops = [Budgeted("none", await client.ask(_asked({})))]
-    energy_j, delay_s = await _between(client)
+    energy_j, _ = await _little(client)
     stops.append(Budgeted(f"{energy_j:.0f} J", await client.ask(_asked({"energy_budget_j": energy_j}))))
-    _, delay_s = await _between(client)
+    _, delay_s = await _little(client)
     stops.append(Budgeted(f"{delay_s:.2g} s", await client.ask(_asked({"latency_budget_s": delay_s}))))
-    energy_j, delay_s = await _between(client)
-    refused = await client.refusal(_asked({"energy_budget_j": energy_j, "latency_budget_s": delay_s}))
-    return (*stops, Budgeted(f"{energy_j:.0f} J and {delay_s:.2g} s", refused))
+    energy_j = (await _little(client))[0] / 2
+    refused = await client.refusal(_asked({"energy_budget_j": energy_j}))
+    return (*stops, Budgeted(f"{energy_j:.0f} J", refused))
 
 
-async def _between(client: DemoClient) -> tuple[float, float]:
-    """Return joules and seconds that one expert keeps and the other does not, as is predicted now."""
+async def _little(client: DemoClient) -> tuple[float, float]:
+    """Return a little more than the joules of the cheapest expert and the seconds of the fastest, as predicted now."""
     rows = (await client.plan(_asked({})))["decision"]["experts"]
-    costs_j, delays_s = ([row[figure]["p95"] for row in rows] for figure in ("energy_j", "total_s"))
-    return math.sqrt(min(costs_j) * max(costs_j)), math.sqrt(min(delays_s) * max(delays_s))
+    energy_j, delay_s = (min(row[figure]["p95"] for row in rows) for figure in ("energy_j", "total_s"))
+    return ROOM * energy_j, ROOM * delay_s
 
 
 def _asked(wishes: dict[str, Any]) -> Prompt:
@@ -115,9 +121,7 @@ async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequ
     target_j = float(round(sum(median(costs) for costs in by_model.values()) / len(by_model)))
     setup.set_average(CATEGORY, target_j)
     fleet.reload_coordinator()
-    async with asyncio.timeout(DECIDED_S):
-        while not _row(await client.fleet()):
-            await asyncio.sleep(POLL_S)
+    await _seen(client, lambda status: _row(status) is not None)
     answers: list[Answer] = []
     places = iter(range(AVERAGE_PROMPTS))
 
@@ -130,18 +134,26 @@ async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequ
     return Averaged(target_j, tuple(answers), _row(await client.fleet()))
 
 
-async def _decided(client: DemoClient) -> CoordinatorStatus:
-    """Return the fleet's status once the slow level has decided about all experts, or as it is when that takes long."""
-    try:
-        async with asyncio.timeout(DECIDED_S):
-            while True:
-                status = await client.fleet()
-                provisioning = status.provisioning
-                if provisioning and provisioning.status and not provisioning.stays:
-                    return status
-                await asyncio.sleep(POLL_S)
-    except TimeoutError:
-        return status
+def without_requests(status: CoordinatorStatus) -> Decision:
+    """Return what the coordinator's slow level decides about this fleet for an hour in which nobody asks anything."""
+    fleet = fleet_of(status.agents, lambda _: {})
+    return decide(fleet, (), Limits(least_awake=1), price_per_j=1e-6, clock=time.perf_counter)
+
+
+async def _seen(client: DemoClient, holds: Callable[[CoordinatorStatus], bool]) -> CoordinatorStatus:
+    """Return the fleet's status once it is as wished, or as it is after `DECIDED_S`."""
+    ends_s = time.monotonic() + DECIDED_S
+    while True:
+        status = await client.fleet()
+        if holds(status) or time.monotonic() > ends_s:
+            return status
+        await asyncio.sleep(POLL_S)
+
+
+def _has_decided(status: CoordinatorStatus) -> bool:
+    """Whether the slow level has decided about all experts."""
+    provisioning = status.provisioning
+    return provisioning is not None and provisioning.status is not None and not provisioning.stays
 
 
 def _row(status: CoordinatorStatus) -> AverageRow | None:
@@ -154,4 +166,5 @@ async def tour(client: DemoClient, setup: Setup, fleet: Fleet, models: Sequence[
     budgeted = await budgets(client)
     averaged = await average(client, setup, fleet, warm_ups)
     plan = await client.plan(Prompt(PROMPT, max_tokens=MAX_TOKENS, wishes={"mode": "vote", "choices": CHOICES}))
-    return Tour(budgeted, averaged, plan, await _decided(client))
+    status = await _seen(client, _has_decided)
+    return Tour(budgeted, averaged, plan, status, without_requests(status))
