@@ -216,7 +216,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        if self._prices.n_settled:
+            await asyncio.to_thread(self._price_file.write, self._prices.saved())
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")
