@@ -353,3 +353,15 @@ def test_an_expert_that_is_being_loaded_is_known_to_come(table: CapabilityTable)
     table.agent_reported("agent-1", report(loading), 3.0)
     table.agent_left("agent-1", 4.0)
     assert table.loading(4.0) == ()
+
+
+def test_agents_are_expected_back_for_a_while(table: CapabilityTable) -> None:
+    """After a start, until all that are known have reported, or the time is up."""
+    assert not table.is_expecting(0.0)
+    table.expect(("agent-1", "agent-2"), until_s=60.0)
+    join(table)
+    table.agent_joined(hello("agent-2"), 1.0)
+    assert table.is_expecting(1.0)
+    assert not table.is_expecting(60.0)
+    table.agent_reported("agent-2", report(READY), 2.0)
+    assert not table.is_expecting(2.0)
