@@ -148,7 +148,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):
     """A job's end.
 
-    reason: "stop" (end of text or a stop string), "length" or "cancelled".
+    reason: "stop" (end of text or a stop string), "length" or "cancelled". stop: the stop string that ended it.
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
     """
@@ -162,6 +162,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     wait_s: float
     prefill_s: float | None
     decode_s: float | None
+    stop: str | None = None
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):
