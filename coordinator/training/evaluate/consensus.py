@@ -303,8 +303,8 @@ class _Study:
         while usable.any():
             # Of sets that are about equally good the largest one: within the target there is nothing to save.
             worth = np.where(usable, self._plan_value, -np.inf)
-            equals = np.flatnonzero(worth >= worth.max() - ABOUT_EQUAL)
-            plan = int(max(equals, key=lambda plan: (len(self._members(plan)), worth[plan])))
+            equals = np.flatnonzero(worth >= worth.max() - ABOUT_EQUAL).tolist()
+            plan = max(equals, key=lambda plan: (len(self._members(plan)), worth[plan]))
             # Questions that take more members also take longer answers, which the expectation does not know.
             ends = np.full(len(self._learn.label), np.inf if joules is self._plan_j else np.nan)
             if _voted(self._learn, self._replay, self._members(plan), ends)[1].mean() <= limit_j:
