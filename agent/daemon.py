@@ -60,7 +60,7 @@ from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.link import Link
 from moe2.agent.models.files import ChecksumStore, ModelFiles
-from moe2.agent.models.spec import spec_of
+from moe2.agent.models.spec import MEASURING_LOCK, spec_of
 from moe2.agent.observing.health import agent_warnings, gravest_first
 from moe2.agent.observing.host import detect_host
 from moe2.agent.observing.joblog import log_job
@@ -296,7 +296,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
             model.name,
-            spec_of(model, simulated.pace if simulated else None),
+            spec_of(model, simulated.pace if simulated else None, self._settings.agent.state_dir / MEASURING_LOCK),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
             load_timeout_s=engine.load_timeout_s,

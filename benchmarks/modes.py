@@ -12,6 +12,9 @@ right answer and three wrong ones. Each is asked in two ways, as text to continu
 - open: write the answer. Every expert alone, `route`, `rank` of all, `mix` of those with one vocabulary. Right is an
   answer in which the right one occurs as a word.
 
+`mix` is left out, and that is said, where no two models share a vocabulary. `--task open` or `--task choices` asks in
+one of the two ways only.
+
 Accuracy, seconds and joules are means over the questions, with standard errors; the difference to the best single
 expert is paired. Joules are those of a simulated host (quality "simulated"): its watts by what the engine did in this
 host's time. The last line is one JSON object.
@@ -53,6 +56,7 @@ PROFILE = "agx-orin-30w"
 OPEN_TOKENS = 12
 POLL_S = 0.1
 START_S = 120.0
+TASKS = ("choices", "open")
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def questions(count: int | None) -> list[Question]:
     return [found[place * len(found) // wanted] for place in range(wanted)]
 
 
-def ways(keys: Mapping[str, str]) -> list[Way]:
-    """keys: of the experts, by model."""
+def ways(keys: Mapping[str, str], *, tasks: tuple[str, ...] = TASKS, can_mix: bool = True) -> list[Way]:
+    """keys: of the experts, by model. can_mix: whether two of them share a vocabulary."""
 
     def chosen(mode: str, model: str = "moe2", extra: dict[str, Any] | None = None) -> Fields:
         return lambda question: {
@@ -117,7 +121,7 @@ def ways(keys: Mapping[str, str]) -> list[Way]:
         return lambda question: fixed
 
     size: dict[str, Any] = {"max_experts": len(keys)}
-    return [
+    everything = [
         *(Way("choices", f"{model} alone", chosen("vote", key)) for model, key in keys.items()),
         Way("choices", "route", chosen("route")),
         Way("choices", "vote", chosen("vote", extra=size)),
@@ -125,8 +129,9 @@ def ways(keys: Mapping[str, str]) -> list[Way]:
         *(Way("open", f"{model} alone", written("route", key)) for model, key in keys.items()),
         Way("open", "route", written("route")),
         Way("open", "rank", written("rank", extra=size)),
-        Way("open", "mix", written("mix", extra=size)),
+        *([Way("open", "mix", written("mix", extra=size))] if can_mix else []),
     ]
+    return [way for way in everything if way.task in tasks]
 
 
 def is_right(way: Way, question: Question, answer: str) -> bool:
@@ -162,8 +167,11 @@ async def ask(http: aiohttp.ClientSession, api_url: str, way: Way, question: Que
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, by task and way."""
     asked = questions(arguments.questions)
-    async with serving(dict(arguments.model), arguments.profile) as (api_url, keys):
-        plan = ways(keys)
+    tasks = (arguments.task,) if arguments.task else TASKS
+    async with serving(dict(arguments.model), arguments.profile) as (api_url, keys, can_mix):
+        if not can_mix and "open" in tasks:
+            print("mix is left out: no two of these models share a vocabulary", flush=True)
+        plan = ways(keys, tasks=tasks, can_mix=can_mix)
         outcomes: dict[tuple[str, str], list[Outcome]] = {(way.task, way.name): [] for way in plan}
         qualities: set[str] = set()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as http:
@@ -179,19 +187,24 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                     qualities.add(quality)
                 if number % 20 == 0:
                     print(f"{number} of {len(asked)} questions", flush=True)
-    weighed = _weighed([outcomes["choices", f"{model} alone"] for model in keys], outcomes["choices", "vote"])
-    print(f"vote, with weights from the other half of the questions: accuracy {weighed[0]:.3f} ± {weighed[1]:.3f}")
-    figures = {task: _compared({n: o for (t, n), o in outcomes.items() if t == task}) for task in ("choices", "open")}
+    figures = {task: _compared({n: o for (t, n), o in outcomes.items() if t == task}) for task in tasks}
     return {
         "n_questions": len(asked),
         "models": list(keys),
         "energy_quality": sorted(qualities),
         "profile": arguments.profile,
         "load_average": round(os.getloadavg()[0], 1),
-        "vote_weighed_accuracy": round(weighed[0], 4),
-        "vote_weighed_accuracy_se": round(weighed[1], 4),
+        "mix_left_out": not can_mix,
+        **(_weighed_figures(keys, outcomes) if "choices" in tasks else {}),
         **figures,
     }
+
+
+def _weighed_figures(keys: Mapping[str, str], outcomes: Mapping[tuple[str, str], list[Outcome]]) -> dict[str, float]:
+    """What the votes would have been with weights by accuracy on the other half of the questions; printed as well."""
+    accuracy, error = _weighed([outcomes["choices", f"{model} alone"] for model in keys], outcomes["choices", "vote"])
+    print(f"vote, with weights from the other half of the questions: accuracy {accuracy:.3f} ± {error:.3f}")
+    return {"vote_weighed_accuracy": round(accuracy, 4), "vote_weighed_accuracy_se": round(error, 4)}
 
 
 def _compared(outcomes: Mapping[str, list[Outcome]]) -> dict[str, dict[str, float | None]]:
@@ -248,8 +261,9 @@ def _rounded(figure: float | None) -> float | None:
 
 
 @asynccontextmanager
-async def serving(models: dict[str, Path], profile: str) -> AsyncIterator[tuple[str, dict[str, str]]]:
-    """(the API's URL, the experts' keys by model): a coordinator and one agent per model, ended afterwards."""
+async def serving(models: dict[str, Path], profile: str) -> AsyncIterator[tuple[str, dict[str, str], bool]]:
+    """(the API's URL, the experts' keys by model, whether two share a vocabulary): a coordinator and one agent per
+    model, ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="moe2-modes-") as folder:
         root = Path(folder)
         models = models or _default_models(root)
@@ -271,7 +285,7 @@ async def serving(models: dict[str, Path], profile: str) -> AsyncIterator[tuple[
                 processes.append(_start("moe2.agent", root / f"{name}.toml"))
             status = await _until(root, processes, lambda status: len(_experts(status)) == len(models))
             keys = _experts(status)
-            yield status.api_url, {name: keys[name] for name in models}
+            yield status.api_url, {name: keys[name] for name in models}, shares_a_vocabulary(status)
         finally:
             for process in reversed(processes):
                 process.terminate()
@@ -283,6 +297,12 @@ def _default_models(root: Path) -> dict[str, Path]:
     command = [sys.executable, "-m", "examples.demo.requantize", str(source), str(target)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return {"smollm2-135m-q4_1": source, "smollm2-135m-q4_0": target}
+
+
+def shares_a_vocabulary(status: CoordinatorStatus) -> bool:
+    """Whether two of the fleet's experts have one vocabulary, so that they can mix."""
+    known = [expert.vocabulary_sha256 for row in status.agents for expert in row.experts if expert.vocabulary_sha256]
+    return len(set(known)) < len(known)
 
 
 def _experts(status: CoordinatorStatus) -> dict[str, str]:
@@ -325,6 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=_named, action="append", default=[], metavar="NAME=FILE", help="repeat it")
     parser.add_argument("--questions", type=int, metavar="N", help="ask only so many of them")
+    parser.add_argument("--task", choices=TASKS, help="ask in this way only")
     parser.add_argument("--profile", choices=sorted(PROFILES), default=PROFILE, help="default: %(default)s")
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
 

@@ -136,6 +136,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_prompt: Annotated[bool, Meta(extra=since(4))] = True
 
     @property
+    def only_counts(self) -> bool:
+        """True where nothing is asked for but how long the prompt is."""
+        return self.max_tokens == 0 and not self.echo
+
+    @property
     def is_free(self) -> bool:
         """True where the answer may have any form."""
         is_bound = self.json_schema is not None or self.grammar is not None or self.tool_rules is not None

@@ -24,7 +24,13 @@ class TextStream:
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: list[TokenPiece] = []
-        self.stopped = False
+        self.stopped_by: str | None = None
+        """The stop string that has ended the text; None while none has."""
+
+    @property
+    def stopped(self) -> bool:
+        """True once a stop string has ended the text."""
+        return self.stopped_by is not None
 
     def feed(
         self, token: bytes, logprob: float | None = None, alternatives: tuple[TokenAlternative, ...] = ()
@@ -43,8 +49,8 @@ class TextStream:
     def take(self, piece: TokenPiece) -> tuple[TokenPiece, ...]:
         """Take in the next piece; returns those that are final now.
 
-        Sets `stopped` when a stop string is complete: the text before it is returned, the rest is dropped, and nothing
-        may be taken in any more.
+        Sets `stopped_by` when a stop string is complete: the text before it is returned, the rest is dropped, and
+        nothing may be taken in any more.
         """
         if not self._stop:
             return (piece,)
@@ -52,7 +58,7 @@ class TextStream:
         text = "".join(held.text for held in self._held)
         end = self._first_stop(text)
         if end is not None:
-            self.stopped = True
+            self.stopped_by = min(self._stop, key=lambda stop: (text.find(stop) != end, -len(stop)))
             return self._release(end)
         return self._release(len(text) - self._undecided(text))
 

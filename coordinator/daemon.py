@@ -89,6 +89,8 @@ KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
 KEEP_PRICES_EVERY_S = 10.0
 GOODBYE_S = 2.0
+RETURN_S = 60.0
+"""The time after the coordinator's start in which agents that it knows are expected back."""
 
 
 class CoordinatorDaemon(Daemon[CoordinatorSettings]):
@@ -187,6 +189,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             await stack.enter_async_context(self._ledger.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
+            self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
             agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
             api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
@@ -216,7 +219,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._hub.close("the coordinator is shutting down")
                 for task in steady:
                     task.cancel()
-        await asyncio.to_thread(self._price_file.write, self._prices.saved())
+        if self._prices.n_settled:
+            await asyncio.to_thread(self._price_file.write, self._prices.saved())
         if self._traces:
             await asyncio.to_thread(self._traces.close)
         log.info("coordinator_stopped")

@@ -13,8 +13,10 @@ from pathlib import Path
 from llama_cpp import _ggml as ggml
 from llama_cpp import llama_cpp as llama
 
-from moe2.agent.engine.memory import Metadata, Need, cache_bytes, offloaded_part, shortage
-from moe2.agent.engine.model import ModelError, check_file, metadata_of
+from moe2.agent.engine.batch import lanes_for
+from moe2.agent.engine.memory import Metadata, Need, cache_bytes, offloaded_part, shortage, window_of, windowed_tokens
+from moe2.agent.engine.model import ModelError, check_file, check_model_files, metadata_of
+from moe2.agent.engine.parts import size_bytes
 from moe2.agent.engine.protocol import ModelSpec
 
 _GPU_KINDS = (1, 2)
@@ -23,7 +25,7 @@ _GPU_KINDS = (1, 2)
 
 def refuse_beyond_memory(spec: ModelSpec) -> None:
     """Raises `ModelError` where weights and cache together clearly exceed what is free."""
-    check_file(Path(spec.path))
+    check_model_files(Path(spec.path))
     for adapter in spec.lora:
         check_file(Path(adapter.path), what="adapter")
     with _opened(spec.path) as metadata:
@@ -32,8 +34,8 @@ def refuse_beyond_memory(spec: ModelSpec) -> None:
             return
         gpu_layers = spec.gpu_layers if llama.llama_supports_gpu_offload() else 0
         need = Need(
-            weights_bytes=sum(Path(path).stat().st_size for path in (spec.path, *(lora.path for lora in spec.lora))),
-            cache_bytes=cache_bytes(metadata, spec.context_tokens, spec.cache_type),
+            weights_bytes=sum(size_bytes(Path(path)) for path in (spec.path, *(lora.path for lora in spec.lora))),
+            cache_bytes=cache_bytes(metadata, _cells(metadata, spec), spec.cache_type),
             offloaded=offloaded_part(metadata, gpu_layers),
         )
     missing = shortage(
@@ -48,6 +50,17 @@ def refuse_beyond_memory(spec: ModelSpec) -> None:
             else f"Lower context_tokens to at most {int(missing.fitting * spec.context_tokens)}, set cache_type to "
             "q8_0 or q4_0, or free memory.",
         )
+
+
+def _cells(metadata: Metadata, spec: ModelSpec) -> int:
+    """Tokens that every layer's cache has room for, at least: files do not say which layers slide."""
+    windowed = windowed_tokens(
+        window_of(metadata),
+        context_tokens=spec.context_tokens,
+        lanes=lanes_for(spec.slots),
+        batch_tokens=spec.batch_tokens,
+    )
+    return spec.context_tokens if windowed is None else windowed
 
 
 @contextlib.contextmanager

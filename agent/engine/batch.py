@@ -24,6 +24,16 @@ _OLDEST_SHARE = 4
 """The oldest prompt gets at least one part in this many of the prefill budget."""
 
 
+_SPARE_LANES = 8
+"""Lanes beyond the slots, for cached prefixes and for branches."""
+_MAX_LANES = 64
+
+
+def lanes_for(slots: int) -> int:
+    """The lanes of a cache whose engine runs so many jobs at once."""
+    return min(2 * slots + _SPARE_LANES, max(_MAX_LANES, slots))
+
+
 class DecodeOutcome(Enum):
     DONE = auto()
     NO_CELLS = auto()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome
+from moe2.agent.engine.memory import windowed_tokens
 from moe2.agent.engine.model import Model, ModelError, recent_error
 from moe2.agent.engine.protocol import ModelSpec
 from moe2.agent.engine.shelf import State
@@ -22,6 +23,8 @@ Logits = npt.NDArray[np.float32]
 
 _CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
 _NO_CELLS = 1
+_MAX_SEQUENCES = 256
+"""llama.cpp's LLAMA_MAX_SEQ."""
 _ALLOCATION_FAILED = -2
 
 
@@ -39,11 +42,17 @@ class Context:
         parameters.n_ctx = spec.context_tokens
         parameters.n_batch = parameters.n_ubatch = spec.batch_tokens
         # The last one holds nothing but what fills up a batch of one token.
-        self._filler_lane = lanes if model.keeps_every_position else None
+        self._filler_lane = lanes if model.keeps_every_position and lanes < _MAX_SEQUENCES else None
         parameters.n_seq_max = lanes + (self._filler_lane is not None)
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
-        parameters.swa_full = True
+        window = llama.llama_model_n_swa(model.pointer) or None
+        windowed = windowed_tokens(
+            window, context_tokens=spec.context_tokens, lanes=parameters.n_seq_max, batch_tokens=spec.batch_tokens
+        )
+        parameters.swa_full = windowed is None
+        self.cuts_anywhere = model.keeps_every_position and windowed is None
+        """The cache can be cut back to any earlier token."""
         parameters.no_perf = True
         parameters.embeddings = embeds
         # Pooling is ours: it is the same in all of llama.cpp's releases.

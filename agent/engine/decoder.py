@@ -84,6 +84,10 @@ class Decoder:
             message = f"The request could not be prepared: {type(error).__name__}: {error}. The agent's log has more."
             self._emit(JobFailed(job_id=request.job_id, code=JobErrorCode.INTERNAL, message=message))
             return
+        if job.reason is not None:
+            self._emit(Started(job_id=job.job_id, prompt_tokens=len(job.prompt)))
+            self._emit(job.ended(self._clock()))
+            return
         self._queue.append(job)
         self._admit()
 

@@ -146,7 +146,8 @@ class Drawing(Writing):
             self.reason = "stop"
             return
         self._say(token, logits)
-        if self._text.stopped:
+        self.stop = self._text.stopped_by
+        if self.stop is not None:
             self.reason = "stop"
         else:
             self._go_on(run, token)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.counting import Counting
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import BoundDraw, Draw, Drawing, Reasoning
 from moe2.agent.engine.echoing import Echoing
@@ -93,10 +94,12 @@ class Intake:
                 cells = self._predicted_cells(len(prompt), request.max_tokens)
                 return Following(request, prompt, self._means, cells=cells, queued_at_s=now_s)
             case Submit():
-                return self._drawing(request, now_s)
+                return self._writing(request, now_s)
 
-    def _drawing(self, request: Submit, now_s: float) -> Drawing:
+    def _writing(self, request: Submit, now_s: float) -> Job:
         opened = self._reader.opened(request, limit=self._limits.job_tokens)
+        if request.only_counts:
+            return Counting(request, opened.tokens, queued_at_s=now_s)
         cells = self._predicted_cells(len(opened.tokens), request.max_tokens)
         draw = self._new_draw(request)
         if request.echo:

@@ -49,6 +49,8 @@ class Job(ABC):
         self.decoded_tokens = 0
         self.reasoning_tokens = 0
         self.reason: str | None = None
+        self.stop: str | None = None
+        """The stop string that has ended the answer."""
 
     @property
     def is_ready(self) -> bool:
@@ -110,4 +112,5 @@ class Job(ABC):
             wait_s=wait_s,
             prefill_s=prefill_s,
             decode_s=decode_s,
+            stop=self.stop,
         )

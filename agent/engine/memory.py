@@ -34,7 +34,7 @@ class Need:
 
 def cache_bytes(metadata: Metadata, tokens: int, cache_type: str) -> int | None:
     """Bytes that the keys and values of so many tokens take; None where the cache is of another kind (recurrent states,
-    compressed or sliding attention) or the file does not say."""
+    compressed attention) or the file does not say."""
     name = metadata("general.architecture") or ""
     if any(metadata(f"{name}.{key}") for key in ("attention.kv_lora_rank", "ssm.state_size", "wkv.head_size")):
         return None
@@ -46,6 +46,23 @@ def cache_bytes(metadata: Metadata, tokens: int, cache_type: str) -> int | None:
     key = _number(metadata(f"{name}.attention.key_length")) or width // heads[0]
     value = _number(metadata(f"{name}.attention.value_length")) or width // heads[0]
     return int(tokens * sum(cached_heads) * (key + value) * CACHE_TYPE_BYTES[cache_type])
+
+
+def window_of(metadata: Metadata) -> int | None:
+    """Tokens that a model's sliding layers look back; None for a model that has none."""
+    return _number(metadata(f"{metadata('general.architecture')}.attention.sliding_window")) or None
+
+
+def windowed_tokens(window: int | None, *, context_tokens: int, lanes: int, batch_tokens: int) -> int | None:
+    """Cells that sliding layers take where they hold no more than they look at; None where they are to hold everything.
+
+    With everything, a lane can be cut back to any earlier token, so that prompts share their beginnings. That is given
+    up only where it more than halves these layers' cache: with a long context and a short window.
+    """
+    if window is None:
+        return None
+    cells = window * lanes + batch_tokens
+    return cells if 2 * cells <= context_tokens else None
 
 
 def offloaded_part(metadata: Metadata, gpu_layers: int) -> float:

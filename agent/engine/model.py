@@ -11,6 +11,7 @@ from pathlib import Path
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.embedding import Pooling
+from moe2.agent.engine.parts import parts_of, size_bytes
 from moe2.agent.engine.protocol import ModelFacts, ModelSpec
 from moe2.common.errors import Moe2Error
 from moe2.common.generation import Sampling
@@ -60,7 +61,7 @@ class Model:
     def __init__(self, spec: ModelSpec, *, on_progress: Callable[[float], None]) -> None:
         """Load the file. Raises `ModelError`; calls `on_progress` with 0..1 as the weights come in."""
         self._path = Path(spec.path)
-        check_file(self._path)
+        check_model_files(self._path)
         parameters = llama.llama_model_default_params()
         # -1 is all layers for us and for llama.cpp alike.
         parameters.n_gpu_layers = spec.gpu_layers
@@ -195,7 +196,7 @@ class Model:
             name=self.metadata("general.name"),
             quantization=None if quantization is None else quantization.decode().removeprefix("(guessed) "),
             parameters=llama.llama_model_n_params(self.pointer) or None,
-            file_bytes=self._path.stat().st_size,
+            file_bytes=size_bytes(self._path),
             licence=self.metadata("general.license"),
             trained_context_tokens=self.trained_context_tokens or None,
             vocabulary_size=self.vocabulary_size,
@@ -286,6 +287,22 @@ def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
 def recent_error() -> str:
     """llama.cpp's last complaint, for messages; empty where it made none."""
     return _recent_errors[-1] if _recent_errors else ""
+
+
+def check_model_files(path: Path) -> None:
+    """Refuses a model of which a file is missing or no GGUF file, or that is named by another part than its first.
+
+    Raises `ModelError`.
+    """
+    parts = parts_of(path)
+    if parts[0] != path:
+        raise ModelError(
+            f"{path} is a later part of a model that is split into {len(parts)} files.",
+            code="model_corrupt",
+            remedy=f"Name its first part, {parts[0].name}, in the agent's configuration.",
+        )
+    for part in parts:
+        check_file(part)
 
 
 def check_file(path: Path, *, what: str = "model") -> None:

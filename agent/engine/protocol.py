@@ -52,6 +52,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
     sampling: what is drawn with where a request says nothing, before what the model's file says.
+    measuring_lock: a file that is locked while the model is measured after loading; None where others do not matter.
     """
 
     path: str
@@ -67,6 +68,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: int = 256
     pace: Pace | None = None
     sampling: Sampling = Sampling()
+    measuring_lock: str | None = None
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +148,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="st
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="finished"):
     """A job's end.
 
-    reason: "stop" (end of text or a stop string), "length" or "cancelled".
+    reason: "stop" (end of text or a stop string), "length" or "cancelled". stop: the stop string that ended it.
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
     """
@@ -160,6 +162,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     wait_s: float
     prefill_s: float | None
     decode_s: float | None
+    stop: str | None = None
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):

@@ -80,8 +80,6 @@ class RequestReader:
             raise invalid("More than one of grammar, JSON schema and forced tools is given.", "Send one of them.")
         if not all(request.stop):
             raise invalid("A stop string is empty: leave it out.")
-        if request.max_tokens == 0 and not request.echo:
-            raise invalid("No tokens are to be written, and the prompt is not to be scored.", "Ask for one of them.")
         if isinstance(request.prompt, TextPrompt) and request.prompt.tokens:
             return Opened(self._given(request.prompt, limit), "")
         read = self._read(request.prompt, may_think=request.thinking_budget_tokens != 0)

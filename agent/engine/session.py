@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ import numpy as np
 
 from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
-from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.batch import Lanes, lanes_for
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
@@ -36,16 +35,10 @@ from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.agent.engine.thinking import Thinker, marks_of
+from moe2.agent.engine.warmup import WARMUP_DECODE_TOKENS, measured_alone, warm_up, warm_up_vectors
 from moe2.common.generation import completed
 from moe2.common.link.messages import Submit
 
-_WARMUP_PREFILL_TOKENS = 64
-_WARMUP_DECODE_TOKENS = 12
-_WARMUP_DECODE_S = 2.0
-"""A slow host decodes fewer tokens to warm up."""
-_SPARE_LANES = 8
-"""Lanes beyond the slots, for cached prefixes and for branches."""
-_MAX_LANES = 64
 _SPARE_MATCHERS = 2
 """Grammars compiled ahead for jobs that wait for a slot."""
 _IDLE_PART = 8
@@ -145,15 +138,16 @@ def open_session(
         if model.embeds:
             yield _embedder(model, spec, stack, emit=emit, clock=clock, began_at_s=began_at_s)
             return
-        lanes = min(2 * spec.slots + _SPARE_LANES, max(_MAX_LANES, spec.slots))
+        lanes = lanes_for(spec.slots)
         outputs = min(max(_MIN_OUTPUTS, spec.slots), spec.batch_tokens)
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
         apply_adapters(model, context, spec.lora)
         cache = context if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
-        prefill_rate, decode_rate = _warm_up(
-            cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - _WARMUP_DECODE_TOKENS)
-        )
+        with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
+            prefill_rate, decode_rate = warm_up(
+                cache, model, clock, most_tokens=min(context.batch_tokens, context.tokens - WARMUP_DECODE_TOKENS)
+            )
         templates = _templates(model, log)
         defaults = defaults_of(spec.sampling, model.metadata)
         emit(
@@ -185,7 +179,7 @@ def open_session(
                 return _FreeDraw(sampler, context)
             return _BoundDraw(sampler, context, matchers.start(request.job_id, constraint))
 
-        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=model.keeps_every_position)
+        run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere)
         limits = Limits(
             slots=spec.slots,
             context_tokens=context.tokens,
@@ -196,7 +190,7 @@ def open_session(
         )
         shelf = Shelf(
             most_bytes=spec.prefix_cache_mb * 2**20,
-            cuts_anywhere=model.keeps_every_position,
+            cuts_anywhere=context.cuts_anywhere,
             free_bytes=host_free_bytes,
         )
         intake = Intake(
@@ -249,7 +243,8 @@ def _embedder(
     stack.callback(context.close)
     apply_adapters(model, context, spec.lora)
     paced = None if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
-    rate = _warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
+    with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
+        rate = warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
     emit(
         Loaded(
             facts=model.facts(supports_tools=False, supports_thinking=False, sampling=None),
@@ -348,61 +343,3 @@ def vocabulary_of(model: Model) -> Vocabulary:
     tokens = range(model.vocabulary_size)
     ends = tuple(token for token in tokens if model.is_end(token))
     return Vocabulary(texts=tuple(b"" if model.is_end(token) else model.piece(token) for token in tokens), ends=ends)
-
-
-def _warm_up_vectors(
-    cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
-) -> float:
-    """Measured tokens/s of a short fixed run of an embedding model. Raises `ModelError` where it yields no vectors."""
-    count = min(_WARMUP_PREFILL_TOKENS, most_tokens)
-    chunk = Chunk(0, 0, _warm_up_prompt(model, count), 0)
-    # The first pass brings the weights in from disk; it measures the disk, not the model.
-    for _ in range(2):
-        began_at_s = clock()
-        _decode_or_refuse(cache, [chunk])
-        seconds = clock() - began_at_s
-        cache.trim(0, 0)
-    return count / seconds
-
-
-def _warm_up(
-    cache: Context | PacedCache, model: Model, clock: Callable[[], float], *, most_tokens: int
-) -> tuple[float, float]:
-    """Measured (prefill, decode) rates in tokens/s of a short fixed run, of at most so many prompt tokens.
-
-    Raises `ModelError` where it cannot decode.
-    """
-    count = min(_WARMUP_PREFILL_TOKENS, most_tokens)
-    prompt = _warm_up_prompt(model, count)
-
-    def decode(start: int, tokens: list[int]) -> float:
-        began_at_s = clock()
-        _decode_or_refuse(cache, [Chunk(0, start, tokens, len(tokens) - 1)])
-        cache.logits(len(tokens) - 1)
-        return clock() - began_at_s
-
-    # The first pass brings the weights in from disk; it measures the disk, not the model.
-    decode(0, prompt)
-    cache.trim(0, 0)
-    prefill_s = decode(0, prompt)
-    enough_at_s = clock() + _WARMUP_DECODE_S
-    steps_s: list[float] = []
-    while len(steps_s) < _WARMUP_DECODE_TOKENS and (not steps_s or clock() < enough_at_s):
-        steps_s.append(decode(count + len(steps_s), [prompt[len(steps_s) % count]]))
-    decode_s = statistics.median(steps_s)
-    cache.trim(0, 0)
-    return count / prefill_s, 1 / decode_s
-
-
-def _warm_up_prompt(model: Model, count: int) -> list[int]:
-    """Tokens that stand for a prompt; which ones does not matter to the speed."""
-    return [(7919 * n) % model.vocabulary_size for n in range(count)]
-
-
-def _decode_or_refuse(cache: Context | PacedCache, chunks: Sequence[Chunk]) -> None:
-    if cache.decode(chunks) is not DecodeOutcome.DONE:
-        raise ModelError(
-            "The model is loaded, but llama.cpp cannot decode with it.",
-            code="out_of_memory",
-            remedy="Lower batch_tokens or context_tokens; llama.cpp's log names the cause.",
-        )

@@ -421,9 +421,11 @@ class AgentCore:
         queue_s = (job.started_s or job.received_s) - job.received_s + event.wait_s
         # Who waited for the model to be loaded learned nothing about waiting for a slot.
         loading_s = max(0.0, (expert.loaded_at_s or 0.0) - job.received_s)
-        job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
-        expert.costs.request_finished(job.timing)
-        expert.measured_at_s = now_s
+        if not (isinstance(job.order, Submit) and job.order.only_counts):
+            # What went through no model says nothing of its costs.
+            job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
+            expert.costs.request_finished(job.timing)
+            expert.measured_at_s = now_s
         usage = JobUsage(
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
@@ -438,7 +440,7 @@ class AgentCore:
         if isinstance(event, protocol.Scored):
             ending = JobScored(job_id=job_id, scores=event.scores, usage=usage)
         else:
-            ending = JobDone(job_id=job_id, reason=event.reason, usage=usage)
+            ending = JobDone(job_id=job_id, reason=event.reason, usage=usage, stop=event.stop)
         return [*self._end(job, ending, usage), *self._fill_slots(expert, now_s), ReportChange()]
 
     def _job_failed(self, expert: Expert, event: protocol.JobFailed, now_s: float) -> list[Effect]:

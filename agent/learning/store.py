@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from moe2.agent.engine.parts import parts_of
 from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
@@ -59,10 +60,10 @@ class StoredProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 def setup_of(section: ModelSection) -> Setup:
     """Raises OSError if the model's file cannot be looked at."""
-    facts = section.path.stat()
+    facts = [part.stat() for part in parts_of(section.path)]
     return Setup(
-        file_bytes=facts.st_size,
-        file_modified_at_unix_s=facts.st_mtime,
+        file_bytes=sum(each.st_size for each in facts),
+        file_modified_at_unix_s=max(each.st_mtime for each in facts),
         threads=section.threads,
         gpu_layers=section.gpu_layers,
         batch_tokens=section.batch_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ import msgspec
 import structlog
 
 from moe2.agent.energy.blocking import in_daemon_thread
+from moe2.agent.engine.parts import parts_of
 from moe2.common.statefile import replace_file
 
 _CHUNK_BYTES = 1 << 20
 
 
 class KnownChecksum(msgspec.Struct, frozen=True, kw_only=True):
-    """A file's SHA-256, valid while it has this size and modification time."""
+    """A model's SHA-256, valid while its files have this size together, and this latest modification time."""
 
     size_bytes: int
     mtime_ns: int
@@ -33,15 +34,20 @@ class ChecksumStore:
         self._path = state_dir / "checksums.json"
 
     def sha256(self, path: Path) -> str:
-        """The file's SHA-256 in hexadecimal. Raises `OSError` where the file cannot be read."""
+        """The file's SHA-256 in hexadecimal; of a split model, that of all its parts' bytes, one after the other.
+
+        Raises `OSError` where a file cannot be read.
+        """
         path = path.absolute()
-        facts = path.stat()
+        parts = parts_of(path)
+        facts = [part.stat() for part in parts]
+        size_bytes, mtime_ns = sum(each.st_size for each in facts), max(each.st_mtime_ns for each in facts)
         known = self._load()
         found = known.get(str(path))
-        if found is not None and (found.size_bytes, found.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+        if found is not None and (found.size_bytes, found.mtime_ns) == (size_bytes, mtime_ns):
             return found.sha256
-        sha256 = _sha256_of(path)
-        entry = KnownChecksum(size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns, sha256=sha256)
+        sha256 = _sha256_of(parts)
+        entry = KnownChecksum(size_bytes=size_bytes, mtime_ns=mtime_ns, sha256=sha256)
         # Stored under what the file was before reading: had it changed meanwhile, the next look computes it anew.
         self._store({**known, str(path): entry})
         return sha256
@@ -58,11 +64,12 @@ class ChecksumStore:
             replace_file(self._path, msgspec.json.format(msgspec.json.encode(known), indent=2), mode=0o644)
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(parts: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    for path in parts:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from moe2.agent.engine.protocol import LoraSpec, ModelSpec, Pace
 from moe2.agent.settings import ModelSection, SamplingSection
 from moe2.common.generation import MAX_TOP_K, Sampling
 
+MEASURING_LOCK = "measuring.lock"
+"""In the agent's folder of state."""
 
-def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
-    """pace: of a simulated host."""
+
+def spec_of(section: ModelSection, pace: Pace | None = None, measuring_lock: Path | None = None) -> ModelSpec:
+    """pace: of a simulated host. measuring_lock: the file by which this host's models are measured one at a time."""
     return ModelSpec(
         path=str(section.path),
         context_tokens=section.context_tokens,
@@ -23,6 +28,7 @@ def spec_of(section: ModelSection, pace: Pace | None = None) -> ModelSpec:
         lora=tuple(LoraSpec(path=str(lora.path), scale=lora.scale) for lora in section.lora),
         pace=pace,
         sampling=_sampling_of(section.sampling),
+        measuring_lock=None if measuring_lock is None else str(measuring_lock),
     )
 
 

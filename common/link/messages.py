@@ -530,11 +530,16 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class JobDone(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_done"):
-    """Agent to coordinator: the job's end. reason: "stop", "length" or "cancelled"."""
+    """Agent to coordinator: the job's end.
+
+    reason: "stop", "length" or "cancelled". stop: the stop string that ended the answer, where it was one; None from
+    agents of before this field, too.
+    """
 
     job_id: JobId
     reason: str
     usage: JobUsage
+    stop: str | None = None
 
 
 class JobScored(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job_scored"):

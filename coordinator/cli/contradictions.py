@@ -1,4 +1,4 @@
-"""What the running fleet says against a configuration that is good by itself: averages that no expert can keep."""
+"""What the running fleet says against a configuration that is good by itself: what no expert can keep."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Iterator
 import msgspec
 
 from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import NotRunningError, RefusedError, fetch
+from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
+from moe2.coordinator.provisioning.decision import decide
+from moe2.coordinator.provisioning.problem import limits_of
+from moe2.coordinator.provisioning.reading import fleet_of
 from moe2.coordinator.settings import CoordinatorSettings
 
 SHORTEST = {"model": "moe2", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
@@ -18,10 +22,36 @@ SHORTEST = {"model": "moe2", "messages": [{"role": "user", "content": "?"}], "ma
 
 
 def contradictions(settings: CoordinatorSettings) -> tuple[str, ...]:
-    """Averages below what the fleet's cheapest expert takes for a single token, each with its remedy.
+    """What the running fleet cannot keep of a configuration, each with its remedy; empty where no coordinator runs.
 
-    Empty where no coordinator runs, or none of its experts' joules were measured.
+    That is averages below what its cheapest expert takes for a single token, and limits on who is awake that contradict
+    each other.
     """
+    return (*_averages(settings), *_awake(settings))
+
+
+def _awake(settings: CoordinatorSettings) -> tuple[str, ...]:
+    """The limits in `[provisioning]` that no set of the fleet's experts keeps, with the cheapest correction."""
+    section = settings.provisioning
+    if section.mode == "off":
+        return ()
+    try:
+        content = asyncio.run(fetch(settings.coordinator.socket, STATUS_ROUTE))
+        status = msgspec.json.decode(content, type=CoordinatorStatus)
+    except (NotRunningError, RefusedError, Moe2Error, msgspec.DecodeError):
+        return ()
+    kept = set(status.provisioning.pinned if status.provisioning else ()) | set(section.pinned)
+    pinned = frozenset(row.agent_id for row in status.agents if row.agent_name in kept)
+    fleet = fleet_of(status.agents, lambda _: {}, wakes_by_command=section.wake_command is not None)
+    if not fleet.experts:
+        return ()
+    # Nobody's traffic: what contradicts now does so whatever is asked.
+    decided = decide(fleet, (), limits_of(section, pinned=pinned), 0.0)
+    return () if decided.correction is None else (f"provisioning: {decided.correction}",)
+
+
+def _averages(settings: CoordinatorSettings) -> tuple[str, ...]:
+    """Averages below what the fleet's cheapest expert takes for a single token, each with its remedy."""
     averages = settings.selection.averages
     wanted = {f"selection.categories.{name}": joules for name, joules in averages.by_category_j.items()}
     if averages.fleet_j is not None:

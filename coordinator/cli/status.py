@@ -17,6 +17,7 @@ from moe2.common.terminal.commandline import add_socket
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
 from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.cli.accuracy import show_calibration
+from moe2.coordinator.cli.fleet import told
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
 POINTS_PER_KJ = 1e5
@@ -60,6 +61,8 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
         parts.append(Text("No agent has registered yet.", style="dim"))
     if status.averages:
         parts.append(_averages(status.averages))
+    if status.provisioning is not None and status.provisioning.status is not None:
+        parts.append(Text("\n".join(told(status)), style="dim"))
     return Group(*parts)
 
 
@@ -213,12 +216,31 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
             )
             for row in status.averages
         ),
+        *_provisioning_lines(status),
         *(terminal_parts.warning_line(warning) for warning in status.warnings),
     ]
     # What is wrong with an agent is among the coordinator's own warnings, with the agent's name.
     for agent in status.agents:
         output += _agent_lines(agent)
     return output
+
+
+def _provisioning_lines(status: CoordinatorStatus) -> list[str]:
+    provisioning = status.provisioning
+    if provisioning is None or provisioning.status is None:
+        return []
+    return [
+        fact_line(
+            "provisioning",
+            mode=provisioning.mode,
+            proof=provisioning.status,
+            awake=",".join(provisioning.awake) or None,
+            standing_w=known(provisioning.standing_w, figures.number),
+            least_w=known(provisioning.least_w, figures.number),
+            price_per_j=known(provisioning.price_per_j, lambda price: f"{price:.3g}"),
+            saved_j=known(provisioning.saved_j, figures.number),
+        )
+    ]
 
 
 def _agent_lines(agent: AgentRow) -> list[str]:

@@ -264,6 +264,11 @@ class AgentChecks:
         given = self._given.get(message.job_id)
         if message.reason not in DONE_REASONS:
             return self._needed(message, f"an unknown reason for a job's end, {message.reason[:64]!r}")
+        if message.stop is not None and not (
+            given and isinstance(given.job, Submit) and message.stop in given.job.stop
+        ):
+            # A word that nobody has asked for is no reason for an end.
+            message = replace(message, stop=None)
         if given and isinstance(given.job, ScoreJob) and message.reason != "cancelled":
             return self._needed(message, "no scores where it was asked for them")
         if given and isinstance(given.job, EmbedJob) and message.reason != "cancelled":

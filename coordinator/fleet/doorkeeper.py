@@ -59,6 +59,10 @@ class Doorkeeper:
         """Returns why a connection may not be, or stay, that of `agent_id`; None if it may."""
         return refusal_of(self.current(), identity, agent_id)
 
+    def enrolled_ids(self) -> tuple[str, ...]:
+        """Returns the ids of the agents that may connect."""
+        return tuple(agent.agent_id for agent in self.current().agents if agent.revoked_unix_s is None)
+
     def warnings(self) -> list[HealthWarning]:
         """Warns if there is neither an enrolled agent nor a token, so that no agent could ever connect."""
         register, now_unix_s = self.current(), self._clock()

@@ -6,6 +6,7 @@ decision keyed by it need not look again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -98,6 +99,8 @@ class CapabilityTable:
         self._choosable: tuple[Expert, ...] = ()
         self._wakeable: frozenset[str] = frozenset()
         self._loading: tuple[Expert, ...] = ()
+        self._expected: frozenset[str] = frozenset()
+        self._expected_until_s = 0.0
         self._fresh_until_s = 0.0
         self.epoch = 0
 
@@ -106,6 +109,17 @@ class CapabilityTable:
         if (stale_s, evict_s) != (self._stale_s, self._evict_s):
             self._stale_s, self._evict_s = stale_s, evict_s
             self._changed()
+
+    def expect(self, agent_ids: Iterable[str], until_s: float) -> None:
+        """Notes agents that are likely to come back within a while: the coordinator was away, and they were not."""
+        self._expected, self._expected_until_s = frozenset(agent_ids), until_s
+
+    def is_expecting(self, now_s: float) -> bool:
+        """Whether an expected agent has not reported yet: which models it has is not known."""
+        if now_s >= self._expected_until_s:
+            return False
+        reported = {agent_id for agent_id, agent in self._agents.items() if agent.report is not None}
+        return not self._expected <= reported
 
     def agent_joined(self, hello: Hello, now_s: float, *, protocol: int = PROTOCOL_VERSION) -> None:
         """Notes a new session. What a former session reported is forgotten, as the agent reports at once."""

@@ -21,6 +21,7 @@ from moe2.coordinator.http.answers import (
     reader_of,
     reason_of,
     repeated_prompt,
+    stop_of,
 )
 from moe2.coordinator.http.auth import BODY, PRINCIPAL
 from moe2.coordinator.http.body.parse import Call, Reading
@@ -150,7 +151,7 @@ class Answering:
             body = asked.choices.whole(origin, answers, receipt)
         else:
             [(parts, reason)] = answers
-            body = asked.encoder.whole(origin, parts, End(reason, receipt, exchanges[0].vectors))
+            body = asked.encoder.whole(origin, parts, End(reason, receipt, stop_of(exchanges[0]), exchanges[0].vectors))
         answer = web.Response(
             body=msgspec.json.encode(body),
             content_type="application/json",
@@ -210,7 +211,7 @@ def _last_events(last: Answer, receipt: Receipt) -> bytes:
         reason = last.reason()
     except ApiError as error:
         return last.encoder.error(blaming(error, last.call))
-    return last.encoder.end(End(reason, receipt))
+    return last.encoder.end(End(reason, receipt, stop_of(last.exchange)))
 
 
 async def _all_of(calls: Sequence[Call], exchanges: Sequence[Exchange]) -> list[tuple[list[Part], str]]:

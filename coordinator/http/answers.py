@@ -69,6 +69,12 @@ def reason_of(outcome: Outcome, exchange: Exchange) -> str:
             raise ApiError(499, f"{exchange.life.request.request_id} was cancelled.", kind="server_error")
 
 
+def stop_of(exchange: Exchange) -> str | None:
+    """Returns the stop string that has ended the answer; None where none has, or nobody knows."""
+    outcome = exchange.life.outcome
+    return outcome.stop if isinstance(outcome, Completed) else None
+
+
 def blaming(error: ApiError, call: Call) -> ApiError:
     """Names, in an error about a grammar, the parameter that the grammar was made from."""
     if error.code == ErrorCode.INVALID_GRAMMAR.shown and error.param is None:

@@ -48,6 +48,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.RESPONSE_PATH: INFER,
     paths.RESPONSE_ITEMS_PATH: INFER,
     paths.MESSAGES_PATH: INFER,
+    paths.COUNT_PATH: INFER,
     paths.PLAN_PATH: INFER,
     paths.FEEDBACK_PATH: INFER,
     paths.MODELS_PATH: ANY_KEY,

@@ -50,6 +50,9 @@ class EventStream:
 
     async def news_or_silence(self, news: asyncio.Event) -> None:
         """Waits for news, but no longer than until something has to be said again."""
+        if news.is_set():
+            news.clear()
+            return
         try:
             async with asyncio.timeout(max(0.0, self._comment_s - (self._silent_s or 0.0))):
                 await news.wait()

@@ -53,6 +53,8 @@ class End:
 
     reason: str
     receipt: Receipt
+    stop: str | None = None
+    """The stop string that ended the answer, where that is known."""
     vectors: Sequence[bytes] = ()
     """Where vectors were asked for: one for each text, of length 1, as 32-bit floats, little-endian."""
 

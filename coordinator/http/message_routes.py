@@ -5,8 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from moe2.coordinator.http.answering import Answering
-from moe2.coordinator.http.messages import messages_face
-from moe2.coordinator.http.paths import MESSAGES_PATH
+from moe2.coordinator.http.messages import count_face, messages_face
+from moe2.coordinator.http.paths import COUNT_PATH, MESSAGES_PATH
 
 
 class MessagesRoutes:
@@ -18,3 +18,4 @@ class MessagesRoutes:
     def add_to(self, app: web.Application) -> None:
         """Registers the routes with the application."""
         app.router.add_post(MESSAGES_PATH, self._answering.through(messages_face))
+        app.router.add_post(COUNT_PATH, self._answering.through(count_face))

@@ -5,16 +5,18 @@ The shapes are those of https://docs.anthropic.com/en/api/messages-streaming.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
+from moe2.common.generation import Generation
 from moe2.common.link.messages import ToolCall
+from moe2.coordinator.choosing.request import ROUTE_ONLY
 from moe2.coordinator.http.body.decode import json_object
-from moe2.coordinator.http.body.messages import CHAT_NAMES, MessagesRequest, chat_fields
-from moe2.coordinator.http.body.parse import read_chat, read_struct
+from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields
+from moe2.coordinator.http.body.parse import Call, read_chat, read_struct
 from moe2.coordinator.http.errors import ApiError, renamed
 from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
 from moe2.coordinator.serving.receipt import Receipt
@@ -36,12 +38,25 @@ def messages_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/messages`. Raises `ApiError` (400), which names the parameter."""
     fields = json_object(incoming.body)
     request, ignored = read_struct(fields, MessagesRequest, incoming.reading)
+    return Asked(replace(_call(request, fields, incoming), ignored=ignored), MessageEncoder())
+
+
+def count_face(incoming: Incoming) -> Asked:
+    """Reads the body of `POST /v1/messages/count_tokens`. Raises `ApiError` (400), which names the parameter."""
+    fields = json_object(incoming.body)
+    request, ignored = read_struct(fields, CountRequest, incoming.reading)
+    call = _call(request, fields, incoming)
+    generation = Generation(max_tokens=0)
+    counts = replace(call, generation=generation, modes=ROUTE_ONLY, ballot=None, stream=False, ignored=ignored)
+    return Asked(counts, CountEncoder())
+
+
+def _call(request: CountRequest, fields: Mapping[str, Any], incoming: Incoming) -> Call:
     try:
         call = read_chat(chat_fields(request, fields), incoming.headers, incoming.reading)
     except ApiError as error:
         raise renamed(error, CHAT_NAMES) from None
-    structured_by = call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by)
-    return Asked(replace(call, structured_by=structured_by, ignored=ignored), MessageEncoder())
+    return replace(call, structured_by=call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by))
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -63,6 +78,30 @@ def usage_of(receipt: Receipt) -> dict[str, Any]:
         "output_tokens": tokens.decoded,
     }
     return {name: value for name, value in usage.items() if value is not None}
+
+
+class CountEncoder:
+    """The `Encoder` of a prompt's length, which never comes as a stream."""
+
+    def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
+        """Returns the number of tokens, as the expert has counted them."""
+        return {"input_tokens": end.receipt.tokens.prompt, "moe2": end.receipt}
+
+    def begin(self, origin: Origin) -> bytes:
+        """Does not happen: `stream` is no parameter of this route."""
+        raise NotImplementedError
+
+    def parts(self, parts: Sequence[Part]) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+    def end(self, end: End) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+    def error(self, error: ApiError) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
 
 
 class MessageEncoder:
@@ -172,4 +211,5 @@ def _tool_use(call: ToolCall) -> dict[str, Any]:
 
 
 def _stop(end: End) -> dict[str, Any]:
-    return {"stop_reason": _STOP_REASONS.get(end.reason, "end_turn"), "stop_sequence": None}
+    reason = "stop_sequence" if end.stop is not None else _STOP_REASONS.get(end.reason, "end_turn")
+    return {"stop_reason": reason, "stop_sequence": end.stop}

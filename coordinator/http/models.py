@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -90,14 +91,17 @@ def model_object(name: str, reports: Sequence[ExpertReport], *, created_unix_s: 
 def check_model(table: CapabilityTable, model: str, aliases: Mapping[str, str]) -> None:
     """Raises `ApiError` for a name that no request can be for now.
 
-    It is a 503 for a model whose host is away, and may come back; a 404 for a name that is neither a model, nor an
-    expert, nor one that lets moe2 choose.
+    It is a 503 for a model whose host is away, and may come back, or may be on its way after the coordinator's start;
+    a 404 for a name that is neither a model, nor an expert, nor one that lets moe2 choose.
     """
     known = table.models()
     if model in ANY_MODEL or model in known or table.knows_expert(model):
         return
     if table.remembers(model):
         text = f"The host of {quoted(model)} is away; it may come back."
+        raise refused(ErrorCode.MODEL_AWAY, text, param="model")
+    if table.is_expecting(asyncio.get_running_loop().time()):
+        text = f"No host with {quoted(model)} is back yet: the coordinator has just started."
         raise refused(ErrorCode.MODEL_AWAY, text, param="model")
     names = ", ".join((*ANY_MODEL, *known, *aliases))
     raise refused(

@@ -19,7 +19,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
-from moe2.coordinator.http.body.messages import MessagesRequest
+from moe2.coordinator.http.body.messages import CountRequest, MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
@@ -269,6 +269,15 @@ _OPERATIONS = (
         _ref("MessagesRequest"),
         error="MessageError",
     ),
+    _Operation(
+        "post",
+        paths.COUNT_PATH,
+        "Count the tokens of a conversation, as Anthropic's API has it. The model reads nothing.",
+        {_JSON: _object({"input_tokens": _INTEGER}, {"moe2": _ref("Receipt")})},
+        (*_BODY_ERRORS, *_INFERENCE_ERRORS),
+        _ref("CountRequest"),
+        error="MessageError",
+    ),
     _Operation("get", paths.MODELS_PATH, "List the models that can be asked for.", {_JSON: _ref("Models")}),
     _Operation("get", paths.MODEL_PATH, "Describe one model.", {_JSON: _ref("Model")}, (404,), parameters=("model",)),
     _Operation(
@@ -347,7 +356,15 @@ def document(open_paths: Collection[str]) -> dict[str, Any]:
 
 
 def _components() -> dict[str, Schema]:
-    bodies = (ChatRequest, TextRequest, ResponsesRequest, MessagesRequest, EmbeddingsRequest, FeedbackRequest)
+    bodies = (
+        ChatRequest,
+        TextRequest,
+        ResponsesRequest,
+        MessagesRequest,
+        CountRequest,
+        EmbeddingsRequest,
+        FeedbackRequest,
+    )
     structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.link.messages import ExpertReport, ExpertState
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.ledger.accounts import Accounts, Statement
 from moe2.coordinator.ledger.store import Ledger
 
@@ -42,12 +42,14 @@ class FleetCollector(Collector):
         yield _power(status.agents)
         yield from _standing(status.agents)
         yield from _averages(status.averages)
+        if status.provisioning is not None:
+            yield from _provisioning(status.provisioning)
         yield _warnings(status)
 
     def _agents(self, rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
         states = Counter(self._state(row) for row in rows)
         agents = GaugeMetricFamily("moe2_fleet_agents", "Agents by the state of their link.", labels=["state"])
-        for state in ("connected", "stale", "disconnected"):
+        for state in ("connected", "stale", "asleep", "disconnected"):
             agents.add_metric([state], states[state])
         connected = GaugeMetricFamily("moe2_fleet_agent_connected", "1 if the agent's link is up.", labels=AGENT)
         rtt = GaugeMetricFamily(
@@ -64,9 +66,24 @@ class FleetCollector(Collector):
         yield from (agents, connected, rtt, age)
 
     def _state(self, row: AgentRow) -> str:
+        if row.asleep:
+            return "asleep"
         if not row.connected:
             return "disconnected"
         return "connected" if row.report_age_s is not None and row.report_age_s <= self.stale_s else "stale"
+
+
+def _provisioning(told: ProvisioningStatus) -> Iterator[Metric]:
+    """Yields what the slow level wants and would save; nothing of what it has not decided yet."""
+    figures = {
+        "standing_watts": ("Watts of the fleet that waits as the slow level wants it.", told.standing_w),
+        "price_per_joule": ("Score that a joule of waiting has to bring.", told.price_per_j),
+        "saved_joules_today": ("Joules that mode act would have saved today.", told.saved_j),
+        "solve_seconds": ("Seconds that the latest decision took.", told.solve_s),
+    }
+    for name, (text, figure) in figures.items():
+        if figure is not None:
+            yield GaugeMetricFamily(f"moe2_provisioning_{name}", text, value=figure)
 
 
 def _dispatch(status: CoordinatorStatus) -> Iterator[Metric]:

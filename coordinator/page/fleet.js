@@ -92,6 +92,7 @@ function host(agent, lines) {
 }
 
 function linkState(agent) {
+  if (agent.asleep) return ["off", "asleep"];
   if (!agent.connected) return ["off", "disconnected"];
   if (agent.draining) return ["busy", "draining"];
   return ["on", "connected"];

@@ -159,6 +159,8 @@ def choose(options: Sequence[Option], rate_per_s: float, price_per_j: float) -> 
     At no price it is the one that loses least, of those the one of fewest watts.
     """
     for_each = price_per_j / max(rate_per_s, _MIN_RATE_PER_S)
+    if np.isinf(for_each):
+        return min(options, key=lambda one: (one.standing_w, one.loss))
     return min(options, key=lambda one: (one.loss + LATE_COSTS * one.late + for_each * one.standing_w, one.standing_w))
 
 
@@ -221,6 +223,9 @@ def decide(
     stays = tuple(sorted(slow.fixed_because.items()))
     rate_per_s = rate_of(forecast)
     options = _options(slow, best, effort, clock)
+    if not options and limits.joules_per_answer is not None:
+        # So few ask that even the least to keep awake costs more for each: then it is the least that is kept awake.
+        return decide(fleet, forecast, replace(limits, joules_per_answer=None), np.inf, effort=effort, clock=clock)
     if not options:
         text = correction(slow, effort=effort, clock=clock) if best.status is Status.INFEASIBLE else None
         return Decision((), None, None, best, 0.0, 0.0, price_per_j, rate_per_s, best.status, stays, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, time
@@ -42,7 +43,7 @@ from moe2.coordinator.provisioning.decision import (
 from moe2.coordinator.provisioning.figures import Fleet
 from moe2.coordinator.provisioning.hysteresis import Change, Transition
 from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
-from moe2.coordinator.provisioning.problem import Limits
+from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import fleet_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering
@@ -217,7 +218,8 @@ class Keeper:
             loss=decision.loss if decision else None,
             late=decision.late if decision else None,
             requests_per_hour=HOUR_S * decision.rate_per_s if decision else None,
-            price_per_j=decision.price_per_j if decision else None,
+            # At times when fewer ask than any limit allows for, only watts count.
+            price_per_j=decision.price_per_j if decision and math.isfinite(decision.price_per_j) else None,
             solve_s=self._solve_s,
             stays=dict(decision.stays) if decision else {},
             correction=decision.correction if decision else None,
@@ -349,7 +351,7 @@ class Keeper:
         if self._settings.mode == "act":
             orders = self._steering.next_orders(decision.members, self._now_s(), wanted_again_s=again)
             self._would = tuple(order.transition for order in orders)
-            for order in orders:
+            for order in orders or self._steering.trial_orders(self._now_s()):
                 self._perform(order)
         elif self._settings.mode == "observe":
             busy = {key: doing.busy for key, doing in self._steering.activity().items()}
@@ -436,16 +438,11 @@ class Keeper:
     # --- What it reads ------------------------------------------------------------------------------------------------
 
     def _limits(self) -> Limits:
-        settings = self._settings
-        return Limits(
-            first_token_s=settings.first_token_s,
-            first_token_by_category_s=self._patience_s,
-            average_w=settings.average_power_w,
-            joules_per_answer=settings.joules_per_answer,
-            least_hosts={model: least for model, least in settings.min_hosts.items() if least > 0},
+        return limits_of(
+            self._settings,
             pinned=self._pinned(),
             kept_asleep=frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable,
-            least_awake=settings.min_awake,
+            patience_s=self._patience_s,
             price_per_j=self._price_per_j(),
         )
 

@@ -159,10 +159,12 @@ class PriceBook:
             self._rhythms.move_to_end(principal.key_id)
         by_category = self._by_category()
         own = by_category.get(spending.category or DEFAULT_CATEGORY, by_category.get(DEFAULT_CATEGORY))
-        for scope in (*self._fleet(), *((own,) if own else ()), *self._of_key(principal, left_j, now_unix_s)):
+        keys = self._of_key(principal, left_j, now_unix_s)
+        scopes = (*self._fleet(), *((own,) if own else ()), *keys)
+        for scope in scopes:
             self._settle(scope, spending)
         self._forget_oldest()
-        self.n_settled += 1
+        self.n_settled += bool(scopes)
 
     def rows(self) -> tuple[AverageRow, ...]:
         """Every average in force with its price, as shown: the fleet's, the categories', then those of keys in use."""

@@ -19,6 +19,7 @@ from moe2.coordinator.planning.awake import AwakeProblem, Need, Room
 from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray
 from moe2.coordinator.provisioning.capacity import most_offered
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
+from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.traffic import ClassForecast, Forecast
 
 USUAL_LENGTHS = (256, 256)
@@ -40,7 +41,8 @@ class Limits:
     average_w: float | None = None
     """Most watts that the fleet may draw while nobody asks, those of sleeping hosts included."""
     joules_per_answer: float | None = None
-    """Most joules of waiting for each answer, at the rate at which answers are asked for."""
+    """Most joules of waiting for each answer, at the rate at which answers are asked for; where that is too little for
+    anybody, the least that has to be is kept awake."""
     least_hosts: Mapping[str, int] = field(default_factory=dict)
     """Least number of hosts that keep a model in memory, by model."""
     pinned: frozenset[str] = frozenset()
@@ -57,6 +59,28 @@ class Limits:
     def patience_s(self, category: str) -> float:
         """Seconds that requests of a category may take to their first token."""
         return self.first_token_by_category_s.get(category, self.first_token_s)
+
+
+def limits_of(
+    section: ProvisioningSection,
+    *,
+    pinned: frozenset[str],
+    kept_asleep: frozenset[str] = frozenset(),
+    patience_s: Mapping[str, float] | None = None,
+    price_per_j: float = 0.0,
+) -> Limits:
+    """The limits that the settings set. pinned, kept_asleep: keys of hosts."""
+    return Limits(
+        first_token_s=section.first_token_s,
+        first_token_by_category_s=patience_s or {},
+        average_w=section.average_power_w,
+        joules_per_answer=section.joules_per_answer,
+        least_hosts={model: least for model, least in section.min_hosts.items() if least > 0},
+        pinned=pinned,
+        kept_asleep=kept_asleep,
+        least_awake=section.min_awake,
+        price_per_j=price_per_j,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,8 @@ class Completed:
 
     reason: str
     """Why it ended: "stop" or "length"."""
+    stop: str | None = None
+    """The stop string that ended it, where that is known."""
 
 
 @dataclass(frozen=True)

@@ -87,3 +87,13 @@ def test_a_scored_token_tells_its_own_bytes_where_they_are_no_text() -> None:
     stream = TextStream()
     pieces = [piece for token in (b"a", b"\xc3", b"\xa9") for piece in stream.feed(token, -0.5)]
     assert [(piece.text, piece.hex) for piece in pieces] == [("a", ""), ("", "c3"), ("é", "a9")]
+
+
+def test_the_stop_string_is_named() -> None:
+    """The one that comes first; of several at the same place the longest."""
+    stream = TextStream(("END", "EN", "x"))
+    assert stream.feed(b"an EN") == (TokenPiece("an "),)
+    assert stream.stopped_by == "EN"
+    stream = TextStream(("b", "abc"))
+    stream.feed(b"abc")
+    assert stream.stopped_by == "abc"

@@ -37,10 +37,13 @@ VOTERS = tuple(expert(f"agent-{n}", f"m-{n}") for n in (1, 2, 3))
 class PanelBench(LifeBench):
     """Attempts are numbered as they are submitted: at first one per expert."""
 
-    def __init__(self, mode: Mode, *experts: Expert, weights: tuple[float, ...] = (), **fields: Any) -> None:
+    def __init__(
+        self, mode: Mode, *experts: Expert, weights: tuple[float, ...] = (), trained: bool = True, **fields: Any
+    ) -> None:
         asked = {"wish": Wish(mode=mode), "modes": ALL_MODES, "stop": (), "logprobs": None, **fields}
         super().__init__(*(experts or (VOTERS if mode is Mode.CONSENSUS else THREE)), **asked)
         self._weights = weights
+        self._trained = trained
 
     def _choose(self, asked: SelectionRequest) -> Selection | NoExpert:
         self.chosen_for.append(asked)
@@ -52,6 +55,8 @@ class PanelBench(LifeBench):
         if isinstance(decided, Selection) and self._weights:
             weighted = zip(decided.members, self._weights, strict=False)
             decided = replace(decided, members=tuple(replace(member, weight=weight) for member, weight in weighted))
+            # Weights that a test gives are what a trained gate says.
+            decided.outlook.prompt_scores.trained[:] = self._trained
         return decided
 
     def _asked_in_turn(self, decided: Selection) -> Selection:

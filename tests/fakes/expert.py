@@ -149,7 +149,7 @@ class FakeExpert:
             return
         # What the answer begins with has been said already.
         said = len(job.prefix.split())
-        decoded, reason = 0, "cancelled"
+        decoded, reason, stop = 0, "cancelled", None
         try:
             self._say(Started(job_id=job.job_id, prompt_tokens=len(words)))
             self._fall_ill(words)
@@ -163,7 +163,7 @@ class FakeExpert:
                 word = word.upper() if told == "shout" else word
                 decoded += 1
                 if word in job.stop:
-                    reason = "stop"
+                    reason, stop = "stop", word
                     break
                 piece = TokenPiece(word + " ")
                 if job.logprobs is not None:
@@ -176,7 +176,7 @@ class FakeExpert:
                 reason = "stop" if job.max_tokens is None else "length"
         except asyncio.CancelledError:
             pass
-        self._finished(job.job_id, reason, len(words), decoded)
+        self._finished(job.job_id, reason, len(words), decoded, stop=stop)
 
     async def _score(self, job: ScoreJob) -> None:
         words = _words(job.prompt)
@@ -246,7 +246,9 @@ class FakeExpert:
         del self._takes[job.job_id]
         self._finished(job.job_id, reason, len(words), step)
 
-    def _finished(self, job_id: str, reason: str, prompt_tokens: int, decoded_tokens: int) -> None:
+    def _finished(
+        self, job_id: str, reason: str, prompt_tokens: int, decoded_tokens: int, *, stop: str | None = None
+    ) -> None:
         self._jobs.pop(job_id, None)
         self._say(
             Finished(
@@ -258,6 +260,7 @@ class FakeExpert:
                 wait_s=0.0,
                 prefill_s=prompt_tokens / self._options.prefill_tokens_per_s,
                 decode_s=decoded_tokens / self._options.decode_tokens_per_s,
+                stop=stop,
             )
         )
 

@@ -131,7 +131,16 @@ async def test_what_was_learned_outlives_a_restart(tmp_path: Path) -> None:
         assert (await planned(running))["decision"]["price"]["price_per_j"] == before.price_per_j
 
 
-async def test_a_cancelled_request_counts_and_an_unmeasured_one_does_not(tmp_path: Path) -> None:
+async def test_without_averages_nothing_is_kept(tmp_path: Path) -> None:
+    """A fleet that nobody has set an average for has no file of prices."""
+    async with fleet(tmp_path) as running:
+        await asked(running)
+        await running.quiet()
+        assert running.coordinator.status().averages == ()
+    assert not (tmp_path / "prices.json").exists()
+
+
+async def test_unmeasured_answers_change_no_price(tmp_path: Path) -> None:
     """Without a sensor nobody learns anything, and the status says how many were blind."""
     async with fleet(tmp_path, selection={"average_energy_j": 10.0}) as running:
         for _ in range(3):

@@ -127,7 +127,14 @@ async def test_a_request_in_progress_outlives_its_key(
 # --- Scopes -----------------------------------------------------------------------------------------------------------
 
 
-WRITERS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
+WRITERS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+)
 KEPT = ("/v1/responses/resp_1", "/v1/responses/resp_1/input_items")
 
 

@@ -62,6 +62,33 @@ async def test_a_tools_result_goes_back(tmp_path: Path) -> None:
         assert second.content[0].text == "sunny "
 
 
+async def test_a_stop_sequence_is_named(tmp_path: Path) -> None:
+    """Whole and streamed: which of the client's own has ended the answer."""
+    async with fleet(tmp_path) as running, client_of(running) as client:
+        asked: Any = {
+            "model": "moe2",
+            "max_tokens": 9,
+            "messages": said("one two three"),
+            "stop_sequences": ["x", "two"],
+        }
+        answer = await client.messages.create(**asked)
+        assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "two")
+        async with client.messages.stream(**asked) as stream:
+            final = await stream.get_final_message()
+        assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", "two")
+        assert final.content[0].type == "text"
+
+
+async def test_tokens_are_counted_and_nothing_is_written(tmp_path: Path) -> None:
+    """By the expert that would answer; the ledger has the request, which took next to nothing."""
+    async with fleet(tmp_path) as running, client_of(running) as client:
+        counted = await client.messages.count_tokens(model="moe2", messages=said("one two three"), tools=[TOOL])
+        assert counted.input_tokens == 3
+        assert counted.moe2["tokens"]["decoded"] == 0  # type: ignore[attr-defined]
+        async with running.http.get("/v1/moe2/ledger?by=model") as ledger:
+            assert (await ledger.json())["sums"][0]["n_requests"] == 1
+
+
 async def test_errors_are_those_of_the_sdk(tmp_path: Path) -> None:
     """Statuses and envelope are Anthropic's, before a handler runs as well as within it."""
     async with fleet(tmp_path, api={"max_body_bytes": 20_000}) as running, client_of(running) as client:

@@ -62,3 +62,18 @@ async def test_models_tell_what_they_can_do(tmp_path: Path) -> None:
         assert (tiny["root"], tiny["capabilities"]["tools"], tiny["capabilities"]["vision"]) == ("small", True, False)
         async with running.http.get("/v1/models/tiny") as answer:
             assert await answer.json() == tiny
+
+
+async def test_after_the_coordinators_start_hosts_are_expected_back(tmp_path: Path) -> None:
+    """Until all that it knows are there, it cannot tell which models there are: clients are told to come again."""
+    async with fleet(tmp_path) as running:
+        pass
+    async with fleet(tmp_path, agents=()) as running:
+        async with await running.chat("hi", model="fake") as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "model_away")
+        await running.start_agent("one")
+        await running.until(ready=1)
+        async with await running.chat("hi", model="fakir") as answer:
+            assert answer.status == 404
+        async with await running.chat("hi", model="fake") as answer:
+            assert answer.status == 200

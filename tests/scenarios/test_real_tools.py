@@ -66,6 +66,33 @@ async def test_a_forced_call_follows_the_functions_schema(tmp_path: Path) -> Non
         assert choice["message"]["tool_calls"][0]["function"]["name"] in ("time", "weather")
 
 
+async def test_a_free_call_of_a_strict_tool_follows_its_schema(tmp_path: Path) -> None:
+    """`tool_choice` is auto: the model goes on as the conversation does, with a call, which keeps to the schema."""
+    path = with_tools(smollm2_path(), tmp_path / "tools.gguf")
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    messages: list[dict[str, Any]] = []
+    for number, city in enumerate(("Rome", "Oslo", "Bern", "Kyiv")):
+        called = {"name": "weather", "arguments": json.dumps({"city": city})}
+        messages += [
+            {"role": "user", "content": f"Weather in {city}?"},
+            {"role": "assistant", "tool_calls": [{"id": f"c{number}", "type": "function", "function": called}]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "Sunny."},
+        ]
+    messages.append({"role": "user", "content": "Weather in Paris?"})
+    body = {"model": "smollm2", "messages": messages, "tools": [strict], "parallel_tool_calls": False}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path)) as running:
+        async with await running.http.post(
+            "/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": 80}
+        ) as response:
+            answer = await response.json()
+        assert response.status == 200, answer
+        [choice] = answer["choices"]
+        assert choice["finish_reason"] == "tool_calls"
+        [call] = choice["message"]["tool_calls"]
+        # The earlier calls lack the unit that the schema requires.
+        assert set(json.loads(call["function"]["arguments"])) == {"city", "unit"}
+
+
 async def test_an_answer_follows_the_requested_schema(tmp_path: Path) -> None:
     """`response_format` reaches the sampler."""
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}

@@ -1,16 +1,20 @@
-"""Rank: members write candidates, then each scores all of them, and the mixture of their views decides. PURE.
+"""Rank: members write candidates, then each scores all of them, and the gate's weights with their views decide. PURE.
 
-A score is a candidate's log-likelihood per UTF-8 byte given the prompt, so members need not share a tokenizer. The
-winner is delivered in one piece; what the others wrote is accounted as outvoted.
+A score is a candidate's log-likelihood per UTF-8 byte given the prompt, so members need not share a tokenizer;
+`choosing.judging` makes a decision of them. The winner is delivered in one piece; what the others wrote is accounted as
+outvoted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from moe2.common.link.messages import JobDone, JobScored, TokenPiece
 from moe2.common.textstream import answer_text
-from moe2.coordinator.choosing.mixture import FloatArray, best_of, distributions, mixture
+from moe2.coordinator.choosing.judging import JUDGES_SAY, TIES_SAY, judged
+from moe2.coordinator.choosing.mixture import FloatArray, best_of
 from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt, Purpose
@@ -134,11 +138,21 @@ class Rank(PanelRun):
         return self._deliver(self._candidates[0], now_s) if self._candidates else super()._nobody_left(now_s)
 
     def _decide(self, now_s: float) -> list[Effect]:
-        n_bytes = [len(candidate.text.encode()) for candidate in self._candidates]
-        views = distributions([self._scores[attempt.job_id] for attempt in self.active], n_bytes)
-        mixed = mixture(self.weights, views)
+        n_bytes = np.array([len(candidate.text.encode()) for candidate in self._candidates])
+        scores = np.array([self._scores[attempt.job_id] for attempt in self.active])
+        wrote = np.array([[_has_written(judge, candidate) for candidate in self._candidates] for judge in self.active])
+        writers = [sum(writer.member.weight for writer in candidate.writers) for candidate in self._candidates]
+        say = JUDGES_SAY if self._is_known else TIES_SAY
+        views, mixed = judged(np.array(self.weights), scores / n_bytes, wrote, np.array(writers), say=say)
         self._shares = views, mixed
         return self._deliver(self._candidates[best_of(mixed)], now_s)
+
+    @property
+    def _is_known(self) -> bool:
+        """True where the gate knows every member from outcomes, and not by a prior."""
+        assert self._selection is not None  # noqa: S101 - the play has begun
+        known = {other.expert.key for other in self._selection.considered if other.trained}
+        return known.issuperset(member.expert.key for member in self._selection.members)
 
     def _deliver(self, winner: _Candidate, now_s: float) -> list[Effect]:
         self._winner = winner
@@ -148,3 +162,7 @@ class Rank(PanelRun):
                     writer.state = AttemptState.OUTVOTED
         delivered = self.life.deliver(winner.pieces, now_s) if winner.pieces else []
         return [*delivered, *self.life.conclude(Completed(winner.reason), now_s)]
+
+
+def _has_written(judge: Attempt, candidate: _Candidate) -> bool:
+    return any(writer.expert.key == judge.expert.key for writer in candidate.writers)

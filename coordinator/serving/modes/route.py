@@ -64,8 +64,8 @@ class Route(ModeRun):
         return [*won, *self.life.deliver_vectors(vectors, now_s)]
 
     def ended(self, attempt: Attempt, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
-        reason = ended.reason if isinstance(ended, JobDone) else "stop"
-        return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason), now_s)]
+        reason, stop = (ended.reason, ended.stop) if isinstance(ended, JobDone) else ("stop", None)
+        return [*self._win(attempt, now_s), *self.life.conclude(Completed(reason, stop), now_s)]
 
     def failed(self, attempt: Attempt, failed: JobFailed, now_s: float) -> list[Effect]:
         """Have another expert take over, unless it is too late for that, or the request itself is wrong."""

@@ -115,7 +115,7 @@ def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64
         orders = [random.permutation(rows) for _ in range(-(-REQUESTS // rows))]
         price, spent_j = Price(), 0.0
         for row in np.concatenate(orders)[:REQUESTS].tolist():
-            expert = _best(case.probabilities[row], expected_j[row], price.price_per_j)
+            expert = best_expert(case.probabilities[row], expected_j[row], price.price_per_j)
             joules = float(actual_j[row, expert])
             counts[row, expert] += 1
             spent_j += joules
@@ -125,7 +125,7 @@ def _paced(case: Case, target_j: float, seed: int) -> tuple[npt.NDArray[np.int64
     return counts, float(np.mean(means)), float(max(means, key=lambda mean: abs(mean - target_j)))
 
 
-def _best(values: FloatArray, expected_j: FloatArray, price_per_j: float) -> int:
+def best_expert(values: FloatArray, expected_j: FloatArray, price_per_j: float) -> int:
     """The expert that the coordinator's fine level takes: of equals by value less price the one with fewest joules."""
     net = np.where(np.isinf(expected_j), -np.inf, values - price_per_j * np.nan_to_num(expected_j, posinf=0.0))
     return int(np.where(net >= net.max() - SAME_SCORE, expected_j, np.inf).argmin())

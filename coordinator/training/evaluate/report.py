@@ -64,6 +64,23 @@ class AverageFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Joules that it took on average."""
 
 
+class DayFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a key's daily limit; refused requests score 0."""
+
+    request_j: float
+    """Joules that the limit allows each of the day's requests in the mean."""
+    score: float
+    """Mean score with joules paced over the day, from the second day on."""
+    refused: float
+    """Share of the requests, 0..1, that the paced limit refused, from the second day on."""
+    first_day_score: float
+    """Mean score of the first day, when nothing is known of the key."""
+    unpaced_score: float
+    """Mean score with joules spent until they are gone."""
+    unpaced_refused: float
+    """Share of the requests, 0..1, that were then refused."""
+
+
 class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of a whole evaluation; no figure was measured on rows that were used to choose or train."""
 
@@ -82,6 +99,8 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     budgets: tuple[BudgetFigures, ...]
     average: tuple[AverageFigures, ...]
     """Average budgets, by rising target."""
+    day: tuple[DayFigures, ...]
+    """Daily limits, by rising limit."""
     baselines_ahead: tuple[str, ...]
     """Baselines other than oracles that lead moe2 by more than one standard error, with the budget."""
     baselines_ahead_of_told: tuple[str, ...] = ()

@@ -17,8 +17,9 @@ from moe2.coordinator.gate.calibration import expected_calibration_error, log_od
 from moe2.coordinator.gate.features import FeatureConfig
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.training.config import TrainingConfig
-from moe2.coordinator.training.evaluate.averages import Case, average_figures
+from moe2.coordinator.training.evaluate.averages import Case, average_figures, targets
 from moe2.coordinator.training.evaluate.budgets import Budget, budget_grid, feasible_under
+from moe2.coordinator.training.evaluate.days import day_figures
 from moe2.coordinator.training.evaluate.panels import PanelSelector, Planner
 from moe2.coordinator.training.evaluate.profiles import PROFILES, Costs, default_hosts, fleet_costs
 from moe2.coordinator.training.evaluate.report import BudgetFigures, EvaluationReport, RouterFigures
@@ -117,6 +118,7 @@ def evaluate(
     probabilities = np.stack([trained.gate.predict(prompt).probabilities for prompt in parts.report.prompts])
     told = _told(trained, parts.report)
     labels = label_means(kinds_of(train), train.scores, kinds_of(parts.report))
+    case = Case(probabilities, parts.report.scores, costs)
     routers = _routers(parts, trained.gate, probabilities, told, labels, costs, selector or Planner())
     budgets = tuple(_under(budget, routers, parts.report, costs) for budget in budget_grid(costs))
     return EvaluationReport(
@@ -135,7 +137,8 @@ def evaluate(
         ),
         gate_metrics=trained.manifest.metrics,
         budgets=budgets,
-        average=average_figures(Case(probabilities, parts.report.scores, costs), labels),
+        average=average_figures(case, labels),
+        day=tuple(day_figures(case, request_j) for request_j in targets(case)),
         baselines_ahead=tuple(
             _under_budget(name, budget)
             for budget in budgets

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from moe2.coordinator.training.evaluate.report import AverageFigures, BudgetFigures, EvaluationReport
+from moe2.coordinator.training.evaluate.report import AverageFigures, BudgetFigures, DayFigures, EvaluationReport
 from moe2.coordinator.training.evaluate.study import MOE2
 from moe2.coordinator.training.evaluate.vote_report import PolicyFigures, VoteReport
 
@@ -30,6 +30,7 @@ def tables(report: EvaluationReport) -> Iterator[Table]:
         if rows:
             yield _sweep(title, rows)
     yield _averages(report.average)
+    yield _days(report.day)
 
 
 def _loose(budget: BudgetFigures) -> Table:
@@ -58,6 +59,22 @@ def _averages(figures: tuple[AverageFigures, ...]) -> Table:
             f"{row.cap_mean_j:.1f}",
             f"{row.gain_points:+.1f} ± {row.gain_se:.1f}",
             f"{row.label_score:.3f}",
+        )
+    return table
+
+
+def _days(figures: tuple[DayFigures, ...]) -> Table:
+    table = Table(title="Daily limits: joules paced over the day against joules spent until they are gone")
+    for name in ("J a request", "paced", "refused", "first day", "not paced", "refused"):
+        table.add_column(name, justify="right")
+    for row in figures:
+        table.add_row(
+            f"{row.request_j:g}",
+            f"{row.score:.3f}",
+            f"{row.refused:.1%}",
+            f"{row.first_day_score:.3f}",
+            f"{row.unpaced_score:.3f}",
+            f"{row.unpaced_refused:.1%}",
         )
     return table
 

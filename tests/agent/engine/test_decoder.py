@@ -451,6 +451,18 @@ def test_scores_are_the_sums_of_the_tokens_log_probabilities(prompt: str, contin
         assert (score.tokens, score.utf8_bytes) == (len(continuation), len(continuation))
 
 
+def test_a_prompt_is_counted_without_the_model() -> None:
+    """At once, also while all slots are taken; nothing is decoded."""
+    engine = Engine(slots=1)
+    for job_id, text, most in (("running", "ab", 4), ("count", "abcab", 0)):
+        prompt = TextPrompt(text=text)
+        engine.decoder.submit(Submit(request_id="r", model="m", job_id=job_id, prompt=prompt, max_tokens=most))
+    finished = next(event for event in engine.events if isinstance(event, Finished))
+    assert (finished.job_id, finished.reason) == ("count", "length")
+    assert (finished.prompt_tokens, finished.decoded_tokens, finished.prefill_s) == (5, 0, None)
+    assert engine.cache.decoded_tokens == 0
+
+
 def test_scoring_frees_the_cells_of_its_branches() -> None:
     """After a score only the prompt stays cached."""
     engine = Engine(cells=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.agent.engine.memory import Need, cache_bytes, offloaded_part, shortage
+from moe2.agent.engine.memory import Need, cache_bytes, offloaded_part, shortage, window_of, windowed_tokens
 
 LLAMA = {
     "general.architecture": "llama",
@@ -73,3 +73,21 @@ def test_each_memory_holds_its_part() -> None:
     assert missing is not None
     assert "GPU memory" in missing.text
     assert missing.fitting is None
+
+
+def test_a_window_is_read_from_the_file() -> None:
+    """A model without sliding layers has none."""
+    assert window_of({**LLAMA, "llama.attention.sliding_window": "512"}.get) == 512
+    assert window_of(LLAMA.get) is None
+    assert window_of({**LLAMA, "llama.attention.sliding_window": "0"}.get) is None
+
+
+@pytest.mark.parametrize(
+    ("window", "context_tokens", "cells"),
+    [(None, 32_768, None), (512, 32_768, 9216), (512, 4096, None), (512, 18_432, 9216), (512, 18_431, None)],
+)
+def test_sliding_layers_hold_their_window_where_that_saves_half(
+    window: int | None, context_tokens: int, cells: int | None
+) -> None:
+    """Seventeen lanes of a window each, and a batch."""
+    assert windowed_tokens(window, context_tokens=context_tokens, lanes=17, batch_tokens=512) == cells

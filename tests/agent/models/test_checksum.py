@@ -72,3 +72,14 @@ def test_a_missing_file_has_no_checksum(tmp_path: Path) -> None:
     """The caller learns why."""
     with pytest.raises(FileNotFoundError):
         ChecksumStore(tmp_path).sha256(tmp_path / "absent.gguf")
+
+
+def test_a_split_models_checksum_covers_all_parts(tmp_path: Path) -> None:
+    """One after the other; a change of any part is a change."""
+    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for number, part in enumerate(parts):
+        part.write_bytes(b"part %d" % number)
+    store = ChecksumStore(tmp_path)
+    assert store.sha256(parts[0]) == sum_of(b"part 0part 1")
+    parts[1].write_bytes(b"other part")
+    assert store.sha256(parts[0]) == sum_of(b"part 0other part")

@@ -23,6 +23,9 @@ def chat() -> None:
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     answer = client.messages.create(model=MODEL, max_tokens=8, messages=MESSAGES, system=system)
     need(answer.content[0].text and answer.usage.output_tokens, answer)
+    counted = client.messages.count_tokens(model=MODEL, messages=MESSAGES, system=system)
+    read = answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+    need(counted.input_tokens == read, (counted, answer.usage))
 
 
 def stream() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -117,6 +118,12 @@ def test_reasoning_is_a_block_of_thinking() -> None:
     for event in streamed(*parts):
         snapshot = accumulate_event(event=EVENT.validate_python(event), current_snapshot=snapshot, json_bufs=buffers)
     assert [block.model_dump(exclude_none=True) for block in snapshot.content] == answer["content"]
+
+
+def test_a_stop_sequence_is_the_reason_where_it_ended_the_answer() -> None:
+    """Anthropic tells a stop sequence from the answer's own end, and names it."""
+    answer = MessageEncoder().whole(ORIGIN, (text("a"),), replace(end(), stop="END"))
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "END")
 
 
 def test_an_error_in_a_stream_is_anthropics_event() -> None:

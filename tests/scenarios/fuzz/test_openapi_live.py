@@ -52,6 +52,7 @@ INFERENCE = (
     "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/moe2/plan",
 )
 """Their bodies take schemathesis seconds to make."""

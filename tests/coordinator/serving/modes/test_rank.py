@@ -8,6 +8,7 @@ import pytest
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import ContinuationScore, JobScored, ScoreJob, Submit
+from moe2.coordinator.choosing.judging import JUDGES_SAY
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events
@@ -49,25 +50,42 @@ def test_members_write_and_then_score_all_candidates(rank: PanelBench) -> None:
     assert rank.text == ""
 
 
-def test_the_mixture_of_views_per_byte_decides(rank: PanelBench) -> None:
-    """The heaviest prefers its own a little, the two others agree on b."""
+def test_the_gate_and_the_views_of_others_texts_decide(rank: PanelBench) -> None:
+    """The heaviest prefers its own, which does not count; it and the third agree on b."""
     written(rank, "aa", "bb", "cc")
-    scored(rank, 3, -0.5, -0.6, -3.0)
+    scored(rank, 3, -0.1, -0.6, -3.0)
     scored(rank, 4, -2.0, -0.1, -2.0)
     effects = scored(rank, 5, -2.0, -0.1, -2.0)
     assert rank.text == "bb"
     assert outcomes(effects) == [Completed("length")]
     assert retires(effects)
-
-    def shares(*per_byte: float) -> list[float]:
-        masses = [math.exp(value) for value in per_byte]
-        return [mass / sum(masses) for mass in masses]
-
-    first, other = shares(-0.5, -0.6, -3.0), shares(-2.0, -0.1, -2.0)
-    expected = [0.5 * mine + 0.5 * theirs for mine, theirs in zip(first, other, strict=True)]
+    # In standard deviations around the mean of others' texts, by the weight of those who have not written it.
+    opinions = (-1.0 * 0.2 / 0.5, 1.0, -1.0 * 0.5 / 0.8)
+    masses = [weight * math.exp(JUDGES_SAY * said) for weight, said in zip((0.5, 0.3, 0.2), opinions, strict=True)]
     candidates = rank.together.candidates or ()
-    assert [candidate.probability for candidate in candidates] == pytest.approx(expected)
+    assert [candidate.probability for candidate in candidates] == pytest.approx([m / sum(masses) for m in masses])
     assert [candidate.chosen for candidate in candidates] == [False, True, False]
+
+
+def test_judges_do_not_overrule_a_gate_that_is_sure() -> None:
+    """Two members that agree on a third one's text cannot outvote one that the gate takes for far better."""
+    bench = PanelBench(Mode.RANK, weights=(0.8, 0.1, 0.1))
+    bench.admitted()
+    written(bench, "aa", "bb", "cc")
+    for attempt in (3, 4, 5):
+        scored(bench, attempt, -9.0, -0.1, -9.0)
+    assert bench.text == "aa"
+
+
+def test_judges_only_break_ties_of_members_that_the_gate_does_not_know() -> None:
+    """With priors by size the heaviest member's text is taken, however the judges like it; of equals the best liked."""
+    for weights, text in (((0.5, 0.3, 0.2), "aa"), ((0.4, 0.4, 0.2), "bb")):
+        bench = PanelBench(Mode.RANK, weights=weights, trained=False)
+        bench.admitted()
+        written(bench, "aa", "bb", "cc")
+        for attempt in (3, 4, 5):
+            scored(bench, attempt, -9.0, -0.1, -9.0)
+        assert bench.text == text
 
 
 def test_losers_are_accounted_as_outvoted(rank: PanelBench) -> None:
@@ -125,14 +143,16 @@ def test_a_writer_that_fails_is_left_out(rank: PanelBench) -> None:
     assert [job.continuations for job in asked if isinstance(job, ScoreJob)] == [("bb", "cc")] * 2
 
 
-def test_a_scorer_that_fails_is_left_out(rank: PanelBench) -> None:
+def test_a_scorer_that_fails_is_left_out() -> None:
     """The others' weights are renormalised."""
+    rank = PanelBench(Mode.RANK, weights=(0.36, 0.34, 0.3))
+    rank.admitted()
     written(rank, "aa", "bb", "cc")
     rank.failed(attempt=3)
     scored(rank, 4, -2.0, -2.0, -0.1)
     scored(rank, 5, -2.0, -2.0, -0.1)
     assert rank.text == "cc"
-    assert [share.weight for share in rank.together.members] == pytest.approx([0.6, 0.4])
+    assert [share.weight for share in rank.together.members] == pytest.approx([0.34 / 0.64, 0.3 / 0.64])
 
 
 def test_without_scorers_the_heaviest_members_answer_is_taken(rank: PanelBench) -> None:

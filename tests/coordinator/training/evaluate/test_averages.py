@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moe2.coordinator.training.evaluate.averages import Case, average_figures, targets
+from moe2.coordinator.training.evaluate.days import day_figures
 from moe2.coordinator.training.evaluate.profiles import Costs
 from moe2.coordinator.training.evaluate.report import AverageFigures
 
@@ -80,3 +81,17 @@ def test_a_single_expert_has_one_target() -> None:
     """Where there is nothing to choose, the report still has figures, and no gain."""
     (row,) = figures(case((100.0,)))
     assert row.gain_points == pytest.approx(0.0)
+
+
+def test_a_paced_day_refuses_next_to_nobody() -> None:
+    """From its second day on a paced limit answers nearly all and scores higher than one spent until it is gone."""
+    found = day_figures(case((100.0, 200.0, 300.0)), 180.0)
+    assert found.refused < 0.05 < 0.2 < found.unpaced_refused
+    assert found.score > found.unpaced_score + 0.05
+
+
+def test_a_loose_day_is_no_different() -> None:
+    """Where the limit has room for the best expert each time, pacing changes nothing."""
+    found = day_figures(case((100.0, 200.0, 300.0)), 500.0)
+    assert found.refused == found.unpaced_refused == 0.0
+    assert found.score == pytest.approx(found.unpaced_score)

@@ -58,6 +58,16 @@ def test_moe2_beats_the_baselines_that_do_not_look_at_the_prompt(report: Evaluat
     assert loose[MOE2].score <= loose["oracle"].score
 
 
+def test_average_budgets_and_days_are_reported(report: EvaluationReport) -> None:
+    """Each target has its figures, in the report as in its JSON."""
+    shown = json.loads(msgspec.json.encode(report))
+    assert [row["target_j"] for row in shown["average"]] == [row["request_j"] for row in shown["day"]]
+    named = {"target_j", "score", "mean_j", "se", "cap_score", "cap_mean_j", "gain_points", "gain_se"}
+    for row in shown["average"]:
+        assert named <= row.keys()
+        assert row["mean_j"] == pytest.approx(row["target_j"], rel=0.01)
+
+
 def test_no_router_beats_the_oracle(report: EvaluationReport) -> None:
     """Among single choices the oracle is an upper bound under every budget."""
     for budget in report.budgets:
@@ -164,7 +174,7 @@ def test_tables_name_every_router(report: EvaluationReport) -> None:
     """The first table has a row per router."""
     first = next(tables(report))
     assert first.row_count == len(ROUTERS)
-    assert len(list(tables(report))) == 4
+    assert len(list(tables(report))) == 6
 
 
 def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
