@@ -145,7 +145,8 @@ def transitions(
             going.extend(_unloads(host, own, wanted, doing, now_s, wanted_again_s, rules))
     here = {one.key for one in fleet.experts if one.readiness is Readiness.READY}
     reachable = {one.key for one in fleet.experts if one.host not in rules.unreachable}
-    if set(wanted) & reachable <= here:
+    # Where none of the wanted ones is there, as after a wake that failed, whoever is awake is needed.
+    if set(wanted) & reachable <= here and (not wanted or set(wanted) & here):
         return (*coming, *going)
     return (*coming, *(one for one in going if one.host in rules.keep_asleep))
 

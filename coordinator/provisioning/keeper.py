@@ -351,7 +351,7 @@ class Keeper:
         if self._settings.mode == "act":
             orders = self._steering.next_orders(decision.members, self._now_s(), wanted_again_s=again)
             self._would = tuple(order.transition for order in orders)
-            for order in orders:
+            for order in orders or self._steering.trial_orders(self._now_s()):
                 self._perform(order)
         elif self._settings.mode == "observe":
             busy = {key: doing.busy for key, doing in self._steering.activity().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.standby import IdlePower, Standby, TransitionCost
@@ -33,7 +34,11 @@ def fleet_of(rows: tuple[AgentRow, ...], scores: Scores, *, wakes_by_command: bo
         usable = [one for one in row.experts if one.state is not ExpertState.FAILED]
         standby = row.standby or Standby()
         hosts.append(_host(row, standby, usable, wakes_by_command=wakes_by_command))
-        experts.extend(_expert(row, standby, one, scores) for one in sorted(usable, key=lambda one: one.model))
+        own = [_expert(row, standby, one, scores) for one in sorted(usable, key=lambda one: one.model)]
+        if not hosts[-1].can_sleep and _power_w(standby, ()) is None:
+            # Its watts hold all its models, so that it is not known what one of them adds.
+            own = [replace(one, ready_w=None) for one in own]
+        experts.extend(own)
     return Fleet(tuple(hosts), tuple(experts))
 
 

@@ -21,6 +21,10 @@ MAX_CHANGES_KEPT = 64
 LEAST_TIMEOUT_S = 60.0
 WAKE_TIMEOUT_S = 180.0
 """Measured wakes take 10 to 70 s; one that has not been measured has this long."""
+TRIAL_AFTER_S = 300.0
+"""Seconds without a request after which an expert may be unloaded only to measure it."""
+TRIAL_S = 120.0
+"""Seconds for which it stays out of memory, so that its host's watts without it are measured."""
 TIMES_MEASURED = 3.0
 """A change may take this many times what it was measured to take before it counts as failed."""
 
@@ -79,6 +83,9 @@ class Steering:
         self._unreachable: dict[str, str] = {}
         """Hosts that could not be woken, with their names."""
         self._failed: dict[str, HealthWarning] = {}
+        self._trials: dict[str, float] = {}
+        """When each host's latest trial began."""
+        self._ended_trials: set[float] = set()
         self._number = 0
 
     @property
@@ -171,6 +178,45 @@ class Steering:
         )
         wished = {*self.wishes.kept_asleep, *self.wishes.pinned}
         return tuple(self._begin(one, now_s) for one in found if one.host in wished)
+
+    def trial_orders(self, now_s: float) -> tuple[Order, ...]:
+        """The changes that measure what is not known yet: an idle expert is unloaded for a while, once a day at most.
+
+        Only where another expert is there for requests that come meanwhile, and one host at a time. Without this a
+        host that nobody has ever unloaded would never be, as nobody knows what that saves.
+        """
+        if any(known.pending for known in self._hosts.values()):
+            return ()
+        for host in self._fleet.hosts:
+            own, begun_s = self._fleet.on(host.key), self._trials.get(host.key)
+            cold = [one for one in own if one.readiness is Readiness.COLD]
+            if begun_s is not None and begun_s not in self._ended_trials and cold:
+                if now_s - begun_s < TRIAL_S:
+                    return ()
+                self._ended_trials.add(begun_s)
+                reason = "its watts without it have been measured"
+                return (self._begin(Transition(Change.LOAD, host.key, cold[0].key, reason), now_s),)
+            if begun_s is None or now_s - begun_s >= DAY_S:
+                tried = self._trial_of(host, own, now_s)
+                if tried is not None:
+                    self._trials[host.key] = now_s
+                    return (self._begin(tried, now_s),)
+        return ()
+
+    def _trial_of(self, host: HostFigures, own: tuple[ExpertFigures, ...], now_s: float) -> Transition | None:
+        known = self._hosts.get(host.key)
+        wished = {*self.wishes.pinned, *self.wishes.kept_asleep, *self.pinned_by_settings}
+        if known is None or known.busy or now_s - known.idle_since_s < TRIAL_AFTER_S or host.key in wished:
+            return None
+        others = [one for one in self._fleet.experts if one.host != host.key and one.readiness is Readiness.READY]
+        if not host.may_unload or not others:
+            return None
+        for one in own:
+            if one.readiness is Readiness.READY and (one.ready_w is None or one.load_j is None):
+                return Transition(
+                    Change.UNLOAD, host.key, one.key, "what it draws and what a reload takes is unmeasured"
+                )
+        return None
 
     def wake(self, host: str, now_s: float, reason: str) -> Order | None:
         """The order to wake a sleeping host; None where it is not asleep, or is already told."""

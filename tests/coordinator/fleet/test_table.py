@@ -355,6 +355,23 @@ def test_an_expert_that_is_being_loaded_is_known_to_come(table: CapabilityTable)
     assert table.loading(4.0) == ()
 
 
+def test_an_agent_that_sleeps_is_asleep_and_kept(table: CapabilityTable) -> None:
+    """It is not choosable, not evicted, and found again after a restart, but not where it is awake by then."""
+    join(table)
+    table.agent_left("agent-1", 1.0, asleep=True)
+    assert [(row.asleep, row.connected) for row in table.rows(2.0)] == [(True, False)]
+    assert table.choosable(2.0) == ()
+    assert table.evict(1e9) == []
+    assert len(table.sleepers()) == 1
+    [sleeper] = table.sleepers()
+    other = CapabilityTable(stale_s=15.0, evict_s=600.0)
+    other.restore_sleeper(sleeper, 5.0)
+    assert [row.asleep for row in other.rows(6.0)] == [True]
+    other.agent_joined(sleeper.hello, 7.0)
+    other.restore_sleeper(sleeper, 8.0)
+    assert [row.asleep for row in other.rows(9.0)] == [False]
+
+
 def test_agents_are_expected_back_for_a_while(table: CapabilityTable) -> None:
     """After a start, until all that are known have reported, or the time is up."""
     assert not table.is_expecting(0.0)
