@@ -81,13 +81,28 @@ class Case:
         """The outlook for panels of up to `size` members without the experts that are ruled out."""
         eligible = np.array([key not in ruled_out for key in self.roster.keys])
         work = work_in(mode, self.roster, self.load, size, eligible)
-        return self._outlook(work.forecast, self.worth.together, ruled_out, work)
+        # Who writes well need not score options well.
+        scores = self.prompt_scores.by_scoring if mode is Mode.VOTE else None
+        return self._outlook(work.forecast, self.worth.together, ruled_out, work, scores or self.prompt_scores)
 
     def _outlook(
-        self, forecast: Forecast, worth: SetWorth, ruled_out: Mapping[str, str], work: Work | None = None
+        self,
+        forecast: Forecast,
+        worth: SetWorth,
+        ruled_out: Mapping[str, str],
+        work: Work | None = None,
+        scores: PromptScores | None = None,
     ) -> Outlook:
         return Outlook(
-            forecast, self.prompt_scores, worth, self.budgets, ruled_out, work, self.draw, self.price_per_j, self.prices
+            forecast,
+            scores or self.prompt_scores,
+            worth,
+            self.budgets,
+            ruled_out,
+            work,
+            self.draw,
+            self.price_per_j,
+            self.prices,
         )
 
 

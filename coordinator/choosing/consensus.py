@@ -176,7 +176,7 @@ def best_plan(
 def voted_value(outlook: Outlook, votes: RosterVotes, places: Sequence[int]) -> float | None:
     """The probability that a vote of the experts at `places` is right; None where too few recorded answers say so."""
     models = tuple(sorted({int(votes.columns[place]) for place in places}))
-    if len(models) > MAX_VOTERS:
+    if len(models) > MAX_VOTERS or len(votes.replay.record.kinds) < MIN_RECORDED:
         return None
     plans = votes.replay.plans(models, len(models))
     chosen = np.flatnonzero((plans.members >= 0).sum(axis=1) == len(models))

@@ -6,7 +6,7 @@ The gate knows models; the fleet has experts, several of which may serve one mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -93,6 +93,8 @@ class PromptScores:
     """The kind of prompt that the gate takes this one for; None without a trained gate."""
     kind_shares: FloatArray = field(default_factory=lambda: np.ones(1))
     """(K,) the probability of each kind of prompt; even shares where the gate cannot tell."""
+    by_scoring: PromptScores | None = None
+    """The same where experts score given options instead of writing; None where the gate knows no more of that."""
 
 
 class Scorer:
@@ -151,9 +153,13 @@ class Scorer:
             shares = np.full(count, 1 / count)
         if predicted.kinds is not None and predicted.kinds.size == len(self._kinds):
             kind = self._kinds[int(predicted.kinds.argmax())]
-        return PromptScores(
+        written = PromptScores(
             predicted.probabilities[columns], predicted.logits[columns], predicted.trained[columns], kind, shares
         )
+        if predicted.by_scoring is None:
+            return written
+        scored = predicted.by_scoring[columns]
+        return replace(written, by_scoring=replace(written, scores=scored, logits=scored / self._fitted.tau))
 
     def votes(self, roster: Roster) -> RosterVotes:
         """What is known of these experts' votes; the replay stays the same object until the gate knows more of them."""

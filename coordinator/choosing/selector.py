@@ -270,7 +270,7 @@ class Selector:
         places, outlook, plan = max(feasible, key=lambda found: net_value(found[1], found[0]))
         work = outlook.work
         assert work is not None  # noqa: S101 - a panel's outlook says what its members do
-        members = weighted_members(places, case.prompt_scores.logits)
+        members = weighted_members(places, outlook.prompt_scores.logits)
         return Selection(
             mode=mode,
             members=tuple(outlook.member(place, weight) for place, weight in members),

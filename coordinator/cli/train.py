@@ -113,5 +113,5 @@ def _trained(args: argparse.Namespace, console: Console) -> Manifest:
             f"The gate is clearly behind the best single expert, so {args.out} is not written.",
             remedy="Collect more questions of each kind, or write it with --even-if-behind.",
         )
-    save_checkpoint(args.out, trained.gate.parameters, trained.manifest, trained.gate.votes)
+    save_checkpoint(args.out, trained.gate.parameters, trained.manifest, trained.gate.votes, trained.gate.by_scoring)
     return trained.manifest

@@ -315,7 +315,7 @@ class _Tuning:
             self._console.print("The gate is clearly behind, so it is not installed (--even-if-behind does it).")
             return NOT_INSTALLED
         path = self._settings.gate_path
-        save_checkpoint(path, trained.gate.parameters, trained.manifest, trained.gate.votes)
+        save_checkpoint(path, trained.gate.parameters, trained.manifest, trained.gate.votes, trained.gate.by_scoring)
         self._console.print(f"Installed {path}.", soft_wrap=True)
         return await self._reload(status.pid, outcomes.experts)
 

@@ -92,13 +92,19 @@ def feature_fields(config: FeatureConfig) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    path: Path, parameters: GateParameters, manifest: Manifest, votes: VoteRecord | None = None
+    path: Path,
+    parameters: GateParameters,
+    manifest: Manifest,
+    votes: VoteRecord | None = None,
+    by_scoring: npt.NDArray[np.float64] | None = None,
 ) -> None:
     """Write a checkpoint; the file appears whole or not at all, and equal input gives equal bytes. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {entry.name: getattr(parameters, entry.name) for entry in fields(parameters)}
     tensors["embedding"] = tensors["embedding"].astype(np.float16)
     if votes is not None:
         tensors |= _vote_tensors(votes)
+    if by_scoring is not None:
+        tensors["by_scoring"] = by_scoring.astype(np.float32)
     content = save(tensors, {"manifest": msgspec.json.encode(manifest).decode()})
     replace_file(path, content, mode=0o644)
 
@@ -124,7 +130,8 @@ def load_checkpoint(path: Path) -> tuple[Gate, Manifest]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.", remedy=_RETRAIN)
     try:
         parameters = GateParameters(**{entry.name: tensors[entry.name] for entry in fields(GateParameters)})
-        return Gate(parameters, config, manifest.experts, manifest.tau, _votes_in(tensors)), manifest
+        by_scoring = tensors["by_scoring"].astype(np.float64) if "by_scoring" in tensors else None
+        return Gate(parameters, config, manifest.experts, manifest.tau, _votes_in(tensors), by_scoring), manifest
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit together: {error}.", remedy=_RETRAIN) from error
 

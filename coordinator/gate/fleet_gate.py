@@ -43,6 +43,8 @@ class FleetPrediction:
     """Set where the trained gate failed on this prompt, so that every figure is a prior."""
     kinds: FloatArray | None = None
     """(K,) probability of each kind of prompt; None where no trained gate answered."""
+    by_scoring: FloatArray | None = None
+    """(N,) probability that each expert is right where it scores given options; None where that is not known."""
 
 
 def plain_name(name: str) -> str:
@@ -109,7 +111,8 @@ class FleetGate:
             )
         p = self._from_trained(trained)
         known = np.array([column is not None for column in self._column])
-        return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds)
+        by_scoring = None if answer.by_scoring is None else self._from_trained(answer.by_scoring)
+        return FleetPrediction(p, p / self.tau, known, kinds=answer.kinds, by_scoring=by_scoring)
 
     def by_kind(self) -> FloatArray:
         """(K, N) the probability of each expert on each kind of prompt that the gate was trained on.

@@ -90,6 +90,8 @@ class GatePrediction:
     """(N,) a softmax over any subset of these gives that subset's optimal weights."""
     kinds: npt.NDArray[np.float64]
     """(K,) probability of each kind of prompt seen in training."""
+    by_scoring: npt.NDArray[np.float64] | None = None
+    """(N,) probability that each expert is right where it scores given options; None where nobody was asked so."""
 
 
 def weighted_counts(features: PromptFeatures, idf: FloatArray) -> FloatArray:
@@ -108,8 +110,9 @@ class Gate:
     """A trained gate. It is immutable, so that any thread may call `predict`.
 
     experts: names in the order of the outputs. tau: temperature of the logits. votes: what the outcomes say of the
-    experts' votes; None where they hold no answers. Raises ValueError where the parameters, the features, the experts
-    and the votes do not fit together.
+    experts' votes; None where they hold no answers. by_scoring: (K, N) mean score of each expert on each kind of prompt
+    where it scores given options; None where no expert was asked so. Raises ValueError where the parameters, the
+    features, the experts and the rest do not fit together.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Gate:
         experts: Sequence[str],
         tau: float,
         votes: VoteRecord | None = None,
+        by_scoring: npt.NDArray[np.float64] | None = None,
     ) -> None:
         if parameters.embedding.shape[0] != config.buckets:
             raise ValueError(f"{parameters.embedding.shape[0]} embedding rows for {config.buckets} buckets")
@@ -128,11 +132,16 @@ class Gate:
             raise ValueError(f"parameters for {parameters.residual_bias.size} experts, but {len(experts)} names")
         if votes is not None and votes.base.size != len(experts):
             raise ValueError(f"votes of {votes.base.size} experts, but {len(experts)} names")
+        if by_scoring is not None and not (
+            by_scoring.shape == parameters.profile.shape and ((by_scoring >= 0) & (by_scoring <= 1)).all()
+        ):
+            raise ValueError("the scores by scoring options are not probabilities by kind and expert")
         if tau <= 0:
             raise ValueError(f"tau must be positive, not {tau}")
         self.experts = tuple(experts)
         self.tau = tau
         self.votes = votes
+        self.by_scoring = by_scoring
         self.parameters = parameters
         self.feature_config = config
         self.extractor = FeatureExtractor(config)
@@ -152,7 +161,9 @@ class Gate:
             posterior[kind] = 1.0
         raw = log_odds_of(posterior @ self.parameters.profile) + residual
         p = sigmoid(self.parameters.calibration_slope * raw + self.parameters.calibration_offset)
-        return GatePrediction(probabilities=p, logits=p / self.tau, kinds=posterior.astype(np.float64))
+        kinds = posterior.astype(np.float64)
+        by_scoring = None if self.by_scoring is None else np.asarray(kinds @ self.by_scoring)
+        return GatePrediction(probabilities=p, logits=p / self.tau, kinds=kinds, by_scoring=by_scoring)
 
     def heads(self, features: PromptFeatures) -> tuple[FloatArray, FloatArray]:
         """The task logits (K,) and the residual (N,) of one prompt."""

@@ -35,6 +35,7 @@ def with_feedback(pool: Outcomes, path: Path) -> tuple[Outcomes, int]:
         scores[row, pool.experts.index(entry.model)] = entry.score
     count, labelled = len(usable), any(pool.tasks)
     source = pool.sources[0] if len(pool) else ""
+    unknown = np.full(scores.shape, np.nan)
     joined = Outcomes(
         experts=pool.experts,
         ids=(*pool.ids, *(f"feedback/{entry.request_id}" for entry in usable)),
@@ -43,7 +44,8 @@ def with_feedback(pool: Outcomes, path: Path) -> tuple[Outcomes, int]:
         sources=(*pool.sources, *(source,) * count),
         tasks=(*pool.tasks, *(KIND if labelled else "",) * count),
         scores=np.concatenate([pool.scores, scores]),
-        chars=np.concatenate([pool.chars, np.full(scores.shape, np.nan)]),
+        chars=np.concatenate([pool.chars, unknown]),
+        by_scoring=None if pool.by_scoring is None else np.concatenate([pool.by_scoring, unknown]),
         answers=None if pool.answers is None else (*pool.answers, *((None,) * len(pool.experts),) * count),
         digest=pool.digest,
     )

@@ -50,6 +50,9 @@ class Outcomes:
     answers: tuple[tuple[str | None, ...], ...] | None = None
     """By row and expert the final answer; None where it gave none, or where it is unknown. None without any column of
     answers."""
+    by_scoring: FloatArray | None = None
+    """(rows, experts) 0..1 the scores of choosing an option by its likelihood, as a vote does; NaN where not asked so.
+    None without any column of them."""
     digest: str = field(default="")
     """SHA-256 of the file that the rows came from."""
 
@@ -73,6 +76,7 @@ class Outcomes:
             scores=self.scores[chosen],
             chars=self.chars[chosen],
             answers=None if self.answers is None else tuple(self.answers[row] for row in chosen),
+            by_scoring=None if self.by_scoring is None else self.by_scoring[chosen],
             digest=self.digest,
         )
 
@@ -97,6 +101,7 @@ class Outcomes:
             scores=self.scores[:, columns],
             chars=self.chars[:, columns],
             answers=_columns_of(self.answers, columns),
+            by_scoring=None if self.by_scoring is None else self.by_scoring[:, columns],
             digest=self.digest,
         )
 
@@ -167,7 +172,18 @@ def outcomes_from_columns(
     splits = check.splits(columns["split"], ids) if "split" in columns else tuple(split_of(name) for name in ids)
     prompts = check.texts(columns["prompt"], "prompt")
     answers = _answers(check, columns, experts)
-    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, answers, digest)
+    by_scoring = _by_scoring(check, columns, experts)
+    return Outcomes(experts, ids, prompts, splits, labels["source"], tasks, scores, chars, answers, by_scoring, digest)
+
+
+def _by_scoring(check: _Checker, columns: dict[str, Sequence[object]], experts: Sequence[str]) -> FloatArray | None:
+    """(rows, experts) the scores by scoring options; None where no expert has a column of them."""
+    named = [f"scoring__{name}" for name in experts]
+    if not any(name in columns for name in named):
+        return None
+    nothing = np.full(len(columns["prompt"]), np.nan)
+    found = [check.numbers(columns[name], name, 0.0, 1.0) if name in columns else nothing for name in named]
+    return np.stack(found, axis=1)
 
 
 def _answers(

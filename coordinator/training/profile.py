@@ -70,6 +70,24 @@ def _shrunk_means(
     return np.asarray(means * truth / (truth + chance))
 
 
+def scoring_profile(
+    by_scoring: FloatArray | None, labels: Sequence[str], kinds: Sequence[str], profile: FloatArray
+) -> FloatArray | None:
+    """(K, N) the expected score, 0..1, of each expert that scores options on each kind; None where nobody did.
+
+    by_scoring: (rows, N), NaN where an expert was not asked so. profile: (K, N) by writing, which stands in for experts
+    that were never asked to score.
+    """
+    if by_scoring is None:
+        return None
+    asked = ~np.isnan(by_scoring).all(axis=0)
+    if not asked.any():
+        return None
+    found = np.array(profile, dtype=np.float64)
+    found[:, asked] = shrunk_profile(by_scoring[:, asked], labels, kinds)
+    return found
+
+
 def _overall(scores: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:
     """(N,) the mean of each expert's known scores, with a little of the mean of all."""
     everyone = float(scores[known].mean())

@@ -39,6 +39,7 @@ from moe2.coordinator.training.gain import Gain, best_single, chosen_scores, gai
 from moe2.coordinator.training.network import Batch, GateNetwork, entropy_regularised_loss, expert_log_odds
 from moe2.coordinator.training.outcomes import Outcomes
 from moe2.coordinator.training.preparation import PreparedRows, kinds_of
+from moe2.coordinator.training.profile import scoring_profile
 from moe2.coordinator.training.votes import vote_record
 
 FloatArray = npt.NDArray[np.float64]
@@ -103,10 +104,11 @@ def train_gate(
 
 
 def _with_votes(gate: Gate, train: Outcomes, rows: PreparedRows) -> Gate:
-    """The gate with what the train rows' answers say of its experts' votes."""
+    """The gate with what the train rows say of its experts' votes: final answers, and options that they scored."""
     profile = gate.parameters.profile.astype(np.float64)
     votes = vote_record(train, rows.kinds, kinds_of(train), profile)
-    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes)
+    by_scoring = scoring_profile(train.by_scoring, kinds_of(train), rows.kinds, profile)
+    return Gate(gate.parameters, gate.feature_config, gate.experts, gate.tau, votes, by_scoring)
 
 
 @dataclass(frozen=True)

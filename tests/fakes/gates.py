@@ -51,12 +51,16 @@ def random_gate(experts: Sequence[str], kinds: Sequence[str], features: FeatureC
 
 
 def write_gate(
-    path: Path, experts: Sequence[str], kinds: Sequence[str], profile: Sequence[Sequence[float]] | None = None
+    path: Path,
+    experts: Sequence[str],
+    kinds: Sequence[str],
+    profile: Sequence[Sequence[float]] | None = None,
+    by_scoring: Sequence[Sequence[float]] | None = None,
 ) -> Path:
     """A checkpoint for these experts, each a little better than the one before; its gate takes every prompt for its
     first kind.
 
-    profile: a row of scores per kind of prompt instead.
+    profile: a row of scores per kind of prompt instead. by_scoring: the same where experts score given options.
     """
     features = FeatureConfig(bucket_bits=4)
     kind_count, count = len(kinds), len(experts)
@@ -79,7 +83,8 @@ def write_gate(
         calibration_slope=nothing(count) + 1,
         calibration_offset=nothing(count),
     )
-    save_checkpoint(path, parameters, _manifest(experts, kinds, features))
+    scored = None if by_scoring is None else np.array(by_scoring, dtype=np.float64)
+    save_checkpoint(path, parameters, _manifest(experts, kinds, features), by_scoring=scored)
     return path
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.cli.contradictions import contradictions
+from moe2.coordinator.cli.plan import show_plan
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.coordinator.keys.keys import add_key
@@ -129,6 +130,15 @@ async def test_what_was_learned_outlives_a_restart(tmp_path: Path) -> None:
         (after,) = running.coordinator.status().averages
         assert after == before
         assert (await planned(running))["decision"]["price"]["price_per_j"] == before.price_per_j
+
+
+async def test_the_plan_on_the_command_line_tells_the_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In points for a thousand joules, with each scope and what it wants."""
+    async with fleet(tmp_path, profile="agx-orin-maxn", selection={"average_energy_j": 150.0}) as running:
+        socket = running.configuration["coordinator"]["socket"]
+        code = await asyncio.to_thread(show_plan, socket, "a b c", {}, model="moe2", max_tokens=5, as_json=False)
+    assert code == 0
+    assert "Price: 0 points per kJ (fleet: 150 J an answer, 0 points per kJ)." in capsys.readouterr().out
 
 
 async def test_without_averages_nothing_is_kept(tmp_path: Path) -> None:

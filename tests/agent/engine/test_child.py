@@ -203,7 +203,7 @@ def test_an_answer_follows_its_json_schema(child: Child, sampling: Sampling) -> 
     assert isinstance(end, Finished)
     # An answer cut off by its length is no JSON yet.
     if end.reason == "stop":
-        assert set(json.loads(texts["person"])) == {"name", "age"}
+        assert set(json.loads(texts["person"])) >= {"name", "age"}
     else:
         assert texts["person"].lstrip().startswith("{")
 

@@ -40,6 +40,17 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     assert len(table.digest) == 64
 
 
+def test_scores_by_scoring_options_are_read(tmp_path: Path) -> None:
+    """They are a table beside the scores by writing, and stay with their rows and experts."""
+    rows = [{**GOOD, "score__x": 1, "score__y": 0, "scoring__y": 1}, {**GOOD, "id": "b", "score__x": 0, "score__y": 0}]
+    table = read_outcomes(jsonl(tmp_path, *rows))
+    assert table.by_scoring == pytest.approx(np.array([[np.nan, 1], [np.nan, np.nan]]), nan_ok=True)
+    part = table.with_experts(["y"]).take([0])
+    assert part.by_scoring == pytest.approx(np.array([[1.0]]))
+    with pytest.raises(OutcomesError, match="scoring__y"):
+        read_outcomes(jsonl(tmp_path, {**GOOD, "score__y": 0, "scoring__y": 2}))
+
+
 def test_nested_scores_are_read(tmp_path: Path) -> None:
     """A JSON line may hold all scores in one object."""
     table = read_outcomes(jsonl(tmp_path, {"prompt": "p", "scores": {"x": 0.25, "y": None}}))

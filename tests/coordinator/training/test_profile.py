@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moe2.coordinator.training.profile import FloatArray, shrunk_profile
+from moe2.coordinator.training.profile import FloatArray, scoring_profile, shrunk_profile
 
 KINDS = tuple(f"kind-{k}" for k in range(10))
 ALIKE = np.broadcast_to([0.30, 0.42, 0.36, 0.25], (10, 4))
@@ -77,6 +77,20 @@ def test_one_row_for_each_kind_is_all_chance() -> None:
     scores = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     profile = shrunk_profile(scores, KINDS[:4], KINDS[:4])
     assert (profile.argmax(axis=1) == 0).all()
+
+
+def test_an_expert_that_never_scored_options_has_its_scores_by_writing() -> None:
+    """What is known of scoring replaces what is known of writing, expert by expert."""
+    written = np.array([[0.2, 0.9], [0.3, 0.9]])
+    scored = np.array([[1.0, np.nan]] * 8 + [[0.0, np.nan]] * 8)
+    labels = ["kind-0"] * 8 + ["kind-1"] * 8
+    found = scoring_profile(scored, labels, KINDS[:2], written)
+    assert found is not None
+    assert found[:, 1].tolist() == [0.9, 0.9]
+    assert found[0, 0] > 0.8
+    assert found[1, 0] < 0.2
+    assert scoring_profile(None, labels, KINDS[:2], written) is None
+    assert scoring_profile(np.full((16, 2), np.nan), labels, KINDS[:2], written) is None
 
 
 @given(

@@ -63,6 +63,21 @@ def test_few_rows_are_not_behind_the_best_single_expert_in_expectation() -> None
     assert np.mean(gains) > -0.01
 
 
+def test_a_gate_learns_who_scores_options_well(tmp_path: Path) -> None:
+    """Outcomes of both kinds give a gate that knows each expert by writing and by scoring, also from its file."""
+    outcomes = synthetic_outcomes(150)
+    by_scoring = np.full(outcomes.scores.shape, np.nan)
+    by_scoring[:, 1] = 0.95
+    config = replace(SMALL_TRAINING, epochs=1)
+    trained = train_gate(replace(outcomes, by_scoring=by_scoring), config=config, features=SMALL_FEATURES)
+    path, gate = tmp_path / "gate.safetensors", trained.gate
+    save_checkpoint(path, gate.parameters, trained.manifest, gate.votes, gate.by_scoring)
+    found = load_checkpoint(path)[0].predict("who is king?")
+    assert found.by_scoring is not None
+    assert found.by_scoring[1] == pytest.approx(0.95, abs=0.01)
+    assert found.probabilities[1] < 0.9
+
+
 def test_training_twice_gives_the_same_gate(trained: TrainedGate) -> None:
     """Same data, configuration and seeds: every parameter is the same, bit for bit."""
     again = train_gate(synthetic_outcomes(), config=SMALL_TRAINING, features=SMALL_FEATURES, source="synthetic")
