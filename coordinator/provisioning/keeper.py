@@ -61,8 +61,9 @@ LEAD_S = 60.0
 """The traffic is looked up this far ahead, so that who is wanted then is awake by then."""
 DAY_S = 86_400.0
 HISTORY_S = 42 * DAY_S
-SMALL_FLEET = 16
-"""Fleets up to this size have every hour of the week planned, larger ones every sixth."""
+SMALL_FLEET = 8
+"""Fleets up to this size have every hour of the week planned, larger ones every sixth: the plan shares the processor
+with the requests."""
 MAX_HELD_JOBS = 256
 """Jobs that may wait for a sleeping host."""
 
@@ -372,7 +373,7 @@ class Keeper:
     ) -> tuple[Decision, float]:
         """The search itself, in a thread. It writes only what nobody else writes meanwhile."""
         if week is not None:
-            effort = Effort(time_limit_s=0.05)
+            effort = Effort(time_limit_s=0.03)
             self._plans = week_plans(fleet, week, limits, effort=effort, clock=perf_counter)
             self._planned = tuple(expert.key for expert in fleet.experts)
             self._planned_unix_s = now_unix_s
