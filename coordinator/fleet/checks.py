@@ -117,6 +117,7 @@ class _Given:
     context_tokens: int | None
     """The context of its expert when it was given; None if that was never reported."""
     n_pieces: int = 0
+    n_vectors: int = 0
 
     @property
     def max_decoded(self) -> int:
@@ -256,9 +257,9 @@ class AgentChecks:
             return None
         if not isinstance(given.job, EmbedJob):
             return "vectors of a job that was not to embed"
-        given.n_pieces += len(message.vectors)
+        given.n_vectors += len(message.vectors)
         asked = len(given.job.texts)
-        return None if given.n_pieces <= asked else f"{given.n_pieces} vectors where {asked} were asked for"
+        return None if given.n_vectors <= asked else f"{given.n_vectors} vectors where {asked} were asked for"
 
     def _done(self, message: JobDone) -> Checked:
         given = self._given.get(message.job_id)
@@ -273,8 +274,8 @@ class AgentChecks:
             return self._needed(message, "no scores where it was asked for them")
         if given and isinstance(given.job, EmbedJob) and message.reason != "cancelled":
             asked = len(given.job.texts)
-            if given.n_pieces < asked:
-                return self._needed(message, f"{given.n_pieces} vectors where {asked} were asked for")
+            if given.n_vectors < asked:
+                return self._needed(message, f"{given.n_vectors} vectors where {asked} were asked for")
         return self._ended(message, message.usage)
 
     def _scored(self, message: JobScored) -> Checked:

@@ -54,6 +54,8 @@ log = structlog.get_logger()
 
 WATCH_EVERY_S = 2.0
 DECIDE_EVERY_S = 60.0
+INFORM_EVERY_S = 5.0
+"""Between two decisions while experts are unknown or unmeasured: what becomes known is soon made use of."""
 PLAN_EVERY_S = 3600.0
 LEAD_S = 60.0
 """The traffic is looked up this far ahead, so that who is wanted then is awake by then."""
@@ -285,7 +287,8 @@ class Keeper:
             while True:
                 if self._settings.mode != "off" or self._steering.wishes.kept_asleep or self._held:
                     self._watch()
-                if self._settings.mode != "off" and self._now_s() - decided_s >= DECIDE_EVERY_S:
+                every_s = DECIDE_EVERY_S if self._is_informed else INFORM_EVERY_S
+                if self._settings.mode != "off" and self._now_s() - decided_s >= every_s:
                     decided_s = self._now_s()
                     await self._decide()
                 await asyncio.sleep(WATCH_EVERY_S)
@@ -293,6 +296,11 @@ class Keeper:
             for task in tuple(self._tasks):
                 task.cancel()
             self._keep()
+
+    @property
+    def _is_informed(self) -> bool:
+        """Whether the latest decision was about all experts, or failed."""
+        return self._failure is not None or (self._decision is not None and not self._decision.stays)
 
     def _watch(self) -> None:
         """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""

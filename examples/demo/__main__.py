@@ -15,29 +15,24 @@ from pathlib import Path
 import aiohttp
 from rich.console import Console
 
-from examples.demo.client import Answer, DemoClient, Prompt
+from examples.demo.client import DemoClient
 from examples.demo.errors import DemoError, Interrupted
 from examples.demo.fleet import Fleet, unless
 from examples.demo.models import CHECKOUT, Model, shipped_model, smaller_model
-from examples.demo.report import answers_table, next_steps
+from examples.demo.report import next_steps, tour_report
 from examples.demo.setup import Setup, prepare
+from examples.demo.tour import Tour, tour
+from moe2.agent.energy.profiles import find_profile
 
 READY_S = 180.0
 WIDTH_OF_A_LOG = 120
-PROMPTS = (
-    Prompt("What is the capital of France? Answer in one word.", max_tokens=16),
-    Prompt("Explain in two sentences why the sky is blue."),
-    Prompt("Name three animals that can fly."),
-    Prompt("Write one line of a poem about the sea."),
-)
-PROMPT_FOR_EACH = "What do plants need to grow?"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo", description="One coordinator and two agents with a real model, on this machine."
     )
-    parser.add_argument("--once", action="store_true", help="end after the table")
+    parser.add_argument("--once", action="store_true", help="end after the tour")
     parser.add_argument(
         "--folder", type=Path, default=CHECKOUT / ".demo", help="for configurations, models and logs; default: .demo"
     )
@@ -91,24 +86,26 @@ async def _interruption(stop: asyncio.Event) -> Interrupted:
 
 
 async def _present(console: Console, folder: Path, stack: AsyncExitStack) -> tuple[Setup, Fleet]:
-    """Everything up to the table. The fleet runs on until `stack` is left."""
+    """Everything up to the report. The fleet runs on until `stack` is left."""
     models = await _models(console, folder)
     setup = prepare(folder, models)
     fleet = await stack.enter_async_context(Fleet(setup))
-    answers = await unless(fleet.first_death(), _ask_when_ready(console, setup, models))
-    console.print(answers_table(answers))
+    seen = await unless(fleet.first_death(), _tour_when_ready(console, setup, fleet, models))
+    console.print(tour_report(seen))
     return setup, fleet
 
 
-async def _ask_when_ready(console: Console, setup: Setup, models: list[Model]) -> list[Answer]:
+async def _tour_when_ready(console: Console, setup: Setup, fleet: Fleet, models: list[Model]) -> Tour:
     async with aiohttp.ClientSession() as http:
         client = DemoClient(http, setup.api_url)
         with console.status("Starting one coordinator and two agents …") as status:
             await client.wait_until_ready(
                 len(models), lambda said: status.update(f"Waiting for the fleet: {said} …"), timeout_s=READY_S
             )
-        console.print(f"✓ One coordinator and {len(models)} agents are ready.", style="green")
-        return await _ask(console, client, models)
+            hosts = " and ".join(find_profile(model.profile).board for model in models)
+            console.print(f"✓ One coordinator and two agents are ready; they simulate: {hosts}.", style="green")
+            status.update("Asking prompts under budgets …")
+            return await tour(client, setup, fleet, models)
 
 
 async def _models(console: Console, folder: Path) -> list[Model]:
@@ -119,17 +116,6 @@ async def _models(console: Console, folder: Path) -> list[Model]:
     for model in models:
         console.print(f"✓ {model.name}: {model.path.stat().st_size / 1e6:.1f} MB", style="green")
     return models
-
-
-async def _ask(console: Console, client: DemoClient, models: list[Model]) -> list[Answer]:
-    """The prompts one after the other, so that none slows another down."""
-    prompts = (*PROMPTS, *(Prompt(PROMPT_FOR_EACH, model=model.name) for model in models))
-    answers = []
-    with console.status("") as status:
-        for place, prompt in enumerate(prompts, start=1):
-            status.update(f"Prompt {place} of {len(prompts)}: {prompt.text}")
-            answers.append(await client.ask(prompt))
-    return answers
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -22,18 +22,20 @@ ANY_MODEL = "moe2"
 
 @dataclass(frozen=True)
 class Prompt:
-    """model: an expert's model, or `ANY_MODEL` to let the coordinator choose."""
+    """A prompt. model: an expert's model, or `ANY_MODEL` to let the coordinator choose. wishes: its `moe2` object."""
 
     text: str
     model: str = ANY_MODEL
     max_tokens: int = 48
+    wishes: dict[str, Any] = field(default_factory=dict)
 
     def body(self, *, stream: bool) -> dict[str, Any]:
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": self.text}],
             "max_tokens": self.max_tokens,
             "temperature": 0,
+            **({"moe2": self.wishes} if self.wishes else {}),
         }
         return {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
 
@@ -70,8 +72,7 @@ class DemoClient:
     async def _readiness(self, n_experts: int) -> str:
         """What is still being waited for; "" when nothing is."""
         try:
-            async with self._http.get(f"{self._api_url}/v1/moe2/fleet") as response:
-                fleet = msgspec.json.decode(await response.read(), type=CoordinatorStatus)
+            fleet = await self.fleet()
             async with self._http.get(f"{self._api_url}/readyz") as response:
                 ready = response.status == 200
         except aiohttp.ClientConnectionError:
@@ -111,6 +112,35 @@ class DemoClient:
         if not receipt:
             raise DemoError(f"{prompt.text!r}: the stream ended without a receipt.")
         return Answer(prompt, "".join(pieces), ttft_s, usage.get("completion_tokens"), receipt)
+
+    async def refusal(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the error of a prompt whose budgets nobody keeps. Raises `DemoError` if it is answered."""
+        body = await self._posted("/v1/chat/completions", prompt.body(stream=False), status=422)
+        return dict(body["error"])
+
+    async def plan(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the decision about a prompt that is not run."""
+        return await self._posted("/v1/moe2/plan", prompt.body(stream=False), status=200)
+
+    async def score(self, answer: Answer, score: float) -> None:
+        """Say how good an answer was, 0 to 1."""
+        body = {"request_id": answer.receipt["request_id"], "score": score}
+        await self._posted("/v1/moe2/feedback", body, status=200)
+
+    async def fleet(self) -> CoordinatorStatus:
+        """Return what the coordinator shows of its fleet."""
+        async with self._http.get(f"{self._api_url}/v1/moe2/fleet") as response:
+            return msgspec.json.decode(await response.read(), type=CoordinatorStatus)
+
+    async def _posted(self, path: str, body: dict[str, Any], *, status: int) -> dict[str, Any]:
+        try:
+            async with self._http.post(self._api_url + path, json=body) as response:
+                text = await response.text()
+        except aiohttp.ClientError as error:
+            raise DemoError(f"{path}: the connection broke: {error}") from None
+        if response.status != status:
+            raise DemoError(f"{path}: HTTP {response.status} instead of {status}: {text}")
+        return dict(json.loads(text))
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

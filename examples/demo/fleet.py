@@ -52,6 +52,12 @@ class Fleet:
         daemon = waiting[task]
         return DemoError(f"{daemon.name} ended with exit code {task.result()}.", log=tail(daemon.log))
 
+    def reload_coordinator(self) -> None:
+        """Let the coordinator read its configuration again, as `systemctl reload` does."""
+        _, process = self._running[0]
+        if process.returncode is None:
+            process.send_signal(signal.SIGHUP)
+
     async def _stop(self) -> None:
         """Agents first, so that the coordinator does not report them as lost; all within a bound."""
         agents = [process for daemon, process in self._running if daemon is not self._setup.coordinator]

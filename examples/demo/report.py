@@ -1,4 +1,4 @@
-"""What the demo shows: the table of answers, and what to try next."""
+"""What the demo shows: what its tour has seen, and what to try next."""
 
 from __future__ import annotations
 
@@ -14,59 +14,139 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from examples.demo.client import ANY_MODEL, Answer, Prompt
+from examples.demo.client import Answer, Prompt
 from examples.demo.setup import Daemon, Setup
+from examples.demo.tour import PROMPT, Averaged, Budgeted, Tour, joules
 from moe2.common.terminal import figures
 from moe2.common.terminal.figures import UNMEASURED, known, printable
+from moe2.coordinator.cli.fleet import told
 
-ANSWER_CHARACTERS = 90
+ANSWER_CHARACTERS = 40
 
 
-def answers_table(answers: Sequence[Answer]) -> Table:
-    """One row per prompt: who answered, how long it took, what it cost."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("Prompt and answer", ratio=1)
-    table.add_column("Expert", no_wrap=True)
-    for name in ("Tokens", "TTFT", "Tokens/s", "Joules"):
+def tour_report(seen: Tour) -> RenderableType:
+    """Everything that the tour has seen, in the order in which it went."""
+    names = {row.agent_id: printable(row.agent_name) for row in seen.status.agents}
+    return Group(
+        _heading(f"The same prompt under four budgets: {PROMPT}"),
+        budgets_table(seen.budgeted),
+        *(_refusal(stop.outcome, names) for stop in seen.budgeted if not isinstance(stop.outcome, Answer)),
+        _heading(
+            f"An average budget of {seen.averaged.target_j:.0f} J an answer, over {len(seen.averaged.answers)} prompts"
+        ),
+        *_averaged(seen.averaged),
+        _heading("Who would be put to sleep"),
+        *_sleepers(seen, names),
+        _heading("A plan with its proof: a vote by the best set of experts"),
+        _proof(seen.plan, names),
+        Text(
+            "\nJoules, watts and pace are those of published measurements with an 8B model on these hosts: simulated.",
+            style="dim",
+        ),
+    )
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def budgets_table(stops: Sequence[Budgeted]) -> Table:
+    """One row per budget: who answered at which cost, or that nobody could."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("Budget", "Answered by"):
+        table.add_column(name, no_wrap=True)
+    for name in ("Score", "Joules (simulated)", "Seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    for answer in answers:
+    table.add_column("Answer", ratio=1)
+    for stop in stops:
+        if not isinstance(stop.outcome, Answer):
+            table.add_row(stop.wish, Text("nobody: refused", style="yellow"))
+            continue
+        receipt = stop.outcome.receipt
+        score = next(row["score"] for row in receipt["decision"]["experts"] if row["chosen"])
         table.add_row(
-            _conversation(answer),
-            _experts(answer),
-            known(answer.completion_tokens, str),
-            known(answer.ttft_s, figures.latency),
-            known(tokens_per_s(answer.receipt), figures.number),
-            _joules(answer.receipt["energy"]),
+            stop.wish,
+            printable(receipt["experts"][0]["agent"]),
+            f"{score:.2f}",
+            UNMEASURED if receipt["energy"]["joules"] is None else figures.number(receipt["energy"]["joules"]),
+            known(receipt["seconds"]["total"], figures.latency),
+            Text(_short(stop.outcome.text), style="dim italic"),
         )
     return table
 
 
-def _conversation(answer: Answer) -> Text:
-    text = printable(answer.text)
-    shown = text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS].rstrip() + "…"
-    return Text.assemble(answer.prompt.text, (f"\n{shown}", "dim italic"))
+def _refusal(error: dict[str, Any], names: dict[str, str]) -> Text:
+    """The refusal in a sentence, with its offers."""
+    offers = [
+        f"{what} {_named(offer['expert'], names)} with {figures.number(offer['energy_j'])} J in "
+        f"{figures.latency(offer['total_s'])}"
+        for what, offer in error["offers"].items()
+    ]
+    return Text(f"The refusal ({error['code']}) comes with offers: {', '.join(offers)}.")
 
 
-def _experts(answer: Answer) -> Text:
-    """Who answered, and whether the coordinator chose or the client did."""
-    names = [printable(line["model"]) for line in answer.receipt["experts"]]
-    by = "chosen" if answer.prompt.model == ANY_MODEL else "asked for"
-    return Text.assemble("\n".join(names), (f"\n{by}", "dim"))
+def _averaged(averaged: Averaged) -> list[Text]:
+    """Who answered in turn, the mean of the joules, and the price that led there."""
+    agents = [printable(answer.receipt["experts"][0]["agent"]) for answer in averaged.answers]
+    letters = {agent: agent.removeprefix("demo-")[0] for agent in agents}
+    counts = ", ".join(f"{agents.count(agent)} by {agent} ({letter})" for agent, letter in sorted(letters.items()))
+    costs = [cost for answer in averaged.answers if (cost := joules(answer)) is not None]
+    lines = [
+        Text(f"{' '.join(letters[agent] for agent in agents)}   {counts}"),
+        Text(
+            f"Mean: {sum(costs) / len(costs):.0f} J (simulated), {len(agents) - len(costs)} unmeasured."
+            if costs
+            else UNMEASURED
+        ),
+    ]
+    if averaged.row is not None:
+        lines.append(
+            Text(
+                f"The price of a joule is now {100 * averaged.row.price_per_j:.3g} points of score; "
+                "each answer moves it."
+            )
+        )
+    return lines
 
 
-def _joules(energy: dict[str, Any]) -> Text:
-    """The figure and, below it, how it was obtained."""
-    if energy["joules"] is None:
-        return Text(UNMEASURED, style="dim")
-    return Text.assemble(figures.number(energy["joules"]), (f"\n{energy['quality']}", "dim"))
+def _sleepers(seen: Tour, names: dict[str, str]) -> list[Text]:
+    """What the slow level says of now, and what it decides for an hour without a request."""
+    now = [Text(line) for line in told(seen.status)]
+    night = seen.night
+    if night.standing_w is None:
+        return [*now, Text("For an hour without a request it cannot decide yet.")]
+    kept = ", ".join(_named(key, names) for key in night.members) or "nobody"
+    proof = "" if night.least_w is None else f", proven to be the fewest: {night.least_w:.1f} W"
+    return [
+        *now,
+        Text(
+            f"In an hour without a request it would keep {kept}, and the fleet would wait at "
+            f"{night.standing_w:.1f} W{proof} (simulated)."
+        ),
+    ]
 
 
-def tokens_per_s(receipt: dict[str, Any]) -> float | None:
-    """Decoding speed on the agent. The first token comes out of the prefill, so n tokens take n - 1 decoding steps."""
-    decoded, decode_s = receipt["tokens"]["decoded"], receipt["seconds"]["decode"]
-    if decoded is None or decoded < 2 or not decode_s:
-        return None
-    return float((decoded - 1) / decode_s)
+def _proof(plan: dict[str, Any], names: dict[str, str]) -> Text:
+    """The certificate of a plan in a sentence."""
+    decision, certificate = plan["decision"], plan["decision"]["certificate"]
+    chosen = ", ".join(_named(row["expert"], names) for row in decision["experts"] if row["chosen"])
+    if certificate is None:
+        return Text(f"{chosen}: without a proof.")
+    return Text(
+        f"{chosen}: value {certificate['value']:.3f}, and no set is worth more than {certificate['upper_bound']:.3f} "
+        f"({certificate['status']}, {certificate['nodes']} nodes, {1000 * certificate['elapsed_s']:.2g} ms)."
+    )
+
+
+def _named(key: str, names: dict[str, str]) -> str:
+    """The agent's name of an expert's key."""
+    agent_id = key.partition("/")[0]
+    return names.get(agent_id, printable(agent_id))
+
+
+def _short(text: str) -> str:
+    shown = " ".join(printable(text).split())
+    return shown if len(shown) <= ANSWER_CHARACTERS else shown[:ANSWER_CHARACTERS].rstrip() + "…"
 
 
 def next_steps(setup: Setup, folder: Path) -> RenderableType:
@@ -74,11 +154,13 @@ def next_steps(setup: Setup, folder: Path) -> RenderableType:
     body = json.dumps(Prompt("Name three colours.").body(stream=False))
     curl = f"curl -s {setup.api_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     lines = [
-        Text.assemble("\nThe service runs at ", (f"{setup.api_url}/v1", "bold green"), ". Try it:\n"),
+        Text.assemble("\nThe service runs at ", (f"{setup.api_url}/v1", "bold green"), "."),
+        Text.assemble("Its page, with all of this live: ", (setup.api_url, "bold green"), "\n"),
         # One line each, however narrow the terminal is: they are there to be copied.
         Text(curl, style="cyan", no_wrap=True, overflow="ignore"),
         *(Text(status_command(daemon), style="cyan", no_wrap=True, overflow="ignore") for daemon in _daemons(setup)),
-        Text(f"\nConfigurations and logs are in {shown_path(folder)}.", style="dim"),
+        Text("\nNext, real hosts: docs/jetson.md and docs/rtx4090.md; on each, ./install.sh agent."),
+        Text(f"Configurations and logs are in {shown_path(folder)}.", style="dim"),
     ]
     return Group(*lines)
 

@@ -394,13 +394,20 @@ _OWN_WAYS = {
 }
 
 
+_MAY = (
+    _ROOT / "common" / "statefile.py",
+    # Holds a file that has no content, so that engines which are loaded together are measured one after the other.
+    _ROOT / "agent" / "engine" / "warmup.py",
+)
+
+
 def test_nobody_else_replaces_or_locks_files() -> None:
     """A second way to write state would have to be as careful, and is not needed."""
     found = [
         f"{path.relative_to(_ROOT)}:{node.lineno}"
         for room in ("agent", "common", "coordinator")
         for path in sorted((_ROOT / room).rglob("*.py"))
-        if path != _ROOT / "common" / "statefile.py"
+        if path not in _MAY
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

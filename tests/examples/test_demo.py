@@ -18,26 +18,32 @@ import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from examples.demo import report, setup
 from examples.demo.client import Answer, DemoClient, Prompt
 from examples.demo.errors import DemoError, Interrupted
 from examples.demo.fleet import Fleet, unless
 from examples.demo.models import CHECKOUT, Model
+from examples.demo.tour import Averaged, Budgeted, Tour, without_requests
 from moe2.agent.settings import AgentSettings
 from moe2.common.config import load_settings
 from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.localsocket import MAX_PATH_BYTES
+from moe2.common.status import AverageRow
 from moe2.coordinator.settings import CoordinatorSettings
 from tests.coordinator.receipts import agent_row, status
 
-MODELS = (Model("first", Path("/models/first.gguf")), Model("second", Path("/models/second.gguf")))
+MODELS = (
+    Model("first", Path("/models/first.gguf"), "rtx-4090"),
+    Model("second", Path("/models/second.gguf"), "agx-orin-30w"),
+)
 RECEIPT = {
-    "experts": [{"model": "first"}],
-    "tokens": {"decoded": 11},
-    "seconds": {"decode": 0.5},
+    "request_id": "req-1",
+    "experts": [{"model": "first", "agent": "demo-rtx-4090"}],
+    "seconds": {"total": 0.5},
     "energy": {"joules": None},
+    "decision": {"experts": [{"chosen": False, "score": 0.1}, {"chosen": True, "score": 0.28}]},
 }
 
 
@@ -187,23 +193,62 @@ async def test_waiting_ends_when_every_expert_is_ready(
 # --- What is shown ----------------------------------------------------------------------------------------------------
 
 
-def shown(answer: Answer) -> str:
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(report.answers_table([answer]))
+def printed(shown: RenderableType) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(shown)
     return " ".join(console.export_text().split())
 
 
-def test_a_row_tells_who_answered_how_fast_and_at_what_cost() -> None:
-    """Unmeasured joules are said to be so; 10 steps in 0.5 s are 20 tokens/s."""
-    text = shown(Answer(Prompt("Hi"), "Hello", 0.0214, 11, RECEIPT))
-    assert "Hi first 11 21.4 ms 20.0 unmeasured Hello chosen" in text
+def answered(joules: float | None, agent: str = "demo-rtx-4090") -> Answer:
+    receipt = {**RECEIPT, "experts": [{"model": "first", "agent": agent}], "energy": {"joules": joules}}
+    return Answer(Prompt("Hi"), "Hello\nthere", 0.0214, 11, receipt)
 
 
-def test_a_row_with_measured_joules() -> None:
-    """Joules are shown with their quality, and an expert that the client named is marked."""
-    receipt = {**RECEIPT, "energy": {"joules": 3.25, "quality": "measured_counter"}}
-    text = shown(Answer(Prompt("Hi", model="first"), "Hello", 0.0214, 11, receipt))
-    assert "3.25 Hello asked for measured_counter" in text
+REFUSAL = {
+    "code": "infeasible_budget",
+    "offers": {
+        "cheapest": {"expert": "agent-2/second", "energy_j": 77.4, "total_s": 3.85},
+        "fastest": {"expert": "agent-1/first", "energy_j": 120.0, "total_s": 0.5},
+    },
+}
+CERTIFICATE = {"value": 0.384, "upper_bound": 0.384, "status": "optimal", "nodes": 4, "elapsed_s": 0.00016}
+PLAN = {
+    "decision": {
+        "experts": [{"expert": "agent-1/first", "chosen": True}, {"expert": "agent-2/second", "chosen": False}],
+        "certificate": CERTIFICATE,
+    }
+}
+
+
+def seen() -> Tour:
+    fleet = status(agent_row(agent_id="agent-1", agent_name="orin"), agent_row(agent_id="agent-2", agent_name="nano"))
+    row = AverageRow(
+        scope="category tour", average_energy_j=90.0, price_per_j=0.0012, mean_j=85.0, n_answers=2, simulated=True
+    )
+    averaged = Averaged(90.0, (answered(100.0), answered(40.0, "demo-agx-orin-30w"), answered(None)), row)
+    stops = (Budgeted("none", answered(326.4)), Budgeted("15 J", REFUSAL))
+    return Tour(stops, averaged, PLAN, fleet, without_requests(fleet))
+
+
+def test_the_report_tells_who_answered_at_which_cost_under_each_budget() -> None:
+    """A row each, with the score of the expert that was chosen; a budget that nobody keeps is refused."""
+    text = printed(report.budgets_table(seen().budgeted))
+    assert "none demo-rtx-4090 0.28 326 500 ms Hello there" in text
+    assert "15 J nobody: refused" in text
+
+
+def test_unmeasured_joules_are_said_to_be_so() -> None:
+    """A host without a figure shows none, never 0."""
+    assert "demo-rtx-4090 0.28 unmeasured" in printed(report.budgets_table((Budgeted("none", answered(None)),)))
+
+
+def test_the_report_names_offers_average_price_and_proof() -> None:
+    """What a refusal offers, that the average holds, what a joule is worth, and that the plan is proven."""
+    text = printed(report.tour_report(seen()))
+    assert "offers: cheapest nano with 77.4 J in 3.85 s, fastest orin with 120 J in 500 ms." in text
+    assert "r a r 1 by demo-agx-orin-30w (a), 2 by demo-rtx-4090 (r) Mean: 70 J (simulated), 1 unmeasured." in text
+    assert "0.12 points of score" in text
+    assert "orin: value 0.384, and no set is worth more than 0.384 (optimal, 4 nodes, 0.16 ms)." in text
 
 
 # --- How it ends ------------------------------------------------------------------------------------------------------
@@ -284,15 +329,14 @@ def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_demo_answers_every_prompt_with_real_models(tmp_path: Path) -> None:
-    """--once: two models load, six prompts are answered, both experts among those who answer, exit code 0."""
+def test_the_demo_shows_budgets_with_real_models(tmp_path: Path) -> None:
+    """--once: two simulated hosts answer under budgets, one budget is refused, an average holds, exit code 0."""
     with demo(tmp_path, "--once") as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert output.count("chosen") == 4
-    assert output.count("asked for") == 2
-    assert "smollm2-q4_1" in output
-    assert "smollm2-q4_0" in output
+    for said in ("demo-rtx-4090", "demo-agx-orin-30w", "nobody: refused", "infeasible_budget", "Mean: ", "optimal"):
+        assert said in output
+    assert "unmeasured" not in output.replace("0 unmeasured", "")
 
 
 @pytest.mark.slow

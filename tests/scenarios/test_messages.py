@@ -9,6 +9,8 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 
+from moe2.coordinator.keys.store import KeyFile
+from tests.coordinator.keys.keys import add_key
 from tests.fakes.fleet import Fleet, fleet
 
 TOOL: Any = {"name": "weather", "input_schema": {"type": "object"}}
@@ -103,6 +105,15 @@ async def test_errors_are_those_of_the_sdk(tmp_path: Path) -> None:
         assert large.value.body["error"]["type"] == "request_too_large"  # type: ignore[index]
         async with running.http.get("/v1/messages/nothing") as answer:
             assert (await answer.json())["type"] == "error"
+
+
+async def test_anthropics_own_header_carries_a_key(tmp_path: Path) -> None:
+    """`x-api-key`, as the SDK sends it."""
+    _, key = add_key(KeyFile(tmp_path))
+    async with fleet(tmp_path, api={"keys": "required"}) as running:
+        async with AsyncAnthropic(base_url=running.coordinator.api_url, api_key=key, max_retries=0) as client:
+            answer = await client.messages.create(model="moe2", max_tokens=1, messages=said("hi"))
+        assert answer.stop_reason == "max_tokens"
 
 
 async def test_without_a_key_the_route_is_closed(tmp_path: Path) -> None:

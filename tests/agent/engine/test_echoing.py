@@ -80,11 +80,10 @@ def test_a_stop_string_in_the_prompt_stops_nothing() -> None:
     [
         (echoing(TextPrompt(text="", tokens=(1, 27)), max_tokens=1), JobErrorCode.INVALID_REQUEST),
         (echoing(TextPrompt(text="", tokens=(1,) * 64), max_tokens=1), JobErrorCode.CONTEXT_EXCEEDED),
-        (echoing(TextPrompt(text="a"), max_tokens=0, echo=False), JobErrorCode.INVALID_REQUEST),
     ],
 )
 def test_what_cannot_be_read_is_refused(job: Submit, code: JobErrorCode) -> None:
-    """Ids that the vocabulary does not have, too many of them, and a job that would do nothing."""
+    """Ids that the vocabulary does not have, and too many of them."""
     engine = Engine()
     engine.decoder.submit(job)
     end = engine.end("job")

@@ -19,6 +19,7 @@ from moe2.common.link.messages import (
     Candidate,
     CommandAnswer,
     ContinuationScore,
+    EmbedJob,
     FollowJob,
     FromAgent,
     Job,
@@ -38,6 +39,7 @@ from moe2.common.link.messages import (
     TokenAlternative,
     TokenPiece,
     Tokens,
+    Vectors,
 )
 from moe2.coordinator.fleet.checks import (
     MAX_MESSAGE_CHARACTERS,
@@ -53,6 +55,7 @@ from tests.scenarios.fuzz.messages import any_message
 PROMPT = TextPrompt(text="hi")
 ECHO = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=0, echo=True)
 WRITE = Submit(job_id="j", request_id="r", model="m", prompt=PROMPT, max_tokens=3)
+EMBED = EmbedJob(job_id="j", request_id="r", model="m", texts=(TextPrompt(text="a"), TextPrompt(text="b")))
 SCORE = ScoreJob(job_id="j", request_id="r", model="m", prompt=PROMPT, continuations=("a", "bc"))
 FOLLOW = FollowJob(job_id="j", request_id="r", model="m", prompt=PROMPT, most=2, max_tokens=3)
 USAGE = JobUsage(
@@ -65,6 +68,7 @@ USAGE = JobUsage(
     energy=Energy(joules=2.0, marginal_joules=-0.1, quality=Quality.MEASURED_COUNTER, coverage=1.0),
 )
 A, B = Candidate(1, math.log(0.7), b"a", False), Candidate(2, math.log(0.3), b"b", False)
+HALF = b"\0\0\0\x3f" * 4
 SCORES = (ContinuationScore(-1.0, 1, 1), ContinuationScore(-2.5, 2, 2))
 
 
@@ -79,6 +83,10 @@ def checks(*jobs: Job) -> AgentChecks:
 
 def tokens(*pieces: TokenPiece, job_id: str = "j") -> Tokens:
     return Tokens(jobs=(JobPieces(job_id, pieces),))
+
+
+def vectors(*found: bytes) -> Vectors:
+    return Vectors(job_id="j", vectors=found)
 
 
 def done(reason: str = "stop", /, **usage: Any) -> JobDone:
@@ -99,6 +107,9 @@ def done(reason: str = "stop", /, **usage: Any) -> JobDone:
         (WRITE, [JobFailed(job_id="j", code="context_exceeded", message="No.", usage=JobUsage(prompt_tokens=9999))]),
         (SCORE, [JobScored(job_id="j", scores=SCORES, usage=USAGE)]),
         (FOLLOW, [NextTokens(job_id="j", step=0, candidates=(A, B)), done(decoded_tokens=1)]),
+        (EMBED, [vectors(HALF), vectors(HALF), done(decoded_tokens=0)]),
+        (EMBED, [vectors(HALF), done("cancelled", decoded_tokens=0)]),
+        (replace(WRITE, stop=("END",)), [replace(done(), stop="END")]),
     ],
 )
 def test_sound_words_pass_as_they_are(job: Job, words: list[FromAgent]) -> None:
@@ -173,6 +184,14 @@ def test_token_counts_outside_the_jobs_limits_are_replaced_by_what_was_seen(coun
         (SCORE, tokens(TokenPiece("a")), "not to write"),
         (SCORE, done(), "no scores"),
         (SCORE, JobScored(job_id="j", scores=SCORES[:1], usage=USAGE), "1 scores where 2"),
+        (EMBED, vectors(HALF, HALF, HALF), "3 vectors where 2"),
+        (EMBED, done(decoded_tokens=0), "0 vectors where 2"),
+        (EMBED, vectors(b"\0\0\xc0\x7f"), "not finite"),
+        (EMBED, vectors(b"abc"), "of [3] bytes"),
+        (EMBED, vectors(b""), "of [0] bytes"),
+        (EMBED, vectors(), "of [] bytes"),
+        (EMBED, vectors(bytes(262_148)), "of [262148] bytes"),
+        (WRITE, vectors(HALF), "not to embed"),
         (WRITE, JobScored(job_id="j", scores=SCORES, usage=USAGE), "2 scores where 0"),
         (SCORE, JobScored(job_id="j", scores=(ContinuationScore(math.nan, 1, 1),) * 2, usage=USAGE), "of nan"),
         (SCORE, JobScored(job_id="j", scores=(ContinuationScore(-1.0, -1, 1),) * 2, usage=USAGE), "-1 tokens"),
@@ -279,7 +298,7 @@ def test_the_limits_of_a_job_are_those_of_the_latest_report() -> None:
     assert not door.check(done(prompt_tokens=6)).suspends
 
 
-WORDS = (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens, CommandAnswer)
+WORDS = (Report, JobStarted, Tokens, JobDone, JobFailed, JobScored, NextTokens, Vectors, CommandAnswer)
 FROM_AGENT = st.one_of(*map(any_message, WORDS))
 
 
@@ -418,3 +437,9 @@ def test_a_warning_with_an_odd_code_is_left_out() -> None:
     """A warning with an odd code is left out, as codes are labels of a metric."""
     odd = HealthWarning(code="a\nb", severity=Severity.NOTICE, message="m", remedy="r")
     assert [warning.code for warning in sound(report(warnings=(odd,))).warnings] == ["report_unsound"]
+
+
+def test_a_stop_string_that_nobody_asked_for_is_none() -> None:
+    """It would be told to the client as its own."""
+    checked = checks(WRITE).check(replace(done(), stop="END"))
+    assert checked.messages == (done(),)

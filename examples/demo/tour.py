@@ -1,0 +1,170 @@
+"""The tour: what the demo asks of its fleet, one budget after the other, and what it makes of the answers.
+
+The fleet stands for a Jetson AGX Orin at 30 W and a workstation with an RTX 4090. Watts and pace are those of
+published measurements with an 8B model (simulated); the answers come from a real model of 135 million parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from examples.demo.client import Answer, DemoClient, Prompt
+from examples.demo.fleet import Fleet
+from examples.demo.models import Model
+from examples.demo.setup import Setup
+from moe2.common.status import AverageRow, CoordinatorStatus
+from moe2.coordinator.provisioning.decision import Decision, decide
+from moe2.coordinator.provisioning.problem import Limits
+from moe2.coordinator.provisioning.reading import fleet_of
+
+PROMPT = "Name a colour of the sky."
+MAX_TOKENS = 8
+SUBJECTS = ("sea", "forest", "desert", "moon", "garden", "river", "street", "kitchen", "winter", "harbour")
+CHOICES = ("blue", "grey", "green")
+WARM_UPS = 3
+"""Prompts to each expert before the tour: an expert is chosen by what it was measured to take."""
+ROOM = 1.2
+"""A budget over what the best expert for it is predicted to take at most."""
+AVERAGE_PROMPTS = 20
+AVERAGE_AT_ONCE = 2
+CATEGORY = "tour"
+POLL_S = 0.1
+DECIDED_S = 10.0
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """One stop of the tour: what was wished, and the answer or the error that came of it."""
+
+    wish: str
+    outcome: Answer | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The answers under an average budget in J, in the order in which they came, and how the coordinator shows it."""
+
+    target_j: float
+    answers: tuple[Answer, ...]
+    row: AverageRow | None
+
+
+@dataclass(frozen=True)
+class Tour:
+    """Everything that the tour has seen."""
+
+    budgeted: tuple[Budgeted, ...]
+    averaged: Averaged
+    plan: dict[str, Any]
+    status: CoordinatorStatus
+    night: Decision
+
+
+def joules(answer: Answer) -> float | None:
+    """Return what an answer took in J, over all of its attempts; None where it is not known."""
+    known: float | None = answer.receipt["energy"]["joules"]
+    return known
+
+
+async def warm_up(client: DemoClient, models: Sequence[Model]) -> tuple[Answer, ...]:
+    """Ask each expert a few prompts, all hosts at once, and score the answers as a user would who likes the 4090's.
+
+    The scores are made up: the two models are too much alike to differ in a few answers.
+    """
+
+    async def ask(model: Model, score: float) -> list[Answer]:
+        prompts = [Prompt(f"Name a thing in the {subject}.", model.name, MAX_TOKENS) for subject in SUBJECTS[:WARM_UPS]]
+        answers = [await client.ask(prompt) for prompt in prompts]
+        for answer in answers:
+            await client.score(answer, score)
+        return answers
+
+    best, *others = models
+    asked = await asyncio.gather(ask(best, 1.0), *(ask(model, 0.0) for model in others))
+    return tuple(answer for answers in asked for answer in answers)
+
+
+async def budgets(client: DemoClient) -> tuple[Budgeted, ...]:
+    """Ask one prompt under four budgets that lie between what the two experts take, the last one impossible."""
+    stops = [Budgeted("none", await client.ask(_asked({})))]
+    energy_j, _ = await _little(client)
+    stops.append(Budgeted(f"{energy_j:.0f} J", await client.ask(_asked({"energy_budget_j": energy_j}))))
+    _, delay_s = await _little(client)
+    stops.append(Budgeted(f"{delay_s:.2g} s", await client.ask(_asked({"latency_budget_s": delay_s}))))
+    energy_j = (await _little(client))[0] / 2
+    refused = await client.refusal(_asked({"energy_budget_j": energy_j}))
+    return (*stops, Budgeted(f"{energy_j:.0f} J", refused))
+
+
+async def _little(client: DemoClient) -> tuple[float, float]:
+    """Return a little more than the joules of the cheapest expert and the seconds of the fastest, as predicted now."""
+    rows = (await client.plan(_asked({})))["decision"]["experts"]
+    energy_j, delay_s = (min(row[figure]["p95"] for row in rows) for figure in ("energy_j", "total_s"))
+    return ROOM * energy_j, ROOM * delay_s
+
+
+def _asked(wishes: dict[str, Any]) -> Prompt:
+    return Prompt(PROMPT, max_tokens=MAX_TOKENS, wishes=wishes)
+
+
+async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequence[Answer]) -> Averaged:
+    """Set an average between what the two experts took, reload the coordinator, and ask twenty prompts under it."""
+    by_model: dict[str, list[float]] = {}
+    for answer in warm_ups:
+        by_model.setdefault(answer.prompt.model, []).append(joules(answer) or 0.0)
+    # The middle of each: the first answer of an engine takes longer than those that follow.
+    target_j = float(round(sum(median(costs) for costs in by_model.values()) / len(by_model)))
+    setup.set_average(CATEGORY, target_j)
+    fleet.reload_coordinator()
+    await _seen(client, lambda status: _row(status) is not None)
+    answers: list[Answer] = []
+    places = iter(range(AVERAGE_PROMPTS))
+
+    async def ask() -> None:
+        for place in places:
+            text = f"Name a thing in the {SUBJECTS[place % len(SUBJECTS)]}."
+            answers.append(await client.ask(Prompt(text, max_tokens=MAX_TOKENS, wishes={"category": CATEGORY})))
+
+    await asyncio.gather(*(ask() for _ in range(AVERAGE_AT_ONCE)))
+    return Averaged(target_j, tuple(answers), _row(await client.fleet()))
+
+
+def without_requests(status: CoordinatorStatus) -> Decision:
+    """Return what the coordinator's slow level decides about this fleet for an hour in which nobody asks anything."""
+    fleet = fleet_of(status.agents, lambda _: {})
+    return decide(fleet, (), Limits(least_awake=1), price_per_j=1e-6, clock=time.perf_counter)
+
+
+async def _seen(client: DemoClient, holds: Callable[[CoordinatorStatus], bool]) -> CoordinatorStatus:
+    """Return the fleet's status once it is as wished, or as it is after `DECIDED_S`."""
+    ends_s = time.monotonic() + DECIDED_S
+    while True:
+        status = await client.fleet()
+        if holds(status) or time.monotonic() > ends_s:
+            return status
+        await asyncio.sleep(POLL_S)
+
+
+def _has_decided(status: CoordinatorStatus) -> bool:
+    """Whether the slow level has decided about all experts."""
+    provisioning = status.provisioning
+    return provisioning is not None and provisioning.status is not None and not provisioning.stays
+
+
+def _row(status: CoordinatorStatus) -> AverageRow | None:
+    return next((row for row in status.averages if row.scope.endswith(CATEGORY)), None)
+
+
+async def tour(client: DemoClient, setup: Setup, fleet: Fleet, models: Sequence[Model]) -> Tour:
+    """Ask everything. Raises `DemoError` where the service does not do what it should."""
+    warm_ups = await warm_up(client, models)
+    budgeted = await budgets(client)
+    averaged = await average(client, setup, fleet, warm_ups)
+    plan = await client.plan(Prompt(PROMPT, max_tokens=MAX_TOKENS, wishes={"mode": "vote", "choices": CHOICES}))
+    status = await _seen(client, _has_decided)
+    return Tour(budgeted, averaged, plan, status, without_requests(status))
