@@ -30,9 +30,9 @@ KIND_WEIGHT = 300.0
 TRUST = 0.6
 """How much is believed of what a score for one prompt differs from its expert's mean on the kind.
 
-Such differences are noisy, and the plan with the largest value is one where they err upwards. Chosen by
-`evaluate --answers` on MMLU-Pro: with 0.6 the choice was within one standard error of the best policy at 32 of 36
-targets, with 1.0 at 24."""
+Such differences are noisy, and the plan with the largest value is one where they err upwards. On MMLU-Pro, with a gate
+whose scores have a residual, choices by 0.6 were within one standard error of the best policy at 32 of 36 targets, by
+1.0 at 24 (`evaluate --answers`)."""
 MAX_ORDERS = 64
 """Orders of asking of which the plans are remembered."""
 EARLIER = 1e-5
