@@ -41,7 +41,7 @@ STRUCTURES: tuple[dict[str, Any], ...] = (
 BAD_BODIES = (
     b"{",
     b'{"model": "fake", "messages": []}',
-    b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "max_tokens": -1}',
+    b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "max_tokens": -2}',
     b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "max_tokens": ' + 5000 * b"9" + b"}",
     b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "unheard_of": 1}',
     b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}',
