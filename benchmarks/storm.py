@@ -51,7 +51,7 @@ COUNTED = (
     "fds_over_baseline",
     "tasks_over_baseline",
 )
-WARM_UP = ("plain", "stream", "vote", "rank", "mix", "bad_body", "structured")
+WARM_UP = ("plain", "stream", "vote", "rank", "mix", "consensus", "responses", "messages", "bad_body", "structured")
 MAX_LINES = 40
 
 

@@ -26,6 +26,9 @@ GIVE_UP_S = 40.0
 """After the budget and its grace a client waits on, so that the coordinator's pauses can be taken off."""
 BOMB_BYTES = 100_000_000
 ROUTE = "/v1/chat/completions"
+RESPONSES_ROUTE, MESSAGES_ROUTE = "/v1/responses", "/v1/messages"
+MIN_RESPONSE_TOKENS = 16
+"""The Responses API takes no smaller `max_output_tokens`."""
 MODEL = "fake"
 DIES_ON, HANGS_ON = "poison", "spell"
 
@@ -55,6 +58,9 @@ WEIGHTS = {
     "vote": 4,
     "rank": 4,
     "mix": 4,
+    "consensus": 6,
+    "responses": 8,
+    "messages": 8,
     "leaves": 8,
     "structured": 6,
     "bad_body": 4,
@@ -106,6 +112,7 @@ class Asked:
     ended: Ended
     body: dict[str, Any]
     leaves_after_s: float | None = None
+    route: str = ROUTE
 
 
 class Client:
@@ -139,7 +146,7 @@ class Client:
         else:
             asked = self._request(kind)
             ended = asked.ended
-            await self._read(http, ended, json.dumps(asked.body).encode(), asked.leaves_after_s)
+            await self._read(http, ended, json.dumps(asked.body).encode(), asked.leaves_after_s, asked.route)
         ended.seconds = time.monotonic() - ended.began_s
         self.ended.append(ended)
         if ended.refused or ended.status == 503:
@@ -184,6 +191,16 @@ class Client:
                 wish |= {"mode": "vote", "choices": ["yes", "no"]}
                 del body["max_tokens"]
                 ended.expected = "yes"
+            case "responses":
+                n_tokens = max(n_tokens, MIN_RESPONSE_TOKENS)
+                body |= {"input": body.pop("messages")[0]["content"], "max_output_tokens": n_tokens}
+                del body["max_tokens"]
+                ended.expected = echo(words, n_tokens)
+            case "consensus":
+                words += ["the", "answer", "is", "7."]
+                body["messages"][0]["content"] = " ".join(words)
+                wish |= {"mode": "consensus", "answer": draw.choice(("number", "text", "json", None))}
+                ended.expected = echo(words, n_tokens)
             case "rank" | "mix":
                 wish["mode"] = kind
                 body["temperature"] = 0
@@ -198,14 +215,22 @@ class Client:
             # An engine that hangs may be let go on by the storm; one that dies never answers.
             ended.expected = None
         leaves_after_s = draw.uniform(0.0, 0.6) if kind == "leaves" else None
-        return Asked(ended, body, leaves_after_s)
+        route = {"responses": RESPONSES_ROUTE, "messages": MESSAGES_ROUTE}.get(kind, ROUTE)
+        return Asked(ended, body, leaves_after_s, route)
 
-    async def _read(self, http: aiohttp.ClientSession, ended: Ended, body: bytes, leaves_after_s: float | None) -> None:
+    async def _read(
+        self,
+        http: aiohttp.ClientSession,
+        ended: Ended,
+        body: bytes,
+        leaves_after_s: float | None,
+        route: str = ROUTE,
+    ) -> None:
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         patience_s = ended.limit_s + GRACE_S + GIVE_UP_S
         try:
             async with asyncio.timeout(patience_s if leaves_after_s is None else leaves_after_s):
-                async with http.post(ROUTE, data=body, headers=headers) as response:
+                async with http.post(route, data=body, headers=headers) as response:
                     await _read_response(response, ended)
         except TimeoutError:
             ended.left, ended.gave_up = leaves_after_s is not None, leaves_after_s is None
@@ -286,10 +311,15 @@ async def _read_response(response: aiohttp.ClientResponse, ended: Ended) -> None
 
 
 def _note_body(ended: Ended, content: Mapping[str, Any]) -> None:
+    """A whole answer or error, as any of the three APIs has it."""
     ended.marks += 1
     ended.error, ended.receipt = content.get("error"), content.get("moe2")
     for choice in content.get("choices", ()):
         ended.text += choice["message"].get("content") or ""
+    # The Responses API's items have parts; the Messages API's parts have no items around them.
+    parts = [part for item in content.get("output", ()) for part in item.get("content", ())]
+    for part in (*parts, *content.get("content", ())):
+        ended.text += part.get("text") or ""
 
 
 def _note_event(ended: Ended, event: bytes) -> None:
@@ -299,11 +329,28 @@ def _note_event(ended: Ended, event: bytes) -> None:
             continue
         content = json.loads(data)
         ended.receipt = content.get("moe2", ended.receipt)
-        if "error" in content:
-            ended.error = content["error"]
-            ended.marks += 1
-        for choice in content.get("choices", ()):
-            ended.text += choice["delta"].get("content") or ""
+        match content.get("type"):
+            case "response.completed" | "response.incomplete" | "response.failed":
+                response = content["response"]
+                ended.marks += 1
+                ended.error, ended.receipt = response.get("error"), response.get("moe2", ended.receipt)
+            case "response.output_text.delta":
+                ended.text += content["delta"]
+            case "content_block_delta":
+                ended.text += content["delta"]["text"]
+            case "message_stop":
+                ended.marks += 1
+            case _:
+                _note_chunk(ended, content)
+
+
+def _note_chunk(ended: Ended, content: Mapping[str, Any]) -> None:
+    """A chunk of chat completions, or an event with an error."""
+    if content.get("error"):
+        ended.error = content["error"]
+        ended.marks += 1
+    for choice in content.get("choices", ()):
+        ended.text += choice["delta"].get("content") or ""
 
 
 def _data_of(event: bytes) -> Iterator[bytes]:

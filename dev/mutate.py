@@ -54,7 +54,12 @@ CORES = {
     "ledger": Core(("coordinator/ledger/*.py",), ("tests/coordinator/ledger",)),
     "planning": Core(("coordinator/planning/*.py",), ("tests/coordinator/planning",)),
     "doors": Core(
-        ("coordinator/fleet/checks.py", "coordinator/fleet/breaker.py", "coordinator/fleet/suspensions.py"),
+        (
+            "coordinator/fleet/checks.py",
+            "coordinator/fleet/report_checks.py",
+            "coordinator/fleet/breaker.py",
+            "coordinator/fleet/suspensions.py",
+        ),
         ("tests/coordinator/fleet",),
     ),
 }

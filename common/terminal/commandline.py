@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +119,7 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
 
 def execute(parser: argparse.ArgumentParser) -> int:
     """Parse argv and act; returns the process's exit code. Errors are told on stderr in a sentence."""
+    _write_what_can_be_written()
     arguments = parser.parse_args()
     try:
         code: int = arguments.act(arguments)
@@ -130,6 +132,13 @@ def execute(parser: argparse.ArgumentParser) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
+
+
+def _write_what_can_be_written() -> None:
+    """Replace characters that the terminal's encoding lacks by question marks; to write them would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def add_config(parser: argparse.ArgumentParser, default: Path) -> None:

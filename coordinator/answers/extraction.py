@@ -73,24 +73,28 @@ class Answer:
     """Its normal form; of a choice the option's letter, or its text where options have no letters."""
 
 
-def extract(text: str, form: AnswerForm) -> Answer | None:
-    """The final answer in a text; None where it has none of this form, or names several."""
+def extract(text: str, form: AnswerForm, *, is_complete: bool = True) -> Answer | None:
+    """The final answer in a text; None where it has none of this form, or names several.
+
+    is_complete: False of a text that was cut off, whose last words are reasoning that has not arrived: a number or a
+    short text then counts only where it is declared.
+    """
     text = text[-MAX_CHARACTERS:]
     match form.kind:
         case AnswerKind.CHOICE:
             found = _choice(text, form)
             return None if found is None else Answer(AnswerKind.CHOICE, found)
         case AnswerKind.NUMBER:
-            number = _number(text)
+            number = _number(text, is_complete=is_complete)
             return None if number is None else Answer(AnswerKind.NUMBER, number_key(number))
         case AnswerKind.JSON:
             key = _json_key(text, form.field)
             return None if key is None else Answer(AnswerKind.JSON, key)
         case AnswerKind.TEXT:
-            short = _short(text)
+            short = _short(text, is_complete=is_complete)
             return None if short is None else _text_answer(short, as_number=False)
         case None:
-            short = _short(text)
+            short = _short(text, is_complete=is_complete)
             return None if short is None else _text_answer(short, as_number=True)
 
 
@@ -229,8 +233,8 @@ def _key(place: int, form: AnswerForm) -> str:
 # --- Numbers and texts ------------------------------------------------------------------------------------------------
 
 
-def _number(text: str) -> Fraction | None:
-    """The number that a text declares, else its last one."""
+def _number(text: str, *, is_complete: bool) -> Fraction | None:
+    """The number that a text declares, else the last one of a complete text."""
     for segment in _declared(text):
         sentence = without_latex(_sentence(segment))
         if not sentence or _NEGATED.match(sentence):
@@ -241,6 +245,8 @@ def _number(text: str) -> Fraction | None:
             found = _in_words(result)
         if found is not None:
             return found
+    if not is_complete:
+        return None
     plain = without_latex(text)
     found = last_number(plain)
     return _in_words(plain) if found is None else found
@@ -253,14 +259,16 @@ def _in_words(text: str) -> Fraction | None:
     return Fraction(_WORDS.index(named[0])) if len(named) == 1 and len(words) <= MAX_SHORT_WORDS else None
 
 
-def _short(text: str) -> str | None:
-    """The short answer that a text declares or consists of; None where it is neither."""
+def _short(text: str, *, is_complete: bool) -> str | None:
+    """The short answer that a text declares, or that a complete text consists of; None where there is neither."""
     for segment in _declared(text):
         sentence = _ASIDE.split(_sentence(segment), maxsplit=1)[0].strip()
         if not _NEGATED.match(sentence) and _is_short(sentence):
             return sentence
     if found := _YES_NO.match(text):
         return found[1]
+    if not is_complete:
+        return None
     whole = text.strip()
     sentence = _sentence(whole)
     rest = whole[len(sentence) :].strip(" .!?\n")

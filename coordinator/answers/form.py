@@ -38,7 +38,9 @@ _INLINE_OPTION = re.compile(
 _ASKS_NUMBER = re.compile(
     r"\b(?:how\s+(?:many|much|old|far|long|tall|often|heavy|fast)|calculate|compute|evaluate|what\s+is\s+the\s+"
     r"(?:sum|product|difference|quotient|remainder|total|average|mean|probability|area|volume|perimeter|number|value))\b"
-    r"|\d\s*[-+*/×÷^]\s*\(?-?\d[^\n]{0,200}?(?:=|\?|\s*$)",
+    r"|\d\s*[-+*/×÷^]\s*\(?-?\d[^\n]{0,200}?(?:=|\?|\s*$)"
+    r"|\d\s+(?:plus|minus|times|multiplied\s+by|divided\s+by)\s+-?\d"
+    r"|\b(?:as\s+an?|just\s+(?:the|an?)|only\s+(?:with\s+)?(?:the|an?)|with\s+an?)\s+(?:single\s+)?(?:number|integer)\b",
     re.IGNORECASE,
 )
 

@@ -13,7 +13,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
 from moe2.common.status import CoordinatorStatus, ProvisioningStatus
 from moe2.common.terminal.commandline import Command, Commands, add_socket
-from moe2.common.terminal.figures import printable
+from moe2.common.terminal.figures import number, printable
 from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
@@ -101,14 +101,14 @@ def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str
         return []
     who = ", ".join(_expert(key, names) for key in provisioning.would_sleep)
     return [
-        f"Today {who} waited {provisioning.waited_j / WH_J:.3g} Wh; {provisioning.returns} returns from sleep would "
-        f"have replaced that, which saves {provisioning.saved_j / WH_J:.3g} Wh."
+        f"Today {who} waited {number(provisioning.waited_j / WH_J)} Wh; {provisioning.returns} returns from sleep "
+        f"would have replaced that, which saves {number(provisioning.saved_j / WH_J)} Wh."
     ]
 
 
 def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
     awake = ", ".join(_expert(key, names) for key in provisioning.awake) or "nobody"
-    lines = [f"Wanted in memory for {provisioning.requests_per_hour or 0.0:.3g} requests an hour: {awake}."]
+    lines = [f"Wanted in memory for {number(provisioning.requests_per_hour or 0.0)} requests an hour: {awake}."]
     if provisioning.standing_w is not None:
         proof = (
             ""

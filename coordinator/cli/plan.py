@@ -19,7 +19,7 @@ from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import NotRunningError, RefusedError, fetch
 from moe2.common.terminal.commandline import add_socket
-from moe2.common.terminal.figures import UNMEASURED, printable
+from moe2.common.terminal.figures import UNMEASURED, number, printable
 from moe2.coordinator.choosing.explain import Decision, ExpertRow, FleetPowerRow, PriceRow
 from moe2.coordinator.cli.status import POINTS_PER_KJ
 from moe2.coordinator.http.paths import PLAN_PATH
@@ -153,7 +153,7 @@ def _price(price: PriceRow) -> str:
 
 def _points(price_per_j: float) -> str:
     """A price in points, hundredths of a score, for a thousand joules."""
-    return f"{price_per_j * POINTS_PER_KJ:.3g} points per kJ"
+    return f"{number(price_per_j * POINTS_PER_KJ)} points per kJ"
 
 
 def _experts(decision: Decision) -> Table:
@@ -177,7 +177,7 @@ def _experts(decision: Decision) -> Table:
 def _cells(row: ExpertRow, *, is_capped: bool) -> tuple[str, ...]:
     mark = "→" if row.chosen else "+" if row.candidate else " "
     simulated = " (simulated)" if _is_simulated(row) else ""
-    added_w = UNMEASURED if row.added_w is None else f"{row.added_w:.3g}{simulated}"
+    added_w = UNMEASURED if row.added_w is None else f"{number(row.added_w)}{simulated}"
     return (
         mark,
         printable(row.model),
@@ -197,7 +197,7 @@ def _is_simulated(row: ExpertRow) -> bool:
 
 
 def _both(quantiles: Quantiles | None) -> str:
-    return UNMEASURED if quantiles is None else f"{quantiles.p50:.3g} / {quantiles.p95:.3g}"
+    return UNMEASURED if quantiles is None else f"{number(quantiles.p50)} / {number(quantiles.p95)}"
 
 
 def _frontier(answer: PlanAnswer) -> Table:
@@ -206,7 +206,7 @@ def _frontier(answer: PlanAnswer) -> Table:
         table.add_column(heading)
     for row in answer.frontier:
         value = "nothing fits" if row.value is None else f"{row.value:.4f}"
-        table.add_row(f"{row.energy_budget_j:.3g}", value, printable(", ".join(row.experts)))
+        table.add_row(number(row.energy_budget_j), value, printable(", ".join(row.experts)))
     return table
 
 

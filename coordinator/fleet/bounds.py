@@ -8,6 +8,7 @@ MAX_FIGURE = 1e15
 """The largest count, byte size or coefficient that a host could mean."""
 MAX_JOULES = MAX_SECONDS = 1e12
 MAX_WATTS = 1e6
+MAX_TOKENS = 10**9
 MAX_NAME_CHARACTERS = 128
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that would break a line of a log, or cannot be written at all."""

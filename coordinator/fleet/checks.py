@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
-from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.energy import Energy, unmeasured
 from moe2.common.errors import CommandErrorCode, JobErrorCode
-from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     CommandAnswer,
     EmbedJob,
-    ExpertReport,
     FollowJob,
     FromAgent,
     Hello,
@@ -41,10 +37,8 @@ from moe2.common.link.messages import (
     JobUsage,
     JobWord,
     NextTokens,
-    Performance,
     Report,
     ScoreJob,
-    SensorReport,
     Submit,
     ToAgent,
     Tokens,
@@ -56,16 +50,13 @@ from moe2.coordinator.fleet.bounds import (
     MAX_JOULES,
     MAX_NAME_CHARACTERS,
     MAX_SECONDS,
+    MAX_TOKENS,
     MAX_WATTS,
     name_fault,
     range_fault,
 )
-from moe2.coordinator.fleet.standby_checks import sound_costs, sound_standby
+from moe2.coordinator.fleet.report_checks import sound_report
 
-MAX_TOKENS = 10**9
-MAX_SLOTS = 65_536
-MAX_SPREAD = 20.0
-"""The largest spread, in natural logarithms: predictions that are off by a factor of half a billion."""
 MAX_LOGPROB = 1e-6
 """The largest log-probability: 0, up to the rounding of a sum."""
 MAX_MASS = 1.001
@@ -88,11 +79,8 @@ Words about a forgotten job are checked like those about an unknown one.
 
 DONE_REASONS = frozenset({"stop", "length", "cancelled"})
 AGENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_WARNING_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _JOB_CODES = frozenset(JobErrorCode)
 _COMMAND_CODES = frozenset(CommandErrorCode)
-_CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
-"""Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
 
 
 @dataclass(frozen=True)
@@ -415,99 +403,3 @@ def hello_fault(hello: Hello) -> str | None:
         "its host's name": hello.hostname,
     }
     return next((fault for what, name in names.items() if name is not None and (fault := name_fault(what, name))), None)
-
-
-# --- Reports ----------------------------------------------------------------------------------------------------------
-
-
-def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
-    """Returns the report without impossible parts, with a warning for each of them, and what was wrong."""
-    named = Counter(expert.model for expert in report.experts)
-    faults: dict[str, str] = {}
-    experts: list[ExpertReport] = []
-    for expert in report.experts:
-        fault = name_fault("the name", expert.model)
-        if fault is None and named[expert.model] > 1:
-            fault = f"it is there {named[expert.model]} times"
-        fault = fault or fault_in(expert)
-        if fault is None:
-            experts.append(sound_costs(_with_shown(expert), faults))
-        else:
-            faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
-    sensors = tuple(_sensor(sensor, faults) for sensor in report.sensors)
-    warnings = tuple(warning for warning in report.warnings if _WARNING_CODE.fullmatch(warning.code))
-    if len(warnings) < len(report.warnings):
-        faults["its warnings"] = "a code is not 1 to 64 letters, digits or _. It is not shown"
-    host = report.host
-    for name in ("cpu_count", "memory_bytes"):
-        if fault := range_fault(name, getattr(host, name), MAX_FIGURE):
-            faults["its host"] = f"{fault}. It is not shown"
-            host = replace(host, **{name: None})
-    standby = None if report.standby is None else sound_standby(report.standby, faults)
-    if not faults:
-        if experts == list(report.experts) and standby is report.standby:
-            return report, ()
-        return replace(report, experts=tuple(experts), standby=standby), ()
-    told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
-    warnings += tuple(map(_unsound, told))
-    return replace(report, host=host, experts=tuple(experts), sensors=sensors, warnings=warnings, standby=standby), told
-
-
-def _unsound(told: str) -> HealthWarning:
-    return HealthWarning(
-        code="report_unsound",
-        severity=Severity.DEGRADED,
-        message=f"{told[0].upper()}{told[1:]}.",
-        remedy="Restart the agent; if that does not help, remove its learned profiles and report the defect.",
-    )
-
-
-def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
-    fault = range_fault("power_w", sensor.power_w, MAX_WATTS)
-    if fault is None:
-        return sensor
-    faults[f"the sensor {sensor.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. Its power counts as unknown"
-    return replace(sensor, power_w=None)
-
-
-def _with_shown(expert: ExpertReport) -> ExpertReport:
-    """Returns the expert with those figures unknown that are only shown and no numbers."""
-    shown = expert.performance
-    bad = [name for name, value in asdict(shown).items() if value is not None and not math.isfinite(value)]
-    is_aged = expert.measured_age_s is not None and not math.isfinite(expert.measured_age_s)
-    if not bad and not is_aged:
-        return expert
-    performance: Performance = replace(shown, **dict.fromkeys(bad))
-    return replace(expert, performance=performance, measured_age_s=None if is_aged else expert.measured_age_s)
-
-
-def fault_in(expert: ExpertReport) -> str | None:
-    """Returns what is wrong with the first impossible figure of an expert; None if all are possible."""
-    if not (1 <= expert.slots <= MAX_SLOTS and 1 <= expert.context_tokens <= MAX_TOKENS):
-        return f"{expert.slots} slots, {expert.context_tokens} tokens of context"
-    if expert.parameters == 0:
-        return "parameters is 0"
-    if expert.latency is not None and not 1 <= expert.latency.slots <= MAX_SLOTS:
-        return f"latency.slots is {expert.latency.slots}"
-    return _fault(expert, "")
-
-
-def _fault(value: Any, where: str) -> str | None:
-    """Returns the first figure that is not finite, negative or too large, with its place; None if there is none."""
-    if isinstance(value, Spread):
-        return next((f"{where} is {part}" for part in (value.p50, value.p95) if not abs(part) <= MAX_SPREAD), None)
-    if isinstance(value, int | float):
-        return None if 0 <= value <= MAX_FIGURE else f"{where} is {value}"
-    parts: dict[str, Any] = {}
-    if isinstance(value, msgspec.Struct):
-        fields = asdict(value).items()
-        parts = {f"{where}.{name}".lstrip("."): part for name, part in fields if name not in _CHECKED_APART}
-        if isinstance(value, LatencyProfile):
-            # A batch that tends to empty has a negative m0.
-            parts[f"{where}.occupancy"] = tuple(map(abs, value.occupancy))
-    elif isinstance(value, tuple):
-        parts = {f"{where}[{place}]": part for place, part in enumerate(value)}
-    return next((fault for name, part in parts.items() if (fault := _fault(part, name))), None)
-
-
-# --- Who has broken a rule --------------------------------------------------------------------------------------------

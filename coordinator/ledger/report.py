@@ -214,8 +214,9 @@ def standing(connection: sqlite3.Connection, span: Span) -> StandingReport:
     """Sums up what hosts have used for no request, in whole hours that begin within the span."""
     # Whoever asks for a part of an hour gets all of it: joules are kept by the hour.
     since = None if span.since_unix_s is None else span.since_unix_s - span.since_unix_s % HOUR_S
-    terms = [term for term, value in (("hour_unix_s >= ?", since), ("hour_unix_s < ?", span.until_unix_s)) if value]
-    values = [value for value in (since, span.until_unix_s) if value]
+    bounds = [("hour_unix_s >= ?", since), ("hour_unix_s < ?", span.until_unix_s)]
+    terms = [term for term, value in bounds if value is not None]
+    values = [value for _, value in bounds if value is not None]
     query = f"""
         SELECT agent, max(agent_name) AS agent_name, cause, sum(joules) AS joules,
                group_concat(DISTINCT quality) AS qualities

@@ -120,7 +120,7 @@ class Consensus(PanelRun):
         if attempt not in self.active or written.reason is not None:
             return []
         written.reason = ended.reason if isinstance(ended, JobDone) else "stop"
-        written.answer = extract(written.text, self._form)
+        written.answer = extract(written.text, self._form, is_complete=written.reason != "length")
         self._vote.add(attempt.expert.key, written.answer.key if written.answer else None)
         self._due_s.pop(attempt.job_id, None)
         return [*self._remark(), *self.proceed(now_s)]

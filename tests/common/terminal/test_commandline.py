@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -104,3 +105,15 @@ def test_errors_become_exit_codes_and_sentences(
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_terminal_that_lacks_characters_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output with an arrow and a dash is written to an ASCII terminal; only these two characters are lost."""
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["test"])
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(act=lambda _: print("→ 3 J – unmeasured", flush=True) or 0)
+    assert execute(parser) == 0
+    assert written.getvalue() == b"? 3 J ? unmeasured\n"

@@ -137,6 +137,24 @@ def test_a_json_document_answers_with_its_field(text: str, field: str | None, ke
     assert said(text, AnswerForm(AnswerKind.JSON, field=field)) == key
 
 
+@pytest.mark.parametrize(
+    ("text", "form", "key"),
+    [
+        ("It's a phrase that has been debated by mathematicians and", OPEN, None),
+        ("A fox is", TEXT, None),
+        ("First, 3 boxes with 4 apples make 12, and", NUMBER, None),
+        ("The answer is 12. To check this, take 3 boxes and", NUMBER, "12"),
+        ("The answer is Paris. It lies on the", OPEN, "paris"),
+        ("Yes, because the moon is", OPEN, "yes"),
+        ("(B) because the", FOUR, "B"),
+    ],
+)
+def test_a_text_that_was_cut_off_answers_only_where_it_says_so(text: str, form: AnswerForm, key: str | None) -> None:
+    """The last words of a text that did not come to its end are reasoning, however few they are."""
+    found = extract(text, form, is_complete=False)
+    assert (None if found is None else found.key) == key
+
+
 LISTED = "Which city?\n(A) New York\n(B) New York City\n(C) York"
 
 
@@ -148,6 +166,10 @@ LISTED = "Which city?\n(A) New York\n(B) New York City\n(C) York"
         ("Which? (A) red (B) blue", AnswerForm(AnswerKind.CHOICE, ("red", "blue"), is_lettered=True)),
         ("How many legs has a spider?", NUMBER),
         ("What is 17 * 23?", NUMBER),
+        ("What is 7 plus 5?", NUMBER),
+        ("What is 2 and 2? Just the number.", NUMBER),
+        ("Twice the sixth prime. Answer with a single integer.", NUMBER),
+        ("My number is 7. Who am I?", OPEN),
         ("Who wrote Faust?", OPEN),
         ("A. Smith wrote it. Who is that?", OPEN),
     ],

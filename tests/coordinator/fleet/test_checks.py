@@ -45,10 +45,9 @@ from moe2.coordinator.fleet.checks import (
     MAX_MESSAGE_CHARACTERS,
     MAX_UNKNOWN_JOBS,
     AgentChecks,
-    fault_in,
     hello_fault,
-    sound_report,
 )
+from moe2.coordinator.fleet.report_checks import fault_in, sound_report
 from tests.coordinator.experts import MEASURED, cost, expert_report, hello, report, speed
 from tests.scenarios.fuzz.messages import any_message
 

@@ -31,17 +31,14 @@ from moe2.common.link.messages import (
     TokenPiece,
     Tokens,
 )
+from moe2.coordinator.fleet.bounds import MAX_TOKENS
 from moe2.coordinator.fleet.checks import (
     MAX_PIECE_BYTES,
     MAX_REMEMBERED_JOBS,
-    MAX_SLOTS,
-    MAX_SPREAD,
-    MAX_TOKENS,
     AgentChecks,
-    fault_in,
     hello_fault,
-    sound_report,
 )
+from moe2.coordinator.fleet.report_checks import MAX_SLOTS, MAX_SPREAD, fault_in, sound_report
 from tests.coordinator.experts import expert_report, hello, report, speed
 from tests.coordinator.fleet.test_checks import FOLLOW, SCORE, USAGE, WRITE, checks, done
 

@@ -70,6 +70,54 @@ def test_a_known_part_above_the_reservation_is_charged() -> None:
     assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)
 
 
+def test_unknown_joules_are_charged_at_least_their_known_part() -> None:
+    """A settled request with unknown joules is charged its known part where that is above the reservation."""
+    accounts = Accounts()
+    accounts.reserve(KEY, MONDAY, "r1", Amount(60.0, 500))
+    assert accounts.settle(KEY, MONDAY, "r1", Amount(None, 20), known_j=70.0) == Amount(70.0, 20)
+
+
+def test_a_known_part_below_one_joule_is_charged_as_it_is() -> None:
+    """A known part of half a joule without a reservation is charged as half a joule."""
+    assert charge(None, Amount(None, 20), known_j=0.5) == Amount(0.5, 20)
+
+
+def test_a_request_over_midnight_is_charged_its_own_reservation_and_not_to_the_new_day() -> None:
+    """A request that was reserved yesterday is charged what was reserved, and takes nothing of today's limit."""
+    accounts = Accounts()
+    for name in ("r1", "r2"):
+        accounts.reserve(KEY, MONDAY, name, Amount(60.0, 500))
+    accounts.reserve(KEY, TUESDAY, "r3", Amount(1.0, 1))
+    assert accounts.settle(KEY, TUESDAY, "r1", Amount(None, 20)) == Amount(60.0, 20)
+    assert accounts.settle(KEY, TUESDAY, "r2", Amount(None, 20), known_j=70.0) == Amount(70.0, 20)
+    spent = accounts.statement(KEY, TUESDAY).spent
+    assert (spent.key_id, spent.n_requests, spent.energy_j) == ("k1", 0, 0.0)
+
+
+def test_a_changed_limit_holds_at_once() -> None:
+    """The statement tells the limits that the key has now, and what is left of them."""
+    accounts = Accounts()
+    accounts.settle(KEY, MONDAY, "r1", Amount(10.0, 100))
+    changed = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=50.0, tokens=None))
+    statement = accounts.statement(changed, MONDAY)
+    assert (statement.limits, statement.left) == (changed.daily, Remaining(40.0, None))
+
+
+def test_measured_joules_are_not_held() -> None:
+    """Measured joules are spent and not held, and tokens that nobody knows are none."""
+    accounts = Accounts()
+    accounts.settle(KEY, MONDAY, "r1", Amount(10.0, None))
+    spent = accounts.statement(KEY, MONDAY).spent
+    assert (spent.key_id, spent.energy_j, spent.held_j, spent.tokens) == ("k1", 10.0, 0.0, 0)
+
+
+def test_an_overdrawn_key_has_nothing_left() -> None:
+    """What is left of an overdrawn limit is 0, neither negative nor anything."""
+    accounts = Accounts()
+    accounts.settle(KEY, MONDAY, "r1", Amount(100.5, 1001))
+    assert accounts.left(KEY, MONDAY) == Remaining(0.0, 0)
+
+
 def test_a_new_day_begins_with_nothing_spent() -> None:
     """Yesterday's reservation is not charged to today, neither while it runs nor when it ends."""
     accounts = Accounts()

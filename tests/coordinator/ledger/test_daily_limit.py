@@ -13,7 +13,7 @@ from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount
-from moe2.coordinator.ledger.daily_limit import p95_of, select_within_limits
+from moe2.coordinator.ledger.daily_limit import is_limited, p95_of, select_within_limits
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.serving.attempt import Attempt
@@ -31,12 +31,12 @@ TOKENS = 8
 
 
 def decide(
-    limit_j: float | None, *, spent_j: float = 0.0, reserved_j: float = 0.0, burnt_j: float = 0.0, **fields: Any
+    limit_j: float | None, *, spent_j: float | None = 0.0, reserved_j: float = 0.0, burnt_j: float = 0.0, **fields: Any
 ) -> Selection | NoExpert:
     key = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=limit_j, tokens=fields.pop("tokens", None)))
     accounts = Accounts()
     accounts.settle(key, TODAY, "before", Amount(spent_j, fields.pop("spent_tokens", 0)))
-    accounts.reserve(key, TODAY, "beside", Amount(reserved_j, 0))
+    accounts.reserve(key, TODAY, "beside", Amount(reserved_j, fields.pop("reserved_tokens", 0)))
     experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
     chooser = selector()
@@ -126,6 +126,53 @@ def test_a_token_limit_takes_prompt_and_longest_answer() -> None:
     refusal = refused(decide(None, tokens=20, spent_tokens=12))
     assert refusal.code == "budget_exhausted"
     assert "A smaller max_tokens needs less." in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("energy_j", "tokens", "limited"), [(None, None, False), (1.0, None, True), (None, 1, True), (1.0, 1, True)]
+)
+def test_a_limit_of_either_kind_limits_a_key(energy_j: float | None, tokens: int | None, limited: bool) -> None:
+    """A key is limited as soon as its joules or its tokens are."""
+    assert is_limited(Principal(key_id="k1", name="app", daily=DailyLimits(energy_j, tokens))) is limited
+
+
+def test_attempts_that_burnt_more_than_was_left_leave_nothing() -> None:
+    """After attempts that overdrew the limit not even an expert of less than a joule may answer."""
+    frugal = expert("frugal", latency=speed(1000.0, 10.0), energy=cost(0.05))
+    assert answers(decide(100.0, experts=(frugal,))) == "frugal"
+    assert refused(decide(100.0, burnt_j=200.0, experts=(frugal,))).code == "budget_exhausted"
+
+
+def test_a_request_of_exactly_a_days_limit_may_fit_soon() -> None:
+    """A request that needs the whole day's limit is possible, once reservations have ended."""
+    refusal = refused(decide(8.0, reserved_j=1.0))
+    assert (refusal.code, refusal.retry_after_s) == ("budget_exhausted", 5)
+
+
+def test_a_request_of_exactly_a_days_tokens_waits_for_the_next_day() -> None:
+    """A request that needs the whole day's tokens is possible tomorrow, where some are spent today."""
+    refusal = refused(decide(None, tokens=9, spent_tokens=1))
+    assert (refusal.code, refusal.retry_after_s) == ("budget_exhausted", 43_200)
+
+
+def test_reserved_tokens_may_be_free_soon() -> None:
+    """A refusal because of reserved tokens alone asks to try again soon."""
+    assert refused(decide(None, tokens=20, spent_tokens=11, reserved_tokens=1)).retry_after_s == 5
+
+
+def test_a_refusal_tells_what_could_not_be_measured() -> None:
+    """The refusal counts the unmeasured requests beside what was spent, and only where there are any."""
+    assert "could not be measured" not in refused(decide(100.0, spent_j=95.0)).message
+    assert "spent 0 J (1 requests could not be measured)" in refused(decide(100.0, spent_j=None, reserved_j=95)).message
+
+
+def test_a_limit_that_no_measured_expert_can_keep_is_explained_with_its_plan() -> None:
+    """Where nothing was measured the refusal carries the plan and the outlook, and says what measures."""
+    refusal = refused(decide(100.0, experts=(UNMEASURED,)))
+    assert "`moe2-agent bench` measures it" in refusal.message
+    assert refusal.code == "infeasible"
+    assert refusal.plan is not None
+    assert refusal.outlook is not None
 
 
 def test_a_reservation_follows_the_attempts() -> None:

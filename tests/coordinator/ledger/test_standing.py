@@ -95,6 +95,70 @@ def test_the_balance_is_of_everything_for_each_answer() -> None:
     assert book.balance(0).j_per_answer is None
 
 
+def test_two_reports_of_one_moment_make_one_entry() -> None:
+    """A report at the very moment of the last booking, or half a second later, is too soon."""
+    book = StandingBook(NOON)
+    joules(book, FIRST)
+    assert book.reported("agent-1", "orin", replace(FIRST, idle_j=101.0), NOON) is None
+    assert book.reported("agent-1", "orin", replace(FIRST, idle_j=101.0), NOON + 0.5) is None
+
+
+def test_a_host_whose_clock_begins_at_zero_is_booked_at_once() -> None:
+    """The first report after a restart is booked, whatever the wall clock says."""
+    book = StandingBook(0.0)
+    book.restore({"agent-1": FIRST})
+    assert joules(book, replace(FIRST, idle_j=180.0), 20.0) == {"idle": 80.0}
+
+
+def test_counters_of_just_the_longest_unseen_time_are_booked() -> None:
+    """An agent that was never seen before is booked up to and including MAX_UNSEEN_S of counting."""
+    assert joules(StandingBook(NOON), replace(FIRST, measured_s=MAX_UNSEEN_S))["idle"] == 100.0
+
+
+def test_a_report_without_news_makes_no_entry() -> None:
+    """Equal counters at a later time write nothing into the ledger."""
+    book = StandingBook(NOON)
+    joules(book, FIRST)
+    assert book.reported("agent-1", "orin", FIRST, NOON + BOOK_EVERY_S) is None
+
+
+def test_joules_of_requests_alone_make_an_entry() -> None:
+    """Counters that grew by requests' joules alone are kept, so that a restart does not count them twice."""
+    book = StandingBook(NOON)
+    joules(book, FIRST)
+    later = replace(FIRST, requests_j=7.0)
+    entry = book.reported("agent-1", "orin", later, NOON + BOOK_EVERY_S)
+    assert entry is not None
+    assert (entry.by_cause, entry.counters) == ((), later)
+
+
+def test_an_entry_belongs_to_the_hour_in_which_it_was_reported() -> None:
+    """The hour of an entry is the last whole one before the report."""
+    entry = StandingBook(NOON).reported("agent-1", "orin", FIRST, NOON + 3599.0)
+    assert entry is not None
+    assert entry.hour_unix_s == NOON
+
+
+def test_the_balance_adds_up_every_report() -> None:
+    """The balance sums each cause and the requests over all reports."""
+    book = StandingBook(NOON)
+    first = replace(FIRST, waking_j=3.0, other_j=2.0, requests_j=60.0)
+    joules(book, first)
+    grown = {"idle_j": 130.0, "loading_j": 41.0, "waking_j": 8.0, "other_j": 9.0, "requests_j": 75.0}
+    joules(book, replace(first, **grown), NOON + BOOK_EVERY_S)
+    balance = book.balance(4)
+    assert {name: getattr(balance, name) for name in grown} == grown
+    assert (balance.answers, balance.quality) == (4, Quality.MEASURED_COUNTER)
+
+
+def test_the_balance_is_unknown_before_the_first_report() -> None:
+    """Every figure of a balance without a measuring host is None, never 0."""
+    balance = StandingBook(NOON).balance(3)
+    assert balance.answers == 3
+    assert (balance.requests_j, balance.idle_j, balance.loading_j) == (None, None, None)
+    assert (balance.waking_j, balance.other_j) == (None, None)
+
+
 async def read(path: Path, *spent: tuple[str, StandingEnergy, float], answers: int = 0) -> StandingReport:
     """Enters what agents report into a ledger, and reads all of it."""
     ledger, book = Ledger(path, retention_days=30), StandingBook(NOON)
@@ -155,3 +219,38 @@ async def test_a_span_takes_whole_hours(tmp_path: Path) -> None:
     with reading(path) as connection:
         assert standing(connection, Span(since_unix_s=NOON + 7200.0 + 60.0)).joules == pytest.approx(50.0)
         assert standing(connection, Span(until_unix_s=NOON + 3600.0)).joules == pytest.approx(140.0)
+
+
+async def test_every_cause_counts_in_the_sum_of_a_host(tmp_path: Path) -> None:
+    """The sum over hosts takes in idling, loading, waking and what is left."""
+    energy = replace(FIRST, waking_j=5.0, other_j=3.0)
+    report = await read(tmp_path / "ledger.db", ("agent-1", energy, NOON), answers=1)
+    assert report.joules == pytest.approx(148.0)
+    assert report.j_per_answer == pytest.approx(168.0)
+    assert report.n_unmeasured == 0
+
+
+async def test_a_ledger_without_answers_knows_no_joules_per_answer(tmp_path: Path) -> None:
+    """Hosts that only waited have joules, and no joules per answer."""
+    report = await read(tmp_path / "ledger.db", ("agent-1", FIRST, NOON))
+    assert (report.answers, report.requests_j, report.j_per_answer, report.n_unmeasured) == (0, None, None, 0)
+
+
+async def test_a_report_counts_its_unmeasured_requests(tmp_path: Path) -> None:
+    """Requests without joules are counted beside the sum, which is a lower bound then."""
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(path, retention_days=36_500)
+    async with ledger.running():
+        assert await ledger.record(request_entry("r1", joules=None, quality="unmeasured"))
+        assert await ledger.record(request_entry("r2", joules=None, quality="unmeasured"))
+    with reading(path) as connection:
+        report = standing(connection, Span())
+    assert (report.n_unmeasured, report.requests_j, report.answers) == (2, None, 2)
+
+
+async def test_a_span_that_ends_at_the_epoch_holds_nothing(tmp_path: Path) -> None:
+    """The moment 0 is a bound like any other."""
+    path = tmp_path / "ledger.db"
+    await read(path, ("agent-1", FIRST, NOON))
+    with reading(path) as connection:
+        assert standing(connection, Span(until_unix_s=0.0)).joules is None

@@ -278,6 +278,33 @@ async def test_an_entry_that_no_database_takes_stops_no_other(tmp_path: Path) ->
     assert kept(path) == ["req-0", "req-2"]
 
 
+async def test_of_two_entries_the_good_one_is_written(tmp_path: Path) -> None:
+    """Of two entries that come together the one that a database takes is written."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await asyncio.gather(
+            ledger.record(request_entry("req-0", total_s=object())), ledger.record(request_entry("req-1"))
+        )
+        assert ledger.n_dropped == 1
+    assert kept(path) == ["req-1"]
+
+
+async def test_every_refused_entry_is_counted(tmp_path: Path) -> None:
+    """The count of lost entries grows with each of them."""
+    async with running(tmp_path / "ledger.sqlite") as ledger:
+        for number in range(3):
+            await ledger.record(request_entry(f"req-{number}", total_s=object()))
+            assert ledger.n_dropped == number + 1
+
+
+async def test_what_is_written_reaches_the_database_file_while_the_ledger_runs(tmp_path: Path) -> None:
+    """A checkpoint follows a commit, so that the log beside the database does not grow without end."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("req-of-the-checkpoint"))
+        await until(lambda: b"req-of-the-checkpoint" in path.read_bytes())
+
+
 async def test_a_client_that_leaves_breaks_nothing(tmp_path: Path) -> None:
     """The cancelled wait of a client that left is passed over."""
     path = tmp_path / "ledger.sqlite"

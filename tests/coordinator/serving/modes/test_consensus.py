@@ -92,6 +92,15 @@ def test_a_member_without_a_final_answer_does_not_vote() -> None:
     assert [share.answer for share in bench.together.members] == [None, "C"]
 
 
+def test_a_text_that_was_cut_off_casts_no_vote_for_its_beginning() -> None:
+    """A few words that `max_tokens` left of a longer text are no answer; the member that came to its end decides."""
+    bench = consensus(2.0, 1.0, prompt=OPEN)
+    says(bench, 0, "When a user asks you", reason="length")
+    says(bench, 1, "Paris")
+    assert bench.text == "Paris"
+    assert [share.answer for share in bench.together.members] == [None, "paris"]
+
+
 def test_members_that_answer_in_different_forms_agree() -> None:
     """A letter, a text and a sentence are one answer."""
     bench = consensus(1.0, 1.0, 1.0, 1.0)
