@@ -21,7 +21,7 @@ import pytest
 
 from tests.install.fakehost import CHECKOUT
 
-_PACKAGES = "systemd,systemd-sysv,dbus,polkitd,python3-venv,libgomp1"
+_PACKAGES = "systemd,systemd-sysv,dbus,libpam-systemd,polkitd,python3-venv,libgomp1"
 _TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "git")
 _BOOT_S = 120.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
