@@ -4,6 +4,7 @@ import { follow, key, setKey } from "./client.js";
 import { drawChart, startChart } from "./chart.js";
 import { byId, el } from "./dom.js";
 import { drawAverages } from "./averages.js";
+import { drawStandby } from "./standby.js";
 import { drawFleet, drawWarnings } from "./fleet.js";
 import { duration } from "./format.js";
 import { startPlayground, offerModels, offerPlan } from "./playground.js";
@@ -37,6 +38,7 @@ function tick(data) {
   drawWarnings(data.fleet.warnings);
   drawFleet(state);
   drawAverages(state.fleet);
+  drawStandby(state.fleet);
   drawRunning(data.running, data.fleet.requests_active);
   drawChart(state);
   offerModels(data.fleet.agents);

@@ -45,14 +45,20 @@ function number(id) {
   return value === "" ? undefined : Number(value);
 }
 
+const text = (id) => byId(id).value.trim() || undefined;
+
 function body() {
+  const choices = byId("choices").value.split("\n").map((line) => line.trim()).filter(Boolean);
   const budgets = canPlan
     ? {
         energy_budget_j: number("energy-budget"),
         latency_budget_s: number("latency-budget"),
         ttft_budget_s: number("ttft-budget"),
         max_experts: number("max-experts"),
-        quantile: byId("quantile").value || undefined,
+        quantile: text("quantile"),
+        mode: text("mode"),
+        category: text("category"),
+        choices: choices.length ? choices : undefined,
       }
     : {};
   const set = Object.fromEntries(Object.entries(budgets).filter(([, value]) => value !== undefined));
@@ -60,7 +66,8 @@ function body() {
     model: byId("model").value,
     messages: [{ role: "user", content: byId("prompt").value }],
     max_tokens: number("max-tokens"),
-    temperature: number("temperature"),
+    // A vote draws nothing: its members score the choices.
+    temperature: set.mode === "vote" ? undefined : number("temperature"),
     ...(Object.keys(set).length ? { moe2: set } : {}),
   };
 }

@@ -33,14 +33,13 @@ export function drawTiles({ fleet, power, requests, bins, binS }) {
   const lines = linesOf(requests);
   const energy = perTokenOf(lines);
   const simulated = lines.some((line) => line.energy.quality === "simulated");
-  const unknown = lines.filter((line) => line.energy.joules === null && line.decoded_tokens).length;
   const ttfts = requests.slice(-50).map((ended) => ended.receipt.seconds.ttft);
 
   show(
     byId("tiles"),
     tile("Experts ready", `${ready} / ${experts.length}`, `${fleet.agents.filter((a) => a.connected).length} of ${fleet.agents.length} hosts connected`),
     tile("Fleet power", watts(power.power_w), powerNote(power), power.simulated && power.power_w !== null),
-    tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests.length, unknown), simulated && energy !== null),
+    tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests), simulated && energy !== null),
     tile("Energy per answer", perAnswer(fleet.energy), balanceNote(fleet.energy), fleet.energy?.quality === "simulated" && fleet.energy.j_per_answer !== null),
     tile("Throughput", past.length ? `${digits(sum("tokens") / spanS)} tok/s` : DASH, past.length ? `${digits((60 * sum("n_requests")) / spanS)} requests/min` : "first minute"),
     tile("In progress", count(fleet.requests_active), `${active} of ${slots} slots · ${queued} queued`),
@@ -72,7 +71,9 @@ function balanceNote(energy) {
   return `with waiting: ${spent.filter(([, value]) => value > 0).map(([name, value]) => `${joules(value)} ${name}`).join(", ") || "nothing spent yet"}`;
 }
 
-function energyNote(n, n_unknown) {
-  if (!n) return "no request yet";
-  return n_unknown ? `${n_unknown} of the last ${n} unmeasured` : `last ${n} requests`;
+// Counted by requests, not by attempts: one that was tried twice is one of the last so many.
+export function energyNote(requests) {
+  if (!requests.length) return "no request yet";
+  const unknown = requests.filter((ended) => ended.receipt.experts.some((line) => line.energy.joules === null && line.decoded_tokens)).length;
+  return unknown ? `${unknown} of the last ${requests.length} requests unmeasured` : `last ${requests.length} requests`;
 }

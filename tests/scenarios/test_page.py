@@ -395,6 +395,41 @@ async def test_a_plan_shows_choice_reasons_frontier_and_certificate(tmp_path: Pa
         assert feed.bodies[0]["messages"][0]["role"] == "user"
 
 
+async def test_mode_choices_and_category_travel_with_the_prompt(tmp_path: Path, browser: Browser) -> None:
+    """A vote goes out without a temperature, which it would be refused for."""
+    async with fake_coordinator(plan=PLAN) as (url, feed):
+
+        def check() -> None:
+            browser.open(url)
+            browser.until("!document.querySelector('#budgets').hidden")
+            browser.js("document.querySelector('#mode').value = 'vote'")
+            browser.type("#category", "maths")
+            browser.js("document.querySelector('#choices').value = ' 3 \\n\\n4'")
+            browser.click("#plan")
+            browser.until("document.querySelector('#plan-view .plan') !== null")
+
+        await visit(check)
+        assert feed.bodies[0]["moe2"] == {"mode": "vote", "category": "maths", "choices": ["3", "4"]}
+        assert "temperature" not in feed.bodies[0]
+
+
+async def test_unmeasured_requests_are_counted_by_request(tmp_path: Path, browser: Browser) -> None:
+    """A request that two experts answered in turn, both unmeasured, is one of the last one, not two."""
+    async with fleet(tmp_path) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            line = "{energy: {joules: null}, decoded_tokens: 3}"
+            browser.js(
+                "import('./page/tiles.js').then((tiles) => { document.body.dataset.note ="
+                f" tiles.energyNote([{{receipt: {{experts: [{line}, {line}]}}}}]) }})"
+            )
+            browser.until("document.body.dataset.note !== undefined")
+            assert browser.js("document.body.dataset.note") == "1 of the last 1 requests unmeasured"
+
+        await visit(check)
+
+
 async def test_the_key_is_asked_for_and_sent(tmp_path: Path, browser: Browser) -> None:
     """A coordinator that wants a key makes the page ask; feed and plan then carry it."""
     async with fake_coordinator(plan=PLAN, key="k-1") as (url, feed):
