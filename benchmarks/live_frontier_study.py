@@ -6,6 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from random import Random
 from statistics import mean, median
@@ -25,13 +26,14 @@ LIVE = (MOE2, AUTO)
 """The ways that are asked under every pair of budgets; the baselines choose among the experts' answers alone."""
 BEST, CHEAPEST, FASTEST = "best single that fits", "cheapest that fits", "fastest that fits"
 RANDOM, ROUND_ROBIN, VOTE = "random that fits", "round robin of those that fit", "vote of all"
+SINGLES = (BEST, CHEAPEST, FASTEST, RANDOM, ROUND_ROBIN)
 ROOM = 1.2
 """A budget over what the expert that it is made for is predicted to take at most."""
 MAX_LEVELS = 3
 """Limits on one axis, "none" among them."""
-MIN_VALIDATION = 10
-MIN_LEARNING = 40
-"""What training a gate needs: 20 rows to learn from and 10 to validate on, and a little more."""
+MIN_VALIDATION = 16
+MIN_LEARNING = 50
+"""Training a gate needs 20 rows to learn from and 10 to validate on, and `tune` holds a fifth of both out in turn."""
 NONE = "none"
 
 
@@ -99,8 +101,12 @@ def questions_of(path: Path) -> tuple[Question, ...]:
     """
     if path.suffix != ".tsv":
         return read_questions(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Moe2Error(f"{path} is not UTF-8 text ({error}).") from error
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         text, *choices = line.split("\t")
         if not 2 <= len(choices) <= len(LETTERS) or not all(part.strip() for part in (text, *choices)):
             raise Moe2Error(f"{path}, line {number}: not a question, the right answer and wrong ones between tabs.")
@@ -123,7 +129,7 @@ def parted(questions: Sequence[Question], limit: int | None) -> Parts:
     """Hold out the rows of the split "test", or where there are none every other question of each kind.
 
     limit: most questions held out; twice as many, but not fewer than training needs, are learned from. Of the learning
-    questions a fifth, at least 10, are for validation. Raises Moe2Error where there are too few.
+    questions a fifth, at least 16, are for validation. Raises Moe2Error where there are too few.
     """
     held_out = [question for question in questions if dict(question.labels).get("split") == "test"]
     if not held_out:
@@ -183,14 +189,14 @@ def _levels(costs: Sequence[float]) -> list[float | None]:
     return [None, *limits]
 
 
-def predicted_costs(decisions: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
-    """The median over several prompts of what each expert is predicted to take."""
-    costs = {}
-    for expert in decisions[0]:
-        rows = [decision[expert] for decision in decisions if expert in decision]
-        joules = [row.energy_j for row in rows if row.energy_j is not None]
-        costs[expert] = Cost(median(joules) if joules else None, median(row.delay_s for row in rows))
-    return costs
+def typical_costs(costs: Mapping[str, Mapping[str, Cost]]) -> dict[str, Cost]:
+    """The median over the questions of what each expert is predicted to take, in the order of their keys."""
+    typical = {}
+    for expert in sorted({key for row in costs.values() for key in row}):
+        rows = [row[expert] for row in costs.values() if expert in row]
+        joules = [cost.energy_j for cost in rows if cost.energy_j is not None]
+        typical[expert] = Cost(median(joules) if joules else None, median(cost.delay_s for cost in rows))
+    return typical
 
 
 @dataclass(frozen=True)
@@ -198,16 +204,17 @@ class Study:
     """All that the baselines and the figures are made of."""
 
     questions: tuple[Question, ...]
-    costs: Mapping[str, Cost]
-    """What is predicted of each expert, by key."""
+    costs: Mapping[str, Mapping[str, Cost]]
+    """What is predicted of each expert, by question and by the expert's key."""
     learned_scores: Mapping[str, float]
     """Each expert's mean score on the learning questions, by key."""
     answers: Mapping[tuple[str, str, str], Answer]
     """By way, budget and question."""
 
-    def fitting(self, budget: Budget) -> list[str]:
-        """Keys of the experts that are predicted to keep the budget."""
-        return [key for key, cost in self.costs.items() if budget.holds(cost.energy_j, cost.delay_s)]
+    def fitting(self, question: Question, budget: Budget) -> list[str]:
+        """Keys of the experts that are predicted to keep the budget with this question, in the order of their keys."""
+        costs = self.costs[question.id]
+        return sorted(key for key, cost in costs.items() if budget.holds(cost.energy_j, cost.delay_s))
 
     def alone(self, expert: str, question: Question) -> Answer:
         """What the expert answered when it was asked alone and without a budget."""
@@ -215,37 +222,39 @@ class Study:
 
     def baselines(self, budget: Budget) -> dict[str, list[Answer | None]]:
         """Each baseline's answers to the questions, in their order; None where it has no expert that fits."""
-        fits = self.fitting(budget)
         draw = Random(0)
-        # Unknown joules come last.
-        energy = {key: cost.energy_j if cost.energy_j is not None else float("inf") for key, cost in self.costs.items()}
-        choices: dict[str, Callable[[int], str]] = {
-            BEST: lambda _: max(fits, key=lambda key: self.learned_scores[key]),
-            CHEAPEST: lambda _: min(fits, key=lambda key: energy[key]),
-            FASTEST: lambda _: min(fits, key=lambda key: self.costs[key].delay_s),
-            RANDOM: lambda _: draw.choice(fits),
-            ROUND_ROBIN: lambda place: fits[place % len(fits)],
-        }
-        found: dict[str, list[Answer | None]] = {
-            name: [self.alone(choose(place), question) if fits else None for place, question in self._placed()]
-            for name, choose in choices.items()
-        }
-        found[VOTE] = [self._voted(question) if self._all_fit(budget) else None for question in self.questions]
+        found: dict[str, list[Answer | None]] = {name: [] for name in (*SINGLES, VOTE)}
+        for place, question in enumerate(self.questions):
+            fits = self.fitting(question, budget)
+            for name in SINGLES:
+                key = self._single(name, place, question, fits, draw) if fits else None
+                found[name].append(None if key is None else self.alone(key, question))
+            found[VOTE].append(self._voted(question) if self._all_fit(question, budget) else None)
         return found
 
-    def _placed(self) -> list[tuple[int, Question]]:
-        return list(enumerate(self.questions))
+    def _single(self, name: str, place: int, question: Question, fits: Sequence[str], draw: Random) -> str:
+        """The expert that a baseline takes of those that fit, at least one; place: of the question."""
+        costs = self.costs[question.id]
+        if name == RANDOM:
+            return draw.choice(fits)
+        if name == ROUND_ROBIN:
+            return fits[place % len(fits)]
+        # Unknown joules come last.
+        ranks: dict[str, Callable[[str], float]] = {
+            BEST: lambda key: -self.learned_scores[key],
+            CHEAPEST: lambda key: inf if (energy_j := costs[key].energy_j) is None else energy_j,
+            FASTEST: lambda key: costs[key].delay_s,
+        }
+        return min(fits, key=ranks[name])
 
-    def _all_fit(self, budget: Budget) -> bool:
+    def _all_fit(self, question: Question, budget: Budget) -> bool:
         """Whether all experts together, side by side, are predicted to keep the budget."""
-        joules = [cost.energy_j for cost in self.costs.values()]
-        known = [value for value in joules if value is not None]
-        total_j = sum(known) if len(known) == len(joules) else None
-        return budget.holds(total_j, max(cost.delay_s for cost in self.costs.values()))
+        costs = self.costs[question.id].values()
+        return budget.holds(_total([cost.energy_j for cost in costs]), max(cost.delay_s for cost in costs))
 
     def _voted(self, question: Question) -> Answer:
         """The answer that most experts give; of equally many that of the best on the learning questions."""
-        ballots = [(key, self.alone(key, question)) for key in self.costs]
+        ballots = [(key, self.alone(key, question)) for key in sorted(self.learned_scores)]
         counts: dict[str, int] = defaultdict(int)
         for _, answer in ballots:
             if answer.said is not None:
@@ -253,22 +262,26 @@ class Study:
         most = max(counts.values(), default=0)
         leaders = [ballot for ballot in ballots if ballot[1].said is not None and counts[ballot[1].said] == most]
         winner = max(leaders or ballots, key=lambda ballot: self.learned_scores[ballot[0]])[1]
-        joules = [answer.joules for _, answer in ballots]
-        known = [value for value in joules if value is not None]
         return msgspec.structs.replace(
             winner,
             way=VOTE,
-            joules=sum(known) if len(known) == len(joules) else None,
+            joules=_total([answer.joules for _, answer in ballots]),
             seconds=max(answer.seconds for _, answer in ballots),
         )
 
     def figures(self, budget: Budget) -> dict[str, dict[str, float | None]]:
-        """The figures of every way under a budget; gains are paired with `MOE2`'s answers to the same questions."""
+        """The figures of every way under a budget; gains are those of moe2, paired by question."""
         ways: dict[str, list[Answer | None]] = {
             way: [_kept(self.answers[way, budget.key, question.id]) for question in self.questions] for way in LIVE
         }
         ways.update(self.baselines(budget))
-        return {name: _figures(answers, ways[MOE2], budget) for name, answers in ways.items()}
+        return {name: _figures(answers, ways, budget) for name, answers in ways.items()}
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """The sum, which is unknown where one of the values is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _kept(answer: Answer) -> Answer | None:
@@ -276,24 +289,30 @@ def _kept(answer: Answer) -> Answer | None:
 
 
 def _figures(
-    answers: Sequence[Answer | None], ours: Sequence[Answer | None], budget: Budget
+    answers: Sequence[Answer | None], ways: Mapping[str, Sequence[Answer | None]], budget: Budget
 ) -> dict[str, float | None]:
-    """Score (unanswered questions count 0) with its error, `MOE2`'s gain over it in points, and what answers took."""
+    """Score (unanswered questions count 0) with its error, the gains of moe2 over it in points, what answers took."""
     scores = _scores(answers)
     given = [answer for answer in answers if answer is not None]
     joules = [answer.joules for answer in given if answer.joules is not None]
-    gain = gain_of(_scores(ours), scores)
+    route, auto = (gain_of(_scores(ways[way]), scores) for way in LIVE)
     error = float(scores.std(ddof=1) / np.sqrt(scores.size)) if scores.size > 1 else None
     return {
         "score": round(float(scores.mean()), 4),
         "score_se": None if error is None else round(error, 4),
-        "moe2_gain_points": round(100 * gain.gain, 2),
-        "moe2_gain_se": None if gain.standard_error is None else round(100 * gain.standard_error, 2),
+        "route_gain_points": round(100 * route.gain, 2),
+        "route_gain_se": _points(route.standard_error),
+        "auto_gain_points": round(100 * auto.gain, 2),
+        "auto_gain_se": _points(auto.standard_error),
         "answered": round(len(given) / len(answers), 4),
         "mean_j": round(mean(joules), 3) if joules else None,
         "mean_s": round(mean(answer.seconds for answer in given), 3) if given else None,
         "over_budget": round(mean(not budget.holds(one.joules, one.seconds) for one in given), 4) if given else None,
     }
+
+
+def _points(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
 
 
 def _scores(answers: Sequence[Answer | None]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
