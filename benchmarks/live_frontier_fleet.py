@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from examples.demo.setup import HOST, Daemon, Setup, free_port, write_secret
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import ExpertState
 from moe2.common.status import CoordinatorStatus
+from moe2.coordinator.training.collect.asking import Asker
+from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Question
 from moe2.coordinator.training.collect.scoring import INSTRUCTIONS, Metric, said, score
+from moe2.coordinator.training.collect.survey import survey
 
 READY_S = 300.0
 POLL_S = 0.25
@@ -150,11 +154,22 @@ class Client:
         ]
         return "/v1/chat/completions", {**fixed, "messages": messages}
 
+    async def learn(self, questions: Sequence[Question], out: Path) -> None:
+        """Where held-out questions are asked as texts to continue, have all experts learned about in that form.
+
+        `tune` would ask those with a chat template in a chat, and a gate would learn what nobody is asked. It takes
+        what stands in the file, and asks what is missing.
+        """
+        if not self._is_plain:
+            return
+        asker = Asker(self._http, max_tokens=self._max_tokens)
+        experts = [replace(expert, has_chat_template=False) for expert in await asker.live_experts()]
+        await survey(asker, questions, experts, Outfile(out), concurrency=2, progress=lambda: None)
+
     async def costs(self, question: Question) -> dict[str, Cost]:
         """What the coordinator predicts that an answer to the question takes of each expert, by key."""
-        _, body = self._body(question, "moe2", {})
-        plan = {"model": "moe2", "messages": [{"role": "user", "content": question.asked}]}
-        async with self._http.post("/v1/moe2/plan", json={**plan, "max_tokens": body["max_tokens"]}) as response:
+        _, body = self._body(question, "moe2", {"mode": "route"})
+        async with self._http.post("/v1/moe2/plan", json=body) as response:
             found = await response.json()
             if response.status != 200:
                 raise Moe2Error(f"The coordinator does not plan: {found['error']['message']}")

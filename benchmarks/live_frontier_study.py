@@ -56,6 +56,12 @@ class Budget:
         limits = {"energy_budget_j": self.energy_j, "latency_budget_s": self.delay_s}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
+    def is_broken(self, answer: Answer) -> bool:
+        """Whether an answer took more; unknown joules are not said to be more."""
+        joules, limit_j = answer.joules, self.energy_j
+        is_dear = joules is not None and limit_j is not None and joules > limit_j
+        return is_dear or (self.delay_s is not None and answer.seconds > self.delay_s)
+
     def holds(self, energy_j: float | None, delay_s: float) -> bool:
         """Whether these joules and seconds keep the budget; unknown joules keep no limit on joules."""
         fits_energy = self.energy_j is None or (energy_j is not None and energy_j <= self.energy_j)
@@ -189,13 +195,13 @@ def _levels(costs: Sequence[float]) -> list[float | None]:
     return [None, *limits]
 
 
-def typical_costs(costs: Mapping[str, Mapping[str, Cost]]) -> dict[str, Cost]:
-    """The median over the questions of what each expert is predicted to take, in the order of their keys."""
+def typical_costs(rows: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
+    """The median over questions of what each expert is predicted to take, in the order of their keys."""
     typical = {}
-    for expert in sorted({key for row in costs.values() for key in row}):
-        rows = [row[expert] for row in costs.values() if expert in row]
-        joules = [cost.energy_j for cost in rows if cost.energy_j is not None]
-        typical[expert] = Cost(median(joules) if joules else None, median(cost.delay_s for cost in rows))
+    for expert in sorted({key for row in rows for key in row}):
+        costs = [row[expert] for row in rows if expert in row]
+        joules = [cost.energy_j for cost in costs if cost.energy_j is not None]
+        typical[expert] = Cost(median(joules) if joules else None, median(cost.delay_s for cost in costs))
     return typical
 
 
@@ -204,6 +210,7 @@ class Study:
     """All that the baselines and the figures are made of."""
 
     questions: tuple[Question, ...]
+    budgets: tuple[Budget, ...]
     costs: Mapping[str, Mapping[str, Cost]]
     """What is predicted of each expert, by question and by the expert's key."""
     learned_scores: Mapping[str, float]
@@ -306,8 +313,9 @@ def _figures(
         "auto_gain_se": _points(auto.standard_error),
         "answered": round(len(given) / len(answers), 4),
         "mean_j": round(mean(joules), 3) if joules else None,
+        "unmeasured": len(given) - len(joules),
         "mean_s": round(mean(answer.seconds for answer in given), 3) if given else None,
-        "over_budget": round(mean(not budget.holds(one.joules, one.seconds) for one in given), 4) if given else None,
+        "over_budget": round(mean(budget.is_broken(one) for one in given), 4) if given else None,
     }
 
 

@@ -78,6 +78,7 @@ def study(said: dict[str, str | None], live: dict[str, str | None] | None = None
             given += [answer(way, budget.key, question.id, text) for question in asked]
     return Study(
         tuple(asked),
+        grid(COSTS),
         {question.id: COSTS for question in asked},
         LEARNED,
         {(one.way, one.budget, one.question): one for one in given},
@@ -176,9 +177,17 @@ def test_unknown_joules_keep_no_energy_budget() -> None:
     assert Budget(delay_s=1.0).holds(None, 1.0)
 
 
+def test_joules_that_nobody_measured_break_no_budget() -> None:
+    """They are counted as unmeasured instead; seconds count all the same."""
+    unknown = msgspec.structs.replace(answer("a/cheap", NONE, "q", "7"), joules=None)
+    assert not Budget(energy_j=1.0).is_broken(unknown)
+    assert Budget(delay_s=1.0).is_broken(unknown)
+    assert Budget(energy_j=9.0).is_broken(answer("a/cheap", NONE, "q", "7"))
+
+
 def test_typical_costs_are_medians_of_what_is_known() -> None:
     """An expert that one question knows nothing of counts with the others."""
-    rows = {"q": {"a/x": Cost(1.0, 1.0)}, "r": {"a/x": Cost(3.0, 5.0), "b/y": Cost(None, 2.0)}}
+    rows = [{"a/x": Cost(1.0, 1.0)}, {"a/x": Cost(3.0, 5.0), "b/y": Cost(None, 2.0)}]
     assert typical_costs(rows) == {"a/x": Cost(2.0, 3.0), "b/y": Cost(None, 2.0)}
 
 
@@ -271,12 +280,13 @@ def test_answers_are_kept_and_a_line_that_was_cut_off_is_asked_again(tmp_path: P
     kept = Kept(tmp_path, setting)
     for number in range(2):
         kept.put(answer("a/cheap", NONE, f"q{number}", "7"))
-    kept.put_costs({"q0": COSTS})
+    kept.put_prediction("q0", COSTS)
+    kept.put_budgets(grid(COSTS))
     file = tmp_path / "answers.jsonl"
     file.write_bytes(file.read_bytes()[:-9])
     again = Kept(tmp_path, setting)
     assert list(again.answers) == [("a/cheap", NONE, "q0")]
-    assert again.costs() == {"q0": COSTS}
+    assert (again.predictions, again.budgets()) == ({"q0": COSTS}, grid(COSTS))
     again.put(answer("a/cheap", NONE, "q1", "7"))
     assert len(Kept(tmp_path, setting).answers) == 2
     with pytest.raises(Moe2Error, match="other models or questions"):
