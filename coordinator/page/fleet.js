@@ -56,10 +56,12 @@ function grouped(lines) {
   return groups;
 }
 
+export const isSimulated = (agent) => agent.sensors.some((sensor) => sensor.name.startsWith("profile:"));
+
 function host(agent, lines) {
   const readings = agent.sensors.filter((sensor) => typeof sensor.power_w === "number");
   const power = agent.connected && readings.length ? readings.reduce((sum, sensor) => sum + sensor.power_w, 0) : null;
-  const simulated = agent.sensors.some((sensor) => sensor.name.startsWith("profile:"));
+  const simulated = isSimulated(agent);
   const past = [...(powers.get(agent.agent_id) ?? []), power].slice(-KEPT_POWERS);
   powers.set(agent.agent_id, past);
   const [state, label] = linkState(agent);
@@ -112,7 +114,7 @@ function sensorName(readings) {
 function expertRow(agent, expert, lines) {
   const speed = expert.performance ?? {};
   const energy = speed.j_per_decoded_token ?? perTokenOf(lines);
-  const simulated = energy !== null && agent.sensors.some((sensor) => sensor.name.startsWith("profile:"));
+  const simulated = energy !== null && isSimulated(agent);
   const facts = [parameters(expert.parameters), expert.quantization, expert.file_bytes > 1e6 ? bytes(expert.file_bytes) : null, `${count(expert.context_tokens)} ctx`];
   return el(
     "li",

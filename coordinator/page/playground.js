@@ -113,7 +113,9 @@ async function read(response, firstS, elapsed) {
     if (chunk.moe2) {
       byId("answer-receipt").replaceChildren(receiptView(chunk.moe2));
       const { decoded } = chunk.moe2.tokens;
-      const speed = decoded > 1 ? `, ${digits((decoded - 1) / Math.max(elapsed() - firstS, 1e-3))} tok/s` : "";
+      // What is chosen or scored as a whole arrives at once: that is no speed of decoding.
+      const isWhole = chunk.moe2.collaboration && chunk.moe2.mode !== "mix";
+      const speed = decoded > 1 && !isWhole ? `, ${digits((decoded - 1) / Math.max(elapsed() - firstS, 1e-3))} tok/s` : "";
       say(`${decoded ?? "?"} tokens in ${seconds(elapsed())}${speed}${ended === "length" ? "; cut off at the token limit" : ""}`);
     }
   }

@@ -20,19 +20,26 @@ export function receiptView(receipt) {
   );
 }
 
-function summary({ experts, decision, collaboration, mode }) {
+// The line whose text was delivered; of a request that nobody answered, the last one tried. Null where several shared in it.
+export function answererOf({ experts, collaboration }) {
+  const delivered = experts.find((line) => line.outcome === "answered" && ["answer", "candidate"].includes(line.purpose));
+  return delivered ?? (collaboration?.members.length > 1 ? null : (experts.at(-1) ?? null));
+}
+
+function summary(receipt) {
+  const { experts, decision, collaboration, mode } = receipt;
   if (collaboration?.members.length) {
     const names = new Map(experts.map((line) => [line.expert, `${line.model} on ${line.agent}`]));
     const shares = collaboration.members.map((member) => `${names.get(member.expert)} (${digits(100 * member.weight)} %)`);
     const lost = collaboration.dropped.map((member) => names.get(member.expert));
     return [el("strong", {}, shares.join(", ")), ` answered together (${mode})${lost.length ? `, without ${lost.join(", ")}` : ""}.`];
   }
-  const last = experts.at(-1);
-  if (!last) return "No expert was tried: nobody could take it.";
+  const answerer = answererOf(receipt);
+  if (!answerer) return "No expert was tried: nobody could take it.";
   const candidates = decision?.experts.filter((expert) => expert.candidate).length;
   const among = decision ? ` among ${candidates} ${candidates === 1 ? "candidate" : "candidates"} of ${decision.experts.length}` : "";
-  const tried = experts.length > 1 ? `, after ${experts.length - 1} that did not answer` : "";
-  return [el("strong", {}, `${last.model} on ${last.agent}`), ` was chosen${among}${tried}.`];
+  const tried = experts.length > 1 ? `; ${experts.length - 1} more tried it` : "";
+  return [el("strong", {}, `${answerer.model} on ${answerer.agent}`), ` was chosen${among}${tried}.`];
 }
 
 function timeline(times) {

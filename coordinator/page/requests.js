@@ -2,7 +2,7 @@
 
 import { byId, el, show } from "./dom.js";
 import { clock, count, seconds, words } from "./format.js";
-import { energyCell, receiptView } from "./receipt.js";
+import { answererOf, energyCell, receiptView } from "./receipt.js";
 
 const MOST_SHOWN = 100;
 const MOST_RUNNING_SHOWN = 8;
@@ -61,7 +61,6 @@ function note() {
 
 function row(ended) {
   const { receipt } = ended;
-  const last = receipt.experts.at(-1);
   const details = el(
     "details",
     { class: `request ${ended.outcome}`, "data-id": receipt.request_id },
@@ -70,7 +69,7 @@ function row(ended) {
       {},
       el("span", { class: "mark", title: ended.outcome }, MARKS[ended.outcome], el("span", { class: "sr" }, ended.outcome)),
       el("span", { class: "time" }, clock(ended.ended_at_unix_s)),
-      el("span", { class: "who" }, last ? el("b", {}, last.model) : el("b", {}, ended.asked_model), last ? ` on ${last.agent}` : " nobody", tries(receipt), ended.outcome === "failed" ? el("em", {}, words(ended.reason)) : null),
+      el("span", { class: "who" }, who(ended), tries(receipt), ended.outcome === "failed" ? el("em", {}, words(ended.reason)) : null),
       cell("tokens", count(receipt.tokens.decoded)),
       cell("first token", seconds(receipt.seconds.ttft)),
       cell("total", seconds(receipt.seconds.total)),
@@ -79,6 +78,13 @@ function row(ended) {
   );
   details.addEventListener("toggle", () => open(details, ended), { once: true });
   return details;
+}
+
+function who({ asked_model, receipt }) {
+  const answerer = answererOf(receipt);
+  if (answerer) return [el("b", {}, answerer.model), ` on ${answerer.agent}`];
+  const n = receipt.collaboration?.members.length;
+  return n ? [el("b", {}, `${n} experts`)] : [el("b", {}, asked_model), " nobody"];
 }
 
 // Most receipts are never opened; their details are drawn when one is.

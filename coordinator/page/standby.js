@@ -1,6 +1,7 @@
 // Who is kept awake: what the slow level does, or would do, and what that saves.
 
 import { byId, el, show } from "./dom.js";
+import { isSimulated } from "./fleet.js";
 import { count, digits, watts } from "./format.js";
 
 const WH_J = 3600;
@@ -9,7 +10,10 @@ export function drawStandby({ agents, provisioning }) {
   const section = byId("standby");
   const decided = provisioning?.standing_w ?? null;
   section.hidden = decided === null && !provisioning?.correction;
-  show(section, section.hidden ? null : el("div", { class: "note" }, lines(provisioning, namesOf(agents)).map((line) => el("p", {}, line))));
+  if (section.hidden) return show(section);
+  const mark = agents.some(isSimulated) ? [el("span", { class: "chip simulated", title: "watts and joules of simulated hosts are in it" }, "simulated"), " "] : [];
+  const said = lines(provisioning, namesOf(agents)).map((line, i) => el("p", {}, i ? null : mark, line));
+  show(section, el("div", { class: "note" }, said));
 }
 
 const namesOf = (agents) => (key) => {
@@ -26,8 +30,10 @@ function lines(slow, named) {
     const proof = slow.least_w === null ? "" : `; no set of that value draws less than ${watts(slow.least_w)}`;
     said.push(`Wanted in memory for ${digits(slow.requests_per_hour ?? 0)} requests an hour: ${awake}. The fleet then waits at ${watts(slow.standing_w)}${proof}.`);
   }
+  for (const [key, why] of Object.entries(slow.stays)) said.push(`${named(key)} is left as it is: ${why}.`);
   for (const change of slow.changes) said.push(`${acts ? "It does" : "It would"}: ${change.change} ${change.expert ? named(change.expert) : change.host}, because ${change.reason}.`);
   if (slow.would_sleep.length && slow.saved_j !== null && slow.waited_j !== null)
     said.push(`Today ${slow.would_sleep.map(named).join(", ")} waited ${digits(slow.waited_j / WH_J)} Wh; ${count(slow.returns)} returns from sleep would have replaced that and saved ${digits(slow.saved_j / WH_J)} Wh.`);
+  for (const [what, hosts] of [["Pinned", slow.pinned], ["Sent to sleep", slow.kept_asleep]]) if (hosts.length) said.push(`${what} by an operator: ${hosts.join(", ")}.`);
   return said;
 }

@@ -8,20 +8,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
+from moe2.common.link.messages import SensorReport
+from moe2.common.status import ChangeRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile
-from moe2.coordinator.observing.history import RecentPast
+from moe2.coordinator.observing.history import EndedRequest, RecentPast
+from moe2.coordinator.serving.collaboration import Collaboration, MemberShare
 from tests.coordinator.keys.keys import add_key, revoke
-from tests.coordinator.receipts import agent_row, status
+from tests.coordinator.receipts import agent_row, line, receipt, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import fleet
@@ -430,6 +434,98 @@ async def test_unmeasured_requests_are_counted_by_request(tmp_path: Path, browse
         await visit(check)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "purpose", "shown"),
+    [
+        (("answered", "hedged"), "answer", "tiny on first"),
+        (("failed", "answered"), "answer", "tiny on second"),
+        (("answered", "outvoted"), "candidate", "tiny on first"),
+        (("answered", "answered"), "score", "2 experts"),
+        (("failed", "failed"), "answer", "tiny on second"),
+    ],
+)
+async def test_a_request_names_whose_answer_it_was(
+    tmp_path: Path, browser: Browser, outcomes: tuple[str, str], purpose: str, shown: str
+) -> None:
+    """The expert that delivered is named, not the one that was tried last; a vote belongs to its members."""
+    lines = tuple(
+        msgspec.structs.replace(line(outcome=outcome), expert=name, agent=name, purpose=purpose)
+        for name, outcome in zip(("first", "second"), outcomes, strict=True)
+    )
+    shares = tuple(MemberShare(expert=name, weight=0.5) for name in ("first", "second"))
+    together = None if purpose == "answer" else Collaboration(members=shares)
+    ended = EndedRequest(
+        seq=1, ended_at_unix_s=0.0, asked_model="moe2", outcome="completed", reason="stop", message=None,
+        receipt=msgspec.structs.replace(receipt(lines=lines), collaboration=together),
+    )  # fmt: skip
+    async with fake_coordinator() as (url, _):
+
+        def check() -> None:
+            browser.open(url)
+            told = msgspec.json.encode(ended).decode()
+            browser.js(f"import('./page/requests.js').then((requests) => {{ requests.resetRequests([{told}]) }})")
+            browser.until("document.querySelector('.request .who') !== null")
+            assert browser.text(".request .who").startswith(shown)
+            browser.click(".request summary")
+            browser.until("document.querySelector('.request .decision') !== null")
+            if purpose == "answer":
+                assert browser.text(".request .decision").startswith(f"{shown} was chosen")
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+async def test_an_answer_that_arrives_whole_has_no_speed(tmp_path: Path, browser: Browser) -> None:
+    """A consensus is delivered at once: its tokens over those milliseconds are nobody's decoding."""
+    async with fleet(tmp_path, profile="agx-orin-maxn") as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.js("document.querySelector('#mode').value = 'consensus'")
+            browser.type("#max-tokens", "4")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert "answered together (consensus)" in browser.text("#answer-receipt")
+            assert "4 tokens in" in browser.text("#answer-state")
+            assert "tok/s" not in browser.text("#answer-state")
+
+        await visit(check)
+
+
+async def test_who_is_awake_and_what_sleep_would_save_is_told(tmp_path: Path, browser: Browser) -> None:
+    """The slow level's wish, its reasons and today's saving stand below the hosts, marked where one is simulated."""
+    slow = ProvisioningStatus(
+        mode="observe", status="optimal", awake=("id-1/tiny",), standing_w=8.8, least_w=8.8, requests_per_hour=12.0,
+        changes=(ChangeRow(host="desk", change="unload", reason="it waits dearly", expert="id-2/big"),),
+        stays={"id-1/tiny": "a request is running"}, pinned=("orin",),
+        saved_j=7200.0, waited_j=10800.0, returns=3, would_sleep=("id-2/big",),
+    )  # fmt: skip
+    sensor = SensorReport(name="profile:rtx-4090", state="present", power_w=52.0)
+    agents = (
+        agent_row(asleep=True, connected=False),
+        agent_row(agent_id="id-2", agent_name="desk", sensors=(sensor,)),
+    )
+    async with fake_coordinator(fleet_status=status(*agents, provisioning=slow)) as (url, _):
+
+        def check() -> None:
+            browser.open(url)
+            browser.until("!document.querySelector('#standby').hidden")
+            text = browser.text("#standby")
+            assert "simulated" in text
+            assert "it touches nothing" in text
+            assert "for 12 requests an hour: tiny on orin. The fleet then waits at 8.8 W" in text
+            assert "tiny on orin is left as it is: a request is running." in text
+            assert "It would: unload big on desk, because it waits dearly." in text
+            assert (
+                "Today big on desk waited 3 Wh; 3 returns from sleep would have replaced that and saved 2 Wh." in text
+            )
+            assert "Pinned by an operator: orin." in text
+            assert "asleep" in browser.text("[data-agent=orin] footer")
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
 async def test_the_key_is_asked_for_and_sent(tmp_path: Path, browser: Browser) -> None:
     """A coordinator that wants a key makes the page ask; feed and plan then carry it."""
     async with fake_coordinator(plan=PLAN, key="k-1") as (url, feed):
@@ -481,13 +577,13 @@ async def test_a_coordinator_with_keys_lets_the_page_in_and_out(tmp_path: Path, 
 class FakeCoordinator:
     """The page and its feed over a made-up fleet; what a planner would answer is given."""
 
-    def __init__(self, plan: dict[str, Any] | None, key: str | None) -> None:
+    def __init__(self, plan: dict[str, Any] | None, key: str | None, fleet_status: CoordinatorStatus) -> None:
         self.bodies: list[dict[str, Any]] = []
         self._plan = plan
         self._key = key
         self._feed = EventsRoute(
             RecentPast(),
-            status=lambda: status(agent_row()),
+            status=lambda: fleet_status,
             power=CapabilityTable(stale_s=1.0, evict_s=1.0).fleet_power,
             lives=lambda: (),
         )
@@ -515,8 +611,12 @@ class FakeCoordinator:
 
 @asynccontextmanager
 async def fake_coordinator(
-    *, plan: dict[str, Any] | None = None, key: str | None = None, port: int | None = None
+    *,
+    plan: dict[str, Any] | None = None,
+    key: str | None = None,
+    port: int | None = None,
+    fleet_status: CoordinatorStatus | None = None,
 ) -> AsyncIterator[tuple[str, FakeCoordinator]]:
-    fake = FakeCoordinator(plan, key)
+    fake = FakeCoordinator(plan, key, fleet_status or status(agent_row()))
     async with TestServer(fake.app(), port=port) as server:
         yield str(server.make_url("/")), fake
