@@ -15,6 +15,9 @@ from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
 from tests.scenarios.clients import text_of
 
+COMPLETE: dict[str, Any] = {"max_tokens": 2, "stop": ["END"]}
+"""Makes an answer of one word end by itself: a text that is cut off has no final answer."""
+
 
 async def asked(running: Fleet, content: str = "one two three", **fields: Any) -> dict[str, Any]:
     async with await running.chat(content, **fields) as answer:
@@ -191,7 +194,7 @@ async def three_models(root: Path) -> AsyncIterator[Fleet]:
 async def test_a_consensus_stops_when_the_outcome_is_certain(tmp_path: Path) -> None:
     """Two of three say the same: the third is not asked, and the receipt has each answer with its weight."""
     async with three_models(tmp_path) as running:
-        body = await asked(running, "42", max_tokens=1, moe2={"mode": "consensus", "answer": "number"})
+        body = await asked(running, "42 END", **COMPLETE, moe2={"mode": "consensus", "answer": "number"})
         assert text_of(body).strip() == "42"
         receipt = body["moe2"]
         assert receipt["mode"] == "consensus"
@@ -205,8 +208,8 @@ async def test_a_consensus_stops_when_the_outcome_is_certain(tmp_path: Path) -> 
 async def test_a_streamed_consensus_comments_and_then_delivers(tmp_path: Path) -> None:
     """A waiting client reads comments, which SSE clients leave out, and then the winner's text in one chunk."""
     async with three_models(tmp_path) as running:
-        fields = {"max_tokens": 1, "moe2": {"mode": "consensus", "answer": "number"}}
-        async with await running.chat("42", stream=True, **fields) as answer:
+        fields = {**COMPLETE, "moe2": {"mode": "consensus", "answer": "number"}}
+        async with await running.chat("42 END", stream=True, **fields) as answer:
             lines = [line.decode().strip() async for line in answer.content]
         comments = [line for line in lines if line.startswith(":")]
         assert comments[0] == ": 1 of at most 3 members have answered"

@@ -62,17 +62,25 @@ ALONE: dict[str, Any] = {"hedging": False, "breakers": False}
 back, gets nothing to do. `test_defaults` has them on."""
 
 PHASES = tuple(Phase)
+CONSENSUS: dict[str, Any] = {
+    "moe2": {"mode": "consensus", "answer": "text"},
+    "messages": [{"role": "user", "content": " ".join((*WORDS, "END"))}],
+    "max_tokens": len(WORDS) + 1,
+    "stop": ["END"],
+}
+"""Its texts end by themselves: one that is cut off has no final answer."""
 PANELS: dict[Phase, dict[str, Any]] = {
     Phase.VOTE: {"max_tokens": None, "moe2": {"mode": "vote", "choices": ["yes", "no"]}},
     Phase.RANK_WRITE: {"moe2": {"mode": "rank"}},
     Phase.RANK_SCORE: {"moe2": {"mode": "rank"}},
-    Phase.CONSENSUS_FIRST: {"moe2": {"mode": "consensus", "answer": "text"}},
-    Phase.CONSENSUS_NEXT: {"moe2": {"mode": "consensus", "answer": "text"}},
+    Phase.CONSENSUS_FIRST: CONSENSUS,
+    Phase.CONSENSUS_NEXT: CONSENSUS,
     Phase.MIX: {"temperature": 0, "moe2": {"mode": "mix"}},
 }
 """Phases in which both experts work on one answer, and what a client sends for that."""
-MODELS = {Phase.CONSENSUS_FIRST: "last", Phase.CONSENSUS_NEXT: "early"}
-"""`steady`'s model in phases that need two, as each votes once; `shaky` has "fake", and equals are asked by name."""
+MODELS = {Phase.CONSENSUS_FIRST: "last", Phase.CONSENSUS_NEXT: "early", Phase.RANK_SCORE: "fake-70b"}
+"""`steady`'s model in phases where it counts; `shaky` has "fake". Each model votes once, and equals are asked by name.
+A ranking of two is decided by the gate, which takes the larger model for the better writer."""
 WRITTEN = {Phase.RANK_SCORE: ("answered", "outvoted")}
 """What has become of earlier rounds' work by the end."""
 
@@ -275,8 +283,7 @@ def _steady_has_done_its_part(built: Bench, phase: Phase) -> bool:
 
 async def start_steady(built: Bench, model: str = "fake") -> None:
     """Have the second agent join."""
-    # Where both rank, its own candidate wins.
-    options = ("--control", str(built.fleet.root / "steady-control.sock"), "--prefers", ANSWER.strip())
+    options = ("--control", str(built.fleet.root / "steady-control.sock"))
     models = [{"name": model, "path": built.fleet.root / "fake.gguf", "slots": 4}]
     await built.fleet.start_agent("steady", engine_argv=(*FAKE_EXPERT, *options), models=models)
     await built.fleet.until(ready=2)
