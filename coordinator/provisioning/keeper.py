@@ -55,7 +55,7 @@ log = structlog.get_logger()
 WATCH_EVERY_S = 2.0
 DECIDE_EVERY_S = 60.0
 INFORM_EVERY_S = 5.0
-"""Between two decisions while experts are unknown or unmeasured: what becomes known is soon made use of."""
+"""Between two decisions while experts are new: what becomes known of them is soon made use of."""
 PLAN_EVERY_S = 3600.0
 LEAD_S = 60.0
 """The traffic is looked up this far ahead, so that who is wanted then is awake by then."""
@@ -66,6 +66,12 @@ SMALL_FLEET = 8
 with the requests."""
 MAX_HELD_JOBS = 256
 """Jobs that may wait for a sleeping host."""
+
+
+def pause_s(since_news_s: float | None) -> float:
+    """Seconds from one decision to the next, by those since an expert came or left; None while none is known."""
+    is_new = since_news_s is None or since_news_s < DECIDE_EVERY_S
+    return min(INFORM_EVERY_S, DECIDE_EVERY_S) if is_new else DECIDE_EVERY_S
 
 
 class UnknownHostError(Moe2Error):
@@ -109,6 +115,8 @@ class Keeper:
         self._planned: tuple[str, ...] = ()
         """Keys of the experts that the plans speak of, by place."""
         self._planned_unix_s = 0.0
+        self._news_s: float | None = None
+        """When an expert last came or left; None while none is known."""
         self._step_h = 1
         self._standing_price = 0.0
         self._decision: Decision | None = None
@@ -288,8 +296,8 @@ class Keeper:
             while True:
                 if self._settings.mode != "off" or self._steering.wishes.kept_asleep or self._held:
                     self._watch()
-                every_s = DECIDE_EVERY_S if self._is_informed else INFORM_EVERY_S
-                if self._settings.mode != "off" and self._now_s() - decided_s >= every_s:
+                since_news_s = None if self._news_s is None else self._now_s() - self._news_s
+                if self._settings.mode != "off" and self._now_s() - decided_s >= pause_s(since_news_s):
                     decided_s = self._now_s()
                     await self._decide()
                 await asyncio.sleep(WATCH_EVERY_S)
@@ -297,11 +305,6 @@ class Keeper:
             for task in tuple(self._tasks):
                 task.cancel()
             self._keep()
-
-    @property
-    def _is_informed(self) -> bool:
-        """Whether the latest decision was about all experts, or failed."""
-        return self._failure is not None or (self._decision is not None and not self._decision.stays)
 
     def _watch(self) -> None:
         """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""
@@ -334,10 +337,12 @@ class Keeper:
         forecast = self._traffic.forecast(now_unix_s + LEAD_S)
         fleet, limits = self._fleet(tuple(one.category for one in forecast)), self._limits()
         if not fleet.experts:
-            self._decision = None
+            self._decision = self._news_s = None
             return
         self._step_h = 1 if len(fleet.experts) <= SMALL_FLEET else 6
         keys = tuple(expert.key for expert in fleet.experts)
+        if keys != self._planned:
+            self._news_s = self._now_s()
         is_old = (
             now_unix_s - self._planned_unix_s >= PLAN_EVERY_S
             or keys != self._planned
