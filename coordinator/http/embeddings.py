@@ -17,8 +17,8 @@ from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest, texts_of
 from moe2.coordinator.http.body.parse import Call, read_struct, wish_of
-from moe2.coordinator.http.errors import ApiError, invalid, unsupported
-from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
+from moe2.coordinator.http.errors import invalid, unsupported
+from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part
 from moe2.coordinator.http.paths import EMBEDDINGS_PATH
 
 
@@ -76,7 +76,7 @@ class EmbeddingsRoutes:
             raise invalid(text, param="dimensions")
 
 
-class EmbeddingsEncoder:
+class EmbeddingsEncoder(NeverStreamed):
     """The `Encoder` of vectors, which never come as a stream."""
 
     def __init__(self, request: EmbeddingsRequest) -> None:
@@ -95,22 +95,6 @@ class EmbeddingsEncoder:
             "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
             "moe2": end.receipt,
         }
-
-    def begin(self, origin: Origin) -> bytes:
-        """Does not happen: `stream` is no parameter of this route."""
-        raise NotImplementedError
-
-    def parts(self, parts: Sequence[Part]) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
-
-    def end(self, end: End) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
-
-    def error(self, error: ApiError) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
 
     def _shown(self, vector: bytes) -> str | list[float]:
         """Returns a vector as the client wants it: cut to `dimensions` and at length 1 again, as numbers or base64."""

@@ -81,6 +81,26 @@ class Encoder(Protocol):
         """Returns the last events of an answer that failed, as an error status cannot be sent any more."""
 
 
+class NeverStreamed:
+    """The half of an `Encoder` that a route without streams has no use for: `stream` is no parameter there."""
+
+    def begin(self, origin: Origin) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+    def parts(self, parts: Sequence[Part]) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+    def end(self, end: End) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+    def error(self, error: ApiError) -> bytes:
+        """Does not happen."""
+        raise NotImplementedError
+
+
 class ChoiceEncoder(Encoder, Protocol):
     """Writes one of several answers of a request."""
 

@@ -18,7 +18,7 @@ from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields
 from moe2.coordinator.http.body.parse import Call, read_chat, read_struct
 from moe2.coordinator.http.errors import ApiError, renamed
-from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
+from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part
 from moe2.coordinator.serving.receipt import Receipt
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -80,28 +80,12 @@ def usage_of(receipt: Receipt) -> dict[str, Any]:
     return {name: value for name, value in usage.items() if value is not None}
 
 
-class CountEncoder:
+class CountEncoder(NeverStreamed):
     """The `Encoder` of a prompt's length, which never comes as a stream."""
 
     def whole(self, origin: Origin, parts: Sequence[Part], end: End) -> dict[str, Any]:
         """Returns the number of tokens, as the expert has counted them."""
         return {"input_tokens": end.receipt.tokens.prompt, "moe2": end.receipt}
-
-    def begin(self, origin: Origin) -> bytes:
-        """Does not happen: `stream` is no parameter of this route."""
-        raise NotImplementedError
-
-    def parts(self, parts: Sequence[Part]) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
-
-    def end(self, end: End) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
-
-    def error(self, error: ApiError) -> bytes:
-        """Does not happen."""
-        raise NotImplementedError
 
 
 class MessageEncoder:
