@@ -6,7 +6,8 @@ import argparse
 import io
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ ALWAYS = {
     EXIT_CONFIG: "the configuration cannot be used; every fault is on standard error",
     EXIT_INTERRUPTED: "interrupted",
 }
+
+
+@contextmanager
+def optional_packages(what: str, extra: str) -> Iterator[None]:
+    """Imports within need an extra of moe2. Raises Moe2Error that names it where a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise Moe2Error(
+            f"{what} needs a package that is missing ({error.name}).", remedy=f"Install moe2[{extra}]."
+        ) from error
 
 
 class Command(argparse.ArgumentParser):

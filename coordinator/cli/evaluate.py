@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
+from moe2.common.terminal.commandline import optional_packages
 from moe2.coordinator.cli.train import add_pool_arguments, chosen_pool
 from moe2.coordinator.training.evaluate.report import EvaluationReport
 from moe2.coordinator.training.evaluate.vote_report import VoteReport
@@ -100,13 +101,9 @@ def parsed_pools(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]] | No
 
 
 def _votes(args: argparse.Namespace, console: Console) -> VoteReport:
-    try:
+    with optional_packages("Evaluation", "gate"):
         from moe2.coordinator.training.evaluate.consensus import evaluate_votes
         from moe2.coordinator.training.evaluate.study import with_seeds
-    except ImportError as error:
-        raise Moe2Error(
-            f"Evaluation needs a package that is missing ({error.name}).", remedy="Install moe2[gate]."
-        ) from error
     pool, _ = chosen_pool(read_outcomes(args.answers), args.source, args.experts)
     pools = parsed_pools(args.pool)
     with _training_bar(console) as (bar, task):
@@ -136,12 +133,8 @@ def _training_bar(console: Console) -> Iterator[tuple[Progress, TaskID]]:
 
 
 def _evaluated(args: argparse.Namespace, console: Console) -> EvaluationReport:
-    try:
+    with optional_packages("Evaluation", "gate"):
         from moe2.coordinator.training.evaluate.study import evaluate, with_seeds
-    except ImportError as error:
-        raise Moe2Error(
-            f"Evaluation needs a package that is missing ({error.name}).", remedy="Install moe2[gate]."
-        ) from error
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
     with _training_bar(console) as (bar, task):
         return evaluate(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe2.common.errors import Moe2Error
+from moe2.common.terminal.commandline import optional_packages
 from moe2.coordinator.gate.checkpoint import Manifest, save_checkpoint
 from moe2.coordinator.training.feedback_rows import with_feedback
 from moe2.coordinator.training.outcomes import Outcomes, OutcomesError, read_outcomes
@@ -76,13 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trained(args: argparse.Namespace, console: Console) -> Manifest:
-    try:
+    with optional_packages("Training", "gate"):
         from moe2.coordinator.training.config import TrainingConfig
         from moe2.coordinator.training.train import train_gate
-    except ImportError as error:
-        raise Moe2Error(
-            f"Training needs a package that is missing ({error.name}).", remedy="Install moe2[gate]."
-        ) from error
     if args.seeds < 1 or (args.epochs is not None and args.epochs < 1):
         raise Moe2Error("--seeds and --epochs must be at least 1.")
     pool, others = chosen_pool(read_outcomes(args.outcomes), args.source, args.experts)
