@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import anthropic
 from anthropic import Anthropic
-from harness import KEY, MODEL, QUESTION, TOO_LONG, URL, need, report
+from harness import KEY, MESSAGES, MODEL, TOO_LONG, URL, WEATHER, need, report
 
 client = Anthropic(base_url=URL, api_key=KEY, max_retries=0)
-MESSAGES = [{"role": "user", "content": QUESTION}]
-TOOL = {
-    "name": "weather",
-    "input_schema": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 12}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-}
+TOOL = {"name": "weather", "input_schema": WEATHER}
 
 
 def chat() -> None:

@@ -15,6 +15,14 @@ KEY = "unused"
 MODEL = "smollm2"
 EMBEDDER = "minilm"
 QUESTION = "Name a colour."
+MESSAGES = [{"role": "user", "content": QUESTION}]
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+"""The arguments of the function that is offered as a tool."""
 TOO_LONG = "word " * 6000
 """More tokens than the model's context has."""
 

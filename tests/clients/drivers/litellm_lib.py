@@ -5,18 +5,11 @@ from __future__ import annotations
 import json
 
 import litellm
-from harness import BASE, EMBEDDER, KEY, MODEL, QUESTION, TOO_LONG, URL, need, report
+from harness import BASE, EMBEDDER, KEY, MESSAGES, MODEL, QUESTION, TOO_LONG, URL, WEATHER, need, report
 from pydantic import BaseModel
 
 ASKED = {"model": f"openai/{MODEL}", "api_base": BASE, "api_key": KEY, "num_retries": 0, "temperature": 0}
 PLAIN = {name: value for name, value in ASKED.items() if name != "temperature"}
-MESSAGES = [{"role": "user", "content": QUESTION}]
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 12}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 
 
 class Verdict(BaseModel):
@@ -36,7 +29,7 @@ def stream() -> None:
 
 
 def tools() -> None:
-    offered = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
+    offered = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
     answer = litellm.completion(**ASKED, messages=MESSAGES, tools=offered, tool_choice="required", max_tokens=90)
     need("city" in json.loads(answer.choices[0].message.tool_calls[0].function.arguments), answer)
 

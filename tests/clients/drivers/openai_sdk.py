@@ -6,18 +6,11 @@ import asyncio
 import json
 
 import openai
-from harness import BASE, EMBEDDER, KEY, MODEL, QUESTION, TOO_LONG, need, report
+from harness import BASE, EMBEDDER, KEY, MESSAGES, MODEL, QUESTION, TOO_LONG, WEATHER, need, report
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 client = OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
-MESSAGES = [{"role": "user", "content": QUESTION}]
-WEATHER = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 12}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 
 
 class Verdict(BaseModel):
