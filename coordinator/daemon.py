@@ -157,7 +157,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
-            scorer=_scorer(settings, self._feedback),
+            scorer=self._selector.scorer.apart(),
             send=lambda agent_id, message: self._hub.send(agent_id, message),
             on_message=self._service.agent_said,
             history=partial(_asked_since, settings.ledger_path),
@@ -284,7 +284,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             raise
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
-        self._keeper.use(settings.provisioning, _patience_s(settings), _scorer(settings, self._feedback))
+        self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
         self._answering.use(api)

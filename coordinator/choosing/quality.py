@@ -116,6 +116,10 @@ class Scorer:
         self._mismatch: HealthWarning | None = None
         self._failure: HealthWarning | None = None
 
+    def apart(self) -> Scorer:
+        """A scorer with the same gate and scores that is fitted by itself, for who looks at other experts."""
+        return Scorer(self._gate, self._kinds, self._tallies)
+
     def warnings(self, experts: Sequence[Expert] = ()) -> tuple[HealthWarning, ...]:
         """What an operator should know about the gate and the models that it scores.
 
