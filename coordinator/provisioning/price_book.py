@@ -148,6 +148,12 @@ class PriceBook:
             return asked
         return replace(asked, scope_prices=scopes, category_prices=by_category)
 
+    def concerns(self, principal: Principal) -> bool:
+        """True where a request of this key may stand under an average, so that its spending has to be settled."""
+        averages = self._averages
+        has_common = averages.fleet_j is not None or bool(averages.by_category_j)
+        return has_common or principal.average_energy_j is not None or principal.daily.energy_j is not None
+
     def settle(self, principal: Principal, spending: Spending, *, left_j: float | None, now_unix_s: float) -> None:
         """Learn from what a request has spent, in every scope that it stood under.
 

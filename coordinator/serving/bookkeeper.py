@@ -88,7 +88,7 @@ class Bookkeeper:
             known_j=known_j(life),
             crash_suspected=has_downed_an_engine(life.attempts) and not isinstance(life.outcome, Completed),
         )
-        if life.attempts:
+        if life.attempts and self.prices.concerns(request.principal):
             spending = Spending(
                 category=life.attempts[-1].selection.category,
                 joules=receipt.energy.joules,
