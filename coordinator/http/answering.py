@@ -174,35 +174,35 @@ class Answering:
         """
         encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
         answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
-        stream = EventStream(http, comment_s=self.settings.stream_comment_s)
-        if not any(exchange.is_waiting for exchange in exchanges):
-            await stream.news_or_silence(news)
-        open_ = list(answers)
-        taken = [answer.take() for answer in open_]
-        for answer in () if any(taken) else open_:
-            if answer.outcome is not None:
-                answer.reason()  # raises where it has failed
-        await stream.open(headers_of(asked.call, exchanges[0]))
-        while True:
-            events = b"".join([answer.events() for answer in open_])
-            ended = [answer for answer in open_ if answer.outcome is not None]
-            failed = next((answer for answer in ended if not isinstance(answer.outcome, Completed)), None)
-            last = failed or (ended[-1] if len(ended) == len(open_) else None)
-            for answer in ended:
-                events += answer.rest()
-                if answer is not last and failed is None and asked.choices is not None:
-                    events += asked.choices.encoders[answers.index(answer)].finish(answer.reason())
-            if last is not None:
-                break
-            await stream.write(events)
-            open_ = [answer for answer in open_ if answer.outcome is None]
-            await stream.news_or_silence(news)
-            for answer in open_:
-                answer.take()
-        if failed is not None:
-            self._end(exchanges)
-        await _until_recorded(exchanges)
-        return await stream.close(events + _last_events(last, _receipt(exchanges)))
+        with EventStream(http, news, comment_s=self.settings.stream_comment_s) as stream:
+            if not any(exchange.is_waiting for exchange in exchanges):
+                await stream.news_or_silence()
+            open_ = list(answers)
+            taken = [answer.take() for answer in open_]
+            for answer in () if any(taken) else open_:
+                if answer.outcome is not None:
+                    answer.reason()  # raises where it has failed
+            await stream.open(headers_of(asked.call, exchanges[0]))
+            while True:
+                events = b"".join([answer.events() for answer in open_])
+                ended = [answer for answer in open_ if answer.outcome is not None]
+                failed = next((answer for answer in ended if not isinstance(answer.outcome, Completed)), None)
+                last = failed or (ended[-1] if len(ended) == len(open_) else None)
+                for answer in ended:
+                    events += answer.rest()
+                    if answer is not last and failed is None and asked.choices is not None:
+                        events += asked.choices.encoders[answers.index(answer)].finish(answer.reason())
+                if last is not None:
+                    break
+                await stream.write(events)
+                open_ = [answer for answer in open_ if answer.outcome is None]
+                await stream.news_or_silence()
+                for answer in open_:
+                    answer.take()
+            if failed is not None:
+                self._end(exchanges)
+            await _until_recorded(exchanges)
+            return await stream.close(events + _last_events(last, _receipt(exchanges)))
 
 
 def _last_events(last: Answer, receipt: Receipt) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Self
 
 from aiohttp import web
 
@@ -18,13 +19,27 @@ HEADERS = {
 
 
 class EventStream:
-    """A response of server-sent events. comment_s: the longest silence."""
+    """A response of server-sent events. news: set where there is more to write, and when the silence has been too long.
 
-    def __init__(self, http: web.Request, *, comment_s: float) -> None:
+    comment_s: the longest silence. Used as a context manager, which watches the silence with one timer: to limit each
+    wait for news by itself would cost a timer for every token.
+    """
+
+    def __init__(self, http: web.Request, news: asyncio.Event, *, comment_s: float) -> None:
         self._http = http
+        self._news = news
         self._comment_s = comment_s
+        self._loop = asyncio.get_running_loop()
         self._response: web.StreamResponse | None = None
         self._spoke_s: float | None = None
+        self._began_s = self._loop.time()
+        self._timer = self._loop.call_later(comment_s, self._look)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
 
     async def open(self, headers: Mapping[str, str]) -> None:
         """Sends the status line and the headers."""
@@ -38,7 +53,7 @@ class EventStream:
         """
         if events:
             await self._send(events)
-        elif self._silent_s is None or self._silent_s >= self._comment_s:
+        elif self._spoke_s is None or self._silent_s >= self._comment_s:
             await self._send(COMMENT)
 
     async def close(self, events: bytes) -> web.StreamResponse:
@@ -48,24 +63,25 @@ class EventStream:
         await self._response.write_eof()
         return self._response
 
-    async def news_or_silence(self, news: asyncio.Event) -> None:
+    async def news_or_silence(self) -> None:
         """Waits for news, but no longer than until something has to be said again."""
-        if news.is_set():
-            news.clear()
-            return
-        try:
-            async with asyncio.timeout(max(0.0, self._comment_s - (self._silent_s or 0.0))):
-                await news.wait()
-        except TimeoutError:
-            return
-        news.clear()
+        await self._news.wait()
+        self._news.clear()
 
     @property
-    def _silent_s(self) -> float | None:
-        """The seconds since something was sent; None where nothing was."""
-        return None if self._spoke_s is None else asyncio.get_running_loop().time() - self._spoke_s
+    def _silent_s(self) -> float:
+        """The seconds since something was sent, or since the stream began."""
+        return self._loop.time() - (self._began_s if self._spoke_s is None else self._spoke_s)
+
+    def _look(self) -> None:
+        """Ends the wait where the silence has been long enough, and looks again when it could next be."""
+        left_s = self._comment_s - self._silent_s
+        if left_s <= 0:
+            self._news.set()
+            left_s = self._comment_s
+        self._timer = self._loop.call_later(left_s, self._look)
 
     async def _send(self, content: bytes) -> None:
         assert self._response is not None  # noqa: S101 - it was opened
         await self._response.write(content)
-        self._spoke_s = asyncio.get_running_loop().time()
+        self._spoke_s = self._loop.time()
