@@ -270,8 +270,11 @@ async def test_joules_of_no_request_stand_in_the_books_by_cause(tmp_path: Path) 
         assert balance.j_per_answer is not None
         assert (balance.answers, balance.quality) == (1, "simulated")
         assert balance.j_per_answer > balance.loading_j > 0
-        async with running.http.get("/v1/moe2/ledger") as answer:
-            standing = (await answer.json())["standing"]
+        standing: dict[str, Any] = {"hosts": []}
+        async with asyncio.timeout(30):
+            while not standing["hosts"]:  # the books are written by a thread
+                async with running.http.get("/v1/moe2/ledger") as answer:
+                    standing = (await answer.json())["standing"]
         assert standing["answers"] == 1
         [books] = standing["hosts"]
         assert (books["agent_name"], books["quality"]) == ("one", "simulated")
