@@ -14,7 +14,7 @@ _MOMENTARY = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENODATA, e
 
 
 class AttributeFile:
-    """An attribute file of the kernel that is kept open: the kernel computes the value anew at every read from offset 0."""
+    """An attribute file that is kept open: the kernel computes its value anew at every read from offset 0."""
 
     def __init__(self, path: Path, *, remedy: str | None = None) -> None:
         self.path = path
