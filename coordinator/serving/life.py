@@ -374,10 +374,8 @@ class Lifecycle(Progress):
             return todo
         if is_cancelled:
             attempt.state, attempt.error = AttemptState.FAILED, "cancelled by its agent"
-            attempt.code = JobErrorCode.INTERNAL
-            failed = JobFailed(
-                job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message="The agent cancelled the job."
-            )
+            attempt.code = JobErrorCode.AGENT_BROKE_RULES
+            failed = JobFailed(job_id=attempt.job_id, code=attempt.code, message="The agent cancelled the job.")
             return [*todo, *self.play.failed(attempt, failed, now_s)]
         return [*todo, *self.play.ended(attempt, ended, now_s)]
 
