@@ -13,6 +13,7 @@ import asyncio
 import json
 import resource
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -102,24 +103,25 @@ class Credential:
 
 
 class Fleet:
-    """All hosts of the process, and the number of those that are connected."""
+    """Many fake hosts. on_joined: called with their number whenever all are connected, and with 0 at the beginning."""
 
-    def __init__(self, url: str, token: str, n_hosts: int) -> None:
+    def __init__(self, url: str, token: str, n_hosts: int, on_joined: Callable[[int], None]) -> None:
+        self._on_joined = on_joined
         self._n_connected = 0
         self._hosts = [FakeHost(self, url, token, number) for number in range(n_hosts)]
 
     async def run(self) -> None:
         """Serves all hosts until it is cancelled."""
-        _say(0)
+        self._on_joined(0)
         async with asyncio.TaskGroup() as tasks:
             for host in self._hosts:
                 tasks.create_task(host.run())
 
     def connected(self) -> None:
-        """Notes that a host is connected, and prints a line once all are."""
+        """Notes that a host is connected."""
         self._n_connected += 1
         if self._n_connected == len(self._hosts):
-            _say(self._n_connected)
+            self._on_joined(self._n_connected)
 
     def lost(self) -> None:
         """Notes that a host has lost its link."""
@@ -225,7 +227,7 @@ class FakeHost:
             self._report()
 
     def _report(self) -> None:
-        """Reports what a host at rest reports: the same experts, with the power and the joules of this moment."""
+        """Reports what a host at rest reports: the same experts, a little older, and the joules until now."""
         self._seq += 1
         power_w = self._kind.idle_w * self._random.gauss(1.0, 0.01)
         self._idle_j += power_w * self._report_s
@@ -240,9 +242,7 @@ class FakeHost:
             ),
         )
         sensors = (SensorReport(name="ina3221", state="present", power_w=power_w),)
-        self._link.send(
-            Report(seq=self._seq, host=self._host, experts=self._experts, sensors=sensors, standby=standby)
-        )
+        self._link.send(Report(seq=self._seq, host=self._host, experts=self._experts, sensors=sensors, standby=standby))
 
     def _received(self, message: JobMessage) -> None:
         if not isinstance(message, Submit):
@@ -286,7 +286,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
 
     async def run() -> None:
-        await Fleet(arguments.url, read_secret(arguments.token_file), arguments.hosts).run()
+        await Fleet(arguments.url, read_secret(arguments.token_file), arguments.hosts, _say).run()
 
     uvloop.run(run())
 
