@@ -138,9 +138,9 @@ class Hosts:
 @asynccontextmanager
 async def hosts_of(coordinator: Coordinator, root: Path, n_hosts: int, log: IO[bytes]) -> AsyncIterator[Hosts]:
     """Starts the hosts; their process is ended afterwards."""
-    argv = ("-m", "benchmarks.scale_fleet", "--url", coordinator.agents_url)
-    argv += ("--token-file", str(root / "token"), "--hosts", str(n_hosts))
-    process = await asyncio.create_subprocess_exec(sys.executable, *argv, stdout=subprocess.PIPE, stderr=log)
+    argv = ("-m", "benchmarks.scale_fleet", "--url", coordinator.agents_url, "--hosts", str(n_hosts))
+    token = ("--token-file", str(root / "token"))
+    process = await asyncio.create_subprocess_exec(sys.executable, *argv, *token, stdout=subprocess.PIPE, stderr=log)
     try:
         yield Hosts(process)
     finally:
