@@ -54,6 +54,7 @@ from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
     Listener,
+    OpenConnections,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -159,6 +160,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
         self._tls = ListenerTls(settings)
+        self._api_connections = OpenConnections(settings.api.max_connections_per_address)
+        self._agents_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -198,8 +201,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
-            api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
+            agents_port = await _listen(
+                stack,
+                self._hub.app(),
+                agents,
+                self._tls.agents,
+                "agents",
+                agents.handshake_s,
+                self._agents_connections,
+            )
+            api_port = await _listen(
+                stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s, self._api_connections
+            )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -295,6 +308,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
+        self._api_connections.most = api.max_connections_per_address
+        self._agents_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -481,6 +496,7 @@ async def _listen(
     tls: ServerTls | None,
     section: str,
     header_timeout_s: float,
+    connections: OpenConnections,
 ) -> int:
     """Opens a TCP listener for the length of the stack, and returns its port.
 
@@ -491,6 +507,7 @@ async def _listen(
     app.middlewares.insert(0, leave_rest_unparsed)
     runner = Listener(
         app,
+        connections=connections,
         meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,
