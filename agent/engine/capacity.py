@@ -7,19 +7,11 @@ import sys
 
 import msgspec
 
+from moe2.agent.engine.memory import Capacity
 from moe2.common.errors import Moe2Error
 
 ARGV = (sys.executable, "-m", "moe2.agent.engine.architecture")
 ASK_S = 60.0
-
-
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """knows: whether llama.cpp knows the architecture. *_free_bytes: of memory, where that is known; device_free_bytes
-    is None without a GPU that this build can use."""
-
-    knows: bool
-    host_free_bytes: int | None = None
-    device_free_bytes: int | None = None
 
 
 def capacity_for(architecture: str) -> Capacity:

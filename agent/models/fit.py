@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from moe2.agent.engine.capacity import Capacity
-from moe2.agent.engine.memory import Need, Shortage, cache_bytes, offloaded_part, shortage
+from moe2.agent.engine.memory import Capacity, Need, Shortage, cache_bytes, offloaded_part, shortage
 from moe2.common.errors import Moe2Error
 from moe2.common.gguf import GgufHeader
 from moe2.common.terminal.figures import size

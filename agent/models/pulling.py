@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from moe2.agent.engine.capacity import Capacity, capacity_for
+from moe2.agent.engine.capacity import capacity_for
+from moe2.agent.engine.memory import Capacity
 from moe2.agent.engine.parts import parts_of
 from moe2.agent.models import download
 from moe2.agent.models.files import ChecksumStore
