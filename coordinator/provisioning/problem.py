@@ -264,10 +264,10 @@ def _rooms(fleet: Fleet) -> tuple[Room, ...]:
         own = fleet.on(host.key)
         if host.memory_bytes is None or any(expert.memory_bytes is None for expert in own):
             continue
-        use = np.array(
-            [float(expert.memory_bytes or 0) if expert.host == host.key else 0.0 for expert in fleet.experts]
-        )
-        if float(use.sum()) > host.memory_bytes:
+        if sum(expert.memory_bytes or 0 for expert in own) > host.memory_bytes:
+            use = np.array(
+                [float(expert.memory_bytes or 0) if expert.host == host.key else 0.0 for expert in fleet.experts]
+            )
             rooms.append(Room(f"memory of {host.name}", use, float(host.memory_bytes)))
     return tuple(rooms)
 
