@@ -163,6 +163,11 @@ def slow_problem(fleet: Fleet, forecast: Forecast, limits: Limits) -> SlowProble
     )
 
 
+def is_settled(fleet: Fleet, limits: Limits) -> bool:
+    """Whether every expert stays as it is, whatever the traffic is: none may be moved, or none is measured."""
+    return len(_fixed(fleet, limits)[0]) == len(fleet.experts)
+
+
 def _fixed(fleet: Fleet, limits: Limits) -> tuple[dict[int, bool], dict[str, str]]:
     """The places of experts that stay as they are, True for those in memory, and the reasons by key."""
     hosts = {host.key: host for host in fleet.hosts}
