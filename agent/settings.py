@@ -171,6 +171,15 @@ class ModelSection(Settings):
         return name
 
 
+class ModelsFromSection(Settings):
+    """[models_from]: where this host takes models from, besides what stands in [[models]]"""
+
+    folder: Path | None = None
+    """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
+    hub_token_file: Path | None = None
+    """File with a token for the hub, for models that are not given to everybody."""
+
+
 class EngineSection(Settings):
     """[engine]"""
 
@@ -250,6 +259,7 @@ class AgentSettings(Settings):
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
+    models_from: ModelsFromSection = ModelsFromSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

@@ -25,6 +25,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
+from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -127,7 +128,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
-        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        url = settings.database.url
+        self._pair = None if url is None else Pair(settings.database, url, settings.ledger_path)
+        self._ledger = Ledger(
+            settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
+        )
         self._accounts = Accounts()
         self._standing = StandingBook(time())
         self._price_file = PriceFile(settings.coordinator.state_dir)
@@ -190,6 +195,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
+            if self._pair:
+                await stack.enter_async_context(self._pair.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
@@ -280,6 +287,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *clock_warnings(time()),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
+                *(self._pair.warnings() if self._pair else ()),
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
