@@ -497,4 +497,4 @@ class AgentDaemon(Daemon[AgentSettings]):
 def sensors_wanted(section: SensorsSection) -> SensorSettings:
     """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
     simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
-    return SensorSettings(simulated=simulated, families=section.families)
+    return SensorSettings(simulated=simulated, families=section.families, monitors=section.monitors)

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.sensor import FAMILIES, Family
 from moe2.common.config import LIVE, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
@@ -18,6 +18,7 @@ ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
 DEFAULT_SOCKET_PATH = Path("/run/moe2-agent/agent.sock")
 
+I2cAddress = Annotated[str, Field(pattern=r"^\d{1,3}-[0-9a-f]{4}$")]
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 RESERVED_MODEL_NAMES = ("moe2", "auto")
 
@@ -178,6 +179,15 @@ class ModelSection(Settings):
         return name
 
 
+class ModelsFromSection(Settings):
+    """[models_from]: where this host takes models from, besides what stands in [[models]]"""
+
+    folder: Path | None = None
+    """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
+    hub_token_file: Path | None = None
+    """File with a token for the hub, for models that are not given to everybody."""
+
+
 class EngineSection(Settings):
     """[engine]"""
 
@@ -199,6 +209,9 @@ class SensorsSection(Settings):
     """Which kinds of power sensors to look for."""
     interval_s: Annotated[float, Field(ge=0.1, le=2.0)] = 0.1
     """Seconds between two readings of a sensor."""
+    monitors: tuple[I2cAddress, ...] = ()
+    """Of a Jetson with two power monitors that have a rail of the same name: the I2C addresses of those that measure
+    the module, such as 1-0040. All are read if not set."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
     paced: bool = False
@@ -251,6 +264,7 @@ class AgentSettings(Settings):
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
+    models_from: ModelsFromSection = ModelsFromSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

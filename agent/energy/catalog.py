@@ -10,14 +10,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
-from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.ina3221 import Ina3221Sensor
 from moe2.agent.energy.jtop import JtopSensor
+from moe2.agent.energy.jtop_helper import INSTALL_REMEDY
 from moe2.agent.energy.nvml import NvmlSensor, board_names
 from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.rapl import RaplSensor
-from moe2.agent.energy.sensor import Sensor, SensorAbsentError, SensorBrokenError, SensorDeniedError
+from moe2.agent.energy.sensor import (
+    FAMILIES,
+    Family,
+    Sensor,
+    SensorAbsentError,
+    SensorBrokenError,
+    SensorDeniedError,
+)
 from moe2.agent.energy.simulated import SimulatedSensor
+from moe2.agent.energy.sysfs import is_jetson
 from moe2.common.link.messages import SensorReport
 
 
@@ -40,6 +48,8 @@ class SensorSettings:
     simulated: Profile | None = None
     families: tuple[Family, ...] = FAMILIES
     deadline_s: float = 5.0
+    monitors: tuple[str, ...] = ()
+    """I2C addresses of the power monitors that measure a Jetson's module; all where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +72,19 @@ def discover(settings: SensorSettings = SensorSettings()) -> tuple[ProbeResult, 
     if settings.simulated is not None:
         return (_probe(SimulatedSensor(settings.simulated)),)
     finders: dict[str, Callable[[], Sequence[Sensor]]] = {
-        "ina3221": lambda: [Ina3221Sensor(settings.root)],
+        "ina3221": lambda: [Ina3221Sensor(settings.root, monitors=settings.monitors)],
         "jtop": lambda: [JtopSensor()],
         "nvml": lambda: [NvmlSensor(index) for index in range(max(1, len(board_names())))],
         "rapl": lambda: [RaplSensor(settings.root)],
     }
-    return probe_all([(family, finders[family]) for family in settings.families], settings.deadline_s)
+    return probe_all([(family, finders[family]) for family in settings.families], settings.deadline_s, settings.root)
 
 
 def probe_all(
-    families: Sequence[tuple[str, Callable[[], Sequence[Sensor]]]], deadline_s: float
+    families: Sequence[tuple[str, Callable[[], Sequence[Sensor]]]], deadline_s: float, root: Path = Path("/")
 ) -> tuple[ProbeResult, ...]:
     """Probe families side by side; one that does not answer in time is broken and delays nobody."""
-    probes = [_FamilyProbe(family, find) for family, find in families]
+    probes = [_FamilyProbe(family, find, root) for family, find in families]
     end_s = monotonic() + deadline_s
     for probe in probes:
         probe.thread.start()
@@ -109,8 +119,9 @@ def _sentence(result: ProbeResult) -> str:
 class _FamilyProbe:
     """One family's probe in a daemon thread, which may never return."""
 
-    def __init__(self, family: str, find: Callable[[], Sequence[Sensor]]) -> None:
+    def __init__(self, family: str, find: Callable[[], Sequence[Sensor]], root: Path) -> None:
         self._family = family
+        self._root = root
         self._find = find
         self._found: tuple[ProbeResult, ...] | None = None
         self.thread = threading.Thread(target=self._work, name=f"probe-{family}", daemon=True)
@@ -122,7 +133,7 @@ class _FamilyProbe:
             self._family,
             ProbeState.BROKEN,
             f"it did not answer within {deadline_s:g} s.",
-            "Check the kernel log for its driver, then restart the agent.",
+            "Check the kernel log for its driver.",
         )
         return (hung,)
 
@@ -134,7 +145,7 @@ class _FamilyProbe:
                     "jtop",
                     ProbeState.ABSENT,
                     "jetson-stats is not installed.",
-                    "On a Jetson: pip install 'moe2[jetson]'.",
+                    INSTALL_REMEDY if is_jetson(self._root) else None,
                 ),
             )
             return

@@ -8,6 +8,7 @@ The module must be imported late: hosts without NVIDIA hardware need not have it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -196,7 +197,7 @@ def _library() -> ModuleType:
     except ImportError:
         raise SensorAbsentError(
             "the Python module for NVML is not installed.",
-            remedy="On a host with an NVIDIA board: pip install 'moe2[nvidia]'.",
+            remedy=f"On a host with an NVIDIA board: sudo {sys.executable} -m pip install nvidia-ml-py",
         ) from None
     return pynvml  # type: ignore[no-any-return]
 

@@ -6,10 +6,15 @@ A sensor is blocking and may hang: only the sampler's threads and the catalogue'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from moe2.common.energy import Scope
 from moe2.common.errors import Moe2Error
+
+Family = Literal["ina3221", "jtop", "nvml", "rapl"]
+"""A kind of power sensor."""
+FAMILIES: tuple[Family, ...] = ("ina3221", "jtop", "nvml", "rapl")
+"""All kinds of power sensors, in order of preference where two measure the same device."""
 
 
 class SensorAbsentError(Moe2Error):
@@ -22,6 +27,10 @@ class SensorDeniedError(Moe2Error):
 
 class SensorBrokenError(Moe2Error):
     """The sensor exists and may be read, but gives no usable figure."""
+
+
+class SensorMissedError(SensorBrokenError):
+    """One reading failed, and the next one may well succeed: the bus was busy, or the value was not ready."""
 
 
 SensorFault = SensorAbsentError | SensorDeniedError | SensorBrokenError

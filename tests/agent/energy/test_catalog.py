@@ -16,9 +16,8 @@ from moe2.agent.energy.catalog import (
     probe_all,
     why_unmeasured,
 )
-from moe2.agent.energy.families import Family
 from moe2.agent.energy.profiles import find_profile
-from moe2.agent.energy.sensor import Reading, SensorDeniedError
+from moe2.agent.energy.sensor import Family, Reading, SensorDeniedError
 from moe2.common.errors import ConfigError
 from tests.fakes import sysfs
 from tests.fakes.sensors import ScriptedSensor
