@@ -127,6 +127,8 @@ class ModelSection(Settings):
     """CPU threads; llama.cpp decides if not set."""
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
+    require_gpu: bool = False
+    """A model of which the GPU does not hold `gpu_layers` is not served, in place of one that answers slowly."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool | None = None
@@ -154,6 +156,12 @@ class ModelSection(Settings):
     def _quantized_values_need_flash_attention(self) -> ModelSection:
         if self.flash_attention is False and self.cache_type != "f16":
             raise ValueError(f'cache_type = "{self.cache_type}" needs flash attention: do not switch it off')
+        return self
+
+    @model_validator(mode="after")
+    def _required_gpu_gets_layers(self) -> ModelSection:
+        if self.require_gpu and self.gpu_layers == 0:
+            raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
         return self
 
     @property
