@@ -1,8 +1,7 @@
-"""Asks who answers, with what the service knows of the experts besides what they report."""
+"""Asks who answers, with what the service knows of the experts besides what they report. PURE."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -51,21 +50,25 @@ class Chooser:
         self._in_flight = in_flight
         self._use_breakers = use_breakers
 
-    def planned(self, demand: Demand, model: str) -> Demand:
+    def planned(self, demand: Demand, model: str, now_s: float) -> Demand:
         """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
+        experts = self._table.choosable(now_s)
         contexts = [expert.report.context_tokens for expert in experts if can_serve(model, expert)]
         return demand.within(max(contexts)) if contexts else demand
 
     def choose(
-        self, request: SelectionRequest, *, affinity: Affinity | None = None, life: Lifecycle | None = None
+        self,
+        request: SelectionRequest,
+        now_s: float,
+        *,
+        affinity: Affinity | None = None,
+        life: Lifecycle | None = None,
     ) -> Selection | NoExpert:
         """The choice of experts as things stand now. Runs nothing and changes nothing.
 
         affinity: the expert that has the beginning of the prompt in its cache. life: the request, where there is one;
         a suspect may not be given to every expert.
         """
-        now_s = asyncio.get_running_loop().time()
         experts = self._table.choosable(now_s)
         barred = self._judge.breakers.barred(now_s) if self._use_breakers else {}
         if barred or affinity is not None:

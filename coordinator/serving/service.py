@@ -151,7 +151,7 @@ class Service:
         """
         # Who has waited comes before who has just arrived.
         self._queue.serve()
-        request = replace(request, demand=self._chooser.planned(request.demand, request.model))
+        request = replace(request, demand=self.planned(request.demand, request.model))
         chain = prefixes(request.prompt) if self._settings.affinity and not request.texts else ()
         life = Lifecycle(request=request, queue_s=self._settings.queue_s, modes=MODES)
         exchange = Exchange(life, news)
@@ -220,11 +220,12 @@ class Service:
 
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """The choice that a request would get now, within its key's daily limits. Runs nothing."""
-        return self._bookkeeper.plan(principal, request, self._chooser.choose)
+        now_s = asyncio.get_running_loop().time()
+        return self._bookkeeper.plan(principal, request, lambda within: self._chooser.choose(within, now_s))
 
     def planned(self, demand: Demand, model: str) -> Demand:
         """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
-        return self._chooser.planned(demand, model)
+        return self._chooser.planned(demand, model, asyncio.get_running_loop().time())
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """The quality that other energy budgets would buy."""
@@ -314,12 +315,12 @@ class Service:
         """The answer to what a request asks, as things stand now. Asking changes nothing."""
         match question:
             case effects.ChooseExperts(asked=asked):
-                life = active.life
-                return events.ExpertsChosen(
-                    self._bookkeeper.choose(
-                        life, asked, lambda within: self._chooser.choose(within, affinity=active.affinity, life=life)
-                    )
-                )
+                life, now_s = active.life, asyncio.get_running_loop().time()
+
+                def choose(within: SelectionRequest) -> Selection | NoExpert:
+                    return self._chooser.choose(within, now_s, affinity=active.affinity, life=life)
+
+                return events.ExpertsChosen(self._bookkeeper.choose(life, asked, choose))
             case effects.AskToHedge():
                 # Where others wait for room, a second expert for one request would be taken from them.
                 return events.HedgeAnswered(not self._queue and self._hedges.has_one)
