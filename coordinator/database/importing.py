@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moe2.coordinator.database.bulletin import Bulletin
 from moe2.coordinator.database.postgresql import Cursor, Session
@@ -17,8 +15,7 @@ from moe2.coordinator.fleet.register import Register
 from moe2.coordinator.fleet.register_file import RegisterFile
 from moe2.coordinator.gate.feedback_file import FeedbackFile
 from moe2.coordinator.keys.store import KeyFile
-from moe2.coordinator.ledger.journal import ATTEMPT_COLUMNS, REQUEST_COLUMNS
-from moe2.coordinator.ledger.schema import reading
+from moe2.coordinator.ledger.journal import everything
 from moe2.coordinator.provisioning.memory_file import MemoryFile
 
 ROWS_AT_ONCE = 1000
@@ -88,40 +85,27 @@ def _words(session: Session, state_dir: Path, feedback: Path) -> int:
 
 
 def _ledger(session: Session, name: str, path: Path) -> tuple[int, int]:
-    with reading(path) as connection:
-        n_requests = _requests(session, name, connection)
-        columns = ("agent", "hour_unix_s", "cause", "quality", "agent_name", "joules")
-        rows = connection.execute(f"SELECT {', '.join(columns)} FROM standing").fetchall()  # noqa: S608
-        counters = connection.execute("SELECT * FROM standing_counters").fetchall()
-    with session.transaction() as cursor:
-        before = _count(cursor, "standing")
-        # What is there already has been counted by whoever shipped it.
-        cursor.executemany("INSERT INTO standing VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING", rows)
-        cursor.executemany(
-            "INSERT INTO standing_counters VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING", counters
-        )
-        return n_requests, _count(cursor, "standing") - before
-
-
-def _requests(session: Session, name: str, connection: sqlite3.Connection) -> int:
-    # Names of our own tables and columns, no input.
-    found = connection.execute(f"SELECT {', '.join(REQUEST_COLUMNS)} FROM requests ORDER BY rowid")  # noqa: S608
-    n_new = 0
-    while part := found.fetchmany(ROWS_AT_ONCE):
-        attempts: list[tuple[Any, ...]] = []
-        for row in part:
-            attempts += connection.execute(
-                f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE request_id = ?",  # noqa: S608
-                (row[0],),
-            )
+    n_requests = n_standing = 0
+    for part in everything(path, ROWS_AT_ONCE):
         with session.transaction() as cursor:
-            before = _count(cursor, "requests")
-            write_requests(cursor, name, part, attempts)
-            n_new += _count(cursor, "requests") - before
-    return n_new
+            requests, standing = _count(cursor, "requests"), _count(cursor, "standing")
+            write_requests(cursor, name, part.requests, part.attempts)
+            # What is there already has been counted by whoever shipped it.
+            cursor.executemany(_ADD_STANDING, part.standing)
+            cursor.executemany(_ADD_COUNTERS, part.counters)
+            n_requests += _count(cursor, "requests") - requests
+            n_standing += _count(cursor, "standing") - standing
+    return n_requests, n_standing
 
 
 def _count(cursor: Cursor, table: str) -> int:
     cursor.execute(f"SELECT count(*) FROM {table}")  # noqa: S608
     found = cursor.fetchone()
     return int(found[0]) if found else 0
+
+
+_ADD_STANDING = """
+    INSERT INTO standing (agent, hour_unix_s, cause, quality, agent_name, joules) VALUES (%s, %s, %s, %s, %s, %s)
+    ON CONFLICT DO NOTHING
+"""
+_ADD_COUNTERS = "INSERT INTO standing_counters VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"
