@@ -128,6 +128,8 @@ class ModelSection(Settings):
     """CPU threads; llama.cpp decides if not set."""
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
+    require_gpu: bool = False
+    """A model of which the GPU does not hold `gpu_layers` is not served, in place of one that answers slowly."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool | None = None
@@ -157,6 +159,12 @@ class ModelSection(Settings):
             raise ValueError(f'cache_type = "{self.cache_type}" needs flash attention: do not switch it off')
         return self
 
+    @model_validator(mode="after")
+    def _required_gpu_gets_layers(self) -> ModelSection:
+        if self.require_gpu and self.gpu_layers == 0:
+            raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
+        return self
+
     @property
     def loads_on_demand(self) -> bool:
         """True where the model may be cold and wait for a request."""
@@ -170,6 +178,15 @@ class ModelSection(Settings):
         if name in RESERVED_MODEL_NAMES:
             raise ValueError(f'{name!r} means "any model" to clients; choose another name')
         return name
+
+
+class ModelsFromSection(Settings):
+    """[models_from]: where this host takes models from, besides what stands in [[models]]"""
+
+    folder: Path | None = None
+    """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
+    hub_token_file: Path | None = None
+    """File with a token for the hub, for models that are not given to everybody."""
 
 
 class EngineSection(Settings):
@@ -292,6 +309,7 @@ class AgentSettings(Settings):
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
+    models_from: ModelsFromSection = ModelsFromSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
