@@ -123,6 +123,13 @@ class ErrorCode(StrEnum):
     )
     MODE_UNAVAILABLE = "mode_unavailable", 422, _INVALID, "the fleet cannot work in this mode; the message says why"
     OVERLOADED = "overloaded", 429, _RATE, _WAIT, 1
+    TOO_MANY_CONNECTIONS = (
+        "too_many_connections",
+        429,
+        _RATE,
+        "use one connection for several requests, or raise `max_connections_per_address`",
+        1,
+    )
     QUEUE_FULL = "queue_full", 429, _RATE, _WAIT, 1, "overloaded"
     INFEASIBLE_NOW = (
         "infeasible_now",
@@ -157,6 +164,7 @@ class ErrorCode(StrEnum):
     ENGINE_CRASHED = "engine_crashed", 502, _SERVER, _AGAIN, 1
     OUT_OF_MEMORY = "out_of_memory", 502, _SERVER, _AGAIN, 1
     AGENT_LOST = "agent_lost", 502, _SERVER, _AGAIN, 1
+    AGENT_BROKE_RULES = "agent_broke_rules", 502, _SERVER, _AGAIN, 1
     UNKNOWN_EXPERT = "unknown_expert", 502, _SERVER, _AGAIN, 1
     DRAINING = "draining", 502, _SERVER, _AGAIN, 1
     NOT_READY = "not_ready", 502, _SERVER, _AGAIN, 1

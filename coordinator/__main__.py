@@ -13,7 +13,7 @@ from typing import Any
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
-from moe2.coordinator.cli import agents, collect, evaluate, fleet, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli import agents, collect, database, evaluate, fleet, keys, ledger, plan, status, train, tune
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         agents_command.add_subparsers(required=True, metavar="COMMAND", title="commands"),
         add_options=lambda parser: add_config(parser, DEFAULT_CONFIG_PATH),
         open_=lambda arguments: RegisterFile(_load(arguments).coordinator.state_dir),
+    )
+
+    database.add_commands(
+        commands.add_parser(
+            "database",
+            help="the database that several coordinators share: make its tables, show who uses it",
+            description="Look after the database that several coordinators of one fleet share (database.url).",
+        ).add_subparsers(required=True, metavar="COMMAND", title="commands")
     )
 
     _add(

@@ -25,6 +25,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
+from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -53,6 +54,7 @@ from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
     Listener,
+    OpenConnections,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -126,7 +128,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
-        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        url = settings.database.url
+        self._pair = None if url is None else Pair(settings.database, url, settings.ledger_path)
+        self._ledger = Ledger(
+            settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
+        )
         self._accounts = Accounts()
         self._standing = StandingBook(time())
         self._price_file = PriceFile(settings.coordinator.state_dir)
@@ -154,6 +160,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
         self._tls = ListenerTls(settings)
+        self._api_connections = OpenConnections(settings.api.max_connections_per_address)
+        self._agents_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -187,12 +195,24 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
+            if self._pair:
+                await stack.enter_async_context(self._pair.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
-            api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
+            agents_port = await _listen(
+                stack,
+                self._hub.app(),
+                agents,
+                self._tls.agents,
+                "agents",
+                agents.handshake_s,
+                self._agents_connections,
+            )
+            api_port = await _listen(
+                stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s, self._api_connections
+            )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -267,6 +287,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *clock_warnings(time()),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
+                *(self._pair.warnings() if self._pair else ()),
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
@@ -287,6 +308,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
+        self._api_connections.most = api.max_connections_per_address
+        self._agents_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -473,6 +496,7 @@ async def _listen(
     tls: ServerTls | None,
     section: str,
     header_timeout_s: float,
+    connections: OpenConnections,
 ) -> int:
     """Opens a TCP listener for the length of the stack, and returns its port.
 
@@ -483,6 +507,7 @@ async def _listen(
     app.middlewares.insert(0, leave_rest_unparsed)
     runner = Listener(
         app,
+        connections=connections,
         meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,

@@ -13,6 +13,7 @@ from rich.text import Text
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.placement import placement_text
 from moe2.common.status import exit_code
 from moe2.common.terminal import figures
 from moe2.common.terminal.figures import UNMEASURED, fact_line, known, printable
@@ -91,6 +92,7 @@ def model_cell(expert: ExpertReport) -> Text:
         printable(expert.quantization or ""),
         known(expert.file_bytes, figures.size, otherwise=""),
         f"{expert.context_tokens}\u00a0context",
+        printable(placement_text(expert.placement)),
     ]
     cell.append("\n" + " · ".join(part for part in about if part), style="not bold dim")
     return cell
@@ -192,6 +194,7 @@ def expert_line(word: str, expert: ExpertReport, **before: object) -> str:
         file_bytes=expert.file_bytes,
         restarts=expert.restarts,
         last_error=expert.last_error,
+        placement=placement_text(expert.placement) or None,
     )
 
 

@@ -129,12 +129,12 @@ class Lifecycle(Progress):
         def or_restarted(chosen: Selection | NoExpert, now_s: float) -> list[Effect]:
             # Rather another engine than the one that died; but rather that one, restarted, than none.
             if isinstance(chosen, NoExpert):
-                asked = self.question(now_s, excluded=excluded | self.tried)
-                return self._ask(replace(asked, restarts_seen=down, modes=among), then)
+                tried = excluded | self.tried
+                return self._ask(self.question(now_s, excluded=tried, modes=among, down=down), then)
             return then(chosen, now_s)
 
-        asked = self.question(now_s, excluded=excluded | self.tried | down.keys())
-        return self._ask(replace(asked, modes=among), or_restarted if down else then)
+        asked = self.question(now_s, excluded=excluded | self.tried | down.keys(), modes=among)
+        return self._ask(asked, or_restarted if down else then)
 
     def _ask(self, asked: SelectionRequest, then: OnChosen) -> list[Effect]:
         self.on_chosen = then
@@ -374,10 +374,8 @@ class Lifecycle(Progress):
             return todo
         if is_cancelled:
             attempt.state, attempt.error = AttemptState.FAILED, "cancelled by its agent"
-            attempt.code = JobErrorCode.INTERNAL
-            failed = JobFailed(
-                job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message="The agent cancelled the job."
-            )
+            attempt.code = JobErrorCode.AGENT_BROKE_RULES
+            failed = JobFailed(job_id=attempt.job_id, code=attempt.code, message="The agent cancelled the job.")
             return [*todo, *self.play.failed(attempt, failed, now_s)]
         return [*todo, *self.play.ended(attempt, ended, now_s)]
 

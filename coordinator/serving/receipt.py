@@ -202,9 +202,10 @@ def _clamped_to(life: Lifecycle) -> int | None:
 
 
 def _decision(life: Lifecycle) -> Decision | None:
+    explain = life.request.wish.explain
     if life.leading:
-        return decision_of(life.leading.selection)
-    return refusal_of(life.refused) if life.refused else None
+        return decision_of(life.leading.selection, explain)
+    return refusal_of(life.refused, explain) if life.refused else None
 
 
 def _predicted(attempt: Attempt) -> Predicted:

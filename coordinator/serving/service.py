@@ -345,8 +345,8 @@ class Service:
         todo = life.handle(event, asyncio.get_running_loop().time())
         # A panel waits for its members only so long, each time anew. An alarm that rings early changes nothing.
         at_s = active.alarm.at_s
-        if life.outcome is None and at_s is not None and life.next_deadline_s < at_s:
-            self._arm(active)
+        if life.outcome is None and at_s is not None and (sooner_s := life.next_deadline_s) < at_s:
+            active.alarm.set(sooner_s)
         return todo
 
     def _answer(self, active: _Active, question: effects.Question) -> events.Event:
