@@ -266,12 +266,6 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
     places: Sequence[int] = range(len(keys))
     if explain is Explain.NEAREST and len(keys) > MAX_WHOLE_FLEET:
         places = _nearest(outlook, candidates, weights)
-    shown = {keys[place] for place in places}
-    reasons = {
-        exclusion.name: exclusion.detail
-        for exclusion in plan.exclusions
-        if exclusion.name in shown and exclusion.name not in candidates
-    }
     is_panel = selection is not None and selection.mode.is_panel
     chosen_place = keys.index(selection.first.expert.key) if selection else 0
     rows = []
@@ -279,7 +273,8 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
         other = outlook.at(place)
         key = other.expert.key
         chosen = key in weights
-        reason = reasons.get(key)
+        exclusion = None if chosen or key in candidates else plan.exclusions.at(place)
+        reason = exclusion.detail if exclusion else None
         if reason is None and not chosen and selection is not None:
             why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
             reason = f"it keeps the budgets, but {why}"

@@ -175,6 +175,10 @@ class Exclusions(Sequence[Exclusion]):
     def __repr__(self) -> str:
         return f"Exclusions({list(self)!r})"
 
+    def at(self, place: int) -> Exclusion | None:
+        """The reason for the expert at `place` in the problem; None for a member of the panel."""
+        return None if place in self._chosen else self._of(place)
+
     def places(self, causes: Collection[Cause]) -> IntArray:
         """Places in the problem, ascending, of the experts that are outside for one of these causes."""
         wanted = np.isin(self._causes, [_CAUSES.index(cause) for cause in causes])
