@@ -92,12 +92,12 @@ class Machine:
                 [
                     *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--console=pipe"),
                     # Its own network, and nothing that a systemd on this machine would have to know about.
-                    *("--private-network", "--register=no", "--keep-unit", "--notify-ready=yes"),
+                    *("--private-network", "--register=no", "--keep-unit", "--notify-ready=yes", "--system-call-filter=bpf"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "NOTIFY_SOCKET": address},
+                env={**os.environ, "NOTIFY_SOCKET": address, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
             try:
                 while b"READY=1" not in ready.recv(4096).split(b"\n"):
