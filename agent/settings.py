@@ -209,6 +209,9 @@ class SensorsSection(Settings):
     """Which kinds of power sensors to look for."""
     interval_s: Annotated[float, Field(ge=0.1, le=2.0)] = 0.1
     """Seconds between two readings of a sensor."""
+    devices: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
+    """Which devices to measure, such as "gpu1", a GPU's UUID, "module" or "cpu"; all that no other agent of this host
+    measures if not set. Name the boards that the models are on where others are somebody else's."""
     monitors: tuple[I2cAddress, ...] = ()
     """Of a Jetson with two power monitors that have a rail of the same name: the I2C addresses of those that measure
     the module, such as 1-0040. All are read if not set."""

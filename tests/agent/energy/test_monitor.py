@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from moe2.agent.energy import monitor as monitor_module
 from moe2.agent.energy.account import Activity
-from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, discover
+from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSearch, SensorSettings, discover
 from moe2.agent.energy.conditions import Conditions
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
 from moe2.common.energy import Quality, Scope
@@ -175,3 +177,100 @@ def test_profiles_are_documented_and_plausible(profile_id: str) -> None:
     idle_w = profile.power_w(Activity())
     assert idle_w < profile.power_w(Activity(prefilling=1))
     assert idle_w < profile.power_w(Activity(decoding=3))
+
+
+async def test_a_sensor_that_appears_while_the_agent_runs_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver came after the start: found by a later look, read, and measured with."""
+    monkeypatch.setattr(monitor_module, "_FIRST_SEARCH_S", 0.01)
+    search = SensorSearch(SensorSettings(root=tmp_path, families=("ina3221",)))
+    monitor = HostMonitor(search.look(), root=tmp_path, search=search)
+    assert [report.state for report in monitor.reports()] == ["absent"]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0)
+    sysfs.orin_nx(tmp_path)
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+    assert monitor.power_w() == {"ina3221": pytest.approx(16.57, abs=0.01)}
+    assert [report.state for report in monitor.reports()] == ["present"]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_driver_bound_anew_under_another_number_is_followed(tmp_path: Path) -> None:
+    """hwmon1 became hwmon6 while the agent ran: the next readings come from there."""
+    folder = sysfs.orin_nx(tmp_path)
+    monitor = HostMonitor(discover(SensorSettings(root=tmp_path, families=("ina3221",))), root=tmp_path)
+    running = asyncio.create_task(monitor.run())
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+        copy = folder.with_name("hwmon6")
+        folder.rename(copy)
+        sysfs.write(copy, "curr1_input", 1000)
+        for descriptor_of in monitor._sensors:
+            # A file that is open stays readable in a tree of ordinary files; the kernel's would answer ENODEV.
+            descriptor_of.close()
+        while (monitor.power_w()["ina3221"] or 99.0) > 5.5:
+            await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def test_the_second_agent_of_a_host_says_who_measures(tmp_path: Path) -> None:
+    """Two agents on one Jetson: the joules of the second's requests are unmeasured, with the first one's name."""
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "run").mkdir()
+    clock = ManualClock()
+
+    def agent(name: str) -> HostMonitor:
+        found = discover(SensorSettings(root=tmp_path, families=("ina3221",)))
+        return HostMonitor(
+            found, root=tmp_path, clock=clock, conditions=Conditions(), locks=DeviceLocks(tmp_path, name)
+        )
+
+    first, second = agent("first"), agent("second")
+    assert set(first.power_w()) == {"ina3221"}
+    assert second.power_w() == {}
+    assert [warning.code for warning in second.warnings()] == ["device_owned"]
+    second.account.request_started("a", 1, clock())
+    second.account.request_ended("a", clock())
+    energy = second.settle()["a"]
+    assert energy.joules is None
+    assert "the agent first" in (energy.reason or "")
+
+
+async def test_the_second_agent_takes_over_when_the_first_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is free again, and the next look claims it."""
+    monkeypatch.setattr(monitor_module, "_FIRST_SEARCH_S", 0.01)
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "run").mkdir()
+    first = DeviceLocks(tmp_path, "first")
+    first.claim("module")
+    search = SensorSearch(SensorSettings(root=tmp_path, families=("ina3221",)))
+    monitor = HostMonitor(search.look(), root=tmp_path, search=search, locks=DeviceLocks(tmp_path, "second"))
+    running = asyncio.create_task(monitor.run())
+    assert monitor.power_w() == {}
+    first.release()
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert DeviceLocks(tmp_path, "third").claim("module") is None
+
+
+def test_simulated_hosts_share_a_machine(tmp_path: Path) -> None:
+    """The demo's two agents are two hosts that are not there: nobody owns their devices."""
+    (tmp_path / "run").mkdir()
+    results = [discover(SensorSettings(root=tmp_path, simulated=find_profile("agx-orin-30w"))) for _ in range(2)]
+    hosts = [
+        HostMonitor(found, root=tmp_path, conditions=Conditions(), locks=DeviceLocks(tmp_path, name))
+        for found, name in zip(results, ("one", "two"), strict=True)
+    ]
+    assert [list(host.power_w()) for host in hosts] == [["profile:agx-orin-30w"]] * 2
