@@ -1,4 +1,4 @@
-"""Runs a command of this program as the agent's systemd unit would: its user, its groups, its device rules, its sandbox.
+"""Runs a command of this program as the agent's systemd unit would: its user, groups, device rules and sandbox.
 
 Root may open what the agent may not, so what root finds says little about the agent.
 """
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 UNIT = "moe2-agent.service"
 _WITHIN_S = 180.0
@@ -28,10 +28,11 @@ class NoServiceError(Exception):
     """The unit cannot be imitated; the message says why."""
 
 
-def run_as_service(arguments: Sequence[str]) -> bytes:
+def run_as_service(arguments: Sequence[str], *, variables: Mapping[str, str]) -> bytes:
     """Returns what `moe2-agent ARGUMENTS` prints when it runs with the rights of the installed unit.
 
-    The program is the unit's own. Raises `NoServiceError` where there is no such unit, or no systemd, or it failed.
+    variables: added to its environment. The program is the unit's own. Raises `NoServiceError` where there is no such
+    unit, or no systemd, or it failed.
     """
     if os.geteuid() != 0:
         raise NoServiceError("only root can start it")
@@ -46,6 +47,7 @@ def run_as_service(arguments: Sequence[str]) -> bytes:
     return _run(
         "systemd-run",
         *("--pipe", "--wait", "--quiet", "--collect", "--service-type=exec"),
+        *(f"--setenv={name}={value}" for name, value in variables.items()),
         *properties_of(text, known),
         program,
         *arguments,
