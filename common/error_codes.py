@@ -160,6 +160,7 @@ class ErrorCode(StrEnum):
     # What went wrong.
     INTERNAL = "internal", 500, _SERVER, "report the defect, with the request's id"
     FEEDBACK_NOT_KEPT = "feedback_not_kept", 500, _SERVER, "make room on the coordinator's disk, and send it again"
+    DATABASE_UNREACHABLE = "database_unreachable", 503, _SERVER, _WAIT, 5
     LEDGER_UNREADABLE = "ledger_unreadable", 503, _SERVER, _WAIT, 5
     ENGINE_CRASHED = "engine_crashed", 502, _SERVER, _AGAIN, 1
     OUT_OF_MEMORY = "out_of_memory", 502, _SERVER, _AGAIN, 1

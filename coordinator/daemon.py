@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import uuid
@@ -33,7 +34,7 @@ from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
-from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
@@ -41,9 +42,8 @@ from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
-from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
@@ -117,8 +117,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
-        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
-        self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
+        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
+        scores = _known(self._feedback_file)
+        self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -129,7 +130,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
         url = settings.database.url
-        self._pair = None if url is None else Pair(settings.database, url, settings.ledger_path)
+        self._pair = None
+        if url is not None:
+            self._pair = Pair(
+                settings.database,
+                url,
+                settings.ledger_path,
+                scores=scores,
+                on_scores=self._scored_elsewhere,
+                on_wishes=lambda wishes: self._keeper.take_wishes(wishes),
+                on_change=lambda: self._hub.disconnect_revoked(),
+            )
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._ledger = Ledger(
             settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
         )
@@ -158,7 +170,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
-        self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
+        register = self._pair.register if self._pair else RegisterFile(settings.coordinator.state_dir)
+        self._doorkeeper = Doorkeeper(register, agents.token_file)
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
@@ -172,6 +185,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=_patience_s(settings),
             state_dir=settings.coordinator.state_dir,
+            may_act=lambda: self._pair is None or self._pair.does_chores,
+            on_wishes=self._pair.bulletin.wish if self._pair else lambda _: None,
         )
         self._hub = Hub(
             agents,
@@ -184,7 +199,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_answer=self._keeper.answered,
         )
         self._answering = Answering(self._service, self._table, settings.api)
-        self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
+        keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
+        self._keys = KeyRing(keys) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
@@ -305,6 +321,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             raise
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
+        if self._pair:
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
@@ -331,15 +349,12 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering).add_to(app)
+        GenerationRoutes(self._answering).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
-        MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(
-            self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
-        ).add_to(app)
+        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
         self._fleet.add_to(app)
         LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
@@ -361,6 +376,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
+
+    def _scored(self, feedback: Feedback) -> None:
+        self._selector.scorer.tallies_changed()
+        if self._pair:
+            self._pair.bulletin.score(feedback)
+
+    def _scored_elsewhere(self, scores: list[Feedback]) -> None:
+        for feedback in scores:
+            self._feedback.accept(feedback)
+        self._selector.scorer.tallies_changed()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
@@ -474,6 +499,14 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     if file.damaged_lines:
         log.warning("feedback_damaged", path=str(file.path), lines_passed_over=file.damaged_lines)
     return found
+
+
+def _gate_sha256(settings: CoordinatorSettings) -> str | None:
+    """Returns the digest of the gate's file; None where there is none."""
+    try:
+        return hashlib.sha256(settings.gate_path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:

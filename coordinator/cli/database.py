@@ -13,8 +13,10 @@ from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import Command, Commands, add_config
 from moe2.common.terminal.figures import printable
+from moe2.coordinator.database.importing import import_files
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, migrate, version_of
+from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
 
@@ -47,6 +49,14 @@ def add_commands(commands: Commands[Command]) -> None:
     )
     add_config(init, DEFAULT_CONFIG_PATH)
     init.set_defaults(act=_init)
+    importing = commands.add_parser(
+        "import",
+        help="bring in keys, agents, scores and ledger from this coordinator's files",
+        description="Bring in keys, agents, scores, wishes and ledger from this coordinator's files. What the database "
+        "has already stays as it is, so that it can be done again, and on each host.",
+    )
+    add_config(importing, DEFAULT_CONFIG_PATH)
+    importing.set_defaults(act=_import)
     status = commands.add_parser(
         "status",
         help="show the version of the tables, and the coordinators that use them",
@@ -55,6 +65,21 @@ def add_commands(commands: Commands[Command]) -> None:
     status.add_argument("--json", action="store_true", help="one JSON document")
     add_config(status, DEFAULT_CONFIG_PATH)
     status.set_defaults(act=_status)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    session, state_dir = opened(settings), settings.coordinator.state_dir
+    found = import_files(
+        session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
+    )
+    session.close()
+    sys.stdout.write(
+        f"Brought in as {settings.database.own_name}: {found.keys} keys, {found.agents} agents, {found.tokens} "
+        f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing "
+        "joules.\n"
+    )
+    return 0
 
 
 def opened(settings: CoordinatorSettings) -> Session:

@@ -119,11 +119,16 @@ class Session:
         since_s, connection = self._busy_since_s, self._connection
         if since_s is None or connection is None or now_s - since_s < MAX_BUSY_S:
             return False
-        with suppress(OSError, driver().Error):
-            copy = socket.socket(fileno=os.dup(connection.fileno()))
-            copy.shutdown(socket.SHUT_RDWR)
-            copy.close()
+        self.cut()
         return True
+
+    def cut(self) -> None:
+        """Cuts the connection from another thread, so that whoever waits for it is told at once."""
+        connection = self._connection
+        with suppress(OSError, driver().Error):
+            if connection is not None:
+                with socket.socket(fileno=os.dup(connection.fileno())) as copy:
+                    copy.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection; the next use opens another one."""

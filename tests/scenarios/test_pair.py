@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,39 @@ async def test_answers_go_on_without_the_database_and_are_shipped_after_it(
     known = [joules for joules in shared_joules(url) if joules is not None]
     assert len(own) == 4
     assert math.fsum(known) == math.fsum(joules for joules in own if joules is not None)
+
+
+async def test_a_key_that_is_revoked_by_the_command_is_refused_by_both_coordinators(tmp_path: Path, url: str) -> None:
+    """`keys create` on one host makes a key that both accept; `keys revoke` ends it on both within a second."""
+    config = tmp_path / "cli.toml"
+    config.write_text(f'[database]\nurl = "{url}"\n')
+
+    async def keys(*arguments: str) -> str:
+        command = (sys.executable, "-m", "moe2.coordinator", "keys", *arguments, "--config", str(config))
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        told, _ = await process.communicate()
+        assert process.returncode == 0
+        return told.decode().strip()
+
+    key = await keys("create", "app")
+    headers = {"Authorization": f"Bearer {key}"}
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        root.mkdir()
+    api = {"keys": "required"}
+    async with (
+        fleet(roots[0], agents=(), api=api, database={"url": url, "name": "a"}) as one,
+        fleet(roots[1], agents=(), api=api, database={"url": url, "name": "b"}) as two,
+    ):
+        for each in (one, two):
+            async with each.http.get("/v1/models", headers=headers) as answer:
+                assert answer.status == 200
+        await keys("revoke", key.split("_")[1])
+        revoked_s = asyncio.get_running_loop().time()
+        for each in (one, two):
+            while True:
+                async with each.http.get("/v1/models", headers=headers) as answer:
+                    if answer.status == 401:
+                        break
+                    assert asyncio.get_running_loop().time() - revoked_s < 5.0
+                await asyncio.sleep(POLL_S)
