@@ -111,13 +111,11 @@ def test_sequences_that_guess_together_do_not_disturb_each_other(children: tuple
 def test_an_open_answer_is_what_the_model_likes_most(children: tuple[Child, Child]) -> None:
     """A story's tokens are close to each other, and the size of a batch may turn them; none is chosen that is not as
     good as the best."""
-    story = submit("j", prompt=TextPrompt(text="Once upon a time there was a fox. The fox"), logprobs=1, max_tokens=120)
-    pieces, end = run(children[1], story)[0]
+    begun = "Once upon a time there was a fox. The fox"
+    pieces, end = run(children[1], submit("j", prompt=TextPrompt(text=begun), max_tokens=120))[0]
     assert end.drafted_tokens > 0
-    told = submit(
-        "told", prompt=TextPrompt(text=f"{story.prompt.text}{text(pieces)}"), echo=True, logprobs=1, max_tokens=0
-    )  # type: ignore[union-attr]
-    scored, _ = run(children[0], told)[0]
+    whole = TextPrompt(text=begun + text(pieces))
+    scored, _ = run(children[0], submit("told", prompt=whole, echo=True, logprobs=1, max_tokens=0))[0]
     behind = [piece.alternatives[0].logprob - (piece.logprob or 0.0) for piece in scored[-100:] if piece.alternatives]
     assert max(behind) < 0.3
 
@@ -127,7 +125,7 @@ def test_a_cancelled_answer_ends_and_what_it_began_with_is_reused(children: tupl
     plain, guessing = children
     guessing.send(submit("gone", max_tokens=2000))
     guessing.until(Tokens)
-    guessing.send(CancelJob(request_id="r", job_id="gone"))
+    guessing.send(CancelJob(job_id="gone"))
     assert guessing.until(Finished, "gone").reason == "cancelled"
     (expected, _), (found, end) = run(plain, submit("next"))[0], run(guessing, submit("next"))[0]
     assert text(found) == text(expected)
