@@ -11,6 +11,7 @@ from pathlib import Path
 from moe2.agent.cli.bench import run_bench
 from moe2.agent.cli.doctor import run_doctor
 from moe2.agent.cli.models import show_models
+from moe2.agent.cli.pull import run_pull, run_remove
 from moe2.agent.cli.status import show_status
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
 from moe2.agent.energy.catalog import SensorSettings
@@ -55,6 +56,37 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="the models as one JSON list")
     add_socket(models, DEFAULT_SOCKET_PATH)
     models.set_defaults(act=_models)
+
+    pull = commands.add_parser(
+        "pull",
+        help="fetch a model into this host's folder of models",
+        description="Fetch a GGUF model into this host's folder of models: from a hub, from an address with its "
+        "checksum, or from a path. Room on the disk and llama.cpp's knowledge of the model are checked before it "
+        "starts; what was cut off goes on where it was.",
+        examples=(
+            "moe2-agent pull hf:bartowski/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct-Q4_K_M.gguf",
+            "moe2-agent pull https://models.example/small.gguf#sha256=…",
+            "moe2-agent pull /mnt/usb/small.gguf",
+        ),
+    )
+    pull.add_argument(
+        "source", metavar="SOURCE", help="hf:ORG/REPO/FILE.gguf[@REVISION], https://…#sha256=…, or a path"
+    )
+    pull.add_argument("--token-file", type=Path, metavar="FILE", help="file with a token for the hub")
+    pull.add_argument(
+        "--context", type=int, default=4096, metavar="TOKENS", help="context that memory is checked for; %(default)s"
+    )
+    add_config(pull, DEFAULT_CONFIG_PATH)
+    pull.set_defaults(act=_pull)
+
+    remove = commands.add_parser(
+        "remove",
+        help="delete a model from this host's folder of models",
+        description="Delete a model from this host's folder of models. One that is served is not deleted.",
+    )
+    remove.add_argument("name", metavar="NAME", help="its file, as `moe2-agent models` shows it")
+    add_config(remove, DEFAULT_CONFIG_PATH)
+    remove.set_defaults(act=_remove)
 
     doctor = commands.add_parser(
         "doctor",
@@ -118,6 +150,16 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _models(arguments: argparse.Namespace) -> int:
     return show_models(arguments.socket, as_json=arguments.json)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    return run_pull(settings, arguments.source, token_file=arguments.token_file, context_tokens=arguments.context)
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    return run_remove(settings, arguments.name, serving=lambda: {model.name: model.path for model in settings.models})
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from moe2.agent.energy.families import FAMILIES, Family
 from moe2.agent.energy.profiles import PROFILES
+from moe2.agent.energy.sensor import FAMILIES, Family
+from moe2.agent.energy.wall import PlugKind
 from moe2.common.config import LIVE, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
@@ -18,6 +19,7 @@ ENVIRONMENT_PREFIX = "MOE2_AGENT"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/agent.toml")
 DEFAULT_SOCKET_PATH = Path("/run/moe2-agent/agent.sock")
 
+I2cAddress = Annotated[str, Field(pattern=r"^\d{1,3}-[0-9a-f]{4}$")]
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 RESERVED_MODEL_NAMES = ("moe2", "auto")
 
@@ -126,6 +128,8 @@ class ModelSection(Settings):
     """CPU threads; llama.cpp decides if not set."""
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
+    require_gpu: bool = False
+    """A model of which the GPU does not hold `gpu_layers` is not served, in place of one that answers slowly."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool | None = None
@@ -158,6 +162,12 @@ class ModelSection(Settings):
             raise ValueError(f'cache_type = "{self.cache_type}" needs flash attention: do not switch it off')
         return self
 
+    @model_validator(mode="after")
+    def _required_gpu_gets_layers(self) -> ModelSection:
+        if self.require_gpu and self.gpu_layers == 0:
+            raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
+        return self
+
     @property
     def loads_on_demand(self) -> bool:
         """True where the model may be cold and wait for a request."""
@@ -171,6 +181,15 @@ class ModelSection(Settings):
         if name in RESERVED_MODEL_NAMES:
             raise ValueError(f'{name!r} means "any model" to clients; choose another name')
         return name
+
+
+class ModelsFromSection(Settings):
+    """[models_from]: where this host takes models from, besides what stands in [[models]]"""
+
+    folder: Path | None = None
+    """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
+    hub_token_file: Path | None = None
+    """File with a token for the hub, for models that are not given to everybody."""
 
 
 class EngineSection(Settings):
@@ -187,6 +206,33 @@ class EngineSection(Settings):
     batch of a prompt takes on the slowest host."""
 
 
+class WallSection(Settings):
+    """One entry of [[sensors.wall]]: a metered plug in front of this host"""
+
+    url: str
+    """http:// and the plug's address."""
+    kind: PlugKind
+    """Which firmware it has: "shelly" (Gen2 and newer) or "tasmota"."""
+    channel: Annotated[int, Field(ge=0, le=63)] = 0
+    """Of a strip of several: which one this host is on, counted from 0."""
+    lag_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """How many seconds late its figures are."""
+    password_file: Path | None = None
+    """File with the plug's password, where it has one."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"expected http://ADDRESS of the plug, got {url!r}")
+        return url.rstrip("/")
+
+
 class SensorsSection(Settings):
     """[sensors]"""
 
@@ -194,10 +240,30 @@ class SensorsSection(Settings):
     """Which kinds of power sensors to look for."""
     interval_s: Annotated[float, Field(ge=0.1, le=2.0)] = 0.1
     """Seconds between two readings of a sensor."""
+    devices: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
+    """Which devices to measure, such as "gpu1", a GPU's UUID, "module" or "cpu"; all that no other agent of this host
+    measures if not set. Name the boards that the models are on where others are somebody else's."""
+    monitors: tuple[I2cAddress, ...] = ()
+    """Of a Jetson with two power monitors that have a rail of the same name: the I2C addresses of those that measure
+    the module, such as 1-0040. All are read if not set."""
+    budget_scope: Literal["sensors", "wall"] = "sensors"
+    """What the joules of requests are, and so what budgets bound: those of the host's own sensors, or its plugs'. The
+    one is never added to the other. With "wall" an answer's last message waits for the plugs, for about lag_s."""
+    wall: tuple[WallSection, ...] = ()
+    """Metered plugs, which see the whole host."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
     paced: bool = False
     """A simulated host answers no faster than its board was measured to answer, with the 8B model of its profile."""
+
+    @model_validator(mode="after")
+    def _plugs_are_told_apart(self) -> SensorsSection:
+        places = [(plug.url, plug.channel) for plug in self.wall]
+        if len(places) != len(set(places)):
+            raise ValueError("wall: each plug once; the same url and channel stand twice, and would be added up")
+        if self.budget_scope == "wall" and not self.wall:
+            raise ValueError('budget_scope: "wall" needs a plug; add [[sensors.wall]]')
+        return self
 
     @model_validator(mode="after")
     def _pace_is_a_profiles(self) -> SensorsSection:
@@ -246,6 +312,7 @@ class AgentSettings(Settings):
     engine: EngineSection = EngineSection()
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
+    models_from: ModelsFromSection = ModelsFromSection()
     models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

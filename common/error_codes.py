@@ -123,6 +123,13 @@ class ErrorCode(StrEnum):
     )
     MODE_UNAVAILABLE = "mode_unavailable", 422, _INVALID, "the fleet cannot work in this mode; the message says why"
     OVERLOADED = "overloaded", 429, _RATE, _WAIT, 1
+    TOO_MANY_CONNECTIONS = (
+        "too_many_connections",
+        429,
+        _RATE,
+        "use one connection for several requests, or raise `max_connections_per_address`",
+        1,
+    )
     QUEUE_FULL = "queue_full", 429, _RATE, _WAIT, 1, "overloaded"
     INFEASIBLE_NOW = (
         "infeasible_now",
@@ -153,10 +160,12 @@ class ErrorCode(StrEnum):
     # What went wrong.
     INTERNAL = "internal", 500, _SERVER, "report the defect, with the request's id"
     FEEDBACK_NOT_KEPT = "feedback_not_kept", 500, _SERVER, "make room on the coordinator's disk, and send it again"
+    DATABASE_UNREACHABLE = "database_unreachable", 503, _SERVER, _WAIT, 5
     LEDGER_UNREADABLE = "ledger_unreadable", 503, _SERVER, _WAIT, 5
     ENGINE_CRASHED = "engine_crashed", 502, _SERVER, _AGAIN, 1
     OUT_OF_MEMORY = "out_of_memory", 502, _SERVER, _AGAIN, 1
     AGENT_LOST = "agent_lost", 502, _SERVER, _AGAIN, 1
+    AGENT_BROKE_RULES = "agent_broke_rules", 502, _SERVER, _AGAIN, 1
     UNKNOWN_EXPERT = "unknown_expert", 502, _SERVER, _AGAIN, 1
     DRAINING = "draining", 502, _SERVER, _AGAIN, 1
     NOT_READY = "not_ready", 502, _SERVER, _AGAIN, 1

@@ -30,6 +30,8 @@ class JobErrorCode(StrEnum):
     """llama.cpp could not get memory for this batch."""
     AGENT_LOST = "agent_lost"
     """The link to the agent broke. Set by the coordinator."""
+    AGENT_BROKE_RULES = "agent_broke_rules"
+    """The agent said what cannot be, so that its answer is not believed. Set by the coordinator."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's time is up."""
     INTERNAL = "internal"

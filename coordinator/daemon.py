@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import uuid
@@ -25,6 +26,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.selector import ANY_MODEL, Selector
+from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
@@ -32,7 +34,7 @@ from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
-from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
@@ -40,9 +42,8 @@ from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
-from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
@@ -53,6 +54,7 @@ from moe2.coordinator.http.transport import (
     LINGER_S,
     READ_BUFFER_BYTES,
     Listener,
+    OpenConnections,
     leave_rest_unparsed,
     protocol_logger,
     send_deadline,
@@ -115,8 +117,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
-        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
-        self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
+        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
+        scores = _known(self._feedback_file)
+        self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -126,7 +129,22 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
-        self._ledger = Ledger(settings.ledger_path, retention_days=settings.ledger.retention_days)
+        url = settings.database.url
+        self._pair = None
+        if url is not None:
+            self._pair = Pair(
+                settings.database,
+                url,
+                settings.ledger_path,
+                scores=scores,
+                on_scores=self._scored_elsewhere,
+                on_wishes=lambda wishes: self._keeper.take_wishes(wishes),
+                on_change=lambda: self._hub.disconnect_revoked(),
+            )
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
+        self._ledger = Ledger(
+            settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
+        )
         self._accounts = Accounts()
         self._standing = StandingBook(time())
         self._price_file = PriceFile(settings.coordinator.state_dir)
@@ -152,8 +170,11 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
-        self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
+        register = self._pair.register if self._pair else RegisterFile(settings.coordinator.state_dir)
+        self._doorkeeper = Doorkeeper(register, agents.token_file)
         self._tls = ListenerTls(settings)
+        self._api_connections = OpenConnections(settings.api.max_connections_per_address)
+        self._agents_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -164,6 +185,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=_patience_s(settings),
             state_dir=settings.coordinator.state_dir,
+            may_act=lambda: self._pair is None or self._pair.does_chores,
+            on_wishes=self._pair.bulletin.wish if self._pair else lambda _: None,
         )
         self._hub = Hub(
             agents,
@@ -176,7 +199,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_answer=self._keeper.answered,
         )
         self._answering = Answering(self._service, self._table, settings.api)
-        self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
+        keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
+        self._keys = KeyRing(keys) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
@@ -187,12 +211,24 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
+            if self._pair:
+                await stack.enter_async_context(self._pair.running())
             self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(stack, self._hub.app(), agents, self._tls.agents, "agents", agents.handshake_s)
-            api_port = await _listen(stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s)
+            agents_port = await _listen(
+                stack,
+                self._hub.app(),
+                agents,
+                self._tls.agents,
+                "agents",
+                agents.handshake_s,
+                self._agents_connections,
+            )
+            api_port = await _listen(
+                stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s, self._api_connections
+            )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -267,6 +303,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 *clock_warnings(time()),
                 *self._tls.warnings(time()),
                 *self._ledger.warnings(),
+                *(self._pair.warnings() if self._pair else ()),
                 *(self._keys.warnings() if self._keys else ()),
             ),
         )
@@ -284,9 +321,13 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             raise
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
+        if self._pair:
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
+        self._api_connections.most = api.max_connections_per_address
+        self._agents_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -308,15 +349,12 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering).add_to(app)
+        GenerationRoutes(self._answering).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
-        MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(
-            self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
-        ).add_to(app)
+        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
         self._fleet.add_to(app)
         LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
@@ -338,6 +376,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
+
+    def _scored(self, feedback: Feedback) -> None:
+        self._selector.scorer.tallies_changed()
+        if self._pair:
+            self._pair.bulletin.score(feedback)
+
+    def _scored_elsewhere(self, scores: list[Feedback]) -> None:
+        for feedback in scores:
+            self._feedback.accept(feedback)
+        self._selector.scorer.tallies_changed()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
@@ -453,6 +501,14 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     return found
 
 
+def _gate_sha256(settings: CoordinatorSettings) -> str | None:
+    """Returns the digest of the gate's file; None where there is none."""
+    try:
+        return hashlib.sha256(settings.gate_path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     """Makes the scorer of experts: the trained gate, or priors where there is none.
 
@@ -473,6 +529,7 @@ async def _listen(
     tls: ServerTls | None,
     section: str,
     header_timeout_s: float,
+    connections: OpenConnections,
 ) -> int:
     """Opens a TCP listener for the length of the stack, and returns its port.
 
@@ -483,6 +540,7 @@ async def _listen(
     app.middlewares.insert(0, leave_rest_unparsed)
     runner = Listener(
         app,
+        connections=connections,
         meant_path=meant_path if section == "api" else None,
         access_log=None,
         handle_signals=False,

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from moe2.common.config import LIVE, Seconds, Settings
 from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
+from moe2.coordinator.database.settings import DatabaseSection
 from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.provisioning.price_book import Averages
@@ -97,6 +98,7 @@ class CoordinatorSettings(Settings):
     dispatch: DispatchSection = DispatchSection()
     provisioning: ProvisioningSection = ProvisioningSection()
     ledger: LedgerSection = LedgerSection()
+    database: DatabaseSection = DatabaseSection()
     traces: TracesSection = TracesSection()
     log: LogSection = LogSection()
 

@@ -46,8 +46,9 @@ run_tests() {
     # An empty expression takes the place of pyproject.toml's, which leaves out the tests marked systemd.
     set -- -m "" "$@"
   fi
-  ensure_environment agent,coordinator,gate,plots,nvidia,traces,docs,test
+  ensure_environment agent,coordinator,gate,plots,nvidia,traces,postgresql,docs,test
   fetch_nginx
+  ensure_postgresql
   # Every check runs, so that one run shows all there is to mend.
   check "$bin/ruff" check .
   check "$bin/ruff" format --check .
@@ -84,6 +85,24 @@ fetch_nginx() {
     dpkg-deb --extract "$folder"/nginx_*.deb "$VENV/nginx" >>"$LOG" 2>&1 ||
     warn "nginx cannot be fetched with apt-get: the tests behind it are skipped."
   rm -rf "$folder"
+}
+
+# The tests of the shared database start a server of their own, as the user postgres; Debian's package would start one, too.
+ensure_postgresql() {
+  local settings=/etc/postgresql-common/createcluster.conf
+  if compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null; then return; fi
+  if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+    warn "Not root with apt-get: the tests that need PostgreSQL are skipped."
+    return
+  fi
+  if [[ ! -e $settings ]]; then
+    mkdir -p "${settings%/*}"
+    echo "create_main_cluster = false" >"$settings"
+  fi
+  apt-get update >>"$LOG" 2>&1 || true
+  env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+    -o Dpkg::Options::=--force-confold postgresql >>"$LOG" 2>&1 ||
+    warn "PostgreSQL cannot be installed with apt-get: the tests that need it are skipped."
 }
 
 # check COMMAND…: run it, and remember if it fails.

@@ -14,6 +14,7 @@ from rich.text import Text
 from moe2.agent.cli.status import VIEW
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
@@ -26,7 +27,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model of `moe2-agent models --json`. None is unknown: most facts are read when the model is loaded.
 
     vocabulary_sha256: equal for two models exactly when token ids mean the same in both. sha256: of the file.
-    sampling: what it draws with where a request says nothing.
+    sampling: what it draws with where a request says nothing. placement: which device holds what; empty while it is not
+    in memory. gpu_fault: why the GPU does not hold what it should.
     """
 
     name: str
@@ -45,6 +47,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_sha256: str | None
     sha256: str | None
     last_error: str | None
+    placement: tuple[DeviceShare, ...] = ()
+    gpu_fault: GpuFault | None = None
 
 
 def show_models(socket: Path, *, as_json: bool, console: Console | None = None) -> int:
@@ -83,6 +87,8 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
             vocabulary_sha256=expert.vocabulary_sha256,
             sha256=expert.file_sha256,
             last_error=expert.last_error,
+            placement=expert.placement,
+            gpu_fault=expert.gpu_fault,
         )
         for expert in status.experts
     )
@@ -90,7 +96,12 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
 
 def line(row: ModelRow) -> str:
     """A model as one line of words, for a pipe."""
-    facts = msgspec.structs.asdict(row) | {"state": row.state.value, "sampling": sampling_text(row.sampling)}
+    facts = msgspec.structs.asdict(row) | {
+        "state": row.state.value,
+        "sampling": sampling_text(row.sampling),
+        "placement": placement_text(row.placement) or None,
+        "gpu_fault": row.gpu_fault and row.gpu_fault.cause.value,
+    }
     return fact_line("model", **facts)
 
 

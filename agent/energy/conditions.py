@@ -1,6 +1,7 @@
 """What decides on a host's speed and idle power: its power mode, and whether heat or supply hold it back.
 
-Jetson: nvpmodel leaves its choice in a file that anyone may read; thermal alerts are cooling devices; the over-current
+Jetson: nvpmodel leaves its choice in a file that anyone may read; throttling for heat is a cooling device that is on;
+`hot-surface-alert`, from 70 °C, is one too, but tells people not to touch and slows nothing down; the over-current
 counters oc1 (under-voltage) and oc2 (average over-current) stand still on a healthy board, while oc3 (instantaneous)
 rises under any load and means nothing here. NVIDIA, Jetson Linux developer guide, "Platform power and performance".
 PC: the firmware's platform profile, and the processor's package throttle counters.
@@ -19,6 +20,10 @@ from moe2.common.health import HealthWarning, Severity
 _OFFLINE_C = -200.0
 _REMEMBER_CHANGE_S = 600.0
 _REMEMBER_THROTTLE_S = 10.0
+_REMEMBER_HOT_S = 600.0
+"""A surface that hovers about its limit changes state many times an hour; that is one fact, not hundreds."""
+_HOT_SURFACE = "hot-surface-alert"
+_THROTTLING = re.compile(r".*-throttle-alert|thermal-throttling.*")
 _SUPPLY_COUNTERS = {"oc1_event_cnt": "under-voltage", "oc2_event_cnt": "average over-current"}
 
 
@@ -27,21 +32,25 @@ class Conditions:
     """The conditions that power depends on, at one look at the host.
 
     power_mode: such as "MODE_30W" or "performance"; None if unknown. temperature_c: of the hottest zone; None if
-    unknown. alerts: what is being held back now. event_counts: cumulative counts of events, by their name.
+    unknown. alerts: what is being held back now. hot_surface: the board's surface is too hot to be touched.
+    event_counts: cumulative counts of events, by their name.
     """
 
     power_mode: str | None = None
     temperature_c: float | None = None
     alerts: tuple[str, ...] = ()
+    hot_surface: bool = False
     event_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
     """Look at the host below `root`. Quick, but it reads files: call it from a thread."""
+    alerts = _active_cooling(root)
     return Conditions(
         power_mode=read_power_mode(root),
         temperature_c=max(_temperatures_c(root).values(), default=None),
-        alerts=_alerts(root),
+        alerts=tuple(sorted(name for name in alerts if _THROTTLING.fullmatch(name))),
+        hot_surface=_HOT_SURFACE in alerts,
         event_counts=_event_counts(root),
     )
 
@@ -56,7 +65,7 @@ def read_power_mode(root: Path = Path("/")) -> str | None:
 
 def _nvpmodel_name(root: Path, mode_id: str) -> str:
     catalogue = text_or_none(root / "etc/nvpmodel.conf") or ""
-    named = re.search(rf"^\s*<\s*POWER_MODEL\s+ID={mode_id}\s+NAME=(\S+)", catalogue, re.MULTILINE)
+    named = re.search(rf"^\s*<\s*POWER_MODEL\s+ID={mode_id}\s+NAME=([^\s>]+)", catalogue, re.MULTILINE)
     return named[1] if named else f"nvpmodel {mode_id}"
 
 
@@ -70,15 +79,13 @@ def _temperatures_c(root: Path) -> dict[str, float]:
     return temperatures
 
 
-def _alerts(root: Path) -> tuple[str, ...]:
-    devices = sorted((root / "sys/class/thermal").glob("cooling_device*"))
-    names = {
-        kind
-        for device in devices
-        if (kind := text_or_none(device / "type") or "").endswith("-alert")
-        and (integer_or_none(device / "cur_state") or 0) > 0
+def _active_cooling(root: Path) -> set[str]:
+    """Return the kinds of all cooling devices that are at work, alerts among them."""
+    return {
+        text_or_none(device / "type") or ""
+        for device in (root / "sys/class/thermal").glob("cooling_device*")
+        if (integer_or_none(device / "cur_state") or 0) > 0
     }
-    return tuple(sorted(names))
 
 
 def _event_counts(root: Path) -> dict[str, int]:
@@ -110,14 +117,15 @@ class ConditionLog:
         self._on_power_mode = on_power_mode
         self._mode_change: tuple[float, str] | None = None
         self._throttle: tuple[float, str] | None = None
+        self._hot_at_s: float | None = None
 
     @property
     def latest(self) -> Conditions:
-        """The last look."""
+        """What the host looked like at the last look."""
         return self._latest
 
     def update(self, seen: Conditions, now_s: float, gpu_throttling: str | None = None) -> None:
-        """A new look. gpu_throttling: what the GPU's own sensor says holds it back."""
+        """Take in a new look at the host. gpu_throttling: what the GPU's own sensor says holds it back."""
         previous, self._latest = self._latest, seen
         if seen.power_mode != previous.power_mode:
             self._mode_change = (now_s, f"from {previous.power_mode or 'unknown'} to {seen.power_mode or 'unknown'}")
@@ -127,11 +135,13 @@ class ConditionLog:
             event for event, count in seen.event_counts.items() if count > previous.event_counts.get(event, count)
         ]
         reasons = [*seen.alerts, *events, *([gpu_throttling] if gpu_throttling else [])]
+        if seen.hot_surface:
+            self._hot_at_s = now_s
         if reasons:
             self._throttle = (now_s, ", ".join(reasons))
 
     def warnings(self, now_s: float) -> tuple[HealthWarning, ...]:
-        """Throttling of the last seconds, and a change of power mode of the last minutes."""
+        """Return warnings of throttling in the last seconds, and of a hot surface or a new mode in the last minutes."""
         warnings = []
         if self._throttle and now_s - self._throttle[0] <= _REMEMBER_THROTTLE_S:
             heat = self._latest.temperature_c
@@ -142,6 +152,15 @@ class ConditionLog:
                     message=f"The host is held back: {self._throttle[1]}"
                     + (f" (hottest zone {heat:.0f} °C)." if heat is not None else "."),
                     remedy="Improve cooling or supply, or choose a lower power mode; speeds are being relearned.",
+                )
+            )
+        if self._hot_at_s is not None and now_s - self._hot_at_s <= _REMEMBER_HOT_S:
+            warnings.append(
+                HealthWarning(
+                    code="hot_surface",
+                    severity=Severity.NOTICE,
+                    message="The board's surface is, or has been in the last ten minutes, above 70 °C.",
+                    remedy="Do not touch it, and let air pass. Nothing is slowed down by this.",
                 )
             )
         if self._mode_change and now_s - self._mode_change[0] <= _REMEMBER_CHANGE_S:

@@ -1,26 +1,28 @@
-"""Jetson's INA3221 power monitors through sysfs: no service, no root, no licence question.
+"""Jetson's power monitors through sysfs: no service, no root, no licence question.
 
 Layouts (L4T kernel sources and Jetson documentation):
-JetPack 5 and 6: hwmon, `in<N>_label`, `in<N>_input` mV, `curr<N>_input` mA, channels 1 to 3. `in4` to `in7`
-are shunt voltages and sums; the kernel's summed `curr4_input` is of no use because the rails' voltages
-differ.
-JetPack 4: industrial I/O, `rail_name_<N>`, `in_power<N>_input` mW, channels 0 to 2.
+JetPack 5 to 7: INA3221 under hwmon, `in<N>_label`, `in<N>_input` mV, `curr<N>_input` mA, channels 1 to 3. `in4` to
+`in7` are shunt voltages and sums; the kernel's summed `curr4_input` is of no use because the rails' voltages differ.
+JetPack 4: INA3221 under industrial I/O, `rail_name_<N>`, `in_power<N>_input` mW, channels 0 to 2.
+AGX Thor's kit has an INA238 at the board's input besides: hwmon, `power1_input` µW, the rail `VIN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 from moe2.agent.energy.rails import MODULE_LIMITS, ModuleRails, module_rails
-from moe2.agent.energy.sensor import Reading, SensorAbsentError, SensorFacts
+from moe2.agent.energy.sensor import Reading, SensorAbsentError, SensorBrokenError, SensorFacts
 from moe2.agent.energy.sysfs import AttributeFile, integer_or_none, text_or_none
 
 _DRIVERS = "sys/bus/i2c/drivers"
 _UNCONNECTED = "NC"
 _REMEDY = "Let the agent's user read the INA3221 attributes under /sys/bus/i2c (mode 0444 is the kernel's default)."
+_BOARD_INPUT = "VIN"
+"""What NVIDIA's documentation calls the rail of Thor's INA238, whose driver gives it no label everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,13 @@ class _VoltageAndCurrent:
 
 @dataclass(frozen=True, slots=True)
 class _Power:
-    """An industrial I/O channel: mW."""
+    """A channel that tells its power. scale: from its unit to W."""
 
     power: AttributeFile
+    scale: float
 
     def power_w(self) -> float:
-        return self.power.integer() * 1e-3
+        return self.power.integer() * self.scale
 
     def close(self) -> None:
         self.power.close()
@@ -55,13 +58,19 @@ _Channel = _VoltageAndCurrent | _Power
 
 
 class Ina3221Sensor:
-    """The module's power as the sum of the rails that make it up (`moe2.agent.energy.rails`)."""
+    """The module's power as the sum of the rails that make it up (`moe2.agent.energy.rails`).
+
+    monitors: I2C addresses, such as "1-0040", of the monitors to read; all where none is named.
+    """
 
     name = "ina3221"
 
-    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, root: Path = Path("/"), clock: Callable[[], float] = monotonic, *, monitors: Collection[str] = ()
+    ) -> None:
         self._root = root
         self._clock = clock
+        self._monitors = frozenset(monitors)
         self._channels: dict[str, _Channel] = {}
         self._rails: ModuleRails | None = None
 
@@ -79,12 +88,16 @@ class Ina3221Sensor:
         )
 
     def probe(self) -> str:
-        channels = _hwmon_channels(self._root) | _iio_channels(self._root)
-        if not channels:
-            raise SensorAbsentError("no INA3221 power monitor under /sys/bus/i2c/drivers: this is no Jetson.")
-        rails = module_rails(channels)
+        self.close()
+        found: dict[str, dict[str, _Channel]] = {}
+        for address, rail, channel in _channels(self._root):
+            if not self._monitors or address in self._monitors:
+                found.setdefault(rail, {}).setdefault(address, channel)
+        if not found:
+            raise _nothing(self._root, self._monitors)
+        rails = module_rails(found)
+        self._channels = {rail: _only_one(rail, found[rail]) for rail in rails.names}
         self._rails = rails
-        self._channels = {name: channels[name] for name in rails.names}
         reading = self.read()
         return f"{' + '.join(rails.names)} = {reading.power_w:.1f} W"
 
@@ -100,26 +113,46 @@ class Ina3221Sensor:
             channel.close()
 
 
-def _hwmon_channels(root: Path) -> dict[str, _Channel]:
-    channels: dict[str, _Channel] = {}
-    for folder in sorted((root / _DRIVERS).glob("ina3221*/*-00*/hwmon/hwmon*")):
+def _nothing(root: Path, monitors: Collection[str]) -> Exception:
+    there = sorted({address for address, _, _ in _channels(root)})
+    if monitors and there:
+        return SensorBrokenError(
+            f"there is no power monitor {', '.join(sorted(monitors))}; this board has {', '.join(there)}.",
+            remedy="Correct sensors.monitors, or remove it to read all of them.",
+        )
+    return SensorAbsentError("no INA3221 power monitor under /sys/bus/i2c/drivers: this is no Jetson.")
+
+
+def _only_one(rail: str, by_address: dict[str, _Channel]) -> _Channel:
+    if len(by_address) > 1:
+        addresses = sorted(by_address)
+        raise SensorBrokenError(
+            f"{len(addresses)} power monitors have a rail {rail} ({', '.join(addresses)}), and only one is the "
+            "module's; the other may be a carrier board's.",
+            remedy="Say which monitors measure the module, in agent.toml: [sensors] "
+            f'monitors = ["{addresses[0]}"]. `cat /sys/bus/i2c/drivers/ina3221*/*/hwmon/*/in1_label` lists them.',
+        )
+    return next(iter(by_address.values()))
+
+
+def _channels(root: Path) -> Iterator[tuple[str, str, _Channel]]:
+    """Yield the I2C address of the monitor, the rail's name and the channel, of each one that is connected."""
+    drivers = root / _DRIVERS
+    for folder in sorted(drivers.glob("ina3221*/*-00*/hwmon/hwmon*")):
         for number in (1, 2, 3):
             label = text_or_none(folder / f"in{number}_label")
-            if label in (None, "", _UNCONNECTED) or integer_or_none(folder / f"in{number}_enable") == 0:
-                continue
-            channels[label] = _VoltageAndCurrent(
-                AttributeFile(folder / f"in{number}_input", remedy=_REMEDY),
-                AttributeFile(folder / f"curr{number}_input", remedy=_REMEDY),
-            )
-    return channels
-
-
-def _iio_channels(root: Path) -> dict[str, _Channel]:
-    channels: dict[str, _Channel] = {}
-    for folder in sorted((root / _DRIVERS).glob("ina3221*/*-00*/iio:device*")):
+            if label and label != _UNCONNECTED and integer_or_none(folder / f"in{number}_enable") != 0:
+                voltage = AttributeFile(folder / f"in{number}_input", remedy=_REMEDY)
+                current = AttributeFile(folder / f"curr{number}_input", remedy=_REMEDY)
+                yield folder.parents[1].name, label, _VoltageAndCurrent(voltage, current)
+    for folder in sorted(drivers.glob("ina3221*/*-00*/iio:device*")):
         for number in (0, 1, 2):
             label = text_or_none(folder / f"rail_name_{number}")
-            if label in (None, "", _UNCONNECTED):
-                continue
-            channels[label] = _Power(AttributeFile(folder / f"in_power{number}_input", remedy=_REMEDY))
-    return channels
+            if label and label != _UNCONNECTED:
+                power = AttributeFile(folder / f"in_power{number}_input", remedy=_REMEDY)
+                yield folder.parent.name, label, _Power(power, 1e-3)
+    for folder in sorted(drivers.glob("ina2*/*-00*/hwmon/hwmon*")):
+        if text_or_none(folder / "name") == "ina238" and (folder / "power1_input").exists():
+            label = text_or_none(folder / "label") or text_or_none(folder / "in1_label") or _BOARD_INPUT
+            power = AttributeFile(folder / "power1_input", remedy=_REMEDY)
+            yield folder.parents[1].name, label, _Power(power, 1e-6)

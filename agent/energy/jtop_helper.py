@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
+INSTALL_REMEDY = f"Not needed where the INA3221 is read. To add it: sudo {sys.executable} -m pip install jetson-stats"
+_UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")))
 _OFFLINE_C = -200.0
 """A sensor that is switched off reads -256 °C."""
 
 
 def sample(jetson: Any, at_s: float) -> dict[str, Any]:
-    """One sample of a connected `jtop` client. Units in the names; what the board does not tell is None or
-    left out."""
+    """Return one sample of a connected `jtop` client. What the board does not tell is None or left out."""
     return {
         "at_s": at_s,
         "interval_s": float(jetson.interval),
@@ -61,23 +65,38 @@ def _first_number(values: Mapping[str, Any], key: str) -> float | None:
 
 
 def refusal(error: BaseException) -> dict[str, str | None]:
-    """What an exception from jetson-stats means."""
+    """Return the line that tells what an exception from jetson-stats means."""
     text = str(error)
     if isinstance(error, ImportError):
-        return _refused("absent", "jetson-stats is not installed.", "On a Jetson: pip install 'moe2[jetson]'.")
+        return _refused("absent", "jetson-stats is not installed.", INSTALL_REMEDY)
     if "not active" in text:
-        return _refused("absent", "jtop.service is not running.", "On a Jetson: sudo systemctl start jtop.service")
+        return _refused("absent", "jtop.service is not running.", _start_remedy())
     if isinstance(error, PermissionError) or "access" in text:
         return _refused(
             "denied",
             "jtop.service may not be used by this user.",
-            "Add the agent's user to the group jtop: sudo usermod -aG jtop moe2 (in a container: --group-add).",
+            f"Add the agent's user to the group jtop: sudo usermod -aG jtop {_user()}; then restart the agent"
+            " (in a container: --group-add).",
         )
     return _refused(
         "broken",
         f"jetson-stats failed: {text or type(error).__name__}.",
         "The installed jetson-stats and its service must be of the same version: restart jtop.service.",
     )
+
+
+def _start_remedy() -> str:
+    """Return what makes the service run: to start it where its unit is installed, else to install it."""
+    if any((folder / "jtop.service").exists() for folder in _UNIT_FOLDERS):
+        return "sudo systemctl start jtop.service"
+    return "Its unit is not installed: run `sudo pip3 install jetson-stats` with the system's Python, then reboot."
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _refused(kind: str, message: str, remedy: str) -> dict[str, str | None]:

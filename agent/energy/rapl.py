@@ -8,6 +8,8 @@ Kernel documentation: Documentation/power/powercap/powercap.rst. Root-only since
 
 from __future__ import annotations
 
+import grp
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +24,6 @@ from moe2.common.energy import Scope
 _PACKAGE = re.compile(r"package-\d+(-die-\d+)?")
 _MAX_PACKAGE_W = 1000.0
 _LIMITS_PER_PACKAGE = Limits(min_power_w=0.05, max_power_w=_MAX_PACKAGE_W, stuck_after_s=5.0)
-_REMEDY = (
-    "RAPL is readable by root only (CVE-2020-8694). To allow the agent's group, put the line"
-    " 'z /sys/devices/virtual/powercap/intel-rapl/intel-rapl:*/energy_uj 0440 root moe2 -' into"
-    " /etc/tmpfiles.d/moe2-rapl.conf and run 'systemd-tmpfiles --create moe2-rapl.conf'. In a container,"
-    " mount /sys/devices/virtual/powercap as well."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ class RaplSensor:
         zones = [
             _Zone(
                 name,
-                AttributeFile(folder / "energy_uj", remedy=_REMEDY),
+                AttributeFile(folder / "energy_uj", remedy=_remedy()),
                 CounterUnwrapper(_range_j(folder), _MAX_PACKAGE_W),
             )
             for folder in sorted((self._root / "sys/class/powercap").glob("intel-rapl:*"))
@@ -103,3 +99,17 @@ class RaplSensor:
 def _range_j(folder: Path) -> float | None:
     range_uj = integer_or_none(folder / "max_energy_range_uj")
     return range_uj * 1e-6 if range_uj else None
+
+
+def _remedy() -> str:
+    """Return what lets this process's group read the counters, in words for this host."""
+    try:
+        group = grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        group = str(os.getegid())
+    return (
+        "RAPL is readable by root only (CVE-2020-8694). To allow the agent's group, put the line"
+        f" 'z /sys/devices/virtual/powercap/intel-rapl/intel-rapl:*/energy_uj 0440 root {group} -' into"
+        " /etc/tmpfiles.d/moe2-rapl.conf and run 'sudo systemd-tmpfiles --create moe2-rapl.conf'. In a container,"
+        " mount /sys/devices/virtual/powercap as well."
+    )

@@ -39,7 +39,7 @@ def refuse_beyond_memory(spec: ModelSpec) -> None:
             offloaded=offloaded_part(metadata, gpu_layers),
         )
     missing = shortage(
-        need, host_free_bytes=host_free_bytes(), device_free_bytes=_device_free_bytes() if gpu_layers else None
+        need, host_free_bytes=host_free_bytes(), device_free_bytes=device_free_bytes() if gpu_layers else None
     )
     if missing is not None:
         raise ModelError(
@@ -85,7 +85,7 @@ def host_free_bytes() -> int | None:
     return None
 
 
-def _device_free_bytes() -> int | None:
+def device_free_bytes() -> int | None:
     """Free memory of all GPUs together; None where the library does not say."""
     library = ggml.libggml
     with contextlib.suppress(AttributeError):

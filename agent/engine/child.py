@@ -17,12 +17,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.embedding import Embedder
+from moe2.agent.engine.merging import Merging
 from moe2.agent.engine.protocol import Command, Event, JobFailed, Load, LoadFailed, Loading, Shutdown
 from moe2.common.errors import JobErrorCode, Moe2Error, ProtocolError
 from moe2.common.link.messages import CancelJob, EmbedJob, FollowJob, ScoreJob, Submit, TakeToken
@@ -58,11 +59,19 @@ class _Output:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._codec: Codec[Event] = Codec(Event)
+        self._merging = Merging()
 
     def emit(self, event: Event) -> None:
-        frame = memoryview(length_prefixed(self._codec.encode(event)))
-        while frame:
-            frame = frame[os.write(self._fd, frame) :]
+        self._write(self._merging.put(event, time.monotonic()))
+
+    def flush(self) -> None:
+        self._write(self._merging.rest())
+
+    def _write(self, events: Sequence[Event]) -> None:
+        for event in events:
+            frame = memoryview(length_prefixed(self._codec.encode(event)))
+            while frame:
+                frame = frame[os.write(self._fd, frame) :]
 
 
 def main() -> int:
@@ -76,11 +85,12 @@ def main() -> int:
     inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox,), name="commands", daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
-        return _serve(inbox, output.emit)
+        return _serve(inbox, output)
     return 0
 
 
-def _serve(inbox: queue.SimpleQueue[Inbox], emit: Callable[[Event], None]) -> int:
+def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
+    emit = output.emit
     command = inbox.get()
     while not isinstance(command, Load):
         if command is None or isinstance(command, Shutdown):
@@ -95,7 +105,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], emit: Callable[[Event], None]) -> in
     except (ImportError, OSError, RuntimeError) as error:
         emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
         return 1
-    from moe2.agent.engine.model import ModelError
+    from moe2.agent.engine.model import GpuRequiredError, ModelError
 
     last = 0.0
 
@@ -118,11 +128,14 @@ def _serve(inbox: queue.SimpleQueue[Inbox], emit: Callable[[Event], None]) -> in
                 )
             )
         except ModelError as error:
-            emit(LoadFailed(code=error.code, message=str(error)))
+            fault = error.fault if isinstance(error, GpuRequiredError) else None
+            emit(LoadFailed(code=error.code, message=str(error), gpu_fault=fault))
             return 1
         # What was made until now stays until the end: no later search for garbage need look at it.
         gc.freeze()
         while True:
+            if not decoder.has_work:
+                output.flush()
             try:
                 command = inbox.get(block=not decoder.has_work)
             except queue.Empty:

@@ -10,12 +10,23 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 CACHE_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Bytes per value: ggml's blocks of 32 carry a 16-bit scale."""
 _GIB = 2**30
 
 Metadata = Callable[[str], str | None]
 """A GGUF file's metadata as text, by key; None where it has none."""
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """knows: whether llama.cpp knows the architecture. *_free_bytes: of memory, where that is known; device_free_bytes
+    is None without a GPU that this build can use."""
+
+    knows: bool
+    host_free_bytes: int | None = None
+    device_free_bytes: int | None = None
 
 
 @dataclass(frozen=True)

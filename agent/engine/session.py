@@ -24,6 +24,7 @@ from moe2.agent.engine.embedding import Embedder
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
+from moe2.agent.engine.offload import refuse_without_gpu, where_it_is
 from moe2.agent.engine.pacing import PacedCache
 from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
 from moe2.agent.engine.quotation import Quotation
@@ -134,6 +135,7 @@ def open_session(
     check_spec(spec)
     with ExitStack() as stack:
         stack.callback(start_backend(log))
+        refuse_without_gpu(spec)
         refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
@@ -145,6 +147,7 @@ def open_session(
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
         apply_adapters(model, context, spec.lora)
+        placement, gpu_fault = where_it_is(spec)
         cache = context if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
         with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
             prefill_rate, decode_rate = warm_up(
@@ -164,6 +167,8 @@ def open_session(
                 slots=spec.slots,
                 warmup_prefill_tokens_per_s=prefill_rate,
                 warmup_decode_tokens_per_s=decode_rate,
+                placement=placement,
+                gpu_fault=gpu_fault,
             )
         )
 
@@ -251,6 +256,7 @@ def _embedder(
     )
     stack.callback(context.close)
     apply_adapters(model, context, spec.lora)
+    placement, gpu_fault = where_it_is(spec)
     paced = None if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
     with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
         rate = warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
@@ -261,6 +267,8 @@ def _embedder(
             context_tokens=text_tokens,
             slots=spec.slots,
             warmup_prefill_tokens_per_s=rate,
+            placement=placement,
+            gpu_fault=gpu_fault,
         )
     )
     return Embedder(

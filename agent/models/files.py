@@ -20,11 +20,15 @@ _CHUNK_BYTES = 1 << 20
 
 
 class KnownChecksum(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's SHA-256, valid while its files have this size together, and this latest modification time."""
+    """A model's SHA-256, valid while its files have this size together, and these latest times.
+
+    ctime_ns: of the latest change, which no program can set back; 0 in files of earlier releases.
+    """
 
     size_bytes: int
     mtime_ns: int
     sha256: str
+    ctime_ns: int = 0
 
 
 class ChecksumStore:
@@ -40,17 +44,32 @@ class ChecksumStore:
         """
         path = path.absolute()
         parts = parts_of(path)
-        facts = [part.stat() for part in parts]
-        size_bytes, mtime_ns = sum(each.st_size for each in facts), max(each.st_mtime_ns for each in facts)
-        known = self._load()
-        found = known.get(str(path))
-        if found is not None and (found.size_bytes, found.mtime_ns) == (size_bytes, mtime_ns):
-            return found.sha256
-        sha256 = _sha256_of(parts)
-        entry = KnownChecksum(size_bytes=size_bytes, mtime_ns=mtime_ns, sha256=sha256)
+        now = _facts_of(parts)
+        if (known := self._valid(path, now)) is not None:
+            return known
         # Stored under what the file was before reading: had it changed meanwhile, the next look computes it anew.
-        self._store({**known, str(path): entry})
+        sha256 = _sha256_of(parts)
+        self._keep(path, now, sha256)
         return sha256
+
+    def known(self, path: Path) -> str | None:
+        """The SHA-256 if it is known and the file has not changed since; reads no file. Raises `OSError`."""
+        path = path.absolute()
+        return self._valid(path, _facts_of(parts_of(path)))
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Keeps the checksum of a file that was just written and checked. Raises `OSError`."""
+        path = path.absolute()
+        self._keep(path, _facts_of(parts_of(path)), sha256)
+
+    def _valid(self, path: Path, now: tuple[int, int, int]) -> str | None:
+        found = self._load().get(str(path))
+        return found.sha256 if found and (found.size_bytes, found.mtime_ns, found.ctime_ns) == now else None
+
+    def _keep(self, path: Path, now: tuple[int, int, int], sha256: str) -> None:
+        size_bytes, mtime_ns, ctime_ns = now
+        entry = KnownChecksum(size_bytes=size_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns, sha256=sha256)
+        self._store({**self._load(), str(path): entry})
 
     def _load(self) -> dict[str, KnownChecksum]:
         try:
@@ -62,6 +81,16 @@ class ChecksumStore:
         # It only saves work: without it, the next start computes the checksum again.
         with suppress(OSError):
             replace_file(self._path, msgspec.json.format(msgspec.json.encode(known), indent=2), mode=0o644)
+
+
+def _facts_of(parts: Sequence[Path]) -> tuple[int, int, int]:
+    """(size, latest modification, latest change) of all parts together. Raises `OSError`."""
+    facts = [part.stat() for part in parts]
+    return (
+        sum(each.st_size for each in facts),
+        max(each.st_mtime_ns for each in facts),
+        max(each.st_ctime_ns for each in facts),
+    )
 
 
 def _sha256_of(parts: Sequence[Path]) -> str:

@@ -101,8 +101,9 @@ class Pump:
             for event in self._session.receive(frame.data, self._clock()):
                 self._on_event(event)
                 if isinstance(event, Opened):
-                    self._rescheduled.set()
-            self._wake.set()
+                    self.reschedule()
+            if self._session.has_frames or self._session.closed:
+                self._wake.set()
             if self._session.closed:
                 return
 

@@ -163,6 +163,11 @@ class Session:
         # One sum for the deadline and for whether it has passed: a difference may round the other way.
         return self._last_heard_s + SILENT_HEARTBEATS * self._heartbeat_s
 
+    @property
+    def has_frames(self) -> bool:
+        """True where there is something to send now."""
+        return bool(self._frames)
+
     def take_frames(self) -> list[bytes]:
         """Frames to send now, oldest first; each is handed out once."""
         frames, self._frames = self._frames, []

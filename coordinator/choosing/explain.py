@@ -6,19 +6,27 @@ The types come first; the API encodes them as they are. Below are the functions 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from moe2.common.cost import Quantiles
-from moe2.coordinator.choosing.fine_level import why_not
-from moe2.coordinator.choosing.forecast import Prediction
+from moe2.coordinator.choosing.fine_level import expected_j, net_scores, why_not
+from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
-from moe2.coordinator.choosing.request import Budgets, Mode
+from moe2.coordinator.choosing.request import Budgets, Explain, Mode
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.planning.proof import Plan, Proof
+
+MAX_WHOLE_FLEET = 8
+"""Decisions about so many experts show every one of them, whatever is asked for."""
+NEAREST_CANDIDATES = 4
+"""Experts shown beside the chosen that keep the budgets, too."""
+NEAREST_OTHERS = 3
+"""Experts shown that do not keep the budgets, those with the best scores."""
 
 
 class ExpertRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +123,19 @@ class FrontierRow(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of the candidates."""
 
 
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many experts a decision was about, and how many of them it shows."""
+
+    experts: int
+    """Experts of the fleet that could serve the request."""
+    candidates: int
+    """Those that the planner left to choose from."""
+    ruled_out: int
+    """Those that were out whatever the budgets are, such as full ones."""
+    shown: int
+    """Those in the list `experts`."""
+
+
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """What the answer was predicted to take, of the one expert or of the whole panel. None is not measured."""
 
@@ -140,7 +161,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     budgets: dict[str, Any]
     """The limits in force, by name."""
     experts: tuple[ExpertRow, ...]
-    """Every expert of the fleet that could serve the request."""
+    """The experts that could serve the request. Of more than `MAX_WHOLE_FLEET` only those that were chosen and the
+    nearest few are here, unless all were asked for."""
     proof: ProofRow = msgspec.field(name="certificate")
     """What the planner proves of the candidates."""
     predicted: Predicted | None = None
@@ -149,20 +171,24 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The fleet's power against its cap; None where it is not capped."""
     price: PriceRow | None = None
     """The price of a joule; None where the request stands under no average budget."""
+    counts: Counts | None = None
+    """How many experts there were; None from a coordinator of an earlier release."""
 
 
-def decision_of(selection: Selection) -> Decision:
+def decision_of(selection: Selection, explain: Explain = Explain.ALL) -> Decision:
     """The decision that chose an expert or a panel, as shown."""
+    experts = _rows(selection.outlook, selection.plan, selection, explain)
     return Decision(
         mode=selection.mode,
         category=selection.category,
         kind=selection.kind,
         budgets=_limits(selection.budgets),
-        experts=_rows(selection.outlook, selection.plan, selection),
+        experts=experts,
         proof=_proof(selection.plan.proof),
         predicted=predicted_of(selection.predicted),
         fleet_power=_fleet_power(selection.outlook.draw),
         price=_price(selection.outlook),
+        counts=_counts(selection.outlook, len(selection.candidates), len(experts)),
     )
 
 
@@ -176,35 +202,42 @@ def predicted_of(prediction: Prediction) -> Predicted:
     )
 
 
-def refusal_of(refused: NoExpert) -> Decision | None:
+def refusal_of(refused: NoExpert, explain: Explain = Explain.ALL) -> Decision | None:
     """The decision that found nobody within the budgets, as shown; None where budgets were not the reason."""
     if refused.plan is None or refused.outlook is None:
         return None
+    experts = _rows(refused.outlook, refused.plan, None, explain)
     return Decision(
         mode=refused.outlook.work.mode if refused.outlook.work else Mode.ROUTE,
         category=None,
         kind=None,
         budgets=_limits(refused.outlook.budgets),
-        experts=_rows(refused.outlook, refused.plan, None),
+        experts=experts,
         proof=_proof(refused.plan.proof),
         fleet_power=_fleet_power(refused.outlook.draw),
         price=_price(refused.outlook),
+        counts=_counts(refused.outlook, 0, len(experts)),
     )
 
 
 def offers_of(refused: NoExpert) -> dict[str, Any] | None:
     """The cheapest and the fastest expert with the budgets that each would need; None where budgets were no reason."""
-    plan = refused.plan
-    if plan is None:
+    plan, outlook = refused.plan, refused.outlook
+    if plan is None or outlook is None:
         return None
-    qualities = {other.expert.key: other.prediction.energy_quality for other in refused.considered}
+    roster = outlook.forecast.roster
+
+    def quality_of(key: str) -> str | None:
+        energy = roster.experts[roster.keys.index(key)].report.energy
+        return energy.quality if energy else None
+
     return {
         label: None
         if offer is None
         else {
             "expert": offer.name,
             "energy_j": offer.energy_j,
-            "energy_quality": qualities.get(offer.name),
+            "energy_quality": quality_of(offer.name),
             "total_s": offer.delay_s,
             "ttft_s": offer.first_token_s,
             "needs": {breach.limit.value: breach.needed for breach in offer.breaches},
@@ -225,19 +258,29 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
     )
 
 
-def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[ExpertRow, ...]:
-    """Every considered expert as shown. selection: None where nobody was chosen."""
+def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Explain) -> tuple[ExpertRow, ...]:
+    """The considered experts that are shown, in the roster's order. selection: None where nobody was chosen."""
+    keys = outlook.forecast.roster.keys
     candidates = selection.candidates if selection else frozenset()
-    reasons = {exclusion.name: exclusion.detail for exclusion in plan.exclusions if exclusion.name not in candidates}
     weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
+    places: Sequence[int] = range(len(keys))
+    if explain is Explain.NEAREST and len(keys) > MAX_WHOLE_FLEET:
+        places = _nearest(outlook, candidates, weights)
+    shown = {keys[place] for place in places}
+    reasons = {
+        exclusion.name: exclusion.detail
+        for exclusion in plan.exclusions
+        if exclusion.name in shown and exclusion.name not in candidates
+    }
     is_panel = selection is not None and selection.mode.is_panel
+    chosen_place = keys.index(selection.first.expert.key) if selection else 0
     rows = []
-    for place, other in enumerate(outlook.considered):
+    for place in places:
+        other = outlook.at(place)
         key = other.expert.key
         chosen = key in weights
         reason = reasons.get(key)
         if reason is None and not chosen and selection is not None:
-            chosen_place = outlook.forecast.roster.keys.index(selection.first.expert.key)
             why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
             reason = f"it keeps the budgets, but {why}"
         rows.append(
@@ -259,6 +302,54 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None) -> tuple[Ex
             )
         )
     return tuple(rows)
+
+
+def shortened(decision: Decision) -> Decision:
+    """The decision with the chosen experts and the few others that score best, where it shows more than that."""
+    most = 1 + NEAREST_CANDIDATES + NEAREST_OTHERS
+    if len(decision.experts) <= most:
+        return decision
+    best = sorted(decision.experts, key=lambda row: (not row.chosen, not row.candidate, -row.score, row.expert))
+    n_chosen = sum(row.chosen for row in decision.experts)
+    kept = {row.expert for row in best[: max(most, n_chosen)]}
+    rows = tuple(row for row in decision.experts if row.expert in kept)
+    counts = decision.counts and msgspec.structs.replace(decision.counts, shown=len(rows))
+    return msgspec.structs.replace(decision, experts=rows, counts=counts)
+
+
+def _nearest(outlook: Outlook, candidates: frozenset[str], chosen: Collection[str]) -> list[int]:
+    """The places of the chosen experts and of those that came nearest to them, in the roster's order.
+
+    chosen: keys of the chosen experts. The nearest have the best score less the price of their joules, of equal ones
+    those with the fewest joules: a few of the other candidates, and a few of those that are none.
+    """
+    keys = outlook.forecast.roster.keys
+    is_candidate = np.fromiter((key in candidates for key in keys), np.bool_, len(keys))
+    is_chosen = np.fromiter((key in chosen for key in keys), np.bool_, len(keys))
+    net, joules = net_scores(outlook), expected_j(outlook.forecast.energy_j)
+    near = _best(np.flatnonzero(is_candidate & ~is_chosen), net, joules, NEAREST_CANDIDATES)
+    others = _best(np.flatnonzero(~is_candidate & ~is_chosen), net, joules, NEAREST_OTHERS)
+    return sorted(int(place) for part in (np.flatnonzero(is_chosen), near, others) for place in part)
+
+
+def _best(places: IntArray, net: FloatArray, joules: FloatArray, most: int) -> IntArray:
+    """The `most` of `places` with the largest `net` (N,), of equal ones with the fewest `joules` (N,)."""
+    if len(places) <= most:
+        return places
+    worth = net[places]
+    least = np.partition(worth, len(places) - most)[len(places) - most]
+    better, equal = places[worth > least], places[worth == least]
+    thriftiest = equal[np.argsort(joules[equal], kind="stable")]
+    return np.concatenate([better, thriftiest[: most - len(better)]])
+
+
+def _counts(outlook: Outlook, n_candidates: int, n_shown: int) -> Counts:
+    return Counts(
+        experts=len(outlook.forecast.roster),
+        candidates=n_candidates,
+        ruled_out=len(outlook.ruled_out),
+        shown=n_shown,
+    )
 
 
 def _known(figure: float) -> float | None:

@@ -8,6 +8,8 @@ Among equals fewer joules decide, then the sooner end.
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 
 from moe2.common.link.messages import ExpertState
@@ -18,8 +20,9 @@ from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
 from moe2.coordinator.choosing.result import Outlook, Selection
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import TIE, Candidates
+from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Cause, Plan
+from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.values import Coverage
 
 SAME_SCORE = 0.005
@@ -130,11 +133,11 @@ def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
 
     An expert with a queue is left out where one without a queue ends sooner: thrift must not pile up requests.
     """
-    joules, end_s = forecast.energy_j.p50, forecast.total_s.p50
-    has_room = forecast.busy < forecast.roster.slots
+    joules, end_s = forecast.energy_j.p50.tolist(), forecast.total_s.p50.tolist()
+    has_room = (forecast.busy < forecast.roster.slots).tolist()
     soonest_s = min((end_s[place] for place in places if has_room[place]), default=np.inf)
     prompt = [place for place in places if has_room[place] or not end_s[place] > soonest_s]
-    known = [joules[place] for place in prompt if not np.isnan(joules[place])]
+    known = [joules[place] for place in prompt if not isnan(joules[place])]
     most = min(known, default=np.inf) * (1 + SAME_JOULES)
     return [place for place in prompt if not joules[place] > most]
 

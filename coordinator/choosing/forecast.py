@@ -92,11 +92,11 @@ class Forecast:
 
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
-        report, busy = self.roster.experts[place].report, int(self.busy[place])
+        report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
         return Prediction(
             shape=RequestShape(
                 prompt_tokens=int(self.prompt_tokens[place]),
-                decoded_tokens=int(np.broadcast_to(self.answer_tokens, len(self.roster))[place]),
+                decoded_tokens=decoded if isinstance(decoded, int) else int(decoded[place]),
                 occupancy=min(busy + 1, report.slots),
                 queued_ahead=busy - report.slots if busy >= report.slots else None,
             ),
@@ -270,8 +270,10 @@ def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:
 
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
-    terms = (row * feature for row, feature in zip(coefficients, features, strict=True))
-    return np.asarray(sum(terms), dtype=np.float64)
+    total = np.zeros(coefficients.shape[-1])
+    for row, feature in zip(coefficients, features, strict=True):
+        total += row * feature
+    return total
 
 
 def _around(mean: FloatArray, factors: tuple[FloatArray, FloatArray], later_s: FloatArray | float = 0.0) -> Range:

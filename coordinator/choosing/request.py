@@ -52,6 +52,14 @@ class Mode(StrEnum):
         return self in (Mode.VOTE, Mode.RANK, Mode.CONSENSUS, Mode.MIX)
 
 
+class Explain(StrEnum):
+    """Which experts a decision shows."""
+
+    NEAREST = "nearest"
+    """Those that were chosen, and the few that came nearest to it; of a small fleet all."""
+    ALL = "all"
+
+
 class Budgets(Settings):
     """Limits of one request, or the defaults of a key or a category. None sets no limit."""
 
@@ -149,6 +157,8 @@ class Wish(Budgets):
     """Most tokens that a reasoning model thinks before it answers; 0 for none."""
     resume: bool = False
     """True to let another expert go on from where one failed in mid-answer."""
+    explain: Explain = Explain.NEAREST
+    """Which experts the receipt's decision shows of a fleet of many."""
 
 
 def budgets_for(wish: Wish, category: str, categories: Mapping[str, Budgets], key: Budgets = NO_BUDGETS) -> Budgets:

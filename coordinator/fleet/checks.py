@@ -337,7 +337,7 @@ class AgentChecks:
         given = self._given.pop(job_id)
         return JobFailed(
             job_id=job_id,
-            code=JobErrorCode.INTERNAL,
+            code=JobErrorCode.AGENT_BROKE_RULES,
             message=f"Its agent broke a rule: {fault}.",
             usage=JobUsage(decoded_tokens=given.n_pieces, energy=unmeasured(f"its agent broke a rule: {fault}")),
         )

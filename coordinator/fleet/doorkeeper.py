@@ -17,7 +17,7 @@ from moe2.common.secretfile import read_secret
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.fleet.checks import AGENT_ID
 from moe2.coordinator.fleet.register import AgentRefusedError, Presented, ProvenIdentity, Register, admit, refusal_of
-from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.fleet.register_file import RegisterStore
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class Doorkeeper:
     Raises `ConfigError` if it cannot be read.
     """
 
-    def __init__(self, file: RegisterFile, token_file: Path | None, *, clock: Callable[[], float] = time) -> None:
+    def __init__(self, file: RegisterStore, token_file: Path | None, *, clock: Callable[[], float] = time) -> None:
         self._file = file
         self._clock = clock
         self._register = file.current()
@@ -45,7 +45,12 @@ class Doorkeeper:
         self._static_token = None if token_file is None else digest(read_secret(token_file))
 
     async def admit(self, headers: Mapping[str, str]) -> ProvenIdentity:
-        """Lets in the agent that sent these headers, enrolling it if it is new. Raises `AgentRefusedError`."""
+        """Lets in the agent that sent these headers, enrolling it if it is new.
+
+        Raises `AgentRefusedError`, and `Moe2Error` where nobody can say now whether it may.
+        """
+        if not self._file.is_believed:
+            raise Moe2Error("The database that keeps the register has not been reached for too long.")
         presented = _presented(headers)
         identity, after = self._admit(self.current(), presented)
         if after is self._register:

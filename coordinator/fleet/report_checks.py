@@ -78,10 +78,11 @@ def _unsound(told: str) -> HealthWarning:
 
 def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
     fault = range_fault("power_w", sensor.power_w, MAX_WATTS)
+    fault = fault or range_fault("uncounted_w", sensor.uncounted_w, MAX_WATTS)
     if fault is None:
         return sensor
     faults[f"the sensor {sensor.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. Its power counts as unknown"
-    return replace(sensor, power_w=None)
+    return replace(sensor, power_w=None, uncounted_w=None)
 
 
 def _with_shown(expert: ExpertReport) -> ExpertReport:

@@ -45,6 +45,9 @@ class AgentsSection(Settings):
     """An agent that has been disconnected for this long is forgotten."""
     handshake_s: Annotated[Seconds, LIVE] = 10.0
     """A connection that has not said hello within this time is closed."""
+    max_connections_per_address: Annotated[int, Field(ge=1), LIVE] = 1024
+    """Connections that one address may have open (of IPv6, one /64 network); a further one is answered with 429 and
+    closed."""
     max_frame_bytes: Annotated[int, Field(ge=65_536, le=DEFAULT_MAX_FRAME_BYTES)] = DEFAULT_MAX_FRAME_BYTES
     """Size of the largest frame on a connection; agents take no larger frames than the default."""
     tls: TlsSection | None = None

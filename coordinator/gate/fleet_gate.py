@@ -72,7 +72,9 @@ class FleetGate:
                 f"The gate was trained for {', '.join(trained)}; the fleet has {', '.join(self.experts)}.",
                 remedy="Train a gate with the fleet's experts, or remove the checkpoint to start from priors.",
             )
-        self._blind = tuple(prior_for(facts, ()) for facts in fleet)
+        # Without a trained gate nothing depends on the prompt.
+        blind = (prior_for(facts, ()) for facts in fleet)
+        self._blind = np.array([prior.probability(np.empty(0)) for prior in blind])
         self._priors: tuple[Prior | None, ...] = tuple(
             prior_for(facts, trained) if column is None else None
             for facts, column in zip(fleet, self._column, strict=True)
@@ -135,7 +137,7 @@ class FleetGate:
 
     def _from_priors(self, warning: HealthWarning | None) -> FleetPrediction:
         """The prediction where every expert has its prior."""
-        p = np.array([prior.probability(np.empty(0)) for prior in self._blind])
+        p = self._blind
         return FleetPrediction(p, p / self.tau, np.zeros(p.size, dtype=bool), warning)
 
     def _notices(self, trained: Sequence[str]) -> tuple[HealthWarning, ...]:

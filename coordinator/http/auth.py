@@ -128,6 +128,9 @@ class Guard:
                     "This API key expires, and the coordinator's clock is wrong: it cannot tell whether it has. Set "
                     "the clock of the coordinator's host."
                 )
+            case Refusal.COPY_TOO_OLD:
+                text = "No key can be checked: the database that keeps the keys has not been reached for too long."
+                raise refused(ErrorCode.DATABASE_UNREACHABLE, text)
             case Refusal.UNKNOWN:
                 raise _unauthorized("The API key is wrong.")
 

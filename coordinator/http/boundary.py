@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
+import secrets
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -33,7 +33,7 @@ ENVELOPES: Mapping[str, Callable[[ApiError], dict[str, Any]]] = {MESSAGES_PATH: 
 
 def new_request_id() -> str:
     """Returns a new random id for a request, such as `req-…`."""
-    return f"req-{uuid.uuid4().hex}"
+    return f"req-{secrets.token_hex(16)}"
 
 
 def client_request_id(headers: Mapping[str, str]) -> str | None:

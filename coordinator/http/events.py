@@ -90,7 +90,7 @@ class EventsRoute:
             if looks % LOOKS_PER_STATUS == 0:
                 tick |= self._present()
             if ended := self._past.requests.since(seq, most=MAX_REQUESTS_PER_TICK):
-                tick |= {"requests": ended, "n_skipped": ended[0].seq - seq - 1}
+                tick |= {"requests": [one.json for one in ended], "n_skipped": ended[0].seq - seq - 1}
                 seq = ended[-1].seq
             if tick:
                 await _write(response, "tick", tick)
@@ -102,7 +102,7 @@ class EventsRoute:
         energy = self._past.energy
         return {
             "features": {"plan": can_plan},
-            "requests": self._past.requests.since(0),
+            "requests": [one.json for one in self._past.requests.since(0)],
             "energy": {"bin_s": energy.bin_s, "bins": energy.bins()},
         }
 

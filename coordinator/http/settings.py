@@ -51,6 +51,9 @@ class ApiSection(Settings):
     """A request that has not ended within this time is cancelled and answered with an error."""
     max_active_requests: Annotated[int, Field(ge=1), LIVE] = 1024
     """Requests in progress, queued ones included; one more is answered with 429."""
+    max_connections_per_address: Annotated[int, Field(ge=1), LIVE] = 1024
+    """Connections that one address may have open (of IPv6, one /64 network); a further one is answered with 429 and
+    closed. A proxy in front is one address."""
     tls: TlsSection | None = None
     """Certificate and key of the listener; with them apps use https://."""
     keys: Literal["required", "off"] = "off"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address, ip_network
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -18,8 +20,9 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
+from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
-from moe2.coordinator.http.errors import ApiError
+from moe2.coordinator.http.errors import ApiError, refused
 
 log = structlog.get_logger()
 
@@ -32,7 +35,27 @@ aiohttp parses on the event loop, and stops after a sixteenth as many chunks unt
 size, 256 kB of one-byte chunks hold the loop for 15 ms.
 """
 LOGGED_PER_MINUTE = 60
-"""The number of malformed requests that are logged per minute."""
+"""The number of malformed requests, and of refused connections, that are logged per minute."""
+
+
+def _refusal(error: ApiError) -> bytes:
+    """Returns an error as a whole HTTP response, for a connection on which nothing is read."""
+    body = msgspec.json.encode(error.body())
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nServer: moe2\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: {error.retry_after_s}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+_TOO_MANY_CONNECTIONS = _refusal(
+    refused(
+        ErrorCode.TOO_MANY_CONNECTIONS,
+        "This address has too many connections open (max_connections_per_address). Close some, or use one for several "
+        "requests.",
+    )
+)
 
 
 def send_deadline(timeout_s: float) -> Middleware:
@@ -52,29 +75,77 @@ def send_deadline(timeout_s: float) -> Middleware:
     return limit_sending
 
 
-class Listener(web.AppRunner):
-    """An application's runner whose answers to malformed HTTP are JSON, like all others.
+class OpenConnections:
+    """The number of connections that each client of one listener has open. most: of one client; it may be replaced."""
 
-    The HTTP library gives such an answer itself, before any middleware, as plain text. meant_path: returns the path
-    that a request's path stands for; it is asked before the route is looked up.
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._open: dict[str, int] = {}
+        self._refusals = TokenBucket(LOGGED_PER_MINUTE, monotonic())
+
+    def take(self, client: str) -> bool:
+        """Counts one more. Returns False, and counts nothing, where the client has as many as it may have."""
+        n_open = self._open.get(client, 0)
+        if n_open >= self.most:
+            if self._refusals.take(monotonic()) == 0:
+                log.warning("connection_refused", client=client, open=n_open)
+            return False
+        self._open[client] = n_open + 1
+        return True
+
+    def give_back(self, client: str) -> None:
+        """Counts one less."""
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]
+
+
+def client_of(peer: Any) -> str:
+    """Returns by what a connection's client is known: its IPv4 address, or the network (/64) of its IPv6 address.
+
+    peer: the socket's peer name. Whoever has one address of an IPv6 network usually has all of them.
+    """
+    try:
+        address = ip_address(peer[0].partition("%")[0])
+    except (TypeError, ValueError, IndexError, AttributeError):
+        return "unknown"
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or ip_network((address.packed[:8] + bytes(8), 64)))
+    return str(address)
+
+
+class Listener(web.AppRunner):
+    """An application's runner that bounds each client's connections, and whose own errors are JSON, like all others.
+
+    The HTTP library answers malformed HTTP itself, before any middleware, as plain text. connections: counts those that
+    are open. meant_path: returns the path that a request's path stands for; it is asked before the route is looked up.
     """
 
-    __slots__ = ("_meant_path",)
+    __slots__ = ("_connections", "_meant_path")
 
-    def __init__(self, app: web.Application, *, meant_path: Callable[[str], str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        connections: OpenConnections,
+        meant_path: Callable[[str], str] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(app, **options)
+        self._connections = connections
         self._meant_path = meant_path
 
     async def _make_server(self) -> Server:
-        return _Server(await super()._make_server(), self._meant_path)
+        return _Server(await super()._make_server(), self._connections, self._meant_path)
 
 
 class _Server(Server):
     """The library's server of the same application, with the connections of this module."""
 
-    def __init__(self, made: Server, meant_path: Callable[[str], str] | None) -> None:
+    def __init__(self, made: Server, open_ones: OpenConnections, meant_path: Callable[[str], str] | None) -> None:
         """Leaves out the parent's set-up, as `made` has it."""
         self.__dict__.update(made.__dict__)
+        self.open_ones = open_ones
         if meant_path is not None:
             make_request = self.request_factory
 
@@ -92,9 +163,32 @@ class _Server(Server):
 
 
 class _Connection(RequestHandler):
-    """A connection on which errors are JSON."""
+    """A connection that counts among its client's, and on which errors are JSON."""
 
-    __slots__ = ()
+    __slots__ = ("_counted_as", "_open_ones")
+
+    def __init__(self, manager: _Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._open_ones = manager.open_ones
+        self._counted_as: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins to read, or refuses a client that has too many connections, which costs it its connection alone."""
+        super().connection_made(transport)
+        client = client_of(transport.get_extra_info("peername"))
+        if self._open_ones.take(client):
+            self._counted_as = client
+        else:
+            # uvloop's transports are of a class of their own.
+            cast("asyncio.Transport", transport).write(_TOO_MANY_CONNECTIONS)
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Makes room for another connection of the same client."""
+        super().connection_lost(exc)
+        if self._counted_as is not None:
+            self._open_ones.give_back(self._counted_as)
+            self._counted_as = None
 
     def handle_error(
         self,

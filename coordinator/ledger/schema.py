@@ -105,14 +105,29 @@ _INTERRUPTED = """
 """
 
 
+# Where coordinators share a database, the ledger is a journal, too: what is to be shipped there, in order. A request is
+# named, as its row may still change; standing joules are in the payload.
+_JOURNAL = """
+    CREATE TABLE IF NOT EXISTS shipments (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        request_id TEXT,
+        payload TEXT,
+        shipped_unix_s REAL
+    );
+    CREATE INDEX IF NOT EXISTS shipments_to_come ON shipments (seq) WHERE shipped_unix_s IS NULL;
+    CREATE INDEX IF NOT EXISTS shipments_done ON shipments (shipped_unix_s) WHERE shipped_unix_s IS NOT NULL;
+"""
+
+
 class LedgerError(Moe2Error):
     """A ledger cannot be used."""
 
 
-def open_for_writing(path: Path) -> sqlite3.Connection:
-    """Opens the database, which it creates or brings up to date, and enters requests that a crash interrupted as such.
+def open_for_writing(path: Path, *, is_journal: bool = False) -> sqlite3.Connection:
+    """Opens the database, made or brought up to date, and enters requests that a crash interrupted as such.
 
-    Raises LedgerError. The connection may be used by another thread.
+    is_journal: whether entries are also noted for shipping. Raises LedgerError. The connection may be used by another
+    thread.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +147,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         # Checkpoints wait for the disk; they are made beside the writing, not within it.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         _migrate(connection, path)
+        if is_journal:
+            connection.executescript(f"BEGIN IMMEDIATE; {_JOURNAL} COMMIT;")
         connection.execute("BEGIN IMMEDIATE")
+        if is_journal:
+            connection.execute("INSERT INTO shipments (request_id) SELECT request_id FROM reservations")
         connection.execute(_INTERRUPTED)
         connection.execute("DELETE FROM reservations")
         connection.execute("COMMIT")

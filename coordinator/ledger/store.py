@@ -34,11 +34,13 @@ Recorded = asyncio.Future[bool]
 class Ledger:
     """The ledger's database, written while `running()` is entered.
 
-    retention_days: whole days that are kept besides today.
+    retention_days: whole days that are kept besides today. is_journal: whether entries are noted for shipping to a
+    database that coordinators share (`moe2.coordinator.ledger.journal`).
     """
 
-    def __init__(self, path: Path, *, retention_days: int) -> None:
+    def __init__(self, path: Path, *, retention_days: int, is_journal: bool = False) -> None:
         self.path = path
+        self._is_journal = is_journal
         self._retention_days = retention_days
         self._writer: LedgerWriter | None = None
         self._waiting: deque[tuple[int, Recorded]] = deque()
@@ -56,7 +58,7 @@ class Ledger:
 
         `today` then has the sums so far, and `booked_counters` the agents' counters of joules that are in them.
         """
-        connection = open_for_writing(self.path)
+        connection = open_for_writing(self.path, is_journal=self._is_journal)
         try:
             self.today = day_sums(connection, day_of(time()))
             self.booked_counters = booked_counters(connection)
@@ -71,7 +73,7 @@ class Ledger:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._progressed, progress)
 
-        self._writer = LedgerWriter(connection, checkpointer, tell)
+        self._writer = LedgerWriter(connection, checkpointer, tell, is_journal=self._is_journal)
         self._writer.start()
         steady = [asyncio.create_task(work) for work in (self._keep_pruning(self._writer), self._keep_watch())]
         try:

@@ -16,6 +16,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import msgspec
 import structlog
 
 from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, ReservationEntry, StandingEntry
@@ -87,7 +88,10 @@ class Stop:
 
 
 class LedgerWriter:
-    """The writing thread, which owns the writing connection from `start` on. on_progress: called in the thread."""
+    """The writing thread, which owns the writing connection from `start` on.
+
+    on_progress: called in the thread. is_journal: whether entries are also noted for shipping, in the same transaction.
+    """
 
     def __init__(
         self,
@@ -96,7 +100,9 @@ class LedgerWriter:
         on_progress: Callable[[Progress], None],
         *,
         retry_s: float = RETRY_S,
+        is_journal: bool = False,
     ) -> None:
+        self._is_journal = is_journal
         self._connection = connection
         self._checkpointer = checkpointer
         self._on_progress = on_progress
@@ -234,6 +240,8 @@ class LedgerWriter:
             for entry in entries:
                 if isinstance(entry, StandingEntry):
                     self._book_standing(entry)
+            if self._is_journal:
+                self._note_shipments(entries)
         self._written.set()
 
     def _insert(self, table: str, columns: tuple[str, ...], entries: Iterable[object]) -> None:
@@ -253,6 +261,15 @@ class LedgerWriter:
         self._connection.executemany(_ADD_STANDING, rows)
         counters = [getattr(entry.counters, name) for name in _COUNTER_COLUMNS]
         self._connection.execute(_KEEP_COUNTERS, [entry.agent, *counters])
+
+    def _note_shipments(self, entries: Sequence[Entry]) -> None:
+        """Notes what is to be shipped. Reservations are this coordinator's own affair until a crash settles them."""
+        rows = [
+            (entry.request_id, None) if isinstance(entry, RequestEntry) else (None, msgspec.json.encode(entry).decode())
+            for entry in entries
+            if not isinstance(entry, ReservationEntry)
+        ]
+        self._connection.executemany("INSERT INTO shipments (request_id, payload) VALUES (?, ?)", rows)
 
     def _prune(self, before_day: str) -> None:
         """Deletes some of the requests that are too old; it is called again until none is left."""

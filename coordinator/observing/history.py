@@ -1,21 +1,28 @@
 """The recent past for the web page and its live feed: ended requests with their receipts, and energy over time. PURE.
 
-Both are rings of fixed size that forget what is older. Prompts and answers are never kept.
+Both are rings of bounded size that forget what is older. Prompts and answers are never kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from moe2.coordinator.choosing.explain import shortened
 from moe2.coordinator.fleet.table import FleetPower
 from moe2.coordinator.serving.effects import said_of
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.receipt import Receipt
 
 KEPT_REQUESTS = 200
+KEPT_BYTES = 256 * 1024
+"""JSON of the ended requests that are kept, all together: the first thing that each viewer of the page gets."""
+MAX_ENTRY_BYTES = 16 * 1024
+"""JSON of one request beyond which its decision is shown with fewer experts than its client has asked for."""
 BIN_S = 10.0
 KEPT_BINS = 360
 
@@ -65,15 +72,24 @@ class EnergyBin(msgspec.Struct, kw_only=True):
     simulated: bool = False
 
 
-class RecentRequests:
-    """The ring of the last `capacity` ended requests."""
+class Entry(NamedTuple):
+    """An ended request in the ring: its number, and its JSON."""
 
-    def __init__(self, capacity: int) -> None:
-        self._ring: deque[EndedRequest] = deque(maxlen=capacity)
+    seq: int
+    json: msgspec.Raw
+
+
+class RecentRequests:
+    """The ring of the last ended requests: at most `capacity`, and at most `most_bytes` of JSON, which is made once."""
+
+    def __init__(self, capacity: int, most_bytes: int = KEPT_BYTES) -> None:
+        self._ring: deque[Entry] = deque(maxlen=capacity)
+        self._most_bytes = most_bytes
+        self._n_bytes = 0
         self.last_seq = 0
 
-    def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> EndedRequest:
-        """Adds a request that has ended, and returns its entry."""
+    def add(self, life: Lifecycle, receipt: Receipt, ended_at_unix_s: float) -> None:
+        """Adds a request that has ended."""
         self.last_seq += 1
         outcome, reason, message = said_of(life.outcome)
         ended = EndedRequest(
@@ -85,15 +101,26 @@ class RecentRequests:
             message=message,
             receipt=receipt,
         )
-        self._ring.append(ended)
-        return ended
+        encoded = msgspec.json.encode(ended)
+        if len(encoded) > MAX_ENTRY_BYTES and receipt.decision is not None:
+            shorter = replace(receipt, decision=shortened(receipt.decision))
+            encoded = msgspec.json.encode(replace(ended, receipt=shorter))
+        if len(self._ring) == self._ring.maxlen:
+            self._forget_oldest()
+        self._ring.append(Entry(self.last_seq, msgspec.Raw(encoded)))
+        self._n_bytes += len(encoded)
+        while self._n_bytes > self._most_bytes:
+            self._forget_oldest()
 
-    def since(self, seq: int, *, most: int | None = None) -> tuple[EndedRequest, ...]:
+    def since(self, seq: int, *, most: int | None = None) -> tuple[Entry, ...]:
         """Returns the requests after number `seq`, oldest first, at most the newest `most` of them."""
         n_new = min(self.last_seq - seq, len(self._ring))
         if most is not None:
             n_new = min(n_new, most)
         return tuple(islice(self._ring, len(self._ring) - n_new, None)) if n_new > 0 else ()
+
+    def _forget_oldest(self) -> None:
+        self._n_bytes -= len(bytes(self._ring.popleft().json))
 
 
 class EnergyHistory:

@@ -1,7 +1,7 @@
 // A decision of the two levels: who was in, who was out and why, within which budgets, and how good it provably is.
 
 import { el } from "./dom.js";
-import { DASH, UNMEASURED, digits, joules, points, seconds, words } from "./format.js";
+import { DASH, UNMEASURED, count, digits, joules, points, seconds, words } from "./format.js";
 
 const BUDGETS = {
   energy_budget_j: ["energy", joules],
@@ -18,8 +18,17 @@ export function decisionView(decision, { open = false } = {}) {
     { class: "decision-facts" },
     el("p", { class: "note" }, setting(decision)),
     expertTable(decision.experts, quantileOf(decision)),
+    leftOut(decision),
     el("details", { class: "raw", open }, el("summary", {}, "Proof"), certificate(decision.certificate)),
   );
+}
+
+// Of a large fleet only the experts that matter to the decision are listed.
+export const countsOf = (decision) => decision.counts ?? { experts: decision.experts.length, candidates: decision.experts.filter((expert) => expert.candidate).length };
+
+function leftOut(decision) {
+  const left = countsOf(decision).experts - decision.experts.length;
+  return left > 0 ? el("p", { class: "note" }, `and ${count(left)} more, of which ${count(Math.max(0, countsOf(decision).candidates - decision.experts.filter((expert) => expert.candidate).length))} keep the budgets`) : null;
 }
 
 export const quantileOf = (decision) => (decision?.budgets?.quantile === "p50" ? "p50" : "p95");

@@ -1,6 +1,6 @@
 // A receipt as a person reads it: the decision, predicted against measured, who spent what.
 
-import { decisionView, predicted, quantileOf } from "./decision.js";
+import { countsOf, decisionView, predicted, quantileOf } from "./decision.js";
 import { el } from "./dom.js";
 import { DASH, count, digits, joules, perToken, seconds, words } from "./format.js";
 
@@ -36,8 +36,8 @@ function summary(receipt) {
   }
   const answerer = answererOf(receipt);
   if (!answerer) return "No expert was tried: nobody could take it.";
-  const candidates = decision?.experts.filter((expert) => expert.candidate).length;
-  const among = decision ? ` among ${candidates} ${candidates === 1 ? "candidate" : "candidates"} of ${decision.experts.length}` : "";
+  const { candidates, experts: considered } = decision ? countsOf(decision) : {};
+  const among = decision ? ` among ${count(candidates)} ${candidates === 1 ? "candidate" : "candidates"} of ${count(considered)}` : "";
   const tried = experts.length > 1 ? `; ${experts.length - 1} more tried it` : "";
   return [el("strong", {}, `${answerer.model} on ${answerer.agent}`), ` was chosen${among}${tried}.`];
 }

@@ -477,7 +477,7 @@ def _inferior(problem: AwakeProblem) -> BoolArray:
     count = len(problem.names)
     alone = np.bincount(problem.host, minlength=len(problem.host_w))[problem.host] == 1
     watts = problem.expert_w + problem.host_w[problem.host]
-    worse = problem.value.nowhere_worse.T & (watts[:, None] <= watts[None, :])
+    worse: BoolArray = watts[:, None] <= watts[None, :]
     for need in problem.needs:
         worse &= need.share[:, None] >= need.share[None, :]
     for room in problem.rooms:
@@ -487,6 +487,8 @@ def _inferior(problem: AwakeProblem) -> BoolArray:
     worse &= alone[:, None] & alone[None, :]
     free = np.array([n not in problem.pinned and n not in problem.ruled_out for n in range(count)])
     worse &= free[:, None] & free[None, :]
+    better, other = np.nonzero(worse)
+    worse[better, other] = problem.value.nowhere_worse(better, other)
     place = np.arange(count)
     worse &= ~(worse.T & (place[:, None] >= place[None, :]))
     np.fill_diagonal(worse, False)

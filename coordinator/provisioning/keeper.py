@@ -46,7 +46,7 @@ from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import fleet_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
-from moe2.coordinator.provisioning.steering import Order, Shadow, Steering
+from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Forecast, Traffic
 from moe2.coordinator.provisioning.waking import Send, wake
 
@@ -83,7 +83,8 @@ class Keeper:
 
     table: read, and told who can be woken. send: hands a message to a connected agent. on_message: takes a word about a
     job that an agent never got. history: reads earlier requests, blocking. price_per_j: what a joule of an answer is
-    worth now. One loop runs it; the searches run in a thread.
+    worth now. may_act: whether this coordinator is the one that decides, of those that share the fleet. on_wishes: told
+    of an operator's wishes, for the others. One loop runs it; the searches run in a thread.
     """
 
     def __init__(
@@ -98,7 +99,10 @@ class Keeper:
         price_per_j: Callable[[], float],
         patience_s: Mapping[str, float],
         state_dir: Path,
+        may_act: Callable[[], bool] = lambda: True,
+        on_wishes: Callable[[Wishes], None] = lambda wishes: None,
     ) -> None:
+        self._may_act, self._on_wishes = may_act, on_wishes
         self.scorer = scorer
         self._settings = settings
         self._patience_s = dict(patience_s)
@@ -210,7 +214,13 @@ class Keeper:
             case _:
                 raise Moe2Error(f"Nobody can {verb!r} a host.", remedy="Use sleep, wake, pin or unpin.")
         self._keep()
+        self._on_wishes(self._steering.wishes)
         return text
+
+    def take_wishes(self, wishes: Wishes) -> None:
+        """Takes over what an operator has said to another coordinator."""
+        self._steering.wishes = wishes
+        self._keep()
 
     # --- What it tells ------------------------------------------------------------------------------------------------
 
@@ -297,7 +307,8 @@ class Keeper:
                 if self._settings.mode != "off" or self._steering.wishes.kept_asleep or self._held:
                     self._watch()
                 since_news_s = None if self._news_s is None else self._now_s() - self._news_s
-                if self._settings.mode != "off" and self._now_s() - decided_s >= pause_s(since_news_s):
+                is_due = self._settings.mode != "off" and self._may_act()
+                if is_due and self._now_s() - decided_s >= pause_s(since_news_s):
                     decided_s = self._now_s()
                     await self._decide()
                 await asyncio.sleep(WATCH_EVERY_S)
@@ -316,7 +327,7 @@ class Keeper:
             log.warning("change_overdue", host=late.host, change=late.change.value)
             if late.change is Change.WAKE:
                 self._give_up(late.host, "its host was not woken in time")
-        for order in self._steering.wished_orders(now_s):
+        for order in self._steering.wished_orders(now_s) if self._may_act() else ():
             self._perform(order)
         for agent_id in list(self._held):
             self._release(agent_id)

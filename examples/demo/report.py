@@ -94,7 +94,8 @@ def _averaged(averaged: Averaged) -> list[Text]:
     lines = [
         Text(f"{' '.join(letters[agent] for agent in agents)}   {counts}"),
         Text(
-            f"Mean: {sum(costs) / len(costs):.0f} J (simulated), {len(agents) - len(costs)} unmeasured."
+            f"Mean: {sum(costs) / len(costs):.0f} J, and {averaged.free_j:.0f} J just before, without an average "
+            f"(simulated); {len(agents) - len(costs)} unmeasured."
             if costs
             else UNMEASURED
         ),

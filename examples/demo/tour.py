@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from examples.demo.client import Answer, DemoClient, Prompt
@@ -30,6 +30,7 @@ WARM_UPS = 3
 """Prompts to each expert before the tour: an expert is chosen by what it was measured to take."""
 ROOM = 1.2
 """A budget over what the best expert for it is predicted to take at most."""
+FREE_PROMPTS = 10
 AVERAGE_PROMPTS = 20
 AVERAGE_AT_ONCE = 2
 CATEGORY = "tour"
@@ -47,8 +48,12 @@ class Budgeted:
 
 @dataclass(frozen=True)
 class Averaged:
-    """The answers under an average budget in J, in the order in which they came, and how the coordinator shows it."""
+    """The answers under an average budget in J, in the order in which they came, and how the coordinator shows it.
 
+    free_j: what answers to such prompts took in the mean just before, with no average.
+    """
+
+    free_j: float
     target_j: float
     answers: tuple[Answer, ...]
     row: AverageRow | None
@@ -113,17 +118,25 @@ def _asked(wishes: dict[str, Any]) -> Prompt:
 
 
 async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequence[Answer]) -> Averaged:
-    """Set an average between what the two experts took, reload the coordinator, and ask twenty prompts under it."""
+    """Ask ten prompts, then twenty under an average between what those took and what the cheapest expert takes."""
     by_model: dict[str, list[float]] = {}
     for answer in warm_ups:
         by_model.setdefault(answer.prompt.model, []).append(joules(answer) or 0.0)
     # The middle of each: the first answer of an engine takes longer than those that follow.
-    target_j = float(round(sum(median(costs) for costs in by_model.values()) / len(by_model)))
+    least_j = min(median(costs) for costs in by_model.values())
+    free_j = fmean([joules(answer) or 0.0 for answer in await _ask_several(client, FREE_PROMPTS)])
+    target_j = float(round((least_j + free_j) / 2))
     setup.set_average(CATEGORY, target_j)
     fleet.reload_coordinator()
     await _seen(client, lambda status: _row(status) is not None)
+    answers = await _ask_several(client, AVERAGE_PROMPTS)
+    return Averaged(free_j, target_j, tuple(answers), _row(await client.fleet()))
+
+
+async def _ask_several(client: DemoClient, n_prompts: int) -> list[Answer]:
+    """Ask so many prompts of the tour's category, a few at once; return the answers in the order in which they came."""
     answers: list[Answer] = []
-    places = iter(range(AVERAGE_PROMPTS))
+    places = iter(range(n_prompts))
 
     async def ask() -> None:
         for place in places:
@@ -131,7 +144,7 @@ async def average(client: DemoClient, setup: Setup, fleet: Fleet, warm_ups: Sequ
             answers.append(await client.ask(Prompt(text, max_tokens=MAX_TOKENS, wishes={"category": CATEGORY})))
 
     await asyncio.gather(*(ask() for _ in range(AVERAGE_AT_ONCE)))
-    return Averaged(target_j, tuple(answers), _row(await client.fleet()))
+    return answers
 
 
 def without_requests(status: CoordinatorStatus) -> Decision:

@@ -142,11 +142,12 @@ async def fleet(
     listener: dict[str, Any] | None = None,
     traces: dict[str, Any] | None = None,
     provisioning: dict[str, Any] | None = None,
+    database: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
     """A running coordinator with `agents` connected and their experts ready; everything ended afterwards.
 
-    api, selection, listener: more keys of [api], [selection] and [agents].
+    api, selection, listener: more keys of [api], [selection] and [agents]. database: the keys of [database].
     """
     token_file = root / "token"
     token_file.write_text(TOKEN)
@@ -157,6 +158,7 @@ async def fleet(
         "dispatch": dispatch or {},
         "traces": traces or {},
         "provisioning": provisioning or {},
+        "database": database or {},
         "agents": {
             "port": 0,
             "token_file": token_file,

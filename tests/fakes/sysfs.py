@@ -24,6 +24,26 @@ ORIN_NX_RAILS = {
     "VDD_SOC": (4992, 584),
 }
 
+ORIN_NANO_SUPER_RAILS = {
+    "VDD_IN": (4984, 5016),
+    "VDD_CPU_GPU_CV": (4984, 2480),
+    "VDD_SOC": (4984, 1120),
+}
+AGX_XAVIER_RAILS = {
+    # GPU and CV are switched off while nothing uses them. 0 + 0.314 + 1.254 + 0 + 0.471 + 2.208 W.
+    "GPU": (19152, 0),
+    "CPU": (19152, 16),
+    "SOC": (19152, 66),
+    "CV": (19152, 0),
+    "VDDRQ": (19152, 25),
+    "SYS5V": (4968, 444),
+}
+AGX_THOR_RAILS = {
+    "VDD_GPU": (19600, 1520),
+    "VDD_CPU_SOC_MSS": (19600, 840),
+    "VIN_SYS_5V0": (5032, 1340),
+}
+
 
 def write(root: Path, path: str, value: object) -> Path:
     """Create or replace one attribute file."""
@@ -70,6 +90,47 @@ def orin_nx(root: Path) -> Path:
     """A Jetson Orin NX with JetPack 6: one monitor with the module's input; its folder."""
     device_tree(root, "NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "nvidia,tegra234")
     return _hwmon(root, "ina3221", "1-0040", 1, ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"], ORIN_NX_RAILS)
+
+
+def orin_nano_super(root: Path) -> Path:
+    """A Jetson Orin Nano 8 GB with JetPack 6.2 in its super mode; the monitor's folder."""
+    device_tree(
+        root, "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", "nvidia,p3768", "nvidia,tegra234"
+    )
+    modes = ("15W", "25W", "MAXN_SUPER")
+    write(root, "etc/nvpmodel.conf", "\n".join(f"< POWER_MODEL ID={i} NAME={name} >" for i, name in enumerate(modes)))
+    write(root, "var/lib/nvpmodel/status", "pmode:0002 fmode:quiet")
+    return _hwmon(root, "ina3221", "1-0040", 1, ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"], ORIN_NANO_SUPER_RAILS)
+
+
+def agx_xavier(root: Path) -> tuple[Path, Path]:
+    """A Jetson AGX Xavier with JetPack 5: two monitors of three rails each; their folders."""
+    device_tree(root, "Jetson-AGX", "nvidia,p2972-0000", "nvidia,tegra194")
+    first = _hwmon(root, "ina3221", "1-0040", 3, ["GPU", "CPU", "SOC"], AGX_XAVIER_RAILS)
+    second = _hwmon(root, "ina3221", "1-0041", 4, ["CV", "VDDRQ", "SYS5V"], AGX_XAVIER_RAILS)
+    return first, second
+
+
+def agx_thor(root: Path, *, board_input_uw: int | None = 58_250_000, label: str | None = None) -> Path:
+    """A Jetson AGX Thor kit with JetPack 7: rails on an INA3221, the board's input on an INA238; the rails' folder.
+
+    board_input_uw: what the INA238 tells in µW; None where the carrier board has none. label: of its rail.
+    """
+    device_tree(root, "NVIDIA Jetson AGX Thor Developer Kit", "nvidia,p3971-0089+p3834-0008", "nvidia,tegra264")
+    if board_input_uw is not None:
+        folder = f"{_I2C}/ina238/2-0044/hwmon/hwmon0"
+        write(root, f"{folder}/name", "ina238")
+        write(root, f"{folder}/power1_input", board_input_uw)
+        write(root, f"{folder}/in1_input", 19_980)
+        write(root, f"{folder}/curr1_input", 2_915)
+        if label is not None:
+            write(root, f"{folder}/label", label)
+    return _hwmon(root, "ina3221", "2-0040", 1, ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"], AGX_THOR_RAILS)
+
+
+def second_monitor(root: Path, address: str, labels: list[str], milliampere: int, number: int = 9) -> Path:
+    """A further INA3221, such as a carrier board's, with rails at 5 V and this current; its folder."""
+    return _hwmon(root, "ina3221", address, number, labels, dict.fromkeys(labels, (5000, milliampere)))
 
 
 def jetson_nano_jetpack4(root: Path) -> Path:

@@ -139,6 +139,21 @@ async def test_an_unknown_word_of_an_enumeration_does_not_hang_its_request(tmp_p
         assert (await agent.hear(Fault)).in_reply_to == "job_done"
 
 
+async def test_the_only_agent_of_a_model_that_breaks_a_rule_is_a_bad_gateway(tmp_path: Path) -> None:
+    """Its client is told that an agent is at fault, which may pass, and not that moe2 has a defect."""
+    async with fleet(tmp_path, agents=()) as running, liar(running) as agent:
+        await until_serves(running)
+        asked = asyncio.create_task(running.chat("hi", model=MODEL, max_tokens=2))
+        job = await agent.hear(Submit)
+        await agent.say(Tokens(jobs=(JobPieces(job.job_id, (TokenPiece("a", math.nan),)),)))
+        async with asyncio.timeout(10), await asked as answer:
+            assert answer.status == 502
+            assert answer.headers["Retry-After"] == "1"
+            error = (await answer.json())["error"]
+        assert (error["code"], error["type"]) == ("agent_broke_rules", "server_error")
+        assert "broke a rule" in error["message"]
+
+
 async def test_a_model_reported_twice_breaks_no_choice(tmp_path: Path) -> None:
     """The fleet's other experts answer; the operator is told of the double."""
     async with fleet(tmp_path) as running:

@@ -193,3 +193,47 @@ async def test_the_agents_listener_ends_slow_headers_too(tmp_path: Path) -> None
     finally:
         coordinator.stop()
         await running
+
+
+@pytest.mark.parametrize("listener", ["api", "agents"])
+async def test_one_address_has_so_many_connections_and_others_are_answered(tmp_path: Path, listener: str) -> None:
+    """One more is told so and closed; other addresses connect; one that has ended makes room."""
+    bound = {"max_connections_per_address": 3}
+    async with fleet(tmp_path, agents=(), **{"api" if listener == "api" else "listener": bound}) as running:
+        url = running.coordinator.api_url if listener == "api" else running.coordinator.agents_url
+        address = urlsplit(url)
+
+        async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection(address.hostname, address.port, local_addr=("127.0.0.2", 0))
+
+        async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+            async with asyncio.timeout(PATIENCE_S):
+                with suppress(ConnectionError):
+                    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                said = await everything(reader)
+            writer.close()
+            return said
+
+        held = [await opened() for _ in range(3)]
+        reader, writer = await opened()
+        head, body = (await everything(reader)).split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429")
+        assert json.loads(body)["error"]["code"] == "too_many_connections"
+        async with connected(url) as other:
+            assert b"too_many_connections" not in await answer_to(*other)
+        assert b"too_many_connections" not in await answer_to(*held[0])
+        async with asyncio.timeout(PATIENCE_S):
+            while b"too_many_connections" in await answer_to(*await opened()):
+                pass
+        for _, each in (*held, (reader, writer)):
+            each.close()
+
+
+async def test_a_reload_changes_how_many_connections_an_address_may_have(tmp_path: Path) -> None:
+    """The new bound holds for the next connection, without a restart."""
+    async with fleet(tmp_path, agents=()) as running:
+        running.configuration["api"]["max_connections_per_address"] = 1
+        async with await running.http.get("/healthz"):
+            running.coordinator.reload()
+            async with connected(running.coordinator.api_url) as (reader, _):
+                assert (await everything(reader)).startswith(b"HTTP/1.1 429")

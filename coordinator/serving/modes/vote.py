@@ -84,4 +84,4 @@ def score_job(life: Lifecycle, member: Member, continuations: tuple[str, ...]) -
 def no_scores(attempt: Attempt) -> JobFailed:
     """The failure of an expert that was asked for scores and sent something else."""
     text = f"{attempt.expert.agent_name} did not send the scores that it was asked for."
-    return JobFailed(job_id=attempt.job_id, code=JobErrorCode.INTERNAL, message=text)
+    return JobFailed(job_id=attempt.job_id, code=JobErrorCode.AGENT_BROKE_RULES, message=text)

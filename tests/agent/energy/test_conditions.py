@@ -103,3 +103,42 @@ def test_change_of_power_mode_is_told_once_and_noted() -> None:
     assert told == ["MODE_30W"]
     assert [warning.code for warning in log.warnings(15.0)] == ["power_mode_changed"]
     assert log.warnings(700.0) == ()
+
+
+def _surface(root: Path, state: int) -> None:
+    sysfs.write(root, "sys/class/thermal/cooling_device0/type", "hot-surface-alert")
+    sysfs.write(root, "sys/class/thermal/cooling_device0/cur_state", state)
+
+
+def test_a_hot_surface_is_no_throttling(tmp_path: Path) -> None:
+    """From 70 °C people should not touch the board; it is as fast as before."""
+    _surface(tmp_path, 1)
+    log = ConditionLog(Conditions())
+    log.update(read_conditions(tmp_path), 5.0)
+    (warning,) = log.warnings(5.0)
+    assert (warning.code, warning.severity) == ("hot_surface", "notice")
+
+
+def test_a_surface_that_hovers_about_its_limit_is_one_fact(tmp_path: Path) -> None:
+    """Hundreds of changes an hour are the same notice all the time."""
+    log = ConditionLog(Conditions())
+    told = set()
+    for look in range(720):
+        _surface(tmp_path, look % 2)
+        log.update(read_conditions(tmp_path), 5.0 * look)
+        told.add(tuple(warning.code for warning in log.warnings(5.0 * look)))
+    assert told == {(), ("hot_surface",)}
+    assert log.warnings(5.0 * 720 + 600.0) == ()
+
+
+def test_a_mode_named_tightly_keeps_its_name(tmp_path: Path) -> None:
+    """The bracket is not part of the mode's name."""
+    sysfs.write(tmp_path, "etc/nvpmodel.conf", "<POWER_MODEL ID=1 NAME=25W>")
+    sysfs.write(tmp_path, "var/lib/nvpmodel/status", "pmode:0001")
+    assert read_power_mode(tmp_path) == "25W"
+
+
+def test_orin_nano_super_tells_its_mode(tmp_path: Path) -> None:
+    """MAXN_SUPER, as nvpmodel calls it."""
+    sysfs.orin_nano_super(tmp_path)
+    assert read_power_mode(tmp_path) == "MAXN_SUPER"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from moe2.agent.energy.ina3221 import Ina3221Sensor
-from moe2.agent.energy.sensor import SensorAbsentError, SensorBrokenError
+from moe2.agent.energy.sensor import SensorAbsentError, SensorBrokenError, SensorMissedError
 from moe2.common.energy import Scope
 from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
@@ -101,3 +103,106 @@ def test_garbage_in_a_file_is_named(tmp_path: Path) -> None:
     sysfs.write(folder, "in1_input", "many")
     with pytest.raises(SensorBrokenError, match="in1_input"):
         sensor.read()
+
+
+def test_orin_nano_super_uses_the_module_input(tmp_path: Path) -> None:
+    """The super mode changes the power, not the rails: VDD_IN alone."""
+    sysfs.orin_nano_super(tmp_path)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx(4984 * 5016e-6)
+
+
+def test_agx_xavier_adds_all_six_rails(tmp_path: Path) -> None:
+    """They lie side by side; GPU and CV at 0 mA are switched off, not dead."""
+    sysfs.agx_xavier(tmp_path)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx(0.306432 + 1.264032 + 0.4788 + 2.205792)
+    assert sensor.facts.scope is Scope.MODULE_RAILS
+
+
+@pytest.mark.parametrize("label", [None, "VIN"])
+def test_thor_uses_its_board_input_in_microwatts(tmp_path: Path, label: str | None) -> None:
+    """The INA238 at the board's input contains the rails, whether its driver labels it or not."""
+    sysfs.agx_thor(tmp_path, label=label)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx(58.25)
+    assert sensor.facts.scope is Scope.MODULE_INPUT
+
+
+def test_thor_without_a_board_input_adds_its_rails(tmp_path: Path) -> None:
+    """On a carrier board without the INA238 the three rails are the lower bound that there is."""
+    sysfs.agx_thor(tmp_path, board_input_uw=None)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx((19600 * 1520 + 19600 * 840 + 5032 * 1340) * 1e-6)
+    assert sensor.facts.scope is Scope.MODULE_RAILS
+
+
+def test_a_rail_at_0_ma_is_dead_and_not_idle(tmp_path: Path) -> None:
+    """No total is made of the other rails: the sensor is broken, and says what to do instead."""
+    first, _ = sysfs.agx_orin(tmp_path)
+    sysfs.write(first, "curr1_input", 0)
+    with pytest.raises(SensorBrokenError, match="VDD_GPU_SOC reads 0 mA") as broken:
+        _sensor(tmp_path).probe()
+    assert "sensors.wall" in (broken.value.remedy or "")
+
+
+def test_two_monitors_with_one_label_are_asked_about(tmp_path: Path) -> None:
+    """A carrier board's VDD_IN beside the module's: neither is taken, and the remedy is a setting that works."""
+    sysfs.orin_nx(tmp_path)
+    sysfs.second_monitor(tmp_path, "7-0041", ["VDD_IN", "NC", "NC"], 900)
+    with pytest.raises(SensorBrokenError, match=r"1-0040, 7-0041") as broken:
+        _sensor(tmp_path).probe()
+    assert 'monitors = ["1-0040"]' in (broken.value.remedy or "")
+    chosen = Ina3221Sensor(tmp_path, ManualClock(), monitors=["1-0040"])
+    chosen.probe()
+    assert chosen.read().power_w == pytest.approx(4992 * 3320e-6)
+
+
+def test_a_label_twice_does_not_matter_where_it_does_not_count(tmp_path: Path) -> None:
+    """A second VDD_SOC is no part of the total on a board with VDD_IN."""
+    sysfs.orin_nx(tmp_path)
+    sysfs.second_monitor(tmp_path, "7-0041", ["VDD_SOC", "NC", "NC"], 900)
+    assert "VDD_IN" in _sensor(tmp_path).probe()
+
+
+def test_a_monitor_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    """A wrong address in the settings is a fault with the right ones."""
+    sysfs.orin_nx(tmp_path)
+    with pytest.raises(SensorBrokenError, match=r"no power monitor 9-0040; this board has 1-0040"):
+        Ina3221Sensor(tmp_path, ManualClock(), monitors=["9-0040"]).probe()
+
+
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EAGAIN, errno.EREMOTEIO])
+def test_a_busy_bus_is_one_missed_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The reading is missed, the next one succeeds."""
+    sysfs.orin_nx(tmp_path)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    read, failures = os.pread, [OSError(code, os.strerror(code))]
+
+    def busy_once(descriptor: int, length: int, offset: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", busy_once)
+    with pytest.raises(SensorMissedError):
+        sensor.read()
+    assert sensor.read().power_w == pytest.approx(4992 * 3320e-6)
+
+
+def test_a_driver_that_is_bound_anew_is_found_under_another_number(tmp_path: Path) -> None:
+    """hwmon1 became hwmon6: probed again, the sensor reads there."""
+    folder = sysfs.orin_nx(tmp_path)
+    sensor = _sensor(tmp_path)
+    sensor.probe()
+    sensor.close()
+    folder.rename(folder.with_name("hwmon6"))
+    with pytest.raises(SensorAbsentError):
+        sensor.read()
+    sensor.probe()
+    assert sensor.read().power_w == pytest.approx(4992 * 3320e-6)

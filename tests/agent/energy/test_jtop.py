@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from moe2.agent.energy import jtop_helper
 from moe2.agent.energy.jtop import JtopSensor
 from moe2.agent.energy.sensor import SensorAbsentError, SensorBrokenError, SensorDeniedError
 from moe2.common.energy import Scope
@@ -117,10 +119,24 @@ def test_services_own_interval_is_taken_over(start: Start) -> None:
 
 
 def test_stopped_service_is_absent(start: Start) -> None:
-    """No service: absent, with the command that starts it."""
+    """No service: absent, and where its unit is not installed the remedy is no command that could not work."""
     with pytest.raises(SensorAbsentError) as absent:
         start().probe()
-    assert "systemctl start jtop" in str(absent.value)
+    assert "install jetson-stats" in str(absent.value)
+
+
+def test_installed_service_is_to_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its unit is installed the remedy is to start it."""
+    (tmp_path / "jtop.service").write_text("", encoding="utf-8")
+    monkeypatch.setattr(jtop_helper, "_UNIT_FOLDERS", (tmp_path,))
+    told = jtop_helper.refusal(RuntimeError("The jtop.service is not active."))
+    assert told["remedy"] == "sudo systemctl start jtop.service"
+
+
+def test_the_group_is_joined_by_the_user_who_was_refused() -> None:
+    """The remedy names this process's user: no other one may exist on the host."""
+    told = jtop_helper.refusal(PermissionError("I can't access jtop.service."))
+    assert f"usermod -aG jtop {pwd.getpwuid(os.geteuid()).pw_name}" in (told["remedy"] or "")
 
 
 def test_refused_socket_is_denied(start: Start) -> None:

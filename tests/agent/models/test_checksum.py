@@ -30,12 +30,24 @@ def test_a_files_checksum_is_its_sha256(tmp_path: Path) -> None:
 
 
 def test_a_checksum_is_computed_once(tmp_path: Path) -> None:
-    """A restarted agent does not read the file again while size and time are the same."""
+    """A restarted agent does not read the file again while it is unchanged: it says what was stored."""
     path = tmp_path / "m.gguf"
     path.write_bytes(b"one")
     ChecksumStore(tmp_path).sha256(path)
+    stored = tmp_path / "checksums.json"
+    stored.write_text(stored.read_text().replace(sum_of(b"one"), "as stored"))
+    assert ChecksumStore(tmp_path).sha256(path) == "as stored"
+
+
+def test_a_file_that_was_changed_under_its_old_time_has_a_new_checksum(tmp_path: Path) -> None:
+    """Programs set size and modification time as they like, but not the time of the change."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"one")
+    store = ChecksumStore(tmp_path)
+    store.sha256(path)
     rewrite(path, b"two")
-    assert ChecksumStore(tmp_path).sha256(path) == sum_of(b"one")
+    assert store.known(path) is None
+    assert store.sha256(path) == sum_of(b"two") == store.known(path)
 
 
 def test_a_changed_file_has_a_new_checksum(tmp_path: Path) -> None:

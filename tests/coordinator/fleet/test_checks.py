@@ -210,7 +210,7 @@ def test_a_word_that_the_job_cannot_do_without_fails_it(job: Job, word: FromAgen
     checked = checks(job).check(word)
     [failed] = checked.messages
     assert isinstance(failed, JobFailed)
-    assert (failed.job_id, failed.code) == ("j", "internal")
+    assert (failed.job_id, failed.code) == ("j", "agent_broke_rules")
     assert fault in failed.message
     assert failed.usage is not None
     assert failed.usage.energy.joules is None

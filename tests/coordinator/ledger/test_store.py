@@ -233,8 +233,8 @@ async def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "ledger.sqlite"
     opened: list[sqlite3.Connection] = []
 
-    def opening(path: Path) -> sqlite3.Connection:
-        opened.append(open_for_writing(path))
+    def opening(path: Path, *, is_journal: bool) -> sqlite3.Connection:
+        opened.append(open_for_writing(path, is_journal=is_journal))
         return opened[-1]
 
     monkeypatch.setattr(ledger_module, "open_for_writing", opening)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from moe2.common.energy import Energy, Quality
 from moe2.common.generation import Generation
 from moe2.common.link.messages import TextPrompt
+from moe2.coordinator.choosing.explain import Counts, Decision, ExpertRow, ProofRow
 from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.fleet.table import FleetPower
-from moe2.coordinator.observing.history import EnergyHistory, RecentRequests, running
+from moe2.coordinator.observing.history import EndedRequest, EnergyHistory, RecentRequests, running
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.life import Lifecycle
 from moe2.coordinator.serving.request import Request
@@ -30,6 +33,36 @@ def life(outcome: Outcome = STOPPED, *, arrived_s: float = 100.0) -> Lifecycle:
         deadline_s=arrived_s + 10,
     )
     return Lifecycle(request=request, modes={}, outcome=outcome)
+
+
+def decision(n: int) -> Decision:
+    """A decision that shows `n` experts, of which the middle one was chosen."""
+    rows = tuple(
+        ExpertRow(
+            expert=f"a{place:04d}/m",
+            agent=f"a{place:04d}",
+            model="m",
+            score=0.5,
+            score_source="prior",
+            energy_j=None,
+            energy_quality=None,
+            ttft_s=None,
+            total_s=None,
+            candidate=True,
+            chosen=place == n // 2,
+            reason=None,
+        )
+        for place in range(n)
+    )
+    proof = ProofRow(method="listing", status="optimal", value=0.5, upper_bound=0.5, gap=0.0, nodes=1, elapsed_s=0.001)
+    counts = Counts(experts=n, candidates=n, ruled_out=0, shown=n)
+    return Decision(mode="route", category=None, kind=None, budgets={}, experts=rows, proof=proof, counts=counts)
+
+
+def only(ring: RecentRequests) -> EndedRequest:
+    """The only request in a ring."""
+    [entry] = ring.since(0)
+    return msgspec.json.decode(entry.json, type=EndedRequest)
 
 
 def test_numbers_go_on_while_old_requests_are_forgotten() -> None:
@@ -57,6 +90,29 @@ def test_a_burst_is_cut_to_the_newest() -> None:
     assert [ended.seq for ended in ring.since(1, most=2)] == [7, 8]
 
 
+def test_the_ring_is_bounded_in_bytes() -> None:
+    """As many requests are kept as fit, the newest; one that alone does not fit is not kept."""
+    size = 0
+    for most_bytes in (10**6, 1, None):
+        ring = RecentRequests(10, 3 * size if most_bytes is None else most_bytes)
+        for _ in range(8):
+            ring.add(life(), receipt(), 0.0)
+        kept = ring.since(0)
+        size = max(size, *(len(bytes(one.json)) for one in kept)) if kept else size
+        assert [one.seq for one in kept] == {10**6: list(range(1, 9)), 1: []}.get(most_bytes or 0, [6, 7, 8])
+
+
+def test_a_whole_table_does_not_fill_the_ring() -> None:
+    """Of a decision whose client has asked for all of a thousand experts, the history keeps the few that matter."""
+    ring = RecentRequests(10)
+    whole = decision(1000)
+    ring.add(life(), replace(receipt(), decision=whole), 0.0)
+    kept = only(ring).receipt.decision
+    assert kept is not None
+    assert kept.counts == Counts(experts=1000, candidates=1000, ruled_out=0, shown=8)
+    assert [row.expert for row in kept.experts if row.chosen] == ["a0500/m"]
+
+
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
@@ -67,13 +123,17 @@ def test_a_burst_is_cut_to_the_newest() -> None:
 )
 def test_outcomes_keep_their_reason(outcome: Outcome, said: tuple[str, str | None, str | None]) -> None:
     """An ended request keeps the outcome, reason and message that the client was told."""
-    ended = RecentRequests(1).add(life(outcome), receipt(), 0.0)
+    ring = RecentRequests(1)
+    ring.add(life(outcome), receipt(), 0.0)
+    ended = only(ring)
     assert (ended.outcome, ended.reason, ended.message) == said
 
 
 def test_prompts_are_not_kept() -> None:
     """Neither ended nor running requests show what a client wrote."""
-    assert SECRET not in repr(RecentRequests(1).add(life(), receipt(), 0.0))
+    ring = RecentRequests(1)
+    ring.add(life(), receipt(), 0.0)
+    assert SECRET not in repr(only(ring))
     assert SECRET not in repr(running((life(),), 101.0, most=1))
 
 

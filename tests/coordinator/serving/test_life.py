@@ -291,7 +291,7 @@ def test_an_agent_that_cancels_by_itself_is_an_error(life: LifeBench) -> None:
     assert submitted(life.done("cancelled")) == ["req-1.1"]
     assert life.life.attempts[0].state is AttemptState.FAILED
     life.tokens("Hi", attempt=1)
-    told = [Failed(JobErrorCode.INTERNAL, "The agent cancelled the job.")]
+    told = [Failed(JobErrorCode.AGENT_BROKE_RULES, "The agent cancelled the job.")]
     assert outcomes(life.done("cancelled", attempt=1)) == told
 
 

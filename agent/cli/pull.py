@@ -1,0 +1,78 @@
+"""`moe2-agent pull` and `moe2-agent remove`: models into this host's folder, and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from moe2.agent.models.files import ChecksumStore
+from moe2.agent.models.library import Library, LibraryError
+from moe2.agent.models.pulling import Pull, supply_of
+from moe2.agent.models.source import HubSource, source_of
+from moe2.agent.settings import AgentSettings
+from moe2.common.secretfile import read_secret
+from moe2.common.terminal.figures import printable, size
+
+
+def library_of(settings: AgentSettings) -> Library:
+    """The folder of models that the configuration names."""
+    return Library(settings.agent.state_dir, settings.models_from.folder)
+
+
+def run_pull(settings: AgentSettings, text: str, *, token_file: Path | None, context_tokens: int) -> int:
+    """Pull a model; returns the exit code. Raises `Moe2Error` with the reason where it cannot be had."""
+    source = source_of(text)
+    token_file = token_file or settings.models_from.hub_token_file
+    token = read_secret(token_file) if token_file is not None and isinstance(source, HubSource) else None
+    library = library_of(settings)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=isinstance(source, HubSource) or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(printable(source.name), total=None)
+        pull = Pull(
+            library,
+            ChecksumStore(settings.agent.state_dir),
+            supply_of(source, token),
+            say=_say,
+            progress=lambda done, whole: bar.update(task, completed=done, total=whole),
+            context_tokens=context_tokens,
+        )
+        entry = asyncio.run(pull.run())
+    _say(f"sha256 {entry.sha256}")
+    _say(f"{library.path(entry.name)}: {size(entry.size_bytes)}. To serve it, name this path in [[models]].")
+    return 0
+
+
+def run_remove(settings: AgentSettings, name: str, *, serving: Callable[[], dict[str, Path]]) -> int:
+    """Delete a model of the folder; returns the exit code.
+
+    serving: the files in use by the models' names. Raises `Moe2Error` where it is served or not there.
+    """
+    library = library_of(settings)
+    path = library.path(name)
+    users = sorted(model for model, used in serving().items() if used == path)
+    if users:
+        raise LibraryError(
+            f"{name} is what {', '.join(users)} is served from.",
+            remedy="Stop serving it first: take it out of [[models]], or `moe2-coordinator models remove`.",
+        )
+    removed = library.remove(name)
+    _say(f"{printable(removed.name)} is removed: {size(removed.size_bytes)} are free again.")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(printable(line) + "\n")

@@ -1,0 +1,112 @@
+"""A hub's files, through the library that the hub itself provides. The one door to huggingface_hub.
+
+It resumes what was cut off, shows its own progress, keeps to HF_ENDPOINT, HF_HUB_OFFLINE and the proxies of the
+environment, and fetches by chunks where the hub can (Xet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from moe2.common.errors import Moe2Error
+
+try:
+    import huggingface_hub as hub
+    from huggingface_hub import errors as hub_errors
+except ImportError as error:
+    raise Moe2Error(f"The hub needs a package that is missing ({error.name}).", remedy="Install moe2[pull].") from error
+
+_NO_WAY_OUT = (
+    "Where this host has no way out, let the coordinator bring the model: `moe2-coordinator models push FILE HOST`."
+)
+
+
+class HubError(Moe2Error):
+    """The hub does not give the file."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """What the hub says of a file. sha256: None for small files, which the hub keeps no SHA-256 of."""
+
+    url: str
+    revision: str
+    size_bytes: int
+    sha256: str | None
+
+
+def look(repo: str, file: str, revision: str | None, token: str | None) -> HubFile:
+    """Asks the hub about a file. Raises `HubError`."""
+    with _explained(f"{repo}/{file}"):
+        facts = hub.get_hf_file_metadata(hub.hf_hub_url(repo, file, revision=revision), token=token or False)
+    if facts.size is None or facts.commit_hash is None:
+        raise HubError(f"The hub does not say how large {repo}/{file} is.", remedy="Try again later.")
+    etag = (facts.etag or "").lower()
+    is_sha256 = len(etag) == 64 and all(digit in "0123456789abcdef" for digit in etag)
+    # What the hub redirects to; the address itself would show the redirection's own few bytes.
+    return HubFile(facts.location, facts.commit_hash, facts.size, etag if is_sha256 else None)
+
+
+def head(file: HubFile, n_bytes: int, token: str | None, *, name: str) -> bytes:
+    """The file's first bytes. Raises `HubError`."""
+    headers = {"Range": f"bytes=0-{n_bytes - 1}"}
+    # A redirection leads to where files are stored, which must not see the token.
+    if token and urlsplit(file.url).netloc == urlsplit(hub.constants.ENDPOINT).netloc:
+        headers["Authorization"] = f"Bearer {token}"
+    with _explained(name), hub.get_session().stream("GET", file.url, headers=headers, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        content = b""
+        for chunk in answer.iter_bytes():
+            content += chunk
+            if len(content) >= n_bytes:
+                break
+        return content[:n_bytes]
+
+
+def download(repo: str, file: str, revision: str, token: str | None, folder: Path) -> Path:
+    """Fetches a file into a folder, going on where an earlier attempt ended. Raises `HubError`."""
+    with _explained(f"{repo}/{file}"):
+        return Path(hub.hf_hub_download(repo, file, revision=revision, token=token or False, local_dir=folder))
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Says in our words what the library raises."""
+    try:
+        yield
+    except hub_errors.OfflineModeIsEnabled as error:
+        raise HubError(f"{what} cannot be pulled: HF_HUB_OFFLINE is set.", remedy=f"Unset it. {_NO_WAY_OUT}") from error
+    except hub_errors.GatedRepoError as error:
+        raise HubError(
+            f"{what} is given only to those who have accepted its terms.",
+            remedy="Accept them on the hub, and name a file with your token: --token-file.",
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"The hub has no repository for {what}, or it is a private one.",
+            remedy="Check the name; a private one needs --token-file.",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise HubError(
+            f"The hub has no such revision of {what}.", remedy="Name a branch, a tag or a commit."
+        ) from error
+    except hub_errors.EntryNotFoundError as error:
+        raise HubError(
+            f"The hub's repository has no file {what}.", remedy="Look which GGUF files it has, and name one."
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        raise HubError(f"The hub refuses {what}: {error}.", remedy="Check the token, or try again later.") from error
+    except OSError as error:
+        raise HubError(f"{what} could not be written: {error}.", remedy="Free space, and pull again.") from error
+    except Exception as error:
+        # Whatever its HTTP library raises, which is another one in each of its releases.
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
+            raise
+        raise HubError(
+            f"The hub could not be reached for {what}: {error or type(error).__name__}.",
+            remedy=f"Pull again: it goes on where it was. {_NO_WAY_OUT}",
+        ) from error

@@ -1,0 +1,145 @@
+"""The command `moe2-coordinator database`: makes the tables that coordinators share, and shows who uses them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import UTC, datetime
+
+import msgspec
+
+from moe2.common.config import load_settings
+from moe2.common.errors import Moe2Error
+from moe2.common.terminal.commandline import Command, Commands, add_config
+from moe2.common.terminal.figures import printable
+from moe2.coordinator.database.importing import import_files
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.schema import known_version, migrate, version_of
+from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+
+
+class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A coordinator that has used the database. clock_offset_s: its clock against the database's."""
+
+    name: str
+    seen_unix_s: float
+    seen_s_ago: float
+    clock_offset_s: float | None
+    n_requests: int
+    """Requests that it has shipped."""
+
+
+class DatabaseState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a shared database. version: of its tables, 0 for none; known_version: of this release."""
+
+    version: int
+    known_version: int
+    coordinators: tuple[CoordinatorRow, ...] = ()
+
+
+def add_commands(commands: Commands[Command]) -> None:
+    """Adds the subcommands of `database`."""
+    init = commands.add_parser(
+        "init",
+        help="make the tables, or bring them up to date",
+        description="Make the tables in the database of database.url, or bring them up to date. Running coordinators "
+        "of the release before go on.",
+    )
+    add_config(init, DEFAULT_CONFIG_PATH)
+    init.set_defaults(act=_init)
+    importing = commands.add_parser(
+        "import",
+        help="bring in keys, agents, scores and ledger from this coordinator's files",
+        description="Bring in keys, agents, scores, wishes and ledger from this coordinator's files. What the database "
+        "has already stays as it is, so that it can be done again, and on each host.",
+    )
+    add_config(importing, DEFAULT_CONFIG_PATH)
+    importing.set_defaults(act=_import)
+    status = commands.add_parser(
+        "status",
+        help="show the version of the tables, and the coordinators that use them",
+        description="Show the version of the tables, and the coordinators that use them.",
+    )
+    status.add_argument("--json", action="store_true", help="one JSON document")
+    add_config(status, DEFAULT_CONFIG_PATH)
+    status.set_defaults(act=_status)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    session, state_dir = opened(settings), settings.coordinator.state_dir
+    found = import_files(
+        session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
+    )
+    session.close()
+    sys.stdout.write(
+        f"Brought in as {settings.database.own_name}: {found.keys} keys, {found.agents} agents, {found.tokens} "
+        f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing "
+        "joules.\n"
+    )
+    return 0
+
+
+def opened(settings: CoordinatorSettings) -> Session:
+    """Returns a session with the database of the settings. Raises `Moe2Error` where they name none."""
+    if settings.database.url is None:
+        raise Moe2Error(
+            "No database is configured: this coordinator keeps everything in its state directory.",
+            remedy="Set database.url where two coordinators are to share one.",
+        )
+    return Session(settings.database.url, name="moe2-coordinator database")
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    session = opened(_load(arguments))
+    before, after = migrate(session)
+    session.close()
+    if before == after:
+        sys.stdout.write(f"The database is up to date (version {after}).\n")
+    else:
+        sys.stdout.write(f"The database was brought from version {before} to {after}.\n")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    session = opened(_load(arguments))
+    found = _state(session)
+    session.close()
+    if arguments.json:
+        sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
+        return 0
+    sys.stdout.write(f"Version of the tables: {found.version} (this release's: {found.known_version})\n")
+    for row in found.coordinators:
+        seen = datetime.fromtimestamp(row.seen_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        offset = "unknown" if row.clock_offset_s is None else f"{row.clock_offset_s:+.3f} s"
+        facts = f"seen {seen} ({row.seen_s_ago:.0f} s ago), clock {offset}, {row.n_requests} requests"
+        sys.stdout.write(f"{printable(row.name)}: {facts}\n")
+    if not found.coordinators:
+        sys.stderr.write("No coordinator has used it yet.\n")
+    return 0
+
+
+def _state(session: Session) -> DatabaseState:
+    with session.transaction() as cursor:
+        version = version_of(cursor).number
+        if version == 0:
+            return DatabaseState(version=0, known_version=known_version())
+        cursor.execute(_COORDINATORS)
+        rows = tuple(
+            CoordinatorRow(name=name, seen_unix_s=seen, seen_s_ago=ago, clock_offset_s=offset, n_requests=n_requests)
+            for name, seen, ago, offset, n_requests in cursor.fetchall()
+        )
+    return DatabaseState(version=version, known_version=known_version(), coordinators=rows)
+
+
+def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
+    return load_settings(CoordinatorSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+_COORDINATORS = """
+    SELECT name, extract(epoch FROM seen_at)::float8, extract(epoch FROM clock_timestamp() - seen_at)::float8,
+           clock_offset_s, (SELECT count(*) FROM requests WHERE coordinator = coordinators.name)
+    FROM coordinators ORDER BY name
+"""

@@ -1,0 +1,69 @@
+"""Events of the engine that share a frame."""
+
+from moe2.agent.engine.merging import TOKENS_EVERY_S, Merging
+from moe2.agent.engine.protocol import Event, Finished, Started
+from moe2.common.link.messages import JobPieces, TokenPiece, Tokens
+
+
+def tokens(*texts: str, job_id: str = "a") -> Tokens:
+    return Tokens(jobs=(JobPieces(job_id, tuple(TokenPiece(text) for text in texts)),))
+
+
+def text_of(events: list[Event], job_id: str = "a") -> str:
+    pieces = [job.pieces for event in events if isinstance(event, Tokens) for job in event.jobs if job.job_id == job_id]
+    return "".join(piece.text for each in pieces for piece in each)
+
+
+def test_tokens_of_short_steps_share_a_frame_and_lose_nothing() -> None:
+    """A step of 7 ms: the first token goes out at once, then those of three steps go together."""
+    merging = Merging()
+    sent = [merging.put(tokens(text), 0.007 * step) for step, text in enumerate("abcdefg")]
+    assert [text_of(list(each)) for each in sent] == ["a", "", "", "bcd", "", "", "efg"]
+
+
+def test_tokens_of_slow_steps_go_out_at_once() -> None:
+    """Nothing is held back where a step takes as long as the interval."""
+    merging = Merging()
+    sent = [merging.put(tokens(text), TOKENS_EVERY_S * step) for step, text in enumerate("abc")]
+    assert [text_of(list(each)) for each in sent] == ["a", "b", "c"]
+
+
+def test_what_is_held_back_of_several_jobs_stays_apart() -> None:
+    """One frame, with each job's pieces in their order."""
+    merging = Merging()
+    merging.put(tokens("x"), 0.0)
+    for text in "ab":
+        assert not merging.put(tokens(text, job_id="a"), 0.001)
+        assert not merging.put(tokens(text.upper(), job_id="b"), 0.001)
+    [merged] = merging.rest()
+    assert (text_of([merged], "a"), text_of([merged], "b")) == ("ab", "AB")
+    assert merging.rest() == []
+
+
+def test_the_end_of_a_job_never_overtakes_its_tokens() -> None:
+    """The tokens come first, in the same turn."""
+    merging = Merging()
+    merging.put(tokens("a"), 0.0)
+    merging.put(tokens("b"), 0.001)
+    ended = Finished(
+        job_id="a",
+        reason="stop",
+        prompt_tokens=1,
+        cached_tokens=0,
+        decoded_tokens=2,
+        wait_s=0.0,
+        prefill_s=0.1,
+        decode_s=0.1,
+    )
+    sent = list(merging.put(ended, 0.002))
+    assert text_of(sent[:1]) == "b"
+    assert sent[1:] == [ended]
+
+
+def test_a_first_token_waits_for_nobody() -> None:
+    """A job that begins beside a fast one shows its first token at once."""
+    merging = Merging()
+    merging.put(tokens("a"), 0.0)
+    merging.put(Started(job_id="b", prompt_tokens=1), 0.001)
+    assert not merging.put(tokens("a"), 0.002)
+    assert text_of(list(merging.put(tokens("b", job_id="b"), 0.003)), "b") == "b"
