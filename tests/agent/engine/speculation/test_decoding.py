@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.drawing import Draw
-from moe2.agent.engine.protocol import Finished, JobFailed
+from moe2.agent.engine.protocol import Finished, JobFailed, Scored
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.generation import Sampling
@@ -176,8 +177,6 @@ def test_a_cancelled_job_gives_its_guesses_back() -> None:
 
 def test_who_reads_the_prompt_anew_neither_guesses_nor_teaches() -> None:
     """`cache_prompt = false` keeps an answer out of all that requests share."""
-    from msgspec.structs import replace
-
     speculation = free_guesses()
     engine = Engine(cells=200, batch_tokens=64, says=repeats, endless=True, speculation=speculation)
     answers(engine, [replace(submit("j", "abcabcabc", max_tokens=30), cache_prompt=False)])
@@ -199,7 +198,7 @@ def test_scores_are_those_without_guesses() -> None:
             )
         )
         engine.run()
-        found.append([event.scores for event in engine.events if type(event).__name__ == "Scored"])
+        found.append([event.scores for event in engine.events if isinstance(event, Scored)])
     assert found[0] == found[1]
     assert not any(isinstance(event, JobFailed) for event in engine.events)
 
