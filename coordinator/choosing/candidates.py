@@ -88,7 +88,7 @@ def _listed(problem: Problem, clock: Callable[[], float]) -> Plan:
     value = problem.value
     found = None
     if candidates.count:
-        worth = lattice.values(value, candidates.states, value.empty_state())
+        worth = lattice.values(value, candidates.states_of(np.arange(candidates.count)), value.empty_state())
         found = lattice.best(candidates, [], np.arange(candidates.count), worth)
     if found is None:
         return infeasible_plan(problem, "listed", clock() - started_s)

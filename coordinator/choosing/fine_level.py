@@ -20,8 +20,9 @@ from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
 from moe2.coordinator.choosing.result import Outlook, Selection
 from moe2.coordinator.planning import lattice
 from moe2.coordinator.planning.candidates import TIE, Candidates
+from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.problem import Problem
-from moe2.coordinator.planning.proof import Cause, Plan
+from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.values import Coverage
 
 SAME_SCORE = 0.005

@@ -51,8 +51,9 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
+from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
-from moe2.coordinator.planning.proof import Cause, Plan
+from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.search import Effort
 
 ANY_MODEL = ("moe2", "auto")

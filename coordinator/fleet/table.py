@@ -266,13 +266,21 @@ class CapabilityTable:
 
     def fleet_power(self) -> FleetPower:
         """Returns the sum of the hosts' powers."""
-        hosts = self.host_powers()
-        known_w = [host.power_w for host in hosts if host.power_w is not None]
+        total_w, n_known, n_hosts, simulated = 0.0, 0, 0, False
+        for agent in self._agents.values():
+            if not agent.connected:
+                continue
+            n_hosts += 1
+            is_known = False
+            for sensor in agent.report.sensors if agent.report else ():
+                if sensor.power_w is not None:
+                    is_known, total_w, simulated = True, total_w + sensor.power_w, simulated or sensor.simulated
+            n_known += is_known
         return FleetPower(
-            power_w=sum(known_w) if known_w else None,
-            n_known=len(known_w),
-            n_unknown=len(hosts) - len(known_w),
-            simulated=any(host.simulated for host in hosts),
+            power_w=total_w if n_known else None,
+            n_known=n_known,
+            n_unknown=n_hosts - n_known,
+            simulated=simulated,
         )
 
     def models(self) -> tuple[str, ...]:
