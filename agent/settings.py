@@ -141,6 +141,9 @@ class ModelSection(Settings):
     prefix_cache_mb: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Host memory, in MiB, for conversations that were answered, so that a continuation need not be read again; as far
     as it is free. 0 keeps them in the KV cache alone, where they slow decoding down."""
+    speculation: bool = True
+    """Guess tokens from the text and check several in one step, where that was measured to save time. Answers stay what
+    they are without."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None

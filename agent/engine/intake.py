@@ -17,6 +17,7 @@ from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.shelf import State
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
@@ -64,12 +65,13 @@ class Intake:
         new_draw: Callable[[Submit], Draw],
         limits: Limits,
         thinker: Thinker | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """new_draw: raises `Moe2Error` for sampling parameters or a grammar that make no sense. thinker: None for a
-        model without reasoning."""
+        model without reasoning. speculation: None where nothing is guessed."""
         self._reader = reader
         self._cache = cache
-        self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens)
+        self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens, speculation)
         self._new_draw = new_draw
         self._limits = limits
         self._thinker = thinker

@@ -32,7 +32,7 @@ function lines(slow, named) {
     said.push(`Wanted in memory for ${digits(slow.requests_per_hour ?? 0)} requests an hour: ${awake}. The fleet then waits at ${watts(slow.standing_w)}${proof}.`);
   }
   const left = (slow.n_stays ?? 0) - Object.keys(slow.stays).length;
-  if (left > 0) said.push(`${count(slow.n_stays)} experts are left as they are; \`moe2-coordinator fleet show\` says why.`);
+  if (left > 0) said.push(`${count(slow.n_stays)} experts are left as they are; moe2-coordinator fleet show says why.`);
   else for (const [key, why] of Object.entries(slow.stays)) said.push(`${named(key)} is left as it is: ${why}.`);
   for (const change of slow.changes) said.push(`${acts ? "It does" : "It would"}: ${change.change} ${change.expert ? named(change.expert) : change.host}, because ${change.reason}.`);
   if (slow.would_sleep.length && slow.saved_j !== null && slow.waited_j !== null)

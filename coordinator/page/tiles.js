@@ -17,6 +17,9 @@ export function perTokenOf(lines) {
   return tokens ? spent / tokens : null;
 }
 
+// Beyond this two numbers do not fit beside each other.
+const MANY = 1000;
+
 export const linesOf = (requests) => requests.flatMap((ended) => ended.receipt.experts);
 
 export function drawTiles({ fleet, power, requests, bins, binS }) {
@@ -33,7 +36,7 @@ export function drawTiles({ fleet, power, requests, bins, binS }) {
 
   show(
     byId("tiles"),
-    tile("Experts ready", `${count(ready)} / ${count(experts)}`, `${count(connected)} of ${count(agents)} hosts connected`),
+    tile("Experts ready", experts < MANY ? `${ready} / ${experts}` : count(ready), `${experts < MANY ? "" : `of ${count(experts)} · `}${count(connected)} of ${count(agents)} hosts connected`),
     tile("Fleet power", watts(power.power_w), powerNote(power), power.simulated && power.power_w !== null),
     tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests), simulated && energy !== null),
     tile("Energy per answer", perAnswer(fleet.energy), balanceNote(fleet.energy), fleet.energy?.quality === "simulated" && fleet.energy.j_per_answer !== null),
@@ -54,8 +57,8 @@ function tile(name, value, note, simulated = false) {
 }
 
 function powerNote({ n_known, n_unknown }) {
-  if (n_unknown && n_known) return `${n_unknown} of ${n_known + n_unknown} hosts unmeasured`;
-  return n_unknown ? "no host has a power sensor" : `${n_known} ${n_known === 1 ? "host" : "hosts"}`;
+  if (n_unknown && n_known) return `${count(n_unknown)} of ${count(n_known + n_unknown)} hosts unmeasured`;
+  return n_unknown ? "no host has a power sensor" : `${count(n_known)} ${n_known === 1 ? "host" : "hosts"}`;
 }
 
 const perAnswer = (energy) => (energy && energy.j_per_answer !== null ? joules(energy.j_per_answer) : UNMEASURED);
