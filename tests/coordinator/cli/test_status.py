@@ -142,7 +142,7 @@ FIND = ", --host TEXT, --state and --model find some."
             "Hosts 1 to 2 of 4; --offset 2 shows the next, --host TEXT, --state and --model find some.",
         ),
         (FleetQuery(limit=2, offset=2), "Hosts 3 to 4 of 4, --host TEXT, --state and --model find some."),
-        (FleetQuery(text="two"), "1 hosts found of 4."),
+        (FleetQuery(text="two"), "1 host found of 4."),
         (FleetQuery(text="nobody"), "0 hosts found of 4."),
     ],
 )
