@@ -23,6 +23,7 @@ from moe2.agent.energy.catalog import SensorSearch, SensorSettings
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.profiles import find_profile
+from moe2.agent.energy.wall import Plug
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
@@ -455,6 +456,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             search=search,
             locks=DeviceLocks(self._sensor_settings.root, self._name),
             engine_pids=self.engine_pids,
+            by_wall=self._sensor_settings.by_wall,
         )
         await self._look_at_facts()
         await self._presence.look(self._monitor)
@@ -520,5 +522,10 @@ def sensors_wanted(section: SensorsSection) -> SensorSettings:
     """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
     simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
     return SensorSettings(
-        simulated=simulated, families=section.families, monitors=section.monitors, devices=section.devices
+        simulated=simulated,
+        families=section.families,
+        monitors=section.monitors,
+        devices=section.devices,
+        plugs=tuple(Plug(one.kind, one.url, one.channel, one.lag_s, one.password_file) for one in section.wall),
+        by_wall=section.budget_scope == "wall",
     )

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moe2.agent.energy.profiles import PROFILES
 from moe2.agent.energy.sensor import FAMILIES, Family
+from moe2.agent.energy.wall import PlugKind
 from moe2.common.config import LIVE, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
@@ -140,6 +141,9 @@ class ModelSection(Settings):
     prefix_cache_mb: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Host memory, in MiB, for conversations that were answered, so that a continuation need not be read again; as far
     as it is free. 0 keeps them in the KV cache alone, where they slow decoding down."""
+    speculation: bool = True
+    """Guess tokens from the text and check several in one step, where that was measured to save time. Answers stay what
+    they are without."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None
@@ -202,6 +206,33 @@ class EngineSection(Settings):
     batch of a prompt takes on the slowest host."""
 
 
+class WallSection(Settings):
+    """One entry of [[sensors.wall]]: a metered plug in front of this host"""
+
+    url: str
+    """http:// and the plug's address."""
+    kind: PlugKind
+    """Which firmware it has: "shelly" (Gen2 and newer) or "tasmota"."""
+    channel: Annotated[int, Field(ge=0, le=63)] = 0
+    """Of a strip of several: which one this host is on, counted from 0."""
+    lag_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """How many seconds late its figures are."""
+    password_file: Path | None = None
+    """File with the plug's password, where it has one."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"expected http://ADDRESS of the plug, got {url!r}")
+        return url.rstrip("/")
+
+
 class SensorsSection(Settings):
     """[sensors]"""
 
@@ -215,10 +246,24 @@ class SensorsSection(Settings):
     monitors: tuple[I2cAddress, ...] = ()
     """Of a Jetson with two power monitors that have a rail of the same name: the I2C addresses of those that measure
     the module, such as 1-0040. All are read if not set."""
+    budget_scope: Literal["sensors", "wall"] = "sensors"
+    """What the joules of requests are, and so what budgets bound: those of the host's own sensors, or its plugs'. The
+    one is never added to the other. With "wall" an answer's last message waits for the plugs, for about lag_s."""
+    wall: tuple[WallSection, ...] = ()
+    """Metered plugs, which see the whole host."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
     paced: bool = False
     """A simulated host answers no faster than its board was measured to answer, with the 8B model of its profile."""
+
+    @model_validator(mode="after")
+    def _plugs_are_told_apart(self) -> SensorsSection:
+        places = [(plug.url, plug.channel) for plug in self.wall]
+        if len(places) != len(set(places)):
+            raise ValueError("wall: each plug once; the same url and channel stand twice, and would be added up")
+        if self.budget_scope == "wall" and not self.wall:
+            raise ValueError('budget_scope: "wall" needs a plug; add [[sensors.wall]]')
+        return self
 
     @model_validator(mode="after")
     def _pace_is_a_profiles(self) -> SensorsSection:

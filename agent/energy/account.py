@@ -329,7 +329,8 @@ def _without(boards: tuple[str, ...], energy: Energy) -> Energy:
         return unmeasured(told)
     reason = "; ".join(filter(None, (told, energy.reason)))
     quality = worst_quality((energy.quality, Quality.PARTIAL))
-    return msgspec.structs.replace(energy, quality=quality, reason=reason)
+    # No share of the time can be told of a board that nothing measures.
+    return msgspec.structs.replace(energy, quality=quality, coverage=None, reason=reason)
 
 
 def _sum_if_all_known(values: Sequence[float | None]) -> float | None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -29,6 +30,8 @@ from moe2.agent.energy.sensor import (
 )
 from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.agent.energy.sysfs import is_jetson
+from moe2.agent.energy.wall import Plug, WallSensor
+from moe2.common.energy import Scope
 from moe2.common.link.messages import SensorReport
 
 _MODULE_FAMILIES = frozenset({"ina3221", "jtop"})
@@ -57,7 +60,11 @@ class SensorSettings:
     monitors: tuple[str, ...] = ()
     """I2C addresses of the power monitors that measure a Jetson's module; all where none is named."""
     devices: tuple[str, ...] = ()
-    """Devices to measure, such as "gpu1" or a GPU's UUID; all where none is named."""
+    """Devices to measure, such as "gpu1" or a GPU's UUID; all where none is named. Plugs are always among them."""
+    plugs: tuple[Plug, ...] = ()
+    """The metered plugs in front of the host."""
+    by_wall: bool = False
+    """What the plugs measure is the host's energy, instead of what its own sensors do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +181,14 @@ def _finders(settings: SensorSettings) -> list[tuple[str, Finder]]:
         ],
         "rapl": lambda _: [RaplSensor(root)],
     }
-    return [(family, finders[family]) for family in settings.families]
+    found: list[tuple[str, Finder]] = [(family, finders[family]) for family in settings.families]
+    if settings.plugs:
+        found.append(("wall", partial(_plugs, settings.plugs)))
+    return found
+
+
+def _plugs(plugs: Sequence[Plug], in_use: Collection[str]) -> list[Sensor]:
+    return [sensor for sensor in map(WallSensor, plugs) if sensor.name not in in_use]
 
 
 def _is_served(family: str, in_use: Collection[str]) -> bool:
@@ -234,7 +248,8 @@ def _probe(sensor: Sensor, devices: Collection[str]) -> ProbeResult:
     except Exception as error:
         return _defect(sensor.name, error)
     facts = sensor.facts
-    if devices and not facts.simulated and not {facts.device, facts.hardware} & set(devices):
+    asked_for = {facts.device, facts.hardware} & set(devices)
+    if devices and not asked_for and not facts.simulated and facts.scope is not Scope.WALL:
         sensor.close()
         known_as = facts.device if facts.hardware is None else f"{facts.device} or {facts.hardware}"
         told = f"{detail}: not among sensors.devices, as {known_as}."

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
+import msgspec
 import structlog
 
 from moe2.agent.energy.account import HostAccount
@@ -16,6 +17,7 @@ from moe2.agent.energy.attribution import DeviceAccount
 from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSearch, choose, why_unmeasured
 from moe2.agent.energy.channel import SensorChannel
+from moe2.agent.energy.comparison import WallComparison, WallLine
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
 from moe2.agent.energy.nvml import NvmlSensor, processes_by_board
 from moe2.agent.energy.ownership import DeviceLocks
@@ -25,7 +27,7 @@ from moe2.agent.energy.sampler import EnergySampler
 from moe2.agent.energy.sensor import Sensor
 from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.agent.engine.protocol import Pace
-from moe2.common.energy import Energy
+from moe2.common.energy import Energy, Scope
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import SensorReport
 
@@ -33,6 +35,8 @@ log = structlog.get_logger()
 
 _CONDITIONS_EVERY_S = 5.0
 _PROCESSES_EVERY_S = 1.0
+_COMPARED_S = 10.0
+_FULL_COVERAGE = 0.98
 _FIRST_SEARCH_S = 5.0
 _MAX_SEARCH_S = 300.0
 """Sensors that were not found are looked for again after the first of these times, then ever more rarely."""
@@ -69,10 +73,11 @@ class HostMonitor:
         search: SensorSearch | None = None,
         locks: DeviceLocks | None = None,
         engine_pids: Callable[[], Mapping[str, int | None]] = dict,
+        by_wall: bool = False,
     ) -> None:
         """interval_s: seconds between two readings of a sensor, where it does not have longer ones of its own.
 
-        engine_pids: the process of each model, to know which board it is on.
+        engine_pids: the process of each model, to know which board it is on. by_wall: metered plugs are what counts.
         """
         self._results: tuple[ProbeResult, ...] = ()
         self._root = root
@@ -86,7 +91,8 @@ class HostMonitor:
         self._profile: Profile | None = None
         self.sampler = EnergySampler((), clock=clock, interval_s=interval_s)
         self._devices: list[tuple[SensorChannel, DeviceAccount]] = []
-        self.account = HostAccount((), why_unmeasured="")
+        self.account = HostAccount((), why_unmeasured="", by_wall=by_wall)
+        self._comparison = WallComparison()
         self._conditions = ConditionLog(
             conditions or read_conditions(root), on_power_mode=lambda _: self._tell_condition()
         )
@@ -132,6 +138,7 @@ class HostMonitor:
                 tasks.create_task(self.sampler.run())
                 tasks.create_task(self._watch_conditions())
                 tasks.create_task(self._watch_boards())
+                tasks.create_task(self._compare_with_wall())
                 if self._search is not None:
                     tasks.create_task(self._search_again(self._search))
         finally:
@@ -139,30 +146,48 @@ class HostMonitor:
                 self._locks.release()
 
     def models_loaded(self, models: frozenset[str]) -> None:
-        """The set of loaded models: idle power is kept apart for each."""
+        """Take in the set of loaded models: idle power is kept apart for each."""
         self._models = models
         self._tell_condition()
 
     def settle(self) -> dict[str, Energy]:
-        """The ended requests whose energy became final, by job id, each once. Call it a few times a second."""
+        """Return the ended requests whose energy became final, by job id, each once. Call it a few times a second."""
         now_s = self._clock()
         for channel, device in self._devices:
             device.facts = channel.facts
             device.suspicion = channel.suspicion
-            device.patience_s = _MAX_LATE_S if channel.is_well(now_s) else _MAX_SETTLE_S
+            late_s = _MAX_LATE_S + channel.facts.lag_s
+            device.patience_s = late_s if channel.is_well(now_s) else _MAX_SETTLE_S
         return self.account.settle(now_s)
 
     def power_w(self) -> dict[str, float | None]:
-        """Present power per sampled sensor in W; None where it is not known."""
+        """Return the present power per sampled sensor in W; None where it is not known."""
         return self.sampler.power_w()
 
+    @property
+    def wall_line(self) -> WallLine | None:
+        """What the host draws at the wall for what its own sensors see; None while that is not known."""
+        return self._comparison.line
+
     def reports(self) -> tuple[SensorReport, ...]:
-        """Every sensor that was looked for: sampled ones as they are now, the others as they were found."""
-        sampled = {report.name: report for report in self.sampler.reports()}
+        """Return every sensor that was looked for: sampled ones as they are now, the others as they were found.
+
+        The power of those whose joules do not count is apart, so that nobody adds it to that of the others.
+        """
+        now_s = self._clock()
+        sampled = {channel.facts.name: self._report(channel, device, now_s) for channel, device in self._devices}
         return tuple(sampled.get(result.name) or result.report() for result in self._results)
 
+    def _report(self, channel: SensorChannel, device: DeviceAccount, now_s: float) -> SensorReport:
+        report = channel.report(now_s)
+        if channel.facts.scope is Scope.WALL and report.state == ProbeState.PRESENT:
+            report = msgspec.structs.replace(report, detail=self._comparison.sentence or report.detail)
+        if not self.account.counts(device):
+            report = msgspec.structs.replace(report, power_w=None, uncounted_w=report.power_w)
+        return report
+
     def warnings(self) -> tuple[HealthWarning, ...]:
-        """Sensors that were refused or that fail, throttling, changes of the power mode."""
+        """Return what is wrong: sensors that were refused or fail, other programs, throttling, a new power mode."""
         now_s = self._clock()
         refused = tuple(
             HealthWarning(
@@ -213,6 +238,22 @@ class HostMonitor:
             for result in self._results if changed else ():
                 log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
 
+    async def _compare_with_wall(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPARED_S)
+            self._compare(self._clock())
+
+    def _compare(self, now_s: float) -> None:
+        """Compare the plugs with the other sensors over the newest ten seconds that both can know."""
+        plugs = [channel for channel, _ in self._devices if channel.facts.scope is Scope.WALL]
+        others = [channel for channel, _ in self._devices if channel.facts.scope is not Scope.WALL]
+        if not plugs or not others:
+            return
+        end_s = now_s - max(channel.facts.lag_s + channel.facts.deadline_s for channel in plugs)
+        wall_w, sensors_w = (_mean_w(channels, end_s - _COMPARED_S, end_s) for channels in (plugs, others))
+        if wall_w is not None and sensors_w is not None:
+            self._comparison.add(sensors_w, wall_w)
+
     async def _watch_boards(self) -> None:
         while True:
             if any(isinstance(sensor, NvmlSensor) for sensor in self._sensors):
@@ -225,11 +266,18 @@ class HostMonitor:
         measured = {channel.facts.device for channel, _ in self._devices}
         self._strangers = {device: names for device, names in seen.strangers.items() if device in measured}
         for channel, device in self._devices:
-            if channel.facts.device in measured:
-                device.strangers_seen(now_s, self._strangers.get(channel.facts.device))
+            device.strangers_seen(now_s, self._strangers.get(channel.facts.device))
 
     def _tell_condition(self) -> None:
         self.account.set_condition(self.power_mode, self._models)
+
+
+def _mean_w(channels: Sequence[SensorChannel], start_s: float, end_s: float) -> float | None:
+    """Return the power of all of them together in W; None where one of them has not seen the whole time."""
+    windows = [channel.track.between(start_s, end_s) for channel in channels]
+    if any(window.joules is None or window.coverage < _FULL_COVERAGE for window in windows):
+        return None
+    return sum(window.joules or 0.0 for window in windows) / (end_s - start_s)
 
 
 def _owned(result: ProbeResult, owner: str) -> ProbeResult:

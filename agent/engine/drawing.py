@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.callreading import CallTranslator
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.agent.engine.thinking import Channels, Thinker
 from moe2.agent.engine.writing import Means, Writing
 from moe2.common.link.messages import Submit, TokenAlternative, TokenPiece
@@ -96,6 +97,21 @@ class Drawing(Writing):
         self._forced: deque[int] = deque()
         """Tokens that come next, whatever the model says."""
         self.reasoning_tokens = 0
+        may_guess = means.speculation is not None and not (self.reads_anew or isinstance(draw, BoundDraw))
+        self._speculator = means.speculation.speculator(prompt) if means.speculation and may_guess else None
+
+    @property
+    def speculator(self) -> Speculator | None:
+        return self._speculator
+
+    @property
+    def most_guesses(self) -> int:
+        run = self.trunk
+        if run is None or not self._draw.is_ready:
+            return 0
+        # The last token of an answer does not go through the model.
+        most = self._most_tokens - len(self.prompt) - self.decoded_tokens - 1
+        return most if self._max_tokens is None else min(most, self._max_tokens - self.decoded_tokens - 1)
 
     @property
     def is_ready(self) -> bool:
@@ -104,7 +120,18 @@ class Drawing(Writing):
     def take(self, run: Run, chunk: Chunk, place: int) -> None:
         if run.remaining:
             return
-        place += len(chunk.tokens) - 1
+        last = place + len(chunk.tokens) - 1
+        for at in range(last - chunk.guessed, last + 1):
+            written = len(run.tokens)
+            self._draw_at(run, at)
+            goes_on = len(run.tokens) > written
+            if not goes_on or at == last or run.tokens[-1] != chunk.tokens[at + 1 - place]:
+                return
+            # The guess is what was drawn: the model has said already what follows on it.
+            run.filled += 1
+
+    def _draw_at(self, run: Run, place: int) -> None:
+        """Draws the token that follows on the one at `place`."""
         if (token := self._token_of_reasoning(place)) is not None:
             self._write(run, token, lambda: self._logits(place))
         elif self._draw.is_ready:
@@ -163,6 +190,8 @@ class Drawing(Writing):
             self.reason = "stop"
         else:
             self._go_on(run, token)
+            if self._speculator is not None and self.reason is None:
+                self._speculator.drew(token)
 
     def _say(self, token: int, logits: Callable[[], Logits]) -> None:
         """Adds a token to the text."""

@@ -19,6 +19,7 @@ from moe2.agent.engine.likelihood import Scoring
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.shelf import State
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
@@ -67,12 +68,14 @@ class Intake:
         limits: Limits,
         thinker: Thinker | None = None,
         caller: Caller | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """new_draw: raises `Moe2Error` for sampling parameters or a grammar that make no sense. thinker: None for a
-        model without reasoning. caller: how the model writes calls; None where it is read as it stands."""
+        model without reasoning. caller: how the model writes calls; None where it is read as it stands. speculation:
+        None where nothing is guessed."""
         self._reader = reader
         self._cache = cache
-        self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens)
+        self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens, speculation)
         self._new_draw = new_draw
         self._limits = limits
         self._thinker = thinker

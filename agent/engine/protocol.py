@@ -53,6 +53,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
     sampling: what is drawn with where a request says nothing, before what the model's file says.
+    speculation: tokens are guessed from the text and checked several at once, where that saves time.
     measuring_lock: a file that is locked while the model is measured after loading; None where others do not matter.
     require_gpu: a model that is not on the GPU as `gpu_layers` says is not served.
     """
@@ -71,6 +72,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace | None = None
     sampling: Sampling = Sampling()
     measuring_lock: str | None = None
+    speculation: bool = True
     require_gpu: bool = False
 
 
@@ -161,6 +163,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     reason: "stop" (end of text or a stop string), "length" or "cancelled". stop: the stop string that ended it.
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
+    drafted_tokens: guesses that went through the model; accepted_tokens: those of them that were right, and are among
+    the decoded tokens.
     """
 
     job_id: str
@@ -173,6 +177,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     prefill_s: float | None
     decode_s: float | None
     stop: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):

@@ -32,6 +32,8 @@ from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.shelf import Shelf
+from moe2.agent.engine.speculation.costs import StepCosts
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
@@ -194,6 +196,11 @@ def open_session(
             outputs=outputs,
             idle_tokens=context.tokens // _IDLE_PART if spec.prefix_cache_mb else context.tokens,
         )
+        speculation = (
+            Speculation(StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate))
+            if spec.speculation and context.gives_back_latest
+            else None
+        )
         shelf = Shelf(
             most_bytes=spec.prefix_cache_mb * 2**20,
             cuts_anywhere=context.cuts_anywhere,
@@ -213,6 +220,7 @@ def open_session(
             limits=limits,
             thinker=templates.thinker,
             caller=templates.caller,
+            speculation=speculation,
         )
         yield Decoder(
             intake=intake,
@@ -223,6 +231,7 @@ def open_session(
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
+            speculation=speculation,
         )
 
 

@@ -30,6 +30,7 @@ def spec_of(section: ModelSection, pace: Pace | None = None, measuring_lock: Pat
         pace=pace,
         sampling=_sampling_of(section.sampling),
         measuring_lock=None if measuring_lock is None else str(measuring_lock),
+        speculation=section.speculation,
     )
 
 

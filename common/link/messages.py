@@ -137,6 +137,8 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one.
 
     simulated: nothing is measured, the watts are those of a simulated host's profile.
+    uncounted_w: the power in W of a sensor that is no part of the host's sum, because others measure the same already,
+    such as a metered plug beside them.
     """
 
     name: str
@@ -145,6 +147,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     remedy: str | None = None
     power_w: float | None = None
     simulated: bool = False
+    uncounted_w: float | None = None
 
 
 class ExpertState(StrEnum):

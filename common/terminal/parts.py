@@ -43,7 +43,9 @@ def power(value_w: float) -> str:
 
 
 def sensor_power(sensor: SensorReport) -> str:
-    """The present power; that of a simulated host says so."""
+    """Return the present power; that of a simulated host, and what is no part of the host's sum, says so."""
+    if sensor.power_w is None and sensor.uncounted_w is not None:
+        return power(sensor.uncounted_w) + " (not counted)"
     return known(sensor.power_w, power) + (" (simulated)" if sensor.simulated else "")
 
 
@@ -205,6 +207,7 @@ def sensor_line(sensor: SensorReport, **before: object) -> str:
         name=sensor.name,
         state=sensor.state,
         power_w=known(sensor.power_w, figures.number),
+        uncounted_w=known(sensor.uncounted_w, figures.number),
         simulated=yes_no(sensor.simulated),
         detail=sensor.detail,
         remedy=sensor.remedy,

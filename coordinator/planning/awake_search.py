@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -151,8 +152,12 @@ class _Search:
         self.was_cut = False
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
-        self.inferior = _inferior(problem)
         self.order = np.array(sorted(range(len(problem.names)), key=problem.names.__getitem__))
+
+    @cached_property
+    def inferior(self) -> BoolArray:
+        """(N, N) which experts leave with which; only a search that branches needs it."""
+        return _inferior(self.problem)
 
     def run(self) -> float:
         """Search until done or out of effort; returns a bound on every feasible set, -inf where none is feasible."""
