@@ -12,14 +12,18 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from random import Random
 
 import msgspec
 import structlog
 
-from moe2.agent.energy.catalog import SensorSettings, discover
+from moe2.agent.energy.blocking import in_daemon_thread
+from moe2.agent.energy.catalog import SensorSearch, SensorSettings
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.profiles import find_profile
+from moe2.agent.energy.wall import Plug
 from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
@@ -374,7 +378,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 weight = self._core.expert_of(model).token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 cause = Cause.OTHER if self._core.is_own(job_id) else None
-                account.request_started(job_id, to_prefill, now_s, weight, cause)
+                account.request_started(job_id, to_prefill, now_s, weight, cause, model=model)
             case Tokens(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)
@@ -505,16 +509,36 @@ class AgentDaemon(Daemon[AgentSettings]):
             self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
 
     async def _look_at_host(self) -> None:
-        found = await asyncio.to_thread(discover, self._sensor_settings)
+        search = SensorSearch(self._sensor_settings)
+        found = await in_daemon_thread(search.look)
         self._monitor = HostMonitor(
-            found, root=self._sensor_settings.root, interval_s=self._settings.sensors.interval_s
+            found,
+            root=self._sensor_settings.root,
+            interval_s=self._settings.sensors.interval_s,
+            search=search,
+            locks=DeviceLocks(self._sensor_settings.root, self._name),
+            engine_pids=self.engine_pids,
+            by_wall=self._sensor_settings.by_wall,
         )
-        self._host = await asyncio.to_thread(
-            detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated
-        )
+        await self._look_at_facts()
         await self._presence.look(self._monitor)
         for result in found:
             log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
+
+    async def _look_at_facts(self) -> None:
+        """Learn what this host is. A driver that is slow to answer is waited for beside the work."""
+        look = asyncio.create_task(
+            in_daemon_thread(
+                partial(detect_host, self._sensor_settings.root, simulated=self._sensor_settings.simulated)
+            )
+        )
+        look.add_done_callback(self._facts_known)
+        await asyncio.wait({look}, timeout=self._sensor_settings.deadline_s)
+
+    def _facts_known(self, look: asyncio.Task[HostFacts]) -> None:
+        if not look.cancelled():
+            self._host = look.result()
+            self._changed.set()
 
     def _send_report(self) -> None:
         self._report_seq += 1
@@ -560,4 +584,11 @@ class AgentDaemon(Daemon[AgentSettings]):
 def sensors_wanted(section: SensorsSection) -> SensorSettings:
     """Returns where the configuration says to look for power sensors. Raises ConfigError for an unknown profile."""
     simulated = find_profile(section.profile, paced=section.paced) if section.profile is not None else None
-    return SensorSettings(simulated=simulated, families=section.families, monitors=section.monitors)
+    return SensorSettings(
+        simulated=simulated,
+        families=section.families,
+        monitors=section.monitors,
+        devices=section.devices,
+        plugs=tuple(Plug(one.kind, one.url, one.channel, one.lag_s, one.password_file) for one in section.wall),
+        by_wall=section.budget_scope == "wall",
+    )

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moe2.agent.energy.profiles import PROFILES
 from moe2.agent.energy.sensor import FAMILIES, Family
+from moe2.agent.energy.wall import PlugKind
 from moe2.common.config import LIVE, Seconds, Settings
 from moe2.common.generation import MAX_TOP_K
 
@@ -127,6 +128,8 @@ class ModelSection(Settings):
     """CPU threads; llama.cpp decides if not set."""
     gpu_layers: Annotated[int, Field(ge=-1)] = 0
     """Layers offloaded to the GPU; -1 for all."""
+    require_gpu: bool = False
+    """A model of which the GPU does not hold `gpu_layers` is not served, in place of one that answers slowly."""
     batch_tokens: Annotated[int, Field(ge=16, le=65_536)] = 512
     """Tokens that one step of llama.cpp takes at most; more make prefill faster and need more memory."""
     flash_attention: bool | None = None
@@ -138,6 +141,9 @@ class ModelSection(Settings):
     prefix_cache_mb: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Host memory, in MiB, for conversations that were answered, so that a continuation need not be read again; as far
     as it is free. 0 keeps them in the KV cache alone, where they slow decoding down."""
+    speculation: bool = True
+    """Guess tokens from the text and check several in one step, where that was measured to save time. Answers stay what
+    they are without."""
     load: Literal["start", "on_demand"] = "start"
     """When to load: with the agent, or for the first request."""
     unload_after_s: Seconds | None = None
@@ -154,6 +160,12 @@ class ModelSection(Settings):
     def _quantized_values_need_flash_attention(self) -> ModelSection:
         if self.flash_attention is False and self.cache_type != "f16":
             raise ValueError(f'cache_type = "{self.cache_type}" needs flash attention: do not switch it off')
+        return self
+
+    @model_validator(mode="after")
+    def _required_gpu_gets_layers(self) -> ModelSection:
+        if self.require_gpu and self.gpu_layers == 0:
+            raise ValueError("require_gpu: gpu_layers is 0, so nothing would be on the GPU; -1 is all layers")
         return self
 
     @property
@@ -200,6 +212,33 @@ class EngineSection(Settings):
     batch of a prompt takes on the slowest host."""
 
 
+class WallSection(Settings):
+    """One entry of [[sensors.wall]]: a metered plug in front of this host"""
+
+    url: str
+    """http:// and the plug's address."""
+    kind: PlugKind
+    """Which firmware it has: "shelly" (Gen2 and newer) or "tasmota"."""
+    channel: Annotated[int, Field(ge=0, le=63)] = 0
+    """Of a strip of several: which one this host is on, counted from 0."""
+    lag_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """How many seconds late its figures are."""
+    password_file: Path | None = None
+    """File with the plug's password, where it has one."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"expected http://ADDRESS of the plug, got {url!r}")
+        return url.rstrip("/")
+
+
 class SensorsSection(Settings):
     """[sensors]"""
 
@@ -207,13 +246,30 @@ class SensorsSection(Settings):
     """Which kinds of power sensors to look for."""
     interval_s: Annotated[float, Field(ge=0.1, le=2.0)] = 0.1
     """Seconds between two readings of a sensor."""
+    devices: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
+    """Which devices to measure, such as "gpu1", a GPU's UUID, "module" or "cpu"; all that no other agent of this host
+    measures if not set. Name the boards that the models are on where others are somebody else's."""
     monitors: tuple[I2cAddress, ...] = ()
     """Of a Jetson with two power monitors that have a rail of the same name: the I2C addresses of those that measure
     the module, such as 1-0040. All are read if not set."""
+    budget_scope: Literal["sensors", "wall"] = "sensors"
+    """What the joules of requests are, and so what budgets bound: those of the host's own sensors, or its plugs'. The
+    one is never added to the other. With "wall" an answer's last message waits for the plugs, for about lag_s."""
+    wall: tuple[WallSection, ...] = ()
+    """Metered plugs, which see the whole host."""
     profile: str | None = None
     """Name of a simulated host, to try a fleet without its hardware; everything it reports is marked simulated."""
     paced: bool = False
     """A simulated host answers no faster than its board was measured to answer, with the 8B model of its profile."""
+
+    @model_validator(mode="after")
+    def _plugs_are_told_apart(self) -> SensorsSection:
+        places = [(plug.url, plug.channel) for plug in self.wall]
+        if len(places) != len(set(places)):
+            raise ValueError("wall: each plug once; the same url and channel stand twice, and would be added up")
+        if self.budget_scope == "wall" and not self.wall:
+            raise ValueError('budget_scope: "wall" needs a plug; add [[sensors.wall]]')
+        return self
 
     @model_validator(mode="after")
     def _pace_is_a_profiles(self) -> SensorsSection:

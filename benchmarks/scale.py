@@ -157,7 +157,7 @@ def request() -> bytes:
             "messages": [{"role": "user", "content": "What does a coordinator of edge language models do all day?"}],
             "max_tokens": 16,
             "temperature": 0.0,
-            "moe2": {"energy_budget_j": 60.0, "latency_budget_s": 2.0},
+            "moe2": {"energy_budget_j": 60.0, "latency_budget_s": 10.0},
         }
     ).encode()
     head = (

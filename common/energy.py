@@ -42,6 +42,8 @@ class Scope(StrEnum):
     MODULE_RAILS = "module_rails"
     CPU_PACKAGE = "cpu_package"
     PSYS = "psys"
+    WALL = "wall"
+    """The whole host, as a metered plug sees it; it contains every other scope."""
 
 
 class Attribution(StrEnum):

@@ -95,15 +95,16 @@ def append_line(path: Path, line: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
     """Hold the file's lock, a file beside it, so that nobody else who takes it changes the file. Raises OSError.
 
-    What killed processes have left beside the file is cleared away.
+    What killed processes have left beside the file is cleared away. waits: for whoever else holds the lock; False
+    raises BlockingIOError then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _open_or_make(path.with_name(f".{path.name}.lock"), os.O_RDWR, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         for entry in os.scandir(path.parent):
             if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".draft"):
                 os.unlink(entry)

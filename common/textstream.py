@@ -7,7 +7,9 @@ stop string. Pieces keep their log-probabilities while they wait.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
 
@@ -103,3 +105,51 @@ class TextStream:
             start += len(piece.text)
         del self._held[: len(released)]
         return tuple(released)
+
+
+class HeldPieces:
+    """Pieces that are not final yet, as one text that is cut from its beginning."""
+
+    def __init__(self) -> None:
+        self._pieces: list[TokenPiece] = []
+        self.text = ""
+
+    def add(self, piece: TokenPiece) -> None:
+        """Adds a piece at the end."""
+        self._pieces.append(piece)
+        self.text += piece.text
+
+    def take(self, count: int, *, is_reasoning: bool = False) -> Iterator[TokenPiece]:
+        """Yields the first `count` characters, piece by piece. One that is cut keeps nothing but its text."""
+        self.text = self.text[count:]
+        while self._pieces and len(self._pieces[0].text) <= count:
+            piece = self._pieces.pop(0)
+            count -= len(piece.text)
+            yield msgspec.structs.replace(piece, is_reasoning=True) if is_reasoning else piece
+        if self._pieces and count:
+            cut = self._pieces[0].text
+            yield TokenPiece(cut[:count], is_reasoning=is_reasoning)
+            self._pieces[0] = TokenPiece(cut[count:])
+
+    def uncut(self, count: int) -> int:
+        """Returns the largest number of characters up to `count` that cuts no piece: so nothing of a token's
+        log-probability is lost, and no token becomes two pieces."""
+        start = 0
+        for piece in self._pieces:
+            if start + len(piece.text) > count:
+                break
+            start += len(piece.text)
+        return start
+
+    def drop(self, count: int) -> None:
+        """Forgets the first `count` characters."""
+        for _ in self.take(count):
+            pass
+
+
+def begun(text: str, *marks: str) -> int:
+    """Returns how many characters at the end of a text may be the beginning of one of the marks."""
+    longest = max(map(len, marks)) - 1
+    return next(
+        (n for n in range(min(longest, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
+    )

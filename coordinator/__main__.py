@@ -29,7 +29,9 @@ from moe2.coordinator.cli import (
 )
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
-from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.shared_register import SharedRegister
+from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
 from moe2.coordinator.runtime import EventLoop, allow_open_files
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
@@ -102,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     agents.add_commands(
         agents_command.add_subparsers(required=True, metavar="COMMAND", title="commands"),
         add_options=lambda parser: add_config(parser, DEFAULT_CONFIG_PATH),
-        open_=lambda arguments: RegisterFile(_load(arguments).coordinator.state_dir),
+        open_=lambda arguments: _register(_load(arguments)),
     )
 
     database.add_commands(
@@ -172,6 +174,15 @@ def _add(commands: Commands[Command], name: str, module: ModuleType, **details: 
 
 def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
     return load_settings(CoordinatorSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+
+
+def _register(settings: CoordinatorSettings) -> RegisterStore:
+    """Returns where the register of agents is: in the database that coordinators share, or in this one's file."""
+    if settings.database.url is not None:
+        register = SharedRegister(Session(settings.database.url, name="moe2-coordinator agents"))
+        register.refresh()
+        return register
+    return RegisterFile(settings.coordinator.state_dir)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import uuid
@@ -34,7 +35,7 @@ from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
-from moe2.coordinator.gate.feedback_file import FeedbackFile
+from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.http.answering import Answering
 from moe2.coordinator.http.auth import Guard
 from moe2.coordinator.http.books import FeedbackRoutes, LedgerRoute
@@ -42,9 +43,8 @@ from moe2.coordinator.http.boundary import add_request_id, answer_errors
 from moe2.coordinator.http.browsers import Browsers
 from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
-from moe2.coordinator.http.message_routes import MessagesRoutes
+from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
-from moe2.coordinator.http.openai import OpenAiRoutes
 from moe2.coordinator.http.orders import OrdersRoute
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
@@ -120,8 +120,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self.agents_url = ""
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
-        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / "feedback.jsonl")
-        self._feedback = FeedbackBook(_known(self._feedback_file), keep_prompts=settings.selection.keep_prompts)
+        self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
+        scores = _known(self._feedback_file)
+        self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings, self._feedback),
             settings.selection.limits_by_category,
@@ -131,15 +132,29 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
+        self._accounts = Accounts()
+        self._price_file = PriceFile(settings.coordinator.state_dir)
+        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         url = settings.database.url
-        self._pair = None if url is None else Pair(settings.database, url, settings.ledger_path)
+        self._pair = None
+        if url is not None:
+            self._pair = Pair(
+                settings.database,
+                url,
+                settings.ledger_path,
+                scores=scores,
+                on_scores=self._scored_elsewhere,
+                on_wishes=lambda wishes: self._keeper.take_wishes(wishes),
+                on_change=lambda: self._hub.disconnect_revoked(),
+                accounts=self._accounts,
+                prices=self._prices,
+                on_lease=lambda: self._service.fleet_changed(),
+            )
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._ledger = Ledger(
             settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
         )
-        self._accounts = Accounts()
         self._standing = StandingBook(time())
-        self._price_file = PriceFile(settings.coordinator.state_dir)
-        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = None
@@ -157,11 +172,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._selector,
             send=lambda agent_id, message: self._keeper.send(agent_id, message),
             max_active=settings.api.max_active_requests,
-            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time, prices=self._prices),
+            bookkeeper=Bookkeeper(
+                self._accounts,
+                self._ledger,
+                clock=time,
+                prices=self._prices,
+                lender=self._pair.lender if self._pair else None,
+            ),
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
-        self._doorkeeper = Doorkeeper(RegisterFile(settings.coordinator.state_dir), agents.token_file)
+        register = self._pair.register if self._pair else RegisterFile(settings.coordinator.state_dir)
+        self._doorkeeper = Doorkeeper(register, agents.token_file)
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
@@ -175,6 +197,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             price_per_j=lambda: next((row.price_per_j for row in self._prices.rows() if row.scope == FLEET), 0.0),
             patience_s=_patience_s(settings),
             state_dir=settings.coordinator.state_dir,
+            may_act=lambda: self._pair is None or self._pair.does_chores,
+            on_wishes=self._pair.bulletin.wish if self._pair else lambda _: None,
         )
         self._hub = Hub(
             agents,
@@ -193,7 +217,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             clock=time,
         )
         self._answering = Answering(self._service, self._table, settings.api)
-        self._keys = KeyRing(KeyFile(settings.coordinator.state_dir)) if settings.api.keys == "required" else None
+        keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
+        self._keys = KeyRing(keys) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
         self._fleet = FleetRoutes(self.status, self._why_not_ready)
 
@@ -204,9 +229,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
+            self._accounts.restore(day_of(time()), self._ledger.today)
             if self._pair:
                 await stack.enter_async_context(self._pair.running())
-            self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
@@ -315,6 +340,8 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             raise
         self._selector.reconfigure(scorer, selection.limits_by_category, selection.fleet_watts_cap_w)
         self._prices.reconfigure(selection.averages)
+        if self._pair:
+            self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._keeper.use(settings.provisioning, _patience_s(settings), scorer.apart())
         self._feedback.keep_prompts = selection.keep_prompts
         self._service.max_active = api.max_active_requests
@@ -335,21 +362,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 answer_errors,
                 send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
-                Guard(self._keys).middleware,
+                Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
             ],
         )
         app.on_response_prepare.append(add_request_id)
         self._browsers.add_to(app)
-        OpenAiRoutes(self._answering).add_to(app)
+        GenerationRoutes(self._answering).add_to(app)
         ModelsRoutes(self._table, lambda: self._answering.settings.aliases).add_to(app)
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
-        MessagesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(
-            self._feedback, self._feedback_file, on_score=lambda _: self._selector.scorer.tallies_changed()
-        ).add_to(app)
+        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
         self._fleet.add_to(app)
         LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
@@ -381,6 +405,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
         if not self._orders.answered(agent_id, answer):
             self._keeper.answered(agent_id, answer)
+
+    def _scored(self, feedback: Feedback) -> None:
+        self._selector.scorer.tallies_changed()
+        if self._pair:
+            self._pair.bulletin.score(feedback)
+
+    def _scored_elsewhere(self, scores: list[Feedback]) -> None:
+        for feedback in scores:
+            self._feedback.accept(feedback)
+        self._selector.scorer.tallies_changed()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:
@@ -494,6 +528,14 @@ def _known(file: FeedbackFile) -> list[Feedback]:
     if file.damaged_lines:
         log.warning("feedback_damaged", path=str(file.path), lines_passed_over=file.damaged_lines)
     return found
+
+
+def _gate_sha256(settings: CoordinatorSettings) -> str | None:
+    """Returns the digest of the gate's file; None where there is none."""
+    try:
+        return hashlib.sha256(settings.gate_path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:

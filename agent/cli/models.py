@@ -15,6 +15,7 @@ from moe2.agent.cli.status import VIEW
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.link.supply import ModelFile
+from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
@@ -28,7 +29,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
 
     vocabulary_sha256: equal for two models exactly when token ids mean the same in both. sha256: of the file.
     sampling: what it draws with where a request says nothing. origin, last_used_unix_s: of a file in the folder of
-    models: where it came from, and when it was last loaded. state: None for a file that is not served.
+    models: where it came from, and when it was last loaded. state: None for a file that is not served. placement: which
+    device holds what; empty while it is not in memory. gpu_fault: why the GPU does not hold what it should.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     origin: str | None
     last_used_unix_s: float | None
     last_error: str | None
+    placement: tuple[DeviceShare, ...] = ()
+    gpu_fault: GpuFault | None = None
 
 
 def show_models(socket: Path, *, as_json: bool, console: Console | None = None) -> int:
@@ -92,6 +96,8 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
             origin=of_model[expert.model].origin if expert.model in of_model else None,
             last_used_unix_s=of_model[expert.model].last_used_unix_s if expert.model in of_model else None,
             last_error=expert.last_error,
+            placement=expert.placement,
+            gpu_fault=expert.gpu_fault,
         )
         for expert in status.experts
     )
@@ -127,6 +133,8 @@ def line(row: ModelRow) -> str:
     facts = msgspec.structs.asdict(row) | {
         "state": row.state.value if row.state else "not served",
         "sampling": sampling_text(row.sampling),
+        "placement": placement_text(row.placement) or None,
+        "gpu_fault": row.gpu_fault and row.gpu_fault.cause.value,
     }
     return fact_line("model", **facts)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
+from moe2.agent.energy.baseline import Condition
 from moe2.common.energy import Attribution, Energy, Quality, Scope, total, unmeasured, worst_quality
 from moe2.common.standby import Cause, IdlePower, StandingEnergy
 
@@ -21,38 +22,97 @@ class Activity:
     is_cold: bool = False
 
 
+@dataclass(slots=True)
+class _Running:
+    """A job that holds a slot, and the accounts that know of it."""
+
+    prompt_tokens: int
+    weight: TokenWeight | None
+    cause: Cause | None
+    began_s: float
+    model: str | None
+    devices: list[DeviceAccount]
+    unmeasured: tuple[str, ...]
+    """Boards that the model is on and that nothing here measures."""
+    first_token_s: float | None = None
+
+
 class HostAccount:
     """Feeds every device's account and adds up what they answer.
 
+    A metered plug measures the whole host, its other devices included, so it is never added to them: either the plug
+    counts or all the others. What does not count is accounted for as well, to be compared.
     why_unmeasured: shown in every request's energy where the host has no usable sensor at all.
+    by_wall: the plug is what counts.
     """
 
-    def __init__(self, devices: Sequence[DeviceAccount], *, why_unmeasured: str) -> None:
-        self._devices = tuple(devices)
-        self._why_unmeasured = why_unmeasured
+    def __init__(self, devices: Sequence[DeviceAccount], *, why_unmeasured: str, by_wall: bool = False) -> None:
+        self._by_wall = by_wall
+        self._devices: tuple[DeviceAccount, ...] = ()
+        self._beside: tuple[DeviceAccount, ...] = ()
+        self.why_unmeasured = why_unmeasured
+        self.placement: Mapping[str, frozenset[str]] = {}
+        """The boards that each model is on, by the names of their devices; of some models it is unknown."""
+        self._condition: Condition | None = None
+        self._running: dict[str, _Running] = {}
+        self._awaited: dict[str, int] = {}
+        """Of each job that has ended: how many devices that count tell its energy."""
+        self._lacking: dict[str, tuple[str, ...]] = {}
+        """Of jobs that have ended: the boards whose joules are missing in their energy."""
         self._prefilling: set[str] = set()
         self._decoding: set[str] = set()
-        self._ended: set[str] = set()
         self._parts: dict[str, list[Energy]] = {}
         self._cause = Cause.IDLE
         self._is_cold = False
         self._own: dict[str, float] = {}
         """When each job of the host's own, which is no request, has started."""
         self.activity = Activity()
+        for device in devices:
+            self._take(device)
+
+    def counts(self, device: DeviceAccount) -> bool:
+        """Return whether the device's joules are part of the host's."""
+        return (device.facts.scope is Scope.WALL) is self._by_wall
+
+    def add_device(self, device: DeviceAccount, at_s: float) -> None:
+        """Account for one more device from now on. Jobs that run already get a part of it, which says so."""
+        self._take(device)
+        if self._condition is not None:
+            device.set_condition(self._condition)
+        if self._cause is not Cause.IDLE:
+            device.cause_changed(self._cause, at_s)
+        for job_id, job in self._running.items():
+            if self._concerns(device, job.model):
+                device.request_started(job_id, job.prompt_tokens, at_s, job.weight, job.cause, began_s=job.began_s)
+                if job.first_token_s is not None:
+                    device.first_token(job_id, at_s)
+                job.devices.append(device)
+
+    def _take(self, device: DeviceAccount) -> None:
+        if self.counts(device):
+            self._devices = (*self._devices, device)
+        else:
+            self._beside = (*self._beside, device)
+
+    def _concerns(self, device: DeviceAccount, model: str | None) -> bool:
+        """Return whether the model uses the device: of several boards only those that it is known to be on."""
+        boards = self.placement.get(model) if model is not None else None
+        return boards is None or device.facts.scope is not Scope.GPU_BOARD or device.facts.device in boards
 
     def set_condition(self, power_mode: str | None, loaded_models: frozenset[str]) -> None:
-        """What the idle baseline depends on. Call it at the start and whenever either changes."""
-        for device in self._devices:
-            device.set_condition((power_mode, loaded_models))
+        """Take in what the idle baseline depends on. Call it at the start and whenever either changes."""
+        self._condition = (power_mode, loaded_models)
+        for device in (*self._devices, *self._beside):
+            device.set_condition(self._condition)
         self._is_cold = not loaded_models
         self._count()
 
     def cause_is(self, cause: Cause, at_s: float) -> None:
-        """Whatever no request uses is used for this cause from now on."""
+        """Book whatever no request uses to this cause from now on."""
         if cause is not self._cause:
             self._cause = cause
             self._count()
-            for device in self._devices:
+            for device in (*self._devices, *self._beside):
                 device.cause_changed(cause, at_s)
 
     def request_started(
@@ -62,34 +122,43 @@ class HostAccount:
         at_s: float,
         weight: TokenWeight | None = None,
         cause: Cause | None = None,
+        *,
+        model: str | None = None,
     ) -> None:
-        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache.
+        """Begin the account of a job that holds a slot. `prompt_tokens` without those found in a cache.
 
-        cause: of the host's own work, which is no request.
+        cause: of the host's own work, which is no request. model: its joules are those of the boards it is on.
         """
-        for device in self._devices:
+        concerned = [device for device in (*self._devices, *self._beside) if self._concerns(device, model)]
+        for device in concerned:
             device.request_started(job_id, prompt_tokens, at_s, weight, cause)
+        measured = {device.facts.device for device in self._devices}
+        boards = self.placement.get(model, frozenset()) if model is not None and not self._by_wall else frozenset()
+        lacking = tuple(sorted(boards - measured))
+        self._running[job_id] = _Running(prompt_tokens, weight, cause, at_s, model, concerned, lacking)
         if cause is not None:
             self._own[job_id] = at_s
         self._prefilling.add(job_id)
         self._count()
 
     def first_token(self, job_id: str, at_s: float) -> None:
-        """The job's prefill is done. A job that never started, or has ended, is ignored."""
+        """Take in that the job's prefill is done. A job that never started, or has ended, is ignored."""
         if job_id not in self._prefilling:
             return
-        for device in self._devices:
+        job = self._running[job_id]
+        job.first_token_s = at_s
+        for device in job.devices:
             device.first_token(job_id, at_s)
         self._prefilling.discard(job_id)
         self._decoding.add(job_id)
         self._count()
 
     def tokens_decoded(self, job_id: str, n: int, at_s: float) -> None:
-        """The job has decoded `n` more tokens; the first ones imply the end of its prefill."""
+        """Take in that the job has decoded `n` more tokens; the first ones imply the end of its prefill."""
         if job_id in self._prefilling:
             self.first_token(job_id, at_s)
         if job_id in self._decoding:
-            for device in self._devices:
+            for device in self._running[job_id].devices:
                 device.tokens_decoded(job_id, n, at_s)
 
     def request_ended(self, job_id: str, at_s: float) -> bool:
@@ -99,43 +168,49 @@ class HostAccount:
         """
         if job_id not in self._prefilling and job_id not in self._decoding:
             return False
-        for device in self._devices:
+        job = self._running.pop(job_id)
+        for device in job.devices:
             device.request_ended(job_id, at_s)
+        self._awaited[job_id] = sum(self.counts(device) for device in job.devices)
+        if job.unmeasured and self._devices:
+            self._lacking[job_id] = job.unmeasured
         self._own.pop(job_id, None)
         self._prefilling.discard(job_id)
         self._decoding.discard(job_id)
-        self._ended.add(job_id)
         self._count()
         return True
 
     @property
     def has_unsettled(self) -> bool:
         """True while an ended request's energy is not final."""
-        return bool(self._ended)
+        return bool(self._awaited)
 
     def settle(self, now_s: float) -> dict[str, Energy]:
-        """The requests whose energy became final by `now_s`, by job id.
+        """Return the requests whose energy became final by `now_s`, by job id.
 
         Each ended request is handed out exactly once, at the latest `max_settle_s` of its devices' accounts
         after its end (if `settle` is called that often), immediately on a host without sensors.
         """
+        for device in self._beside:
+            device.settle(now_s)
         for device in self._devices:
             for job_id, energy in device.settle(now_s).items():
                 self._parts.setdefault(job_id, []).append(energy)
         settled = {
-            job_id: self._joined(self._parts.pop(job_id, []))
-            for job_id in sorted(self._ended)
-            if len(self._parts.get(job_id, ())) == len(self._devices)
+            job_id: _without(self._lacking.pop(job_id, ()), self._joined(self._parts.pop(job_id, [])))
+            for job_id, awaited in sorted(self._awaited.items())
+            if len(self._parts.get(job_id, ())) == awaited
         }
-        self._ended.difference_update(settled)
+        for job_id in settled:
+            del self._awaited[job_id]
         return settled
 
     def overhead(self) -> Energy:
-        """Energy of the host that no request is answerable for, since the start."""
+        """Return the energy of the host that no request is answerable for, since the start."""
         return self._joined([device.overhead() for device in self._devices])
 
     def standing(self, epoch: str) -> StandingEnergy | None:
-        """Everything measured since the start, by cause and for requests; None on a host without a sensor."""
+        """Return everything measured since the start, by cause and for requests; None on a host without a sensor."""
         if not self._devices:
             return None
         by_cause = {cause: sum(device.by_cause[cause] for device in self._devices) for cause in Cause}
@@ -153,7 +228,7 @@ class HostAccount:
         )
 
     def between(self, start_s: float, end_s: float) -> Energy | None:
-        """All energy of the host from `start_s` to `end_s`, whoever used it; None as long as it is not known."""
+        """Return all energy of the host from `start_s` to `end_s`, whoever used it; None as long as it is not known."""
         parts = [device.between(start_s, end_s) for device in self._devices]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
@@ -161,14 +236,14 @@ class HostAccount:
         return self._joined(known)
 
     def own_work_j(self, now_s: float) -> float | None:
-        """Joules of the host since its own work that runs now began, by the sensors' latest readings; None without."""
+        """Return the host's joules since its own work that runs now began, by the latest readings; None without any."""
         if not self._own or not self._devices:
             return None
         began_s = min(self._own.values())
         return sum(device.known_j(began_s, now_s) for device in self._devices)
 
     def idle_powers(self, power_mode: str | None, now_s: float) -> tuple[IdlePower, ...]:
-        """The measured idle power of each set of loaded models in this power mode, over all devices that know theirs.
+        """Return the measured idle power of each set of loaded models in this power mode, over all devices.
 
         A set that one device has not measured is left out: a sum without it would understate.
         """
@@ -198,7 +273,7 @@ class HostAccount:
         return tuple(powers)
 
     def idle_w(self) -> float | None:
-        """Idle power of all devices under the present condition in W; None if one is not known."""
+        """Return the idle power of all devices under the present condition in W; None if one is not known."""
         idle_w = [device.baseline.idle_w for device in self._devices]
         known = [power_w for power_w in idle_w if power_w is not None]
         return sum(known) if known and len(known) == len(idle_w) else None
@@ -219,13 +294,13 @@ class HostAccount:
 
     def _joined(self, parts: Sequence[Energy]) -> Energy:
         if not parts:
-            return unmeasured(self._why_unmeasured)
+            return unmeasured(self.why_unmeasured)
         if len(parts) == 1:
             return parts[0]
         known = [part for part in parts if part.joules is not None]
         reasons = list(dict.fromkeys(part.reason for part in parts if part.reason))
         if not known:
-            return unmeasured("; ".join(reasons) or self._why_unmeasured)
+            return unmeasured("; ".join(reasons) or self.why_unmeasured)
         joined = total(known)
         if len(known) < len(parts):
             # The missing device makes the sum a lower bound, which is what "partial" says.
@@ -243,6 +318,19 @@ class HostAccount:
             idle_w=_sum_if_all_known([part.idle_w for part in parts]),
             attribution=max(conventions, key=list(Attribution).index, default=None),
         )
+
+
+def _without(boards: tuple[str, ...], energy: Energy) -> Energy:
+    """Return the energy with a word on the boards that are missing in it."""
+    if not boards:
+        return energy
+    told = f"the model is on {', '.join(boards)}, which this agent does not measure"
+    if energy.joules is None:
+        return unmeasured(told)
+    reason = "; ".join(filter(None, (told, energy.reason)))
+    quality = worst_quality((energy.quality, Quality.PARTIAL))
+    # No share of the time can be told of a board that nothing measures.
+    return msgspec.structs.replace(energy, quality=quality, coverage=None, reason=reason)
 
 
 def _sum_if_all_known(values: Sequence[float | None]) -> float | None:

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from moe2.agent.energy.baseline import Condition, IdleBaseline
 from moe2.agent.energy.meter import EnergyTrack, WindowEnergy
 from moe2.agent.energy.sensor import SensorFacts
-from moe2.common.energy import Attribution, Energy, Quality
+from moe2.common.energy import Attribution, Energy, Quality, worst_quality
 from moe2.common.standby import Cause
 
 DEFAULT_PREFILL_WEIGHT = 1 / 35
 _MAX_SLICE_S = 1.0
 _FULL_COVERAGE = 0.98
 _LOW_RESOLUTION_S = 2.0
+_MAX_STRANGER_SPANS = 900
 _CONVENTIONS = tuple(Attribution)
 
 
@@ -56,6 +57,8 @@ class _Job:
     joules: float = 0.0
     marginal_j: float | None = 0.0
     covered_s: float = 0.0
+    began_s: float | None = None
+    """When it began, where that was before the account knew of it."""
     convention: Attribution = Attribution.EXCLUSIVE
     cause: Cause | None = None
     """What its joules are booked to in the end, where it is the host's own work and no request."""
@@ -114,18 +117,23 @@ class DeviceAccount:
         self._open: dict[str, _Job] = {}
         self._active: list[_Job] = []
         self.suspicion: str | None = None
+        """Why the device's figures are doubtful; set by the account's owner."""
+        self._strangers: deque[tuple[float, float, str]] = deque(maxlen=_MAX_STRANGER_SPANS)
+        self._strangers_since_s: float | None = None
+        self._looked_s: float | None = None
+        self._stranger_names = ""
 
     @property
     def settled_s(self) -> float:
-        """All energy up to this time has been given to a request or to the overhead."""
+        """The time up to which all energy has been given to a request or to the overhead."""
         return self._settled_s
 
     def set_condition(self, condition: Condition) -> None:
-        """The power mode or the set of loaded models changed."""
+        """Take in that the power mode or the set of loaded models changed."""
         self.baseline.set_condition(condition)
 
     def cause_changed(self, cause: Cause, at_s: float) -> None:
-        """Whatever no request uses is used for this cause from now on."""
+        """Book whatever no request uses to this cause from now on."""
         self._cuts.append(_Cut(self._in_order(at_s), None, cause=cause))
 
     def request_started(
@@ -135,31 +143,34 @@ class DeviceAccount:
         at_s: float,
         weight: TokenWeight | None = None,
         cause: Cause | None = None,
+        *,
+        began_s: float | None = None,
     ) -> None:
-        """The job holds a slot and its prefill begins. `prompt_tokens` without those found in a cache.
+        """Begin the account of a job that holds a slot. `prompt_tokens` without those found in a cache.
 
         cause: of the host's own work, which is no request; its joules are handed out and booked to that.
+        began_s: when it began, of a job that runs already as the device is found: its energy is a part then.
         """
         if job_id in self._open:
             raise ValueError(f"job {job_id!r} has already started")
         at_s = self._in_order(at_s)
-        job = _Job(job_id, prompt_tokens, weight or TokenWeight(), at_s, cause=cause)
+        job = _Job(job_id, prompt_tokens, weight or TokenWeight(), at_s, cause=cause, began_s=began_s)
         self._open[job_id] = job
         self._cuts.append(_Cut(at_s, job, starts=True))
 
     def first_token(self, job_id: str, at_s: float) -> None:
-        """The job's prefill is done."""
+        """Take in that the job's prefill is done."""
         job = self._open[job_id]
         if job.prefill_end_s is None:
             job.prefill_end_s = self._in_order(at_s)
             self._cuts.append(_Cut(job.prefill_end_s, job))
 
     def tokens_decoded(self, job_id: str, n: int, at_s: float) -> None:
-        """The job has decoded `n` more tokens."""
+        """Take in that the job has decoded `n` more tokens."""
         self._cuts.append(_Cut(self._in_order(at_s), self._open[job_id], tokens=n))
 
     def request_ended(self, job_id: str, at_s: float) -> None:
-        """The job left its slot, for whatever reason: cancelled and failed work keeps its joules."""
+        """End the job's account as it leaves its slot, for whatever reason: cancelled work keeps its joules."""
         job = self._open.pop(job_id)
         job.ended_s = self._in_order(at_s)
         if job.prefill_end_s is None:
@@ -167,7 +178,7 @@ class DeviceAccount:
         self._cuts.append(_Cut(job.ended_s, job, ends=True))
 
     def settle(self, now_s: float) -> dict[str, Energy]:
-        """Account for all energy that is known by `now_s`; the requests that became final, by job id."""
+        """Account for all energy that is known by `now_s`; return the requests that became final, by job id."""
         self._count_latecomers()
         frontier_s = self._track.frontier_s
         overdue_s = now_s - self._max_settle_s
@@ -195,7 +206,7 @@ class DeviceAccount:
         return settled
 
     def overhead(self) -> Energy:
-        """Energy that no request is answerable for, from the account's start up to `settled_s`."""
+        """Return the energy that no request is answerable for, from the account's start up to `settled_s`."""
         return Energy(
             joules=sum(self._by_cause.values()) if self._overhead_s > 0 else None,
             quality=self._quality(1.0) if self._overhead_s > 0 else Quality.UNMEASURED,
@@ -226,7 +237,7 @@ class DeviceAccount:
         return self._covered_s
 
     def between(self, start_s: float, end_s: float) -> Energy | None:
-        """All energy of the device from `start_s` to `end_s`, whoever used it; None as long as its end is not known."""
+        """Return all energy of the device in this time, whoever used it; None as long as its end is not known."""
         frontier_s = self._track.frontier_s
         if frontier_s is None or frontier_s < end_s:
             return None
@@ -240,7 +251,7 @@ class DeviceAccount:
         )
 
     def known_j(self, start_s: float, end_s: float) -> float:
-        """The device's joules from `start_s` to `end_s` as far as its readings reach."""
+        """Return the device's joules from `start_s` to `end_s` as far as its readings reach."""
         return self._track.between(start_s, end_s).joules or 0.0
 
     @property
@@ -331,14 +342,16 @@ class DeviceAccount:
 
     def _energy(self, job: _Job) -> Energy:
         assert job.ended_s is not None  # noqa: S101 - only ended jobs are settled
-        window = self._track.between(job.started_s, job.ended_s)
-        length_s = job.ended_s - job.started_s
+        began_s = job.started_s if job.began_s is None else job.began_s
+        window = self._track.between(began_s, job.ended_s)
+        length_s = job.ended_s - began_s
+        strangers = self._strangers_between(began_s, job.ended_s)
         coverage = min(1.0, job.covered_s / length_s) if length_s > 0 else 0.0
         known = coverage > 0
         return Energy(
             joules=job.joules if known else None,
             marginal_joules=job.marginal_j if known else None,
-            quality=self._quality(coverage),
+            quality=worst_quality((self._quality(coverage), Quality.PARTIAL)) if strangers else self._quality(coverage),
             scope=self.facts.scope,
             source=self.facts.source,
             coverage=coverage,
@@ -346,7 +359,7 @@ class DeviceAccount:
             max_gap_s=window.max_gap_s,
             idle_w=self.baseline.idle_w,
             attribution=job.convention if known else None,
-            reason=self._reason(coverage, length_s, window),
+            reason=self._reason(coverage, length_s, window, strangers),
         )
 
     def _quality(self, coverage: float) -> Quality:
@@ -358,8 +371,30 @@ class DeviceAccount:
             return Quality.PARTIAL
         return Quality.MEASURED_COUNTER if self.facts.has_counter else Quality.MEASURED_INTEGRATED
 
-    def _reason(self, coverage: float, length_s: float, window: WindowEnergy) -> str | None:
-        reasons = []
+    def strangers_seen(self, at_s: float, names: str | None) -> None:
+        """Take in which other programs use the device at this moment, in words; None for none.
+
+        From the look before the first one that sees them, until the next one that does not, every joule may be theirs.
+        """
+        if self._strangers_since_s is not None:
+            self._strangers.append((self._strangers_since_s, at_s, self._stranger_names))
+            self._strangers_since_s = at_s
+        if names is None:
+            self._strangers_since_s = None
+        elif self._strangers_since_s is None:
+            self._strangers_since_s = self._looked_s if self._looked_s is not None else at_s
+        self._looked_s = at_s
+        self._stranger_names = names or ""
+
+    def _strangers_between(self, start_s: float, end_s: float) -> str | None:
+        if self._strangers_since_s is not None and self._strangers_since_s <= end_s:
+            return self._stranger_names
+        return next(
+            (names for since_s, until_s, names in self._strangers if since_s <= end_s and until_s >= start_s), None
+        )
+
+    def _reason(self, coverage: float, length_s: float, window: WindowEnergy, strangers: str | None) -> str | None:
+        reasons = [f"other programs were on {self.facts.device}: {strangers}"] if strangers else []
         if coverage <= 0:
             reasons.append(f"{self.facts.name} gave no usable reading during the request's {length_s:.2f} s")
         elif coverage < _FULL_COVERAGE:

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
+
+import msgspec
+import structlog
 
 from moe2.agent.energy.account import HostAccount
 from moe2.agent.energy.attribution import DeviceAccount
 from moe2.agent.energy.blocking import in_daemon_thread
-from moe2.agent.energy.catalog import ProbeResult, choose, why_unmeasured
+from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSearch, choose, why_unmeasured
+from moe2.agent.energy.channel import SensorChannel
+from moe2.agent.energy.comparison import WallComparison, WallLine
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
-from moe2.agent.energy.nvml import NvmlSensor
+from moe2.agent.energy.nvml import NvmlSensor, processes_by_board
+from moe2.agent.energy.ownership import DeviceLocks
+from moe2.agent.energy.processes import strangers
+from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.sampler import EnergySampler
+from moe2.agent.energy.sensor import Sensor
 from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.agent.engine.protocol import Pace
-from moe2.common.energy import Energy
+from moe2.common.energy import Energy, Scope
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import SensorReport
 
+log = structlog.get_logger()
+
 _CONDITIONS_EVERY_S = 5.0
+_PROCESSES_EVERY_S = 1.0
+_COMPARED_S = 10.0
+_FULL_COVERAGE = 0.98
+_FIRST_SEARCH_S = 5.0
+_MAX_SEARCH_S = 300.0
+"""Sensors that were not found are looked for again after the first of these times, then ever more rarely."""
 # A request's answer waits for its joules, so a sensor that is out of order may hold it up only this long,
 _MAX_SETTLE_S = 0.3
 # and one that answers, but whose thread gets no turn on a busy host, this long.
 _MAX_LATE_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _BoardLook:
+    """One look at who uses the boards: other programs in words, and the boards of each model."""
+
+    strangers: Mapping[str, str] = field(default_factory=dict)
+    placement: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
 class HostMonitor:
     """Samples the host's sensors, accounts for requests, watches power mode and heat.
 
-    results: of `moe2.agent.energy.catalog.discover`. Request events go to `account`; `settle` hands out what became
+    results: of `moe2.agent.energy.catalog.discover`. search: looks for what was not found again, while it runs.
+    locks: who measures which device on this host. Request events go to `account`; `settle` hands out what became
     final. All methods belong to the event loop's thread.
     """
 
@@ -42,26 +70,56 @@ class HostMonitor:
         clock: Callable[[], float] = monotonic,
         conditions: Conditions | None = None,
         interval_s: float = 0.0,
+        search: SensorSearch | None = None,
+        locks: DeviceLocks | None = None,
+        engine_pids: Callable[[], Mapping[str, int | None]] = dict,
+        by_wall: bool = False,
     ) -> None:
-        """interval_s: seconds between two readings of a sensor, where it does not have longer ones of its own."""
-        self._results = tuple(results)
+        """interval_s: seconds between two readings of a sensor, where it does not have longer ones of its own.
+
+        engine_pids: the process of each model, to know which board it is on. by_wall: metered plugs are what counts.
+        """
+        self._results: tuple[ProbeResult, ...] = ()
         self._root = root
         self._clock = clock
-        self._sensors = choose(results)
+        self._search = search
+        self._locks = locks
+        self._engine_pids = engine_pids
+        self._sensors: tuple[Sensor, ...] = ()
         self._models: frozenset[str] = frozenset()
-        self._profile = next((s.profile for s in self._sensors if isinstance(s, SimulatedSensor)), None)
-        self.sampler = EnergySampler(self._sensors, clock=clock, interval_s=interval_s)
-        self._devices = tuple(
-            DeviceAccount(channel.facts, channel.track, start_s=clock(), max_settle_s=_MAX_SETTLE_S)
-            for channel in self.sampler.channels
-        )
-        self.account = HostAccount(self._devices, why_unmeasured=why_unmeasured(results))
+        self._strangers: Mapping[str, str] = {}
+        self._profile: Profile | None = None
+        self.sampler = EnergySampler((), clock=clock, interval_s=interval_s)
+        self._devices: list[tuple[SensorChannel, DeviceAccount]] = []
+        self.account = HostAccount((), why_unmeasured="", by_wall=by_wall)
+        self._comparison = WallComparison()
         self._conditions = ConditionLog(
             conditions or read_conditions(root), on_power_mode=lambda _: self._tell_condition()
         )
-        for sensor in self._sensors:
+        self._take_in(results)
+
+    def _take_in(self, results: Sequence[ProbeResult]) -> None:
+        """Sample what was found and is not sampled yet, unless another agent measures that device."""
+        seen, at_s = list(results), self._clock()
+        for sensor in choose(results, {channel.facts.device for channel, _ in self._devices}):
+            facts = sensor.facts
+            owner = None
+            if self._locks is not None and not facts.simulated:
+                owner = self._locks.claim(facts.hardware or facts.device)
+            if owner is not None:
+                sensor.close()
+                seen = [_owned(one, owner) if one.sensor is sensor else one for one in seen]
+                continue
+            self._sensors = (*self._sensors, sensor)
+            channel = self.sampler.add(sensor)
+            device = DeviceAccount(channel.facts, channel.track, start_s=at_s, max_settle_s=_MAX_SETTLE_S)
+            self._devices.append((channel, device))
+            self.account.add_device(device, at_s)
             if isinstance(sensor, SimulatedSensor):
+                self._profile = sensor.profile
                 sensor.follow(lambda: self.account.activity)
+        self._results = tuple(seen)
+        self.account.why_unmeasured = why_unmeasured(seen)
 
     @property
     def power_mode(self) -> str | None:
@@ -75,38 +133,65 @@ class HostMonitor:
 
     async def run(self) -> None:
         """Sample and watch until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.sampler.run())
-            tasks.create_task(self._watch_conditions())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.sampler.run())
+                tasks.create_task(self._watch_conditions())
+                tasks.create_task(self._watch_boards())
+                tasks.create_task(self._compare_with_wall())
+                if self._search is not None:
+                    tasks.create_task(self._search_again(self._search))
+        finally:
+            if self._locks is not None:
+                self._locks.release()
 
     def models_loaded(self, models: frozenset[str]) -> None:
-        """The set of loaded models: idle power is kept apart for each."""
+        """Take in the set of loaded models: idle power is kept apart for each."""
         self._models = models
         self._tell_condition()
 
     def settle(self) -> dict[str, Energy]:
-        """The ended requests whose energy became final, by job id, each once. Call it a few times a second."""
+        """Return the ended requests whose energy became final, by job id, each once. Call it a few times a second."""
         now_s = self._clock()
-        for channel, device in zip(self.sampler.channels, self._devices, strict=True):
+        for channel, device in self._devices:
+            device.facts = channel.facts
             device.suspicion = channel.suspicion
-            device.patience_s = _MAX_LATE_S if channel.is_well(now_s) else _MAX_SETTLE_S
+            late_s = _MAX_LATE_S + channel.facts.lag_s
+            device.patience_s = late_s if channel.is_well(now_s) else _MAX_SETTLE_S
         return self.account.settle(now_s)
 
     def power_w(self) -> dict[str, float | None]:
-        """Present power per sampled sensor in W; None where it is not known."""
+        """Return the present power per sampled sensor in W; None where it is not known."""
         return self.sampler.power_w()
 
+    @property
+    def wall_line(self) -> WallLine | None:
+        """What the host draws at the wall for what its own sensors see; None while that is not known."""
+        return self._comparison.line
+
     def reports(self) -> tuple[SensorReport, ...]:
-        """Every sensor that was looked for: sampled ones as they are now, the others as they were found."""
-        sampled = {report.name: report for report in self.sampler.reports()}
+        """Return every sensor that was looked for: sampled ones as they are now, the others as they were found.
+
+        The power of those whose joules do not count is apart, so that nobody adds it to that of the others.
+        """
+        now_s = self._clock()
+        sampled = {channel.facts.name: self._report(channel, device, now_s) for channel, device in self._devices}
         return tuple(sampled.get(result.name) or result.report() for result in self._results)
 
+    def _report(self, channel: SensorChannel, device: DeviceAccount, now_s: float) -> SensorReport:
+        report = channel.report(now_s)
+        if channel.facts.scope is Scope.WALL and report.state == ProbeState.PRESENT:
+            report = msgspec.structs.replace(report, detail=self._comparison.sentence or report.detail)
+        if not self.account.counts(device):
+            report = msgspec.structs.replace(report, power_w=None, uncounted_w=report.power_w)
+        return report
+
     def warnings(self) -> tuple[HealthWarning, ...]:
-        """Sensors that were refused or that fail, throttling, changes of the power mode."""
+        """Return what is wrong: sensors that were refused or fail, other programs, throttling, a new power mode."""
         now_s = self._clock()
         refused = tuple(
             HealthWarning(
-                code=f"sensor_{result.state}",
+                code="device_owned" if result.owner is not None else f"sensor_{result.state}",
                 severity=Severity.NOTICE,
                 message=f"{result.name}: {result.detail}",
                 remedy=result.remedy or "Run 'moe2-agent doctor' on this host.",
@@ -114,7 +199,19 @@ class HostMonitor:
             for result in self._results
             if result.state in ("denied", "broken")
         )
-        return (*refused, *self.sampler.warnings(), *self._conditions.warnings(now_s))
+        return (*refused, *self.sampler.warnings(), *self._stranger_warnings(), *self._conditions.warnings(now_s))
+
+    def _stranger_warnings(self) -> tuple[HealthWarning, ...]:
+        return tuple(
+            HealthWarning(
+                code="device_shared",
+                severity=Severity.NOTICE,
+                message=f"Other programs are on {device}: {names}. Joules of requests are called partial meanwhile, "
+                "because theirs are among them.",
+                remedy="Run them elsewhere, or measure other boards only ([sensors] devices).",
+            )
+            for device, names in self._strangers.items()
+        )
 
     async def _watch_conditions(self) -> None:
         while True:
@@ -127,5 +224,85 @@ class HostMonitor:
         reasons = [reason for board in boards if (reason := board.throttling())]
         return read_conditions(self._root), ", ".join(reasons) or None
 
+    async def _search_again(self, search: SensorSearch) -> None:
+        """Look again for what was not found; soon at first, then ever more rarely, until something changes."""
+        pause_s = _FIRST_SEARCH_S
+        while True:
+            await asyncio.sleep(pause_s)
+            in_use = [sensor.name for sensor in self._sensors]
+            results = await in_daemon_thread(partial(search.look, in_use))
+            before = {result.name: result.state for result in self._results}
+            self._take_in(results)
+            changed = before != {result.name: result.state for result in self._results}
+            pause_s = _FIRST_SEARCH_S if changed else min(2 * pause_s, _MAX_SEARCH_S)
+            for result in self._results if changed else ():
+                log.info("sensor_probed", sensor=result.name, state=result.state, detail=result.detail)
+
+    async def _compare_with_wall(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPARED_S)
+            self._compare(self._clock())
+
+    def _compare(self, now_s: float) -> None:
+        """Compare the plugs with the other sensors over the newest ten seconds that both can know."""
+        plugs = [channel for channel, _ in self._devices if channel.facts.scope is Scope.WALL]
+        others = [channel for channel, _ in self._devices if channel.facts.scope is not Scope.WALL]
+        if not plugs or not others:
+            return
+        end_s = now_s - max(channel.facts.lag_s + channel.facts.deadline_s for channel in plugs)
+        wall_w, sensors_w = (_mean_w(channels, end_s - _COMPARED_S, end_s) for channels in (plugs, others))
+        if wall_w is not None and sensors_w is not None:
+            self._comparison.add(sensors_w, wall_w)
+
+    async def _watch_boards(self) -> None:
+        while True:
+            if any(isinstance(sensor, NvmlSensor) for sensor in self._sensors):
+                self._boards_seen(await in_daemon_thread(partial(_look_at_boards, dict(self._engine_pids()))))
+            await asyncio.sleep(_PROCESSES_EVERY_S)
+
+    def _boards_seen(self, seen: _BoardLook) -> None:
+        self.account.placement = seen.placement
+        now_s = self._clock()
+        measured = {channel.facts.device for channel, _ in self._devices}
+        self._strangers = {device: names for device, names in seen.strangers.items() if device in measured}
+        for channel, device in self._devices:
+            device.strangers_seen(now_s, self._strangers.get(channel.facts.device))
+
     def _tell_condition(self) -> None:
         self.account.set_condition(self.power_mode, self._models)
+
+
+def _mean_w(channels: Sequence[SensorChannel], start_s: float, end_s: float) -> float | None:
+    """Return the power of all of them together in W; None where one of them has not seen the whole time."""
+    windows = [channel.track.between(start_s, end_s) for channel in channels]
+    if any(window.joules is None or window.coverage < _FULL_COVERAGE for window in windows):
+        return None
+    return sum(window.joules or 0.0 for window in windows) / (end_s - start_s)
+
+
+def _owned(result: ProbeResult, owner: str) -> ProbeResult:
+    """Return the result for a sensor of a device that another agent measures."""
+    return replace(
+        result,
+        state=ProbeState.DENIED,
+        detail=f"{result.detail}: its device is measured by {owner} on this host; two would each report all of it.",
+        remedy="Let one agent serve all models of this device, or name other devices in [sensors] devices. This one "
+        "takes it over when the other ends.",
+        sensor=None,
+        owner=owner,
+    )
+
+
+def _look_at_boards(engine_pids: Mapping[str, int | None]) -> _BoardLook:
+    """Look at the processes on all boards. Blocking."""
+    boards = processes_by_board()
+    found = {device: strangers(process_ids) for device, process_ids in boards.items()}
+    placement = {
+        model: frozenset(device for device, process_ids in boards.items() if pid in process_ids)
+        for model, pid in engine_pids.items()
+        if pid is not None
+    }
+    return _BoardLook(
+        strangers={device: ", ".join(names) for device, names in found.items() if names},
+        placement={model: devices for model, devices in placement.items() if devices},
+    )

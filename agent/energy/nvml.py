@@ -3,18 +3,20 @@
 Figures, by preference: the energy counter (mJ since the driver was loaded; Volta and newer; updated about
 every 100 ms), the instant power of field 186 (near-full coverage on an RTX 4090, arXiv 2312.02741), and the
 plain power reading, which on Ampere and newer is an average over the last second. Reading needs no privilege.
+A figure of 0 is no figure: a Jetson's NVML can answer zeros with success.
 The module must be imported late: hosts without NVIDIA hardware need not have it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from time import monotonic
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from moe2.agent.energy.meter import CounterUnwrapper
 from moe2.agent.energy.sensor import (
@@ -31,7 +33,11 @@ _LIMITS = Limits(min_power_w=1.0, max_power_w=1500.0, stuck_after_s=20.0)
 """No board exceeds 1.5 kW, none in use draws less than 1 W. Idle power readings may repeat for seconds."""
 _POWER_INSTANT_FIELD = (186, 0)
 """NVML_FI_DEV_POWER_INSTANT of the whole board (scope 0)."""
+T = TypeVar("T")
+
 _UNKNOWN_ERROR = 999
+_INTEGRATED = re.compile(r"\b(Orin|Thor|Xavier|Tegra)\b|nvgpu", re.IGNORECASE)
+"""What NVML calls the GPU inside a Jetson's chip."""
 
 _THROTTLE_BITS = {
     0x08: "hardware slowdown",
@@ -51,15 +57,24 @@ class Method(Enum):
 
 
 class NvmlSensor:
-    """One board, by its NVML index."""
+    """One board, by its NVML index.
 
-    def __init__(self, index: int = 0, clock: Callable[[], float] = monotonic) -> None:
+    on_jetson: a GPU that is part of the chip then belongs to the device "module", which the board's own monitor
+    measures better.
+    """
+
+    def __init__(self, index: int = 0, clock: Callable[[], float] = monotonic, *, on_jetson: bool = False) -> None:
         self.name = f"nvml:{index}"
+        self.uuid: str | None = None
+        """The board's own name for itself, the same in every process; None before `probe`, or where it has none."""
         self._index = index
+        self._on_jetson = on_jetson
+        self._is_integrated = False
         self._clock = clock
         self._library: ModuleType | None = None
         self._handle: Any = None
         self._method: Method | None = None
+        self._power_source = Method.AVERAGE
         self._unwrapper = CounterUnwrapper(range_j=None, max_power_w=_LIMITS.max_power_w)
 
     @property
@@ -68,17 +83,21 @@ class NvmlSensor:
             raise RuntimeError("probe the sensor first")
         return SensorFacts(
             name=self.name,
-            device=f"gpu{self._index}",
+            device="module" if self._is_integrated else f"gpu{self._index}",
             scope=Scope.GPU_BOARD,
             source=self._method.value,
             has_counter=self._method is Method.COUNTER,
             limits=_LIMITS,
+            power_source=self._power_source.value,
+            hardware=self.uuid,
         )
 
     def probe(self) -> str:
         library = self._opened()
         with _faults(library, "the board"):
             name = library.nvmlDeviceGetName(self._handle)
+            self.uuid = _supported(library, lambda: str(library.nvmlDeviceGetUUID(self._handle)))
+        self._is_integrated = self._on_jetson and _INTEGRATED.search(str(name)) is not None
         self._method = self._best_method(library)
         return f"{name}, {self._method.value}"
 
@@ -95,7 +114,7 @@ class NvmlSensor:
             raise
 
     def throttling(self) -> str | None:
-        """Why the board is running slower than it should, in words; None if it is not, or does not say."""
+        """Return why the board is slower than it should be, in words; None if it is not, or does not say."""
         try:
             library = self._opened()
             with _faults(library, "the board"):
@@ -132,12 +151,12 @@ class NvmlSensor:
 
     def _best_method(self, library: ModuleType) -> Method:
         with _faults(library, "the board"):
-            if self._energy_j(library) is not None:
+            has_instant = bool(self._instant_w(library))
+            self._power_source = Method.INSTANT if has_instant else Method.AVERAGE
+            if self._energy_j(library):
                 return Method.COUNTER
-            if self._instant_w(library) is not None:
-                return Method.INSTANT
-            if self._average_w(library) is not None:
-                return Method.AVERAGE
+            if has_instant or self._average_w(library):
+                return self._power_source
         raise SensorAbsentError(
             "NVML answers but this GPU reports neither energy nor power"
             " (as on Jetson, whose module is measured by its INA3221)."
@@ -147,8 +166,8 @@ class NvmlSensor:
         before_s = self._clock()
         energy_j = self._energy_j(library) if self._method is Method.COUNTER else None
         at_s = (before_s + self._clock()) / 2
-        power_of = self._average_w if self._method is Method.AVERAGE else self._instant_w
-        power_w = power_of(library)
+        power_of = self._instant_w if self._power_source is Method.INSTANT else self._average_w
+        power_w = power_of(library) or None
         if energy_j is None and power_w is None:
             raise SensorBrokenError("the board reports neither energy nor power any more.")
         if energy_j is None:
@@ -173,20 +192,36 @@ class NvmlSensor:
 
 
 def board_names() -> tuple[str, ...]:
-    """The names of all boards that NVML lists; empty where there is no NVML."""
+    """Return the names of all boards that NVML lists; none where there is no NVML."""
+    return tuple(_of_each_board(lambda library, board: str(library.nvmlDeviceGetName(board))).values())
+
+
+def processes_by_board() -> dict[str, frozenset[int]]:
+    """Return the processes that compute or draw on each board, by its device's name, such as "gpu0"."""
+
+    def running(library: ModuleType, board: Any) -> frozenset[int]:
+        computing = _supported(library, lambda: library.nvmlDeviceGetComputeRunningProcesses(board)) or ()
+        drawing = _supported(library, lambda: library.nvmlDeviceGetGraphicsRunningProcesses(board)) or ()
+        return frozenset(int(process.pid) for process in (*computing, *drawing))
+
+    return _of_each_board(running)
+
+
+def _of_each_board(ask: Callable[[ModuleType, Any], T]) -> dict[str, T]:
+    """Return the answer of each board, by its device's name; nothing where there is no NVML or it fails."""
     try:
         library = _library()
         with _faults(library, "NVML"):
             library.nvmlInit()
     except (SensorAbsentError, SensorDeniedError, SensorBrokenError):
-        return ()
+        return {}
     try:
-        return tuple(
-            str(library.nvmlDeviceGetName(library.nvmlDeviceGetHandleByIndex(index)))
+        return {
+            f"gpu{index}": ask(library, library.nvmlDeviceGetHandleByIndex(index))
             for index in range(int(library.nvmlDeviceGetCount()))
-        )
+        }
     except library.NVMLError:
-        return ()
+        return {}
     finally:
         library.nvmlShutdown()
 
@@ -203,8 +238,7 @@ def _library() -> ModuleType:
 
 
 def _supported(library: ModuleType, call: Callable[[], Any]) -> Any:
-    """The call's answer; None where this board or driver does not have it. An unknown error is tried once
-    more."""
+    """Return the call's answer; None where this board or driver lacks it. An unknown error is tried once more."""
     for last_try in (False, True):
         try:
             return call()

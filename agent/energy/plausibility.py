@@ -25,8 +25,10 @@ class PlausibilityJudge:
     jump, no difference is taken across it.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, lag_s: float = 0.0) -> None:
+        """lag_s: how old a figure of this sensor is when it is told, at its usual pace."""
         self._limits = limits
+        self._stale_s = _STALE_S + lag_s
         self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._previous: Reading | None = None
         self._unchanged_since_s: float | None = None
@@ -36,8 +38,15 @@ class PlausibilityJudge:
         self.quarantine_reason: str | None = None
         """Why the sensor is in quarantine now; None if it is trusted."""
 
+    def begin_anew(self, limits: Limits) -> None:
+        """Take no difference between earlier readings and those to come: the sensor was found again."""
+        self._limits = limits
+        self._breaks += 1 + (self._previous.epoch if self._previous else 0)
+        self._previous = None
+        self._unchanged_since_s = None
+
     def examine(self, reading: Reading, now_s: float) -> Reading | None:
-        """The reading if it counts, otherwise None. A repetition of the last reading is None without being a
+        """Return the reading if it counts, otherwise None. A repetition of the last reading is None without being a
         fault."""
         previous = self._previous
         if previous is not None and reading.at_s == previous.at_s:
@@ -73,7 +82,7 @@ class PlausibilityJudge:
             return "not a number"
         if reading.energy_j is None and reading.power_w is None:
             return "neither power nor energy"
-        if now_s - reading.at_s > _STALE_S:
+        if now_s - reading.at_s > self._stale_s:
             return f"stale: read {now_s - reading.at_s:.1f} s ago"
         if previous is not None and reading.at_s < previous.at_s:
             return f"time runs backwards by {previous.at_s - reading.at_s:.3f} s"

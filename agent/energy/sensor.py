@@ -74,6 +74,9 @@ class SensorFacts:
     device: what it measures, such as "module", "gpu0" or "cpu". Only one sensor per device is used.
     source: as written into energy records, such as "nvml.total_energy".
     has_counter: readings carry `energy_j`.
+    power_source: what the source is called where only `power_w` of the readings is used; None where that is the same.
+    hardware: the device's own name for itself, such as a GPU's UUID; None where it has none.
+    lag_s: how long before it is told a figure was measured, such as by a metered plug.
     """
 
     name: str
@@ -85,6 +88,9 @@ class SensorFacts:
     interval_s: float = 0.1
     deadline_s: float = 1.0
     simulated: bool = False
+    power_source: str | None = None
+    lag_s: float = 0.0
+    hardware: str | None = None
 
 
 class Sensor(Protocol):
@@ -99,7 +105,7 @@ class Sensor(Protocol):
         """What the sensor is. Defined after a successful `probe`."""
 
     def probe(self) -> str:
-        """Look for the hardware and read it once; a short description of what was found.
+        """Look for the hardware, anew each time, and read it once; return a short description of what was found.
 
         Raises SensorAbsentError, SensorDeniedError or SensorBrokenError.
         """

@@ -47,6 +47,7 @@ class Chunk:
     """Tokens of one lane for one batch. Logits are wanted from index `logits_from` of `tokens` on.
 
     is_steady: its logits are not to depend on what else is in the cache or in the batch.
+    guessed: how many of its last tokens are guesses, which may have to leave the cache again.
     """
 
     lane: int
@@ -54,6 +55,12 @@ class Chunk:
     tokens: Sequence[int]
     logits_from: int
     is_steady: bool = False
+    guessed: int = 0
+
+    @property
+    def is_read(self) -> bool:
+        """It is a part of a prompt, or of what is scored: its tokens are known, not written one by one."""
+        return len(self.tokens) - self.guessed > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Run:
     logits_from: the position from which logits are wanted.
     reserved: cells this run may fill.
     is_steady: see `Chunk`.
+    guesses: tokens that may come next, for the next batch, as far as it has room.
     """
 
     lane: int
@@ -82,10 +90,16 @@ class Run:
     logits_from: int
     reserved: int
     is_steady: bool = False
+    guesses: list[int] = field(default_factory=list)
 
     @property
     def remaining(self) -> int:
         return len(self.tokens) - self.filled
+
+    @property
+    def is_written(self) -> bool:
+        """It takes one token of every batch, the one that was drawn last."""
+        return self.remaining == 1 and self.filled >= self.logits_from
 
 
 @dataclass(slots=True)
@@ -179,18 +193,21 @@ class Lanes:
         """The next batch: at most `batch_tokens` tokens, of which at most `prefill_tokens` from prompts, and at most
         `outputs` with logits."""
         chunks: list[tuple[Run, Chunk]] = []
-        prompts: list[Run] = []
         if any(run.is_steady and run.remaining for run in self.runs):
             batch_tokens = min(batch_tokens, _STEADY_BATCH_TOKENS)
         room, rows = batch_tokens, outputs
-        for run in self.runs:
-            if run.remaining == 1 and run.filled >= run.logits_from:
-                if room and rows:
-                    chunks.append((run, _chunk(run, 1)))
-                    room -= 1
-                    rows -= 1
-            elif run.remaining:
-                prompts.append(run)
+        written = [run for run in self.runs if run.is_written][: min(room, rows)]
+        prompts = [run for run in self.runs if run.remaining and not run.is_written]
+        spare = max(0, min(room, rows) - len(written) - len(prompts))
+        # Those that guess come last: what they give back leaves no gaps before the others' tokens, whose order in the
+        # cache is that of the text.
+        for run in sorted(written, key=lambda run: bool(run.guesses)):
+            guesses = run.guesses[:spare]
+            chunk = _chunk(run, 1, guesses)
+            chunks.append((run, chunk))
+            spare -= len(guesses)
+            room -= len(chunk.tokens)
+            rows -= len(chunk.tokens)
         budget = min(room, prefill_tokens)
         for run, count in _shares(prompts, budget):
             count = min(count, _within_outputs(run, rows))
@@ -201,9 +218,11 @@ class Lanes:
         return chunks
 
     def commit(self, chunks: Sequence[tuple[Run, Chunk]]) -> None:
-        """Takes in that a batch went through, so that its tokens are in the cache."""
+        """Takes in that a batch went through, so that its tokens are in the cache. A run's guesses count only once they
+        are accepted."""
         for run, chunk in chunks:
-            run.filled += len(chunk.tokens)
+            run.filled += len(chunk.tokens) - chunk.guessed
+            run.guesses = []
 
     def _start(
         self, lane: int, source: int, keep: int, tokens: list[int], *, reserve: int, logits_from: int
@@ -273,10 +292,11 @@ def _within_outputs(run: Run, rows: int) -> int:
     return max(0, run.logits_from - run.filled) + rows
 
 
-def _chunk(run: Run, count: int) -> Chunk:
+def _chunk(run: Run, count: int, guesses: Sequence[int] = ()) -> Chunk:
     end = run.filled + count
     logits_from = min(count, max(0, run.logits_from - run.filled))
-    return Chunk(run.lane, run.filled, run.tokens[run.filled : end], logits_from, run.is_steady)
+    tokens = [*run.tokens[run.filled : end], *guesses]
+    return Chunk(run.lane, run.filled, tokens, logits_from, run.is_steady, len(guesses))
 
 
 def shared_beginning(a: list[int], b: list[int], limit: int) -> int:

@@ -105,7 +105,7 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
     except (ImportError, OSError, RuntimeError) as error:
         emit(LoadFailed(code="llama_missing", message=f"llama.cpp cannot be used: {error}. Install moe2[agent]."))
         return 1
-    from moe2.agent.engine.model import ModelError
+    from moe2.agent.engine.model import GpuRequiredError, ModelError
 
     last = 0.0
 
@@ -128,7 +128,8 @@ def _serve(inbox: queue.SimpleQueue[Inbox], output: _Output) -> int:
                 )
             )
         except ModelError as error:
-            emit(LoadFailed(code=error.code, message=str(error)))
+            fault = error.fault if isinstance(error, GpuRequiredError) else None
+            emit(LoadFailed(code=error.code, message=str(error), gpu_fault=fault))
             return 1
         # What was made until now stays until the end: no later search for garbage need look at it.
         gc.freeze()

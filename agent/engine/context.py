@@ -53,6 +53,9 @@ class Context:
         parameters.swa_full = windowed is None
         self.cuts_anywhere = model.keeps_every_position and windowed is None
         """The cache can be cut back to any earlier token."""
+        self.gives_back_latest = model.keeps_every_position
+        """The cache can be cut back to where it was before the latest batch, as after wrong guesses: a sliding window
+        has lost nothing yet that the next token looks at."""
         parameters.no_perf = True
         parameters.embeddings = embeds
         # Pooling is ours: it is the same in all of llama.cpp's releases.

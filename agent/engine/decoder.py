@@ -18,6 +18,8 @@ from moe2.agent.engine.protocol import Event, JobFailed, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.shelf import Shelf, Shelved
+from moe2.agent.engine.speculation.ngrams import MAX_GUESSES, Guess
+from moe2.agent.engine.speculation.speculation import Speculation, Speculator
 from moe2.common.errors import JobErrorCode, Moe2Error
 from moe2.common.link.messages import JobPieces, Tokens
 
@@ -44,7 +46,9 @@ class Decoder:
         clock: Callable[[], float],
         emit: Callable[[Event], None],
         prefill_tokens_per_s: float | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
+        """speculation: None where nothing is guessed, as where the cache cannot give back its latest tokens."""
         self._intake = intake
         self._cache = cache
         self._lanes = lanes
@@ -53,6 +57,7 @@ class Decoder:
         self._clock = clock
         self._emit = emit
         self._prefill_tokens_per_s = prefill_tokens_per_s
+        self._speculation = speculation
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
         self._runs: dict[Run, Job] = {}
@@ -129,9 +134,12 @@ class Decoder:
     def step(self) -> None:
         """Decode one batch and report what came of it."""
         self._branch()
+        prefill_tokens = self._prefill_budget()
+        if self._speculation is not None:
+            self._guess(self._speculation, prefill_tokens)
         chunks = self._lanes.plan(
             batch_tokens=self._limits.batch_tokens,
-            prefill_tokens=self._prefill_budget(),
+            prefill_tokens=prefill_tokens,
             outputs=self._limits.outputs,
         )
         if not chunks:
@@ -145,6 +153,7 @@ class Decoder:
         now_s = self._clock()
         place = 0
         touched: dict[Job, RequestError | None] = {}
+        made: list[tuple[Speculator, int, int]] = []
         for run, chunk in chunks:
             job = self._runs[run]
             touched.setdefault(job, None)
@@ -155,14 +164,17 @@ class Decoder:
             except RequestError as refusal:
                 touched[job] = refusal
             place += len(chunk.tokens)
+            accepted = self._give_back(run, chunk, job) if chunk.guessed else 0
+            if job.speculator is not None and not chunk.is_read:
+                made.append((job.speculator, chunk.guessed, accepted))
             if run is not job.trunk and not run.remaining:
                 self._end_run(run, keep_cached=False)
+        self._learn([chunk for _, chunk in chunks], made, self._clock() - began_at_s)
         self._report([job for job, error in touched.items() if error is None])
         for job, error in touched.items():
             if error is not None:
                 self._give_up([job], error.code, str(error), keep_cached=True)
         self._admit()
-        self._learn_rate(place, now_s - began_at_s)
 
     def _find(self, job_id: str) -> Job | None:
         return next((job for job in (*self._running, *self._queue) if job.job_id == job_id), None)
@@ -326,6 +338,56 @@ class Decoder:
         shared = any(job.phases.first_at_s is not None for job in self._running)
         tokens = int(self._prefill_tokens_per_s * (_SHARED_STEP_S if shared else _STEP_S))
         return max(_MIN_PREFILL_TOKENS, min(tokens, self._limits.batch_tokens))
+
+    def _guess(self, speculation: Speculation, prefill_tokens: int) -> None:
+        """Have runs guess what comes next, as far as it pays in the next batch."""
+        written = [run for run in self._lanes.runs if run.is_written]
+        free = self._lanes.cells_free
+        guesses: list[tuple[Run, Speculator, Guess]] = []
+        for run in written:
+            job = self._runs[run]
+            most = min(job.most_guesses, MAX_GUESSES, run.reserved - len(run.tokens) + free)
+            if job.speculator is not None and most > 0 and (guess := job.speculator.guess(most)) is not None:
+                guesses.append((run, job.speculator, guess))
+        if not guesses:
+            return
+        prompts = sum(run.remaining for run in self._lanes.runs if not run.is_written)
+        beside_s = min(prompts, prefill_tokens) / self._prefill_tokens_per_s if self._prefill_tokens_per_s else 0.0
+        counts = speculation.lengths(
+            [(speculator, guess) for _, speculator, guess in guesses],
+            sequences=len(written),
+            beside_s=beside_s,
+            room=min(self._limits.batch_tokens, self._limits.outputs) - len(written),
+        )
+        for (run, _, guess), count in zip(guesses, counts, strict=True):
+            # Guesses beyond a run's reservation are in cells that nobody has reserved, for this batch alone.
+            reserved = run.reserved - len(run.tokens)
+            count = min(count, reserved + free)
+            free -= max(0, count - reserved)
+            run.guesses = guess.tokens[:count]
+
+    def _give_back(self, run: Run, chunk: Chunk, job: Job) -> int:
+        """Take the guesses that were wrong out of the cache; returns how many were right."""
+        end = chunk.start + len(chunk.tokens)
+        accepted = run.filled - (end - chunk.guessed)
+        job.drafted_tokens += chunk.guessed
+        job.accepted_tokens += accepted
+        if run.filled < end and not self._cache.trim(run.lane, run.filled):
+            # Not this model's cache: what is known is read again, and nothing is guessed any more.
+            self._cache.trim(run.lane, 0)
+            run.filled = 0
+            self._speculation = None
+        return accepted
+
+    def _learn(self, chunks: Sequence[Chunk], made: Sequence[tuple[Speculator, int, int]], seconds: float) -> None:
+        """Learn from a step of so many seconds what the next ones will take. made: see `Speculation.settle`."""
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        if self._speculation is not None:
+            self._speculation.settle(made, sequences=sum(not chunk.is_read for chunk in chunks))
+        if any(chunk.is_read for chunk in chunks):
+            self._learn_rate(tokens, seconds)
+        elif self._speculation is not None:
+            self._speculation.costs.learn(tokens, seconds)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
         """Batches of few tokens say nothing about prompts, so they do not count."""

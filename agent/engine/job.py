@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.protocol import Event, Finished
+from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.common.link.messages import TokenPiece
 
 
@@ -48,6 +49,10 @@ class Job(ABC):
         self.cached_tokens = 0
         self.decoded_tokens = 0
         self.reasoning_tokens = 0
+        self.drafted_tokens = 0
+        """Guessed tokens that went through the model."""
+        self.accepted_tokens = 0
+        """Those of them that were right."""
         self.reason: str | None = None
         self.stop: str | None = None
         """The stop string that has ended the answer."""
@@ -63,6 +68,16 @@ class Job(ABC):
 
         Raises `RequestError` where the job cannot go on.
         """
+
+    @property
+    def speculator(self) -> Speculator | None:
+        """What guesses the job's next tokens; None where it guesses none."""
+        return None
+
+    @property
+    def most_guesses(self) -> int:
+        """The tokens that may follow the one that is to be drawn next, as far as the job's limits go."""
+        return 0
 
     @abstractmethod
     def success(self, now_s: float) -> Event:
@@ -113,4 +128,6 @@ class Job(ABC):
             prefill_s=prefill_s,
             decode_s=decode_s,
             stop=self.stop,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )

@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from llama_cpp import _ggml as ggml
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.embedding import Pooling
 from moe2.agent.engine.parts import parts_of, size_bytes
+from moe2.agent.engine.placement import PlacementLog
 from moe2.agent.engine.protocol import ModelFacts, ModelSpec
 from moe2.common.errors import Moe2Error
 from moe2.common.generation import Sampling
+from moe2.common.placement import DeviceShare, GpuFault
 
 _ERROR_LEVELS = (3, 4)
 """GGML_LOG_LEVEL_WARN is 2 or 3 and ERROR 3 or 4, by release: both releases' errors are kept."""
@@ -45,6 +48,8 @@ _CALL_TAGS = (b"<tool_call>", b"</tool_call>")
 _CONTROL_KINDS = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 """Of the tokens that llama.cpp finds in a text only where `parse_special` is set."""
 _recent_errors: deque[str] = deque(maxlen=8)
+_placement = PlacementLog()
+_NO_GPU_BACKENDS = frozenset(("CPU", "BLAS"))
 
 
 class ModelError(Moe2Error):
@@ -53,6 +58,18 @@ class ModelError(Moe2Error):
     def __init__(self, message: str, *, code: str, remedy: str | None = None) -> None:
         super().__init__(message, remedy=remedy)
         self.code = code
+
+
+class GpuRequiredError(ModelError):
+    """A model that must be on the GPU, and is not."""
+
+    def __init__(self, path: str, fault: GpuFault) -> None:
+        super().__init__(
+            f"{path} must be on the GPU (require_gpu), and is not: {fault.message}",
+            code="gpu_required",
+            remedy=fault.remedy,
+        )
+        self.fault = fault
 
 
 class Model:
@@ -75,6 +92,7 @@ class Model:
         parameters.progress_callback = callback
         _load_mode(parameters, mlock=spec.mlock)
         _recent_errors.clear()
+        _placement.clear()
         self.pointer = llama.llama_model_load_from_file(str(self._path).encode(), parameters)
         if not self.pointer:
             raise _load_error(self._path)
@@ -266,6 +284,7 @@ def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
 
     def receive(level: int, text: bytes, _: object) -> None:
         line = text.decode("utf-8", "replace")
+        _placement.read(line)
         if level in _ERROR_LEVELS and line.strip():
             _recent_errors.append(line.strip())
         if _WARNING_LEVEL <= level <= max(_ERROR_LEVELS):
@@ -282,6 +301,36 @@ def start_backend(log: Callable[[str], None]) -> Callable[[], None]:
 
     callback_kept = [callback]
     return stop
+
+
+def placement() -> tuple[DeviceShare, ...]:
+    """Returns which device holds what of the model that was loaded last, and of its contexts."""
+    return _placement.shares()
+
+
+def engine_said() -> str:
+    """Returns llama.cpp's complaint about the GPUs, made when it looked for them; empty where it made none."""
+    return _placement.complaint
+
+
+def can_offload() -> bool:
+    """True if llama.cpp sees a GPU that it can use."""
+    return bool(llama.llama_supports_gpu_offload())
+
+
+def gpu_backends() -> tuple[str, ...]:
+    """Returns the names of the GPU backends that llama.cpp was built with, such as "CUDA", also where no GPU works."""
+    library = ggml.libggml
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    library.ggml_backend_reg_get.restype = ctypes.c_void_p
+    library.ggml_backend_reg_get.argtypes = [ctypes.c_size_t]
+    library.ggml_backend_reg_name.restype = ctypes.c_char_p
+    library.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
+    names = [
+        library.ggml_backend_reg_name(library.ggml_backend_reg_get(place)).decode("utf-8", "replace")
+        for place in range(library.ggml_backend_reg_count())
+    ]
+    return tuple(name for name in names if name not in _NO_GPU_BACKENDS)
 
 
 def recent_error() -> str:

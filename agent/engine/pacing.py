@@ -15,7 +15,8 @@ class PacedCache:
     """Lets each batch take at least as long as at the given pace; a host that is slower by itself is not sped up.
 
     A batch takes the time of its prompt tokens one after the other, and that of one decoded token however many are
-    decoded together: decoding is bound by reading the weights once (assumed).
+    decoded together: decoding is bound by reading the weights once (assumed). A guessed token takes as long as one of a
+    prompt, as it needs the same arithmetic (assumed).
     """
 
     def __init__(self, cache: Cache, pace: Pace, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -27,9 +28,9 @@ class PacedCache:
     def decode(self, chunks: Sequence[Chunk]) -> DecodeOutcome:
         began_at_s = self._clock()
         outcome = self._cache.decode(chunks)
-        prefilled = sum(len(chunk.tokens) for chunk in chunks if len(chunk.tokens) > 1)
-        due_s = prefilled / self._pace.prefill_tokens_per_s
-        if any(len(chunk.tokens) == 1 for chunk in chunks):
+        at_once = sum(len(chunk.tokens) if chunk.is_read else chunk.guessed for chunk in chunks)
+        due_s = at_once / self._pace.prefill_tokens_per_s
+        if not all(chunk.is_read for chunk in chunks):
             due_s += 1 / self._pace.decode_tokens_per_s
         early_s = began_at_s + due_s - self._clock()
         if early_s > 0:

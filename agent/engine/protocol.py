@@ -24,6 +24,7 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
+from moe2.common.placement import DeviceShare, GpuFault
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_mb: MiB of the host's memory for prefixes that are not in the KV cache; 0 keeps them there alone.
     pace: what the model is slowed down to; None leaves it alone.
     sampling: what is drawn with where a request says nothing, before what the model's file says.
+    speculation: tokens are guessed from the text and checked several at once, where that saves time.
     measuring_lock: a file that is locked while the model is measured after loading; None where others do not matter.
+    require_gpu: a model that is not on the GPU as `gpu_layers` says is not served.
     """
 
     path: str
@@ -69,6 +72,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace | None = None
     sampling: Sampling = Sampling()
     measuring_lock: str | None = None
+    speculation: bool = True
+    require_gpu: bool = False
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +121,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loa
     """The model is ready.
 
     warmup_*: rates of a short fixed run after loading, so that a fresh expert is never without a measurement.
+    placement: which device holds what. gpu_fault: why it is not, or not all of it, on the host's GPU.
     """
 
     facts: ModelFacts
@@ -124,13 +130,19 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="loa
     slots: int
     warmup_prefill_tokens_per_s: float | None = None
     warmup_decode_tokens_per_s: float | None = None
+    placement: tuple[DeviceShare, ...] = ()
+    gpu_fault: GpuFault | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="load_failed"):
-    """The model cannot be served. `message` says what to do. The child exits after it."""
+    """The model cannot be served. `message` says what to do. The child exits after it.
+
+    gpu_fault: where the GPU is why.
+    """
 
     code: str
     message: str
+    gpu_fault: GpuFault | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="started"):
@@ -151,6 +163,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     reason: "stop" (end of text or a stop string), "length" or "cancelled". stop: the stop string that ended it.
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
+    drafted_tokens: guesses that went through the model; accepted_tokens: those of them that were right, and are among
+    the decoded tokens.
     """
 
     job_id: str
@@ -163,6 +177,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     prefill_s: float | None
     decode_s: float | None
     stop: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):

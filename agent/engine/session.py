@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Lanes, lanes_for
+from moe2.agent.engine.callform import BARE, Caller
 from moe2.agent.engine.capacity import host_free_bytes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
@@ -25,12 +26,15 @@ from moe2.agent.engine.embedding import Embedder
 from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
+from moe2.agent.engine.offload import refuse_without_gpu, where_it_is
 from moe2.agent.engine.pacing import PacedCache
 from moe2.agent.engine.protocol import Event, Loaded, ModelSpec
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.sampler import Sampler
 from moe2.agent.engine.shelf import Shelf
+from moe2.agent.engine.speculation.costs import StepCosts
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
@@ -133,6 +137,7 @@ def open_session(
     check_spec(spec)
     with ExitStack() as stack:
         stack.callback(start_backend(log))
+        refuse_without_gpu(spec)
         refuse_beyond_memory(spec)
         model = Model(spec, on_progress=on_progress)
         stack.callback(model.close)
@@ -144,6 +149,7 @@ def open_session(
         context = Context(model, spec, lanes=lanes, outputs=outputs, threads=spec.threads or physical_cores())
         stack.callback(context.close)
         apply_adapters(model, context, spec.lora)
+        placement, gpu_fault = where_it_is(spec)
         cache = context if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
         with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
             prefill_rate, decode_rate = warm_up(
@@ -163,6 +169,8 @@ def open_session(
                 slots=spec.slots,
                 warmup_prefill_tokens_per_s=prefill_rate,
                 warmup_decode_tokens_per_s=decode_rate,
+                placement=placement,
+                gpu_fault=gpu_fault,
             )
         )
 
@@ -172,7 +180,7 @@ def open_session(
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
             constraint = constraint_of(
                 request,
-                tags_calls=templates.with_tools is not None and templates.with_tools.tags_calls,
+                templates.caller,
                 has_call_channel=templates.thinker is not None and templates.thinker.marks.is_harmony,
             )
             sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
@@ -188,6 +196,11 @@ def open_session(
             batch_tokens=context.batch_tokens,
             outputs=outputs,
             idle_tokens=context.tokens // _IDLE_PART if spec.prefix_cache_mb else context.tokens,
+        )
+        speculation = (
+            Speculation(StepCosts(step_s=1 / decode_rate, token_s=1 / prefill_rate))
+            if spec.speculation and context.gives_back_latest
+            else None
         )
         shelf = Shelf(
             most_bytes=spec.prefix_cache_mb * 2**20,
@@ -207,6 +220,8 @@ def open_session(
             new_draw=new_draw,
             limits=limits,
             thinker=templates.thinker,
+            caller=templates.caller,
+            speculation=speculation,
         )
         yield Decoder(
             intake=intake,
@@ -217,6 +232,7 @@ def open_session(
             clock=clock,
             emit=emit,
             prefill_tokens_per_s=prefill_rate,
+            speculation=speculation,
         )
 
 
@@ -243,6 +259,7 @@ def _embedder(
     )
     stack.callback(context.close)
     apply_adapters(model, context, spec.lora)
+    placement, gpu_fault = where_it_is(spec)
     paced = None if spec.pace is None else PacedCache(context, spec.pace, clock=clock, sleep=time.sleep)
     with measured_alone(spec.measuring_lock, clock=clock, sleep=time.sleep):
         rate = warm_up_vectors(context if paced is None else paced, model, clock, most_tokens=text_tokens)
@@ -253,6 +270,8 @@ def _embedder(
             context_tokens=text_tokens,
             slots=spec.slots,
             warmup_prefill_tokens_per_s=rate,
+            placement=placement,
+            gpu_fault=gpu_fault,
         )
     )
     return Embedder(
@@ -308,9 +327,10 @@ def physical_cores() -> int:
 class _Templates:
     """A model's chat templates. with_tools: for conversations with tools; the plain one where it is the same."""
 
-    plain: ChatTemplate | None
-    with_tools: ChatTemplate | None
-    thinker: Thinker | None
+    plain: ChatTemplate | None = None
+    with_tools: ChatTemplate | None = None
+    thinker: Thinker | None = None
+    caller: Caller = field(default_factory=lambda: Caller(BARE, {}))
 
     @property
     def supports_tools(self) -> bool:
@@ -320,7 +340,7 @@ class _Templates:
 def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
     source, source_with_tools = model.chat_template(), model.chat_template("tool_use")
     if source is None and source_with_tools is None:
-        return _Templates(None, None, None)
+        return _Templates()
     quotation = Quotation(model.control_texts)
     marks = marks_of(f"{source or ''}{source_with_tools or ''}", model.is_token)
 
@@ -336,7 +356,10 @@ def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
     plain = made(source)
     with_tools = made(source_with_tools) if source_with_tools != source else plain
     thinker = None if marks is None else Thinker.of(marks, model.tokens_of)
-    return _Templates(plain or with_tools, with_tools or plain, thinker)
+    caller = Caller(BARE, {})
+    if (for_tools := with_tools or plain) is not None and not (marks is not None and marks.is_harmony):
+        caller = Caller.of(for_tools.call_form, model.tokens_of, model.piece)
+    return _Templates(plain or with_tools, for_tools, thinker, caller)
 
 
 def vocabulary_of(model: Model) -> Vocabulary:

@@ -8,13 +8,14 @@ a header of its own: what is in the channel "final" is the answer, a call has a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from moe2.common.link.messages import TokenPiece
+from moe2.common.textstream import HeldPieces, begun
 
 _PAIRS = (
     ("<think>", "</think>"),
@@ -136,41 +137,12 @@ class Channels(Protocol):
         """Ends the answer; returns what was held back."""
 
 
-class _Held:
-    """Pieces that are not final yet, as one text that is cut from its beginning."""
-
-    def __init__(self) -> None:
-        self._pieces: list[TokenPiece] = []
-        self.text = ""
-
-    def add(self, piece: TokenPiece) -> None:
-        self._pieces.append(piece)
-        self.text += piece.text
-
-    def take(self, count: int, *, is_reasoning: bool) -> Iterator[TokenPiece]:
-        """Yields the first `count` characters, piece by piece. One that is cut keeps nothing but its text."""
-        self.text = self.text[count:]
-        while self._pieces and len(self._pieces[0].text) <= count:
-            piece = self._pieces.pop(0)
-            count -= len(piece.text)
-            yield msgspec.structs.replace(piece, is_reasoning=True) if is_reasoning else piece
-        if self._pieces and count:
-            cut = self._pieces[0].text
-            yield TokenPiece(cut[:count], is_reasoning=is_reasoning)
-            self._pieces[0] = TokenPiece(cut[count:])
-
-    def drop(self, count: int) -> None:
-        """Forgets the first `count` characters."""
-        for _ in self.take(count, is_reasoning=False):
-            pass
-
-
 class _Between:
     """The reader for models whose reasoning stands before the answer, between two marks."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
-        self._held = _Held()
+        self._held = HeldPieces()
         self._skips_space = False
         self.is_reasoning = False
         self.is_answering = False
@@ -190,7 +162,7 @@ class _Between:
 
     def began(self) -> None:
         # A prompt that has closed the reasoning, or begun the answer, leaves none to come.
-        self._held = _Held()
+        self._held = HeldPieces()
         self.is_answering = not self.is_reasoning
         self._skips_space = self.is_reasoning
 
@@ -224,8 +196,8 @@ class _Between:
         at = text.find(self._marks.closing)
         if at < 0:
             # White space at the end may be that before the mark.
-            open_from = len(text) - _begun(text, self._marks.closing)
-            found += self._held.take(len(text[:open_from].rstrip()), is_reasoning=True)
+            open_from = len(text) - begun(text, self._marks.closing)
+            found += self._held.take(self._held.uncut(len(text[:open_from].rstrip())), is_reasoning=True)
             return False
         found += self._held.take(len(text[:at].rstrip()), is_reasoning=True)
         self._held.drop(len(self._held.text) - len(text[at + len(self._marks.closing) :]))
@@ -237,7 +209,7 @@ class _Harmony:
     """The reader for gpt-oss's channels. A call becomes what other models write, between <tool_call> tags."""
 
     def __init__(self) -> None:
-        self._held = _Held()
+        self._held = HeldPieces()
         self._in_header = True
         self._in_call = False
         self.is_reasoning = False
@@ -257,7 +229,7 @@ class _Harmony:
     def began(self) -> None:
         # The prompt ends inside a header, or a body.
         if not self._in_header:
-            self._held = _Held()
+            self._held = HeldPieces()
 
     def finish(self) -> list[TokenPiece]:
         if self._in_header:
@@ -285,7 +257,7 @@ class _Harmony:
         text = self._held.text
         ends = [(at, mark) for mark in ("<|end|>", "<|call|>", "<|return|>") if (at := text.find(mark)) >= 0]
         if not ends:
-            open_from = len(text) - _begun(text, "<|end|>", "<|call|>", "<|return|>")
+            open_from = len(text) - begun(text, "<|end|>", "<|call|>", "<|return|>")
             found += self._held.take(open_from, is_reasoning=self.is_reasoning)
             return False
         at, mark = min(ends)
@@ -298,11 +270,3 @@ class _Harmony:
     def _end_call(self) -> list[TokenPiece]:
         was_call, self._in_call = self._in_call, False
         return [TokenPiece("}\n</tool_call>")] if was_call else []
-
-
-def _begun(text: str, *marks: str) -> int:
-    """Returns how many characters at the end of a text may be the beginning of one of the marks."""
-    longest = max(map(len, marks)) - 1
-    return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
-    )

@@ -10,6 +10,7 @@ from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.job import Job
 from moe2.agent.engine.protocol import Event
 from moe2.agent.engine.request import Vocabulary
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.link.messages import FollowJob, Submit
 
 
@@ -17,13 +18,15 @@ from moe2.common.link.messages import FollowJob, Submit
 class Means:
     """The means that every answer of one engine is written with.
 
-    logits: those at a place of the last batch. most_tokens: of prompt and answer together.
+    logits: those at a place of the last batch. most_tokens: of prompt and answer together. speculation: None where
+    nothing is guessed.
     """
 
     vocabulary: Vocabulary
     logits: Callable[[int], Logits]
     lanes: Lanes
     most_tokens: int
+    speculation: Speculation | None = None
 
 
 class Writing(Job):

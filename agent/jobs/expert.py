@@ -25,6 +25,7 @@ from moe2.common.link.messages import (
     JobUsage,
 )
 from moe2.common.link.messages import Job as Order
+from moe2.common.placement import DeviceShare, GpuFault
 
 
 class Phase(Enum):
@@ -71,6 +72,9 @@ class Expert:
     """The name of its engine: the model's, with a number where it has taken another one's place."""
     state: ExpertState = field(init=False)
     facts: protocol.ModelFacts | None = None
+    placement: tuple[DeviceShare, ...] = ()
+    gpu_fault: GpuFault | None = None
+    """Both as its engine said last; they are worth something while it is ready, the fault also where it failed."""
     context_tokens: int = 0
     load_progress: float | None = field(init=False)
     load_s: float | None = None
@@ -182,6 +186,8 @@ def report_of(expert: Expert, now_s: float) -> ExpertReport:
         paced=expert.paced,
         sampling=facts.sampling if facts else None,
         supports_thinking=facts.supports_thinking if facts else None,
+        placement=expert.placement if expert.state is ExpertState.READY else (),
+        gpu_fault=expert.gpu_fault if expert.state in (ExpertState.READY, ExpertState.FAILED) else None,
     )
 
 

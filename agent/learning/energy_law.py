@@ -17,6 +17,7 @@ from moe2.agent.learning.residuals import AGREEING, ResidualPool
 from moe2.common.cost import EnergyProfile, RequestShape, energy_features
 from moe2.common.energy import Attribution, Energy, Quality, Scope, worst_quality
 
+_FULL_COVERAGE = 0.98
 _USABLE = (Quality.MEASURED_COUNTER, Quality.MEASURED_INTEGRATED, Quality.SIMULATED)
 _FEWEST_SAMPLES = 3
 _PREFILL_WEIGHT_RANGE = (1 / 500, 1.0)
@@ -80,10 +81,11 @@ class EnergyModel:
     def observe(self, shape: RequestShape, energy: Energy, mean_occupancy: float | None = None) -> None:
         """Learn from a request's energy. shape: with the occupancy that was to be expected at its arrival.
 
-        Energy that is unknown, partial or of too few samples for a single request is passed over.
+        Energy that is unknown, of too few samples for a single request, or of a part of its time is passed over. What
+        is partial only because other programs were on the device is learned from: it is what a request costs there.
         """
         joules = energy.joules
-        if joules is None or joules <= 0 or energy.quality not in _USABLE or shape.decoded_tokens < 1:
+        if joules is None or joules <= 0 or not _is_whole(energy) or shape.decoded_tokens < 1:
             return
         if energy.n_samples is not None and energy.n_samples < _FEWEST_SAMPLES:
             return
@@ -135,3 +137,9 @@ def _prior(shape: RequestShape, joules: float) -> RelativeRegression:
         mean=(prefill_j, 0.5 * token_j, 0.5 * token_j, 0.0),
         scale=(2 * prefill_j, 0.5 * token_j, 0.5 * token_j, 0.1 * token_j),
     )
+
+
+def _is_whole(energy: Energy) -> bool:
+    """Return whether the figure covers the whole request, on every device that it used."""
+    is_shared = energy.quality is Quality.PARTIAL and energy.coverage is not None
+    return energy.quality in _USABLE or (is_shared and (energy.coverage or 0.0) >= _FULL_COVERAGE)

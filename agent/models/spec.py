@@ -20,6 +20,7 @@ def spec_of(section: ModelSection, pace: Pace | None = None, measuring_lock: Pat
         slots=section.slots,
         threads=section.threads,
         gpu_layers=section.gpu_layers,
+        require_gpu=section.require_gpu,
         batch_tokens=section.batch_tokens,
         flash_attention=section.flash_attention,
         mlock=section.mlock,
@@ -29,6 +30,7 @@ def spec_of(section: ModelSection, pace: Pace | None = None, measuring_lock: Pat
         pace=pace,
         sampling=_sampling_of(section.sampling),
         measuring_lock=None if measuring_lock is None else str(measuring_lock),
+        speculation=section.speculation,
     )
 
 

@@ -9,6 +9,7 @@ from moe2.common.health import HealthWarning, Severity
 from moe2.common.hosts import is_loopback
 from moe2.common.link.enrolment import Refusal
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.placement import GpuCause, GpuFault, placement_text
 from moe2.common.standby import Standby
 from moe2.common.status import LinkState, LinkStatus
 from moe2.common.tls.fault import TlsFault
@@ -74,7 +75,9 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
                     code="model_failed",
                     severity=Severity.DEGRADED,
                     message=f"{expert.model} cannot be loaded: {expert.last_error}",
-                    remedy="Correct its path or replace the GGUF file; loading is tried again with back-off.",
+                    remedy="Correct its path or replace the GGUF file; loading is tried again with back-off."
+                    if expert.gpu_fault is None
+                    else f"{expert.gpu_fault.remedy} Loading is tried again with back-off.",
                 )
             )
         elif expert.state is ExpertState.RESTARTING:
@@ -95,7 +98,21 @@ def _expert_warnings(experts: tuple[ExpertReport, ...]) -> list[HealthWarning]:
                     remedy="Add another agent for this model, or raise its slots or max_queue.",
                 )
             )
+        if expert.gpu_fault is not None and expert.state is ExpertState.READY:
+            warnings.append(_gpu_unused(expert, expert.gpu_fault))
     return warnings
+
+
+def _gpu_unused(expert: ExpertReport, fault: GpuFault) -> HealthWarning:
+    """A model that answers, but from the processor; degraded where the configuration wants it on a GPU that exists."""
+    is_notice = not fault.is_asked or fault.cause is GpuCause.NO_GPU
+    where = placement_text(expert.placement) or "no layer is on the GPU"
+    return HealthWarning(
+        code="gpu_unused",
+        severity=Severity.NOTICE if is_notice else Severity.DEGRADED,
+        message=f"{expert.model} does not use the GPU as it could ({where}; {fault.cause}): {fault.message}",
+        remedy=fault.remedy,
+    )
 
 
 def _sensor_warnings(sensors: tuple[SensorReport, ...]) -> list[HealthWarning]:

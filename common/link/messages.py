@@ -18,6 +18,7 @@ from moe2.common.energy import Energy
 from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
 from moe2.common.link.supply import ModelStore, SupplyOrder
+from moe2.common.placement import MAX_DEVICES, DeviceShare, GpuFault
 from moe2.common.standby import Standby, TransitionCost
 
 PROTOCOL_VERSION = 4
@@ -137,6 +138,8 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One power sensor as found: "present", "absent", "denied" or "broken", with the remedy where there is one.
 
     simulated: nothing is measured, the watts are those of a simulated host's profile.
+    uncounted_w: the power in W of a sensor that is no part of the host's sum, because others measure the same already,
+    such as a metered plug beside them.
     """
 
     name: str
@@ -145,6 +148,7 @@ class SensorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     remedy: str | None = None
     power_w: float | None = None
     simulated: bool = False
+    uncounted_w: float | None = None
 
 
 class ExpertState(StrEnum):
@@ -184,6 +188,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     supports_thinking: its template has marks for reasoning; None where that is not known.
     load_cost, unload_cost: what bringing the model into memory and ending its process have taken; None before either
     was measured.
+    placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
+    not on the host's GPU; None if it is, or if there is none and none is asked for.
     """
 
     model: str
@@ -218,6 +224,8 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     supports_thinking: bool | None = None
     load_cost: TransitionCost | None = None
     unload_cost: TransitionCost | None = None
+    placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()
+    gpu_fault: GpuFault | None = None
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):

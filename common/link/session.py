@@ -37,6 +37,8 @@ from moe2.common.link.wire import FrameTooLargeError, UnreadableMessage, wire_co
 
 SILENT_HEARTBEATS = 3
 """A peer that was silent for this many heartbeats is gone."""
+RTT_HEARTBEATS = 2
+"""A peer that keeps talking is asked for a sign of life only to measure the round trip, after this many heartbeats."""
 MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
@@ -126,7 +128,7 @@ class Session:
         self.unread_s = handshake_s
         """How long a peer that is heard may leave what it is sent unread."""
         self._last_heard_s = now_s
-        self._next_ping_s = now_s + heartbeat_s
+        self._next_ping_s = self._ask_by_s = now_s + heartbeat_s
         self._ping: tuple[int, float] | None = None
         self._ping_seq = 0
         self._faults = 0
@@ -147,7 +149,7 @@ class Session:
 
     def probe(self, now_s: float) -> None:
         """Ask at the next `tick` whether the peer is alive, not only at the next heartbeat."""
-        self._next_ping_s = now_s
+        self._next_ping_s = self._ask_by_s = now_s
 
     @property
     def next_deadline_s(self) -> float | None:
@@ -156,7 +158,12 @@ class Session:
             return None
         if self._handshake_deadline_s is not None:
             return self._handshake_deadline_s
-        return min(self._next_ping_s, self._silent_at_s)
+        return min(self._ping_due_s, self._silent_at_s)
+
+    @property
+    def _ping_due_s(self) -> float:
+        # Who has just been heard need not be asked whether it is there.
+        return min(self._ask_by_s, max(self._next_ping_s, self._last_heard_s + self._heartbeat_s))
 
     @property
     def _silent_at_s(self) -> float:
@@ -226,10 +233,11 @@ class Session:
         if now_s >= self._silent_at_s:
             self.closed = Closed(LinkCode.SILENT, f"The peer was silent for {now_s - self._last_heard_s:.1f} s.")
             return [self.closed]
-        if now_s >= self._next_ping_s:
+        if now_s >= self._ping_due_s:
             self._ping_seq += 1
             self._ping = (self._ping_seq, now_s)
             self._next_ping_s = now_s + self._heartbeat_s
+            self._ask_by_s = now_s + RTT_HEARTBEATS * self._heartbeat_s
             self._queue(Ping(seq=self._ping_seq))
         return []
 
@@ -253,7 +261,7 @@ class Session:
         if heartbeat_s is not None:
             self._heartbeat_s = heartbeat_s
         self._handshake_deadline_s = None
-        self._next_ping_s = now_s
+        self._next_ping_s = self._ask_by_s = now_s
 
     def _dispatch(self, message: WireMessage, now_s: float) -> list[SessionEvent]:
         match message:

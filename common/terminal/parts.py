@@ -13,6 +13,7 @@ from rich.text import Text
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.placement import placement_text
 from moe2.common.status import exit_code
 from moe2.common.terminal import figures
 from moe2.common.terminal.figures import UNMEASURED, fact_line, known, printable
@@ -42,7 +43,9 @@ def power(value_w: float) -> str:
 
 
 def sensor_power(sensor: SensorReport) -> str:
-    """The present power; that of a simulated host says so."""
+    """Return the present power; that of a simulated host, and what is no part of the host's sum, says so."""
+    if sensor.power_w is None and sensor.uncounted_w is not None:
+        return power(sensor.uncounted_w) + " (not counted)"
     return known(sensor.power_w, power) + (" (simulated)" if sensor.simulated else "")
 
 
@@ -91,6 +94,7 @@ def model_cell(expert: ExpertReport) -> Text:
         printable(expert.quantization or ""),
         known(expert.file_bytes, figures.size, otherwise=""),
         f"{expert.context_tokens}\u00a0context",
+        printable(placement_text(expert.placement)),
     ]
     cell.append("\n" + " · ".join(part for part in about if part), style="not bold dim")
     return cell
@@ -192,6 +196,7 @@ def expert_line(word: str, expert: ExpertReport, **before: object) -> str:
         file_bytes=expert.file_bytes,
         restarts=expert.restarts,
         last_error=expert.last_error,
+        placement=placement_text(expert.placement) or None,
     )
 
 
@@ -202,6 +207,7 @@ def sensor_line(sensor: SensorReport, **before: object) -> str:
         name=sensor.name,
         state=sensor.state,
         power_w=known(sensor.power_w, figures.number),
+        uncounted_w=known(sensor.uncounted_w, figures.number),
         simulated=yes_no(sensor.simulated),
         detail=sensor.detail,
         remedy=sensor.remedy,

@@ -30,7 +30,7 @@ from moe2.coordinator.fleet.register import (
     revoke_agent,
     revoke_token,
 )
-from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.fleet.register_file import RegisterStore
 
 TOKEN_PREFIX = "moe2-enrol-"  # noqa: S105 - so that scanners for leaked secrets can know it
 TOKEN_BYTES = 32
@@ -39,8 +39,8 @@ _USES = re.compile(r"[1-9][0-9]{0,8}")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Open = Callable[[argparse.Namespace], RegisterFile]
-Act = Callable[[argparse.Namespace, RegisterFile], int]
+Open = Callable[[argparse.Namespace], RegisterStore]
+Act = Callable[[argparse.Namespace, RegisterStore], int]
 
 
 def add_commands(
@@ -108,7 +108,7 @@ def add_commands(
 # --- Acts -------------------------------------------------------------------------------------------------------------
 
 
-def _create_token(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _create_token(arguments: argparse.Namespace, file: RegisterStore) -> int:
     secret, now_unix_s = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES), time()
     if arguments.expires is not None:
         require_right_clock(now_unix_s)
@@ -126,7 +126,7 @@ def _create_token(arguments: argparse.Namespace, file: RegisterFile) -> int:
     return 0
 
 
-def _list_tokens(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _list_tokens(arguments: argparse.Namespace, file: RegisterStore) -> int:
     now_unix_s, register = time(), file.current()
     if arguments.json:
         _say(json.dumps([_without_digest(token) for token in register.tokens], indent=2))
@@ -142,13 +142,13 @@ def _list_tokens(arguments: argparse.Namespace, file: RegisterFile) -> int:
     return 0
 
 
-def _revoke_token(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _revoke_token(arguments: argparse.Namespace, file: RegisterStore) -> int:
     token = file.change(lambda register: revoke_token(register, arguments.name, time()))
     _say(f"Token {token.name} enrols no more agents. The {token.n_used} it has enrolled stay enrolled.")
     return 0
 
 
-def _list_agents(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _list_agents(arguments: argparse.Namespace, file: RegisterStore) -> int:
     register = file.current()
     if arguments.json:
         _say(json.dumps([_without_digest(agent) for agent in register.agents], indent=2))
@@ -170,7 +170,7 @@ def _list_agents(arguments: argparse.Namespace, file: RegisterFile) -> int:
     return 0
 
 
-def _revoke_agent(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _revoke_agent(arguments: argparse.Namespace, file: RegisterStore) -> int:
     agent, register = file.change(lambda before: _with_register(revoke_agent(before, arguments.agent, time())))
     _say(f"{printable(agent.agent_name)} ({agent.agent_id}) is revoked.")
     token = next((token for token in register.tokens if token.name == agent.token), None)
@@ -183,7 +183,7 @@ def _revoke_agent(arguments: argparse.Namespace, file: RegisterFile) -> int:
     return 0
 
 
-def _forget_agent(arguments: argparse.Namespace, file: RegisterFile) -> int:
+def _forget_agent(arguments: argparse.Namespace, file: RegisterStore) -> int:
     agent = file.change(lambda register: forget_agent(register, arguments.agent))
     _say(f"{printable(agent.agent_name)} ({agent.agent_id}) is forgotten. With a token it can enrol anew.")
     return 0

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moe2.common.errors import Moe2Error
 from moe2.common.secretfile import read_secret
 from moe2.common.terminal.figures import printable
+from moe2.common.tls.contexts import client_context
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Question, read_questions
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE.jsonl", help="outcomes; continued if it exists"
     )
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the coordinator's API; default: %(default)s")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
+    add_access(parser)
     parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time; default: 4")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer; default: 256")
     parser.add_argument(
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 async def _collect(
     args: argparse.Namespace, questions: Sequence[Question], outfile: Outfile, console: Console
 ) -> Report:
-    async with asking(args.url, args.api_key_file, concurrency=args.concurrency, max_tokens=args.max_tokens) as asker:
+    async with asking(args.url, args) as asker:
         experts = wanted_experts(await asker.live_experts(), args.model)
         left = missing(questions, experts, outfile)
         console.print(
@@ -88,21 +89,36 @@ async def _collect(
             )
 
 
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how the API is reached, beside its address (see `asking`)."""
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
+    parser.add_argument(
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of a private CA that signed the API's certificate",
+    )
+
+
 @asynccontextmanager
-async def asking(url: str, api_key_file: Path | None, *, concurrency: int, max_tokens: int) -> AsyncIterator[Asker]:
-    """Yields a client of the coordinator at `url`. Raises Moe2Error for an address or a key that cannot be used."""
+async def asking(url: str, args: argparse.Namespace) -> AsyncIterator[Asker]:
+    """Yields a client of the coordinator at `url`. Raises Moe2Error for an address, a key or a CA that cannot be used.
+
+    args: the options of `add_access`, with `concurrency` and `max_tokens`.
+    """
     headers = {"Content-Type": "application/json"}
-    if api_key_file is not None:
-        headers["Authorization"] = f"Bearer {read_secret(api_key_file)}"
+    if args.api_key_file is not None:
+        headers["Authorization"] = f"Bearer {read_secret(args.api_key_file)}"
     # The coordinator has its own limit per request; a second one here would only hide its reason.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    connector = aiohttp.TCPConnector(limit=concurrency)
+    trusted = client_context(ca_file=args.ca_file, certificate=None, key=None)
+    connector = aiohttp.TCPConnector(limit=args.concurrency, ssl=trusted)
     try:
         session = aiohttp.ClientSession(url, headers=headers, timeout=timeout, connector=connector)
     except ValueError as error:
         raise Moe2Error(f"--url {url} is not an http address: {error}.") from error
     async with session:
-        yield Asker(session, max_tokens=max_tokens)
+        yield Asker(session, max_tokens=args.max_tokens)
 
 
 def wanted_experts(live: Sequence[LiveExpert], names: Sequence[str] | None) -> tuple[LiveExpert, ...]:

@@ -28,6 +28,8 @@ from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import Commands, add_config
 from moe2.common.terminal.figures import fact_line, known, printable
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, KeySet, KeyState, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
@@ -112,7 +114,7 @@ def _create(arguments: argparse.Namespace) -> int:
     settings = _load(arguments.config)
     now_unix_s = time.time()
     options = _options(arguments, now_unix_s)
-    file = KeyFile(settings.coordinator.state_dir)
+    file = _table(settings)
     with file.changing() as keys:
         _check_name(options.name, keys, now_unix_s)
         record, key = mint(options, entropy=secrets.token_bytes(ENTROPY_BYTES), now_unix_s=now_unix_s)
@@ -131,7 +133,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    keys, now_unix_s = KeyFile(_load(arguments.config).coordinator.state_dir).read().keys, time.time()
+    keys, now_unix_s = _table(_load(arguments.config)).read().keys, time.time()
     console = Console()
     if arguments.json:
         content = msgspec.json.encode([shown_record(key, now_unix_s) for key in keys]).decode() + "\n"
@@ -144,7 +146,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    file = KeyFile(_load(arguments.config).coordinator.state_dir)
+    file = _table(_load(arguments.config))
     now_unix_s = time.time()
     with file.changing() as keys:
         record = _find(arguments.id, keys)
@@ -199,6 +201,13 @@ def _span_s(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time; write 90m, 12h, 30d or 8w")
     return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def _table(settings: CoordinatorSettings) -> KeyFile | KeyTable:
+    """Returns where the keys are: in the database that coordinators share, or in this coordinator's file."""
+    if settings.database.url is not None:
+        return KeyTable(Session(settings.database.url, name="moe2-coordinator keys"))
+    return KeyFile(settings.coordinator.state_dir)
 
 
 def _load(config: Path) -> CoordinatorSettings:

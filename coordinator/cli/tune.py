@@ -25,11 +25,12 @@ from rich.table import Table
 from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.statefile import locked
 from moe2.common.status import CoordinatorStatus
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import printable
 from moe2.coordinator.choosing.explain import Decision
-from moe2.coordinator.cli.collect import asking, tell_failures, wanted_experts
+from moe2.coordinator.cli.collect import add_access, asking, tell_failures, wanted_experts
 from moe2.coordinator.gate.checkpoint import save_checkpoint
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
@@ -56,6 +57,8 @@ from moe2.coordinator.training.tuning import (
 INTERRUPTED = 130
 NOT_INSTALLED = 1
 OUTCOMES_FILE = "tune-outcomes.jsonl"
+LOCKED_NAME = "tune"
+"""In the state directory, the file whose lock one run at a time holds."""
 PROBES = 3
 """Questions that each expert is asked first, where nobody knows what a question takes there."""
 RELOAD_S = 30.0
@@ -79,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time; default: 4")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest answer; default: 128")
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="networks trained and folded into one")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key, if the API wants one")
+    parser.add_argument("--url", help="the coordinator's API; default: as the running coordinator says")
+    add_access(parser)
     parser.add_argument(
         "--even-if-behind", action="store_true", help="install the gate also where it is clearly behind"
     )
@@ -102,7 +106,14 @@ def run(args: argparse.Namespace) -> int:
     console = Console(markup=False, highlight=False)
     tuning = _Tuning(args, settings, console)
     try:
-        return asyncio.run(tuning.run())
+        # Two runs would ask the same questions twice, and write into the same file.
+        with locked(settings.coordinator.state_dir / LOCKED_NAME, waits=False):
+            return asyncio.run(tuning.run())
+    except BlockingIOError as error:
+        raise Moe2Error(
+            f"Another `tune` of this coordinator is running ({settings.coordinator.state_dir}).",
+            remedy="Wait for it, or stop it with Ctrl-C: what was answered is kept.",
+        ) from error
     except KeyboardInterrupt:
         console.print("Stopped. What was answered is kept; the same command goes on from there.")
         return INTERRUPTED
@@ -129,9 +140,7 @@ class _Tuning:
         outfile = Outfile(self._out)
         if outfile.repaired:
             console.print(f"{self._out}: the last line was cut off and is dropped; its question is asked again.")
-        async with asking(
-            status.api_url, args.api_key_file, concurrency=args.concurrency, max_tokens=args.max_tokens
-        ) as asker:
+        async with asking(args.url or status.api_url, args) as asker:
             live = await asker.live_experts()
             experts = wanted_experts(live, args.model)
             if len({expert.model for expert in live}) < 2:

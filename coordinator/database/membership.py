@@ -42,7 +42,7 @@ GONE_S = 60.0
 log = structlog.get_logger()
 
 Load = Callable[[Cursor], None]
-"""Reads one subject from the database, in the membership's thread."""
+"""Reads one subject from the database, or writes what is to be said, in the membership's thread."""
 
 
 class NameTakenError(DatabaseError):
@@ -51,10 +51,12 @@ class NameTakenError(DatabaseError):
 
 @dataclass(frozen=True)
 class Peer:
-    """Another coordinator. clock_offset_s: its clock against the database's; None where unknown."""
+    """A coordinator. clock_offset_s: its clock against the database's; None where unknown. gate_sha256: of the gate's
+    file; None where it has none."""
 
     name: str
     clock_offset_s: float | None
+    gate_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class _Locks:
 class Membership:
     """Keeps this coordinator a member from `start` to `stop`.
 
-    loads: how each subject is read, by its name; it is read whenever it changes. on_change: called in the thread after
-    subjects were read, or chores came or went.
+    loads: how each subject is read, by its name; it is read whenever it changes. write: says what there is to say, at
+    each poll. on_change: called in the thread after
+    subjects were read, or chores came or went. on_news: called in the thread with each notification.
     """
 
     def __init__(
@@ -90,14 +93,19 @@ class Membership:
         name: str,
         *,
         loads: Mapping[str, Load] | None = None,
+        write: Load | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_news: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time,
     ) -> None:
         self.session = session
         self.name = name
         self._instance = uuid.uuid4().hex
         self._loads = dict(loads or {})
-        self._on_change = on_change
+        self._write = write
+        self.gate_sha256: str | None = None
+        """The digest of the gate's file that this coordinator uses."""
+        self._on_change, self._on_news = on_change, on_news
         self._clock = clock
         self._seen: dict[str, int] = {}
         self._locks = _Locks()
@@ -128,6 +136,8 @@ class Membership:
     def stop(self, timeout_s: float) -> None:
         """Ends the thread, which gives the locks back. Blocks."""
         self._stopping.set()
+        # It waits for news that may be a second away.
+        self.session.cut()
         self._thread.join(timeout_s)
 
     @property
@@ -160,6 +170,11 @@ class Membership:
             for peer in (Peer(self.name, standing.clock_offset_s), *standing.peers)
             if peer.clock_offset_s is not None and abs(peer.clock_offset_s) > MAX_CLOCK_OFFSET_S
         )
+        found.extend(
+            _gate_differs(peer.name)
+            for peer in standing.peers
+            if self.is_current and peer.gate_sha256 != self.gate_sha256
+        )
         return tuple(found)
 
     def _run(self) -> None:
@@ -167,11 +182,13 @@ class Membership:
             wait_s = POLL_S if self.standing.error is None else RETRY_S
             try:
                 if self.standing.error is None:
-                    self.session.wait_for_news(wait_s)
+                    for word in self.session.wait_for_news(wait_s):
+                        self._on_news(word)
                 else:
                     self._stopping.wait(wait_s)
             except DatabaseError as error:
-                self._failed(error)
+                if not self._stopping.is_set():
+                    self._failed(error)
             if not self._stopping.is_set():
                 self._poll_and_tell()
         self.session.close()
@@ -203,10 +220,13 @@ class Membership:
             if not self._locks.chores:
                 cursor.execute("SELECT pg_try_advisory_lock(%s)", [_CHORES_LOCK])
                 [self._locks.chores] = _one(cursor)
-            cursor.execute(_SEEN, [self.name, self._instance, offset_s])
+            cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256])
+            if self._write is not None:
+                self._write(cursor)
             cursor.execute(_PEERS, [self.name, GONE_S])
             peers = tuple(Peer(*row) for row in cursor.fetchall())
-            self._load_changed(cursor)
+            seen = self._load_changed(cursor)
+        self._seen |= seen
         if self.standing.error is not None:
             log.info("database_reached", name=self.name)
         return Standing(None, began_s, offset_s, self._locks.chores, peers)
@@ -223,15 +243,20 @@ class Membership:
         cursor.execute("LISTEN moe2")
         self._locks = _Locks(self.session.n_opened)
 
-    def _load_changed(self, cursor: Cursor) -> None:
+    def _load_changed(self, cursor: Cursor) -> dict[str, int]:
+        """Reads the subjects that have changed, and returns their revisions."""
         if not self._loads:
-            return
+            return {}
         cursor.execute("SELECT subject, n FROM revisions")
         revisions = dict(cursor.fetchall())
-        for subject, load in self._loads.items():
-            if self._seen.get(subject) != revisions.get(subject, 0):
-                load(cursor)
-                self._seen[subject] = revisions.get(subject, 0)
+        changed = {
+            subject: revisions.get(subject, 0)
+            for subject in self._loads
+            if self._seen.get(subject) != revisions.get(subject, 0)
+        }
+        for subject in changed:
+            self._loads[subject](cursor)
+        return changed
 
 
 def _one(cursor: Cursor) -> tuple[Any, ...]:
@@ -269,12 +294,22 @@ def _clock_differs(who: str, offset_s: float) -> HealthWarning:
     )
 
 
+def _gate_differs(who: str) -> HealthWarning:
+    return HealthWarning(
+        code="gate_differs",
+        severity=Severity.DEGRADED,
+        message=f"The coordinator {who} uses another gate than this one: the same prompt may be sent to other experts.",
+        remedy="Copy the same gate.safetensors to both, and send SIGHUP.",
+    )
+
+
 _SEEN = """
-    INSERT INTO coordinators (name, instance, seen_at, clock_offset_s) VALUES (%s, %s, now(), %s)
+    INSERT INTO coordinators (name, instance, seen_at, clock_offset_s, gate_sha256) VALUES (%s, %s, now(), %s, %s)
     ON CONFLICT (name) DO UPDATE
-    SET instance = excluded.instance, seen_at = excluded.seen_at, clock_offset_s = excluded.clock_offset_s
+    SET instance = excluded.instance, seen_at = excluded.seen_at, clock_offset_s = excluded.clock_offset_s,
+        gate_sha256 = excluded.gate_sha256
 """
 _PEERS = """
-    SELECT name, clock_offset_s FROM coordinators
+    SELECT name, clock_offset_s, gate_sha256 FROM coordinators
     WHERE name <> %s AND seen_at > now() - make_interval(secs => %s) ORDER BY name
 """

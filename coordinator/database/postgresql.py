@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from time import monotonic
@@ -44,7 +44,7 @@ class Cursor(Protocol):
     @property
     def rowcount(self) -> int: ...
 
-    def execute(self, query: str, params: Sequence[Any] | None = None) -> object: ...
+    def execute(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> object: ...
 
     def executemany(self, query: str, params_seq: Iterable[Sequence[Any]]) -> None: ...
 
@@ -119,11 +119,16 @@ class Session:
         since_s, connection = self._busy_since_s, self._connection
         if since_s is None or connection is None or now_s - since_s < MAX_BUSY_S:
             return False
-        with suppress(OSError, driver().Error):
-            copy = socket.socket(fileno=os.dup(connection.fileno()))
-            copy.shutdown(socket.SHUT_RDWR)
-            copy.close()
+        self.cut()
         return True
+
+    def cut(self) -> None:
+        """Cuts the connection from another thread, so that whoever waits for it is told at once."""
+        connection = self._connection
+        with suppress(OSError, driver().Error):
+            if connection is not None:
+                with socket.socket(fileno=os.dup(connection.fileno())) as copy:
+                    copy.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection; the next use opens another one."""

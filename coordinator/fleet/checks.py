@@ -25,6 +25,7 @@ from moe2.common.errors import CommandErrorCode, JobErrorCode
 from moe2.common.link.messages import (
     CommandAnswer,
     EmbedJob,
+    ExpertReport,
     FollowJob,
     FromAgent,
     Hello,
@@ -138,6 +139,8 @@ class AgentChecks:
     def __init__(self) -> None:
         self._given: OrderedDict[str, _Given] = OrderedDict()
         self._context_tokens: dict[str, int] = {}
+        self._sound: dict[str, ExpertReport] = {}
+        """The figures of the former report that were sound, by model."""
 
     def sent(self, message: ToAgent) -> None:
         """Notes a message that the agent is sent."""
@@ -167,7 +170,7 @@ class AgentChecks:
             case CommandAnswer():
                 return self._answered(message)
             case Report():
-                told, faults = sound_report(message)
+                told, faults = sound_report(message, self._sound)
                 self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}
                 return Checked((told,), faults)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from time import time
 from urllib.parse import unquote
@@ -16,8 +17,16 @@ from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDE
 from moe2.common.secretfile import read_secret
 from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.fleet.checks import AGENT_ID
-from moe2.coordinator.fleet.register import AgentRefusedError, Presented, ProvenIdentity, Register, admit, refusal_of
-from moe2.coordinator.fleet.register_file import RegisterFile
+from moe2.coordinator.fleet.register import (
+    AgentRefusedError,
+    Presented,
+    ProvenIdentity,
+    Register,
+    admit,
+    admit_all,
+    refusal_of,
+)
+from moe2.coordinator.fleet.register_file import RegisterStore
 
 log = structlog.get_logger()
 
@@ -32,11 +41,14 @@ class Doorkeeper:
     Raises `ConfigError` if it cannot be read.
     """
 
-    def __init__(self, file: RegisterFile, token_file: Path | None, *, clock: Callable[[], float] = time) -> None:
+    def __init__(self, file: RegisterStore, token_file: Path | None, *, clock: Callable[[], float] = time) -> None:
         self._file = file
         self._clock = clock
         self._register = file.current()
         self._trouble: str | None = None
+        self._waiting: list[tuple[Presented, asyncio.Future[ProvenIdentity]]] = []
+        """Agents that are to be enrolled, with what becomes of each."""
+        self._enrolling: asyncio.Task[None] | None = None
         self._static_token: str | None = None
         self.read_token(token_file)
 
@@ -45,13 +57,21 @@ class Doorkeeper:
         self._static_token = None if token_file is None else digest(read_secret(token_file))
 
     async def admit(self, headers: Mapping[str, str]) -> ProvenIdentity:
-        """Lets in the agent that sent these headers, enrolling it if it is new. Raises `AgentRefusedError`."""
+        """Lets in the agent that sent these headers, enrolling it if it is new.
+
+        Raises `AgentRefusedError`, and `Moe2Error` where nobody can say now whether it may.
+        """
+        if not self._file.is_believed:
+            raise Moe2Error("The database that keeps the register has not been reached for too long.")
         presented = _presented(headers)
         identity, after = self._admit(self.current(), presented)
         if after is self._register:
             return identity
-        # Decided again on what the file holds once it is locked: a token's last use is given away once.
-        identity = await asyncio.to_thread(self._file.change, lambda register: self._admit(register, presented))
+        enrolled: asyncio.Future[ProvenIdentity] = asyncio.get_running_loop().create_future()
+        self._waiting.append((presented, enrolled))
+        if self._enrolling is None:
+            self._enrolling = asyncio.create_task(self._enrol())
+        identity = await enrolled
         log.info("agent_enrolled", agent_id=presented.agent_id, agent_name=presented.agent_name)
         return identity
 
@@ -88,6 +108,32 @@ class Doorkeeper:
         else:
             self._trouble = None
         return self._register
+
+    async def _enrol(self) -> None:
+        """Enrols who waits: the file is written once for all that have come while it was last written."""
+        try:
+            while self._waiting:
+                together, self._waiting = self._waiting, []
+                several = tuple(presented for presented, _ in together)
+                try:
+                    # Decided again on what the file holds once it is locked: a token's last use is given away once.
+                    outcomes = await asyncio.to_thread(self._file.change, partial(self._admit_all, several))
+                except Exception as error:
+                    outcomes = (error,) * len(several)
+                for (_, enrolled), outcome in zip(together, outcomes, strict=True):
+                    if enrolled.done():
+                        continue  # The agent has gone meanwhile; it is enrolled when it comes back.
+                    if isinstance(outcome, Exception):
+                        enrolled.set_exception(outcome)
+                    else:
+                        enrolled.set_result(outcome)
+        finally:
+            self._enrolling = None
+
+    def _admit_all(
+        self, several: tuple[Presented, ...], register: Register
+    ) -> tuple[tuple[ProvenIdentity | Exception, ...], Register]:
+        return admit_all(register, several, static_token=self._static_token, now_unix_s=self._clock())
 
     def _admit(self, register: Register, presented: Presented) -> tuple[ProvenIdentity, Register]:
         return admit(register, presented, static_token=self._static_token, now_unix_s=self._clock())

@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from moe2.common import __version__
-from moe2.common.errors import CommandErrorCode, LinkCode
+from moe2.common.errors import CommandErrorCode, LinkCode, Moe2Error
 from moe2.common.health import HealthWarning
 from moe2.common.link.enrolment import REFUSAL_HEADER, WHY, Refusal
 from moe2.common.link.messages import (
@@ -166,6 +166,8 @@ class Hub:
                 log.warning("agent_refused", reason=error.refusal.value, peer=request.remote)
             headers = {REFUSAL_HEADER: error.refusal.value}
             raise web.HTTPUnauthorized(text=" ".join(WHY[error.refusal]), headers=headers) from error
+        except Moe2Error as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
         websocket = web.WebSocketResponse(
             max_msg_size=self.settings.max_frame_bytes, compress=False, autoping=True, heartbeat=None
         )

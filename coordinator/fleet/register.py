@@ -5,7 +5,9 @@ Secrets are kept as digests only. All times are wall time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 from msgspec.structs import replace
@@ -54,7 +56,7 @@ class EnrolledAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     revoked_unix_s: float | None = None
 
 
-class Register(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Register(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """Everything that is kept about who may connect."""
 
     tokens: tuple[EnrolmentToken, ...] = ()
@@ -62,7 +64,11 @@ class Register(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def agent(self, agent_id: str) -> EnrolledAgent | None:
         """Returns the agent of this id; None if it is not enrolled."""
-        return next((agent for agent in self.agents if agent.agent_id == agent_id), None)
+        return self._by_id.get(agent_id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, EnrolledAgent]:
+        return {agent.agent_id: agent for agent in reversed(self.agents)}
 
 
 @dataclass(frozen=True)
@@ -105,21 +111,64 @@ def admit(
 
     static_token: the digest of the configured token, which may always enrol; None where none is configured.
     """
+    [outcome], after = admit_all(register, (presented,), static_token=static_token, now_unix_s=now_unix_s)
+    if isinstance(outcome, AgentRefusedError):
+        raise outcome
+    return outcome, after
+
+
+def admit_all(
+    register: Register, several: Sequence[Presented], *, static_token: str | None, now_unix_s: float
+) -> tuple[tuple[ProvenIdentity | AgentRefusedError, ...], Register]:
+    """Admits agents one after the other as `admit` does, and returns what became of each, in their order.
+
+    The register is only copied once, so that a thousand agents that come together take no longer than as many alone.
+    """
+    tokens = list(register.tokens)
+    enrolled: dict[str, EnrolledAgent] = {}
+    outcomes: list[ProvenIdentity | AgentRefusedError] = []
+    for presented in several:
+        known = None
+        if presented.agent_id is not None:
+            known = enrolled.get(presented.agent_id) or register.agent(presented.agent_id)
+        try:
+            agent = _enrolled(tokens, known, presented, static_token=static_token, now_unix_s=now_unix_s)
+        except AgentRefusedError as error:
+            outcomes.append(error)
+            continue
+        outcomes.append(ProvenIdentity() if agent is None else ProvenIdentity(agent.agent_id, agent.sha256))
+        if agent is not None and agent is not known:
+            enrolled[agent.agent_id] = agent
+    if not enrolled:
+        return tuple(outcomes), register
+    after = replace(register, tokens=tuple(tokens), agents=(*register.agents, *enrolled.values()))
+    return tuple(outcomes), after
+
+
+def _enrolled(
+    tokens: list[EnrolmentToken],
+    known: EnrolledAgent | None,
+    presented: Presented,
+    *,
+    static_token: str | None,
+    now_unix_s: float,
+) -> EnrolledAgent | None:
+    """Returns `known`, or the agent that is enrolled now, with its use counted in `tokens`; None where a token alone
+    was shown. Raises `AgentRefusedError`."""
     shown = digest(presented.bearer)
     is_static = static_token is not None and is_same(shown, static_token)
     if presented.agent_id is None:
         if not is_static:
             raise AgentRefusedError(Refusal.TOKEN_REFUSED)
-        return ProvenIdentity(), register
-    known = register.agent(presented.agent_id)
+        return None
     offered = None if presented.offered is None else digest(presented.offered)
     if known is not None and (is_same(shown, known.sha256) or (offered is not None and is_same(offered, known.sha256))):
         if known.revoked_unix_s is not None:
             raise AgentRefusedError(Refusal.CREDENTIAL_REVOKED)
-        return ProvenIdentity(known.agent_id, known.sha256), register
+        return known
     if offered is None:
         raise AgentRefusedError(Refusal.CREDENTIAL_UNKNOWN)
-    token = _token(register, shown)
+    token = _token(tokens, shown)
     if not is_static:
         if token is None:
             raise AgentRefusedError(Refusal.TOKEN_REFUSED)
@@ -127,17 +176,15 @@ def admit(
             raise AgentRefusedError(refusal)
     if known is not None:
         raise AgentRefusedError(Refusal.IDENTITY_TAKEN)
-    agent = EnrolledAgent(
+    if token is not None and not is_static:
+        tokens[tokens.index(token)] = replace(token, n_used=token.n_used + 1)
+    return EnrolledAgent(
         agent_id=presented.agent_id,
         agent_name=presented.agent_name,
         sha256=offered,
         token=token.name if token and not is_static else STATIC_TOKEN,
         enrolled_unix_s=now_unix_s,
     )
-    tokens = register.tokens
-    if token is not None and not is_static:
-        tokens = tuple(replace(each, n_used=each.n_used + 1) if each is token else each for each in tokens)
-    return ProvenIdentity(agent.agent_id, offered), replace(register, tokens=tokens, agents=(*register.agents, agent))
 
 
 def refusal_of(register: Register, identity: ProvenIdentity, agent_id: str) -> Refusal | None:
@@ -207,10 +254,10 @@ def revoke_token(register: Register, name: str, now_unix_s: float) -> tuple[Enro
     return revoked, replace(register, tokens=tuple(revoked if each is token else each for each in register.tokens))
 
 
-def _token(register: Register, shown: str) -> EnrolmentToken | None:
+def _token(tokens: Sequence[EnrolmentToken], shown: str) -> EnrolmentToken | None:
     """Returns the token that was shown. Every token is compared, so that the time tells nothing."""
     found = None
-    for token in register.tokens:
+    for token in tokens:
         if is_same(shown, token.sha256):
             found = token
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -20,8 +20,27 @@ FILE_NAME = "enrolment.json"
 T = TypeVar("T")
 
 
+class RegisterStore(Protocol):
+    """The place that keeps the register: this coordinator's file, or the database that coordinators share."""
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether what it says can be believed now."""
+
+    def current(self) -> Register:
+        """Returns the register. Raises `Moe2Error` if it cannot be used."""
+
+    def change(self, change: Callable[[Register], tuple[T, Register]]) -> T:
+        """Applies `change` to the register and keeps its outcome. Blocks.
+
+        Raises `Moe2Error` if it cannot be used, and whatever `change` raises.
+        """
+
+
 class RegisterFile:
-    """The register's file in a state directory. Nobody but its owner may read it."""
+    """The register's file in a state directory; a `RegisterStore`. Nobody but its owner may read it."""
+
+    is_believed = True
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / FILE_NAME

@@ -34,18 +34,33 @@ _CHECKED_APART = {"performance", "measured_age_s", "load_cost", "unload_cost"}
 """Fields of an expert that become unknown if they are impossible, and cost the expert nothing."""
 
 
-def sound_report(report: Report) -> tuple[Report, tuple[str, ...]]:
-    """Returns the report without impossible parts, with a warning for each of them, and what was wrong."""
+def sound_report(report: Report, known: dict[str, ExpertReport] | None = None) -> tuple[Report, tuple[str, ...]]:
+    """Returns the report without impossible parts, with a warning for each of them, and what was wrong.
+
+    known: figures, by model, that were found sound in the former report; those of this report take their place. Most
+    reports change nothing but ages, and what has not changed is not looked through again.
+    """
     named = Counter(expert.model for expert in report.experts)
+    known = {} if known is None else known
+    former = dict(known)
+    known.clear()
     faults: dict[str, str] = {}
     experts: list[ExpertReport] = []
     for expert in report.experts:
+        figures = replace(expert, measured_age_s=None, load_cost=None, unload_cost=None)
+        if named[expert.model] == 1 and former.get(expert.model) == figures and _is_age(expert.measured_age_s):
+            known[expert.model] = figures
+            experts.append(sound_costs(expert, faults))
+            continue
         fault = name_fault("the name", expert.model)
         if fault is None and named[expert.model] > 1:
             fault = f"it is there {named[expert.model]} times"
         fault = fault or fault_in(expert)
         if fault is None:
-            experts.append(sound_costs(_with_shown(expert), faults))
+            shown = _with_shown(expert)
+            if shown is expert:
+                known[expert.model] = figures
+            experts.append(sound_costs(shown, faults))
         else:
             faults[f"the model {expert.model[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It gets no requests"
     sensors = tuple(_sensor(sensor, faults) for sensor in report.sensors)
@@ -78,21 +93,26 @@ def _unsound(told: str) -> HealthWarning:
 
 def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:
     fault = range_fault("power_w", sensor.power_w, MAX_WATTS)
+    fault = fault or range_fault("uncounted_w", sensor.uncounted_w, MAX_WATTS)
     if fault is None:
         return sensor
     faults[f"the sensor {sensor.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. Its power counts as unknown"
-    return replace(sensor, power_w=None)
+    return replace(sensor, power_w=None, uncounted_w=None)
 
 
 def _with_shown(expert: ExpertReport) -> ExpertReport:
     """Returns the expert with those figures unknown that are only shown and no numbers."""
     shown = expert.performance
     bad = [name for name, value in asdict(shown).items() if value is not None and not math.isfinite(value)]
-    is_aged = expert.measured_age_s is not None and not math.isfinite(expert.measured_age_s)
-    if not bad and not is_aged:
+    is_aged = _is_age(expert.measured_age_s)
+    if not bad and is_aged:
         return expert
     performance: Performance = replace(shown, **dict.fromkeys(bad))
-    return replace(expert, performance=performance, measured_age_s=None if is_aged else expert.measured_age_s)
+    return replace(expert, performance=performance, measured_age_s=expert.measured_age_s if is_aged else None)
+
+
+def _is_age(age_s: float | None) -> bool:
+    return age_s is None or math.isfinite(age_s)
 
 
 def fault_in(expert: ExpertReport) -> str | None:

@@ -12,6 +12,9 @@ import msgspec
 from moe2.common.statefile import append_line
 from moe2.coordinator.gate.feedback import Feedback
 
+FEEDBACK_FILE = "feedback.jsonl"
+"""Its name in a coordinator's state directory."""
+
 
 class FeedbackFile:
     """A file of users' scores. It may hold prompts, so that only its owner can read it."""

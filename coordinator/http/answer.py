@@ -168,8 +168,17 @@ class ChunkWriter:
     most of the coordinator's work.
     """
 
-    def __init__(self, header: Header, *, include_usage: bool, with_logprobs: bool, index: int = 0) -> None:
-        """index: the answer's place among those of its request."""
+    def __init__(
+        self,
+        header: Header,
+        *,
+        include_usage: bool,
+        with_logprobs: bool,
+        index: int = 0,
+        prompt_tokens: int | None = None,
+    ) -> None:
+        """index: the answer's place among those of its request. prompt_tokens: where each chunk is to tell the usage so
+        far (`n_tokens`), the prompt's part of it; else None."""
         self._header = header
         self._index = index
         self._choice = b'{"index":%d,' % index
@@ -177,9 +186,12 @@ class ChunkWriter:
         self._with_logprobs = with_logprobs
         kind = "chat.completion.chunk" if header.is_chat else "text_completion"
         head = _json({"id": header.response_id, "object": kind, "created": header.created, "model": header.model})
+        self._head = b"data: " + head[:-1]
         # With include_usage OpenAI's chunks carry an explicit null until the last one.
-        tail = b',"usage":null' if include_usage else b""
-        self._open = b"data: " + head[:-1] + tail + b',"choices":['
+        self._null_usage = self._head + (b',"usage":null' if include_usage else b"") + b',"choices":['
+        self._prompt_tokens = prompt_tokens
+        self.n_tokens = 0
+        """The number of tokens of the answer that have come so far."""
         self._started = False
         self._n_characters = 0
         self._n_calls = 0
@@ -229,7 +241,7 @@ class ChunkWriter:
         moe2 = b',"moe2":' + _json(receipt) + b"}\n\n"
         if self._include_usage:
             usage = b',"usage":' + _json(usage_of(receipt))
-            lines += [b"}\n\n", self._open.replace(b',"usage":null', usage, 1), b"]", moe2]
+            lines += [b"}\n\n", self._head, usage, b',"choices":[]', moe2]
         else:
             lines += [moe2]
         return b"".join([*lines, b"data: [DONE]\n\n"])
@@ -248,6 +260,15 @@ class ChunkWriter:
     def error(body: dict[str, Any]) -> bytes:
         """Returns an error as an event, as an error status cannot be sent any more. No end marker follows it."""
         return b"data: " + _json(body) + b"\n\n"
+
+    @property
+    def _open(self) -> bytes:
+        """The beginning of a chunk, up to its choices."""
+        if self._prompt_tokens is None:
+            return self._null_usage
+        total = self._prompt_tokens + self.n_tokens
+        usage = b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}'
+        return self._head + usage % (self._prompt_tokens, self.n_tokens, total) + b',"choices":['
 
     def _opening(self) -> bytes:
         """Returns OpenAI's first chunk of a chat, which names the role; b"" once it is out."""

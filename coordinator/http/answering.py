@@ -174,7 +174,8 @@ class Answering:
         """
         encoders = asked.choices.encoders if asked.choices is not None else [asked.encoder]
         answers = [Answer(*each, response_id=http[REQUEST_ID]) for each in zip(calls, exchanges, encoders, strict=True)]
-        with EventStream(http, news, comment_s=self.settings.stream_comment_s) as stream:
+        comment_s = self.settings.stream_comment_s
+        with EventStream(http, news, comment_s=comment_s, comment=asked.idle_event) as stream:
             if not any(exchange.is_waiting for exchange in exchanges):
                 await stream.news_or_silence()
             open_ = list(answers)

@@ -9,7 +9,7 @@ from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import TextPrompt, TokenPiece
 from moe2.coordinator.http.body.parse import Call
 from moe2.coordinator.http.errors import ApiError, error_of, explained, listed_in_header
-from moe2.coordinator.http.face import Encoder, Origin, Part, PartReader, Text
+from moe2.coordinator.http.face import ChoiceEncoder, Encoder, Origin, Part, PartReader, Text
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.exchange import Exchange
 
@@ -30,6 +30,8 @@ class Answer:
         self._pieces: list[TokenPiece] = []
         self._reader = reader_of(call, exchange)
         self._has_begun = False
+        self._counter = encoder if call.continuous_usage and isinstance(encoder, ChoiceEncoder) else None
+        self._n_tokens = 0
 
     def take(self) -> bool:
         """Takes what has come since; returns whether there is anything to write of it."""
@@ -44,6 +46,9 @@ class Answer:
             self._has_begun = True
             opening += self.encoder.begin(origin_of(self.call, self.exchange, self._response_id))
             opening += self.encoder.parts(repeated_prompt(self.call))
+        if self._counter is not None and self._has_begun:
+            self._n_tokens += len(self._pieces)
+            self._counter.counted(self._n_tokens)
         return opening + self.encoder.parts(self._reader.feed(self._pieces)) if self._has_begun else opening
 
     def rest(self) -> bytes:

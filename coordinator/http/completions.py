@@ -84,8 +84,13 @@ class CompletionEncoder:
             include_usage=call.include_usage,
             with_logprobs=call.with_logprobs,
             index=self._index,
+            prompt_tokens=origin.prompt_tokens if call.continuous_usage else None,
         )
         return b""
+
+    def counted(self, n_tokens: int) -> None:
+        """Notes how many tokens of the answer have come, for chunks that tell the usage so far."""
+        self._writer.n_tokens = n_tokens
 
     def parts(self, parts: Sequence[Part]) -> bytes:
         """Returns the chunks for these parts."""

@@ -8,8 +8,6 @@ from typing import Self
 
 from aiohttp import web
 
-COMMENT = b": moe2 is working on it\n\n"
-"""What is sent where there is nothing to say: a comment, which clients pass over (WHATWG HTML, section 9.2.6)."""
 HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache",
@@ -21,14 +19,17 @@ HEADERS = {
 class EventStream:
     """A response of server-sent events. news: set where there is more to write, and when the silence has been too long.
 
-    comment_s: the longest silence. Used as a context manager, which watches the silence with one timer: to limit each
-    wait for news by itself would cost a timer for every token.
+    comment_s: the longest silence. comment: what is sent where there is nothing to say.
+
+    Used as a context manager, which watches the silence with one timer: to limit each wait for news by itself would
+    cost a timer for every token.
     """
 
-    def __init__(self, http: web.Request, news: asyncio.Event, *, comment_s: float) -> None:
+    def __init__(self, http: web.Request, news: asyncio.Event, *, comment_s: float, comment: bytes) -> None:
         self._http = http
         self._news = news
         self._comment_s = comment_s
+        self._comment = comment
         self._loop = asyncio.get_running_loop()
         self._response: web.StreamResponse | None = None
         self._spoke_s: float | None = None
@@ -47,14 +48,14 @@ class EventStream:
         await self._response.prepare(self._http)
 
     async def write(self, events: bytes) -> None:
-        """Sends events; a comment in their place where there are none and the silence has been long enough.
+        """Sends events; the comment in their place where there are none and the silence has been long enough.
 
         The first call sends one at once, so that nothing on the way holds the headers back.
         """
         if events:
             await self._send(events)
         elif self._spoke_s is None or self._silent_s >= self._comment_s:
-            await self._send(COMMENT)
+            await self._send(self._comment)
 
     async def close(self, events: bytes) -> web.StreamResponse:
         """Sends the last events and ends the response."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.body.parse import STRICT, Call, Reading
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.toolcalls import CallReader
+from moe2.coordinator.http.toolcalls import CallReader, Found
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.serving.receipt import Receipt
 
@@ -101,8 +101,12 @@ class NeverStreamed:
         raise NotImplementedError
 
 
+@runtime_checkable
 class ChoiceEncoder(Encoder, Protocol):
     """Writes one of several answers of a request."""
+
+    def counted(self, n_tokens: int) -> None:
+        """Notes how many tokens of the answer have come; called before their `parts`."""
 
     def finish(self, reason: str) -> bytes:
         """Returns the last events of an answer while others of its request still go on."""
@@ -119,16 +123,22 @@ class Choices(Protocol):
         """Returns the JSON document of all answers, given as their parts and the reason why each ended."""
 
 
+COMMENT = b": moe2 is working on it\n\n"
+"""A line of an event stream that clients pass over (WHATWG HTML, section 9.2.6)."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for, and who writes the answer.
 
-    choices: who writes the answers where the body may ask for several; None for a face that has only one.
+    choices: who writes the answers where the body may ask for several; None for a face that has only one. idle_event:
+    what a stream says where there is nothing to say.
     """
 
     call: Call
     encoder: Encoder
     choices: Choices | None = None
+    idle_event: bytes = COMMENT
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,7 @@ class PartReader:
             elif self._calls is None:
                 parts.append(Text(list(run)))
             else:
-                parts += _parts(self._calls.feed("".join(piece.text for piece in run)))
+                parts += _parts(self._calls.feed(run))
         return parts
 
     def finish(self) -> list[Part]:
@@ -178,5 +188,5 @@ class PartReader:
         return "tool_calls" if reason == "stop" and self._calls is not None and self._calls.n_calls else reason
 
 
-def _parts(found: Sequence[str | ToolCall]) -> list[Part]:
-    return [part if isinstance(part, ToolCall) else Text((TokenPiece(part),)) for part in found]
+def _parts(found: Sequence[Found]) -> list[Part]:
+    return [part if isinstance(part, ToolCall) else Text(part) for part in found]

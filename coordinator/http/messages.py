@@ -22,6 +22,8 @@ from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Orig
 from moe2.coordinator.serving.receipt import Receipt
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""What Anthropic's streams say while they wait; its clients expect it anywhere, also before the message begins."""
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -38,7 +40,7 @@ def messages_face(incoming: Incoming) -> Asked:
     """Reads the body of `POST /v1/messages`. Raises `ApiError` (400), which names the parameter."""
     fields = json_object(incoming.body)
     request, ignored = read_struct(fields, MessagesRequest, incoming.reading)
-    return Asked(replace(_call(request, fields, incoming), ignored=ignored), MessageEncoder())
+    return Asked(replace(_call(request, fields, incoming), ignored=ignored), MessageEncoder(), idle_event=PING)
 
 
 def count_face(incoming: Incoming) -> Asked:

@@ -8,15 +8,19 @@ name) stays text: nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, TypeAlias
 
 import msgspec
 
-from moe2.common.link.messages import ToolCall
+from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.textstream import HeldPieces
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _ARGUMENTS = ("arguments", "parameters")
+
+Found: TypeAlias = tuple[TokenPiece, ...] | ToolCall
+"""What is final of an answer: tokens of its text, with their log-probabilities, or a call."""
 
 
 class CallReader:
@@ -30,58 +34,65 @@ class CallReader:
         self._names = names
         self._most_calls = most_calls
         self._ids = ids
-        self._held = ""
+        self._held = HeldPieces()
         self._begun = False
+        self._is_scored = False
+        """Tokens have log-probabilities, which cut ones would lose."""
         self.n_calls = 0
 
-    def feed(self, text: str) -> list[str | ToolCall]:
+    def feed(self, pieces: Iterable[TokenPiece]) -> list[Found]:
         """Takes in more of the answer; returns the text and the calls that have become final, in their order."""
-        self._held += text
-        found: list[str | ToolCall] = []
-        while True:
-            opened = self._held.find(_OPEN)
-            if opened < 0:
-                break
-            closed = self._held.find(_CLOSE, opened)
+        for piece in pieces:
+            self._is_scored = self._is_scored or piece.logprob is not None
+            self._held.add(piece)
+        found: list[Found] = []
+        while (opened := self._held.text.find(_OPEN)) >= 0:
+            closed = self._held.text.find(_CLOSE, opened)
             if closed < 0:
                 break
             end = closed + len(_CLOSE)
-            calls = self._calls(self._held[opened + len(_OPEN) : closed])
-            if calls is not None:
-                _say_before(found, self._held[:opened])
-                found += calls
+            calls = self._calls(self._held.text[opened + len(_OPEN) : closed])
+            if calls is None:
+                self._say(found, end)
             else:
-                self._say(found, self._held[:end])
-            self._held = self._held[end:]
+                self._say_call(found, calls, opened, end)
             self._begun = True
         safe = self._undecided_from()
-        if safe:
-            self._say(found, self._held[:safe])
-            self._held = self._held[safe:]
+        self._say(found, self._held.uncut(safe) if self._is_scored else safe)
         return found
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self) -> list[Found]:
         """Ends the answer; returns what was still held back, as calls or as text."""
-        held, self._held = self._held, ""
-        found: list[str | ToolCall] = []
+        held = self._held.text
+        found: list[Found] = []
         if not self._begun and (calls := self._calls(held)) is not None:
             return [*calls]
-        before, opened, call = held.partition(_OPEN)
+        opened = held.find(_OPEN)
         # The end of the answer may have been the end of the call.
-        if opened and (calls := self._calls(call)) is not None:
-            _say_before(found, before)
-            return [*found, *calls]
-        self._say(found, held)
+        if opened >= 0 and (calls := self._calls(held[opened + len(_OPEN) :])) is not None:
+            self._say_call(found, calls, opened, len(held))
+        else:
+            self._say(found, len(held))
         return found
 
-    def _say(self, found: list[str | ToolCall], text: str) -> None:
-        """Adds text to `found`, except for mere white space after a call."""
-        if text and (text.strip() or not self.n_calls):
-            found.append(text)
+    def _say(self, found: list[Found], count: int) -> None:
+        """Moves the first characters that are held to `found`, except for mere white space after a call."""
+        is_shown = bool(self._held.text[:count].strip()) or not self.n_calls
+        pieces = tuple(self._held.take(count))
+        if pieces and is_shown:
+            found.append(pieces)
+
+    def _say_call(self, found: list[Found], calls: list[ToolCall], opened: int, end: int) -> None:
+        """Adds calls to `found`, behind the text before them without the white space that sets them off."""
+        before = len(self._held.text[:opened].rstrip())
+        if before:
+            found.append(tuple(self._held.take(before)))
+        self._held.drop(end - before)
+        found += calls
 
     def _undecided_from(self) -> int:
         """Returns the index in the held text from which on it may still become, or belong to, a call."""
-        held = self._held
+        held = self._held.text
         if not self._begun:
             first = held.lstrip()[:1]
             if not first or first in "{[":
@@ -131,9 +142,3 @@ class CallReader:
         if not isinstance(arguments, dict):
             return None
         return name, msgspec.json.encode(arguments).decode()
-
-
-def _say_before(found: list[str | ToolCall], text: str) -> None:
-    """Adds the text before a call to `found`, without the white space that sets the call off."""
-    if text := text.rstrip():
-        found.append(text)

@@ -180,13 +180,15 @@ class KeySet(Settings):
 class Refusal(StrEnum):
     """The reasons why a presented key is not accepted.
 
-    All but the first are told only to holders of the right secret.
+    All but the first and the last are told only to holders of the right secret.
     """
 
     UNKNOWN = "unknown"
     EXPIRED = "expired"
     REVOKED = "revoked"
     CLOCK_WRONG = "clock_wrong"
+    COPY_TOO_OLD = "copy_too_old"
+    """Nobody can say whether the key is still good: the database that keeps the keys has not been reached for long."""
 
 
 def mint(options: KeyOptions, *, entropy: bytes, now_unix_s: float) -> tuple[KeyRecord, str]:

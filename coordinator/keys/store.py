@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
+from typing import Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -24,8 +25,24 @@ class KeyFileError(Moe2Error):
     """A key file cannot be used. The message says where it is wrong, never what it holds."""
 
 
+class KeySource(Protocol):
+    """The place where a coordinator's keys come from: its own file, or its copy of those that coordinators share."""
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether what it says can be believed now."""
+
+    def stamp(self) -> object:
+        """Returns what changes whenever the keys do. Raises `KeyFileError`."""
+
+    def read(self) -> KeySet:
+        """Returns the keys. Raises `KeyFileError`."""
+
+
 class KeyFile:
-    """The key file in a coordinator's state directory. A missing file holds no keys."""
+    """The key file in a coordinator's state directory; a `KeySource`. A missing file holds no keys."""
+
+    is_believed = True
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / KEYS_FILE
@@ -102,27 +119,34 @@ class KeyRing:
     clock: seconds since the epoch. Raises `KeyFileError` if the file cannot be used from the start.
     """
 
-    def __init__(self, file: KeyFile, *, clock: Callable[[], float] = time) -> None:
+    def __init__(self, file: KeySource, *, clock: Callable[[], float] = time) -> None:
         self._file = file
         self._clock = clock
         self._fault: KeyFileError | None = None
         # The stamp first: a change between the two is seen at the next look.
-        self._stamp: Stamp | KeyFileError | None = file.stamp()
+        self._stamp: object = file.stamp()
         self._records = file.read().by_id()
 
     def check(self, presented: str) -> KeyRecord | Refusal:
         """Returns the record of a presented key, or why it is refused."""
+        if not self._file.is_believed:
+            return Refusal.COPY_TOO_OLD
         self._refresh()
         return check(presented, self._records, self._clock())
 
     def is_active(self, key_id: str) -> bool:
         """Whether a key that was accepted would still be."""
+        if not self._file.is_believed:
+            return False
         self._refresh()
         record = self._records.get(key_id)
         return record is not None and record.state(self._clock()) is KeyState.ACTIVE
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """Returns warnings about a damaged key file and about a lack of active keys."""
+        if not self._file.is_believed:
+            # Why that is has a warning of its own.
+            return ()
         self._refresh()
         if self._fault:
             return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from moe2.coordinator.ledger.entry import AttemptEntry, RequestEntry, StandingEntry
-from moe2.coordinator.ledger.schema import open_beside
+from moe2.coordinator.ledger.schema import open_beside, reading
 
 KEEP_SHIPPED_S = 300.0
 """The time for which what was shipped can be shipped again."""
@@ -25,6 +25,7 @@ REQUEST_COLUMNS = tuple(
     field.name for field in dataclasses.fields(RequestEntry) if field.name not in ("was_reserved", "attempts")
 )
 ATTEMPT_COLUMNS = tuple(field.name for field in dataclasses.fields(AttemptEntry))
+_STANDING_COLUMNS = "agent, hour_unix_s, cause, quality, agent_name, joules"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,32 @@ class Journal:
         # Names of our own tables and columns, no input.
         statement = f"SELECT {', '.join(columns)} FROM {table} WHERE request_id = ?"  # noqa: S608
         return tuple(row for each in ids for row in self._connection.execute(statement, (each,)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A part of all that a ledger holds; rows as in `Shipment`, standing joules and counters as in their tables."""
+
+    requests: tuple[tuple[Any, ...], ...] = ()
+    attempts: tuple[tuple[Any, ...], ...] = ()
+    standing: tuple[tuple[Any, ...], ...] = ()
+    counters: tuple[tuple[Any, ...], ...] = ()
+
+
+def everything(path: Path, most: int) -> Iterator[Kept]:
+    """Yields all that a ledger holds, at most so many requests at once. Raises LedgerError. Blocks."""
+    of_request = f"SELECT {', '.join(ATTEMPT_COLUMNS)} FROM attempts WHERE request_id = ?"  # noqa: S608
+    with reading(path) as connection:
+        yield Kept(
+            standing=tuple(
+                connection.execute("SELECT agent, hour_unix_s, cause, quality, agent_name, joules FROM standing")
+            ),
+            counters=tuple(connection.execute("SELECT * FROM standing_counters")),
+        )
+        found = connection.execute(f"SELECT {', '.join(REQUEST_COLUMNS)} FROM requests ORDER BY rowid")  # noqa: S608
+        while part := tuple(found.fetchmany(most)):
+            attempts = tuple(attempt for row in part for attempt in connection.execute(of_request, (row[0],)))
+            yield Kept(requests=part, attempts=attempts)
 
 
 JournalError = sqlite3.Error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -151,8 +152,12 @@ class _Search:
         self.was_cut = False
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
-        self.inferior = _inferior(problem)
         self.order = np.array(sorted(range(len(problem.names)), key=problem.names.__getitem__))
+
+    @cached_property
+    def inferior(self) -> BoolArray:
+        """(N, N) which experts leave with which; only a search that branches needs it."""
+        return _inferior(self.problem)
 
     def run(self) -> float:
         """Search until done or out of effort; returns a bound on every feasible set, -inf where none is feasible."""
@@ -477,7 +482,7 @@ def _inferior(problem: AwakeProblem) -> BoolArray:
     count = len(problem.names)
     alone = np.bincount(problem.host, minlength=len(problem.host_w))[problem.host] == 1
     watts = problem.expert_w + problem.host_w[problem.host]
-    worse = problem.value.nowhere_worse.T & (watts[:, None] <= watts[None, :])
+    worse: BoolArray = watts[:, None] <= watts[None, :]
     for need in problem.needs:
         worse &= need.share[:, None] >= need.share[None, :]
     for room in problem.rooms:
@@ -487,6 +492,8 @@ def _inferior(problem: AwakeProblem) -> BoolArray:
     worse &= alone[:, None] & alone[None, :]
     free = np.array([n not in problem.pinned and n not in problem.ruled_out for n in range(count)])
     worse &= free[:, None] & free[None, :]
+    better, other = np.nonzero(worse)
+    worse[better, other] = problem.value.nowhere_worse(better, other)
     place = np.arange(count)
     worse &= ~(worse.T & (place[:, None] >= place[None, :]))
     np.fill_diagonal(worse, False)

@@ -1,7 +1,8 @@
 """Upper bounds on what a panel can be worth: concave envelopes of the set values, maximised under the limits.
 
 `envelope` gives the concave envelope of a set value over shares of experts, as a family of linear bounds (`Tangent`).
-`solve` finds shares within the limits whose tangent proves the lowest bound (`Bound`), by an interior-point iteration.
+`solve` finds shares within the limits whose tangent proves the lowest bound (`Bound`), by an interior-point iteration;
+`solve_by_columns` does so for many experts from the few that matter.
 Any tangent and any prices give a valid bound, so rounding and early stops only make it looser.
 """
 
@@ -16,14 +17,23 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue
+from moe2.coordinator.planning.values import BestOf, BoolArray, Coverage, FloatArray, IntArray, SetValue
 
 _MAX_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
 _SHARPNESS = 0.03
 """A bound is sharp enough when it could fall by no more than this share of its height over the target."""
+_DESCENTS = 40
+"""Most subgradient steps."""
+_PRICE_PACE = 0.1
+"""How far prices move in a subgradient step, compared with touching points."""
 _PATIENCE = 5
 """Steps without a better bound before giving up; the kinks of best-of-set can stall the iteration."""
+_MAX_COLUMNS = 96
+"""Most experts that a relaxation is solved for at once; the time grows with their number cubed."""
+_JOINING_COLUMNS = 32
+"""Most experts that join a relaxation in a further round."""
+_ROUNDS = 4
 _SingleArray: TypeAlias = NDArray[np.float32]
 
 
@@ -54,6 +64,13 @@ class Envelope(ABC):
     @abstractmethod
     def linear(self, touching: FloatArray) -> tuple[float, FloatArray]:
         """The constant and the slope (n,) of the bound for any touching points (M,), straight from the definition."""
+
+    def rise(self, touching: FloatArray, joined: BoolArray) -> FloatArray | None:
+        """(M,) M times the derivative of the bound by the touching points where just the `joined` (n,) experts share.
+
+        None for an envelope without kinks, whose bound `solve` finds sharp enough.
+        """
+        return None
 
 
 @singledispatch
@@ -161,6 +178,12 @@ class _BestOfEnvelope(Envelope):
         level = np.maximum(touching, self.held)
         return float(level.mean()), np.asarray(np.maximum(self.rows - level, 0.0).mean(axis=1))
 
+    def rise(self, touching: FloatArray, joined: BoolArray) -> FloatArray:
+        level = np.maximum(touching, self.held)
+        above = (self.rows[joined] > level).sum(axis=0)
+        # A touching point below what is held counts as that.
+        return np.where((touching <= self.held) & (above == 0), 0.0, 1.0 - above)
+
 
 @envelope.register
 def _(value: Coverage, rows: FloatArray, held: FloatArray) -> Envelope:
@@ -181,6 +204,96 @@ class Bound:
     """(n,) shares of experts, 0..1: the relaxed choice that the bound was found at."""
     reduced: FloatArray
     """(n,) reduced costs: by how much a share raises the bound, less the price of what it uses."""
+    touching: FloatArray
+    """(M,) the touching points of the tangent that proves it."""
+    price: FloatArray
+    """(C,) the prices of the limits, each for all of its room."""
+
+    @property
+    def floor(self) -> float:
+        """No panel is worth more than this and the sum of its members' reduced costs."""
+        return self.upper - float(np.maximum(self.reduced, 0.0).sum())
+
+
+def solve_by_columns(
+    value: SetValue,
+    experts: IntArray,
+    held: FloatArray,
+    costs: FloatArray,
+    room: FloatArray,
+    *,
+    target: float,
+    precision: float,
+    stop: Callable[[], bool],
+) -> Bound | None:
+    """The bound of `solve`, from the few experts that matter where there are many; None where the time was up before.
+
+    experts: (n,) places of the free experts. held: (M,) state of the panel that they join. costs: (C, n). room: (C,).
+    Touching points and prices that hold for some of the experts hold for all once every reduced cost is known; those
+    with positive ones join in the next round.
+    """
+    if len(experts) <= _MAX_COLUMNS:
+        whole = envelope(value, value.states[experts], held)
+        return solve(whole, costs, room, target=target, precision=precision, stop=stop)
+    scaled = costs / room[:, None]
+    chosen = _first_columns(value.alone[experts], scaled.max(axis=0))
+    best: Bound | None = None
+    for _ in range(_ROUNDS):
+        if stop():
+            break
+        some = solve(
+            envelope(value, value.states[experts[chosen]], held),
+            costs[:, chosen],
+            room,
+            target=target,
+            precision=precision,
+            stop=stop,
+        )
+        found = _of_everyone(some, chosen, value, experts, held, scaled, stop)
+        if found is None:
+            break
+        best = found if best is None or found.upper < best.upper else best
+        joining = np.flatnonzero(found.reduced > 0.0)
+        joining = joining[~np.isin(joining, chosen)]
+        if best.upper <= target or len(joining) == 0:
+            break
+        joining = joining[np.argsort(-found.reduced[joining], kind="stable")[:_JOINING_COLUMNS]]
+        chosen = np.sort(np.append(chosen, joining))
+    return best
+
+
+def _first_columns(worth: FloatArray, burden: FloatArray) -> IntArray:
+    """(n',) the experts that a relaxation starts with: those worth most, and those worth most for their burden."""
+    gain = worth - float(worth[np.isfinite(worth)].min(initial=0.0))
+    by_worth = np.argsort(-worth, kind="stable")[: _MAX_COLUMNS // 2]
+    by_thrift = np.argsort(-gain / (burden + 1e-9), kind="stable")[: _MAX_COLUMNS // 2]
+    return np.union1d(by_worth, by_thrift)
+
+
+def _of_everyone(
+    some: Bound,
+    chosen: IntArray,
+    value: SetValue,
+    experts: IntArray,
+    held: FloatArray,
+    scaled: FloatArray,
+    stop: Callable[[], bool],
+) -> Bound | None:
+    """The bound for all n experts by the touching points and the prices of that for the `chosen` ones.
+
+    None where `stop` returned True before all reduced costs were known.
+    """
+    shares, reduced = np.zeros(len(experts)), np.empty(len(experts))
+    shares[chosen] = some.shares
+    constant = 0.0
+    for start in range(0, len(experts), _MAX_COLUMNS):
+        if stop():
+            return None
+        part = slice(start, start + _MAX_COLUMNS)
+        constant, slope = envelope(value, value.states[experts[part]], held).linear(some.touching)
+        reduced[part] = slope - some.price @ scaled[:, part]
+    upper = constant + float(some.price.sum()) + float(np.maximum(reduced, 0.0).sum())
+    return Bound(upper, shares, reduced, some.touching, some.price)
 
 
 def solve(
@@ -247,6 +360,39 @@ def solve(
         stalled = 0 if found.upper < best.upper else stalled + 1
         if found.upper < best.upper:
             best = found
+    return _descended(envelope, best, scaled, target, stop)
+
+
+def _descended(envelope: Envelope, best: Bound, scaled: FloatArray, target: float, stop: Callable[[], bool]) -> Bound:
+    """A lower bound that subgradient steps find from `best`; the interior-point iteration stalls at kinks.
+
+    scaled: (C, n). The steps are Polyak's, towards `target`, along the mean of the present and the former subgradients,
+    and shorter after some that found nothing.
+    """
+    touching, price, reduced, upper = best.touching, best.price, best.reduced, best.upper
+    course, charge = np.zeros(len(touching)), np.zeros(len(price))
+    pace, stalled = 1.0, 0
+    for _ in range(_DESCENTS):
+        rise = envelope.rise(touching, reduced > 0.0)
+        if rise is None or best.upper <= target or stop():
+            break
+        spare = 1.0 - scaled[:, reduced > 0.0].sum(axis=1)
+        course, charge = (course + rise) / 2, (charge + spare) / 2
+        slope = float(course @ rise) / len(rise) + _PRICE_PACE * float(charge @ spare)
+        if slope <= 0.0:
+            course, charge = rise, spare
+            slope = float(rise @ rise) / len(rise) + _PRICE_PACE * float(spare @ spare)
+        step = pace * (upper - target) / max(slope, 1e-12)
+        touching = np.clip(touching - step * course, 0.0, None)
+        price = np.maximum(price - step * _PRICE_PACE * charge, 0.0)
+        constant, lift = envelope.linear(touching)
+        reduced = lift - price @ scaled
+        upper = constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
+        if upper < best.upper:
+            best, stalled = Bound(upper, best.shares, reduced, touching, price), 0
+        elif (stalled := stalled + 1) == _PATIENCE:
+            touching, price, reduced, upper = best.touching, best.price, best.reduced, best.upper
+            pace, stalled = pace * 0.6, 0
     return best
 
 
@@ -277,4 +423,4 @@ def _bound(tangent: Tangent, price: FloatArray, scaled: FloatArray, shares: Floa
     """The bound that a tangent and prices (C,) >= 0 of the scaled limits prove, by Lagrangian duality."""
     reduced = tangent.slope - price @ scaled
     upper = tangent.constant + float(price.sum()) + float(np.maximum(reduced, 0.0).sum())
-    return Bound(upper, shares, reduced)
+    return Bound(upper, shares, reduced, tangent.touching, price)

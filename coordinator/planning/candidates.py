@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
-from moe2.coordinator.planning.problem import ROUNDING, Problem
-from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
+from moe2.coordinator.planning.problem import ROUNDING, MaxLimit, Problem
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 TIE = 1e-9
 """Values closer than this, relative to the larger of 1 and their size, count as equal."""
@@ -21,6 +22,31 @@ def tie_width(value: float) -> float:
     return TIE * max(1.0, abs(value)) if np.isfinite(value) else 0.0
 
 
+@lru_cache(maxsize=64)
+def _alphabetical(names: tuple[str, ...]) -> IntArray:
+    """(N,) the places of the names in alphabetical order; read-only."""
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.intp)
+    order.flags.writeable = False
+    return order
+
+
+def _largest_panels(limit: MaxLimit, most: int) -> IntArray:
+    """(N,) the size of the largest panel of up to `most` members that each expert keeps the limit in; 0 for none."""
+    ceiling = limit.limit + ROUNDING * abs(limit.limit)
+    # by_size never falls, so the sizes that an expert may be in are a prefix of 1..most.
+    grown = limit.by_size[1 : most + 1]
+    if grown[-1] == grown[0]:
+        return np.where(limit.cost + grown[0] <= ceiling, most, 0)
+    # The last size at each level: one step of rounding must not cost all the sizes of a level.
+    last = np.flatnonzero(np.append(grown[1:] > grown[:-1], True))
+    level = np.searchsorted(grown[last], ceiling - limit.cost, side="right")
+    # The difference above and the sum that counts are rounded differently, by one level at most.
+    padded = np.concatenate([[-np.inf], grown[last], [np.inf]])
+    level = np.where(limit.cost + padded[level + 1] <= ceiling, level + 1, level)
+    level = np.where(limit.cost + padded[level] <= ceiling, level, level - 1)
+    return np.asarray(np.append(0, last + 1)[level])
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """The n experts of a problem that are feasible alone, in the alphabetical order of their names."""
@@ -28,8 +54,6 @@ class Candidates:
     problem: Problem
     index: IntArray
     """(n,) places of the candidates in the problem."""
-    states: FloatArray
-    """(n, M) state of each candidate on each prompt."""
     largest: IntArray
     """(n,) size of the largest panel that each may be in, from max_experts and from delays that grow with the panel."""
     sums: FloatArray
@@ -46,14 +70,10 @@ class Candidates:
         """The candidates of a problem: its experts, less those that are ruled out or infeasible alone, by name."""
         names = problem.names
         experts = len(names)
-        order = np.array(sorted(range(experts), key=names.__getitem__), dtype=np.intp)
+        order = _alphabetical(names)
         largest = np.full(experts, problem.largest_panel, dtype=np.intp)
-        sizes = np.arange(1, experts + 1)
         for limit in problem.max_limits():
-            ceiling = limit.limit + ROUNDING * abs(limit.limit)
-            # by_size never falls, so the sizes that an expert may be in are a prefix of 1..N.
-            fits = limit.cost[:, None] + limit.by_size[None, 1:] <= ceiling
-            largest = np.minimum(largest, np.where(fits, sizes, 0).max(axis=1))
+            largest = np.minimum(largest, _largest_panels(limit, problem.largest_panel))
         limits = problem.sum_limits()
         sums = np.array([limit.cost for limit in limits]).reshape(len(limits), experts)
         ceilings = np.array([limit.limit + ROUNDING * abs(limit.limit) - limit.by_size for limit in limits]).reshape(
@@ -66,7 +86,6 @@ class Candidates:
         return cls(
             problem=problem,
             index=index,
-            states=problem.value.states[index],
             largest=largest[index],
             sums=sums[:, index],
             ceilings=ceilings,
@@ -74,10 +93,34 @@ class Candidates:
             delay_s=problem.costs.delay_s[index],
         )
 
+    def only(self, places: IntArray) -> Candidates:
+        """The candidates at `places`, ascending, without the others."""
+        return replace(
+            self,
+            index=self.index[places],
+            largest=self.largest[places],
+            sums=self.sums[:, places],
+            energy_j=self.energy_j[places],
+            delay_s=self.delay_s[places],
+        )
+
+    def valued(self, value: SetValue) -> Candidates:
+        """The same candidates where panels are worth what another set value says."""
+        return replace(self, problem=replace(self.problem, value=value))
+
     @property
     def count(self) -> int:
         """n, the number of candidates."""
         return len(self.index)
+
+    def states_of(self, members: IntArray | list[int]) -> FloatArray:
+        """(k, M) the states of some candidates; those of all of a large fleet are megabytes, and seldom needed."""
+        return np.asarray(self.problem.value.states[self.index[members]])
+
+    @property
+    def alone(self) -> FloatArray:
+        """(n,) the value of each candidate alone."""
+        return np.asarray(self.problem.value.alone[self.index])
 
     def value_of(self, members: IntArray | list[int]) -> float:
         """The value of a panel of candidates, its members combined in alphabetical order."""
@@ -155,6 +198,11 @@ class Incumbent:
     value: float = -np.inf
     """Value of the panel."""
 
+    @property
+    def target(self) -> float:
+        """The value above which a panel is better."""
+        return self.value + tie_width(self.value)
+
     def offer(self, members: list[int], value: float | None = None) -> bool:
         """Take a feasible panel if it is better, or equal and preferred; True where it was taken."""
         value = self.candidates.value_of(members) if value is None else value
@@ -177,7 +225,7 @@ class Incumbent:
         candidates, value = self.candidates, self.candidates.problem.value
         order = sorted(self.members, key=lambda n: (-candidates.energy_j[n], -n))
         # Unions of each member with all that come later in the order, and of nobody.
-        later = [*value.union.accumulate(candidates.states[order[::-1]], axis=0)[::-1], value.empty_state()]
+        later = [*value.union.accumulate(candidates.states_of(order[::-1]), axis=0)[::-1], value.empty_state()]
         floor = self.value - tie_width(self.value)
         kept: list[int] = []
         state = value.empty_state()
@@ -186,7 +234,7 @@ class Incumbent:
             if (kept or place + 1 < len(order)) and float(value.average(without)) >= floor:
                 continue
             kept.append(member)
-            state = value.combine(state, candidates.states[member])
+            state = value.combine(state, candidates.states_of([member])[0])
         if len(kept) < len(order):
             self.members = sorted(kept)
             self.value = candidates.value_of(self.members)

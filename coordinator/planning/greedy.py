@@ -13,13 +13,17 @@ import numpy as np
 from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
-from moe2.coordinator.planning.values import BoolArray, FloatArray
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
 Stop: TypeAlias = Callable[[], bool]
 """Returns True when the time is up."""
 
 _MAX_EXCHANGES = 4
 """A local optimum is usually reached after one or two exchanges."""
+_MAX_ENTERING = 128
+"""Most candidates that an exchange tries in the place of each member."""
+_LOOKED_AT = 32
+"""Candidates whose gains are looked at together, the most promising first."""
 
 
 def never() -> bool:
@@ -40,22 +44,51 @@ def grow(
 
     pool: (n,) candidates that may join. weight: (n,) positive. `stop` ends the growth early.
     """
-    value, states = candidates.problem.value, candidates.states
+    value = candidates.problem.value
     grown = list(members)
     state = value.state_of(candidates.index[grown])
-    current = float(value.average(state))
+    current, nothing = float(value.average(state)), float(value.average(value.empty_state()))
+    # What each would add at most: gains only fall as the panel grows.
+    if np.isfinite(nothing):
+        gains = candidates.alone - nothing
+    else:
+        gains = np.full(candidates.count, np.inf) if grown else candidates.alone
     while len(choices := candidates.addable(grown, pool)) and not (grown and stop()):
-        reached = value.cross(state[None], states[choices])[0]
-        gains = reached - current if np.isfinite(current) else reached
-        if grown and float(gains.max()) <= tie_width(current):
+        place = _largest_gain(candidates, state, current, choices, gains, weight)
+        if grown and float(gains[place]) <= tie_width(current):
             break
-        if np.isfinite(current):
-            gains = gains / weight[choices]
-        place = int(gains.argmax())
-        grown.append(int(choices[place]))
-        state = value.combine(state, states[choices[place]])
-        current = float(reached[place])
+        grown.append(place)
+        state = value.combine(state, candidates.states_of([place])[0])
+        if not np.isfinite(current):
+            gains[:] = np.inf
+        current = float(value.average(state))
     return grown
+
+
+def _largest_gain(
+    candidates: Candidates, state: FloatArray, current: float, choices: IntArray, gains: FloatArray, weight: FloatArray
+) -> int:
+    """The choice with the largest gain per weight on top of a panel; of equal ones the first.
+
+    state: (M,) of the panel. current: its value; where it is no number, values count without weights. gains: (n,) upper
+    bounds on the gains, which become exact for those that are looked at.
+    """
+    value = candidates.problem.value
+    per = weight if np.isfinite(current) else np.ones(candidates.count)
+    bound = gains[choices] / per[choices]
+    order = choices[np.argsort(-bound, kind="stable")]
+    best, rate = -1, -np.inf
+    for start in range(0, len(order), _LOOKED_AT):
+        part = order[start : start + _LOOKED_AT]
+        if gains[part[0]] / per[part[0]] < rate:
+            break
+        reached = value.cross(state[None], candidates.states_of(part))[0]
+        gains[part] = reached - current if np.isfinite(current) else reached
+        rates = gains[part] / per[part]
+        first = int(part[rates == rates.max()].min())
+        if rates.max() > rate or (rates.max() == rate and first < best):
+            best, rate = first, float(rates.max())
+    return best
 
 
 def exchange(
@@ -72,13 +105,16 @@ def exchange(
     for _ in range(_MAX_EXCHANGES):
         entering = np.flatnonzero(pool & (candidates.largest >= len(panel)))
         entering = entering[~np.isin(entering, panel)]
+        if len(entering) > _MAX_ENTERING:
+            reached = value.cross(value.state_of(candidates.index[panel])[None], candidates.states_of(entering))[0]
+            entering = np.sort(entering[np.argsort(-reached, kind="stable")[:_MAX_ENTERING]])
         if len(entering) == 0 or stop():
             return panel
         left = candidates.sums[:, panel]
         fits = np.ones((len(panel), len(entering)), dtype=np.bool_)
         for row, own, ceiling in zip(candidates.sums, left, candidates.ceilings, strict=True):
             fits &= row[entering] <= (ceiling[len(panel)] - own.sum()) + own[:, None]
-        reached = np.where(fits, value.cross(_without_each(candidates, panel), candidates.states[entering]), -np.inf)
+        reached = np.where(fits, value.cross(_without_each(candidates, panel), candidates.states_of(entering)), -np.inf)
         leaving, place = divmod(int(reached.argmax()), len(entering))
         if not reached[leaving, place] > worth + tie_width(worth):
             return panel
@@ -93,7 +129,7 @@ def exchange(
 def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
     """(k, M) the state of the panel without each of its k members in turn, from running unions from both ends."""
     value = candidates.problem.value
-    states = candidates.states[panel]
+    states = candidates.states_of(panel)
     empty = value.empty_state()[None]
     before = np.concatenate([empty, value.union.accumulate(states, axis=0)[:-1]])
     after = np.concatenate([value.union.accumulate(states[::-1], axis=0)[::-1][1:], empty])
@@ -102,7 +138,7 @@ def _without_each(candidates: Candidates, panel: list[int]) -> FloatArray:
 
 def offer_greedy_panels(candidates: Candidates, incumbent: Incumbent, stop: Stop = never) -> None:
     """Offer the best single candidates, a greedy panel, and one without candidates that only fit small panels."""
-    alone = candidates.problem.value.average(candidates.states)
+    alone = candidates.alone
     peak = float(alone.max())
     for single in np.flatnonzero(alone >= peak - tie_width(peak)):
         incumbent.offer([int(single)], float(alone[single]))

@@ -8,8 +8,8 @@ the next pair holds for all panels that were not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,43 @@ from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 
 MAX_JOINING = 4
 """Most experts that may join the held ones in a listed panel."""
+MAX_PAIRED = 400
+"""Most free experts whose pairs are all listed."""
 _CHUNK_STEPS = 1e5
 """Elementwise steps between two looks at the clock, which take some hundred microseconds."""
+_DENSE_SHARE = 6
+"""Up to one pair in so many it is cheaper to value them one by one than all in a matrix."""
+_PAIR_STEPS = 500
+"""Steps that a pair takes whatever joins it."""
 _PRODUCT_STEPS = 1e6
 """Steps of a matrix product between two looks at the clock."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearBound:
+    """A bound on panels of the held experts and some free ones: `floor` and the sum of the joining ones' `reduced`."""
+
+    floor: float
+    reduced: FloatArray
+    """(n,) by candidate, or (0,) where there is no bound."""
+
+    def after(self, joined: list[int]) -> LinearBound:
+        """The same bound once the `joined` candidates are held, too."""
+        return LinearBound(self.floor + float(self.reduced[joined].sum()), self.reduced) if len(self.reduced) else self
+
+    def better(self, free: IntArray, most: int, target: float) -> IntArray:
+        """Those of the `free` candidates that may be among up to `most` that join for a value above `target`."""
+        reduced = self.of(free)
+        others = float(np.maximum(np.sort(reduced)[::-1][: most - 1], 0.0).sum())
+        return free[self.floor + reduced + others > target]
+
+    def of(self, free: IntArray) -> FloatArray:
+        """(f,) the reduced costs of the `free` candidates."""
+        return self.reduced[free] if len(self.reduced) else np.zeros(len(free))
+
+
+UNBOUNDED = LinearBound(np.inf, np.empty(0))
+"""What is known before anything is."""
 
 
 def list_panels(
@@ -33,26 +66,41 @@ def list_panels(
     stop: Callable[[], bool],
     *,
     max_steps: float = np.inf,
+    linear: LinearBound = UNBOUNDED,
 ) -> float | None:
     """Offer the incumbent the best feasible panels of all `held` experts and up to `most` of the `free` ones.
 
     most: no more than these can join. Returns an upper bound on the value of the panels that were not looked at, -inf
     where none of them could be better than the incumbent. Returns None where nothing was listed, because `most` is
-    above MAX_JOINING or listing would take more elementwise steps than `max_steps`.
+    above MAX_JOINING, listing would take more elementwise steps than `max_steps`, or too many experts are left.
+    linear: a bound on every such panel, which leaves most of them unlisted.
     """
     if most > MAX_JOINING or len(free) == 0:
         return None
-    listing = _Listing.of(candidates, held, free)
-    if most > 2 and listing.steps > max_steps:
+    free = linear.better(free, most, incumbent.target)
+    if len(free) == 0:
+        return -np.inf
+    if most > 1 and len(free) > MAX_PAIRED:
         return None
+    if most > 2 and _steps(len(free), candidates.problem.value.prompts) > max_steps:
+        return None
+    listing = _Listing.of(candidates, held, free, linear)
     listing.offer_singles(incumbent)
     if most == 1:
         return -np.inf
-    pairs = listing.pairs(most - 2, stop)
+    listing = listing.of_better_pairs(most - 2, incumbent)
+    if len(listing.free) < 2:
+        return -np.inf
+    pairs = listing.pairs(most - 2, incumbent, stop)
     if pairs is None:
         return np.inf
     pairs.offer(listing, incumbent)
     return -np.inf if most == 2 else _extended(listing, pairs, most - 2, incumbent, stop)
+
+
+def _steps(count: int, prompts: int) -> float:
+    """The elementwise steps of extending every pair of `count` experts by every one of them."""
+    return count * (count - 1) / 2.0 * count * prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +123,18 @@ class _Listing:
     """(n,) size of the largest panel that each free expert may be in, together with the held ones."""
     alone: FloatArray
     """(n,) value of each free expert together with the held ones."""
+    floor: float
+    reduced: FloatArray
+    """(n,) and `floor`: the linear bound."""
 
     @classmethod
-    def of(cls, candidates: Candidates, held: list[int], free: IntArray) -> _Listing:
+    def of(cls, candidates: Candidates, held: list[int], free: IntArray, linear: LinearBound) -> _Listing:
         """The listing of the `free` candidates on top of the `held` ones."""
         value = candidates.problem.value
         base = value.state_of(candidates.index[held])
         room = int(candidates.largest[held].min()) if held else len(candidates.problem.names)
-        joined = value.combine(base, candidates.states[free])
+        states = candidates.states_of(free)
+        joined = value.combine(base, states)
         alone = value.average(joined)
         # The stronger come first, so that pairs of weak experts are left with weaker ones to be joined by.
         order = np.argsort(-alone, kind="stable")
@@ -91,19 +143,37 @@ class _Listing:
             candidates=candidates,
             held=held,
             free=free,
-            states=candidates.states[free],
+            states=states[order],
             joined=joined[order],
             costs=candidates.sums[:, free],
             used=candidates.sums[:, held].sum(axis=1),
             room=np.minimum(candidates.largest[free], room),
             alone=alone[order],
+            floor=linear.floor,
+            reduced=linear.of(free),
         )
 
-    @property
-    def steps(self) -> float:
-        """The elementwise steps of extending every pair by every free expert."""
-        count = float(len(self.free))
-        return count * (count - 1) / 2 * count * self.prompts
+    def of_better_pairs(self, more: int, incumbent: Incumbent) -> _Listing:
+        """The listing of the experts that may be in a better panel of a pair and up to `more` others."""
+        if self.floor == np.inf or len(self.free) < 2:
+            return self
+        first, second = np.sort(self.reduced)[::-1][:2]
+        partner = np.where(self.reduced == first, second, first)
+        kept = np.flatnonzero(self.floor + self.reduced + partner + self.rest(more) > incumbent.target)
+        return replace(
+            self,
+            free=self.free[kept],
+            states=self.states[kept],
+            joined=self.joined[kept],
+            costs=self.costs[:, kept],
+            room=self.room[kept],
+            alone=self.alone[kept],
+            reduced=self.reduced[kept],
+        )
+
+    def rest(self, more: int) -> float:
+        """The most that `more` further experts add to the linear bound."""
+        return float(np.maximum(np.sort(self.reduced)[::-1][:more], 0.0).sum())
 
     @property
     def prompts(self) -> int:
@@ -114,6 +184,16 @@ class _Listing:
     def steps_at_once(self) -> float:
         """The steps of combining panels between two looks at the clock."""
         return _PRODUCT_STEPS if self.candidates.problem.value.crosses_as_product else _CHUNK_STEPS
+
+    def parts(self, thirds: IntArray) -> Iterator[IntArray]:
+        """The places of the pairs that are extended between two looks at the clock, in order; thirds: (G,)."""
+        whole = int(self.steps_at_once / (self.prompts * len(self.free)))
+        if thirds.sum() * _DENSE_SHARE > len(thirds) * len(self.free):
+            ends = np.arange(whole, len(thirds), max(1, whole)) if whole else np.arange(1, len(thirds))
+        else:
+            work = np.cumsum(thirds * self.prompts + _PAIR_STEPS)
+            _, ends = np.unique(work // self.steps_at_once, return_index=True)
+        yield from np.split(np.arange(len(thirds)), ends[ends > 0])
 
     def fits(self, costs: FloatArray, room: IntArray, joining: int) -> BoolArray:
         """(...) True where a panel of the held experts and `joining` more keeps every limit.
@@ -150,25 +230,47 @@ class _Listing:
         places = np.flatnonzero(self.fits(self.costs, self.room, 1))
         self.offer(self.alone[places], places[:, None], incumbent)
 
-    def pairs(self, more: int, stop: Callable[[], bool]) -> _Pairs | None:
-        """All feasible pairs, by falling bound on their value with up to `more` later experts.
+    def pairs(self, more: int, incumbent: Incumbent, stop: Callable[[], bool]) -> _Pairs | None:
+        """The feasible pairs of better panels, by falling bound on their value with up to `more` later experts.
 
         None where `stop` returned True before all of them were known.
         """
-        found = self._pair_values(stop)
-        if found is None:
-            return None
         first, last = np.triu_indices(len(self.free), 1)
+        reduced = self.reduced[first] + self.reduced[last]
+        kept = np.flatnonzero(self.floor + reduced + self.rest(more) > incumbent.target)
+        first, last, reduced = first[kept], last[kept], reduced[kept]
         costs, room = self.costs[:, first] + self.costs[:, last], np.minimum(self.room[first], self.room[last])
         kept = np.flatnonzero(self.fits(costs, room, 2))
-        first, last, costs, room = first[kept], last[kept], costs[:, kept], room[kept]
-        pairs = _Pairs(first, last, found[first, last], costs, room)
+        first, last, costs, room, reduced = first[kept], last[kept], costs[:, kept], room[kept], reduced[kept]
+        values = self._pair_values(first, last, stop)
+        if values is None:
+            return None
+        pairs = _Pairs(first, last, values, costs, room, reduced)
         if not more:
             return pairs
-        upper = self._extended_bounds(pairs, more, stop)
-        return None if upper is None else pairs.by_falling(upper)
+        bounds = self._extended_bounds(pairs, more, incumbent, stop)
+        if bounds is None:
+            return None
+        upper, thirds = bounds
+        return pairs.by_falling(np.minimum(upper, self.floor + reduced + self.rest(more)), thirds)
 
-    def _pair_values(self, stop: Callable[[], bool]) -> FloatArray | None:
+    def _pair_values(self, first: IntArray, last: IntArray, stop: Callable[[], bool]) -> FloatArray | None:
+        """(G,) the values of the pairs of places `first` and `last` (G,), None where `stop` returned True before."""
+        count = len(self.free)
+        if len(first) * _DENSE_SHARE > count * count:
+            found = self._all_pair_values(stop)
+            return None if found is None else found[first, last]
+        value = self.candidates.problem.value
+        values = np.empty(len(first))
+        rows = max(1, int(_CHUNK_STEPS / self.prompts))
+        for start in range(0, len(first), rows):
+            if stop():
+                return None
+            part = slice(start, start + rows)
+            values[part] = value.average(value.combine(self.joined[first[part]], self.states[last[part]]))
+        return values
+
+    def _all_pair_values(self, stop: Callable[[], bool]) -> FloatArray | None:
         """(n, n) the values of all pairs, set above the diagonal only; None where `stop` returned True."""
         value, count = self.candidates.problem.value, len(self.free)
         found = np.empty((count, count))
@@ -187,23 +289,45 @@ class _Listing:
         costs = pairs.costs[:, part, None] + self.costs[:, None, :]
         return np.asarray(later & self.fits(costs, np.minimum(pairs.room[part, None], self.room), 3))
 
-    def _extended_bounds(self, pairs: _Pairs, more: int, stop: Callable[[], bool]) -> FloatArray | None:
-        """(G,) a bound on each pair's value with up to `more` later experts; None where `stop` returned True."""
+    def better(self, pairs: _Pairs, part: IntArray | slice, more: int, incumbent: Incumbent) -> BoolArray:
+        """(P, n) True where the linear bound lets a free expert and up to `more` others make P pairs a better panel."""
+        reduced = pairs.reduced[part, None] + self.reduced
+        return np.asarray(self.floor + reduced + self.rest(more) > incumbent.target)
+
+    def _extended_bounds(
+        self, pairs: _Pairs, more: int, incumbent: Incumbent, stop: Callable[[], bool]
+    ) -> tuple[FloatArray, IntArray] | None:
+        """(G,) a bound on each pair's value with up to `more` later experts, and (G,) how many can make it better.
+
+        None where `stop` returned True.
+        """
         count = len(self.free)
         gains = np.full((count, count), np.inf)
         gains[pairs.first, pairs.last] = pairs.values - self.alone[pairs.first]
         gains[pairs.last, pairs.first] = pairs.values - self.alone[pairs.last]
-        upper = np.empty(len(pairs.first))
+        upper, thirds = np.empty(len(pairs.first)), np.zeros(len(pairs.first), dtype=np.intp)
         rows = max(1, int(_CHUNK_STEPS / (8 * count)))
         for start in range(0, len(upper), rows):
             if stop():
                 return None
             part = slice(start, start + rows)
-            # An infinite gain is of a pair that does not fit, whose third expert is not extendable either.
             least = np.minimum(gains[pairs.first[part]], gains[pairs.last[part]])
-            least[~self.extendable(pairs, part)] = 0.0
+            # An infinite gain is of a pair that does not fit or is not better, and no other expert makes it so.
+            joining = self.extendable(pairs, part) & self.better(pairs, part, more - 1, incumbent)
+            least[~joining | np.isinf(least)] = 0.0
             upper[part] = pairs.values[part] + _largest(least, more)
-        return upper
+            thirds[part] = joining.sum(axis=1)
+        return upper, thirds
+
+    def reached(self, base: FloatArray, joining: BoolArray) -> FloatArray:
+        """(P, n) the values of P panels with the states `base` (P, M) and one more, -inf where it is not `joining`."""
+        value = self.candidates.problem.value
+        row, third = np.nonzero(joining)
+        if len(row) * _DENSE_SHARE > joining.size:
+            return np.where(joining, value.cross(base, self.states), -np.inf)
+        found = np.full(joining.shape, -np.inf)
+        found[row, third] = value.average(value.combine(base[row], self.states[third]))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,11 +344,15 @@ class _Pairs:
     """(C, G) sum of the pair's costs."""
     room: IntArray
     """(G,) size of the largest panel that both may be in."""
+    reduced: FloatArray
+    """(G,) sum of the pair's reduced costs in the linear bound."""
     upper: FloatArray | None = None
     """(G,) falling bound on the value of the pair with experts that can still join; None where none can."""
+    thirds: IntArray | None = None
+    """(G,) how many experts can join the pair in a better panel; None where none can."""
 
-    def by_falling(self, upper: FloatArray) -> _Pairs:
-        """The pairs with the bounds `upper` (G,), sorted by falling bound."""
+    def by_falling(self, upper: FloatArray, thirds: IntArray) -> _Pairs:
+        """The pairs with the bounds `upper` (G,) and their `thirds` (G,), sorted by falling bound."""
         order = np.argsort(-upper, kind="stable")
         return _Pairs(
             self.first[order],
@@ -232,7 +360,9 @@ class _Pairs:
             self.values[order],
             self.costs[:, order],
             self.room[order],
+            self.reduced[order],
             upper[order],
+            thirds[order],
         )
 
     def offer(self, listing: _Listing, incumbent: Incumbent) -> None:
@@ -242,20 +372,18 @@ class _Pairs:
 
 def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent, stop: Callable[[], bool]) -> float:
     """Offer pairs extended by one and by two experts; returns a bound on the pairs not reached, -inf for none."""
-    assert pairs.upper is not None  # noqa: S101 - those that can be extended are bounded
+    assert pairs.upper is not None and pairs.thirds is not None  # noqa: S101, PT018 - those to extend are bounded
     value = listing.candidates.problem.value
     fourth = _Fourth(listing, pairs, incumbent, stop)
-    rows = max(1, int(listing.steps_at_once / (listing.prompts * len(listing.free))))
-    for start in range(0, len(pairs.first), rows):
-        upper = float(pairs.upper[start])
-        if upper <= incumbent.value + tie_width(incumbent.value):
+    for part in listing.parts(pairs.thirds):
+        upper = float(pairs.upper[part[0]])
+        if upper <= incumbent.target:
             return -np.inf
         if stop():
             return upper
-        part = np.arange(start, min(start + rows, len(pairs.first)))
         base = value.combine(listing.joined[pairs.first[part]], listing.states[pairs.last[part]])
-        extendable = listing.extendable(pairs, part)
-        reached = np.where(extendable, value.cross(base, listing.states), -np.inf)
+        extendable = listing.extendable(pairs, part) & listing.better(pairs, part, more - 1, incumbent)
+        reached = listing.reached(base, extendable)
         row, third = np.nonzero(extendable)
         pair = part[row]
         listing.offer(reached[row, third], np.stack([pairs.first[pair], pairs.last[pair], third], axis=1), incumbent)
@@ -263,7 +391,7 @@ def _extended(listing: _Listing, pairs: _Pairs, more: int, incumbent: Incumbent,
             continue
         gains = np.where(extendable, reached - pairs.values[part, None], -np.inf)
         best = pairs.values[part] + _largest(np.maximum(gains, 0.0), 2)
-        left = np.flatnonzero(best > incumbent.value + tie_width(incumbent.value))
+        left = np.flatnonzero(best > incumbent.target)
         for some in [left] if value.crosses_as_product and len(left) else left[:, None]:
             if not fourth.offer(part[some], base[some], gains[some]):
                 return upper
@@ -287,7 +415,8 @@ class _Fourth:
         value = listing.candidates.problem.value
         target = incumbent.value - tie_width(incumbent.value)
         upper = pairs.values[some, None] + gains[:, pairs.first] + gains[:, pairs.last]
-        worth_it = upper > incumbent.value + tie_width(incumbent.value)
+        worth_it = upper > incumbent.target
+        worth_it &= listing.floor + (pairs.reduced[some, None] + pairs.reduced) > incumbent.target
         others = np.flatnonzero(worth_it.any(axis=0))
         columns = max(1, int(listing.steps_at_once / (listing.prompts * len(some))))
         for start in range(0, len(others), columns):

@@ -3,12 +3,14 @@
 1. A `ValueTable` that lists every feasible panel answers at once.
 2. Otherwise greedy panels give the first incumbent, and each node (experts held, experts still free) is bounded by its
    envelope's relaxation (`bounds`). Reduced costs fix experts that cannot (or must) be in a better panel.
-3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`, `listing`).
+3. A node with few free experts, or where few more can join, is solved by listing its panels (`lattice`, `listing`), as
+   far as the reduced costs of their members leave any.
 4. Any other node branches on a member of a *minimal infeasible subset* of its experts: every feasible panel lacks one
    of them.
-5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other.
+5. An expert that is nowhere better and in no cost cheaper than another is held only together with that other, and one
+   with as many such others as a panel has members is left out from the start (`dominance`).
 
-`plan` is the solver; `_Search` is the tree of nodes; `minimal_infeasible` and `superiors` serve its branching.
+`plan` is the solver; `_Search` is the tree of nodes; `minimal_infeasible` serves its branching.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe2.coordinator.planning import bounds, greedy, lattice, listing
-from moe2.coordinator.planning.bounds import envelope
-from moe2.coordinator.planning.candidates import Candidates, Incumbent, tie_width
+from moe2.coordinator.planning import bounds, dominance, greedy, lattice, listing
+from moe2.coordinator.planning.candidates import Candidates, Incumbent
+from moe2.coordinator.planning.listing import UNBOUNDED, LinearBound
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
 from moe2.coordinator.planning.value_table import ValueTable
@@ -63,6 +65,8 @@ class _Node:
     free: IntArray
     upper: float
     """No such panel is worth more."""
+    linear: LinearBound = UNBOUNDED
+    """A bound on each such panel by its members."""
 
 
 class _Search:
@@ -74,7 +78,6 @@ class _Search:
         self.nodes = 0
         self.heap: list[tuple[float, int, _Node]] = []
         self.pushed = 0
-        self.superiors: list[IntArray] = superiors(candidates)
         usual = _LISTED.get(candidates.problem.value.kind, _LISTED_OF_OTHERS)
         self.list_up_to = usual if effort.list_up_to is None else effort.list_up_to
 
@@ -84,7 +87,7 @@ class _Search:
             self.incumbent.offer(known)
         greedy.offer_greedy_panels(self.candidates, self.incumbent, self._late)
         everyone = np.arange(self.candidates.count)
-        self._push(_Node((), everyone, self.candidates.value_of(everyone)))
+        self._push(_Node((), everyone, self.candidates.problem.value.of_all))
         while self.heap:
             upper = -self.heap[0][0]
             if self._done(upper):
@@ -92,15 +95,11 @@ class _Search:
             self._expand(heapq.heappop(self.heap)[2])
         return self.incumbent.value
 
-    def _target(self) -> float:
-        """The value above which a node's bound has to be for the node to be worth a look."""
-        return self.incumbent.value + tie_width(self.incumbent.value)
-
     def _done(self, upper: float) -> bool:
         """True where the search can end: `upper` bounds every panel not yet looked at closely enough, or time is up."""
         value, limit = self.incumbent.value, self.effort.node_limit
         share = self.candidates.problem.value.share(upper - value, value)
-        close = upper <= self._target() or share <= self.effort.gap_share
+        close = upper <= self.incumbent.target or share <= self.effort.gap_share
         return close or self._late() or (limit is not None and self.nodes >= limit)
 
     def _late(self) -> bool:
@@ -112,7 +111,7 @@ class _Search:
 
     def _push(self, node: _Node) -> None:
         """Keep a node for later if its bound is worth a look."""
-        if node.upper > self._target():
+        if node.upper > self.incumbent.target:
             # Equal bounds are taken in the order they were made, so the search is the same every time.
             heapq.heappush(self.heap, (-node.upper, self.pushed, node))
             self.pushed += 1
@@ -123,35 +122,45 @@ class _Search:
         held, free = list(node.held), self._fitting(node)
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.upper, _STEPS.get(self.candidates.problem.value.kind, _STEPS_OF_OTHERS)):
+        if self._settled(
+            _Node(node.held, free, node.upper, node.linear),
+            _STEPS.get(self.candidates.problem.value.kind, _STEPS_OF_OTHERS),
+        ):
             return
         base = self.candidates.problem.value.state_of(self.candidates.index[held])
         costs, room = self._relaxed_limits(held, free)
-        bound = bounds.solve(
-            envelope(self.candidates.problem.value, self.candidates.states[free], base),
+        bound = bounds.solve_by_columns(
+            self.candidates.problem.value,
+            self.candidates.index[free],
+            base,
             costs,
             room,
-            target=self._target(),
+            target=self.incumbent.target,
             precision=1e-5 * max(1.0, abs(self.incumbent.value)),
             stop=self._late,
         )
+        if bound is None:
+            self._push(node)
+            return
         upper = min(bound.upper, node.upper)
-        if upper <= self._target():
+        if upper <= self.incumbent.target:
             return
         if self._late():
-            self._push(_Node(node.held, node.free, upper))
+            self._push(_Node(node.held, node.free, upper, node.linear))
             return
         self._round(held, free, bound.shares)
-        target = self._target()
+        target = self.incumbent.target
         must = bound.upper - np.maximum(bound.reduced, 0.0) <= target
         cannot = bound.upper + np.minimum(bound.reduced, 0.0) <= target
         if (must & cannot).any() or upper <= target:
             return
         wish = np.zeros(self.candidates.count)
         wish[free] = bound.shares
-        held = [*held, *free[must].tolist()]
-        free = free[~must & ~cannot]
-        self._branch(_Node(tuple(held), free, upper), wish)
+        reduced = np.zeros(self.candidates.count)
+        reduced[free] = bound.reduced
+        joined = free[must].tolist()
+        linear = LinearBound(bound.floor, reduced).after(joined)
+        self._branch(_Node((*held, *joined), free[~must & ~cannot], upper, linear), wish)
 
     def _branch(self, node: _Node, wish: FloatArray) -> None:
         """Push the node's panels without a pivot expert, and those with it. wish: (n,) each candidate's share."""
@@ -160,18 +169,19 @@ class _Search:
             return
         if held:
             self.incumbent.offer(held)
-        if self._settled(held, free, node.upper):
+        if self._settled(_Node(node.held, free, node.upper, node.linear)):
             return
         cover = minimal_infeasible(self.candidates, held, free, wish)
         pivot = min(cover, key=lambda n: (abs(float(wish[n]) - 0.5), n))
         without = free[free != pivot]
         # Whoever is worse than the excluded expert in every way is excluded with it.
-        inferior = np.array([pivot in self.superiors[n] for n in without], dtype=np.bool_)
-        self._push(_Node(node.held, without[~inferior], node.upper))
-        joining = [pivot, *(int(n) for n in self.superiors[pivot] if int(n) not in held)]
+        inferior = dominance.inferiors(self.candidates, pivot, without)
+        self._push(_Node(node.held, without[~inferior], node.upper, node.linear))
+        superior = dominance.superiors(self.candidates, pivot)
+        joining = [pivot, *(n for n in superior.tolist() if n not in held)]
         if set(joining) <= set(free.tolist()) and self.candidates.is_feasible([*held, *joining]):
             rest = free[~np.isin(free, joining)]
-            self._push(_Node((*held, *joining), rest, node.upper))
+            self._push(_Node((*held, *joining), rest, node.upper, node.linear.after(joining)))
 
     def _fitting(self, node: _Node) -> IntArray:
         """The free candidates of a node that can still join its held ones."""
@@ -179,13 +189,13 @@ class _Search:
         pool[node.free] = True
         return self.candidates.addable(list(node.held), pool)
 
-    def _settled(self, held: list[int], free: IntArray, upper: float, max_steps: float = np.inf) -> bool:
+    def _settled(self, node: _Node, max_steps: float = np.inf) -> bool:
         """Solve a node where all its experts fit together or its panels are few enough to list; True where it is done.
 
-        upper: bound of the node; panels that a listing had no time for go back to the heap with it. max_steps: limit on
-        the elementwise steps of a listing.
+        Panels that a listing had no time for go back to the heap. max_steps: limit on the elementwise steps of a
+        listing.
         """
-        candidates = self.candidates
+        candidates, held, free = self.candidates, list(node.held), node.free
         if len(free) == 0:
             return True
         vertex = [*held, *free.tolist()]
@@ -195,18 +205,20 @@ class _Search:
         if len(free) <= self.list_up_to:
             value = candidates.problem.value
             base = value.state_of(candidates.index[held])
-            worth = lattice.values_in_time(value, candidates.states[free], base, self._late)
+            worth = lattice.values_in_time(value, candidates.states_of(free), base, self._late)
             if worth is None:
-                self._push(_Node(tuple(held), free, upper))
+                self._push(node)
             elif (found := lattice.best(candidates, held, free, worth)) is not None:
                 self.incumbent.offer(found[0])
             return True
         if self.list_up_to == 0:
             return False
         most = candidates.max_joining(held, free)
-        left = listing.list_panels(candidates, held, free, most, self.incumbent, self._late, max_steps=max_steps)
+        left = listing.list_panels(
+            candidates, held, free, most, self.incumbent, self._late, max_steps=max_steps, linear=node.linear
+        )
         if left is not None and left > -np.inf:
-            self._push(_Node(tuple(held), free, min(left, upper)))
+            self._push(replace(node, upper=min(left, node.upper)))
         return left is not None
 
     def _relaxed_limits(self, held: list[int], free: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -288,9 +300,9 @@ def plan(
         members, value, nodes = found
         method, bound = "table", value
     else:
+        candidates, start = _without_dominated(candidates, known)
         search = _Search(candidates, effort or Effort(), spent)
-        place = {int(n): position for position, n in enumerate(candidates.index)}
-        bound = search.run([place[n] for n in known] if set(known) <= set(place) else [])
+        bound = search.run(start)
         search.incumbent.thin()
         members, value, nodes = search.incumbent.members, search.incumbent.value, search.nodes
         method = "branch"
@@ -303,6 +315,18 @@ def plan(
         nodes=nodes,
         elapsed_s=spent() if spent else None,
     )
+
+
+def _without_dominated(candidates: Candidates, known: Sequence[int]) -> tuple[Candidates, list[int]]:
+    """The candidates that a search has to look at, and the `known` panel (places in the problem) among them.
+
+    The panel is empty where some of it are no candidates.
+    """
+    most = candidates.max_joining([], np.arange(candidates.count))
+    start = np.flatnonzero(np.isin(candidates.index, list(known)))
+    left = candidates.only(dominance.undominated(candidates, most, start))
+    members = np.flatnonzero(np.isin(left.index, list(known))).tolist()
+    return left, members if len(members) == len(set(known)) else []
 
 
 def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, wish: FloatArray) -> list[int]:
@@ -335,18 +359,3 @@ def minimal_infeasible(candidates: Candidates, held: list[int], free: IntArray, 
             caps[largest[place]] += 1
             kept.append(int(free[place]))
     return kept
-
-
-def superiors(candidates: Candidates) -> list[IntArray]:
-    """For each candidate, the others that can replace it in any panel at no loss of value and at no further cost.
-
-    Some best panel holds an expert only together with all its superiors. Of two experts that are equal in everything
-    the one with the earlier name is superior, so that the relation has no cycles.
-    """
-    places = np.ix_(candidates.index, candidates.index)
-    superior = candidates.problem.value.nowhere_worse[places]
-    for cost in (*candidates.sums, candidates.energy_j, candidates.delay_s, -candidates.largest):
-        superior &= cost[None, :] <= cost[:, None]
-    later = np.arange(candidates.count)
-    superior &= ~(superior.T & (later[None, :] >= later[:, None]))
-    return [np.flatnonzero(row) for row in superior]

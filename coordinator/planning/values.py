@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -28,6 +29,11 @@ from moe2.common.errors import Moe2Error
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 IntArray: TypeAlias = NDArray[np.intp]
+
+MAX_KINDS = 64
+"""Most different states of experts that are compared once and for all."""
+_COLUMNS = 8
+"""Prompts that experts are compared on at a time."""
 
 
 class CalibrationError(Moe2Error):
@@ -64,18 +70,70 @@ class SetValue(ABC):
     """State of the empty panel on any prompt."""
     union: np.ufunc
     """Combines the states of disjoint panels."""
-    nowhere_worse: BoolArray
-    """(N, N); [n, k] is True where expert k is worth at least as much as n on every prompt."""
+    _more_is_better: bool
 
     def _keep(self, states: FloatArray, identity: float, union: np.ufunc, *, more_is_better: bool) -> None:
         """Set the fields from states (N, M); for constructors of subclasses."""
-        self.states = np.ascontiguousarray(states)
+        # Adding 0 makes -0.0 an ordinary 0, so that equal states are equal byte for byte.
+        self.states = np.ascontiguousarray(states) + 0.0
         self.identity = identity
         self.union = union
-        worth = self.states if more_is_better else -self.states
-        self.nowhere_worse = np.array([(worth >= row).all(axis=1) for row in worth])
+        self._more_is_better = more_is_better
         self.states.flags.writeable = False
-        self.nowhere_worse.flags.writeable = False
+
+    @cached_property
+    def twins(self) -> IntArray:
+        """(N,) the first expert whose states are the same as each expert's own; read-only."""
+        first: dict[bytes, int] = {}
+        found = np.array([first.setdefault(row.tobytes(), n) for n, row in enumerate(self.states)], dtype=np.intp)
+        found.flags.writeable = False
+        return found
+
+    @cached_property
+    def _kinds(self) -> IntArray:
+        """(G,) one expert for each of the G different states."""
+        return np.unique(self.twins)
+
+    @property
+    def is_of_few_kinds(self) -> bool:
+        """True where the experts' states are few, so that all of them are compared once and for all."""
+        return len(self._kinds) <= MAX_KINDS
+
+    @cached_property
+    def _kinds_nowhere_worse(self) -> tuple[IntArray, BoolArray]:
+        """(N,) each expert's kind, and (G, G) True at [n, k] where kind n is worth at least as much as kind k."""
+        states = self.states[self._kinds]
+        worth = states if self._more_is_better else -states
+        return np.searchsorted(self._kinds, self.twins), np.array([(row >= worth).all(axis=1) for row in worth])
+
+    def nowhere_worse(self, others: IntArray, experts: IntArray) -> BoolArray:
+        """(P,) True where `others` (P,) are worth at least as much as `experts` (P,) on every prompt, pair by pair."""
+        if self.is_of_few_kinds:
+            kind, better = self._kinds_nowhere_worse
+            return np.asarray(better[kind[others], kind[experts]])
+        found = self.twins[others] == self.twins[experts]
+        left = np.flatnonzero(~found)
+        for column in range(0, self.prompts, _COLUMNS):
+            # Most pairs differ on the first few prompts, and are not looked at again.
+            some = slice(column, column + _COLUMNS)
+            high, low = self.states[others[left], some], self.states[experts[left], some]
+            left = left[(high >= low if self._more_is_better else high <= low).all(axis=1)]
+            if len(left) == 0:
+                break
+        found[left] = True
+        return np.asarray(found)
+
+    @cached_property
+    def alone(self) -> FloatArray:
+        """(N,) the value of each expert alone; read-only."""
+        found = self.average(self.states)
+        found.flags.writeable = False
+        return found
+
+    @cached_property
+    def of_all(self) -> float:
+        """The value of all experts together."""
+        return self.of(np.arange(self.experts))
 
     @property
     def experts(self) -> int:
@@ -177,9 +235,10 @@ class Listed(SetValue):
         states = np.zeros((experts, 1))
         states[list(places), 0] = 2.0 ** np.arange(len(places))
         self._keep(states, 0.0, np.add, more_is_better=True)
+
+    def nowhere_worse(self, others: IntArray, experts: IntArray) -> BoolArray:
         # A larger bit is no larger worth: nobody is known to replace another.
-        self.nowhere_worse = np.eye(experts, dtype=np.bool_)
-        self.nowhere_worse.flags.writeable = False
+        return np.asarray(others == experts)
 
     def average(self, state: FloatArray) -> FloatArray:
         # The sum of panels that are not disjoint is no panel's, and may be too large; nobody uses its value.

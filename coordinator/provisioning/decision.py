@@ -19,7 +19,7 @@ from moe2.coordinator.planning.awake_search import AwakeSet, least_standing, mos
 from moe2.coordinator.planning.proof import Status
 from moe2.coordinator.planning.search import Effort
 from moe2.coordinator.provisioning.figures import Fleet
-from moe2.coordinator.provisioning.problem import LATE_COSTS, Limits, SlowProblem, slow_problem
+from moe2.coordinator.provisioning.problem import LATE_COSTS, Limits, SlowProblem, is_settled, slow_problem
 from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rate_of
 
 LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1)
@@ -198,7 +198,9 @@ def week_plans(
     effort: Effort | None = None,
     clock: Clock | None = None,
 ) -> tuple[HourPlan, ...]:
-    """The options of each hour of a week."""
+    """The options of each hour of a week; none where there is nothing to choose in any of them."""
+    if is_settled(fleet, limits):
+        return ()
     plans = []
     for forecast in week:
         # Who is awake now says nothing of next week: changes of state are paid off as if everybody were in memory.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -126,9 +127,24 @@ class Fleet:
     experts: tuple[ExpertFigures, ...]
 
     def host(self, key: str) -> HostFigures:
-        """The host with this key."""
-        return next(host for host in self.hosts if host.key == key)
+        """The host with this key. Raises KeyError where there is none."""
+        return self._hosts_by_key[key]
+
+    def has(self, host: str) -> bool:
+        """Whether there is a host with this key."""
+        return host in self._hosts_by_key
 
     def on(self, host: str) -> tuple[ExpertFigures, ...]:
         """The experts of a host."""
-        return tuple(expert for expert in self.experts if expert.host == host)
+        return self._experts_by_host.get(host, ())
+
+    @cached_property
+    def _hosts_by_key(self) -> dict[str, HostFigures]:
+        return {host.key: host for host in self.hosts}
+
+    @cached_property
+    def _experts_by_host(self) -> dict[str, tuple[ExpertFigures, ...]]:
+        found: dict[str, list[ExpertFigures]] = {}
+        for expert in self.experts:
+            found.setdefault(expert.host, []).append(expert)
+        return {host: tuple(own) for host, own in found.items()}

@@ -46,7 +46,7 @@ from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
 from moe2.coordinator.provisioning.problem import Limits, limits_of
 from moe2.coordinator.provisioning.reading import fleet_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
-from moe2.coordinator.provisioning.steering import Order, Shadow, Steering
+from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Forecast, Traffic
 from moe2.coordinator.provisioning.waking import Send, wake
 
@@ -64,6 +64,9 @@ HISTORY_S = 42 * DAY_S
 SMALL_FLEET = 8
 """Fleets up to this size have every hour of the week planned, larger ones every sixth: the plan shares the processor
 with the requests."""
+MOST_OF_TIME = 0.02
+"""Share of the time that searches for larger fleets may take: the next one waits for so much longer than the last
+took."""
 MAX_HELD_JOBS = 256
 """Jobs that may wait for a sleeping host."""
 
@@ -83,7 +86,8 @@ class Keeper:
 
     table: read, and told who can be woken. send: hands a message to a connected agent. on_message: takes a word about a
     job that an agent never got. history: reads earlier requests, blocking. price_per_j: what a joule of an answer is
-    worth now. One loop runs it; the searches run in a thread.
+    worth now. may_act: whether this coordinator is the one that decides, of those that share the fleet. on_wishes: told
+    of an operator's wishes, for the others. One loop runs it; the searches run in a thread.
     """
 
     def __init__(
@@ -98,7 +102,10 @@ class Keeper:
         price_per_j: Callable[[], float],
         patience_s: Mapping[str, float],
         state_dir: Path,
+        may_act: Callable[[], bool] = lambda: True,
+        on_wishes: Callable[[Wishes], None] = lambda wishes: None,
     ) -> None:
+        self._may_act, self._on_wishes = may_act, on_wishes
         self.scorer = scorer
         self._settings = settings
         self._patience_s = dict(patience_s)
@@ -115,6 +122,10 @@ class Keeper:
         self._planned: tuple[str, ...] = ()
         """Keys of the experts that the plans speak of, by place."""
         self._planned_unix_s = 0.0
+        self._may_plan_s = self._may_decide_s = -math.inf
+        """Before these times no search begins, so that searches take no more than their share of the time."""
+        self._known: tuple[str, ...] = ()
+        """Keys of the experts that the latest decision knew."""
         self._news_s: float | None = None
         """When an expert last came or left; None while none is known."""
         self._step_h = 1
@@ -210,7 +221,13 @@ class Keeper:
             case _:
                 raise Moe2Error(f"Nobody can {verb!r} a host.", remedy="Use sleep, wake, pin or unpin.")
         self._keep()
+        self._on_wishes(self._steering.wishes)
         return text
+
+    def take_wishes(self, wishes: Wishes) -> None:
+        """Takes over what an operator has said to another coordinator."""
+        self._steering.wishes = wishes
+        self._keep()
 
     # --- What it tells ------------------------------------------------------------------------------------------------
 
@@ -294,10 +311,13 @@ class Keeper:
         decided_s = -DECIDE_EVERY_S
         try:
             while True:
-                if self._settings.mode != "off" or self._steering.wishes.kept_asleep or self._held:
+                if self._acts:
                     self._watch()
+                self._table.may_wake(self._wakeable())
+                self._keep()
                 since_news_s = None if self._news_s is None else self._now_s() - self._news_s
-                if self._settings.mode != "off" and self._now_s() - decided_s >= pause_s(since_news_s):
+                due_s = max(decided_s + pause_s(since_news_s), self._may_decide_s)
+                if self._settings.mode != "off" and self._may_act() and self._now_s() >= due_s:
                     decided_s = self._now_s()
                     await self._decide()
                 await asyncio.sleep(WATCH_EVERY_S)
@@ -305,6 +325,13 @@ class Keeper:
             for task in tuple(self._tasks):
                 task.cancel()
             self._keep()
+
+    @property
+    def _acts(self) -> bool:
+        """Whether anything of the fleet is to be watched for: a coordinator that only observes decides, and no more."""
+        wishes = self._steering.wishes
+        asked = wishes.kept_asleep or wishes.pinned or self._held or self._steering.has_pending
+        return self._settings.mode == "act" or bool(asked)
 
     def _watch(self) -> None:
         """Sees what has changed, gives up what takes too long, obeys wishes, and sends held jobs to who is awake."""
@@ -316,18 +343,15 @@ class Keeper:
             log.warning("change_overdue", host=late.host, change=late.change.value)
             if late.change is Change.WAKE:
                 self._give_up(late.host, "its host was not woken in time")
-        for order in self._steering.wished_orders(now_s):
+        for order in self._steering.wished_orders(now_s) if self._may_act() else ():
             self._perform(order)
         for agent_id in list(self._held):
             self._release(agent_id)
-        self._table.may_wake(self._wakeable())
-        self._keep()
 
     def _see(self) -> None:
-        fleet = self._fleet(())
-        busy = {
-            row.agent_id: sum(one.active + one.queued for one in row.experts) for row in self._rows() if row.connected
-        }
+        rows = self._rows()
+        fleet = fleet_of(rows, lambda _: {}, wakes_by_command=self._settings.wake_command is not None)
+        busy = {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}
         self._steering.seen(fleet, busy, self._now_s())
 
     async def _decide(self) -> None:
@@ -338,19 +362,22 @@ class Keeper:
         fleet, limits = self._fleet(tuple(one.category for one in forecast)), self._limits()
         if not fleet.experts:
             self._decision = self._news_s = None
+            self._known = ()
             return
         self._step_h = 1 if len(fleet.experts) <= SMALL_FLEET else 6
         keys = tuple(expert.key for expert in fleet.experts)
-        if keys != self._planned:
-            self._news_s = self._now_s()
-        is_old = (
+        if keys != self._known:
+            self._known, self._news_s = keys, self._now_s()
+        is_old = self._now_s() >= self._may_plan_s and (
             now_unix_s - self._planned_unix_s >= PLAN_EVERY_S
             or keys != self._planned
             or self._planned_unix_s > now_unix_s
         )
         week = week_of(self._traffic, now_unix_s, step_h=self._step_h) if is_old else None
         try:
+            began_s = self._now_s()
             decision, took_s = await asyncio.to_thread(self._think, fleet, forecast, week, limits, now_unix_s)
+            self._rest(len(fleet.experts), self._now_s() - began_s - took_s, took_s)
         except Exception as error:
             # A defect here must not end the service: the fleet goes on as it is, and the warning says so.
             log.exception("provisioning_failed")
@@ -372,6 +399,12 @@ class Keeper:
             day = int(now_unix_s // DAY_S)
             found = self._shadow.step(fleet, decision.members, busy, self._now_s(), day, wanted_again_s=again)
             self._would = found or self._would
+
+    def _rest(self, n_experts: int, planned_s: float, decided_s: float) -> None:
+        """Puts off the next searches of a larger fleet, as long as they have taken too much of the time."""
+        if n_experts > SMALL_FLEET:
+            self._may_plan_s = max(self._may_plan_s, self._now_s() + planned_s / MOST_OF_TIME)
+            self._may_decide_s = self._now_s() + decided_s / MOST_OF_TIME
 
     def _think(
         self, fleet: Fleet, forecast: Forecast, week: Sequence[Forecast] | None, limits: Limits, now_unix_s: float
@@ -461,7 +494,8 @@ class Keeper:
         )
 
     def _pinned(self) -> frozenset[str]:
-        by_name = {row.agent_id for row in self._rows() if row.agent_name in self._settings.pinned}
+        named = self._settings.pinned
+        by_name = {row.agent_id for row in self._rows() if row.agent_name in named} if named else ()
         return frozenset(self._steering.wishes.pinned) | frozenset(by_name)
 
     def _wakeable(self) -> frozenset[str]:

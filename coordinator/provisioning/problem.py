@@ -163,6 +163,11 @@ def slow_problem(fleet: Fleet, forecast: Forecast, limits: Limits) -> SlowProble
     )
 
 
+def is_settled(fleet: Fleet, limits: Limits) -> bool:
+    """Whether every expert stays as it is, whatever the traffic is: none may be moved, or none is measured."""
+    return len(_fixed(fleet, limits)[0]) == len(fleet.experts)
+
+
 def _fixed(fleet: Fleet, limits: Limits) -> tuple[dict[int, bool], dict[str, str]]:
     """The places of experts that stay as they are, True for those in memory, and the reasons by key."""
     hosts = {host.key: host for host in fleet.hosts}
@@ -264,10 +269,10 @@ def _rooms(fleet: Fleet) -> tuple[Room, ...]:
         own = fleet.on(host.key)
         if host.memory_bytes is None or any(expert.memory_bytes is None for expert in own):
             continue
-        use = np.array(
-            [float(expert.memory_bytes or 0) if expert.host == host.key else 0.0 for expert in fleet.experts]
-        )
-        if float(use.sum()) > host.memory_bytes:
+        if sum(expert.memory_bytes or 0 for expert in own) > host.memory_bytes:
+            use = np.array(
+                [float(expert.memory_bytes or 0) if expert.host == host.key else 0.0 for expert in fleet.experts]
+            )
             rooms.append(Room(f"memory of {host.name}", use, float(host.memory_bytes)))
     return tuple(rooms)
 

@@ -93,6 +93,11 @@ class Steering:
         """Hosts that could not be woken, and have not been seen since."""
         return frozenset(self._unreachable)
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether any change has been asked for and has not ended."""
+        return any(known.pending for known in self._hosts.values())
+
     def waking(self, host: str) -> bool:
         """Whether a host has been told to wake, and its time for that is not over."""
         known = self._hosts.get(host)
@@ -168,6 +173,9 @@ class Steering:
 
     def wished_orders(self, now_s: float) -> tuple[Order, ...]:
         """The changes that an operator's wishes ask for, whatever the traffic is."""
+        wished = {*self.wishes.kept_asleep, *self.wishes.pinned}
+        if not wished:
+            return ()
         found = transitions(
             self._fleet,
             [expert.key for expert in self._fleet.experts if expert.readiness is Readiness.READY],
@@ -176,7 +184,6 @@ class Steering:
             wanted_again_s=lambda _: math.inf,
             rules=self.rules(),
         )
-        wished = {*self.wishes.kept_asleep, *self.wishes.pinned}
         return tuple(self._begin(one, now_s) for one in found if one.host in wished)
 
     def trial_orders(self, now_s: float) -> tuple[Order, ...]:
@@ -185,7 +192,7 @@ class Steering:
         Only where another expert is there for requests that come meanwhile, and one host at a time. Without this a
         host that nobody has ever unloaded would never be, as nobody knows what that saves.
         """
-        if any(known.pending for known in self._hosts.values()):
+        if self.has_pending:
             return ()
         for host in self._fleet.hosts:
             own, begun_s = self._fleet.on(host.key), self._trials.get(host.key)
@@ -206,10 +213,11 @@ class Steering:
     def _trial_of(self, host: HostFigures, own: tuple[ExpertFigures, ...], now_s: float) -> Transition | None:
         known = self._hosts.get(host.key)
         wished = {*self.wishes.pinned, *self.wishes.kept_asleep, *self.pinned_by_settings}
-        if known is None or known.busy or now_s - known.idle_since_s < TRIAL_AFTER_S or host.key in wished:
+        if not host.may_unload or known is None or known.busy or host.key in wished:
             return None
-        others = [one for one in self._fleet.experts if one.host != host.key and one.readiness is Readiness.READY]
-        if not host.may_unload or not others:
+        if now_s - known.idle_since_s < TRIAL_AFTER_S:
+            return None
+        if not any(one.host != host.key and one.readiness is Readiness.READY for one in self._fleet.experts):
             return None
         for one in own:
             if one.readiness is Readiness.READY and (one.ready_w is None or one.load_j is None):
@@ -261,7 +269,7 @@ class Steering:
         return order
 
     def _fail(self, key: str, transition: Transition, why: str) -> None:
-        name = next((host.name for host in self._fleet.hosts if host.key == key), key)
+        name = self._fleet.host(key).name if self._fleet.has(key) else key
         if transition.change is Change.WAKE:
             self._unreachable[key] = name
             self._failed[key] = HealthWarning(
@@ -354,7 +362,7 @@ class Shadow:
         elapsed_s = 0.0 if self._last_s is None else max(0.0, min(now_s - self._last_s, 600.0))
         self._last_s = now_s
         for key in list(self._asleep):
-            if not any(host.key == key for host in fleet.hosts) or busy.get(key, 0):
+            if not fleet.has(key) or busy.get(key, 0):
                 self._return(fleet, key)
                 continue
             watts = self._saves_w(fleet, key)

@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from moe2.common.error_codes import PASSING, ErrorCode
+from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import EmbedJob, Job, JobDone, JobFailed, JobScored, JobStarted, Submit, TokenPiece
 from moe2.coordinator.choosing.request import Mode, SelectionRequest
@@ -144,12 +144,6 @@ class Lifecycle(Progress):
         """Ask whether a second expert may be set to work now. then: how to go on with the answer."""
         self.on_hedge = then
         return [effects.AskToHedge()]
-
-    def may_wait_for(self, refused: NoExpert) -> bool:
-        """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
-        if refused.code in PASSING:
-            return True
-        return refused.code in (ErrorCode.EXHAUSTED, ErrorCode.NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
 
     def plan_again(self, told: JobFailed | None, now_s: float) -> list[Effect]:
         """Have other experts answer, or conclude with what the last one said."""
@@ -346,7 +340,7 @@ class Lifecycle(Progress):
     def _room_refused(self, now_s: float) -> list[Effect]:
         if self.wait is None:
             return []
-        refused = self._in_vain("All experts are busy, and so are all places in the queue.", now_s)
+        refused = self.refusal_in_vain("All experts are busy, and so are all places in the queue.", now_s)
         wait, self.wait = self.wait, None
         self.waited_s += now_s - wait.since_s
         return wait.then(refused, now_s)
@@ -359,7 +353,7 @@ class Lifecycle(Progress):
         return [effects.LeaveQueue(served)]
 
     def _ended(self, ended: JobDone | JobScored, now_s: float) -> list[Effect]:
-        attempt = self._attempt(ended.job_id)
+        attempt = self.attempt_of(ended.job_id)
         if attempt is None or attempt.is_over or self.play is None:
             return []
         was_running = attempt.state is AttemptState.RUNNING
@@ -380,7 +374,7 @@ class Lifecycle(Progress):
         return [*todo, *self.play.ended(attempt, ended, now_s)]
 
     def _failed(self, failed: JobFailed, now_s: float) -> list[Effect]:
-        attempt = self._attempt(failed.job_id)
+        attempt = self.attempt_of(failed.job_id)
         if attempt is None or attempt.is_over:
             return []
         was_running = attempt.state is AttemptState.RUNNING
@@ -457,7 +451,7 @@ class Lifecycle(Progress):
             return self.give_up(Failed(ErrorCode.BUDGET_EXCEEDED, text), now_s)
         if self.wait and now_s >= self.wait.until_s:
             then = self.wait.then
-            refused = self._in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
+            refused = self.refusal_in_vain(f"No expert had room for the request within {age_s:.1f} s.", now_s)
             return [*self._end_wait(now_s, served=False), *then(refused, now_s)]
         todo: list[Effect] = []
         for attempt in tuple(self.attempts):
@@ -470,18 +464,11 @@ class Lifecycle(Progress):
             todo += self.play.time_passed(now_s)
         return todo
 
-    def _in_vain(self, text: str, now_s: float) -> NoExpert:
-        """The refusal of a request that has waited in vain. text: its message, where the request waited for room."""
-        refused = self.refused
-        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
-            return NoExpert(ErrorCode.OVERLOADED, text)
-        return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
-
     def _retire_if_over(self) -> list[Effect]:
         return [effects.Retire()] if self.outcome and all(attempt.is_over for attempt in self.attempts) else []
 
     def _started(self, started: JobStarted) -> list[Effect]:
-        if attempt := self._attempt(started.job_id):
+        if attempt := self.attempt_of(started.job_id):
             attempt.prompt_tokens = started.prompt_tokens
         return []
 
@@ -497,14 +484,11 @@ class Lifecycle(Progress):
 
     def _heard(self, job_id: str, now_s: float) -> tuple[ModeRun | None, Attempt | None]:
         """The mode's run and the attempt that a word from an agent is for; None if nobody waits for it any more."""
-        attempt = self._attempt(job_id)
+        attempt = self.attempt_of(job_id)
         if attempt is None or attempt.state is not AttemptState.RUNNING or self.outcome:
             return None, None
         attempt.last_sign_s = now_s
         return self.play, attempt
-
-    def _attempt(self, job_id: str) -> Attempt | None:
-        return next((attempt for attempt in self.attempts if attempt.job_id == job_id), None)
 
 
 MakeRun = Callable[[Lifecycle], ModeRun]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from moe2.common.error_codes import ErrorCode
+from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.link.messages import ChatPrompt
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish, budgets_for
 from moe2.coordinator.choosing.result import NoExpert, Selection
@@ -230,3 +230,20 @@ class Progress:
         if self.first_token_s is None or self.limits.first_token_by_s is None:
             return wish
         return wish.model_copy(update={"ttft_budget_s": self.request.deadline_s})
+
+    def may_wait_for(self, refused: NoExpert) -> bool:
+        """True if the reason for a refusal may pass by itself: load does, and an engine that died comes back."""
+        if refused.code in PASSING:
+            return True
+        return refused.code in (ErrorCode.EXHAUSTED, ErrorCode.NO_LIVE_EXPERT) and bool(restarts_seen(self.attempts))
+
+    def refusal_in_vain(self, text: str, now_s: float) -> NoExpert:
+        """The refusal of a request that has waited in vain. text: its message, where the request waited for room."""
+        refused = self.refused
+        if refused is None or refused.code not in PASSING - {ErrorCode.OVERLOADED}:
+            return NoExpert(ErrorCode.OVERLOADED, text)
+        return replace(refused, message=f"After {now_s - self.request.arrived_s:.1f} s: {refused.message}")
+
+    def attempt_of(self, job_id: str) -> Attempt | None:
+        """The attempt that has this job; None where it has none."""
+        return next((attempt for attempt in self.attempts if attempt.job_id == job_id), None)

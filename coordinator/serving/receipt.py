@@ -68,7 +68,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     energy: the sum over all attempts, those that failed or were outvoted included. tokens: of the answer, whoever
     wrote it. seconds, predicted, decision: of the attempt that answered, else of the last one.
-    collaboration: what each member of a panel contributed; None where one expert answers.
+    collaboration: what each member of a panel contributed; None where one expert answers. collaborations: the same of
+    each answer, in their order, where a request has asked for several; empty for one, or where all have none.
     exceeded: names of the budgets that turned out not to be kept.
     max_tokens_within_context: what was left for the answer in the context of its expert, where the request's
     `max_tokens` asked for more; None where the limit held as it was.
@@ -85,6 +86,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     energy: WholeEnergy
     decision: Decision | None
     collaboration: Collaboration | None = None
+    collaborations: tuple[Collaboration | None, ...] = ()
     exceeded: tuple[str, ...] = ()
     max_tokens_within_context: int | None = None
     client_request_id: str | None = None
@@ -132,6 +134,7 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
     """
     first = receipts[0]
     prompts = {id(life.request.prompt): receipt.tokens for life, receipt in zip(lives, receipts, strict=True)}
+    collaborations = tuple(receipt.collaboration for receipt in receipts)
     totals_s = [receipt.seconds.total for receipt in receipts]
     return msgspec.structs.replace(
         first,
@@ -149,6 +152,7 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
         ),
         energy=WholeEnergy.of(total(energy_of(life) for life in lives)),
         reasoning_j=_sum(receipt.reasoning_j for receipt in receipts),
+        collaborations=collaborations if any(collaborations) else (),
         exceeded=tuple(dict.fromkeys(name for receipt in receipts for name in receipt.exceeded)),
     )
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from moe2.common.alarm import Alarm
-from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import (
     CancelJob,
     FromAgent,
@@ -25,16 +24,16 @@ from moe2.common.link.messages import (
 )
 from moe2.common.status import BreakerRow, DispatchStatus
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, Prefix, prefixes
-from moe2.coordinator.choosing.refusal import if_loading
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
-from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
-from moe2.coordinator.choosing.selector import Selector, can_serve
+from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.choosing.selector import Selector
 from moe2.coordinator.fleet.table import CapabilityTable, agent_of
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.planning.frontier import FrontierPoint
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.attempt import Purpose
 from moe2.coordinator.serving.bookkeeper import Bookkeeper
+from moe2.coordinator.serving.chooser import Chooser
 from moe2.coordinator.serving.exchange import Exchange
 from moe2.coordinator.serving.hedging import HedgeRation
 from moe2.coordinator.serving.judge import ExpertJudge
@@ -48,18 +47,6 @@ from moe2.coordinator.serving.settings import DispatchSection
 from moe2.coordinator.serving.totals import Totals
 
 log = structlog.get_logger()
-
-_ASKS_FOR_SLEEPERS = frozenset(
-    {
-        ErrorCode.NO_LIVE_EXPERT,
-        ErrorCode.INFEASIBLE,
-        ErrorCode.CONTEXT_EXCEEDED,
-        ErrorCode.NO_CHAT_TEMPLATE,
-        ErrorCode.NO_TOOLS,
-        ErrorCode.EXHAUSTED,
-    }
-)
-"""Refusals by those who are awake after which a sleeping expert is asked for: waiting for them would not help."""
 
 Send = Callable[[str, ToAgent], bool]
 OnRetired = Callable[[Lifecycle, Receipt], None]
@@ -118,6 +105,7 @@ class Service:
         self._in_flight: Counter[str] = Counter()
         self._settings = settings
         self._judge = ExpertJudge(self.lives)
+        self._chooser = Chooser(table, selector, self._judge, self._in_flight, use_breakers=settings.breakers)
         self._queue = Queue(settings.max_queued, table=table, judge=self._judge, room_appeared=self._room_appeared)
         self._affinities = Affinities()
         self._hedges = HedgeRation(settings.hedge_share if settings.hedging else 0.0)
@@ -232,42 +220,16 @@ class Service:
 
     def choose(self, request: SelectionRequest, principal: Principal) -> Selection | NoExpert:
         """The choice that a request would get now, within its key's daily limits. Runs nothing."""
-        return self._bookkeeper.plan(principal, request, lambda within: self._choose(within, None))
+        now_s = asyncio.get_running_loop().time()
+        return self._bookkeeper.plan(principal, request, lambda within: self._chooser.choose(within, now_s))
 
     def planned(self, demand: Demand, model: str) -> Demand:
         """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
-        experts = self._table.choosable(asyncio.get_running_loop().time())
-        contexts = [expert.report.context_tokens for expert in experts if can_serve(model, expert)]
-        return demand.within(max(contexts)) if contexts else demand
+        return self._chooser.planned(demand, model, asyncio.get_running_loop().time())
 
     def frontier(self, decided: Selection | NoExpert) -> tuple[FrontierPoint, ...]:
         """The quality that other energy budgets would buy."""
         return self._selector.frontier(decided)
-
-    def _choose(
-        self, request: SelectionRequest, affinity: Affinity | None, life: Lifecycle | None = None
-    ) -> Selection | NoExpert:
-        now_s = asyncio.get_running_loop().time()
-        experts = self._table.choosable(now_s)
-        barred = self._judge.breakers.barred(now_s) if self._settings.breakers else {}
-        if barred or affinity is not None:
-            request = replace(request, barred=barred, affinity=affinity)
-        if request.restarts_seen:
-            request = replace(request, excluded=request.excluded | still_down(request.restarts_seen, experts))
-        if life is not None and self._judge.suspects:
-            request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
-        hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
-        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
-        if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
-            loading = [expert for expert in self._table.loading(now_s) if can_serve(request.model, expert)]
-            if loading:
-                return if_loading(chosen, request, loading)
-        if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
-            # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
-            roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)
-            if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
-                return roused
-        return chosen
 
     def _room_appeared(self, request_id: str) -> None:
         self._handle(self._active[request_id], events.RoomAppeared())
@@ -353,10 +315,12 @@ class Service:
         """The answer to what a request asks, as things stand now. Asking changes nothing."""
         match question:
             case effects.ChooseExperts(asked=asked):
-                life = active.life
-                return events.ExpertsChosen(
-                    self._bookkeeper.choose(life, asked, lambda within: self._choose(within, active.affinity, life))
-                )
+                life, now_s = active.life, asyncio.get_running_loop().time()
+
+                def choose(within: SelectionRequest) -> Selection | NoExpert:
+                    return self._chooser.choose(within, now_s, affinity=active.affinity, life=life)
+
+                return events.ExpertsChosen(self._bookkeeper.choose(life, asked, choose))
             case effects.AskToHedge():
                 # Where others wait for room, a second expert for one request would be taken from them.
                 return events.HedgeAnswered(not self._queue and self._hedges.has_one)

@@ -137,3 +137,48 @@ def test_at_least_one_model_is_needed(tmp_path: Path) -> None:
     """An agent without a model has nothing to do."""
     with pytest.raises(ConfigError, match="models: "):
         load(tmp_path, "models = []\n" + SMALLEST.partition("[[models]]")[0])
+
+
+def _with_sensors(tmp_path: Path, sensors: str) -> AgentSettings:
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        f"""
+[coordinator]
+url = "ws://127.0.0.1:1"
+[[models]]
+name = "a"
+path = "a.gguf"
+{sensors}
+""",
+        encoding="utf-8",
+    )
+    return load_settings(AgentSettings, file, environment={}, prefix="MOE2_AGENT")
+
+
+_PLUG = '[[sensors.wall]]\nurl = "{}"\nkind = "shelly"\n'
+
+
+def test_plugs_are_a_list_of_tables(tmp_path: Path) -> None:
+    """A server with two supplies has two, and budgets may be by them."""
+    text = '[sensors]\nbudget_scope = "wall"\n' + _PLUG.format("http://10.0.0.1") + _PLUG.format("http://10.0.0.2/")
+    assert [plug.url for plug in _with_sensors(tmp_path, text).sensors.wall] == ["http://10.0.0.1", "http://10.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[sensors]\nbudget_scope = "wall"\n', "needs a plug"),
+        (_PLUG.format("http://10.0.0.1") * 2, "each plug once"),
+        (_PLUG.format("10.0.0.1"), "expected http://"),
+        (_PLUG.format("ftp://10.0.0.1"), "expected http://"),
+        (_PLUG.format("http://"), "expected http://"),
+        (_PLUG.format("http://10.0.0.1:99999"), "expected http://"),
+        (_PLUG.format("http://10.0.0.1").replace("shelly", "fritz"), "shelly"),
+        ('[sensors]\nmonitors = ["../etc"]\n', "monitors"),
+        ('[sensors]\ndevices = [""]\n', "devices"),
+    ],
+)
+def test_settings_of_sensors_that_cannot_be_are_named(tmp_path: Path, text: str, fault: str) -> None:
+    """Each with what is expected."""
+    with pytest.raises(ConfigError, match=fault):
+        _with_sensors(tmp_path, text)

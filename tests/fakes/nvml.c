@@ -1,14 +1,15 @@
 /* A stand-in for libnvidia-ml.so.1 with one board whose answers come from a file, read anew at every call.
  *
  * The file named by FAKE_NVML_STATE has lines "key value": init, count, energy_status, energy_mj, power_status,
- * power_mw, field_status, field_mw, throttle. A status is an nvmlReturn_t. Without the file no driver is loaded.
+ * power_mw, field_status, field_mw, throttle, computing and drawing (a process each), orin. A status is an nvmlReturn_t.
+ * Without the file no driver is loaded.
  * With -DOLD_DRIVER the energy counter, field values and throttle reasons do not exist.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
 
 typedef struct {
     unsigned int field_id;
@@ -55,8 +56,46 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device)
 int nvmlDeviceGetName(void *device, char *name, unsigned int length)
 {
     (void)device;
-    snprintf(name, length, "Fake RTX 4090");
+    snprintf(name, length, state("orin", 0) ? "Orin (nvgpu)" : "Fake RTX 4090");
     return SUCCESS;
+}
+
+int nvmlDeviceGetUUID(void *device, char *uuid, unsigned int length)
+{
+    snprintf(uuid, length, "GPU-fake-%zu", (size_t)device - 1);
+    return SUCCESS;
+}
+
+typedef struct {
+    unsigned int pid;
+    unsigned long long memory;
+    unsigned int gpu_instance, compute_instance;
+} process_info;
+
+static int processes(const char *key, unsigned int *count, process_info *infos)
+{
+    long long pid = state(key, 0);
+    unsigned int capacity = *count;
+    *count = pid ? 1 : 0;
+    if (*count > capacity)
+        return INSUFFICIENT_SIZE;
+    if (pid) {
+        memset(infos, 0, sizeof *infos);
+        infos->pid = (unsigned int)pid;
+    }
+    return SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned int *count, process_info *infos)
+{
+    (void)device;
+    return processes("computing", count, infos);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned int *count, process_info *infos)
+{
+    (void)device;
+    return processes("drawing", count, infos);
 }
 
 int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts)

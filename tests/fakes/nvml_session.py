@@ -1,6 +1,7 @@
 """Runs an NvmlSensor in a process of its own, so that a fake NVML library never enters the test process.
 
-Each line of standard input is a JSON list: an operation ("probe", "read", "throttling", "names") and the
+Each line of standard input is a JSON list: an operation ("probe", "read", "throttling", "names", "processes",
+"device") and the
 monotonic time at which it happens. Each is answered with one JSON line: {"ok": ...} or {"error": ...,
 "message": ..., "remedy": ...}.
 """
@@ -12,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from moe2.agent.energy.nvml import NvmlSensor, board_names
+from moe2.agent.energy.nvml import NvmlSensor, board_names, processes_by_board
 from moe2.common.errors import Moe2Error
 from tests.fakes.clock import ManualClock
 
@@ -27,12 +28,16 @@ def _answer(sensor: NvmlSensor, operation: str) -> Any:
             return sensor.throttling()
         case "names":
             return board_names()
+        case "processes":
+            return {device: sorted(pids) for device, pids in processes_by_board().items()}
+        case "device":
+            return [sensor.facts.device, sensor.facts.hardware]
     raise ValueError(operation)
 
 
 def main() -> None:
     clock = ManualClock()
-    sensor = NvmlSensor(0, clock)
+    sensor = NvmlSensor(0, clock, on_jetson="--on-jetson" in sys.argv)
     for line in sys.stdin:
         operation, clock.now_s = json.loads(line)
         try:

@@ -69,6 +69,24 @@ async def test_usage_of_a_stream_is_that_of_all_answers(tmp_path: Path) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == 4
 
 
+async def test_each_chunk_tells_the_usage_so_far_where_it_is_asked_for(tmp_path: Path) -> None:
+    """As vLLM has it: each answer counts its own tokens, with the prompt's; the last chunk has those of all."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    messages = [{"role": "user", "content": "a b c"}]
+    async with fleet(tmp_path) as running:
+        chunks = await streamed(
+            running, "/v1/chat/completions", messages=messages, n=2, max_tokens=3, stream_options=options
+        )
+    for index in range(2):
+        own = [chunk["usage"] for chunk in chunks if chunk["choices"] and chunk["choices"][0]["index"] == index]
+        told = [usage["completion_tokens"] for usage in own]
+        assert told == sorted(told)
+        assert told[-1] == 3
+        assert {usage["prompt_tokens"] for usage in own} == {chunks[-1]["usage"]["prompt_tokens"]}
+        assert all(usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] for usage in own)
+    assert chunks[-1]["usage"]["completion_tokens"] == 6
+
+
 async def test_one_answer_that_fails_fails_them_all(tmp_path: Path) -> None:
     """The error is an HTTP error, and what the others took is accounted."""
     models = [{"name": "fake", "path": tmp_path / "fake.gguf", "context_tokens": 64, "slots": 4}]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.training.outcomes import read_outcomes
+from tests.fakes.certificates import Authority
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, Fleet, fleet
 
@@ -113,6 +114,21 @@ async def test_faults_are_told_in_one_sentence(tmp_path: Path) -> None:
         code, told = await collected(running, *argv, "--url", "http://127.0.0.1:9")
         assert (code, "does not answer" in told, "Traceback" in told) == (1, True, False)
         assert not out.exists()
+
+
+async def test_a_private_ca_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    """With `--ca-file` questions go over TLS; without it nothing is sent, and the fault is told."""
+    authority = Authority(tmp_path)
+    source, out = questions(tmp_path / "q.jsonl", 1), tmp_path / "o.jsonl"
+    argv = ("--questions", str(source), "--out", str(out))
+    async with fleet(tmp_path, api={"tls": authority.issue()}) as running:
+        code, told = await collected(running, *argv)
+        assert (code, "certificate" in told, "Traceback" in told) == (1, True, False)
+        code, told = await collected(running, *argv, "--ca-file", str(tmp_path / "nothing.pem"))
+        assert (code, "nothing.pem" in told, "Traceback" in told) == (1, True, False)
+        code, told = await collected(running, *argv, "--ca-file", str(authority.ca_file))
+        assert code == 0, told
+        assert read_outcomes(out).ids == ("q0",)
 
 
 async def test_an_agent_that_restarts_answers_everything(

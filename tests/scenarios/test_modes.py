@@ -205,6 +205,16 @@ async def test_a_consensus_stops_when_the_outcome_is_certain(tmp_path: Path) -> 
         assert 0 < together["probability"] < 1
 
 
+async def test_each_of_several_answers_has_its_own_collaboration(tmp_path: Path) -> None:
+    """The receipt of a request for three tells of each how its members voted, in the order of the answers."""
+    async with three_models(tmp_path) as running:
+        body = await asked(running, "42 END", **COMPLETE, n=3, moe2={"mode": "consensus", "answer": "number"})
+        receipt = body["moe2"]
+        assert len(body["choices"]) == len(receipt["collaborations"]) == 3
+        assert all(each["members"] for each in receipt["collaborations"])
+        assert receipt["collaborations"][0] == receipt["collaboration"]
+
+
 async def test_a_streamed_consensus_comments_and_then_delivers(tmp_path: Path) -> None:
     """A waiting client reads comments, which SSE clients leave out, and then the winner's text in one chunk."""
     async with three_models(tmp_path) as running:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import aiohttp
+import anthropic
 
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import fleet
@@ -53,6 +54,30 @@ async def test_a_stream_in_its_prefill_says_that_it_lives(
             control.release()
             text = (await answer.content.read()).decode()
             assert text.rstrip().endswith("data: [DONE]")
+
+
+async def test_a_message_that_waits_pings(tmp_path: Path, control: ExpertControl, controlled: tuple[str, ...]) -> None:
+    """Anthropic's clients know events named `ping`, also before the message begins; its SDK reads past them."""
+    async with fleet(tmp_path, engine_argv=controlled, api={"stream_comment_s": 0.01}) as running:
+        body = {"model": "moe2", "max_tokens": 2, "stream": True, "messages": [{"role": "user", "content": "a"}]}
+        client = anthropic.AsyncAnthropic(base_url=running.coordinator.api_url, api_key="unused", max_retries=0)
+        asked = asyncio.create_task(final_text(client))
+        step = await control.next_phase()
+        async with running.http.post("/v1/messages", json=body) as answer:
+            assert [await next_line(answer) for _ in range(4)] == ["event: ping", 'data: {"type":"ping"}'] * 2
+            step.answer()
+            control.release()
+            text = (await answer.content.read()).decode()
+        assert text.index("message_start") < text.index("message_stop")
+        assert (await asked).startswith("a")
+        await client.close()
+
+
+async def final_text(client: anthropic.AsyncAnthropic) -> str:
+    """The text of a streamed message, as the SDK has put it together."""
+    messages: list[anthropic.types.MessageParam] = [{"role": "user", "content": "a"}]
+    async with client.messages.stream(model="moe2", max_tokens=2, messages=messages) as stream:
+        return await stream.get_final_text()
 
 
 async def test_a_failure_behind_the_headers_is_an_event(

@@ -137,6 +137,20 @@ async def test_killed_while_asking_it_goes_on(tmp_path: Path) -> None:
         assert running.coordinator.status().requests_finished <= 2 * QUESTIONS + 6
 
 
+async def test_two_runs_at_once_are_one(tmp_path: Path) -> None:
+    """The second one says so and asks nothing; it may run when the first has ended."""
+    source = questions(tmp_path / "q.jsonl")
+    async with two_models(tmp_path) as running:
+        process = await started(tmp_path, "--questions", str(source), "--concurrency", "1")
+        await running.until_status(lambda status: status.requests_finished >= 3)
+        code, told = await tuned(tmp_path, "--questions", str(source), "--dry-run")
+        assert (code, "Another `tune`" in told, "Traceback" in told) == (1, True, False)
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+        code, told = await tuned(tmp_path, "--questions", str(source), "--dry-run")
+        assert code == 0, told
+
+
 async def test_killed_while_training_it_installs_nothing(tmp_path: Path) -> None:
     """The gate's file appears whole or not at all; the next run trains and installs it without asking anything."""
     source = questions(tmp_path / "q.jsonl")

@@ -63,6 +63,8 @@ class Call:
     """How the answer begins: the client has this already."""
     more_prompts: tuple[TextPrompt, ...] = ()
     """The prompts after the first one, of a body that has several."""
+    continuous_usage: bool = False
+    """Whether each chunk of a stream tells the usage so far."""
     n: int = 1
     """The number of answers to each prompt."""
     repeats_prompt: bool = False
@@ -144,8 +146,6 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise invalid("Set 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
     tools, structure = tools_of(chat)
-    if tools and chat.logprobs:
-        raise unsupported("logprobs", hint="Together with 'tools' it needs 'tool_choice': \"none\".")
     name = "max_tokens" if newer is None else "max_completion_tokens"
     messages, prefix = split_begun(messages_of(chat.messages))
     kwargs, budget_tokens = thinking_of(chat.reasoning_effort, chat.chat_template_kwargs or {})
@@ -236,6 +236,9 @@ def _call(
     structure: the answer's form. more: what else the route says of its `Generation`. for_one: the parameter that only
     one expert alone can honour. fields: the body's own, which tell what was set.
     """
+    options = body.stream_options
+    if options is not None and not body.stream:
+        raise invalid("'stream_options' needs 'stream': true.", param="stream_options")
     wish = wish_of(body.moe2 or {}, headers)
     has_tools = isinstance(prompt, ChatPrompt) and bool(prompt.tools)
     if has_tools and wish.choices is not None:
@@ -256,7 +259,8 @@ def _call(
         generation=generation,
         structured_by=structure.param,
         stream=body.stream,
-        include_usage=_include_usage(body),
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
         wish=wish,
         modes=modes_of(fields, wish, generation, ballot, structured_by=structure.param, for_one=for_one),
         ballot=ballot,
@@ -276,14 +280,6 @@ def _sampling(body: CommonRequest) -> Sampling:
     if body.seed is not None:
         drawn["seed"] = body.seed % N_SEEDS
     return Sampling(**drawn)
-
-
-def _include_usage(body: CommonRequest) -> bool:
-    if body.stream_options is None:
-        return False
-    if not body.stream:
-        raise invalid("'stream_options' needs 'stream': true.", param="stream_options")
-    return bool(body.stream_options.include_usage)
 
 
 def wish_of(body: Mapping[str, Any], headers: Mapping[str, str]) -> Wish:

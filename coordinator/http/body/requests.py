@@ -240,7 +240,7 @@ class StreamOptions(Closed, frozen=True, kw_only=True):
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[bool | None, idle(False)] = None
-    continuous_usage_stats: Annotated[bool | None, idle(False)] = None
+    continuous_usage_stats: bool | None = None
 
 
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]

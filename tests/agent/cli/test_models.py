@@ -15,11 +15,18 @@ from rich.console import Console
 from moe2.agent.cli.models import model_rows, sampling_text, show_models
 from moe2.common.generation import MAX_TOP_K, NEUTRAL_SAMPLING, USUAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 from tests.agent.cli.test_status import FRESH, READY, daemon, status
 from tests.fakes.fleet import fleet
 
 KNOWN = msgspec.structs.replace(
-    READY, parameters=134_515_008, licence="apache-2.0", vocabulary_sha256="ab" * 32, file_sha256="cd" * 32, load_s=2.5
+    READY,
+    parameters=134_515_008,
+    licence="apache-2.0",
+    vocabulary_sha256="ab" * 32,
+    file_sha256="cd" * 32,
+    load_s=2.5,
+    placement=(DeviceShare(device="CUDA0", is_gpu=True, layers=31, weights_bytes=96_000_000),),
 )
 COLD = ExpertReport(model="cold", state=ExpertState.COLD, context_tokens=64, slots=1, on_demand=True)
 
@@ -57,8 +64,22 @@ async def test_json_has_every_fact_of_every_model(tmp_path: Path) -> None:
         "origin": None,
         "last_used_unix_s": None,
         "last_error": None,
+        "placement": [{"device": "CUDA0", "is_gpu": True, "layers": 31, "weights_bytes": 96_000_000}],
+        "gpu_fault": None,
     }
     assert (cold["name"], cold["state"], cold["sha256"]) == ("cold", "cold", None)
+
+
+async def test_a_line_says_where_a_model_is_and_why_not_on_the_gpu(tmp_path: Path) -> None:
+    """In words that a script can read."""
+    fault = GpuFault(cause=GpuCause.NO_PERMISSION, message="No.", remedy="Join video.")
+    barred = msgspec.structs.replace(
+        KNOWN, placement=(DeviceShare(device="CPU", layers=31),), gpu_fault=fault, model="barred"
+    )
+    first, second = (await shown(tmp_path / "s", KNOWN, barred)).splitlines()
+    assert 'placement="CUDA0 31/31 layers"' in first
+    assert 'placement="CPU 31/31 layers"' in second
+    assert "gpu_fault=no_permission" in second
 
 
 async def test_a_terminal_gets_a_table(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moe2.agent.energy.account import Activity, HostAccount
 from moe2.agent.energy.attribution import DeviceAccount, TokenWeight
 from moe2.agent.energy.meter import EnergyTrack
-from moe2.common.energy import Attribution, Quality
+from moe2.common.energy import Attribution, Quality, Scope
 from tests.fakes import sensors
 
 
@@ -166,3 +168,119 @@ def test_idle_power_of_the_host_needs_all_devices() -> None:
     for second in range(20, 41):
         account.settle(float(second))
     assert account.idle_w() == pytest.approx(60.0)
+
+
+def _device(name: str, scope: Scope, *, start_s: float = 0.0) -> tuple[DeviceAccount, EnergyTrack]:
+    track = EnergyTrack()
+    return DeviceAccount(replace(sensors.facts(name, name), scope=scope), track, start_s=start_s), track
+
+
+def test_a_device_that_appears_late_gives_running_requests_a_part() -> None:
+    """A card whose driver came after two of four seconds: its half is measured, and called partial."""
+    account, _ = _host()
+    account.request_started("a", 10, 0.0)
+    account.first_token("a", 1.0)
+    device, track = _device("gpu0", Scope.GPU_BOARD, start_s=2.0)
+    account.add_device(device, 2.0)
+    for tick in range(20, 41):
+        track.add_power(tick * 0.1, 100.0)
+    account.request_ended("a", 4.0)
+    energy = account.settle(4.0)["a"]
+    assert energy.joules == pytest.approx(200.0)
+    assert energy.coverage == pytest.approx(0.5)
+    assert energy.quality is Quality.PARTIAL
+
+
+def test_joules_follow_the_board_that_the_model_is_on() -> None:
+    """Two boards, a model on each: a request owes nothing to the other one's."""
+    (first, first_track), (second, second_track) = (_device(f"gpu{i}", Scope.GPU_BOARD) for i in range(2))
+    account = HostAccount((first, second), why_unmeasured="")
+    account.placement = {"small": frozenset({"gpu0"}), "large": frozenset({"gpu1"})}
+    account.request_started("a", 1, 0.0, model="small")
+    account.request_started("b", 1, 0.0, model="large")
+    for job in ("a", "b"):
+        account.first_token(job, 0.5)
+        account.request_ended(job, 3.0)
+    _steady(first_track, 100.0, 3.0)
+    _steady(second_track, 300.0, 3.0)
+    settled = account.settle(3.0)
+    assert {job: settled[job].joules for job in settled} == pytest.approx({"a": 300.0, "b": 900.0})
+    assert settled["a"].attribution is Attribution.EXCLUSIVE
+
+
+def test_a_model_on_several_boards_and_one_of_unknown_place_get_all_of_them() -> None:
+    """Where it is not known that a board has no part in a request, its joules are not left out."""
+    (first, first_track), (second, second_track) = (_device(f"gpu{i}", Scope.GPU_BOARD) for i in range(2))
+    account = HostAccount((first, second), why_unmeasured="")
+    account.placement = {"split": frozenset({"gpu0", "gpu1"})}
+    for job, model, start_s in (("a", "split", 0.0), ("b", "unknown", 1.0)):
+        account.request_started(job, 1, start_s, model=model)
+        account.request_ended(job, start_s + 1.0)
+    _steady(first_track, 10.0, 2.0)
+    _steady(second_track, 10.0, 2.0)
+    assert [energy.joules for energy in account.settle(2.0).values()] == pytest.approx([20.0, 20.0])
+
+
+def test_a_board_that_another_agent_measures_is_missing_in_the_figure() -> None:
+    """The model is on two boards, of which one is somebody else's to count: partial, with the board's name."""
+    device, track = _device("gpu0", Scope.GPU_BOARD)
+    account = HostAccount((device,), why_unmeasured="")
+    account.placement = {"split": frozenset({"gpu0", "gpu1"}), "elsewhere": frozenset({"gpu1"})}
+    for job, model, start_s in (("a", "split", 0.0), ("b", "elsewhere", 1.0)):
+        account.request_started(job, 1, start_s, model=model)
+        account.request_ended(job, start_s + 1.0)
+    _steady(track, 10.0, 2.0)
+    settled = account.settle(2.0)
+    assert settled["a"].joules == pytest.approx(10.0)
+    assert settled["a"].quality is Quality.PARTIAL
+    assert settled["b"].joules is None
+    for energy in settled.values():
+        assert "gpu1" in (energy.reason or "")
+
+
+def test_the_processor_takes_part_whatever_board_a_model_is_on() -> None:
+    """Placement chooses among boards only."""
+    (board, board_track), (cpu, cpu_track) = _device("gpu0", Scope.GPU_BOARD), _device("cpu", Scope.CPU_PACKAGE)
+    account = HostAccount((board, cpu), why_unmeasured="")
+    account.placement = {"model": frozenset({"gpu0"})}
+    account.request_started("a", 1, 0.0, model="model")
+    account.request_ended("a", 1.0)
+    _steady(board_track, 100.0, 1.0)
+    _steady(cpu_track, 20.0, 1.0)
+    assert account.settle(1.0)["a"].joules == pytest.approx(120.0)
+
+
+def _with_wall(*, by_wall: bool) -> HostAccount:
+    """A module at 40 W behind a plug that sees 50 W, and one request of two seconds."""
+    (module, module_track), (wall, wall_track) = _device("module", Scope.MODULE_INPUT), _device("wall", Scope.WALL)
+    account = HostAccount((module, wall), why_unmeasured="", by_wall=by_wall)
+    account.request_started("a", 1, 0.0)
+    account.request_ended("a", 2.0)
+    _steady(module_track, 40.0, 2.0)
+    _steady(wall_track, 50.0, 2.0)
+    return account
+
+
+@pytest.mark.parametrize(("by_wall", "joules", "scope"), [(False, 80.0, Scope.MODULE_INPUT), (True, 100.0, Scope.WALL)])
+def test_the_wall_is_never_added_to_what_is_behind_it(by_wall: bool, joules: float, scope: Scope) -> None:
+    """One of the two counts, as the settings say: in requests, in sums over time, and in what is standing."""
+    account = _with_wall(by_wall=by_wall)
+    energy = account.settle(2.0)["a"]
+    assert energy.joules == pytest.approx(joules)
+    assert energy.scope is scope
+    whole = account.between(0.0, 2.0)
+    assert whole is not None
+    assert whole.joules == pytest.approx(joules)
+    standing = account.standing("epoch")
+    assert standing is not None
+    assert standing.requests_j == pytest.approx(joules)
+
+
+def test_a_plug_that_is_late_holds_no_request_up_whose_joules_are_the_rails() -> None:
+    """Only what counts is waited for."""
+    (module, module_track), (wall, _) = _device("module", Scope.MODULE_INPUT), _device("wall", Scope.WALL)
+    account = HostAccount((module, wall), why_unmeasured="")
+    account.request_started("a", 1, 0.0)
+    account.request_ended("a", 1.0)
+    _steady(module_track, 40.0, 1.0)
+    assert account.settle(1.0)["a"].joules == pytest.approx(40.0)

@@ -595,3 +595,48 @@ def test_requests_and_overhead_add_up_to_the_device(
     for energy in settled.values():
         if energy.marginal_joules is not None and energy.joules is not None:
             assert -1e-9 <= energy.marginal_joules <= energy.joules + 1e-9
+
+
+def _while_strangers(bench: _Bench, *looks: tuple[float, str | None]) -> Quality:
+    """The quality of a request from 15 to 17 s, with looks at the device's processes at these times."""
+    bench.learn_idle()
+    for at_s, names in looks:
+        bench.account.strangers_seen(at_s, names)
+    bench.account.request_started("a", 1, 15.0)
+    bench.account.request_ended("a", 17.0)
+    bench.run_until(17.0, 40.0)
+    return bench.account.settle(17.0)["a"].quality
+
+
+@pytest.mark.parametrize(
+    ("looks", "quality"),
+    [
+        ([(14.0, None)], Quality.MEASURED_INTEGRATED),
+        ([(12.0, "python3 (7)"), (14.0, None)], Quality.MEASURED_INTEGRATED),
+        ([(14.0, "python3 (7)")], Quality.PARTIAL),
+        ([(14.0, "python3 (7)"), (15.5, None)], Quality.PARTIAL),
+        ([(16.5, "python3 (7)"), (18.0, None)], Quality.PARTIAL),
+        ([(14.5, None), (18.5, "python3 (7)")], Quality.PARTIAL),
+        ([(17.5, None), (18.5, "python3 (7)")], Quality.MEASURED_INTEGRATED),
+    ],
+    ids=["none", "before", "during", "until midway", "from midway", "between two looks", "after"],
+)
+def test_joules_beside_other_programs_are_partial(looks: list[tuple[float, str | None]], quality: Quality) -> None:
+    """From the look before the first that saw them until the next that did not, nobody knows whose they are."""
+    assert _while_strangers(_Bench(), *looks) is quality
+
+
+def test_other_programs_are_named_in_the_record() -> None:
+    """Whoever reads the figure learns whose work is in it."""
+    bench = _Bench()
+    bench.account.strangers_seen(0.0, "python3 (7)")
+    bench.account.request_started("a", 1, 0.0)
+    bench.account.request_ended("a", 2.0)
+    bench.run_until(2.0, 40.0)
+    assert "other programs were on module: python3 (7)" in (bench.account.settle(2.0)["a"].reason or "")
+
+
+def test_simulated_stays_simulated_beside_other_programs() -> None:
+    """The worst of the two qualities is said."""
+    bench = _Bench(simulated=True)
+    assert _while_strangers(bench, (14.0, "python3 (7)")) is Quality.SIMULATED

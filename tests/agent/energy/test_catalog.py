@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from moe2.agent.energy.catalog import (
+    Finder,
     ProbeResult,
     ProbeState,
+    SensorSearch,
     SensorSettings,
     choose,
     discover,
-    probe_all,
     why_unmeasured,
 )
 from moe2.agent.energy.profiles import find_profile
@@ -37,6 +39,10 @@ def _defect() -> Reading:
     raise RuntimeError("oh")
 
 
+def _look(*finders: tuple[str, Finder], deadline_s: float = 5.0) -> tuple[ProbeResult, ...]:
+    return SensorSearch(SensorSettings(deadline_s=deadline_s), finders).look()
+
+
 def _states(results: tuple[ProbeResult, ...]) -> dict[str, str]:
     return {result.name: result.state for result in results}
 
@@ -53,13 +59,10 @@ def test_jetson_and_pc_trees_are_told_apart(tmp_path: Path) -> None:
 
 def test_each_family_fails_alone() -> None:
     """Refused, defective and good sensors each get their own verdict."""
-    results = probe_all(
-        [
-            ("refused", lambda: [ScriptedSensor("refused", _denied)]),
-            ("defect", lambda: [ScriptedSensor("defect", _defect)]),
-            ("good", lambda: [_good("good", "cpu")]),
-        ],
-        5.0,
+    results = _look(
+        ("refused", lambda _: [ScriptedSensor("refused", _denied)]),
+        ("defect", lambda _: [ScriptedSensor("defect", _defect)]),
+        ("good", lambda _: [_good("good", "cpu")]),
     )
     assert _states(results) == {"refused": "denied", "defect": "broken", "good": "present"}
     assert results[0].remedy == "Join the group."
@@ -70,23 +73,23 @@ def test_probe_that_hangs_delays_nobody() -> None:
     """A driver that never answers is broken after the deadline; the others are found."""
     never = threading.Event()
 
-    def hang() -> list[ScriptedSensor]:
+    def hang(_: Collection[str]) -> list[ScriptedSensor]:
         never.wait()
         return []
 
-    results = probe_all([("hung", hang), ("good", lambda: [_good("good", "cpu")])], 0.05)
+    results = _look(("hung", hang), ("good", lambda _: [_good("good", "cpu")]), deadline_s=0.05)
     never.set()
-    assert _states(results)["hung"] == "broken"
-    assert "did not answer" in results[0].detail
+    assert _states(results) == {"hung": "broken", "good": "present"}
+    assert "has not answered" in results[0].detail
 
 
 def test_search_that_fails_is_broken() -> None:
     """A defect while looking for sensors is reported as such, not as silence."""
 
-    def defective() -> list[ScriptedSensor]:
+    def defective(_: Collection[str]) -> list[ScriptedSensor]:
         raise RuntimeError("oh")
 
-    (result,) = probe_all([("nvml", defective)], 5.0)
+    (result,) = _look(("nvml", defective))
     assert result.state == "broken"
     assert "RuntimeError" in result.detail
 
@@ -119,3 +122,70 @@ def test_reason_for_unmeasured_names_the_remedy() -> None:
 def test_reason_for_a_host_without_sensors_is_plain() -> None:
     """Nothing refused: there simply is no sensor."""
     assert "no power sensor" in why_unmeasured([ProbeResult("rapl", ProbeState.ABSENT, "")])
+
+
+def test_a_driver_that_answers_late_is_found_by_the_next_look() -> None:
+    """nvmlInit of several boards outlasts the deadline: the same probe goes on, and none is started beside it."""
+    ready, started = threading.Event(), []
+
+    def slow(_: Collection[str]) -> list[ScriptedSensor]:
+        started.append(True)
+        ready.wait()
+        return [_good("nvml:0", "gpu0")]
+
+    search = SensorSearch(SensorSettings(deadline_s=0.02), [("nvml", slow)])
+    (unanswered,) = search.look()
+    assert (unanswered.name, unanswered.state) == ("nvml", "broken")
+    assert "nvidia-persistenced" in (unanswered.remedy or "")
+    search.look()
+    ready.set()
+    search._probes["nvml"].thread.join()
+    assert _states(search.look()) == {"nvml:0": "present"}
+    assert len(started) == 1
+
+
+def test_a_second_board_is_found_beside_the_one_in_use() -> None:
+    """What is sampled is not probed again."""
+    boards = [_good("nvml:0", "gpu0")]
+    search = SensorSearch(
+        SensorSettings(), [("nvml", lambda in_use: [board for board in boards if board.name not in in_use])]
+    )
+    search.look()
+    reads = boards[0].read_count
+    boards.append(_good("nvml:1", "gpu1"))
+    assert _states(search.look(["nvml:0"])) == {"nvml:0": "present", "nvml:1": "present"}
+    assert boards[0].read_count == reads
+
+
+def test_a_board_that_is_not_asked_for_is_told_and_left_alone() -> None:
+    """`sensors.devices` names others: it is closed, not looked at again, and the report says how to name it."""
+    mine, other = _good("nvml:0", "gpu0"), _good("nvml:1", "gpu1")
+    probed: list[str] = []
+
+    def find(in_use: Collection[str]) -> list[ScriptedSensor]:
+        found = [board for board in (mine, other) if board.name not in in_use]
+        probed.extend(board.name for board in found)
+        return found
+
+    search = SensorSearch(SensorSettings(devices=("gpu0",)), [("nvml", find)])
+    results = search.look()
+    assert _states(results) == {"nvml:0": "present", "nvml:1": "absent"}
+    assert "as gpu1" in results[1].detail
+    assert other.closed
+    search.look(["nvml:0"])
+    assert probed == ["nvml:0", "nvml:1"]
+
+
+def test_jtop_is_not_started_beside_a_module_that_is_measured(tmp_path: Path) -> None:
+    """Its helper process would tell the same once more."""
+    looked: list[str] = []
+
+    def found(family: str) -> Finder:
+        def find(_: Collection[str]) -> list[ScriptedSensor]:
+            looked.append(family)
+            return []
+
+        return find
+
+    SensorSearch(SensorSettings(), [("ina3221", found("ina3221")), ("jtop", found("jtop"))]).look(["ina3221"])
+    assert looked == []

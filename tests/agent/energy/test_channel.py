@@ -8,7 +8,7 @@ import pytest
 
 from moe2.agent.energy.channel import SensorChannel, fault_of
 from moe2.agent.energy.meter import EnergyTrack
-from moe2.agent.energy.sensor import Reading, SensorBrokenError, SensorDeniedError
+from moe2.agent.energy.sensor import Reading, SensorBrokenError, SensorDeniedError, SensorMissedError
 from tests.fakes import sensors
 
 
@@ -104,3 +104,64 @@ def test_unforeseen_exception_is_a_broken_sensor() -> None:
     assert isinstance(fault, SensorBrokenError)
     assert "nvml:0" in fault.message
     assert "ZeroDivisionError" in fault.message
+
+
+def _standing(channel: SensorChannel, *, seconds: float) -> None:
+    """The counter moves for one second and stands from then on, while 50 W are drawn all the time."""
+    for step in range(round(seconds * 10) + 1):
+        at_s = step * 0.1
+        channel.read(Reading(at_s=at_s, energy_j=50.0 * min(at_s, 1.0), power_w=50.0 + step * 1e-6), at_s)
+
+
+def test_power_stands_in_for_a_counter_that_stands_still() -> None:
+    """No joule is lost: those of the time in which that was not known yet are integrated as well."""
+    channel = _channel(has_counter=True)
+    _standing(channel, seconds=10.0)
+    window = channel.track.between(0.0, 10.0)
+    assert window.joules == pytest.approx(500.0, rel=1e-3)
+    assert window.coverage == pytest.approx(1.0)
+
+
+def test_a_counter_that_stands_still_is_told() -> None:
+    """In a notice, in the records' source and in their quality."""
+    channel = _channel(has_counter=True)
+    _standing(channel, seconds=10.0)
+    (warning,) = channel.warnings(10.0)
+    assert warning.code == "sensor_suspect"
+    assert "stands still" in warning.message
+    assert not channel.facts.has_counter
+
+
+def test_a_sensor_found_anew_may_use_its_counter_again() -> None:
+    """A driver that was loaded again gets a new chance, without a difference across."""
+    channel = _channel(has_counter=True)
+    _standing(channel, seconds=10.0)
+    channel.found_anew(sensors.facts(has_counter=True))
+    for step in range(20):
+        at_s = 11.0 + step * 0.1
+        channel.read(Reading(at_s=at_s, energy_j=step * 4.0, power_w=40.0 + step * 1e-3), at_s)
+    assert channel.suspicion is None
+    assert channel.track.between(11.0, 12.9).joules == pytest.approx(76.0)
+    assert channel.track.between(10.0, 11.0).joules is None
+
+
+def test_a_counter_without_power_may_stand() -> None:
+    """RAPL tells no power of its own: nothing can stand in, and nothing is said."""
+    channel = _channel(has_counter=True)
+    for step in range(60):
+        channel.read(Reading(at_s=step * 0.1, energy_j=7.0), step * 0.1)
+    assert channel.suspicion is None
+
+
+def test_a_few_missed_samples_are_no_fault() -> None:
+    """A busy bus: the samples around bridge it, and nobody is told."""
+    channel = _channel()
+    _run(channel, 20.0)
+    for _ in range(3):
+        channel.failed(SensorMissedError("busy."))
+    assert channel.warnings(2.2) == ()
+    channel.failed(SensorMissedError("busy."))
+    assert [warning.code for warning in channel.warnings(2.3)] == ["sensor_lost"]
+    channel.read(Reading(at_s=2.4, power_w=20.0), 2.4)
+    assert channel.warnings(2.4) == ()
+    assert channel.track.between(0.0, 2.4).coverage == pytest.approx(1.0)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from moe2.agent.energy import monitor as monitor_module
 from moe2.agent.energy.account import Activity
-from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, discover
+from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSearch, SensorSettings, discover
 from moe2.agent.energy.conditions import Conditions
 from moe2.agent.energy.monitor import HostMonitor
+from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
+from moe2.agent.energy.wall import Plug
 from moe2.common.energy import Quality, Scope
 from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
+from tests.fakes.plug import plugged_in
 from tests.fakes.sensors import ScriptedSensor
 
 _REFUSED = ProbeResult("rapl", ProbeState.DENIED, "energy_uj may not be read.", "Use a tmpfiles rule.")
@@ -175,3 +180,178 @@ def test_profiles_are_documented_and_plausible(profile_id: str) -> None:
     idle_w = profile.power_w(Activity())
     assert idle_w < profile.power_w(Activity(prefilling=1))
     assert idle_w < profile.power_w(Activity(decoding=3))
+
+
+async def test_a_sensor_that_appears_while_the_agent_runs_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver came after the start: found by a later look, read, and measured with."""
+    monkeypatch.setattr(monitor_module, "_FIRST_SEARCH_S", 0.01)
+    search = SensorSearch(SensorSettings(root=tmp_path, families=("ina3221",)))
+    monitor = HostMonitor(search.look(), root=tmp_path, search=search)
+    assert [report.state for report in monitor.reports()] == ["absent"]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0)
+    sysfs.orin_nx(tmp_path)
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+    assert monitor.power_w() == {"ina3221": pytest.approx(16.57, abs=0.01)}
+    assert [report.state for report in monitor.reports()] == ["present"]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_driver_bound_anew_under_another_number_is_followed(tmp_path: Path) -> None:
+    """hwmon1 became hwmon6 while the agent ran: the next readings come from there."""
+    folder = sysfs.orin_nx(tmp_path)
+    monitor = HostMonitor(discover(SensorSettings(root=tmp_path, families=("ina3221",))), root=tmp_path)
+    running = asyncio.create_task(monitor.run())
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+        copy = folder.with_name("hwmon6")
+        folder.rename(copy)
+        sysfs.write(copy, "curr1_input", 1000)
+        for descriptor_of in monitor._sensors:
+            # A file that is open stays readable in a tree of ordinary files; the kernel's would answer ENODEV.
+            descriptor_of.close()
+        while (monitor.power_w()["ina3221"] or 99.0) > 5.5:
+            await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def test_the_second_agent_of_a_host_says_who_measures(tmp_path: Path) -> None:
+    """Two agents on one Jetson: the joules of the second's requests are unmeasured, with the first one's name."""
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "run").mkdir()
+    clock = ManualClock()
+
+    def agent(name: str) -> HostMonitor:
+        found = discover(SensorSettings(root=tmp_path, families=("ina3221",)))
+        return HostMonitor(
+            found, root=tmp_path, clock=clock, conditions=Conditions(), locks=DeviceLocks(tmp_path, name)
+        )
+
+    first, second = agent("first"), agent("second")
+    assert set(first.power_w()) == {"ina3221"}
+    assert second.power_w() == {}
+    assert [warning.code for warning in second.warnings()] == ["device_owned"]
+    second.account.request_started("a", 1, clock())
+    second.account.request_ended("a", clock())
+    energy = second.settle()["a"]
+    assert energy.joules is None
+    assert "the agent first" in (energy.reason or "")
+
+
+async def test_the_second_agent_takes_over_when_the_first_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is free again, and the next look claims it."""
+    monkeypatch.setattr(monitor_module, "_FIRST_SEARCH_S", 0.01)
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "run").mkdir()
+    first = DeviceLocks(tmp_path, "first")
+    first.claim("module")
+    search = SensorSearch(SensorSettings(root=tmp_path, families=("ina3221",)))
+    monitor = HostMonitor(search.look(), root=tmp_path, search=search, locks=DeviceLocks(tmp_path, "second"))
+    running = asyncio.create_task(monitor.run())
+    assert monitor.power_w() == {}
+    first.release()
+    async with asyncio.timeout(60):
+        while not any(monitor.power_w().values()):
+            await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert DeviceLocks(tmp_path, "third").claim("module") is None
+
+
+def test_simulated_hosts_share_a_machine(tmp_path: Path) -> None:
+    """The demo's two agents are two hosts that are not there: nobody owns their devices."""
+    (tmp_path / "run").mkdir()
+    results = [discover(SensorSettings(root=tmp_path, simulated=find_profile("agx-orin-30w"))) for _ in range(2)]
+    hosts = [
+        HostMonitor(found, root=tmp_path, conditions=Conditions(), locks=DeviceLocks(tmp_path, name))
+        for found, name in zip(results, ("one", "two"), strict=True)
+    ]
+    assert [list(host.power_w()) for host in hosts] == [["profile:agx-orin-30w"]] * 2
+
+
+async def test_plugs_are_sampled_beside_rails_and_not_added(tmp_path: Path) -> None:
+    """A real plug, a Jetson's tree: both are read; the host's power is the rails', the plug's stands apart."""
+    sysfs.orin_nx(tmp_path)
+    with plugged_in() as plug:
+        settings = SensorSettings(root=tmp_path, families=("ina3221",), plugs=(Plug("shelly", plug.url),))
+        monitor = HostMonitor(discover(settings), root=tmp_path)
+        running = asyncio.create_task(monitor.run())
+        async with asyncio.timeout(60):
+            while not all(monitor.power_w().values()):
+                await asyncio.sleep(0)
+        rails, wall = monitor.reports()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert rails.power_w == pytest.approx(16.57, abs=0.01)
+    assert wall.uncounted_w == pytest.approx(57.3)
+    assert (rails.uncounted_w, wall.power_w) == (None, None)
+
+
+async def test_a_plug_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    """Broken while nothing answers, present again by itself."""
+    with plugged_in() as plug:
+        settings = SensorSettings(root=tmp_path, families=(), plugs=(Plug("tasmota", plug.url),))
+        monitor = HostMonitor(discover(settings), root=tmp_path, by_wall=True)
+    running = asyncio.create_task(monitor.run())
+    async with asyncio.timeout(60):
+        while not any(warning.code == "sensor_lost" for warning in monitor.warnings()):
+            await asyncio.sleep(0)
+        with plugged_in(int(plug.url.rpartition(":")[2])):
+            while not any(monitor.power_w().values()):
+                await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def test_wall_and_rails_are_compared_over_what_both_know(tmp_path: Path) -> None:
+    """40 W by the rails and 44 W at the wall, which is a second late: a share in the plug's line of the status."""
+    clock = ManualClock()
+    rails = ScriptedSensor("rails", lambda: Reading(at_s=clock(), power_w=40.0))
+    plug = ScriptedSensor("plug", lambda: Reading(at_s=clock(), power_w=44.0), device="wall")
+    plug.facts = replace(plug.facts, scope=Scope.WALL, lag_s=1.0)
+    results = [ProbeResult(one.name, ProbeState.PRESENT, "", sensor=one) for one in (rails, plug)]
+    monitor = HostMonitor(results, clock=clock, conditions=Conditions())
+    by_rails, by_plug = monitor.sampler.channels
+    for step in range(200):
+        now_s = clock.advance(0.1)
+        by_rails.read(Reading(at_s=now_s, power_w=40.0 + step * 1e-6), now_s)
+        by_plug.read(Reading(at_s=now_s - 1.0, power_w=44.0 + step * 1e-6), now_s)
+    monitor._compare(clock())
+    assert "see 40.0 of 44.0 W (91%)" in (monitor.reports()[1].detail or "")
+
+
+def test_by_wall_a_request_waits_for_the_plugs_lag(tmp_path: Path) -> None:
+    """Its joules are the wall's, all of them: the reading that covers its end comes a second late."""
+    clock = ManualClock()
+    plug = ScriptedSensor("plug", lambda: Reading(at_s=clock(), power_w=44.0), device="wall")
+    plug.facts = replace(plug.facts, scope=Scope.WALL, lag_s=1.0)
+    results = [ProbeResult("plug", ProbeState.PRESENT, "", sensor=plug)]
+    monitor = HostMonitor(results, clock=clock, conditions=Conditions(), by_wall=True)
+    (channel,) = monitor.sampler.channels
+
+    def sampled(seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            now_s = clock.advance(0.1)
+            channel.read(Reading(at_s=now_s - 1.0, power_w=44.0 + now_s * 1e-6), now_s)
+
+    sampled(5.0)
+    monitor.account.request_started("a", 1, clock())
+    sampled(3.0)
+    monitor.account.request_ended("a", clock())
+    assert monitor.settle() == {}
+    sampled(1.0)
+    energy = monitor.settle()["a"]
+    assert energy.joules == pytest.approx(132.0, rel=1e-3)
+    assert (energy.quality, energy.scope) == (Quality.MEASURED_INTEGRATED, Scope.WALL)

@@ -25,7 +25,7 @@ pytestmark = [
 class Board:
     """A sensor over the fake driver in a child process, and the state file that steers the driver."""
 
-    def __init__(self, library: Path, state: Path) -> None:
+    def __init__(self, library: Path, state: Path, *options: str) -> None:
         self._state = state
         self._state_values: dict[str, int] = {}
         environment = os.environ | {
@@ -34,7 +34,7 @@ class Board:
             "PYTHONPATH": os.pathsep.join([str(_REPOSITORY / "dev"), str(_REPOSITORY)]),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.nvml_session"],
+            [sys.executable, "-m", "tests.fakes.nvml_session", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -86,8 +86,8 @@ def board(libraries: dict[str, Path], tmp_path: Path) -> Iterator[BoardFactory]:
     """Starts boards with a given state."""
     started: list[Board] = []
 
-    def start(driver: str = "new", **values: int) -> Board:
-        one = Board(libraries[driver], tmp_path / "state")
+    def start(driver: str = "new", *options: str, **values: int) -> Board:
+        one = Board(libraries[driver], tmp_path / "state", *options)
         started.append(one)
         if values:
             one.set(**values)
@@ -203,3 +203,36 @@ def test_lost_gpu_does_not_throttle(board: BoardFactory) -> None:
 def test_board_names_are_listed(board: BoardFactory) -> None:
     """The host's accelerator is what NVML calls it."""
     assert board(energy_mj=1000).do("names") == ["Fake RTX 4090"]
+
+
+def test_zeros_with_success_are_no_figures(board: BoardFactory) -> None:
+    """A Jetson's NVML can answer 0 mJ and 0 mW without an error: absent, and never 0 W."""
+    answer = board(energy_mj=0, field_mw=0, power_mw=0).ask("probe")
+    assert answer["error"] == "SensorAbsentError"
+    assert "neither energy nor power" in answer["message"]
+
+
+def test_a_counter_at_zero_beside_live_power_is_not_used(board: BoardFactory) -> None:
+    """The counter counts nothing, the power is real: it is integrated."""
+    assert board(energy_mj=0, field_mw=61_000).do("probe")[1] == "nvml.power_instant"
+
+
+def test_a_jetsons_gpu_is_part_of_its_module(board: BoardFactory) -> None:
+    """NVML beside VDD_IN is the same device once more; a card in a slot of the same host is not."""
+    one = board("new", "--on-jetson", energy_mj=1000, field_mw=9_000, orin=1)
+    one.do("probe")
+    assert one.do("device")[0] == "module"
+    one.set(orin=0)
+    one.do("probe")
+    assert one.do("device") == ["gpu0", "GPU-fake-0"]
+
+
+def test_who_computes_and_who_draws_is_listed_by_board(board: BoardFactory) -> None:
+    """Both kinds of processes are on the card."""
+    one = board(energy_mj=1000, computing=4711, drawing=815)
+    assert one.do("processes") == {"gpu0": [815, 4711]}
+
+
+def test_without_a_driver_no_board_has_processes(board: BoardFactory) -> None:
+    """Nothing to ask is nothing known, not an error."""
+    assert board().do("processes") == {}

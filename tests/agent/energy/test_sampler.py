@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from moe2.agent.energy.sampler import EnergySampler
-from moe2.agent.energy.sensor import Reading, SensorDeniedError
+from moe2.agent.energy.sensor import Reading, SensorAbsentError, SensorDeniedError, SensorMissedError
 from tests.fakes.clock import ManualClock
 from tests.fakes.sensors import HangingSensor, ReplayedSensor, ScriptedSensor
 
@@ -20,13 +21,15 @@ class Turns:
 
     def __init__(self, sensors: int) -> None:
         self._sensors = sensors
+        self.pauses_s: list[float] = []
         self._turn = threading.Condition()
         self._granted = 0
         self._waiting = 0
 
-    def pace(self, stop: threading.Event, _seconds: float) -> bool:
+    def pace(self, stop: threading.Event, seconds: float) -> bool:
         """Called by a thread between two reads."""
         with self._turn:
+            self.pauses_s.append(seconds)
             mine = self._granted
             self._waiting += 1
             self._turn.notify_all()
@@ -57,7 +60,7 @@ async def _running(sampler: EnergySampler, turns: Turns, *hanging: HangingSensor
     await asyncio.to_thread(turns.wait_for_all)
     yield
     task.cancel()
-    for thread in sampler._threads:
+    for _, thread in sampler._pairs:
         thread.stop()
     turns.end()
     for sensor in hanging:
@@ -172,3 +175,90 @@ async def test_recorded_trace_is_replayed_with_the_clock() -> None:
         await _turns(turns, clock, 20, sampler.drain)
         window = sampler.channels[0].track.between(1000.0, 1002.0)
     assert window.joules == pytest.approx(60.0, rel=1e-6)
+
+
+async def test_a_missed_sample_costs_one_interval() -> None:
+    """One EBUSY in 8 s at 47 W: the next turn comes a tenth of a second later, and no joule is lost."""
+    clock, turns = ManualClock(), Turns(1)
+    reads = 0
+
+    def answer() -> Reading:
+        nonlocal reads
+        reads += 1
+        if reads == 30:
+            raise SensorMissedError("busy.")
+        return Reading(at_s=clock(), power_w=47.0 + reads * 1e-4)
+
+    sampler = EnergySampler([ScriptedSensor("a", answer)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 80, sampler.drain)
+        window = sampler.channels[0].track.between(1000.0, 1008.0)
+    assert max(turns.pauses_s) <= 0.1 + 1e-6
+    assert window.coverage == pytest.approx(1.0)
+    assert window.joules == pytest.approx(8 * 47.0, rel=1e-3)
+
+
+async def test_a_lost_sensor_is_looked_for_ever_more_rarely() -> None:
+    """The pauses double up to half a minute."""
+    clock, turns = ManualClock(), Turns(1)
+
+    def gone() -> Reading:
+        raise SensorAbsentError("gone.")
+
+    sampler = EnergySampler([ScriptedSensor("a", gone)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 11, sampler.drain)
+    assert turns.pauses_s[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert turns.pauses_s[11] == 30.0
+
+
+async def test_a_lost_sensor_is_probed_again_and_comes_back_as_what_it_is_now() -> None:
+    """Its driver was loaded again and has another source: figures and reports go on with that."""
+    clock, turns = ManualClock(), Turns(1)
+    answers: list[Exception | None] = [SensorAbsentError("gone."), SensorAbsentError("gone.")]
+    probes = []
+
+    def answer() -> Reading:
+        fault = answers.pop() if answers else None
+        if fault is not None:
+            raise fault
+        return Reading(at_s=clock(), power_w=20.0 + clock() * 1e-3)
+
+    class Rebound(ScriptedSensor):
+        def probe(self) -> str:
+            probes.append(clock())
+            self.facts = replace(self.facts, source="another")
+            return "found"
+
+    sampler = EnergySampler([Rebound("a", answer)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        await _turns(turns, clock, 15, sampler.drain)
+        assert sampler.reports()[0].state == "present"
+        assert sampler.power_w()["a"] == pytest.approx(21.0, abs=0.1)
+    assert len(probes) == 2
+    assert sampler.channels[0].facts.source == "another"
+
+
+async def test_a_request_that_ends_does_not_hurry_a_lost_sensor() -> None:
+    """Back-off holds however often a reading is asked for."""
+    clock, turns = ManualClock(), Turns(1)
+
+    def gone() -> Reading:
+        raise SensorAbsentError("gone.")
+
+    sampler = EnergySampler([ScriptedSensor("a", gone)], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        ((_, thread),) = sampler._pairs
+        sampler.read_now()
+        assert not thread._wake.is_set()
+
+
+async def test_a_sensor_may_be_added_while_others_are_sampled() -> None:
+    """A card whose driver came late is read from then on."""
+    clock, turns = ManualClock(), Turns(0)
+    sampler = EnergySampler([], clock=clock, pace=turns.pace)
+    async with _running(sampler, turns):
+        turns._sensors = 1
+        sampler.add(ScriptedSensor("late", lambda: Reading(at_s=clock(), power_w=20.0 + clock() * 1e-3)))
+        await _turns(turns, clock, 20, sampler.drain)
+        assert sampler.power_w()["late"] == pytest.approx(21.0, abs=0.1)

@@ -17,6 +17,7 @@ from moe2.agent.engine.intake import Intake, Limits
 from moe2.agent.engine.protocol import Event, Finished, JobFailed
 from moe2.agent.engine.request import RequestReader
 from moe2.agent.engine.shelf import Shelf, State
+from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.link.messages import Submit, Tokens
 
 VOCABULARY_SIZE = 27
@@ -65,8 +66,13 @@ def letters(tokens: Sequence[int]) -> str:
 class SimulatedCache:
     """A unified cache of `cells` cells: lanes hold cells, copies share them."""
 
-    def __init__(self, cells: int) -> None:
+    def __init__(
+        self, cells: int, *, says: Callable[[Sequence[int]], Logits] = logits_after, gives_back: bool = True
+    ) -> None:
+        """says: what the model says after some tokens. gives_back: a part of a lane can be dropped."""
         self._cells = cells
+        self._says = says
+        self._gives_back = gives_back
         self._lanes: dict[int, list[tuple[int, int]]] = {}
         self._next_cell = 0
         self._rows: dict[int, Logits] = {}
@@ -94,7 +100,7 @@ class SimulatedCache:
                 lane.append((self._next_cell, token))
                 self._next_cell += 1
                 if offset >= chunk.logits_from:
-                    self._rows[place] = logits_after([known for _, known in lane])
+                    self._rows[place] = self._says([known for _, known in lane])
                 place += 1
         return DecodeOutcome.DONE
 
@@ -111,6 +117,8 @@ class SimulatedCache:
         self._lanes[target] = self._lanes[source][:tokens]
 
     def trim(self, lane: int, keep: int) -> bool:
+        if keep and not self._gives_back:
+            return False
         self._lanes[lane] = self._lanes.get(lane, [])[:keep]
         return True
 
@@ -160,12 +168,16 @@ class Engine:
         idle_tokens: int | None = None,
         shelved_tokens: int = 0,
         new_draw: Callable[[Submit, SimulatedCache], Draw] | None = None,
+        says: Callable[[Sequence[int]], Logits] = logits_after,
+        speculation: Speculation | None = None,
+        gives_back: bool = True,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
-        shelf. new_draw: None draws the most likely token."""
+        shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`."""
         self._endless = endless
         self._own_draw = new_draw
-        self.cache = SimulatedCache(cells)
+        self.cache = SimulatedCache(cells, says=says, gives_back=gives_back)
+        self.steps = 0
         self.events: list[Event] = []
         self.now_s = 0.0
         lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
@@ -184,6 +196,7 @@ class Engine:
             lanes=lanes,
             new_draw=self._new_draw,
             limits=limits,
+            speculation=speculation,
         )
         self.decoder = Decoder(
             intake=intake,
@@ -193,6 +206,7 @@ class Engine:
             limits=limits,
             clock=self._clock,
             emit=self.events.append,
+            speculation=speculation,
         )
 
     def _new_draw(self, request: Submit) -> Draw:
@@ -210,6 +224,7 @@ class Engine:
             if not self.decoder.has_work:
                 return
             self.decoder.step()
+            self.steps += 1
         raise AssertionError("The decoder does not come to an end.")
 
     def text(self, job_id: str) -> str:

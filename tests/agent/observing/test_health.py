@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from moe2.agent.observing.health import agent_warnings
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import LinkState, LinkStatus, exit_code
 
@@ -103,6 +105,34 @@ def test_an_expert_in_trouble_is_named(report: ExpertReport, code: str, severity
     assert "m" in warning.message.split()
     assert report.last_error is None or report.last_error in warning.message
     assert warning.remedy
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_asked", "severity"),
+    [
+        (GpuCause.NO_PERMISSION, True, Severity.DEGRADED),
+        (GpuCause.NO_GPU_BUILD, True, Severity.DEGRADED),
+        (GpuCause.NOT_ASKED, False, Severity.NOTICE),
+        (GpuCause.NO_GPU, True, Severity.NOTICE),
+    ],
+)
+def test_a_model_that_is_not_on_the_gpu_is_named(cause: GpuCause, is_asked: bool, severity: Severity) -> None:
+    """With where it is, the cause and the remedy; degraded only where a GPU that is there was asked for."""
+    fault = GpuFault(cause=cause, message="It is barred.", remedy="Join video.", is_asked=is_asked)
+    on_cpu = msgspec.structs.replace(expert(), placement=(DeviceShare(device="CPU", layers=31),), gpu_fault=fault)
+    warning = only(agent_warnings(CONNECTED, (on_cpu,), (PRESENT,)))
+    assert (warning.code, warning.severity, warning.remedy) == ("gpu_unused", severity, "Join video.")
+    assert f"CPU 31/31 layers; {cause}" in warning.message
+    assert "It is barred." in warning.message
+
+
+def test_a_model_that_needs_the_gpu_is_told_the_gpus_remedy() -> None:
+    """Not that of a file that cannot be read."""
+    fault = GpuFault(cause=GpuCause.NO_DRIVER, message="No driver.", remedy="Install it.")
+    failed = msgspec.structs.replace(expert(ExpertState.FAILED, last_error="m must be on the GPU"), gpu_fault=fault)
+    warning = only(agent_warnings(CONNECTED, (failed,), (PRESENT,)))
+    assert warning.code == "model_failed"
+    assert warning.remedy.startswith("Install it.")
 
 
 def test_no_queue_is_not_a_full_one() -> None:

@@ -240,6 +240,31 @@ def test_a_session_pings_at_once_and_then_each_heartbeat(opened: Session) -> Non
     assert sent(opened) == [Ping(seq=2)]
 
 
+def test_a_peer_that_talks_is_asked_half_as_often(opened: Session) -> None:
+    """Each word puts the next ping off by a heartbeat, but no further than to the second: the round trip changes."""
+    opened.tick(0.0)
+    opened.take_frames()
+    opened.receive(UNKNOWN_OP, 0.6 * HEARTBEAT_S)
+    opened.take_frames()
+    assert opened.next_deadline_s == 1.6 * HEARTBEAT_S
+    opened.receive(UNKNOWN_OP, 1.5 * HEARTBEAT_S)
+    opened.take_frames()
+    opened.tick(2 * HEARTBEAT_S - 0.001)
+    assert sent(opened) == []
+    opened.tick(2 * HEARTBEAT_S)
+    assert sent(opened) == [Ping(seq=2)]
+
+
+def test_a_probe_asks_a_peer_that_has_just_talked(opened: Session) -> None:
+    """Whoever has to know whether the peer is alive does not wait for a heartbeat."""
+    opened.tick(0.0)
+    opened.receive(UNKNOWN_OP, 1.0)
+    opened.take_frames()
+    opened.probe(1.0)
+    opened.tick(1.0)
+    assert sent(opened) == [Ping(seq=2)]
+
+
 def test_a_ping_is_answered_with_its_number(opened: Session) -> None:
     """The peer measures its own round trip by it."""
     assert say(opened, Ping(seq=42)) == []

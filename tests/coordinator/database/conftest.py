@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -34,3 +34,17 @@ def session(url: str) -> Iterator[Session]:
     opened = Session(url, name="test")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def opened(url: str) -> Iterator[Callable[[str], Session]]:
+    """Opens further sessions with the new database, by name."""
+    sessions: list[Session] = []
+
+    def open_(name: str) -> Session:
+        sessions.append(Session(url, name=name))
+        return sessions[-1]
+
+    yield open_
+    for one in sessions:
+        one.close()

@@ -62,11 +62,17 @@ def test_two_coordinators_with_one_name_are_refused(url: str, monkeypatch: pytes
 async def test_a_name_that_is_taken_while_it_was_away_is_told(server: Postgres, url: str) -> None:
     """A member whose connection broke while another one took its name warns, and takes no lock."""
     with member(url, "a") as one:
-        one.session.close()
         thief = Session(url, name="thief")
-        with thief.transaction() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s, hashtext('a'))", [module._NAME_LOCK])
+
+        def steal() -> None:
+            with thief.transaction() as cursor:
+                cursor.execute("SELECT pg_advisory_lock(%s, hashtext('a'))", [module._NAME_LOCK])
+
+        stealing = asyncio.create_task(asyncio.to_thread(steal))
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await until(lambda: server.sql(waiting) == [("1",)])
         server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'moe2 a'")
+        await stealing
         await until(lambda: codes(one) == ["coordinator_name_taken"])
         assert not one.holds_chores
         thief.close()

@@ -20,6 +20,7 @@ from moe2.common.link.messages import (
     CommandAnswer,
     ContinuationScore,
     EmbedJob,
+    ExpertReport,
     FollowJob,
     FromAgent,
     Job,
@@ -41,6 +42,7 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
+from moe2.common.standby import TransitionCost
 from moe2.coordinator.fleet.checks import (
     MAX_MESSAGE_CHARACTERS,
     MAX_UNKNOWN_JOBS,
@@ -363,6 +365,26 @@ def test_a_sound_report_is_left_alone() -> None:
     )
     assert sound_report(told) == (told, ())
     assert sound(told) is told
+
+
+SHOWN = (
+    expert_report(measured_age_s=1.0),
+    expert_report(measured_age_s=2.0),
+    expert_report(measured_age_s=float("inf")),
+    expert_report(slots=0),
+    expert_report(active=1, load_cost=TransitionCost(duration_s=1.0)),
+    expert_report(active=1, load_cost=TransitionCost(duration_s=-1.0)),
+    expert_report(performance=Performance(idle_w=float("nan"))),
+    expert_report("other"),
+)
+
+
+@given(st.lists(st.lists(st.sampled_from(SHOWN), max_size=3), max_size=6))
+def test_what_was_sound_before_changes_no_verdict(reports: list[list[ExpertReport]]) -> None:
+    """Whatever an agent has reported before, its next report is taken as if it were the first."""
+    known: dict[str, ExpertReport] = {}
+    for experts in reports:
+        assert repr(sound_report(report(*experts), known)) == repr(sound_report(report(*experts)))
 
 
 @pytest.mark.parametrize(

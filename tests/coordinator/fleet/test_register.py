@@ -11,12 +11,14 @@ from moe2.common.link.enrolment import Refusal, digest
 from moe2.coordinator.fleet.register import (
     STATIC_TOKEN,
     AgentRefusedError,
+    EnrolledAgent,
     EnrolmentToken,
     Presented,
     ProvenIdentity,
     Register,
     add_token,
     admit,
+    admit_all,
     forget_agent,
     refusal_of,
     revoke_agent,
@@ -48,6 +50,40 @@ def refused(register: Register, presented: Presented, now_unix_s: float = NOW_S)
     with pytest.raises(AgentRefusedError) as raised:
         let_in(register, presented, now_unix_s)
     return raised.value.refusal
+
+
+COMERS = st.builds(
+    Presented,
+    bearer=st.sampled_from(["tok", "static", "own", "other", "guessed"]),
+    agent_id=st.sampled_from([None, "a", "b", "c"]),
+    agent_name=st.just("name"),
+    offered=st.sampled_from([None, "own", "other"]),
+)
+
+
+@given(several=st.lists(COMERS, max_size=8), uses=st.sampled_from([None, 1, 2]))
+def test_whoever_comes_together_is_taken_one_after_the_other(several: list[Presented], uses: int | None) -> None:
+    """What becomes of agents that come together, and of the register, is as if each had come after the one before."""
+    register = token(uses=uses)
+    alone: list[ProvenIdentity | Refusal] = []
+    for presented in several:
+        try:
+            identity, register = let_in(register, presented)
+        except AgentRefusedError as error:
+            alone.append(error.refusal)
+        else:
+            alone.append(identity)
+    outcomes, after = admit_all(token(uses=uses), several, static_token=STATIC, now_unix_s=NOW_S)
+    assert [each.refusal if isinstance(each, AgentRefusedError) else each for each in outcomes] == alone
+    assert after == register
+
+
+def test_the_first_of_two_agents_with_one_id_counts() -> None:
+    """A register that was written by hand with an id twice is read as one that was searched from its beginning."""
+    one, two = (
+        EnrolledAgent(agent_id="a", agent_name=name, sha256="", token="t", enrolled_unix_s=0.0) for name in ("1", "2")
+    )
+    assert Register(agents=(one, two)).agent("a") is one
 
 
 # --- Enrolment --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.link.messages import ToolCall
+from moe2.common.link.messages import TokenPiece, ToolCall
 from moe2.coordinator.http.toolcalls import CallReader
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln"}}'
@@ -21,9 +21,9 @@ PARTS = st.sampled_from(
 def read(*texts: str) -> tuple[str, list[ToolCall]]:
     """Returns all text and all calls of an answer that came in these parts."""
     reader = CallReader({"weather", "time"}, ids="x")
-    found = [part for text in texts for part in reader.feed(text)] + reader.finish()
+    found = [part for text in texts for part in reader.feed([TokenPiece(text)])] + reader.finish()
     return (
-        "".join(part for part in found if isinstance(part, str)),
+        "".join(piece.text for part in found if isinstance(part, tuple) for piece in part),
         [part for part in found if isinstance(part, ToolCall)],
     )
 
@@ -82,9 +82,23 @@ def test_what_only_looks_like_a_call_stays_text(answer: str) -> None:
 def test_text_is_handed_on_as_soon_as_it_can_be_no_call() -> None:
     """Text is handed on as soon as it can be no call, so that a stream with tools is a stream."""
     reader = CallReader({"weather"}, ids="x")
-    assert reader.feed("The ") == ["The"]
-    assert reader.feed("sky <") == [" sky"]
-    assert reader.feed("b>") == [" <b>"]
+    assert said(reader, TokenPiece("The ")) == "The"
+    assert said(reader, TokenPiece("sky <")) == " sky"
+    assert said(reader, TokenPiece("b>")) == " <b>"
+
+
+def said(reader: CallReader, *pieces: TokenPiece) -> str:
+    return "".join(piece.text for part in reader.feed(pieces) if isinstance(part, tuple) for piece in part)
+
+
+def test_tokens_of_text_keep_their_log_probabilities() -> None:
+    """Tokens of text come whole, with what is known of them; those of a call are no text, and have none."""
+    reader = CallReader({"weather"}, ids="x")
+    tokens = [TokenPiece("See ", -0.5), TokenPiece("<b> ", -0.25), TokenPiece("it.", -0.125), TokenPiece("\n", -1.0)]
+    call = [TokenPiece(f"<tool_call>{WEATHER}", -2.0), TokenPiece("</tool_call>", -3.0)]
+    found = [*reader.feed(tokens), *reader.feed(call), *reader.finish()]
+    assert [piece for part in found if isinstance(part, tuple) for piece in part] == tokens[:3]
+    assert isinstance(found[-1], ToolCall)
 
 
 @given(st.lists(PARTS, max_size=12), st.data())
@@ -112,6 +126,6 @@ def test_an_answer_without_calls_is_its_own_text(parts: list[str]) -> None:
 def test_a_call_beyond_the_limit_is_left_out(answer: str) -> None:
     """Where the client wants one call at most, a second one is neither a call nor text."""
     reader = CallReader({"weather"}, ids="x", most_calls=1)
-    [call] = [*reader.feed(answer), *reader.finish()]
+    [call] = [*reader.feed([TokenPiece(answer)]), *reader.finish()]
     assert isinstance(call, ToolCall)
     assert reader.n_calls == 1

@@ -19,7 +19,7 @@ from moe2.coordinator.provisioning.decision import (
     week_plans,
     week_price,
 )
-from moe2.coordinator.provisioning.figures import Readiness
+from moe2.coordinator.provisioning.figures import Fleet, Readiness
 from moe2.coordinator.provisioning.problem import Limits, slow_problem
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Traffic
 
@@ -191,3 +191,13 @@ def test_a_day_that_loses_too_much_lowers_the_price() -> None:
     leeway.answered(11.0, loss=0.0, late=True)
     assert leeway.factor(12.0, 100.0) == 0.0
     assert leeway.factor(DAY_S + 20.0, 100.0) == 1.0
+
+
+def test_a_fleet_that_nobody_may_change_needs_no_plan() -> None:
+    """Where no agent allows anything, no hour has options, and the decision still tells what the fleet draws."""
+    hosts = (host("a", may_suspend=False, may_unload=False), host("b", may_suspend=False, may_unload=False))
+    still = Fleet(hosts, (expert("a"), expert("b")))
+    assert week_plans(still, (traffic(60.0),), Limits()) == ()
+    assert decide(still, traffic(60.0), Limits(), 0.0).members == ("a/m", "b/m")
+    free = replace(still, hosts=(host("a"), hosts[1]))
+    assert len(week_plans(free, (traffic(60.0),), Limits())[0].options) > 0

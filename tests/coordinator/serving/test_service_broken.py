@@ -163,7 +163,7 @@ async def test_a_choice_that_raises_costs_its_own_request_only() -> None:
     """Where experts cannot be chosen for a request, its client gets an internal error and the next one is answered."""
     bench = ServiceBench("agent-1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.service, "_choose", breaks)
+        patch.setattr(bench.service._chooser, "choose", breaks)
         assert await failure(bench.ask("doomed")) == HANDLING_FAILED
     assert (bench.service.n_active, bench.service.totals.internal_errors) == (0, 1)
     follower = bench.ask("next")

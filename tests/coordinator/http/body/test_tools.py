@@ -117,7 +117,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TIME], "tool_choice": "maybe"}, "tool_choice"),
     ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice"),
     ({"tools": [TIME], "tool_choice": "required", "grammar": 'root ::= "a"'}, "grammar"),
-    ({"tools": [TIME], "logprobs": True}, "logprobs"),
     ({"response_format": "json"}, "response_format"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),

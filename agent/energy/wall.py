@@ -1,0 +1,248 @@
+"""Metered plugs: the one sensor that sees a host's whole draw, losses of its supply included.
+
+Shelly Gen2 and newer: `GET /rpc/Switch.GetStatus?id=0` (plugs with a switch) or `/rpc/PM1.GetStatus?id=0` (meters
+without one) answer with `apower` in W and `aenergy.total` in Wh; a password is asked for by HTTP digest with SHA-256.
+Tasmota: `GET /cm?cmnd=Status%2010` answers with `StatusSNS.ENERGY.Power` in W, a list where there are several channels,
+and `.Total` in kWh; a password stands in the query. Plugs answer once or twice a second, in steps of 0.1 to 1 W, about
+a second late. The sensor contract is blocking, and one reading is one small exchange: http.client, no event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import math
+import re
+import secrets
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+from moe2.agent.energy.sensor import (
+    Limits,
+    Reading,
+    SensorBrokenError,
+    SensorDeniedError,
+    SensorFacts,
+    SensorMissedError,
+)
+from moe2.common.energy import Scope
+from moe2.common.errors import ConfigError
+from moe2.common.secretfile import read_secret
+
+PlugKind = Literal["shelly", "tasmota"]
+
+_LIMITS = Limits(min_power_w=0.5, max_power_w=4000.0, stuck_after_s=None)
+"""A plug of 16 A carries less than 4 kW, and a host that runs draws at least half a watt. Figures in steps of 1 W may
+well repeat for ever."""
+_INTERVAL_S = 0.5
+_TIMEOUT_S = 2.0
+_MAX_ANSWER_BYTES = 65_536
+_USER = "admin"
+"""Both firmwares' only user."""
+_SILENT = (
+    "Check that the plug has power and network and that its url in [[sensors.wall]] is right: open it in a browser."
+)
+_REFUSED = "Write the plug's password into a file that the agent may read, and name it as password_file."
+
+
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """A metered plug. channel: which of a device's several. lag_s: how late its figures are."""
+
+    kind: PlugKind
+    url: str
+    channel: int = 0
+    lag_s: float = 1.0
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlugFigures:
+    """What a plug tells. power_w: W. energy_j: its counter in J; None where it has none."""
+
+    power_w: float
+    energy_j: float | None
+
+
+class WallSensor:
+    """The power of the whole host, as the plug in front of it measures it."""
+
+    def __init__(self, plug: Plug, clock: Callable[[], float] = monotonic) -> None:
+        parts = urlsplit(plug.url)
+        self.name = f"wall:{parts.netloc}" + (f":{plug.channel}" if plug.channel else "")
+        self.latest: PlugFigures | None = None
+        """The last figures, for the counter among them."""
+        self._plug = plug
+        self._parts = parts
+        self._clock = clock
+        self._path = _SHELLY_SWITCH.format(plug.channel)
+        self._challenge: dict[str, str] | None = None
+
+    @property
+    def facts(self) -> SensorFacts:
+        return SensorFacts(
+            name=self.name,
+            device=self.name,
+            scope=Scope.WALL,
+            source=f"wall.{self._plug.kind}",
+            has_counter=False,
+            limits=_LIMITS,
+            interval_s=_INTERVAL_S,
+            deadline_s=2 * _TIMEOUT_S,
+            lag_s=self._plug.lag_s,
+        )
+
+    def probe(self) -> str:
+        self._challenge = None
+        self._path = _SHELLY_SWITCH.format(self._plug.channel)
+        if self._plug.kind == "shelly":
+            status, _ = self._answer(self._path)
+            if status == http.client.NOT_FOUND:
+                self._path = _SHELLY_METER.format(self._plug.channel)
+        return f"{self._plug.kind} plug at {self._plug.url}, {self._figures().power_w:.1f} W at the wall"
+
+    def read(self) -> Reading:
+        before_s = self._clock()
+        figures = self.latest = self._figures()
+        return Reading(at_s=(before_s + self._clock()) / 2 - self._plug.lag_s, power_w=figures.power_w)
+
+    def close(self) -> None:
+        """Does nothing: every reading is a connection of its own."""
+
+    def _figures(self) -> PlugFigures:
+        path = self._path
+        if self._plug.kind == "tasmota":
+            path = _TASMOTA + (
+                f"&user={_USER}&password={quote(self._password(), safe='')}" if self._has_password else ""
+            )
+        status, body = self._answer(path)
+        if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+            raise SensorDeniedError(f"the plug at {self._plug.url} asks for a password.", remedy=_REFUSED)
+        if status != http.client.OK:
+            raise self._no_plug(f"it answers with HTTP status {status}")
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            raise self._no_plug("it answers with something else than JSON") from None
+        if isinstance(answer, dict) and "WARNING" in answer:
+            # How Tasmota refuses, with status 200.
+            raise SensorDeniedError(f"the plug at {self._plug.url} asks for a password.", remedy=_REFUSED)
+        try:
+            return _shelly(answer) if self._plug.kind == "shelly" else _tasmota(answer, self._plug.channel)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise self._no_plug(f"its answer has no power ({error})") from None
+
+    def _no_plug(self, what: str) -> SensorBrokenError:
+        return SensorBrokenError(
+            f"{self._plug.url} is no {self._plug.kind} plug with a meter: {what}.",
+            remedy="Correct kind, url and channel in [[sensors.wall]]; a plug that only switches measures nothing.",
+        )
+
+    @property
+    def _has_password(self) -> bool:
+        return self._plug.password_file is not None
+
+    def _password(self) -> str:
+        assert self._plug.password_file is not None  # noqa: S101 - asked for only where there is one
+        try:
+            return read_secret(self._plug.password_file)
+        except ConfigError as error:
+            raise SensorDeniedError(str(error), remedy=_REFUSED) from None
+
+    def _answer(self, path: str) -> tuple[int, bytes]:
+        """Ask for a path; answer the plug's challenge where there is a password. Returns status and body."""
+        path = self._parts.path.rstrip("/") + path
+        status, body, challenge = self._exchange(path)
+        if status == http.client.UNAUTHORIZED and challenge and self._has_password:
+            self._challenge = challenge
+            status, body, _ = self._exchange(path)
+        return status, body
+
+    def _exchange(self, path: str) -> tuple[int, bytes, dict[str, str] | None]:
+        host, port = self._parts.hostname or "", self._parts.port
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=ssl.create_default_context())
+            if self._parts.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+        )
+        headers = {"Accept": "application/json"}
+        if self._challenge is not None:
+            headers["Authorization"] = digest_authorization(self._challenge, path, self._password())
+        try:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            body = response.read(_MAX_ANSWER_BYTES)
+            return response.status, body, _challenge(response.getheader("WWW-Authenticate"))
+        except TimeoutError:
+            raise SensorMissedError(f"the plug at {self._plug.url} is slow to answer.", remedy=_SILENT) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise SensorBrokenError(
+                f"the plug at {self._plug.url} does not answer: {reason}.", remedy=_SILENT
+            ) from None
+        finally:
+            connection.close()
+
+
+_SHELLY_SWITCH = "/rpc/Switch.GetStatus?id={}"
+_SHELLY_METER = "/rpc/PM1.GetStatus?id={}"
+_TASMOTA = "/cm?cmnd=Status%2010"
+
+
+def _shelly(answer: Any) -> PlugFigures:
+    power_w = _number(answer["apower"])
+    counter = answer.get("aenergy")
+    return PlugFigures(power_w, _scaled(counter.get("total") if isinstance(counter, dict) else None, 3600.0))
+
+
+def _tasmota(answer: Any, channel: int) -> PlugFigures:
+    meter = answer["StatusSNS"]["ENERGY"]
+    power = meter["Power"]
+    return PlugFigures(
+        _number(power[channel] if isinstance(power, list) else power),
+        # One counter for all channels is none of this host's.
+        None if isinstance(power, list) else _scaled(meter.get("Total"), 3.6e6),
+    )
+
+
+def _scaled(value: Any, factor: float) -> float | None:
+    try:
+        return _number(value) * factor
+    except ValueError:
+        return None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _challenge(header: str | None) -> dict[str, str] | None:
+    """Return the parameters of a digest challenge; None where there is none that can be answered."""
+    if header is None or not header.lower().startswith("digest "):
+        return None
+    found = re.findall(r'(\w+)=(?:"([^"]*)"|([^\s,]+))', header)
+    challenge = {name.lower(): quoted or plain for name, quoted, plain in found}
+    return challenge if challenge.get("algorithm", "").upper() == "SHA-256" else None
+
+
+def digest_authorization(challenge: dict[str, str], path: str, password: str) -> str:
+    """Return the Authorization header that answers a SHA-256 digest challenge for a GET of `path`, RFC 7616."""
+
+    def hashed(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    realm, nonce, cnonce = challenge.get("realm", ""), challenge.get("nonce", ""), secrets.token_hex(8)
+    user = hashed(f"{_USER}:{realm}:{password}")
+    response = hashed(f"{user}:{nonce}:00000001:{cnonce}:auth:{hashed(f'GET:{path}')}")
+    return (
+        f'Digest username="{_USER}", realm="{realm}", nonce="{nonce}", uri="{path}", algorithm=SHA-256, '
+        f'qop=auth, nc=00000001, cnonce="{cnonce}", response="{response}"'
+    )

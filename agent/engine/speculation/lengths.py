@@ -1,0 +1,122 @@
+"""PURE: how many of its guesses each sequence puts into the next step, so that all together gain most.
+
+A token that was guessed right saves a step; every guess makes the step longer. What is gained is the expected number of
+tokens over the expected seconds, as the product over all sequences of the step (proportional fairness): one sequence's
+guesses may not take more from the others than they give to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log
+
+from moe2.agent.engine.speculation.ngrams import GROUNDS
+
+_FIRST_RATES = (0.5, 0.5, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92)
+"""How many guesses are right on each ground, before any was seen."""
+_FIRST_WEIGHT = 4.0
+"""What is known at first counts as so many guesses."""
+_MEMORY = 0.9
+"""Weight that a guess keeps for its request with every further one on the same ground."""
+_LONG_MEMORY = 0.99
+"""The same for a model's requests together."""
+_LEAST_GAIN = 0.01
+"""Guesses are made for a gain of at least this, as what a step takes is not known better."""
+_FIRST_STEPS = 0.5
+"""Steps' worth of time that a request may lose by guesses before they have gained anything."""
+_LOSS_SHARE = 0.015
+"""The share of its time that a request may lose besides."""
+
+
+class Rates:
+    """How often guesses were right, by their ground."""
+
+    def __init__(self, first: Callable[[int], float] | None = None, *, memory: float = _MEMORY) -> None:
+        """first: the rate on a ground where little was seen yet."""
+        self._first = first or _FIRST_RATES.__getitem__
+        self._memory = memory
+        self._right = [0.0] * GROUNDS
+        self._seen = [0.0] * GROUNDS
+
+    def of(self, ground: int) -> float:
+        """The share of guesses on this ground that will be right, 0..1."""
+        right = self._right[ground] + _FIRST_WEIGHT * self._first(ground)
+        return right / (self._seen[ground] + _FIRST_WEIGHT)
+
+    def learn(self, ground: int, is_right: bool) -> None:
+        """A guess turned out right or wrong."""
+        self._right[ground] = self._right[ground] * self._memory + is_right
+        self._seen[ground] = self._seen[ground] * self._memory + 1
+
+
+def shared_rates() -> Rates:
+    """Rates that a model's requests learn together."""
+    return Rates(memory=_LONG_MEMORY)
+
+
+class Account:
+    """What a request's guesses have gained and cost it, in seconds: what they may lose has a bound."""
+
+    def __init__(self) -> None:
+        self.gained_s = 0.0
+        self._decoded_s = 0.0
+
+    def settle(self, *, accepted: int, plain_s: float, extra_s: float) -> None:
+        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`; the guesses made it longer
+        by `extra_s`."""
+        self.gained_s += accepted * plain_s - extra_s
+        self._decoded_s += plain_s + extra_s
+
+    def allowance_s(self, plain_s: float) -> float:
+        """How much longer the next step may become for this request's guesses. plain_s: without any."""
+        return self.gained_s + _FIRST_STEPS * plain_s + _LOSS_SHARE * self._decoded_s
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Guesses of one sequence. likely: how likely each is right if those before it are. allowance_s: see `Account`."""
+
+    likely: Sequence[float]
+    allowance_s: float
+
+
+def guess_lengths(
+    offers: Sequence[Offer], *, seconds: Callable[[int], float], sequences: int, beside_s: float, room: int
+) -> list[int]:
+    """Returns how many guesses of each offer to put into the next step.
+
+    seconds: of a step by its tokens. sequences: those that take a token of this step, with guesses or without.
+    beside_s: what else the step takes, such as a prompt. room: the most guesses of all together.
+    """
+    counts = [0] * len(offers)
+    best, best_value, plain_s = list(counts), _LEAST_GAIN, seconds(sequences)
+    chances = [1.0] * len(offers)
+    expected = [1.0] * len(offers)
+    value = 0.0
+    gains = [_next_gain(offer, 0, 1.0, 1.0) for offer in offers]
+    while sum(counts) < room:
+        at = max(range(len(offers)), key=gains.__getitem__, default=None)
+        if at is None or gains[at] <= 0:
+            break
+        offer = offers[at]
+        if seconds(sequences + counts[at] + 1) - plain_s > offer.allowance_s:
+            gains[at] = 0.0
+            continue
+        chances[at] *= offer.likely[counts[at]]
+        expected[at] += chances[at]
+        counts[at] += 1
+        value += gains[at]
+        gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
+        longer = (seconds(sequences + sum(counts)) + beside_s) / (plain_s + beside_s)
+        net = value - sequences * log(longer)
+        if net > best_value:
+            best, best_value = list(counts), net
+    return best
+
+
+def _next_gain(offer: Offer, count: int, chance: float, expected: float) -> float:
+    """How much one more guess adds to the logarithm of a sequence's tokens."""
+    if count >= len(offer.likely):
+        return 0.0
+    return log(1 + chance * offer.likely[count] / expected)

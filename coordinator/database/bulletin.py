@@ -1,0 +1,113 @@
+"""What one coordinator says and all have to know: users' scores of answers, and an operator's wishes for hosts.
+
+Each is said to the database at the next poll, and again until it comes back from there. Until then it holds here, so
+that a database that is down delays it and loses nothing: scores are in this coordinator's own file, too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+
+from moe2.coordinator.database.postgresql import Cursor
+from moe2.coordinator.gate.feedback import Feedback
+from moe2.coordinator.provisioning.steering import Wishes
+
+log = structlog.get_logger()
+
+
+class Bulletin:
+    """The words of all coordinators.
+
+    own: the scores that this coordinator has kept. on_scores, on_wishes: called in the membership's thread with what
+    others have said.
+    """
+
+    def __init__(
+        self,
+        own: Iterable[Feedback],
+        *,
+        on_scores: Callable[[list[Feedback]], None],
+        on_wishes: Callable[[Wishes], None],
+    ) -> None:
+        self._lock = threading.Lock()
+        self._unsaid = {score.request_id: score for score in own}
+        self._counted = set(self._unsaid)
+        self._read_upto = 0
+        self._wishes: Wishes | None = None
+        self._on_scores, self._on_wishes = on_scores, on_wishes
+
+    def score(self, feedback: Feedback) -> None:
+        """Says a score that this coordinator has counted."""
+        with self._lock:
+            self._unsaid[feedback.request_id] = feedback
+            self._counted.add(feedback.request_id)
+
+    def wish(self, wishes: Wishes) -> None:
+        """Says an operator's wishes, which replace those that were."""
+        with self._lock:
+            self._wishes = wishes
+
+    def write(self, cursor: Cursor) -> None:
+        """Writes what has not come back yet."""
+        with self._lock:
+            scores, wishes = tuple(self._unsaid.values()), self._wishes
+        if scores:
+            # Numbers are given and committed in one order, so that a reader misses none.
+            cursor.execute("LOCK TABLE feedback IN SHARE ROW EXCLUSIVE MODE")
+            cursor.executemany(
+                "INSERT INTO feedback (request_id, record) VALUES (%s, %s::jsonb) ON CONFLICT DO NOTHING",
+                [(score.request_id, _json(score)) for score in scores],
+            )
+        if wishes is not None:
+            cursor.execute(
+                "INSERT INTO wishes (record) VALUES (%s::jsonb) ON CONFLICT (only_row) DO UPDATE "
+                "SET record = excluded.record",
+                [_json(wishes)],
+            )
+
+    def load_scores(self, cursor: Cursor) -> None:
+        """Reads the scores that are new, and hands out those of others."""
+        cursor.execute("SELECT made, record FROM feedback WHERE made > %s ORDER BY made", [self._read_upto])
+        others: list[Feedback] = []
+        for made, record in cursor.fetchall():
+            self._read_upto = made
+            try:
+                score = msgspec.convert(record, Feedback)
+            except msgspec.ValidationError as error:
+                log.error("feedback_not_understood", error=str(error))
+                continue
+            with self._lock:
+                self._unsaid.pop(score.request_id, None)
+                if score.request_id in self._counted or not 0 <= score.score <= 1:
+                    continue
+                self._counted.add(score.request_id)
+            others.append(score)
+        if others:
+            self._on_scores(others)
+
+    def load_wishes(self, cursor: Cursor) -> None:
+        """Reads the wishes, and hands them out where they are not this coordinator's own latest."""
+        cursor.execute("SELECT record FROM wishes")
+        found = cursor.fetchone()
+        if found is None:
+            return
+        try:
+            wishes = msgspec.convert(found[0], Wishes)
+        except msgspec.ValidationError as error:
+            log.error("wishes_not_understood", error=str(error))
+            return
+        with self._lock:
+            if self._wishes == wishes:
+                self._wishes = None
+            is_newer_here = self._wishes is not None
+        if not is_newer_here:
+            self._on_wishes(wishes)
+
+
+def _json(value: object) -> str:
+    # PostgreSQL's JSON has no text with a NUL in it.
+    return msgspec.json.encode(value).decode().replace("\\u0000", "\\ufffd")

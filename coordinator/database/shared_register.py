@@ -1,0 +1,135 @@
+"""The register of agents in the shared database: changed in one transaction, and copied by every coordinator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from moe2.coordinator.database.postgresql import Cursor, DatabaseError, Session
+from moe2.coordinator.fleet.register import EnrolledAgent, EnrolmentToken, Register
+
+T = TypeVar("T")
+SUBJECT = "agents"
+Row = TypeVar("Row", EnrolledAgent, EnrolmentToken)
+
+
+class SharedRegister:
+    """The register as coordinators and commands read and change it; a `RegisterStore`.
+
+    session: for changes, which threads make one after the other. is_believed: whether the copy is young enough.
+    """
+
+    def __init__(self, session: Session, is_believed: Callable[[], bool] = lambda: True) -> None:
+        self._session = session
+        self._is_believed = is_believed
+        self._lock = threading.Lock()
+        self._known: tuple[int, Register] | None = None
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the copy is young enough to be believed."""
+        return self._is_believed()
+
+    def current(self) -> Register:
+        """Returns the copy; an empty register before the first one was made."""
+        return self._known[1] if self._known else Register()
+
+    def change(self, change: Callable[[Register], tuple[T, Register]]) -> T:
+        """Applies `change` to the register in the database and keeps its outcome.
+
+        Raises `DatabaseError`, and whatever `change` raises. Blocks.
+        """
+        with self._lock, self._session.transaction() as cursor:
+            cursor.execute("LOCK TABLE agents, enrolment_tokens IN SHARE ROW EXCLUSIVE MODE")
+            before = self._fresh(cursor)
+            told, after = change(before)
+            if after is not before:
+                write_register(cursor, before, after)
+                found = (_revision(cursor), after)
+        if after is not before:
+            self._adopt(found)
+        return told
+
+    def refresh(self) -> None:
+        """Makes the copy anew. Raises `DatabaseError`. Blocks."""
+        with self._lock, self._session.transaction() as cursor:
+            self.load(cursor)
+
+    def close(self) -> None:
+        """Closes the connection for changes, unless one is being made."""
+        if self._lock.acquire(blocking=False):
+            self._session.close()
+            self._lock.release()
+
+    def load(self, cursor: Cursor) -> None:
+        """Makes the copy anew where it is not that of the last change. Raises `DatabaseError`."""
+        self._adopt((_revision(cursor), self._fresh(cursor)))
+
+    def _fresh(self, cursor: Cursor) -> Register:
+        """Returns the register as it is in the database; the copy, where nothing has changed since it was made."""
+        known = self._known
+        return known[1] if known and known[0] == _revision(cursor) else _read(cursor)
+
+    def _adopt(self, found: tuple[int, Register]) -> None:
+        # Two threads adopt: what was read before a change must not replace what came after it.
+        if self._known is None or found[0] > self._known[0]:
+            self._known = found
+
+
+def write_register(cursor: Cursor, before: Register, after: Register) -> None:
+    """Writes the rows in which a register differs from the former one."""
+    _write_rows(
+        cursor,
+        "agents",
+        "agent_id",
+        {one.agent_id: one for one in before.agents},
+        {one.agent_id: one for one in after.agents},
+    )
+    _write_rows(
+        cursor,
+        "enrolment_tokens",
+        "name",
+        {one.name: one for one in before.tokens},
+        {one.name: one for one in after.tokens},
+    )
+
+
+def _write_rows(cursor: Cursor, table: str, key: str, before: Mapping[str, Row], after: Mapping[str, Row]) -> None:
+    # Names of our own tables and columns, no input.
+    changed = [
+        (name, msgspec.json.encode(row).decode())
+        for name, row in after.items()
+        if (former := before.get(name)) is not row and former != row
+    ]
+    gone: Sequence[str] = [name for name in before if name not in after]
+    if changed:
+        cursor.executemany(
+            f"INSERT INTO {table} ({key}, record) VALUES (%s, %s::jsonb) "  # noqa: S608
+            f"ON CONFLICT ({key}) DO UPDATE SET record = excluded.record",
+            changed,
+        )
+    if gone:
+        cursor.execute(f"DELETE FROM {table} WHERE {key} = ANY(%s)", [list(gone)])  # noqa: S608
+
+
+def _revision(cursor: Cursor) -> int:
+    cursor.execute("SELECT n FROM revisions WHERE subject = %s", [SUBJECT])
+    found = cursor.fetchone()
+    return int(found[0]) if found else 0
+
+
+def _read(cursor: Cursor) -> Register:
+    try:
+        cursor.execute("SELECT record FROM enrolment_tokens ORDER BY made")
+        tokens = tuple(msgspec.convert(record, EnrolmentToken) for (record,) in cursor.fetchall())
+        cursor.execute("SELECT record FROM agents ORDER BY made")
+        agents = tuple(msgspec.convert(record, EnrolledAgent) for (record,) in cursor.fetchall())
+    except msgspec.ValidationError as error:
+        raise DatabaseError(
+            f"The register of agents in the database cannot be used: {error}.",
+            remedy="It was written by a newer moe2, or by hand: install that release, or correct the table agents.",
+        ) from error
+    return Register(tokens=tokens, agents=agents)

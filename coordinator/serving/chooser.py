@@ -1,0 +1,91 @@
+"""Asks who answers, with what the service knows of the experts besides what they report. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from moe2.common.error_codes import ErrorCode
+from moe2.coordinator.choosing.prefix_affinity import Affinity
+from moe2.coordinator.choosing.refusal import if_loading
+from moe2.coordinator.choosing.request import Demand, SelectionRequest
+from moe2.coordinator.choosing.result import NoExpert, Selection, still_down
+from moe2.coordinator.choosing.selector import Selector, can_serve
+from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.coordinator.serving.judge import ExpertJudge
+from moe2.coordinator.serving.life import Lifecycle
+
+_ASKS_FOR_SLEEPERS = frozenset(
+    {
+        ErrorCode.NO_LIVE_EXPERT,
+        ErrorCode.INFEASIBLE,
+        ErrorCode.CONTEXT_EXCEEDED,
+        ErrorCode.NO_CHAT_TEMPLATE,
+        ErrorCode.NO_TOOLS,
+        ErrorCode.EXHAUSTED,
+    }
+)
+"""Refusals by those who are awake after which a sleeping expert is asked for: waiting for them would not help."""
+
+
+class Chooser:
+    """Asks the selector among those who can take a request now; where nobody can, among those who load or sleep.
+
+    in_flight: requests in progress on each expert, by key; the service keeps it. use_breakers: whether experts that
+    failed or hang are left out for a while.
+    """
+
+    def __init__(
+        self,
+        table: CapabilityTable,
+        selector: Selector,
+        judge: ExpertJudge,
+        in_flight: Mapping[str, int],
+        *,
+        use_breakers: bool,
+    ) -> None:
+        self._table = table
+        self._selector = selector
+        self._judge = judge
+        self._in_flight = in_flight
+        self._use_breakers = use_breakers
+
+    def planned(self, demand: Demand, model: str, now_s: float) -> Demand:
+        """The demand as it is planned for: clients set limits far beyond any context, and mean none by them."""
+        experts = self._table.choosable(now_s)
+        contexts = [expert.report.context_tokens for expert in experts if can_serve(model, expert)]
+        return demand.within(max(contexts)) if contexts else demand
+
+    def choose(
+        self,
+        request: SelectionRequest,
+        now_s: float,
+        *,
+        affinity: Affinity | None = None,
+        life: Lifecycle | None = None,
+    ) -> Selection | NoExpert:
+        """The choice of experts as things stand now. Runs nothing and changes nothing.
+
+        affinity: the expert that has the beginning of the prompt in its cache. life: the request, where there is one;
+        a suspect may not be given to every expert.
+        """
+        experts = self._table.choosable(now_s)
+        barred = self._judge.breakers.barred(now_s) if self._use_breakers else {}
+        if barred or affinity is not None:
+            request = replace(request, barred=barred, affinity=affinity)
+        if request.restarts_seen:
+            request = replace(request, excluded=request.excluded | still_down(request.restarts_seen, experts))
+        if life is not None and self._judge.suspects:
+            request = replace(request, reserved=self._judge.suspects.reserved_from(life, experts, self._in_flight))
+        hosts = () if self._selector.fleet_watts_cap_w is None else self._table.host_powers()
+        chosen = self._selector.select(request, experts, self._in_flight, self._table.epoch, hosts)
+        if isinstance(chosen, NoExpert) and chosen.code == ErrorCode.NO_LIVE_EXPERT:
+            loading = [expert for expert in self._table.loading(now_s) if can_serve(request.model, expert)]
+            if loading:
+                return if_loading(chosen, request, loading)
+        if isinstance(chosen, NoExpert) and chosen.code in _ASKS_FOR_SLEEPERS and (asleep := self._table.wakeable()):
+            # Nobody awake can serve it. The epoch tells the selector apart what it remembers of either.
+            roused = self._selector.select(request, asleep, self._in_flight, -1 - self._table.epoch, hosts)
+            if not isinstance(roused, NoExpert) or chosen.code == ErrorCode.NO_LIVE_EXPERT:
+                return roused
+        return chosen

@@ -1,0 +1,55 @@
+"""What steps take, by the number of tokens in them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.agent.engine.speculation.costs import StepCosts
+
+
+def test_before_any_step_costs_are_those_of_the_warm_up() -> None:
+    """One token as in decoding, further ones as in prefill."""
+    costs = StepCosts(step_s=0.1, token_s=0.02)
+    assert costs.of(1) == pytest.approx(0.1)
+    assert costs.of(5) == pytest.approx(0.18)
+    assert costs.of(64) == pytest.approx(0.1 + 63 * 0.02)
+    assert costs.of(100) == pytest.approx(0.1 + 99 * 0.02)
+
+
+def test_costs_follow_what_steps_take() -> None:
+    """Whatever was assumed at first, sizes that are seen are known after some dozen steps."""
+    costs = StepCosts(step_s=0.1, token_s=0.001)
+    for _ in range(60):
+        costs.learn(1, 0.1)
+        costs.learn(8, 0.35)
+    assert costs.of(1) == pytest.approx(0.1, rel=0.05)
+    assert costs.of(8) == pytest.approx(0.35, rel=0.05)
+
+
+def test_a_slower_model_is_slower_at_all_sizes() -> None:
+    """As a conversation grows each step takes longer: sizes that were not seen meanwhile are not taken for cheap."""
+    costs = StepCosts(step_s=0.1, token_s=0.02)
+    for _ in range(40):
+        costs.learn(5, 0.36)
+    assert costs.of(1) > 0.13
+    assert costs.of(5) == pytest.approx(0.36, rel=0.1)
+
+
+def test_one_step_that_was_held_up_changes_little() -> None:
+    """A step may take a hundred times as long because of another process."""
+    costs = StepCosts(step_s=0.1, token_s=0.02)
+    costs.learn(1, 10.0)
+    assert costs.of(1) < 0.13
+
+
+@given(st.lists(st.tuples(st.integers(-1, 200), st.floats(-1, 10)), max_size=100))
+def test_more_tokens_never_take_less(steps: list[tuple[int, float]]) -> None:
+    """Whatever was measured."""
+    costs = StepCosts(step_s=0.1, token_s=0.01)
+    for tokens, seconds in steps:
+        costs.learn(tokens, seconds)
+    seconds_by_size = [costs.of(tokens) for tokens in range(1, 80)]
+    assert seconds_by_size == sorted(seconds_by_size)
+    assert seconds_by_size[0] > 0

@@ -1,0 +1,112 @@
+"""How many guesses go into a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from math import inf, log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths
+from moe2.agent.engine.speculation.ngrams import GROUNDS
+
+
+def _linear(step_s: float, token_s: float) -> Callable[[int], float]:
+    return lambda tokens: step_s + token_s * (tokens - 1)
+
+
+def _lengths(*offers: Offer, token_s: float, sequences: int = 1, room: int = 60, beside_s: float = 0.0) -> list[int]:
+    return guess_lengths(offers, seconds=_linear(1.0, token_s), sequences=sequences, beside_s=beside_s, room=room)
+
+
+SURE, UNSURE = Offer([0.95] * 20, inf), Offer([0.3] * 20, inf)
+
+
+def test_where_further_tokens_are_free_all_is_guessed() -> None:
+    """As on a GPU that waits for its memory."""
+    assert _lengths(SURE, token_s=0.0) == [20]
+
+
+def test_a_doubtful_guess_does_not_pay_where_tokens_cost() -> None:
+    """It is right in three of ten cases, and costs half a step."""
+    assert _lengths(UNSURE, token_s=0.5) == [0]
+
+
+def test_a_full_batch_guesses_less() -> None:
+    """What one sequence guesses makes the step longer for all eight."""
+    assert _lengths(SURE, token_s=0.1)[0] > _lengths(SURE, token_s=0.1, sequences=8)[0]
+
+
+def test_beside_a_long_prompt_a_guess_costs_little() -> None:
+    """The step is long anyway."""
+    assert _lengths(UNSURE, token_s=0.5, beside_s=50.0)[0] > 0
+
+
+def test_no_more_is_guessed_than_there_is_room() -> None:
+    """All sequences together."""
+    assert sum(_lengths(SURE, SURE, token_s=0.0, sequences=2, room=7)) == 7
+    assert _lengths(SURE, token_s=0.0, room=0) == [0]
+
+
+def test_no_more_is_guessed_than_may_be_lost() -> None:
+    """An allowance of a sixth of a step is one token of a tenth."""
+    assert _lengths(Offer([0.99] * 20, 0.16), token_s=0.1) == [1]
+    assert _lengths(Offer([0.99] * 20, -0.1), token_s=0.1) == [0]
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), max_size=3), min_size=1, max_size=3),
+    st.floats(0.01, 0.6),
+    st.integers(0, 3),
+)
+def test_the_best_of_all_lengths_is_found(likely: list[list[float]], token_s: float, others: int) -> None:
+    """Compared with trying all of them."""
+    offers = [Offer(each, inf) for each in likely]
+    sequences = len(offers) + others
+
+    def value(counts: tuple[int, ...]) -> float:
+        total = 0.0
+        for each, count in zip(likely, counts, strict=True):
+            expected = chance = 1.0
+            for rate in each[:count]:
+                chance *= rate
+                expected += chance
+            total += log(expected)
+        return total - sequences * log((1 + token_s * (sequences - 1 + sum(counts))) / (1 + token_s * (sequences - 1)))
+
+    best = max(map(value, product(*(range(len(each) + 1) for each in likely))))
+    found = tuple(_lengths(*offers, token_s=token_s, sequences=sequences))
+    assert value(found) >= best - 0.0101
+
+
+def test_a_guess_that_never_holds_is_soon_known() -> None:
+    """After five failures it is taken for less likely than one in three, whatever was thought before."""
+    rates = Rates(lambda ground: 0.92)
+    for _ in range(5):
+        rates.learn(GROUNDS - 1, False)
+    assert rates.of(GROUNDS - 1) < 0.5
+    for _ in range(40):
+        rates.learn(GROUNDS - 1, True)
+    assert rates.of(GROUNDS - 1) > 0.95
+
+
+@given(st.integers(1, 400), st.floats(0.001, 1))
+def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: float) -> None:
+    """Half a step and 1.5 % of the time, however the guesser is misled and whatever a guess costs."""
+    account, spent_s = Account(), 0.0
+    for _ in range(steps):
+        count = _lengths(Offer([1.0] * 20, account.allowance_s(1.0)), token_s=token_s)[0]
+        account.settle(accepted=0, plain_s=1.0, extra_s=count * token_s)
+        spent_s += 1.0 + count * token_s
+    assert spent_s - steps <= 0.5 + 0.015 * spent_s + 1e-9
+
+
+def test_what_was_gained_may_be_lost_again() -> None:
+    """Guesses that held pay for those that do not."""
+    account = Account()
+    before_s = account.allowance_s(1.0)
+    account.settle(accepted=3, plain_s=1.0, extra_s=0.5)
+    assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.015 * 1.5)
