@@ -20,6 +20,8 @@ source install/options.sh
 source install/llama.sh
 # shellcheck source=install/release.sh
 source install/release.sh
+# shellcheck source=install/devices.sh
+source install/devices.sh
 # shellcheck source=install/units.sh
 source install/units.sh
 # shellcheck source=install/polkit.sh

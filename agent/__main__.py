@@ -90,14 +90,16 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser(
         "doctor",
-        help="probe this host's sensors and say what can be measured",
-        description="Probe all power sensors of this host and say which can be read, and what to do about the others.",
-        exits={0: "energy can be measured", 1: "it cannot, or something was refused"},
+        help="probe this host's sensors and GPU, and say what can be used",
+        description="Probe all power sensors and the GPU of this host, and say what to do about those that cannot be "
+        "used. As root it asks with the user, the groups and the sandbox of the installed service.",
+        exits={0: "energy can be measured, a GPU used", 1: "one of them cannot, or something was refused"},
     )
     doctor.add_argument("--json", action="store_true", help="what was found as one JSON document")
     doctor.add_argument(
         "--root", type=Path, default=Path("/"), metavar="DIR", help="where /sys and /proc are looked for"
     )
+    doctor.add_argument("--own-rights", action="store_true", help="ask with this process's rights, also as root")
     doctor.set_defaults(act=_doctor)
 
     bench = commands.add_parser(
@@ -163,7 +165,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    return run_doctor(SensorSettings(root=arguments.root), as_json=arguments.json)
+    return run_doctor(SensorSettings(root=arguments.root), as_json=arguments.json, own_rights=arguments.own_rights)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,19 @@ examine_role() {
     *) ill "$unit is running, but its status cannot be read" "run this as root; otherwise: journalctl -u $unit" ;;
   esac
   tell_warnings <<<"$said"
-  if [[ $role == agent ]]; then "$CURRENT/bin/moe2-agent" doctor || true; fi
+  if [[ $role == agent ]]; then examine_as_service; fi
+}
+
+# The sensors and the GPU as the agent's service sees them: as root, its doctor takes the unit's user, groups and rules.
+examine_as_service() {
+  local said
+  "$CURRENT/bin/moe2-agent" doctor || true
+  said=$("$CURRENT/bin/moe2-agent" doctor --json 2>/dev/null) || true
+  if grep -q '"gpu_usable": false' <<<"$said"; then
+    ill "the agent's service cannot use the GPU" "do what the agent's doctor says above, then: systemctl restart moe2-agent"
+  elif grep -q '"gpu_usable": true' <<<"$said"; then
+    good "the agent's service can use the GPU"
+  fi
 }
 
 # Health warnings out of a status in plain lines (stdin), notices too: the daemons see what nobody sees from outside.

@@ -14,7 +14,10 @@ extras_for() {
     extras+=("$role")
     [[ $role == agent ]] || continue
     case $HOST_KIND in
-      jetson) extras+=(jetson) ;;
+      jetson)
+        # jetson-stats tells what nothing needs; a folder of wheels without it is complete all the same.
+        if [[ -z $WHEELS ]] || compgen -G "$WHEELS/jetson_stats-*" >/dev/null; then extras+=(jetson); fi
+        ;;
       nvidia) extras+=(nvidia) ;;
     esac
   done

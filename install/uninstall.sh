@@ -9,7 +9,9 @@ uninstall() {
     if [[ ! -e $(unit_file "$role") ]]; then continue; fi
     step "Stopping moe2-$role" systemctl disable --now "moe2-$role.service"
     # Drop-ins that others made are configuration.
-    remove "the unit of moe2-$role" "$(unit_file "$role")" "$(unit_file "$role").d/10-groups.conf"
+    remove "the unit of moe2-$role" "$(unit_file "$role")" "$(unit_file "$role").d/10-groups.conf" \
+      "$(unit_file "$role").d/20-devices.conf"
+    if [[ $role == agent ]]; then remove "the unit that makes device nodes" "$NODES_UNIT"; fi
     note_done "moe2-$role is stopped and removed"
   done
   if ((${#DONE[@]} > 0)); then

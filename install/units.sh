@@ -7,6 +7,7 @@ readonly COMMAND_DIR=$ROOT/usr/local/bin
 readonly ROLES=(coordinator agent)
 # Groups that own GPUs' device nodes and jetson-stats' socket.
 readonly DEVICE_GROUPS=(video render jtop)
+readonly NODES_UNIT=$UNIT_DIR/moe2-gpu-nodes.service
 readonly HEALTHY_WITHIN_S=30
 
 unit_file() { printf '%s/moe2-%s.service' "$UNIT_DIR" "$1"; }
@@ -59,11 +60,9 @@ unit_text() {
 
 # Groups that do not exist would keep the unit from starting; so they are named here and not in the unit.
 groups_text() {
-  local group found=()
-  for group in "${DEVICE_GROUPS[@]}"; do
-    if getent group "$group" >/dev/null; then found+=("$group"); fi
-  done
-  say "# Written by install.sh: of ${DEVICE_GROUPS[*]} the groups that this host has."
+  local found
+  mapfile -t found < <(device_groups)
+  say "# Written by install.sh: of ${DEVICE_GROUPS[*]} the groups that this host has, and the owners of its GPU's nodes."
   say "[Service]"
   say "SupplementaryGroups=${found[*]}"
 }
@@ -76,6 +75,8 @@ install_units() {
     put_text "the unit" "$(unit_file "$role")" "$(unit_text "$role")"
     if [[ $role == agent ]]; then
       put_text "the groups of the agent" "$(unit_file agent).d/10-groups.conf" "$(groups_text)"
+      put_text "the devices of the agent" "$(unit_file agent).d/20-devices.conf" "$(devices_text)"
+      put_text "the unit that makes device nodes" "$NODES_UNIT" "$(cat systemd/moe2-gpu-nodes.service)"
     fi
     if [[ ! -L $COMMAND_DIR/moe2-$role ]]; then
       step "Linking the command moe2-$role" ln -sfn "/opt/moe2/current/bin/moe2-$role" "$COMMAND_DIR/moe2-$role"

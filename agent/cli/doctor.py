@@ -1,15 +1,26 @@
-"""`moe2-agent doctor`: what of this host can be measured, what was refused, and how to fix it."""
+"""`moe2-agent doctor`: what of this host can be measured and computed with, what was refused, and how to fix it."""
 
 from __future__ import annotations
+
+import os
+import pwd
+import sys
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moe2.agent.cli.as_service import NoServiceError, run_as_service
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, choose, discover
+from moe2.agent.engine.gpu.facts import HostGpu
+from moe2.agent.engine.gpu.fault import cuda_text, gpu_fault
+from moe2.agent.engine.gpu.look import look
+from moe2.agent.engine.gpu.trial import EngineTrial, try_engine
 from moe2.agent.observing.host import detect_host
 from moe2.common.link.messages import HostFacts, SensorReport
+from moe2.common.placement import GpuFault
 
 _STYLE = {
     ProbeState.PRESENT: "green",
@@ -17,42 +28,103 @@ _STYLE = {
     ProbeState.DENIED: "yellow",
     ProbeState.BROKEN: "red",
 }
+_GOOD = (ProbeState.PRESENT, ProbeState.ABSENT)
+_AS_SERVICE = "MOE2_DOCTOR_AS_SERVICE"
+"""Set for the doctor that runs with the unit's rights."""
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """What the doctor found. sampled: the sensors that the agent would use. healthy: nothing was refused or broken."""
+    """What the doctor found.
+
+    sampled: the sensors that the agent would use. gpu, engine, gpu_fault: the GPU, llama.cpp's view of it, and why it
+    cannot be used. gpu_usable: None where the host has none. user: whose rights it was probed with. as_service: with
+    those of the installed unit. healthy: nothing was refused or broken.
+    """
 
     host: HostFacts
     sensors: tuple[SensorReport, ...]
     sampled: tuple[str, ...]
+    gpu: HostGpu
+    engine: EngineTrial | None
+    gpu_fault: GpuFault | None
+    gpu_usable: bool | None
+    user: str
+    as_service: bool
     healthy: bool
 
 
-def diagnose(settings: SensorSettings) -> Diagnosis:
-    """Probe everything. Blocking, bounded by the settings' deadline."""
+def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis:
+    """Probe everything with this process's rights. Blocking, bounded by the settings' deadline and the driver's.
+
+    as_service: this process has the unit's rights.
+    """
     results = discover(settings)
     chosen = choose(results)
+    gpu, engine, fault = _examine_gpu(settings.root)
     try:
         return Diagnosis(
             host=detect_host(settings.root, simulated=settings.simulated),
             sensors=tuple(_with_power(result) if result.sensor in chosen else result.report() for result in results),
             sampled=tuple(sensor.name for sensor in chosen),
-            healthy=all(result.state in (ProbeState.PRESENT, ProbeState.ABSENT) for result in results),
+            gpu=gpu,
+            engine=engine,
+            gpu_fault=fault,
+            gpu_usable=None if gpu.kind is None else fault is None,
+            user=_user(),
+            as_service=as_service,
+            healthy=fault is None and all(result.state in _GOOD for result in results),
         )
     finally:
         for sensor in chosen:
             sensor.close()
 
 
-def run_doctor(settings: SensorSettings, *, as_json: bool, console: Console | None = None) -> int:
-    """Print the diagnosis; 0 if energy can be measured and nothing is wrong, otherwise 1."""
-    found = diagnose(settings)
+def run_doctor(
+    settings: SensorSettings, *, as_json: bool, own_rights: bool = False, console: Console | None = None
+) -> int:
+    """Print the diagnosis; 0 if energy can be measured, a GPU used and nothing is wrong, otherwise 1.
+
+    Root asks as the installed service would. own_rights: ask with this process's rights whoever it is.
+    """
+    found = _diagnosis(settings, own_rights=own_rights)
     console = console or Console()
     if as_json:
         console.file.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
     else:
         _print(found, console)
     return 0 if found.healthy and found.sampled else 1
+
+
+def _diagnosis(settings: SensorSettings, *, own_rights: bool) -> Diagnosis:
+    if own_rights or os.geteuid() != 0 or settings.root != Path("/"):
+        return diagnose(settings, as_service=os.environ.get(_AS_SERVICE) == "1")
+    try:
+        told = run_as_service(("doctor", "--own-rights", "--json"), variables={_AS_SERVICE: "1"})
+        return msgspec.json.decode(told, type=Diagnosis)
+    except (NoServiceError, msgspec.MsgspecError) as error:
+        sys.stderr.write(
+            f"This is what root may do, not what the agent may: it cannot be asked as its service: {error}\n"
+        )
+        return diagnose(settings)
+
+
+def _examine_gpu(root: Path) -> tuple[HostGpu, EngineTrial | None, GpuFault | None]:
+    """Returns the GPU below `root`; where that is this host's own, the driver and llama.cpp are asked as well."""
+    gpu = look(root, ask=False)
+    if gpu.kind is None:
+        return gpu, None, None
+    if root != Path("/"):
+        return gpu, None, gpu_fault(gpu, backends=None)
+    gpu, engine = look(root), try_engine()
+    fault = gpu_fault(gpu, backends=engine.backends, engine_said="" if engine.offloads else engine.said)
+    return gpu, engine, fault
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _with_power(result: ProbeResult) -> SensorReport:
@@ -69,6 +141,9 @@ def _print(found: Diagnosis, console: Console) -> None:
     host = found.host
     facts = [host.board, host.accelerator, host.cpu_model, host.power_mode and f"power mode {host.power_mode}"]
     console.print(f"[bold]{host.hostname}[/]  " + ", ".join(fact for fact in facts if fact), highlight=False)
+    whose = "the rights of the service" if found.as_service else "its own rights"
+    console.print(f"Probed as {escape(found.user)}, with {whose}.", highlight=False, style="dim")
+    _print_gpu(found, console)
     table = Table(box=None, pad_edge=False)
     for heading in ("SENSOR", "STATE", "POWER", "FOUND"):
         table.add_column(heading, overflow="fold")
@@ -84,3 +159,15 @@ def _print(found: Diagnosis, console: Console) -> None:
         console.print(f"Energy is measured with {', '.join(found.sampled)}.", highlight=False)
     else:
         console.print("[yellow]Energy cannot be measured on this host: joules are reported as unmeasured.[/]")
+
+
+def _print_gpu(found: Diagnosis, console: Console) -> None:
+    if found.gpu.kind is None:
+        return
+    answer = "" if found.gpu.cuda is None else f": {cuda_text(found.gpu.cuda)}"
+    if found.gpu_fault is None:
+        console.print(f"[bold]GPU[/] [green]usable[/]{escape(answer)}", highlight=False)
+        return
+    fault = found.gpu_fault
+    console.print(f"[bold]GPU[/] [red]not usable[/] ({fault.cause}): {escape(fault.message)}", highlight=False)
+    console.print(f"[bold]GPU[/]: {escape(fault.remedy)}", highlight=False)

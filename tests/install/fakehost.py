@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parents[2]
 # What of the system install.sh uses as it is.
 _TOOLS = tuple(
     """base64 bash basename cat chmod cmp cp cut dirname env find flock grep head install ln mkdir mktemp mv readlink
-    realpath rm rmdir sed sh sha256sum sleep sort tail touch tr xargs""".split()  # noqa: SIM905 - a list of 30 lines
+    realpath rm rmdir sed sh sha256sum sleep sort stat tail tar touch tr xargs""".split()  # noqa: SIM905 - a list of 30 lines
 )
 
 # A virtual environment's Python: pip makes the files that are looked for afterwards, llama.cpp is asked about GPUs.

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -20,7 +21,11 @@ from typing import Self
 import pytest
 
 from tests.install.fakehost import CHECKOUT
+from tests.models import smollm2_path
 
+CHECKOUT_INSIDE = "/srv/moe2"
+MODEL_INSIDE = "/srv/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEELS_OPTION = ("--wheels", "/srv/wheels")
 _PACKAGES = "systemd,systemd-sysv,dbus,libpam-systemd,polkitd,python3-venv,libgomp1"
 _TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "git")
 _BOOT_S = 120.0
@@ -75,6 +80,27 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@contextmanager
+def prepared_machine() -> Iterator[Machine]:
+    """A booted machine with this checkout, the wheels and a model in /srv. Nothing is installed."""
+    need_tools()
+    model = smollm2_path()
+    # Not pytest's own folder, which keeps the trees of former runs.
+    folder = Path(tempfile.mkdtemp(prefix="moe2-booted-"))
+    try:
+        kept = Path(os.environ["MOE2_TEST_TREE"]) if "MOE2_TEST_TREE" in os.environ else folder
+        kept.mkdir(parents=True, exist_ok=True)
+        base, packed = base_tree(kept), wheels(kept)
+        with Machine(base, folder) as machine:
+            machine.add_checkout(CHECKOUT_INSIDE)
+            shutil.copytree(packed, machine.root / "srv/wheels")
+            (machine.root / "srv/models").mkdir()
+            shutil.copy(model, machine.root / MODEL_INSIDE.lstrip("/"))
+            yield machine
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Machine:
     """A copy of the tree, booted for the length of the `with` block."""
 
@@ -91,13 +117,15 @@ class Machine:
             self._process = subprocess.Popen(
                 [
                     *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--console=pipe"),
+                    # For the device rules of units, which the kernel holds by a program of its own (BPF, cgroup 2).
+                    "--system-call-filter=bpf",
                     # Its own network, and nothing that a systemd on this machine would have to know about.
                     *("--private-network", "--register=no", "--keep-unit", "--notify-ready=yes"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "NOTIFY_SOCKET": address},
+                env={**os.environ, "NOTIFY_SOCKET": address, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
             try:
                 while b"READY=1" not in ready.recv(4096).split(b"\n"):

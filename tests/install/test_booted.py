@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from os import environ
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.install.machine import Machine, base_tree, need_tools, wheels
-from tests.models import smollm2_path
+from tests.install.machine import CHECKOUT_INSIDE as CHECKOUT
+from tests.install.machine import MODEL_INSIDE as MODEL
+from tests.install.machine import WHEELS_OPTION as WHEELS
+from tests.install.machine import Machine, prepared_machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.systemd, pytest.mark.timeout(1800)]
 
-CHECKOUT = "/srv/moe2"
-MODEL = "/srv/models/SmolLM2-135M-Instruct.Q4_1.gguf"
-WHEELS = ("--wheels", "/srv/wheels")
 UNITS = ("moe2-coordinator", "moe2-agent")
 # Asks the API inside, where there is no curl.
 ASK = """
@@ -39,23 +34,8 @@ print(urllib.request.urlopen(request).read().decode())
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """Booted, with this checkout, the wheels and a model in /srv. Nothing is installed."""
-    need_tools()
-    model = smollm2_path()
-    # Not pytest's own folder, which keeps the trees of former runs.
-    folder = Path(tempfile.mkdtemp(prefix="moe2-booted-"))
-    try:
-        kept = Path(environ["MOE2_TEST_TREE"]) if "MOE2_TEST_TREE" in environ else folder
-        kept.mkdir(parents=True, exist_ok=True)
-        base, packed = base_tree(kept), wheels(kept)
-        with Machine(base, folder) as machine:
-            machine.add_checkout(CHECKOUT)
-            shutil.copytree(packed, machine.root / "srv/wheels")
-            (machine.root / "srv/models").mkdir()
-            shutil.copy(model, machine.root / MODEL.lstrip("/"))
-            yield machine
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with prepared_machine() as machine:
+        yield machine
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,9 @@ def gpu_fault(host: HostGpu, *, backends: tuple[str, ...] | None, engine_said: s
             message=f"This llama.cpp was built for the processor alone, without CUDA.{answer}",
             remedy=_BUILD,
         )
-    if host.cuda is None or (host.cuda.code == 0 and host.cuda.devices):
+    if host.cuda is None:
+        return _node_fault(host)
+    if host.cuda.code == 0 and host.cuda.devices:
         return _words_of_the_engine(host, engine_said)
     if not host.cuda.has_library:
         return _library_fault(host, host.cuda)
@@ -144,11 +146,11 @@ def _node_fault(host: HostGpu) -> GpuFault | None:
     by_state: dict[NodeState, list[DeviceNode]] = {}
     for node in host.nodes:
         by_state.setdefault(node.state, []).append(node)
-    answer = cuda_text(host.cuda) if host.cuda else ""
+    answer = f" ({cuda_text(host.cuda)})" if host.cuda else ""
     if barred := by_state.get(NodeState.BARRED):
         return GpuFault(
             cause=GpuCause.NO_PERMISSION,
-            message=f"The unit's device rules bar {_paths(barred)} ({answer}).",
+            message=f"The unit's device rules bar {_paths(barred)}{answer}.",
             remedy=f"{_REINSTALL[0].upper()}{_REINSTALL[1:]}; a drop-in with an empty `DeviceAllow=` line and "
             "`DevicePolicy=auto` lifts the rules (docs/operations.md).",
         )
@@ -157,7 +159,7 @@ def _node_fault(host: HostGpu) -> GpuFault | None:
         joining = f"Its group is {', '.join(groups)}: " if groups else "It belongs to root alone: "
         return GpuFault(
             cause=GpuCause.NO_PERMISSION,
-            message=f"This user may not open {_paths(denied)} ({answer}).",
+            message=f"This user may not open {_paths(denied)}{answer}.",
             remedy=joining
             + (
                 f"{_REINSTALL}, with these groups; where you run the agent yourself, join them and log in again."
@@ -168,7 +170,7 @@ def _node_fault(host: HostGpu) -> GpuFault | None:
     if missing := by_state.get(NodeState.MISSING):
         return GpuFault(
             cause=GpuCause.NO_DEVICE_NODE,
-            message=f"{_paths(missing)} {'is' if len(missing) == 1 else 'are'} missing ({answer}).",
+            message=f"{_paths(missing)} {'is' if len(missing) == 1 else 'are'} missing{answer}.",
             remedy=_MISSING_REMEDIES[host.kind or GpuKind.CARD],
         )
     return None

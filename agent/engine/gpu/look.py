@@ -40,9 +40,11 @@ def look(root: Path = Path("/"), *, ask: bool = True) -> HostGpu:
     ask: also run the driver's `cuInit` in a child process, which takes a moment and wakes a sleeping card.
     """
     kind = gpu_kind(root)
+    # A copy of a host's /sys and /proc has no /dev, and says nothing about it.
+    patterns = _NODES[kind] if kind is not None and (root / "dev").is_dir() else ()
     return HostGpu(
         kind=kind,
-        nodes=() if kind is None else tuple(node for patterns in _NODES[kind] for node in _nodes(root, patterns)),
+        nodes=tuple(node for each in patterns for node in _nodes(root, each)),
         cuda=ask_cuda() if ask else None,
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )

@@ -55,3 +55,34 @@ def test_json_leaves_unknown_power_out(tmp_path: Path) -> None:
     sensors = {sensor["name"]: sensor for sensor in json.loads(text)["sensors"]}
     assert sensors["rapl"]["state"] == "present"
     assert all("power_w" not in sensor for sensor in sensors.values())
+
+
+# --- The GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_jetson_whose_nodes_are_missing_is_told_what_to_do(tmp_path: Path) -> None:
+    """By the nodes' names, with the remedy for such a board; exit status 1 though energy can be measured."""
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "dev").mkdir()
+    code, text = _run(tmp_path)
+    assert code == 1
+    assert "GPU not usable (no_device_node)" in text
+    assert "/dev/nvmap" in text
+    assert "modprobe nvgpu" in text
+
+
+def test_a_host_without_a_gpu_is_not_told_about_one(tmp_path: Path) -> None:
+    """Nothing is wrong with it."""
+    sysfs.intel_host(tmp_path)
+    code, text = _run(tmp_path)
+    assert (code, "GPU" in text) == (0, False)
+    found = json.loads(_run(tmp_path, as_json=True)[1])
+    assert (found["gpu_usable"], found["gpu_fault"]) == (None, None)
+
+
+def test_whose_rights_were_used_is_told(tmp_path: Path) -> None:
+    """Another tree than this host's is asked with one's own."""
+    sysfs.orin_nx(tmp_path)
+    found = json.loads(_run(tmp_path, as_json=True)[1])
+    assert found["as_service"] is False
+    assert found["user"] in _run(tmp_path)[1]

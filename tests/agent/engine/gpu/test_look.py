@@ -149,6 +149,12 @@ def test_an_empty_host_has_no_gpu(tmp_path: Path) -> None:
     assert (found.kind, found.nodes, found.cuda) == (None, (), None)
 
 
+def test_a_copy_of_a_hosts_files_says_nothing_of_its_nodes(tmp_path: Path) -> None:
+    """It has no /dev at all, which no host lacks."""
+    card(tmp_path)
+    assert look(tmp_path, ask=False).nodes == ()
+
+
 def test_missing_nodes_are_named(tmp_path: Path) -> None:
     """Those of a card: one of them is there, two are not."""
     card(tmp_path)
