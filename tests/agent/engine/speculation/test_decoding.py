@@ -224,12 +224,13 @@ def test_sampled_answers_have_the_model_s_distribution() -> None:
         logits[tokens[-2]] += 1
         return logits
 
-    speculation, counts, drafted, accepted = free_guesses(), Counter[str](), 0, 0
+    speculation, seen, drafted, accepted = free_guesses(), Counter[str](), 0, 0
     for seed in range(4000):
         engine = Engine(cells=64, batch_tokens=32, says=says, new_draw=seeded, speculation=speculation)
         answers(engine, [submit("j", "abcdabcdab", max_tokens=5, seed=seed)])
-        counts[engine.text("j")[:3]] += 1
-        drafted, accepted = drafted + counts(engine)[0], accepted + counts(engine)[1]
+        seen[engine.text("j")[:3]] += 1
+        of_this = counts(engine)
+        drafted, accepted = drafted + of_this[0], accepted + of_this[1]
     assert 1000 < accepted < drafted - 1000
     statistic = cells = 0.0
     for first in range(1, 5):
@@ -241,7 +242,7 @@ def test_sampled_answers_have_the_model_s_distribution() -> None:
                     chance *= masses[token] / masses.sum()
                     tokens.append(token)
                 text = "".join(chr(ord("a") + token - 1) for token in (first, second, third))
-                statistic += (counts[text] - 4000 * chance) ** 2 / (4000 * chance)
+                statistic += (seen[text] - 4000 * chance) ** 2 / (4000 * chance)
                 cells += 1
     # 63 degrees of freedom: 103.4 is exceeded once in a thousand times. Seeds are fixed, so it is always or never.
     assert statistic < 103.4
