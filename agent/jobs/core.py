@@ -413,6 +413,9 @@ class AgentCore:
         match event:
             case Tokens(jobs=decoded):
                 return self._decoded(decoded)
+            case protocol.Guessed():
+                # Of interest to who splits joules alone.
+                return []
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished() | protocol.Scored():
