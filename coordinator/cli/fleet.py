@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
-from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus, ProvisioningStatus
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import number, printable
+from moe2.coordinator.cli.asking import asked
 from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 WH_J = 3600.0
+MAX_NAMED = 20
+"""Experts that a line names, and lines of a kind."""
 _VERBS = {
     "sleep": "Send a host to sleep when its jobs have ended, until `fleet wake`. Its agent must allow it.",
     "wake": "Wake a host, and leave it to the coordinator again.",
@@ -48,13 +50,13 @@ def add_commands(commands: Commands[Command]) -> None:
 def _wish(arguments: argparse.Namespace) -> int:
     """Says an operator's word to the running coordinator. Raises `Moe2Error` where that is refused."""
     body = msgspec.json.encode({"verb": arguments.verb, "host": arguments.host})
-    content = _asked(arguments.socket, WISH_PATH, body)
+    content = asked(arguments.socket, WISH_PATH, body)
     sys.stdout.write(printable(msgspec.json.decode(content)["done"]) + "\n")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    content = _asked(arguments.socket, STATUS_ROUTE, None)
+    content = asked(arguments.socket, STATUS_ROUTE, None)
     status = msgspec.json.decode(content, type=CoordinatorStatus)
     if arguments.json:
         shown = msgspec.json.format(msgspec.json.encode(status.provisioning), indent=2).decode()
@@ -68,7 +70,8 @@ def told(status: CoordinatorStatus) -> list[str]:
     """Who is awake and why, in lines."""
     names = {row.agent_id: printable(row.agent_name) for row in status.agents}
     asleep = [names[row.agent_id] for row in status.agents if row.asleep]
-    lines = [f"Asleep: {', '.join(asleep) or 'nobody'}."]
+    more = f" and {len(asleep) - MAX_NAMED} more" if len(asleep) > MAX_NAMED else ""
+    lines = [f"Asleep: {', '.join(asleep[:MAX_NAMED]) or 'nobody'}{more}."]
     provisioning = status.provisioning
     if provisioning is None or provisioning.mode == "off":
         return [*lines, "The slow level is off: [provisioning] mode."]
@@ -84,10 +87,12 @@ def told(status: CoordinatorStatus) -> list[str]:
         lines.append("Nothing has been decided yet: no expert is known, or the first minute has not passed.")
     else:
         lines += _decided(provisioning, names)
-    lines += [f"{_expert(key, names)} is left as it is: {printable(why)}." for key, why in provisioning.stays.items()]
-    for change in provisioning.changes:
+    lines += _left(provisioning, names)
+    for change in provisioning.changes[:MAX_NAMED]:
         what = f"{change.change} {_expert(change.expert, names) if change.expert else printable(change.host)}"
         lines.append(f"{'It does' if acts else 'It would'}: {what}, because {printable(change.reason)}.")
+    if len(provisioning.changes) > MAX_NAMED:
+        lines.append(f"And {len(provisioning.changes) - MAX_NAMED} more changes; --json has them all.")
     lines += savings(provisioning, names)
     for said, hosts in (("Pinned", provisioning.pinned), ("Sent to sleep", provisioning.kept_asleep)):
         if hosts:
@@ -99,7 +104,7 @@ def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str
     """What mode observe would have saved today, in a line; none where that is nothing."""
     if not provisioning.would_sleep or provisioning.waited_j is None or provisioning.saved_j is None:
         return []
-    who = ", ".join(_expert(key, names) for key in provisioning.would_sleep)
+    who = _several(provisioning.would_sleep, names)
     return [
         f"Today {who} waited {number(provisioning.waited_j / WH_J)} Wh; {provisioning.returns} returns from sleep "
         f"would have replaced that, which saves {number(provisioning.saved_j / WH_J)} Wh."
@@ -107,7 +112,7 @@ def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str
 
 
 def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
-    awake = ", ".join(_expert(key, names) for key in provisioning.awake) or "nobody"
+    awake = _several(provisioning.awake, names, provisioning.n_awake)
     lines = [f"Wanted in memory for {number(provisioning.requests_per_hour or 0.0)} requests an hour: {awake}."]
     if provisioning.standing_w is not None:
         proof = (
@@ -124,23 +129,26 @@ def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[st
     return lines
 
 
+def _left(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
+    """Who is left as it is, and why: one line for each expert where they are few, else one for each reason."""
+    if len(provisioning.stays) <= MAX_NAMED and not provisioning.n_stays:
+        return [f"{_expert(key, names)} is left as it is: {printable(why)}." for key, why in provisioning.stays.items()]
+    if provisioning.n_stays and provisioning.n_stays > len(provisioning.stays):
+        return [f"{provisioning.n_stays} experts are left as they are; `moe2-coordinator fleet show` says why."]
+    reasons = Counter(provisioning.stays.values())
+    return [
+        f"{n} {'expert is' if n == 1 else 'experts are'} left as they are: {printable(why)}."
+        for why, n in reasons.most_common(MAX_NAMED)
+    ]
+
+
+def _several(keys: Sequence[str], names: dict[str, str], n_keys: int | None = None) -> str:
+    """The experts by name; of many the first, and how many more there are."""
+    n_more = (n_keys or len(keys)) - MAX_NAMED
+    named = ", ".join(_expert(key, names) for key in keys[:MAX_NAMED]) or "nobody"
+    return f"{named} and {n_more} more" if n_more > 0 else named
+
+
 def _expert(key: str, names: dict[str, str]) -> str:
     agent_id, _, model = key.partition("/")
     return f"{printable(model)} on {names.get(agent_id, printable(agent_id))}"
-
-
-def _asked(socket: Path, route: str, body: bytes | None) -> bytes:
-    try:
-        return asyncio.run(fetch(socket, route, body=body))
-    except NotRunningError as error:
-        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
-    except RefusedError as error:
-        raise Moe2Error(_message(error.message)) from error
-
-
-def _message(text: str) -> str:
-    """The sentence in an error's JSON; the text itself where it is none."""
-    try:
-        return str(msgspec.json.decode(text)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return text

@@ -17,15 +17,19 @@ import msgspec
 from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
 from moe2.coordinator.http.body.messages import CountRequest, MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
+from moe2.coordinator.http.fleet_query import MAX_HOSTS
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
+from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.serving.receipt import Receipt
+from moe2.coordinator.supply.orders import Wanted
 
 Schema = dict[str, Any]
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -153,6 +157,7 @@ _MODEL = _object(
 )
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
+    "ModelOrders": _object({"orders": {"type": "array", "items": _ref("ModelOrderRow")}}),
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
@@ -203,6 +208,15 @@ class _Operation:
 
 
 _INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
+_HOSTS: Schema = {
+    "limit": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
+    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
+    "q": {"type": "string", "maxLength": MAX_NAME_CHARACTERS},
+    "state": {"enum": [state.value for state in AgentState]},
+    "model": {"type": "string", "maxLength": MAX_NAME_CHARACTERS},
+}
+"""The query parameters that say which hosts are shown."""
+
 _OPERATIONS = (
     _Operation(
         "post",
@@ -296,7 +310,23 @@ _OPERATIONS = (
         (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
-    _Operation("get", paths.FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {_JSON: _ref("ModelOrders")}),
+    _Operation(
+        "post",
+        paths.ORDERS_PATH,
+        "Say which host serves which model.",
+        {_JSON: _ref("ModelOrders")},
+        _BODY_ERRORS,
+        _ref("Wanted"),
+    ),
+    _Operation(
+        "get",
+        paths.FLEET_PATH,
+        "The fleet's present status.",
+        {_JSON: _ref("CoordinatorStatus")},
+        (400,),
+        query=_HOSTS,
+    ),
     _Operation(
         "get",
         paths.LEDGER_PATH,
@@ -305,7 +335,14 @@ _OPERATIONS = (
         (400, 503),
         query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
     ),
-    _Operation("get", paths.EVENTS_PATH, "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
+    _Operation(
+        "get",
+        paths.EVENTS_PATH,
+        "The fleet and its requests, live.",
+        {_EVENTS: None},
+        (400, 503),
+        query={**_HOSTS, "after": {"type": "integer", "minimum": 0}},
+    ),
     _Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {_JSON: _ref("Health")}),
     _Operation(
         "get",
@@ -365,7 +402,7 @@ def _components() -> dict[str, Schema]:
         EmbeddingsRequest,
         FeedbackRequest,
     )
-    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:
         properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]
