@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     models = ", ".join(model.name for model in settings.models)
-    print(f"{arguments.config}: good. Models: {models}; coordinator: {settings.coordinator.url}.")
+    print(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
     return 0
 
 

@@ -48,8 +48,10 @@ class AgentSection(Settings):
 class CoordinatorSection(Settings):
     """[coordinator]"""
 
-    url: str
+    url: str | None = None
     """ws:// or wss:// and the coordinator's agents listener."""
+    urls: Annotated[tuple[str, ...], Field(max_length=16)] = ()
+    """The agents listeners of all coordinators of the fleet, in place of `url`: the agent connects to each of them."""
     # What is live here holds from the next connection on.
     token_file: Annotated[Path | None, LIVE] = None
     """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
@@ -68,13 +70,29 @@ class CoordinatorSection(Settings):
     refused_retry_s: Annotated[Seconds, LIVE] = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of all coordinators."""
+        return self.urls or ((self.url,) if self.url is not None else ())
+
     @field_validator("url")
     @classmethod
-    def _is_websocket_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
-        return url.rstrip("/")
+    def _is_websocket_url(cls, url: str | None) -> str | None:
+        return None if url is None else _websocket_url(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_websocket_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(map(_websocket_url, urls))
+        if len(set(found)) < len(found):
+            raise ValueError("an address stands there twice: the agent would be connected to it twice")
+        return found
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> CoordinatorSection:
+        if (self.url is None) == (not self.urls):
+            raise ValueError("set url, or urls where several coordinators serve the fleet")
+        return self
 
     @model_validator(mode="after")
     def _tls_settings_belong_together(self) -> CoordinatorSection:
@@ -82,9 +100,16 @@ class CoordinatorSection(Settings):
             raise ValueError("certificate and key stand together: set both, or neither")
         if self.certificate is None and self.ca_file is None:
             return self
-        if urlsplit(self.url).scheme != "wss":
+        if not any(urlsplit(url).scheme == "wss" for url in self.addresses):
             raise ValueError("ca_file, certificate and key are for TLS: write wss:// in url, or remove them")
         return self
+
+
+def _websocket_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
+    return url.rstrip("/")
 
 
 class LoraSection(Settings):

@@ -146,8 +146,9 @@ class AgentCore:
                 return self._cancel(job, now_s) if job else []
             case EnergySettled(job_id=job_id, energy=energy):
                 return self._settled(job_id, energy, now_s)
-            case LinkLost():
-                return [*self.commands.link_lost(), *self._abandon_all(now_s)]
+            case LinkLost(job_ids=job_ids):
+                lost = self.commands.link_lost() if job_ids is None else []
+                return [*lost, *self._abandon(job_ids, now_s)]
             case DrainRequested():
                 self.draining = True
                 return [*self._end_own_work(now_s), ReportChange()]
@@ -176,6 +177,11 @@ class AgentCore:
     def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
         """What the capability report says of every expert now."""
         return tuple(report_of(expert, now_s) for expert in self.experts.values())
+
+    def n_jobs(self, model: str, counts: Callable[[str], bool]) -> int:
+        """Returns how many jobs a model has, running and queued, of those that `counts` says yes to."""
+        expert = self.experts[model]
+        return sum(counts(job_id) for job_id in (*expert.active, *expert.queue))
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -272,9 +278,10 @@ class AgentCore:
                 effects.append(KillEngine(name, reason))
         return effects
 
-    def _abandon_all(self, now_s: float) -> list[Effect]:
+    def _abandon(self, job_ids: frozenset[str] | None, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for job in [job for job in self.jobs.values() if not job.is_own]:
+        wanted = self.jobs if job_ids is None else job_ids & self.jobs.keys()
+        for job in [job for job_id, job in self.jobs.items() if job_id in wanted and not job.is_own]:
             job.abandoned = True
             effects += self._cancel(job, now_s)
         return effects
