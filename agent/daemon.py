@@ -66,7 +66,7 @@ from moe2.agent.link.link import Link
 from moe2.agent.link.links import Links
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
-from moe2.agent.observing.health import agent_warnings, link_warnings, gravest_first
+from moe2.agent.observing.health import agent_warnings, gravest_first, link_warnings
 from moe2.agent.observing.host import detect_host
 from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
@@ -281,7 +281,10 @@ class AgentDaemon(Daemon[AgentSettings]):
         """Go on with other settings. Those of the link hold for its next attempt."""
         link, before = settings.coordinator, former.coordinator
         self._papers.token_file = link.token_file
-        is_other = (link.reconnect_first_s, link.reconnect_most_s) != (before.reconnect_first_s, before.reconnect_most_s)
+        is_other = (link.reconnect_first_s, link.reconnect_most_s) != (
+            before.reconnect_first_s,
+            before.reconnect_most_s,
+        )
         self._link.use(link, partial(self._link_backoff, settings) if is_other else None)
         set_log_level(settings.log.level)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -48,9 +48,9 @@ class AgentSection(Settings):
 class CoordinatorSection(Settings):
     """[coordinator]"""
 
-    url: str | None = None
+    url: str
     """ws:// or wss:// and the coordinator's agents listener."""
-    urls: Annotated[tuple[str, ...], Field(max_length=16)] = ()
+    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] | None = None
     """The agents listeners of all coordinators of the fleet, in place of `url`: the agent connects to each of them."""
     # What is live here holds from the next connection on.
     token_file: Annotated[Path | None, LIVE] = None
@@ -73,26 +73,30 @@ class CoordinatorSection(Settings):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses of all coordinators."""
-        return self.urls or ((self.url,) if self.url is not None else ())
+        return self.urls or (self.url,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_address(cls, fields: Any) -> Any:
+        """Takes the first of several addresses for `url`, which then needs not be set."""
+        if not isinstance(fields, dict) or not (urls := fields.get("urls")) or not isinstance(urls, list | tuple):
+            return fields
+        if fields.get("url") not in (None, urls[0]):
+            raise ValueError("set url, or urls where several coordinators serve the fleet, but not both")
+        return {**fields, "url": urls[0]}
 
     @field_validator("url")
     @classmethod
-    def _is_websocket_url(cls, url: str | None) -> str | None:
-        return None if url is None else _websocket_url(url)
+    def _is_websocket_url(cls, url: str) -> str:
+        return _websocket_url(url)
 
     @field_validator("urls")
     @classmethod
-    def _are_websocket_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        found = tuple(map(_websocket_url, urls))
-        if len(set(found)) < len(found):
+    def _are_websocket_urls(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        found = None if urls is None else tuple(map(_websocket_url, urls))
+        if found and len(set(found)) < len(found):
             raise ValueError("an address stands there twice: the agent would be connected to it twice")
         return found
-
-    @model_validator(mode="after")
-    def _has_an_address(self) -> CoordinatorSection:
-        if (self.url is None) == (not self.urls):
-            raise ValueError("set url, or urls where several coordinators serve the fleet")
-        return self
 
     @model_validator(mode="after")
     def _tls_settings_belong_together(self) -> CoordinatorSection:

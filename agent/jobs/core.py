@@ -7,6 +7,8 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from moe2.agent.engine import protocol

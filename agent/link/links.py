@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -115,7 +115,7 @@ class Links:
         """Sends each coordinator a message of its own. make: is given what tells whether a job is another's."""
         for link in self._links:
             if link.is_open:
-                link.send(make(lambda job_id, link=link: self._owners.get(job_id, link) is not link))
+                link.send(make(partial(self._is_others, link)))
 
     def send_tokens(self, jobs: tuple[JobPieces, ...]) -> None:
         """Sends tokens to the coordinators of their jobs."""
@@ -149,9 +149,8 @@ class Links:
             for link in self._links:
                 tasks.create_task(link.run())
 
-    def n_jobs_by_url(self) -> Counter[str]:
-        """Returns how many jobs each link has, by its address."""
-        return Counter(link.status.url for link in self._owners.values())
+    def _is_others(self, link: Link, job_id: str) -> bool:
+        return self._owners.get(job_id, link) is not link
 
     def _made(self, url: str, make: MakeLink) -> Link:
         def heard(message: JobMessage) -> None:
