@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from moe2.agent.engine.adapters import apply_adapters
 from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
 from moe2.agent.engine.batch import Lanes, lanes_for
+from moe2.agent.engine.callform import BARE, Caller
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
@@ -178,7 +179,7 @@ def open_session(
         def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
             constraint = constraint_of(
                 request,
-                tags_calls=templates.with_tools is not None and templates.with_tools.tags_calls,
+                templates.caller,
                 has_call_channel=templates.thinker is not None and templates.thinker.marks.is_harmony,
             )
             sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
@@ -218,6 +219,7 @@ def open_session(
             new_draw=new_draw,
             limits=limits,
             thinker=templates.thinker,
+            caller=templates.caller,
             speculation=speculation,
         )
         yield Decoder(
@@ -324,9 +326,10 @@ def physical_cores() -> int:
 class _Templates:
     """A model's chat templates. with_tools: for conversations with tools; the plain one where it is the same."""
 
-    plain: ChatTemplate | None
-    with_tools: ChatTemplate | None
-    thinker: Thinker | None
+    plain: ChatTemplate | None = None
+    with_tools: ChatTemplate | None = None
+    thinker: Thinker | None = None
+    caller: Caller = field(default_factory=lambda: Caller(BARE, {}))
 
     @property
     def supports_tools(self) -> bool:
@@ -336,7 +339,7 @@ class _Templates:
 def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
     source, source_with_tools = model.chat_template(), model.chat_template("tool_use")
     if source is None and source_with_tools is None:
-        return _Templates(None, None, None)
+        return _Templates()
     quotation = Quotation(model.control_texts)
     marks = marks_of(f"{source or ''}{source_with_tools or ''}", model.is_token)
 
@@ -352,7 +355,10 @@ def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
     plain = made(source)
     with_tools = made(source_with_tools) if source_with_tools != source else plain
     thinker = None if marks is None else Thinker.of(marks, model.tokens_of)
-    return _Templates(plain or with_tools, with_tools or plain, thinker)
+    caller = Caller(BARE, {})
+    if (for_tools := with_tools or plain) is not None and not (marks is not None and marks.is_harmony):
+        caller = Caller.of(for_tools.call_form, model.tokens_of, model.piece)
+    return _Templates(plain or with_tools, for_tools, thinker, caller)
 
 
 def vocabulary_of(model: Model) -> Vocabulary:

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from moe2.common.link.messages import TokenPiece
-from moe2.common.textstream import HeldPieces
+from moe2.common.textstream import HeldPieces, begun
 
 _PAIRS = (
     ("<think>", "</think>"),
@@ -196,8 +196,8 @@ class _Between:
         at = text.find(self._marks.closing)
         if at < 0:
             # White space at the end may be that before the mark.
-            open_from = len(text) - _begun(text, self._marks.closing)
-            found += self._held.take(len(text[:open_from].rstrip()), is_reasoning=True)
+            open_from = len(text) - begun(text, self._marks.closing)
+            found += self._held.take(self._held.uncut(len(text[:open_from].rstrip())), is_reasoning=True)
             return False
         found += self._held.take(len(text[:at].rstrip()), is_reasoning=True)
         self._held.drop(len(self._held.text) - len(text[at + len(self._marks.closing) :]))
@@ -257,7 +257,7 @@ class _Harmony:
         text = self._held.text
         ends = [(at, mark) for mark in ("<|end|>", "<|call|>", "<|return|>") if (at := text.find(mark)) >= 0]
         if not ends:
-            open_from = len(text) - _begun(text, "<|end|>", "<|call|>", "<|return|>")
+            open_from = len(text) - begun(text, "<|end|>", "<|call|>", "<|return|>")
             found += self._held.take(open_from, is_reasoning=self.is_reasoning)
             return False
         at, mark = min(ends)
@@ -270,11 +270,3 @@ class _Harmony:
     def _end_call(self) -> list[TokenPiece]:
         was_call, self._in_call = self._in_call, False
         return [TokenPiece("}\n</tool_call>")] if was_call else []
-
-
-def _begun(text: str, *marks: str) -> int:
-    """Returns how many characters at the end of a text may be the beginning of one of the marks."""
-    longest = max(map(len, marks)) - 1
-    return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
-    )

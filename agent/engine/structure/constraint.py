@@ -7,8 +7,9 @@ from typing import Literal
 
 import msgspec
 
+from moe2.agent.engine.callform import BARE, HERMES, Caller
 from moe2.agent.engine.request import RequestError
-from moe2.agent.engine.structure.calls import Calls, calls_of
+from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_calls
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import ChatPrompt, Submit
@@ -42,23 +43,28 @@ class GrammarError(RequestError):
 FREE = Constraint(syntax="text", source="")
 
 
-def constraint_of(request: Submit, *, tags_calls: bool, has_call_channel: bool = False) -> Constraint | None:
+def constraint_of(request: Submit, caller: Caller, *, has_call_channel: bool = False) -> Constraint | None:
     """The constraint that a request asks for, None where its answer is free. Raises `RequestError`.
 
-    tags_calls: the model writes its calls between <tool_call> tags. has_call_channel: it writes them where no grammar
+    caller: how the model writes its calls. has_call_channel: it writes them where no grammar
     is followed, so that only the answer beside them is bound.
     """
     if request.json_schema is not None:
         found = Constraint(syntax="json_schema", source=request.json_schema)
     elif request.forced_tools and isinstance(request.prompt, ChatPrompt):
-        schema = schema_of_call(request.prompt.tools, request.forced_tools)
-        found = Constraint(syntax="json_schema", source=json.dumps(schema, ensure_ascii=False), tagged=tags_calls)
+        tools, names = request.prompt.tools, request.forced_tools
+        if caller.form.name in (BARE.name, HERMES.name, LLAMA):
+            schema = schema_of_call(tools, names, arguments_key=caller.form.arguments_key)
+            source = json.dumps(schema, ensure_ascii=False)
+            found = Constraint(syntax="json_schema", source=source, tagged=caller.form is HERMES)
+        else:
+            found = Constraint(syntax="text", source="", calls=forced_calls(tools, names, caller))
     elif request.grammar is not None:
         found = Constraint(syntax=request.grammar_syntax, source=request.grammar)
     else:
         found = FREE
     if request.tool_rules is not None and isinstance(request.prompt, ChatPrompt) and not has_call_channel:
-        calls = calls_of(request.prompt.tools, request.tool_rules, tagged=tags_calls)
+        calls = calls_of(request.prompt.tools, request.tool_rules, caller)
         if calls.tools and not request.forced_tools:
             found = msgspec.structs.replace(found, calls=calls)
     if found == FREE:
