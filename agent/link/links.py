@@ -20,13 +20,9 @@ from moe2.common.link.messages import (
     JobFailed,
     JobPieces,
     JobScored,
-    LoadModel,
     ScoreJob,
     Submit,
-    Suspend,
     TakeToken,
-    UnloadModel,
-    WakeNeighbour,
     Welcome,
 )
 from moe2.common.link.session import JobMessage
@@ -37,7 +33,6 @@ log = structlog.get_logger()
 MAX_COMMANDS = 256
 """Commands whose link is remembered; the oldest is forgotten first."""
 _JOBS = (Submit, ScoreJob, FollowJob, EmbedJob)
-_COMMANDS = (LoadModel, UnloadModel, Suspend, WakeNeighbour)
 _LAST_WORDS = (JobDone, JobFailed, JobScored)
 
 MakeLink = Callable[[str, Callable[[Welcome], None], Callable[[JobMessage], None], Callable[[], None]], Link]
@@ -161,8 +156,8 @@ class Links:
 
     def _heard(self, link: Link, message: JobMessage) -> None:
         """Takes in a message. Nobody can speak of another coordinator's job."""
-        if isinstance(message, _COMMANDS):
-            self._commanders[message.command_id] = link
+        if (command_id := getattr(message, "command_id", None)) is not None:
+            self._commanders[command_id] = link
             while len(self._commanders) > MAX_COMMANDS:
                 del self._commanders[next(iter(self._commanders))]
         elif isinstance(message, (*_JOBS, TakeToken, CancelJob)):
