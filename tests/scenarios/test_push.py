@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,46 @@ async def test_over_the_api_only_files_of_the_folder_are_sent(tmp_path: Path) ->
             with pytest.raises(Exception, match="no file's name"):
                 pushes._path(text, is_local=False)
         assert pushes._path("a.gguf", is_local=False) == tmp_path / "a.gguf"
+
+
+async def command(running: Fleet, *words: str) -> tuple[int, str, str]:
+    """(exit status, output, errors) of `moe2-coordinator models`."""
+    process = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "moe2.coordinator",
+            "models",
+            *words,
+            "--socket",
+            str(running.root / "coordinator.sock"),
+        ),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+async def test_the_command_line_pushes_adds_shows_and_removes(tmp_path: Path) -> None:
+    """As an operator does it, with words that tell what became of each step."""
+    source = write_gguf(tmp_path / "new.gguf", body=os.urandom(10_000))
+    async with fleet(tmp_path, push=OPEN, models_from=TAKES) as running:
+        await taking(running, "one")
+        assert await command(running, "push", str(source), "one") == (
+            0,
+            f"one has new.gguf, sha256 {hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.\n",
+            "",
+        )
+        assert await command(running, "add", "new", "--all-matching", "name=one", "--slots", "2") == (
+            0,
+            "one serves new.\n",
+            "",
+        )
+        _, shown, _ = await command(running, "show")
+        assert "one: takes models from here; free: " in shown
+        assert "has new.gguf: " in shown
+        assert "served as new" in shown
+        assert (await command(running, "remove", "new", "one"))[:2] == (0, "one no longer serves new.\n")
+        code, _, errors = await command(running, "remove", "new", "one")
+        assert (code, "does not serve 'new'" in errors) == (1, True)
