@@ -65,7 +65,7 @@ def undominated(candidates: Candidates, most: int, keep: IntArray, *further: Flo
 def _references(candidates: Candidates) -> IntArray:
     """The candidates that are likely to be superior to many: the cheapest with the same states, then those of value."""
     rank = rank_among_twins(candidates.problem.value.twins[candidates.index], candidates.energy_j)
-    return np.lexsort([-candidates.alone, rank])[:MAX_REFERENCES]
+    return np.asarray(np.lexsort([-candidates.alone, rank])[:MAX_REFERENCES])
 
 
 def _costs(candidates: Candidates) -> tuple[FloatArray, ...]:
