@@ -37,8 +37,8 @@ _STEPS = {"coverage": 1e6, "best_of": 4.4e6}
 _STEPS_OF_OTHERS = 1e5
 """Elementwise steps up to which a listing pays before any relaxation; after one there is less to list."""
 _WRAP_UP_S, _WRAP_UP_S_EACH, _WRAP_UP_SHARE = 0.002, 2e-9, 0.2
-"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof; seconds on top
-for each expert and prompt; and the most that these may be as a share of the limit."""
+"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof; seconds on
+top for each expert and prompt; and the most that these may be as a share of the limit."""
 _WIDE_GAP = 0.005
 """A gap of the first relaxation, as a share of the value, from which it pays to look for better panels at once."""
 _MIN_RESTARTED = 48
