@@ -59,7 +59,7 @@ def undominated(candidates: Candidates, most: int, keep: IntArray, *further: Flo
     is_superior[expert, column] = ~is_equal | (reference[column] < expert)
     kept = is_superior.sum(axis=1) < most
     kept[keep] = True
-    return everyone[kept]
+    return np.flatnonzero(kept)
 
 
 def _references(candidates: Candidates) -> IntArray:
