@@ -39,6 +39,8 @@ class Job:
     """order: what the coordinator asked for."""
 
     order: Order
+    expert: Expert
+    """Whose job it is; another one where its model is exchanged while it waits."""
     received_s: float
     deadline_s: float | None
     phase: Phase = Phase.QUEUED
@@ -66,6 +68,8 @@ class Job:
 @dataclass
 class Expert:
     section: ModelSection
+    engine: str = ""
+    """The name of its engine: the model's, with a number where it has taken another one's place."""
     state: ExpertState = field(init=False)
     facts: protocol.ModelFacts | None = None
     placement: tuple[DeviceShare, ...] = ()
@@ -91,18 +95,23 @@ class Expert:
     """The coordinator may have it unloaded, so that it is loaded for the next request."""
     stopping: bool = False
     """Its process has been told to end, and has not ended yet."""
+    held: bool = False
+    """Its jobs wait: it is drained, so that another model can take its place."""
+    awaited: bool = False
+    """It is loaded in another one's place, whose jobs wait for it."""
     own: set[str] = field(default_factory=set)
     """Those of `active` that are the host's own, to measure itself."""
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
+        self.engine = self.engine or self.section.name
         cold = self.section.load == "on_demand"
         self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
 
     @property
     def on_demand(self) -> bool:
         """Whether it takes jobs while it is cold, and is loaded for them."""
-        return self.section.loads_on_demand or self.may_unload
+        return self.section.loads_on_demand or self.may_unload or self.awaited
 
     @property
     def n_requests(self) -> int:
@@ -191,13 +200,39 @@ def usage_of(job: Job, now_s: float) -> JobUsage:
     )
 
 
+def usage_of_finished(event: protocol.Finished | protocol.Scored, queue_s: float) -> JobUsage:
+    """What a job consumed, as its engine has counted it."""
+    return JobUsage(
+        prompt_tokens=event.prompt_tokens,
+        cached_tokens=event.cached_tokens,
+        decoded_tokens=event.decoded_tokens,
+        reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
+        drafted_tokens=event.drafted_tokens if isinstance(event, protocol.Finished) else None,
+        accepted_tokens=event.accepted_tokens if isinstance(event, protocol.Finished) else None,
+        queue_s=queue_s,
+        prefill_s=event.prefill_s,
+        decode_s=event.decode_s,
+    )
+
+
 def reasoning_part(usage: JobUsage, energy: Energy, weight: TokenWeight) -> float | None:
     """Joules of a job's reasoning: its tokens' share, as the account weighs tokens. None where that is not known."""
     if energy.joules is None or not usage.reasoning_tokens:
         return None
     prefilled = max(0, (usage.prompt_tokens or 0) - usage.cached_tokens)
-    whole = weight.decode * usage.decoded_tokens + weight.prefill * prefilled
-    return energy.joules * weight.decode * usage.reasoning_tokens / whole if whole > 0 else None
+    decoded = weight.decode * usage.decoded_tokens * effort_of(usage.decoded_tokens, usage, weight)
+    whole = decoded + weight.prefill * prefilled
+    return energy.joules * decoded * usage.reasoning_tokens / (usage.decoded_tokens * whole) if whole > 0 else None
+
+
+def effort_of(decoded_tokens: int, guesses: JobUsage | protocol.Finished, weight: TokenWeight) -> float:
+    """Joules of a decoded token beside those of one that had a step of its own, as the account weighs tokens: a guess
+    costs as much as a token of a prompt, and one that was right saves a step."""
+    drafted, accepted = guesses.drafted_tokens or 0, guesses.accepted_tokens or 0
+    if decoded_tokens < 1 or not drafted:
+        return 1.0
+    steps = max(1, decoded_tokens - accepted)
+    return (weight.decode * steps + weight.prefill * drafted) / (weight.decode * decoded_tokens)
 
 
 def timing_of(
@@ -230,4 +265,6 @@ def timing_of(
         prefill_s=prefill_s,
         decode_s=decode_s,
         mean_occupancy=occupied_s / held_s if held_s > 0 else None,
+        saved_s=event.saved_s if isinstance(event, protocol.Finished) else 0.0,
+        effort=effort_of(decoded_tokens, event, expert.token_weight) if isinstance(event, protocol.Finished) else 1.0,
     )
