@@ -8,6 +8,8 @@ LOG=install.log
 
 # shellcheck source=install/say.sh
 source install/say.sh
+# shellcheck source=install/python.sh
+source install/python.sh
 # shellcheck source=install/system.sh
 source install/system.sh
 # shellcheck source=install/checkout.sh
@@ -53,13 +55,15 @@ On a host, as a system service under /opt/moe2 (docs/operations.md); needs sudo:
   upgrade                 put this checkout to use; the former release goes on if the new one does not come up
   uninstall [--purge]     remove everything but configuration and state; with --purge these and the users as well
   doctor                  what of the installation is as it should be, and what to do about the rest
-    --wheels DIR          for coordinator, agent, upgrade: install from the wheels in DIR, without a network
+    --wheels DIR          for coordinator, agent, upgrade: install from the wheels in DIR, without a network; where the
+                          host's Python is too old, also from a standalone CPython in DIR (docs/operations.md)
     --dry-run             for all but doctor: show every step and change nothing
 
   help                    this text
 
 Demo and tests go into .venv and .demo of this checkout; delete them to remove it. Needs Python 3.11 or newer with venv
-and a C++ compiler; as root, what is missing is installed with apt-get. The first run compiles llama.cpp.
+and a C++ compiler; as root, what is missing is installed with apt-get. The first run compiles llama.cpp. A host command
+on a system with an older Python (JetPack 5 and 6) gets a current one under /opt/moe2/python.
 
   PYTHON=python3.12       in the environment: the Python to use
   CMAKE_ARGS='…'          in the environment: more options for compiling llama.cpp

@@ -341,6 +341,9 @@ class AgentDaemon(Daemon[AgentSettings]):
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 cause = Cause.OTHER if self._core.is_own(job_id) else None
                 account.request_started(job_id, to_prefill, now_s, weight, cause, model=model)
+            case protocol.Guessed(jobs=guesses):
+                for guessed in guesses:
+                    account.tokens_guessed(guessed.job_id, guessed.drafted, guessed.accepted, now_s)
             case Tokens(jobs=jobs):
                 for job in jobs:
                     account.tokens_decoded(job.job_id, len(job.pieces), now_s)

@@ -160,6 +160,7 @@ class ErrorCode(StrEnum):
     # What went wrong.
     INTERNAL = "internal", 500, _SERVER, "report the defect, with the request's id"
     FEEDBACK_NOT_KEPT = "feedback_not_kept", 500, _SERVER, "make room on the coordinator's disk, and send it again"
+    BUDGET_PENDING = "budget_pending", 503, _SERVER, _WAIT, 1
     DATABASE_UNREACHABLE = "database_unreachable", 503, _SERVER, _WAIT, 5
     LEDGER_UNREADABLE = "ledger_unreadable", 503, _SERVER, _WAIT, 5
     ENGINE_CRASHED = "engine_crashed", 502, _SERVER, _AGAIN, 1
@@ -185,5 +186,13 @@ class ErrorCode(StrEnum):
 
 
 _BY_VALUE = {code.value: code for code in ErrorCode}
-PASSING = frozenset({ErrorCode.OVERLOADED, ErrorCode.INFEASIBLE_NOW, ErrorCode.FLEET_CAPPED, ErrorCode.MODEL_LOADING})
+PASSING = frozenset(
+    {
+        ErrorCode.OVERLOADED,
+        ErrorCode.INFEASIBLE_NOW,
+        ErrorCode.FLEET_CAPPED,
+        ErrorCode.MODEL_LOADING,
+        ErrorCode.BUDGET_PENDING,
+    }
+)
 """Refusals that may pass by themselves: the request waits for that."""

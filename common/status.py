@@ -184,6 +184,31 @@ class ProvisioningStatus(msgspec.Struct, frozen=True, kw_only=True):
     waited_j: float | None = None
     returns: int = 0
     would_sleep: tuple[str, ...] = ()
+    n_awake: int | None = None
+    n_stays: int | None = None
+    """How many there are, where `awake` and `stays` were cut short; None where they were not."""
+
+
+class FleetCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of the whole fleet, however many of its hosts are shown.
+
+    agents: all that are known. connected, asleep: of them. experts, experts_ready, slots, slots_active, queued, models:
+    of those that are connected. matching: agents that were looked for; those that are shown begin at `offset` among
+    them. warnings: all there are.
+    """
+
+    agents: int
+    connected: int
+    asleep: int
+    experts: int
+    experts_ready: int
+    slots: int
+    slots_active: int
+    queued: int
+    models: tuple[str, ...]
+    matching: int
+    warnings: int
+    offset: int = 0
 
 
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +234,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Average budgets with the price of a joule that each has learned."""
     provisioning: ProvisioningStatus | None = None
     """What the slow level thinks of who is awake; None from a coordinator of an earlier release."""
+    counts: FleetCounts | None = None
+    """The numbers of the whole fleet; None from a coordinator of an earlier release."""
 
 
 def exit_code(warnings: tuple[HealthWarning, ...]) -> int:

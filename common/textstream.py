@@ -132,16 +132,24 @@ class HeldPieces:
             self._pieces[0] = TokenPiece(cut[count:])
 
     def uncut(self, count: int) -> int:
-        """Returns the largest number of characters up to `count` that cuts no piece with a log-probability."""
+        """Returns the largest number of characters up to `count` that cuts no piece: so nothing of a token's
+        log-probability is lost, and no token becomes two pieces."""
         start = 0
         for piece in self._pieces:
-            end = start + len(piece.text)
-            if end > count:
-                return count if piece.logprob is None else start
-            start = end
+            if start + len(piece.text) > count:
+                break
+            start += len(piece.text)
         return start
 
     def drop(self, count: int) -> None:
         """Forgets the first `count` characters."""
         for _ in self.take(count):
             pass
+
+
+def begun(text: str, *marks: str) -> int:
+    """Returns how many characters at the end of a text may be the beginning of one of the marks."""
+    longest = max(map(len, marks)) - 1
+    return next(
+        (n for n in range(min(longest, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
+    )

@@ -129,6 +129,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
+        self._accounts = Accounts()
+        self._price_file = PriceFile(settings.coordinator.state_dir)
+        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         url = settings.database.url
         self._pair = None
         if url is not None:
@@ -140,15 +143,15 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 on_scores=self._scored_elsewhere,
                 on_wishes=lambda wishes: self._keeper.take_wishes(wishes),
                 on_change=lambda: self._hub.disconnect_revoked(),
+                accounts=self._accounts,
+                prices=self._prices,
+                on_lease=lambda: self._service.fleet_changed(),
             )
             self._pair.membership.gate_sha256 = _gate_sha256(settings)
         self._ledger = Ledger(
             settings.ledger_path, retention_days=settings.ledger.retention_days, is_journal=url is not None
         )
-        self._accounts = Accounts()
         self._standing = StandingBook(time())
-        self._price_file = PriceFile(settings.coordinator.state_dir)
-        self._prices = PriceBook(settings.selection.averages, self._price_file.read())
         collector = LedgerCollector(self._accounts, self._ledger, lambda: day_of(time()))
         self._metrics = CoordinatorMetrics(self.status, stale_s=agents.stale_s, others=(collector,))
         self._traces = None
@@ -166,7 +169,13 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._selector,
             send=lambda agent_id, message: self._keeper.send(agent_id, message),
             max_active=settings.api.max_active_requests,
-            bookkeeper=Bookkeeper(self._accounts, self._ledger, clock=time, prices=self._prices),
+            bookkeeper=Bookkeeper(
+                self._accounts,
+                self._ledger,
+                clock=time,
+                prices=self._prices,
+                lender=self._pair.lender if self._pair else None,
+            ),
             on_retired=self._request_retired,
             settings=settings.dispatch,
         )
@@ -211,9 +220,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             # The socket first: a second coordinator ends there, and does not take this one's requests for interrupted.
             await stack.enter_async_context(serving(self._local_app(), self._settings.coordinator.socket))
             await stack.enter_async_context(self._ledger.running())
+            self._accounts.restore(day_of(time()), self._ledger.today)
             if self._pair:
                 await stack.enter_async_context(self._pair.running())
-            self._accounts.restore(day_of(time()), self._ledger.today)
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
@@ -343,7 +352,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 answer_errors,
                 send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
-                Guard(self._keys).middleware,
+                Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
             ],
         )

@@ -7,7 +7,7 @@ readonly ROOT=${MOE2_INSTALL_ROOT:-}
 first_line() { if [[ -r $1 ]]; then tr -d '\0' <"$1" | head -n 1; fi; }
 
 # Sets HOST_ARCH, HOST_KIND (jetson, nvidia or cpu), HOST_BOARD, and for a GPU what is known of: L4T, JETPACK, TEGRA,
-# GPU_NAME, DRIVER_VERSION, DRIVER_CUDA, NVCC, NVCC_VERSION, CUDA_ARCHITECTURES. Unknown is empty.
+# GPU_NAME, DRIVER_VERSION, DRIVER_CUDA, NVCC, NVCC_VERSION, CUDA_ARCHITECTURES, and MEMORY_KB. Unknown is empty.
 detect_host() {
   HOST_ARCH=$(uname -m)
   [[ $HOST_ARCH != arm64 ]] || HOST_ARCH=aarch64
@@ -21,6 +21,11 @@ detect_host() {
     HOST_KIND=nvidia
   fi
   detect_nvcc
+  # Thor's architecture was renumbered with CUDA 13.
+  if [[ $CUDA_ARCHITECTURES == thor ]]; then
+    if [[ ${NVCC_VERSION%%.*} == 12 ]]; then CUDA_ARCHITECTURES=101; else CUDA_ARCHITECTURES=110; fi
+  fi
+  MEMORY_KB=$(sed -nE 's/^MemTotal: *([0-9]+) kB$/\1/p' "$ROOT/proc/meminfo" 2>/dev/null) || true
   SYSTEMD_VERSION=$(systemctl --version 2>/dev/null | sed -nE '1s/^systemd ([0-9]+).*/\1/p') || true
 }
 
@@ -38,7 +43,7 @@ detect_jetson() {
     32) JETPACK=4 ;;
     35) JETPACK=5 ;;
     36) JETPACK=6 ;;
-    38) JETPACK=7 ;;
+    38 | 39) JETPACK=7 ;;
   esac
   if [[ -r $ROOT/proc/device-tree/compatible ]]; then
     TEGRA=$(tr '\0' '\n' <"$ROOT/proc/device-tree/compatible" | sed -nE 's/^nvidia,(tegra[0-9]+)$/\1/p' | head -n 1)
@@ -48,8 +53,9 @@ detect_jetson() {
   case $TEGRA in
     tegra210) CUDA_ARCHITECTURES=53 ;;
     tegra186) CUDA_ARCHITECTURES=62 ;;
-    tegra194) CUDA_ARCHITECTURES=72 ;;
+    tegra194) CUDA_ARCHITECTURES=72 ;; # Xavier
     tegra234) CUDA_ARCHITECTURES=87 ;; # Orin
+    tegra264) CUDA_ARCHITECTURES=thor ;;
     *) CUDA_ARCHITECTURES=native ;;
   esac
 }
@@ -79,6 +85,43 @@ detect_nvcc() {
   if [[ -n $NVCC ]]; then
     NVCC_VERSION=$("$NVCC" --version 2>/dev/null | sed -nE 's/.*release ([0-9.]+).*/\1/p' | head -n 1) || true
   fi
+}
+
+# oldest_nvcc ARCHITECTURE: the first CUDA toolkit that compiles for it; nothing where any will do.
+oldest_nvcc() {
+  case $1 in
+    87) printf 11.4 ;;
+    89 | 90) printf 11.8 ;;
+    100 | 101 | 120) printf 12.8 ;;
+    103 | 121) printf 12.9 ;;
+    110) printf 13.0 ;;
+  esac
+}
+
+# newest_nvcc ARCHITECTURE: the last toolkit that compiles for it; nothing where there is no last one yet.
+newest_nvcc() {
+  case $1 in
+    50 | 52 | 53 | 60 | 61 | 62 | 70 | 72) printf 12.9 ;;
+    101) printf 12.9 ;;
+  esac
+}
+
+# nvcc_fault: why this nvcc cannot compile for these GPUs; nothing if it can, as far as is known.
+nvcc_fault() {
+  local each bound
+  [[ -n $NVCC_VERSION ]] || return 0
+  for each in ${CUDA_ARCHITECTURES//;/ }; do
+    bound=$(oldest_nvcc "$each")
+    if [[ -n $bound && $(printf '%s\n' "$bound" "$NVCC_VERSION" | sort -V | head -n 1) != "$bound" ]]; then
+      printf 'nvcc %s does not know architecture %s: it needs CUDA %s or newer' "$NVCC_VERSION" "$each" "$bound"
+      return
+    fi
+    bound=$(newest_nvcc "$each")
+    if [[ -n $bound && $(printf '%s\n' "$bound" "$NVCC_VERSION" | sort -V | tail -n 1) != "$bound" ]]; then
+      printf 'nvcc %s no longer knows architecture %s: it needs CUDA %s or older' "$NVCC_VERSION" "$each" "$bound"
+      return
+    fi
+  done
 }
 
 # Two lines for people.

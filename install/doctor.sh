@@ -10,7 +10,7 @@ doctor() {
   if PYTHON=${PYTHON:-$(find_python)}; then
     good "Python $("$PYTHON" -c 'import platform; print(platform.python_version())'): $PYTHON"
   else
-    ill "no Python 3.11 or newer" "./install.sh agent or coordinator installs one with apt-get; or name one in PYTHON"
+    ill "no released Python 3.11 or newer" "./install.sh agent or coordinator gets one; with --dry-run it says from where"
   fi
   if [[ $HOST_KIND != cpu && -z $NVCC ]]; then
     ill "a GPU, but no nvcc: llama.cpp can only be built for the CPU" \

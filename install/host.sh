@@ -25,6 +25,7 @@ begin() {
   esac
   describe_host
   if [[ -n $WHEELS ]]; then PIP_SOURCES=(--no-index --find-links "$WHEELS"); fi
+  if [[ $COMMAND != uninstall ]]; then plan_python; fi
 }
 
 # Opens the log, and keeps others out while this one works.

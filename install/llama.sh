@@ -4,16 +4,23 @@
 readonly LLAMA_DIR=$ROOT/opt/moe2/wheels
 # CUDA's larger kernels take up to two gigabytes each to compile.
 readonly KB_PER_COMPILER=2000000
+# Boards of 8 GB show less than this.
+readonly SMALL_BOARD_KB=9000000
 
 # Sets BACKEND, the way llama.cpp is built here: cuda-ARCHITECTURES, or cpu.
 choose_backend() {
   BACKEND=cpu
   if [[ $HOST_KIND == cpu ]]; then return; fi
   BACKEND=cuda-${CUDA_ARCHITECTURES//;/-}
+  if lacks_vmm; then BACKEND+=-novmm; fi
   if has_llama_wheel; then return; fi
   if [[ -z $NVCC ]]; then
     note_warning "There is a GPU, but no nvcc in PATH or /usr/local/cuda/bin: llama.cpp is built for the CPU, which" \
       "is much slower. Install the CUDA toolkit, then run ./install.sh upgrade."
+    BACKEND=cpu
+  elif [[ -n $(nvcc_fault) ]]; then
+    note_warning "$(nvcc_fault). llama.cpp is built for the CPU, which is much slower. Install such a toolkit beside it," \
+      "put its nvcc first in PATH, then run ./install.sh upgrade."
     BACKEND=cpu
   elif [[ -e $LLAMA_DIR/$BACKEND/failed && $COMMAND != upgrade ]]; then
     note_warning "llama.cpp could not be compiled with CUDA before; it is built for the CPU, which is much slower." \
@@ -21,6 +28,9 @@ choose_backend() {
     BACKEND=cpu
   fi
 }
+
+# ggml's memory pool reserves 32 GB of addresses, which a Jetson with 8 GB does not give; without it, it allocates plainly.
+lacks_vmm() { [[ $HOST_KIND == jetson && -n $MEMORY_KB ]] && ((MEMORY_KB < SMALL_BOARD_KB)); }
 
 # The wheel as it must be named: this release, any platform tag.
 llama_wheel_in() {
@@ -72,15 +82,15 @@ ensure_llama_wheel() {
 llama_flags() {
   printf -- '-DLLAVA_BUILD=OFF'
   if [[ $BACKEND != cpu ]]; then printf -- ' -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=%s' "$CUDA_ARCHITECTURES"; fi
+  if [[ $BACKEND == *-novmm ]]; then printf -- ' -DGGML_CUDA_NO_VMM=ON'; fi
   printf '%s' "${CMAKE_ARGS:+ $CMAKE_ARGS}"
 }
 
 # Compilers at once: one for each core, but no more than the memory has room for; a Jetson's may have less.
 build_jobs() {
-  local cores memory_kb jobs
+  local cores jobs
   cores=$(nproc)
-  memory_kb=$(sed -nE 's/^MemTotal: *([0-9]+) kB$/\1/p' "$ROOT/proc/meminfo" 2>/dev/null) || true
-  jobs=$((${memory_kb:-0} / KB_PER_COMPILER))
+  jobs=$((${MEMORY_KB:-0} / KB_PER_COMPILER))
   if ((jobs < 1)); then jobs=1; fi
   if ((jobs > cores)); then jobs=$cores; fi
   printf '%d' "$jobs"

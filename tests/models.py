@@ -32,6 +32,15 @@ TOOL_TEMPLATE = """{% if tools %}<|im_start|>system
 """
 
 
+def template_with_signs(*signs: str) -> str:
+    """A chat template that has tools, and the signs of a form in which calls are written."""
+    return (
+        "{% if tools %}{{ tools | tojson }} " + " ".join(signs) + "\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+    )
+
+
 THINKING_TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content.split('</think>')[-1] }}<|im_end|>
 {% endfor %}<|im_start|>assistant

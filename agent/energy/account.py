@@ -161,6 +161,12 @@ class HostAccount:
             for device in self._running[job_id].devices:
                 device.tokens_decoded(job_id, n, at_s)
 
+    def tokens_guessed(self, job_id: str, drafted: int, accepted: int, at_s: float) -> None:
+        """Take in that `drafted` guesses of the job went through the model, of which `accepted` saved a step each."""
+        if job_id in self._decoding:
+            for device in self._running[job_id].devices:
+                device.tokens_guessed(job_id, drafted, accepted, at_s)
+
     def request_ended(self, job_id: str, at_s: float) -> bool:
         """Ends the account of a job that has left its slot: finished, cancelled or failed.
 

@@ -3,8 +3,10 @@
 Time is cut at every request's start, first token and end (and at least once a second). Of a slice's energy E
 over the covered time dt, the dynamic part max(0, E - P_idle dt) is split by w_i = decode weight x decoded
 tokens + prefill weight x prefilled tokens of request i in the slice, the idle part in equal shares among the
-active requests. With nobody active, all of it goes to the overhead, by the cause that holds then (waiting, loading a
-model, waking). A model that is loaded beside requests counts as one more of them, with an equal share. So, at any time,
+active requests. Where tokens are guessed, those that were right shared the step of the token before them: w_i has
+the prefill weight for every guess, right or wrong, and the decode weight only for tokens with a step of their own. With
+nobody active, all of it goes to the overhead, by the cause that holds then (waiting, loading a model, waking). A model
+that is loaded beside requests counts as one more of them, with an equal share. So, at any time,
 
     sum over requests + overhead of all causes = energy of the device up to `settled_s`        (the invariant)
 
@@ -54,6 +56,7 @@ class _Job:
     prefill_end_s: float | None = None
     ended_s: float | None = None
     slice_tokens: int = 0
+    slice_guesses: int = 0
     joules: float = 0.0
     marginal_j: float | None = 0.0
     covered_s: float = 0.0
@@ -84,6 +87,7 @@ class _Cut:
     starts: bool = False
     ends: bool = False
     tokens: int = 0
+    guesses: int = 0
 
 
 class DeviceAccount:
@@ -168,6 +172,10 @@ class DeviceAccount:
     def tokens_decoded(self, job_id: str, n: int, at_s: float) -> None:
         """Take in that the job has decoded `n` more tokens."""
         self._cuts.append(_Cut(self._in_order(at_s), self._open[job_id], tokens=n))
+
+    def tokens_guessed(self, job_id: str, drafted: int, accepted: int, at_s: float) -> None:
+        """Take in that `accepted` of the tokens decoded now had no step of their own, for `drafted` guesses."""
+        self._cuts.append(_Cut(self._in_order(at_s), self._open[job_id], tokens=-accepted, guesses=drafted))
 
     def request_ended(self, job_id: str, at_s: float) -> None:
         """End the job's account as it leaves its slot, for whatever reason: cancelled work keeps its joules."""
@@ -272,8 +280,9 @@ class DeviceAccount:
 
     def _close_slice(self, cut: _Cut, overdue_s: float) -> bool:
         """Make `cut` take effect; False if the slice before it cannot be split yet."""
-        if cut.job is not None and cut.tokens:
+        if cut.job is not None and (cut.tokens or cut.guesses):
             cut.job.slice_tokens += cut.tokens
+            cut.job.slice_guesses += cut.guesses
             return True
         if cut.at_s > overdue_s and self._undecided():
             return False
@@ -311,7 +320,7 @@ class DeviceAccount:
             convention = Attribution.SLOT_SHARE
         self._split(joules, window.covered_s, shares, convention)
         for job in self._active:
-            job.slice_tokens = 0
+            job.slice_tokens = job.slice_guesses = 0
 
     def _split(self, joules: float, covered_s: float, shares: list[float], convention: Attribution) -> None:
         idle_w = self.baseline.idle_w
@@ -332,7 +341,8 @@ class DeviceAccount:
         if count == 1:
             return [1.0], Attribution.EXCLUSIVE
         weights = [
-            job.weight.decode * job.slice_tokens + job.weight.prefill * job.prefilled_tokens(start_s, end_s)
+            job.weight.decode * max(0, job.slice_tokens)
+            + job.weight.prefill * (job.slice_guesses + job.prefilled_tokens(start_s, end_s))
             for job in self._active
         ]
         total = sum(weights)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes, Placement, Run, most_reused
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.intake import Cache, Intake, Limits
 from moe2.agent.engine.job import Job
-from moe2.agent.engine.protocol import Event, JobFailed, Started
+from moe2.agent.engine.protocol import Event, Guessed, JobFailed, JobGuesses, Started
 from moe2.agent.engine.protocol import Job as JobRequest
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.shelf import Shelf, Shelved
@@ -30,6 +31,15 @@ _SHARED_STEP_S = 0.08
 _MIN_PREFILL_TOKENS = 32
 _RATE_WEIGHT = 0.3
 """Weight of the newest batch in the running estimate of prompt tokens per second."""
+
+
+class _Made(NamedTuple):
+    """What one job guessed in a step, and how many of these tokens were right."""
+
+    job: Job
+    speculator: Speculator
+    drafted: int
+    accepted: int
 
 
 class Decoder:
@@ -150,10 +160,25 @@ class Decoder:
             self._fail(chunks, outcome)
             return
         self._lanes.commit(chunks)
+        made: list[_Made] = []
+        touched = self._hand_out(chunks, made)
+        self._learn([chunk for _, chunk in chunks], made, self._clock() - began_at_s)
+        if guesses := [JobGuesses(each.job.job_id, each.drafted, each.accepted) for each in made if each.drafted]:
+            self._emit(Guessed(jobs=tuple(guesses)))
+        self._report([job for job, error in touched.items() if error is None])
+        for job, error in touched.items():
+            if error is not None:
+                self._give_up([job], error.code, str(error), keep_cached=True)
+        self._admit()
+
+    def _hand_out(self, chunks: Sequence[tuple[Run, Chunk]], made: list[_Made]) -> dict[Job, RequestError | None]:
+        """Give every job of a batch what the model said to it, and take back the guesses that were wrong.
+
+        Returns these jobs, with the reason where one cannot go on; adds to `made` what was guessed.
+        """
         now_s = self._clock()
         place = 0
         touched: dict[Job, RequestError | None] = {}
-        made: list[tuple[Speculator, int, int]] = []
         for run, chunk in chunks:
             job = self._runs[run]
             touched.setdefault(job, None)
@@ -166,15 +191,10 @@ class Decoder:
             place += len(chunk.tokens)
             accepted = self._give_back(run, chunk, job) if chunk.guessed else 0
             if job.speculator is not None and not chunk.is_read:
-                made.append((job.speculator, chunk.guessed, accepted))
+                made.append(_Made(job, job.speculator, chunk.guessed, accepted))
             if run is not job.trunk and not run.remaining:
                 self._end_run(run, keep_cached=False)
-        self._learn([chunk for _, chunk in chunks], made, self._clock() - began_at_s)
-        self._report([job for job, error in touched.items() if error is None])
-        for job, error in touched.items():
-            if error is not None:
-                self._give_up([job], error.code, str(error), keep_cached=True)
-        self._admit()
+        return touched
 
     def _find(self, job_id: str) -> Job | None:
         return next((job for job in (*self._running, *self._queue) if job.job_id == job_id), None)
@@ -379,11 +399,14 @@ class Decoder:
             self._speculation = None
         return accepted
 
-    def _learn(self, chunks: Sequence[Chunk], made: Sequence[tuple[Speculator, int, int]], seconds: float) -> None:
-        """Learn from a step of so many seconds what the next ones will take. made: see `Speculation.settle`."""
+    def _learn(self, chunks: Sequence[Chunk], made: Sequence[_Made], seconds: float) -> None:
+        """Learn from a step of so many seconds what the next ones will take."""
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         if self._speculation is not None:
-            self._speculation.settle(made, sequences=sum(not chunk.is_read for chunk in chunks))
+            self._speculation.settle(
+                [(each.speculator, each.drafted, each.accepted) for each in made],
+                sequences=sum(not chunk.is_read for chunk in chunks),
+            )
         if any(chunk.is_read for chunk in chunks):
             self._learn_rate(tokens, seconds)
         elif self._speculation is not None:

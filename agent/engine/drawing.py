@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from moe2.agent.engine.batch import Chunk, Run
+from moe2.agent.engine.callreading import CallTranslator
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
 from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.agent.engine.thinking import Channels, Thinker
@@ -42,6 +43,9 @@ class BoundDraw(Draw, Protocol):
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""
 
+    def follows(self, name: str) -> bool:
+        """Has the form be that of a tool's arguments from now on. False where they have none."""
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -57,6 +61,14 @@ class Reasoning:
     budget_tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class Calling:
+    """How an answer's calls are read. spelled: the bytes of control tokens that are marks of calls."""
+
+    translator: CallTranslator
+    spelled: Mapping[int, bytes]
+
+
 class Drawing(Writing):
     """Draws token after token."""
 
@@ -70,8 +82,9 @@ class Drawing(Writing):
         queued_at_s: float,
         draw: Draw,
         reasoning: Reasoning | None = None,
+        calling: Calling | None = None,
     ) -> None:
-        """reasoning: None for a model that has none."""
+        """reasoning: None for a model that has none. calling: None where no calls have to be read."""
         super().__init__(request, prompt, means, cells=cells, queued_at_s=queued_at_s)
         self._request = request
         self.reads_anew = not request.cache_prompt
@@ -82,6 +95,8 @@ class Drawing(Writing):
         """What the model said while the draw was not ready; the next batch writes over the original."""
         self._reasoning = reasoning
         self._channels = reasoning.thinker.marks.reader(reasoning.begun) if reasoning else None
+        self._translator = calling.translator if calling else None
+        self._spelled = {**(calling.spelled if calling else {}), **(reasoning.thinker.spelled if reasoning else {})}
         self._forced: deque[int] = deque()
         """Tokens that come next, whatever the model says."""
         self.reasoning_tokens = 0
@@ -147,6 +162,8 @@ class Drawing(Writing):
         if self._channels.is_answering:
             bound.offered = None
             return None
+        if self._channels.recipient is not None and bound.follows(self._channels.recipient):
+            return None
         if not (self._channels.is_reasoning or thinker.marks.is_harmony):
             # The answer has not begun: the model may think first. A mark of several tokens could begin an answer, too.
             bound.offered = thinker.opening[0] if len(thinker.opening) == 1 else None
@@ -183,11 +200,11 @@ class Drawing(Writing):
 
     def _say(self, token: int, logits: Callable[[], Logits]) -> None:
         """Adds a token to the text."""
-        spelled = self._reasoning.thinker.spelled.get(token) if self._reasoning else None
+        spelled = self._spelled.get(token)
         said = self._vocabulary.piece(token) if spelled is None else spelled
         piece = self._text.decoded(said, *self._likelihood(token, logits))
         if self._channels is None:
-            self._pieces += self._text.take(piece)
+            self._answer(self._text.take(piece))
             return
         was_reasoning = self._channels.is_reasoning
         self._take(self._channels.feed(piece))
@@ -200,13 +217,23 @@ class Drawing(Writing):
             if piece.is_reasoning:
                 self._pieces.append(piece)
             elif not self._text.stopped:
-                self._pieces += self._text.take(piece)
+                self._answer(self._text.take(piece))
+
+    def _answer(self, pieces: Iterable[TokenPiece]) -> None:
+        """Adds pieces to the answer, with its calls in the form that the coordinator reads."""
+        if self._translator is None:
+            self._pieces += pieces
+        else:
+            for piece in pieces:
+                self._pieces += self._translator.feed(piece)
 
     def pieces(self) -> list[TokenPiece]:
         if self.reason is not None:
             if self._channels is not None:
                 self._take(self._channels.finish())
-            self._pieces += self._text.finish(is_cut=self.reason != "stop")
+            self._answer(self._text.finish(is_cut=self.reason != "stop"))
+            if self._translator is not None:
+                self._pieces += self._translator.finish()
         pieces, self._pieces = self._pieces, []
         return pieces
 

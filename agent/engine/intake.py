@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moe2.agent.engine.batch import Chunk, DecodeOutcome, Lanes
+from moe2.agent.engine.callform import Caller, Style
+from moe2.agent.engine.callreading import CallTranslator
 from moe2.agent.engine.counting import Counting
 from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drawing import BoundDraw, Draw, Drawing, Reasoning
+from moe2.agent.engine.drawing import BoundDraw, Calling, Draw, Drawing, Reasoning
 from moe2.agent.engine.echoing import Echoing
 from moe2.agent.engine.following import Following
 from moe2.agent.engine.job import Job
@@ -21,7 +23,7 @@ from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit
+from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit, TextPrompt
 
 _MIN_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""
@@ -65,16 +67,19 @@ class Intake:
         new_draw: Callable[[Submit], Draw],
         limits: Limits,
         thinker: Thinker | None = None,
+        caller: Caller | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         """new_draw: raises `Moe2Error` for sampling parameters or a grammar that make no sense. thinker: None for a
-        model without reasoning. speculation: None where nothing is guessed."""
+        model without reasoning. caller: how the model writes calls; None where it is read as it stands. speculation:
+        None where nothing is guessed."""
         self._reader = reader
         self._cache = cache
         self._means = Means(reader.vocabulary, cache.logits, lanes, limits.job_tokens, speculation)
         self._new_draw = new_draw
         self._limits = limits
         self._thinker = thinker
+        self._caller = caller
 
     def knows_token(self, token: int) -> bool:
         """True if the model's vocabulary has it."""
@@ -111,8 +116,24 @@ class Intake:
             bound = draw if isinstance(draw, BoundDraw) else None
             reasoning = Reasoning(self._thinker, opened.begun, bound, request.thinking_budget_tokens)
         return Drawing(
-            request, opened.tokens, self._means, cells=cells, queued_at_s=now_s, draw=draw, reasoning=reasoning
+            request,
+            opened.tokens,
+            self._means,
+            cells=cells,
+            queued_at_s=now_s,
+            draw=draw,
+            reasoning=reasoning,
+            calling=self._calling(request.prompt),
         )
+
+    def _calling(self, prompt: ChatPrompt | TextPrompt) -> Calling | None:
+        """What reads the calls of an answer to this prompt; None where they need no reading."""
+        caller = self._caller
+        if caller is None or not isinstance(prompt, ChatPrompt) or not caller.form.is_translated:
+            return None
+        if not prompt.tools and caller.form.style is not Style.RECIPIENTS:
+            return None
+        return Calling(CallTranslator(caller.form, prompt.tools), caller.spelled())
 
     def _scoring(self, request: ScoreJob, now_s: float) -> Scoring:
         prompt, continuations = self._reader.score(request, limit=self._limits.job_tokens)

@@ -128,6 +128,7 @@ class Job(ABC):
             prefill_s=prefill_s,
             decode_s=decode_s,
             stop=self.stop,
-            drafted_tokens=self.drafted_tokens,
-            accepted_tokens=self.accepted_tokens,
+            drafted_tokens=None if self.speculator is None else self.drafted_tokens,
+            accepted_tokens=None if self.speculator is None else self.accepted_tokens,
+            saved_s=0.0 if self.speculator is None else self.speculator.account.gained_s,
         )

@@ -164,7 +164,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     decoded_tokens: tokens that were really decoded, also where their text was held back by a stop string.
     reasoning_tokens: those of them that were reasoning, without its marks.
     drafted_tokens: guesses that went through the model; accepted_tokens: those of them that were right, and are among
-    the decoded tokens.
+    the decoded tokens; both are None where nothing is guessed. saved_s: by how much guesses have shortened `decode_s`,
+    as estimated from what steps take.
     """
 
     job_id: str
@@ -177,8 +178,23 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="f
     prefill_s: float | None
     decode_s: float | None
     stop: str | None = None
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    saved_s: float = 0.0
+
+
+class JobGuesses(msgspec.Struct, frozen=True, array_like=True):
+    """Guesses of one job in one step: those that went through the model, and those of them that were right."""
+
+    job_id: str
+    drafted: int
+    accepted: int
+
+
+class Guessed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="guessed"):
+    """What went through the model beside the tokens of the `Tokens` that come next."""
+
+    jobs: tuple[JobGuesses, ...]
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="scored"):
@@ -207,4 +223,6 @@ class JobFailed(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="
     decoded_tokens: int = 0
 
 
-Event = Loading | Loaded | LoadFailed | Started | Tokens | Finished | Scored | NextTokens | Vectors | JobFailed
+Event = (
+    Loading | Loaded | LoadFailed | Started | Guessed | Tokens | Finished | Scored | NextTokens | Vectors | JobFailed
+)

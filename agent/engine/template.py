@@ -18,6 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from moe2.agent.engine.callform import form_of
 from moe2.agent.engine.conventions import conventions_of
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.thinking import Marks
@@ -29,8 +30,6 @@ _WITHOUT_TOOLS = "Leave out the tools and their calls, or use a model whose chat
 NO_VARIABLES: Mapping[str, Any] = {}
 _TAIL_CHARACTERS = 256
 """What a template writes behind the conversation is shorter."""
-_OTHER_CALLS = ("<function=", "<arg_key>")
-"""What stands between the tags where it is no JSON."""
 _PROBE = "probe_of_tools"
 _PROBE_TOOLS = (Tool(name=_PROBE, description="A probe.", parameters='{"type": "object", "properties": {}}'),)
 _ASKED = (ChatMessage(role="user", content="?"),)
@@ -97,8 +96,8 @@ class ChatTemplate:
         self._constants = {"bos_token": bos, "eos_token": eos}
         self._marks = marks
         self._names_thoughts = "reasoning_content" not in source and "thinking" in source
-        self.tags_calls = "<tool_call>" in source and not any(form in source for form in _OTHER_CALLS)
-        """The model writes calls as JSON between <tool_call> tags."""
+        self.call_form = form_of(source)
+        """The form in which the model writes calls."""
         self._conventions = conventions_of(self._attempt)
         self.shows_tools = self._shows(_ASKED, _PROBE_TOOLS)
         """The template writes down the tools that are offered."""

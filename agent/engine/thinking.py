@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from moe2.common.link.messages import TokenPiece
-from moe2.common.textstream import HeldPieces
+from moe2.common.textstream import HeldPieces, begun
 
 _PAIRS = (
     ("<think>", "</think>"),
@@ -122,6 +122,8 @@ class Channels(Protocol):
     """The next token belongs to the reasoning."""
     is_answering: bool
     """The next token belongs to the answer, whatever it is; else reasoning or a mark may still come."""
+    recipient: str | None
+    """The tool of which the next token belongs to the arguments, where calls stand apart from the answer."""
 
     @property
     def may_end(self) -> bool:
@@ -146,6 +148,7 @@ class _Between:
         self._skips_space = False
         self.is_reasoning = False
         self.is_answering = False
+        self.recipient: str | None = None
 
     @property
     def may_end(self) -> bool:
@@ -196,8 +199,8 @@ class _Between:
         at = text.find(self._marks.closing)
         if at < 0:
             # White space at the end may be that before the mark.
-            open_from = len(text) - _begun(text, self._marks.closing)
-            found += self._held.take(len(text[:open_from].rstrip()), is_reasoning=True)
+            open_from = len(text) - begun(text, self._marks.closing)
+            found += self._held.take(self._held.uncut(len(text[:open_from].rstrip())), is_reasoning=True)
             return False
         found += self._held.take(len(text[:at].rstrip()), is_reasoning=True)
         self._held.drop(len(self._held.text) - len(text[at + len(self._marks.closing) :]))
@@ -211,13 +214,13 @@ class _Harmony:
     def __init__(self) -> None:
         self._held = HeldPieces()
         self._in_header = True
-        self._in_call = False
+        self.recipient: str | None = None
         self.is_reasoning = False
         self.is_answering = False
 
     @property
     def may_end(self) -> bool:
-        return self.is_answering or self._in_call
+        return self.is_answering or self.recipient is not None
 
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         self._held.add(piece)
@@ -246,7 +249,7 @@ class _Harmony:
         channel = header.rpartition("<|channel|>")[2].split("<|", 1)[0].strip()
         recipient = _RECIPIENT.search(header)
         if recipient is not None:
-            self._in_call = True
+            self.recipient = recipient[1]
             name = msgspec.json.encode(recipient[1]).decode()
             found.append(TokenPiece(f'<tool_call>\n{{"name": {name}, "arguments": '))
         self.is_reasoning = recipient is None and channel.startswith("analysis")
@@ -257,7 +260,7 @@ class _Harmony:
         text = self._held.text
         ends = [(at, mark) for mark in ("<|end|>", "<|call|>", "<|return|>") if (at := text.find(mark)) >= 0]
         if not ends:
-            open_from = len(text) - _begun(text, "<|end|>", "<|call|>", "<|return|>")
+            open_from = len(text) - begun(text, "<|end|>", "<|call|>", "<|return|>")
             found += self._held.take(open_from, is_reasoning=self.is_reasoning)
             return False
         at, mark = min(ends)
@@ -268,13 +271,5 @@ class _Harmony:
         return True
 
     def _end_call(self) -> list[TokenPiece]:
-        was_call, self._in_call = self._in_call, False
+        was_call, self.recipient = self.recipient is not None, None
         return [TokenPiece("}\n</tool_call>")] if was_call else []
-
-
-def _begun(text: str, *marks: str) -> int:
-    """Returns how many characters at the end of a text may be the beginning of one of the marks."""
-    longest = max(map(len, marks)) - 1
-    return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
-    )

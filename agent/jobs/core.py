@@ -362,6 +362,9 @@ class AgentCore:
         match event:
             case Tokens(jobs=decoded):
                 return self._decoded(decoded)
+            case protocol.Guessed():
+                # Of interest to who splits joules alone.
+                return []
             case protocol.Started(job_id=job_id, prompt_tokens=prompt_tokens):
                 return self._started(job_id, prompt_tokens)
             case protocol.Finished() | protocol.Scored():
@@ -432,6 +435,8 @@ class AgentCore:
             cached_tokens=event.cached_tokens,
             decoded_tokens=event.decoded_tokens,
             reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
+            drafted_tokens=event.drafted_tokens if isinstance(event, protocol.Finished) else None,
+            accepted_tokens=event.accepted_tokens if isinstance(event, protocol.Finished) else None,
             queue_s=queue_s,
             prefill_s=event.prefill_s,
             decode_s=event.decode_s,

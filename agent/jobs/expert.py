@@ -196,8 +196,19 @@ def reasoning_part(usage: JobUsage, energy: Energy, weight: TokenWeight) -> floa
     if energy.joules is None or not usage.reasoning_tokens:
         return None
     prefilled = max(0, (usage.prompt_tokens or 0) - usage.cached_tokens)
-    whole = weight.decode * usage.decoded_tokens + weight.prefill * prefilled
-    return energy.joules * weight.decode * usage.reasoning_tokens / whole if whole > 0 else None
+    decoded = weight.decode * usage.decoded_tokens * effort_of(usage.decoded_tokens, usage, weight)
+    whole = decoded + weight.prefill * prefilled
+    return energy.joules * decoded * usage.reasoning_tokens / (usage.decoded_tokens * whole) if whole > 0 else None
+
+
+def effort_of(decoded_tokens: int, guesses: JobUsage | protocol.Finished, weight: TokenWeight) -> float:
+    """Joules of a decoded token beside those of one that had a step of its own, as the account weighs tokens: a guess
+    costs as much as a token of a prompt, and one that was right saves a step."""
+    drafted, accepted = guesses.drafted_tokens or 0, guesses.accepted_tokens or 0
+    if decoded_tokens < 1 or not drafted:
+        return 1.0
+    steps = max(1, decoded_tokens - accepted)
+    return (weight.decode * steps + weight.prefill * drafted) / (weight.decode * decoded_tokens)
 
 
 def timing_of(
@@ -230,4 +241,6 @@ def timing_of(
         prefill_s=prefill_s,
         decode_s=decode_s,
         mean_occupancy=occupied_s / held_s if held_s > 0 else None,
+        saved_s=event.saved_s if isinstance(event, protocol.Finished) else 0.0,
+        effort=effort_of(decoded_tokens, event, expert.token_weight) if isinstance(event, protocol.Finished) else 1.0,
     )

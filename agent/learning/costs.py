@@ -103,7 +103,7 @@ class ExpertCosts:
         """Learn from a request's energy, once it is known."""
         latency = self.latency
         shape = latency.lived(timing.shape) if latency else timing.shape
-        self._present.energy.observe(shape, energy, timing.mean_occupancy)
+        self._present.energy.observe(shape, energy, timing.mean_occupancy, effort=timing.effort)
 
     @property
     def _present(self) -> _Models:

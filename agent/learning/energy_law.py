@@ -12,6 +12,7 @@ from collections import deque
 import msgspec
 
 from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT, TokenWeight
+from moe2.agent.learning.guesses import RatioForecast
 from moe2.agent.learning.regression import RelativeRegression, around
 from moe2.agent.learning.residuals import AGREEING, ResidualPool
 from moe2.common.cost import EnergyProfile, RequestShape, energy_features
@@ -35,6 +36,7 @@ class EnergyModel:
         self._qualities: deque[Quality] = deque(maxlen=_MEMORY)
         self._scope: Scope | None = None
         self._idle_w: float | None = None
+        self._effort = RatioForecast()
         self._n_requests = 0
         self._n_exclusive = 0
         self.changes = 0
@@ -54,7 +56,8 @@ class EnergyModel:
         """What is known; None before any request's energy was measured."""
         if self._total is None:
             return None
-        e0, e1, e2, e3 = self._total.coefficients
+        e0, *by_token = self._total.coefficients
+        e1, e2, e3 = (each * self._effort.expected for each in by_token)
         return EnergyProfile(
             coefficients=(e0, e1, e2, e3),
             spread=self._residuals.spread,
@@ -78,8 +81,12 @@ class EnergyModel:
                 ratio = min(highest, max(lowest, prefill_j / (own_j + shared_j)))
         return TokenWeight(decode=decode, prefill=decode * ratio)
 
-    def observe(self, shape: RequestShape, energy: Energy, mean_occupancy: float | None = None) -> None:
+    def observe(
+        self, shape: RequestShape, energy: Energy, mean_occupancy: float | None = None, *, effort: float = 1.0
+    ) -> None:
         """Learn from a request's energy. shape: with the occupancy that was to be expected at its arrival.
+
+        effort: what a decoded token took beside one that was not guessed.
 
         Energy that is unknown, of too few samples for a single request, or of a part of its time is passed over. What
         is partial only because other programs were on the device is learned from: it is what a request costs there.
@@ -93,7 +100,9 @@ class EnergyModel:
             # Another sensor measures another part of the host: what was learned does not carry over.
             self._forget(energy.scope)
         changed = self._compare(shape, joules)
-        features = energy_features(msgspec.structs.replace(shape, occupancy=mean_occupancy or shape.occupancy))
+        prompt, *decoded = energy_features(msgspec.structs.replace(shape, occupancy=mean_occupancy or shape.occupancy))
+        features = (prompt, *(each * effort for each in decoded))
+        self._effort.observe(effort)
         if self._total is None:
             self._total = _prior(shape, joules)
         self._total.observe(features, joules)

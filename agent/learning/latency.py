@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from moe2.agent.learning.guesses import RatioForecast
 from moe2.agent.learning.occupancy import OccupancyForecast
 from moe2.agent.learning.regression import RelativeRegression, around
 from moe2.agent.learning.residuals import AGREEING, ResidualPool
@@ -21,6 +22,8 @@ from moe2.common.cost import LatencyProfile, RequestShape, expected_to_live, int
 _FEWEST_TOKENS = 4
 """Shorter phases say more about the clock than about the model."""
 _SERVICE_WEIGHT = 0.2
+_SLOWEST_PACE = 1.5
+"""Guesses never make decoding slower by more, whatever is said to have been saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class RequestTiming:
 
     shape: with the numbers of tokens that really occurred, and occupancy and queue as they were at its arrival.
     mean_occupancy: requests in the batch while it ran, itself included; None if unknown.
+    saved_s: what guesses have taken off `decode_s`. effort: joules of a decoded token beside one without guesses.
     """
 
     shape: RequestShape
@@ -36,6 +40,8 @@ class RequestTiming:
     prefill_s: float | None = None
     decode_s: float | None = None
     mean_occupancy: float | None = None
+    saved_s: float = 0.0
+    effort: float = 1.0
 
 
 class _Phase:
@@ -51,12 +57,23 @@ class _Phase:
         if self.law is None:
             self.law = self._prior(token_s)
 
-    def observe(self, features: tuple[float, ...], lived: tuple[float, ...], seconds: float) -> bool:
-        """Learn; True if the pace has changed. features: as known at the arrival. lived: as it turned out."""
+    def observe(
+        self,
+        features: tuple[float, ...],
+        lived: tuple[float, ...],
+        seconds: float,
+        *,
+        pace: float = 1.0,
+        expected_pace: float = 1.0,
+    ) -> bool:
+        """Learn; True if the pace has changed. features: as known at the arrival. lived: as it turned out.
+
+        pace: the share of the law's seconds that it took, as tokens were guessed; expected_pace: what was expected.
+        """
         assert self.law is not None  # noqa: S101 - begun by the caller
-        expected_s = self.law.predict(features)
+        expected_s = self.law.predict(features) * expected_pace
         changed = expected_s > 0 and self.residuals.add(math.log(seconds / expected_s))
-        self.law.observe(lived, seconds)
+        self.law.observe(lived, seconds / pace)
         if changed:
             self.law = self.law.repaced(AGREEING)
         return changed
@@ -72,6 +89,7 @@ class LatencyModel:
         self._ttft = ResidualPool(watch=False)
         self._total = ResidualPool(watch=False)
         self._occupancy = OccupancyForecast()
+        self._pace = RatioForecast()
         self._service_s: float | None = None
         self._n_requests = 0
         self.changes = 0
@@ -99,7 +117,7 @@ class LatencyModel:
         if self._prefill.law is None or self._decode.law is None:
             return None
         a0, a1, a2, a3 = self._prefill.law.coefficients
-        b0, b1, b2 = self._decode.law.coefficients
+        b0, b1, b2 = (each * self._pace.expected for each in self._decode.law.coefficients)
         return LatencyProfile(
             prefill=(a0, a1, a2, a3),
             decode=(b0, b1, b2),
@@ -130,11 +148,19 @@ class LatencyModel:
         if decode_s:
             # The first token comes with the prefill.
             step_s = decode_s / (shape.decoded_tokens - 1)
-            self._decode.begin(step_s)
+            pace = decode_s / max(decode_s + timing.saved_s, decode_s / _SLOWEST_PACE)
+            self._decode.begin(step_s / pace)
             expected = expected_to_live(shape, self._occupancy.coefficients, self.slots)
             lived = msgspec.structs.replace(shape, occupancy=timing.mean_occupancy or shape.occupancy)
-            if self._decode.observe(inter_token_features(expected), inter_token_features(lived), step_s):
+            if self._decode.observe(
+                inter_token_features(expected),
+                inter_token_features(lived),
+                step_s,
+                pace=pace,
+                expected_pace=self._pace.expected,
+            ):
                 self._pace_changed()
+            self._pace.observe(pace)
             self._occupancy.observe(shape.occupancy, lived.occupancy)
         if prefill_s and decode_s:
             held_s = prefill_s + decode_s

@@ -51,6 +51,12 @@ class AgentMetrics:
         self._prompt = counter("moe2_agent_prompt_tokens", "Prompt tokens of ended jobs.", "model")
         self._cached = counter("moe2_agent_prompt_cached_tokens", "Prompt tokens found in the cache.", "model")
         self._decoded = counter("moe2_agent_decoded_tokens", "Tokens decoded by ended jobs.", "model")
+        self._drafted = counter(
+            "moe2_agent_drafted_tokens", "Guessed tokens that went through the model, of ended jobs.", "model"
+        )
+        self._accepted = counter(
+            "moe2_agent_accepted_tokens", "Guessed tokens that were right, among the decoded ones.", "model"
+        )
         self._queue = histogram("moe2_agent_job_queue_seconds", "Wait for a slot.")
         self._prefill = histogram("moe2_agent_job_prefill_seconds", "Time of reading the prompt.")
         self._decode = histogram("moe2_agent_job_decode_seconds", "Time of decoding the answer.")
@@ -78,6 +84,9 @@ class AgentMetrics:
         self._prompt.labels(model).inc(usage.prompt_tokens or 0)
         self._cached.labels(model).inc(usage.cached_tokens)
         self._decoded.labels(model).inc(usage.decoded_tokens)
+        if usage.drafted_tokens is not None:
+            self._drafted.labels(model).inc(usage.drafted_tokens)
+            self._accepted.labels(model).inc(usage.accepted_tokens or 0)
         for phase, seconds in (
             (self._queue, usage.queue_s),
             (self._prefill, usage.prefill_s),

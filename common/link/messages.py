@@ -524,6 +524,8 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     reasoning_tokens: those of `decoded_tokens` that were reasoning; None without any, and from earlier releases.
     reasoning_j: their part of `energy.joules`, by the weights of tokens; None where it is not known.
+    drafted_tokens: guesses of the next tokens that went through the model; accepted_tokens: those of them that were
+    right, and are among `decoded_tokens`; None where nothing is guessed, and from earlier releases.
     """
 
     prompt_tokens: int | None = None
@@ -531,6 +533,8 @@ class JobUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decoded_tokens: int = 0
     reasoning_tokens: int | None = None
     reasoning_j: float | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None

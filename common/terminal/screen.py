@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ from rich.text import Text
 
 from moe2.common import localsocket
 from moe2.common.health import HealthWarning
-from moe2.common.localsocket import NotRunningError
+from moe2.common.localsocket import NotRunningError, RefusedError
 from moe2.common.status import exit_code
 
 WATCH_S = 1.0
@@ -57,6 +57,8 @@ class StatusView(Generic[StatusT]):
     default_socket: Path
     default_config: Path
     route: str = localsocket.STATUS_ROUTE
+    drawn_route: str | None = None
+    """Asked instead where the picture is drawn, which a terminal has less room for than a pipe."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def show(
     """
     console = console or Console()
     drawn = console.is_terminal and not console.is_dumb_terminal and not as_json
+    if drawn and view.drawn_route is not None:
+        view = replace(view, route=view.drawn_route)
     if watch and drawn:
         return _watch_drawn(view, socket, console, pause)
     code = EXIT_NOT_RUNNING
@@ -144,6 +148,8 @@ def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | NoAnswer:
     try:
         body = asyncio.run(localsocket.fetch(socket, view.route))
         return Answer(body, msgspec.json.decode(body, type=view.kind))
+    except RefusedError as error:
+        return NoAnswer(f"{view.program} cannot show that: {error.message}", code=1)
     except NotRunningError:
         command = start_command(view, socket, UNIT_FOLDERS)
         return NoAnswer(f"{view.program} is not running: nothing answers at {socket}. Start it:\n    {command}")

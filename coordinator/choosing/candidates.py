@@ -16,7 +16,7 @@ from moe2.coordinator.planning import lattice, search
 from moe2.coordinator.planning.candidates import Candidates
 from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem, Quantile
 from moe2.coordinator.planning.proof import Plan, infeasible_plan, proven_plan
-from moe2.coordinator.planning.values import FloatArray, Listed
+from moe2.coordinator.planning.values import FloatArray, IntArray, Listed
 
 TIME_LIMIT_S = 0.02
 """A request waits this long for its plan at most; the plan's proof then states the gap that is left."""
@@ -125,10 +125,10 @@ def _uncoupled(problem: Problem, clock: Callable[[], float]) -> Plan:
     )
 
 
-def best_first(problem: Problem, best: Callable[[frozenset[str]], int], *, clock: Callable[[], float]) -> Plan:
+def best_first(problem: Problem, best: Callable[[IntArray], int], *, clock: Callable[[], float]) -> Plan:
     """The plan where one expert answers and the others stand by: the best for this prompt, then the next best, ….
 
-    best: the place of the best expert among those with these keys. Each expert joins if all so far keep the limits
+    best: the place of the best expert among those at some places. Each expert joins if all so far keep the limits
     together with it. It is optimal by the order of `best`: no feasible set holds an expert that comes before its first.
     clock: monotonic seconds.
     """
@@ -139,7 +139,7 @@ def best_first(problem: Problem, best: Callable[[frozenset[str]], int], *, clock
     members: list[int] = []
     joining = np.arange(candidates.count)
     while joining.size:
-        place = best(frozenset(problem.names[n] for n in candidates.index[joining]))
+        place = best(candidates.index[joining])
         members.append(int(np.flatnonzero(candidates.index == place)[0]))
         joining = candidates.addable(members, np.ones(candidates.count, dtype=bool))
     value = candidates.value_of(members[:1])

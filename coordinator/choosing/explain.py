@@ -6,7 +6,7 @@ The types come first; the API encodes them as they are. Below are the functions 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ import numpy as np
 
 from moe2.common.cost import Quantiles
 from moe2.coordinator.choosing.fine_level import expected_j, net_scores, why_not
-from moe2.coordinator.choosing.forecast import FloatArray, IntArray, Prediction
+from moe2.coordinator.choosing.forecast import BoolArray, FloatArray, IntArray, Prediction
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.request import Budgets, Explain, Mode
 from moe2.coordinator.choosing.result import NoExpert, Outlook, Selection
@@ -188,7 +188,7 @@ def decision_of(selection: Selection, explain: Explain = Explain.ALL) -> Decisio
         predicted=predicted_of(selection.predicted),
         fleet_power=_fleet_power(selection.outlook.draw),
         price=_price(selection.outlook),
-        counts=_counts(selection.outlook, len(selection.candidates), len(experts)),
+        counts=_counts(selection.outlook, len(selection.candidate_places), len(experts)),
     )
 
 
@@ -228,7 +228,7 @@ def offers_of(refused: NoExpert) -> dict[str, Any] | None:
     roster = outlook.forecast.roster
 
     def quality_of(key: str) -> str | None:
-        energy = roster.experts[roster.keys.index(key)].report.energy
+        energy = roster.experts[roster.place[key]].report.energy
         return energy.quality if energy else None
 
     return {
@@ -261,25 +261,20 @@ def frontier_rows(points: Sequence[FrontierPoint]) -> tuple[FrontierRow, ...]:
 def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Explain) -> tuple[ExpertRow, ...]:
     """The considered experts that are shown, in the roster's order. selection: None where nobody was chosen."""
     keys = outlook.forecast.roster.keys
-    candidates = selection.candidates if selection else frozenset()
+    is_candidate = np.zeros(len(keys), dtype=np.bool_)
+    is_candidate[selection.candidate_places if selection else []] = True
     weights = {member.expert.key: member.weight for member in selection.members} if selection else {}
     places: Sequence[int] = range(len(keys))
     if explain is Explain.NEAREST and len(keys) > MAX_WHOLE_FLEET:
-        places = _nearest(outlook, candidates, weights)
-    shown = {keys[place] for place in places}
-    reasons = {
-        exclusion.name: exclusion.detail
-        for exclusion in plan.exclusions
-        if exclusion.name in shown and exclusion.name not in candidates
-    }
+        places = _nearest(outlook, is_candidate, selection.places if selection else ())
     is_panel = selection is not None and selection.mode.is_panel
-    chosen_place = keys.index(selection.first.expert.key) if selection else 0
+    chosen_place = selection.places[0] if selection else 0
     rows = []
     for place in places:
         other = outlook.at(place)
         key = other.expert.key
         chosen = key in weights
-        reason = reasons.get(key)
+        reason = None if is_candidate[place] else plan.exclusions.of(place).detail
         if reason is None and not chosen and selection is not None:
             why = "scores lower" if is_panel else why_not(outlook, place, chosen_place)
             reason = f"it keeps the budgets, but {why}"
@@ -294,7 +289,7 @@ def _rows(outlook: Outlook, plan: Plan, selection: Selection | None, explain: Ex
                 energy_quality=other.prediction.energy_quality,
                 ttft_s=other.prediction.ttft_s,
                 total_s=other.prediction.total_s,
-                candidate=key in candidates,
+                candidate=bool(is_candidate[place]),
                 chosen=chosen,
                 reason=None if chosen else reason,
                 weight=weights.get(key) if is_panel else None,
@@ -317,15 +312,14 @@ def shortened(decision: Decision) -> Decision:
     return msgspec.structs.replace(decision, experts=rows, counts=counts)
 
 
-def _nearest(outlook: Outlook, candidates: frozenset[str], chosen: Collection[str]) -> list[int]:
+def _nearest(outlook: Outlook, is_candidate: BoolArray, chosen: Sequence[int]) -> list[int]:
     """The places of the chosen experts and of those that came nearest to them, in the roster's order.
 
-    chosen: keys of the chosen experts. The nearest have the best score less the price of their joules, of equal ones
-    those with the fewest joules: a few of the other candidates, and a few of those that are none.
+    is_candidate: (N,). chosen: places of the chosen experts. The nearest have the best score less the price of their
+    joules, of equal ones those with the fewest joules: a few of the other candidates, and a few of those that are none.
     """
-    keys = outlook.forecast.roster.keys
-    is_candidate = np.fromiter((key in candidates for key in keys), np.bool_, len(keys))
-    is_chosen = np.fromiter((key in chosen for key in keys), np.bool_, len(keys))
+    is_chosen = np.zeros(len(is_candidate), dtype=np.bool_)
+    is_chosen[list(chosen)] = True
     net, joules = net_scores(outlook), expected_j(outlook.forecast.energy_j)
     near = _best(np.flatnonzero(is_candidate & ~is_chosen), net, joules, NEAREST_CANDIDATES)
     others = _best(np.flatnonzero(~is_candidate & ~is_chosen), net, joules, NEAREST_OTHERS)

@@ -13,20 +13,21 @@ from math import isnan
 import numpy as np
 
 from moe2.common.link.messages import ExpertState
-from moe2.coordinator.choosing.forecast import FloatArray, Forecast, Range
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Range
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.quality import MAX_LISTED_EXPERTS
 from moe2.coordinator.choosing.result import Outlook, Selection
-from moe2.coordinator.planning import lattice
+from moe2.coordinator.planning import dominance, lattice
 from moe2.coordinator.planning.candidates import TIE, Candidates
-from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.problem import Problem
 from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.values import Coverage
 
 SAME_SCORE = 0.005
 """Scores, less the price of the joules, that differ by less count as equal."""
+MAX_STARTS = 64
+"""Most candidates that a panel under a price is grown from."""
 SAME_JOULES = 0.05
 """Predicted joules that differ by a smaller share count as equal: predictions are no better than that."""
 
@@ -54,17 +55,16 @@ def net_value(outlook: Outlook, places: list[int]) -> float:
     return coverage(outlook.prompt_scores.scores[places]) - outlook.price_per_j * float(joules)
 
 
-def best_expert(outlook: Outlook, candidates: frozenset[str], affinity: Affinity | None) -> int:
-    """The place of the candidate with the best score, less the price of its joules.
+def best_expert(outlook: Outlook, candidates: IntArray, affinity: Affinity | None) -> int:
+    """The place of the candidate with the best score, less the price of its joules; candidates: places, at least one.
 
     Of equals those with the fewest joules are left, unless they would have the request wait longer in a queue than
     another one takes to answer; then the soonest end, a cached beginning, fewer requests and the smaller key decide.
     """
     forecast, net = outlook.forecast, net_scores(outlook)
     keys, busy, end_s = forecast.roster.keys, forecast.busy, forecast.total_s.p50
-    places = [place for place, key in enumerate(keys) if key in candidates]
-    best = net[places].max()
-    equals = [place for place in places if net[place] >= best - SAME_SCORE]
+    worth = net[candidates]
+    equals = candidates[worth >= worth.max() - SAME_SCORE].tolist()
 
     def rank(place: int) -> tuple[float, bool, int, str]:
         # An unmeasured expert is tried first when idle, so that it gets measured, and last when busy or not in memory.
@@ -89,13 +89,18 @@ def best_members(problem: Problem, plan: Plan, outlook: Outlook) -> list[int]:
         found = [_priced_panel(Candidates.of(problem), scores, outlook.price_per_j * joules)]
         return max([*found, list(plan.members)], key=lambda places: net_value(outlook, places))
     end_s = np.nan_to_num(outlook.forecast.total_s.p50, nan=np.inf)
-    misfits = {out.name for out in plan.exclusions if out.cause in (Cause.RULED_OUT, Cause.INFEASIBLE_ALONE)}
-    places = [place for place, name in enumerate(problem.names) if name not in misfits]
-    places.sort(key=lambda place: (-scores[place], joules[place], end_s[place], problem.names[place]))
-    own: list[int] = []
-    for place in places:
-        if problem.is_feasible([*own, place]):
-            own.append(place)
+    candidates = Candidates.of(problem)
+    index = candidates.index
+    # Candidates are in the order of their names, which a stable sort keeps among equals.
+    order = np.lexsort([end_s[index], joules[index], -scores[index]])
+    rank = np.argsort(order)
+    members: list[int] = []
+    joining = np.arange(candidates.count)
+    while joining.size:
+        members.append(int(joining[rank[joining].argmin()]))
+        later = rank > rank[members[-1]]
+        joining = candidates.addable(members, later)
+    own = index[members].tolist()
     return own if coverage(scores[own]) >= coverage(scores[list(plan.members)]) else list(plan.members)
 
 
@@ -114,18 +119,15 @@ def why_not(outlook: Outlook, place: int, chosen: int) -> str:
 
 def is_cheapest(selection: Selection) -> bool:
     """True where no candidate could have answered for fewer joules than the selection is expected to take."""
-    outlook, chosen = selection.outlook, {member.expert.key for member in selection.members}
-    keys, joules = outlook.forecast.roster.keys, expected_j(outlook.forecast.energy_j)
-    expected = sum(float(joules[place]) for place, key in enumerate(keys) if key in chosen)
-    return expected <= min(float(joules[place]) for place, key in enumerate(keys) if key in selection.candidates)
+    joules = expected_j(selection.outlook.forecast.energy_j)
+    return bool(joules[list(selection.places)].sum() <= joules[selection.candidate_places].min())
 
 
 def saving_j(selection: Selection) -> float | None:
     """Joules between the dearest and the cheapest candidate whose joules are known; None where there are not two."""
-    outlook = selection.outlook
-    keys, joules = outlook.forecast.roster.keys, outlook.forecast.energy_j.p50.tolist()
-    known = [found for key, found in zip(keys, joules, strict=True) if key in selection.candidates and found == found]
-    return max(known) - min(known) if len(known) > 1 else None
+    joules = selection.outlook.forecast.energy_j.p50[selection.candidate_places]
+    known = joules[~np.isnan(joules)]
+    return float(known.max() - known.min()) if len(known) > 1 else None
 
 
 def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
@@ -133,21 +135,26 @@ def _with_fewest_joules(forecast: Forecast, places: list[int]) -> list[int]:
 
     An expert with a queue is left out where one without a queue ends sooner: thrift must not pile up requests.
     """
-    joules, end_s = forecast.energy_j.p50.tolist(), forecast.total_s.p50.tolist()
-    has_room = (forecast.busy < forecast.roster.slots).tolist()
-    soonest_s = min((end_s[place] for place in places if has_room[place]), default=np.inf)
-    prompt = [place for place in places if has_room[place] or not end_s[place] > soonest_s]
-    known = [joules[place] for place in prompt if not isnan(joules[place])]
+    joules, end_s = forecast.energy_j.p50[places].tolist(), forecast.total_s.p50[places].tolist()
+    has_room = (forecast.busy[places] < forecast.roster.slots[places]).tolist()
+    soonest_s = min((end for end, room in zip(end_s, has_room, strict=True) if room), default=np.inf)
+    prompt = [n for n, room in enumerate(has_room) if room or not end_s[n] > soonest_s]
+    known = [joules[n] for n in prompt if not isnan(joules[n])]
     most = min(known, default=np.inf) * (1 + SAME_JOULES)
-    return [place for place in prompt if not joules[place] > most]
+    return [places[n] for n in prompt if not joules[n] > most]
 
 
 def _priced_panel(candidates: Candidates, scores: FloatArray, dues: FloatArray) -> list[int]:
     """The places of the feasible panel with the largest coverage less dues; ties go to fewer joules, then less delay.
 
     scores, dues: (N,) by place in the problem. A panel has at least one member, however dear it is. It is exact up to
-    `MAX_LISTED_EXPERTS` candidates; of more, the best is taken that adding and exchanging members finds.
+    `MAX_LISTED_EXPERTS` candidates; of more, the best is taken that adding and exchanging members finds. Candidates
+    that others can replace at no higher dues are not needed.
     """
+    everyone = np.arange(candidates.count)
+    panels = candidates.valued(Coverage(scores[None]))
+    most = panels.max_joining([], everyone)
+    candidates = panels.only(dominance.undominated(panels, most, everyone[:0], dues[panels.index]))
     p, owed = scores[candidates.index], dues[candidates.index]
     if candidates.count <= MAX_LISTED_EXPERTS:
         value = Coverage(p[None])
@@ -162,7 +169,8 @@ def _priced_panel(candidates: Candidates, scores: FloatArray, dues: FloatArray) 
 def _exchanged(candidates: Candidates, p: FloatArray, owed: FloatArray) -> list[int]:
     """A panel of many candidates that neither another member, nor one fewer, nor one in place of one makes better.
 
-    p, owed: (n,) scores and dues of the candidates. It is the best that is found from each candidate in turn.
+    p, owed: (n,) scores and dues of the candidates. It is the best that is found from each candidate in turn, or of
+    many from the `MAX_STARTS` that are worth most alone.
     """
     everybody = np.ones(candidates.count, dtype=np.bool_)
 
@@ -182,7 +190,8 @@ def _exchanged(candidates: Candidates, p: FloatArray, owed: FloatArray) -> list[
         shorter = ([other for other in members if other != member] for member in members)
         return max((extended(rest) for rest in shorter if rest), key=worth, default=members)
 
-    best = max((extended([start]) for start in range(candidates.count)), key=worth)
+    starts = np.sort(np.argsort(owed - p, kind="stable")[:MAX_STARTS]).tolist()
+    best = max((extended([start]) for start in starts), key=worth)
     while worth(better := improved(best)) > worth(best) + TIE:
         best = better
     return best

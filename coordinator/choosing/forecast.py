@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -119,8 +120,16 @@ class Roster:
 
     def __init__(self, experts: Sequence[Expert], *, longest_queue_s: float = math.inf) -> None:
         self.experts = tuple(experts)
+        self._longest_queue_s = longest_queue_s
         self.keys = tuple(expert.key for expert in self.experts)
+        self.place = {key: place for place, key in enumerate(self.keys)}
+        """The place of each expert by its key."""
         self.models = tuple(expert.model for expert in self.experts)
+        self.model_names = tuple(sorted(set(self.models)))
+        """The different models, sorted."""
+        named = {name: place for place, name in enumerate(self.model_names)}
+        self.model_place: IntArray = np.array([named[model] for model in self.models])
+        """(N,) the place of each expert's model in `model_names`."""
         reports = [expert.report for expert in self.experts]
         self.context_tokens: IntArray = np.array([report.context_tokens for report in reports])
         """(N,) the longest prompt with its answer that each expert takes."""
@@ -177,7 +186,35 @@ class Roster:
 
     def busy(self, in_flight: Mapping[str, int]) -> IntArray:
         """(N,) requests in progress on each expert. in_flight: requests by expert key, absent ones count as 0."""
-        return np.array([in_flight.get(key, 0) for key in self.keys])
+        busy = np.zeros(len(self), dtype=np.int64)
+        for key, requests in in_flight.items():
+            place = self.place.get(key)
+            if place is not None:
+                busy[place] = requests
+        return busy
+
+    def updated(self, experts: Sequence[Expert]) -> Roster:
+        """The roster of the same experts with newer reports, made anew only where one differs.
+
+        experts: any; where their keys differ from the roster's, all of it is made anew.
+        """
+        if len(experts) != len(self):
+            return Roster(experts, longest_queue_s=self._longest_queue_s)
+        places = [n for n, (old, new) in enumerate(zip(self.experts, experts, strict=True)) if old is not new]
+        if any((self.keys[n], self.models[n]) != (experts[n].key, experts[n].model) for n in places):
+            return Roster(experts, longest_queue_s=self._longest_queue_s)
+        if not places:
+            return self
+        fresh = Roster([experts[n] for n in places], longest_queue_s=self._longest_queue_s)
+        roster = copy(self)
+        roster.experts = tuple(experts)
+        for name, figures in vars(self).items():
+            if isinstance(figures, np.ndarray) and name != "model_place":
+                # Decisions that were made before keep what they have seen.
+                changed = figures.copy()
+                changed[..., places] = getattr(fresh, name)
+                setattr(roster, name, changed)
+        return roster
 
     def less_busy(self, busy: IntArray, *, bounds_joules: bool) -> Iterator[IntArray]:
         """Loads (N,) that are lighter than `busy` (N,) and leave no queue.
@@ -262,10 +299,10 @@ def _shape(prompt_tokens: IntArray, answer_tokens: int | IntArray, occupancy: In
     )
 
 
-def _factors(spreads: Sequence[Spread]) -> tuple[FloatArray, FloatArray]:
-    """The factors (N,) that turn a mean into its p50 and its p95."""
-    p50 = np.array([math.exp(spread.p50) for spread in spreads])
-    return p50, np.array([math.exp(spread.p95) for spread in spreads])
+def _factors(spreads: Sequence[Spread]) -> FloatArray:
+    """(2, N) the factors that turn a mean into its p50 and its p95."""
+    p50 = [math.exp(spread.p50) for spread in spreads]
+    return np.array([p50, [math.exp(spread.p95) for spread in spreads]])
 
 
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
@@ -276,7 +313,7 @@ def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     return total
 
 
-def _around(mean: FloatArray, factors: tuple[FloatArray, FloatArray], later_s: FloatArray | float = 0.0) -> Range:
-    """The quantiles of a cost with the given mean (N,), `later_s` later."""
+def _around(mean: FloatArray, factors: FloatArray, later_s: FloatArray | float = 0.0) -> Range:
+    """The quantiles of a cost with the given mean (N,), `later_s` later; factors: (2, N)."""
     p50, p95 = factors
     return Range(mean * p50 + later_s, mean * p95 + later_s)

@@ -133,8 +133,8 @@ class Scorer:
     def fit(self, experts: Sequence[Expert]) -> None:
         """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
         self._experts = experts
-        by_name = {expert.model: self._facts_of(expert) for expert in experts}
-        facts = tuple(by_name[name] for name in sorted(by_name))
+        by_name = {expert.model: expert for expert in experts}
+        facts = tuple(self._facts_of(by_name[name]) for name in sorted(by_name))
         if facts and facts != self._facts:
             self._refit(facts)
 

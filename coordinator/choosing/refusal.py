@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,10 +97,13 @@ def makes_vectors_of(report: ExpertReport, vector_size: int) -> bool:
 
 def infeasible_message(plan: Plan, forecast: Forecast) -> str:
     """The message of a refusal because of budgets, with what the budgets would have to be for the nearest offers."""
-    reports = [(expert.key, expert.report.energy) for expert in forecast.roster.experts]
-    simulated = {key for key, energy in reports if energy is not None and energy.quality is Quality.SIMULATED}
+
+    def is_simulated(key: str) -> bool:
+        energy = forecast.roster.experts[forecast.roster.place[key]].report.energy
+        return energy is not None and energy.quality is Quality.SIMULATED
+
     offers = [
-        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if offer.name in simulated else ''})"
+        f"the {label} offer is {offer.name} ({_needs(offer)}{'; joules simulated' if is_simulated(offer.name) else ''})"
         for label, offer in (("cheapest", plan.cheapest), ("fastest", plan.fastest))
         if offer is not None
     ]
@@ -145,25 +147,33 @@ def less_load_in(lighter: Iterable[Outlook], busy: IntArray) -> LessLoad | None:
 
     lighter: the experts as they would look with less load. busy: (N,) requests in progress now.
     """
-    found = [less_load for outlook in lighter for less_load in _experts_with_less_load(outlook, busy)]
+    found = [less_load for outlook in lighter if (less_load := _expert_with_less_load(outlook, busy)) is not None]
     if not found:
         return None
     longest = max(found, key=lambda less_load: less_load.waits_s)
     known_s = [less_load.frees_in_s for less_load in found if less_load.frees_in_s is not None]
-    return LessLoad(longest.expert, longest.waits_s, min(known_s, default=None))
+    return replace(longest, frees_in_s=min(known_s, default=None))
 
 
-def _experts_with_less_load(outlook: Outlook, busy: IntArray) -> Iterator[LessLoad]:
-    """Every expert that keeps the budgets in an outlook with less load than `busy` (N,)."""
+def _expert_with_less_load(outlook: Outlook, busy: IntArray) -> LessLoad | None:
+    """The expert that the request can wait for longest in an outlook with less load than `busy` (N,); None for none."""
     roster = outlook.forecast.roster
     problem = problem_of(outlook.forecast, outlook.worth, outlook.budgets, outlook.ruled_out, outlook.work)
     limits, costs = problem.budgets, problem.costs
-    frees_s = roster.frees_in_s(busy)
     # A panel is feasible only if each of its members is alone.
-    for place in Candidates.of(problem).index.tolist():
-        waits_s = min(
-            math.inf if limits.delay_s is None else limits.delay_s - float(costs.delay_s[place]),
-            math.inf if limits.first_token_s is None else limits.first_token_s - float(costs.first_token_s[place]),
-        )
-        free_s = float(frees_s[place])
-        yield LessLoad(roster.keys[place], max(0.0, waits_s), None if math.isnan(free_s) else free_s)
+    index = Candidates.of(problem).index
+    if len(index) == 0:
+        return None
+    waits_s = np.full(len(index), np.inf)
+    if limits.delay_s is not None:
+        waits_s = limits.delay_s - costs.delay_s[index]
+    if limits.first_token_s is not None:
+        waits_s = np.minimum(waits_s, limits.first_token_s - costs.first_token_s[index])
+    longest = int(np.maximum(waits_s, 0.0).argmax())
+    frees_s = roster.frees_in_s(busy)[index]
+    known_s = frees_s[~np.isnan(frees_s)]
+    return LessLoad(
+        roster.keys[index[longest]],
+        max(0.0, float(waits_s[longest])),
+        float(known_s.min()) if len(known_s) else None,
+    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.forecast import Forecast, Prediction
+from moe2.coordinator.choosing.forecast import Forecast, IntArray, Prediction
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import PromptScores, SetWorth
@@ -125,8 +125,8 @@ class Selection:
     mode: Mode
     members: tuple[Member, ...]
     """The experts that answer, the heaviest weight first; where they are asked in turn, in that order."""
-    candidates: frozenset[str]
-    """Keys of the experts that the coarse level left to the fine one."""
+    candidate_places: IntArray = field(compare=False)
+    """Places in the roster, ascending, of the experts that the coarse level left to the fine one."""
     category: str
     """The category whose default budgets applied."""
     outlook: Outlook
@@ -135,6 +135,17 @@ class Selection:
     """What all members take together."""
     vote: VoteRule | None = None
     """How final answers are counted; None where none are."""
+
+    @cached_property
+    def candidates(self) -> frozenset[str]:
+        """Keys of the experts that the coarse level left to the fine one."""
+        keys = self.outlook.forecast.roster.keys
+        return frozenset(keys[place] for place in self.candidate_places.tolist())
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Places of the members in the roster."""
+        return tuple(self.outlook.forecast.roster.place[member.expert.key] for member in self.members)
 
     @property
     def first(self) -> Member:

@@ -60,6 +60,8 @@ ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
 MAX_PLANS = 512
 """Coarse plans that are remembered."""
+MAX_PLANNED = 50_000
+"""Experts in all remembered plans together: each plan holds what it has been made from."""
 MAX_ROSTERS = 256
 """Rosters that are remembered, one for each model name that is asked for."""
 FRONTIER_POINTS = 12
@@ -93,6 +95,8 @@ class Selector:
         self._memo: OrderedDict[object, Plan] = OrderedDict()
         self._experts: Sequence[Expert] = ()
         self._rosters: dict[str, Roster | None] = {}
+        self._former_rosters: dict[str, Roster | None] = {}
+        """Rosters of the fleet as it was, of which most stays the same."""
 
     def reconfigure(
         self, scorer: Scorer, categories: Mapping[str, Budgets], fleet_watts_cap_w: float | None = None
@@ -103,6 +107,7 @@ class Selector:
         self.fleet_watts_cap_w = fleet_watts_cap_w
         self._memo.clear()
         self._rosters.clear()
+        self._former_rosters.clear()
         self._experts = ()
 
     def select(
@@ -209,7 +214,7 @@ class Selector:
         return Selection(
             mode=mode,
             members=tuple(outlook.member(place, weight) for place, weight in zip(vote.places, weights, strict=True)),
-            candidates=frozenset(plan.names) | {case.roster.keys[place] for place in vote.places},
+            candidate_places=np.union1d(plan.members, vote.places),
             category=case.category,
             outlook=outlook,
             plan=plan,
@@ -228,7 +233,7 @@ class Selector:
         return Selection(
             mode=Mode.ROUTE,
             members=(Member(chosen.expert, chosen.prediction, chosen.score),),
-            candidates=candidates,
+            candidate_places=candidates,
             category=case.category,
             outlook=outlook,
             plan=plan,
@@ -240,7 +245,7 @@ class Selector:
         if case.budgets.max_experts is None:
             return self._plan(outlook, epoch)
         return best_first(
-            stated_problem(outlook), lambda keys: best_expert(outlook, keys, case.affinity), clock=self._clock
+            stated_problem(outlook), lambda places: best_expert(outlook, places, case.affinity), clock=self._clock
         )
 
     def _panel(self, mode: Mode, case: Case, epoch: int) -> Selection | NoExpert:
@@ -275,7 +280,7 @@ class Selector:
         return Selection(
             mode=mode,
             members=tuple(outlook.member(place, weight) for place, weight in members),
-            candidates=frozenset(plan.names) | {roster.keys[place] for place in places},
+            candidate_places=np.union1d(plan.members, places),
             category=case.category,
             outlook=outlook,
             plan=plan,
@@ -325,16 +330,24 @@ class Selector:
         """The experts that can serve `model`, the same object until the fleet changes; None where there are none."""
         if experts is not self._experts:
             self._experts = experts
-            self._rosters.clear()
+            former = self._former_rosters if len(self._former_rosters) < MAX_ROSTERS else {}
+            self._former_rosters, self._rosters = {**former, **self._rosters}, {}
             self.scorer.fit(experts)
         if model in ANY_MODEL:
             model = ANY_MODEL[0]
         elif model not in self._rosters and len(self._rosters) > MAX_ROSTERS:
             self._rosters.clear()
+            self._former_rosters.clear()
         if model not in self._rosters:
-            wanted = [expert for expert in experts if can_serve(model, expert)]
-            self._rosters[model] = Roster(wanted, longest_queue_s=self._longest_queue_s) if wanted else None
+            wanted = experts if model in ANY_MODEL else [each for each in experts if can_serve(model, each)]
+            self._rosters[model] = self._made_roster(self._former_rosters.pop(model, None), wanted)
         return self._rosters[model]
+
+    def _made_roster(self, former: Roster | None, experts: Sequence[Expert]) -> Roster | None:
+        """The roster of some experts, from a `former` one where there is one; None where there are no experts."""
+        if not experts:
+            return None
+        return former.updated(experts) if former else Roster(experts, longest_queue_s=self._longest_queue_s)
 
     def _category_of(self, prompt_scores: PromptScores) -> str:
         """The gate's kind of prompt where the configuration has budgets for it, else the default category."""
@@ -342,8 +355,8 @@ class Selector:
 
     def _prompt_tokens(self, roster: Roster, demand: Demand) -> IntArray:
         """(N,) predicted length of the prompt to each expert's model."""
-        lengths = {model: self.prompts.demand_on(model, demand).prompt_tokens for model in set(roster.models)}
-        return np.array([lengths[model] for model in roster.models])
+        lengths = [self.prompts.demand_on(model, demand).prompt_tokens for model in roster.model_names]
+        return np.array(lengths)[roster.model_place]
 
     def _plan(self, outlook: Outlook, epoch: int) -> Plan:
         """The coarse plan for an outlook, from memory where its inputs are the same."""
@@ -364,7 +377,7 @@ class Selector:
         plan = self._memo.get(key)
         if plan is None:
             plan = self._memo[key] = solve(stated_problem(outlook), worth, clock=self._clock)
-            if len(self._memo) > MAX_PLANS:
+            while len(self._memo) > min(MAX_PLANS, MAX_PLANNED // len(forecast.roster) + 1):
                 self._memo.popitem(last=False)
         else:
             self._memo.move_to_end(key)
@@ -426,16 +439,14 @@ def can_serve(model: str, expert: Expert) -> bool:
     return model in ANY_MODEL or model in (expert.model, expert.key)
 
 
-def _candidates(plan: Plan, budgets: Budgets) -> frozenset[str]:
-    """Keys of the experts that the fine level may choose from.
+def _candidates(plan: Plan, budgets: Budgets) -> IntArray:
+    """Places of the experts that the fine level may choose from, ascending.
 
     Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on average may still
     be the best for this prompt, or the first to be free.
     """
-    keys = set(plan.names)
-    if budgets.max_experts is None:
-        keys |= {exclusion.name for exclusion in plan.exclusions if exclusion.cause is Cause.NO_GAIN}
-    return frozenset(keys)
+    places = np.sort(plan.members)
+    return places if budgets.max_experts is not None else np.union1d(places, plan.exclusions.places((Cause.NO_GAIN,)))
 
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:

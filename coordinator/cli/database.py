@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from datetime import UTC, datetime
+from time import time
 
 import msgspec
 
@@ -14,9 +15,12 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import Command, Commands, add_config
 from moe2.common.terminal.figures import printable
 from moe2.coordinator.database.importing import import_files
+from moe2.coordinator.database.lender import write_off
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import known_version, migrate, version_of
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
+from moe2.coordinator.ledger.accounts import day_of
+from moe2.coordinator.ledger.leases import LEASE_S
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
 
 
@@ -57,6 +61,16 @@ def add_commands(commands: Commands[Command]) -> None:
     )
     add_config(importing, DEFAULT_CONFIG_PATH)
     importing.set_defaults(act=_import)
+    lost = commands.add_parser(
+        "write-off",
+        help="give back what a coordinator that will not return has drawn of daily limits",
+        description="Give back what a coordinator that will not return has drawn of today's limits, but for what its "
+        "requests took as far as they were shipped. Wait half a minute after its end: what it had drawn may be used "
+        "for so long.",
+    )
+    lost.add_argument("name", metavar="NAME", help="the coordinator's, as `database status` shows it")
+    add_config(lost, DEFAULT_CONFIG_PATH)
+    lost.set_defaults(act=_write_off)
     status = commands.add_parser(
         "status",
         help="show the version of the tables, and the coordinators that use them",
@@ -79,6 +93,25 @@ def _import(arguments: argparse.Namespace) -> int:
         f"enrolment tokens, {found.scores} scores, {found.requests} requests, {found.standing} rows of standing "
         "joules.\n"
     )
+    return 0
+
+
+def _write_off(arguments: argparse.Namespace) -> int:
+    session = opened(_load(arguments))
+    known = {row.name: row.seen_s_ago for row in _state(session).coordinators}
+    if arguments.name not in known:
+        raise Moe2Error(
+            f"No coordinator {arguments.name!r} has used the database.",
+            remedy=f"Known are: {', '.join(sorted(known)) or 'none'}.",
+        )
+    if known[arguments.name] < LEASE_S:
+        raise Moe2Error(
+            f"{arguments.name} was there {known[arguments.name]:.0f} s ago, and may use what it has drawn.",
+            remedy=f"End it, and wait {LEASE_S:.0f} s.",
+        )
+    n_budgets = write_off(session, arguments.name, day_of(time()))
+    session.close()
+    sys.stdout.write(f"Wrote off what {arguments.name} had drawn of {n_budgets} daily limits.\n")
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,8 @@ from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 WH_J = 3600.0
+MAX_NAMED = 20
+"""Experts that a line names, and lines of a kind."""
 _VERBS = {
     "sleep": "Send a host to sleep when its jobs have ended, until `fleet wake`. Its agent must allow it.",
     "wake": "Wake a host, and leave it to the coordinator again.",
@@ -68,7 +72,8 @@ def told(status: CoordinatorStatus) -> list[str]:
     """Who is awake and why, in lines."""
     names = {row.agent_id: printable(row.agent_name) for row in status.agents}
     asleep = [names[row.agent_id] for row in status.agents if row.asleep]
-    lines = [f"Asleep: {', '.join(asleep) or 'nobody'}."]
+    more = f" and {len(asleep) - MAX_NAMED} more" if len(asleep) > MAX_NAMED else ""
+    lines = [f"Asleep: {', '.join(asleep[:MAX_NAMED]) or 'nobody'}{more}."]
     provisioning = status.provisioning
     if provisioning is None or provisioning.mode == "off":
         return [*lines, "The slow level is off: [provisioning] mode."]
@@ -84,10 +89,12 @@ def told(status: CoordinatorStatus) -> list[str]:
         lines.append("Nothing has been decided yet: no expert is known, or the first minute has not passed.")
     else:
         lines += _decided(provisioning, names)
-    lines += [f"{_expert(key, names)} is left as it is: {printable(why)}." for key, why in provisioning.stays.items()]
-    for change in provisioning.changes:
+    lines += _left(provisioning, names)
+    for change in provisioning.changes[:MAX_NAMED]:
         what = f"{change.change} {_expert(change.expert, names) if change.expert else printable(change.host)}"
         lines.append(f"{'It does' if acts else 'It would'}: {what}, because {printable(change.reason)}.")
+    if len(provisioning.changes) > MAX_NAMED:
+        lines.append(f"And {len(provisioning.changes) - MAX_NAMED} more changes; --json has them all.")
     lines += savings(provisioning, names)
     for said, hosts in (("Pinned", provisioning.pinned), ("Sent to sleep", provisioning.kept_asleep)):
         if hosts:
@@ -99,7 +106,7 @@ def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str
     """What mode observe would have saved today, in a line; none where that is nothing."""
     if not provisioning.would_sleep or provisioning.waited_j is None or provisioning.saved_j is None:
         return []
-    who = ", ".join(_expert(key, names) for key in provisioning.would_sleep)
+    who = _several(provisioning.would_sleep, names)
     return [
         f"Today {who} waited {number(provisioning.waited_j / WH_J)} Wh; {provisioning.returns} returns from sleep "
         f"would have replaced that, which saves {number(provisioning.saved_j / WH_J)} Wh."
@@ -107,7 +114,7 @@ def savings(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str
 
 
 def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
-    awake = ", ".join(_expert(key, names) for key in provisioning.awake) or "nobody"
+    awake = _several(provisioning.awake, names, provisioning.n_awake)
     lines = [f"Wanted in memory for {number(provisioning.requests_per_hour or 0.0)} requests an hour: {awake}."]
     if provisioning.standing_w is not None:
         proof = (
@@ -122,6 +129,26 @@ def _decided(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[st
             f"{100 * provisioning.late:.1f} % of first tokens are late."
         )
     return lines
+
+
+def _left(provisioning: ProvisioningStatus, names: dict[str, str]) -> list[str]:
+    """Who is left as it is, and why: one line for each expert where they are few, else one for each reason."""
+    if len(provisioning.stays) <= MAX_NAMED and not provisioning.n_stays:
+        return [f"{_expert(key, names)} is left as it is: {printable(why)}." for key, why in provisioning.stays.items()]
+    if provisioning.n_stays and provisioning.n_stays > len(provisioning.stays):
+        return [f"{provisioning.n_stays} experts are left as they are; `moe2-coordinator fleet show` says why."]
+    reasons = Counter(provisioning.stays.values())
+    return [
+        f"{n} {'expert is' if n == 1 else 'experts are'} left as they are: {printable(why)}."
+        for why, n in reasons.most_common(MAX_NAMED)
+    ]
+
+
+def _several(keys: Sequence[str], names: dict[str, str], n_keys: int | None = None) -> str:
+    """The experts by name; of many the first, and how many more there are."""
+    n_more = (n_keys or len(keys)) - MAX_NAMED
+    named = ", ".join(_expert(key, names) for key in keys[:MAX_NAMED]) or "nobody"
+    return f"{named} and {n_more} more" if n_more > 0 else named
 
 
 def _expert(key: str, names: dict[str, str]) -> str:

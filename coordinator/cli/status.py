@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moe2.common.link.messages import ExpertReport
-from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
+from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, FleetCounts
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import add_socket
@@ -18,8 +22,13 @@ from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, 
 from moe2.common.terminal.screen import StatusView, show
 from moe2.coordinator.cli.accuracy import show_calibration
 from moe2.coordinator.cli.fleet import told
+from moe2.coordinator.http.body.decode import whole_number
+from moe2.coordinator.http.fleet_query import MAX_HOSTS
+from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH
 
+DRAWN_HOSTS = 50
+"""Hosts that are drawn on a terminal if nothing is said."""
 POINTS_PER_KJ = 1e5
 """A score is 0 to 1, a point a hundredth of it; what a single joule is worth is too small a figure to read."""
 
@@ -33,18 +42,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show how accurate the predictions of recent requests were, instead",
     )
+    which = parser.add_argument_group("which hosts", f"All; of more than {DRAWN_HOSTS} a terminal shows the first.")
+    which.add_argument("--host", metavar="TEXT", help="part of a name, an id, a board or an accelerator")
+    which.add_argument("--state", choices=tuple(AgentState), help="what they do")
+    which.add_argument("--model", metavar="NAME", help="those that have this model")
+    which.add_argument("--limit", metavar="N", type=_count, help="at most so many, in the order of their names")
+    which.add_argument("--offset", metavar="N", type=_count, help="leave out so many before")
     add_socket(parser, DEFAULT_SOCKET_PATH)
+
+
+def _count(text: str) -> int:
+    found = whole_number(text, 0, MAX_HOSTS)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {MAX_HOSTS}")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows the fleet's status, or the calibration, and returns the exit code."""
-    shown = show_calibration if arguments.calibration else show_status
-    return shown(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+    if arguments.calibration:
+        return show_calibration(arguments.socket, as_json=arguments.json, watch=arguments.watch)
+    wanted = {"q": arguments.host, "state": arguments.state, "model": arguments.model}
+    wanted |= {"limit": arguments.limit, "offset": arguments.offset}
+    return show_status(arguments.socket, as_json=arguments.json, watch=arguments.watch, wanted=wanted)
 
 
-def show_status(socket: Path, *, as_json: bool, watch: bool) -> int:
-    """Prints the status and returns the exit code: 0 healthy, 1 degraded, 2 not running."""
-    return show(VIEW, socket, as_json=as_json, watch=watch)
+def show_status(
+    socket: Path, *, as_json: bool, watch: bool, wanted: Mapping[str, str | int | None] | None = None
+) -> int:
+    """Prints the status and returns the exit code: 0 healthy, 1 degraded, 2 not running.
+
+    wanted: parameters of `GET /v1/moe2/fleet` that say which hosts; those that are None are not set.
+    """
+    asked = {name: value for name, value in (wanted or {}).items() if value is not None}
+    view = replace(VIEW, route=_route(asked), drawn_route=_route({"limit": DRAWN_HOSTS, **asked}))
+    return show(view, socket, as_json=as_json, watch=watch)
+
+
+def _route(asked: Mapping[str, str | int]) -> str:
+    return f"{STATUS_ROUTE}?{urlencode(asked)}" if asked else STATUS_ROUTE
 
 
 # --- Drawn ------------------------------------------------------------------------------------------------------------
@@ -57,8 +93,12 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
         parts.append(terminal_parts.warnings_panel(status.warnings))
     if status.agents:
         parts += [_agents(status.agents), _experts(status.agents)]
+    elif status.counts is not None and status.counts.agents:
+        parts.append(Text("No host is there of those that were asked for.", style="dim"))
     else:
         parts.append(Text("No agent has registered yet.", style="dim"))
+    if left_out := shown_part(status):
+        parts.append(Text(left_out, style="dim"))
     if status.averages:
         parts.append(_averages(status.averages))
     if status.provisioning is not None and status.provisioning.status is not None:
@@ -66,8 +106,23 @@ def picture(status: CoordinatorStatus, _now_unix_s: float) -> RenderableType:
     return Group(*parts)
 
 
+def shown_part(status: CoordinatorStatus) -> str | None:
+    """Which hosts are shown, in words; None where all are."""
+    counts, n_shown = status.counts, len(status.agents)
+    if counts is None or n_shown == counts.agents:
+        return None
+    found = "" if counts.matching == counts.agents else f" found of {counts.agents}"
+    if n_shown == counts.matching:
+        return f"{n_shown} {'host' if n_shown == 1 else 'hosts'}{found}."
+    first, last = counts.offset + 1, counts.offset + n_shown
+    on = f"; --offset {last} shows the next" if last < counts.matching else ""
+    return f"Hosts {first} to {last} of {counts.matching}{found}{on}, --host TEXT, --state and --model find some."
+
+
 def _header(status: CoordinatorStatus) -> RenderableType:
-    connected = sum(agent.connected for agent in status.agents)
+    counts = status.counts
+    connected = counts.connected if counts else sum(agent.connected for agent in status.agents)
+    n_agents = counts.agents if counts else len(status.agents)
     requests = (
         f"{status.requests_active} active · {status.requests_finished} finished · {status.requests_failed} failed · "
         f"{status.requests_cancelled} cancelled"
@@ -80,7 +135,7 @@ def _header(status: CoordinatorStatus) -> RenderableType:
     grid = terminal_parts.facts_grid(
         ("API for apps", Text(printable(status.api_url))),
         ("For agents", Text(printable(status.agents_url))),
-        ("Agents", Text(f"{connected} of {len(status.agents)} connected")),
+        ("Agents", Text(f"{connected} of {n_agents} connected")),
         ("Requests", Text(requests)),
         ("Dispatch", Text(helped)),
         ("Up", Text(f"{figures.duration(status.uptime_s)} · moe2 {status.version} · pid {status.pid}")),
@@ -219,10 +274,29 @@ def lines(status: CoordinatorStatus, _now_unix_s: float) -> list[str]:
         *_provisioning_lines(status),
         *(terminal_parts.warning_line(warning) for warning in status.warnings),
     ]
+    if status.counts is not None:
+        output.append(_counts_line(status.counts, len(status.agents)))
     # What is wrong with an agent is among the coordinator's own warnings, with the agent's name.
     for agent in status.agents:
         output += _agent_lines(agent)
     return output
+
+
+def _counts_line(counts: FleetCounts, n_shown: int) -> str:
+    return fact_line(
+        "fleet",
+        agents=counts.agents,
+        connected=counts.connected,
+        asleep=counts.asleep,
+        experts=counts.experts,
+        experts_ready=counts.experts_ready,
+        slots=counts.slots,
+        slots_active=counts.slots_active,
+        queued=counts.queued,
+        matching=counts.matching,
+        shown=n_shown,
+        warnings=counts.warnings,
+    )
 
 
 def _provisioning_lines(status: CoordinatorStatus) -> list[str]:

@@ -84,7 +84,7 @@ class Membership:
 
     loads: how each subject is read, by its name; it is read whenever it changes. write: says what there is to say, at
     each poll. on_change: called in the thread after
-    subjects were read, or chores came or went.
+    subjects were read, or chores came or went. on_news: called in the thread with each notification.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Membership:
         loads: Mapping[str, Load] | None = None,
         write: Load | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_news: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time,
     ) -> None:
         self.session = session
@@ -104,7 +105,7 @@ class Membership:
         self._write = write
         self.gate_sha256: str | None = None
         """The digest of the gate's file that this coordinator uses."""
-        self._on_change = on_change
+        self._on_change, self._on_news = on_change, on_news
         self._clock = clock
         self._seen: dict[str, int] = {}
         self._locks = _Locks()
@@ -181,7 +182,8 @@ class Membership:
             wait_s = POLL_S if self.standing.error is None else RETRY_S
             try:
                 if self.standing.error is None:
-                    self.session.wait_for_news(wait_s)
+                    for word in self.session.wait_for_news(wait_s):
+                        self._on_news(word)
                 else:
                     self._stopping.wait(wait_s)
             except DatabaseError as error:

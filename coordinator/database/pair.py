@@ -13,14 +13,18 @@ import structlog
 
 from moe2.common.health import HealthWarning, Severity
 from moe2.coordinator.database.bulletin import Bulletin
+from moe2.coordinator.database.lender import RECALL, Lender
 from moe2.coordinator.database.membership import Membership, trouble
 from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.rates import SharedRates
 from moe2.coordinator.database.settings import DatabaseSection
 from moe2.coordinator.database.shared_keys import KeyCopy
 from moe2.coordinator.database.shared_register import SUBJECT as REGISTER
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.database.shipper import Shipper
 from moe2.coordinator.gate.feedback import Feedback
+from moe2.coordinator.ledger.accounts import Accounts
+from moe2.coordinator.provisioning.price_book import PriceBook
 from moe2.coordinator.provisioning.steering import Wishes
 
 CLOSE_S = 5.0
@@ -35,7 +39,8 @@ class Pair:
 
     url: of the database. ledger: path of this coordinator's own ledger, which is its journal. scores: what it has kept
     of users' scores. on_scores, on_wishes: called on the event loop with what other coordinators say. on_change: called
-    there after copies were made anew.
+    there after copies were made anew. accounts: of what this coordinator's keys have used. prices: that it learns.
+    on_lease: called there when requests that wait for a budget may look again.
     """
 
     def __init__(
@@ -48,12 +53,15 @@ class Pair:
         on_scores: Callable[[list[Feedback]], None],
         on_wishes: Callable[[Wishes], None],
         on_change: Callable[[], None],
+        accounts: Accounts,
+        prices: PriceBook,
+        on_lease: Callable[[], None],
     ) -> None:
         self.name = section.own_name
         self.n_coordinators = section.coordinators
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sessions = [Session(url, name=self.name) for _ in range(3)]
-        of_membership, of_shipper, of_register = self._sessions
+        self._sessions = [Session(url, name=self.name) for _ in range(5)]
+        of_membership, of_shipper, of_register, of_lender, of_rates = self._sessions
         self.keys = KeyCopy(lambda: self.membership.has_good_copies)
         self.register = SharedRegister(of_register, lambda: self.membership.has_good_copies)
         self.bulletin = Bulletin(scores, on_scores=self._on_loop(on_scores), on_wishes=self._on_loop(on_wishes))
@@ -68,7 +76,12 @@ class Pair:
             },
             write=self.bulletin.write,
             on_change=lambda: self._on_loop(lambda _: on_change())(None),
+            on_news=self._on_loop(self._heard),
         )
+        self.lender = Lender(
+            of_lender, self.name, accounts=accounts, n_coordinators=section.coordinators, on_news=on_lease
+        )
+        self.rates = SharedRates(of_rates, prices, n_coordinators=section.coordinators)
         self._shipper = Shipper(of_shipper, ledger, self.name)
 
     @asynccontextmanager
@@ -78,13 +91,19 @@ class Pair:
         await asyncio.to_thread(self.membership.open)
         self.membership.start()
         self._shipper.start()
-        watch = asyncio.create_task(self._cut_hanging())
+        watch, lend, rate = (
+            asyncio.create_task(work) for work in (self._cut_hanging(), self.lender.run(), self.rates.run())
+        )
         try:
             yield
         finally:
             if not await asyncio.to_thread(self._shipper.stop, CLOSE_S):
                 log.warning("journal_not_shipped_whole", waiting=self._shipper.state.n_waiting)
             await asyncio.to_thread(self.membership.stop, CLOSE_S)
+            lend.cancel()
+            rate.cancel()
+            await self.lender.close()
+            await self.rates.close()
             watch.cancel()
             self.register.close()
 
@@ -110,6 +129,10 @@ class Pair:
                 )
             )
         return tuple(found)
+
+    def _heard(self, word: str) -> None:
+        if word.startswith(RECALL):
+            self.lender.recalled(word.removeprefix(RECALL))
 
     def _on_loop(self, act: Callable[[T], None]) -> Callable[[T], None]:
         """Returns a function that a thread calls to have something done on the event loop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from time import monotonic
@@ -44,7 +44,7 @@ class Cursor(Protocol):
     @property
     def rowcount(self) -> int: ...
 
-    def execute(self, query: str, params: Sequence[Any] | None = None) -> object: ...
+    def execute(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> object: ...
 
     def executemany(self, query: str, params_seq: Iterable[Sequence[Any]]) -> None: ...
 

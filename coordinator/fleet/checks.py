@@ -312,7 +312,7 @@ class AgentChecks:
         if fault := _counts_fault(usage, max_prompt, max_decoded):
             faults.append(fault)
             fields = {"prompt_tokens": None, "cached_tokens": 0, "decoded_tokens": given.n_pieces if given else 0}
-            fields |= {"reasoning_tokens": None, "reasoning_j": None}
+            fields |= {"reasoning_tokens": None, "reasoning_j": None, "drafted_tokens": None, "accepted_tokens": None}
         for name in ("queue_s", "prefill_s", "decode_s"):
             if fault := range_fault(name, getattr(usage, name), MAX_SECONDS):
                 faults.append(fault)
@@ -359,6 +359,8 @@ def _counts_fault(usage: JobUsage, max_prompt: int, max_decoded: int) -> str | N
         or range_fault("cached_tokens", usage.cached_tokens, MAX_TOKENS if prompt is None else prompt)
         or range_fault("decoded_tokens", usage.decoded_tokens, max_decoded)
         or range_fault("reasoning_tokens", usage.reasoning_tokens, usage.decoded_tokens)
+        or range_fault("drafted_tokens", usage.drafted_tokens, MAX_TOKENS)
+        or range_fault("accepted_tokens", usage.accepted_tokens, min(usage.decoded_tokens, usage.drafted_tokens or 0))
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from moe2.common.link.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
 from moe2.common.status import AgentRow
+from moe2.coordinator.fleet.choosable import Choosable, choice_relevant
 from moe2.coordinator.fleet.suspensions import Suspensions
 
 RTT_TOLERANCE = 0.25
@@ -34,6 +35,7 @@ class Expert:
     agent_name: str
     model: str
     report: ExpertReport
+    """What its agent reports of it; among choosable experts, figures that no choice depends on may be older."""
     rtt_s: float | None = None
     """Round trip to the expert's host; None before it was measured."""
     protocol: int = PROTOCOL_VERSION
@@ -78,6 +80,8 @@ class _Agent:
     """The round trip that decisions use, which follows the measured one in steps and not with every tremble."""
     asleep: bool = False
     """It said goodbye because its host was going to sleep, and has not come back."""
+    experts: tuple[Expert, ...] | None = None
+    """Its experts by what choices depend on in its report; None where they have to be looked at again."""
 
 
 class Sleeper(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,9 +100,11 @@ class CapabilityTable:
         self._evict_s = evict_s
         self._agents: dict[str, _Agent] = {}
         self._suspensions = Suspensions()
-        self._choosable: tuple[Expert, ...] = ()
         self._wakeable: frozenset[str] = frozenset()
-        self._loading: tuple[Expert, ...] = ()
+        self._ready: Choosable[Expert] = Choosable()
+        self._coming: Choosable[Expert] = Choosable()
+        self._stirred: set[str] = set()
+        """Agents whose experts may have changed since `_refresh`."""
         self._expected: frozenset[str] = frozenset()
         self._expected_until_s = 0.0
         self._fresh_until_s = 0.0
@@ -108,7 +114,8 @@ class CapabilityTable:
         """Sets the ages at which reports turn stale and agents are forgotten, from now on."""
         if (stale_s, evict_s) != (self._stale_s, self._evict_s):
             self._stale_s, self._evict_s = stale_s, evict_s
-            self._changed()
+            self._fresh_until_s = 0.0
+            self.epoch += 1
 
     def expect(self, agent_ids: Iterable[str], until_s: float) -> None:
         """Notes agents that are likely to come back within a while: the coordinator was away, and they were not."""
@@ -128,7 +135,7 @@ class CapabilityTable:
         self._agents[hello.agent_id] = _Agent(
             hello=hello, protocol=protocol, connected=True, changed_s=now_s, known_models=known_models
         )
-        self._changed()
+        self._changed(hello.agent_id)
 
     def agent_left(self, agent_id: str, now_s: float, *, asleep: bool = False) -> None:
         """Notes that an agent's session has ended. asleep: it said that its host was going to sleep."""
@@ -137,7 +144,7 @@ class CapabilityTable:
             agent.connected, agent.changed_s, agent.rtt_s = False, now_s, None
             # Without a report nobody would know what sleeps there, or how to wake it.
             agent.asleep = asleep and agent.report is not None
-            self._changed()
+            self._changed(agent_id)
 
     def restore_sleeper(self, sleeper: Sleeper, now_s: float) -> None:
         """Takes an agent for asleep that was when the coordinator ended; one that has connected since is left alone."""
@@ -146,7 +153,7 @@ class CapabilityTable:
             agent = _Agent(hello=sleeper.hello, protocol=sleeper.protocol, connected=False, changed_s=now_s)
             agent.report, agent.asleep = sleeper.report, True
             self._agents[agent_id] = agent
-            self._changed()
+            self._changed(agent_id)
 
     def sleepers(self) -> tuple[Sleeper, ...]:
         """Returns the agents whose hosts sleep, sorted by id."""
@@ -160,7 +167,7 @@ class CapabilityTable:
         """Sets which agents can be woken for a request once they sleep; the others are left alone."""
         if agent_ids != self._wakeable:
             self._wakeable = agent_ids
-            self._changed()
+            self.epoch += 1
 
     def wakeable(self) -> tuple[Expert, ...]:
         """Returns the experts of sleeping hosts that can be woken for a request, sorted by key.
@@ -193,12 +200,12 @@ class CapabilityTable:
         """Forgets an agent at once."""
         self._suspensions.forget(agent_id)
         if self._agents.pop(agent_id, None):
-            self._changed()
+            self._changed(agent_id)
 
     def agent_broke_rules(self, agent_id: str, reason: str, now_s: float) -> float:
         """Suspends an agent that sent something impossible, and returns until when it gets no requests."""
         until_s = self._suspensions.broke(agent_id, reason, now_s)
-        self._changed()
+        self._changed(agent_id)
         return until_s
 
     def agent_reported(self, agent_id: str, report: Report, now_s: float) -> None:
@@ -209,11 +216,9 @@ class CapabilityTable:
         was_stale = agent.report_s is None or now_s - agent.report_s > self._stale_s
         old, agent.report, agent.report_s = agent.report, report, now_s
         agent.known_models = frozenset(expert.model for expert in report.experts)
-        if was_stale or old is None or (old.experts, old.draining) != (report.experts, report.draining):
-            self._changed()
-        else:
-            # Only fresher: the same experts stay choosable for longer.
-            self._fresh_until_s = 0.0
+        # One that is only fresher leaves its experts choosable for longer, which the next look at everybody will find.
+        if was_stale or old is None or _differs(old, report):
+            self._changed(agent_id)
 
     def rtt_measured(self, agent_id: str, rtt_s: float) -> None:
         """Takes in a measured round trip to an agent."""
@@ -224,7 +229,7 @@ class CapabilityTable:
         settled_s = agent.settled_rtt_s
         if settled_s is None or abs(rtt_s - settled_s) > RTT_TOLERANCE * settled_s + RTT_TOLERANCE_S:
             agent.settled_rtt_s = rtt_s
-            self._changed()
+            self._changed(agent_id)
 
     def evict(self, now_s: float) -> list[str]:
         """Forgets agents that have been gone for long, and returns their ids."""
@@ -243,15 +248,13 @@ class CapabilityTable:
 
         Their agents are connected and fresh, do not drain, and are not suspended.
         """
-        if now_s >= self._fresh_until_s:
-            self._rebuild(now_s)
-        return self._choosable
+        self._refresh(now_s)
+        return self._ready.all()
 
     def loading(self, now_s: float) -> tuple[Expert, ...]:
         """Returns the experts that are being loaded and take no requests before they are ready, sorted by key."""
-        if now_s >= self._fresh_until_s:
-            self._rebuild(now_s)
-        return self._loading
+        self._refresh(now_s)
+        return self._coming.all()
 
     def host_powers(self) -> tuple[HostPower, ...]:
         """Returns the power of every connected host, summed over its readable sensors (such as GPU and CPU)."""
@@ -331,9 +334,11 @@ class CapabilityTable:
         rows = (self._row(agent, now_s) for agent in self._agents.values())
         return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
 
-    def _changed(self) -> None:
+    def _changed(self, agent_id: str) -> None:
         self.epoch += 1
-        self._fresh_until_s = 0.0
+        self._stirred.add(agent_id)
+        if agent := self._agents.get(agent_id):
+            agent.experts = None
 
     def _connected_experts(self) -> list[tuple[_Agent, ExpertReport]]:
         return [
@@ -343,30 +348,42 @@ class CapabilityTable:
             for expert in agent.report.experts
         ]
 
-    def _rebuild(self, now_s: float) -> None:
-        """Finds the choosable experts, and the time until which none of them turns stale."""
-        choosable: list[Expert] = []
-        loading: list[Expert] = []
-        fresh_until_s = float("inf")
-        for agent, expert in self._connected_experts():
-            if agent.report_s is None or agent.report is None or agent.report.draining:
-                continue
-            agent_id = agent.hello.agent_id
-            suspended_until_s = self._suspensions.ends_s(agent_id, now_s)
-            if suspended_until_s is not None:
-                fresh_until_s = min(fresh_until_s, suspended_until_s)
-                continue
-            stale_at_s = agent.report_s + self._stale_s
-            takes_requests = _takes_requests(expert)
-            if stale_at_s <= now_s or not (takes_requests or expert.state is ExpertState.LOADING):
-                continue
-            fresh_until_s = min(fresh_until_s, stale_at_s)
-            (choosable if takes_requests else loading).append(_expert(agent, expert))
-        rebuilt = tuple(sorted(choosable, key=lambda expert: expert.key))
-        if rebuilt != self._choosable:
-            self.epoch += 1
-        self._choosable, self._fresh_until_s = rebuilt, fresh_until_s
-        self._loading = tuple(sorted(loading, key=lambda expert: expert.key))
+    def _refresh(self, now_s: float) -> None:
+        """Brings the choosable experts up to date: those of agents that changed, or of all where one may be stale."""
+        if now_s >= self._fresh_until_s:
+            self._stirred = {*self._agents, *self._ready.agent_ids(), *self._coming.agent_ids()}
+            self._fresh_until_s = float("inf")
+        elif not self._stirred:
+            return
+        is_changed = False
+        for agent_id in self._stirred:
+            agent = self._agents.get(agent_id)
+            ready, coming, until_s = ((), (), float("inf")) if agent is None else self._standing(agent, now_s)
+            is_changed |= self._ready.put(agent_id, ready)
+            self._coming.put(agent_id, coming)
+            self._fresh_until_s = min(self._fresh_until_s, until_s)
+        self._stirred = set()
+        self.epoch += is_changed
+
+    def _standing(self, agent: _Agent, now_s: float) -> tuple[tuple[Expert, ...], tuple[Expert, ...], float]:
+        """The agent's experts that take requests, those that are being loaded, and until when that may hold."""
+        if not agent.connected or agent.report_s is None or agent.report is None or agent.report.draining:
+            return (), (), float("inf")
+        suspended_until_s = self._suspensions.ends_s(agent.hello.agent_id, now_s)
+        if suspended_until_s is not None:
+            return (), (), suspended_until_s
+        stale_at_s = agent.report_s + self._stale_s
+        if stale_at_s <= now_s:
+            return (), (), float("inf")
+        if agent.experts is None:
+            agent.experts = tuple(_expert(agent, expert) for expert in agent.report.experts)
+        ready = tuple(expert for expert in agent.experts if _takes_requests(expert.report))
+        coming = tuple(
+            expert
+            for expert in agent.experts
+            if expert.report.state is ExpertState.LOADING and not _takes_requests(expert.report)
+        )
+        return ready, coming, stale_at_s if ready or coming else float("inf")
 
     def _row(self, agent: _Agent, now_s: float) -> AgentRow:
         report = agent.report
@@ -399,6 +416,13 @@ def _expert(agent: _Agent, report: ExpertReport) -> Expert:
         rtt_s=agent.settled_rtt_s,
         protocol=agent.protocol,
     )
+
+
+def _differs(old: Report, new: Report) -> bool:
+    """Whether two reports of an agent differ in what choices depend on."""
+    if old.draining != new.draining:
+        return True
+    return old.experts != new.experts and choice_relevant(old.experts) != choice_relevant(new.experts)
 
 
 def _takes_requests(expert: ExpertReport) -> bool:

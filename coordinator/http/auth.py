@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.token_bucket import TokenBucket
+from moe2.coordinator.database.rates import SharedRates
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.errors import ApiError, refused
 from moe2.coordinator.keys.keys import ANYBODY, KeyRecord, Principal, Refusal, Scope
@@ -67,11 +68,14 @@ class Guard:
     """The middleware that lets a request through with `PRINCIPAL` set, or answers 401, 403 or 429.
 
     keys: the keys in force; None where no keys are required: then only requests that a browser marks as another site's
-    are refused. clock: monotonic seconds.
+    are refused. rates: of requests, where several coordinators share them. clock: monotonic seconds.
     """
 
-    def __init__(self, keys: KeyRing | None, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, keys: KeyRing | None, *, rates: SharedRates | None = None, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._keys = keys
+        self._rates = rates
         self._clock = clock
         self._buckets: dict[tuple[str, float], TokenBucket] = {}
         # Whoever floods the listener with wrong keys must not flood the log as well.
@@ -84,6 +88,8 @@ class Guard:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             self._check(request)
+            if self._rates is not None and (principal := request.get(PRINCIPAL)) is not None:
+                self._within_rate(principal, await self._rates.take(principal))
             return await handler(request)
 
         return guard
@@ -137,17 +143,25 @@ class Guard:
     def _limit_rate(self, principal: Principal) -> None:
         """Counts the request against its key's rate. Raises `ApiError` (429) if the key sends too many per minute."""
         per_minute, now_s = principal.requests_per_minute, self._clock()
-        if per_minute is None or principal.key_id is None:
+        if per_minute is None or principal.key_id is None or self._rates is not None:
             return
         place = principal.key_id, per_minute
         bucket = self._buckets.get(place)
         if bucket is None:
             bucket = self._buckets[place] = TokenBucket(per_minute, now_s)
-        wait_s = bucket.take(now_s)
+        self._within_rate(principal, bucket.take(now_s))
+
+    @staticmethod
+    def _within_rate(principal: Principal, wait_s: float | None) -> None:
+        """Raises `ApiError` where a request has to wait: 429, or 503 where nobody can say how long (None)."""
+        if wait_s is None:
+            text = "This key's requests per minute cannot be counted: the database that counts them is away."
+            raise refused(ErrorCode.DATABASE_UNREACHABLE, text)
         if wait_s:
             raise refused(
                 ErrorCode.RATE_LIMIT_EXCEEDED,
-                f"This key may send {per_minute:g} requests per minute; the next one in {wait_s:.1f} s.",
+                f"This key may send {principal.requests_per_minute:g} requests per minute; the next one in "
+                f"{wait_s:.1f} s.",
                 retry_after_s=math.ceil(wait_s),
             )
 

@@ -17,14 +17,17 @@ import msgspec
 from moe2.common import __version__
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.choosing.request import Wish
+from moe2.coordinator.fleet.bounds import MAX_NAME_CHARACTERS
 from moe2.coordinator.http import paths
 from moe2.coordinator.http.body.embeddings import EmbeddingsRequest
 from moe2.coordinator.http.body.messages import CountRequest, MessagesRequest
 from moe2.coordinator.http.body.requests import ChatRequest, FeedbackRequest, TextRequest
 from moe2.coordinator.http.body.responses import ResponsesRequest
 from moe2.coordinator.http.books import FeedbackAnswer
+from moe2.coordinator.http.fleet_query import MAX_HOSTS
 from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
+from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.serving.receipt import Receipt
 
 Schema = dict[str, Any]
@@ -203,6 +206,15 @@ class _Operation:
 
 
 _INFERENCE_ERRORS = (404, 422, 500, 502, 503, 504)
+_HOSTS: Schema = {
+    "limit": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
+    "offset": {"type": "integer", "minimum": 0, "maximum": MAX_HOSTS},
+    "q": {"type": "string", "maxLength": MAX_NAME_CHARACTERS},
+    "state": {"enum": [state.value for state in AgentState]},
+    "model": {"type": "string", "maxLength": MAX_NAME_CHARACTERS},
+}
+"""The query parameters that say which hosts are shown."""
+
 _OPERATIONS = (
     _Operation(
         "post",
@@ -296,7 +308,14 @@ _OPERATIONS = (
         (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
-    _Operation("get", paths.FLEET_PATH, "The fleet's present status.", {_JSON: _ref("CoordinatorStatus")}),
+    _Operation(
+        "get",
+        paths.FLEET_PATH,
+        "The fleet's present status.",
+        {_JSON: _ref("CoordinatorStatus")},
+        (400,),
+        query=_HOSTS,
+    ),
     _Operation(
         "get",
         paths.LEDGER_PATH,
@@ -305,7 +324,14 @@ _OPERATIONS = (
         (400, 503),
         query={"by": {"enum": [by.value for by in By]}, "days": {"type": "integer", "minimum": 1, "maximum": 36_500}},
     ),
-    _Operation("get", paths.EVENTS_PATH, "The fleet and its requests, live.", {_EVENTS: None}, (503,)),
+    _Operation(
+        "get",
+        paths.EVENTS_PATH,
+        "The fleet and its requests, live.",
+        {_EVENTS: None},
+        (400, 503),
+        query={**_HOSTS, "after": {"type": "integer", "minimum": 0}},
+    ),
     _Operation("get", paths.HEALTH_PATH, "Tell if the process lives.", {_JSON: _ref("Health")}),
     _Operation(
         "get",

@@ -14,6 +14,7 @@ from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.http.auth import BODY, OPEN, ROUTES
 from moe2.coordinator.http.body.decode import json_object, whole_number
 from moe2.coordinator.http.errors import invalid
+from moe2.coordinator.http.fleet_query import fleet_query
 from moe2.coordinator.http.openapi import document
 from moe2.coordinator.http.paths import (
     CALIBRATION_PATH,
@@ -25,6 +26,7 @@ from moe2.coordinator.http.paths import (
     WISH_PATH,
 )
 from moe2.coordinator.observing.accuracy import WINDOW, CalibrationWindow
+from moe2.coordinator.observing.fleet_view import page_of
 from moe2.coordinator.observing.metrics import CoordinatorMetrics
 from moe2.coordinator.provisioning.keeper import Keeper
 
@@ -103,8 +105,9 @@ class FleetRoutes:
             return web.json_response({"status": "ready"})
         return web.json_response({"status": "not ready", "reason": reason}, status=503, headers={"Retry-After": "5"})
 
-    async def _fleet(self, _: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(self._status()), content_type="application/json")
+    async def _fleet(self, http: web.Request) -> web.Response:
+        shown = page_of(self._status(), fleet_query(http.query))
+        return web.Response(body=msgspec.json.encode(shown), content_type="application/json")
 
 
 class MetricsRoute:

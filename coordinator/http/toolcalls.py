@@ -36,11 +36,14 @@ class CallReader:
         self._ids = ids
         self._held = HeldPieces()
         self._begun = False
+        self._is_scored = False
+        """Tokens have log-probabilities, which cut ones would lose."""
         self.n_calls = 0
 
     def feed(self, pieces: Iterable[TokenPiece]) -> list[Found]:
         """Takes in more of the answer; returns the text and the calls that have become final, in their order."""
         for piece in pieces:
+            self._is_scored = self._is_scored or piece.logprob is not None
             self._held.add(piece)
         found: list[Found] = []
         while (opened := self._held.text.find(_OPEN)) >= 0:
@@ -54,7 +57,8 @@ class CallReader:
             else:
                 self._say_call(found, calls, opened, end)
             self._begun = True
-        self._say(found, self._held.uncut(self._undecided_from()))
+        safe = self._undecided_from()
+        self._say(found, self._held.uncut(safe) if self._is_scored else safe)
         return found
 
     def finish(self) -> list[Found]:

@@ -113,6 +113,18 @@ class Accounts:
             account.reserved_tokens - (own.tokens or 0),
         )
 
+    def used(self, principal: Principal, day: str, *, besides: str | None = None) -> Amount:
+        """Returns what the key has spent and reserved on this coordinator; reading changes nothing.
+
+        besides: a request whose reservation is left out.
+        """
+        account = self._read(principal, day)
+        own = account.reserved.get(besides, Amount()) if besides is not None else Amount()
+        return Amount(
+            account.spent.energy_j + account.reserved_j - (own.energy_j or 0.0),
+            account.spent.tokens + account.reserved_tokens - (own.tokens or 0),
+        )
+
     def reserve(self, principal: Principal, day: str, request_id: str, amount: Amount) -> None:
         """Reserves what a request may still come to, in the place of what was reserved for it before."""
         self._open(principal, day).reserved[request_id] = amount

@@ -15,7 +15,7 @@ from moe2.common.error_codes import ErrorCode
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.ledger.accounts import Remaining, Statement, day_after
+from moe2.coordinator.ledger.accounts import Amount, Remaining, Statement, day_after
 from moe2.coordinator.planning.problem import Quantile
 
 SOON_S = 5
@@ -70,6 +70,16 @@ def select_within_limits(
         )
     refusal = _no_energy(principal, statement, cheaper.plan.cheapest.energy_j, now)
     return replace(refusal, plan=cheaper.plan, outlook=cheaper.outlook)
+
+
+def with_elsewhere(statement: Statement, elsewhere: Amount) -> Statement:
+    """Returns the statement with what other coordinators have drawn of the same limits counted as spent."""
+    spent = replace(
+        statement.spent,
+        energy_j=statement.spent.energy_j + (elsewhere.energy_j or 0.0),
+        tokens=statement.spent.tokens + (elsewhere.tokens or 0),
+    )
+    return replace(statement, spent=spent)
 
 
 def tokens_of(demand: Demand) -> int:

@@ -81,6 +81,14 @@ class CoordinatorMetrics:
             *expert,
         )
         self._decoded = counter("moe2_decoded_tokens", "Tokens that experts decoded.", *expert)
+        self._drafted = counter(
+            "moe2_drafted_tokens", "Guessed tokens that went through experts beside those that they decoded.", *expert
+        )
+        self._accepted = counter(
+            "moe2_accepted_tokens",
+            "Guessed tokens that were right: tokens per step are decoded ones over decoded less accepted ones.",
+            *expert,
+        )
         self._prompt = counter("moe2_prompt_tokens", "Prompt tokens of answered requests.")
         self._cached = counter("moe2_prompt_cached_tokens", "Prompt tokens found in an expert's cache.")
         self._ttft = histogram("moe2_request_ttft_seconds", "From a request's last byte to its first token.", TTFT_S)
@@ -149,6 +157,9 @@ class CoordinatorMetrics:
         decoded = line.decoded_tokens or 0
         if decoded:
             self._decoded.labels(*expert).inc(decoded)
+        if line.drafted_tokens is not None:
+            self._drafted.labels(*expert).inc(line.drafted_tokens)
+            self._accepted.labels(*expert).inc(line.accepted_tokens or 0)
         joules = line.energy.joules
         if joules is not None:
             self._joules.labels(*expert, line.outcome, line.energy.quality).inc(joules)

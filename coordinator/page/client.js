@@ -63,22 +63,37 @@ const pause = (ms) =>
     setTimeout(done, ms);
   });
 
-// Follows the live feed for ever; a new key is tried at once. onState: "live", "waiting", or "locked" and why.
-export async function follow(path, { onEvent, onState }) {
+let following = null;
+
+// Follows the live feed anew, for other hosts than before; nothing else that was shown is lost.
+export function refollow() {
+  following?.abort();
+  wake();
+}
+
+// Follows the live feed for ever; a new key is tried at once. pathOf: asked at each start, with whether it only goes on.
+// onState: "live", "waiting", or "locked" and why.
+export async function follow(pathOf, { onEvent, onState }) {
   let pauseMs = FIRST_PAUSE_MS;
+  let goesOn = false;
   for (;;) {
+    const current = (following = new AbortController());
     try {
-      const response = await request(path);
+      const response = await request(pathOf(goesOn), { signal: current.signal });
       for await (const { event, data } of events(response)) {
+        if (current.signal.aborted) break;
         onState("live");
         pauseMs = FIRST_PAUSE_MS;
         onEvent(event, JSON.parse(data));
       }
-      onState("waiting");
+      goesOn = current.signal.aborted;
+      if (!goesOn) onState("waiting");
     } catch (error) {
+      goesOn = current.signal.aborted;
       if (error instanceof ApiError && [401, 403].includes(error.status)) onState("locked", error.message);
-      else onState("waiting");
+      else if (!goesOn) onState("waiting");
     }
+    if (goesOn) continue;
     const woken = await pause(pauseMs * (0.75 + Math.random() / 2));
     pauseMs = woken ? FIRST_PAUSE_MS : Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
   }

@@ -6,21 +6,30 @@ import { linesOf, perTokenOf } from "./tiles.js";
 
 const KEPT_POWERS = 60;
 const MOST_PIPS = 16;
+const MOST_WARNINGS = 6;
 const powers = new Map();
 
-export function drawWarnings(warnings) {
+export function drawWarnings({ warnings, counts }) {
   const section = byId("warnings");
   const degraded = warnings.filter((warning) => warning.severity === "degraded");
   const notices = warnings.filter((warning) => warning.severity !== "degraded");
-  const wasOpen = section.querySelector(".notices")?.open;
+  const shown = degraded.length > MOST_WARNINGS ? degraded.slice(0, MOST_WARNINGS - 1) : degraded;
+  const others = degraded.slice(shown.length);
+  const untold = counts.warnings - warnings.length;
   section.hidden = !warnings.length;
   show(
     section,
-    degraded.map(warningView),
-    notices.length
-      ? el("details", { class: "notices", open: wasOpen }, el("summary", {}, notices.length === 1 ? "1 notice" : `${notices.length} notices`), notices.map(warningView))
-      : null,
+    shown.map(warningView),
+    folded(section, "others", `${count(others.length)} more`, others),
+    folded(section, "notices", notices.length === 1 ? "1 notice" : `${count(notices.length)} notices`, notices),
+    untold > 0 ? el("p", { class: "note" }, `and ${count(untold)} more: `, el("code", {}, "moe2-coordinator status --json")) : null,
   );
+}
+
+// Warnings behind a line that opens; it stays as it was left.
+function folded(section, name, title, warnings) {
+  const wasOpen = section.querySelector(`.${name}`)?.open;
+  return warnings.length ? el("details", { class: `notices ${name}`, open: wasOpen }, el("summary", {}, title), warnings.map(warningView)) : null;
 }
 
 function warningView(warning) {
@@ -37,9 +46,12 @@ function warningView(warning) {
 const withCode = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
 
 export function drawFleet({ fleet, requests }) {
-  const note = fleet.agents.length ? "" : "no agent has connected yet";
-  byId("fleet-note").textContent = note;
+  for (const id of powers.keys()) if (!fleet.agents.some((agent) => agent.agent_id === id)) powers.delete(id);
   const lines = Map.groupBy ? Map.groupBy(linesOf(requests), (line) => line.expert) : grouped(linesOf(requests));
+  if (!fleet.agents.length && fleet.counts.agents) {
+    show(byId("hosts"), el("p", { class: "empty" }, "No host is there of those that were searched for."));
+    return;
+  }
   if (!fleet.agents.length) {
     show(
       byId("hosts"),

@@ -17,7 +17,11 @@ export function joules(value) {
   return Math.abs(value) >= 10_000 ? `${digits(value / 1000)} kJ` : `${digits(value)} J`;
 }
 
-export const watts = (value) => (known(value) ? `${digits(value)} W` : UNMEASURED);
+export function watts(value) {
+  if (!known(value)) return UNMEASURED;
+  return Math.abs(value) >= 10_000 ? `${digits(value / 1000)} kW` : `${digits(value)} W`;
+}
+
 // What a joule has to bring: points are hundredths of a score, and a single joule is worth too few of them to read.
 export const points = (pricePerJ) => (known(pricePerJ) ? `${digits(pricePerJ * 1e5)} points/kJ` : DASH);
 export const perToken = (value) => (known(value) ? `${joules(value)}/token` : UNMEASURED);

@@ -5,6 +5,7 @@ import { drawChart, startChart } from "./chart.js";
 import { byId, el } from "./dom.js";
 import { drawAverages } from "./averages.js";
 import { drawStandby } from "./standby.js";
+import { drawFinder, feedPath, startFinder } from "./finder.js";
 import { drawFleet, drawWarnings } from "./fleet.js";
 import { duration } from "./format.js";
 import { startPlayground, offerModels, offerPlan } from "./playground.js";
@@ -14,35 +15,53 @@ import { drawTiles } from "./tiles.js";
 const KEPT_REQUESTS = 200;
 const KEPT_BINS = 360;
 const state = { fleet: null, power: null, requests: [], bins: [], binS: 10 };
+const hosts = new Map();
 
 function hello(data) {
-  Object.assign(state, { requests: data.requests, bins: data.energy.bins, binS: data.energy.bin_s });
+  hosts.clear();
+  Object.assign(state, { fleet: null, bins: data.energy.bins, binS: data.energy.bin_s });
   offerPlan(data.features.plan);
-  resetRequests(data.requests);
+  if (data.after) {
+    ended(data.requests, 0);
+  } else {
+    state.requests = data.requests;
+    resetRequests(data.requests);
+  }
   drawChart(state);
 }
 
+function ended(requests, skipped) {
+  state.requests = [...state.requests, ...requests].slice(-KEPT_REQUESTS);
+  addRequests(requests, skipped);
+}
+
+// Takes in what has changed of the fleet since the last tick.
+function take(news) {
+  for (const agent of news.agents ?? []) hosts.set(agent.agent_id, agent);
+  const ids = news.agent_ids ?? state.fleet.agent_ids;
+  for (const id of [...hosts.keys()]) if (!ids.includes(id)) hosts.delete(id);
+  state.fleet = { ...state.fleet, ...news, agents: ids.map((id) => hosts.get(id)) };
+}
+
 function tick(data) {
-  if (data.requests) {
-    state.requests = [...state.requests, ...data.requests].slice(-KEPT_REQUESTS);
-    addRequests(data.requests, data.n_skipped);
-  }
+  if (data.requests) ended(data.requests, data.n_skipped);
   if (!data.fleet) return;
-  state.fleet = data.fleet;
+  take(data.fleet);
   state.power = data.power;
   if (data.bin) {
     if (state.bins.at(-1)?.start_unix_s === data.bin.start_unix_s) state.bins.pop();
     state.bins = [...state.bins, data.bin].slice(-KEPT_BINS);
   }
   drawTiles(state);
-  drawWarnings(data.fleet.warnings);
+  drawWarnings(state.fleet);
   drawFleet(state);
+  drawFinder(state.fleet);
   drawAverages(state.fleet);
-  drawStandby(state.fleet);
-  drawRunning(data.running, data.fleet.requests_active);
+  drawStandby(state);
+  drawRunning(data.running, state.fleet.requests_active);
   drawChart(state);
-  offerModels(data.fleet.agents);
-  const { version, uptime_s, draining } = data.fleet;
+  offerModels(state.fleet.counts.models);
+  const { version, uptime_s, draining } = state.fleet;
   byId("footer").textContent = `moe2 ${version} · up ${duration(uptime_s)}${draining ? " · shutting down" : ""}`;
 }
 
@@ -101,8 +120,9 @@ startKey();
 startChart(() => drawChart(state));
 startRequests();
 startPlayground();
+startFinder();
 byId("hosts").append(el("p", { class: "empty" }, "Waiting for the coordinator…"));
-follow("/v1/moe2/events", {
+follow((goesOn) => feedPath(goesOn ? (state.requests.at(-1)?.seq ?? 0) : 0), {
   onEvent: (event, data) => (event === "hello" ? hello(data) : tick(data)),
   onState: showState,
 });

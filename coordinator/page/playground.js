@@ -30,10 +30,9 @@ export function offerPlan(offered) {
   if (!offered) byId("plan-view").hidden = true;
 }
 
-export function offerModels(agents) {
-  const names = new Set(agents.filter((agent) => agent.connected).flatMap((agent) => agent.experts.map((expert) => expert.model)));
+export function offerModels(names) {
   const select = byId("model");
-  const wanted = ["moe2", ...[...names].sort()];
+  const wanted = ["moe2", ...names];
   if (wanted.join("\n") === [...select.options].map((option) => option.value).join("\n")) return;
   const chosen = select.value;
   select.replaceChildren(...wanted.map((name) => el("option", { value: name }, name === "moe2" ? "moe2 (the coordinator chooses)" : name)));

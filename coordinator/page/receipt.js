@@ -107,6 +107,7 @@ function energyFacts({ energy, tokens }) {
   const rows = [
     ["Energy", joules(energy.joules)],
     ["Per token", perToken(each)],
+    ["Tokens a step", tokensAStep(tokens)],
     ["Quality", words(energy.quality)],
     ["Measured", [energy.scope && words(energy.scope), energy.source].filter(Boolean).join(", ") || null],
     ["Share", energy.attribution && words(energy.attribution)],
@@ -114,6 +115,12 @@ function energyFacts({ energy, tokens }) {
     ["Note", energy.reason],
   ];
   return el("table", { class: "facts" }, el("tbody", {}, rows.filter(([, value]) => value).map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)))));
+}
+
+// How many tokens a step of the model brought, as those that were guessed right need none of their own.
+export function tokensAStep({ decoded, drafted, accepted }) {
+  if (!decoded || drafted === null || drafted === undefined) return null;
+  return `${digits(decoded / Math.max(1, decoded - accepted))} (${count(accepted)} of ${count(drafted)} guesses right)`;
 }
 
 function attempts({ experts }) {

@@ -6,12 +6,12 @@ import { count, digits, watts } from "./format.js";
 
 const WH_J = 3600;
 
-export function drawStandby({ agents, provisioning }) {
+export function drawStandby({ fleet: { agents, provisioning }, power }) {
   const section = byId("standby");
   const decided = provisioning?.standing_w ?? null;
   section.hidden = decided === null && !provisioning?.correction;
   if (section.hidden) return show(section);
-  const mark = agents.some(isSimulated) ? [el("span", { class: "chip simulated", title: "watts and joules of simulated hosts are in it" }, "simulated"), " "] : [];
+  const mark = power.simulated || agents.some(isSimulated) ? [el("span", { class: "chip simulated", title: "watts and joules of simulated hosts are in it" }, "simulated"), " "] : [];
   const said = lines(provisioning, namesOf(agents)).map((line, i) => el("p", {}, i ? null : mark, line));
   show(section, el("div", { class: "note" }, said));
 }
@@ -26,11 +26,14 @@ function lines(slow, named) {
   const said = [acts ? "The coordinator wakes hosts and sends them to sleep." : "Mode observe: this is what it would do; it touches nothing."];
   if (slow.correction) said.push(`The limits contradict each other. ${slow.correction}`);
   if (slow.standing_w !== null) {
-    const awake = slow.awake.map(named).join(", ") || "nobody";
+    const more = (slow.n_awake ?? 0) - slow.awake.length;
+    const awake = `${slow.awake.map(named).join(", ") || "nobody"}${more > 0 ? ` and ${count(more)} more` : ""}`;
     const proof = slow.least_w === null ? "" : `; no set of that value draws less than ${watts(slow.least_w)}`;
     said.push(`Wanted in memory for ${digits(slow.requests_per_hour ?? 0)} requests an hour: ${awake}. The fleet then waits at ${watts(slow.standing_w)}${proof}.`);
   }
-  for (const [key, why] of Object.entries(slow.stays)) said.push(`${named(key)} is left as it is: ${why}.`);
+  const left = (slow.n_stays ?? 0) - Object.keys(slow.stays).length;
+  if (left > 0) said.push(`${count(slow.n_stays)} experts are left as they are; moe2-coordinator fleet show says why.`);
+  else for (const [key, why] of Object.entries(slow.stays)) said.push(`${named(key)} is left as it is: ${why}.`);
   for (const change of slow.changes) said.push(`${acts ? "It does" : "It would"}: ${change.change} ${change.expert ? named(change.expert) : change.host}, because ${change.reason}.`);
   if (slow.would_sleep.length && slow.saved_j !== null && slow.waited_j !== null)
     said.push(`Today ${slow.would_sleep.map(named).join(", ")} waited ${digits(slow.waited_j / WH_J)} Wh; ${count(slow.returns)} returns from sleep would have replaced that and saved ${digits(slow.saved_j / WH_J)} Wh.`);

@@ -17,14 +17,13 @@ export function perTokenOf(lines) {
   return tokens ? spent / tokens : null;
 }
 
+// Beyond this two numbers do not fit beside each other.
+const MANY = 1000;
+
 export const linesOf = (requests) => requests.flatMap((ended) => ended.receipt.experts);
 
 export function drawTiles({ fleet, power, requests, bins, binS }) {
-  const experts = fleet.agents.flatMap((agent) => (agent.connected ? agent.experts : []));
-  const ready = experts.filter((expert) => expert.state === "ready").length;
-  const queued = experts.reduce((sum, expert) => sum + (expert.queued ?? 0), 0);
-  const active = experts.reduce((sum, expert) => sum + (expert.active ?? 0), 0);
-  const slots = experts.reduce((sum, expert) => sum + expert.slots, 0);
+  const { agents, connected, experts, experts_ready: ready, slots, slots_active: active, queued } = fleet.counts;
   // Whole intervals only: the one that is being filled would always look slow.
   const now = bins.at(-1)?.start_unix_s ?? 0;
   const past = bins.filter((bin) => bin.start_unix_s < now && bin.start_unix_s >= now - WINDOW_S);
@@ -37,12 +36,12 @@ export function drawTiles({ fleet, power, requests, bins, binS }) {
 
   show(
     byId("tiles"),
-    tile("Experts ready", `${ready} / ${experts.length}`, `${fleet.agents.filter((a) => a.connected).length} of ${fleet.agents.length} hosts connected`),
+    tile("Experts ready", experts < MANY ? `${ready} / ${experts}` : count(ready), `${experts < MANY ? "" : `of ${count(experts)} · `}${count(connected)} of ${count(agents)} hosts connected`),
     tile("Fleet power", watts(power.power_w), powerNote(power), power.simulated && power.power_w !== null),
     tile("Energy per token", energy === null ? UNMEASURED : joules(energy), energyNote(requests), simulated && energy !== null),
     tile("Energy per answer", perAnswer(fleet.energy), balanceNote(fleet.energy), fleet.energy?.quality === "simulated" && fleet.energy.j_per_answer !== null),
     tile("Throughput", past.length ? `${digits(sum("tokens") / spanS)} tok/s` : DASH, past.length ? `${digits((60 * sum("n_requests")) / spanS)} requests/min` : "first minute"),
-    tile("In progress", count(fleet.requests_active), `${active} of ${slots} slots · ${queued} queued`),
+    tile("In progress", count(fleet.requests_active), `${count(active)} of ${count(slots)} slots · ${count(queued)} queued`),
     tile("First token", seconds(median(ttfts)), "median of the last 50"),
   );
 }
@@ -58,8 +57,8 @@ function tile(name, value, note, simulated = false) {
 }
 
 function powerNote({ n_known, n_unknown }) {
-  if (n_unknown && n_known) return `${n_unknown} of ${n_known + n_unknown} hosts unmeasured`;
-  return n_unknown ? "no host has a power sensor" : `${n_known} ${n_known === 1 ? "host" : "hosts"}`;
+  if (n_unknown && n_known) return `${count(n_unknown)} of ${count(n_known + n_unknown)} hosts unmeasured`;
+  return n_unknown ? "no host has a power sensor" : `${count(n_known)} ${n_known === 1 ? "host" : "hosts"}`;
 }
 
 const perAnswer = (energy) => (energy && energy.j_per_answer !== null ? joules(energy.j_per_answer) : UNMEASURED);

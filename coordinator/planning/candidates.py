@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from moe2.coordinator.planning.problem import ROUNDING, MaxLimit, Problem
-from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, SetValue
 
 TIE = 1e-9
 """Values closer than this, relative to the larger of 1 and their size, count as equal."""
@@ -35,6 +35,8 @@ def _largest_panels(limit: MaxLimit, most: int) -> IntArray:
     ceiling = limit.limit + ROUNDING * abs(limit.limit)
     # by_size never falls, so the sizes that an expert may be in are a prefix of 1..most.
     grown = limit.by_size[1 : most + 1]
+    if grown[-1] == grown[0]:
+        return np.where(limit.cost + grown[0] <= ceiling, most, 0)
     # The last size at each level: one step of rounding must not cost all the sizes of a level.
     last = np.flatnonzero(np.append(grown[1:] > grown[:-1], True))
     level = np.searchsorted(grown[last], ceiling - limit.cost, side="right")
@@ -101,6 +103,10 @@ class Candidates:
             energy_j=self.energy_j[places],
             delay_s=self.delay_s[places],
         )
+
+    def valued(self, value: SetValue) -> Candidates:
+        """The same candidates where panels are worth what another set value says."""
+        return replace(self, problem=replace(self.problem, value=value))
 
     @property
     def count(self) -> int:

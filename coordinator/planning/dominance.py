@@ -30,11 +30,11 @@ def inferiors(candidates: Candidates, expert: int, among: IntArray) -> BoolArray
     return _is_superior(candidates, np.full(len(among), expert), among)
 
 
-def undominated(candidates: Candidates, most: int, keep: IntArray) -> IntArray:
+def undominated(candidates: Candidates, most: int, keep: IntArray, *further: FloatArray) -> IntArray:
     """The candidates, ascending, without those that no best panel of up to `most` members needs.
 
-    keep: candidates that stay in any case. Superiors are sought among `MAX_REFERENCES` candidates only, so some that
-    could be dropped may stay.
+    keep: candidates that stay in any case. further: (n,) what else superiors must not have more of. Superiors are
+    sought among `MAX_REFERENCES` candidates only, so some that could be dropped may stay.
     """
     count = candidates.count
     everyone = np.arange(count)
@@ -47,10 +47,10 @@ def undominated(candidates: Candidates, most: int, keep: IntArray) -> IntArray:
     if not value.is_of_few_kinds:
         # Experts of different models are rarely better on every prompt, and dear to compare.
         cheap = twin[reference][None, :] == twin[:, None]
-    for cost in _costs(candidates):
+    for cost in (*_costs(candidates), *further):
         cheap &= cost[reference][None, :] <= cost[:, None]
     expert, column = np.nonzero(cheap)
-    found = _is_superior(candidates, reference[column], expert)
+    found = _is_superior(candidates, reference[column], expert, *further)
     kept = np.bincount(expert[found], minlength=count) < most
     kept[keep] = True
     return everyone[kept]
@@ -72,12 +72,12 @@ def _costs(candidates: Candidates) -> tuple[FloatArray, ...]:
     return (*candidates.sums, candidates.energy_j, candidates.delay_s, -candidates.largest)
 
 
-def _is_superior(candidates: Candidates, superior: IntArray, expert: IntArray) -> BoolArray:
+def _is_superior(candidates: Candidates, superior: IntArray, expert: IntArray, *further: FloatArray) -> BoolArray:
     """(P,) True where `superior` (P,) is superior to `expert` (P,), pair by pair."""
     value, index = candidates.problem.value, candidates.index
     found = np.ones(len(expert), dtype=np.bool_)
     is_equal = value.twins[index[superior]] == value.twins[index[expert]]
-    for cost in _costs(candidates):
+    for cost in (*_costs(candidates), *further):
         theirs, own = cost[superior], cost[expert]
         found &= theirs <= own
         is_equal &= theirs == own

@@ -161,11 +161,11 @@ class Exclusions(Sequence[Exclusion]):
 
     def __getitem__(self, index: int | slice) -> Exclusion | tuple[Exclusion, ...]:
         if isinstance(index, slice):
-            return tuple(self._of(n) for n in self._outside[index].tolist())
-        return self._of(int(self._outside[index]))
+            return tuple(self.of(n) for n in self._outside[index].tolist())
+        return self.of(int(self._outside[index]))
 
     def __iter__(self) -> Iterator[Exclusion]:
-        return map(self._of, self._outside.tolist())
+        return map(self.of, self._outside.tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Exclusions) and tuple(self) == tuple(other)
@@ -220,8 +220,8 @@ class Exclusions(Sequence[Exclusion]):
             found[fits[gains > widths]] = _CAUSES.index(Cause.NOT_EXPLORED)
         return found
 
-    def _of(self, n: int) -> Exclusion:
-        """The reason for the expert at place `n`."""
+    def of(self, n: int) -> Exclusion:
+        """The reason for the expert at place `n` in the problem, which is no member."""
         name, cause = self._problem.names[n], _CAUSES[self._causes[n]]
         breaches: tuple[Breach, ...] = ()
         if cause is Cause.INFEASIBLE_ALONE:

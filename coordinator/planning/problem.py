@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -197,6 +198,12 @@ def exceeds(total: FloatArray, limit: float) -> BoolArray:
     return np.asarray(total > limit + ROUNDING * abs(limit))
 
 
+@lru_cache(maxsize=64)
+def _are_distinct(names: tuple[str, ...]) -> bool:
+    """True where no name is there twice; remembered, because a fleet is planned with for each request."""
+    return len(set(names)) == len(names)
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """The problem of maximising `value` over the non-empty panels that keep `budgets`.
@@ -221,7 +228,7 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         experts = len(self.names)
-        if experts == 0 or len(set(self.names)) != experts:
+        if experts == 0 or not _are_distinct(self.names):
             raise ProblemError("A plan needs at least one expert, and distinct names.")
         if self.power_w is not None:
             object.__setattr__(self, "power_w", _costs("power_w", self.power_w))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
 from moe2.coordinator.planning.candidates import tie_width
 from moe2.coordinator.planning.exclusions import Breach, Breached, Exclusions
 from moe2.coordinator.planning.problem import Limit, Problem
@@ -97,14 +99,15 @@ class Plan:
 def _offer(problem: Problem, by: Limit) -> Offer | None:
     """The cheapest expert by energy, or the fastest by delay; experts that break no other limit come first."""
     costs, aggregation = problem.costs, problem.aggregation
-    pool = [n for n, name in enumerate(problem.names) if name not in problem.ruled_out]
-    if not pool:
+    pool = np.array([n for n, name in enumerate(problem.names) if name not in problem.ruled_out], dtype=np.intp)
+    if len(pool) == 0:
         return None
     own = {Limit.ENERGY} if by is Limit.ENERGY else {Limit.DELAY, Limit.FIRST_TOKEN, Limit.PER_TOKEN}
     breached = Breached.alone(problem)
     cost = costs.energy_j if by is Limit.ENERGY else costs.delay_s
-    is_foreign = breached.any_but(own)
-    n = min(pool, key=lambda n: (is_foreign[n], cost[n], problem.names[n]))
+    is_foreign = breached.any_but(own)[pool]
+    pool = pool[is_foreign == is_foreign.min()]
+    n = min(pool[cost[pool] == cost[pool].min()].tolist(), key=problem.names.__getitem__)
     return Offer(
         name=problem.names[n],
         energy_j=float(costs.energy_j[n] + aggregation.energy_j[1]),
@@ -142,7 +145,7 @@ def proven_plan(
     elapsed_s: float | None,
 ) -> Plan:
     """The plan for a non-empty feasible panel; its proof is OPTIMAL where the bound is within a tie of its value."""
-    chosen = sorted(members, key=lambda n: problem.names[n])
+    chosen = sorted(members, key=problem.names.__getitem__)
     size, costs, aggregation = len(chosen), problem.costs, problem.aggregation
     spent = costs.energy_j[chosen]
     energy_j = spent.max() if problem.budgets.one_runs else spent.sum()
@@ -150,7 +153,7 @@ def proven_plan(
     proven = not upper_bound > value + tie_width(value)
     return Plan(
         members=tuple(chosen),
-        names=tuple(problem.names[n] for n in chosen),
+        names=tuple(map(problem.names.__getitem__, chosen)),
         energy_j=float(energy_j + aggregation.energy_j[size]),
         delay_s=float(costs.delay_s[chosen].max() + aggregation.delay_s[size]),
         first_token_s=float(costs.first_token_s[chosen].max() + aggregation.first_token_s[size]),

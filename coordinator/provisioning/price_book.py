@@ -196,6 +196,12 @@ class PriceBook:
         """What a restarted coordinator has to know."""
         return SavedPrices(prices=dict(self._prices), rhythms=dict(self._rhythms))
 
+    def adopt(self, prices: Mapping[str, SavedPrice]) -> None:
+        """Goes on with prices that several coordinators have learned together, by scope."""
+        for scope_id, price in prices.items():
+            if scope_id in self._prices:
+                self._prices[scope_id] = price
+
     # --- Scopes -------------------------------------------------------------------------------------------------------
 
     def _configured(self) -> tuple[_Scope, ...]:

@@ -11,13 +11,23 @@ from datetime import UTC, datetime
 
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality
+from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.fine_level import is_cheapest, saving_j
 from moe2.coordinator.choosing.request import SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
+from moe2.coordinator.database.lender import Lender
 from moe2.coordinator.keys.keys import Principal
-from moe2.coordinator.ledger.accounts import Accounts, Amount, charge, day_of
-from moe2.coordinator.ledger.daily_limit import Select, is_limited, member_p95_of, select_within_limits, tokens_of
+from moe2.coordinator.ledger.accounts import Accounts, Amount, Remaining, charge, day_of
+from moe2.coordinator.ledger.daily_limit import (
+    Select,
+    is_limited,
+    member_p95_of,
+    p95_of,
+    select_within_limits,
+    tokens_of,
+    with_elsewhere,
+)
 from moe2.coordinator.ledger.entry import AttemptEntry, AttemptState, RequestEntry, ReservationEntry
 from moe2.coordinator.ledger.store import Ledger, Recorded
 from moe2.coordinator.provisioning.price_book import Averages, PriceBook, Spending
@@ -31,15 +41,23 @@ from moe2.coordinator.serving.suspicion import has_downed_an_engine
 class Bookkeeper:
     """Keeps daily limits, reservations and ledger entries of the requests in progress.
 
-    clock: wall time in seconds since the epoch. prices: of a joule; by default there are no average budgets. What the
+    clock: wall time in seconds since the epoch. prices: of a joule; by default there are no average budgets. lender: of
+    daily limits that several coordinators share; by default this coordinator is alone. What the
     service tells it of each request, in this order: `choose` for every attempt, `dispatched` for every job, `concluded`
     if the outcome comes before all is known, `retired`.
     """
 
     def __init__(
-        self, accounts: Accounts, ledger: Ledger, *, clock: Callable[[], float], prices: PriceBook | None = None
+        self,
+        accounts: Accounts,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float],
+        prices: PriceBook | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self.accounts = accounts
+        self._lender = lender
         self.prices = prices or PriceBook(Averages())
         self._ledger = ledger
         self._clock = clock
@@ -57,7 +75,7 @@ class Bookkeeper:
         asked = self._priced(principal, asked)
         if not is_limited(principal):
             return select(asked)
-        return self._admit(principal, asked, select, besides=None, burnt_j=0.0)
+        return self._admit(principal, asked, select, besides=None, burnt_j=0.0, is_plan=True)
 
     def dispatched(self, life: Lifecycle) -> None:
         """Reserve what the request may come to now that a job was sent out."""
@@ -115,22 +133,47 @@ class Bookkeeper:
         """What is left of a key's daily limit; None where it has none."""
         if principal.daily.energy_j is None:
             return None
-        return self.accounts.left(principal, day_of(now_unix_s)).energy_j
+        return self._left(principal, day_of(now_unix_s), besides=None).energy_j
+
+    def _left(self, principal: Principal, day: str, *, besides: str | None) -> Remaining:
+        if self._lender is None:
+            return self.accounts.left(principal, day, besides=besides)
+        return self._lender.left(principal, day, self.accounts.used(principal, day, besides=besides))
 
     def _admit(
-        self, principal: Principal, asked: SelectionRequest, select: Select, *, besides: str | None, burnt_j: float
+        self,
+        principal: Principal,
+        asked: SelectionRequest,
+        select: Select,
+        *,
+        besides: str | None,
+        burnt_j: float,
+        is_plan: bool = False,
     ) -> Selection | NoExpert:
         now_unix_s = self._clock()
         today = day_of(now_unix_s)
-        return select_within_limits(
+        statement = self.accounts.statement(principal, today)
+        if self._lender is not None:
+            statement = with_elsewhere(statement, self._lender.elsewhere(principal, today))
+        chosen = select_within_limits(
             asked,
             select,
             principal,
-            self.accounts.left(principal, today, besides=besides),
-            self.accounts.statement(principal, today),
+            self._left(principal, today, besides=besides),
+            statement,
             burnt_j=burnt_j,
             now=datetime.fromtimestamp(now_unix_s, UTC),
         )
+        if self._lender is None or is_plan:
+            return chosen
+        if isinstance(chosen, NoExpert):
+            # What others hold may have come back since it was last heard of.
+            is_final = chosen.code != ErrorCode.BUDGET_EXHAUSTED
+            return chosen if is_final else self._lender.refused(principal, today) or chosen
+        needed_j = p95_of(chosen)
+        need = Amount(None if needed_j is None else needed_j + burnt_j, tokens_of(asked.demand))
+        used = self.accounts.used(principal, today, besides=besides)
+        return self._lender.covers(principal, today, used, need) or chosen
 
     def _entry(self, life: Lifecycle, receipt: Receipt, charged: Amount) -> RequestEntry:
         at_unix_s = self._arrived_unix_s(life)

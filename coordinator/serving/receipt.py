@@ -22,7 +22,8 @@ N = TypeVar("N", int, float)
 class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt's line on the receipt.
 
-    purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say.
+    purpose: a `Purpose`. outcome: an `AttemptState`. decoded_tokens: None where nobody can say. drafted_tokens,
+    accepted_tokens: see `TokenCounts`.
     """
 
     expert: str
@@ -33,15 +34,23 @@ class ExpertLine(msgspec.Struct, frozen=True, kw_only=True):
     energy: WholeEnergy
     error: str | None
     purpose: str = "answer"
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of the answer. reasoning: those of `decoded` that came before the answer itself; None if nobody says."""
+    """Tokens of the answer. reasoning: those of `decoded` that came before the answer itself; None if nobody says.
+
+    drafted: guesses that went through the model beside them; accepted: those of them that were right, and are among
+    `decoded`. None where nothing is guessed, or nobody says.
+    """
 
     prompt: int | None
     cached: int | None
     decoded: int | None
     reasoning: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
 
 
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +153,8 @@ def joint_receipt(lives: Sequence[Lifecycle], receipts: Sequence[Receipt]) -> Re
             cached=_sum(tokens.cached for tokens in prompts.values()),
             decoded=_sum(receipt.tokens.decoded for receipt in receipts),
             reasoning=_sum(receipt.tokens.reasoning for receipt in receipts),
+            drafted=_sum(receipt.tokens.drafted for receipt in receipts),
+            accepted=_sum(receipt.tokens.accepted for receipt in receipts),
         ),
         seconds=msgspec.structs.replace(
             first.seconds,
@@ -179,6 +190,8 @@ def _tokens(life: Lifecycle) -> TokenCounts:
             cached=usage.cached_tokens if usage else None,
             decoded=written if written is not None else usage.decoded_tokens if usage else None,
             reasoning=usage.reasoning_tokens if usage else None,
+            drafted=usage.drafted_tokens if usage else None,
+            accepted=usage.accepted_tokens if usage else None,
         )
     first = life.authors[0].usage
     return TokenCounts(
@@ -228,6 +241,8 @@ def _line(attempt: Attempt) -> ExpertLine:
         energy=WholeEnergy.of(_energy(attempt)),
         error=attempt.error,
         purpose=attempt.purpose,
+        drafted_tokens=attempt.usage.drafted_tokens if attempt.usage else None,
+        accepted_tokens=attempt.usage.accepted_tokens if attempt.usage else None,
     )
 
 

@@ -377,6 +377,9 @@ SAMPLES: dict[str, WireMessage] = {
     "job_done": JobDone(job_id="req-1.0", reason="stop", usage=USAGE),
     "job_done.smallest": JobDone(job_id="j", reason="cancelled", usage=JobUsage()),
     "job_done.reasoning": JobDone(job_id="j", reason="length", usage=JobUsage(decoded_tokens=5, reasoning_tokens=3)),
+    "job_done.guesses": JobDone(
+        job_id="j", reason="length", usage=JobUsage(decoded_tokens=5, drafted_tokens=4, accepted_tokens=3)
+    ),
     "job_failed": JobFailed(job_id="req-1.0", code="engine_crashed", message="It died.", usage=USAGE),
     "job_failed.in_batch": JobFailed(job_id="j", code="engine_crashed", message="It died.", in_batch=True),
     "job_failed.queued": JobFailed(job_id="j", code="engine_crashed", message="It died.", in_batch=False),

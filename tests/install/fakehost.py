@@ -13,8 +13,8 @@ CHECKOUT = Path(__file__).parents[2]
 
 # What of the system install.sh uses as it is.
 _TOOLS = tuple(
-    """base64 bash basename cat chmod cmp cp cut dirname env find flock grep head install ln mkdir mktemp mv readlink
-    realpath rm rmdir sed sh sha256sum sleep sort stat tail tar touch tr xargs""".split()  # noqa: SIM905 - a list of 30 lines
+    """base64 bash basename cat chmod cmp cp cut dirname env find flock grep gzip head install ln mkdir mktemp mv
+    readlink realpath rm rmdir sed sh sha256sum sleep sort stat tail tar touch tr xargs""".split()  # noqa: SIM905 - a list of 30 lines
 )
 
 # A virtual environment's Python: pip makes the files that are looked for afterwards, llama.cpp is asked about GPUs.
@@ -176,7 +176,9 @@ esac""",
     def token(self, text: str = "from-the-coordinator") -> Path:
         return self.file("srv/token", text + "\n")
 
-    def install(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def install(
+        self, *arguments: str | Path, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": str(self.bin),
             "MOE2_INSTALL_ROOT": str(self.root),
@@ -184,6 +186,7 @@ esac""",
             "FAULTS": str(self.faults),
             "STATE": str(self.state),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
+            **(environment or {}),
         }
         return subprocess.run(
             [self.bin / "bash", self.checkout / "install.sh", *arguments],

@@ -27,15 +27,72 @@ def test_a_jetson_agx_orin(host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tegra", "architecture"), [("tegra210", "53"), ("tegra186", "62"), ("tegra194", "72"), ("tegra264", "native")]
+    ("tegra", "nvcc", "architecture"),
+    [
+        ("tegra210", "10.2", "53"),
+        ("tegra186", "10.2", "62"),
+        ("tegra194", "11.4", "72"),
+        ("tegra264", "12.9", "101"),
+        ("tegra264", "13.0", "110"),
+        ("tegra999", "13.0", "native"),
+    ],
 )
-def test_other_jetsons(host: FakeHost, tegra: str, architecture: str) -> None:
-    """One that is not known is left to the compiler, which can ask the GPU."""
+def test_other_jetsons(host: FakeHost, tegra: str, nvcc: str, architecture: str) -> None:
+    """Thor's architecture was renumbered with CUDA 13; one that is not known is left to the compiler."""
     host.jetson(tegra=tegra, release="35", revision="5.0")
-    host.cuda()
+    host.cuda(nvcc)
     said = plan(host)
     assert "L4T 35.5.0 (JetPack 5)" in said
     assert f"-DCMAKE_CUDA_ARCHITECTURES={architecture}" in said
+
+
+@pytest.mark.parametrize(
+    ("release", "revision", "named"),
+    [
+        ("35", "6.0", "L4T 35.6.0 (JetPack 5)"),
+        ("36", "4.7", "L4T 36.4.7 (JetPack 6)"),
+        ("38", "2.0", "L4T 38.2.0 (JetPack 7)"),
+        ("39", "0.0", "L4T 39.0.0 (JetPack 7)"),
+        ("40", "1.0", "L4T 40.1.0\n"),
+    ],
+)
+def test_a_release_of_l4t_is_a_jetpack(host: FakeHost, release: str, revision: str, named: str) -> None:
+    """One that is not known yet is no reason to stop."""
+    host.jetson(release=release, revision=revision)
+    host.cuda()
+    assert named in plan(host)
+
+
+@pytest.mark.parametrize(("memory_kb", "without"), [(7_620_000, True), (15_800_000, False), (64_300_000, False)])
+def test_a_small_board_gets_llama_cpp_without_its_memory_pool(host: FakeHost, memory_kb: int, without: bool) -> None:
+    """That pool reserves 32 GB of addresses, which a board of 8 GB refuses."""
+    host.jetson()
+    host.cuda()
+    host.file("proc/meminfo", f"MemTotal:        {memory_kb} kB\n")
+    said = plan(host)
+    assert ("-DGGML_CUDA_NO_VMM=ON" in said) is without
+    assert ("cuda-87-novmm" in said) is without
+
+
+@pytest.mark.parametrize(
+    ("capability", "nvcc", "fault"),
+    [
+        ("12.0", "12.4", "nvcc 12.4 does not know architecture 120: it needs CUDA 12.8 or newer"),
+        ("12.0", "12.8", ""),
+        ("8.9", "11.5", "nvcc 11.5 does not know architecture 89: it needs CUDA 11.8 or newer"),
+        ("8.9", "13.1", ""),
+        ("7.0", "13.0", "nvcc 13.0 no longer knows architecture 70: it needs CUDA 12.9 or older"),
+    ],
+)
+def test_a_compiler_that_cannot_know_the_card_is_told_at_once(
+    host: FakeHost, capability: str, nvcc: str, fault: str
+) -> None:
+    """And not after an hour of compiling."""
+    host.nvidia(("NVIDIA GeForce RTX", capability))
+    host.cuda(nvcc)
+    said = plan(host)
+    assert ("GGML_CUDA=on" in said) is (not fault)
+    assert fault in said
 
 
 def test_a_jetson_without_its_release_file(host: FakeHost) -> None:

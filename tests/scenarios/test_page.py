@@ -14,7 +14,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from moe2.common.link.messages import SensorReport
+from moe2.common.health import HealthWarning, Severity
+from moe2.common.link.messages import HostFacts, SensorReport
 from moe2.common.status import ChangeRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.events import EventsRoute
@@ -521,6 +522,86 @@ async def test_who_is_awake_and_what_sleep_would_save_is_told(tmp_path: Path, br
             )
             assert "Pinned by an operator: orin." in text
             assert "asleep" in browser.text("[data-agent=orin] footer")
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+def large_status(n_hosts: int) -> CoordinatorStatus:
+    """A fleet of which every tenth host is lost, each with a warning, and every fifth an Orin board."""
+    board = HostFacts(hostname="h", system="Linux", architecture="aarch64", board="Jetson AGX Orin")
+    rows = tuple(
+        agent_row(
+            agent_id=f"id-{number:04d}",
+            agent_name=f"host-{number:04d}",
+            connected=number % 10 != 9,
+            **({"host": board} if number % 5 == 0 else {}),
+        )
+        for number in range(n_hosts)
+    )
+    lost = tuple(
+        HealthWarning(
+            code="agent_disconnected", severity=Severity.DEGRADED, message=f"{row.agent_name} is gone.", remedy="Look."
+        )
+        for row in rows
+        if not row.connected
+    )
+    return status(*rows, warnings=lost)
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+async def test_a_thousand_hosts_are_found_and_turned_through(browser: Browser, width: int) -> None:
+    """A page of them is drawn at a time, with the numbers of all; hosts are found by board and by state."""
+
+    async with fake_coordinator(fleet_status=large_status(1000)) as (url, _):
+
+        def shown() -> str:
+            return "[...document.querySelectorAll('.host')].map((host) => host.dataset.agent).join()"
+
+        def check() -> None:
+            browser.open(url, width=width)
+            browser.until("document.querySelectorAll('.host').length === 48")
+            assert browser.text("#fleet-note") == "1 to 48 of 1,000 hosts"
+            assert "900 of 1,000 hosts connected" in browser.text("#tiles")
+            assert browser.js("document.querySelectorAll('#warnings > .warning').length") == 5
+            assert "and 36 more" in browser.text("#warnings")
+            browser.click("#hosts-after")
+            browser.until(f"{shown()}.startsWith('host-0048,')")
+            assert browser.text("#fleet-note") == "49 to 96 of 1,000 hosts"
+            browser.type("#find-text", "agx")
+            browser.until(f"{shown()}.startsWith('host-0000,host-0005,')")
+            assert browser.text("#fleet-note") == "1 to 48 of 200 found of 1,000 hosts"
+            browser.click("#find-state")
+            browser.click("#find-state option[value=disconnected]")
+            browser.until("document.querySelector('#fleet-note').innerText.includes(' found')")
+            browser.type("#find-text", "host-0009")
+            browser.until(f"{shown()} === 'host-0009'")
+            browser.type("#find-text", "nobody is called so")
+            browser.until("document.querySelectorAll('.host').length === 0")
+            assert browser.text("#hosts") == "No host is there of those that were searched for."
+            assert browser.js("document.documentElement.scrollWidth <= innerWidth") is True
+            assert browser.complaints() == []
+
+        await visit(check)
+
+
+async def test_turning_pages_keeps_an_open_request(tmp_path: Path, browser: Browser) -> None:
+    """Who reads a request's receipt goes on reading it while other hosts are shown."""
+    async with fleet(tmp_path) as running:
+        async with await running.chat("a b c", max_tokens=4) as answer:
+            assert answer.status == 200
+        await running.quiet()
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelectorAll('.request').length === 1")
+            browser.click(".request summary")
+            browser.until("document.querySelector('.request .decision') !== null")
+            choice = "document.querySelector('#find-state')"
+            browser.js(f"[{choice}.value = 'connected', {choice}.dispatchEvent(new Event('change'))]")
+            browser.until("document.querySelector('#fleet-note').innerText === '1 found of 1 hosts'")
+            assert browser.js("document.querySelectorAll('.request[open] .decision').length") == 1
+            assert browser.js("document.querySelectorAll('.request').length") == 1
             assert browser.complaints() == []
 
         await visit(check)

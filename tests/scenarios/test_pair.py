@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from time import time
+from typing import Any
 
 import pytest
 
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import migrate
+from moe2.coordinator.database.shared_keys import KeyTable
+from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
-from tests.fakes.fleet import fleet
+from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
 
 pytestmark = needs_postgres
@@ -107,4 +112,83 @@ async def test_a_key_that_is_revoked_by_the_command_is_refused_by_both_coordinat
                     if answer.status == 401:
                         break
                     assert asyncio.get_running_loop().time() - revoked_s < 5.0
+                await asyncio.sleep(POLL_S)
+
+
+def with_key(url: str, options: KeyOptions, nth: int = 1) -> dict[str, str]:
+    """Makes a key in the shared database; returns the header that presents it."""
+    record, key = mint(options, entropy=bytes([nth]) * ENTROPY_BYTES, now_unix_s=time())
+    session = Session(url, name="test")
+    table = KeyTable(session)
+    with table.changing() as keys:
+        table.write(keys.with_key(record))
+    session.close()
+    return {"Authorization": f"Bearer {key}"}
+
+
+@asynccontextmanager
+async def two_fleets(tmp_path: Path, url: str) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    """Two coordinators on one database, each with an agent of its own; keys are required."""
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        root.mkdir()
+    api = {"keys": "required"}
+    async with (
+        fleet(roots[0], api=api, database={"url": url, "name": "a"}, profile="agx-orin-maxn") as one,
+        fleet(roots[1], api=api, database={"url": url, "name": "b"}, profile="agx-orin-maxn") as two,
+    ):
+        yield one, two
+
+
+async def ask(running: Fleet, headers: dict[str, str], **fields: Any) -> tuple[int, dict[str, Any]]:
+    """One chat with a key; the status and the answer."""
+    body = {"model": "moe2", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 8, **fields}
+    async with running.http.post("/v1/chat/completions", json=body, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_daily_limit_of_tokens_holds_over_both_coordinators(tmp_path: Path, url: str) -> None:
+    """Requests of one key to both coordinators use its tokens up to less than two requests' worth, and never more."""
+    headers = with_key(url, KeyOptions(name="app", daily_tokens=400))
+    async with two_fleets(tmp_path, url) as both:
+        told = []
+        for _ in range(12):
+            told += await asyncio.gather(*(ask(one, headers) for one in both for _ in range(3)))
+    used = sum(answer["usage"]["total_tokens"] for status, answer in told if status == 200)
+    largest = max(answer["usage"]["total_tokens"] for status, answer in told if status == 200)
+    refused = [answer["error"]["code"] for status, answer in told if status != 200]
+    assert refused
+    assert set(refused) == {"budget_exhausted"}
+    assert 400 - 3 * largest <= used <= 400
+
+
+async def test_a_rate_of_requests_holds_over_both_coordinators(tmp_path: Path, url: str) -> None:
+    """A key of ten requests a minute gets ten from both coordinators together."""
+    headers = with_key(url, KeyOptions(name="app", requests_per_minute=10))
+    async with two_fleets(tmp_path, url) as both:
+        told = await asyncio.gather(*(ask(both[number % 2], headers) for number in range(24)))
+    statuses = [status for status, _ in told]
+    assert sorted(set(statuses)) == [200, 429]
+    assert 10 <= statuses.count(200) <= 11
+
+
+async def test_a_key_with_a_limit_is_refused_and_others_are_not_while_no_lease_can_be_drawn(
+    tmp_path: Path, server: Postgres, url: str
+) -> None:
+    """With the database down, a limited key that holds no lease gets 503 with Retry-After, a key without limits 200."""
+    limited = with_key(url, KeyOptions(name="limited", daily_tokens=100_000))
+    free = with_key(url, KeyOptions(name="free"), nth=2)
+    async with two_fleets(tmp_path, url) as (one, _):
+        assert (await ask(one, free))[0] == 200
+        await asyncio.to_thread(server.kill)
+        try:
+            assert (await ask(one, free))[0] == 200
+            body = {"model": "moe2", "messages": [{"role": "user", "content": "a b c"}]}
+            async with one.http.post("/v1/chat/completions", json=body, headers=limited) as answer:
+                assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+                assert (await answer.json())["error"]["code"] == "database_unreachable"
+        finally:
+            await asyncio.to_thread(server.start)
+        async with asyncio.timeout(60):
+            while (await ask(one, limited))[0] != 200:
                 await asyncio.sleep(POLL_S)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from moe2.agent.daemon import ENGINE_ARGV
+from moe2.agent.engine.callform import BY_NAME
 from tests.fakes.fleet import Fleet, fleet
-from tests.models import smollm2_path, with_tools
+from tests.models import smollm2_path, template_with_signs, with_template, with_tools
 
 pytestmark = pytest.mark.slow
 
@@ -138,3 +139,28 @@ async def test_an_odd_tool_is_named_and_calls_come_back(tmp_path: Path) -> None:
         assert (error["param"], error["code"]) == ("tools", "invalid_grammar")
         choice = await choice_of(running, messages=history, tools=[TIME], max_tokens=8)
         assert choice["finish_reason"] in ("stop", "length", "tool_calls")
+
+
+@pytest.mark.parametrize("name", ["qwen-coder", "glm", "deepseek-v3", "mistral", "pythonic", "functionary-v3.2"])
+async def test_calls_in_other_forms_reach_the_client_as_calls(tmp_path: Path, name: str) -> None:
+    """The model is held to the form that its template tells of; whole and streamed, the client sees OpenAI's shape."""
+    template = template_with_signs(*BY_NAME[name].signs)
+    path = with_template(smollm2_path(), tmp_path / "form.gguf", template)
+    asked: dict[str, Any] = {"tools": [TIME, WEATHER], "tool_choice": "required", "max_tokens": 120, "logprobs": True}
+    async with fleet(tmp_path, engine_argv=ENGINE_ARGV, models=models(path)) as running:
+        choice = await choice_of(running, **asked)
+        assert choice["finish_reason"] == "tool_calls", choice
+        [call] = choice["message"]["tool_calls"]
+        assert choice["message"]["content"] is None
+        arguments = json.loads(call["function"]["arguments"])
+        if call["function"]["name"] == "weather":
+            assert set(arguments) == {"city", "unit"}
+            assert arguments["unit"] in ("C", "F")
+        async with await running.chat("What is the weather in Paris?", temperature=0, stream=True, **asked) as stream:
+            lines = (await stream.text()).splitlines()
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+        parts = [part["function"] for delta in deltas for part in delta.get("tool_calls", ())]
+        assert parts[0]["name"] == call["function"]["name"]
+        assert "".join(part["arguments"] for part in parts) == call["function"]["arguments"]
+        assert not "".join(delta.get("content") or "" for delta in deltas)

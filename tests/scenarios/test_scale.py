@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from benchmarks import scale_fleet
 from moe2.coordinator.choosing.explain import MAX_WHOLE_FLEET, NEAREST_CANDIDATES, NEAREST_OTHERS
-from moe2.coordinator.http.paths import PLAN_PATH
+from moe2.coordinator.http.paths import EVENTS_PATH, FLEET_PATH, PLAN_PATH
 from tests.fakes.fleet import TOKEN, Fleet, fleet
+from tests.scenarios.test_events import events
 
 N_HOSTS = 12
 N_EXPERTS = 2 * N_HOSTS
@@ -70,6 +72,60 @@ async def test_an_unknown_way_to_explain_is_refused(tmp_path: Path) -> None:
         async with await running.chat("Hi", moe2={"explain": "everything"}) as answer:
             assert answer.status == 400
             assert (await answer.json())["error"]["param"] == "moe2.explain"
+
+
+async def test_a_part_of_the_fleet_is_shown_on_request(tmp_path: Path) -> None:
+    """The API shows as many hosts as it is asked for and finds them by name; without a question it shows all."""
+    async with large_fleet(tmp_path) as running:
+
+        async def shown(question: str) -> tuple[list[str], dict[str, Any]]:
+            async with running.http.get(FLEET_PATH + question) as answer:
+                assert answer.status == 200
+                found = await answer.json()
+                return [row["agent_name"] for row in found["agents"]], found["counts"]
+
+        names, counts = await shown("?limit=3&offset=2&state=connected")
+        assert names == ["host-00002", "host-00003", "host-00004"]
+        assert (counts["agents"], counts["matching"], counts["experts_ready"]) == (N_HOSTS, N_HOSTS, N_EXPERTS)
+        assert (await shown("?q=rtx"))[0] == ["host-00003", "host-00008"]
+        assert len((await shown(""))[0]) == N_HOSTS
+        async with running.http.get(FLEET_PATH + "?state=gone") as answer:
+            assert answer.status == 400
+            assert (await answer.json())["error"]["param"] == "state"
+
+
+async def test_the_feed_shows_a_part_and_what_changes_of_it(tmp_path: Path) -> None:
+    """A viewer of three hosts gets those three at first, and later only what has changed of them."""
+    async with large_fleet(tmp_path) as running, running.http.get(EVENTS_PATH + "?limit=3") as answer:
+        ticks = [data["fleet"] async for name, data in some_events(answer, 6) if name == "tick" and "fleet" in data]
+        assert ticks[0]["agent_ids"] == ["host-00000", "host-00001", "host-00002"]
+        assert ticks[0]["counts"]["agents"] == N_HOSTS
+        assert all(news.keys().isdisjoint({"version", "agent_ids", "api_url"}) for news in ticks[1:])
+        assert all(row["agent_id"] in ticks[0]["agent_ids"] for news in ticks for row in news.get("agents", ()))
+
+
+async def some_events(answer: aiohttp.ClientResponse, n: int) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The first `n` events of a feed."""
+    async with asyncio.timeout(60):
+        async for event in events(answer):
+            yield event
+            n -= 1
+            if n == 0:
+                return
+
+
+async def test_a_viewer_that_goes_on_is_told_only_of_later_requests(tmp_path: Path) -> None:
+    """Who asks for other hosts keeps the requests that it knows; a number that never was counts as none."""
+    async with fleet(tmp_path) as running:
+        for _ in range(3):
+            async with await running.chat("Hi", max_tokens=1) as answer:
+                assert answer.status == 200
+        await running.quiet()
+        for after, told in ((0, [1, 2, 3]), (2, [3]), (3, []), (99, [1, 2, 3])):
+            async with running.http.get(f"{EVENTS_PATH}?after={after}") as feed:
+                [(_, hello)] = [event async for event in some_events(feed, 1)]
+                assert [request["seq"] for request in hello["requests"]] == told
+                assert hello["after"] == (0 if after == 99 else after)
 
 
 @pytest.mark.slow

@@ -20,18 +20,28 @@ _OPENING = frozenset(
 """Keywords that may bring in arguments beyond a function's `properties`."""
 
 
-def schema_of_call(tools: Sequence[Tool], names: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of one call of one of the tools with these names. Raises `RequestError` for an unknown name or
-    parameters that are no JSON."""
+def schema_of_call(tools: Sequence[Tool], names: Sequence[str], *, arguments_key: str = "arguments") -> dict[str, Any]:
+    """The JSON schema of one call of one of the tools with these names (see `call_schema`).
+
+    Raises `RequestError` for an unknown name or parameters that are no JSON.
+    """
+    return call_schema(arguments_of(tools, names), arguments_key=arguments_key)
+
+
+def arguments_of(tools: Sequence[Tool], names: Sequence[str]) -> dict[str, Any]:
+    """The schemas of the arguments of the tools with these names. Raises `RequestError` as `schema_of_call`."""
     known = {tool.name: tool for tool in tools}
     missing = [name for name in names if name not in known]
     if missing:
         raise invalid(f"The tool {missing[0]!r} is to be called, but is not among the tools.")
-    return call_schema({name: parameters_of(known[name]) for name in names})
+    return {name: parameters_of(known[name]) for name in names}
 
 
-def call_schema(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of one call. arguments: the schema of each tool's arguments, by its name."""
+def call_schema(
+    arguments: Mapping[str, Any], *, name_key: str = "name", arguments_key: str = "arguments"
+) -> dict[str, Any]:
+    """The JSON schema of one call. arguments: the schema of each tool's arguments, by its name. name_key,
+    arguments_key: the keys of the call's object."""
     definitions: dict[str, Any] = {}
     calls = []
     for name, schema in arguments.items():
@@ -40,8 +50,8 @@ def call_schema(arguments: Mapping[str, Any]) -> dict[str, Any]:
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": name}, "arguments": {"$ref": here}},
-                "required": ["name", "arguments"],
+                "properties": {name_key: {"const": name}, arguments_key: {"$ref": here}},
+                "required": [name_key, arguments_key],
                 "additionalProperties": False,
             }
         )

@@ -95,6 +95,24 @@ def test_two_decoding_requests_share_by_tokens() -> None:
     assert settled["a"].attribution is Attribution.TOKEN_SHARE
 
 
+def test_guessed_tokens_weigh_what_they_took() -> None:
+    """Job a wrote 30 tokens in 10 steps, with 70 guesses that weigh like 2 tokens; job b wrote 12 in as many steps."""
+    bench = _Bench()
+    bench.learn_idle()
+    bench.run_until(16.0, 40.0)
+    for job in ("a", "b"):
+        bench.account.request_started(job, 0, 16.0)
+        bench.account.first_token(job, 16.0)
+    bench.account.tokens_guessed("a", 70, 20, 17.0)
+    bench.account.tokens_decoded("a", 30, 17.0)
+    bench.account.tokens_decoded("b", 12, 17.0)
+    bench.account.request_ended("a", 18.0)
+    bench.account.request_ended("b", 18.0)
+    bench.run_until(18.0, 40.0)
+    settled = bench.account.settle(18.0)
+    assert settled["a"].marginal_joules == pytest.approx(settled["b"].marginal_joules)
+
+
 def test_prefilled_tokens_weigh_less_than_decoded_ones() -> None:
     """350 prompt tokens weigh as much as 10 decoded ones by default."""
     bench = _Bench()

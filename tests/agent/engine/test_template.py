@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moe2.agent.engine.callform import BARE, HERMES
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.common.link.messages import ChatMessage, Tool, ToolCall
@@ -130,6 +131,6 @@ def test_a_template_that_drops_tools_says_so() -> None:
 
 def test_a_template_shows_how_its_model_writes_calls() -> None:
     """Between tags where it says so."""
-    assert _template(_WITH_TOOLS).tags_calls
+    assert _template(_WITH_TOOLS).call_form is HERMES
     assert _template(_WITH_TOOLS).shows_tools
-    assert not _template(_CHATML).tags_calls
+    assert _template(_CHATML).call_form is BARE

@@ -127,6 +127,21 @@ def test_change_of_power_mode_is_learned_within_five_requests() -> None:
     assert median(errors) < 0.15
 
 
+def test_predictions_stay_calibrated_where_tokens_are_guessed() -> None:
+    """Where a token takes 0.4 to 1 of its joules, as the text allows, 95 of 100 requests keep their 95 % quantile."""
+    model, host, random = EnergyModel(), Host(8), Random(9)
+    kept = 0
+    for at in range(400):
+        shape, _ = host.serve()
+        effort = random.uniform(0.4, 1.0)
+        joules = 0.06 * shape.prompt_tokens + effort * shape.decoded_tokens * (1.0 + 1.2 / shape.occupancy)
+        if at >= 100:
+            assert model.profile is not None
+            kept += joules <= predicted_energy(model.profile, shape).p95
+        model.observe(shape, _energy(joules), effort=effort)
+    assert 0.92 <= kept / 300 <= 0.98
+
+
 def test_prefill_weight_is_learned_from_lone_requests() -> None:
     """0.06 J against 2.2 J: a prompt token weighs 1/37 of a decoded one."""
     model, _ = _trained(3, occupancy=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from statistics import median
 
@@ -163,6 +164,46 @@ def test_mean_occupancy_is_what_is_learned_from() -> None:
     shape = RequestShape(prompt_tokens=100, decoded_tokens=101, occupancy=4.0)
     assert model.profile is not None
     assert model.profile.inter_token_s(shape) == pytest.approx(0.05, rel=0.1)
+
+
+def _guessing(host: Host, random: Random) -> RequestTiming:
+    """A request of a host whose guesses make it up to three times as fast, as its text allows."""
+    timing = host.serve()
+    assert timing.decode_s is not None
+    decode_s = timing.decode_s / random.uniform(1.0, 3.0)
+    return replace(timing, decode_s=decode_s, saved_s=timing.decode_s - decode_s)
+
+
+def test_predictions_stay_calibrated_where_tokens_are_guessed() -> None:
+    """Of texts that allow for more or less, 95 of 100 requests keep their 95 % quantile, and half the median."""
+    model, host, random = LatencyModel(slots=4), Host(5), Random(6)
+    kept = below = 0
+    for at in range(400):
+        timing = _guessing(host, random)
+        if at >= 100:
+            predicted = _predict(model, timing.shape).total_s
+            kept += _total_s(timing) <= predicted.p95
+            below += _total_s(timing) <= predicted.p50
+        model.observe(timing)
+    assert 0.92 <= kept / 300 <= 0.98
+    assert 0.42 <= below / 300 <= 0.58
+
+
+def test_what_guesses_save_is_expected_of_the_next_request() -> None:
+    """Twenty requests at three times the speed are predicted; what a step takes is not forgotten for it."""
+    model, host = _trained(7)
+    plain, shape = model.profile, RequestShape(prompt_tokens=100, decoded_tokens=100)
+    assert plain is not None
+    for at in range(40):
+        timing = host.serve()
+        assert timing.decode_s is not None
+        saved_s = timing.decode_s * 2 / 3 if at < 20 else 0.0
+        model.observe(replace(timing, decode_s=timing.decode_s - saved_s, saved_s=saved_s))
+        if at == 19:
+            assert model.profile is not None
+            assert model.profile.inter_token_s(shape) == pytest.approx(plain.inter_token_s(shape) / 3, rel=0.1)
+    assert model.profile is not None
+    assert model.profile.inter_token_s(shape) == pytest.approx(plain.inter_token_s(shape), rel=0.1)
 
 
 @given(

@@ -101,6 +101,18 @@ def test_phases_and_tokens_are_those_of_the_usage() -> None:
     assert ("moe2_agent_job_decode_seconds_count", ("tiny",)) not in seen
 
 
+def test_guesses_are_counted_where_any_are_made() -> None:
+    """An engine that guesses nothing has no sample of them."""
+    metrics = metrics_of()
+    metrics.job_ended("tiny", DONE, NEVER_RAN)
+    assert ("moe2_agent_drafted_tokens_total", ("tiny",)) not in samples(metrics)
+    usage = JobUsage(decoded_tokens=10, drafted_tokens=7, accepted_tokens=4)
+    metrics.job_ended("tiny", JobDone(job_id="j", reason="stop", usage=usage), NEVER_RAN)
+    seen = samples(metrics)
+    assert seen["moe2_agent_drafted_tokens_total", ("tiny",)] == 7
+    assert seen["moe2_agent_accepted_tokens_total", ("tiny",)] == 4
+
+
 def test_state_is_read_at_the_scrape() -> None:
     """Link, slots, queue, restarts and power are those of this moment; an absent sensor has no power."""
     seen = samples(metrics_of())

@@ -52,6 +52,46 @@ def test_the_round_trip_is_part_of_every_time() -> None:
     assert ttft_s.p50 == pytest.approx(0.7)
 
 
+def varied(random: np.random.Generator, number: int) -> Expert:
+    """An expert of agent `number` with figures of its own, some of them unknown."""
+    own = expert(
+        f"agent-{number}",
+        f"m{number % 3}",
+        latency=speed(*random.uniform(10.0, 900.0, 2)) if random.random() < 0.8 else None,
+        energy=cost(float(random.uniform(0.1, 3.0))) if random.random() < 0.8 else None,
+        slots=int(random.integers(1, 5)),
+        max_queue=int(random.integers(0, 20)),
+        context_tokens=int(random.integers(100, 9000)),
+        vector_size=8 if random.random() < 0.2 else None,
+    )
+    return replace(own, rtt_s=float(random.uniform(0.0, 0.3)) if random.random() < 0.8 else None)
+
+
+@given(st.integers(0, 10_000), st.sets(st.integers(0, 7)))
+def test_a_roster_changed_in_places_is_one_made_anew(seed: int, places: set[int]) -> None:
+    """Newer reports of some experts give the arrays that all reports give, and leave the former roster as it was."""
+    random = np.random.default_rng(seed)
+    old = [varied(random, number) for number in range(8)]
+    new = [varied(random, number) if number in places else old[number] for number in range(8)]
+    former = Roster(old, longest_queue_s=20.0)
+    assert len(former.speed_known) == len(former.energy_known) == 8  # worked out once, and to be worked out again
+    for changed, experts in ((former.updated(new), new), (former, old)):
+        anew = Roster(experts, longest_queue_s=20.0)
+        assert (changed.keys, changed.experts, changed.model_names) == (anew.keys, anew.experts, anew.model_names)
+        for name, figures in vars(anew).items():
+            if isinstance(figures, np.ndarray):
+                np.testing.assert_array_equal(getattr(changed, name), figures, err_msg=name)
+        np.testing.assert_array_equal(changed.speed_known, anew.speed_known)
+        np.testing.assert_array_equal(changed.energy_known, anew.energy_known)
+
+
+def test_a_roster_of_others_is_made_anew() -> None:
+    """Experts with other keys, or more of them, are taken whole."""
+    one, two, three = (expert(f"agent-{number}") for number in range(3))
+    for experts in ([one, three], [one], [one, two, three]):
+        assert Roster([one, two]).updated(experts).keys == Roster(experts).keys
+
+
 def test_a_cold_expert_is_loaded_first() -> None:
     """A cold expert's time includes its last loading time, and is unknown where none was measured."""
     cold = expert(latency=speed(1000.0, 100.0), state=ExpertState.COLD, load_s=3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 from pathlib import Path
@@ -20,6 +21,7 @@ from moe2.common.link.messages import HostFacts, Performance, SensorReport
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.coordinator.cli import status as cli_status
+from moe2.coordinator.observing.fleet_view import FleetQuery, page_of
 from tests.common.samples import SMALL_EXPERT
 from tests.coordinator import receipts
 
@@ -125,6 +127,70 @@ def test_plain_lines_name_the_agent_on_every_line_about_it() -> None:
     assert [line.split(" ")[0] for line in lines if "agent=one" in line] == ["sensor", "expert"]
     assert [line.split(" ")[0] for line in lines[:5]] == ["coordinator", "requests", "dispatch", "warning", "agent"]
     assert "j_per_token=unmeasured" in next(line for line in lines if line.startswith("expert"))
+
+
+FIND = ", --host TEXT, --state and --model find some."
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        (FleetQuery(), None),
+        (FleetQuery(limit=50), None),
+        (
+            FleetQuery(limit=2),
+            "Hosts 1 to 2 of 4; --offset 2 shows the next, --host TEXT, --state and --model find some.",
+        ),
+        (FleetQuery(limit=2, offset=2), "Hosts 3 to 4 of 4, --host TEXT, --state and --model find some."),
+        (FleetQuery(text="two"), "1 host found of 4."),
+        (FleetQuery(text="nobody"), "0 hosts found of 4."),
+    ],
+)
+def test_a_part_of_the_fleet_says_which(query: FleetQuery, said: str | None) -> None:
+    """Which hosts are shown is told where not all are, and how to see the others."""
+    shown = page_of(status(*map(row, ("four", "one", "three", "two"))), query)
+    assert cli_status.shown_part(shown) == said
+    assert (said or "") in drawn(shown, width=200)
+    assert "of 4 connected" in drawn(shown)
+
+
+def test_plain_lines_count_the_whole_fleet() -> None:
+    """One line has the numbers of all hosts, however many are shown."""
+    lines = cli_status.lines(page_of(status(*map(row, ("one", "two"))), FleetQuery(limit=1)), 0.0)
+    [counted] = [line for line in lines if line.startswith("fleet ")]
+    assert counted == (
+        "fleet agents=2 connected=2 asleep=0 experts=2 experts_ready=2 slots=8 slots_active=4 queued=2 matching=2 "
+        "shown=1 warnings=0"
+    )
+    assert sum(line.startswith("agent ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], {}),
+        (["--host", "orin & co", "--limit", "5"], {"q": "orin & co", "limit": "5"}),
+        (["--state", "asleep", "--model", "m", "--offset", "0"], {"state": "asleep", "model": "m", "offset": "0"}),
+    ],
+)
+async def test_what_is_looked_for_is_asked_of_the_coordinator(
+    tmp_path: Path, arguments: list[str], asked: dict[str, str]
+) -> None:
+    """The options are the route's parameters; into a pipe everybody is printed who was not searched for."""
+    came: list[dict[str, str]] = []
+
+    async def answer(http: web.Request) -> web.Response:
+        came.append(dict(http.query))
+        return web.Response(body=msgspec.json.encode(status(row("one"))))
+
+    parser = argparse.ArgumentParser()
+    cli_status.add_arguments(parser)
+    parsed = parser.parse_args([*arguments, "--socket", str(tmp_path / "c.sock")])
+    app = web.Application()
+    app.router.add_get(STATUS_ROUTE, answer)
+    async with localsocket.serving(app, tmp_path / "c.sock"):
+        assert await asyncio.to_thread(cli_status.run, parsed) == 0
+    assert came == [asked]
 
 
 @pytest.mark.parametrize(("warnings", "code"), [((), 0), ((NO_AGENTS,), 1)])

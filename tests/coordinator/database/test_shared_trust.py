@@ -24,7 +24,9 @@ from moe2.coordinator.gate.feedback import Feedback
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE, FeedbackFile
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, Refusal, mint
 from moe2.coordinator.keys.store import KeyFile, KeyRing
+from moe2.coordinator.ledger.accounts import Accounts
 from moe2.coordinator.ledger.store import Ledger
+from moe2.coordinator.provisioning.price_book import Averages, PriceBook
 from moe2.coordinator.provisioning.steering import Wishes
 from tests.coordinator.ledger.entries import request_entry
 from tests.fakes.postgres import needs_postgres
@@ -64,6 +66,9 @@ def pair(url: str, tmp_path: Path, name: str, *, scores: tuple[Feedback, ...] = 
         on_scores=said.scores.extend,
         on_wishes=said.wishes.append,
         on_change=said.changed,
+        accounts=Accounts(),
+        prices=PriceBook(Averages()),
+        on_lease=lambda: None,
     )
     one._loop = asyncio.get_running_loop()
     one.membership.open()
@@ -73,6 +78,7 @@ def pair(url: str, tmp_path: Path, name: str, *, scores: tuple[Feedback, ...] = 
     finally:
         one.membership.stop(10)
         one.register.close()
+        one.lender._session.close()
 
 
 def made(name: str = "app", *, nth: int = 1) -> tuple[KeyRecord, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.link.messages import ExpertState, SensorReport
-from moe2.coordinator.fleet.table import CapabilityTable
+from moe2.common.link.messages import ExpertReport, ExpertState, Performance, SensorReport
+from moe2.coordinator.fleet.choosable import choice_relevant
+from moe2.coordinator.fleet.table import CapabilityTable, Expert
 from tests.coordinator.experts import expert_report, hello, report
 
 STALE_S, EVICT_S = 10.0, 100.0
@@ -181,7 +184,7 @@ def test_the_epoch_grows_when_choices_could_change(table: CapabilityTable) -> No
     note(0.0)
     table.agent_reported("agent-1", report(READY), 0.0)
     note(0.0)
-    table.agent_reported("agent-1", report(expert_report(active=1)), 1.0)
+    table.agent_reported("agent-1", report(expert_report(slots=7)), 1.0)
     note(1.0)
     note(1.0 + STALE_S)
     table.agent_reported("agent-1", report(READY), 20.0)
@@ -204,6 +207,86 @@ def test_the_epoch_stays_when_nothing_changed(table: CapabilityTable) -> None:
     table.choosable(2.0)
     table.evict(2.0)
     assert table.epoch == epoch
+
+
+def test_a_report_of_ages_and_figures_for_people_raises_no_epoch(table: CapabilityTable) -> None:
+    """Ages, load, progress and shown speeds change the row, but neither the epoch nor the choosable experts."""
+    join(table)
+    choosable, epoch = table.choosable(0.0), table.epoch
+    aged = expert_report(active=1, queued=2, measured_age_s=4.0, performance=Performance(decode_tokens_per_s=9.0))
+    table.agent_reported("agent-1", report(aged), 1.0)
+    assert (table.choosable(1.0) is choosable, table.epoch) == (True, epoch)
+    assert table.rows(1.0)[0].experts == (aged,)
+    assert table.choosable(STALE_S + 0.5) is choosable
+
+
+def test_a_changed_report_touches_nobody_elses_expert(table: CapabilityTable) -> None:
+    """Of a thousand agents one reports anew: its expert changes, all others stay the very same objects in place."""
+    for number in range(1000):
+        join(table, f"agent-{number:04d}")
+    before = table.choosable(0.0)
+    table.agent_reported("agent-0500", report(expert_report(slots=7)), 1.0)
+    after = table.choosable(1.0)
+    assert [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old is not new] == [500]
+    assert after[500].report.slots == 7
+
+
+REPORTS = [READY, expert_report(slots=3), expert_report(active=1), expert_report(state=ExpertState.LOADING)]
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "report", "drain", "leave", "sleep", "break", "remove", "evict", "ages", "rtt"]),
+        st.sampled_from(["agent-1", "agent-2", "agent-3"]),
+        st.sampled_from(REPORTS),
+        st.sampled_from([0.0, 0.5, 4.0, 11.0, 70.0]),
+    ),
+    max_size=30,
+)
+
+
+@given(EVENTS)
+def test_changes_in_place_show_what_a_look_at_all_shows(
+    events: list[tuple[str, str, ExpertReport, float]],
+) -> None:
+    """After any events the experts are those that a table finds which looks at all agents each time."""
+    table, anew = (CapabilityTable(stale_s=STALE_S, evict_s=EVICT_S) for _ in range(2))
+    now_s, evict_s = 0.0, EVICT_S
+    for event, agent_id, what, passed_s in events:
+        now_s += passed_s
+        epoch, shown = table.epoch, table.choosable(now_s)
+        for each in (table, anew):
+            happen(each, event, agent_id, what, now_s)
+        evict_s += 1e-6  # other ages have a table look at everybody
+        anew.set_ages(stale_s=STALE_S, evict_s=evict_s)
+        assert [comparable(each) for each in table.choosable(now_s)] == [
+            comparable(each) for each in anew.choosable(now_s)
+        ]
+        assert [each.key for each in table.loading(now_s)] == [each.key for each in anew.loading(now_s)]
+        assert table.choosable(now_s) == shown or table.epoch > epoch
+
+
+def comparable(expert: Expert) -> tuple[Expert, ...]:
+    """An expert without what no choice depends on."""
+    return (replace(expert, report=choice_relevant((expert.report,))[0]),)
+
+
+def happen(table: CapabilityTable, event: str, agent_id: str, what: ExpertReport, now_s: float) -> None:
+    match event:
+        case "join":
+            table.agent_joined(hello(agent_id), now_s)
+        case "report" | "drain":
+            table.agent_reported(agent_id, report(what, draining=event == "drain"), now_s)
+        case "leave" | "sleep":
+            table.agent_left(agent_id, now_s, asleep=event == "sleep")
+        case "break":
+            table.agent_broke_rules(agent_id, "it lies", now_s)
+        case "remove":
+            table.agent_removed(agent_id)
+        case "evict":
+            table.evict(now_s)
+        case "ages":
+            table.set_ages(stale_s=STALE_S, evict_s=EVICT_S)
+        case _:
+            table.rtt_measured(agent_id, now_s / 10)
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------

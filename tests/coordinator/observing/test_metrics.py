@@ -63,6 +63,16 @@ def test_energy_per_token_leaves_unmeasured_tokens_out(metrics: CoordinatorMetri
     assert value(metrics, "moe2_decoded_tokens_total", **EXPERT) == 20
 
 
+def test_guesses_are_counted_by_expert(metrics: CoordinatorMetrics) -> None:
+    """Those that went through the model and those that were right; no sample of an expert that guesses nothing."""
+    metrics.request_ended(receipt(), Completed("stop"))
+    assert "moe2_drafted_tokens_total" not in {name for name, _ in samples(metrics)}
+    guessed = msgspec.structs.replace(line(MEASURED), drafted_tokens=7, accepted_tokens=4)
+    metrics.request_ended(receipt(lines=(guessed,)), Completed("stop"))
+    assert value(metrics, "moe2_drafted_tokens_total", **EXPERT) == 7
+    assert value(metrics, "moe2_accepted_tokens_total", **EXPERT) == 4
+
+
 def test_work_that_never_ran_is_an_exact_zero(metrics: CoordinatorMetrics) -> None:
     """Refused work counts as an exact 0 J."""
     metrics.request_ended(receipt(lines=(line(NEVER_RAN, outcome="failed"),)), Failed("queue_full", "full"))

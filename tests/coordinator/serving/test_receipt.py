@@ -45,6 +45,17 @@ def test_an_answer_is_accounted_in_full() -> None:
     assert (line.decoded_tokens, line.error) == (5, None)
 
 
+def test_guesses_are_on_the_receipt() -> None:
+    """Those that went through the model, and those that were right; null where the agent guesses nothing."""
+    life = LifeBench().admitted()
+    life.tokens("a")
+    life.done(usage=msgspec.structs.replace(USAGE, drafted_tokens=9, accepted_tokens=2))
+    receipt = receipt_of(life.life)
+    assert (receipt.tokens.drafted, receipt.tokens.accepted) == (9, 2)
+    assert (receipt.experts[0].drafted_tokens, receipt.experts[0].accepted_tokens) == (9, 2)
+    assert receipt_of(answered().life).tokens.drafted is None
+
+
 def test_joules_come_with_their_quality() -> None:
     """For the request and for each expert."""
     receipt = receipt_of(answered().life)

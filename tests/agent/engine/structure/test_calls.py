@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
 from moe2.agent.engine.structure.constraint import FREE, Constraint, GrammarError, constraint_of
 from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
@@ -16,6 +17,7 @@ RAIN = Tool(
     parameters=json.dumps({"type": "object", "properties": {"day": {"type": "integer"}}, "required": ["day"]}),
 )
 TIME = Tool(name="time.now", parameters='{"type": "object", "properties": {}}')
+TAGGED, PLAIN = Caller(HERMES, {}), Caller(BARE, {})
 STRICT = ToolRules(strict=("rain",))
 GOOD = '{"name": "rain", "arguments": {"day": 1}}'
 BAD = '{"name": "rain", "arguments": {"day": "Monday"}}'
@@ -26,7 +28,7 @@ def constraint(rules: ToolRules | None = STRICT, *, tagged: bool, **form: str) -
     """What an answer must follow that may call both tools."""
     prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=(RAIN, TIME))
     submit = Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=rules, **form)  # type: ignore[arg-type]
-    found = constraint_of(submit, tags_calls=tagged)
+    found = constraint_of(submit, TAGGED if tagged else PLAIN)
     assert found is not None
     return found
 
@@ -128,17 +130,15 @@ def test_without_rules_an_answer_with_tools_is_free() -> None:
     """The model calls as it likes, and no grammar slows it down."""
     prompt = ChatPrompt(messages=(), tools=(RAIN,))
     submit = Submit(job_id="j", request_id="r", model="m", prompt=prompt)
-    assert constraint_of(submit, tags_calls=True) is None
+    assert constraint_of(submit, TAGGED) is None
     assert Generation().tool_rules is None
 
 
-def test_a_model_with_a_channel_for_calls_is_bound_in_its_answer_alone() -> None:
+def test_a_model_with_a_channel_for_calls_is_bound_in_its_answer_alone_without_marks_to_select_by() -> None:
     """Its calls come where no grammar is followed."""
-    prompt = ChatPrompt(messages=(), tools=(RAIN,))
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=(RAIN,))
     submit = Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=STRICT, json_schema="{}")
-    assert constraint_of(submit, tags_calls=False, has_call_channel=True) == Constraint(
-        syntax="json_schema", source="{}"
-    )
+    assert constraint_of(submit, Caller(HARMONY, {})) == Constraint(syntax="json_schema", source="{}")
     assert FREE.calls is None
 
 
@@ -148,7 +148,7 @@ def test_a_tools_schema_that_cannot_be_used_is_named_with_its_place() -> None:
     prompt = ChatPrompt(messages=(), tools=(RAIN, tool))
     rules = ToolRules(strict=("rain", "odd"))
     submit = Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=rules)
-    found = constraint_of(submit, tags_calls=True)
+    found = constraint_of(submit, TAGGED)
     assert found is not None
     with pytest.raises(GrammarError, match="properties/a/pattern"):
         COMPILER.compile(found)

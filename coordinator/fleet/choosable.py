@@ -1,0 +1,81 @@
+"""A sorted sequence of what many agents have, in which an agent's report changes only what is that agent's. PURE."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from moe2.common.link.messages import ExpertReport, Performance
+
+
+class Keyed(Protocol):
+    """Something with a key that is unique in the fleet."""
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        ...
+
+
+KeyedT = TypeVar("KeyedT", bound=Keyed)
+
+_NO_PERFORMANCE = Performance()
+
+
+def choice_relevant(experts: tuple[ExpertReport, ...]) -> tuple[ExpertReport, ...]:
+    """Returns the reports without what no choice depends on: ages, progress, errors, and figures for people."""
+    return tuple(
+        msgspec.structs.replace(
+            expert,
+            active=0,
+            queued=0,
+            performance=_NO_PERFORMANCE,
+            measured_age_s=None,
+            load_progress=None,
+            last_error=None,
+            unload_cost=None,
+        )
+        for expert in experts
+    )
+
+
+class Choosable(Generic[KeyedT]):
+    """What all agents have, sorted by key."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[KeyedT, ...]] = {}
+        self._sorted: list[KeyedT] = []
+        self._place: dict[str, int] = {}
+        """The place of each key in `_sorted`; empty where keys have come or gone since it was made."""
+        self._shown: tuple[KeyedT, ...] | None = ()
+
+    def put(self, agent_id: str, things: tuple[KeyedT, ...]) -> bool:
+        """Sets what an agent has, and returns whether that changed anything."""
+        old = self._of.get(agent_id, ())
+        if old == things:
+            return False
+        self._of[agent_id] = things
+        if not things:
+            del self._of[agent_id]
+        if self._place and [thing.key for thing in old] == [thing.key for thing in things]:
+            for thing in things:
+                self._sorted[self._place[thing.key]] = thing
+        else:
+            self._place = {}
+        self._shown = None
+        return True
+
+    def agent_ids(self) -> tuple[str, ...]:
+        """Returns the ids of the agents that have something."""
+        return tuple(self._of)
+
+    def all(self) -> tuple[KeyedT, ...]:
+        """Returns what all have, sorted by key; the same object until something changes."""
+        if self._shown is None:
+            if not self._place:
+                self._sorted = sorted(chain.from_iterable(self._of.values()), key=lambda thing: thing.key)
+                self._place = {thing.key: place for place, thing in enumerate(self._sorted)}
+            self._shown = tuple(self._sorted)
+        return self._shown
