@@ -28,9 +28,12 @@ from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
 from moe2.agent.jobs.effects import (
+    AddEngine,
     AnswerCommand,
     Effect,
+    KeepServed,
     KillEngine,
+    RemoveEngine,
     ReportChange,
     SendToCoordinator,
     SendToEngine,
@@ -46,6 +49,7 @@ from moe2.agent.jobs.events import (
     DrainRequested,
     EnergySettled,
     EngineExited,
+    EngineGone,
     EngineSpoke,
     EngineStopped,
     Event,
@@ -74,6 +78,10 @@ from moe2.agent.presence import Presence
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.agent.standby.logind import Logind
 from moe2.agent.standby.sleeping import HostControl
+from moe2.agent.supply.engines import EngineSet
+from moe2.agent.supply.orders import Supply
+from moe2.agent.supply.served import ServedFile
+from moe2.agent.supply.served import sections as served_sections
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
@@ -102,6 +110,7 @@ from moe2.common.link.messages import (
     Welcome,
 )
 from moe2.common.link.session import JobMessage
+from moe2.common.link.supply import ServeModel, WithdrawModel
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.standby import Cause
@@ -138,8 +147,9 @@ class AgentDaemon(Daemon[AgentSettings]):
         control: HostControl | None = None,
     ) -> None:
         super().__init__(settings, environment=environment, load=load)
+        models = served_sections(settings, ServedFile(settings.agent.state_dir).read())
         self._core = core.AgentCore(
-            settings.models,
+            models,
             stuck_s=settings.engine.stuck_s,
             paced=settings.sensors.paced,
             allow_unload=settings.agent.allow_unload,
@@ -172,10 +182,25 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
         self._known_power_modes: set[str | None] = set()
-        self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
+        checksums = ChecksumStore(settings.agent.state_dir)
+        self._supply = Supply(
+            settings,
+            checksums,
+            serving=self._served,
+            swapping=lambda: self._core.swaps.names,
+            dispatch=self._dispatch,
+            answer=self._presence.answer,
+            changed=self._changed.set,
+        )
+        self._engines = EngineSet(
+            lambda name, section: self._engine(name, section, engine_argv),
+            on_gone=lambda name: self._dispatch(EngineGone(name)),
+        )
+        for model in models:
+            self._engines.add(model.name, model)
         self._files = ModelFiles(
-            {model.name: model.path for model in settings.models},
-            ChecksumStore(settings.agent.state_dir),
+            {model.name: model.path for model in models},
+            checksums,
             on_known=lambda model, sha256: self._dispatch(FileHashed(model, sha256)),
         )
         link = settings.coordinator
@@ -221,13 +246,14 @@ class AgentDaemon(Daemon[AgentSettings]):
             listening(metrics_app(self._metrics), metrics.host, metrics.port),
             asyncio.TaskGroup() as tasks,
         ):
-            engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
+            self._engines.start(tasks)
             link = tasks.create_task(self._link.run())
             steady = [
                 tasks.create_task(work)
                 for work in (
                     self._monitor.run(),
                     self._files.run(),
+                    self._supply.run(),
                     self._presence.run(self._link),
                     self._settle_energy(),
                     self._report_changes(),
@@ -237,7 +263,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             self._notifier.notify("READY=1")
             await self._stop.wait()
             await self._drain(link)
-            for task in (*engines, *steady):
+            await self._supply.close()
+            self._engines.stop()
+            for task in steady:
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
         store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
@@ -253,6 +281,7 @@ class AgentDaemon(Daemon[AgentSettings]):
             *self._copy_warnings,
             *clock_warnings(time.time()),
             *self._reload.warnings(),
+            *self._supply.warnings(),
         )
         return AgentStatus(
             agent_id=self._agent_id,
@@ -269,12 +298,17 @@ class AgentDaemon(Daemon[AgentSettings]):
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
             standby=standby,
-            model_files={model.name: str(model.path) for model in self._settings.models},
+            model_files={name: str(section.path) for name, section in self._served().items()},
+            models=self._supply.report(),
         )
 
     def engine_pids(self) -> dict[str, int | None]:
         """The process of each model's engine, None where it is being started again."""
-        return {name: engine.pid for name, engine in self._engines.items()}
+        return self._engines.pids()
+
+    def _served(self) -> dict[str, ModelSection]:
+        """What is served now, by name."""
+        return {name: expert.section for name, expert in self._core.experts.items()}
 
     def _apply(self, former: AgentSettings, settings: AgentSettings) -> None:
         """Go on with other settings. Those of the link hold for its next attempt."""
@@ -296,10 +330,10 @@ class AgentDaemon(Daemon[AgentSettings]):
             return None
         return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
-    def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
+    def _engine(self, name: str, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
-            model.name,
+            name,
             spec_of(model, simulated.pace if simulated else None, self._settings.agent.state_dir / MEASURING_LOCK),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
@@ -307,7 +341,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             on_event=self._engine_spoke,
             on_exit=self._engine_exited,
             on_stopped=self._engine_stopped,
-            wanted=model.load == "start",
+            before_load=lambda: self._supply.before_load(model.name, model.path),
+            # One that is added later is loaded at once.
+            wanted=model.load == "start" or name != model.name,
         )
 
     # --- Events in ----------------------------------------------------------------------------------------------------
@@ -329,6 +365,8 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
+            case ServeModel() | WithdrawModel():
+                self._supply.order(message)
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
@@ -337,7 +375,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id):
-                weight = self._core.experts[model].token_weight
+                weight = self._core.expert_of(model).token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 cause = Cause.OTHER if self._core.is_own(job_id) else None
                 account.request_started(job_id, to_prefill, now_s, weight, cause, model=model)
@@ -353,7 +391,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._dispatch(EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._presence.models_changed()
-            self._files.look(model)
+            self._files.look(self._core.expert_of(model).section.name)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(EngineExited(model, ended.reason, ended.permanent))
@@ -379,8 +417,8 @@ class AgentDaemon(Daemon[AgentSettings]):
         match effect:
             case SendTokens(jobs=jobs):
                 self._link.send_tokens(jobs)
-            case SendToEngine(model=model, command=command):
-                self._engines[model].send(command)
+            case SendToEngine() | StartEngine() | StopEngine() | KillEngine() | AddEngine() | RemoveEngine():
+                self._perform_on_engine(effect)
             case SendToCoordinator(message=message, request_id=request_id):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
@@ -388,6 +426,21 @@ class AgentDaemon(Daemon[AgentSettings]):
                 log_job(message, request_id)
             case SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
+            case KeepServed(name=name, section=section):
+                self._keep_served(name, section)
+            case AnswerCommand(answer=answer):
+                self._presence.answer(answer)
+            case SuspendHost(command_id=command_id):
+                self._presence.suspend(command_id)
+            case ReportChange():
+                self._changed.set()
+
+    def _perform_on_engine(
+        self, effect: SendToEngine | StartEngine | StopEngine | KillEngine | AddEngine | RemoveEngine
+    ) -> None:
+        match effect:
+            case SendToEngine(model=model, command=command):
+                self._engines[model].send(command)
             case StartEngine(model=model):
                 self._engines[model].start()
             case StopEngine(model=model):
@@ -395,12 +448,21 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._presence.models_changed()
             case KillEngine(model=model, reason=reason):
                 self._engines[model].kill(reason)
-            case AnswerCommand(answer=answer):
-                self._presence.answer(answer)
-            case SuspendHost(command_id=command_id):
-                self._presence.suspend(command_id)
-            case ReportChange():
-                self._changed.set()
+            case AddEngine(engine=engine, section=section):
+                self._engines.add(engine, section)
+            case RemoveEngine(engine=engine):
+                self._engines.remove(engine)
+
+    def _keep_served(self, name: str, section: ModelSection | None) -> None:
+        self._supply.keep(name, section)
+        self._presence.models_changed()
+        if section is not None:
+            self._files.follow(name, section.path)
+            for stored in restored_profiles(self._settings.agent.state_dir, (section,), self._power_mode):
+                self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
+        if self._link.is_open:
+            # Before the order is answered: whoever waits for the answer finds the fleet as it says.
+            self._send_report()
 
     def _job_ended(self, job_id: str) -> None:
         """Close the job's energy account; one that never ran has none."""
@@ -446,7 +508,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
-        for stored in restored_profiles(self._settings.agent.state_dir, self._settings.models, mode):
+        for stored in restored_profiles(self._settings.agent.state_dir, tuple(self._served().values()), mode):
             self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
 
     async def _look_at_host(self) -> None:
@@ -493,6 +555,7 @@ class AgentDaemon(Daemon[AgentSettings]):
                 warnings=status.warnings,
                 draining=status.draining,
                 standby=status.standby,
+                models=status.models,
             )
         )
 

@@ -186,6 +186,12 @@ class ModelSection(Settings):
 class ModelsFromSection(Settings):
     """[models_from]: where this host takes models from, besides what stands in [[models]]"""
 
+    coordinator: bool = False
+    """The coordinator may send files to this host and say what it serves of them."""
+    override: bool = False
+    """What the coordinator says of a model wins over an entry of `[[models]]` with its name; else the entry wins."""
+    max_bytes: Annotated[int, Field(ge=0)] | None = None
+    """The most bytes that the folder may hold when the coordinator sends files; no limit if not set."""
     folder: Path | None = None
     """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
     hub_token_file: Path | None = None
@@ -313,9 +319,23 @@ class AgentSettings(Settings):
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
     models_from: ModelsFromSection = ModelsFromSection()
-    models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
+    models: tuple[ModelSection, ...]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_told(cls, content: object) -> object:
+        """Where the coordinator says what is served, the file need not."""
+        if isinstance(content, dict) and isinstance(told := content.get("models_from"), dict):
+            return {"models": (), **content} if told.get("coordinator") in (True, "true") else content
+        return content
+
+    @model_validator(mode="after")
+    def _serves_something(self) -> AgentSettings:
+        if not self.models and not self.models_from.coordinator:
+            raise ValueError("models: name at least one, or let the coordinator do so (models_from.coordinator)")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> AgentSettings:

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 
 from moe2.agent.engine.adapters import apply_adapters
-from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
+from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Lanes, lanes_for
 from moe2.agent.engine.callform import BARE, HARMONY, Caller
+from moe2.agent.engine.capacity import host_free_bytes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of

@@ -57,6 +57,7 @@ class Fleet:
         agent: dict[str, Any] | None = None,
         measuring: dict[str, Any] | None = None,
         control: HostControl | None = None,
+        models_from: dict[str, Any] | None = None,
         plugs: tuple[Plug, ...] = (),
         by_wall: bool = False,
     ) -> AgentDaemon:
@@ -65,8 +66,8 @@ class Fleet:
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
         if not given, so that a test sees the same host everywhere. link, engine, agent: more keys of [coordinator],
         [engine] and [agent]. measuring: keys of [measuring]; the agent does not measure itself if not given.
-        interval_s: between two readings of a sensor. control: suspends the host. plugs: in front of it; by_wall: they
-        are what counts.
+        interval_s: between two readings of a sensor. control: suspends the host. models_from: keys of [models_from].
+        plugs: in front of the host; by_wall: they are what counts.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -82,6 +83,7 @@ class Fleet:
                 **(agent or {}),
             },
             "measuring": measuring or {"enabled": False},
+            "models_from": models_from or {},
             "coordinator": {
                 "url": self.coordinator.agents_url,
                 "token_file": token_file,
