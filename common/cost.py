@@ -4,15 +4,17 @@ Agents learn these profiles from their own requests (`moe2.agent.learning`) and 
 them for requests that have not run yet, on all experts at once (`moe2.coordinator.choosing.forecast`). Both use the
 formulas below, so that a prediction means the same on either side.
 
-With p prompt tokens to prefill, n tokens to decode, o requests in the batch (this one included) and c = p + cached +
-n/2 tokens of context on average:
+With p prompt tokens to prefill after k that are cached, n tokens to decode, o requests in the batch (this one included)
+and c = k + p + n/2 tokens of context on average:
 
-    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p^2 / 1000
+    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p (p + 2 k) / 1000
     inter-token seconds b0 + b1 (o - 1) + b2 c / 1000
     joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
 
 For inter-token seconds and joules, o is the mean over the request's life, which is expected to be m0 + m1 * (what it
 finds at its arrival), between 1 and the slots; for the prefill, o is what it finds.
+
+Attention looks back from each prompt token on all before it: on p/2 of its own and k cached ones on average.
 
 All coefficients are >= 0: more work never costs less. e1 is what every sequence costs on its own, e2 what a batch
 shares (reading the weights, idle power).
@@ -133,7 +135,7 @@ def expected_to_live(shape: RequestShape, occupancy: tuple[float, float], slots:
 def prefill_features(shape: RequestShape) -> tuple[float, ...]:
     """What the prefill's coefficients multiply."""
     tokens = shape.prompt_tokens
-    return (1.0, tokens, tokens * (shape.occupancy - 1), tokens * tokens / 1000)
+    return (1.0, tokens, tokens * (shape.occupancy - 1), tokens * (tokens + 2 * shape.cached_tokens) / 1000)
 
 
 def inter_token_features(shape: RequestShape) -> tuple[float, ...]:
