@@ -140,7 +140,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     found = choices(settings, ServedFile(settings.agent.state_dir).read())
     models = ", ".join(choice.name for choice in found if choice.section is not None) or "none yet"
-    print(f"{arguments.config}: good. Models: {models}; coordinator: {settings.coordinator.url}.")
+    print(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
     for line in lines(found):
         print(line)
     return 0

@@ -67,9 +67,10 @@ from moe2.agent.learning.store import restored_profiles, store_costs
 from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.link import Link
+from moe2.agent.link.links import Links
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
-from moe2.agent.observing.health import agent_warnings, gravest_first
+from moe2.agent.observing.health import agent_warnings, gravest_first, link_warnings
 from moe2.agent.observing.host import detect_host
 from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
@@ -214,24 +215,21 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._copy_warnings = (copied,) if copied and self._papers.is_copy_to_enrol else ()
         if self._copy_warnings:
             log.warning("identity_copied", agent_id=self._agent_id, copied_from=self._identity.copied_from)
-        self._link = Link(
-            url=link.url,
-            credentials=self._papers,
-            tls=self._tls,
-            hello=Hello(
-                protocol_min=OLDEST_PROTOCOL_VERSION,
-                protocol_max=PROTOCOL_VERSION,
-                agent_id=self._agent_id,
-                agent_name=self._name,
-                agent_version=__version__,
-                instance_id=uuid.uuid4().hex,
-                hostname=self._host.hostname or None,
-            ),
-            timing=link,
-            backoff=self._link_backoff(settings),
+        self._hello = Hello(
+            protocol_min=OLDEST_PROTOCOL_VERSION,
+            protocol_max=PROTOCOL_VERSION,
+            agent_id=self._agent_id,
+            agent_name=self._name,
+            agent_version=__version__,
+            instance_id=uuid.uuid4().hex,
+            hostname=self._host.hostname or None,
+        )
+        self._link = Links(
+            link.addresses,
+            self._new_link,
             on_opened=self._link_opened,
             on_message=self._message_received,
-            on_lost=lambda: self._dispatch(LinkLost()),
+            on_lost=lambda jobs, others: self._dispatch(LinkLost(jobs if others else None)),
         )
 
     async def run(self) -> None:
@@ -275,8 +273,10 @@ class AgentDaemon(Daemon[AgentSettings]):
     def status(self) -> AgentStatus:
         experts = self._presence.with_costs(self._core.expert_reports(asyncio.get_running_loop().time()))
         sensors, standby = self._monitor.reports(), self._presence.report()
+        link = self._link.best_status
         warnings = (
-            *agent_warnings(self._link.status, experts, sensors, standby),
+            *agent_warnings(link, experts, sensors, standby),
+            *(warning for other in self._link.status if other.url != link.url for warning in link_warnings(other)),
             *self._monitor.warnings(),
             *self._copy_warnings,
             *clock_warnings(time.time()),
@@ -293,7 +293,8 @@ class AgentDaemon(Daemon[AgentSettings]):
             host=msgspec.structs.replace(self._host, power_mode=self._monitor.power_mode),
             sensors=sensors,
             experts=experts,
-            link=self._link.status,
+            link=link,
+            links=self._link.status,
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
@@ -313,21 +314,40 @@ class AgentDaemon(Daemon[AgentSettings]):
     def _apply(self, former: AgentSettings, settings: AgentSettings) -> None:
         """Go on with other settings. Those of the link hold for its next attempt."""
         link, before = settings.coordinator, former.coordinator
-        self._link.timing = link
         self._papers.token_file = link.token_file
-        if (link.reconnect_first_s, link.reconnect_most_s) != (before.reconnect_first_s, before.reconnect_most_s):
-            self._link.backoff = self._link_backoff(settings)
+        is_other = (link.reconnect_first_s, link.reconnect_most_s) != (
+            before.reconnect_first_s,
+            before.reconnect_most_s,
+        )
+        self._link.use(link, partial(self._link_backoff, settings) if is_other else None)
         set_log_level(settings.log.level)
 
     def _link_backoff(self, settings: AgentSettings) -> Backoff:
         link = settings.coordinator
         return Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random)
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def _new_link(
+        self,
+        url: str,
+        on_opened: Callable[[Welcome], None],
+        on_message: Callable[[JobMessage], None],
+        on_lost: Callable[[], None],
+    ) -> Link:
+        return Link(
+            url=url,
+            credentials=self._papers,
+            tls=lambda: self._tls() if url.startswith("wss:") else None,
+            hello=self._hello,
+            timing=self._settings.coordinator,
+            backoff=self._link_backoff(self._settings),
+            on_opened=on_opened,
+            on_message=on_message,
+            on_lost=on_lost,
+        )
+
+    def _tls(self) -> ssl.SSLContext:
         """Made for each attempt, so that new files are used from the next one on."""
         link = self._settings.coordinator
-        if not link.url.startswith("wss:"):
-            return None
         return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
     def _engine(self, name: str, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
@@ -546,18 +566,26 @@ class AgentDaemon(Daemon[AgentSettings]):
     def _send_report(self) -> None:
         self._report_seq += 1
         status = self.status()
-        self._link.send(
-            Report(
-                seq=self._report_seq,
-                host=status.host,
-                experts=status.experts,
-                sensors=status.sensors,
-                warnings=status.warnings,
-                draining=status.draining,
-                standby=status.standby,
-                models=status.models,
-            )
+        report = Report(
+            seq=self._report_seq,
+            host=status.host,
+            experts=status.experts,
+            sensors=status.sensors,
+            warnings=status.warnings,
+            draining=status.draining,
+            standby=status.standby,
+            models=status.models,
         )
+        self._link.send_each(lambda is_others: self._told(report, is_others))
+
+    def _told(self, report: Report, is_others: Callable[[str], bool]) -> Report:
+        """The report for one coordinator, with the load that the others bring."""
+        loads = [self._core.n_jobs(one.model, is_others) for one in report.experts]
+        if not any(loads):
+            return report
+        experts = zip(report.experts, loads, strict=True)
+        told = tuple(msgspec.structs.replace(one, elsewhere=load) for one, load in experts)
+        return msgspec.structs.replace(report, experts=told)
 
     async def _report_changes(self) -> None:
         """Report when something changed, soon but not for each change alone, and at the steady rate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -50,6 +50,8 @@ class CoordinatorSection(Settings):
 
     url: str
     """ws:// or wss:// and the coordinator's agents listener."""
+    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] | None = None
+    """The agents listeners of all coordinators of the fleet, in place of `url`: the agent connects to each of them."""
     # What is live here holds from the next connection on.
     token_file: Annotated[Path | None, LIVE] = None
     """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
@@ -68,13 +70,33 @@ class CoordinatorSection(Settings):
     refused_retry_s: Annotated[Seconds, LIVE] = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of all coordinators."""
+        return self.urls or (self.url,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_address(cls, fields: Any) -> Any:
+        """Takes the first of several addresses for `url`, which then needs not be set."""
+        if not isinstance(fields, dict) or not (urls := fields.get("urls")) or not isinstance(urls, list | tuple):
+            return fields
+        if fields.get("url") not in (None, urls[0]):
+            raise ValueError("set url, or urls where several coordinators serve the fleet, but not both")
+        return {**fields, "url": urls[0]}
+
     @field_validator("url")
     @classmethod
     def _is_websocket_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
-        return url.rstrip("/")
+        return _websocket_url(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_websocket_urls(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        found = None if urls is None else tuple(map(_websocket_url, urls))
+        if found and len(set(found)) < len(found):
+            raise ValueError("an address stands there twice: the agent would be connected to it twice")
+        return found
 
     @model_validator(mode="after")
     def _tls_settings_belong_together(self) -> CoordinatorSection:
@@ -82,9 +104,16 @@ class CoordinatorSection(Settings):
             raise ValueError("certificate and key stand together: set both, or neither")
         if self.certificate is None and self.ca_file is None:
             return self
-        if urlsplit(self.url).scheme != "wss":
+        if not any(urlsplit(url).scheme == "wss" for url in self.addresses):
             raise ValueError("ca_file, certificate and key are for TLS: write wss:// in url, or remove them")
         return self
+
+
+def _websocket_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
+    return url.rstrip("/")
 
 
 class LoraSection(Settings):

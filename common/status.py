@@ -56,6 +56,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
     standby: Standby | None = None
     model_files: dict[str, str] = {}
+    links: tuple[LinkStatus, ...] = ()
+    """The links to all coordinators; `link` is the first of them that is open, or the first one."""
     """Paths by the models' names. They stay on this host: the coordinator has no use for them."""
     models: ModelStore | None = None
     """The files in the host's folder of models, and what they leave free."""

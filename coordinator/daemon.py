@@ -129,6 +129,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
+            sharers=settings.database.coordinators if settings.database.url else 1,
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()

@@ -7,7 +7,7 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -181,7 +181,8 @@ class AgentCore:
 
     def _left_alone(self, event: LinkLost | DrainRequested, now_s: float) -> list[Effect]:
         if isinstance(event, LinkLost):
-            return [*self.commands.link_lost(), *self._abandon_all(now_s)]
+            lost = self.commands.link_lost() if event.job_ids is None else []
+            return [*lost, *self._abandon(event.job_ids, now_s)]
         self.draining = True
         return [*self._end_own_work(now_s), ReportChange()]
 
@@ -203,6 +204,11 @@ class AgentCore:
     def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
         """What the capability report says of every expert now."""
         return tuple(report_of(expert, now_s) for expert in self.experts.values())
+
+    def n_jobs(self, model: str, counts: Callable[[str], bool]) -> int:
+        """Returns how many jobs a model has, running and queued, of those that `counts` says yes to."""
+        expert = self.experts.get(model)
+        return sum(counts(job_id) for job_id in (*expert.active, *expert.queue)) if expert else 0
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -301,9 +307,10 @@ class AgentCore:
                 effects.append(KillEngine(expert.engine, reason))
         return effects
 
-    def _abandon_all(self, now_s: float) -> list[Effect]:
+    def _abandon(self, job_ids: frozenset[str] | None, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for job in [job for job in self.jobs.values() if not job.is_own]:
+        wanted = self.jobs if job_ids is None else job_ids & self.jobs.keys()
+        for job in [job for job_id, job in self.jobs.items() if job_id in wanted and not job.is_own]:
             job.abandoned = True
             effects += self._cancel(job, now_s)
         return effects

@@ -29,7 +29,12 @@ class CancelRequested:
 
 @dataclass(frozen=True)
 class LinkLost:
-    """The coordinator is gone: nobody waits for the jobs any more."""
+    """A coordinator is gone: nobody waits for its jobs any more.
+
+    job_ids: its jobs; None where it was the last one, so that nobody waits for any job, nor can undo a command.
+    """
+
+    job_ids: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

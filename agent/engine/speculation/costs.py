@@ -13,8 +13,8 @@ _SHAPE_WEIGHT = 0.1
 _FORGETTING = 0.999
 """What was learned of a size counts less with every step in which it was not seen: what was measured in a bad moment
 is tried again some day."""
-_MAX_SURPRISE = 2.0
-"""A step that took longer than this times what was expected was held up by something else."""
+_MAX_SURPRISE = 1.3
+"""A step that is further off than by this factor was held up by something else, and counts no more than this."""
 
 
 class StepCosts:

@@ -21,7 +21,7 @@ _MEMORY = 0.9
 """Weight that a guess keeps for its request with every further one on the same ground."""
 _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
-_LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.02
 """Guesses are made for a gain of at least this, as what a step takes is not known better."""
 _FIRST_STEPS = 0.5
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""

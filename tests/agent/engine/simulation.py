@@ -78,6 +78,7 @@ class SimulatedCache:
         self._rows: dict[int, Logits] = {}
         self.fails_with: DecodeOutcome | None = None
         self.decoded_tokens = 0
+        self.on_decode: Callable[[int], None] = lambda tokens: None
 
     @property
     def used(self) -> int:
@@ -91,6 +92,7 @@ class SimulatedCache:
             return DecodeOutcome.NO_CELLS
         self._rows.clear()
         self.decoded_tokens += new
+        self.on_decode(new)
         place = 0
         for chunk in chunks:
             lane = self._lanes.setdefault(chunk.lane, [])
@@ -171,13 +173,18 @@ class Engine:
         says: Callable[[Sequence[int]], Logits] = logits_after,
         speculation: Speculation | None = None,
         gives_back: bool = True,
+        seconds: Callable[[int], float] | None = None,
     ) -> None:
         """`endless`: the end token is never drawn. idle_tokens: None is all of the cache. shelved_tokens: room on the
-        shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`."""
+        shelf. new_draw: None draws the most likely token. says, gives_back: see `SimulatedCache`.
+        seconds: what a step takes, by the tokens in its batch; None for a clock that is only looked at."""
         self._endless = endless
         self._own_draw = new_draw
         self.cache = SimulatedCache(cells, says=says, gives_back=gives_back)
         self.steps = 0
+        if seconds is not None:
+            self.cache.on_decode = lambda tokens: self._pass(seconds(tokens))
+        self._tick_s = 0.001 if seconds is None else 0.0
         self.events: list[Event] = []
         self.now_s = 0.0
         lanes = Lanes(lanes=2 * slots + 2, cells=cells, cuts_anywhere=True)
@@ -215,8 +222,11 @@ class Engine:
         return _Greedy(self.cache, endless=self._endless)
 
     def _clock(self) -> float:
-        self.now_s += 0.001
+        self.now_s += self._tick_s
         return self.now_s
+
+    def _pass(self, seconds: float) -> None:
+        self.now_s += seconds
 
     def run(self, most_steps: int = 10_000) -> None:
         """Step until there is nothing to do."""

@@ -1,0 +1,383 @@
+"""Decoding with guesses against decoding without, and against llama.cpp's own server, in one run.
+
+    python -m benchmarks.speculation --model FILE.gguf [--llama-server BINARY] [--threads N] [--rounds N] [--tokens N]
+
+Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema) and story, at 1, 4 and 8
+requests. All that is compared is loaded all the time and takes turns within a round, so that a host's slow minutes hit
+all of it. Rates are tokens per second from a request's first token to its last; figures are medians over rounds of
+ratios made within a round.
+
+`mismatches` counts greedy answers that differ although the model was sure: where two texts part, the tokens' raw
+log-probabilities differ by more than `_NEAR_TIE`. Smaller differences are what llama.cpp's batch sizes change; they are
+in `near_ties`.
+
+Joules per token are simulated: a step counts 1 and a guess 1/35 of it, the ratio of a prompt's token to a decoded one
+that was measured on an AGX Orin (`agent/energy/attribution.py`). The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT
+from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
+from moe2.common.generation import Sampling
+from moe2.common.link.messages import Submit, TextPrompt, TokenPiece, Tokens
+from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
+
+_CONTEXT_TOKENS, _SLOTS = 8192, 8
+_LEVELS = (1, 4, 8)
+_PATIENCE_S = 600.0
+_NEAR_TIE = 0.35
+"""Natural logarithms: two tokens that differ by less may change places with the size of llama.cpp's batches. Log-
+probabilities of a 135M model in f16 moved by up to 0.17 each."""
+_SERVER_OPTIONS = "--spec-type ngram-simple,ngram-mod --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 16"
+
+_THINGS = (
+    *("red lamp", "blue chair", "green table", "white clock"),
+    *("black mirror", "brown shelf", "grey carpet", "old piano"),
+)
+_FILE = "".join(
+    f"{at}. The {thing} stands in room {at * 3} of the house and costs {at * 7} coins.\n"
+    for at, thing in enumerate(_THINGS, 1)
+)
+_LETTER = (
+    "Dear members of the garden club, the spring fair will be held on the twelfth of May in the old orchard behind "
+    "the church. Every member may bring up to ten plants for sale. Tables will be ready from eight in the morning. "
+    "The mayor will open the fair at ten. We still need four people to sell coffee and cake, and two people with a "
+    "car to bring the tables back to the school in the evening. Please write to Anna before the first of May."
+)
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "people": {
+            "type": "array",
+            "minItems": 4,
+            "maxItems": 4,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "first_name": {"type": "string", "maxLength": 12},
+                    "last_name": {"type": "string", "maxLength": 12},
+                    "year_of_birth": {"type": "integer", "minimum": 1900, "maximum": 2020},
+                    "is_married": {"type": "boolean"},
+                },
+                "required": ["first_name", "last_name", "year_of_birth", "is_married"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["people"],
+    "additionalProperties": False,
+}
+_SUBJECTS = ("sea", "desert", "forest", "moon", "river", "city", "mountain", "winter")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt for each of several requests. schema: what the answer follows."""
+
+    name: str
+    prompt: str
+    schema: dict[str, Any] | None = None
+
+    def prompts(self, count: int, salt: str) -> list[str]:
+        """Different prompts, so that nobody finds another's answer."""
+        return [f"{salt}-{at}\n" + self.prompt.replace("SUBJECT", _SUBJECTS[at % 8]) for at in range(count)]
+
+
+_CHANGED = _FILE.replace("coins", "euros")
+_TASKS = (
+    Task(
+        "edit",
+        f"The file things.txt:\n{_FILE}\nThe file things.txt, with coins replaced by euros and all else as it was:\n"
+        f"{_CHANGED[: _CHANGED.index('3. ')]}",
+    ),
+    Task(
+        "summary",
+        f"A letter:\n\n{_LETTER}\n\nWhat is most important in the letter, in its own words:\n\n"
+        '1. "Dear members of the garden club, the spring fair will be held on',
+    ),
+    Task("json", "Four people who live by the SUBJECT, as JSON:\n", _SCHEMA),
+    Task("story", "A story about the SUBJECT.\n\nOnce upon a time"),
+)
+
+
+@dataclass
+class Answer:
+    """What came of one request."""
+
+    pieces: list[TokenPiece] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
+    decoded: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Engine:
+    """moe2's engine in a process of its own, spoken to as the daemon speaks to it."""
+
+    def __init__(self, model: str, *, threads: int, speculation: bool) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moe2.agent.engine.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._commands: Codec[Command] = Codec(Command)
+        self._events: Codec[Event] = Codec(Event)
+        self._splitter = FrameSplitter()
+        self._n_jobs = 0
+        spec = ModelSpec(
+            path=model, context_tokens=_CONTEXT_TOKENS, slots=_SLOTS, threads=threads, speculation=speculation
+        )
+        self._send(Load(spec=spec))
+        while True:
+            for event in self._receive():
+                if isinstance(event, Loaded):
+                    return
+                if isinstance(event, LoadFailed):
+                    raise RuntimeError(event.message)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, prompts: list[str], *, tokens: int, schema: dict[str, Any] | None, **fields: Any) -> list[Answer]:
+        """All prompts at once; returns when all are answered."""
+        answers: dict[str, Answer] = {}
+        for prompt in prompts:
+            self._n_jobs += 1
+            job_id = f"job{self._n_jobs}"
+            answers[job_id] = Answer()
+            self._send(
+                Submit(
+                    request_id="r",
+                    model="m",
+                    job_id=job_id,
+                    prompt=TextPrompt(text=prompt),
+                    sampling=Sampling(temperature=0.0),
+                    max_tokens=tokens,
+                    json_schema=None if schema is None else json.dumps(schema),
+                    **fields,
+                )
+            )
+        n_open = len(answers)
+        while n_open:
+            for event in self._receive():
+                at_s = time.perf_counter()
+                if isinstance(event, Tokens):
+                    for job in event.jobs:
+                        answers[job.job_id].pieces += job.pieces
+                        answers[job.job_id].at_s.append(at_s)
+                elif isinstance(event, Finished):
+                    answer = answers[event.job_id]
+                    answer.decoded = event.decoded_tokens
+                    answer.drafted, answer.accepted = event.drafted_tokens or 0, event.accepted_tokens or 0
+                    n_open -= 1
+                elif isinstance(event, JobFailed):
+                    raise RuntimeError(event.message)
+        return list(answers.values())
+
+    def _send(self, command: Command) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(length_prefixed(self._commands.encode(command)))
+        self.process.stdin.flush()
+
+    def _receive(self) -> list[Event]:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], _PATIENCE_S)[0]:
+            raise RuntimeError("The engine says nothing.")
+        data = os.read(self.process.stdout.fileno(), 1 << 16)
+        if not data:
+            raise RuntimeError("The engine is gone.")
+        return [self._events.decode(frame) for frame in self._splitter.feed(data)]
+
+
+class Server:
+    """llama.cpp's own server with its n-gram speculations, over HTTP."""
+
+    def __init__(self, binary: str, model: str, *, threads: int, options: list[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        arguments = ["-m", model, "--port", str(self._port), "-c", str(_CONTEXT_TOKENS), "-np", str(_SLOTS)]
+        arguments += ["-t", str(threads), "-tb", str(threads), *options]
+        # As the engine has it (`agent/engine/child.py`): threads that spin are slow on a host with other work.
+        environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
+        self.process = subprocess.Popen(
+            [binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        give_up_at_s = time.monotonic() + 120
+        while True:
+            try:
+                with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)) as link:
+                    link.request("GET", "/health")
+                    if link.getresponse().status == 200:
+                        return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > give_up_at_s:
+                    raise RuntimeError("llama-server does not come up.") from None
+            time.sleep(0.2)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, prompts: list[str], *, tokens: int, schema: dict[str, Any] | None) -> list[Answer]:
+        """All prompts at once; returns when all are answered."""
+        answers = [Answer() for _ in prompts]
+        threads = [
+            threading.Thread(target=self._stream, args=(prompt, answer, tokens, schema))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+    def _stream(self, prompt: str, answer: Answer, tokens: int, schema: dict[str, Any] | None) -> None:
+        body: dict[str, Any] = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "stream": True}
+        if schema is not None:
+            body["json_schema"] = schema
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE_S)) as link:
+            link.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+            for line in link.getresponse():
+                if line.startswith(b"data: {"):
+                    word = json.loads(line[6:])
+                    answer.at_s.append(time.perf_counter())
+                    answer.decoded = word.get("tokens_predicted", answer.decoded)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a GGUF file")
+    parser.add_argument("--llama-server", help="llama.cpp's server, as built from the same source")
+    parser.add_argument("--server-options", default=_SERVER_OPTIONS, help="its speculations, in one word")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=160, help="tokens per answer")
+    parser.add_argument("--tasks", nargs="*", default=[task.name for task in _TASKS])
+    parser.add_argument("--levels", type=int, nargs="*", default=list(_LEVELS))
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        off = stack.enter_context(Engine(arguments.model, threads=arguments.threads, speculation=False))
+        on = stack.enter_context(Engine(arguments.model, threads=arguments.threads, speculation=True))
+        server = None
+        if arguments.llama_server:
+            server = stack.enter_context(
+                Server(
+                    arguments.llama_server,
+                    arguments.model,
+                    threads=arguments.threads,
+                    options=arguments.server_options.split(),
+                )
+            )
+        tasks = [task for task in _TASKS if task.name in arguments.tasks]
+        figures = measure(
+            off, on, server, tasks=tasks, levels=arguments.levels, rounds=arguments.rounds, tokens=arguments.tokens
+        )
+    figures |= {"joules": "simulated", "threads": arguments.threads}
+    print(json.dumps(figures))
+
+
+def measure(
+    off: Engine, on: Engine, server: Server | None, *, tasks: list[Task], levels: list[int], rounds: int, tokens: int
+) -> dict[str, Any]:
+    """All figures, by name; None for what was not measured."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+    mismatches = near_ties = 0
+    for round_number in range(rounds):
+        for task in tasks:
+            for level in levels:
+                prompts = task.prompts(level, f"{round_number}")
+                plain = off.run(prompts, tokens=tokens, schema=task.schema)
+                guessed = on.run(prompts, tokens=tokens, schema=task.schema)
+                rates = [_together(plain), _together(guessed)]
+                ratios[f"{task.name}_ratio_c{level}"].append(rates[1] / rates[0])
+                if server is not None:
+                    rates.append(_together(server.run(prompts, tokens=tokens, schema=task.schema)))
+                    ratios[f"{task.name}_vs_llama_server_c{level}"].append(rates[1] / rates[2])
+                ratios[f"{task.name}_joules_c{level}"].append(_effort(guessed))
+                for prompt, one, other in zip(prompts, plain, guessed, strict=True):
+                    gap = _gap(off, prompt, one, other)
+                    mismatches += gap is not None and gap > _NEAR_TIE
+                    near_ties += gap is not None and gap <= _NEAR_TIE
+                names = ("off", "on", "llama-server")
+                said = ", ".join(f"{name} {rate:.1f}" for name, rate in zip(names, rates, strict=False))
+                where = f"round {round_number + 1}, {task.name} at {level}"
+                print(f"{where}: {said} tokens/s; {_told(guessed)}", flush=True)
+    figures: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in ratios.items()}
+    return {
+        **figures,
+        "edit_vs_llama_server": figures.get("edit_vs_llama_server_c1"),
+        "joules_per_token_ratio_edit": figures.get("edit_joules_c1"),
+        "mismatches": mismatches,
+        "near_ties": near_ties,
+    }
+
+
+def _together(answers: list[Answer]) -> float:
+    """Tokens per second of all answers together, from the first token of any to the last."""
+    began_s, ended_s = min(answer.at_s[0] for answer in answers), max(answer.at_s[-1] for answer in answers)
+    return sum(answer.decoded - 1 for answer in answers) / max(ended_s - began_s, 1e-9)
+
+
+def _told(answers: list[Answer]) -> str:
+    """What came of guesses, in words."""
+    decoded, drafted, accepted = (
+        sum(getattr(answer, name) for answer in answers) for name in ("decoded", "drafted", "accepted")
+    )
+    return f"{decoded} tokens, {decoded / (decoded - accepted):.2f} a step, {accepted} of {drafted} guesses right"
+
+
+def _effort(answers: list[Answer]) -> float:
+    """Simulated joules of a token beside one that has a step of its own."""
+    decoded = sum(answer.decoded for answer in answers)
+    steps = sum(answer.decoded - answer.accepted for answer in answers)
+    return (steps + DEFAULT_PREFILL_WEIGHT * sum(answer.drafted for answer in answers)) / decoded
+
+
+def _gap(engine: Engine, prompt: str, one: Answer, other: Answer) -> float | None:
+    """By how much the model prefers one of the two tokens where two answers part; None where they are the same."""
+    if one.text == other.text:
+        return None
+    own, others = [piece.text for piece in one.pieces], [piece.text for piece in other.pieces]
+    at = next((at for at, (a, b) in enumerate(zip(own, others, strict=False)) if a != b), min(len(own), len(others)))
+    (asked,) = engine.run([prompt + "".join(own[:at])], tokens=1, schema=None, logprobs=20)
+    if not asked.pieces:
+        return float("inf")
+    likely = {each.text: each.logprob for each in asked.pieces[0].alternatives}
+    found = [likely.get(pieces[at]) for pieces in (own, others) if at < len(pieces)]
+    return abs(found[0] - found[1]) if len(found) == 2 and None not in found else float("inf")  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    main()
