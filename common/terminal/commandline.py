@@ -136,7 +136,7 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
         help="check the configuration and say what is wrong with it",
         description="Check the configuration, the environment's part of it included, and say all that is wrong with "
         "it. Changes and starts nothing.",
-        exits={0: "good"},
+        exits={0: "good", 1: "what it names cannot be read, or the answer cannot be written"},
     )
     add_config(checking, config)
     checking.set_defaults(act=check_config)

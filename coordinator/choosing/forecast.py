@@ -158,7 +158,7 @@ class Roster:
         """(N,) requests that each expert answers at once."""
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
-        self._prefill = np.array([found.prefill if found else (np.nan,) * 4 for found in latency]).T
+        self._prefill = np.array([found.prefill_law if found else (np.nan,) * 5 for found in latency]).T
         self._decode = np.array([found.decode if found else (np.nan,) * 3 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
@@ -246,7 +246,7 @@ class Roster:
         at_once = np.minimum(running, self.slots)
         shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
-        seconds = _dot(self._prefill, prefill_features(shape)) + np.maximum(0, answer_tokens - 1) * step_s
+        seconds = _dot(self._prefill, prefill_features(shape, 0.0)) + np.maximum(0, answer_tokens - 1) * step_s
         joules = at_once * _dot(self._energy, energy_features(shape))
         active_w = np.divide(joules, seconds, out=np.full(len(self), np.nan), where=seconds > 0)
         # A model of few requests may say less than nothing running does.
@@ -271,7 +271,7 @@ class Roster:
         company = np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest)
         lived = _shape(prompt_tokens, answer_tokens, company, cached_tokens)
         queue_s = np.where(busy >= self.slots, (busy - self.slots + 1) * self._turn_s, 0.0)
-        first_s = queue_s + _dot(self._prefill, prefill_features(shape))
+        first_s = queue_s + _dot(self._prefill, prefill_features(shape, cast(float, busy == 0)))
         step_s = _dot(self._decode, inter_token_features(lived))
         total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s
         return Forecast(

@@ -58,9 +58,9 @@ class Load:
     """Clients that each wait for their answer and pause before the next request.
 
     pause_s: mean of exponential pauses. prompt_tokens, answer_tokens: drawn from. estimate: tokens that the coordinator
-    takes a real one for. turns: of a conversation, each of which brings a prompt's worth of new tokens after all earlier
-    ones, which are in the cache. found_idle: the first batch after so many seconds without any takes so many more, as
-    clocks and caches have gone down. Two numbers, seconds each.
+    takes a real one for. turns: of a conversation, each of which brings a prompt's worth of new tokens after all
+    earlier ones, which are in the cache. found_idle: the first batch after so many seconds without any takes so many
+    seconds more, as clocks and caches have gone down.
     """
 
     clients: int = 3
