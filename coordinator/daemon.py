@@ -221,7 +221,9 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
         self._keys = KeyRing(keys) if settings.api.keys == "required" else None
         self._browsers = Browsers(settings.api)
-        self._fleet = FleetRoutes(self.status, self._why_not_ready)
+        self._fleet = FleetRoutes(
+            self.status, self._why_not_ready, lambda: self._pair is None or self._pair.does_chores
+        )
 
     async def run(self) -> None:
         """Serves until `stop()` is called. Raises `Moe2Error` if a listener or the ledger cannot be opened."""

@@ -155,7 +155,7 @@ _MODEL = _object(
         "sampling": _or_null({"type": "object"}),
     }
 )
-_HEALTH = _object({"status": _STRING}, {"reason": _STRING})
+_HEALTH = _object({"status": _STRING}, {"reason": _STRING, "preferred": {"type": "boolean"}})
 _SCHEMAS: dict[str, Schema] = {
     "ModelOrders": _object({"orders": {"type": "array", "items": _ref("ModelOrderRow")}}),
     "Error": _ERROR,

@@ -61,7 +61,7 @@ def test_a_host_that_slows_down_is_noticed() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_conversations_with_a_cached_beginning_are_predicted(seed: int) -> None:
-    """Eight turns, each after all earlier ones: what is cached is taken off once, and attention's look back is counted."""
+    """Eight turns, each after all earlier ones: the cache is taken off once, attention's look back is counted."""
     overall = measured(Load(turns=8, prompt_tokens=(40, 80, 150, 300)), seed).overall
     assert overall.ttft_s.decoded.n > 200
     for comparison, largest_pct in ((overall.ttft_s, 15.0), (overall.total_s, 17.0)):
