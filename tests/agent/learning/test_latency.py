@@ -233,8 +233,8 @@ def test_what_attention_looks_back_on_is_learned_from_prompts_without_a_cache() 
     expected_s = 0.01 + 200 * 0.002 + 200 * (200 + 2 * 3000) * 2e-7
     without_s = _predict(model, replace_shape(shape, cached_tokens=0)).ttft_s.p50
     predicted_s = _predict(model, shape).ttft_s.p50
-    assert predicted_s == pytest.approx(expected_s, rel=0.15)
-    assert without_s < 0.75 * expected_s
+    assert predicted_s == pytest.approx(expected_s, rel=0.25)
+    assert without_s < 0.7 * expected_s
 
 
 def test_the_first_request_after_a_pause_costs_what_it_has_cost() -> None:
