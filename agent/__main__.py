@@ -16,6 +16,7 @@ from moe2.agent.cli.status import show_status
 from moe2.agent.daemon import ENGINE_ARGV, AgentDaemon, sensors_wanted
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import DEFAULT_CONFIG_PATH, DEFAULT_SOCKET_PATH, ENVIRONMENT_PREFIX, AgentSettings
+from moe2.agent.supply.served import ServedFile, choices, lines, sections
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import add_config, add_run_and_check, add_socket, execute, program
@@ -133,8 +134,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    models = ", ".join(model.name for model in settings.models)
-    print(f"{arguments.config}: good. Models: {models}; coordinator: {settings.coordinator.url}.")
+    found = choices(settings, ServedFile(settings.agent.state_dir).read())
+    models = ", ".join(choice.name for choice in found if choice.section is not None) or "none yet"
+    print(f"{arguments.config}: good. Models: {models}; coordinator: {', '.join(settings.coordinator.addresses)}.")
+    for line in lines(found):
+        print(line)
     return 0
 
 
@@ -161,7 +165,10 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 def _remove(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    return run_remove(settings, arguments.name, serving=lambda: {model.name: model.path for model in settings.models})
+    said = ServedFile(settings.agent.state_dir).read()
+    return run_remove(
+        settings, arguments.name, serving=lambda: {one.name: one.path for one in sections(settings, said)}
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -28,9 +28,12 @@ from moe2.agent.engine import protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.agent.jobs import core
 from moe2.agent.jobs.effects import (
+    AddEngine,
     AnswerCommand,
     Effect,
+    KeepServed,
     KillEngine,
+    RemoveEngine,
     ReportChange,
     SendToCoordinator,
     SendToEngine,
@@ -46,6 +49,7 @@ from moe2.agent.jobs.events import (
     DrainRequested,
     EnergySettled,
     EngineExited,
+    EngineGone,
     EngineSpoke,
     EngineStopped,
     Event,
@@ -63,9 +67,10 @@ from moe2.agent.learning.store import restored_profiles, store_costs
 from moe2.agent.link.credential import AgentCredentials
 from moe2.agent.link.identity import load_identity
 from moe2.agent.link.link import Link
+from moe2.agent.link.links import Links
 from moe2.agent.models.files import ChecksumStore, ModelFiles
 from moe2.agent.models.spec import MEASURING_LOCK, spec_of
-from moe2.agent.observing.health import agent_warnings, gravest_first
+from moe2.agent.observing.health import agent_warnings, gravest_first, link_warnings
 from moe2.agent.observing.host import detect_host
 from moe2.agent.observing.joblog import log_job
 from moe2.agent.observing.local_api import listening, local_app, metrics_app
@@ -74,6 +79,10 @@ from moe2.agent.presence import Presence
 from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.agent.standby.logind import Logind
 from moe2.agent.standby.sleeping import HostControl
+from moe2.agent.supply.engines import EngineSet
+from moe2.agent.supply.orders import Supply
+from moe2.agent.supply.served import ServedFile
+from moe2.agent.supply.served import sections as served_sections
 from moe2.common import __version__
 from moe2.common.alarm import Alarm
 from moe2.common.backoff import Backoff
@@ -102,6 +111,7 @@ from moe2.common.link.messages import (
     Welcome,
 )
 from moe2.common.link.session import JobMessage
+from moe2.common.link.supply import ServeModel, WithdrawModel
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.standby import Cause
@@ -138,8 +148,9 @@ class AgentDaemon(Daemon[AgentSettings]):
         control: HostControl | None = None,
     ) -> None:
         super().__init__(settings, environment=environment, load=load)
+        models = served_sections(settings, ServedFile(settings.agent.state_dir).read())
         self._core = core.AgentCore(
-            settings.models,
+            models,
             stuck_s=settings.engine.stuck_s,
             paced=settings.sensors.paced,
             allow_unload=settings.agent.allow_unload,
@@ -172,10 +183,25 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._power_mode: str | None = None
         self._metrics = AgentMetrics(self.status, lambda: self._monitor.account.overhead())
         self._known_power_modes: set[str | None] = set()
-        self._engines = {model.name: self._engine(model, engine_argv) for model in settings.models}
+        checksums = ChecksumStore(settings.agent.state_dir)
+        self._supply = Supply(
+            settings,
+            checksums,
+            serving=self._served,
+            swapping=lambda: self._core.swaps.names,
+            dispatch=self._dispatch,
+            answer=self._presence.answer,
+            changed=self._changed.set,
+        )
+        self._engines = EngineSet(
+            lambda name, section: self._engine(name, section, engine_argv),
+            on_gone=lambda name: self._dispatch(EngineGone(name)),
+        )
+        for model in models:
+            self._engines.add(model.name, model)
         self._files = ModelFiles(
-            {model.name: model.path for model in settings.models},
-            ChecksumStore(settings.agent.state_dir),
+            {model.name: model.path for model in models},
+            checksums,
             on_known=lambda model, sha256: self._dispatch(FileHashed(model, sha256)),
         )
         link = settings.coordinator
@@ -189,24 +215,21 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._copy_warnings = (copied,) if copied and self._papers.is_copy_to_enrol else ()
         if self._copy_warnings:
             log.warning("identity_copied", agent_id=self._agent_id, copied_from=self._identity.copied_from)
-        self._link = Link(
-            url=link.url,
-            credentials=self._papers,
-            tls=self._tls,
-            hello=Hello(
-                protocol_min=OLDEST_PROTOCOL_VERSION,
-                protocol_max=PROTOCOL_VERSION,
-                agent_id=self._agent_id,
-                agent_name=self._name,
-                agent_version=__version__,
-                instance_id=uuid.uuid4().hex,
-                hostname=self._host.hostname or None,
-            ),
-            timing=link,
-            backoff=self._link_backoff(settings),
+        self._hello = Hello(
+            protocol_min=OLDEST_PROTOCOL_VERSION,
+            protocol_max=PROTOCOL_VERSION,
+            agent_id=self._agent_id,
+            agent_name=self._name,
+            agent_version=__version__,
+            instance_id=uuid.uuid4().hex,
+            hostname=self._host.hostname or None,
+        )
+        self._link = Links(
+            link.addresses,
+            self._new_link,
             on_opened=self._link_opened,
             on_message=self._message_received,
-            on_lost=lambda: self._dispatch(LinkLost()),
+            on_lost=lambda jobs, others: self._dispatch(LinkLost(jobs if others else None)),
         )
 
     async def run(self) -> None:
@@ -221,13 +244,14 @@ class AgentDaemon(Daemon[AgentSettings]):
             listening(metrics_app(self._metrics), metrics.host, metrics.port),
             asyncio.TaskGroup() as tasks,
         ):
-            engines = [tasks.create_task(engine.run()) for engine in self._engines.values()]
+            self._engines.start(tasks)
             link = tasks.create_task(self._link.run())
             steady = [
                 tasks.create_task(work)
                 for work in (
                     self._monitor.run(),
                     self._files.run(),
+                    self._supply.run(),
                     self._presence.run(self._link),
                     self._settle_energy(),
                     self._report_changes(),
@@ -237,7 +261,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             self._notifier.notify("READY=1")
             await self._stop.wait()
             await self._drain(link)
-            for task in (*engines, *steady):
+            await self._supply.close()
+            self._engines.stop()
+            for task in steady:
                 task.cancel()
         learned = {expert.section: expert.costs for expert in self._core.experts.values()}
         store_costs(self._settings.agent.state_dir, learned, self._host.hostname, self._power_mode)
@@ -247,12 +273,15 @@ class AgentDaemon(Daemon[AgentSettings]):
     def status(self) -> AgentStatus:
         experts = self._presence.with_costs(self._core.expert_reports(asyncio.get_running_loop().time()))
         sensors, standby = self._monitor.reports(), self._presence.report()
+        link = self._link.best_status
         warnings = (
-            *agent_warnings(self._link.status, experts, sensors, standby),
+            *agent_warnings(link, experts, sensors, standby),
+            *(warning for other in self._link.status if other.url != link.url for warning in link_warnings(other)),
             *self._monitor.warnings(),
             *self._copy_warnings,
             *clock_warnings(time.time()),
             *self._reload.warnings(),
+            *self._supply.warnings(),
         )
         return AgentStatus(
             agent_id=self._agent_id,
@@ -264,42 +293,67 @@ class AgentDaemon(Daemon[AgentSettings]):
             host=msgspec.structs.replace(self._host, power_mode=self._monitor.power_mode),
             sensors=sensors,
             experts=experts,
-            link=self._link.status,
+            link=link,
+            links=self._link.status,
             jobs_finished=self._core.jobs_finished,
             jobs_failed=self._core.jobs_failed,
             warnings=gravest_first(warnings),
             standby=standby,
-            model_files={model.name: str(model.path) for model in self._settings.models},
+            model_files={name: str(section.path) for name, section in self._served().items()},
+            models=self._supply.report(),
         )
 
     def engine_pids(self) -> dict[str, int | None]:
         """The process of each model's engine, None where it is being started again."""
-        return {name: engine.pid for name, engine in self._engines.items()}
+        return self._engines.pids()
+
+    def _served(self) -> dict[str, ModelSection]:
+        """What is served now, by name."""
+        return {name: expert.section for name, expert in self._core.experts.items()}
 
     def _apply(self, former: AgentSettings, settings: AgentSettings) -> None:
         """Go on with other settings. Those of the link hold for its next attempt."""
         link, before = settings.coordinator, former.coordinator
-        self._link.timing = link
         self._papers.token_file = link.token_file
-        if (link.reconnect_first_s, link.reconnect_most_s) != (before.reconnect_first_s, before.reconnect_most_s):
-            self._link.backoff = self._link_backoff(settings)
+        is_other = (link.reconnect_first_s, link.reconnect_most_s) != (
+            before.reconnect_first_s,
+            before.reconnect_most_s,
+        )
+        self._link.use(link, partial(self._link_backoff, settings) if is_other else None)
         set_log_level(settings.log.level)
 
     def _link_backoff(self, settings: AgentSettings) -> Backoff:
         link = settings.coordinator
         return Backoff(first_s=link.reconnect_first_s, most_s=link.reconnect_most_s, random=self._random)
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def _new_link(
+        self,
+        url: str,
+        on_opened: Callable[[Welcome], None],
+        on_message: Callable[[JobMessage], None],
+        on_lost: Callable[[], None],
+    ) -> Link:
+        return Link(
+            url=url,
+            credentials=self._papers,
+            tls=lambda: self._tls() if url.startswith("wss:") else None,
+            hello=self._hello,
+            timing=self._settings.coordinator,
+            backoff=self._link_backoff(self._settings),
+            on_opened=on_opened,
+            on_message=on_message,
+            on_lost=on_lost,
+        )
+
+    def _tls(self) -> ssl.SSLContext:
         """Made for each attempt, so that new files are used from the next one on."""
         link = self._settings.coordinator
-        if not link.url.startswith("wss:"):
-            return None
         return client_context(ca_file=link.ca_file, certificate=link.certificate, key=link.key)
 
-    def _engine(self, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
+    def _engine(self, name: str, model: ModelSection, argv: Sequence[str]) -> EngineProcess:
         engine, simulated = self._settings.engine, self._sensor_settings.simulated
         return EngineProcess(
-            model.name,
+            name,
             spec_of(model, simulated.pace if simulated else None, self._settings.agent.state_dir / MEASURING_LOCK),
             argv,
             backoff=Backoff(first_s=engine.restart_first_s, most_s=engine.restart_most_s, random=self._random),
@@ -307,7 +361,9 @@ class AgentDaemon(Daemon[AgentSettings]):
             on_event=self._engine_spoke,
             on_exit=self._engine_exited,
             on_stopped=self._engine_stopped,
-            wanted=model.load == "start",
+            before_load=lambda: self._supply.before_load(model.name, model.path),
+            # One that is added later is loaded at once.
+            wanted=model.load == "start" or name != model.name,
         )
 
     # --- Events in ----------------------------------------------------------------------------------------------------
@@ -329,6 +385,8 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
+            case ServeModel() | WithdrawModel():
+                self._supply.order(message)
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
@@ -337,7 +395,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         account = self._monitor.account
         match event:
             case protocol.Started(job_id=job_id):
-                weight = self._core.experts[model].token_weight
+                weight = self._core.expert_of(model).token_weight
                 to_prefill = event.prompt_tokens - event.cached_tokens + event.branch_tokens
                 cause = Cause.OTHER if self._core.is_own(job_id) else None
                 account.request_started(job_id, to_prefill, now_s, weight, cause, model=model)
@@ -353,7 +411,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._dispatch(EngineSpoke(model, event))
         if isinstance(event, protocol.Loaded):
             self._presence.models_changed()
-            self._files.look(model)
+            self._files.look(self._core.expert_of(model).section.name)
 
     def _engine_exited(self, model: str, ended: Exit) -> None:
         self._dispatch(EngineExited(model, ended.reason, ended.permanent))
@@ -379,8 +437,8 @@ class AgentDaemon(Daemon[AgentSettings]):
         match effect:
             case SendTokens(jobs=jobs):
                 self._link.send_tokens(jobs)
-            case SendToEngine(model=model, command=command):
-                self._engines[model].send(command)
+            case SendToEngine() | StartEngine() | StopEngine() | KillEngine() | AddEngine() | RemoveEngine():
+                self._perform_on_engine(effect)
             case SendToCoordinator(message=message, request_id=request_id):
                 if isinstance(message, JobFailed) and message.usage is None:
                     self._metrics.job_refused(message.code)
@@ -388,6 +446,21 @@ class AgentDaemon(Daemon[AgentSettings]):
                 log_job(message, request_id)
             case SettleEnergy(job_id=job_id):
                 self._job_ended(job_id)
+            case KeepServed(name=name, section=section):
+                self._keep_served(name, section)
+            case AnswerCommand(answer=answer):
+                self._presence.answer(answer)
+            case SuspendHost(command_id=command_id):
+                self._presence.suspend(command_id)
+            case ReportChange():
+                self._changed.set()
+
+    def _perform_on_engine(
+        self, effect: SendToEngine | StartEngine | StopEngine | KillEngine | AddEngine | RemoveEngine
+    ) -> None:
+        match effect:
+            case SendToEngine(model=model, command=command):
+                self._engines[model].send(command)
             case StartEngine(model=model):
                 self._engines[model].start()
             case StopEngine(model=model):
@@ -395,12 +468,21 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._presence.models_changed()
             case KillEngine(model=model, reason=reason):
                 self._engines[model].kill(reason)
-            case AnswerCommand(answer=answer):
-                self._presence.answer(answer)
-            case SuspendHost(command_id=command_id):
-                self._presence.suspend(command_id)
-            case ReportChange():
-                self._changed.set()
+            case AddEngine(engine=engine, section=section):
+                self._engines.add(engine, section)
+            case RemoveEngine(engine=engine):
+                self._engines.remove(engine)
+
+    def _keep_served(self, name: str, section: ModelSection | None) -> None:
+        self._supply.keep(name, section)
+        self._presence.models_changed()
+        if section is not None:
+            self._files.follow(name, section.path)
+            for stored in restored_profiles(self._settings.agent.state_dir, (section,), self._power_mode):
+                self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
+        if self._link.is_open:
+            # Before the order is answered: whoever waits for the answer finds the fleet as it says.
+            self._send_report()
 
     def _job_ended(self, job_id: str) -> None:
         """Close the job's energy account; one that never ran has none."""
@@ -446,7 +528,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         if mode in self._known_power_modes:
             return
         self._known_power_modes.add(mode)
-        for stored in restored_profiles(self._settings.agent.state_dir, self._settings.models, mode):
+        for stored in restored_profiles(self._settings.agent.state_dir, tuple(self._served().values()), mode):
             self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
 
     async def _look_at_host(self) -> None:
@@ -484,17 +566,26 @@ class AgentDaemon(Daemon[AgentSettings]):
     def _send_report(self) -> None:
         self._report_seq += 1
         status = self.status()
-        self._link.send(
-            Report(
-                seq=self._report_seq,
-                host=status.host,
-                experts=status.experts,
-                sensors=status.sensors,
-                warnings=status.warnings,
-                draining=status.draining,
-                standby=status.standby,
-            )
+        report = Report(
+            seq=self._report_seq,
+            host=status.host,
+            experts=status.experts,
+            sensors=status.sensors,
+            warnings=status.warnings,
+            draining=status.draining,
+            standby=status.standby,
+            models=status.models,
         )
+        self._link.send_each(lambda is_others: self._told(report, is_others))
+
+    def _told(self, report: Report, is_others: Callable[[str], bool]) -> Report:
+        """The report for one coordinator, with the load that the others bring."""
+        loads = [self._core.n_jobs(one.model, is_others) for one in report.experts]
+        if not any(loads):
+            return report
+        experts = zip(report.experts, loads, strict=True)
+        told = tuple(msgspec.structs.replace(one, elsewhere=load) for one, load in experts)
+        return msgspec.structs.replace(report, experts=told)
 
     async def _report_changes(self) -> None:
         """Report when something changed, soon but not for each change alone, and at the steady rate."""

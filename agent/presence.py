@@ -12,7 +12,7 @@ import structlog
 from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.jobs.events import Event, SuspendChecked, SuspendEnded
 from moe2.agent.jobs.expert import Expert
-from moe2.agent.link.link import Link
+from moe2.agent.link.links import Links
 from moe2.agent.settings import AgentSection
 from moe2.agent.standby.addresses import answer_to_wake, wake_addresses
 from moe2.agent.standby.keeper import Allowed, StandbyKeeper
@@ -48,7 +48,7 @@ class Presence:
         self._monitor = monitor
         self._dispatch = dispatch
         self._changed = changed
-        self._link: Link | None = None
+        self._link: Links | None = None
         self._unsaid: list[CommandAnswer] = []
         self._followed: list[tuple[ExpertState, bool]] = []
         self._keeper = StandbyKeeper(
@@ -73,7 +73,7 @@ class Presence:
         self._keeper.wake_addresses = await asyncio.to_thread(wake_addresses)
         self.models_changed()
 
-    async def run(self, link: Link) -> None:
+    async def run(self, link: Links) -> None:
         """Watches for sleep, and suspends the host when it is told to, until cancelled."""
         self._link = link
         await self._sleep.run()
@@ -142,7 +142,7 @@ class Presence:
         else:
             self._unsaid.append(answer)
 
-    def link_opened(self, link: Link) -> None:
+    def link_opened(self, link: Links) -> None:
         """The coordinator is there: the host has come back, and what was unsaid is said."""
         self._keeper.host_ended(Transition.WAKE, self._monitor.account)
         unsaid, self._unsaid = self._unsaid, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -50,6 +50,8 @@ class CoordinatorSection(Settings):
 
     url: str
     """ws:// or wss:// and the coordinator's agents listener."""
+    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] | None = None
+    """The agents listeners of all coordinators of the fleet, in place of `url`: the agent connects to each of them."""
     # What is live here holds from the next connection on.
     token_file: Annotated[Path | None, LIVE] = None
     """File with an enrolment token. Needed until the agent is enrolled; it may be removed then."""
@@ -68,13 +70,33 @@ class CoordinatorSection(Settings):
     refused_retry_s: Annotated[Seconds, LIVE] = 60.0
     """How long to wait after the coordinator has refused the token or credential; that takes a person to mend."""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of all coordinators."""
+        return self.urls or (self.url,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_address(cls, fields: Any) -> Any:
+        """Takes the first of several addresses for `url`, which then needs not be set."""
+        if not isinstance(fields, dict) or not (urls := fields.get("urls")) or not isinstance(urls, list | tuple):
+            return fields
+        if fields.get("url") not in (None, urls[0]):
+            raise ValueError("set url, or urls where several coordinators serve the fleet, but not both")
+        return {**fields, "url": urls[0]}
+
     @field_validator("url")
     @classmethod
     def _is_websocket_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
-        return url.rstrip("/")
+        return _websocket_url(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_websocket_urls(cls, urls: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        found = None if urls is None else tuple(map(_websocket_url, urls))
+        if found and len(set(found)) < len(found):
+            raise ValueError("an address stands there twice: the agent would be connected to it twice")
+        return found
 
     @model_validator(mode="after")
     def _tls_settings_belong_together(self) -> CoordinatorSection:
@@ -82,9 +104,16 @@ class CoordinatorSection(Settings):
             raise ValueError("certificate and key stand together: set both, or neither")
         if self.certificate is None and self.ca_file is None:
             return self
-        if urlsplit(self.url).scheme != "wss":
+        if not any(urlsplit(url).scheme == "wss" for url in self.addresses):
             raise ValueError("ca_file, certificate and key are for TLS: write wss:// in url, or remove them")
         return self
+
+
+def _websocket_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ValueError(f"expected ws://HOST:PORT or wss://HOST:PORT, got {url!r}")
+    return url.rstrip("/")
 
 
 class LoraSection(Settings):
@@ -186,6 +215,12 @@ class ModelSection(Settings):
 class ModelsFromSection(Settings):
     """[models_from]: where this host takes models from, besides what stands in [[models]]"""
 
+    coordinator: bool = False
+    """The coordinator may send files to this host and say what it serves of them."""
+    override: bool = False
+    """What the coordinator says of a model wins over an entry of `[[models]]` with its name; else the entry wins."""
+    max_bytes: Annotated[int, Field(ge=0)] | None = None
+    """The most bytes that the folder may hold when the coordinator sends files; no limit if not set."""
     folder: Path | None = None
     """Where pulled and pushed models are kept; `models` in `agent.state_dir` if not set."""
     hub_token_file: Path | None = None
@@ -313,9 +348,23 @@ class AgentSettings(Settings):
     sensors: SensorsSection = SensorsSection()
     measuring: MeasuringSection = MeasuringSection()
     models_from: ModelsFromSection = ModelsFromSection()
-    models: Annotated[tuple[ModelSection, ...], Field(min_length=1)]
+    models: tuple[ModelSection, ...]
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_told(cls, content: object) -> object:
+        """Where the coordinator says what is served, the file need not."""
+        if isinstance(content, dict) and isinstance(told := content.get("models_from"), dict):
+            return {"models": (), **content} if told.get("coordinator") in (True, "true") else content
+        return content
+
+    @model_validator(mode="after")
+    def _serves_something(self) -> AgentSettings:
+        if not self.models and not self.models_from.coordinator:
+            raise ValueError("models: name at least one, or let the coordinator do so (models_from.coordinator)")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> AgentSettings:

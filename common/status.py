@@ -9,6 +9,7 @@ import msgspec
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import ExpertReport, HostFacts, SensorReport
+from moe2.common.link.supply import ModelStore
 from moe2.common.standby import Standby
 
 
@@ -55,7 +56,25 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
     standby: Standby | None = None
     model_files: dict[str, str] = {}
+    links: tuple[LinkStatus, ...] = ()
+    """The links to all coordinators; `link` is the first of them that is open, or the first one."""
     """Paths by the models' names. They stay on this host: the coordinator has no use for them."""
+    models: ModelStore | None = None
+    """The files in the host's folder of models, and what they leave free."""
+
+
+class ModelOrderRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An order about a model to one host. verb: "add", "set" or "remove". state: "running", "done", "refused" or
+    "failed"; message: why not."""
+
+    command_id: str
+    verb: str
+    model: str
+    agent_id: str
+    host: str
+    state: str
+    given_unix_s: float
+    message: str | None = None
 
 
 class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +93,8 @@ class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[HealthWarning, ...]
     standby: Standby | None = None
     """How its host waits; None from an agent of an earlier release."""
+    models: ModelStore | None = None
+    """Its host's files and what they leave free; None from an agent of an earlier release."""
     asleep: bool = False
     """Its host sleeps: it said goodbye for that, and comes back when it is woken. Its other fields are of before."""
 
@@ -232,6 +253,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyBalance | None = None
     averages: tuple[AverageRow, ...] = ()
     """Average budgets with the price of a joule that each has learned."""
+    model_orders: tuple[ModelOrderRow, ...] = ()
+    """Orders of late about which host serves what, the newest last."""
     provisioning: ProvisioningStatus | None = None
     """What the slow level thinks of who is awake; None from a coordinator of an earlier release."""
     counts: FleetCounts | None = None

@@ -13,7 +13,20 @@ from typing import Any
 from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
-from moe2.coordinator.cli import agents, collect, database, evaluate, fleet, keys, ledger, plan, status, train, tune
+from moe2.coordinator.cli import (
+    agents,
+    collect,
+    database,
+    evaluate,
+    fleet,
+    keys,
+    ledger,
+    models,
+    plan,
+    status,
+    train,
+    tune,
+)
 from moe2.coordinator.cli.contradictions import contradictions
 from moe2.coordinator.daemon import CoordinatorDaemon
 from moe2.coordinator.database.postgresql import Session
@@ -62,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
             help="who is awake: show it, send hosts to sleep, wake, pin and unpin them",
             description="Show who is awake and why, and say of single hosts that they sleep, wake or stay awake. "
             "`provisioning.mode` in the configuration says whether the coordinator does so by itself.",
+        ).add_subparsers(required=True, metavar="COMMAND", title="commands")
+    )
+
+    models.add_commands(
+        commands.add_parser(
+            "models",
+            help="which host has and serves which model: show it, add, change and remove them",
+            description="Show which host has and serves which model, and change that while requests are answered. A "
+            "host's configuration says whether it lets the coordinator do so ([models_from]).",
         ).add_subparsers(required=True, metavar="COMMAND", title="commands")
     )
 

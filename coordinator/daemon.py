@@ -20,6 +20,7 @@ from moe2.common import __version__
 from moe2.common.clock import clock_warnings
 from moe2.common.daemon import Daemon
 from moe2.common.errors import Moe2Error
+from moe2.common.link.messages import CommandAnswer
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.status import CoordinatorStatus
@@ -44,6 +45,7 @@ from moe2.coordinator.http.embeddings import EmbeddingsRoutes
 from moe2.coordinator.http.events import EventsRoute
 from moe2.coordinator.http.generation_routes import GenerationRoutes
 from moe2.coordinator.http.models import ModelsRoutes
+from moe2.coordinator.http.orders import OrdersRoute
 from moe2.coordinator.http.page import PageRoute
 from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
@@ -83,6 +85,7 @@ from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import MAX_AGENT_QUEUE_S
 from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.supply.orders import Orders
 
 log = structlog.get_logger()
 
@@ -126,6 +129,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             clock=monotonic,
             longest_queue_s=MAX_AGENT_QUEUE_S if settings.dispatch.has_queue else math.inf,
             fleet_watts_cap_w=settings.selection.fleet_watts_cap_w,
+            sharers=settings.database.coordinators if settings.database.url else 1,
         )
         self._past = RecentPast()
         self._calibration = CalibrationWindow()
@@ -203,9 +207,15 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             coordinator_id=self._id,
             table=self._table,
             on_message=self._service.agent_said,
-            on_lost=self._service.agent_lost,
+            on_lost=self._agent_lost,
             on_report=self._service.fleet_changed,
-            on_answer=self._keeper.answered,
+            on_answer=self._command_answered,
+        )
+        self._orders = Orders(
+            rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
+            send=lambda agent_id, message: self._hub.send(agent_id, message),
+            aliases=lambda: self._answering.settings.aliases,
+            clock=time,
         )
         self._answering = Answering(self._service, self._table, settings.api)
         keys = self._pair.keys if self._pair else KeyFile(settings.coordinator.state_dir)
@@ -294,6 +304,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             energy=self._standing.balance(totals.finished),
             averages=averages,
             provisioning=self._keeper.status(),
+            model_orders=self._orders.rows(),
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
@@ -370,6 +381,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
         )
+        OrdersRoute(self._orders).add_to(app)
         PageRoute().add_to(app)
         OpenApiRoute().add_to(app)
         bodies.add_to(app)
@@ -382,9 +394,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._fleet.add_to_local(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         WishRoute(self._keeper).add_to(app)
+        OrdersRoute(self._orders).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
+
+    def _agent_lost(self, agent_id: str) -> None:
+        self._orders.agent_lost(agent_id)
+        self._service.agent_lost(agent_id)
+
+    def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
+        if not self._orders.answered(agent_id, answer):
+            self._keeper.answered(agent_id, answer)
 
     def _scored(self, feedback: Feedback) -> None:
         self._selector.scorer.tallies_changed()

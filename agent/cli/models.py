@@ -14,6 +14,7 @@ from rich.text import Text
 from moe2.agent.cli.status import VIEW
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.supply import ModelFile
 from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
@@ -27,12 +28,13 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model of `moe2-agent models --json`. None is unknown: most facts are read when the model is loaded.
 
     vocabulary_sha256: equal for two models exactly when token ids mean the same in both. sha256: of the file.
-    sampling: what it draws with where a request says nothing. placement: which device holds what; empty while it is not
-    in memory. gpu_fault: why the GPU does not hold what it should.
+    sampling: what it draws with where a request says nothing. origin, last_used_unix_s: of a file in the folder of
+    models: where it came from, and when it was last loaded. state: None for a file that is not served. placement: which
+    device holds what; empty while it is not in memory. gpu_fault: why the GPU does not hold what it should.
     """
 
     name: str
-    state: ExpertState
+    state: ExpertState | None
     load_progress: float | None
     load_s: float | None
     file: str | None
@@ -46,6 +48,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling | None
     vocabulary_sha256: str | None
     sha256: str | None
+    origin: str | None
+    last_used_unix_s: float | None
     last_error: str | None
     placement: tuple[DeviceShare, ...] = ()
     gpu_fault: GpuFault | None = None
@@ -69,7 +73,10 @@ def show_models(socket: Path, *, as_json: bool, console: Console | None = None) 
 
 
 def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
-    return tuple(
+    """The models that are served, then the files that are not."""
+    files = status.models.files if status.models else ()
+    of_model = {name: file for file in files for name in file.served_as}
+    served = tuple(
         ModelRow(
             name=expert.model,
             state=expert.state,
@@ -86,18 +93,45 @@ def model_rows(status: AgentStatus) -> tuple[ModelRow, ...]:
             sampling=expert.sampling,
             vocabulary_sha256=expert.vocabulary_sha256,
             sha256=expert.file_sha256,
+            origin=of_model[expert.model].origin if expert.model in of_model else None,
+            last_used_unix_s=of_model[expert.model].last_used_unix_s if expert.model in of_model else None,
             last_error=expert.last_error,
             placement=expert.placement,
             gpu_fault=expert.gpu_fault,
         )
         for expert in status.experts
     )
+    return (*served, *(_spare(file) for file in files if not file.served_as))
+
+
+def _spare(file: ModelFile) -> ModelRow:
+    """A file that is served under no name."""
+    return ModelRow(
+        name=file.name,
+        state=None,
+        load_progress=None,
+        load_s=None,
+        file=file.name,
+        file_bytes=file.size_bytes,
+        architecture=file.architecture,
+        quantization=None,
+        parameters=None,
+        licence=file.licence,
+        supports_tools=None,
+        supports_thinking=None,
+        sampling=None,
+        vocabulary_sha256=None,
+        sha256=file.sha256,
+        origin=file.origin,
+        last_used_unix_s=file.last_used_unix_s,
+        last_error=None,
+    )
 
 
 def line(row: ModelRow) -> str:
     """A model as one line of words, for a pipe."""
     facts = msgspec.structs.asdict(row) | {
-        "state": row.state.value,
+        "state": row.state.value if row.state else "not served",
         "sampling": sampling_text(row.sampling),
         "placement": placement_text(row.placement) or None,
         "gpu_fault": row.gpu_fault and row.gpu_fault.cause.value,
@@ -135,14 +169,18 @@ def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
             "Draws with",
             "Vocabulary",
             "SHA-256",
+            "From",
+            "Last use",
             "File",
         ),
         right=right,
     )
-    for row, expert in zip(rows, experts, strict=True):
+    by_name = {expert.model: expert for expert in experts}
+    for row in rows:
+        expert = by_name.get(row.name) if row.state else None
         table.add_row(
             Text(printable(row.name), style="bold"),
-            parts.state_cell(expert),
+            "not served" if expert is None else parts.state_cell(expert),
             known(row.file_bytes, figures.size),
             printable(row.quantization or UNKNOWN),
             known(row.parameters, lambda count: f"{count / 1e6:.0f} M"),
@@ -150,6 +188,8 @@ def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
             sampling_text(row.sampling) or UNKNOWN,
             (row.vocabulary_sha256 or UNKNOWN)[:_SHORT_HASH],
             (row.sha256 or UNKNOWN)[:_SHORT_HASH],
+            printable(row.origin or UNKNOWN),
+            known(row.last_used_unix_s, figures.moment),
             printable(row.file or UNKNOWN),
         )
     return table

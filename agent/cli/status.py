@@ -36,7 +36,8 @@ def picture(status: AgentStatus, now_unix_s: float) -> RenderableType:
     parts: list[RenderableType] = [_header(status)]
     if status.warnings:
         parts.append(terminal_parts.warnings_panel(status.warnings))
-    parts += [_models(status.experts), _link(status.link, now_unix_s), _sensors(status.sensors), waiting_panel(status)]
+    links = [_link(link, now_unix_s) for link in status.links or (status.link,)]
+    parts += [_models(status.experts), *links, _sensors(status.sensors), waiting_panel(status)]
     return Group(*parts)
 
 

@@ -14,6 +14,7 @@ from llama_cpp import _ggml as ggml
 from llama_cpp import llama_cpp as llama
 
 from moe2.agent.engine.batch import lanes_for
+from moe2.agent.engine.capacity import host_free_bytes
 from moe2.agent.engine.memory import Metadata, Need, cache_bytes, offloaded_part, shortage, window_of, windowed_tokens
 from moe2.agent.engine.model import ModelError, check_file, check_model_files, metadata_of
 from moe2.agent.engine.parts import size_bytes
@@ -74,15 +75,6 @@ def _opened(path: str) -> Iterator[Metadata | None]:
     finally:
         if pointer:
             llama.llama_model_free(pointer)
-
-
-def host_free_bytes() -> int | None:
-    """Memory that the kernel says can be had without swapping; None where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def device_free_bytes() -> int | None:

@@ -15,7 +15,8 @@ import tempfile
 import msgspec
 from llama_cpp import llama_cpp as llama
 
-from moe2.agent.engine.admission import device_free_bytes, host_free_bytes
+from moe2.agent.engine.admission import device_free_bytes
+from moe2.agent.engine.capacity import host_free_bytes
 from moe2.agent.engine.memory import Capacity
 
 _TEXT, _VERSION = 8, 3

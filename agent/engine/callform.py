@@ -24,6 +24,8 @@ class Style(StrEnum):
     """The name, then each argument between marks; a text stands there as it is, anything else as JSON."""
     PYTHON = "python"
     """A list of Python's calls, with arguments by their names."""
+    CHANNELS = "channels"
+    """gpt-oss's messages, each in a channel (`moe2.agent.engine.thinking`); the arguments are a message's body."""
     RECIPIENTS = "recipients"
     """Messages to recipients, of which one is the user: `>>>all` or `>>>NAME`, a line's end, then the content."""
 
@@ -67,13 +69,15 @@ class CallForm:
     @property
     def is_translated(self) -> bool:
         """Whether what a model writes so has to be made `canonical`; the coordinator reads the rest as it stands."""
-        return self.name not in ("hermes", "bare")
+        return self.name not in ("hermes", "bare", "harmony")
 
 
 HERMES = CallForm("hermes", Style.OBJECTS, ("<tool_call>",), "<tool_call>\n", "\n</tool_call>", each=True)
 """What Hermes and Qwen models write; the coordinator reads it."""
 BARE = CallForm("bare", Style.OBJECTS, ())
 """A call is the whole answer: a JSON object, or a list of them; the coordinator reads it, too."""
+HARMONY = CallForm("harmony", Style.CHANNELS, (), controls=("<|channel|>", "<|message|>"))
+"""What gpt-oss writes, whose calls are told from the answer with its reasoning."""
 _XML = ("<parameter=", ">\n", "\n</parameter>\n")
 _CODER = {"head": "<function=", "neck": ">\n", "tail": "</function>\n", "parameter": _XML, "each": True}
 _DEEPSEEK = {
@@ -217,7 +221,7 @@ FORMS = (
     CallForm("pythonic", Style.PYTHON, ("func_name1(",)),
 )
 """Forms of models in the field. Where the signs of several are there, the first one counts."""
-BY_NAME: Mapping[str, CallForm] = {form.name: form for form in (*FORMS, BARE)}
+BY_NAME: Mapping[str, CallForm] = {form.name: form for form in (*FORMS, BARE, HARMONY)}
 
 
 def form_of(source: str) -> CallForm:

@@ -148,6 +148,8 @@ def read_calls(form: CallForm, text: str, tools: Mapping[str, Any]) -> list[Call
                 calls = _with_parameters(form, body, tools)
             case Style.PYTHON:
                 calls = _python(body)
+            case Style.CHANNELS:
+                return None
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
     known = all(name in tools and isinstance(arguments, dict) for name, arguments in calls)

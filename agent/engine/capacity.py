@@ -1,9 +1,11 @@
-"""Asks llama.cpp, in a process of its own, what this host could load now."""
+"""What this host could load now: its free memory, and what llama.cpp, in a process of its own, says that it knows."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -26,3 +28,12 @@ def capacity_for(architecture: str) -> Capacity:
             f"llama.cpp could not be asked about the architecture {architecture!r}.",
             remedy="Install moe2[agent]; `moe2-agent doctor` tells more.",
         ) from error
+
+
+def host_free_bytes() -> int | None:
+    """Memory that the kernel says can be had without swapping; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -43,6 +43,9 @@ class BoundDraw(Draw, Protocol):
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""
 
+    def follows(self, name: str) -> bool:
+        """Has the form be that of a tool's arguments from now on. False where they have none."""
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -158,6 +161,8 @@ class Drawing(Writing):
             return None
         if self._channels.is_answering:
             bound.offered = None
+            return None
+        if self._channels.recipient is not None and bound.follows(self._channels.recipient):
             return None
         if not (self._channels.is_reasoning or thinker.marks.is_harmony):
             # The answer has not begun: the model may think first. A mark of several tokens could begin an answer, too.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import structlog
 
 from moe2.agent.engine.protocol import Command, Event, Load, Loaded, LoadFailed, Loading, ModelSpec, Shutdown
 from moe2.common.backoff import Backoff
-from moe2.common.errors import ProtocolError
+from moe2.common.errors import Moe2Error, ProtocolError
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 log = structlog.get_logger()
@@ -43,7 +43,8 @@ class EngineProcess:
 
     on_event: called for every event of the child, on the event loop.
     on_exit: called once per child that ended by itself. on_stopped: called when a child has ended because of `stop`,
-    also where there was none to end.
+    also where there was none to end. before_load: called before a child is told to load; raises `Moe2Error` where the
+    model's file may not be used.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class EngineProcess:
         on_event: Callable[[str, Event], None],
         on_exit: Callable[[str, Exit], None],
         on_stopped: Callable[[str], None] = lambda model: None,
+        before_load: Callable[[], Awaitable[None]] | None = None,
         wanted: bool = True,
     ) -> None:
         self._model = model
@@ -67,6 +69,7 @@ class EngineProcess:
         self._on_event = on_event
         self._on_exit = on_exit
         self._on_stopped = on_stopped
+        self._before_load = before_load
         self._has_child = False
         self._commands: Codec[Command] = Codec(Command, max_frame_bytes=MAX_FRAME_BYTES)
         self._events: Codec[Event] = Codec(Event, max_frame_bytes=MAX_FRAME_BYTES)
@@ -139,6 +142,11 @@ class EngineProcess:
     async def _run_child(self) -> Exit:
         self._stderr.clear()
         self._load_failure = self._killed_because = None
+        if self._before_load is not None:
+            try:
+                await self._before_load()
+            except Moe2Error as error:
+                return Exit(str(error), permanent=True)
         starting = asyncio.create_task(_start(self._argv))
         try:
             process = await asyncio.shield(starting)

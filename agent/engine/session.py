@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from moe2.agent.engine.adapters import apply_adapters
-from moe2.agent.engine.admission import host_free_bytes, refuse_beyond_memory
+from moe2.agent.engine.admission import refuse_beyond_memory
 from moe2.agent.engine.batch import Lanes, lanes_for
-from moe2.agent.engine.callform import BARE, Caller
+from moe2.agent.engine.callform import BARE, HARMONY, Caller
+from moe2.agent.engine.capacity import host_free_bytes
 from moe2.agent.engine.context import Context
 from moe2.agent.engine.decoder import Decoder
 from moe2.agent.engine.defaults import defaults_of
 from moe2.agent.engine.distribution import Logits
 from moe2.agent.engine.embedding import Embedder
 from moe2.agent.engine.intake import Intake, Limits
+from moe2.agent.engine.matched import MatchedDraw
 from moe2.agent.engine.memory import CACHE_TYPE_BYTES
 from moe2.agent.engine.model import Model, ModelError, start_backend
 from moe2.agent.engine.offload import refuse_without_gpu, where_it_is
@@ -36,7 +37,7 @@ from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.matchers import JobMatcher, Matchers
+from moe2.agent.engine.structure.matchers import Matchers
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.agent.engine.thinking import Thinker, marks_of
 from moe2.agent.engine.warmup import WARMUP_DECODE_TOKENS, measured_alone, warm_up, warm_up_vectors
@@ -77,45 +78,6 @@ class _FreeDraw:
 
     def close(self) -> None:
         self._sampler.close()
-
-
-class _BoundDraw:
-    """A sampler that draws only what a matcher allows."""
-
-    def __init__(self, sampler: Sampler, context: Context, matcher: JobMatcher) -> None:
-        self._sampler = sampler
-        self._context = context
-        self._matcher = matcher
-        self.offered: int | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self._matcher.is_ready
-
-    def sample(self, place: int) -> int | None:
-        return self.sample_kept(self._context.logits(place))
-
-    def sample_kept(self, logits: Logits) -> int | None:
-        mask = self._matcher.mask()
-        if mask is None:
-            return None
-        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little"))
-        if not len(allowed):
-            # The end itself, of a model that has no token for it.
-            return None
-        if self.offered is not None:
-            allowed = np.union1d(allowed, (self.offered,))
-        token = self._sampler.sample_among(logits, allowed)
-        if token != self.offered:
-            self._matcher.accept(token)
-        return token
-
-    def sample_freely(self, place: int) -> int:
-        return self._sampler.sample(self._context, place)
-
-    def close(self) -> None:
-        self._sampler.close()
-        self._matcher.close()
 
 
 @contextmanager
@@ -176,16 +138,14 @@ def open_session(
         matchers = Matchers(partial(vocabulary_of, model), max_processes=spec.slots + _SPARE_MATCHERS, wake=wake)
         stack.callback(matchers.close)
 
-        def new_draw(request: Submit) -> _FreeDraw | _BoundDraw:
-            constraint = constraint_of(
-                request,
-                templates.caller,
-                has_call_channel=templates.thinker is not None and templates.thinker.marks.is_harmony,
-            )
+        def new_draw(request: Submit) -> _FreeDraw | MatchedDraw:
+            constraint = constraint_of(request, templates.caller)
             sampler = Sampler(model, completed(request.sampling, defaults), history_tokens=context.tokens)
             if constraint is None:
                 return _FreeDraw(sampler, context)
-            return _BoundDraw(sampler, context, matchers.start(request.job_id, constraint))
+            selectors = constraint.calls.selectors if constraint.calls else {}
+            matcher = matchers.start(request.job_id, constraint)
+            return MatchedDraw(sampler, context, matcher, selectors, freely=partial(sampler.sample, context))
 
         run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere)
         limits = Limits(
@@ -356,8 +316,9 @@ def _templates(model: Model, log: Callable[[str], None]) -> _Templates:
     with_tools = made(source_with_tools) if source_with_tools != source else plain
     thinker = None if marks is None else Thinker.of(marks, model.tokens_of)
     caller = Caller(BARE, {})
-    if (for_tools := with_tools or plain) is not None and not (marks is not None and marks.is_harmony):
-        caller = Caller.of(for_tools.call_form, model.tokens_of, model.piece)
+    if (for_tools := with_tools or plain) is not None:
+        form = HARMONY if marks is not None and marks.is_harmony else for_tools.call_form
+        caller = Caller.of(form, model.tokens_of, model.piece)
     return _Templates(plain or with_tools, for_tools, thinker, caller)
 
 

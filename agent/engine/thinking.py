@@ -122,6 +122,8 @@ class Channels(Protocol):
     """The next token belongs to the reasoning."""
     is_answering: bool
     """The next token belongs to the answer, whatever it is; else reasoning or a mark may still come."""
+    recipient: str | None
+    """The tool of which the next token belongs to the arguments, where calls stand apart from the answer."""
 
     @property
     def may_end(self) -> bool:
@@ -146,6 +148,7 @@ class _Between:
         self._skips_space = False
         self.is_reasoning = False
         self.is_answering = False
+        self.recipient: str | None = None
 
     @property
     def may_end(self) -> bool:
@@ -211,13 +214,13 @@ class _Harmony:
     def __init__(self) -> None:
         self._held = HeldPieces()
         self._in_header = True
-        self._in_call = False
+        self.recipient: str | None = None
         self.is_reasoning = False
         self.is_answering = False
 
     @property
     def may_end(self) -> bool:
-        return self.is_answering or self._in_call
+        return self.is_answering or self.recipient is not None
 
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         self._held.add(piece)
@@ -246,7 +249,7 @@ class _Harmony:
         channel = header.rpartition("<|channel|>")[2].split("<|", 1)[0].strip()
         recipient = _RECIPIENT.search(header)
         if recipient is not None:
-            self._in_call = True
+            self.recipient = recipient[1]
             name = msgspec.json.encode(recipient[1]).decode()
             found.append(TokenPiece(f'<tool_call>\n{{"name": {name}, "arguments": '))
         self.is_reasoning = recipient is None and channel.startswith("analysis")
@@ -268,5 +271,5 @@ class _Harmony:
         return True
 
     def _end_call(self) -> list[TokenPiece]:
-        was_call, self._in_call = self._in_call, False
+        was_call, self.recipient = self.recipient is not None, None
         return [TokenPiece("}\n</tool_call>")] if was_call else []

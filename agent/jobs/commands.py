@@ -72,7 +72,7 @@ class CommandDesk:
                 expert = self._experts[model]
                 self._pending.append(_Pending(order, restarts=expert.restarts))
                 if wake(expert, now_s):
-                    effects += [StartEngine(model), ReportChange()]
+                    effects += [StartEngine(expert.engine), ReportChange()]
             case UnloadModel(drain_s=drain_s) | Suspend(drain_s=drain_s):
                 self._pending.append(_Pending(order, until_s=None if drain_s is None else now_s + drain_s))
         return effects
@@ -98,11 +98,21 @@ class CommandDesk:
 
     def engine_stopped(self, model: str) -> list[Effect]:
         """The model's process has ended, as it was told to, and its memory is given back."""
-        self._experts[model].stopping = False
+        if model in self._experts:
+            self._experts[model].stopping = False
         return [
             self._end(one, CommandOutcome.DONE)
             for one in tuple(self._pending)
             if one.is_begun and isinstance(one.order, UnloadModel) and one.order.model == model
+        ]
+
+    def model_exchanged(self, model: str) -> list[Effect]:
+        """Another model takes this one's place, or none does: commands about it have no object any more."""
+        text = "The model is being exchanged."
+        return [
+            self._end(one, CommandOutcome.REFUSED, CommandErrorCode.SUPERSEDED, text)
+            for one in tuple(self._pending)
+            if isinstance(one.order, LoadModel | UnloadModel) and one.order.model == model
         ]
 
     def suspend_ended(self, command_id: str | None, fault: str | None) -> list[Effect]:
@@ -147,7 +157,7 @@ class CommandDesk:
         expert.state, expert.idle_since_s, expert.woken_at_s = ExpertState.COLD, None, None
         expert.load_progress = None
         expert.stopping = one.is_begun = True
-        return [StopEngine(expert.section.name), ReportChange()]
+        return [StopEngine(expert.engine), ReportChange()]
 
     def _advance_suspend(self, one: _Pending, now_s: float, is_idle: bool) -> list[Effect]:
         changing = any(expert.stopping or expert.state is ExpertState.LOADING for expert in self._experts.values())

@@ -7,6 +7,8 @@ that the usage that is sent carries the job's joules.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import msgspec
 
 from moe2.agent.engine import protocol
@@ -28,12 +30,15 @@ from moe2.agent.jobs.events import (
     DrainRequested,
     EnergySettled,
     EngineExited,
+    EngineGone,
     EngineSpoke,
     EngineStopped,
     Event,
     FileHashed,
     JobSubmitted,
     LinkLost,
+    ModelOffered,
+    ModelWithdrawn,
     OwnWorkSpent,
     PowerModeChanged,
     ProfileRestored,
@@ -42,9 +47,10 @@ from moe2.agent.jobs.events import (
     TimePassed,
     TokenTaken,
 )
-from moe2.agent.jobs.expert import Expert, Job, Phase, reasoning_part, report_of, timing_of, usage_of
+from moe2.agent.jobs.expert import Expert, Job, Phase, reasoning_part, report_of, timing_of, usage_of, usage_of_finished
 from moe2.agent.jobs.residency import loaded, takes_jobs, unload_at_s, unload_due, wake
 from moe2.agent.jobs.selfmeasurement import MeasuringRules, SelfMeasurement
+from moe2.agent.jobs.swaps import SwapDesk
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
@@ -94,6 +100,17 @@ class AgentCore:
         self.commands = CommandDesk(self.experts, allow_unload=allow_unload, allow_suspend=allow_suspend)
         self.measuring = SelfMeasurement(measuring)
         self.jobs: dict[str, Job] = {}
+        self.swaps = SwapDesk(
+            self.experts,
+            self.jobs,
+            lambda section, engine: Expert(
+                section=section,
+                engine=engine,
+                context_tokens=section.context_tokens,
+                paced=paced,
+                may_unload=allow_unload,
+            ),
+        )
         self.draining = False
         self.jobs_finished = 0
         self.jobs_failed = 0
@@ -121,7 +138,9 @@ class AgentCore:
     @property
     def _may_measure(self) -> bool:
         """Whether nothing else is done or wanted on this host."""
-        if self.jobs or self.draining or self.commands.is_leaving or not self.commands.is_empty:
+        if self.jobs or self.draining or self.commands.is_leaving:
+            return False
+        if not (self.commands.is_empty and self.swaps.is_empty):
             return False
         return not any(expert.stopping or expert.state is ExpertState.LOADING for expert in self.experts.values())
 
@@ -129,6 +148,7 @@ class AgentCore:
         """Take in one event; returns what the daemon is to do, in order."""
         effects = self._handle(event, now_s)
         effects += self.commands.advance(now_s, is_idle=self.is_idle)
+        effects += self.swaps.advance()
         if self._may_measure and (job := self.measuring.next_job(self.experts.values(), now_s)):
             effects += self._begin_own(job, now_s)
         return effects
@@ -136,7 +156,7 @@ class AgentCore:
     def _handle(self, event: Event, now_s: float) -> list[Effect]:
         match event:
             case EngineSpoke(model=model, event=spoken):
-                return self._engine_spoke(self.experts[model], spoken, now_s)
+                return self._engine_spoke(self.expert_of(model), spoken, now_s)
             case JobSubmitted(order=order):
                 return self._submit(order, now_s)
             case TokenTaken(take=take):
@@ -146,19 +166,25 @@ class AgentCore:
                 return self._cancel(job, now_s) if job else []
             case EnergySettled(job_id=job_id, energy=energy):
                 return self._settled(job_id, energy, now_s)
-            case LinkLost():
-                return [*self.commands.link_lost(), *self._abandon_all(now_s)]
-            case DrainRequested():
-                self.draining = True
-                return [*self._end_own_work(now_s), ReportChange()]
+            case LinkLost() | DrainRequested():
+                return self._left_alone(event, now_s)
             case CommandReceived() | EngineStopped() | SuspendChecked() | SuspendEnded() | OwnWorkSpent():
                 return self._standing(event, now_s)
             case TimePassed():
                 return self._expire(now_s)
+            case ModelOffered() | ModelWithdrawn() | EngineGone():
+                return self._exchange(event, now_s)
             case PowerModeChanged() | ProfileRestored() | FileHashed():
                 return self._learned(event)
             case EngineExited(model=model, reason=reason, permanent=permanent):
-                return self._engine_exited(self.experts[model], reason, permanent, now_s)
+                return self._engine_exited(self.expert_of(model), reason, permanent, now_s)
+
+    def _left_alone(self, event: LinkLost | DrainRequested, now_s: float) -> list[Effect]:
+        if isinstance(event, LinkLost):
+            lost = self.commands.link_lost() if event.job_ids is None else []
+            return [*lost, *self._abandon(event.job_ids, now_s)]
+        self.draining = True
+        return [*self._end_own_work(now_s), ReportChange()]
 
     def _learned(self, event: PowerModeChanged | ProfileRestored | FileHashed) -> list[Effect]:
         """Something of the experts became known that reports and predictions rest on."""
@@ -168,14 +194,21 @@ class AgentCore:
                 for expert in self.experts.values():
                     expert.costs.set_power_mode(power_mode)
             case ProfileRestored(model=model, latency=latency, energy=energy):
-                self.experts[model].costs.restore(latency, energy)
+                if model in self.experts:
+                    self.experts[model].costs.restore(latency, energy)
             case FileHashed(model=model, sha256=sha256):
-                self.experts[model].file_sha256 = sha256
+                if model in self.experts:
+                    self.experts[model].file_sha256 = sha256
         return [ReportChange()]
 
     def expert_reports(self, now_s: float) -> tuple[ExpertReport, ...]:
         """What the capability report says of every expert now."""
         return tuple(report_of(expert, now_s) for expert in self.experts.values())
+
+    def n_jobs(self, model: str, counts: Callable[[str], bool]) -> int:
+        """Returns how many jobs a model has, running and queued, of those that `counts` says yes to."""
+        expert = self.experts.get(model)
+        return sum(counts(job_id) for job_id in (*expert.active, *expert.queue)) if expert else 0
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -205,6 +238,7 @@ class AgentCore:
         deadline_s = None if order.deadline_s is None else now_s + order.deadline_s
         job = Job(
             order=order,
+            expert=expert,
             received_s=now_s,
             deadline_s=deadline_s,
             occupancy=min(expert.n_requests + 1, expert.section.slots),
@@ -213,31 +247,32 @@ class AgentCore:
         effects = [*self._end_own_work(now_s), *self.commands.job_came(order.model)]
         self.jobs[order.job_id] = job
         expert.queue.append(order.job_id)
-        if wake(expert, now_s):
-            return [*effects, StartEngine(order.model), ReportChange()]
+        if not expert.held and wake(expert, now_s):
+            return [*effects, StartEngine(expert.engine), ReportChange()]
         return [*effects, *self._fill_slots(expert, now_s), ReportChange()]
 
     def _fill_slots(self, expert: Expert, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        while expert.queue and expert.state is ExpertState.READY and len(expert.active) < expert.section.slots:
+        is_open = expert.state is ExpertState.READY and not expert.held
+        while expert.queue and is_open and len(expert.active) < expert.section.slots:
             job = self.jobs[expert.queue.popleft()]
             job.phase, job.started_s = Phase.RUNNING, now_s
             order = job.order
             expert.active.add(order.job_id)
             expert.occupancy.count(len(expert.active), now_s)
             job.occupancy_at_start = expert.occupancy.until(now_s)
-            effects.append(SendToEngine(order.model, order))
+            effects.append(SendToEngine(expert.engine, order))
         return effects
 
     def _cancel(self, job: Job, now_s: float) -> list[Effect]:
         """Stop a job in whatever phase it is. A queued one ends here, a running one when the engine confirms."""
         match job.phase:
             case Phase.QUEUED:
-                self.experts[job.order.model].queue.remove(job.order.job_id)
+                job.expert.queue.remove(job.order.job_id)
                 return [*self._cut_short(job, "cancelled", usage_of(job, now_s)), ReportChange()]
             case Phase.RUNNING if not job.cancel_sent:
                 job.cancel_sent, job.stop_by_s = True, now_s + self._stuck_s
-                return [SendToEngine(job.order.model, CancelJob(job_id=job.order.job_id))]
+                return [SendToEngine(job.expert.engine, CancelJob(job_id=job.order.job_id))]
             case _:
                 return []
 
@@ -245,7 +280,7 @@ class AgentCore:
         job = self.jobs.get(take.job_id)
         if job is None or job.phase is not Phase.RUNNING or job.cancel_sent:
             return []
-        return [SendToEngine(job.order.model, take)]
+        return [SendToEngine(job.expert.engine, take)]
 
     def _expire(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -258,23 +293,24 @@ class AgentCore:
             effects += self._cancel(job, now_s)
         effects += self._kill_stuck(now_s)
         unloaded = unload_due(self.experts.values(), now_s)
-        effects += [StopEngine(expert.section.name) for expert in unloaded]
+        effects += [StopEngine(expert.engine) for expert in unloaded]
         return [*effects, ReportChange()] if unloaded else effects
 
     def _kill_stuck(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for name, expert in self.experts.items():
+        for expert in self._all_experts():
             jobs = [self.jobs[job_id] for job_id in expert.active]
             if any(job.stop_by_s is not None and job.stop_by_s <= now_s for job in jobs):
                 for job in jobs:
                     job.stop_by_s = None
                 reason = f"stuck: it did not stop a job within {self._stuck_s:.0f} s"
-                effects.append(KillEngine(name, reason))
+                effects.append(KillEngine(expert.engine, reason))
         return effects
 
-    def _abandon_all(self, now_s: float) -> list[Effect]:
+    def _abandon(self, job_ids: frozenset[str] | None, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for job in [job for job in self.jobs.values() if not job.is_own]:
+        wanted = self.jobs if job_ids is None else job_ids & self.jobs.keys()
+        for job in [job for job_id, job in self.jobs.items() if job_id in wanted and not job.is_own]:
             job.abandoned = True
             effects += self._cancel(job, now_s)
         return effects
@@ -296,7 +332,7 @@ class AgentCore:
         if job is None or job.ending is None:
             return []
         if job.timing:
-            self.experts[job.order.model].costs.energy_settled(job.timing, energy)
+            job.expert.costs.energy_settled(job.timing, energy)
         if job.is_own:
             self.measuring.ended(job.order.model, energy.joules, now_s)
             return [ReportChange()]
@@ -307,7 +343,7 @@ class AgentCore:
         if job.abandoned:
             return []
         usage = job.ending.usage or JobUsage()
-        weight = self.experts[job.order.model].token_weight
+        weight = job.expert.token_weight
         usage = msgspec.structs.replace(usage, energy=energy, reasoning_j=reasoning_part(usage, energy, weight))
         return [SendToCoordinator(msgspec.structs.replace(job.ending, usage=usage), job.order.request_id)]
 
@@ -321,7 +357,7 @@ class AgentCore:
                 ended = [] if isinstance(command, LoadModel) else self._end_own_work(now_s)
                 return [*ended, *self.commands.take(command, now_s, is_draining=self.draining)]
             case EngineStopped(model=model):
-                return self.commands.engine_stopped(model)
+                return self.commands.engine_stopped(self.expert_of(model).section.name)
             case SuspendChecked(fault=fault):
                 self.commands.suspend_fault = fault
                 return [ReportChange()]
@@ -338,7 +374,9 @@ class AgentCore:
     def _begin_own(self, order: Submit, now_s: float) -> list[Effect]:
         """Run a job by which an idle expert measures itself. Nobody is told of it."""
         expert = self.experts[order.model]
-        self.jobs[order.job_id] = Job(order=order, received_s=now_s, deadline_s=None, abandoned=True, is_own=True)
+        self.jobs[order.job_id] = Job(
+            order=order, expert=expert, received_s=now_s, deadline_s=None, abandoned=True, is_own=True
+        )
         expert.own.add(order.job_id)
         expert.queue.append(order.job_id)
         return self._fill_slots(expert, now_s)
@@ -355,6 +393,26 @@ class AgentCore:
     def _stop_own(self, now_s: float) -> list[Effect]:
         job = self.jobs.get(self.measuring.job_id or "")
         return [] if job is None else self._cancel(job, now_s)
+
+    # --- Which models are served --------------------------------------------------------------------------------------
+
+    def _exchange(self, event: ModelOffered | ModelWithdrawn | EngineGone, now_s: float) -> list[Effect]:
+        match event:
+            case EngineGone(engine=engine):
+                return self.swaps.gone(engine)
+            case ModelOffered(section=section):
+                gone, effects = section.name, self.swaps.offered(event, is_draining=self.draining)
+            case ModelWithdrawn(name=name):
+                gone, effects = name, self.swaps.withdrawn(event, is_draining=self.draining)
+        return [*self._end_own_work(now_s), *self.commands.model_exchanged(gone), *effects]
+
+    def expert_of(self, engine: str) -> Expert:
+        """The expert that has this engine, served or not."""
+        return next(expert for expert in self._all_experts() if expert.engine == engine)
+
+    def _all_experts(self) -> Iterator[Expert]:
+        yield from self.experts.values()
+        yield from self.swaps.aside()
 
     # --- Engines ------------------------------------------------------------------------------------------------------
 
@@ -382,7 +440,7 @@ class AgentCore:
                 expert.placement, expert.gpu_fault = event.placement, event.gpu_fault
                 expert.costs.warmed_up(event.warmup_prefill_tokens_per_s, event.warmup_decode_tokens_per_s)
                 loaded(expert, event.load_s, now_s)
-                return [*self._fill_slots(expert, now_s), ReportChange()]
+                return [*self.swaps.loaded(expert), *self._fill_slots(expert, now_s), ReportChange()]
             case protocol.LoadFailed(message=message):
                 expert.state, expert.last_error, expert.gpu_fault = ExpertState.FAILED, message, event.gpu_fault
                 return [ReportChange()]
@@ -430,17 +488,7 @@ class AgentCore:
             job.timing = timing_of(job, expert, event, queue_s - loading_s, now_s)
             expert.costs.request_finished(job.timing)
             expert.measured_at_s = now_s
-        usage = JobUsage(
-            prompt_tokens=event.prompt_tokens,
-            cached_tokens=event.cached_tokens,
-            decoded_tokens=event.decoded_tokens,
-            reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
-            drafted_tokens=event.drafted_tokens if isinstance(event, protocol.Finished) else None,
-            accepted_tokens=event.accepted_tokens if isinstance(event, protocol.Finished) else None,
-            queue_s=queue_s,
-            prefill_s=event.prefill_s,
-            decode_s=event.decode_s,
-        )
+        usage = usage_of_finished(event, queue_s)
         job_id = event.job_id
         ending: JobDone | JobScored
         if isinstance(event, protocol.Scored):
@@ -468,6 +516,8 @@ class AgentCore:
         return job if job and job.phase is Phase.RUNNING else None
 
     def _engine_exited(self, expert: Expert, reason: str, permanent: bool, now_s: float) -> list[Effect]:
+        if (effects := self.swaps.failed(expert, reason)) is not None:
+            return effects
         was_loaded = expert.state is ExpertState.READY
         expert.last_error = reason
         expert.woken_at_s = None
@@ -482,7 +532,7 @@ class AgentCore:
         expert.own.clear()
         expert.occupancy.count(0, now_s)
         expert.queue.clear()
-        effects: list[Effect] = []
+        effects = []
         for job in lost:
             if was_loaded:
                 job.in_batch = job.order.job_id in in_batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.agent.engine import protocol
+from moe2.agent.settings import ModelSection
 from moe2.common.link.messages import CommandAnswer, JobPieces, JobWord
 
 
@@ -62,6 +63,29 @@ class KillEngine:
 
 
 @dataclass(frozen=True)
+class AddEngine:
+    """Run a further engine of this name, and load this model with it."""
+
+    engine: str
+    section: ModelSection
+
+
+@dataclass(frozen=True)
+class RemoveEngine:
+    """End an engine for good; it reports back with `EngineGone`."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
+class KeepServed:
+    """From now on this model is served under its name, also after a restart; None: no longer."""
+
+    name: str
+    section: ModelSection | None
+
+
+@dataclass(frozen=True)
 class AnswerCommand:
     """Tell the coordinator what became of its command."""
 
@@ -86,4 +110,7 @@ Effect = (
     | KillEngine
     | AnswerCommand
     | SuspendHost
+    | AddEngine
+    | RemoveEngine
+    | KeepServed
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe2.agent.engine import protocol
+from moe2.agent.settings import ModelSection
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.link.messages import Job as Order
@@ -28,7 +29,12 @@ class CancelRequested:
 
 @dataclass(frozen=True)
 class LinkLost:
-    """The coordinator is gone: nobody waits for the jobs any more."""
+    """A coordinator is gone: nobody waits for its jobs any more.
+
+    job_ids: its jobs; None where it was the last one, so that nobody waits for any job, nor can undo a command.
+    """
+
+    job_ids: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,31 @@ class OwnWorkSpent:
 
 
 @dataclass(frozen=True)
+class ModelOffered:
+    """A model is to be served. `section` was checked: its file is there, and it fits. beside: also beside what it
+    replaces, so that it can be loaded first."""
+
+    command_id: str
+    section: ModelSection
+    beside: bool
+
+
+@dataclass(frozen=True)
+class ModelWithdrawn:
+    """A model is to be served no longer."""
+
+    command_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class EngineGone:
+    """An engine that was removed has ended, and its memory is given back."""
+
+    engine: str
+
+
+@dataclass(frozen=True)
 class EnergySettled:
     job_id: str
     energy: Energy
@@ -116,10 +147,10 @@ class PowerModeChanged:
 
 @dataclass(frozen=True)
 class FileHashed:
-    """The SHA-256 of the model's file is known."""
+    """The SHA-256 of the model's file is known; None where the file has changed, and it is not known yet."""
 
     model: str
-    sha256: str
+    sha256: str | None
 
 
 Event = (
@@ -140,4 +171,7 @@ Event = (
     | ProfileRestored
     | PowerModeChanged
     | FileHashed
+    | ModelOffered
+    | ModelWithdrawn
+    | EngineGone
 )

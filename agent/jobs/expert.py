@@ -39,6 +39,8 @@ class Job:
     """order: what the coordinator asked for."""
 
     order: Order
+    expert: Expert
+    """Whose job it is; another one where its model is exchanged while it waits."""
     received_s: float
     deadline_s: float | None
     phase: Phase = Phase.QUEUED
@@ -66,6 +68,8 @@ class Job:
 @dataclass
 class Expert:
     section: ModelSection
+    engine: str = ""
+    """The name of its engine: the model's, with a number where it has taken another one's place."""
     state: ExpertState = field(init=False)
     facts: protocol.ModelFacts | None = None
     placement: tuple[DeviceShare, ...] = ()
@@ -91,18 +95,23 @@ class Expert:
     """The coordinator may have it unloaded, so that it is loaded for the next request."""
     stopping: bool = False
     """Its process has been told to end, and has not ended yet."""
+    held: bool = False
+    """Its jobs wait: it is drained, so that another model can take its place."""
+    awaited: bool = False
+    """It is loaded in another one's place, whose jobs wait for it."""
     own: set[str] = field(default_factory=set)
     """Those of `active` that are the host's own, to measure itself."""
 
     def __post_init__(self) -> None:
         self.costs = ExpertCosts(self.section.slots)
+        self.engine = self.engine or self.section.name
         cold = self.section.load == "on_demand"
         self.state, self.load_progress = (ExpertState.COLD, None) if cold else (ExpertState.LOADING, 0.0)
 
     @property
     def on_demand(self) -> bool:
         """Whether it takes jobs while it is cold, and is loaded for them."""
-        return self.section.loads_on_demand or self.may_unload
+        return self.section.loads_on_demand or self.may_unload or self.awaited
 
     @property
     def n_requests(self) -> int:
@@ -188,6 +197,21 @@ def usage_of(job: Job, now_s: float) -> JobUsage:
         prompt_tokens=job.prompt_tokens,
         decoded_tokens=job.decoded_tokens,
         queue_s=(job.started_s if job.started_s is not None else now_s) - job.received_s,
+    )
+
+
+def usage_of_finished(event: protocol.Finished | protocol.Scored, queue_s: float) -> JobUsage:
+    """What a job consumed, as its engine has counted it."""
+    return JobUsage(
+        prompt_tokens=event.prompt_tokens,
+        cached_tokens=event.cached_tokens,
+        decoded_tokens=event.decoded_tokens,
+        reasoning_tokens=(event.reasoning_tokens or None) if isinstance(event, protocol.Finished) else None,
+        drafted_tokens=event.drafted_tokens if isinstance(event, protocol.Finished) else None,
+        accepted_tokens=event.accepted_tokens if isinstance(event, protocol.Finished) else None,
+        queue_s=queue_s,
+        prefill_s=event.prefill_s,
+        decode_s=event.decode_s,
     )
 
 

@@ -114,12 +114,17 @@ class ModelFiles:
     def __init__(
         self, paths: Mapping[str, Path], store: ChecksumStore, *, on_known: Callable[[str, str], None]
     ) -> None:
-        self._paths = paths
+        self._paths = dict(paths)
         self._store = store
         self._on_known = on_known
         self._unknown: asyncio.Queue[str] = asyncio.Queue()
         for model in paths:
             self.look(model)
+
+    def follow(self, model: str, path: Path) -> None:
+        """The model is served from this file from now on."""
+        self._paths[model] = path
+        self.look(model)
 
     def look(self, model: str) -> None:
         """The model's file may have changed."""
@@ -129,9 +134,11 @@ class ModelFiles:
         """Hashes the files one at a time, so that this takes no more than one core."""
         while True:
             model = await self._unknown.get()
+            path = self._paths[model]
             try:
-                sha256 = await in_daemon_thread(partial(self._store.sha256, self._paths[model]))
+                sha256 = await in_daemon_thread(partial(self._store.sha256, path))
             except OSError as error:
                 log.warning("checksum_failed", model=model, detail=str(error))
             else:
-                self._on_known(model, sha256)
+                if self._paths[model] == path:
+                    self._on_known(model, sha256)

@@ -23,7 +23,7 @@ def agent_warnings(
 ) -> tuple[HealthWarning, ...]:
     """Every warning of link, experts, sensors and sleep that holds now."""
     return (
-        *_link_warnings(link),
+        *link_warnings(link),
         *_expert_warnings(experts),
         *_sensor_warnings(sensors),
         *(_standby_warnings(standby) if standby else ()),
@@ -35,7 +35,8 @@ def gravest_first(warnings: Iterable[HealthWarning]) -> tuple[HealthWarning, ...
     return tuple(sorted(warnings, key=lambda warning: warning.severity is not Severity.DEGRADED))
 
 
-def _link_warnings(link: LinkStatus) -> list[HealthWarning]:
+def link_warnings(link: LinkStatus) -> list[HealthWarning]:
+    """Every warning of one link that holds now."""
     warnings = [_link_plaintext(link)] if _is_plaintext(link.url) else []
     if link.state is LinkState.CONNECTED or link.last_error is None:
         return warnings

@@ -39,6 +39,7 @@ from moe2.common.link.messages import (
     Vectors,
     WakeNeighbour,
 )
+from moe2.common.link.supply import ServeModel, WithdrawModel
 
 Spoken = Report | ToAgent | FromAgent | CommandAnswer
 OPS_SINCE: dict[type[Spoken], int] = {
@@ -53,6 +54,8 @@ OPS_SINCE: dict[type[Spoken], int] = {
     UnloadModel: 4,
     Suspend: 4,
     WakeNeighbour: 4,
+    ServeModel: 4,
+    WithdrawModel: 4,
     CommandAnswer: 4,
 }
 """The first protocol that knows an op; 1 for all others."""

@@ -17,6 +17,7 @@ from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
+from moe2.common.link.supply import ModelStore, SupplyOrder
 from moe2.common.placement import MAX_DEVICES, DeviceShare, GpuFault
 from moe2.common.standby import Standby, TransitionCost
 
@@ -189,6 +190,7 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     was measured.
     placement: which device holds what of it; empty until it is loaded, and from earlier releases. gpu_fault: why it is
     not on the host's GPU; None if it is, or if there is none and none is asked for.
+    elsewhere: the part of active and queued that is other coordinators' work.
     """
 
     model: str
@@ -225,12 +227,13 @@ class ExpertReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unload_cost: TransitionCost | None = None
     placement: Annotated[tuple[DeviceShare, ...], Meta(max_length=MAX_DEVICES)] = ()
     gpu_fault: GpuFault | None = None
+    elsewhere: int = 0
 
 
 class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
     """Agent to coordinator, on change and at a steady rate: everything the capability table knows of this agent.
 
-    standby: None from earlier releases.
+    standby: None from earlier releases. models: the host's files; None from earlier releases.
     """
 
     seq: int
@@ -240,6 +243,7 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True, tag="report
     warnings: Annotated[tuple[HealthWarning, ...], Meta(max_length=MAX_WARNINGS)] = ()
     draining: bool = False
     standby: Standby | None = None
+    models: ModelStore | None = None
 
 
 # --- Commands: who is awake -------------------------------------------------------------------------------------------
@@ -580,8 +584,8 @@ class JobFailed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="job
 SessionMessage = Hello | Welcome | Refused | Ping | Pong | Fault | Goodbye
 Job = Submit | ScoreJob | FollowJob | EmbedJob
 """What an expert can be asked to do."""
-Command = LoadModel | UnloadModel | Suspend | WakeNeighbour
-"""What an agent can be asked to do about who is awake."""
+Command = LoadModel | UnloadModel | Suspend | WakeNeighbour | SupplyOrder
+"""What an agent can be asked to do about who is awake and what is served."""
 ToAgent = Job | TakeToken | CancelJob | Command
 JobWord = JobStarted | NextTokens | Vectors | JobDone | JobScored | JobFailed
 """What an agent says of one job."""

@@ -149,6 +149,8 @@ class Roster:
         """(N,) seconds of a round trip to the host, 0 where unknown."""
         self.idle_w: FloatArray = np.array([_idle_w(report) for report in reports])
         """(N,) watts of the host while nothing runs, NaN where unknown."""
+        self.elsewhere: IntArray = np.array([report.elsewhere for report in reports], dtype=np.int64)
+        """(N,) requests in progress on each expert that other coordinators have given it."""
         self.slots: IntArray = np.array([report.slots for report in reports])
         """(N,) requests that each expert answers at once."""
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]

@@ -36,22 +36,35 @@ class FleetDraw:
 
 
 def draw_of(
-    cap_w: float, hosts: Iterable[HostPower], roster: Roster, busy: IntArray, running_w: FloatArray
+    cap_w: float,
+    hosts: Iterable[HostPower],
+    roster: Roster,
+    busy: IntArray,
+    running_w: FloatArray,
+    *,
+    sharers: int = 1,
 ) -> FleetDraw:
     """The power that the fleet draws now.
+
+    sharers: coordinators that give the fleet work. Each may add an equal part of what the cap leaves above idle power,
+    and counts what it has added itself: what others add is in no report for a moment, and must not exceed the cap.
 
     roster: all experts of the fleet. busy: (N,) requests in progress on each. running_w: (N,) watts that each expert's
     host is predicted to draw with those requests, NaN where unknown.
     """
     expected_w = _expected_w(roster, busy, running_w)
     drawn_w, simulated, unmeasured = 0.0, False, set()
+    idle_w = {expert.agent_id: idle for expert, idle in zip(roster.experts, roster.idle_w.tolist(), strict=True)}
+    known_w = sum(idle for idle in idle_w.values() if not math.isnan(idle))
     for host in hosts:
         if host.power_w is None:
             unmeasured.add(host.agent_id)
-        drawn_w += max(host.power_w or 0.0, expected_w.get(host.agent_id, 0.0))
+        idle = idle_w.get(host.agent_id, math.nan)
+        is_mine = sharers > 1 and not math.isnan(idle)
+        drawn_w += max(idle if is_mine else host.power_w or 0.0, expected_w.get(host.agent_id, 0.0))
         simulated = simulated or host.simulated
-    idle_w = {expert.agent_id: idle for expert, idle in zip(roster.experts, roster.idle_w.tolist(), strict=True)}
-    known_w = sum(idle for idle in idle_w.values() if not math.isnan(idle))
+    if sharers > 1:
+        cap_w = known_w + max(0.0, cap_w - known_w) / sharers
     return FleetDraw(cap_w, drawn_w, known_w, simulated, frozenset(unmeasured))
 
 

@@ -85,7 +85,9 @@ class Selector:
         clock: Callable[[], float],
         longest_queue_s: float = math.inf,
         fleet_watts_cap_w: float | None = None,
+        sharers: int = 1,
     ) -> None:
+        self._sharers = sharers
         self.scorer = scorer
         self.categories = dict(categories)
         self.fleet_watts_cap_w = fleet_watts_cap_w
@@ -128,7 +130,7 @@ class Selector:
         roster = self._roster(request.model, experts)
         if roster is None:
             return NoExpert(ErrorCode.NO_LIVE_EXPERT, "No expert is ready. See `moe2-coordinator status`.")
-        busy = roster.busy(in_flight)
+        busy = roster.busy(in_flight) + roster.elsewhere
         ruled_out = ruled_out_by(request, roster, busy)
         if len(ruled_out) == len(roster):
             return _all_ruled_out(request, roster, ruled_out)
@@ -324,7 +326,7 @@ class Selector:
         busy = everybody.busy(in_flight)
         # Requests in progress count as if they were like this one: a host's watts hardly depend on a request's length.
         running_w = everybody.host_w(prompt_tokens, demand.answer_tokens, busy)
-        return draw_of(self.fleet_watts_cap_w, hosts, everybody, busy, running_w)
+        return draw_of(self.fleet_watts_cap_w, hosts, everybody, busy, running_w, sharers=self._sharers)
 
     def _roster(self, model: str, experts: Sequence[Expert]) -> Roster | None:
         """The experts that can serve `model`, the same object until the fleet changes; None where there are none."""

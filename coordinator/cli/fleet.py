@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-from moe2.common.errors import Moe2Error
-from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
+from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import CoordinatorStatus, ProvisioningStatus
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import number, printable
+from moe2.coordinator.cli.asking import asked
 from moe2.coordinator.http.paths import WISH_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
@@ -52,13 +50,13 @@ def add_commands(commands: Commands[Command]) -> None:
 def _wish(arguments: argparse.Namespace) -> int:
     """Says an operator's word to the running coordinator. Raises `Moe2Error` where that is refused."""
     body = msgspec.json.encode({"verb": arguments.verb, "host": arguments.host})
-    content = _asked(arguments.socket, WISH_PATH, body)
+    content = asked(arguments.socket, WISH_PATH, body)
     sys.stdout.write(printable(msgspec.json.decode(content)["done"]) + "\n")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    content = _asked(arguments.socket, STATUS_ROUTE, None)
+    content = asked(arguments.socket, STATUS_ROUTE, None)
     status = msgspec.json.decode(content, type=CoordinatorStatus)
     if arguments.json:
         shown = msgspec.json.format(msgspec.json.encode(status.provisioning), indent=2).decode()
@@ -154,20 +152,3 @@ def _several(keys: Sequence[str], names: dict[str, str], n_keys: int | None = No
 def _expert(key: str, names: dict[str, str]) -> str:
     agent_id, _, model = key.partition("/")
     return f"{printable(model)} on {names.get(agent_id, printable(agent_id))}"
-
-
-def _asked(socket: Path, route: str, body: bytes | None) -> bytes:
-    try:
-        return asyncio.run(fetch(socket, route, body=body))
-    except NotRunningError as error:
-        raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
-    except RefusedError as error:
-        raise Moe2Error(_message(error.message)) from error
-
-
-def _message(text: str) -> str:
-    """The sentence in an error's JSON; the text itself where it is none."""
-    try:
-        return str(msgspec.json.decode(text)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return text

@@ -48,9 +48,9 @@ class SharedRegister:
             told, after = change(before)
             if after is not before:
                 write_register(cursor, before, after)
-                found = (_revision(cursor), after)
-        if after is not before:
-            self._adopt(found)
+            found = (_revision(cursor), after)
+        # Also where nothing was changed: what was decided on may be newer than the copy.
+        self._adopt(found)
         return told
 
     def refresh(self) -> None:

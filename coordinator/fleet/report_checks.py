@@ -119,6 +119,8 @@ def fault_in(expert: ExpertReport) -> str | None:
     """Returns what is wrong with the first impossible figure of an expert; None if all are possible."""
     if not (1 <= expert.slots <= MAX_SLOTS and 1 <= expert.context_tokens <= MAX_TOKENS):
         return f"{expert.slots} slots, {expert.context_tokens} tokens of context"
+    if not 0 <= expert.elsewhere <= MAX_SLOTS + MAX_TOKENS:
+        return f"{expert.elsewhere} requests of other coordinators"
     if expert.parameters == 0:
         return "parameters is 0"
     if expert.latency is not None and not 1 <= expert.latency.slots <= MAX_SLOTS:

@@ -401,6 +401,7 @@ class CapabilityTable:
             sensors=report.sensors if report else (),
             warnings=((broke,) if broke else ()) + (report.warnings if report else ()),
             standby=report.standby if report else None,
+            models=report.models if report else None,
             asleep=agent.asleep,
         )
 

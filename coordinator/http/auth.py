@@ -35,6 +35,7 @@ OPEN: frozenset[Scope] = frozenset()
 ANY_KEY = frozenset(Scope)
 INFER = frozenset({Scope.INFER})
 OBSERVE = frozenset({Scope.OBSERVE})
+OPERATE = frozenset({Scope.OPERATE})
 
 ROUTES: dict[str, frozenset[Scope]] = {
     paths.INDEX_PATH: OPEN,
@@ -58,6 +59,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.LEDGER_PATH: OBSERVE,
     paths.EVENTS_PATH: OBSERVE,
     paths.METRICS_PATH: OBSERVE,
+    paths.ORDERS_PATH: OPERATE,
 }
 """The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 
@@ -100,6 +102,10 @@ class Guard:
         if scopes == OPEN:
             return
         if self._keys is None:
+            if scopes == OPERATE:
+                # Where nobody shows a key, nobody can be told from an operator; the local socket knows its users.
+                text = "Over the network, hosts are operated only where keys are required, with a key that may."
+                raise refused(ErrorCode.INSUFFICIENT_SCOPE, text)
             _refuse_other_sites(request)
             request[PRINCIPAL] = ANYBODY
             return

@@ -29,6 +29,7 @@ from moe2.coordinator.http.plan import PlanAnswer
 from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.serving.receipt import Receipt
+from moe2.coordinator.supply.orders import Wanted
 
 Schema = dict[str, Any]
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -156,6 +157,7 @@ _MODEL = _object(
 )
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING})
 _SCHEMAS: dict[str, Schema] = {
+    "ModelOrders": _object({"orders": {"type": "array", "items": _ref("ModelOrderRow")}}),
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
     "TextAnswer": _answer("text_completion", {"text": _STRING}),
@@ -308,6 +310,15 @@ _OPERATIONS = (
         (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
+    _Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {_JSON: _ref("ModelOrders")}),
+    _Operation(
+        "post",
+        paths.ORDERS_PATH,
+        "Say which host serves which model.",
+        {_JSON: _ref("ModelOrders")},
+        _BODY_ERRORS,
+        _ref("Wanted"),
+    ),
     _Operation(
         "get",
         paths.FLEET_PATH,
@@ -391,7 +402,7 @@ def _components() -> dict[str, Schema]:
         EmbeddingsRequest,
         FeedbackRequest,
     )
-    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:
         properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]

@@ -28,6 +28,8 @@ PLAN_PATH = "/v1/moe2/plan"
 FEEDBACK_PATH = "/v1/moe2/feedback"
 LEDGER_PATH = "/v1/moe2/ledger"
 EVENTS_PATH = "/v1/moe2/events"
+ORDERS_PATH = "/v1/moe2/orders"
+"""Where an operator says what is served on which host."""
 
 WISH_PATH = "/wishes"
 """A route of the local socket only, on which an operator says who sleeps and who stays awake."""

@@ -26,6 +26,8 @@ class Scope(StrEnum):
     """The right to send prompts, ask for plans and give feedback."""
     OBSERVE = "observe"
     """The right to read the fleet, the metrics, the events and the page."""
+    OPERATE = "operate"
+    """The right to say which host serves which model, and to send files there."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from moe2.common.link.messages import (
     Welcome,
     WireMessage,
 )
+from moe2.common.link.supply import Fetching, ModelFile, ModelStore, ServeModel, WithdrawModel
 from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
 
 HELLO = Hello(
@@ -222,6 +223,32 @@ SAMPLES: dict[str, WireMessage] = {
         experts=(msgspec.structs.replace(SMALL_EXPERT, load_cost=COST, unload_cost=TransitionCost(duration_s=0.5)),),
         standby=STANDBY,
     ),
+    "report.models": Report(
+        seq=4,
+        host=SMALLEST_HOST,
+        experts=(),
+        models=ModelStore(
+            takes_orders=True,
+            free_bytes=10_000_000,
+            max_bytes=20_000_000,
+            memory_free_bytes=5_000_000,
+            files=(
+                ModelFile(
+                    name="small.gguf",
+                    size_bytes=1_000_000,
+                    sha256="ab" * 32,
+                    origin="hf:org/repo/small.gguf@main",
+                    added_unix_s=1_790_000_000.0,
+                    licence="apache-2.0",
+                    architecture="llama",
+                    last_used_unix_s=1_790_000_001.0,
+                    served_as=("smollm2",),
+                ),
+            ),
+            fetching=(Fetching(file="b.gguf", sha256="cd" * 32, done_bytes=5, size_bytes=10, source="jetson-02"),),
+            swapping=("smollm2",),
+        ),
+    ),
     "report.vectors": Report(
         seq=4,
         host=SMALLEST_HOST,
@@ -339,6 +366,18 @@ SAMPLES: dict[str, WireMessage] = {
     "unload_model.smallest": UnloadModel(command_id="c", model="m"),
     "suspend": Suspend(command_id="c-3", drain_s=30.0),
     "suspend.smallest": Suspend(command_id="c"),
+    "serve_model": ServeModel(
+        command_id="c-5",
+        name="smollm2",
+        file="small.gguf",
+        sha256="ab" * 32,
+        context_tokens=2048,
+        slots=2,
+        cache_type="q8_0",
+        gpu_layers=-1,
+    ),
+    "serve_model.smallest": ServeModel(command_id="c", name="m"),
+    "withdraw_model": WithdrawModel(command_id="c-6", name="smollm2"),
     "wake_neighbour": WakeNeighbour(command_id="c-4", mac="3c:6d:66:01:02:03", network="192.168.1.0/24"),
     "command_answer": CommandAnswer(
         command_id="c-1", outcome=CommandOutcome.REFUSED, code="not_allowed", message="allow_unload is not set."

@@ -56,13 +56,14 @@ class Fleet:
         agent: dict[str, Any] | None = None,
         measuring: dict[str, Any] | None = None,
         control: HostControl | None = None,
+        models_from: dict[str, Any] | None = None,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
         models: [[models]] tables; one fake model `fake` if not given. sensors_root: where its /sys is; an empty place
         if not given, so that a test sees the same host everywhere. link, engine, agent: more keys of [coordinator],
         [engine] and [agent]. measuring: keys of [measuring]; the agent does not measure itself if not given.
-        interval_s: between two readings of a sensor. control: suspends the host.
+        interval_s: between two readings of a sensor. control: suspends the host. models_from: keys of [models_from].
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -78,6 +79,7 @@ class Fleet:
                 **(agent or {}),
             },
             "measuring": measuring or {"enabled": False},
+            "models_from": models_from or {},
             "coordinator": {
                 "url": self.coordinator.agents_url,
                 "token_file": token_file,

@@ -16,8 +16,10 @@ import pytest
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import migrate
 from moe2.coordinator.database.shared_keys import KeyTable
+from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
 from moe2.coordinator.ledger.schema import reading
+from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
 
@@ -191,4 +193,87 @@ async def test_a_key_with_a_limit_is_refused_and_others_are_not_while_no_lease_c
             await asyncio.to_thread(server.start)
         async with asyncio.timeout(60):
             while (await ask(one, limited))[0] != 200:
+                await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def one_fleet(
+    tmp_path: Path, url: str, *, api: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[tuple[Fleet, Fleet]]:
+    """Two coordinators on one database, and one agent that dials both."""
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        root.mkdir()
+    async with (
+        fleet(roots[0], agents=(), api=api, database={"url": url, "name": "a"}) as one,
+        fleet(roots[1], agents=(), api=api, database={"url": url, "name": "b"}) as two,
+    ):
+        urls = [one.coordinator.agents_url, two.coordinator.agents_url]
+        await one.start_agent("orin", link={"urls": urls}, **options)
+        for each in (one, two):
+            await each.until(ready=1)
+        yield one, two
+
+
+async def test_an_agent_works_for_both_coordinators(tmp_path: Path, url: str) -> None:
+    """An agent that enrolled once is connected to both coordinators, and answers requests of both."""
+    async with one_fleet(tmp_path, url) as both:
+        for each in both:
+            async with await each.chat("a b c") as answer:
+                assert answer.status == 200
+        [known] = {row.agent_id for each in both for row in each.coordinator.status().agents}
+        assert [link.state.value for link in both[0].agents["orin"].status().links] == ["connected"] * 2
+    session = Session(url, name="test")
+    register = SharedRegister(session)
+    register.refresh()
+    session.close()
+    assert [agent.agent_id for agent in register.current().agents] == [known]
+
+
+async def test_each_coordinator_is_told_of_the_load_that_the_other_brings(
+    tmp_path: Path, url: str, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """While one coordinator's request runs, the other's report of the expert counts it as load from elsewhere."""
+
+    def elsewhere(each: Fleet) -> list[int]:
+        return [expert.elsewhere for row in each.coordinator.status().agents for expert in row.experts]
+
+    async with one_fleet(tmp_path, url, engine_argv=controlled) as (one, two):
+        asking = asyncio.create_task(one.chat("a b c"))
+        step = await control.next_phase()
+        await two.until_status(lambda _: elsewhere(two) == [1])
+        assert elsewhere(one) == [0]
+        step.answer()
+        control.release()
+        async with await asking as answer:
+            assert answer.status == 200
+        await two.until_status(lambda _: elsewhere(two) == [0])
+
+
+async def test_a_coordinator_that_ends_takes_only_its_own_requests(
+    tmp_path: Path, url: str, control: ExpertControl, controlled: tuple[str, ...]
+) -> None:
+    """A request of the other coordinator goes on while its agent loses one of its links."""
+    async with one_fleet(tmp_path, url, engine_argv=controlled) as (one, two):
+        asking = asyncio.create_task(two.chat("a b c"))
+        step = await control.next_phase()
+        one.coordinator._hub.close("the test ends it")
+        await one.until_status(lambda status: not any(row.connected for row in status.agents))
+        step.answer()
+        control.release()
+        async with await asking as answer:
+            assert answer.status == 200
+        await one.until(ready=1)
+
+
+async def test_only_one_coordinator_does_the_chores(tmp_path: Path, url: str) -> None:
+    """One of two coordinators decides who is awake; when it ends, the other one does."""
+    async with one_fleet(tmp_path, url) as (one, two):
+        assert [each.coordinator._pair is not None and each.coordinator._pair.does_chores for each in (one, two)] == [
+            True,
+            False,
+        ]
+        one.coordinator.stop()
+        async with asyncio.timeout(60):
+            while not (two.coordinator._pair and two.coordinator._pair.does_chores):
                 await asyncio.sleep(POLL_S)

@@ -44,6 +44,9 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
     forced: bool = False
     form: str = BARE.name
     controls: dict[str, int] = {}
+    selectors: dict[str, tuple[int, ...]] = {}
+    """Of a form whose calls stand apart from the answer: tokens that nobody writes, after which the grammar is that of
+    a tool's arguments, by its name; where nothing selects a tool, it is that of the answer."""
 
     @property
     def tagged(self) -> bool:
@@ -78,6 +81,21 @@ def calls_of(tools: Sequence[Tool], rules: ToolRules, caller: Caller) -> Calls:
     return Calls(tools=offered, parallel=rules.parallel, form=caller.form.name, controls=dict(caller.controls))
 
 
+def selected_calls(tools: Sequence[Tool], rules: ToolRules, caller: Caller) -> Calls:
+    """Returns the arguments of strict tools, for an answer whose calls stand apart from it.
+
+    Raises `RequestError` for parameters that are no JSON.
+    """
+    arguments = arguments_of(tools, rules.strict)
+    zero, one = caller.controls.values()
+    width = max(1, (len(arguments) - 1).bit_length())
+    selectors = {
+        name: tuple(one if place >> bit & 1 else zero for bit in range(width)) for place, name in enumerate(arguments)
+    }
+    offered = (OfferedTool(name=name, arguments=json.dumps(schema)) for name, schema in arguments.items())
+    return Calls(tools=tuple(offered), parallel=False, form=caller.form.name, selectors=selectors)
+
+
 def lark_of_calls(
     calls: Calls, arguments: Mapping[str, Any], answer: str | None, *, written: Callable[[Any], str]
 ) -> str:
@@ -87,6 +105,12 @@ def lark_of_calls(
     written: writes a JSON schema in Lark.
     """
     form = BY_NAME[calls.form]
+    if calls.selectors:
+        ways = [
+            " ".join(f"<[{token}]>" for token in calls.selectors[name]) + f" {written(schema)}"
+            for name, schema in arguments.items()
+        ]
+        return f"start: answer | {' | '.join(ways)}\nanswer: {answer or 'TEXT'}\nTEXT: /(.|\\n)*/\n"
     if (form.begins and form.name not in (HERMES.name, LLAMA)) or form.style is Style.PYTHON:
         return _in_form(calls, form, arguments, answer, written)
     call = written(call_schema(arguments, arguments_key=form.arguments_key))

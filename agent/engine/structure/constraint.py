@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from moe2.agent.engine.callform import BARE, HERMES, Caller
+from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
 from moe2.agent.engine.request import RequestError
-from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_calls
+from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_calls, selected_calls
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ChatPrompt, Submit
+from moe2.common.generation import ToolRules
+from moe2.common.link.messages import ChatPrompt, Submit, Tool
 
 MAX_SOURCE_BYTES = 262_144
 """The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""
@@ -43,17 +45,16 @@ class GrammarError(RequestError):
 FREE = Constraint(syntax="text", source="")
 
 
-def constraint_of(request: Submit, caller: Caller, *, has_call_channel: bool = False) -> Constraint | None:
+def constraint_of(request: Submit, caller: Caller) -> Constraint | None:
     """The constraint that a request asks for, None where its answer is free. Raises `RequestError`.
 
-    caller: how the model writes its calls. has_call_channel: it writes them where no grammar
-    is followed, so that only the answer beside them is bound.
+    caller: how the model writes its calls.
     """
     if request.json_schema is not None:
         found = Constraint(syntax="json_schema", source=request.json_schema)
     elif request.forced_tools and isinstance(request.prompt, ChatPrompt):
         tools, names = request.prompt.tools, request.forced_tools
-        if caller.form.name in (BARE.name, HERMES.name, LLAMA):
+        if caller.form.name in (BARE.name, HERMES.name, LLAMA, HARMONY.name):
             schema = schema_of_call(tools, names, arguments_key=caller.form.arguments_key)
             source = json.dumps(schema, ensure_ascii=False)
             found = Constraint(syntax="json_schema", source=source, tagged=caller.form is HERMES)
@@ -63,14 +64,24 @@ def constraint_of(request: Submit, caller: Caller, *, has_call_channel: bool = F
         found = Constraint(syntax=request.grammar_syntax, source=request.grammar)
     else:
         found = FREE
-    if request.tool_rules is not None and isinstance(request.prompt, ChatPrompt) and not has_call_channel:
-        calls = calls_of(request.prompt.tools, request.tool_rules, caller)
-        if calls.tools and not request.forced_tools:
+    if request.tool_rules is not None and isinstance(request.prompt, ChatPrompt) and not request.forced_tools:
+        calls = _optional_calls(request.prompt.tools, request.tool_rules, caller)
+        if calls is not None:
             found = msgspec.structs.replace(found, calls=calls)
     if found == FREE:
         return None
     check_constraint(found)
     return found
+
+
+def _optional_calls(tools: Sequence[Tool], rules: ToolRules, caller: Caller) -> Calls | None:
+    """The calls that an answer may make; None where no grammar is followed in them."""
+    if not tools:
+        return None
+    if caller.form is not HARMONY:
+        return calls_of(tools, rules, caller)
+    is_selectable = rules.strict and len(caller.controls) == len(HARMONY.controls)
+    return selected_calls(tools, rules, caller) if is_selectable else None
 
 
 def check_constraint(constraint: Constraint) -> None:

@@ -61,6 +61,8 @@ async def test_json_has_every_fact_of_every_model(tmp_path: Path) -> None:
         "sampling": None,
         "vocabulary_sha256": "ab" * 32,
         "sha256": "cd" * 32,
+        "origin": None,
+        "last_used_unix_s": None,
         "last_error": None,
         "placement": [{"device": "CUDA0", "is_gpu": True, "layers": 31, "weights_bytes": 96_000_000}],
         "gpu_fault": None,

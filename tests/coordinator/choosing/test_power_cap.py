@@ -271,3 +271,22 @@ def test_an_operator_is_told_who_gets_no_requests() -> None:
     assert "nano gets no requests for tiny" in told[1].message
     assert "bench" in told[1].remedy
     assert cap_warnings((bare, unmeasured), None) == ()
+
+
+@given(
+    st.lists(st.tuples(st.floats(11.0, 40.0), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5),
+    st.floats(10.0, 200.0),
+)
+def test_what_two_coordinators_add_stays_within_the_cap(loads: list[tuple[float, int, int]], cap_w: float) -> None:
+    """Where each of two coordinators keeps its part of the cap, what both have begun keeps the whole of it."""
+    roster = Roster([drawing(number, watts) for number, (watts, _, _) in enumerate(loads, 1)])
+    powers = hosts(*(IDLE_W for _ in loads))
+    draws = []
+    for who in (1, 2):
+        busy = np.array([load[who] for load in loads])
+        running_w = roster.host_w(np.array([10] * len(loads)), 1001, busy)
+        draws.append(draw_of(cap_w, powers, roster, busy, running_w, sharers=2))
+    idle_w = IDLE_W * len(loads)
+    if all(draw.drawn_w <= draw.cap_w for draw in draws):
+        added_w = sum(draw.drawn_w - idle_w for draw in draws)
+        assert idle_w + added_w <= max(cap_w, idle_w) + 1e-6

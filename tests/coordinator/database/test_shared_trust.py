@@ -166,6 +166,16 @@ async def test_agents_that_enrol_at_once_use_a_token_no_more_often_than_it_allow
     assert [one.n_used for one in registers[0].current().tokens] == [4]
 
 
+def test_what_a_decision_rests_on_is_in_the_copy_after_it(opened: Open) -> None:
+    """An agent that the other coordinator has just enrolled is known here once it was let in, without a change."""
+    agent = EnrolledAgent(agent_id="a1", agent_name="host", sha256="0" * 64, token="t", enrolled_unix_s=1.0)
+    one, two = SharedRegister(opened("a")), SharedRegister(opened("b"))
+    two.refresh()
+    one.change(lambda _: (None, Register(agents=(agent,))))
+    two.change(lambda register: (None, register))
+    assert two.current().agents == (agent,)
+
+
 async def test_an_agent_that_is_revoked_is_told_to_every_coordinator(url: str, opened: Open, tmp_path: Path) -> None:
     """A revocation reaches the other coordinator's copy and has it look at its connections."""
     agent = EnrolledAgent(agent_id="a1", agent_name="host", sha256="0" * 64, token="t", enrolled_unix_s=1.0)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moe2.agent.engine.callform import BARE, HERMES, Caller
+from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
 from moe2.agent.engine.structure.constraint import FREE, Constraint, GrammarError, constraint_of
 from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
@@ -134,11 +134,11 @@ def test_without_rules_an_answer_with_tools_is_free() -> None:
     assert Generation().tool_rules is None
 
 
-def test_a_model_with_a_channel_for_calls_is_bound_in_its_answer_alone() -> None:
+def test_a_model_with_a_channel_for_calls_is_bound_in_its_answer_alone_without_marks_to_select_by() -> None:
     """Its calls come where no grammar is followed."""
-    prompt = ChatPrompt(messages=(), tools=(RAIN,))
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=(RAIN,))
     submit = Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=STRICT, json_schema="{}")
-    assert constraint_of(submit, PLAIN, has_call_channel=True) == Constraint(syntax="json_schema", source="{}")
+    assert constraint_of(submit, Caller(HARMONY, {})) == Constraint(syntax="json_schema", source="{}")
     assert FREE.calls is None
 
 

@@ -1,0 +1,58 @@
+"""The engines of one agent, by name: those of its start, and those that are added and removed while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from moe2.agent.engine.process import EngineProcess
+from moe2.agent.settings import ModelSection
+
+
+class EngineSet:
+    """All engine processes. make: builds one of a name and a section. on_gone: told when a removed one has ended."""
+
+    def __init__(self, make: Callable[[str, ModelSection], EngineProcess], on_gone: Callable[[str], None]) -> None:
+        self._make = make
+        self._on_gone = on_gone
+        self._engines: dict[str, EngineProcess] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    def __getitem__(self, name: str) -> EngineProcess:
+        return self._engines[name]
+
+    def add(self, name: str, section: ModelSection) -> None:
+        """A further engine; it runs at once where the others do."""
+        self._engines[name] = self._make(name, section)
+        if self._group is not None:
+            self._run(name, self._group)
+
+    def start(self, group: asyncio.TaskGroup) -> None:
+        """Runs all engines, those that are added later, too, until `stop`."""
+        self._group = group
+        for name in self._engines:
+            self._run(name, group)
+
+    def remove(self, name: str) -> None:
+        """Ends an engine for good. `on_gone` follows when its process has ended."""
+        self._tasks[name].cancel()
+
+    def stop(self) -> None:
+        """Ends all engines."""
+        self._group = None
+        for task in self._tasks.values():
+            task.cancel()
+
+    def pids(self) -> dict[str, int | None]:
+        """The process of each engine, None where it is being started."""
+        return {name: engine.pid for name, engine in self._engines.items()}
+
+    def _run(self, name: str, group: asyncio.TaskGroup) -> None:
+        task = self._tasks[name] = group.create_task(self._engines[name].run())
+        task.add_done_callback(lambda _: self._ended(name))
+
+    def _ended(self, name: str) -> None:
+        del self._engines[name], self._tasks[name]
+        if self._group is not None:
+            self._on_gone(name)

@@ -1,0 +1,94 @@
+"""The wire messages about models and their hosts: which files a host has, and what it serves of them.
+
+An agent takes these orders only where its report says so (`ModelStore.takes_orders`); agents of earlier releases send
+no `ModelStore` and are sent none of them. Each order is answered by one `CommandAnswer`, as the commands are that load
+and unload models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_FILES = 1024
+"""Of one report."""
+Text = Annotated[str, Meta(max_length=256)]
+Count = Annotated[int, Meta(ge=0, le=1 << 60)]
+CacheType = Literal["f16", "q8_0", "q4_0"]
+
+
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model in a host's folder of models.
+
+    name: of its file, the first one where it is split. size_bytes, sha256: of all its files, one after the other.
+    origin: where it came from. served_as: names of the models that are served from it.
+    """
+
+    name: Text
+    size_bytes: Count
+    sha256: Text
+    origin: Annotated[str, Meta(max_length=2048)]
+    added_unix_s: float
+    licence: Text | None = None
+    architecture: Text | None = None
+    last_used_unix_s: float | None = None
+    served_as: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+
+
+class Fetching(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model on its way to a host. source: "coordinator", or the name of the neighbour that gives it."""
+
+    file: Text
+    sha256: Text
+    done_bytes: Count
+    size_bytes: Count
+    source: Text = "coordinator"
+
+
+class ModelStore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A host's models, as its agent knows them.
+
+    takes_orders: the configuration lets the coordinator say what is served and send files. free_bytes: of the folder's
+    disk. max_bytes: what the folder may hold in all; None for no limit. memory_free_bytes: what can be had without
+    swapping. Unknown is None. swapping: names of models that are being added, changed or removed.
+    """
+
+    takes_orders: bool = False
+    free_bytes: Count | None = None
+    max_bytes: Count | None = None
+    memory_free_bytes: Count | None = None
+    files: Annotated[tuple[ModelFile, ...], Meta(max_length=MAX_FILES)] = ()
+    fetching: Annotated[tuple[Fetching, ...], Meta(max_length=MAX_FILES)] = ()
+    swapping: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+
+
+class ServeModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="serve_model"):
+    """Coordinator to agent: serve this model from now on, or with other settings. Done when it is ready.
+
+    file: in the host's folder of models; None: the file that it has now. sha256: what the file has to have. Other
+    fields: as in `[[models]]`; None: as they are now, or the defaults.
+    """
+
+    command_id: Text
+    name: Text
+    file: Text | None = None
+    sha256: Text | None = None
+    context_tokens: Count | None = None
+    slots: Count | None = None
+    cache_type: CacheType | None = None
+    gpu_layers: Annotated[int, Meta(ge=-1, le=1 << 20)] | None = None
+
+
+class WithdrawModel(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="withdraw_model"
+):
+    """Coordinator to agent: serve this model no longer. Its running jobs end first; done when its memory is free."""
+
+    command_id: Text
+    name: Text
+
+
+SupplyOrder = ServeModel | WithdrawModel
+"""What an agent can be told about its models."""

@@ -1,0 +1,148 @@
+"""The command `moe2-coordinator models`: which host has and serves what, and changing that."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from moe2.common.localsocket import STATUS_ROUTE
+from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow
+from moe2.common.terminal.commandline import Command, Commands, add_socket
+from moe2.common.terminal.figures import known, printable, size
+from moe2.coordinator.cli.asking import asked
+from moe2.coordinator.http.paths import ORDERS_PATH
+from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
+
+POLL_S = 0.5
+_VERBS = {
+    "add": "Serve a further model on hosts, from a file that they have. Done when it is loaded.",
+    "set": "Serve a model from another file, or with other settings. The new one is loaded before the old one ends,"
+    " where memory has room for both; requests wait or go elsewhere.",
+    "remove": "Serve a model no longer on hosts. Requests that run are answered first; the file stays.",
+}
+Answer = dict[str, tuple[ModelOrderRow, ...]]
+
+
+def add_commands(commands: Commands[Command]) -> None:
+    """Adds every subcommand of `models`."""
+    show = commands.add_parser(
+        "show",
+        help="which host has, serves and fetches what",
+        description="Show which host has which files, what it serves of them, and what it has room for.",
+    )
+    show.add_argument("--json", action="store_true", help="as one JSON document")
+    add_socket(show, DEFAULT_SOCKET_PATH)
+    show.set_defaults(act=_show)
+    for verb, description in _VERBS.items():
+        summary = description.partition(".")[0]
+        parser = commands.add_parser(
+            verb,
+            help=summary[0].lower() + summary[1:],
+            description=description,
+            exits={0: "done on every host", 1: "refused, or not done on every host; the reason is told"},
+            examples=(f"moe2-coordinator models {verb} qwen2.5-3b orin-1 orin-2",),
+        )
+        parser.add_argument("name", metavar="NAME", help="what clients ask for")
+        add_hosts(parser)
+        if verb != "remove":
+            _add_settings(parser)
+        parser.add_argument("--no-wait", action="store_true", help="return when the orders are given")
+        add_socket(parser, DEFAULT_SOCKET_PATH)
+        parser.set_defaults(act=_order, verb=verb)
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """Hosts by name, or by what they have in common."""
+    parser.add_argument("hosts", metavar="HOST", nargs="*", help="agents' names, or beginnings of their ids")
+    parser.add_argument("--all-matching", metavar="CONDITION", help="such as 'board=orin' or 'system=linux,name=edge'")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--file", help="in the host's folder of models, or the beginning of its checksum; NAME.gguf")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="KV cache in tokens, shared by all slots")
+    parser.add_argument("--slots", type=int, metavar="N", help="requests decoded at once")
+    parser.add_argument("--cache-type", choices=("f16", "q8_0", "q4_0"), help="how keys and values are stored")
+    parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU; -1 for all")
+
+
+def _order(arguments: argparse.Namespace) -> int:
+    """Gives the orders and waits for their ends. Raises `Moe2Error` where they are refused before they are sent."""
+    wanted = {
+        "verb": arguments.verb,
+        "name": arguments.name,
+        "hosts": arguments.hosts,
+        "matching": arguments.all_matching,
+    }
+    if arguments.verb != "remove":
+        wanted |= {
+            "file": arguments.file,
+            "context_tokens": arguments.context,
+            "slots": arguments.slots,
+            "cache_type": arguments.cache_type,
+            "gpu_layers": arguments.gpu_layers,
+        }
+    given = _rows(arguments.socket, msgspec.json.encode(wanted))
+    if arguments.no_wait:
+        return 0
+    ids = {order.command_id for order in given}
+    told: set[str] = set()
+    while True:
+        rows = [order for order in _rows(arguments.socket, None) if order.command_id in ids]
+        for row in rows:
+            if row.state != "running" and row.command_id not in told:
+                told.add(row.command_id)
+                sys.stdout.write(line(row) + "\n")
+                sys.stdout.flush()
+        if len(told) == len(ids) or len(rows) < len(ids):
+            return 0 if all(row.state == "done" for row in rows) and len(rows) == len(ids) else 1
+        time.sleep(POLL_S)
+
+
+def line(row: ModelOrderRow) -> str:
+    """What became of an order, in a line."""
+    verb = {"add": "serves", "set": "serves", "remove": "no longer serves"}.get(row.verb, row.verb)
+    if row.state == "done":
+        return f"{printable(row.host)} {verb} {printable(row.model)}."
+    why = printable(row.message or "")
+    return f"{printable(row.host)}: {row.verb} {printable(row.model)} {row.state}. {why}".rstrip()
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    status = msgspec.json.decode(asked(arguments.socket, STATUS_ROUTE, None), type=CoordinatorStatus)
+    if arguments.json:
+        shown = {row.agent_name: row.models for row in status.agents}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode() + "\n")
+        return 0
+    sys.stdout.write("".join(f"{text}\n" for row in status.agents for text in told(row)))
+    return 0
+
+
+def told(row: AgentRow) -> Iterator[str]:
+    """A host's models, in lines."""
+    store = row.models
+    if store is None:
+        yield f"{printable(row.agent_name)}: its agent is of a release that does not tell."
+        return
+    takes = "takes models from here" if store.takes_orders else "takes no models from here (models_from.coordinator)"
+    yield (
+        f"{printable(row.agent_name)}: {takes}; free: {known(store.free_bytes, size)} of disk, "
+        f"{known(store.memory_free_bytes, size)} of memory."
+    )
+    for expert in row.experts:
+        yield f"  serves {printable(expert.model)} ({expert.state}), {(expert.file_sha256 or 'unknown')[:12]}"
+    for file in store.files:
+        users = f", served as {', '.join(map(printable, file.served_as))}" if file.served_as else ""
+        yield f"  has {printable(file.name)}: {size(file.size_bytes)}, {file.sha256[:12]}{users}"
+    for one in store.fetching:
+        share = 100 * one.done_bytes / one.size_bytes if one.size_bytes else 0.0
+        yield f"  fetches {printable(one.file)} from {printable(one.source)}: {share:.0f} % of {size(one.size_bytes)}"
+
+
+def _rows(socket: Path, body: bytes | None) -> Sequence[ModelOrderRow]:
+    answer = msgspec.json.decode(asked(socket, ORDERS_PATH, body), type=Answer)
+    return answer["orders"]
