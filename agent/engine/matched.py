@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ class Chooser(Protocol):
     """What a token is drawn by (see `moe2.agent.engine.sampler.Sampler`)."""
 
     def sample_among(self, logits: Logits, allowed: npt.NDArray[np.intp]) -> int: ...
+    def take(self, token: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -26,6 +27,8 @@ class Matching(Protocol):
     def is_ready(self) -> bool: ...
     def mask(self) -> bytes | None: ...
     def accept(self, token: int) -> None: ...
+    def forced(self) -> bytes: ...
+    def look_ahead(self, tokens: Sequence[int]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -33,6 +36,13 @@ class Source(Protocol):
     """What a model says at the places of the last batch."""
 
     def logits(self, place: int) -> Logits: ...
+
+
+class Spelling(Protocol):
+    """How a model spells text (see `moe2.agent.engine.model.Model`)."""
+
+    def piece(self, token: int) -> bytes: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
 
 class MatchedDraw:
@@ -50,6 +60,7 @@ class MatchedDraw:
         selectors: Mapping[str, tuple[int, ...]],
         *,
         freely: Callable[[int], int],
+        spelling: Spelling,
     ) -> None:
         """freely: draws any token at a place of the last batch."""
         self._sampler = sampler
@@ -60,6 +71,9 @@ class MatchedDraw:
         self._hidden = np.array(sorted({token for tokens in selectors.values() for token in tokens}), np.intp)
         self._selected: str | None = None
         self._selecting: deque[int] = deque()
+        self._spelling = spelling
+        self._coming = b""
+        """Text that the form leaves no choice about, as far as it has not been drawn."""
         self.offered: int | None = None
 
     @property
@@ -68,7 +82,7 @@ class MatchedDraw:
         while self._matcher.is_ready:
             if not self._selecting:
                 return True
-            self._matcher.accept(self._selecting.popleft())
+            self._accept(self._selecting.popleft())
         return False
 
     def follows(self, name: str) -> bool:
@@ -95,10 +109,33 @@ class MatchedDraw:
             return None
         if self.offered is not None:
             allowed = np.union1d(allowed, (self.offered,))
-        token = self._sampler.sample_among(logits, allowed)
+        if len(allowed) == 1:
+            token = int(allowed[0])
+            self._sampler.take(token)
+        else:
+            token = self._sampler.sample_among(logits, allowed)
         if token != self.offered:
-            self._matcher.accept(token)
+            self._accept(token)
         return token
+
+    def _accept(self, token: int) -> None:
+        said, coming = self._spelling.piece(token), self._coming or self._matcher.forced()
+        self._coming = coming[len(said) :] if coming.startswith(said) else b""
+        self._matcher.accept(token)
+
+    def coming(self) -> list[int]:
+        """The tokens of the text that the form leaves no choice about, as the model's own tokenizer has them; none
+        where there is none, or it cannot be written so. The model may draw others for the same text."""
+        text = self._coming or self._matcher.forced()
+        try:
+            tokens = self._spelling.tokenize(text.decode(), add_special=False, parse_special=False) if text else []
+        except UnicodeDecodeError:
+            return []
+        return tokens if b"".join(map(self._spelling.piece, tokens)) == text else []
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        """Has it found out what may be drawn after these tokens, in case that they are drawn."""
+        self._matcher.look_ahead(tokens)
 
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""

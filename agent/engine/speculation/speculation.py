@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths, shared_rates
 from moe2.agent.engine.speculation.ngrams import (
+    FORCED,
     SHARED,
     SUBSTITUTED,
     Guess,
@@ -61,6 +62,11 @@ class Speculator:
             guess = Guess(history.copy(place, length, most), grounds_of_copy(length, most))
         self._pending, self._compared = guess, 0
         return guess
+
+    def suppose(self, tokens: list[int]) -> Guess:
+        """A guess of tokens, at least one, that have to come for another reason than what came before."""
+        self._pending, self._compared = Guess(tokens, [FORCED] * len(tokens)), 0
+        return self._pending
 
     def offer(self, guess: Guess, plain_s: float) -> Offer:
         """A guess as it is weighed against those of other sequences. plain_s: what a step takes without guesses."""

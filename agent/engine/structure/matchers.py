@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,7 +22,18 @@ import msgspec
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.process import COMPLETE, MASK, MAX_ANSWER_S, MAX_MEMORY_BYTES, REFUSED, TOKEN
+from moe2.agent.engine.structure.process import (
+    ALONG,
+    COMPLETE,
+    FORCED,
+    MASK,
+    MAX_ALONG,
+    MAX_ANSWER_S,
+    MAX_MEMORY_BYTES,
+    REFUSED,
+    TOKEN,
+    TOKENS,
+)
 from moe2.common.errors import JobErrorCode, ProtocolError
 from moe2.common.link.wire import FrameSplitter, length_prefixed
 
@@ -31,6 +43,7 @@ _MAX_COMPILING = 2
 _MAX_SILENCE_S = 20.0
 """An answer that takes so long on the clock will not come: its process is stopped, or was never started."""
 _CHECK_S = 1.0
+_QUESTIONS = 2**32
 _READ_BYTES = 1 << 16
 _SHUTDOWN_S = 2.0
 
@@ -50,6 +63,18 @@ class JobMatcher:
         self._asked_at_s = 0.0
         self._answered = False
         self._closed = False
+        self._unsent: list[int] = []
+        """Tokens that the process does not know of yet: what comes after them is known along the guesses."""
+        self._n_told = 0
+        self._forced: tuple[int, bytes] = (0, b"")
+        """After how many times that it was told tokens the process has said that a text must come, and the text."""
+        self._ahead: deque[int] = deque()
+        """Guesses that come next, if they are right."""
+        self._question = 0
+        self._along: tuple[int, deque[bytes]] = (0, deque())
+        """The number of a question for masks along guesses, and its answers."""
+        self._n_known = 0
+        """Tokens at the beginning of that question that the process had not been told."""
 
     @property
     def is_ready(self) -> bool:
@@ -71,13 +96,40 @@ class JobMatcher:
 
     def accept(self, token: int) -> None:
         """Takes in that the answer goes on with `token`, which must be allowed."""
+        self._unsent.append(token)
+        number, answers = self._along
+        if self._ahead and self._ahead.popleft() == token and number == self._question and len(answers) > self._n_known:
+            while self._n_known:
+                answers.popleft()
+                self._n_known -= 1
+            self._answer = answers.popleft()
+            return
+        self._ahead.clear()
         self._answer = None
+        self._n_told += 1
         self._asked_at_s = time.monotonic()
+        self._send(TOKENS + b"".join(map(TOKEN.pack, self._unsent)))
+        self._unsent.clear()
+
+    def forced(self) -> bytes:
+        """The text that comes next in any case; empty where there is none, or it is not known yet."""
+        told, text = self._forced
+        return text if told == self._n_told and not self._unsent else b""
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        """Has the masks along these tokens computed, in case that they come next."""
+        self._question = (self._question + 1) % _QUESTIONS
+        self._ahead = deque(tokens[: max(0, MAX_ALONG - len(self._unsent))])
+        self._n_known = len(self._unsent)
+        if self._ahead:
+            self._send(ALONG + b"".join(map(TOKEN.pack, (self._question, *self._unsent, *self._ahead))))
+
+    def _send(self, question: bytes) -> None:
         channel = self._channel
         # The end of a process that has died is noticed by the thread that reads.
         with contextlib.suppress(OSError):
             if channel is not None:
-                channel.send(length_prefixed(TOKEN.pack(token)))
+                channel.send(length_prefixed(question))
 
     def close(self) -> None:
         self._pool.forget(self)
@@ -214,6 +266,12 @@ class Matchers:
             kind, content = frame[:1], frame[1:]
             if kind in (MASK, COMPLETE):
                 self._answer(matcher, frame)
+            elif kind == FORCED:
+                matcher._forced = TOKEN.unpack_from(content)[0], content[TOKEN.size :]
+            elif kind == ALONG:
+                # What is not told yet is answered, too, and known.
+                answers = deque(FrameSplitter().feed(content[TOKEN.size :]))
+                matcher._along = TOKEN.unpack_from(content)[0], answers
             else:
                 text = content.decode("utf-8", "replace")
                 self._end(matcher, GrammarError(text) if kind == REFUSED else _failure(text))

@@ -2,7 +2,8 @@
 
 The engine sends its vocabulary once, then for each job one byte with a socket of the job's own. A fork of this process
 serves that job: it compiles the constraint that comes first on the job's socket, answers with the first mask, then with
-one mask for each token, until the socket is closed. Whatever a grammar does, it does to its own fork, which the kernel
+one mask for each token, until the socket is closed. It is asked for the masks along tokens that may come, too, and says
+what text has to come. Whatever a grammar does, it does to its own fork, which the kernel
 ends when one answer takes more than `MAX_ANSWER_S` of computing or the job more than `MAX_MEMORY_BYTES`.
 """
 
@@ -15,13 +16,14 @@ import resource
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
-from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
+from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
 from moe2.common.link.wire import LENGTH, FrameSplitter, length_prefixed
 
 MAX_ANSWER_S = 0.5
@@ -30,10 +32,18 @@ MAX_MEMORY_BYTES = 256 * 2**20
 """Beyond what the process has before it sees the constraint."""
 MAX_VOCABULARY_BYTES = 256 * 2**20
 
-MASK, COMPLETE, REFUSED, FAILED = b"M", b"C", b"R", b"F"
-"""First byte of an answer. After the first comes a mask; after the last two the text of an error, the grammar's or this
-process's."""
+MASK, COMPLETE, REFUSED, FAILED, FORCED, ALONG = b"M", b"C", b"R", b"F", b"T", b"A"
+"""First byte of an answer. After `MASK` comes a mask; after `REFUSED` and `FAILED` the text of an error, the grammar's
+or this process's; after `FORCED` how often tokens were told, and the text that has to come next; after `ALONG` the
+number of the question, then for each token the length of an answer and that answer, a `MASK` or `COMPLETE`."""
+TOKENS = b"T"
+"""First byte of a question: the answer goes on with the tokens that follow. After `ALONG` come the number of the
+question and the tokens along which masks are asked for."""
 TOKEN = struct.Struct(">I")
+MAX_ALONG = 16
+"""Tokens along which masks are given at once."""
+_MAX_ALONG_S = 0.05
+"""Computing time for them; what is not reached is asked for again if it comes."""
 _READ_BYTES = 1 << 16
 
 
@@ -94,11 +104,21 @@ def _serve(channel: socket.socket, compiler: Compiler) -> None:
             matcher = compiler.compile(constraint)
             answer = _answer(matcher.mask())
         channel.sendall(length_prefixed(answer))
+        told = 0
+        _say_forced(channel, matcher, told)
         for frame in frames:
+            kind, tokens = frame[:1], [token for (token,) in TOKEN.iter_unpack(frame[1:])]
             with _bounded_time():
-                matcher.accept(TOKEN.unpack(frame)[0])
-                answer = _answer(matcher.mask())
+                if kind == ALONG:
+                    answer = _along(matcher, tokens)
+                else:
+                    told += 1
+                    for token in tokens:
+                        matcher.accept(token)
+                    answer = _answer(matcher.mask())
             channel.sendall(length_prefixed(answer))
+            if kind != ALONG and answer[:1] == MASK:
+                _say_forced(channel, matcher, told)
     except GrammarError as error:
         channel.sendall(length_prefixed(REFUSED + str(error).encode("utf-8", "replace")))
     except RecursionError:
@@ -107,6 +127,20 @@ def _serve(channel: socket.socket, compiler: Compiler) -> None:
 
 def _answer(mask: bytes | None) -> bytes:
     return COMPLETE if mask is None else MASK + mask
+
+
+def _say_forced(channel: socket.socket, matcher: Matcher, told: int) -> None:
+    with _bounded_time():
+        text = matcher.forced()
+    if text:
+        channel.sendall(length_prefixed(FORCED + TOKEN.pack(told) + text))
+
+
+def _along(matcher: Matcher, question: list[int]) -> bytes:
+    number, *tokens = question
+    until_s = time.process_time() + _MAX_ALONG_S
+    masks = matcher.masks_along(tokens[:MAX_ALONG], lambda: time.process_time() > until_s)
+    return ALONG + TOKEN.pack(number) + b"".join(length_prefixed(_answer(mask)) for mask in masks)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,8 @@ class Wishes:
             self.refused.append(wanted)
         return int(allowed[logits[allowed].argmax()])
 
+    def take(self, token: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -107,6 +110,11 @@ class Slow:
 
     def accept(self, token: int) -> None:
         self._matcher.accept(token)
+
+    def forced(self) -> bytes:
+        return self._matcher.forced()
+
+    def look_ahead(self, tokens: Sequence[int]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -130,6 +138,7 @@ def written(text: str, **form: str) -> tuple[str, list[int]]:
         Slow(COMPILER.compile(constraint)),
         constraint.calls.selectors,
         freely=lambda place: int(model.logits(place).argmax()),
+        spelling=Alphabet(),
     )
     lanes = Lanes(lanes=4, cells=4096, cuts_anywhere=True)
     means = Means(Alphabet(), model.logits, lanes, 4096)
