@@ -45,8 +45,7 @@ class BoundDraw(Draw, Protocol):
         """Draws any token; the form does not go on."""
 
     def coming(self) -> list[int]:
-        """The tokens of the text that the form leaves no choice about, as the model usually writes it; none where there
-        is none."""
+        """The next tokens, as far as the form leaves no choice about them."""
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
         """Has it found out what may be drawn after these tokens, in case that they are drawn."""

@@ -26,7 +26,7 @@ class Matching(Protocol):
     @property
     def is_ready(self) -> bool: ...
     def mask(self) -> bytes | None: ...
-    def accept(self, token: int) -> None: ...
+    def accept(self, *tokens: int) -> None: ...
     def forced(self) -> bytes: ...
     def look_ahead(self, tokens: Sequence[int]) -> None: ...
     def close(self) -> None: ...
@@ -72,17 +72,19 @@ class MatchedDraw:
         self._selected: str | None = None
         self._selecting: deque[int] = deque()
         self._spelling = spelling
-        self._coming = b""
-        """Text that the form leaves no choice about, as far as it has not been drawn."""
+        self._coming: deque[int] = deque()
+        """Tokens of a text that the form leaves no choice about; the matcher knows of them."""
         self.offered: int | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether it is known what may be drawn. Takes the next step of a selection, where one is under way."""
+        if self._coming:
+            return True
         while self._matcher.is_ready:
             if not self._selecting:
                 return True
-            self._accept(self._selecting.popleft())
+            self._matcher.accept(self._selecting.popleft())
         return False
 
     def follows(self, name: str) -> bool:
@@ -98,9 +100,15 @@ class MatchedDraw:
 
     def sample_kept(self, logits: Logits) -> int | None:
         """Draws a token from logits; None where the answer is complete. Raises `RequestError` as the matcher does."""
+        if self._coming:
+            return self._come()
         mask = self._matcher.mask()
         if mask is None:
             return None
+        if self.offered is None and (coming := self._forced()):
+            self._coming += coming
+            self._matcher.accept(*coming)
+            return self._come()
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little"))
         if len(self._hidden):
             allowed = np.setdiff1d(allowed, self._hidden)
@@ -109,33 +117,35 @@ class MatchedDraw:
             return None
         if self.offered is not None:
             allowed = np.union1d(allowed, (self.offered,))
-        if len(allowed) == 1:
-            token = int(allowed[0])
-            self._sampler.take(token)
-        else:
-            token = self._sampler.sample_among(logits, allowed)
+        token = self._sampler.sample_among(logits, allowed)
         if token != self.offered:
-            self._accept(token)
+            self._matcher.accept(token)
         return token
 
-    def _accept(self, token: int) -> None:
-        said, coming = self._spelling.piece(token), self._coming or self._matcher.forced()
-        self._coming = coming[len(said) :] if coming.startswith(said) else b""
-        self._matcher.accept(token)
+    def _come(self) -> int:
+        """The next token of a text about which there is no choice: it is not drawn."""
+        token = self._coming.popleft()
+        self._sampler.take(token)
+        return token
 
-    def coming(self) -> list[int]:
-        """The tokens of the text that the form leaves no choice about, as the model's own tokenizer has them; none
-        where there is none, or it cannot be written so. The model may draw others for the same text."""
-        text = self._coming or self._matcher.forced()
+    def _forced(self) -> list[int]:
+        """The tokens of the text that has to come next, as the model's own tokenizer has them, but the last one, which
+        may be the beginning of a longer one; none where it cannot be written so."""
+        text = self._matcher.forced()
         try:
-            tokens = self._spelling.tokenize(text.decode(), add_special=False, parse_special=False) if text else []
+            tokens = self._spelling.tokenize(text.decode(), add_special=False, parse_special=True) if text else []
         except UnicodeDecodeError:
             return []
-        return tokens if b"".join(map(self._spelling.piece, tokens)) == text else []
+        return tokens[:-1] if b"".join(map(self._spelling.piece, tokens)) == text else []
+
+    def coming(self) -> list[int]:
+        """The next tokens, as far as there is no choice about them."""
+        return list(self._coming)
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
         """Has it found out what may be drawn after these tokens, in case that they are drawn."""
-        self._matcher.look_ahead(tokens)
+        if not self._coming:
+            self._matcher.look_ahead(tokens)
 
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""

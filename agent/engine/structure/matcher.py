@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -183,25 +183,20 @@ class Matcher:
             raise self._failure()
 
     def forced(self) -> bytes:
-        """The text that comes next in any case; empty where there is a choice, or tokens may end differently."""
-        # On a copy: what goes wrong there, goes wrong for this answer only if it really comes there.
+        """The text that comes next in any case; empty where there is a choice."""
+        # On a copy: what goes wrong there goes wrong for the answer only if it really comes there.
         text: bytes = self._matcher.deep_copy().compute_ff_bytes()
         return text
 
-    def masks_along(self, tokens: Sequence[int], is_enough: Callable[[], bool]) -> list[bytes | None]:
-        """The masks after each of these tokens, if they were to come next, as far as they may come and as long as it is
-        not enough; the answer does not go on."""
+    def along(self, tokens: Sequence[int]) -> Iterator[Matcher]:
+        """How far the answer will have come after each of these tokens, if they come next, as far as they may. What is
+        yielded goes on with the iteration; this matcher stays where it is."""
         ahead = Matcher(self._matcher.deep_copy(), what=self._what)
-        masks: list[bytes | None] = []
         for token in tokens:
-            if is_enough() or (masks and masks[-1] is None) or not ahead._matcher.validate_tokens([token]):
-                break
-            try:
-                ahead.accept(token)
-                masks.append(ahead.mask())
-            except GrammarError:
-                break
-        return masks
+            if not ahead._matcher.validate_tokens([token]):
+                return
+            ahead.accept(token)
+            yield ahead
 
     def _failure(self) -> GrammarError:
         problem = _first_line(self._matcher.get_error())

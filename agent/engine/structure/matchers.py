@@ -25,7 +25,6 @@ from moe2.agent.engine.structure.matcher import Vocabulary
 from moe2.agent.engine.structure.process import (
     ALONG,
     COMPLETE,
-    FORCED,
     MASK,
     MAX_ALONG,
     MAX_ANSWER_S,
@@ -65,9 +64,6 @@ class JobMatcher:
         self._closed = False
         self._unsent: list[int] = []
         """Tokens that the process does not know of yet: what comes after them is known along the guesses."""
-        self._n_told = 0
-        self._forced: tuple[int, bytes] = (0, b"")
-        """After how many times that it was told tokens the process has said that a text must come, and the text."""
         self._ahead: deque[int] = deque()
         """Guesses that come next, if they are right."""
         self._question = 0
@@ -92,29 +88,34 @@ class JobMatcher:
         answer = self._answer
         if answer is None:
             raise RuntimeError("the mask is not there yet")
-        return answer[1:] if answer[:1] == MASK else None
+        return answer[_text_end(answer) :] if answer[:1] == MASK else None
 
-    def accept(self, token: int) -> None:
-        """Takes in that the answer goes on with `token`, which must be allowed."""
-        self._unsent.append(token)
+    def forced(self) -> bytes:
+        """The text that comes next in any case; empty where there is a choice, or the answer is complete. To be asked
+        where there is a mask."""
+        answer = self._answer
+        return answer[1 + TOKEN.size : _text_end(answer)] if answer is not None and answer[:1] == MASK else b""
+
+    def accept(self, *tokens: int) -> None:
+        """Takes in that the answer goes on with these tokens, which must be allowed."""
+        for token in tokens:
+            self._unsent.append(token)
+            self._answer = self._known_after(token)
+        if self._answer is None:
+            self._asked_at_s = time.monotonic()
+            self._send(TOKENS + b"".join(map(TOKEN.pack, self._unsent)))
+            self._unsent.clear()
+
+    def _known_after(self, token: int) -> bytes | None:
+        """What is known already of the answer after this token, as it was guessed."""
         number, answers = self._along
         if self._ahead and self._ahead.popleft() == token and number == self._question and len(answers) > self._n_known:
             while self._n_known:
                 answers.popleft()
                 self._n_known -= 1
-            self._answer = answers.popleft()
-            return
+            return answers.popleft()
         self._ahead.clear()
-        self._answer = None
-        self._n_told += 1
-        self._asked_at_s = time.monotonic()
-        self._send(TOKENS + b"".join(map(TOKEN.pack, self._unsent)))
-        self._unsent.clear()
-
-    def forced(self) -> bytes:
-        """The text that comes next in any case; empty where there is none, or it is not known yet."""
-        told, text = self._forced
-        return text if told == self._n_told and not self._unsent else b""
+        return None
 
     def look_ahead(self, tokens: Sequence[int]) -> None:
         """Has the masks along these tokens computed, in case that they come next."""
@@ -266,8 +267,6 @@ class Matchers:
             kind, content = frame[:1], frame[1:]
             if kind in (MASK, COMPLETE):
                 self._answer(matcher, frame)
-            elif kind == FORCED:
-                matcher._forced = TOKEN.unpack_from(content)[0], content[TOKEN.size :]
             elif kind == ALONG:
                 # What is not told yet is answered, too, and known.
                 answers = deque(FrameSplitter().feed(content[TOKEN.size :]))
@@ -346,6 +345,12 @@ class Matchers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _text_end(answer: bytes) -> int:
+    """Where the text that has to come next ends in an answer that has a mask."""
+    length: int = TOKEN.unpack_from(answer, 1)[0]
+    return 1 + TOKEN.size + length
 
 
 def _failure(message: str) -> RequestError:

@@ -2,9 +2,9 @@
 
 The engine sends its vocabulary once, then for each job one byte with a socket of the job's own. A fork of this process
 serves that job: it compiles the constraint that comes first on the job's socket, answers with the first mask, then with
-one mask for each token, until the socket is closed. It is asked for the masks along tokens that may come, too, and says
-what text has to come. Whatever a grammar does, it does to its own fork, which the kernel
-ends when one answer takes more than `MAX_ANSWER_S` of computing or the job more than `MAX_MEMORY_BYTES`.
+one mask whenever it is told tokens, until the socket is closed. It is asked for the masks along tokens that may come,
+too. Whatever a grammar does, it does to its own fork, which the kernel ends when one answer takes more than
+`MAX_ANSWER_S` of computing or the job more than `MAX_MEMORY_BYTES`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ MAX_MEMORY_BYTES = 256 * 2**20
 """Beyond what the process has before it sees the constraint."""
 MAX_VOCABULARY_BYTES = 256 * 2**20
 
-MASK, COMPLETE, REFUSED, FAILED, FORCED, ALONG = b"M", b"C", b"R", b"F", b"T", b"A"
-"""First byte of an answer. After `MASK` comes a mask; after `REFUSED` and `FAILED` the text of an error, the grammar's
-or this process's; after `FORCED` how often tokens were told, and the text that has to come next; after `ALONG` the
-number of the question, then for each token the length of an answer and that answer, a `MASK` or `COMPLETE`."""
+MASK, COMPLETE, REFUSED, FAILED, ALONG = b"M", b"C", b"R", b"F", b"A"
+"""First byte of an answer. After `MASK` come the length of the text that has to come next, that text, and the mask;
+after `REFUSED` and `FAILED` the text of an error, the grammar's or this process's; after `ALONG` the number of the
+question, then for each token the length of an answer and that answer, a `MASK` or `COMPLETE`."""
 TOKENS = b"T"
 """First byte of a question: the answer goes on with the tokens that follow. After `ALONG` come the number of the
 question and the tokens along which masks are asked for."""
@@ -102,45 +102,42 @@ def _serve(channel: socket.socket, compiler: Compiler) -> None:
     try:
         with _bounded_time():
             matcher = compiler.compile(constraint)
-            answer = _answer(matcher.mask())
+            answer = _answer(matcher)
         channel.sendall(length_prefixed(answer))
-        told = 0
-        _say_forced(channel, matcher, told)
         for frame in frames:
             kind, tokens = frame[:1], [token for (token,) in TOKEN.iter_unpack(frame[1:])]
             with _bounded_time():
                 if kind == ALONG:
                     answer = _along(matcher, tokens)
                 else:
-                    told += 1
                     for token in tokens:
                         matcher.accept(token)
-                    answer = _answer(matcher.mask())
+                    answer = _answer(matcher)
             channel.sendall(length_prefixed(answer))
-            if kind != ALONG and answer[:1] == MASK:
-                _say_forced(channel, matcher, told)
     except GrammarError as error:
         channel.sendall(length_prefixed(REFUSED + str(error).encode("utf-8", "replace")))
     except RecursionError:
         channel.sendall(length_prefixed(REFUSED + b"The grammar or schema is nested too deeply. Flatten it."))
 
 
-def _answer(mask: bytes | None) -> bytes:
-    return COMPLETE if mask is None else MASK + mask
-
-
-def _say_forced(channel: socket.socket, matcher: Matcher, told: int) -> None:
-    with _bounded_time():
-        text = matcher.forced()
-    if text:
-        channel.sendall(length_prefixed(FORCED + TOKEN.pack(told) + text))
+def _answer(matcher: Matcher) -> bytes:
+    mask = matcher.mask()
+    if mask is None:
+        return COMPLETE
+    return MASK + length_prefixed(matcher.forced()) + mask
 
 
 def _along(matcher: Matcher, question: list[int]) -> bytes:
     number, *tokens = question
     until_s = time.process_time() + _MAX_ALONG_S
-    masks = matcher.masks_along(tokens[:MAX_ALONG], lambda: time.process_time() > until_s)
-    return ALONG + TOKEN.pack(number) + b"".join(length_prefixed(_answer(mask)) for mask in masks)
+    answers: list[bytes] = []
+    # What is too complex there is for the answer to come to, and to be told then.
+    with contextlib.suppress(GrammarError):
+        for ahead in matcher.along(tokens[:MAX_ALONG]):
+            answers.append(_answer(ahead))
+            if answers[-1] == COMPLETE or time.process_time() > until_s:
+                break
+    return ALONG + TOKEN.pack(number) + b"".join(map(length_prefixed, answers))
 
 
 @contextlib.contextmanager

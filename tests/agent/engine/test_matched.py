@@ -108,8 +108,9 @@ class Slow:
     def mask(self) -> bytes | None:
         return self._matcher.mask()
 
-    def accept(self, token: int) -> None:
-        self._matcher.accept(token)
+    def accept(self, *tokens: int) -> None:
+        for token in tokens:
+            self._matcher.accept(token)
 
     def forced(self) -> bytes:
         return self._matcher.forced()
@@ -204,3 +205,49 @@ def test_an_answer_with_a_form_beside_strict_tools_keeps_to_it() -> None:
     assert written("<|channel|>final<|message|>17<|return|>", **form) == ("17", [])
     assert written("<|channel|>final<|message|>x17<|return|>", **form)[1][0] == ord("x")
     assert written(HEADER.format("rain") + '{"day": 2}<|call|>', **form) == (call("rain", '{"day": 2}'), [])
+
+
+class Counting:
+    """A sampler that takes the first token that is allowed, and remembers how many there were."""
+
+    def __init__(self) -> None:
+        self.choices: list[int] = []
+        self.taken: list[int] = []
+
+    def logits(self, place: int) -> Logits:
+        return np.zeros(N_TOKENS, np.float32)
+
+    def sample_among(self, logits: Logits, allowed: npt.NDArray[np.intp]) -> int:
+        self.choices.append(len(allowed))
+        return int(allowed[0])
+
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text", "choices"),
+    [
+        ('root ::= ("a" | "b") "cdef" [x-z]', "acdefx", [2, 1, 3]),
+        ('root ::= "abc"', "abc", [1]),
+        ("root ::= [ab] [cd]", "ac", [2, 2]),
+        ('root ::= "ä" [xy] "öü"', "äxöü", None),
+    ],
+)
+def test_a_text_without_a_choice_is_not_drawn(grammar: str, text: str, choices: list[int] | None) -> None:
+    """But for its last token, which may be the beginning of a longer one; penalties know of it nevertheless."""
+    sampler = Counting()
+    matcher = Slow(COMPILER.compile(Constraint(syntax="gbnf", source=grammar)))
+    draw = MatchedDraw(sampler, sampler, matcher, {}, freely=lambda place: 0, spelling=Alphabet())
+    written = []
+    while len(written) < len(text.encode()):
+        while not draw.is_ready:
+            pass
+        token = draw.sample(0)
+        assert token is not None
+        written.append(token)
+    assert bytes(written) == text.encode()
+    assert choices is None or sampler.choices == choices
+    assert len(sampler.choices) + len(sampler.taken) == len(written)

@@ -12,12 +12,20 @@ import pytest
 
 from moe2.agent.engine.structure.constraint import Constraint
 from moe2.agent.engine.structure.matchers import Matchers
-from moe2.agent.engine.structure.process import ALONG, COMPLETE, FORCED, MASK, TOKEN, TOKENS, _serve
+from moe2.agent.engine.structure.process import ALONG, COMPLETE, MASK, TOKEN, TOKENS, _serve
 from moe2.common.link.wire import FrameSplitter, length_prefixed
 from tests.agent.engine.structure.following import BYTES, COMPILER, allows
 
 CHOICE = Constraint(syntax="gbnf", source='root ::= ("a" | "b") "cd" [x-z] "e"')
 _PATIENCE_S = 30.0
+
+
+def mask_of(answer: bytes) -> bytes:
+    return answer[1 + TOKEN.size + TOKEN.unpack_from(answer, 1)[0] :]
+
+
+def text_of(answer: bytes) -> bytes:
+    return answer[1 + TOKEN.size : len(answer) - len(mask_of(answer))]
 
 
 class _Served:
@@ -60,28 +68,29 @@ def _without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_along_guesses_are_those_that_come_after_them() -> None:
     """As far as the guesses may come; the answer itself does not go on."""
     served = _Served(CHOICE)
-    assert allows(served.next()[1:], ord("b"))
+    assert allows(mask_of(served.next()), ord("b"))
     served.ask(ALONG, 7, *b"acdq")
     frame = served.next()
     assert frame[:1] == ALONG
     assert TOKEN.unpack_from(frame, 1) == (7,)
     answers = list(FrameSplitter().feed(frame[1 + TOKEN.size :]))
-    assert [allows(answer[1:], token) for answer, token in zip(answers, b"cdx", strict=True)] == [True] * 3
+    assert [allows(mask_of(answer), token) for answer, token in zip(answers, b"cdx", strict=True)] == [True] * 3
     served.ask(TOKENS, *b"b")
-    assert allows(served.next()[1:], ord("c"))
+    assert allows(mask_of(served.next()), ord("c"))
     served.close()
 
 
 def test_a_text_that_has_to_come_is_said() -> None:
-    """With how often tokens were told, so that it cannot be taken for what comes later."""
+    """With the mask of where it comes, along guesses, too; it is empty where there is a choice."""
     served = _Served(CHOICE)
-    assert served.next()[:1] == MASK
+    assert text_of(served.next()) == b""
+    served.ask(ALONG, 1, *b"bc")
+    frame = served.next()
+    assert [text_of(answer) for answer in FrameSplitter().feed(frame[1 + TOKEN.size :])] == [b"cd", b"d"]
     served.ask(TOKENS, *b"a")
-    assert served.next()[:1] == MASK
-    assert served.next() == FORCED + TOKEN.pack(1) + b"cd"
+    assert text_of(served.next()) == b"cd"
     served.ask(TOKENS, *b"cdx")
-    assert allows(served.next()[1:], ord("e"))
-    assert served.next() == FORCED + TOKEN.pack(2) + b"e"
+    assert text_of(served.next()) == b"e"
     served.ask(TOKENS, *b"e")
     assert served.next()[:1] in (MASK, COMPLETE)
     served.close()
@@ -92,7 +101,7 @@ def test_a_complete_answer_ends_the_masks() -> None:
     served = _Served(Constraint(syntax="gbnf", source='root ::= "ab"'))
     assert served.next()[:1] == MASK
     served.ask(ALONG, 1, *b"abab")
-    frame = next(frame for frame in iter(served.next, None) if frame[:1] == ALONG)
+    frame = served.next()
     answers = list(FrameSplitter().feed(frame[1 + TOKEN.size :]))
     assert len(answers) == 2
     served.close()
@@ -110,7 +119,7 @@ def test_whatever_is_guessed_the_masks_are_the_answer_s_own(seed: int) -> None:
             while not matcher.is_ready:
                 ready.get(timeout=_PATIENCE_S)
             mask = own.mask()
-            assert matcher.mask() == mask
+            assert (matcher.mask(), matcher.forced()) == (mask, own.forced())
             allowed = [token for token in range(256) if allows(mask, token)]
             token = random.choice(allowed)
             if random.random() < 0.7:
