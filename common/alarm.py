@@ -28,6 +28,15 @@ class Alarm:
         self.at_s = at_s
         self._handle = None if at_s is None else asyncio.get_running_loop().call_at(at_s, self._rang)
 
+    def end(self) -> None:
+        """Never rings again, and lets go of whom it would have called."""
+        self.set(None)
+        self._ring = _nobody
+
     def _rang(self) -> None:
         self._handle = self.at_s = None
         self._ring()
+
+
+def _nobody() -> None:
+    """Is called by an alarm that has ended."""

@@ -49,12 +49,16 @@ ensure_users() {
   fi
 }
 
-# The unit of a role as this host's systemd knows it. Before 254 there is no back-off between restarts.
+# The unit of a role as this host's systemd knows it: what came with a later release it would complain about at each reload.
 unit_text() {
-  if [[ -z $SYSTEMD_VERSION || $SYSTEMD_VERSION -ge 254 ]]; then
+  local newer='' version=${SYSTEMD_VERSION:-999}
+  if ((version < 254)); then newer+='|RestartSteps|RestartMaxDelaySec'; fi
+  if ((version < 248)); then newer+='|PrivateIPC'; fi
+  if ((version < 247)); then newer+='|LoadCredential|SetCredential|ProtectProc|ProcSubset'; fi
+  if [[ -z $newer ]]; then
     cat "systemd/moe2-$1.service"
   else
-    grep -vE '^(RestartSteps|RestartMaxDelaySec)=' "systemd/moe2-$1.service"
+    grep -vE "^(${newer#|})=" "systemd/moe2-$1.service"
   fi
 }
 

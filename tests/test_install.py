@@ -91,7 +91,7 @@ def test_a_python_that_is_too_old_is_refused(checkout: Path) -> None:
     """The Python that the user names is used or refused, never quietly replaced."""
     refused = install(checkout, "demo", PYTHON="false")
     assert refused.returncode == 1
-    assert "PYTHON=false is not a Python of 3.11 or newer" in refused.stderr
+    assert "PYTHON=false is not a released Python of 3.11 or newer" in refused.stderr
 
 
 def test_a_missing_compiler_is_named_with_its_package(checkout: Path, path: Path) -> None:

@@ -57,6 +57,7 @@ class Peer:
     name: str
     clock_offset_s: float | None
     gate_sha256: str | None = None
+    cell: str = "main"
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class _Locks:
 class Membership:
     """Keeps this coordinator a member from `start` to `stop`.
 
-    loads: how each subject is read, by its name; it is read whenever it changes. write: says what there is to say, at
-    each poll. on_change: called in the thread after
-    subjects were read, or chores came or went. on_news: called in the thread with each notification.
+    cell: the fleet that it serves; each has chores of its own. loads: how each subject is read, by its name; it is read
+    whenever it changes. write: says what there is to say, at each poll. on_change: called in the thread after subjects
+    were read, or chores came or went. on_news: called in the thread with each notification.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Membership:
         session: Session,
         name: str,
         *,
+        cell: str = "main",
         loads: Mapping[str, Load] | None = None,
         write: Load | None = None,
         on_change: Callable[[], None] = lambda: None,
@@ -100,6 +102,7 @@ class Membership:
     ) -> None:
         self.session = session
         self.name = name
+        self._cell = cell
         self._instance = uuid.uuid4().hex
         self._loads = dict(loads or {})
         self._write = write
@@ -173,7 +176,7 @@ class Membership:
         found.extend(
             _gate_differs(peer.name)
             for peer in standing.peers
-            if self.is_current and peer.gate_sha256 != self.gate_sha256
+            if self.is_current and peer.cell == self._cell and peer.gate_sha256 != self.gate_sha256
         )
         return tuple(found)
 
@@ -218,9 +221,9 @@ class Membership:
             # The question took its time, half of it on the way there.
             offset_s = (began_unix_s + self._clock()) / 2 - float(database_unix_s)
             if not self._locks.chores:
-                cursor.execute("SELECT pg_try_advisory_lock(%s)", [_CHORES_LOCK])
+                cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_CHORES_LOCK, self._cell])
                 [self._locks.chores] = _one(cursor)
-            cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256])
+            cursor.execute(_SEEN, [self.name, self._instance, offset_s, self.gate_sha256, self._cell])
             if self._write is not None:
                 self._write(cursor)
             cursor.execute(_PEERS, [self.name, GONE_S])
@@ -304,12 +307,13 @@ def _gate_differs(who: str) -> HealthWarning:
 
 
 _SEEN = """
-    INSERT INTO coordinators (name, instance, seen_at, clock_offset_s, gate_sha256) VALUES (%s, %s, now(), %s, %s)
+    INSERT INTO coordinators (name, instance, seen_at, clock_offset_s, gate_sha256, cell)
+    VALUES (%s, %s, now(), %s, %s, %s)
     ON CONFLICT (name) DO UPDATE
     SET instance = excluded.instance, seen_at = excluded.seen_at, clock_offset_s = excluded.clock_offset_s,
-        gate_sha256 = excluded.gate_sha256
+        gate_sha256 = excluded.gate_sha256, cell = excluded.cell
 """
 _PEERS = """
-    SELECT name, clock_offset_s, gate_sha256 FROM coordinators
+    SELECT name, clock_offset_s, gate_sha256, cell FROM coordinators
     WHERE name <> %s AND seen_at > now() - make_interval(secs => %s) ORDER BY name
 """

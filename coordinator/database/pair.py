@@ -68,6 +68,7 @@ class Pair:
         self.membership = Membership(
             of_membership,
             self.name,
+            cell=section.cell,
             loads={
                 "keys": self.keys.load,
                 REGISTER: self.register.load,

@@ -19,6 +19,8 @@ class DatabaseSection(Settings):
     `?passfile=` names."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
     """Name of this coordinator, no other's; the host's name if not set."""
+    cell: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "main"
+    """Name of the fleet, where several fleets with coordinators of their own share keys, limits and books."""
     coordinators: Annotated[int, Field(ge=1, le=16)] = 2
     """Number of coordinators that serve the fleet; each may use that part of `selection.fleet_watts_cap_w`."""
 

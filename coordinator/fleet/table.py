@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 import msgspec
 
@@ -108,6 +107,8 @@ class CapabilityTable:
         self._expected: frozenset[str] = frozenset()
         self._expected_until_s = 0.0
         self._fresh_until_s = 0.0
+        self._models: tuple[str, ...] | None = None
+        """What `models` returns, as long as no agent has changed."""
         self.epoch = 0
 
     def set_ages(self, *, stale_s: float, evict_s: float) -> None:
@@ -288,9 +289,11 @@ class CapabilityTable:
 
     def models(self) -> tuple[str, ...]:
         """Returns the names of all models of connected agents, ready or not, and of sleeping ones, sorted."""
-        asleep = (agent.report.experts for agent in self._agents.values() if agent.asleep and agent.report)
-        connected = (expert for _, expert in self._connected_experts())
-        return tuple(sorted({expert.model for expert in chain(connected, *asleep)}))
+        if self._models is None:
+            there = (agent for agent in self._agents.values() if agent.report and (agent.connected or agent.asleep))
+            names = {expert.model for agent in there if agent.report for expert in agent.report.experts}
+            self._models = tuple(sorted(names))
+        return self._models
 
     def reports_by_model(self) -> dict[str, tuple[ExpertReport, ...]]:
         """Returns what connected and sleeping agents last reported of each model, by its name, sorted."""
@@ -335,6 +338,7 @@ class CapabilityTable:
         return tuple(sorted(rows, key=lambda row: (row.agent_name, row.agent_id)))
 
     def _changed(self, agent_id: str) -> None:
+        self._models = None
         self.epoch += 1
         self._stirred.add(agent_id)
         if agent := self._agents.get(agent_id):

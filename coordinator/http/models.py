@@ -94,8 +94,10 @@ def check_model(table: CapabilityTable, model: str, aliases: Mapping[str, str]) 
     It is a 503 for a model whose host is away, and may come back, or may be on its way after the coordinator's start;
     a 404 for a name that is neither a model, nor an expert, nor one that lets moe2 choose.
     """
+    if model in ANY_MODEL:
+        return
     known = table.models()
-    if model in ANY_MODEL or model in known or table.knows_expert(model):
+    if model in known or table.knows_expert(model):
         return
     if table.remembers(model):
         text = f"The host of {quoted(model)} is away; it may come back."

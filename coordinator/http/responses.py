@@ -239,12 +239,17 @@ class ResponseEncoder:
 
     def _call(self, call: ToolCall) -> None:
         item = {"id": self._item_id("fc"), "type": "function_call", "status": "in_progress"}
+        namespace = next((tool.namespace for tool in self._request.tools if tool.name == call.name), None)
+        if namespace is not None:
+            item["namespace"] = namespace
         self._open({**item, "call_id": call.id, "name": call.name, "arguments": ""})
         place = {"item_id": item["id"], "output_index": len(self._output) - 1}
         self._say("response.function_call_arguments.delta", **place, delta=call.arguments)
         self._say("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
         self._output[-1] |= {"status": "completed", "arguments": call.arguments}
-        self._close(CallItem(call_id=call.id, name=call.name, arguments=call.arguments, id=item["id"]))
+        self._close(
+            CallItem(call_id=call.id, name=call.name, arguments=call.arguments, id=item["id"], namespace=namespace)
+        )
 
     def _open(self, item: dict[str, Any]) -> None:
         self._output.append(item)

@@ -78,11 +78,18 @@ class FleetRoutes:
     """The routes that report health and the fleet's status.
 
     status: returns the present status. why_not_ready: returns the reason why no request could be answered now, or None.
+    is_preferred: whether a balancer should prefer this coordinator to others of the same fleet.
     """
 
-    def __init__(self, status: Callable[[], CoordinatorStatus], why_not_ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], CoordinatorStatus],
+        why_not_ready: Callable[[], str | None],
+        is_preferred: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._status = status
         self._why_not_ready = why_not_ready
+        self._is_preferred = is_preferred
 
     def add_to(self, app: web.Application) -> None:
         """Registers the routes of the API listener with the application."""
@@ -98,11 +105,16 @@ class FleetRoutes:
         """Answers 200 as long as the process lives and its loop turns."""
         return web.json_response({"status": "ok"})
 
-    async def _readyz(self, _: web.Request) -> web.Response:
-        """Answers 200 if a request sent now would find an expert, otherwise 503."""
-        reason = self._why_not_ready()
+    async def _readyz(self, http: web.Request) -> web.Response:
+        """Answers 200 if a request sent now would find an expert, otherwise 503.
+
+        Where it is asked for with `?preferred`, that holds only for the coordinator that a balancer should prefer.
+        """
+        reason, is_preferred = self._why_not_ready(), self._is_preferred()
+        if reason is None and "preferred" in http.query and not is_preferred:
+            reason = "another coordinator is to be preferred"
         if reason is None:
-            return web.json_response({"status": "ready"})
+            return web.json_response({"status": "ready", "preferred": is_preferred})
         return web.json_response({"status": "not ready", "reason": reason}, status=503, headers={"Retry-After": "5"})
 
     async def _fleet(self, http: web.Request) -> web.Response:

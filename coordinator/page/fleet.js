@@ -123,11 +123,18 @@ function sensorName(readings) {
   return readings.length ? el("span", { class: "note" }, readings.map((sensor) => sensor.name).join(" + ")) : null;
 }
 
+// Which devices hold the model's layers; how many of them, where it is more than one.
+function placed({ placement = [] }) {
+  const holding = placement.filter((share) => share.layers);
+  const total = holding.reduce((sum, share) => sum + share.layers, 0);
+  return holding.map((share) => (share.layers === total ? `on ${share.device}` : `${share.layers}/${total} on ${share.device}`)).join(", ") || null;
+}
+
 function expertRow(agent, expert, lines) {
   const speed = expert.performance ?? {};
   const energy = speed.j_per_decoded_token ?? perTokenOf(lines);
   const simulated = energy !== null && isSimulated(agent);
-  const facts = [parameters(expert.parameters), expert.quantization, expert.file_bytes > 1e6 ? bytes(expert.file_bytes) : null, `${count(expert.context_tokens)} ctx`];
+  const facts = [parameters(expert.parameters), expert.quantization, expert.file_bytes > 1e6 ? bytes(expert.file_bytes) : null, `${count(expert.context_tokens)} ctx`, placed(expert)];
   return el(
     "li",
     { class: "expert", "data-state": expert.state },

@@ -320,6 +320,8 @@ class Keeper:
                 if self._settings.mode != "off" and self._may_act() and self._now_s() >= due_s:
                     decided_s = self._now_s()
                     await self._decide()
+                    if len(self._known) > SMALL_FLEET:
+                        self._may_decide_s = self._now_s() + (self._now_s() - decided_s) / MOST_OF_TIME
                 await asyncio.sleep(WATCH_EVERY_S)
         finally:
             for task in tuple(self._tasks):
@@ -351,8 +353,7 @@ class Keeper:
     def _see(self) -> None:
         rows = self._rows()
         fleet = fleet_of(rows, lambda _: {}, wakes_by_command=self._settings.wake_command is not None)
-        busy = {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}
-        self._steering.seen(fleet, busy, self._now_s())
+        self._steering.seen(fleet, _busy(rows), self._now_s())
 
     async def _decide(self) -> None:
         """Decides who is to be awake, off the loop, and acts or remembers what it would have done."""
@@ -377,7 +378,8 @@ class Keeper:
         try:
             began_s = self._now_s()
             decision, took_s = await asyncio.to_thread(self._think, fleet, forecast, week, limits, now_unix_s)
-            self._rest(len(fleet.experts), self._now_s() - began_s - took_s, took_s)
+            if week is not None and len(keys) > SMALL_FLEET:
+                self._may_plan_s = self._now_s() + (self._now_s() - began_s) / MOST_OF_TIME
         except Exception as error:
             # A defect here must not end the service: the fleet goes on as it is, and the warning says so.
             log.exception("provisioning_failed")
@@ -388,23 +390,17 @@ class Keeper:
             self._would = ()
             return
         again = self._wanted_again(now_unix_s)
-        self._see()
         if self._settings.mode == "act":
+            self._see()
             orders = self._steering.next_orders(decision.members, self._now_s(), wanted_again_s=again)
             self._would = tuple(order.transition for order in orders)
             for order in orders or self._steering.trial_orders(self._now_s()):
                 self._perform(order)
         elif self._settings.mode == "observe":
-            busy = {key: doing.busy for key, doing in self._steering.activity().items()}
+            busy = _busy(self._rows())
             day = int(now_unix_s // DAY_S)
             found = self._shadow.step(fleet, decision.members, busy, self._now_s(), day, wanted_again_s=again)
             self._would = found or self._would
-
-    def _rest(self, n_experts: int, planned_s: float, decided_s: float) -> None:
-        """Puts off the next searches of a larger fleet, as long as they have taken too much of the time."""
-        if n_experts > SMALL_FLEET:
-            self._may_plan_s = max(self._may_plan_s, self._now_s() + planned_s / MOST_OF_TIME)
-            self._may_decide_s = self._now_s() + decided_s / MOST_OF_TIME
 
     def _think(
         self, fleet: Fleet, forecast: Forecast, week: Sequence[Forecast] | None, limits: Limits, now_unix_s: float
@@ -545,3 +541,8 @@ class Keeper:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _busy(rows: Sequence[AgentRow]) -> dict[str, int]:
+    """The requests of each connected host's experts, waiting ones included, by the id of its agent."""
+    return {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}

@@ -468,7 +468,7 @@ class Service:
         )
 
     def _forget(self, active: _Active) -> None:
-        active.alarm.set(None)
+        active.alarm.end()
         self._judge.ended(active.life, asyncio.get_running_loop().time())
         del self._active[active.life.request.request_id]
         if not self._active:

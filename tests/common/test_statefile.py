@@ -398,6 +398,12 @@ _MAY = (
     _ROOT / "common" / "statefile.py",
     # Holds a file that has no content, so that engines which are loaded together are measured one after the other.
     _ROOT / "agent" / "engine" / "warmup.py",
+    # Holds a device for as long as the process lives; what the file says is only for people.
+    _ROOT / "agent" / "energy" / "ownership.py",
+    # A file that llama.cpp reads a header from and nobody keeps.
+    _ROOT / "agent" / "engine" / "architecture.py",
+    # Gives a model that has been downloaded its name: gigabytes that were checked, no state.
+    _ROOT / "agent" / "models" / "pulling.py",
 )
 
 

@@ -56,8 +56,12 @@ from moe2.common.link.messages import (
     Vectors,
 )
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
+from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 
 DEFAULT_TOKENS = 16
+_BARRED = GpuFault(
+    cause=GpuCause.NO_PERMISSION, message="This user may not open /dev/nvmap.", remedy="Its group is video: join it."
+)
 
 
 class FakeExpert:
@@ -135,6 +139,8 @@ class FakeExpert:
                 slots=slots,
                 warmup_prefill_tokens_per_s=self._options.prefill_tokens_per_s,
                 warmup_decode_tokens_per_s=self._options.decode_tokens_per_s,
+                placement=(DeviceShare(device="CPU", layers=3),),
+                gpu_fault=_BARRED if self._options.gpu_is_barred else None,
             )
         )
 
@@ -340,6 +346,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, help="be an embedding model, with vectors of this length")
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    parser.add_argument("--gpu-is-barred", action="store_true", help="be on the processor because /dev/nvmap is denied")
     parser.add_argument("--dies-on", metavar="WORD")
     parser.add_argument("--hangs-on", metavar="WORD")
     parser.add_argument("--prefers", metavar="TEXT", help="the continuation that it scores highest")

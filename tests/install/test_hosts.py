@@ -125,6 +125,18 @@ def test_an_older_systemd_is_not_told_what_it_does_not_know(host: FakeHost) -> N
     assert "\nRestartSteps=" not in unit
 
 
+def test_the_systemd_of_jetpack_5_is_not_told_of_credentials(host: FakeHost) -> None:
+    """245 has none; the token is the group's there, so that the daemons can read it."""
+    host.program("systemctl", 'case "$*" in --version) echo "systemd 245 (245.4)";; *) exit 0;; esac')
+    host.program("chgrp", 'echo "chgrp: $*" >> "$CALLS"')
+    host.install("coordinator")
+    unit = (host.root / "etc/systemd/system/moe2-coordinator.service").read_text()
+    keys = {line.split("=")[0] for line in unit.splitlines() if "=" in line and not line.startswith("#")}
+    assert not keys & {"LoadCredential", "SetCredential", "ProtectProc", "ProcSubset", "PrivateIPC", "RestartSteps"}
+    assert {"ProtectSystem", "NoNewPrivileges", "User"} <= keys
+    assert mode(host, "etc/moe2/agent-token") == 0o640
+
+
 def test_wheels_from_a_folder_need_no_network(host: FakeHost) -> None:
     """pip looks nowhere else, and llama.cpp is not compiled."""
     wheels = host.file("srv/wheels/llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl", "").parent

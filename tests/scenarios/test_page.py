@@ -29,7 +29,7 @@ from tests.coordinator.keys.keys import add_key, revoke
 from tests.coordinator.receipts import agent_row, line, receipt, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
-from tests.fakes.fleet import fleet
+from tests.fakes.fleet import FAKE_EXPERT, fleet
 
 pytestmark = pytest.mark.slow
 
@@ -277,6 +277,22 @@ async def test_warnings_come_with_their_remedy(tmp_path: Path, browser: Browser)
             assert "nowhere.gguf" in browser.text(".warning.degraded ~ .warning.degraded")
             assert "Correct its path" in browser.text("#warnings")
             assert browser.text(".expert .chip.failed") == "failed"
+
+        await visit(check)
+
+
+async def test_a_model_that_fell_back_to_the_processor_is_named(tmp_path: Path, browser: Browser) -> None:
+    """On top with cause and remedy, and beside the model the device that holds it."""
+    async with fleet(tmp_path, agents=()) as running:
+        await running.start_agent("one", engine_argv=(*FAKE_EXPERT, "--gpu-is-barred"))
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.until("document.querySelector('#warnings').innerText.includes('gpu_unused')")
+            degraded = browser.text("#warnings")
+            assert "no_permission" in degraded
+            assert "Its group is video: join it." in degraded
+            assert "on CPU" in browser.text(".expert .note")
 
         await visit(check)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,56 @@ async def test_errors_name_the_parameter_as_this_route_calls_it(tmp_path: Path) 
         with pytest.raises(openai.NotFoundError) as missing:
             await client.responses.create(model="gpt", input="hi")
         assert missing.value.code == "model_not_found"
+
+
+CODEX: dict[str, Any] = {
+    "model": "moe2",
+    "stream": True,
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "reasoning": {"summary": "auto"},
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "prompt_cache_key": "k",
+    "client_metadata": {"x-codex-turn-metadata": "{}"},
+    "tools": [
+        {"type": "function", "name": "exec_command", "strict": False, "parameters": {"type": "object"}},
+        {
+            "type": "namespace",
+            "name": "multi_agent_v1",
+            "description": "Sub-agents.",
+            "tools": [{"type": "function", "name": "close_agent", "strict": False, "parameters": {"type": "object"}}],
+        },
+        {"type": "web_search", "external_web_access": True},
+    ],
+}
+"""What Codex CLI 0.171.0 sends with its default settings, shortened."""
+
+
+async def test_what_codex_sends_by_default_is_answered(tmp_path: Path) -> None:
+    """Functions of a group are offered one by one, and called with its name; a search of the web is left out."""
+    call = '<tool_call>{"name": "close_agent", "arguments": {"target": "a"}}</tool_call>'
+    message = {"type": "message", "id": "m", "role": "user", "content": [{"type": "input_text", "text": call}]}
+    async with fleet(tmp_path) as running:
+        async with running.http.post("/v1/responses", json={**CODEX, "input": [message]}) as answer:
+            assert answer.status == 200
+            ignored = answer.headers["x-moe2-ignored"]
+            events = [json.loads(line[6:]) for line in (await answer.text()).splitlines() if line.startswith("data: ")]
+        assert {"client_metadata", "tools[web_search]"} <= set(ignored.split(", "))
+        item = next(item for item in events[-1]["response"]["output"] if item["type"] == "function_call")
+        assert (item["name"], item["namespace"]) == ("close_agent", "multi_agent_v1")
+        output = {"type": "function_call_output", "call_id": item["call_id"], "output": "closed"}
+        async with running.http.post("/v1/responses", json={**CODEX, "input": [message, item, output]}) as answer:
+            assert answer.status == 200
+            assert "closed" in await answer.text()
+
+
+@pytest.mark.parametrize(
+    "tools", [[{"type": "namespace"}], [{"type": "namespace", "tools": [1]}], [{"type": "mcp"}], [1]]
+)
+async def test_tools_that_nobody_here_runs_are_named(tmp_path: Path, tools: list[Any]) -> None:
+    """Each is a 400 about `tools`, whatever it holds."""
+    async with fleet(tmp_path) as running:
+        async with running.http.post("/v1/responses", json={"model": "moe2", "input": "a", "tools": tools}) as answer:
+            assert answer.status == 400
+            assert (await answer.json())["error"]["param"].startswith("tools[0]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from benchmarks import scale_fleet
 from moe2.coordinator.choosing.explain import MAX_WHOLE_FLEET, NEAREST_CANDIDATES, NEAREST_OTHERS
 from moe2.coordinator.http.paths import EVENTS_PATH, FLEET_PATH, PLAN_PATH
+from moe2.coordinator.serving.life import Lifecycle
 from tests.fakes.fleet import TOKEN, Fleet, fleet
 from tests.scenarios.test_events import events
 
@@ -126,6 +128,23 @@ async def test_a_viewer_that_goes_on_is_told_only_of_later_requests(tmp_path: Pa
                 [(_, hello)] = [event async for event in some_events(feed, 1)]
                 assert [request["seq"] for request in hello["requests"]] == told
                 assert hello["after"] == (0 if after == 99 else after)
+
+
+async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:
+    """No request waits for the garbage collector, with the figures of a whole fleet in its choice."""
+    async with fleet(tmp_path) as running:
+        gc.collect()
+        gc.disable()
+        try:
+            choices = {"choices": ["yes", "no"], "mode": "vote"}
+            for moe2 in ({}, {"energy_budget_j": 0.0}, choices, {"mode": "consensus"}, {"mode": "rank"}):
+                async with await running.chat("Hi", max_tokens=2, moe2=moe2) as answer:
+                    await answer.read()
+            await running.quiet()
+            await asyncio.sleep(0)
+            assert [one for one in gc.get_objects() if isinstance(one, Lifecycle)] == []
+        finally:
+            gc.enable()
 
 
 @pytest.mark.slow

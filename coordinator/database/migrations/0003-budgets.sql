@@ -39,4 +39,7 @@ CREATE TABLE moe2.prices (
     record jsonb NOT NULL
 );
 
+-- Which fleet a coordinator serves: several may share the database.
+ALTER TABLE moe2.coordinators ADD COLUMN cell text NOT NULL DEFAULT 'main';
+
 UPDATE moe2.version SET number = 3;

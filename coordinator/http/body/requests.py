@@ -34,7 +34,9 @@ def only(*values: Any) -> Meta:
 
     SDKs send some of them explicitly.
     """
-    return Meta(extra={"only": values}, extra_json_schema={"enum": [*values, None]})
+    # With the types, as `typing` takes equal annotations for one, and 1 is equal to True.
+    types = tuple(type(value) for value in values)
+    return Meta(extra={"only": values, "types": types}, extra_json_schema={"enum": [*values, None]})
 
 
 def idle(*silent: Any) -> Meta:
@@ -292,6 +294,16 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     suffix: Annotated[Any, only("")] = None
     functions: Annotated[Any, only([])] = None
     modalities: Annotated[Any, only(["text"])] = None
+    # vLLM's, by the values that its clients write down though they are its defaults.
+    add_generation_prompt: Annotated[Any, only(True)] = None
+    ignore_eos: Annotated[Any, only(False)] = None
+    include_stop_str_in_output: Annotated[Any, only(False)] = None
+    length_penalty: Annotated[Any, only(1.0)] = None
+    min_tokens: Annotated[Any, only(0)] = None
+    skip_special_tokens: Annotated[Any, only(True)] = None
+    spaces_between_special_tokens: Annotated[Any, only(True)] = None
+    stop_token_ids: Annotated[Any, only([])] = None
+    use_beam_search: Annotated[Any, only(False)] = None
     metadata: Annotated[dict[str, Any] | None, idle({})] = None
     prompt_cache_key: Annotated[str | None, idle()] = None
     prompt_cache_retention: Annotated[str | None, idle()] = None

@@ -6,7 +6,7 @@ the fields of a chat completion, which `body.parse` reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -31,6 +31,8 @@ from moe2.coordinator.http.body.requests import (
 from moe2.coordinator.http.errors import invalid
 
 MAX_METADATA = 16
+SEARCHES = frozenset({"web_search", "web_search_preview", "web_search_preview_2025_03_11", "web_search_2025_08_26"})
+"""Tools by which OpenAI searches the web; here nobody does."""
 LOGPROBS = "message.output_text.logprobs"
 
 # --- Items ------------------------------------------------------------------------------------------------------------
@@ -81,6 +83,7 @@ class CallItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="functio
     arguments: Text
     id: Text | None = None
     status: Text | None = None
+    namespace: Text | None = None
 
 
 class CallOutputItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
@@ -121,13 +124,14 @@ Item: TypeAlias = MessageItem | CallItem | CallOutputItem | ReasoningItem | Refe
 
 
 class FunctionTool(Closed, frozen=True, kw_only=True):
-    """A function that the model may call."""
+    """A function that the model may call. namespace: the group of functions that it was offered in."""
 
     type: Function
     name: Name
     description: Text | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
+    namespace: Text | None = None
 
 
 class NamedTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="function"):
@@ -211,6 +215,7 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_field
     metadata: Annotated[dict[str, str], Meta(max_length=MAX_METADATA)] | None = None
     moe2: Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Wish"})] | None = None
     max_tool_calls: Annotated[int | None, idle()] = None
+    client_metadata: Annotated[dict[str, Any] | None, idle({})] = None
     user: Annotated[str | None, idle()] = None
     safety_identifier: Annotated[str | None, idle()] = None
     prompt_cache_key: Annotated[str | None, idle()] = None
@@ -240,7 +245,27 @@ def read_responses(fields: dict[str, Any], reading: Reading = STRICT) -> tuple[R
     items = fields.get("input")
     if isinstance(items, list):
         fields["input"] = [_typed(item) for item in items]
-    return read_struct(fields, ResponsesRequest, reading)
+    left_out: dict[str, None] = {}
+    if isinstance(tools := fields.get("tools"), list):
+        fields["tools"] = list(_offered(tools, left_out))
+    request, ignored = read_struct(fields, ResponsesRequest, reading)
+    return request, (*ignored, *left_out)
+
+
+def _offered(tools: Sequence[Any], left_out: dict[str, None]) -> Iterator[Any]:
+    """Yields the tools that a model can be offered, those of a group one by one.
+
+    Agents offer a search of the web by default, which the model need not use; it is added to `left_out`.
+    """
+    for tool in tools:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind in SEARCHES:
+            left_out[f"tools[{kind}]"] = None
+        elif kind == "namespace" and isinstance(tool.get("tools"), list):
+            for inner in tool["tools"]:
+                yield {**inner, "namespace": tool.get("name")} if isinstance(inner, dict) else inner
+        else:
+            yield tool
 
 
 def _typed(item: Any) -> Any:
@@ -290,7 +315,7 @@ def _tool_fields(request: ResponsesRequest) -> dict[str, Any]:
         tools, chosen = [tool for tool in tools if tool.name in allowed], choice.mode
     elif isinstance(choice, NamedTool):
         chosen = {"type": "function", "function": {"name": choice.name}}
-    functions = [{"type": "function", "function": _without_none(tool, "type")} for tool in tools]
+    functions = [{"type": "function", "function": _without_none(tool, "type", "namespace")} for tool in tools]
     chat = {"tools": functions, "tool_choice": chosen}
     return chat if request.parallel_tool_calls is None else {**chat, "parallel_tool_calls": request.parallel_tool_calls}
 
@@ -305,10 +330,9 @@ def _format(chosen: PlainFormat | ObjectFormat | SchemaFormat) -> dict[str, Any]
             return {"type": "json_schema", "json_schema": _without_none(chosen, "type")}
 
 
-def _without_none(struct: msgspec.Struct, left_out: str) -> dict[str, Any]:
-    return {
-        name: value for name, value in msgspec.structs.asdict(struct).items() if value is not None and name != left_out
-    }
+def _without_none(struct: msgspec.Struct, *left_out: str) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(struct)
+    return {name: value for name, value in fields.items() if value is not None and name not in left_out}
 
 
 # --- Items as messages ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from weakref import ref
 
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import JobFailed
@@ -39,11 +40,20 @@ class PanelRun(ModeRun):
     """A panel at work, in rounds. active: attempts of the members that are still in, in the order of their weights."""
 
     def __init__(self, life: Lifecycle) -> None:
-        self.life = life
+        # The life holds its play. Held by it in turn, a request that has ended would stay in memory, with all figures
+        # of its choice, until the garbage collector comes by.
+        self._life = ref(life)
         self.active: list[Attempt] = []
         self.dropped: list[DroppedMember] = []
         self._due_s: dict[str, float] = {}
         self._last_failure: JobFailed | None = None
+
+    @property
+    def life(self) -> Lifecycle:
+        """The request's life, which lives as long as anybody asks its play anything."""
+        life = self._life()
+        assert life is not None  # noqa: S101 - it is the life that asks
+        return life
 
     @property
     def next_deadline_s(self) -> float | None:

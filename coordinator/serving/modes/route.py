@@ -8,6 +8,7 @@ is told, unless the client asked that another expert goes on from the text so fa
 from __future__ import annotations
 
 from functools import partial
+from weakref import ref
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
 from moe2.common.link.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
@@ -32,11 +33,18 @@ class Route(ModeRun):
     """One expert's answer in progress: failover and hedging before the first token, resuming after it."""
 
     def __init__(self, life: Lifecycle) -> None:
-        self.life = life
+        self._life = ref(life)
         self._last_failure: JobFailed | None = None
         self._look_at_s: dict[str, float] = {}
         """When to look again for a faster expert, by job; the first look is when the job is late."""
         self._text: list[str] | None = [] if _can_resume(life) else None
+
+    @property
+    def life(self) -> Lifecycle:
+        """The request's life, which lives as long as anybody asks its play anything; see `PanelRun`."""
+        life = self._life()
+        assert life is not None  # noqa: S101 - it is the life that asks
+        return life
 
     @property
     def next_deadline_s(self) -> float | None:

@@ -201,3 +201,15 @@ def test_migrations_that_run_at_once_are_made_once(server: Postgres) -> None:
 
     known = known_version()
     assert asyncio.run(both()) == [(0, known), (known, known)]
+
+
+def test_each_cell_has_chores_of_its_own(url: str) -> None:
+    """Coordinators of two fleets on one database both do their chores, and do not mind each other's gates."""
+    with (
+        member(url, "a", cell="one") as one,
+        member(url, "b", cell="two") as two,
+        member(url, "c", cell="two") as three,
+    ):
+        assert (one.holds_chores, two.holds_chores, three.holds_chores) == (True, True, False)
+        two.gate_sha256 = three.gate_sha256 = "1" * 64
+        assert codes(one) == []

@@ -215,6 +215,15 @@ NEUTRAL = {
     "suffix": ("", "end"),
     "functions": ([], [{"name": "f"}]),
     "modalities": (["text"], ["audio"]),
+    "add_generation_prompt": (True, False),
+    "ignore_eos": (False, True),
+    "include_stop_str_in_output": (False, True),
+    "length_penalty": (1.0, 2.0),
+    "min_tokens": (0, 5),
+    "skip_special_tokens": (True, False),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([], [7]),
+    "use_beam_search": (False, True),
 }
 
 

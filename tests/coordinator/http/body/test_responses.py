@@ -117,7 +117,7 @@ def test_allowed_tools_are_the_only_ones() -> None:
         ({"input": [{"role": "robot", "content": "hi"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "computer_call_output", "call_id": "c"}]}, "input[0]"),
-        ({"input": "hi", "tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"input": "hi", "tools": [{"type": "file_search"}]}, "tools[0]"),
         ({"input": "hi", "background": True}, "background"),
         ({"input": "hi", "truncation": "auto"}, "truncation"),
         ({"input": "hi", "conversation": "conv_1"}, "conversation"),
