@@ -105,7 +105,7 @@ async def test_a_slow_host_holds_up_no_fast_one(tmp_path: Path) -> None:
             await moving.wait()
             await begin(*arguments)  # type: ignore[arg-type]
 
-        fetcher._connection = held  # type: ignore[method-assign]
+        fetcher._connection = held  # type: ignore[assignment, method-assign]
         ids = await push(running, source, "fast", "slow")
         await running.until_status(lambda status: any(row.state == "done" for row in status.pushes))
         assert {row.host: row.state for row in running.coordinator.status().pushes} == {
