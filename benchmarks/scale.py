@@ -40,6 +40,7 @@ import uvloop
 
 from benchmarks.http_load import KeepAliveConnection, LoadError
 from benchmarks.overhead import cpu_time_s
+from benchmarks.scale_fleet import EXPERTS_PER_HOST
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 
@@ -92,16 +93,17 @@ class Coordinator:
         by_s = monotonic() + JOIN_S
         while True:
             status = await self._status(by_s=by_s)
-            if sum(row.connected and bool(row.experts) for row in status.agents) == n_hosts:
+            assert status.counts
+            if status.counts.experts_ready == n_hosts * EXPERTS_PER_HOST:
                 return
             if monotonic() > by_s:
-                raise LoadError(f"{len(status.agents)} of {n_hosts} hosts are there after {JOIN_S:.0f} s.")
+                raise LoadError(f"{status.counts.connected} of {n_hosts} hosts are there after {JOIN_S:.0f} s.")
             await asyncio.sleep(0.05)
 
     async def _status(self, *, by_s: float) -> CoordinatorStatus:
         while self._process and self._process.poll() is None and monotonic() < by_s:
             try:
-                content = await fetch(self._root / "socket", "/status", timeout_s=START_S)
+                content = await fetch(self._root / "socket", "/status?limit=1", timeout_s=START_S)
                 status = msgspec.json.decode(content, type=CoordinatorStatus)
             except NotRunningError:
                 status = None
