@@ -49,6 +49,7 @@ START_S = 30.0
 JOIN_S = 300.0
 SETTLE_S = 2.0
 N_CONNECTIONS = 8
+MAX_HOSTS = 10_000
 TOKEN = "benchmark"
 
 
@@ -119,6 +120,8 @@ class Coordinator:
         (root / "coordinator.toml").write_text(
             f'[coordinator]\nstate_dir = "{root}"\nsocket = "{root}/socket"\n[api]\nport = {api_port}\n'
             f'[agents]\nport = {agents_port}\ntoken_file = "{root}/token"\n'
+            # All hosts have one address here.
+            f"max_connections_per_address = {MAX_HOSTS}\n"
         )
 
 
