@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from moe2.agent.cli.bench import run_bench
@@ -100,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--root", type=Path, default=Path("/"), metavar="DIR", help="where /sys and /proc are looked for"
     )
+    doctor.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"whose [sensors] to follow; default: {DEFAULT_CONFIG_PATH}, if any"
+    )
     doctor.add_argument("--own-rights", action="store_true", help="ask with this process's rights, also as root")
     doctor.set_defaults(act=_doctor)
 
@@ -172,7 +176,20 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    return run_doctor(SensorSettings(root=arguments.root), as_json=arguments.json, own_rights=arguments.own_rights)
+    return run_doctor(
+        _sensors_to_examine(arguments),
+        as_json=arguments.json,
+        own_rights=arguments.own_rights,
+        config=arguments.config,
+    )
+
+
+def _sensors_to_examine(arguments: argparse.Namespace) -> SensorSettings:
+    """The sensors that the configuration names, its plugs among them; all kinds where there is none to read."""
+    if arguments.config is None and not os.access(DEFAULT_CONFIG_PATH, os.R_OK):
+        return SensorSettings(root=arguments.root)
+    arguments = argparse.Namespace(**{**vars(arguments), "config": arguments.config or DEFAULT_CONFIG_PATH})
+    return replace(sensors_wanted(_load(arguments).sensors), root=arguments.root, simulated=None)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ Agents learn these profiles from their own requests (`moe2.agent.learning`) and 
 them for requests that have not run yet, on all experts at once (`moe2.coordinator.choosing.forecast`). Both use the
 formulas below, so that a prediction means the same on either side.
 
-With p prompt tokens to prefill, n tokens to decode, o requests in the batch (this one included) and c = p + cached +
-n/2 tokens of context on average:
+With p prompt tokens to prefill after k that are cached, n tokens to decode, o requests in the batch (this one included)
+and c = k + p + n/2 tokens of context on average:
 
-    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p^2 / 1000
+    prefill seconds     a0 + a1 p + a2 p (o - 1) + a3 p (p + 2 k) / 1000 + (a4 where nothing else ran)
     inter-token seconds b0 + b1 (o - 1) + b2 c / 1000
     joules              e0 p + e1 n + e2 n / o + e3 n c / 1000
 
 For inter-token seconds and joules, o is the mean over the request's life, which is expected to be m0 + m1 * (what it
 finds at its arrival), between 1 and the slots; for the prefill, o is what it finds.
+
+After a pause clocks and caches have gone down, which costs the first request a4. Attention looks back from each prompt
+token on all before it: on p/2 of its own and k cached ones on average.
 
 All coefficients are >= 0: more work never costs less. e1 is what every sequence costs on its own, e2 what a batch
 shares (reading the weights, idle power).
@@ -42,6 +45,11 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     queued_ahead: int | None = None
 
     @property
+    def found_idle(self) -> bool:
+        """True where the expert has nothing else to do as the request begins."""
+        return self.occupancy <= 1 and self.queued_ahead is None
+
+    @property
     def mean_context_tokens(self) -> float:
         """Tokens that a decoding step looks back on, on average."""
         return self.prompt_tokens + self.cached_tokens + self.decoded_tokens / 2
@@ -64,9 +72,9 @@ class Spread(msgspec.Struct, frozen=True):
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An expert's learned speed.
 
-    prefill, decode: coefficients a0.. and b0.. of the module's formulas. occupancy: m0, m1. service_s: mean seconds
-    that a request holds a slot. n_requests: requests that it rests on since the last change of pace; 0 for the warm-up
-    alone.
+    prefill, decode: coefficients a0.. to a3 and b0.. of the module's formulas. found_idle_s: a4. occupancy: m0, m1.
+    service_s: mean seconds that a request holds a slot. n_requests: requests that it rests on since the last change of
+    pace; 0 for the warm-up alone.
     """
 
     prefill: tuple[float, float, float, float]
@@ -78,10 +86,16 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     total: Spread
     n_requests: int = 0
     occupancy: tuple[float, float] = (0.0, 1.0)
+    found_idle_s: float = 0.0
+
+    @property
+    def prefill_law(self) -> tuple[float, ...]:
+        """What `prefill_features` is multiplied by."""
+        return (*self.prefill, self.found_idle_s)
 
     def prefill_s(self, shape: RequestShape) -> float:
         """Mean seconds of the prefill."""
-        return _dot(self.prefill, prefill_features(shape))
+        return _dot(self.prefill_law, prefill_features(shape, shape.found_idle))
 
     def inter_token_s(self, shape: RequestShape) -> float:
         """Mean seconds between two tokens."""
@@ -130,10 +144,11 @@ def expected_to_live(shape: RequestShape, occupancy: tuple[float, float], slots:
     return msgspec.structs.replace(shape, occupancy=min(max(1.0, m0 + m1 * shape.occupancy), max(1.0, float(slots))))
 
 
-def prefill_features(shape: RequestShape) -> tuple[float, ...]:
-    """What the prefill's coefficients multiply."""
+def prefill_features(shape: RequestShape, found_idle: float) -> tuple[float, ...]:
+    """What the prefill's coefficients multiply. found_idle: 1 where nothing else runs, 0 otherwise."""
     tokens = shape.prompt_tokens
-    return (1.0, tokens, tokens * (shape.occupancy - 1), tokens * tokens / 1000)
+    looked_back = tokens * (tokens + 2 * shape.cached_tokens) / 1000
+    return (1.0, tokens, tokens * (shape.occupancy - 1), looked_back, 1.0 * found_idle)
 
 
 def inter_token_features(shape: RequestShape) -> tuple[float, ...]:

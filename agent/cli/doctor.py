@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,11 +15,15 @@ from rich.table import Table
 
 from moe2.agent.cli.as_service import NoServiceError, run_as_service
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSettings, choose, discover
+from moe2.agent.energy.ownership import DeviceLocks
+from moe2.agent.energy.sensor import Sensor
 from moe2.agent.engine.gpu.facts import HostGpu
 from moe2.agent.engine.gpu.fault import cuda_text, gpu_fault
 from moe2.agent.engine.gpu.look import look
 from moe2.agent.engine.gpu.trial import EngineTrial, try_engine
 from moe2.agent.observing.host import detect_host
+from moe2.common.energy import Scope
+from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import HostFacts, SensorReport
 from moe2.common.placement import GpuFault
 
@@ -62,17 +67,20 @@ def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis
     chosen = choose(results)
     gpu, engine, fault = _examine_gpu(settings.root)
     try:
+        reports = _reports(results, chosen, DeviceLocks(settings.root, "doctor"))
+        states = {report.name: report.state for report in reports}
+        chosen_names = [sensor.name for sensor in chosen]
         return Diagnosis(
             host=detect_host(settings.root, simulated=settings.simulated),
-            sensors=tuple(_with_power(result) if result.sensor in chosen else result.report() for result in results),
-            sampled=tuple(sensor.name for sensor in chosen),
+            sensors=reports,
+            sampled=tuple(name for name in chosen_names if states[name] == ProbeState.PRESENT),
             gpu=gpu,
             engine=engine,
             gpu_fault=fault,
             gpu_usable=None if gpu.kind is None else fault is None,
             user=_user(),
             as_service=as_service,
-            healthy=fault is None and all(result.state in _GOOD for result in results),
+            healthy=fault is None and all(state in _GOOD for state in states.values()),
         )
     finally:
         for sensor in chosen:
@@ -80,13 +88,19 @@ def diagnose(settings: SensorSettings, *, as_service: bool = False) -> Diagnosis
 
 
 def run_doctor(
-    settings: SensorSettings, *, as_json: bool, own_rights: bool = False, console: Console | None = None
+    settings: SensorSettings,
+    *,
+    as_json: bool,
+    own_rights: bool = False,
+    config: Path | None = None,
+    console: Console | None = None,
 ) -> int:
     """Print the diagnosis; 0 if energy can be measured, a GPU used and nothing is wrong, otherwise 1.
 
-    Root asks as the installed service would. own_rights: ask with this process's rights whoever it is.
+    Root asks as the installed service would, with its `config` where another one is given. own_rights: ask with this
+    process's rights whoever it is.
     """
-    found = _diagnosis(settings, own_rights=own_rights)
+    found = _diagnosis(settings, own_rights=own_rights, config=config)
     console = console or Console()
     if as_json:
         console.file.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
@@ -95,11 +109,12 @@ def run_doctor(
     return 0 if found.healthy and found.sampled else 1
 
 
-def _diagnosis(settings: SensorSettings, *, own_rights: bool) -> Diagnosis:
+def _diagnosis(settings: SensorSettings, *, own_rights: bool, config: Path | None) -> Diagnosis:
     if own_rights or os.geteuid() != 0 or settings.root != Path("/"):
         return diagnose(settings, as_service=os.environ.get(_AS_SERVICE) == "1")
     try:
-        told = run_as_service(("doctor", "--own-rights", "--json"), variables={_AS_SERVICE: "1"})
+        options = () if config is None else ("--config", str(config.absolute()))
+        told = run_as_service(("doctor", "--own-rights", "--json", *options), variables={_AS_SERVICE: "1"})
         return msgspec.json.decode(told, type=Diagnosis)
     except (NoServiceError, msgspec.MsgspecError) as error:
         sys.stderr.write(
@@ -127,14 +142,36 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _with_power(result: ProbeResult) -> SensorReport:
+def _reports(results: Sequence[ProbeResult], chosen: Sequence[Sensor], locks: DeviceLocks) -> tuple[SensorReport, ...]:
+    """Returns all sensors with what they read now; a plug tells how much of its watts the others see."""
+    reports = {result.name: _with_power(result, locks) for result in results if result.sensor in chosen}
+    is_wall = {sensor.name: sensor.facts.scope is Scope.WALL for sensor in chosen}
+    inside_w = [report.power_w for name, report in reports.items() if not is_wall[name]]
+    if inside_w and None not in inside_w:
+        seen_w = sum(power_w or 0.0 for power_w in inside_w)
+        for name, report in reports.items():
+            if is_wall[name] and report.power_w:
+                share = f"{report.detail}; the other sensors see {seen_w:.1f} W of it ({seen_w / report.power_w:.0%})"
+                reports[name] = msgspec.structs.replace(report, detail=share)
+    return tuple(reports.get(result.name) or result.report() for result in results)
+
+
+def _with_power(result: ProbeResult, locks: DeviceLocks) -> SensorReport:
     report = result.report()
     if result.sensor is None:
         return report
+    facts = result.sensor.facts
     try:
-        return msgspec.structs.replace(report, power_w=result.sensor.read().power_w)
+        power_w = result.sensor.read().power_w
     except Exception as error:
-        return msgspec.structs.replace(report, state=ProbeState.BROKEN, detail=str(error))
+        remedy = error.remedy if isinstance(error, Moe2Error) else None
+        return msgspec.structs.replace(report, state=ProbeState.BROKEN, detail=str(error), remedy=remedy)
+    if power_w is not None and not facts.limits.min_power_w <= power_w <= facts.limits.max_power_w:
+        lie = f"it reads {power_w:.6g} W, which such a device cannot draw; the agent would not believe it."
+        return msgspec.structs.replace(report, state=ProbeState.BROKEN, detail=lie)
+    owner = locks.owner(facts.hardware or facts.device)
+    told = report.detail if owner is None else f"{report.detail}; measured by {owner}"
+    return msgspec.structs.replace(report, power_w=power_w, detail=told)
 
 
 def _print(found: Diagnosis, console: Console) -> None:

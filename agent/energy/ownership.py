@@ -38,9 +38,12 @@ class DeviceLocks:
         """
         if device in self._held:
             return None
+        return self._claim(device, may_make=True)
+
+    def _claim(self, device: str, *, may_make: bool) -> str | None:
         held: list[int] = []
-        for path in self._files(device):
-            descriptor = _opened(path)
+        for path in self._files(device, may_make=may_make):
+            descriptor = _opened(path, may_make=may_make)
             if descriptor is None:
                 continue
             try:
@@ -51,13 +54,15 @@ class DeviceLocks:
                     os.close(one)
                 return owner
             held.append(descriptor)
+        self._held[device] = held
+        if not may_make:
+            return None
         note = json.dumps({"agent": self._agent_name, "pid": os.getpid()}).encode()
         for descriptor in held:
             # A file of another user can be locked and not written to.
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, note, 0)
-        self._held[device] = held
         return None
 
     def release(self) -> None:
@@ -68,28 +73,33 @@ class DeviceLocks:
                 os.close(descriptor)
 
     def owner(self, device: str) -> str | None:
-        """Return who owns the device, in words; None where it is free or ours. Takes nothing."""
+        """Return who owns the device, in words; None where it is free or ours. Takes and leaves nothing."""
         if device in self._held:
             return None
-        owner = self.claim(device)
+        owner = self._claim(device, may_make=False)
         if owner is None:
             for descriptor in self._held.pop(device):
                 os.close(descriptor)
         return owner
 
-    def _files(self, device: str) -> list[Path]:
+    def _files(self, device: str, *, may_make: bool) -> list[Path]:
         name = "moe2-" + re.sub(r"[^A-Za-z0-9._-]", "-", device)
         shared = self._root / FOLDER
-        with suppress(OSError):
-            shared.mkdir()
-            # Whoever may write to /run makes it for all, as tmpfiles.d would have: sticky, like /tmp.
-            shared.chmod(0o1777)
+        if may_make:
+            with suppress(OSError):
+                shared.mkdir()
+                # Whoever may write to /run makes it for all, as tmpfiles.d would have: sticky, like /tmp.
+                shared.chmod(0o1777)
         return [self._root / folder / f"{name}.lock" for folder in _FOLDERS if (self._root / folder).is_dir()]
 
 
-def _opened(path: Path) -> int | None:
-    """Open or make a lock file; None where that is not allowed. A link is not followed: others may write there, too."""
-    for flags in (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL):
+def _opened(path: Path, *, may_make: bool) -> int | None:
+    """Open a lock file, or make it where `may_make`; None where that is not allowed.
+
+    A link is not followed: others may write to the folder, too.
+    """
+    making = (os.O_RDWR | os.O_CREAT | os.O_EXCL,) if may_make else ()
+    for flags in (os.O_RDWR, os.O_RDONLY, *making):
         try:
             descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError:

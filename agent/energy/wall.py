@@ -96,6 +96,8 @@ class WallSensor:
             interval_s=_INTERVAL_S,
             deadline_s=2 * _TIMEOUT_S,
             lag_s=self._plug.lag_s,
+            # However two agents write a plug's address: what it measures is this host.
+            hardware="wall",
         )
 
     def probe(self) -> str:

@@ -99,7 +99,7 @@ class LatencyModel:
     def starting_from(cls, profile: LatencyProfile) -> LatencyModel:
         """A model whose law is taken over (from another power mode, or stored) but not confirmed by any request."""
         model = cls(profile.slots)
-        model._prefill.law = around(profile.prefill)
+        model._prefill.law = around(profile.prefill_law)
         model._decode.law = around(profile.decode)
         model._service_s = profile.service_s
         return model
@@ -116,7 +116,7 @@ class LatencyModel:
         """What is known; None before both phases were measured."""
         if self._prefill.law is None or self._decode.law is None:
             return None
-        a0, a1, a2, a3 = self._prefill.law.coefficients
+        a0, a1, a2, a3, a4 = self._prefill.law.coefficients
         b0, b1, b2 = (each * self._pace.expected for each in self._decode.law.coefficients)
         return LatencyProfile(
             prefill=(a0, a1, a2, a3),
@@ -129,6 +129,7 @@ class LatencyModel:
             total=self._total.spread,
             n_requests=self._n_requests,
             occupancy=self._occupancy.coefficients,
+            found_idle_s=a4,
         )
 
     def observe(self, timing: RequestTiming) -> None:
@@ -142,7 +143,7 @@ class LatencyModel:
         self._n_requests += 1
         if prefill_s:
             self._prefill.begin(prefill_s / shape.prompt_tokens)
-            features = prefill_features(shape)
+            features = prefill_features(shape, shape.found_idle)
             if self._prefill.observe(features, features, prefill_s):
                 self._pace_changed()
         if decode_s:
@@ -192,10 +193,9 @@ class LatencyModel:
 
 
 def _prefill_prior(token_s: float) -> RelativeRegression:
-    """A prior around seconds per prompt token: no fixed cost known, some slowing in a batch and with the length."""
-    return RelativeRegression(
-        mean=(0.0, token_s, 0.0, 0.0), scale=(20 * token_s, 0.5 * token_s, 0.5 * token_s, 0.1 * token_s)
-    )
+    """A prior around seconds per prompt token: no fixed costs known, some slowing in a batch and with the length."""
+    scale = (20 * token_s, 0.5 * token_s, 0.5 * token_s, 0.1 * token_s, 20 * token_s)
+    return RelativeRegression(mean=(0.0, token_s, 0.0, 0.0, 0.0), scale=scale)
 
 
 def _decode_prior(token_s: float) -> RelativeRegression:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,16 @@ EXIT_USAGE = 2
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h; systemd can be told not to restart on it."""
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""What a shell shows of a program that SIGPIPE has ended."""
+
+_REMEDIES = {
+    errno.EACCES: "Ask as a user who may, such as with sudo, or join the group that owns it.",
+    errno.EPERM: "Ask as a user who may, such as with sudo.",
+    errno.EROFS: "Name a place on a file system that can be written to.",
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EADDRINUSE: "Another program listens there: stop it, or choose another port.",
+}
 
 HELP_COLUMNS = 79
 EXITS = {0: "done", 1: "failed; the reason is on standard error"}
@@ -26,6 +38,7 @@ ALWAYS = {
     EXIT_USAGE: "wrong usage",
     EXIT_CONFIG: "the configuration cannot be used; every fault is on standard error",
     EXIT_INTERRUPTED: "interrupted",
+    EXIT_BROKEN_PIPE: "whoever read the output has ended, such as `head`",
 }
 
 
@@ -123,7 +136,7 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
         help="check the configuration and say what is wrong with it",
         description="Check the configuration, the environment's part of it included, and say all that is wrong with "
         "it. Changes and starts nothing.",
-        exits={0: "good"},
+        exits={0: "good", 1: "what it names cannot be read, or the answer cannot be written"},
     )
     add_config(checking, config)
     checking.set_defaults(act=check_config)
@@ -131,19 +144,90 @@ def add_run_and_check(commands: Commands[Command], daemon: str, config: Path, *,
 
 def execute(parser: argparse.ArgumentParser) -> int:
     """Parse argv and act; returns the process's exit code. Errors are told on stderr in a sentence."""
+    _open_what_is_closed()
     _write_what_can_be_written()
+    try:
+        code = _act(parser)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        code = EXIT_BROKEN_PIPE
+    except OSError as error:
+        code = _tell(parser, f"standard output cannot be written: {error.strerror or error}.")
+    finally:
+        _give_up_unwritable_output()
+    return code
+
+
+def _act(parser: argparse.ArgumentParser) -> int:
     arguments = parser.parse_args()
     try:
-        code: int = arguments.act(arguments)
-    except ConfigError as error:
-        sys.stderr.write(f"{parser.prog}: the configuration cannot be used:\n{error}\n")
-        return EXIT_CONFIG
-    except Moe2Error as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 1
+        return int(arguments.act(arguments))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return code
+    except Exception as error:
+        cause = _only(error)
+        if isinstance(cause, ConfigError):
+            sys.stderr.write(f"{parser.prog}: the configuration cannot be used:\n{cause}\n")
+            return EXIT_CONFIG
+        if isinstance(cause, BrokenPipeError) or _is_of_the_output(cause):
+            raise cause from None
+        told = _told(cause)
+        if told is None:
+            raise
+        return _tell(parser, told)
+
+
+def _only(error: BaseException) -> BaseException:
+    """Return the error that a task group wraps, where it is the only one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _is_of_the_output(error: BaseException) -> bool:
+    """Return whether the error comes from writing to a stream: it then names no file."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO)
+
+
+def _told(error: BaseException) -> str | None:
+    """Return a sentence for what the system, and not a defect of moe2, is the cause of; None for anything else."""
+    if isinstance(error, Moe2Error):
+        return str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        return f"{place}{error.strerror or str(error) or type(error).__name__}.{' ' if remedy else ''}{remedy}"
+    return None
+
+
+def _tell(parser: argparse.ArgumentParser, sentence: str) -> int:
+    sys.stderr.write(f"{parser.prog}: {sentence}\n")
+    return 1
+
+
+def _open_what_is_closed() -> None:
+    """Give standard streams that are closed a place: else the next file that is opened would take theirs."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+
+
+def _give_up_unwritable_output() -> None:
+    """Keep the interpreter from complaining at its exit of what could not be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _write_what_can_be_written() -> None:

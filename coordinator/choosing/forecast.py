@@ -66,7 +66,7 @@ class Forecast:
 
     roster: Roster
     prompt_tokens: IntArray
-    """(N,) length of the prompt to each expert's model."""
+    """(N,) tokens of the prompt that each expert has to read."""
     answer_tokens: int | IntArray
     """Length of the answer, the same for all or (N,)."""
     busy: IntArray
@@ -79,6 +79,8 @@ class Forecast:
     """Seconds until the last token."""
     energy_j: Range
     """Joules of the request."""
+    cached_tokens: IntArray | int = 0
+    """(N,) tokens of the prompt that each expert has in its cache, before those that it has to read."""
 
     @cached_property
     def added_w(self) -> FloatArray:
@@ -98,6 +100,7 @@ class Forecast:
             shape=RequestShape(
                 prompt_tokens=int(self.prompt_tokens[place]),
                 decoded_tokens=decoded if isinstance(decoded, int) else int(decoded[place]),
+                cached_tokens=_at(self.cached_tokens, place),
                 occupancy=min(busy + 1, report.slots),
                 queued_ahead=busy - report.slots if busy >= report.slots else None,
             ),
@@ -155,7 +158,7 @@ class Roster:
         """(N,) requests that each expert answers at once."""
         latency, energy = [report.latency for report in reports], [report.energy for report in reports]
         # One row per coefficient. Unknown is NaN, which stays NaN through every formula.
-        self._prefill = np.array([found.prefill if found else (np.nan,) * 4 for found in latency]).T
+        self._prefill = np.array([found.prefill_law if found else (np.nan,) * 5 for found in latency]).T
         self._decode = np.array([found.decode if found else (np.nan,) * 3 for found in latency]).T
         self._energy = np.array([found.coefficients if found else (np.nan,) * 4 for found in energy]).T
         self._turn_s = np.array([found.service_s / found.slots if found else np.nan for found in latency])
@@ -243,25 +246,32 @@ class Roster:
         at_once = np.minimum(running, self.slots)
         shape = _shape(prompt_tokens, answer_tokens, np.maximum(at_once, 1))
         step_s = _dot(self._decode, inter_token_features(shape))
-        seconds = _dot(self._prefill, prefill_features(shape)) + np.maximum(0, answer_tokens - 1) * step_s
+        seconds = _dot(self._prefill, prefill_features(shape, 0.0)) + np.maximum(0, answer_tokens - 1) * step_s
         joules = at_once * _dot(self._energy, energy_features(shape))
         active_w = np.divide(joules, seconds, out=np.full(len(self), np.nan), where=seconds > 0)
         # A model of few requests may say less than nothing running does.
         active_w = np.maximum(active_w, np.nan_to_num(self.idle_w))
         return np.asarray(np.where(at_once > 0, active_w, self.idle_w))
 
-    def forecast(self, prompt_tokens: IntArray, answer_tokens: int | IntArray, busy: IntArray) -> Forecast:
+    def forecast(
+        self,
+        prompt_tokens: IntArray,
+        answer_tokens: int | IntArray,
+        busy: IntArray,
+        cached_tokens: IntArray | int = 0,
+    ) -> Forecast:
         """What a request takes on each expert that has `busy` (N,) requests already.
 
-        prompt_tokens: (N,) length of the prompt to each expert's model. answer_tokens: length of the answer, the same
-        for all or (N,).
+        prompt_tokens: (N,) tokens of the prompt that each expert has to read, without `cached_tokens` (N,) before them.
+        answer_tokens: length of the answer, the same for all or (N,).
         """
         arriving = np.minimum(busy + 1, self.slots)
-        shape = _shape(prompt_tokens, answer_tokens, arriving)
+        shape = _shape(prompt_tokens, answer_tokens, arriving, cached_tokens)
         m0, m1 = self._occupancy
-        lived = _shape(prompt_tokens, answer_tokens, np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest))
+        company = np.minimum(np.maximum(1.0, m0 + m1 * arriving), self._fullest)
+        lived = _shape(prompt_tokens, answer_tokens, company, cached_tokens)
         queue_s = np.where(busy >= self.slots, (busy - self.slots + 1) * self._turn_s, 0.0)
-        first_s = queue_s + _dot(self._prefill, prefill_features(shape))
+        first_s = queue_s + _dot(self._prefill, prefill_features(shape, cast(float, busy == 0)))
         step_s = _dot(self._decode, inter_token_features(lived))
         total_s = first_s + np.maximum(0, answer_tokens - 1) * step_s
         return Forecast(
@@ -269,6 +279,7 @@ class Roster:
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
             busy=busy,
+            cached_tokens=cached_tokens,
             ttft_s=_around(first_s, self._ttft, self.transmit_s + self.load_s),
             per_token_s=_around(step_s, self._inter_token),
             total_s=_around(total_s, self._total, self.transmit_s + self.load_s),
@@ -292,11 +303,21 @@ def _load_s(report: ExpertReport) -> float:
     return np.nan if report.load_s is None else report.load_s
 
 
-def _shape(prompt_tokens: IntArray, answer_tokens: int | IntArray, occupancy: IntArray | FloatArray) -> RequestShape:
+def _at(values: IntArray | int, place: int) -> int:
+    return values if isinstance(values, int) else int(values[place])
+
+
+def _shape(
+    prompt_tokens: IntArray,
+    answer_tokens: int | IntArray,
+    occupancy: IntArray | FloatArray,
+    cached_tokens: IntArray | int = 0,
+) -> RequestShape:
     """A request's shape on all experts at once: the formulas of `moe2.common.cost` take arrays as well as numbers."""
     return RequestShape(
         prompt_tokens=cast(int, prompt_tokens),
         decoded_tokens=cast(int, answer_tokens),
+        cached_tokens=cast(int, cached_tokens),
         occupancy=cast(float, occupancy),
     )
 

@@ -43,13 +43,15 @@ class Load:
     """What the request asks of each expert of a roster, and what the experts are busy with."""
 
     prompt_tokens: IntArray
-    """(N,) length of the prompt to each expert's model."""
+    """(N,) tokens of the prompt that each expert has to read."""
     answer_tokens: int
     """Longest answer that is planned for."""
     choice_tokens: int
     """Length of all given choices together; 0 without choices."""
     busy: IntArray
     """(N,) requests that each expert has already."""
+    cached_tokens: IntArray | int = 0
+    """(N,) tokens of the prompt that each expert has in its cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ def work_in(mode: Mode, roster: Roster, load: Load, size: int, eligible: BoolArr
     if mode is Mode.RANK:
         return _rank(roster, load, size, eligible)
     if mode is Mode.CONSENSUS:
-        writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+        writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
         return Work(mode, size, replace(writing, ttft_s=writing.total_s))
     forecast = _mix(roster, load, eligible)
     return Work(mode, size, forecast, _spread(forecast.ttft_s, eligible))
@@ -147,15 +149,15 @@ def joint_prediction(work: Work, places: Sequence[int]) -> Prediction:
 def _vote(roster: Roster, load: Load) -> Forecast:
     """What it takes each expert to read the prompt with all choices."""
     # A forecast has at least one answer token, which comes with the prefill.
-    return roster.forecast(load.prompt_tokens + load.choice_tokens, 1, load.busy)
+    return roster.forecast(load.prompt_tokens + load.choice_tokens, 1, load.busy, load.cached_tokens)
 
 
 def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
     """The work of writing an answer, then reading and scoring those of all `size` members."""
-    writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+    writing = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
     if size < 2:
         return Work(Mode.RANK, size, replace(writing, ttft_s=writing.total_s))
-    scoring = roster.forecast(load.prompt_tokens + size * load.answer_tokens, 1, load.busy)
+    scoring = roster.forecast(load.prompt_tokens + size * load.answer_tokens, 1, load.busy, load.cached_tokens)
     total_s = _sum(writing.total_s, scoring.total_s)
     energy_j = _sum(writing.energy_j, scoring.energy_j)
     whole = replace(writing, ttft_s=total_s, total_s=total_s, energy_j=energy_j)
@@ -164,7 +166,7 @@ def _rank(roster: Roster, load: Load, size: int, eligible: BoolArray) -> Work:
 
 def _mix(roster: Roster, load: Load, eligible: BoolArray) -> Forecast:
     """What it takes each expert to write an answer at the pace of the slowest eligible one."""
-    alone = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy)
+    alone = roster.forecast(load.prompt_tokens, load.answer_tokens, load.busy, load.cached_tokens)
     steps = max(0, load.answer_tokens - 1)
     step_s = Range(*(figures + roster.transmit_s for figures in (alone.per_token_s.p50, alone.per_token_s.p95)))
     pace_s = np.where(eligible, np.nan_to_num(step_s.p50), 0.0).max()

@@ -38,13 +38,16 @@ class Affinity:
     cached_tokens: int
     """How many tokens of the prompt it is expected to hold."""
 
-    def still_to_prefill(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Prompt tokens without those that the expert has cached. prompt_tokens: (N,) in the order of `keys`."""
-        if self.cached_tokens <= 0 or self.expert_key not in keys:
-            return prompt_tokens
-        place, left = keys.index(self.expert_key), prompt_tokens.copy()
-        left[place] = max(1, left[place] - self.cached_tokens)
-        return left
+    def cached(self, keys: tuple[str, ...], prompt_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns (N,) tokens of the prompt that each expert is expected to hold; one is left to prefill at least.
+
+        prompt_tokens: (N,) all of the prompt, in the order of `keys`.
+        """
+        held = np.zeros_like(prompt_tokens)
+        if self.cached_tokens > 0 and self.expert_key in keys:
+            place = keys.index(self.expert_key)
+            held[place] = max(0, min(self.cached_tokens, int(prompt_tokens[place]) - 1))
+        return held
 
 
 def prefixes(prompt: ChatPrompt | TextPrompt) -> tuple[Prefix, ...]:

@@ -140,12 +140,14 @@ class Selector:
         prices = request.prices_in(category)
         budgets = whole.after(request.elapsed_s, request.spent_j)
         prompt_tokens = self._prompt_tokens(roster, request.demand)
+        cached_tokens = np.zeros_like(prompt_tokens)
         if request.affinity is not None:
-            prompt_tokens = request.affinity.still_to_prefill(roster.keys, prompt_tokens)
+            cached_tokens = request.affinity.cached(roster.keys, prompt_tokens)
         case = Case(
             roster=roster,
             load=Load(
-                prompt_tokens=prompt_tokens,
+                prompt_tokens=prompt_tokens - cached_tokens,
+                cached_tokens=cached_tokens,
                 answer_tokens=request.demand.answer_tokens,
                 choice_tokens=request.choice_tokens or 0,
                 busy=busy,

@@ -172,6 +172,7 @@ def _for_decoded(records: Sequence[_Record]) -> list[Prediction]:
         np.array([record.prediction.shape.prompt_tokens for record in records]),
         np.array([record.decoded_tokens for record in records]),
         np.array([record.busy for record in records]),
+        np.array([record.prediction.shape.cached_tokens for record in records]),
     )
     return [
         # One that was made for this length is kept: in a panel, it may hold more than the expert's own work.

@@ -28,7 +28,10 @@ def predicted_latency(profile: LatencyProfile, shape: RequestShape) -> LatencyPr
     prompt, occupancy = shape.prompt_tokens, shape.occupancy
     waiting = 0 if shape.queued_ahead is None else shape.queued_ahead + 1
     first_s = waiting * profile.service_s / profile.slots
-    first_s += a0 + a1 * prompt + a2 * prompt * (occupancy - 1) + a3 * prompt**2 / 1000
+    first_s += a0 + a1 * prompt + a2 * prompt * (occupancy - 1)
+    first_s += a3 * prompt * (prompt + 2 * shape.cached_tokens) / 1000
+    if occupancy <= 1 and shape.queued_ahead is None:
+        first_s += profile.found_idle_s
     step_s = b0 + b1 * (expected_occupancy(profile, shape) - 1) + b2 * context_tokens(shape) / 1000
     return LatencyPrediction(
         ttft_s=around(first_s, profile.ttft),

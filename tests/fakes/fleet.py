@@ -15,6 +15,7 @@ import aiohttp
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import find_profile
+from moe2.agent.energy.wall import Plug
 from moe2.agent.settings import AgentSettings
 from moe2.agent.standby.sleeping import HostControl
 from moe2.common.status import CoordinatorStatus
@@ -57,6 +58,8 @@ class Fleet:
         measuring: dict[str, Any] | None = None,
         control: HostControl | None = None,
         models_from: dict[str, Any] | None = None,
+        plugs: tuple[Plug, ...] = (),
+        by_wall: bool = False,
     ) -> AgentDaemon:
         """Start an agent; returns at once.
 
@@ -64,6 +67,7 @@ class Fleet:
         if not given, so that a test sees the same host everywhere. link, engine, agent: more keys of [coordinator],
         [engine] and [agent]. measuring: keys of [measuring]; the agent does not measure itself if not given.
         interval_s: between two readings of a sensor. control: suspends the host. models_from: keys of [models_from].
+        plugs: in front of the host; by_wall: they are what counts.
         """
         token_file = self.root / f"{name}.token"
         token_file.write_text(token)
@@ -100,6 +104,8 @@ class Fleet:
             root=sensors_root or self.root / "no-sensors",
             simulated=find_profile(profile) if profile else None,
             families=("ina3221", "rapl"),
+            plugs=plugs,
+            by_wall=by_wall,
         )
         started = AgentDaemon(
             load(), environment={}, engine_argv=engine_argv, sensors=sensors, load=load, control=control

@@ -8,7 +8,7 @@ for what attention looks back on) with a few percent of noise; power is a simula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from pathlib import Path
 from random import Random
@@ -36,6 +36,7 @@ from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.generation import Generation
 from moe2.common.link.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
+from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.fleet.table import Expert
@@ -57,7 +58,9 @@ class Load:
     """Clients that each wait for their answer and pause before the next request.
 
     pause_s: mean of exponential pauses. prompt_tokens, answer_tokens: drawn from. estimate: tokens that the coordinator
-    takes a real one for.
+    takes a real one for. turns: of a conversation, each of which brings a prompt's worth of new tokens after all
+    earlier ones, which are in the cache. found_idle: the first batch after so many seconds without any takes so many
+    seconds more, as clocks and caches have gone down.
     """
 
     clients: int = 3
@@ -65,6 +68,8 @@ class Load:
     prompt_tokens: Sequence[int] = (15, 40, 80, 150)
     answer_tokens: Sequence[int] = (32, 64, 96, 128)
     estimate: float = 1.0
+    turns: int = 1
+    found_idle: tuple[float, float] = (0.2, 0.0)
 
 
 class VirtualHost:
@@ -122,6 +127,8 @@ class VirtualHost:
         self._epoch = 0
         self._calibration = CalibrationWindow(5000)
         self._lives: dict[str, tuple[Lifecycle, int]] = {}
+        self._talks: dict[int, _Talk] = {}
+        self._worked_s = self.now_s
         self._arrivals: list[tuple[float, int]] = []
         self._n_requests = 0
         self._spoke(_loaded(slots))
@@ -151,19 +158,28 @@ class VirtualHost:
         decoding = sum(len(chunk.tokens) == 1 for chunk in chunks)
         looked_back = sum(len(chunk.tokens) * (chunk.start + len(chunk.tokens) / 2) for chunk in chunks)
         batch_s = 0.012 + 0.003 * decoding + 0.0016 * (tokens - decoding) + 2e-6 * looked_back
+        idle_s, slower_s = self._load.found_idle
+        if self.now_s - self._worked_s > idle_s:
+            batch_s += slower_s
         self.now_s += self.pace * batch_s * self._random.lognormvariate(0.0, self._noise)
+        self._worked_s = self.now_s
 
     # --- Coordinator --------------------------------------------------------------------------------------------------
 
     def _arrive(self, client: int) -> None:
         self._n_requests += 1
         request_id = f"r{self._n_requests}"
-        prompt_tokens = round(self._random.choice(self._load.prompt_tokens) * self._random.uniform(0.9, 1.1))
+        new_tokens = round(self._random.choice(self._load.prompt_tokens) * self._random.uniform(0.9, 1.1))
+        talk = self._talks.get(client)
+        if talk is None or talk.turn == self._load.turns:
+            talk = _Talk(self._n_requests, 0, 0)
+        self._talks[client] = _Talk(talk.number, talk.turn + 1, talk.tokens + new_tokens)
+        prompt_tokens = talk.tokens + new_tokens
         max_tokens = self._random.choice(self._load.answer_tokens)
         request = Request(
             request_id=request_id,
             model="m",
-            prompt=TextPrompt(text=f"{prompt_tokens} {self._n_requests}"),
+            prompt=TextPrompt(text=f"{prompt_tokens} {talk.number}"),
             generation=Generation(max_tokens=max_tokens),
             demand=Demand(round(self._load.estimate * prompt_tokens), max_tokens),
             arrived_s=self.now_s,
@@ -173,7 +189,8 @@ class VirtualHost:
         self._lives[request_id] = (life, client)
         [question] = life.handle(events.Admitted(), self.now_s)
         assert isinstance(question, effects.ChooseExperts)
-        for effect in life.handle(events.ExpertsChosen(self._choose(question.asked)), self.now_s):
+        asked = replace(question.asked, affinity=Affinity("a/m", talk.tokens) if talk.tokens else None)
+        for effect in life.handle(events.ExpertsChosen(self._choose(asked)), self.now_s):
             assert isinstance(effect, effects.SubmitJob)
             assert isinstance(effect.job, Submit)
             self._do(JobSubmitted(effect.job))
@@ -192,7 +209,10 @@ class VirtualHost:
         life.handle(events.AttemptDone(message), self.now_s)
         usage = message.usage
         assert usage.prompt_tokens is not None
-        prefilled = usage.prompt_tokens - usage.cached_tokens
+        assert life.leading is not None
+        # As the service does.
+        unforeseen = max(0, usage.cached_tokens - life.leading.prediction.shape.cached_tokens)
+        prefilled = usage.prompt_tokens - unforeseen
         self._selector.prompts.observe("m", life.request.demand.prompt_tokens, prefilled)
         self._calibration.request_retired(life)
         self.n_answered += 1
@@ -256,6 +276,15 @@ def _loaded(slots: int) -> protocol.Loaded:
         warmup_prefill_tokens_per_s=_PREFILL_TOKENS_PER_S,
         warmup_decode_tokens_per_s=_DECODE_TOKENS_PER_S,
     )
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """A conversation: its number, its turns so far, and the tokens that were said in them."""
+
+    number: int
+    turn: int
+    tokens: int
 
 
 class _Counting:

@@ -57,3 +57,20 @@ def test_a_host_that_slows_down_is_noticed() -> None:
     host.pace = 2.0
     host.serve(90.0)
     assert figures(host.serve(MEASURED_S).overall.total_s.decoded)[0] <= 10.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_conversations_with_a_cached_beginning_are_predicted(seed: int) -> None:
+    """Eight turns, each after all earlier ones: the cache is taken off once, attention's look back is counted."""
+    overall = measured(Load(turns=8, prompt_tokens=(40, 80, 150, 300)), seed).overall
+    assert overall.ttft_s.decoded.n > 200
+    for comparison, largest_pct in ((overall.ttft_s, 15.0), (overall.total_s, 17.0)):
+        error_pct, coverage_pct = figures(comparison.decoded)
+        assert error_pct <= largest_pct
+        assert 91.0 <= coverage_pct <= 99.0
+
+
+def test_the_first_request_after_a_pause_is_predicted() -> None:
+    """It takes 0.15 s more than a prefill beside others, on a host that idles now and then."""
+    load = Load(clients=3, pause_s=3.0, answer_tokens=(8, 16, 32), found_idle=(0.2, 0.15))
+    assert figures(measured(load, 0).overall.ttft_s.decoded)[0] <= 17.0

@@ -11,12 +11,15 @@ from rich.console import Console
 
 from moe2.agent.cli.doctor import run_doctor
 from moe2.agent.energy.catalog import SensorSettings
+from moe2.agent.energy.ownership import DeviceLocks
+from moe2.agent.energy.wall import Plug
 from tests.fakes import sysfs
+from tests.fakes.plug import plugged_in
 
 
-def _run(root: Path, *, as_json: bool = False) -> tuple[int, str]:
+def _run(root: Path, *, as_json: bool = False, plugs: tuple[Plug, ...] = ()) -> tuple[int, str]:
     output = io.StringIO()
-    settings = SensorSettings(root=root, families=("ina3221", "rapl"))
+    settings = SensorSettings(root=root, families=("ina3221", "rapl"), plugs=plugs)
     code = run_doctor(settings, as_json=as_json, console=Console(file=output, width=160))
     return code, output.getvalue()
 
@@ -86,3 +89,52 @@ def test_whose_rights_were_used_is_told(tmp_path: Path) -> None:
     found = json.loads(_run(tmp_path, as_json=True)[1])
     assert found["as_service"] is False
     assert found["user"] in _run(tmp_path)[1]
+
+
+def test_a_dead_rail_is_not_called_measured(tmp_path: Path) -> None:
+    """0 mA is no power: broken, exit code 1, and no sentence that energy is measured."""
+    folder = sysfs.orin_nx(tmp_path)
+    sysfs.write(folder, "curr1_input", 0)
+    code, text = _run(tmp_path)
+    assert code == 1
+    assert "broken" in text
+    assert "Energy is measured" not in text
+
+
+def test_a_power_that_cannot_be_is_broken(tmp_path: Path) -> None:
+    """The agent would not believe it, so the doctor does not either."""
+    folder = sysfs.orin_nx(tmp_path)
+    sysfs.write(folder, "curr1_input", 1)
+    code, text = _run(tmp_path)
+    assert code == 1
+    assert "cannot draw" in text
+
+
+def test_a_device_that_an_agent_measures_says_which(tmp_path: Path) -> None:
+    """The doctor looks beside a running agent, and takes nothing from it."""
+    sysfs.orin_nx(tmp_path)
+    (tmp_path / "run").mkdir()
+    DeviceLocks(tmp_path, "edge-01").claim("module")
+    code, text = _run(tmp_path)
+    assert code == 0
+    assert "measured by the agent edge-01" in " ".join(text.split())
+
+
+def test_a_plug_is_read_and_compared(tmp_path: Path) -> None:
+    """Its watts, and how much of them the host's own sensors see."""
+    sysfs.orin_nx(tmp_path)
+    with plugged_in() as plug:
+        plug.power_w = 20.0
+        code, text = _run(tmp_path, plugs=(Plug("shelly", plug.url),))
+    assert code == 0
+    assert "see 16.6 W of it (83%)" in " ".join(text.split())
+
+
+def test_a_plug_that_does_not_answer_makes_the_host_unwell(tmp_path: Path) -> None:
+    """Broken, with what to check."""
+    sysfs.orin_nx(tmp_path)
+    with plugged_in() as plug:
+        url = plug.url
+    code, text = _run(tmp_path, plugs=(Plug("tasmota", url),))
+    assert code == 1
+    assert "power and network" in " ".join(text.split())

@@ -72,6 +72,7 @@ def test_to_ask_takes_nothing(root: Path) -> None:
     """The doctor may look while no agent runs, and an agent that starts meanwhile is not refused."""
     doctor = DeviceLocks(root, "doctor")
     assert doctor.owner("cpu") is None
+    assert list((root / "run").iterdir()) == []
     first = DeviceLocks(root, "first")
     assert first.claim("cpu") is None
     assert "first" in (doctor.owner("cpu") or "")

@@ -6,12 +6,14 @@ from dataclasses import replace
 from random import Random
 from statistics import median
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_shape
 
 from moe2.agent.learning.latency import LatencyModel, RequestTiming
-from moe2.common.cost import RequestShape
+from moe2.common.cost import LatencyProfile, RequestShape
 from tests.common.predictions import LatencyPrediction, predicted_latency
 
 
@@ -222,3 +224,50 @@ def test_more_work_never_takes_less_time(prompt: int, tokens: int, occupancy: in
 
 
 _MODEL, _ = _trained(9)
+
+
+def test_what_attention_looks_back_on_is_learned_from_prompts_without_a_cache() -> None:
+    """A prompt after 3000 cached tokens is predicted by a model that never saw one: the law is the attention's."""
+    model, _ = _trained(0)
+    shape = RequestShape(prompt_tokens=200, decoded_tokens=8, cached_tokens=3000)
+    expected_s = 0.01 + 200 * 0.002 + 200 * (200 + 2 * 3000) * 2e-7
+    without_s = _predict(model, replace_shape(shape, cached_tokens=0)).ttft_s.p50
+    predicted_s = _predict(model, shape).ttft_s.p50
+    assert predicted_s == pytest.approx(expected_s, rel=0.25)
+    assert without_s < 0.7 * expected_s
+
+
+def test_the_first_request_after_a_pause_costs_what_it_has_cost() -> None:
+    """Found idle, a prefill took 0.3 s more than beside others; the spread of neither is widened by the other."""
+    model, random = LatencyModel(slots=4), Random(3)
+    for step in range(200):
+        occupancy = float(1 + step % 3)
+        prompt = random.randint(10, 200)
+        prefill_s = 0.01 + prompt * 0.002 + (0.3 if occupancy == 1 else 0.0)
+        shape = RequestShape(prompt_tokens=prompt, decoded_tokens=20, occupancy=occupancy)
+        model.observe(RequestTiming(shape=shape, prefill_s=prefill_s, decode_s=0.4))
+    profile = model.profile
+    assert profile is not None
+    assert profile.found_idle_s == pytest.approx(0.3, rel=0.1)
+    idle, busy = (
+        _predict(model, RequestShape(prompt_tokens=100, decoded_tokens=20, occupancy=occupancy)).ttft_s
+        for occupancy in (1.0, 3.0)
+    )
+    assert (idle.p50, busy.p50) == pytest.approx((0.51, 0.21), rel=0.1)
+    assert idle.p95 < 1.2 * idle.p50
+
+
+def test_a_request_that_waits_finds_nothing_idle() -> None:
+    """With one slot the batch is always of one: who waits for it comes after somebody."""
+    assert RequestShape(prompt_tokens=1, decoded_tokens=1).found_idle
+    assert not RequestShape(prompt_tokens=1, decoded_tokens=1, queued_ahead=0).found_idle
+    assert not RequestShape(prompt_tokens=1, decoded_tokens=1, occupancy=2).found_idle
+
+
+def test_a_profile_of_an_earlier_release_costs_nothing_more_when_idle() -> None:
+    """What it does not say is 0."""
+    model, _ = _trained(0)
+    profile = model.profile
+    assert profile is not None
+    old = msgspec.msgpack.encode({k: v for k, v in msgspec.to_builtins(profile).items() if k != "found_idle_s"})
+    assert msgspec.msgpack.decode(old, type=LatencyProfile).found_idle_s == 0.0

@@ -167,23 +167,28 @@ def _experts(fleet: list[Drawn]) -> list[Expert]:
     """Experts of which every second one is cold."""
     experts = []
     for place, (latency, joules, rtt_s, lived, *_) in enumerate(fleet):
-        profile = None if latency is None else msgspec.structs.replace(latency, occupancy=lived)
+        changed = {"occupancy": lived, "found_idle_s": 0.1 * place}
+        profile = None if latency is None else msgspec.structs.replace(latency, **changed)
         energy = None if joules is None else _energy(joules)
         load: dict[str, Any] = {} if place % 2 else {"state": ExpertState.COLD, "load_s": rtt_s}
         experts.append(replace(expert(f"agent-{place}", latency=profile, energy=energy, **load), rtt_s=rtt_s))
     return experts
 
 
-@given(FLEETS, st.none() | st.integers(1, 5000))
-def test_a_forecast_is_what_the_formulas_say_of_each_expert(fleet: list[Drawn], max_tokens: int | None) -> None:
+@given(FLEETS, st.none() | st.integers(1, 5000), st.integers(0, 5000))
+def test_a_forecast_is_what_the_formulas_say_of_each_expert(
+    fleet: list[Drawn], max_tokens: int | None, cached: int
+) -> None:
     """All experts at once cost what each one's profile says for it alone, the unknown included."""
     experts = _experts(fleet)
     prompt_tokens, busy = (np.array([drawn[column] for drawn in fleet]) for column in (4, 5))
     demand = Demand(0, max_tokens)
-    forecast = Roster(experts).forecast(prompt_tokens, demand.answer_tokens, busy)
+    cached_tokens = cached * (np.arange(len(fleet)) % 2)
+    forecast = Roster(experts).forecast(prompt_tokens, demand.answer_tokens, busy, cached_tokens)
     for place, one in enumerate(experts):
         predicted = forecast.prediction(place)
-        alone = _written_out(one, Demand(int(prompt_tokens[place]), max_tokens), int(busy[place]))
+        asked = Demand(int(prompt_tokens[place]), max_tokens)
+        alone = _written_out(one, asked, int(busy[place]), int(cached_tokens[place]))
         assert predicted.shape == alone.shape
         assert _figures(predicted) == pytest.approx(_figures(alone), nan_ok=True)
 
@@ -201,12 +206,13 @@ def test_answers_of_several_lengths_are_forecast_at_once(fleet: list[Drawn], len
         assert together.added_w[place] == pytest.approx(alone.added_w[place], nan_ok=True)
 
 
-def _written_out(one: Expert, demand: Demand, busy: int) -> Prediction:
+def _written_out(one: Expert, demand: Demand, busy: int, cached_tokens: int) -> Prediction:
     """The prediction for one request on one expert, written out formula by formula."""
     report = one.report
     shape = RequestShape(
         prompt_tokens=demand.prompt_tokens,
         decoded_tokens=demand.answer_tokens,
+        cached_tokens=cached_tokens,
         occupancy=min(busy + 1, report.slots),
         queued_ahead=busy - report.slots if busy >= report.slots else None,
     )

@@ -95,15 +95,15 @@ def test_the_oldest_conversations_are_forgotten() -> None:
 def test_saved_tokens_leave_one_to_prefill() -> None:
     """Cached tokens need no prefill, but for one; an expert that the roster does not have changes nothing."""
     keys, tokens = (KEY, OTHER), np.array([50, 60])
-    assert Affinity(OTHER, 40).still_to_prefill(keys, tokens).tolist() == [50, 20]
-    assert Affinity(KEY, 400).still_to_prefill(keys, tokens).tolist() == [1, 60]
-    assert Affinity("agent-9/m", 40).still_to_prefill(keys, tokens).tolist() == [50, 60]
+    assert Affinity(OTHER, 40).cached(keys, tokens).tolist() == [0, 40]
+    assert Affinity(KEY, 400).cached(keys, tokens).tolist() == [49, 0]
+    assert Affinity("agent-9/m", 40).cached(keys, tokens).tolist() == [0, 0]
 
 
 def test_what_is_cached_leaves_the_lengths_as_they_were() -> None:
     """The lengths that were handed in are not changed: they may be another choice's, too."""
     tokens = np.array([50, 60])
-    Affinity(OTHER, 40).still_to_prefill((KEY, OTHER), tokens)
+    Affinity(OTHER, 40).cached((KEY, OTHER), tokens)
     assert tokens.tolist() == [50, 60]
 
 
