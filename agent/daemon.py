@@ -80,6 +80,7 @@ from moe2.agent.settings import AgentSettings, ModelSection, SensorsSection
 from moe2.agent.standby.logind import Logind
 from moe2.agent.standby.sleeping import HostControl
 from moe2.agent.supply.engines import EngineSet
+from moe2.agent.supply.fetching import Fetcher
 from moe2.agent.supply.orders import Supply
 from moe2.agent.supply.served import ServedFile
 from moe2.agent.supply.served import sections as served_sections
@@ -111,7 +112,7 @@ from moe2.common.link.messages import (
     Welcome,
 )
 from moe2.common.link.session import JobMessage
-from moe2.common.link.supply import ServeModel, WithdrawModel
+from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
 from moe2.common.localsocket import serving
 from moe2.common.logs import set_log_level
 from moe2.common.standby import Cause
@@ -187,11 +188,22 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._supply = Supply(
             settings,
             checksums,
+            fetcher=lambda library: Fetcher(
+                library,
+                checksums,
+                max_bytes=settings.models_from.max_bytes,
+                url=settings.coordinator.url,
+                tls=self._tls,
+                headers=lambda: self._papers.headers(),
+                ask=self._ask,
+                changed=self._changed.set,
+            ),
             serving=self._served,
             swapping=lambda: self._core.swaps.names,
             dispatch=self._dispatch,
             answer=self._presence.answer,
             changed=self._changed.set,
+            report_now=self._report_now,
         )
         self._engines = EngineSet(
             lambda name, section: self._engine(name, section, engine_argv),
@@ -372,6 +384,7 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._report_s = welcome.report_s
         self._send_report()
         self._presence.link_opened(self._link)
+        self._supply.fetcher.link_opened()
 
     def _message_received(self, message: JobMessage) -> None:
         match message:
@@ -385,8 +398,10 @@ class AgentDaemon(Daemon[AgentSettings]):
                 self._dispatch(CommandReceived(message))
             case WakeNeighbour():
                 self._presence.wake(message)
-            case ServeModel() | WithdrawModel():
+            case ServeModel() | WithdrawModel() | FetchModel():
                 self._supply.order(message)
+            case Ticket():
+                self._supply.fetcher.ticket(message)
             case _:
                 log.warning("message_ignored", op=type(message).__name__)
 
@@ -480,9 +495,8 @@ class AgentDaemon(Daemon[AgentSettings]):
             self._files.follow(name, section.path)
             for stored in restored_profiles(self._settings.agent.state_dir, (section,), self._power_mode):
                 self._dispatch(ProfileRestored(stored.model, stored.latency, stored.energy))
-        if self._link.is_open:
-            # Before the order is answered: whoever waits for the answer finds the fleet as it says.
-            self._send_report()
+        # Before the order is answered: whoever waits for the answer finds the fleet as it says.
+        self._report_now()
 
     def _job_ended(self, job_id: str) -> None:
         """Close the job's energy account; one that never ran has none."""
@@ -562,6 +576,15 @@ class AgentDaemon(Daemon[AgentSettings]):
         if not look.cancelled():
             self._host = look.result()
             self._changed.set()
+
+    def _ask(self, wanted: TicketWanted) -> bool:
+        if self._link.is_open:
+            self._link.send(wanted)
+        return self._link.is_open
+
+    def _report_now(self) -> None:
+        if self._link.is_open:
+            self._send_report()
 
     def _send_report(self) -> None:
         self._report_seq += 1

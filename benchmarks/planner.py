@@ -26,9 +26,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 # Matrices here are small: more threads only add noise.
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -36,79 +35,27 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
+from benchmarks.planner_fleet import (  # noqa: E402
+    CHARACTERS,
+    KINDS,
+    LIMIT_S,
+    SHARES,
+    SLICE_S,
+    Clock,
+    Fleet,
+    fleet,
+    fleet_of_models,
+    gap_pct,
+    timed,
+    value_of,
+)
 from moe2.coordinator.planning import greedy, search  # noqa: E402
-from moe2.coordinator.planning.problem import Aggregation, Costs, PanelBudgets, Problem  # noqa: E402
+from moe2.coordinator.planning.problem import Problem  # noqa: E402
 from moe2.coordinator.planning.proof import Plan, Status  # noqa: E402
 from moe2.coordinator.planning.search import Effort  # noqa: E402
 from moe2.coordinator.planning.value_table import ValueTable  # noqa: E402
-from moe2.coordinator.planning.values import BestOf, Coverage, FloatArray, SetValue  # noqa: E402
+from moe2.coordinator.planning.values import FloatArray, SetValue  # noqa: E402
 from tests.oracles import exhaustive, polyblock  # noqa: E402
-from tests.oracles.free_energy import FreeEnergy  # noqa: E402
-
-PROMPTS = 256
-SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 0.8)
-KINDS = ("coverage", "best_of", "free_energy")
-CHARACTERS = ("graded", "decided")
-LIMIT_S = 0.02
-Clock: TypeAlias = Callable[[], float]
-SLICE_S = 0.0195
-"""What the planner is told; building the Problem comes on top."""
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """One synthetic fleet: calibration figures and one request's predicted costs."""
-
-    chances: FloatArray
-    energy_j: FloatArray
-    delay_s: FloatArray
-
-    @property
-    def experts(self) -> int:
-        return len(self.energy_j)
-
-    def value(self, kind: str) -> SetValue:
-        if kind == "coverage":
-            return Coverage(self.chances)
-        if kind == "best_of":
-            return BestOf(self.chances)
-        return FreeEnergy(-np.log(np.clip(self.chances, 1e-6, 1.0)), 0.3)
-
-    @cached_property
-    def patience_s(self) -> float:
-        """A delay budget that one expert in ten misses."""
-        return float(np.quantile(self.delay_s, 0.9)) + 0.1
-
-    def request(
-        self, value: SetValue, share: float, max_experts: int | None = None, *, hurried: bool = True
-    ) -> Problem:
-        """A request with that share of the fleet's joules; hurried: one expert in ten is too slow for it."""
-        nothing = np.zeros(self.experts)
-        costs = Costs(self.energy_j, nothing, nothing, self.delay_s * 0.3, self.delay_s * 0.7)
-        size = np.maximum(np.arange(self.experts + 1) - 1, 0)
-        return Problem(
-            names=tuple(f"expert-{n:02d}" for n in range(self.experts)),
-            value=value,
-            p50=costs,
-            p95=costs,
-            aggregation=Aggregation(0.02 * size, 0.005 * size, 0.005 * size),
-            budgets=PanelBudgets(
-                energy_j=float(self.energy_j.sum() * share),
-                delay_s=self.patience_s if hurried else None,
-                max_experts=max_experts,
-            ),
-        )
-
-
-def fleet(rng: np.random.Generator, experts: int, character: str) -> Fleet:
-    """Draw a fleet."""
-    if character == "graded":
-        logits = rng.normal(0, 1, (PROMPTS, 1)) + rng.normal(0, 0.7, experts)
-        chances = 1 / (1 + np.exp(-logits - rng.normal(0, 0.8, (PROMPTS, experts))))
-    else:
-        good = rng.random((PROMPTS, experts)) < rng.uniform(0.2, 0.7, experts)
-        chances = np.where(good, rng.uniform(0.9, 1, good.shape), rng.uniform(0, 0.1, good.shape))
-    return Fleet(chances, rng.lognormal(1.0, 0.8, experts), rng.lognormal(0.0, 0.5, experts))
 
 
 def best_by_highs(problem: Problem, chances: FloatArray, time_limit_s: float) -> tuple[float, float]:
@@ -147,24 +94,6 @@ def best_by_highs(problem: Problem, chances: FloatArray, time_limit_s: float) ->
     if found.x is None:
         return 0.0, float("inf")
     return float(-found.fun), float(found.mip_gap or 0.0)
-
-
-def timed(run: Callable[[], Plan], clock: Clock = time.perf_counter) -> tuple[Plan, float]:
-    """A plan and its time in milliseconds."""
-    started = clock()
-    plan = run()
-    return plan, (clock() - started) * 1e3
-
-
-def value_of(plan: Plan) -> float:
-    """The plan's value, -inf where nothing is feasible."""
-    return -np.inf if plan.proof.value is None else plan.proof.value
-
-
-def gap_pct(plan: Plan) -> float:
-    """The certified gap in percent of the value."""
-    share = plan.proof.gap_share
-    return 0.0 if share is None else 100.0 * share
 
 
 def differs(left: Plan, right: Plan) -> bool:
@@ -321,6 +250,60 @@ def anytime(
     return samples
 
 
+GROWTH = (("best_of", 4), ("best_of", None), ("coverage", 4))
+"""Values and `max_experts` that large fleets are planned with."""
+GROWN = ((128, 8), (1000, 8), (3000, 4))
+"""Sizes of large fleets, and how many of each character are drawn."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What searches on fleets of one size took, all under the time limit."""
+
+    experts: int
+    runs: int
+    ms_p50: float
+    ms_p99: float
+    worst_gap_pct: float
+    """The widest certified gap of best-of-set, whatever `max_experts`."""
+    worst_gap_k4_pct: float
+    """The same with `max_experts` 4 only."""
+    proven_share: float
+
+
+def growth(rng: np.random.Generator, experts: int, fleets: int, clock: Clock) -> Growth:
+    """Requests on large fleets, of unlike experts and of a few models on many hosts, each of a few shares of joules."""
+    spent, gaps, of_four, proven = [], [], [], []
+    for number in range(fleets):
+        for drawn in (*(fleet(rng, experts, character) for character in CHARACTERS), fleet_of_models(rng, experts)):
+            for kind, most in GROWTH:
+                value, _ = drawn.value(kind), drawn.patience_s
+                search.plan(drawn.request(value, 0.3, most), effort=Effort(time_limit_s=SLICE_S), clock=clock)
+                for share in SHARES[number % 2 :: 2]:
+
+                    def answer(
+                        drawn: Fleet = drawn, value: SetValue = value, share: float = share, most: int | None = most
+                    ) -> Plan:
+                        effort = Effort(time_limit_s=SLICE_S)
+                        return search.plan(drawn.request(value, share, most), effort=effort, clock=clock)
+
+                    plan, time_ms = timed(answer, clock)
+                    spent.append(time_ms)
+                    proven.append(plan.proof.status is not Status.BOUNDED)
+                    if kind == "best_of":
+                        gaps.append(gap_pct(plan))
+                        of_four += [gap_pct(plan)] if most == 4 else []
+    return Growth(
+        experts=experts,
+        runs=len(spent),
+        ms_p50=float(np.median(spent)),
+        ms_p99=float(np.quantile(spent, 0.99)),
+        worst_gap_pct=max(gaps),
+        worst_gap_k4_pct=max(of_four),
+        proven_share=float(np.mean(proven)),
+    )
+
+
 def show_anytime(samples: list[Sample], note: str = "") -> None:
     """Print the searches under the time limit, one line per size, value, character and budget."""
     print(f"\nSearch without a table, stopped in time for an answer within {LIMIT_S * 1e3:.0f} ms{note}")
@@ -417,6 +400,14 @@ def main() -> None:
     show_anytime(samples)
     of_four = anytime(rng, (64,), fleets, clock, max_experts=4)
     show_anytime(of_four, ", max_experts 4")
+    grown = {experts: growth(rng, experts, 1 if options.quick else count, clock) for experts, count in GROWN}
+    print(f"\nLarge fleets, {LIMIT_S * 1e3:.0f} ms at most, unlike experts and few models")
+    for found_growth in grown.values():
+        print(
+            f"N = {found_growth.experts:4d}: {found_growth.runs} runs, p50 {found_growth.ms_p50:.1f} ms, "
+            f"p99 {found_growth.ms_p99:.1f} ms, proven {found_growth.proven_share:.0%}, widest gap of best-of-set "
+            f"{found_growth.worst_gap_pct:.2f} %, with max_experts 4 {found_growth.worst_gap_k4_pct:.2f} %"
+        )
     if options.plots:
         plot(samples, options.plots)
 
@@ -449,6 +440,11 @@ def main() -> None:
         "worst_gap_pct_n64_free_energy": worst(64, "free_energy"),
         "table_build_ms_n16": streams["n16"].build_ms,
         "table_build_ms_n32_k4": streams["n32_k4"].build_ms,
+        "gap_128": grown[128].worst_gap_pct,
+        "gap_128_k4": grown[128].worst_gap_k4_pct,
+        "proven_share_128": grown[128].proven_share,
+        **{f"ms_p50_{experts}": found.ms_p50 for experts, found in grown.items()},
+        **{f"ms_p99_{experts}": found.ms_p99 for experts, found in grown.items()},
     }
     print(json.dumps({name: round(figure, 4) for name, figure in figures.items()}))
 

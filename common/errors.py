@@ -55,6 +55,8 @@ class CommandErrorCode(StrEnum):
     """A later command asks for something else."""
     LOAD_FAILED = "load_failed"
     """The model could not be brought into memory."""
+    FETCH_FAILED = "fetch_failed"
+    """A model could not be fetched, or was not what it should have been."""
     SUSPEND_FAILED = "suspend_failed"
     """The host was asked to suspend and stayed awake."""
     INTERNAL = "internal"

@@ -77,6 +77,24 @@ class ModelOrderRow(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
 
 
+class PushRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on its way from the coordinator to one host.
+
+    state: "waiting" for its turn or for the host, "sending", "done", "refused" or "failed"; message: why.
+    """
+
+    command_id: str
+    file: str
+    sha256: str
+    agent_id: str
+    host: str
+    state: str
+    done_bytes: int
+    size_bytes: int
+    given_unix_s: float
+    message: str | None = None
+
+
 class AgentRow(msgspec.Struct, frozen=True, kw_only=True):
     """One agent as the coordinator sees it."""
 
@@ -253,6 +271,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyBalance | None = None
     averages: tuple[AverageRow, ...] = ()
     """Average budgets with the price of a joule that each has learned."""
+    pushes: tuple[PushRow, ...] = ()
+    """Models that were sent to hosts of late, the newest last."""
     model_orders: tuple[ModelOrderRow, ...] = ()
     """Orders of late about which host serves what, the newest last."""
     provisioning: ProvisioningStatus | None = None

@@ -85,7 +85,9 @@ from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.serving.service import Service
 from moe2.coordinator.serving.waiting_room import MAX_AGENT_QUEUE_S
 from moe2.coordinator.settings import CoordinatorSettings
+from moe2.coordinator.supply.listener import FileListener
 from moe2.coordinator.supply.orders import Orders
+from moe2.coordinator.supply.pushes import Pushes
 
 log = structlog.get_logger()
 
@@ -210,7 +212,16 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             on_lost=self._agent_lost,
             on_report=self._service.fleet_changed,
             on_answer=self._command_answered,
+            on_ticket_wanted=lambda agent_id, wanted: self._pushes.ticket_wanted(agent_id, wanted),
         )
+        self._pushes = Pushes(
+            rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
+            send=self._hub.send,
+            max_hosts=settings.push.max_hosts,
+            tls=self._tls.agents is not None,
+            folder=settings.push.folder,
+        )
+        self._files = FileListener(self._pushes, self._doorkeeper, settings.push)
         self._orders = Orders(
             rows=lambda: self._table.rows(asyncio.get_running_loop().time()),
             send=lambda agent_id, message: self._hub.send(agent_id, message),
@@ -250,6 +261,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             api_port = await _listen(
                 stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s, self._api_connections
             )
+            await stack.enter_async_context(self._files.listening(self._tls.agents))
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -263,6 +275,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                         self._keep_standing_booked(),
                         self._keep_prices(),
                         self._keeper.run(),
+                        self._pushes.run(),
                         self._notifier.feed_watchdog(),
                     )
                 ]
@@ -307,6 +320,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             averages=averages,
             provisioning=self._keeper.status(),
             model_orders=self._orders.rows(),
+            pushes=self._pushes.rows(),
             warnings=(
                 *dispatch_warnings(dispatch, rows, max_queued=self._settings.dispatch.max_queued),
                 *fleet_warnings(
@@ -383,7 +397,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
         )
-        OrdersRoute(self._orders).add_to(app)
+        OrdersRoute(self._orders, self._pushes).add_to(app)
         PageRoute().add_to(app)
         OpenApiRoute().add_to(app)
         bodies.add_to(app)
@@ -396,17 +410,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._fleet.add_to_local(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
         WishRoute(self._keeper).add_to(app)
-        OrdersRoute(self._orders).add_to(app)
+        OrdersRoute(self._orders, self._pushes, is_local=True).add_to(app)
         CalibrationRoute(self._calibration).add_to(app)
         bodies.add_to(app)
         return app
 
     def _agent_lost(self, agent_id: str) -> None:
         self._orders.agent_lost(agent_id)
+        self._pushes.agent_lost(agent_id)
         self._service.agent_lost(agent_id)
 
     def _command_answered(self, agent_id: str, answer: CommandAnswer) -> None:
-        if not self._orders.answered(agent_id, answer):
+        if not (self._orders.answered(agent_id, answer) or self._pushes.answered(agent_id, answer)):
             self._keeper.answered(agent_id, answer)
 
     def _scored(self, feedback: Feedback) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moe2.common.config import LIVE, Seconds, Settings
+from moe2.common.hosts import is_loopback
 from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
 from moe2.coordinator.database.settings import DatabaseSection
 from moe2.coordinator.fleet.settings import AgentsSection
@@ -15,6 +16,7 @@ from moe2.coordinator.http.settings import ApiSection
 from moe2.coordinator.provisioning.price_book import Averages
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.serving.settings import DispatchSection
+from moe2.coordinator.supply.settings import PushSection
 
 ENVIRONMENT_PREFIX = "MOE2_COORDINATOR"
 DEFAULT_CONFIG_PATH = Path("/etc/moe2/coordinator.toml")
@@ -97,6 +99,7 @@ class CoordinatorSettings(Settings):
     selection: SelectionSection = SelectionSection()
     dispatch: DispatchSection = DispatchSection()
     provisioning: ProvisioningSection = ProvisioningSection()
+    push: PushSection = PushSection()
     ledger: LedgerSection = LedgerSection()
     database: DatabaseSection = DatabaseSection()
     traces: TracesSection = TracesSection()
@@ -111,6 +114,17 @@ class CoordinatorSettings(Settings):
     def gate_path(self) -> Path:
         """Path of the gate's checkpoint; where `selection.gate` is not set there may be no such file."""
         return self.selection.gate or self.coordinator.state_dir / "gate.safetensors"
+
+    @model_validator(mode="after")
+    def _files_are_private_or_encrypted(self) -> CoordinatorSettings:
+        agents, push = self.agents, self.push
+        is_open = push.port is not None and not is_loopback(push.host)
+        if is_open and agents.tls is None and not agents.allow_plaintext:
+            raise ValueError(
+                f"push.host {push.host!r} can be reached over the network, where agents' credentials must not pass in "
+                "the clear: set certificate and key in [agents.tls], or allow_plaintext = true on a trusted network"
+            )
+        return self
 
     @model_validator(mode="after")
     def _requests_fit_a_frame(self) -> CoordinatorSettings:

@@ -17,7 +17,7 @@ detect_host() {
   if is_jetson; then
     HOST_KIND=jetson
     detect_jetson
-  elif command -v nvidia-smi >/dev/null && detect_nvidia; then
+  elif find_nvidia_smi && detect_nvidia; then
     HOST_KIND=nvidia
   fi
   detect_nvcc
@@ -60,15 +60,32 @@ detect_jetson() {
   esac
 }
 
+# find_nvidia_smi: sets NVIDIA_SMI. In WSL it lies where sudo does not look.
+find_nvidia_smi() {
+  NVIDIA_SMI=$(command -v nvidia-smi) || {
+    NVIDIA_SMI=$ROOT/usr/lib/wsl/lib/nvidia-smi
+    [[ -x $NVIDIA_SMI ]]
+  }
+}
+
+# True where the host has a graphics card of NVIDIA's, with a driver or without.
+has_nvidia_card() {
+  local device
+  for device in "$ROOT"/sys/bus/pci/devices/*; do
+    if [[ $(first_line "$device/vendor") == 0x10de && $(first_line "$device/class") == 0x03* ]]; then return 0; fi
+  done
+  return 1
+}
+
 # False where nvidia-smi finds no card, or no driver.
 detect_nvidia() {
   local query
-  GPU_NAME=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || return 1
+  GPU_NAME=$("$NVIDIA_SMI" --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || return 1
   [[ -n $GPU_NAME ]] || return 1
-  DRIVER_VERSION=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
-  DRIVER_CUDA=$(nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: *([0-9.]+).*/\1/p' | head -n 1) || true
+  DRIVER_VERSION=$("$NVIDIA_SMI" --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+  DRIVER_CUDA=$("$NVIDIA_SMI" 2>/dev/null | sed -nE 's/.*CUDA Version: *([0-9.]+).*/\1/p' | head -n 1) || true
   # 8.9 is 89; several cards are 86;89. A driver that is too old to say leaves it to the compiler to look.
-  query=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) || query=''
+  query=$("$NVIDIA_SMI" --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) || query=''
   CUDA_ARCHITECTURES=$(sed -nE 's/^ *([0-9]+)\.([0-9]+) *$/\1\2/p' <<<"$query" | sort -nu | tr '\n' ';')
   CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES%;}
   CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-native}
@@ -130,7 +147,13 @@ describe_host() {
   case $HOST_KIND in
     jetson) say "Host: Jetson, ${HOST_BOARD:-unknown board}, L4T ${L4T:-unknown}${JETPACK:+ (JetPack $JETPACK)}" ;;
     nvidia) say "Host: ${HOST_BOARD:-computer} with $GPU_NAME, driver ${DRIVER_VERSION:-unknown}" ;;
-    cpu) say "Host: ${HOST_BOARD:-computer} without an NVIDIA GPU" ;;
+    cpu)
+      if has_nvidia_card; then
+        say "Host: ${HOST_BOARD:-computer} with an NVIDIA card that no driver answers for (nvidia-smi)"
+      else
+        say "Host: ${HOST_BOARD:-computer} without an NVIDIA GPU"
+      fi
+      ;;
   esac
   if [[ $HOST_KIND != cpu ]]; then
     gpu=", CUDA ${DRIVER_CUDA:+$DRIVER_CUDA (driver), }nvcc ${NVCC_VERSION:-not found}"

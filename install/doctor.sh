@@ -16,6 +16,9 @@ doctor() {
     ill "a GPU, but no nvcc: llama.cpp can only be built for the CPU" \
       "install the CUDA toolkit, then ./install.sh upgrade"
   fi
+  if [[ $HOST_KIND == cpu ]] && has_nvidia_card; then
+    ill "an NVIDIA card, but no driver that answers for it" "install NVIDIA's driver, see nvidia-smi, then ./install.sh upgrade"
+  fi
   if [[ ! -d $ROOT/run/systemd/system ]]; then ill "systemd does not run here" "use ./install.sh demo"; fi
   mapfile -t roles < <(installed_roles)
   if ((${#roles[@]} == 0)); then

@@ -10,7 +10,13 @@ readonly SMALL_BOARD_KB=9000000
 # Sets BACKEND, the way llama.cpp is built here: cuda-ARCHITECTURES, or cpu.
 choose_backend() {
   BACKEND=cpu
-  if [[ $HOST_KIND == cpu ]]; then return; fi
+  if [[ $HOST_KIND == cpu ]]; then
+    if has_nvidia_card; then
+      note_warning "There is an NVIDIA card, but no driver answers for it (nvidia-smi): llama.cpp is built for the CPU, which" \
+        "is much slower. Install NVIDIA's driver and the CUDA toolkit, then run ./install.sh upgrade."
+    fi
+    return
+  fi
   BACKEND=cuda-${CUDA_ARCHITECTURES//;/-}
   if lacks_vmm; then BACKEND+=-novmm; fi
   if has_llama_wheel; then return; fi

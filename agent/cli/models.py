@@ -156,6 +156,14 @@ def sampling_text(sampling: Sampling | None) -> str | None:
     return ", ".join(parts) or "the model's own distribution"
 
 
+def _held(share: DeviceShare) -> str:
+    """What a device holds, such as "CUDA0 33 layers, 4.7 GB": weights, keys and values, and room for computing."""
+    parts = [size for size in (share.weights_bytes, share.cache_bytes, share.work_bytes) if size is not None]
+    held = known(sum(parts) if parts else None, figures.size, otherwise="")
+    layers = f" {share.layers} layers" if share.layers else ""
+    return ", ".join(part for part in (printable(share.device) + layers, held) if part)
+
+
 def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
     right = ("Size", "Parameters")
     table = parts.figures_table(
@@ -165,6 +173,7 @@ def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
             "Size",
             "Quantization",
             "Parameters",
+            "On",
             "Licence",
             "Draws with",
             "Vocabulary",
@@ -184,6 +193,7 @@ def _table(rows: Sequence[ModelRow], experts: Sequence[ExpertReport]) -> Table:
             known(row.file_bytes, figures.size),
             printable(row.quantization or UNKNOWN),
             known(row.parameters, lambda count: f"{count / 1e6:.0f} M"),
+            "\n".join(map(_held, row.placement)) or UNKNOWN,
             printable(row.licence or UNKNOWN),
             sampling_text(row.sampling) or UNKNOWN,
             (row.vocabulary_sha256 or UNKNOWN)[:_SHORT_HASH],

@@ -165,8 +165,12 @@ class Drawing(Writing):
         if self._channels.recipient is not None and bound.follows(self._channels.recipient):
             return None
         if not (self._channels.is_reasoning or thinker.marks.is_harmony):
-            # The answer has not begun: the model may think first. A mark of several tokens could begin an answer, too.
-            bound.offered = thinker.opening[0] if len(thinker.opening) == 1 else None
+            # The answer has not begun: the model may think first, but not where its mark is text that could begin an
+            # answer, too: what is no call in the form of the answer would be one behind reasoning.
+            if len(thinker.opening) == 1:
+                bound.offered = thinker.opening[0]
+            else:
+                self._channels.answer()
             return None
         token = bound.sample_freely(place)
         if self._vocabulary.is_end(token) and not self._channels.may_end:

@@ -135,6 +135,9 @@ class Channels(Protocol):
     def began(self) -> None:
         """What was fed until now stood in the prompt: the answer goes on from there."""
 
+    def answer(self) -> None:
+        """Has the answer begin here, whatever comes next."""
+
     def finish(self) -> list[TokenPiece]:
         """Ends the answer; returns what was held back."""
 
@@ -156,7 +159,7 @@ class _Between:
 
     def feed(self, piece: TokenPiece) -> list[TokenPiece]:
         if self.is_answering:
-            return [piece]
+            return [*self._held.take(len(self._held.text)), piece]
         self._held.add(piece)
         found: list[TokenPiece] = []
         while not self.is_answering and (self._end_reasoning(found) if self.is_reasoning else self._begin(found)):
@@ -168,6 +171,11 @@ class _Between:
         self._held = HeldPieces()
         self.is_answering = not self.is_reasoning
         self._skips_space = self.is_reasoning
+
+    def answer(self) -> None:
+        if self._skips_space:
+            self._held.drop(len(self._held.text) - len(self._held.text.lstrip()))
+        self.is_reasoning, self.is_answering = False, True
 
     def finish(self) -> list[TokenPiece]:
         held = len(self._held.text) if not self._skips_space or self._held.text.strip() else 0
@@ -233,6 +241,9 @@ class _Harmony:
         # The prompt ends inside a header, or a body.
         if not self._in_header:
             self._held = HeldPieces()
+
+    def answer(self) -> None:
+        """Does nothing: an answer has a channel of its own."""
 
     def finish(self) -> list[TokenPiece]:
         if self._in_header:

@@ -20,12 +20,13 @@ from moe2.agent.models.files import ChecksumStore
 from moe2.agent.models.fit import check_architecture, memory_shortage, what_would_fit
 from moe2.agent.models.library import Library
 from moe2.agent.settings import AgentSettings, ModelSection
+from moe2.agent.supply.fetching import Fetcher
 from moe2.agent.supply.served import ServedFile, ServedModel, checked_section, said_of
 from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.gguf import GgufHeader, read_header
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import CommandAnswer, CommandOutcome
-from moe2.common.link.supply import ModelFile, ModelStore, ServeModel, SupplyOrder, WithdrawModel
+from moe2.common.link.supply import FetchModel, ModelFile, ModelStore, ServeModel, SupplyOrder, WithdrawModel
 
 log = structlog.get_logger()
 
@@ -44,9 +45,9 @@ class OrderRefusedError(Moe2Error):
 class Supply:
     """This host's models, as the coordinator may change them.
 
-    serving: what is served now, by name. swapping: names that are being exchanged. dispatch: tells the core. answer:
-    the coordinator. changed: asks for a report. All of it belongs to the event loop's thread; files are looked at in
-    others.
+    fetcher: builds what fetches files into the library. serving: what is served now, by name. swapping: names that are
+    being exchanged. dispatch: tells the core. answer: the coordinator. changed: asks for a report, report_now: at once.
+    All of it belongs to the event loop's thread; files are looked at in others.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Supply:
         settings: AgentSettings,
         checksums: ChecksumStore,
         *,
+        fetcher: Callable[[Library], Fetcher],
         serving: Callable[[], Mapping[str, ModelSection]],
         swapping: Callable[[], tuple[str, ...]],
         dispatch: Callable[[Event], None],
         answer: Callable[[CommandAnswer], None],
         changed: Callable[[], None],
+        report_now: Callable[[], None],
         capacity: Callable[[str], Capacity] = capacity_for,
     ) -> None:
         self._from = settings.models_from
@@ -69,8 +72,10 @@ class Supply:
         self._dispatch = dispatch
         self._answer = answer
         self._changed = changed
+        self._report_now = report_now
         self._capacity = capacity
         self.library = Library(settings.agent.state_dir, self._from.folder)
+        self.fetcher = fetcher(self.library)
         self._served = ServedFile(settings.agent.state_dir)
         self._expected: dict[str, str | None] = {
             word.path: word.sha256 for word in self._served.read().values() if word.path is not None
@@ -92,7 +97,7 @@ class Supply:
             replace(file, served_as=tuple(sorted(users.get(str(self.library.folder / file.name), ()))))
             for file in self._store.files
         )
-        return replace(self._store, files=files, swapping=self._swapping())
+        return replace(self._store, files=files, fetching=self.fetcher.rows(), swapping=self._swapping())
 
     def warnings(self) -> tuple[HealthWarning, ...]:
         """What is wrong with what is kept."""
@@ -178,7 +183,13 @@ class Supply:
         """Carries out an order; its answer follows. The same one twice is carried out once."""
         if order.command_id in self._orders:
             return
-        work = self._serve(order) if isinstance(order, ServeModel) else self._withdraw(order)
+        match order:
+            case ServeModel():
+                work = self._serve(order)
+            case WithdrawModel():
+                work = self._withdraw(order)
+            case FetchModel():
+                work = self._fetch(order)
         task = self._orders[order.command_id] = asyncio.create_task(self._answered(order.command_id, work))
         task.add_done_callback(lambda _: self._orders.pop(order.command_id, None))
 
@@ -229,13 +240,35 @@ class Supply:
         self._check_allowed(order.name)
         self._dispatch(ModelWithdrawn(order.command_id, order.name))
 
-    def _check_allowed(self, name: str) -> None:
+    async def _fetch(self, order: FetchModel) -> None:
+        self._check_takes()
+        try:
+            await self.fetcher.fetch(order)
+        except (Moe2Error, OSError) as error:
+            self._answer(
+                CommandAnswer(
+                    command_id=order.command_id,
+                    outcome=CommandOutcome.FAILED,
+                    code=CommandErrorCode.FETCH_FAILED,
+                    message=str(error),
+                )
+            )
+            return
+        # Looked at first: whoever waits for the answer finds the file in the report.
+        self._store = await in_daemon_thread(self._look)
+        self._report_now()
+        self._answer(CommandAnswer(command_id=order.command_id, outcome=CommandOutcome.DONE))
+
+    def _check_takes(self) -> None:
         if not self._from.coordinator:
             raise OrderRefusedError(
                 CommandErrorCode.NOT_ALLOWED,
                 "models_from.coordinator is not set on this host.",
                 remedy="Set it in the agent's configuration, and restart the agent.",
             )
+
+    def _check_allowed(self, name: str) -> None:
+        self._check_takes()
         if name in self._configured and not self._from.override:
             raise OrderRefusedError(
                 CommandErrorCode.NOT_ALLOWED,

@@ -39,9 +39,9 @@ from moe2.common.link.messages import (
     Vectors,
     WakeNeighbour,
 )
-from moe2.common.link.supply import ServeModel, WithdrawModel
+from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
 
-Spoken = Report | ToAgent | FromAgent | CommandAnswer
+Spoken = Report | ToAgent | FromAgent | CommandAnswer | TicketWanted
 OPS_SINCE: dict[type[Spoken], int] = {
     ScoreJob: 2,
     FollowJob: 2,
@@ -56,6 +56,9 @@ OPS_SINCE: dict[type[Spoken], int] = {
     WakeNeighbour: 4,
     ServeModel: 4,
     WithdrawModel: 4,
+    FetchModel: 4,
+    Ticket: 4,
+    TicketWanted: 4,
     CommandAnswer: 4,
 }
 """The first protocol that knows an op; 1 for all others."""

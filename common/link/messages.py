@@ -17,7 +17,7 @@ from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
 from moe2.common.generation import Generation, Sampling, TokenCount, TokenId, since
 from moe2.common.health import HealthWarning
-from moe2.common.link.supply import ModelStore, SupplyOrder
+from moe2.common.link.supply import ModelStore, SupplyOrder, Ticket, TicketWanted
 from moe2.common.placement import MAX_DEVICES, DeviceShare, GpuFault
 from moe2.common.standby import Standby, TransitionCost
 
@@ -586,8 +586,8 @@ Job = Submit | ScoreJob | FollowJob | EmbedJob
 """What an expert can be asked to do."""
 Command = LoadModel | UnloadModel | Suspend | WakeNeighbour | SupplyOrder
 """What an agent can be asked to do about who is awake and what is served."""
-ToAgent = Job | TakeToken | CancelJob | Command
+ToAgent = Job | TakeToken | CancelJob | Command | Ticket
 JobWord = JobStarted | NextTokens | Vectors | JobDone | JobScored | JobFailed
 """What an agent says of one job."""
 FromAgent = JobWord | Tokens
-WireMessage = SessionMessage | Report | ToAgent | FromAgent | CommandAnswer
+WireMessage = SessionMessage | Report | ToAgent | FromAgent | CommandAnswer | TicketWanted

@@ -33,6 +33,7 @@ from moe2.common.link.messages import (
     Welcome,
     WireMessage,
 )
+from moe2.common.link.supply import TicketWanted
 from moe2.common.link.wire import FrameTooLargeError, UnreadableMessage, wire_codec
 
 SILENT_HEARTBEATS = 3
@@ -42,7 +43,7 @@ RTT_HEARTBEATS = 2
 MAX_FAULTS = 20
 """A peer whose messages keep being unreadable is cut off: it is not merely newer, it is broken."""
 
-JobMessage = Report | ToAgent | FromAgent | CommandAnswer
+JobMessage = Report | ToAgent | FromAgent | CommandAnswer | TicketWanted
 _ORDERS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Job))
 
 

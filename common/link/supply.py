@@ -90,5 +90,52 @@ class WithdrawModel(
     name: Text
 
 
-SupplyOrder = ServeModel | WithdrawModel
+class FilePart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of a model. name: in the host's folder."""
+
+    name: Text
+    size_bytes: Count
+    sha256: Text
+
+
+class FetchModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="fetch_model"):
+    """Coordinator to agent: fetch this model into your folder. Done when it is there and its checksums are right.
+
+    The agent asks for a ticket (`TicketWanted`) for each connection that it opens. The same order again is the same
+    fetch. sha256: of all parts, one after the other. origin: what the agent notes as where the model came from.
+    """
+
+    command_id: Text
+    parts: Annotated[tuple[FilePart, ...], Meta(min_length=1, max_length=1024)]
+    sha256: Text
+    origin: Annotated[str, Meta(max_length=2048)]
+    architecture: Text
+    licence: Text | None = None
+
+
+class TicketWanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="ticket_wanted"):
+    """Agent to coordinator: I am ready to fetch this part of an order, or the rest of it."""
+
+    command_id: Text
+    part: Annotated[int, Meta(ge=0, lt=1024)]
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="ticket"):
+    """Coordinator to agent: one request for this part, soon, and by nobody else.
+
+    port, tls: of the listener for files, on the host that the agent's link leads to.
+    """
+
+    command_id: Text
+    part: Annotated[int, Meta(ge=0, lt=1024)]
+    secret: Text
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    tls: bool = False
+
+
+TICKET_HEADER = "Moe2-Ticket"
+FILES_PATH = "/v1/files"
+"""Where the listener for files answers; which file is meant, the ticket says."""
+
+SupplyOrder = ServeModel | WithdrawModel | FetchModel
 """What an agent can be told about its models."""

@@ -13,10 +13,10 @@ from moe2.common.localsocket import NotRunningError, RefusedError, fetch
 ANSWER_S = 30.0
 
 
-def asked(socket: Path, route: str, body: bytes | None) -> bytes:
+def asked(socket: Path, route: str, body: bytes | None, *, timeout_s: float = ANSWER_S) -> bytes:
     """What the coordinator answers. Raises `Moe2Error` with its words where it refuses, or where it does not run."""
     try:
-        return asyncio.run(fetch(socket, route, body=body, timeout_s=ANSWER_S))
+        return asyncio.run(fetch(socket, route, body=body, timeout_s=timeout_s))
     except NotRunningError as error:
         raise Moe2Error(f"The coordinator does not run: {error}", remedy="systemctl start moe2-coordinator") from error
     except RefusedError as error:

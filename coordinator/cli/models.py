@@ -9,16 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from moe2.common.localsocket import STATUS_ROUTE
-from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow
+from moe2.common.status import AgentRow, CoordinatorStatus, ModelOrderRow, PushRow
 from moe2.common.terminal.commandline import Command, Commands, add_socket
 from moe2.common.terminal.figures import known, printable, size
-from moe2.coordinator.cli.asking import asked
-from moe2.coordinator.http.paths import ORDERS_PATH
+from moe2.coordinator.cli.asking import ANSWER_S, asked
+from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.settings import DEFAULT_SOCKET_PATH
 
 POLL_S = 0.5
+HASHING_S = 3600.0
+_ENDED = ("done", "refused", "failed")
 _VERBS = {
     "add": "Serve a further model on hosts, from a file that they have. Done when it is loaded.",
     "set": "Serve a model from another file, or with other settings. The new one is loaded before the old one ends,"
@@ -38,6 +42,7 @@ def add_commands(commands: Commands[Command]) -> None:
     show.add_argument("--json", action="store_true", help="as one JSON document")
     add_socket(show, DEFAULT_SOCKET_PATH)
     show.set_defaults(act=_show)
+    _add_push(commands)
     for verb, description in _VERBS.items():
         summary = description.partition(".")[0]
         parser = commands.add_parser(
@@ -54,6 +59,71 @@ def add_commands(commands: Commands[Command]) -> None:
         parser.add_argument("--no-wait", action="store_true", help="return when the orders are given")
         add_socket(parser, DEFAULT_SOCKET_PATH)
         parser.set_defaults(act=_order, verb=verb)
+
+
+def _add_push(commands: Commands[Command]) -> None:
+    push = commands.add_parser(
+        "push",
+        help="send a model's file to hosts",
+        description="Send a model's file, with its further parts, to hosts that take it, several at a time. What was "
+        "cut off goes on where it was, also when a host was away; every file is compared with its checksum.",
+        exits={0: "it is on every host", 1: "refused, or not on every host; the reason is told"},
+        examples=(
+            "moe2-coordinator models push /srv/models/Qwen2.5-3B-Instruct-Q4_K_M.gguf --all-matching 'board=orin'",
+        ),
+    )
+    push.add_argument("file", metavar="FILE", type=Path, help="on the coordinator's host; its user must read it")
+    add_hosts(push)
+    push.add_argument("--no-wait", action="store_true", help="return when it has begun")
+    add_socket(push, DEFAULT_SOCKET_PATH)
+    push.set_defaults(act=_push)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    """Has a file sent and shows its progress. Raises `Moe2Error` where it is refused before a byte travels."""
+    word = {
+        "path": str(arguments.file.absolute()),
+        "hosts": arguments.hosts,
+        "matching": arguments.all_matching,
+    }
+    # Its checksum is computed first, which takes a while for a large file on a small host.
+    begun = _pushes(arguments.socket, msgspec.json.encode(word), timeout_s=HASHING_S)
+    if arguments.no_wait:
+        return 0
+    ids = {row.command_id for row in begun}
+    with progress_bars() as bars:
+        tasks = {row.command_id: bars.add_task(printable(row.host), total=row.size_bytes) for row in begun}
+        while True:
+            rows = [row for row in _pushes(arguments.socket, None) if row.command_id in ids]
+            for row in rows:
+                bars.update(tasks[row.command_id], completed=row.done_bytes)
+            if len(rows) < len(ids) or all(row.state in _ENDED for row in rows):
+                break
+            time.sleep(POLL_S)
+    for row in rows:
+        told = f"{printable(row.host)} has {printable(row.file)}, sha256 {row.sha256[:12]}."
+        why = f"{printable(row.host)}: {row.state}. {printable(row.message or '')}".rstrip()
+        sys.stdout.write((told if row.state == "done" else why) + "\n")
+    return 0 if len(rows) == len(ids) and all(row.state == "done" for row in rows) else 1
+
+
+def progress_bars() -> Progress:
+    """A bar for each host, on standard error where that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _pushes(socket: Path, body: bytes | None, *, timeout_s: float = ANSWER_S) -> Sequence[PushRow]:
+    content = asked(socket, PUSHES_PATH, body, timeout_s=timeout_s)
+    return msgspec.json.decode(content, type=dict[str, tuple[PushRow, ...]])["pushes"]
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
+from moe2.common.link.supply import TicketWanted
 from moe2.coordinator.fleet.bounds import (
     CONTROL,
     MAX_FIGURE,
@@ -88,7 +89,7 @@ _COMMAND_CODES = frozenset(CommandErrorCode)
 class Checked:
     """The result of checking a message."""
 
-    messages: tuple[Report | FromAgent | CommandAnswer, ...] = ()
+    messages: tuple[Report | FromAgent | CommandAnswer | TicketWanted, ...] = ()
     """The messages, or what is left of them, that may be believed."""
     faults: tuple[str, ...] = ()
     """The faults of the message, for the agent and the log."""
@@ -149,7 +150,7 @@ class AgentChecks:
             if len(self._given) > MAX_REMEMBERED_JOBS:
                 self._given.popitem(last=False)
 
-    def check(self, message: Report | FromAgent | CommandAnswer) -> Checked:
+    def check(self, message: Report | FromAgent | CommandAnswer | TicketWanted) -> Checked:
         """Checks a message that the agent has sent, and returns what may be believed of it."""
         match message:
             case Tokens():
@@ -169,6 +170,8 @@ class AgentChecks:
                 return self._failed(message)
             case CommandAnswer():
                 return self._answered(message)
+            case TicketWanted():
+                return Checked((message,))
             case Report():
                 told, faults = sound_report(message, self._sound)
                 self._context_tokens = {expert.model: expert.context_tokens for expert in told.experts}

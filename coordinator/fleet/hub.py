@@ -50,6 +50,7 @@ from moe2.common.link.session import (
     RttMeasured,
     SessionEvent,
 )
+from moe2.common.link.supply import TicketWanted
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.fleet.checks import AgentChecks, Checked, hello_fault
 from moe2.coordinator.fleet.claims import PROBE_S, Claimant, Claims, Verdict
@@ -93,7 +94,7 @@ class Hub:
 
     on_message: called with an agent's id and its word about a job. on_lost: called when an agent's session has ended,
     for whatever reason. on_report: called when an agent has reported what it can do. on_answer: called with
-    an agent's id and its answer to a command.
+    an agent's id and its answer to a command. on_ticket_wanted: called when an agent is ready to fetch a file.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Hub:
         on_lost: Callable[[str], None],
         on_report: Callable[[], None],
         on_answer: Callable[[str, CommandAnswer], None] = lambda agent_id, answer: None,
+        on_ticket_wanted: Callable[[str, TicketWanted], None] = lambda agent_id, wanted: None,
     ) -> None:
         self.settings = settings
         self._doorkeeper = doorkeeper
@@ -116,6 +118,7 @@ class Hub:
         self._on_lost = on_lost
         self._on_report = on_report
         self._on_answer = on_answer
+        self._on_ticket_wanted = on_ticket_wanted
         self._connections: set[_Connection] = set()
         self._checked: Register | None = None
         self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
@@ -331,6 +334,7 @@ class Hub:
                 | JobScored()
                 | JobFailed()
                 | CommandAnswer()
+                | TicketWanted()
             ):
                 op = type(message).__struct_config__.tag
                 self._take(connection, str(op), connection.checks.check(message))
@@ -354,6 +358,8 @@ class Hub:
             elif isinstance(message, CommandAnswer):
                 log.info("command_answered", agent_id=agent_id, **msgspec.structs.asdict(message))
                 self._on_answer(agent_id, message)
+            elif isinstance(message, TicketWanted):
+                self._on_ticket_wanted(agent_id, message)
             else:
                 self._on_message(agent_id, message)
 

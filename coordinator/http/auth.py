@@ -60,6 +60,7 @@ ROUTES: dict[str, frozenset[Scope]] = {
     paths.EVENTS_PATH: OBSERVE,
     paths.METRICS_PATH: OBSERVE,
     paths.ORDERS_PATH: OPERATE,
+    paths.PUSHES_PATH: OPERATE,
 }
 """The scopes of which a key must have one, by the route's pattern. `OPEN`: no key is asked for."""
 

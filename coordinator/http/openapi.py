@@ -30,6 +30,7 @@ from moe2.coordinator.ledger.report import By, SumRow
 from moe2.coordinator.observing.fleet_view import AgentState
 from moe2.coordinator.serving.receipt import Receipt
 from moe2.coordinator.supply.orders import Wanted
+from moe2.coordinator.supply.pushes import PushWanted
 
 Schema = dict[str, Any]
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -157,6 +158,7 @@ _MODEL = _object(
 )
 _HEALTH = _object({"status": _STRING}, {"reason": _STRING, "preferred": {"type": "boolean"}})
 _SCHEMAS: dict[str, Schema] = {
+    "Pushes": _object({"pushes": {"type": "array", "items": _ref("PushRow")}}),
     "ModelOrders": _object({"orders": {"type": "array", "items": _ref("ModelOrderRow")}}),
     "Error": _ERROR,
     "ChatAnswer": _answer("chat.completion", {"message": _MESSAGE}),
@@ -310,6 +312,15 @@ _OPERATIONS = (
         (*_BODY_ERRORS, 404, 409, 500),
         _ref("FeedbackRequest"),
     ),
+    _Operation("get", paths.PUSHES_PATH, "Models on their way to hosts.", {_JSON: _ref("Pushes")}),
+    _Operation(
+        "post",
+        paths.PUSHES_PATH,
+        "Send a model of the coordinator's folder to hosts.",
+        {_JSON: _ref("Pushes")},
+        _BODY_ERRORS,
+        _ref("PushWanted"),
+    ),
     _Operation("get", paths.ORDERS_PATH, "Orders of late about models and hosts.", {_JSON: _ref("ModelOrders")}),
     _Operation(
         "post",
@@ -402,7 +413,7 @@ def _components() -> dict[str, Schema]:
         EmbeddingsRequest,
         FeedbackRequest,
     )
-    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted)
+    structs = (*bodies, Receipt, PlanAnswer, FeedbackAnswer, CoordinatorStatus, SumRow, Wanted, PushWanted)
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     for body in bodies:
         properties, required = found[body.__name__]["properties"], found[body.__name__]["required"]

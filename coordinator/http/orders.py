@@ -1,39 +1,73 @@
-"""The route on which an operator says what is served where: of the local socket, and of the API for keys that may."""
+"""The routes on which an operator says what is served where, and has files sent: of the local socket and of the API."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.http.auth import BODY
-from moe2.coordinator.http.errors import invalid
-from moe2.coordinator.http.paths import ORDERS_PATH
+from moe2.coordinator.http.errors import ApiError, invalid
+from moe2.coordinator.http.paths import ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.supply.orders import Orders, Wanted
+from moe2.coordinator.supply.pushes import Pushes, PushWanted
+
+WordT = TypeVar("WordT")
 
 
 class OrdersRoute:
-    """Gives orders about models, and tells what became of those of late."""
+    """Gives orders about models and sends files, and tells what became of those of late.
 
-    def __init__(self, orders: Orders) -> None:
+    is_local: the routes are of the local socket, whose users may send any file that the coordinator can read.
+    """
+
+    def __init__(self, orders: Orders, pushes: Pushes, *, is_local: bool = False) -> None:
         self._orders = orders
+        self._pushes = pushes
+        self._is_local = is_local
 
     def add_to(self, app: web.Application) -> None:
-        """Registers the route with the application."""
+        """Registers the routes with the application."""
         app.router.add_post(ORDERS_PATH, self._want)
         app.router.add_get(ORDERS_PATH, self._tell)
+        app.router.add_post(PUSHES_PATH, self._push)
+        app.router.add_get(PUSHES_PATH, self._tell_pushes)
 
     async def _want(self, http: web.Request) -> web.Response:
-        try:
-            wanted = msgspec.json.decode(http[BODY], type=Wanted)
-        except msgspec.MsgspecError as error:
-            raise invalid(f"This is no order about a model: {error}.") from error
+        wanted = _read(http, Wanted)
         try:
             given = self._orders.want(wanted)
         except Moe2Error as error:
-            raise invalid(f"{error.message} {error.remedy or ''}".strip()) from error
-        return web.Response(body=msgspec.json.encode({"orders": given}), content_type="application/json")
+            raise _refused(error) from error
+        return _answer({"orders": given})
 
     async def _tell(self, _: web.Request) -> web.Response:
-        body = msgspec.json.encode({"orders": self._orders.rows()})
-        return web.Response(body=body, content_type="application/json")
+        return _answer({"orders": self._orders.rows()})
+
+    async def _push(self, http: web.Request) -> web.Response:
+        wanted = _read(http, PushWanted)
+        try:
+            begun = await self._pushes.want(wanted, is_local=self._is_local)
+        except Moe2Error as error:
+            raise _refused(error) from error
+        return _answer({"pushes": begun})
+
+    async def _tell_pushes(self, _: web.Request) -> web.Response:
+        return _answer({"pushes": self._pushes.rows()})
+
+
+def _read(http: web.Request, kind: type[WordT]) -> WordT:
+    try:
+        return msgspec.json.decode(http[BODY], type=kind)
+    except msgspec.MsgspecError as error:
+        raise invalid(f"This is no order about a model: {error}.") from error
+
+
+def _refused(error: Moe2Error) -> ApiError:
+    return invalid(f"{error.message} {error.remedy or ''}".strip())
+
+
+def _answer(content: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")

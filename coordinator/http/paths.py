@@ -31,6 +31,9 @@ EVENTS_PATH = "/v1/moe2/events"
 ORDERS_PATH = "/v1/moe2/orders"
 """Where an operator says what is served on which host."""
 
+PUSHES_PATH = "/v1/moe2/pushes"
+"""Where an operator has files sent to hosts."""
+
 WISH_PATH = "/wishes"
 """A route of the local socket only, on which an operator says who sleeps and who stays awake."""
 _SHORTENED = (CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, EMBEDDINGS_PATH, MODELS_PATH)

@@ -17,7 +17,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moe2.coordinator.planning.values import BestOf, BoolArray, Coverage, FloatArray, IntArray, SetValue
+from moe2.coordinator.planning.values import (
+    BestOf,
+    BoolArray,
+    Coverage,
+    FloatArray,
+    IntArray,
+    SetValue,
+    rank_among_twins,
+)
 
 _MAX_BETA = 60.0
 """-log of the smallest survival that is told apart from 0 (1e-26), far below any tie."""
@@ -236,7 +244,7 @@ def solve_by_columns(
         whole = envelope(value, value.states[experts], held)
         return solve(whole, costs, room, target=target, precision=precision, stop=stop)
     scaled = costs / room[:, None]
-    chosen = _first_columns(value.alone[experts], scaled.max(axis=0))
+    chosen = _first_columns(value.alone[experts], scaled.max(axis=0), value.twins[experts])
     best: Bound | None = None
     for _ in range(_ROUNDS):
         if stop():
@@ -262,11 +270,13 @@ def solve_by_columns(
     return best
 
 
-def _first_columns(worth: FloatArray, burden: FloatArray) -> IntArray:
+def _first_columns(worth: FloatArray, burden: FloatArray, twin: IntArray) -> IntArray:
     """(n',) the experts that a relaxation starts with: those worth most, and those worth most for their burden."""
     gain = worth - float(worth[np.isfinite(worth)].min(initial=0.0))
-    by_worth = np.argsort(-worth, kind="stable")[: _MAX_COLUMNS // 2]
-    by_thrift = np.argsort(-gain / (burden + 1e-9), kind="stable")[: _MAX_COLUMNS // 2]
+    # Of many with the same states the cheapest come first, and the others once there is none of other states.
+    rank = rank_among_twins(twin, burden)
+    by_worth = np.lexsort([-worth, rank])[: _MAX_COLUMNS // 2]
+    by_thrift = np.lexsort([-gain / (burden + 1e-9), rank])[: _MAX_COLUMNS // 2]
     return np.union1d(by_worth, by_thrift)
 
 

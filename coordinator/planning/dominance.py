@@ -3,7 +3,8 @@
 An expert is *superior* to another if it can take its place in any panel at no loss of value and at no further cost. Of
 two that are equal in everything the one with the earlier name is superior, so that the relation has no cycles. An
 expert with k superiors is in no panel of up to k members that has to be looked at: one of the superiors is outside the
-panel and can take its place, and so on until no member has k superiors.
+panel and can take its place, and so on until no member has k superiors. Where the best member alone counts, one
+superior is enough: beside it the expert adds nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from moe2.coordinator.planning.candidates import Candidates
-from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
+from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray, rank_among_twins
 
 MIN_REDUCED = 33
 """Fewest candidates of which it pays to drop some before a search."""
@@ -38,33 +39,33 @@ def undominated(candidates: Candidates, most: int, keep: IntArray, *further: Flo
     """
     count = candidates.count
     everyone = np.arange(count)
-    if count < MIN_REDUCED or most >= min(count, MAX_REFERENCES):
+    if count < MIN_REDUCED or (most >= min(count, MAX_REFERENCES) and not candidates.problem.value.adds_nothing_twice):
         return everyone
-    value = candidates.problem.value
+    value, index = candidates.problem.value, candidates.index
+    if value.adds_nothing_twice:
+        most = 1
     reference = _references(candidates)
-    twin = value.twins[candidates.index]
-    cheap = np.ones((count, len(reference)), dtype=np.bool_)
-    if not value.is_of_few_kinds:
-        # Experts of different models are rarely better on every prompt, and dear to compare.
-        cheap = twin[reference][None, :] == twin[:, None]
-    for cost in (*_costs(candidates), *further):
-        cheap &= cost[reference][None, :] <= cost[:, None]
-    expert, column = np.nonzero(cheap)
-    found = _is_superior(candidates, reference[column], expert, *further)
-    kept = np.bincount(expert[found], minlength=count) < most
+    costs = (*_costs(candidates), *further)
+    is_twin = value.twins[index[reference]][None, :] == value.twins[index][:, None]
+    # Experts of different models are rarely better on every prompt, and dear to compare where they are many.
+    is_superior = value.kinds_nowhere_worse(index[reference], index) if value.is_of_few_kinds else is_twin
+    for cost in costs:
+        is_superior = is_superior & (cost[reference][None, :] <= cost[:, None])
+    expert, column = np.nonzero(is_superior & is_twin)
+    is_equal = np.ones(len(expert), dtype=np.bool_)
+    for cost in costs:
+        is_equal &= cost[reference[column]] == cost[expert]
+    # Candidates are in the order of their names.
+    is_superior[expert, column] = ~is_equal | (reference[column] < expert)
+    kept = is_superior.sum(axis=1) < most
     kept[keep] = True
-    return everyone[kept]
+    return np.flatnonzero(kept)
 
 
 def _references(candidates: Candidates) -> IntArray:
     """The candidates that are likely to be superior to many: the cheapest with the same states, then those of value."""
-    twin = candidates.problem.value.twins[candidates.index]
-    order = np.lexsort([candidates.energy_j, twin])
-    first = np.append(True, twin[order][1:] != twin[order][:-1])
-    starts = np.flatnonzero(first)
-    rank = np.empty(candidates.count, dtype=np.intp)
-    rank[order] = np.arange(candidates.count) - np.repeat(starts, np.diff(np.append(starts, candidates.count)))
-    return np.lexsort([-candidates.alone, rank])[:MAX_REFERENCES]
+    rank = rank_among_twins(candidates.problem.value.twins[candidates.index], candidates.energy_j)
+    return np.asarray(np.lexsort([-candidates.alone, rank])[:MAX_REFERENCES])
 
 
 def _costs(candidates: Candidates) -> tuple[FloatArray, ...]:
@@ -72,12 +73,12 @@ def _costs(candidates: Candidates) -> tuple[FloatArray, ...]:
     return (*candidates.sums, candidates.energy_j, candidates.delay_s, -candidates.largest)
 
 
-def _is_superior(candidates: Candidates, superior: IntArray, expert: IntArray, *further: FloatArray) -> BoolArray:
+def _is_superior(candidates: Candidates, superior: IntArray, expert: IntArray) -> BoolArray:
     """(P,) True where `superior` (P,) is superior to `expert` (P,), pair by pair."""
     value, index = candidates.problem.value, candidates.index
     found = np.ones(len(expert), dtype=np.bool_)
     is_equal = value.twins[index[superior]] == value.twins[index[expert]]
-    for cost in (*_costs(candidates), *further):
+    for cost in _costs(candidates):
         theirs, own = cost[superior], cost[expert]
         found &= theirs <= own
         is_equal &= theirs == own

@@ -24,6 +24,8 @@ _CHUNK_STEPS = 1e5
 """Elementwise steps between two looks at the clock, which take some hundred microseconds."""
 _DENSE_SHARE = 6
 """Up to one pair in so many it is cheaper to value them one by one than all in a matrix."""
+_TRIPLES_PAY = 7.0
+"""Steps of a listing of triples for each of a listing of larger panels, whose third and fourth experts come on top."""
 _PAIR_STEPS = 500
 """Steps that a pair takes whatever joins it."""
 _PRODUCT_STEPS = 1e6
@@ -82,7 +84,8 @@ def list_panels(
         return -np.inf
     if most > 1 and len(free) > MAX_PAIRED:
         return None
-    if most > 2 and _steps(len(free), candidates.problem.value.prompts) > max_steps:
+    pays = max_steps * (_TRIPLES_PAY if most == 3 else 1.0)
+    if most > 2 and _steps(len(free), candidates.problem.value.prompts) > pays:
         return None
     listing = _Listing.of(candidates, held, free, linear)
     listing.offer_singles(incumbent)

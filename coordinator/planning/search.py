@@ -33,12 +33,18 @@ from moe2.coordinator.planning.values import BoolArray, FloatArray, IntArray
 _LISTED = {"coverage": 16, "best_of": 14}
 _LISTED_OF_OTHERS = 12
 """Free experts whose subsets take about as long to list as a relaxation or two takes to solve."""
-_STEPS = {"coverage": 1e6, "best_of": 1e6}
+_STEPS = {"coverage": 1e6, "best_of": 4.4e6}
 _STEPS_OF_OTHERS = 1e5
 """Elementwise steps up to which a listing pays before any relaxation; after one there is less to list."""
-_WRAP_UP_S, _WRAP_UP_SHARE = 0.002, 0.2
-"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof, and the most
-that these may be as a share of it."""
+_WRAP_UP_S, _WRAP_UP_S_EACH, _WRAP_UP_SHARE = 0.002, 2e-9, 0.2
+"""Seconds of a time limit that are kept for the step under way, for thinning the panel and for the proof; seconds on
+top for each expert and prompt; and the most that these may be as a share of the limit."""
+_WIDE_GAP = 0.005
+"""A gap of the first relaxation, as a share of the value, from which it pays to look for better panels at once."""
+_MIN_RESTARTED = 48
+"""Fewest free experts of which it does; the panels of fewer are better listed."""
+_MAX_RESTARTS = 6
+"""Most experts that panels are grown from then."""
 _MAX_SLOW_ROWS = 8
 """Most experts whose limit on the panel's size is a row of the relaxation; branching deals with the others."""
 
@@ -107,7 +113,8 @@ class _Search:
         limit = self.effort.time_limit_s
         if limit is None or self.spent is None:
             return False
-        return self.spent() >= limit - min(_WRAP_UP_S, _WRAP_UP_SHARE * limit)
+        figures = self.candidates.count * self.candidates.problem.value.prompts
+        return self.spent() >= limit - min(_WRAP_UP_S + _WRAP_UP_S_EACH * figures, _WRAP_UP_SHARE * limit)
 
     def _push(self, node: _Node) -> None:
         """Keep a node for later if its bound is worth a look."""
@@ -149,6 +156,9 @@ class _Search:
             self._push(_Node(node.held, node.free, upper, node.linear))
             return
         self._round(held, free, bound.shares)
+        gap = self.candidates.problem.value.share(upper - self.incumbent.value, upper)
+        if self.nodes == 1 and len(free) >= _MIN_RESTARTED and gap > _WIDE_GAP:
+            self._restart(free, bound.reduced)
         target = self.incumbent.target
         must = bound.upper - np.maximum(bound.reduced, 0.0) <= target
         cannot = bound.upper + np.minimum(bound.reduced, 0.0) <= target
@@ -272,6 +282,22 @@ class _Search:
             panel = greedy.exchange(candidates, panel, pool, greedy.burden(candidates, max(1, len(panel))), self._late)
         if candidates.is_feasible(panel):
             self.incumbent.offer(panel)
+
+    def _restart(self, free: IntArray, reduced: FloatArray) -> None:
+        """Offer the panels that exchanges reach from some of the free experts of the largest `reduced` costs."""
+        candidates = self.candidates
+        pool: BoolArray = np.zeros(candidates.count, dtype=np.bool_)
+        pool[free] = True
+        starts = free[np.argsort(-reduced, kind="stable")]
+        starts = starts[~np.isin(starts, self.incumbent.members)][:_MAX_RESTARTS]
+        weight = greedy.burden(candidates, max(1, len(self.incumbent.members)))
+        for start in starts.tolist():
+            if self._late():
+                return
+            panel = greedy.grow(candidates, [start], pool, weight, self._late)
+            panel = greedy.exchange(candidates, panel, pool, weight, self._late)
+            if candidates.is_feasible(panel):
+                self.incumbent.offer(panel)
 
 
 def plan(

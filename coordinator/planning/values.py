@@ -58,10 +58,24 @@ def calibrated(name: str, figures: ArrayLike, upper: float) -> FloatArray:
     return array
 
 
+def rank_among_twins(twins: IntArray, cost: FloatArray) -> IntArray:
+    """(n,) the place of each of n experts among those with the same states, the one with the least `cost` (n,) first.
+
+    twins: (n,) as `SetValue.twins`.
+    """
+    order = np.lexsort([cost, twins])
+    starts = np.flatnonzero(np.append(True, twins[order][1:] != twins[order][:-1]))
+    rank = np.empty(len(twins), dtype=np.intp)
+    rank[order] = np.arange(len(twins)) - np.repeat(starts, np.diff(np.append(starts, len(twins))))
+    return rank
+
+
 class SetValue(ABC):
     """A monotone value of panels over M calibration prompts and N experts."""
 
     kind: ClassVar[str]
+    adds_nothing_twice: ClassVar[bool] = False
+    """True where an expert adds nothing to a panel with one that is worth at least as much on every prompt."""
     crosses_as_product: ClassVar[bool] = False
     """True where `cross` is one matrix product, many times faster than elementwise steps."""
     states: FloatArray
@@ -105,6 +119,14 @@ class SetValue(ABC):
         states = self.states[self._kinds]
         worth = states if self._more_is_better else -states
         return np.searchsorted(self._kinds, self.twins), np.array([(row >= worth).all(axis=1) for row in worth])
+
+    def kinds_nowhere_worse(self, others: IntArray, experts: IntArray) -> BoolArray:
+        """(E, O) the answers of `nowhere_worse` for each of the `experts` (E,) and each of the `others` (O,).
+
+        It is cheap where `is_of_few_kinds`, and asked only there.
+        """
+        kind, better = self._kinds_nowhere_worse
+        return np.asarray(better.T[kind[experts]][:, kind[others]])
 
     def nowhere_worse(self, others: IntArray, experts: IntArray) -> BoolArray:
         """(P,) True where `others` (P,) are worth at least as much as `experts` (P,) on every prompt, pair by pair."""
@@ -202,6 +224,7 @@ class BestOf(SetValue):
     """The expected quality of the best member, chosen per prompt by a perfect judge: E[max p_n]."""
 
     kind = "best_of"
+    adds_nothing_twice = True
 
     def __init__(self, probabilities: ArrayLike) -> None:
         """`probabilities` (M, N) in [0, 1]. Raises CalibrationError."""

@@ -54,7 +54,17 @@ from moe2.common.link.messages import (
     Welcome,
     WireMessage,
 )
-from moe2.common.link.supply import Fetching, ModelFile, ModelStore, ServeModel, WithdrawModel
+from moe2.common.link.supply import (
+    Fetching,
+    FetchModel,
+    FilePart,
+    ModelFile,
+    ModelStore,
+    ServeModel,
+    Ticket,
+    TicketWanted,
+    WithdrawModel,
+)
 from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
 
 HELLO = Hello(
@@ -377,6 +387,16 @@ SAMPLES: dict[str, WireMessage] = {
         gpu_layers=-1,
     ),
     "serve_model.smallest": ServeModel(command_id="c", name="m"),
+    "fetch_model": FetchModel(
+        command_id="c-7",
+        parts=(FilePart(name="small.gguf", size_bytes=1_000_000, sha256="ab" * 32),),
+        sha256="ab" * 32,
+        origin="coordinator:/srv/models/small.gguf",
+        architecture="llama",
+        licence="apache-2.0",
+    ),
+    "ticket_wanted": TicketWanted(command_id="c-7", part=0),
+    "ticket": Ticket(command_id="c-7", part=0, secret="s3cret", port=8082, tls=True),
     "withdraw_model": WithdrawModel(command_id="c-6", name="smollm2"),
     "wake_neighbour": WakeNeighbour(command_id="c-4", mac="3c:6d:66:01:02:03", network="192.168.1.0/24"),
     "command_answer": CommandAnswer(

@@ -150,6 +150,7 @@ async def fleet(
     listener: dict[str, Any] | None = None,
     traces: dict[str, Any] | None = None,
     provisioning: dict[str, Any] | None = None,
+    push: dict[str, Any] | None = None,
     database: dict[str, Any] | None = None,
     **agent_options: Any,
 ) -> AsyncIterator[Fleet]:
@@ -166,6 +167,7 @@ async def fleet(
         "dispatch": dispatch or {},
         "traces": traces or {},
         "provisioning": provisioning or {},
+        "push": push or {},
         "database": database or {},
         "agents": {
             "port": 0,

@@ -171,3 +171,28 @@ def test_no_more_compilers_than_the_memory_has_room_for(host: FakeHost, memory_k
     host.cuda()
     host.file("proc/meminfo", f"MemTotal:        {memory_kb} kB\nMemFree:  1 kB\n")
     assert f"CMAKE_BUILD_PARALLEL_LEVEL={jobs} " in plan(host)
+
+
+def test_a_card_without_its_driver_is_not_taken_for_no_card(host: FakeHost) -> None:
+    """A build for the CPU, with a warning; a sound device of the same maker is no card."""
+    host.file("sys/bus/pci/devices/0000:01:00.1/vendor", "0x10de\n")
+    host.file("sys/bus/pci/devices/0000:01:00.1/class", "0x040300\n")
+    assert "without an NVIDIA GPU" in plan(host)
+    host.file("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+    host.file("sys/bus/pci/devices/0000:01:00.0/class", "0x030000\n")
+    said = plan(host)
+    assert "with an NVIDIA card that no driver answers for" in said
+    assert "Install NVIDIA's driver and the CUDA toolkit" in said
+    told = host.install("doctor")
+    assert told.returncode == 1
+    assert "an NVIDIA card, but no driver that answers for it" in told.stdout
+
+
+def test_windows_has_nvidia_smi_where_sudo_does_not_look(host: FakeHost) -> None:
+    """Below /usr/lib/wsl."""
+    host.nvidia(("NVIDIA GeForce RTX 4090", "8.9"))
+    program = host.file("usr/lib/wsl/lib/nvidia-smi", (host.bin / "nvidia-smi").read_bytes())
+    program.chmod(0o755)
+    (host.bin / "nvidia-smi").unlink()
+    host.cuda("12.8")
+    assert "-DCMAKE_CUDA_ARCHITECTURES=89" in plan(host)

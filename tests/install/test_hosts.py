@@ -494,3 +494,23 @@ def test_the_doctor_tells_every_health_warning_with_its_remedy(host: FakeHost, s
     assert '  ! keys_plaintext: Keys pass "in the clear".\n      → Set [api.tls].\n' in found.stdout
     assert "name=edge" not in found.stdout
     assert found.returncode == (severity == "degraded"), found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("usable", "line", "code"),
+    [
+        ("true", "✓ the agent's service can use the GPU", 0),
+        ("false", "✗ the agent's service cannot use the GPU", 1),
+        ("null", None, 0),
+    ],
+)
+def test_the_doctor_counts_what_the_agents_service_says_of_the_gpu(
+    host: FakeHost, usable: str, line: str | None, code: int
+) -> None:
+    """What its own doctor finds with the service's rights; a host without a GPU is not told about one."""
+    host.install_agent()
+    host.says("agent-doctor", f'{{\n  "gpu_usable": {usable}\n}}\n')
+    found = host.install("doctor")
+    assert found.returncode == code, found.stdout + found.stderr
+    told = [shown for shown in found.stdout.splitlines() if "the agent's service can" in shown]
+    assert told == ([] if line is None else [line])

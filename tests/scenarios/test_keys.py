@@ -17,7 +17,7 @@ import structlog
 from moe2.common.errors import Moe2Error
 from moe2.coordinator.choosing.request import Budgets
 from moe2.coordinator.http.auth import OPEN, ROUTES
-from moe2.coordinator.http.paths import EVENTS_PATH, ORDERS_PATH
+from moe2.coordinator.http.paths import EVENTS_PATH, ORDERS_PATH, PUSHES_PATH
 from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.keys.store import KeyFile
 from tests.coordinator.keys.keys import add_key, revoke
@@ -171,10 +171,10 @@ async def test_without_a_key_only_health_and_the_bare_page_are_open(tmp_path: Pa
 @pytest.mark.parametrize(
     ("scopes", "forbidden"),
     [
-        ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics", ORDERS_PATH}),
+        ((Scope.INFER,), {"/v1/moe2/fleet", "/v1/moe2/ledger", EVENTS_PATH, "/metrics", ORDERS_PATH, PUSHES_PATH}),
         (
             (Scope.OBSERVE,),
-            {*WRITERS, *KEPT, "/v1/moe2/plan", "/v1/moe2/feedback", ORDERS_PATH},
+            {*WRITERS, *KEPT, "/v1/moe2/plan", "/v1/moe2/feedback", ORDERS_PATH, PUSHES_PATH},
         ),
         (tuple(Scope), set()),
     ],

@@ -1,4 +1,7 @@
-"""Tries llama.cpp in a child process: whether it could put layers on a GPU here. Blocking."""
+"""Tries llama.cpp in a child process: whether it could put layers on a GPU here. Blocking.
+
+Loading CUDA may crash, and takes memory. The child is this module as a program; its answer is one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class EngineTrial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 def try_engine() -> EngineTrial:
     """Returns what llama.cpp says in a child process of this one's user and unit."""
-    command = [sys.executable, "-m", "moe2.agent.engine.gpu.engine_program"]
+    command = [sys.executable, "-m", "moe2.agent.engine.gpu.trial"]
     try:
         done = subprocess.run(  # noqa: S603 - our own program, no shell
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_WITHIN_S, check=False
@@ -41,3 +44,18 @@ def try_engine() -> EngineTrial:
     except (ValueError, LookupError, TypeError):
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
         return EngineTrial(said=f"llama.cpp cannot be loaded: {words[0][-_WORDS_CHARACTERS:]}")
+
+
+def main() -> None:
+    """Ask llama.cpp within this process, and print its answer."""
+    # Only the child loads llama.cpp.
+    from moe2.agent.engine.model import can_offload, engine_said, gpu_backends, start_backend
+
+    stop = start_backend(lambda _: None)
+    told = {"backends": gpu_backends(), "offloads": can_offload(), "said": engine_said()}
+    stop()
+    sys.stdout.write("\n" + json.dumps(told) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,17 @@ async def test_a_line_says_where_a_model_is_and_why_not_on_the_gpu(tmp_path: Pat
 async def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     """States, progress, sizes and short hashes."""
     text = await shown(tmp_path / "s", KNOWN, FRESH, COLD, drawn=True)
-    for part in ("small-q4", "ready", "135 M", "apache-2.0", "abababababab", "cdcdcdcdcdcd", "43", "cold"):
+    for part in (
+        "CUDA0 31 layers",
+        "small-q4",
+        "ready",
+        "135 M",
+        "apache-2.0",
+        "abababababab",
+        "cdcdcdcdcdcd",
+        "43",
+        "cold",
+    ):
         assert part in text
     assert "ab" * 7 not in text
 

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from moe2.agent.engine.batch import Chunk, Lanes
 from moe2.agent.engine.callform import HARMONY as FORM
 from moe2.agent.engine.callform import Caller
-from moe2.agent.engine.distribution import Logits
-from moe2.agent.engine.drawing import Drawing, Reasoning
-from moe2.agent.engine.matched import MatchedDraw
-from moe2.agent.engine.structure.constraint import Constraint, constraint_of
-from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
-from moe2.agent.engine.thinking import HARMONY, Thinker
-from moe2.agent.engine.writing import Means
+from moe2.agent.engine.thinking import HARMONY
 from moe2.common.generation import ToolRules
 from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
+from tests.agent.engine import wishes
 
-MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>", "<|call|>", "<|return|>")
-PLACES = {mark: 256 + nth for nth, mark in enumerate(MARKS)}
-ENDS = (PLACES["<|call|>"], PLACES["<|return|>"])
-N_TOKENS = 256 + len(MARKS)
-COMPILER = Compiler(Vocabulary(texts=(*(bytes([byte]) for byte in range(256)), *(b"" for _ in MARKS)), ends=ENDS))
-CALLER = Caller(FORM, {mark: PLACES[mark] for mark in FORM.controls})
+GPT_OSS = wishes.Alphabet(
+    ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>", "<|call|>", "<|return|>"),
+    ends=("<|call|>", "<|return|>"),
+)
+CALLER = Caller(FORM, {mark: GPT_OSS.places[mark] for mark in FORM.controls})
 TOOLS = tuple(
     Tool(name=name, parameters=json.dumps({"type": "object", "properties": {key: {"type": kind}}, "required": [key]}))
     for name, key, kind in (("rain", "day", "integer"), ("time.now", "zone", "string"), ("free", "x", "integer"))
@@ -36,117 +26,13 @@ HEADER = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
 THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
 
 
-class Alphabet:
-    """Bytes and gpt-oss's marks."""
-
-    bos = ""
-    control_texts = MARKS
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return tokens_of(text)
-
-    def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < 256 else b""
-
-    def special_text(self, token: int) -> str:
-        return MARKS[token - 256] if token >= 256 else ""
-
-    def is_end(self, token: int) -> bool:
-        return token in ENDS
-
-
-def tokens_of(text: str) -> list[int]:
-    found: list[int] = []
-    while text:
-        mark = next((mark for mark in MARKS if text.startswith(mark)), None)
-        found += [PLACES[mark]] if mark else list(text[0].encode())
-        text = text[len(mark or text[0]) :]
-    return found
-
-
-class Wishes:
-    """A model that wants to write a text: its next token if that is allowed, else the likeliest of the others."""
-
-    def __init__(self, text: str) -> None:
-        self.wanted = deque(tokens_of(text))
-        self.refused: list[int] = []
-
-    def logits(self, place: int) -> Logits:
-        # Closing quotes, brackets and ends are what it writes where it cannot have its way.
-        logits = np.zeros(N_TOKENS, np.float32)
-        logits[ENDS[0]] = 3
-        logits[ord("}")] = 2
-        logits[ord("1")] = 1
-        if self.wanted:
-            logits[self.wanted.popleft()] = 9
-        return logits
-
-    def sample_among(self, logits: Logits, allowed: npt.NDArray[np.intp]) -> int:
-        wanted = int(logits.argmax())
-        if wanted not in allowed:
-            self.refused.append(wanted)
-        return int(allowed[logits[allowed].argmax()])
-
-    def close(self) -> None: ...
-
-
-class Slow:
-    """A matcher whose answer is there at every other look, as that of a process of its own."""
-
-    def __init__(self, matcher: Matcher) -> None:
-        self._matcher = matcher
-        self._looks = 0
-
-    @property
-    def is_ready(self) -> bool:
-        self._looks += 1
-        return self._looks % 2 == 0
-
-    def mask(self) -> bytes | None:
-        return self._matcher.mask()
-
-    def accept(self, token: int) -> None:
-        self._matcher.accept(token)
-
-    def close(self) -> None: ...
-
-
-def asked(**form: str) -> Submit:
-    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=TOOLS)
-    rules = ToolRules(strict=("rain", "time.now"))
-    return Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=rules, **form)  # type: ignore[arg-type]
-
-
 def written(text: str, **form: str) -> tuple[str, list[int]]:
     """What a model writes that wants to write a text, and the tokens that it was refused."""
-    request = asked(**form)
-    constraint = constraint_of(request, CALLER)
-    assert isinstance(constraint, Constraint)
-    assert constraint.calls is not None
-    model = Wishes(text)
-    draw = MatchedDraw(
-        model,
-        model,
-        Slow(COMPILER.compile(constraint)),
-        constraint.calls.selectors,
-        freely=lambda place: int(model.logits(place).argmax()),
-    )
-    lanes = Lanes(lanes=4, cells=4096, cuts_anywhere=True)
-    means = Means(Alphabet(), model.logits, lanes, 4096)
-    reasoning = Reasoning(Thinker.of(HARMONY, tokens_of), bound=draw)
-    job = Drawing(request, [1], means, cells=4096, queued_at_s=0.0, draw=draw, reasoning=reasoning)
-    placed = lanes.place([1], reserve=4096, logits_from=0)
-    assert placed is not None
-    run, said = placed[0], ""
-    while job.reason is None:
-        chunk = Chunk(run.lane, run.filled, run.tokens[run.filled :], 0)
-        run.filled = len(run.tokens)
-        job.take(run, chunk, 0)
-        while len(run.tokens) == run.filled and job.reason is None:
-            job.resume()
-        said += "".join(piece.text for piece in job.pieces() if not piece.is_reasoning)
-    said += "".join(piece.text for piece in job.pieces() if not piece.is_reasoning)
-    return said, model.refused
+    prompt = ChatPrompt(messages=(ChatMessage(role="user", content="?"),), tools=TOOLS)
+    rules = ToolRules(strict=("rain", "time.now"))
+    request = Submit(job_id="j", request_id="r", model="m", prompt=prompt, tool_rules=rules, **form)  # type: ignore[arg-type]
+    found = wishes.written(GPT_OSS, request, text, caller=CALLER, marks=HARMONY)
+    return found.answer, found.refused
 
 
 def call(name: str, arguments: str) -> str:
@@ -185,7 +71,7 @@ def test_an_answer_beside_strict_tools_is_free_and_cannot_select_a_tool() -> Non
     final = "<|channel|>final<|message|>"
     assert written(THOUGHT + final + 'It "rains".<|return|>') == ('It "rains".', [])
     said, refused = written(final + "<|channel|>a<|return|>")
-    assert refused[0] == PLACES["<|channel|>"]
+    assert refused[0] == GPT_OSS.places["<|channel|>"]
     assert "<|" not in said
 
 

@@ -1,0 +1,260 @@
+"""Fetches models that the coordinator sends: by ranges, a ticket for each connection, checked before they count."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from io import FileIO
+from pathlib import Path
+from random import Random
+from time import time
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+
+from moe2.agent.energy.blocking import in_daemon_thread
+from moe2.agent.engine.capacity import capacity_for
+from moe2.agent.engine.memory import Capacity
+from moe2.agent.models.download import sha256_of
+from moe2.agent.models.files import ChecksumStore
+from moe2.agent.models.fit import check_space
+from moe2.agent.models.library import Library, LibraryFile
+from moe2.agent.models.source import checked_name
+from moe2.common.backoff import Backoff
+from moe2.common.errors import Moe2Error
+from moe2.common.link.supply import FILES_PATH, TICKET_HEADER, Fetching, FetchModel, FilePart, Ticket, TicketWanted
+from moe2.common.terminal.figures import size
+
+log = structlog.get_logger()
+
+CHUNK_BYTES = 1 << 18
+SILENCE_S = 60.0
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+MAX_FRUITLESS = 20
+"""Connections in a row that brought no byte, after which a fetch is given up."""
+
+
+class FetchError(Moe2Error):
+    """A model that could not be fetched, or is not what it should be."""
+
+
+@dataclass
+class _Fetch:
+    order: FetchModel
+    tickets: asyncio.Queue[Ticket] = field(default_factory=asyncio.Queue)
+    wanted: TicketWanted | None = None
+    """What the coordinator was asked for and has not given yet."""
+    done: dict[str, int] = field(default_factory=dict)
+
+
+class Fetcher:
+    """The models on their way to this host.
+
+    url: the coordinator's, as the link has it. tls: makes a connection's context. headers: show who this agent is. ask:
+    sends the coordinator a word; False where it is away.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        checksums: ChecksumStore,
+        *,
+        max_bytes: int | None,
+        url: str,
+        tls: Callable[[], ssl.SSLContext | None],
+        headers: Callable[[], Mapping[str, str]],
+        ask: Callable[[TicketWanted], bool],
+        changed: Callable[[], None],
+        capacity: Callable[[str], Capacity] = capacity_for,
+    ) -> None:
+        self._library = library
+        self._checksums = checksums
+        self._max_bytes = max_bytes
+        self._host = urlsplit(url).hostname or ""
+        self._tls = tls
+        self._headers = headers
+        self._ask = ask
+        self._changed = changed
+        self._capacity = capacity
+        self._fetches: dict[str, _Fetch] = {}
+
+    def rows(self) -> tuple[Fetching, ...]:
+        """What is on its way, for the report."""
+        return tuple(
+            Fetching(
+                file=fetch.order.parts[0].name,
+                sha256=fetch.order.sha256,
+                done_bytes=sum(fetch.done.values()),
+                size_bytes=sum(part.size_bytes for part in fetch.order.parts),
+            )
+            for fetch in self._fetches.values()
+        )
+
+    def ticket(self, ticket: Ticket) -> None:
+        """The coordinator lets a part be fetched now."""
+        fetch = self._fetches.get(ticket.command_id)
+        if fetch is not None and fetch.wanted is not None and fetch.wanted.part == ticket.part:
+            fetch.wanted = None
+            fetch.tickets.put_nowait(ticket)
+
+    def link_opened(self) -> None:
+        """The coordinator is there again: what it was asked for is asked again."""
+        for fetch in self._fetches.values():
+            if fetch.wanted is not None:
+                self._ask(fetch.wanted)
+
+    async def fetch(self, order: FetchModel) -> None:
+        """Fetches a model, checks it and enters it. Raises `Moe2Error` with what went wrong."""
+        for part in order.parts:
+            checked_name(part.name)
+        name = order.parts[0].name
+        known = await in_daemon_thread(partial(self._library.find, name))
+        if known is not None and known.sha256 == order.sha256:
+            return
+        if known is not None:
+            raise FetchError(
+                f"{name} is here already, and is another file.", remedy="Send it under another name, or remove it here."
+            )
+        fetch = self._fetches[order.command_id] = _Fetch(order)
+        try:
+            await in_daemon_thread(partial(self._check, order))
+            for place, part in enumerate(order.parts):
+                await self._part(fetch, place, part)
+            await in_daemon_thread(partial(self._enter, order))
+        finally:
+            del self._fetches[order.command_id]
+            self._changed()
+
+    def _check(self, order: FetchModel) -> None:
+        name, n_bytes = order.parts[0].name, sum(part.size_bytes for part in order.parts)
+        if not self._capacity(order.architecture).knows:
+            raise FetchError(
+                f"{name} has the architecture {order.architecture!r}, which this host's llama.cpp does not know.",
+                remedy="Install a newer llama-cpp-python there, or use another model.",
+            )
+        if self._max_bytes is not None and self._library.used_bytes() + n_bytes > self._max_bytes:
+            raise FetchError(
+                f"{name} needs {size(n_bytes)}; with what is there that is more than models_from.max_bytes, "
+                f"{size(self._max_bytes)}.",
+                remedy="Remove models, or raise it.",
+            )
+        self._library.ready()
+        here = sum(_size(self._library.partial_path(part.name)) for part in order.parts)
+        check_space(
+            name,
+            max(0, n_bytes - here),
+            free_bytes=self._library.free_bytes(),
+            folder=str(self._library.folder),
+        )
+
+    async def _part(self, fetch: _Fetch, place: int, part: FilePart) -> None:
+        target = self._library.partial_path(part.name)
+        backoff = Backoff(first_s=0.2, most_s=15.0, random=Random())
+        fruitless = 0
+        have = await in_daemon_thread(partial(_begun, target, part.size_bytes))
+        fetch.done[part.name] = have
+        while have < part.size_bytes:
+            before = have
+            try:
+                await self._connection(fetch, place, part, target)
+                reason = "it ended early"
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+                    raise FetchError(
+                        f"{target} cannot be written: {error.strerror}.", remedy="Free space there, and push it again."
+                    ) from error
+                reason = str(error) or type(error).__name__
+            have = fetch.done[part.name] = await in_daemon_thread(partial(_begun, target, part.size_bytes))
+            if have == part.size_bytes:
+                break
+            fruitless = fruitless + 1 if have == before else 0
+            if have > before:
+                backoff.succeeded()
+            if fruitless >= MAX_FRUITLESS:
+                raise FetchError(f"{part.name} could not be fetched: {reason}.", remedy="Push it again.")
+            log.info("fetch_interrupted", file=part.name, have_bytes=have, reason=reason)
+            await asyncio.sleep(backoff.next_delay_s())
+        sha256 = await in_daemon_thread(partial(sha256_of, target))
+        if sha256 != part.sha256:
+            target.unlink(missing_ok=True)
+            raise FetchError(
+                f"{part.name} has the checksum {sha256}, not {part.sha256}; it was thrown away.",
+                remedy="Push it again.",
+            )
+
+    async def _connection(self, fetch: _Fetch, place: int, part: FilePart, target: Path) -> None:
+        """Fetches as much of a part as one connection brings."""
+        fetch.wanted = TicketWanted(command_id=fetch.order.command_id, part=place)
+        self._ask(fetch.wanted)
+        ticket = await fetch.tickets.get()
+        have = fetch.done[part.name]
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        url = f"{'https' if ticket.tls else 'http'}://{host}:{ticket.port}{FILES_PATH}"
+        headers = {**self._headers(), TICKET_HEADER: ticket.secret, "Range": f"bytes={have}-"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=SILENCE_S)
+        context = self._tls() if ticket.tls else None
+        async with (
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, read_bufsize=CHUNK_BYTES) as session,
+            session.get(url, headers=headers, ssl=context if context is not None else True) as answer,
+        ):
+            if answer.status != HTTPStatus.PARTIAL_CONTENT:
+                raise aiohttp.ClientError(f"it answers {answer.status}: {(await answer.text())[:200]}")
+            with await in_daemon_thread(partial(_opened, target, have)) as file:
+                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+                    if have + len(chunk) > part.size_bytes:
+                        raise FetchError(f"{part.name} is longer than was said.", remedy="Push it again.")
+                    await asyncio.to_thread(_write_all, file, chunk)
+                    have += len(chunk)
+                    fetch.done[part.name] = have
+
+    def _enter(self, order: FetchModel) -> None:
+        for part in order.parts:
+            self._library.partial_path(part.name).replace(self._library.path(part.name))
+        path = self._library.path(order.parts[0].name)
+        if len(order.parts) == 1:
+            self._checksums.remember(path, order.parts[0].sha256)
+        if self._checksums.sha256(path) != order.sha256:
+            raise FetchError(f"{path.name} has another checksum than its parts.", remedy="Push it again.")
+        self._library.add(
+            LibraryFile(
+                name=path.name,
+                size_bytes=sum(part.size_bytes for part in order.parts),
+                sha256=order.sha256,
+                origin=order.origin,
+                added_unix_s=time(),
+                licence=order.licence,
+                architecture=order.architecture,
+            )
+        )
+
+
+def _opened(target: Path, have: int) -> FileIO:
+    file = FileIO(target, "r+" if have else "w")
+    file.seek(have)
+    return file
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """A write may take only a part, such as what still fits on the disk; the next one then says why."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _begun(target: Path, size_bytes: int) -> int:
+    """How many bytes are there; a file that is too long is deleted."""
+    have = _size(target)
+    if have <= size_bytes:
+        return have
+    target.unlink()
+    return 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

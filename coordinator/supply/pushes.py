@@ -1,0 +1,340 @@
+"""Models on their way from the coordinator to hosts: checked beforehand, several hosts at a time, resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+import msgspec
+import structlog
+
+from moe2.common.errors import Moe2Error
+from moe2.common.gguf import read_header
+from moe2.common.link.messages import CommandAnswer, CommandOutcome, ToAgent
+from moe2.common.link.supply import FetchModel, FilePart, Ticket, TicketWanted
+from moe2.common.status import AgentRow, PushRow
+from moe2.common.terminal.figures import size
+from moe2.coordinator.supply.hosts import HostError, check_takes_orders, meant
+from moe2.coordinator.supply.tickets import Admission, TicketFault, Tickets
+
+log = structlog.get_logger()
+
+MAX_KEPT = 500
+HEADROOM_BYTES = 1 << 28
+LOOK_EVERY_S = 1.0
+_CHUNK_BYTES = 1 << 20
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_NAME = re.compile(r"[A-Za-z0-9][^/\\\x00-\x1f\x7f]{0,190}\.gguf")
+_RUNNING = ("waiting", "sending")
+
+
+class PushError(Moe2Error):
+    """A model that cannot be sent."""
+
+
+class PushWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator's word: send this file, with its further parts, to these hosts."""
+
+    path: str
+    hosts: tuple[str, ...] = ()
+    matching: str | None = None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A model as it is sent. paths: of its parts, in order."""
+
+    paths: tuple[Path, ...]
+    parts: tuple[FilePart, ...]
+    sha256: str
+    architecture: str
+    licence: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all parts."""
+        return sum(part.size_bytes for part in self.parts)
+
+
+@dataclass
+class _Push:
+    """One host's fetch. done: bytes by part, as far as they were sent. ready: it wants a ticket for this part."""
+
+    row: PushRow
+    parcel: Parcel
+    order: FetchModel
+    done: dict[int, int]
+    ready: int | None = None
+    is_out: bool = False
+    """It has a ticket, or a connection."""
+    is_told: bool = True
+    """The agent that is connected now has the order."""
+
+
+class Pushes:
+    """All pushes. rows: the fleet as it is. send: to an agent; False if it is not connected.
+
+    port: of the listener for files; None where there is none. tls: whether it speaks TLS.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Callable[[], Sequence[AgentRow]],
+        send: Callable[[str, ToAgent], bool],
+        max_hosts: int,
+        tls: bool,
+        folder: Path | None,
+    ) -> None:
+        self._rows = rows
+        self._send = send
+        self._max_hosts = max_hosts
+        self._tls = tls
+        self._folder = folder
+        self.port: int | None = None
+        self._pushes: dict[str, _Push] = {}
+        self._tickets = Tickets()
+        self._known_sums: dict[tuple[Path, int, int], str] = {}
+
+    # --- An operator's word -------------------------------------------------------------------------------------------
+
+    async def want(self, wanted: PushWanted, *, is_local: bool) -> tuple[PushRow, ...]:
+        """Begins to send a model. Raises `Moe2Error` before a byte travels.
+
+        is_local: the word came over the local socket, and may name any path; else a file of the folder.
+        """
+        if self.port is None:
+            raise PushError("There is no listener for files.", remedy="Set push.port, and restart the coordinator.")
+        path = self._path(wanted.path, is_local=is_local)
+        hosts = meant(self._rows(), wanted.hosts, wanted.matching)
+        parcel = await asyncio.to_thread(self._parcel, path)
+        for host in hosts:
+            _check(host, parcel)
+        running = {(one.row.agent_id, one.parcel.sha256): one for one in self._pushes.values() if _runs(one)}
+        found = []
+        for host in hosts:
+            known = running.get((host.agent_id, parcel.sha256))
+            found.append(known.row if known else self._begin(host, parcel))
+        return tuple(found)
+
+    def _path(self, text: str, *, is_local: bool) -> Path:
+        if is_local:
+            path = Path(text)
+            if not path.is_absolute():
+                raise PushError(f"{text!r} is no whole path.", remedy="Name the file by its path from the root on.")
+            return path
+        if self._folder is None:
+            raise PushError("Over the API nothing is sent.", remedy="Set push.folder, or use the coordinator's host.")
+        if not _NAME.fullmatch(text):
+            raise PushError(f"{text!r} is no file's name.", remedy=f"Name a .gguf file in {self._folder}.")
+        return self._folder / text
+
+    def _parcel(self, path: Path) -> Parcel:
+        """Reads what is to be sent. Blocks."""
+        paths = _parts_of(path)
+        if not _NAME.fullmatch(path.name):
+            raise PushError(f"{path.name!r} cannot be a model's file on a host.", remedy="Its name must end in .gguf.")
+        if paths[0] != path:
+            raise PushError(f"{path} is a later part of a model.", remedy=f"Name {paths[0].name}.")
+        try:
+            header = read_header(path)
+            sizes = [one.stat().st_size for one in paths]
+            whole = hashlib.sha256()
+            sums = [self._sum(one, whole, is_only=len(paths) == 1) for one in paths]
+        except OSError as error:
+            raise PushError(
+                f"{error.filename or path} cannot be read: {error.strerror}.",
+                remedy="Check the path, and that the coordinator's user may read it.",
+            ) from error
+        if header.architecture is None:
+            raise PushError(f"{path} does not say what architecture it has.", remedy="Choose a model in GGUF format.")
+        parts = tuple(
+            FilePart(name=one.name, size_bytes=n_bytes, sha256=sha256)
+            for one, n_bytes, sha256 in zip(paths, sizes, sums, strict=True)
+        )
+        sha256 = sums[0] if len(sums) == 1 else whole.hexdigest()
+        return Parcel(paths, parts, sha256, header.architecture, header.licence)
+
+    def _sum(self, path: Path, whole: hashlib._Hash, *, is_only: bool) -> str:
+        facts = path.stat()
+        key = (path, facts.st_size, facts.st_ctime_ns)
+        if is_only and key in self._known_sums:
+            return self._known_sums[key]
+        own = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                own.update(chunk)
+                whole.update(chunk)
+        self._known_sums[key] = own.hexdigest()
+        return own.hexdigest()
+
+    def _begin(self, host: AgentRow, parcel: Parcel) -> PushRow:
+        order = FetchModel(
+            command_id=f"push-{uuid.uuid4().hex}",
+            parts=parcel.parts,
+            sha256=parcel.sha256,
+            origin=f"coordinator:{parcel.paths[0]}",
+            architecture=parcel.architecture,
+            licence=parcel.licence,
+        )
+        row = PushRow(
+            command_id=order.command_id,
+            file=parcel.parts[0].name,
+            sha256=parcel.sha256,
+            agent_id=host.agent_id,
+            host=host.agent_name,
+            state="waiting",
+            done_bytes=0,
+            size_bytes=parcel.size_bytes,
+            given_unix_s=time(),
+        )
+        push = _Push(row, parcel, order, {})
+        push.is_told = self._send(host.agent_id, order)
+        self._pushes[order.command_id] = push
+        ended = [key for key, one in self._pushes.items() if not _runs(one)]
+        for key in ended[: max(0, len(self._pushes) - MAX_KEPT)]:
+            del self._pushes[key]
+        log.info("push_began", file=row.file, agent_id=host.agent_id, size_bytes=row.size_bytes)
+        return row
+
+    # --- What agents say ----------------------------------------------------------------------------------------------
+
+    def ticket_wanted(self, agent_id: str, wanted: TicketWanted) -> None:
+        """An agent is ready to fetch a part."""
+        push = self._pushes.get(wanted.command_id)
+        if push is None or push.row.agent_id != agent_id or not _runs(push) or wanted.part >= len(push.parcel.parts):
+            return
+        push.ready, push.is_out, push.is_told = wanted.part, False, True
+        self._hand_out()
+
+    def answered(self, agent_id: str, answer: CommandAnswer) -> bool:
+        """Takes an agent's answer; False if it is about nothing of ours."""
+        push = self._pushes.get(answer.command_id)
+        if push is None or push.row.agent_id != agent_id:
+            return False
+        states = {CommandOutcome.DONE: "done", CommandOutcome.REFUSED: "refused", CommandOutcome.FAILED: "failed"}
+        state = states[answer.outcome]
+        done = push.row.size_bytes if state == "done" else push.row.done_bytes
+        push.row = msgspec.structs.replace(push.row, state=state, message=answer.message, done_bytes=done)
+        self._tickets.withdraw(agent_id, answer.command_id)
+        push.ready, push.is_out = None, False
+        self._hand_out()
+        return True
+
+    def agent_lost(self, agent_id: str) -> None:
+        """An agent's connection has ended: its order is told again when it is back."""
+        for push in self._pushes.values():
+            if push.row.agent_id == agent_id and _runs(push):
+                push.is_told, push.is_out, push.ready = False, False, None
+                push.row = msgspec.structs.replace(push.row, state="waiting")
+                self._tickets.withdraw(agent_id, push.row.command_id)
+        self._hand_out()
+
+    async def run(self) -> None:
+        """Tells agents that came back what they were fetching, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            untold = [push for push in self._pushes.values() if _runs(push) and not push.is_told]
+            connected = {row.agent_id for row in self._rows() if row.connected and row.models} if untold else set()
+            for push in untold:
+                if push.row.agent_id in connected:
+                    push.is_told = self._send(push.row.agent_id, push.order)
+
+    # --- What the listener does ---------------------------------------------------------------------------------------
+
+    def admit(self, secret: str, agent_id: str, now_s: float) -> tuple[_Push, int] | TicketFault:
+        """(the push, its part) that a ticket is for."""
+        found = self._tickets.redeem(secret, agent_id, now_s)
+        if isinstance(found, TicketFault):
+            return found
+        return self._admitted(found)
+
+    def _admitted(self, admission: Admission) -> tuple[_Push, int] | TicketFault:
+        push = self._pushes.get(admission.command_id)
+        if push is None or not _runs(push):
+            return TicketFault.UNKNOWN
+        push.row = msgspec.structs.replace(push.row, state="sending")
+        return push, admission.part
+
+    def sent(self, push: _Push, part: int, until_bytes: int) -> None:
+        """So much of a part has gone out."""
+        push.done[part] = until_bytes
+        push.row = msgspec.structs.replace(push.row, done_bytes=min(push.row.size_bytes, sum(push.done.values())))
+
+    def hung_up(self, push: _Push) -> None:
+        """A connection has ended, whether all of it went out or not: the agent asks again if it lacks something."""
+        push.is_out = False
+        if _runs(push):
+            push.row = msgspec.structs.replace(push.row, state="waiting")
+        self._hand_out()
+
+    def rows(self) -> tuple[PushRow, ...]:
+        """The pushes of late, the newest last."""
+        return tuple(push.row for push in self._pushes.values())
+
+    def _hand_out(self) -> None:
+        """Gives tickets to those who wait, as far as there is room."""
+        free = self._max_hosts - sum(push.is_out for push in self._pushes.values())
+        for push in self._pushes.values():
+            if free <= 0:
+                return
+            if push.ready is None or push.is_out or self.port is None:
+                continue
+            secret = secrets.token_urlsafe(32)
+            now_s = asyncio.get_running_loop().time()
+            self._tickets.issue(secret, push.row.agent_id, push.row.command_id, push.ready, now_s)
+            ticket = Ticket(
+                command_id=push.row.command_id, part=push.ready, secret=secret, port=self.port, tls=self._tls
+            )
+            if self._send(push.row.agent_id, ticket):
+                push.is_out, push.ready = True, None
+                free -= 1
+
+
+def _runs(push: _Push) -> bool:
+    return push.row.state in _RUNNING
+
+
+def _check(host: AgentRow, parcel: Parcel) -> None:
+    """Raises `HostError` where a host would not take the model, as far as its report tells."""
+    check_takes_orders(host)
+    store = host.models
+    if store is None:
+        return
+    name = parcel.parts[0].name
+    there = next((file for file in store.files if file.name == name), None)
+    if there is not None and there.sha256 != parcel.sha256:
+        raise HostError(
+            f"{host.agent_name} has another file called {name}.",
+            remedy="Send it under another name, or remove that one there: `moe2-agent remove`.",
+        )
+    if there is not None:
+        return
+    if store.free_bytes is not None and parcel.size_bytes + HEADROOM_BYTES > store.free_bytes:
+        raise HostError(
+            f"{host.agent_name} has {size(store.free_bytes)} of disk free; {name} needs {size(parcel.size_bytes)} and "
+            f"{size(HEADROOM_BYTES)} of headroom.",
+            remedy="Remove models there: `moe2-agent remove`.",
+        )
+    held = sum(file.size_bytes for file in store.files)
+    if store.max_bytes is not None and held + parcel.size_bytes > store.max_bytes:
+        raise HostError(
+            f"{host.agent_name} takes at most {size(store.max_bytes)} of models and has {size(held)}; {name} needs "
+            f"{size(parcel.size_bytes)}.",
+            remedy="Remove models there, or raise models_from.max_bytes in its configuration.",
+        )
+
+
+def _parts_of(path: Path) -> tuple[Path, ...]:
+    found = _PART.fullmatch(path.name)
+    count = int(found["count"]) if found else 1
+    if found is None or not 1 <= int(found["number"]) <= count <= 1024:
+        return (path,)
+    return tuple(path.with_name(f"{found['name']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1))
