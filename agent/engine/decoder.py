@@ -366,8 +366,8 @@ class Decoder:
         guesses: list[tuple[Run, Speculator, Guess]] = []
         for run in written:
             job = self._runs[run]
-            most = min(job.most_guesses, MAX_GUESSES, run.reserved - len(run.tokens) + free)
-            if job.speculator is not None and most > 0 and (guess := job.speculator.guess(most)) is not None:
+            most = min(MAX_GUESSES, run.reserved - len(run.tokens) + free)
+            if job.speculator is not None and (guess := job.guess(most)) is not None:
                 guesses.append((run, job.speculator, guess))
         if not guesses:
             return
@@ -385,6 +385,8 @@ class Decoder:
             count = min(count, reserved + free)
             free -= max(0, count - reserved)
             run.guesses = guess.tokens[:count]
+            if run.guesses:
+                self._runs[run].expect(run.guesses)
 
     def _give_back(self, run: Run, chunk: Chunk, job: Job) -> int:
         """Take the guesses that were wrong out of the cache; returns how many were right."""

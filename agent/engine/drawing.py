@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.callreading import CallTranslator
 from moe2.agent.engine.distribution import Logits, logprob, most_likely
+from moe2.agent.engine.speculation.ngrams import Guess
 from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.agent.engine.thinking import Channels, Thinker
 from moe2.agent.engine.writing import Means, Writing
@@ -42,6 +43,12 @@ class BoundDraw(Draw, Protocol):
 
     def sample_freely(self, place: int) -> int:
         """Draws any token; the form does not go on."""
+
+    def coming(self) -> list[int]:
+        """The next tokens, as far as the form leaves no choice about them."""
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        """Has it found out what may be drawn after these tokens, in case that they are drawn."""
 
     def follows(self, name: str) -> bool:
         """Has the form be that of a tool's arguments from now on. False where they have none."""
@@ -100,21 +107,28 @@ class Drawing(Writing):
         self._forced: deque[int] = deque()
         """Tokens that come next, whatever the model says."""
         self.reasoning_tokens = 0
-        may_guess = means.speculation is not None and not (self.reads_anew or isinstance(draw, BoundDraw))
+        may_guess = means.speculation is not None and not self.reads_anew
         self._speculator = means.speculation.speculator(prompt) if means.speculation and may_guess else None
+        self._bound = draw if isinstance(draw, BoundDraw) else None
 
     @property
     def speculator(self) -> Speculator | None:
         return self._speculator
 
-    @property
-    def most_guesses(self) -> int:
-        run = self.trunk
-        if run is None or not self._draw.is_ready:
-            return 0
+    def guess(self, most: int) -> Guess | None:
         # The last token of an answer does not go through the model.
-        most = self._most_tokens - len(self.prompt) - self.decoded_tokens - 1
-        return most if self._max_tokens is None else min(most, self._max_tokens - self.decoded_tokens - 1)
+        most = min(most, self._most_tokens - len(self.prompt) - self.decoded_tokens - 1)
+        if self._max_tokens is not None:
+            most = min(most, self._max_tokens - self.decoded_tokens - 1)
+        if self._speculator is None or most < 1:
+            return None
+        if known := list(self._forced) or (self._bound.coming() if self._bound is not None else []):
+            return self._speculator.suppose(known[:most])
+        return self._speculator.guess(most)
+
+    def expect(self, tokens: Sequence[int]) -> None:
+        if self._bound is not None and not self._forced:
+            self._bound.look_ahead(tokens)
 
     @property
     def is_ready(self) -> bool:

@@ -6,10 +6,12 @@ The decoder runs a job's prompt and hands it what the model said; the job decide
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe2.agent.engine.batch import Chunk, Run
 from moe2.agent.engine.protocol import Event, Finished
+from moe2.agent.engine.speculation.ngrams import Guess
 from moe2.agent.engine.speculation.speculation import Speculator
 from moe2.common.link.messages import TokenPiece
 
@@ -74,10 +76,12 @@ class Job(ABC):
         """What guesses the job's next tokens; None where it guesses none."""
         return None
 
-    @property
-    def most_guesses(self) -> int:
-        """The tokens that may follow the one that is to be drawn next, as far as the job's limits go."""
-        return 0
+    def guess(self, most: int) -> Guess | None:
+        """At most so many tokens that may come next, as far as the job's limits go; None where nothing suggests any."""
+        return None
+
+    def expect(self, tokens: Sequence[int]) -> None:  # noqa: B027 - most jobs guess nothing
+        """These guesses, of which there is at least one, go into the next batch."""
 
     @abstractmethod
     def success(self, now_s: float) -> Event:

@@ -63,6 +63,11 @@ class Sampler:
             llama.llama_sampler_accept(self._chain, token)
         return token
 
+    def take(self, token: int) -> None:
+        """Remember for penalties a token that was not drawn, as there was no choice."""
+        if self._steered:
+            llama.llama_sampler_accept(self._chain, token)
+
     def _choose(self, candidates: npt.NDArray[np.void]) -> int:
         """Draw from candidates."""
         # llama.cpp's view of them, valid as long as they live.

@@ -145,7 +145,9 @@ def open_session(
                 return _FreeDraw(sampler, context)
             selectors = constraint.calls.selectors if constraint.calls else {}
             matcher = matchers.start(request.job_id, constraint)
-            return MatchedDraw(sampler, context, matcher, selectors, freely=partial(sampler.sample, context))
+            return MatchedDraw(
+                sampler, context, matcher, selectors, freely=partial(sampler.sample, context), spelling=model
+            )
 
         run_lanes = Lanes(lanes=lanes, cells=context.tokens, cuts_anywhere=context.cuts_anywhere)
         limits = Limits(

@@ -13,7 +13,7 @@ from math import log
 
 from moe2.agent.engine.speculation.ngrams import GROUNDS
 
-_FIRST_RATES = (0.5, 0.5, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92)
+_FIRST_RATES = (0.5, 0.5, 1.0, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85, 0.9, 0.92)
 """How many guesses are right on each ground, before any was seen."""
 _FIRST_WEIGHT = 4.0
 """What is known at first counts as so many guesses."""

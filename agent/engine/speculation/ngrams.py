@@ -28,9 +28,10 @@ _MAX_COMPARED = 24
 _MIN_SUBSTITUTED = 4
 """Tokens that have to be the same before one that is taken for a substitution."""
 
-SUBSTITUTED, SHARED = 0, 1
-"""Grounds of a guess: it goes on behind a token that was guessed wrongly; it followed in another answer."""
-_FIRST_LENGTH_GROUND = 2
+SUBSTITUTED, SHARED, FORCED = 0, 1, 2
+"""Grounds of a guess: it goes on behind a token that was guessed wrongly; it followed in another answer; the answer's
+form leaves no other text."""
+_FIRST_LENGTH_GROUND = 3
 _LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)
 """Tokens that were the same before the guess: one ground each, from that many on."""
 GROUNDS = _FIRST_LENGTH_GROUND + len(_LENGTHS)

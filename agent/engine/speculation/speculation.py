@@ -7,10 +7,12 @@ token that was drawn. So an answer's distribution, and with a seed the answer it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.lengths import Account, Offer, Rates, guess_lengths, shared_rates
 from moe2.agent.engine.speculation.ngrams import (
+    FORCED,
     SHARED,
     SUBSTITUTED,
     Guess,
@@ -62,8 +64,15 @@ class Speculator:
         self._pending, self._compared = guess, 0
         return guess
 
+    def suppose(self, tokens: list[int]) -> Guess:
+        """A guess of tokens, at least one, that will come in any case."""
+        self._pending, self._compared = Guess(tokens, [FORCED] * len(tokens)), 0
+        return self._pending
+
     def offer(self, guess: Guess, plain_s: float) -> Offer:
         """A guess as it is weighed against those of other sequences. plain_s: what a step takes without guesses."""
+        if guess.grounds[0] == FORCED:
+            return Offer([1.0] * len(guess.tokens), inf)
         likely: list[float] = []
         chance = 1.0
         for ground in guess.grounds:

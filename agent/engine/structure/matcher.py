@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -181,6 +181,22 @@ class Matcher:
         """The answer goes on with this token. Raises `GrammarError` where it may not, or it is too complex."""
         if not self._matcher.consume_token(token):
             raise self._failure()
+
+    def forced(self) -> bytes:
+        """The text that comes next in any case; empty where there is a choice."""
+        # On a copy: what goes wrong there goes wrong for the answer only if it really comes there.
+        text: bytes = self._matcher.deep_copy().compute_ff_bytes()
+        return text
+
+    def along(self, tokens: Sequence[int]) -> Iterator[Matcher]:
+        """How far the answer will have come after each of these tokens, if they come next, as far as they may. What is
+        yielded goes on with the iteration; this matcher stays where it is."""
+        ahead = Matcher(self._matcher.deep_copy(), what=self._what)
+        for token in tokens:
+            if not ahead._matcher.validate_tokens([token]):
+                return
+            ahead.accept(token)
+            yield ahead
 
     def _failure(self) -> GrammarError:
         problem = _first_line(self._matcher.get_error())

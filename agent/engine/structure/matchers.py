@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,7 +22,17 @@ import msgspec
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Vocabulary
-from moe2.agent.engine.structure.process import COMPLETE, MASK, MAX_ANSWER_S, MAX_MEMORY_BYTES, REFUSED, TOKEN
+from moe2.agent.engine.structure.process import (
+    ALONG,
+    COMPLETE,
+    MASK,
+    MAX_ALONG,
+    MAX_ANSWER_S,
+    MAX_MEMORY_BYTES,
+    REFUSED,
+    TOKEN,
+    TOKENS,
+)
 from moe2.common.errors import JobErrorCode, ProtocolError
 from moe2.common.link.wire import FrameSplitter, length_prefixed
 
@@ -31,6 +42,7 @@ _MAX_COMPILING = 2
 _MAX_SILENCE_S = 20.0
 """An answer that takes so long on the clock will not come: its process is stopped, or was never started."""
 _CHECK_S = 1.0
+_QUESTIONS = 2**32
 _READ_BYTES = 1 << 16
 _SHUTDOWN_S = 2.0
 
@@ -50,6 +62,15 @@ class JobMatcher:
         self._asked_at_s = 0.0
         self._answered = False
         self._closed = False
+        self._unsent: list[int] = []
+        """Tokens that the process does not know of yet: what comes after them is known along the guesses."""
+        self._ahead: deque[int] = deque()
+        """Guesses that come next, if they are right."""
+        self._question = 0
+        self._along: tuple[int, deque[bytes]] = (0, deque())
+        """The number of a question for masks along guesses, and its answers."""
+        self._n_known = 0
+        """Tokens at the beginning of that question that the process had not been told."""
 
     @property
     def is_ready(self) -> bool:
@@ -67,17 +88,49 @@ class JobMatcher:
         answer = self._answer
         if answer is None:
             raise RuntimeError("the mask is not there yet")
-        return answer[1:] if answer[:1] == MASK else None
+        return answer[_text_end(answer) :] if answer[:1] == MASK else None
 
-    def accept(self, token: int) -> None:
-        """Takes in that the answer goes on with `token`, which must be allowed."""
-        self._answer = None
-        self._asked_at_s = time.monotonic()
+    def forced(self) -> bytes:
+        """The text that comes next in any case; empty where there is a choice, or the answer is complete. To be asked
+        where there is a mask."""
+        answer = self._answer
+        return answer[1 + TOKEN.size : _text_end(answer)] if answer is not None and answer[:1] == MASK else b""
+
+    def accept(self, *tokens: int) -> None:
+        """Takes in that the answer goes on with these tokens, which must be allowed."""
+        for token in tokens:
+            self._unsent.append(token)
+            self._answer = self._known_after(token)
+        if self._answer is None:
+            self._asked_at_s = time.monotonic()
+            self._send(TOKENS + b"".join(map(TOKEN.pack, self._unsent)))
+            self._unsent.clear()
+
+    def _known_after(self, token: int) -> bytes | None:
+        """What is known already of the answer after this token, as it was guessed."""
+        number, answers = self._along
+        if self._ahead and self._ahead.popleft() == token and number == self._question and len(answers) > self._n_known:
+            while self._n_known:
+                answers.popleft()
+                self._n_known -= 1
+            return answers.popleft()
+        self._ahead.clear()
+        return None
+
+    def look_ahead(self, tokens: Sequence[int]) -> None:
+        """Has the masks along these tokens computed, in case that they come next."""
+        self._question = (self._question + 1) % _QUESTIONS
+        self._ahead = deque(tokens[: max(0, MAX_ALONG - len(self._unsent))])
+        self._n_known = len(self._unsent)
+        if self._ahead:
+            self._send(ALONG + b"".join(map(TOKEN.pack, (self._question, *self._unsent, *self._ahead))))
+
+    def _send(self, question: bytes) -> None:
         channel = self._channel
         # The end of a process that has died is noticed by the thread that reads.
         with contextlib.suppress(OSError):
             if channel is not None:
-                channel.send(length_prefixed(TOKEN.pack(token)))
+                channel.send(length_prefixed(question))
 
     def close(self) -> None:
         self._pool.forget(self)
@@ -214,6 +267,10 @@ class Matchers:
             kind, content = frame[:1], frame[1:]
             if kind in (MASK, COMPLETE):
                 self._answer(matcher, frame)
+            elif kind == ALONG:
+                # What is not told yet is answered, too, and known.
+                answers = deque(FrameSplitter().feed(content[TOKEN.size :]))
+                matcher._along = TOKEN.unpack_from(content)[0], answers
             else:
                 text = content.decode("utf-8", "replace")
                 self._end(matcher, GrammarError(text) if kind == REFUSED else _failure(text))
@@ -288,6 +345,12 @@ class Matchers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _text_end(answer: bytes) -> int:
+    """Where the text that has to come next ends in an answer that has a mask."""
+    length: int = TOKEN.unpack_from(answer, 1)[0]
+    return 1 + TOKEN.size + length
 
 
 def _failure(message: str) -> RequestError:

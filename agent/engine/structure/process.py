@@ -2,8 +2,9 @@
 
 The engine sends its vocabulary once, then for each job one byte with a socket of the job's own. A fork of this process
 serves that job: it compiles the constraint that comes first on the job's socket, answers with the first mask, then with
-one mask for each token, until the socket is closed. Whatever a grammar does, it does to its own fork, which the kernel
-ends when one answer takes more than `MAX_ANSWER_S` of computing or the job more than `MAX_MEMORY_BYTES`.
+one mask whenever it is told tokens, until the socket is closed. It is asked for the masks along tokens that may come,
+too. Whatever a grammar does, it does to its own fork, which the kernel ends when one answer takes more than
+`MAX_ANSWER_S` of computing or the job more than `MAX_MEMORY_BYTES`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import resource
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
-from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
+from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
 from moe2.common.link.wire import LENGTH, FrameSplitter, length_prefixed
 
 MAX_ANSWER_S = 0.5
@@ -30,10 +32,18 @@ MAX_MEMORY_BYTES = 256 * 2**20
 """Beyond what the process has before it sees the constraint."""
 MAX_VOCABULARY_BYTES = 256 * 2**20
 
-MASK, COMPLETE, REFUSED, FAILED = b"M", b"C", b"R", b"F"
-"""First byte of an answer. After the first comes a mask; after the last two the text of an error, the grammar's or this
-process's."""
+MASK, COMPLETE, REFUSED, FAILED, ALONG = b"M", b"C", b"R", b"F", b"A"
+"""First byte of an answer. After `MASK` come the length of the text that has to come next, that text, and the mask;
+after `REFUSED` and `FAILED` the text of an error, the grammar's or this process's; after `ALONG` the number of the
+question, then for each token the length of an answer and that answer, a `MASK` or `COMPLETE`."""
+TOKENS = b"T"
+"""First byte of a question: the answer goes on with the tokens that follow. After `ALONG` come the number of the
+question and the tokens along which masks are asked for."""
 TOKEN = struct.Struct(">I")
+MAX_ALONG = 16
+"""Tokens along which masks are given at once."""
+_MAX_ALONG_S = 0.05
+"""Computing time for them; what is not reached is asked for again if it comes."""
 _READ_BYTES = 1 << 16
 
 
@@ -92,12 +102,17 @@ def _serve(channel: socket.socket, compiler: Compiler) -> None:
     try:
         with _bounded_time():
             matcher = compiler.compile(constraint)
-            answer = _answer(matcher.mask())
+            answer = _answer(matcher)
         channel.sendall(length_prefixed(answer))
         for frame in frames:
+            kind, tokens = frame[:1], [token for (token,) in TOKEN.iter_unpack(frame[1:])]
             with _bounded_time():
-                matcher.accept(TOKEN.unpack(frame)[0])
-                answer = _answer(matcher.mask())
+                if kind == ALONG:
+                    answer = _along(matcher, tokens)
+                else:
+                    for token in tokens:
+                        matcher.accept(token)
+                    answer = _answer(matcher)
             channel.sendall(length_prefixed(answer))
     except GrammarError as error:
         channel.sendall(length_prefixed(REFUSED + str(error).encode("utf-8", "replace")))
@@ -105,8 +120,24 @@ def _serve(channel: socket.socket, compiler: Compiler) -> None:
         channel.sendall(length_prefixed(REFUSED + b"The grammar or schema is nested too deeply. Flatten it."))
 
 
-def _answer(mask: bytes | None) -> bytes:
-    return COMPLETE if mask is None else MASK + mask
+def _answer(matcher: Matcher) -> bytes:
+    mask = matcher.mask()
+    if mask is None:
+        return COMPLETE
+    return MASK + length_prefixed(matcher.forced()) + mask
+
+
+def _along(matcher: Matcher, question: list[int]) -> bytes:
+    number, *tokens = question
+    until_s = time.process_time() + _MAX_ALONG_S
+    answers: list[bytes] = []
+    # What is too complex there is for the answer to come to, and to be told then.
+    with contextlib.suppress(GrammarError):
+        for ahead in matcher.along(tokens[:MAX_ALONG]):
+            answers.append(_answer(ahead))
+            if answers[-1] == COMPLETE or time.process_time() > until_s:
+                break
+    return ALONG + TOKEN.pack(number) + b"".join(map(length_prefixed, answers))
 
 
 @contextlib.contextmanager

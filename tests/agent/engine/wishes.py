@@ -84,6 +84,8 @@ class Wishes:
             self.refused.append(wanted)
         return int(allowed[logits[allowed].argmax()])
 
+    def take(self, token: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -102,7 +104,7 @@ class _Free:
     def close(self) -> None: ...
 
 
-class _Slow:
+class Slow:
     """A matcher whose answer is there at every other look, as that of a process of its own."""
 
     def __init__(self, matcher: Matcher) -> None:
@@ -117,8 +119,14 @@ class _Slow:
     def mask(self) -> bytes | None:
         return self._matcher.mask()
 
-    def accept(self, token: int) -> None:
-        self._matcher.accept(token)
+    def accept(self, *tokens: int) -> None:
+        for token in tokens:
+            self._matcher.accept(token)
+
+    def forced(self) -> bytes:
+        return self._matcher.forced()
+
+    def look_ahead(self, tokens: Sequence[int]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -147,9 +155,10 @@ def written(
         draw = bound = MatchedDraw(
             model,
             model,
-            _Slow(alphabet.compiler().compile(constraint)),
+            Slow(alphabet.compiler().compile(constraint)),
             constraint.calls.selectors if constraint.calls else {},
             freely=lambda place: int(model.logits(place).argmax()),
+            spelling=alphabet,
         )
     reasoning = None
     if marks is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,25 @@ _LINES = [
 ]
 COPY = "A list:\n" + "".join(_LINES) * 2 + "The list once more:\n" + _LINES[0]
 """The model is sure of what follows: no near-ties that a batch's size could turn."""
+_ROWS = [{"name": name, "price": price, "sold": price > 4} for name, price in (("tea", 3), ("rice", 5), ("salt", 2))]
+JSON = f"As JSON: {json.dumps(_ROWS)}\nOnce more as JSON: "
+SCHEMA = json.dumps(
+    {
+        "type": "array",
+        "minItems": 3,
+        "maxItems": 3,
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"enum": ["tea", "rice", "salt"]},
+                "price": {"type": "integer", "maximum": 9, "minimum": 0},
+                "sold": {"type": "boolean"},
+            },
+            "required": ["name", "price", "sold"],
+            "additionalProperties": False,
+        },
+    }
+)
 GREEDY = Sampling(temperature=0)
 
 
@@ -77,6 +97,9 @@ def text(pieces: list[TokenPiece]) -> str:
         {"sampling": Sampling(temperature=0, logit_bias={198: 0.5})},
         {"sampling": Sampling(temperature=0.3, top_p=0.5, seed=7)},
         {"sampling": Sampling(temperature=0.3, top_k=5, seed=8)},
+        {"json_schema": SCHEMA, "prompt": TextPrompt(text=JSON)},
+        {"json_schema": SCHEMA, "prompt": TextPrompt(text=JSON), "sampling": Sampling(temperature=0.2, seed=9)},
+        {"grammar": 'root ::= "The quick brown fox " ("jumps" | "sleeps") " over the lazy dog and is gone."'},
     ],
     ids=str,
 )
