@@ -35,6 +35,7 @@ from benchmarks.provisioning_fleet import DAY_S, HOURLY, MIDNIGHT_UNIX_S, Trace,
 from benchmarks.provisioning_policies import MAX_TRANSITIONS, AlwaysOn, Ours, fixed_times
 from benchmarks.provisioning_sim import Day, Result
 from moe2.coordinator.provisioning.decision import Tolerances
+from moe2.coordinator.provisioning.problem import Limits
 from moe2.coordinator.provisioning.traffic import Asked, Traffic
 
 LOADS = (60.0, 180.0)
@@ -59,14 +60,16 @@ class Comparison:
     frontier: list[tuple[float, Result]]
 
 
-def compare(traces: list[Trace], busiest: float, *, seed: int, frontier: bool) -> Comparison:
+def compare(
+    traces: list[Trace], busiest: float, *, seed: int, frontier: bool, hourly_late_share: float = 1.0
+) -> Comparison:
     """All policies on one day."""
     *learned, day = days(traces, busiest, LEARNED_DAYS + 1, seed)
     always_on = Day(day).run(AlwaysOn())
     fixed = [Day(day).run(policy) for policy in fixed_times()]
     kept = [one for one in fixed if _keeps(one, always_on)]
     best_ttl = min((always_on, *kept), key=lambda one: one.j_per_answer)
-    policy = Ours(_learned(learned), TOLERANCES)
+    policy = Ours(_learned(learned), TOLERANCES, Limits(hourly_late_share=hourly_late_share))
     ours = Day(day).run(policy)
     n = max(1, len(day))
     return Comparison(
@@ -184,12 +187,23 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the thinning")
     parser.add_argument("--frontier", action="store_true", help="score over joules as more score may be given up, too")
+    parser.add_argument(
+        "--hourly-late-share", type=float, default=1.0, metavar="SHARE", help="patience of each hour and category"
+    )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="folder for plots")
     arguments = parser.parse_args()
     traces = [read_trace(path) for path in arguments.traffic]
     found = []
     for busiest in LOADS:
-        found.append(compare(traces, busiest, seed=arguments.seed, frontier=arguments.frontier))
+        found.append(
+            compare(
+                traces,
+                busiest,
+                seed=arguments.seed,
+                frontier=arguments.frontier,
+                hourly_late_share=arguments.hourly_late_share,
+            )
+        )
         _print(found[-1])
     if arguments.plots:
         plot(found, arguments.plots)

@@ -2,8 +2,10 @@
 
 A gate of the default size is trained on made-up outcomes (or read from `--gate FILE`). Requests come with prompts of
 several kinds, lengths and budgets, most of them met once, over a fleet whose load changes: the memo of coarse plans is
-mostly missed, and its share of hits is reported. `--worst N` also decides requests on N experts, where the planner's
-time limit can bind, and reports the longest decision: what the event loop may have to wait.
+mostly missed, and its share of hits is reported. `--large N` (1,000 unless it says otherwise) also decides requests on
+N hosts that serve the same models, through the capability table, and before each decision one host has reported other
+figures, as a busy fleet's do. `--worst N` decides requests on N experts that are all of different models, where the
+planner's time limit can bind, and reports the longest decision: what the event loop may have to wait.
 
 The last line is one JSON object: `decision_p50_ms`, `decision_p99_ms`, `gate_p50_ms` and more.
 """
@@ -17,16 +19,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, estimate_prompt_tokens
 from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.choosing.selector import Selector
-from moe2.coordinator.fleet.table import Expert
+from moe2.coordinator.fleet.table import CapabilityTable, Expert
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.gate import Gate
 from moe2.coordinator.planning.problem import Quantile
@@ -43,6 +46,10 @@ WORDS = (
     *("forest", "letter", "castle", "silver", "harbour", "pencil", "thunder", "valley"),
     *("machine", "season", "orbit", "kitchen", "ladder", "mirror", "ocean", "train"),
 )
+
+HOST = HostFacts(hostname="host", system="Linux", architecture="x86_64")
+WARM_UP = 50
+"""Decisions on a large fleet that are not timed."""
 
 
 def model_names(count: int) -> list[str]:
@@ -130,7 +137,7 @@ def fleet_of(models: Sequence[str]) -> tuple[Expert, ...]:
                 quality=Quality.SIMULATED,
             ),
         )
-        agent = f"agent-{place:02d}"
+        agent = f"agent-{place:04d}"
         experts.append(Expert(f"{agent}/{model}", agent, f"host {place}", model, report, rtt_s=0.002))
     return tuple(experts)
 
@@ -183,6 +190,43 @@ def decided_ms(
     )
 
 
+def on_a_busy_fleet(selector: Selector, experts: Sequence[Expert], requests: int) -> dict[str, float]:
+    """Milliseconds of decisions on a large fleet, of which one host has reported other figures before each of them."""
+    table = CapabilityTable(stale_s=3600.0, evict_s=3600.0)
+    random = np.random.default_rng(6)
+    for expert in experts:
+        hello = Hello(
+            protocol_min=1,
+            protocol_max=1,
+            agent_id=expert.agent_id,
+            agent_name=expert.agent_name,
+            agent_version="0",
+        )
+        table.agent_joined(hello, 0.0)
+        table.agent_reported(expert.agent_id, Report(seq=0, host=HOST, experts=(expert.report,)), 0.0)
+    taken, worked = [], []
+    for number, (request, in_flight) in enumerate(requests_of(requests + WARM_UP, experts)):
+        changed = experts[int(random.integers(len(experts)))]
+        latency = changed.report.latency
+        assert latency is not None, "the fleet is measured"
+        slower = msgspec.structs.replace(latency, service_s=float(random.uniform(1.0, 4.0)))
+        report = msgspec.structs.replace(changed.report, latency=slower)
+        start, work = time.perf_counter(), time.thread_time()
+        table.agent_reported(changed.agent_id, Report(seq=1, host=HOST, experts=(report,)), 1.0)
+        now = table.choosable(1.0)
+        selector.select(request, now, in_flight, table.epoch)
+        if number >= WARM_UP:
+            worked.append((time.thread_time() - work) * 1e3)
+            taken.append((time.perf_counter() - start) * 1e3)
+    count = len(experts)
+    return {
+        f"decision_p50_ms_{count}": float(np.percentile(taken, 50)),
+        f"decision_p99_ms_{count}": float(np.percentile(taken, 99)),
+        f"decision_cpu_p50_ms_{count}": float(np.percentile(worked, 50)),
+        f"decision_cpu_p99_ms_{count}": float(np.percentile(worked, 99)),
+    }
+
+
 def selector_of(gate: Gate, kinds: Sequence[str]) -> Selector:
     """A selector with default budgets for two kinds of prompt."""
     categories = {"default": Budgets(latency_budget_s=60.0), "chat": Budgets(energy_budget_j=200.0)}
@@ -195,6 +239,7 @@ def main() -> None:
     parser.add_argument("--gate", type=Path, metavar="FILE", help="a checkpoint instead of a gate trained here")
     parser.add_argument("--experts", type=int, default=16, metavar="N")
     parser.add_argument("--requests", type=int, default=2000, metavar="N")
+    parser.add_argument("--large", type=int, nargs="*", metavar="N", default=[1000], help="also decide on N hosts")
     parser.add_argument("--worst", type=int, metavar="N", help="also find the longest decision on N experts")
     args = parser.parse_args()
     if args.gate:
@@ -228,6 +273,9 @@ def main() -> None:
         "gate_p50_ms": float(np.percentile(gated, 50)),
         **shares,
     }
+    for count in args.large:
+        hosts = fleet_of([models[n % len(models)] for n in range(count)])
+        figures |= on_a_busy_fleet(selector_of(gate, kinds), hosts, 1000)
     if args.worst:
         large = fleet_of([*models, *model_names(args.worst + len(models))][: args.worst])
         longest, large_worked, large_shares = decided_ms(selector_of(gate, kinds), large, requests_of(400, large))

@@ -128,21 +128,25 @@ check_brought_python() {
   fi
 }
 
-# take_python TARGET: complete or not at all.
+# take_python TARGET: complete or not at all, and only one that runs here. (A step's function is not ended by set -e.)
 take_python() {
   local new=$PYTHON_HOME/.new
   rm -rf "$new"
-  install -d -m 0755 "$new"
+  install -d -m 0755 "$new" || return
   if [[ -d $PYTHON_PLACE ]]; then
-    cp -R "$PYTHON_PLACE" "$new/python"
+    cp -R "$PYTHON_PLACE" "$new/python" || return
   else
-    tar -xzf "$PYTHON_PLACE" --no-same-owner -C "$new"
+    tar -xzf "$PYTHON_PLACE" --no-same-owner -C "$new" || return
   fi
-  chmod -R go+rX "$new/python"
-  is_recent_python "$new/python/bin/python3"
+  chmod -R go+rX "$new/python" || return
+  if ! is_recent_python "$new/python/bin/python3"; then
+    "$new/python/bin/python3" --version || true
+    say "It does not run here as a released Python of 3.11 or newer."
+    rm -rf "$new"
+    return 1
+  fi
   rm -rf "$1"
-  mv "$new/python" "$1"
-  rm -rf "$new"
+  mv "$new/python" "$1" && rm -rf "$new"
 }
 
 # --- apt's ------------------------------------------------------------------------------------------------------------
@@ -200,14 +204,14 @@ fetch_python() {
   local uv folder=$PYTHON_HOME/.uv
   uv=$(command -v uv) || {
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
+      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv || return
     fi
-    python3 -m venv --clear "$folder"
-    "$folder/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off uv
+    python3 -m venv --clear "$folder" || return
+    "$folder/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off uv || return
     uv=$folder/bin/uv
   }
   UV_PYTHON_INSTALL_DIR=$PYTHON_HOME UV_PYTHON_INSTALL_BIN=0 UV_CACHE_DIR=$folder-cache \
-    "$uv" python install --no-config "$MANAGED_PYTHON"
+    "$uv" python install --no-config "$MANAGED_PYTHON" || return
   rm -rf "$folder" "$folder-cache"
 }
 

@@ -4,6 +4,7 @@ For one hour's traffic the solver finds the fewest watts at each loss of value: 
 hours of the week then takes one option of each, `min loss + LATE_COSTS * late + price * watts / rate`: the price at
 which the fewest watts are drawn while a week's answers lose no more score and come late no more often than allowed
 (Lagrange; Everett 1963). So a night, in which few ask, gives up more than a noon, and the week no more than it may.
+Where patience is to be kept in every hour and category, a set that is late more often is no option, unless all are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from moe2.coordinator.provisioning.traffic import HOUR_S, Forecast, Traffic, rat
 LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1)
 """Value that an option gives up against everybody awake, lateness included."""
 _PRICES_PER_J = np.concatenate([[0.0], np.geomspace(1e-9, 1e-3, 121)])
+SAME_LATE = 0.01
+"""Shares of late answers that differ by less count as equal: one request in a hundred stands for each class."""
 THRIFTY_FROM = 0.8
 """Part of a day's tolerance from which on the price falls."""
 DAY_S = 86_400.0
@@ -136,6 +139,7 @@ def _options(slow: SlowProblem, best: AwakeSet, effort: Effort, clock: Clock | N
     if best.value is None:
         return ()
     everyone = slow.quality(range(len(slow.experts)))[0]
+    worst_late: list[float] = []
     # The solver's values are means of states over kinds; this many make one point of score.
     scale = LATE_COSTS * len(slow.weight) * float(slow.weight.max(initial=0.0))
     found: list[Option] = []
@@ -147,10 +151,13 @@ def _options(slow: SlowProblem, best: AwakeSet, effort: Effort, clock: Clock | N
         if found and found[-1].members == least.members:
             continue
         score, late = slow.quality(least.members)
+        worst_late.append(slow.worst_late(least.members))
         found.append(
             Option(least.members, least.standing_w or 0.0, everyone - score, late, least.least_w, least.status)
         )
-    return tuple(found)
+    # What no set keeps is no reason to keep all awake.
+    most_late = max(slow.hourly_late_share, min(worst_late, default=0.0) + SAME_LATE)
+    return tuple(option for option, late in zip(found, worst_late, strict=True) if late <= most_late)
 
 
 def choose(options: Sequence[Option], rate_per_s: float, price_per_j: float) -> Option:

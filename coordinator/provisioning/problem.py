@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moe2.coordinator.planning.awake import AwakeProblem, Need, Room
-from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray
+from moe2.coordinator.planning.values import BestOf, BoolArray, FloatArray, IntArray
 from moe2.coordinator.provisioning.capacity import most_offered
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness
 from moe2.coordinator.provisioning.settings import ProvisioningSection
@@ -38,6 +38,8 @@ class Limits:
     first_token_s: float = 4.0
     """Seconds that people wait for a first token, where their category has no budget of its own."""
     first_token_by_category_s: Mapping[str, float] = field(default_factory=dict)
+    hourly_late_share: float = 1.0
+    """Share of an hour's answers of each category whose first token may come later, where some experts keep that."""
     average_w: float | None = None
     """Most watts that the fleet may draw while nobody asks, those of sleeping hosts included."""
     joules_per_answer: float | None = None
@@ -73,6 +75,7 @@ def limits_of(
     return Limits(
         first_token_s=section.first_token_s,
         first_token_by_category_s=patience_s or {},
+        hourly_late_share=1.0 if section.hourly_late_share is None else section.hourly_late_share,
         average_w=section.average_power_w,
         joules_per_answer=section.joules_per_answer,
         least_hosts={model: least for model, least in section.min_hosts.items() if least > 0},
@@ -102,6 +105,10 @@ class SlowProblem:
     """Watts that the fleet draws whoever is awake: sleeping hosts, and hosts that cannot sleep."""
     fixed_because: Mapping[str, str]
     """Reasons by key of experts that stay as they are."""
+    category: IntArray
+    """(M,) the category of each kind, counted from 0."""
+    hourly_late_share: float
+    """Share of an hour's answers of each category that may come late, where some experts keep that."""
 
     def quality(self, members: Sequence[int]) -> tuple[float, float]:
         """Mean score, and share of late answers, where these experts are in memory and the others are woken for need.
@@ -110,6 +117,19 @@ class SlowProblem:
         """
         if len(self.weight) == 0:
             return 0.0, 0.0
+        score, late = self._each(members)
+        return float(self.weight @ score), float(self.weight @ late)
+
+    def worst_late(self, members: Sequence[int]) -> float:
+        """The share of late answers in the category that has most of them."""
+        if len(self.weight) == 0:
+            return 0.0
+        asked = np.bincount(self.category, self.weight)
+        late = np.bincount(self.category, self.weight * self._each(members)[1])
+        return float((late[asked > 0.0] / asked[asked > 0.0]).max(initial=0.0))
+
+    def _each(self, members: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+        """(M,) the score of each kind of request, and whether it comes late."""
         rows = np.arange(len(self.weight))
         best = np.nanmax(np.where(np.isnan(self.score), -1.0, self.score), axis=1)
         score, late = np.maximum(best, 0.0), np.ones(len(rows))
@@ -119,7 +139,7 @@ class SlowProblem:
             served = np.isfinite(value.max(axis=1))
             score = np.where(served, self.score[rows, column], score)
             late = np.where(served, self.late[rows, column], late)
-        return float(self.weight @ score), float(self.weight @ late)
+        return score, late
 
 
 def slow_problem(fleet: Fleet, forecast: Forecast, limits: Limits) -> SlowProblem:
@@ -160,7 +180,17 @@ def slow_problem(fleet: Fleet, forecast: Forecast, limits: Limits) -> SlowProble
         weight=weight,
         fixed_w=fixed_w,
         fixed_because=because,
+        category=_categories(forecast, len(weight)),
+        # Where the whole fleet may sleep, a first request waits for a wake by the operator's leave.
+        hourly_late_share=limits.hourly_late_share if limits.least_awake > 0 else 1.0,
     )
+
+
+def _categories(forecast: Forecast, kinds: int) -> IntArray:
+    """(M,) the category of each of the `kinds`, which are as many for each class, counted from 0."""
+    names = sorted({one.category for one in forecast})
+    of_class = np.array([names.index(one.category) for one in forecast], dtype=np.intp)
+    return np.repeat(of_class, kinds // max(1, len(of_class)))
 
 
 def is_settled(fleet: Fleet, limits: Limits) -> bool:

@@ -21,6 +21,9 @@ class ProvisioningSection(Settings):
     """Seconds that people wait for a first token, where their category has no ttft_budget_s."""
     late_share: Annotated[Score, LIVE] = 0.05
     """Share of a week's answers whose first token may come later, for joules of waiting."""
+    hourly_late_share: Annotated[Score | None, LIVE] = None
+    """The same for every hour and category by itself, where some experts keep that; not set leaves it to the week. It
+    does not hold where `min_awake` is 0."""
     quality_loss: Annotated[Score, LIVE] = 0.005
     """Mean score, 0 to 1, that a week's answers may lose against all experts awake, for joules of waiting."""
     average_power_w: Annotated[Positive | None, LIVE] = None

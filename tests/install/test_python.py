@@ -53,11 +53,11 @@ esac
 """
 
 
-def archive(host: FakeHost, name: str = ARCHIVE) -> Path:
-    """A folder of wheels with a standalone CPython in it."""
+def archive(host: FakeHost, name: str = ARCHIVE, program: str | None = None) -> Path:
+    """A folder of wheels with a standalone CPython in it, or another program in its place."""
     folder = host.root / "srv/wheels"
     folder.mkdir(parents=True, exist_ok=True)
-    content = recent(host).encode()
+    content = (program or recent(host)).encode()
     with tarfile.open(folder / name, "w:gz") as tar:
         entry = tarfile.TarInfo("python/bin/python3")
         entry.size, entry.mode = len(content), 0o755
@@ -167,6 +167,30 @@ def test_an_archive_that_is_damaged_is_told_at_once(host: FakeHost, dry: bool) -
     assert refused.returncode == 1
     assert "is damaged, or no archive of a standalone CPython" in refused.stderr
     assert host.files() == before
+
+
+def test_one_that_does_not_run_here_is_not_kept(host: FakeHost) -> None:
+    """As one that is named for this processor and is for another; the next try may bring a better one."""
+    old(host)
+    broken = archive(host, program="#!/bin/sh\necho cannot execute >&2; exit 126\n")
+    failed = host.install("coordinator", "--wheels", broken)
+    assert failed.returncode == 1
+    assert "It does not run here as a released Python of 3.11 or newer." in failed.stderr
+    assert "cannot execute" in failed.stderr
+    assert list((host.root / "opt/moe2/python").iterdir()) == []
+    assert host.install("coordinator", "--wheels", archive(host)).returncode == 0
+
+
+def test_a_download_that_fails_ends_the_installation(host: FakeHost) -> None:
+    """With uv's own words, and before a release is begun."""
+    old(host)
+    apt(host)
+    host.program("curl", "exit 0")
+    host.program("uv", "echo 'error: no network' >&2; exit 2")
+    failed = host.install("coordinator")
+    assert failed.returncode == 1
+    assert "error: no network" in failed.stderr
+    assert not (host.root / "opt/moe2/releases").exists()
 
 
 def test_uv_fetches_one_where_it_can_be_reached(host: FakeHost) -> None:

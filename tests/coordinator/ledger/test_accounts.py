@@ -70,6 +70,12 @@ def test_a_known_part_above_the_reservation_is_charged() -> None:
     assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)
 
 
+def test_nothing_is_charged_where_nothing_is_known() -> None:
+    """Without a reservation and a known part, joules stay unknown."""
+    assert charge(None, Amount(None, 3)) == Amount(None, 3)
+    assert charge(Amount(0.25, 1), Amount(None, 3)) == Amount(0.25, 3)
+
+
 def test_unknown_joules_are_charged_at_least_their_known_part() -> None:
     """A settled request with unknown joules is charged its known part where that is above the reservation."""
     accounts = Accounts()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
+from moe2.common.cost import Spread
 from moe2.common.energy import Energy, Quality
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
@@ -31,14 +34,23 @@ TOKENS = 8
 
 
 def decide(
-    limit_j: float | None, *, spent_j: float | None = 0.0, reserved_j: float = 0.0, burnt_j: float = 0.0, **fields: Any
+    limit_j: float | None,
+    *,
+    spent_j: float | None = 0.0,
+    reserved_j: float = 0.0,
+    burnt_j: float = 0.0,
+    attempts_j: float = 0.0,
+    now: datetime = NOON,
+    **fields: Any,
 ) -> Selection | NoExpert:
+    """attempts_j: what former attempts have taken of the request's own budgets."""
     key = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=limit_j, tokens=fields.pop("tokens", None)))
     accounts = Accounts()
     accounts.settle(key, TODAY, "before", Amount(spent_j, fields.pop("spent_tokens", 0)))
     accounts.reserve(key, TODAY, "beside", Amount(reserved_j, fields.pop("reserved_tokens", 0)))
     experts = fields.pop("experts", (FAST_AND_DEAR, SLOW_AND_CHEAP))
     asked = SelectionRequest(model="moe2", demand=Demand(prompt_tokens=1, max_tokens=TOKENS), **fields)
+    asked = replace(asked, spent_j=attempts_j)
     chooser = selector()
     return select_within_limits(
         asked,
@@ -47,7 +59,7 @@ def decide(
         accounts.left(key, TODAY),
         accounts.statement(key, TODAY),
         burnt_j=burnt_j,
-        now=NOON,
+        now=now,
     )
 
 
@@ -94,6 +106,37 @@ def test_more_than_a_whole_day_is_no_matter_of_waiting() -> None:
     refusal = refused(decide(5.0))
     assert (refusal.code, refusal.retry_after_s) == ("infeasible", None)
     assert refusal.plan is not None
+    assert refusal.outlook is not None
+
+
+@pytest.mark.parametrize(("own_j", "agent"), [(None, "middle"), (60.0, "middle"), (20.0, "cheap")])
+def test_a_limit_and_a_budget_hold_together_at_p95(own_j: float | None, agent: str) -> None:
+    """A budget that is kept at p50 does not soften the limit, and a tighter one than what is left stays in force."""
+    # Half of the answers take an eighth of what is expected, and nearly all at most that.
+    spread = Spread(p50=-2.0, p95=0.0)
+    dear, middle = (
+        expert(name, model, latency=speed(1000.0, rate), energy=msgspec.structs.replace(cost(joules), spread=spread))
+        for name, model, rate, joules in (("dear", "m-8b", 100.0, 10.0), ("middle", "m-4b", 50.0, 5.0))
+    )
+    wish = Wish(energy_budget_j=own_j, quantile=Quantile.P50)
+    assert answers(decide(100.0, spent_j=50.0, wish=wish, experts=(dear, middle, SLOW_AND_CHEAP))) == agent
+
+
+def test_what_former_attempts_have_taken_is_taken_off_once() -> None:
+    """The limit in force is what is left of the day; the planner takes the attempts' joules off a request's budget."""
+    assert answers(decide(60.0, spent_j=50.0, attempts_j=9.0)) == "cheap"
+
+
+def test_a_limit_of_nothing_is_told_as_such() -> None:
+    """0 is a limit, and not the lack of one."""
+    assert "limit 0 J, spent 0 J, reserved" in refused(decide(0.0)).message
+    assert "limit 0, spent 0, reserved" in refused(decide(None, tokens=0)).message
+
+
+def test_a_second_before_midnight_the_wait_is_a_second() -> None:
+    """It is never 0, at which clients would ask again at once."""
+    late = datetime(2026, 11, 23, 23, 59, 59, 800_000, tzinfo=UTC)
+    assert refused(decide(100.0, spent_j=95.0, now=late)).retry_after_s == 1
 
 
 def test_a_tighter_wish_stays_in_force() -> None:

@@ -14,7 +14,7 @@ from moe2.common.energy import Quality
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.ledger.report import Span, StandingReport, booked_counters, standing
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.ledger.standing import BOOK_EVERY_S, MAX_UNSEEN_S, StandingBook
+from moe2.coordinator.ledger.standing import BOOK_EVERY_S, MAX_BOOKED_PER_S, MAX_UNSEEN_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from tests.coordinator.ledger.entries import request_entry
 
@@ -42,6 +42,18 @@ def test_only_what_is_new_is_booked() -> None:
     later = replace(FIRST, idle_j=130.0, waking_j=5.0)
     assert joules(book, later, NOON + BOOK_EVERY_S) == {"idle": 30.0, "waking": 5.0}
     assert joules(book, later, NOON + 2 * BOOK_EVERY_S) == {}
+
+
+def test_agents_of_a_large_fleet_are_booked_more_seldom_and_lose_nothing() -> None:
+    """A thousand agents are booked once a minute each; what they have counted meanwhile comes with the next entry."""
+    book = StandingBook(NOON)
+    n_agents, later = 1000, replace(FIRST, idle_j=130.0)
+    for number in range(n_agents):
+        joules(book, FIRST, agent=f"agent-{number}")
+    pause_s = n_agents / MAX_BOOKED_PER_S
+    assert pause_s > BOOK_EVERY_S
+    assert joules(book, later, NOON + pause_s - 1.0) == {}
+    assert joules(book, replace(later, idle_j=150.0), NOON + pause_s) == {"idle": 50.0}
 
 
 def test_a_restarted_agent_counts_from_nothing() -> None:
@@ -254,3 +266,37 @@ async def test_a_span_that_ends_at_the_epoch_holds_nothing(tmp_path: Path) -> No
     await read(path, ("agent-1", FIRST, NOON))
     with reading(path) as connection:
         assert standing(connection, Span(until_unix_s=0.0)).joules is None
+
+
+async def test_a_span_with_two_ends_holds_what_lies_between(tmp_path: Path) -> None:
+    """The hours from the first end on, and before the second."""
+    path = tmp_path / "ledger.db"
+    later = (("agent-1", replace(FIRST, idle_j=100.0 + 50.0 * hour), NOON + 3600.0 * hour) for hour in (1, 2))
+    await read(path, ("agent-1", FIRST, NOON), *later)
+    with reading(path) as connection:
+        between = standing(connection, Span(since_unix_s=NOON + 3600.0, until_unix_s=NOON + 7200.0))
+        assert between.joules == pytest.approx(50.0)
+
+
+async def test_joules_of_requests_without_an_answer_make_no_joules_per_answer(tmp_path: Path) -> None:
+    """What failed has cost something, and there is nothing to divide it by; a measured 0 is a figure."""
+    path = tmp_path / "ledger.db"
+    await read(path, ("agent-1", FIRST, NOON))
+    ledger = Ledger(path, retention_days=36_500)
+    async with ledger.running():
+        assert await ledger.record(request_entry("r1", joules=3.0, outcome="failed"))
+    with reading(path) as connection:
+        report = standing(connection, Span())
+    assert (report.answers, report.requests_j, report.j_per_answer) == (0, 3.0, None)
+
+
+async def test_an_answer_that_took_nothing_costs_what_waiting_did(tmp_path: Path) -> None:
+    """A measured 0 of requests is added like any figure."""
+    path = tmp_path / "ledger.db"
+    await read(path, ("agent-1", FIRST, NOON))
+    ledger = Ledger(path, retention_days=36_500)
+    async with ledger.running():
+        assert await ledger.record(request_entry("r1", joules=0.0))
+    with reading(path) as connection:
+        report = standing(connection, Span())
+    assert (report.requests_j, report.j_per_answer) == (0.0, report.joules)

@@ -366,6 +366,8 @@ async def test_joules_are_split_by_cause(tmp_path: Path) -> None:
     with reading(path) as connection:
         [day] = sums(connection, By.DAY, Span())
         tiny, big = sums(connection, By.EXPERT, Span())
+        [single] = requests(connection, Span())
+    assert (single.useful_j, single.wasted_j) == (4.0, {"failed": 1.0, "outvoted": 2.0})
     assert (day.useful_j, day.wasted_j, day.quality) == (4.0, {"failed": 1.0, "outvoted": 2.0}, "simulated")
     assert (tiny.group, tiny.n_requests, tiny.joules, tiny.wasted_j) == ("id-1/tiny", 1, 6.0, {"outvoted": 2.0})
     assert (big.useful_j, big.wasted_j) == (None, {"failed": 1.0})

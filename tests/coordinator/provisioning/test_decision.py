@@ -171,6 +171,38 @@ def test_the_price_of_a_week_keeps_the_tolerances() -> None:
     assert sum(one.loss > 0.0 for one in nights) > len(nights) / 2
 
 
+def test_patience_is_kept_in_every_hour() -> None:
+    """A price that has one answer in ten of a night late leaves the fast host awake, where late is one in twenty."""
+    equal = together(big(), small(score=0.7))
+    night = (replace(traffic(1)[0], lengths=((1000, 200),) * 9 + ((4000, 200),)),)
+    assert decide(equal, night, Limits(), 1e-3).members == ("small/s",)
+    assert decide(equal, night, Limits(), 1e-3).late == pytest.approx(0.1, abs=0.02)
+    kept = decide(equal, night, Limits(hourly_late_share=0.05), 1e-3)
+    assert (kept.members, kept.late) == (("big/m",), 0.0)
+    plans = week_plans(equal, (night,), Limits(hourly_late_share=0.05))
+    assert [option.members for option in plans[0].options] == [(0,)]
+
+
+def test_patience_that_nobody_keeps_is_no_reason_to_be_awake() -> None:
+    """Where every set is as late, or the whole fleet may sleep, the price decides as before."""
+    equal = together(big(), small(score=0.7))
+    assert decide(equal, traffic(1, prompt=400_000), Limits(hourly_late_share=0.05), 1e-3).members == ("small/s",)
+    night = (replace(traffic(1)[0], lengths=((1000, 200),) * 9 + ((4000, 200),)),)
+    asleep = decide(equal, night, Limits(hourly_late_share=0.05, least_awake=0), 1e-3)
+    assert asleep.members == decide(equal, night, Limits(least_awake=0), 1e-3).members != ("big/m",)
+
+
+def test_patience_is_kept_in_every_category() -> None:
+    """A rare category whose prompts are long is not late for the sake of a common one whose prompts are short."""
+    equal = together(big(), small(score=0.7))
+    rare = replace(traffic(0.01, prompt=4000)[0], category="code")
+    both = (*traffic(1, prompt=100), rare)
+    slow = slow_problem(equal, both, Limits(hourly_late_share=0.05))
+    assert slow.quality((1,))[1] < 0.05
+    assert slow.worst_late((1,)) == 1.0
+    assert decide(equal, both, Limits(hourly_late_share=0.05), 1e-3).members == ("big/m",)
+
+
 def test_no_tolerance_is_no_price() -> None:
     """Where nothing may be given up, only what loses nothing is chosen."""
     options = (
