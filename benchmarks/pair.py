@@ -42,7 +42,7 @@ from moe2.agent.settings import AgentSettings
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.schema import migrate
 from moe2.coordinator.database.shared_keys import KeyTable
-from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
+from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN
@@ -240,7 +240,7 @@ def books(roots: Sequence[Path], database: str, answered: Sequence[str]) -> dict
     session = Session(database, name="benchmark")
     with session.transaction() as cursor:
         cursor.execute("SELECT request_id, joules FROM requests")
-        shared: dict[str, float | None] = dict(cursor.fetchall())  # type: ignore[arg-type]
+        shared: dict[str, float | None] = dict(cursor.fetchall())
         cursor.execute("SELECT key_name, sum(charged_tokens) FROM requests GROUP BY 1")
         spent = dict(cursor.fetchall())
     session.close()
@@ -263,7 +263,10 @@ async def run(root: Path, server: Postgres, *, outage_s: float, steady_s: float)
         KeyOptions(name=f"few-{number}", daily_tokens=LIMIT_TOKENS) if number % 2 else KeyOptions(name=f"free-{number}")
         for number in range(N_CLIENTS)
     ]
-    options += [KeyOptions(name="probe", daily_tokens=ENOUGH_TOKENS), KeyOptions(name="observer", scopes=("observe",))]
+    options += [
+        KeyOptions(name="probe", daily_tokens=ENOUGH_TOKENS),
+        KeyOptions(name="observer", scopes=(Scope.OBSERVE,)),
+    ]
     keys = made_keys(options, database)
     probe, observer = keys[N_CLIENTS:]
     both = []
