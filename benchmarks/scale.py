@@ -40,6 +40,7 @@ import uvloop
 
 from benchmarks.http_load import KeepAliveConnection, LoadError
 from benchmarks.overhead import cpu_time_s
+from benchmarks.scale_fleet import EXPERTS_PER_HOST
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus
 
@@ -48,6 +49,7 @@ START_S = 30.0
 JOIN_S = 300.0
 SETTLE_S = 2.0
 N_CONNECTIONS = 8
+MAX_HOSTS = 10_000
 TOKEN = "benchmark"
 
 
@@ -92,16 +94,17 @@ class Coordinator:
         by_s = monotonic() + JOIN_S
         while True:
             status = await self._status(by_s=by_s)
-            if sum(row.connected and bool(row.experts) for row in status.agents) == n_hosts:
+            assert status.counts
+            if status.counts.experts_ready == n_hosts * EXPERTS_PER_HOST:
                 return
             if monotonic() > by_s:
-                raise LoadError(f"{len(status.agents)} of {n_hosts} hosts are there after {JOIN_S:.0f} s.")
+                raise LoadError(f"{status.counts.connected} of {n_hosts} hosts are there after {JOIN_S:.0f} s.")
             await asyncio.sleep(0.05)
 
     async def _status(self, *, by_s: float) -> CoordinatorStatus:
         while self._process and self._process.poll() is None and monotonic() < by_s:
             try:
-                content = await fetch(self._root / "socket", "/status", timeout_s=START_S)
+                content = await fetch(self._root / "socket", "/status?limit=1", timeout_s=START_S)
                 status = msgspec.json.decode(content, type=CoordinatorStatus)
             except NotRunningError:
                 status = None
@@ -117,6 +120,8 @@ class Coordinator:
         (root / "coordinator.toml").write_text(
             f'[coordinator]\nstate_dir = "{root}"\nsocket = "{root}/socket"\n[api]\nport = {api_port}\n'
             f'[agents]\nport = {agents_port}\ntoken_file = "{root}/token"\n'
+            # All hosts have one address here.
+            f"max_connections_per_address = {MAX_HOSTS}\n"
         )
 
 

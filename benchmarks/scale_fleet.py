@@ -50,6 +50,7 @@ from moe2.common.logs import configure_logging
 from moe2.common.secretfile import read_secret
 from moe2.common.standby import IdlePower, Standby, StandingEnergy
 
+EXPERTS_PER_HOST = 2
 SLOTS = 4
 ANSWER_TOKENS = 16
 
@@ -140,7 +141,9 @@ class FakeHost:
             hostname=agent_id, system="Linux", architecture="aarch64", accelerator=self._kind.accelerator, cpu_count=8
         )
         names = tuple(MODELS)
-        self._experts = tuple(self._expert(names[(number // len(KINDS) + place) % len(names)]) for place in (0, 3))
+        # Two models that are not neighbours in the list, others on the next host of the kind.
+        places = (number // len(KINDS) + 3 * place for place in range(EXPERTS_PER_HOST))
+        self._experts = tuple(self._expert(names[place % len(names)]) for place in places)
         self._epoch = secrets.token_hex(8)
         self._idle_j = 0.0
         self._report_s = 5.0

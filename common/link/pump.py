@@ -122,7 +122,8 @@ class Pump:
                 taken, since_s = taken_by_now, now_s
             for event in (*session.tick(now_s), *session.left_unread(since_s, now_s)):
                 self._on_event(event)
-            self._wake.set()
+            if session.has_frames or session.closed:
+                self._wake.set()
             deadline_s = session.next_deadline_s
             if deadline_s is None:
                 return

@@ -60,7 +60,7 @@ ANY_MODEL = ("moe2", "auto")
 """Model names that leave the choice to the coordinator."""
 MAX_PLANS = 512
 """Coarse plans that are remembered."""
-MAX_PLANNED = 50_000
+MAX_PLANNED = 20_000
 """Experts in all remembered plans together: each plan holds what it has been made from."""
 MAX_ROSTERS = 256
 """Rosters that are remembered, one for each model name that is asked for."""

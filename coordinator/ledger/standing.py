@@ -17,6 +17,9 @@ from moe2.coordinator.ledger.entry import StandingEntry
 
 BOOK_EVERY_S = 15.0
 """How often an agent's joules are booked; it reports them more often."""
+MAX_BOOKED_PER_S = 20.0
+"""Agents that are booked each second, all together: those of larger fleets have their turn more seldom. Nothing is lost
+by that, as they count up themselves."""
 MAX_UNSEEN_S = 900.0
 """Counters of an agent that the ledger has never seen are booked if they count no longer than this: older ones were
 another coordinator's to book."""
@@ -44,7 +47,8 @@ class StandingBook:
         last = self._booked.get(agent)
         since_s = at_unix_s - self._booked_at.get(agent, -BOOK_EVERY_S)
         # A wall clock that was set back must not end the booking.
-        if 0 <= since_s < BOOK_EVERY_S and last is not None and last.epoch == energy.epoch:
+        pause_s = max(BOOK_EVERY_S, len(self._booked) / MAX_BOOKED_PER_S)
+        if 0 <= since_s < pause_s and last is not None and last.epoch == energy.epoch:
             return None
         if last is None and energy.measured_s > MAX_UNSEEN_S:
             spent = StandingEnergy(epoch=energy.epoch)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from moe2.common.error_codes import PASSING, ErrorCode
 from moe2.common.link.messages import ChatPrompt
+from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish, budgets_for
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.serving.attempt import Attempt
@@ -109,6 +110,8 @@ class Progress:
     """How long the request has waited for room, all in all."""
     limits: Limits = NO_LIMITS
     """What the budgets of the first decision mean for the clock."""
+    shown: tuple[Selection | NoExpert, Decision | None] | None = field(default=None, repr=False)
+    """The latest decision as receipts show it, with the choice that it was made of."""
 
     @property
     def leading(self) -> Attempt | None:

@@ -11,6 +11,7 @@ from moe2.common.energy import NEVER_RAN, Energy, WholeEnergy, total, unmeasured
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.explain import Decision, Predicted, decision_of, predicted_of, refusal_of
 from moe2.coordinator.choosing.request import Mode
+from moe2.coordinator.choosing.result import Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt
 from moe2.coordinator.serving.collaboration import Collaboration
@@ -219,10 +220,15 @@ def _clamped_to(life: Lifecycle) -> int | None:
 
 
 def _decision(life: Lifecycle) -> Decision | None:
-    explain = life.request.wish.explain
-    if life.leading:
-        return decision_of(life.leading.selection, explain)
-    return refusal_of(life.refused, explain) if life.refused else None
+    """The decision of the attempt that answers, else the refusal; made once, although receipts are made again."""
+    decided = life.leading.selection if life.leading else life.refused
+    if decided is None:
+        return None
+    if life.shown is None or life.shown[0] is not decided:
+        explain = life.request.wish.explain
+        of = decision_of(decided, explain) if isinstance(decided, Selection) else refusal_of(decided, explain)
+        life.shown = decided, of
+    return life.shown[1]
 
 
 def _predicted(attempt: Attempt) -> Predicted:

@@ -14,7 +14,7 @@ from moe2.common.energy import Quality
 from moe2.common.standby import StandingEnergy
 from moe2.coordinator.ledger.report import Span, StandingReport, booked_counters, standing
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.ledger.standing import BOOK_EVERY_S, MAX_UNSEEN_S, StandingBook
+from moe2.coordinator.ledger.standing import BOOK_EVERY_S, MAX_BOOKED_PER_S, MAX_UNSEEN_S, StandingBook
 from moe2.coordinator.ledger.store import Ledger
 from tests.coordinator.ledger.entries import request_entry
 
@@ -42,6 +42,18 @@ def test_only_what_is_new_is_booked() -> None:
     later = replace(FIRST, idle_j=130.0, waking_j=5.0)
     assert joules(book, later, NOON + BOOK_EVERY_S) == {"idle": 30.0, "waking": 5.0}
     assert joules(book, later, NOON + 2 * BOOK_EVERY_S) == {}
+
+
+def test_agents_of_a_large_fleet_are_booked_more_seldom_and_lose_nothing() -> None:
+    """A thousand agents are booked once a minute each; what they have counted meanwhile comes with the next entry."""
+    book = StandingBook(NOON)
+    n_agents, later = 1000, replace(FIRST, idle_j=130.0)
+    for number in range(n_agents):
+        joules(book, FIRST, agent=f"agent-{number}")
+    pause_s = n_agents / MAX_BOOKED_PER_S
+    assert pause_s > BOOK_EVERY_S
+    assert joules(book, later, NOON + pause_s - 1.0) == {}
+    assert joules(book, replace(later, idle_j=150.0), NOON + pause_s) == {"idle": 50.0}
 
 
 def test_a_restarted_agent_counts_from_nothing() -> None:

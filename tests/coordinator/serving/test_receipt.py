@@ -11,6 +11,7 @@ from moe2.common.energy import Energy
 from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.explain import Predicted
 from moe2.coordinator.serving.receipt import Receipt, Seconds, TokenCounts, joint_receipt, receipt_of
+from tests.coordinator.experts import expert
 from tests.coordinator.lives import USAGE, LifeBench
 
 
@@ -170,3 +171,14 @@ def test_a_limit_that_the_context_shortened_is_told() -> None:
         generation = msgspec.structs.replace(life.request.generation, max_tokens=max_tokens)
         life.request = replace(life.request, generation=generation)
         assert receipt_of(life).max_tokens_within_context == told
+
+
+def test_a_decision_is_shown_once_and_anew_after_another_choice() -> None:
+    """Receipts of one request share what was made of its decision, until somebody else is to answer."""
+    life = LifeBench(expert("agent-1"), expert("agent-2")).admitted()
+    first = receipt_of(life.life).decision
+    assert receipt_of(life.life).decision is first
+    life.failed()
+    second = receipt_of(life.life).decision
+    assert second is not None
+    assert second is not first
