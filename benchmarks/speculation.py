@@ -202,6 +202,12 @@ class Engine:
                     raise RuntimeError(event.message)
         return list(answers.values())
 
+    def cpu_s(self) -> float:
+        """Computing time that the engine has taken: steadier than the clock on a host with other work."""
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _send(self, command: Command) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(length_prefixed(self._commands.encode(command)))
@@ -318,8 +324,14 @@ def measure(
         for task in tasks:
             for level in levels:
                 prompts = task.prompts(level, f"{round_number}")
+                began_s = off.cpu_s(), on.cpu_s()
                 plain = off.run(prompts, tokens=tokens, schema=task.schema)
                 guessed = on.run(prompts, tokens=tokens, schema=task.schema)
+                per_token_s = [
+                    (engine.cpu_s() - before_s) / sum(answer.decoded for answer in answers)
+                    for engine, before_s, answers in zip((off, on), began_s, (plain, guessed), strict=True)
+                ]
+                ratios[f"{task.name}_cpu_ratio_c{level}"].append(per_token_s[0] / per_token_s[1])
                 rates = [_together(plain), _together(guessed)]
                 ratios[f"{task.name}_ratio_c{level}"].append(rates[1] / rates[0])
                 if server is not None:
@@ -333,7 +345,8 @@ def measure(
                 names = ("off", "on", "llama-server")
                 said = ", ".join(f"{name} {rate:.1f}" for name, rate in zip(names, rates, strict=False))
                 where = f"round {round_number + 1}, {task.name} at {level}"
-                print(f"{where}: {said} tokens/s; {_told(guessed)}", flush=True)
+                computing = f"{ratios[f'{task.name}_cpu_ratio_c{level}'][-1]:.2f} times the tokens per CPU second"
+                print(f"{where}: {said} tokens/s; {computing}; {_told(guessed)}", flush=True)
     figures: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in ratios.items()}
     return {
         **figures,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from operator import is_not
 from typing import cast
 
 import numpy as np
@@ -205,7 +206,7 @@ class Roster:
         """
         if len(experts) != len(self):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
-        places = [n for n, (old, new) in enumerate(zip(self.experts, experts, strict=True)) if old is not new]
+        places = np.flatnonzero(list(map(is_not, self.experts, experts))).tolist()
         if any((self.keys[n], self.models[n]) != (experts[n].key, experts[n].model) for n in places):
             return Roster(experts, longest_queue_s=self._longest_queue_s)
         if not places:

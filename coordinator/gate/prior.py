@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -63,6 +64,8 @@ class ExpertFacts:
     """Sum of the scores, 0..1 each, that users gave it."""
     feedback_count: int = 0
     """Number of these scores."""
+    also_called: tuple[str, ...] = ()
+    """Other names that the same file goes by in the fleet."""
 
     def __post_init__(self) -> None:
         if self.parameters is not None and self.parameters <= 0:
@@ -71,6 +74,7 @@ class ExpertFacts:
             raise ValueError(f"{self.name}: {self.feedback_sum} is not a sum of {self.feedback_count} scores 0..1")
 
 
+@lru_cache(maxsize=1024)
 def facts_from_name(name: str) -> ExpertFacts:
     """The family and size that a model's name tells: "Llama-3.1-8B-Instruct" is of family llama with 8e9 parameters."""
     lowered = name.lower()

@@ -20,11 +20,12 @@ from aiohttp import web
 
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.fleet.table import FleetPower
-from moe2.coordinator.http.auth import IS_KEY_ACTIVE
+from moe2.coordinator.http.auth import IS_KEY_ACTIVE, PRINCIPAL
 from moe2.coordinator.http.body.decode import whole_number
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.fleet_query import fleet_query
 from moe2.coordinator.http.paths import EVENTS_PATH, PLAN_PATH
+from moe2.coordinator.keys.keys import Scope
 from moe2.coordinator.observing.fleet_view import FleetFeed
 from moe2.coordinator.observing.history import RecentPast, running
 from moe2.coordinator.serving.life import Lifecycle
@@ -86,7 +87,7 @@ class EventsRoute:
                     response,
                     FleetFeed(query),
                     after=after,
-                    can_plan=_has_route(request.app, PLAN_PATH),
+                    features={"plan": _has_route(request.app, PLAN_PATH), "operate": _may_operate(request)},
                     is_key_active=request.get(IS_KEY_ACTIVE, lambda: True),
                 )
             return response
@@ -99,11 +100,11 @@ class EventsRoute:
         fleet: FleetFeed,
         *,
         after: int,
-        can_plan: bool,
+        features: dict[str, bool],
         is_key_active: Callable[[], bool],
     ) -> None:
         seq = self._past.requests.last_seq
-        await _write(response, "hello", self._hello(after, can_plan=can_plan))
+        await _write(response, "hello", self._hello(after, features))
         looks = 0
         # A key that is revoked or expires takes the feed along.
         while not self._closing.is_set() and is_key_active():
@@ -123,10 +124,10 @@ class EventsRoute:
         """The number of the last request that a viewer knows; 0 where it says none, or one that never was."""
         return whole_number(text, 0, self._past.requests.last_seq) or 0
 
-    def _hello(self, after: int, *, can_plan: bool) -> dict[str, Any]:
+    def _hello(self, after: int, features: dict[str, bool]) -> dict[str, Any]:
         energy = self._past.energy
         return {
-            "features": {"plan": can_plan},
+            "features": features,
             "after": after,
             "requests": [one.json for one in self._past.requests.since(after)],
             "energy": {"bin_s": energy.bin_s, "bins": energy.bins()},
@@ -151,6 +152,11 @@ async def _write(response: web.StreamResponse, event: str, data: dict[str, Any])
     """Sends one event. Raises TimeoutError if the viewer does not read for `STUCK_S`."""
     async with asyncio.timeout(STUCK_S):
         await response.write(b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n")
+
+
+def _may_operate(request: web.Request) -> bool:
+    """Whether the viewer's key may say what hosts serve; nobody may where no keys are asked for."""
+    return IS_KEY_ACTIVE in request and Scope.OPERATE in request[PRINCIPAL].scopes
 
 
 def _has_route(app: web.Application, path: str) -> bool:

@@ -41,6 +41,7 @@ class FleetCollector(Collector):
         yield from _experts(status.agents)
         yield _power(status.agents)
         yield from _standing(status.agents)
+        yield from _models(status.agents)
         yield from _averages(status.averages)
         if status.provisioning is not None:
             yield from _provisioning(status.provisioning)
@@ -165,6 +166,27 @@ def _power(rows: tuple[AgentRow, ...]) -> Metric:
             if sensor.power_w is not None:
                 power.add_metric([row.agent_name, row.agent_id, sensor.name], sensor.power_w)
     return power
+
+
+def _models(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:
+    """Each host's folder of models: what it holds, what is coming, what is free."""
+    disk = GaugeMetricFamily("moe2_fleet_models_disk_free_bytes", "Free on the disk of the models.", labels=AGENT)
+    memory = GaugeMetricFamily("moe2_fleet_memory_free_bytes", "Memory to be had without swapping.", labels=AGENT)
+    held = GaugeMetricFamily("moe2_fleet_models_bytes", "Size of the models in the host's folder.", labels=AGENT)
+    files = GaugeMetricFamily("moe2_fleet_models", "Models in the host's folder.", labels=AGENT)
+    missing = GaugeMetricFamily("moe2_fleet_models_fetching_bytes", "What is still to come of models.", labels=AGENT)
+    for row in rows:
+        store, labels = row.models, [row.agent_name, row.agent_id]
+        if store is None or not row.connected:
+            continue
+        if store.free_bytes is not None:
+            disk.add_metric(labels, store.free_bytes)
+        if store.memory_free_bytes is not None:
+            memory.add_metric(labels, store.memory_free_bytes)
+        held.add_metric(labels, sum(file.size_bytes for file in store.files))
+        files.add_metric(labels, len(store.files))
+        missing.add_metric(labels, sum(one.size_bytes - one.done_bytes for one in store.fetching))
+    yield from (disk, memory, held, files, missing)
 
 
 def _standing(rows: tuple[AgentRow, ...]) -> Iterator[Metric]:

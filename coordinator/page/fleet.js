@@ -2,6 +2,7 @@
 
 import { byId, el, show, svg } from "./dom.js";
 import { DASH, UNMEASURED, bytes, count, parameters, perToken, rate, seconds, watts, words } from "./format.js";
+import { modelsOf } from "./models.js";
 import { linesOf, perTokenOf } from "./tiles.js";
 
 const KEPT_POWERS = 60;
@@ -59,7 +60,7 @@ export function drawFleet({ fleet, requests }) {
     );
     return;
   }
-  show(byId("hosts"), fleet.agents.map((agent) => host(agent, lines)));
+  show(byId("hosts"), fleet.agents.map((agent) => host(agent, fleet, lines)));
 }
 
 function grouped(lines) {
@@ -70,7 +71,7 @@ function grouped(lines) {
 
 export const isSimulated = (agent) => agent.sensors.some((sensor) => sensor.name.startsWith("profile:"));
 
-function host(agent, lines) {
+function host(agent, fleet, lines) {
   const readings = agent.sensors.filter((sensor) => typeof sensor.power_w === "number");
   const power = agent.connected && readings.length ? readings.reduce((sum, sensor) => sum + sensor.power_w, 0) : null;
   const simulated = isSimulated(agent);
@@ -94,7 +95,8 @@ function host(agent, lines) {
     past.some((value) => value !== null) ? sparkline(past) : null,
     agent.experts.length
       ? el("ul", { class: "experts" }, agent.experts.map((expert) => expertRow(agent, expert, lines.get(`${agent.agent_id}/${expert.model}`) ?? [])))
-      : el("p", { class: "empty" }, "It has not reported its experts yet."),
+      : el("p", { class: "empty" }, agent.models?.takes_orders ? "It serves no model yet." : "It has not reported its experts yet."),
+    modelsOf(agent, fleet),
     el(
       "footer",
       { class: "note" },

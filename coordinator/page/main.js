@@ -7,6 +7,7 @@ import { drawAverages } from "./averages.js";
 import { drawStandby } from "./standby.js";
 import { drawFinder, feedPath, startFinder } from "./finder.js";
 import { drawFleet, drawWarnings } from "./fleet.js";
+import { listenForOrders, offerOrders } from "./models.js";
 import { duration } from "./format.js";
 import { startPlayground, offerModels, offerPlan } from "./playground.js";
 import { addRequests, drawRunning, resetRequests, startRequests } from "./requests.js";
@@ -21,6 +22,7 @@ function hello(data) {
   hosts.clear();
   Object.assign(state, { fleet: null, bins: data.energy.bins, binS: data.energy.bin_s });
   offerPlan(data.features.plan);
+  offerOrders(Boolean(data.features.operate));
   if (data.after) {
     ended(data.requests, 0);
   } else {
@@ -121,6 +123,7 @@ startChart(() => drawChart(state));
 startRequests();
 startPlayground();
 startFinder();
+listenForOrders();
 byId("hosts").append(el("p", { class: "empty" }, "Waiting for the coordinator…"));
 follow((goesOn) => feedPath(goesOn ? (state.requests.at(-1)?.seq ?? 0) : 0), {
   onEvent: (event, data) => (event === "hello" ? hello(data) : tick(data)),

@@ -93,7 +93,7 @@ class Fleet:
             },
             "engine": {"restart_first_s": 0.02, "restart_most_s": 0.1, **(engine or {})},
             "sensors": {"profile": profile, "interval_s": interval_s},
-            "models": models or [{"name": "fake", "path": gguf, "slots": 4}],
+            "models": models if models is not None else [{"name": "fake", "path": gguf, "slots": 4}],
         }
         self.agent_configurations[name] = configuration
 

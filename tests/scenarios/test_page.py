@@ -30,6 +30,7 @@ from tests.coordinator.receipts import agent_row, line, receipt, status
 from tests.fakes.browser import Browser, chromium
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import FAKE_EXPERT, fleet
+from tests.scenarios.test_supply import TAKES, stock, stocked
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +136,32 @@ async def test_a_prompt_is_answered_with_its_receipt(tmp_path: Path, browser: Br
             assert browser.complaints() == []
 
         await visit(check)
+
+
+async def test_a_receipt_tells_what_guesses_brought(tmp_path: Path, browser: Browser) -> None:
+    """Four tokens, of which two were guessed right, are two a step; without guesses there is no such line."""
+    async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--guesses")) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.type("#max-tokens", "4")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            receipt = " ".join(browser.text("#answer-receipt").split())
+            assert "Tokens a step 2 (2 of 4 guesses right)" in receipt
+
+        await visit(check)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    async with fleet(plain) as running:
+
+        def check_plain() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert "Tokens a step" not in browser.text("#answer-receipt")
+
+        await visit(check_plain)
 
 
 async def test_unmeasured_energy_is_named_in_receipt_and_list(tmp_path: Path, browser: Browser) -> None:
@@ -667,6 +694,43 @@ async def test_a_coordinator_with_keys_lets_the_page_in_and_out(tmp_path: Path, 
             revoke(file, record.id)
             browser.until("document.querySelector('#key-dialog').open")
             assert browser.text("#key-reason") == "This API key was revoked."
+
+        await visit(check)
+
+
+async def test_models_are_shown_and_served_by_a_button_where_the_key_may_operate(
+    tmp_path: Path, browser: Browser
+) -> None:
+    """Without the scope the same host has its files and no buttons."""
+    file = KeyFile(tmp_path)
+    _, operator = add_key(file, 1, scopes=tuple(Scope))
+    _, watcher = add_key(file, 2, scopes=(Scope.OBSERVE,))
+    stock(tmp_path, "one", "new.gguf")
+    async with fleet(tmp_path, api={"keys": "required"}, models_from=TAKES) as running:
+        await stocked(running, "one", "new.gguf")
+
+        def enter(typed: str) -> None:
+            browser.driver.get(running.coordinator.api_url)
+            browser.js("sessionStorage.clear()")
+            browser.driver.get(running.coordinator.api_url)
+            browser.until("document.querySelector('#key-dialog').open")
+            browser.type("#key", typed)
+            browser.press(ENTER)
+            browser.until("document.querySelector('[data-file=\"new.gguf\"]') !== null")
+
+        def check() -> None:
+            enter(watcher)
+            assert "not served" in browser.text("[data-file='new.gguf']")
+            assert "Free: " in browser.text(".models .free")
+            assert browser.js("document.querySelectorAll('.models button').length") == 0
+            enter(operator)
+            browser.until("document.querySelector('button[data-verb=add]') !== null")
+            browser.js("[window.prompt = (question, usual) => usual, window.confirm = () => true].length")
+            browser.click("button[data-verb=add]")
+            browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('served as new')")
+            browser.until("document.querySelector('button[data-verb=remove]') !== null")
+            browser.click("button[data-verb=remove]")
+            browser.until("document.querySelector('[data-file=\"new.gguf\"]').innerText.includes('not served')")
 
         await visit(check)
 

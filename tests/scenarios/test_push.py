@@ -257,6 +257,11 @@ async def test_the_command_line_pushes_adds_shows_and_removes(tmp_path: Path) ->
             "one serves new.\n",
             "",
         )
+        async with running.http.get("/metrics") as answer:
+            samples = (await answer.text()).splitlines()
+        of_one = f'{{agent="one",agent_id="{row_of(running).agent_id}"}}'
+        assert f"moe2_fleet_models{of_one} 1.0" in samples
+        assert f"moe2_fleet_models_fetching_bytes{of_one} 0.0" in samples
         _, shown, _ = await command(running, "show")
         assert "one: takes models from here; free: " in shown
         assert "has new.gguf: " in shown

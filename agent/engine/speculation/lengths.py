@@ -23,9 +23,11 @@ _LONG_MEMORY = 0.99
 """The same for a model's requests together."""
 _LEAST_GAIN = 0.02
 """Guesses are made for a gain of at least this, as what a step takes is not known better."""
-_FIRST_STEPS = 0.5
+_FIRST_STEPS = 1.75
 """Steps' worth of time that a request may lose by guesses before they have gained anything."""
-_LOSS_SHARE = 0.015
+_LOOK_BEYOND = 1.5
+"""More tokens are looked at that cost up to this times the allowance, as a few more may cost less."""
+_LOSS_SHARE = 0.01
 """The share of its time that a request may lose besides."""
 
 
@@ -92,6 +94,7 @@ def guess_lengths(
     counts = [0] * len(offers)
     best, best_value, plain_s = list(counts), _LEAST_GAIN, seconds(sequences)
     chances = [1.0] * len(offers)
+    is_over = [False] * len(offers)
     expected = [1.0] * len(offers)
     value = 0.0
     gains = [_next_gain(offer, 0, 1.0, 1.0) for offer in offers]
@@ -100,9 +103,11 @@ def guess_lengths(
         if at is None or gains[at] <= 0:
             break
         offer = offers[at]
-        if seconds(sequences + counts[at] + 1) - plain_s > offer.allowance_s:
+        extra_s = seconds(sequences + counts[at] + 1) - plain_s
+        if extra_s > _LOOK_BEYOND * offer.allowance_s:
             gains[at] = 0.0
             continue
+        is_over[at] = extra_s > offer.allowance_s
         chances[at] *= offer.likely[counts[at]]
         expected[at] += chances[at]
         counts[at] += 1
@@ -110,7 +115,7 @@ def guess_lengths(
         gains[at] = _next_gain(offer, counts[at], chances[at], expected[at])
         longer = (seconds(sequences + sum(counts)) + beside_s) / (plain_s + beside_s)
         net = value - sequences * log(longer)
-        if net > best_value:
+        if net > best_value and not any(is_over):
             best, best_value = list(counts), net
     return best
 

@@ -44,12 +44,20 @@ def test_one_step_that_was_held_up_changes_little() -> None:
     assert costs.of(1) < 0.13
 
 
+def test_more_tokens_may_take_less() -> None:
+    """As 8 tokens take less than 6 with some quantizations."""
+    costs = StepCosts(step_s=0.1, token_s=0.05)
+    for _ in range(60):
+        for tokens, seconds in ((1, 0.1), (6, 0.45), (8, 0.38)):
+            costs.learn(tokens, seconds)
+    assert costs.of(8) < costs.of(6)
+
+
 @given(st.lists(st.tuples(st.integers(-1, 200), st.floats(-1, 10)), max_size=100))
-def test_more_tokens_never_take_less(steps: list[tuple[int, float]]) -> None:
+def test_costs_are_positive(steps: list[tuple[int, float]]) -> None:
     """Whatever was measured."""
     costs = StepCosts(step_s=0.1, token_s=0.01)
     for tokens, seconds in steps:
         costs.learn(tokens, seconds)
     seconds_by_size = [costs.of(tokens) for tokens in range(1, 80)]
-    assert seconds_by_size == sorted(seconds_by_size)
-    assert seconds_by_size[0] > 0
+    assert min(seconds_by_size) > 0

@@ -93,15 +93,22 @@ def test_a_guess_that_never_holds_is_soon_known() -> None:
     assert rates.of(GROUNDS - 1) > 0.95
 
 
+def test_a_larger_batch_that_takes_less_is_found() -> None:
+    """Four to six tokens take longer than seven here, and the allowance is enough for seven."""
+    seconds = {1: 1.0, 2: 2.0, 3: 2.4, 4: 3.5, 5: 4.1, 6: 4.5, 7: 3.2, 8: 3.2}
+    offer = Offer([0.98] * 7, 3.0)
+    assert guess_lengths([offer], seconds=seconds.__getitem__, sequences=1, beside_s=0.0, room=7) == [7]
+
+
 @given(st.integers(1, 400), st.floats(0.001, 1))
 def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: float) -> None:
-    """Half a step and 1.5 % of the time, however the guesser is misled and whatever a guess costs."""
+    """1.75 steps and 1 % of the time, however the guesser is misled and whatever a guess costs."""
     account, spent_s = Account(), 0.0
     for _ in range(steps):
         count = _lengths(Offer([1.0] * 20, account.allowance_s(1.0)), token_s=token_s)[0]
         account.settle(accepted=0, plain_s=1.0, extra_s=count * token_s)
         spent_s += 1.0 + count * token_s
-    assert spent_s - steps <= 0.5 + 0.015 * spent_s + 1e-9
+    assert spent_s - steps <= 1.75 + 0.01 * spent_s + 1e-9
 
 
 def test_what_was_gained_may_be_lost_again() -> None:
@@ -109,4 +116,4 @@ def test_what_was_gained_may_be_lost_again() -> None:
     account = Account()
     before_s = account.allowance_s(1.0)
     account.settle(accepted=3, plain_s=1.0, extra_s=0.5)
-    assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.015 * 1.5)
+    assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.01 * 1.5)

@@ -1,0 +1,102 @@
+// Which files a host has, fetches and serves, what is free there; buttons for keys that may operate.
+
+import { request } from "./client.js";
+import { byId, el } from "./dom.js";
+import { bytes, count } from "./format.js";
+
+const ORDERS = "/v1/moe2/orders";
+const PUSHES = "/v1/moe2/pushes";
+const KEPT_S = 600;
+let mayOperate = false;
+
+// Whether the key in use has the scope `operate`; without it there are no buttons.
+export function offerOrders(may) {
+  mayOperate = may;
+}
+
+export function modelsOf(agent, fleet) {
+  const store = agent.models;
+  if (!store) return null;
+  const free = [
+    store.free_bytes ? `${bytes(store.free_bytes)} of disk` : null,
+    store.memory_free_bytes ? `${bytes(store.memory_free_bytes)} of memory` : null,
+  ].filter(Boolean);
+  const operates = mayOperate && agent.connected && store.takes_orders;
+  return el(
+    "div",
+    { class: "models" },
+    free.length ? el("p", { class: "note free" }, `Free: ${free.join(", ")}`) : null,
+    (store.files ?? []).map((file) => fileRow(agent, file, operates)),
+    (store.fetching ?? []).map((one) => fetchRow(one, (fleet.pushes ?? []).find((push) => push.agent_id === agent.agent_id && push.sha256 === one.sha256))),
+    troubles(agent, fleet),
+    operates ? el("p", {}, button("push", agent, "", "Send a model…")) : null,
+  );
+}
+
+function fileRow(agent, file, operates) {
+  const users = file.served_as ?? [];
+  return el(
+    "p",
+    { class: "file note", "data-file": file.name },
+    el("span", { title: `sha256 ${file.sha256}, from ${file.origin}` }, `${file.name} · ${bytes(file.size_bytes)}`),
+    users.length ? ` · served as ${users.join(", ")}` : " · not served",
+    operates && !users.length ? button("add", agent, file.name, "Serve…") : null,
+    operates ? users.flatMap((name) => [button("set", agent, name, "Change…"), button("remove", agent, name, "Remove")]) : null,
+  );
+}
+
+function fetchRow(one, push) {
+  const done = Math.max(one.done_bytes, push?.done_bytes ?? 0);
+  return el(
+    "p",
+    { class: "fetching note" },
+    `fetches ${one.file} from the ${one.source ?? "coordinator"}: `,
+    el("progress", { max: one.size_bytes, value: done }),
+    ` ${one.size_bytes ? count((100 * done) / one.size_bytes) : 0} %`,
+  );
+}
+
+// What was refused or failed of late; it goes after a while.
+function troubles(agent, fleet) {
+  const since = Date.now() / 1000 - KEPT_S;
+  return [...(fleet.model_orders ?? []), ...(fleet.pushes ?? [])]
+    .filter((row) => row.agent_id === agent.agent_id && row.given_unix_s > since && ["refused", "failed"].includes(row.state))
+    .slice(-2)
+    .map((row) => el("p", { class: "error" }, `${row.model ?? row.file} ${row.state}: ${row.message ?? ""}`));
+}
+
+function button(verb, agent, name, label) {
+  return el("button", { type: "button", class: "plain", "data-verb": verb, "data-host": agent.agent_id, "data-name": name }, label);
+}
+
+export function listenForOrders() {
+  byId("hosts").addEventListener("click", async (event) => {
+    const pressed = event.target.closest("button[data-verb]");
+    if (!pressed) return;
+    const { verb, host, name } = pressed.dataset;
+    const word = wordOf(verb, host, name);
+    if (!word) return;
+    pressed.disabled = true;
+    try {
+      await request(verb === "push" ? PUSHES : ORDERS, { body: word });
+    } catch (error) {
+      window.alert(error.message);
+    } finally {
+      pressed.disabled = false;
+    }
+  });
+}
+
+function wordOf(verb, host, name) {
+  if (verb === "remove") return window.confirm(`Serve ${name} no longer on this host?`) ? { verb, name, hosts: [host] } : null;
+  if (verb === "push") {
+    const path = window.prompt("Name of a file in the coordinator's push.folder:");
+    return path ? { path, hosts: [host] } : null;
+  }
+  const served = verb === "add" ? window.prompt("Serve it under which name?", name.replace(/\.gguf$/, "")) : name;
+  if (!served) return null;
+  const context = window.prompt("Tokens of context, for all slots together:", "4096");
+  if (context === null) return null;
+  const word = { verb, name: served, hosts: [host], context_tokens: Number.parseInt(context, 10) || null };
+  return verb === "add" ? { ...word, file: name } : word;
+}
