@@ -49,7 +49,13 @@ class EngineSet:
         return {name: engine.pid for name, engine in self._engines.items()}
 
     def _run(self, name: str, group: asyncio.TaskGroup) -> None:
-        task = self._tasks[name] = group.create_task(self._engines[name].run())
+        work = self._engines[name].run()
+        try:
+            task = self._tasks[name] = group.create_task(work)
+        except RuntimeError:
+            # The group ends, and with it the agent: nothing is started any more.
+            work.close()
+            return
         task.add_done_callback(lambda _: self._ended(name))
 
     def _ended(self, name: str) -> None:

@@ -114,17 +114,22 @@ class Supply:
 
     async def run(self) -> None:
         """Looks at disk and memory now and then, until cancelled."""
-        while True:
-            try:
-                self._store = await in_daemon_thread(self._look)
-                self._changed()
-            except Moe2Error as error:
-                log.warning("models_not_looked_at", reason=str(error))
-            self._look_again.clear()
-            try:
-                await asyncio.wait_for(self._look_again.wait(), LOOK_EVERY_S)
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                try:
+                    self._store = await in_daemon_thread(self._look)
+                    self._changed()
+                except Moe2Error as error:
+                    log.warning("models_not_looked_at", reason=str(error))
+                self._look_again.clear()
+                try:
+                    await asyncio.wait_for(self._look_again.wait(), LOOK_EVERY_S)
+                except TimeoutError:
+                    continue
+        finally:
+            # Nobody is there any more for whom they could be carried out.
+            for task in self._orders.values():
+                task.cancel()
 
     def _look(self) -> ModelStore:
         return ModelStore(
