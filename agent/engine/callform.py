@@ -66,13 +66,16 @@ class CallForm:
         """The mark that ends calls; empty where the answer's end does."""
         return (self.closing or ("" if self.opening else self.tail)).strip()
 
-    @property
-    def is_translated(self) -> bool:
-        """Whether what a model writes so has to be made `canonical`; the coordinator reads the rest as it stands."""
-        return self.name not in ("hermes", "bare", "harmony")
 
-
-HERMES = CallForm("hermes", Style.OBJECTS, ("<tool_call>",), "<tool_call>\n", "\n</tool_call>", each=True)
+HERMES = CallForm(
+    "hermes",
+    Style.OBJECTS,
+    ("<tool_call>",),
+    "<tool_call>\n",
+    "\n</tool_call>",
+    each=True,
+    controls=("<tool_call>", "</tool_call>"),
+)
 """What Hermes and Qwen models write; the coordinator reads it."""
 BARE = CallForm("bare", Style.OBJECTS, ())
 """A call is the whole answer: a JSON object, or a list of them; the coordinator reads it, too."""
@@ -243,6 +246,11 @@ class Caller:
         alone = {mark: tokens_of(mark) for mark in form.controls}
         hidden = {mark: tokens[0] for mark, tokens in alone.items() if len(tokens) == 1 and not piece(tokens[0])}
         return cls(form, hidden)
+
+    @property
+    def is_read_as_it_stands(self) -> bool:
+        """Whether the coordinator reads what the model writes, so that nothing has to be made `canonical`."""
+        return self.form in (BARE, HARMONY) or (self.form is HERMES and not self.controls)
 
     def spelled(self) -> dict[int, bytes]:
         """Returns the text of each control token that is a mark."""

@@ -129,7 +129,7 @@ class Intake:
     def _calling(self, prompt: ChatPrompt | TextPrompt) -> Calling | None:
         """What reads the calls of an answer to this prompt; None where they need no reading."""
         caller = self._caller
-        if caller is None or not isinstance(prompt, ChatPrompt) or not caller.form.is_translated:
+        if caller is None or not isinstance(prompt, ChatPrompt) or caller.is_read_as_it_stands:
             return None
         if not prompt.tools and caller.form.style is not Style.RECIPIENTS:
             return None

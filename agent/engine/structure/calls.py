@@ -51,7 +51,7 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tagged(self) -> bool:
         """Each stands between <tool_call> tags, as JSON."""
-        return self.form == HERMES.name
+        return self.form == HERMES.name and not self.controls
 
 
 def forced_calls(tools: Sequence[Tool], names: Sequence[str], caller: Caller) -> Calls:
@@ -111,7 +111,7 @@ def lark_of_calls(
             for name, schema in arguments.items()
         ]
         return f"start: answer | {' | '.join(ways)}\nanswer: {answer or 'TEXT'}\nTEXT: /(.|\\n)*/\n"
-    if (form.begins and form.name not in (HERMES.name, LLAMA)) or form.style is Style.PYTHON:
+    if (form.begins and form.name != LLAMA and not calls.tagged) or form.style is Style.PYTHON:
         return _in_form(calls, form, arguments, answer, written)
     call = written(call_schema(arguments, arguments_key=form.arguments_key))
     if answer is not None and (calls.tagged or answer.startswith(_JSON)):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
+from moe2.agent.engine.callform import HARMONY, HERMES, Caller
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_calls, selected_calls
 from moe2.agent.engine.structure.toolcall import schema_of_call
@@ -54,7 +54,7 @@ def constraint_of(request: Submit, caller: Caller) -> Constraint | None:
         found = Constraint(syntax="json_schema", source=request.json_schema)
     elif request.forced_tools and isinstance(request.prompt, ChatPrompt):
         tools, names = request.prompt.tools, request.forced_tools
-        if caller.form.name in (BARE.name, HERMES.name, LLAMA, HARMONY.name):
+        if caller.is_read_as_it_stands or caller.form.name == LLAMA:
             schema = schema_of_call(tools, names, arguments_key=caller.form.arguments_key)
             source = json.dumps(schema, ensure_ascii=False)
             found = Constraint(syntax="json_schema", source=source, tagged=caller.form is HERMES)

@@ -165,7 +165,7 @@ def written(
         thinker = Thinker.of(marks, alphabet.tokens_of)
         reasoning = Reasoning(thinker, begun, bound, request.thinking_budget_tokens)
     calling = None
-    if isinstance(request.prompt, ChatPrompt) and request.prompt.tools and caller.form.is_translated:
+    if isinstance(request.prompt, ChatPrompt) and request.prompt.tools and not caller.is_read_as_it_stands:
         calling = Calling(CallTranslator(caller.form, request.prompt.tools), caller.spelled())
     lanes = Lanes(lanes=4, cells=4096, cuts_anywhere=True)
     means = Means(alphabet, model.logits, lanes, 4096)

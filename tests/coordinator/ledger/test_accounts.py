@@ -24,6 +24,20 @@ def test_a_reservation_counts_until_it_is_settled() -> None:
     assert accounts.left(KEY, MONDAY) == Remaining(90.0, 900)
 
 
+def test_what_a_key_has_drawn_here_is_spent_and_reserved_together() -> None:
+    """Without the reservation of the request that asks; reading opens no account."""
+    accounts = Accounts()
+    assert accounts.used(KEY, MONDAY) == Amount(0.0, 0)
+    accounts.settle(KEY, MONDAY, "r1", Amount(10.0, 100))
+    accounts.reserve(KEY, MONDAY, "r2", Amount(20.0, 200))
+    accounts.reserve(KEY, MONDAY, "r3", Amount(None, None))
+    assert accounts.used(KEY, MONDAY) == Amount(30.0, 300)
+    assert accounts.used(KEY, MONDAY, besides="r2") == Amount(10.0, 100)
+    for other in ("r1", "r3", "unknown"):
+        assert accounts.used(KEY, MONDAY, besides=other) == Amount(30.0, 300)
+    assert accounts.used(KEY, TUESDAY) == Amount(0.0, 0)
+
+
 def test_a_request_does_not_stand_in_its_own_way() -> None:
     """A request's second attempt is measured against what other requests leave."""
     accounts = Accounts()

@@ -16,7 +16,7 @@ from moe2.coordinator.choosing.request import Demand, SelectionRequest, Wish
 from moe2.coordinator.choosing.result import NoExpert, Selection
 from moe2.coordinator.keys.keys import DailyLimits, Principal
 from moe2.coordinator.ledger.accounts import Accounts, Amount
-from moe2.coordinator.ledger.daily_limit import is_limited, p95_of, select_within_limits
+from moe2.coordinator.ledger.daily_limit import is_limited, p95_of, select_within_limits, with_elsewhere
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.planning.problem import Quantile
 from moe2.coordinator.serving.attempt import Attempt
@@ -235,3 +235,20 @@ def test_a_reservation_follows_the_attempts() -> None:
     assert p95_of(chosen) == 80.0
     assert reservation_of(life) == Amount(3.0 + 0.0 + 80.0 + 80.0, 30)
     assert (burnt_j(life), known_j(life)) == (163.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "energy_j", "tokens"),
+    [(Amount(5.0, 7), 15.0, 27), (Amount(None, None), 10.0, 20), (Amount(0.5, 1), 10.5, 21)],
+)
+def test_what_other_coordinators_have_drawn_counts_as_spent(elsewhere: Amount, energy_j: float, tokens: int) -> None:
+    """What is not known of them adds nothing; everything else of the statement stays as it is."""
+    key = Principal(key_id="k1", name="app", daily=DailyLimits(energy_j=100.0, tokens=1000))
+    accounts = Accounts()
+    accounts.settle(key, TODAY, "r1", Amount(10.0, 20))
+    accounts.reserve(key, TODAY, "r2", Amount(3.0, 4))
+    own = accounts.statement(key, TODAY)
+    joint = with_elsewhere(own, elsewhere)
+    assert (joint.spent.energy_j, joint.spent.tokens) == (energy_j, tokens)
+    assert replace(joint, spent=own.spent) == own
+    assert replace(joint.spent, energy_j=own.spent.energy_j, tokens=own.spent.tokens) == own.spent

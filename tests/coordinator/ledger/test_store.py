@@ -13,7 +13,7 @@ import pytest
 from moe2.coordinator.ledger import schema
 from moe2.coordinator.ledger import store as ledger_module
 from moe2.coordinator.ledger import writer as writer_module
-from moe2.coordinator.ledger.report import By, Span, requests, sums
+from moe2.coordinator.ledger.report import By, Span, lengths, requests, sums
 from moe2.coordinator.ledger.schema import VERSION, LedgerError, open_for_writing, reading
 from moe2.coordinator.ledger.store import Ledger
 from tests.coordinator.ledger.entries import attempt_entry, request_entry, reservation
@@ -382,3 +382,17 @@ async def test_a_span_takes_its_beginning_and_leaves_its_end(tmp_path: Path) -> 
     with reading(path) as connection:
         assert [row.request_id for row in requests(connection, Span(1.0, 3.0))] == ["req-1", "req-2"]
         assert [row.request_id for row in requests(connection, Span(), most=1)] == ["req-3"]
+
+
+async def test_the_lengths_of_answered_requests_come_in_their_order(tmp_path: Path) -> None:
+    """What was not answered has none, what nobody counted is 0, and a span holds its own."""
+    path = tmp_path / "ledger.sqlite"
+    async with running(path) as ledger:
+        await ledger.record(request_entry("late", at_unix_s=20.0, category="code", prompt_tokens=3, decoded_tokens=4))
+        await ledger.record(request_entry("early", at_unix_s=10.0, category=None, model="m"))
+        await ledger.record(request_entry("uncounted", at_unix_s=15.0, prompt_tokens=None, decoded_tokens=None))
+        await ledger.record(request_entry("failed", at_unix_s=12.0, outcome="failed"))
+    with reading(path) as connection:
+        found = list(lengths(connection, Span()))
+        assert list(lengths(connection, Span(since_unix_s=11.0, until_unix_s=20.0))) == [found[1]]
+    assert found == [(10.0, "", "m", 7, 10), (15.0, "default", "moe2", 0, 0), (20.0, "code", "moe2", 3, 4)]
