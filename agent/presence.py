@@ -90,7 +90,10 @@ class Presence:
 
     async def settle(self) -> None:
         """Takes in the joules of transitions as they become known."""
-        if self._keeper.settle(self._monitor.account):
+        asleep = self._monitor.power_asleep()
+        if asleep is not None:
+            self._keeper.measured_asleep(asleep)
+        if self._keeper.settle(self._monitor.account) or asleep is not None:
             self._changed()
             await self.store()
 
@@ -161,6 +164,7 @@ class Presence:
 
     def _woke(self, slept_s: float, command_id: str | None) -> None:
         self._keeper.slept(slept_s)
+        self._monitor.awoke(slept_s)
         self._keeper.host_ended(Transition.SUSPEND, self._monitor.account)
         self._keeper.host_began(Transition.WAKE, self._monitor.account)
         self._dispatch(SuspendEnded(command_id))

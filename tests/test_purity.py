@@ -13,6 +13,7 @@ PURE = (
     "agent/energy/account.py",
     "agent/energy/attribution.py",
     "agent/energy/baseline.py",
+    "agent/energy/comparison.py",
     "agent/energy/meter.py",
     "agent/jobs/*.py",
     "common/cost.py",

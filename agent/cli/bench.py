@@ -21,6 +21,7 @@ from moe2.common.energy import Energy, Quality
 from moe2.common.errors import ConfigError, Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, fetch
 from moe2.common.terminal.figures import UNMEASURED, known, latency, number, printable
+from moe2.common.terminal.screen import table_console
 
 
 def run_bench(
@@ -40,7 +41,7 @@ def run_bench(
     """
     section = _section(settings, model)
     _refuse_if_served(settings.agent.socket)
-    console = console or Console()
+    console = console or table_console()
     # The bar goes to standard error: the table, or the JSON, can be piped.
     with _progress(Console(stderr=True) if console.file is sys.stdout else console, quiet=as_json) as bars:
         shown: dict[str, TaskID] = {}

@@ -26,6 +26,7 @@ from moe2.common.energy import Scope
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import HostFacts, SensorReport
 from moe2.common.placement import GpuFault
+from moe2.common.terminal.screen import table_console
 
 _STYLE = {
     ProbeState.PRESENT: "green",
@@ -101,7 +102,7 @@ def run_doctor(
     process's rights whoever it is.
     """
     found = _diagnosis(settings, own_rights=own_rights, config=config)
-    console = console or Console()
+    console = console or table_console()
     if as_json:
         console.file.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
     else:

@@ -19,7 +19,7 @@ from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.figures import UNKNOWN, fact_line, known, printable
-from moe2.common.terminal.screen import NoAnswer, ask
+from moe2.common.terminal.screen import NoAnswer, ask, table_console
 
 _SHORT_HASH = 12
 
@@ -62,7 +62,7 @@ def show_models(socket: Path, *, as_json: bool, console: Console | None = None) 
         sys.stderr.write(answer.message + "\n")
         return answer.code
     rows = model_rows(answer.status)
-    console = console or Console()
+    console = console or table_console()
     if as_json:
         console.file.write(msgspec.json.encode(rows).decode() + "\n")
     elif console.is_terminal:

@@ -67,7 +67,7 @@ class _Job:
     """What its joules are booked to in the end, where it is the host's own work and no request."""
 
     def prefilled_tokens(self, start_s: float, end_s: float) -> float:
-        """Prompt tokens prefilled in the slice, at an even pace from the start to the first token."""
+        """Return the prompt tokens prefilled in the slice, at an even pace from the start to the first token."""
         if self.prefill_end_s is None or self.prefill_end_s <= self.started_s:
             return 0.0
         overlap_s = min(end_s, self.prefill_end_s) - max(start_s, self.started_s)

@@ -64,19 +64,17 @@ class IdleBaseline:
         return dict(self._figures)
 
     def set_condition(self, condition: Condition) -> None:
-        """The power mode or the set of loaded models changed. Idle time so far does not count for the new
-        one."""
+        """Take in that the power mode or the loaded models changed. Idle time so far does not count for the new one."""
         if condition != self._condition:
             self._condition = condition
             self._quiet_since_s = None
 
     def was_busy(self) -> None:
-        """A request was active: idling begins anew."""
+        """Take in that a request was active: idling begins anew."""
         self._quiet_since_s = None
 
     def was_idle(self, start_s: float, end_s: float, joules: float) -> None:
-        """No request was active from `start_s` to `end_s`, during which the device used `joules`, fully
-        covered."""
+        """Take in idle time from `start_s` to `end_s`, fully covered, in which the device used `joules`."""
         if self._quiet_since_s is None:
             self._quiet_since_s = start_s
         if start_s - self._quiet_since_s < self._settle_s or end_s - start_s < _MIN_SLICE_S:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """The call's result or exception. Cancelling the wait leaves the call to itself."""
+    """Return the call's result, or raise its exception. Cancelling the wait leaves the call to itself."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 

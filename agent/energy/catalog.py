@@ -39,6 +39,8 @@ _MODULE_FAMILIES = frozenset({"ina3221", "jtop"})
 
 
 class ProbeState(StrEnum):
+    """What a search has found of a sensor."""
+
     PRESENT = "present"
     ABSENT = "absent"
     DENIED = "denied"

@@ -1,4 +1,4 @@
-"""What a host's own sensors see of what it draws at the wall. PURE.
+"""What a host draws at the wall: how much of it its own sensors see, and what is left while it sleeps. PURE.
 
 Rails and cards leave out losses of the supply, fans, memory and disks: a fixed part and one that grows with the load.
 Windows of ten seconds, in which both are known, give the line wall = slope * sensors + offset by least squares.
@@ -7,6 +7,7 @@ Windows of ten seconds, in which both are known, give the line wall = slope * se
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +16,53 @@ _MAX_WINDOWS = 720
 _MIN_WINDOWS = 12
 _MIN_SPREAD = 0.1
 """A line needs loads that differ: by this share of their mean, as a standard deviation."""
+
+
+_MIN_ASLEEP_S = 60.0
+_MAX_DOUBT_W = 1.0
+"""A sleeping host draws a few watts: a figure that may be off by more says nothing."""
+_UNSURE_S = 2.5
+"""So long before the host is found awake, a reading may already be one after its sleep."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlugReading:
+    """All plugs of a host at a moment of its clock, which stands still while it sleeps.
+
+    power_w: in W. energy_j: their counters together in J. step_j: how finely these count.
+    """
+
+    at_s: float
+    power_w: float
+    energy_j: float
+    step_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class AsleepPower:
+    """What the host drew while it slept, in W, and by how much that may be off. slept_s: how long it slept."""
+
+    power_w: float
+    doubt_w: float
+    slept_s: float
+
+
+def last_before_sleep(readings: Sequence[PlugReading], awake_s: float) -> PlugReading | None:
+    """Return the newest reading from before a sleep that was found to be over at `awake_s`; None without any."""
+    return next((one for one in reversed(readings) if one.at_s <= awake_s - _UNSURE_S), None)
+
+
+def power_asleep(before: PlugReading, after: PlugReading, slept_s: float) -> AsleepPower | None:
+    """Return the power between two readings around a sleep of so many seconds; None where it cannot be told.
+
+    The seconds awake between the two count with the power that was drawn before and after.
+    """
+    awake_j = max(0.0, after.at_s - before.at_s) * (before.power_w + after.power_w) / 2
+    counted_j = after.energy_j - before.energy_j
+    doubt_w = (before.step_j + awake_j / 2) / slept_s if slept_s > 0 else _MAX_DOUBT_W
+    if slept_s < _MIN_ASLEEP_S or counted_j < 0 or doubt_w > _MAX_DOUBT_W:
+        return None
+    return AsleepPower(max(0.0, counted_j - awake_j) / slept_s, doubt_w, slept_s)
 
 
 @dataclass(frozen=True, slots=True)

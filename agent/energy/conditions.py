@@ -56,7 +56,7 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
 
 
 def read_power_mode(root: Path = Path("/")) -> str | None:
-    """The name of the power mode: nvpmodel's on a Jetson, the platform profile on a PC; None if there is none."""
+    """Return the power mode's name: nvpmodel's on a Jetson, the platform profile on a PC; None if there is none."""
     chosen = re.search(r"pmode:0*(\d+)", text_or_none(root / "var/lib/nvpmodel/status") or "")
     if chosen:
         return _nvpmodel_name(root, chosen[1])

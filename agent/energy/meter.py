@@ -53,8 +53,10 @@ class CounterUnwrapper:
         self.epoch = 0
 
     def advance(self, at_s: float, raw_j: float) -> float:
-        """Cumulative J since the first reading of this epoch. A reset, or a pause too long, begins a new
-        epoch."""
+        """Return the J counted since the first reading of this epoch.
+
+        A reset, or a pause that is too long, begins a new epoch.
+        """
         if self._last is not None:
             last_at_s, last_j = self._last
             delta_j = self._delta(at_s - last_at_s, raw_j - last_j)
@@ -102,11 +104,11 @@ class EnergyTrack:
 
     @property
     def frontier_s(self) -> float | None:
-        """Energy is final up to this time; None before the first reading."""
+        """The time up to which energy is final; None before the first reading."""
         return self._times[-1] if self._times else None
 
     def add_power(self, at_s: float, power_w: float) -> None:
-        """A power sample in W."""
+        """Take in a power sample in W."""
         last, self._last_power = self._last_power, (at_s, power_w)
         if last is None:
             self._note(at_s)
@@ -119,7 +121,7 @@ class EnergyTrack:
         self._note(at_s)
 
     def add_counter(self, at_s: float, energy_j: float, epoch: int = 0) -> None:
-        """A reading of a rising counter in J.
+        """Take in a reading of a rising counter in J.
 
         Repeated values are skipped: the counter's own updates are coarser than the polling, so the energy
         belongs to the whole time since it last moved. The time after the last move is unknown, not zero,
@@ -139,11 +141,11 @@ class EnergyTrack:
         self._note(at_s)
 
     def cumulative_j(self, at_s: float) -> float:
-        """Energy of all covered time up to `at_s`, in J from an arbitrary origin."""
+        """Return the energy of all covered time up to `at_s`, in J from an arbitrary origin."""
         return self._at(at_s)[0]
 
     def between(self, start_s: float, end_s: float) -> WindowEnergy:
-        """Energy from `start_s` to `end_s`, edges interpolated."""
+        """Return the energy from `start_s` to `end_s`, edges interpolated."""
         first_j, first_s = self._at(start_s)
         last_j, last_s = self._at(end_s)
         covered_s = last_s - first_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,14 @@ from moe2.agent.energy.attribution import DeviceAccount
 from moe2.agent.energy.blocking import in_daemon_thread
 from moe2.agent.energy.catalog import ProbeResult, ProbeState, SensorSearch, choose, why_unmeasured
 from moe2.agent.energy.channel import SensorChannel
-from moe2.agent.energy.comparison import WallComparison, WallLine
+from moe2.agent.energy.comparison import (
+    AsleepPower,
+    PlugReading,
+    WallComparison,
+    WallLine,
+    last_before_sleep,
+    power_asleep,
+)
 from moe2.agent.energy.conditions import ConditionLog, Conditions, read_conditions
 from moe2.agent.energy.nvml import NvmlSensor, processes_by_board
 from moe2.agent.energy.ownership import DeviceLocks
@@ -26,6 +34,7 @@ from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.sampler import EnergySampler
 from moe2.agent.energy.sensor import Sensor
 from moe2.agent.energy.simulated import SimulatedSensor
+from moe2.agent.energy.wall import WallSensor
 from moe2.agent.engine.protocol import Pace
 from moe2.common.energy import Energy, Scope
 from moe2.common.health import HealthWarning, Severity
@@ -36,6 +45,7 @@ log = structlog.get_logger()
 _CONDITIONS_EVERY_S = 5.0
 _PROCESSES_EVERY_S = 1.0
 _COMPARED_S = 10.0
+_PLUG_READINGS = 64
 _FULL_COVERAGE = 0.98
 _FIRST_SEARCH_S = 5.0
 _MAX_SEARCH_S = 300.0
@@ -93,6 +103,8 @@ class HostMonitor:
         self._devices: list[tuple[SensorChannel, DeviceAccount]] = []
         self.account = HostAccount((), why_unmeasured="", by_wall=by_wall)
         self._comparison = WallComparison()
+        self._plug_readings: deque[PlugReading] = deque(maxlen=_PLUG_READINGS)
+        self._sleep: tuple[float, float, PlugReading] | None = None
         self._conditions = ConditionLog(
             conditions or read_conditions(root), on_power_mode=lambda _: self._tell_condition()
         )
@@ -168,6 +180,37 @@ class HostMonitor:
     def wall_line(self) -> WallLine | None:
         """What the host draws at the wall for what its own sensors see; None while that is not known."""
         return self._comparison.line
+
+    def note_plugs(self) -> None:
+        """Remember what the plugs tell now, to know later what was drawn while the host slept."""
+        plugs = [sensor for sensor in self._sensors if isinstance(sensor, WallSensor)]
+        told = [sensor.latest for sensor in plugs if sensor.latest is not None]
+        energies_j = [figures.energy_j for _, figures in told]
+        if not plugs or len(told) < len(plugs) or None in energies_j:
+            return
+        at_s = min(at_s for at_s, _ in told)
+        if not self._plug_readings or at_s > self._plug_readings[-1].at_s:
+            power_w = sum(figures.power_w for _, figures in told)
+            step_j = sum(sensor.step_j for sensor in plugs)
+            self._plug_readings.append(PlugReading(at_s, power_w, sum(one or 0.0 for one in energies_j), step_j))
+
+    def awoke(self, slept_s: float) -> None:
+        """Take in that the host has slept: what it drew meanwhile is known once the plugs have answered again."""
+        awake_s = self._clock()
+        before = last_before_sleep(self._plug_readings, awake_s)
+        self._sleep = (awake_s, slept_s, before) if before is not None else None
+
+    def power_asleep(self) -> AsleepPower | None:
+        """Return what was drawn during the last sleep, once, as soon as it is known; None otherwise."""
+        self.note_plugs()
+        if self._sleep is None:
+            return None
+        awake_s, slept_s, before = self._sleep
+        after = next((one for one in self._plug_readings if one.at_s > awake_s), None)
+        if after is None:
+            return None
+        self._sleep = None
+        return power_asleep(before, after, slept_s)
 
     def reports(self) -> tuple[SensorReport, ...]:
         """Return every sensor that was looked for: sampled ones as they are now, the others as they were found.

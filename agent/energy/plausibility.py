@@ -19,7 +19,7 @@ _GOOD_TO_RETURN = 10
 
 
 class PlausibilityJudge:
-    """Passes on what can be true.
+    """The judge of a sensor's readings, who passes on only what can be true.
 
     Accepted readings may have another epoch than the sensor gave them: after a quarantine or an impossible
     jump, no difference is taken across it.

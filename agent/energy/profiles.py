@@ -64,7 +64,7 @@ class Profile:
         )
 
     def power_w(self, activity: Activity) -> float:
-        """Power at this activity in W."""
+        """Return the power at this activity in W."""
         power_w = self.cold_w.value if activity.is_cold else self.idle_w.value
         if activity.prefilling:
             power_w = max(power_w, self.prefill_w.value)
@@ -122,7 +122,7 @@ PROFILES = {
 
 
 def find_profile(profile_id: str, *, paced: bool = False) -> Profile:
-    """The profile of that name, with or without its pace. Raises ConfigError, which lists those that exist."""
+    """Return the profile of that name, with or without its pace. Raises ConfigError, which lists those that exist."""
     try:
         return replace(PROFILES[profile_id], paced=paced)
     except KeyError:

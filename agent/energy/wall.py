@@ -40,6 +40,8 @@ PlugKind = Literal["shelly", "tasmota"]
 _LIMITS = Limits(min_power_w=0.5, max_power_w=4000.0, stuck_after_s=None)
 """A plug of 16 A carries less than 4 kW, and a host that runs draws at least half a watt. Figures in steps of 1 W may
 well repeat for ever."""
+_STEP_J: dict[PlugKind, float] = {"shelly": 360.0, "tasmota": 3600.0}
+"""Tasmota counts to 1 Wh; Shelly tells more digits, of which the first is taken for sure."""
 _INTERVAL_S = 0.5
 _TIMEOUT_S = 2.0
 _MAX_ANSWER_BYTES = 65_536
@@ -76,8 +78,8 @@ class WallSensor:
     def __init__(self, plug: Plug, clock: Callable[[], float] = monotonic) -> None:
         parts = urlsplit(plug.url)
         self.name = f"wall:{parts.netloc}" + (f":{plug.channel}" if plug.channel else "")
-        self.latest: PlugFigures | None = None
-        """The last figures, for the counter among them."""
+        self.latest: tuple[float, PlugFigures] | None = None
+        """When the last figures were measured, in s, and what they were: the counter is among them."""
         self._plug = plug
         self._parts = parts
         self._clock = clock
@@ -111,8 +113,15 @@ class WallSensor:
 
     def read(self) -> Reading:
         before_s = self._clock()
-        figures = self.latest = self._figures()
-        return Reading(at_s=(before_s + self._clock()) / 2 - self._plug.lag_s, power_w=figures.power_w)
+        figures = self._figures()
+        at_s = (before_s + self._clock()) / 2 - self._plug.lag_s
+        self.latest = (at_s, figures)
+        return Reading(at_s=at_s, power_w=figures.power_w)
+
+    @property
+    def step_j(self) -> float:
+        """How finely the plug counts its energy, in J."""
+        return _STEP_J[self._plug.kind]
 
     def close(self) -> None:
         """Does nothing: every reading is a connection of its own."""

@@ -12,9 +12,10 @@ import structlog
 from msgspec.structs import replace
 
 from moe2.agent.energy.account import HostAccount
+from moe2.agent.energy.comparison import AsleepPower
 from moe2.agent.standby.store import StoredIdle, StoredStandby, load_standby, store_standby
 from moe2.agent.standby.transitions import Key, Transition, TransitionLog
-from moe2.common.energy import Quality
+from moe2.common.energy import Quality, Scope
 from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import ExpertReport
 from moe2.common.standby import MAX_IDLE_STATES, Cause, IdlePower, Standby, WakeAddress
@@ -56,6 +57,7 @@ class StandbyKeeper:
         self._log = TransitionLog()
         self._stored: dict[tuple[str | None, tuple[str, ...]], StoredIdle] = {}
         self._asleep_s: float | None = None
+        self._measured_asleep: tuple[float, AsleepPower] | None = None
         self.suspend_fault: str | None = None
         self.wake_addresses: tuple[WakeAddress, ...] = ()
 
@@ -108,6 +110,10 @@ class StandbyKeeper:
     def slept(self, asleep_s: float) -> None:
         """The host was suspended for so long, and is awake again."""
         self._asleep_s = asleep_s
+
+    def measured_asleep(self, asleep: AsleepPower) -> None:
+        """Takes in what a plug measured while the host slept; it is worth more than what the operator has written."""
+        self._measured_asleep = (self._clock(), asleep)
 
     def settle(self, account: HostAccount) -> bool:
         """Takes in the joules of transitions as they become known; True if there is something new to report."""
@@ -171,7 +177,20 @@ class StandbyKeeper:
         known.update({idle.models: idle for idle in account.idle_powers(power_mode, self._clock())})
         newest = sorted(known.values(), key=lambda idle: idle.age_s or 0.0)[: MAX_IDLE_STATES - 1]
         powers = sorted(newest, key=lambda idle: idle.models)
-        if self._allowed.asleep_w is not None:
+        if self._measured_asleep is not None:
+            measured_s, asleep = self._measured_asleep
+            powers.append(
+                IdlePower(
+                    power_w=asleep.power_w,
+                    asleep=True,
+                    spread_w=asleep.doubt_w,
+                    measured_s=asleep.slept_s,
+                    age_s=max(0.0, self._clock() - measured_s),
+                    quality=Quality.MEASURED_COUNTER,
+                    scope=Scope.WALL,
+                )
+            )
+        elif self._allowed.asleep_w is not None:
             powers.append(IdlePower(power_w=self._allowed.asleep_w, asleep=True, quality=Quality.ESTIMATED))
         return tuple(powers)
 

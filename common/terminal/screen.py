@@ -28,6 +28,8 @@ from moe2.common.localsocket import NotRunningError, RefusedError
 from moe2.common.status import exit_code
 
 WATCH_S = 1.0
+MIN_DRAWN_COLUMNS = 72
+"""Tables leave out columns on a narrower terminal; there the plain facts are shown, which lose nothing."""
 EXIT_NOT_RUNNING = 2
 # Where systemd looks for units, systemd.unit(5).
 UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")))
@@ -116,7 +118,7 @@ def _print_once(view: StatusView[StatusT], socket: Path, console: Console, *, as
         sys.stderr.write(answer.message + "\n")
         return answer.code
     if drawn:
-        console.print(view.picture(answer.status, time.time()))
+        console.print(_picture(view, answer.status, console))
     else:
         lines = [answer.body.decode()] if as_json else view.lines(answer.status, time.time())
         # Not console.print: rich would wrap long lines, also into a pipe.
@@ -135,12 +137,24 @@ def _watch_drawn(view: StatusView[StatusT], socket: Path, console: Console, paus
                     picture: RenderableType = Text(answer.message, style="red")
                     code = answer.code
                 else:
-                    picture = view.picture(answer.status, time.time())
+                    picture = _picture(view, answer.status, console)
                     code = exit_code(answer.status.warnings)
                 live.update(Group(picture, Text("Ctrl-C ends", style="dim")), refresh=True)
                 pause(WATCH_S)
     except KeyboardInterrupt:
         return code
+
+
+def table_console() -> Console:
+    """Returns the standard output, wide enough for tables: a narrower terminal breaks lines, and loses no column."""
+    console = Console()
+    return console if console.width >= MIN_DRAWN_COLUMNS else Console(width=MIN_DRAWN_COLUMNS)
+
+
+def _picture(view: StatusView[StatusT], status: StatusT, console: Console) -> RenderableType:
+    if console.width >= MIN_DRAWN_COLUMNS:
+        return view.picture(status, time.time())
+    return Text("\n".join(view.lines(status, time.time())))
 
 
 def ask(view: StatusView[StatusT], socket: Path) -> Answer[StatusT] | NoAnswer:

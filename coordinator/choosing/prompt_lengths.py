@@ -6,6 +6,8 @@ template and what a prefix cache already holds; it is learned as a line: prefill
 
 from __future__ import annotations
 
+from moe2.common.cost import RequestShape
+from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.request import Demand
 
 _FORGETTING = 0.98
@@ -23,6 +25,16 @@ class PromptLengths:
     def observe(self, model: str, estimated_tokens: int, prefilled_tokens: int) -> None:
         """Learn from a request that ran: its prompt's estimated length and the tokens that its expert prefilled."""
         self._lines.setdefault(model, _Line()).observe(float(estimated_tokens), float(prefilled_tokens))
+
+    def ran(self, model: str, demand: Demand, usage: JobUsage, foreseen: RequestShape) -> None:
+        """Learn from a job's usage. foreseen: the shape that was predicted for it.
+
+        What was foreseen in the cache is taken off each prediction, so it counts as read here: to learn it as well
+        would take it off twice. What nobody foresaw, such as a template that all prompts begin with, is learned.
+        """
+        if usage.prompt_tokens is not None:
+            unforeseen = max(0, usage.cached_tokens - foreseen.cached_tokens)
+            self.observe(model, demand.prompt_tokens, usage.prompt_tokens - unforeseen)
 
     def demand_on(self, model: str, demand: Demand) -> Demand:
         """`demand` with the prompt's length that is predicted for a model; unchanged for a model that never ran."""

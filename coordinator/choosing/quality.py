@@ -134,7 +134,8 @@ class Scorer:
         """Fit the gate to the fleet's models; to be called after each change of the fleet, before any scoring."""
         self._experts = experts
         by_name = {expert.model: expert for expert in experts}
-        facts = tuple(self._facts_of(by_name[name]) for name in sorted(by_name))
+        names = _names_by_file(experts)
+        facts = tuple(self._facts_of(by_name[name], names.get(name, ())) for name in sorted(by_name))
         if facts and facts != self._facts:
             self._refit(facts)
 
@@ -178,17 +179,21 @@ class Scorer:
         """
         return self._view(roster).worth
 
-    def _facts_of(self, expert: Expert) -> ExpertFacts:
-        """What is known of an expert's model: its name, its size as read from the file if known, and users' scores."""
+    def _facts_of(self, expert: Expert, also_called: tuple[str, ...]) -> ExpertFacts:
+        """What is known of an expert's model: its name, its size as read from the file if known, and users' scores.
+
+        also_called: other names of the same file, whose scores are its own.
+        """
         named = facts_from_name(expert.model)
         size = expert.report.parameters
-        tally = self._tallies.get(expert.model, Tally())
+        tallies = [self._tallies.get(name, Tally()) for name in (expert.model, *also_called)]
         return ExpertFacts(
             expert.model,
             named.family,
             float(size) if size else named.parameters,
-            feedback_sum=tally.total,
-            feedback_count=tally.count,
+            feedback_sum=sum(tally.total for tally in tallies),
+            feedback_count=sum(tally.count for tally in tallies),
+            also_called=also_called,
         )
 
     def _refit(self, facts: tuple[ExpertFacts, ...]) -> None:
@@ -216,6 +221,19 @@ class Scorer:
                 self._views.clear()
             self._views[roster.models] = view
         return view
+
+
+def _names_by_file(experts: Sequence[Expert]) -> dict[str, tuple[str, ...]]:
+    """The other names of each model's file, of those that have some. A file is its checksum, whatever its name."""
+    names: dict[str, set[str]] = {}
+    for expert in experts:
+        if expert.report.file_sha256 is not None:
+            names.setdefault(expert.report.file_sha256, set()).add(expert.model)
+    found: dict[str, set[str]] = {}
+    for same in names.values():
+        for name in same:
+            found.setdefault(name, set()).update(same - {name})
+    return {name: tuple(sorted(others)) for name, others in found.items() if others}
 
 
 def _untuned(models: Sequence[str]) -> HealthWarning | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +28,7 @@ from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
 from moe2.common.terminal.commandline import Commands, add_config
 from moe2.common.terminal.figures import fact_line, known, printable
+from moe2.common.terminal.screen import table_console
 from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, KeySet, KeyState, Scope, mint
@@ -134,7 +135,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     keys, now_unix_s = _table(_load(arguments.config)).read().keys, time.time()
-    console = Console()
+    console = table_console()
     if arguments.json:
         content = msgspec.json.encode([shown_record(key, now_unix_s) for key in keys]).decode() + "\n"
         console.file.write(content)

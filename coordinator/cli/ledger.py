@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,7 @@ from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures, parts
 from moe2.common.terminal.commandline import add_config
 from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, printable
+from moe2.common.terminal.screen import table_console
 from moe2.coordinator.ledger.report import By, RequestRow, Span, StandingReport, SumRow, requests, standing, sums
 from moe2.coordinator.ledger.schema import reading
 from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
@@ -87,7 +88,7 @@ def _standing(arguments: argparse.Namespace, found: StandingReport) -> int:
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
         return 0
-    console = Console()
+    console = table_console()
     if console.is_terminal and not console.is_dumb_terminal:
         console.print(standing_picture(found))
     else:
@@ -185,7 +186,7 @@ def _write_csv(target: str, found: Rows) -> None:
 
 
 def _show(found: Rows, by: str) -> None:
-    console = Console()
+    console = table_console()
     if console.is_terminal and not console.is_dumb_terminal:
         console.print(picture(found, by))
     else:

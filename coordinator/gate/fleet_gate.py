@@ -66,7 +66,7 @@ class FleetGate:
         self._gate = gate
         self.experts = tuple(facts.name for facts in fleet)
         trained = gate.experts if gate else ()
-        self._column = tuple(_match(facts.name, trained) for facts in fleet)
+        self._column = tuple(_column_of(facts, trained) for facts in fleet)
         if gate and all(column is None for column in self._column):
             raise GateMismatchError(
                 f"The gate was trained for {', '.join(trained)}; the fleet has {', '.join(self.experts)}.",
@@ -163,6 +163,12 @@ class FleetGate:
             if self._gate and prior is not None
         ]
         return tuple(notices)
+
+
+def _column_of(facts: ExpertFacts, trained: Sequence[str]) -> int | None:
+    """The place of the trained expert that an expert's model is, by its name or another one of the same file."""
+    found = (_match(name, trained) for name in (facts.name, *facts.also_called))
+    return next((column for column in found if column is not None), None)
 
 
 def _match(name: str, trained: Sequence[str]) -> int | None:

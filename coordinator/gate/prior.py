@@ -64,6 +64,8 @@ class ExpertFacts:
     """Sum of the scores, 0..1 each, that users gave it."""
     feedback_count: int = 0
     """Number of these scores."""
+    also_called: tuple[str, ...] = ()
+    """Other names that the same file goes by in the fleet."""
 
     def __post_init__(self) -> None:
         if self.parameters is not None and self.parameters <= 0:

@@ -118,7 +118,7 @@ function energyFacts({ energy, tokens }) {
 }
 
 // How many tokens a step of the model brought, as those that were guessed right need none of their own.
-export function tokensAStep({ decoded, drafted, accepted }) {
+function tokensAStep({ decoded, drafted, accepted }) {
   if (!decoded || drafted === null || drafted === undefined) return null;
   return `${digits(decoded / Math.max(1, decoded - accepted))} (${count(accepted)} of ${count(drafted)} guesses right)`;
 }

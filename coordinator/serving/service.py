@@ -480,12 +480,9 @@ class Service:
             if attempt.purpose is Purpose.SCORE:
                 # Its prompt was in the cache, or came with the choices.
                 continue
-            if usage is not None and usage.prompt_tokens is not None and usage.decoded_tokens:
-                # What was expected in the cache is taken off each prediction; to learn it as well would count it twice.
-                unforeseen = max(0, usage.cached_tokens - attempt.prediction.shape.cached_tokens)
-                prefilled = usage.prompt_tokens - unforeseen
-                model = attempt.expert.model
-                self._selector.prompts.observe(model, life.request.demand.prompt_tokens, prefilled)
+            if usage is not None and usage.decoded_tokens:
+                model, foreseen = attempt.expert.model, attempt.prediction.shape
+                self._selector.prompts.ran(model, life.request.demand, usage, foreseen)
 
     def _learn_affinity(self, active: _Active) -> None:
         leading = active.life.leading

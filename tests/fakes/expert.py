@@ -267,6 +267,8 @@ class FakeExpert:
                 prefill_s=prompt_tokens / self._options.prefill_tokens_per_s,
                 decode_s=decoded_tokens / self._options.decode_tokens_per_s,
                 stop=stop,
+                drafted_tokens=decoded_tokens if self._options.guesses else None,
+                accepted_tokens=decoded_tokens // 2 if self._options.guesses else None,
             )
         )
 
@@ -347,6 +349,7 @@ def main() -> None:
     parser.add_argument("--failing", action="store_true", help="fail every job at once")
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--gpu-is-barred", action="store_true", help="be on the processor because /dev/nvmap is denied")
+    parser.add_argument("--guesses", action="store_true", help="say that every second token was guessed right")
     parser.add_argument("--dies-on", metavar="WORD")
     parser.add_argument("--hangs-on", metavar="WORD")
     parser.add_argument("--prefers", metavar="TEXT", help="the continuation that it scores highest")

@@ -207,13 +207,8 @@ class VirtualHost:
             return
         life, client = self._lives.pop(message.job_id.partition(".")[0])
         life.handle(events.AttemptDone(message), self.now_s)
-        usage = message.usage
-        assert usage.prompt_tokens is not None
         assert life.leading is not None
-        # As the service does.
-        unforeseen = max(0, usage.cached_tokens - life.leading.prediction.shape.cached_tokens)
-        prefilled = usage.prompt_tokens - unforeseen
-        self._selector.prompts.observe("m", life.request.demand.prompt_tokens, prefilled)
+        self._selector.prompts.ran("m", life.request.demand, message.usage, life.leading.prediction.shape)
         self._calibration.request_retired(life)
         self.n_answered += 1
         self._pause(client)

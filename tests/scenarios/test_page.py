@@ -138,6 +138,32 @@ async def test_a_prompt_is_answered_with_its_receipt(tmp_path: Path, browser: Br
         await visit(check)
 
 
+async def test_a_receipt_tells_what_guesses_brought(tmp_path: Path, browser: Browser) -> None:
+    """Four tokens, of which two were guessed right, are two a step; without guesses there is no such line."""
+    async with fleet(tmp_path, engine_argv=(*FAKE_EXPERT, "--guesses")) as running:
+
+        def check() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.type("#max-tokens", "4")
+            browser.click("#send")
+            browser.until(ANSWERED)
+            receipt = " ".join(browser.text("#answer-receipt").split())
+            assert "Tokens a step 2 (2 of 4 guesses right)" in receipt
+
+        await visit(check)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    async with fleet(plain) as running:
+
+        def check_plain() -> None:
+            browser.open(running.coordinator.api_url)
+            browser.click("#send")
+            browser.until(ANSWERED)
+            assert "Tokens a step" not in browser.text("#answer-receipt")
+
+        await visit(check_plain)
+
+
 async def test_unmeasured_energy_is_named_in_receipt_and_list(tmp_path: Path, browser: Browser) -> None:
     """No joules are invented where there is no sensor."""
     async with fleet(tmp_path) as running:

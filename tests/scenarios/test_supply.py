@@ -154,6 +154,32 @@ async def test_no_request_is_lost_while_models_are_swapped(tmp_path: Path) -> No
         assert len(statuses) > 4
 
 
+async def test_requests_go_elsewhere_when_one_of_two_hosts_serves_a_model_no_longer(tmp_path: Path) -> None:
+    """Removed and added again under load, on one host and then the other: every answer is a 200."""
+    for agent in ("one", "two"):
+        stock(tmp_path, agent, "new.gguf")
+    async with fleet(tmp_path, agents=("one", "two"), models_from=TAKES) as running:
+        for agent in ("one", "two"):
+            await stocked(running, agent, "new.gguf")
+        await order(running, "add", "new", "one", "two", slots=2)
+        statuses: list[int] = []
+        stop = asyncio.Event()
+
+        async def ask() -> None:
+            while not stop.is_set():
+                async with await running.chat("Hi", model="new", max_tokens=8) as answer:
+                    await answer.read()
+                    statuses.append(answer.status)
+
+        clients = [asyncio.create_task(ask()) for _ in range(4)]
+        for host in ("one", "two"):
+            assert [one.state for one in await order(running, "remove", "new", host)] == ["done"]
+            assert [one.state for one in await order(running, "add", "new", host, slots=2)] == ["done"]
+        stop.set()
+        await asyncio.gather(*clients)
+        assert set(statuses) == {200}
+
+
 async def test_hosts_obey_their_own_configuration(tmp_path: Path) -> None:
     """One that takes no orders is sent none, and a model of `[[models]]` stays as it stands there."""
     async with fleet(tmp_path, agents=("one",), models_from=TAKES) as running:

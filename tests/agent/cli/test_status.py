@@ -312,6 +312,17 @@ async def test_a_daemon_of_another_release_is_named_as_such(socket: Path, capsys
     assert "Restart the daemon after an upgrade" in capsys.readouterr().err
 
 
+async def test_a_narrow_terminal_loses_nothing(socket: Path) -> None:
+    """At 40 columns a table would leave out the model's name: the plain facts are shown instead."""
+    console = Console(width=40, file=io.StringIO(), force_terminal=True)
+    async with daemon(socket, status):
+        await asyncio.to_thread(screen.show, cli_status.VIEW, socket, as_json=False, watch=False, console=console)
+    assert isinstance(console.file, io.StringIO)
+    shown = "".join(console.file.getvalue().split())
+    for fact in ("name=small-q4", "state=ready", "power_mode="):
+        assert fact in shown
+
+
 # --- Watching ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from moe2.agent.energy.monitor import HostMonitor
 from moe2.agent.energy.ownership import DeviceLocks
 from moe2.agent.energy.profiles import PROFILES, find_profile
 from moe2.agent.energy.sensor import Reading
-from moe2.agent.energy.wall import Plug
+from moe2.agent.energy.wall import Plug, WallSensor
 from moe2.common.energy import Quality, Scope
 from tests.fakes import sysfs
 from tests.fakes.clock import ManualClock
@@ -355,3 +355,27 @@ def test_by_wall_a_request_waits_for_the_plugs_lag(tmp_path: Path) -> None:
     energy = monitor.settle()["a"]
     assert energy.joules == pytest.approx(132.0, rel=1e-3)
     assert (energy.quality, energy.scope) == (Quality.MEASURED_INTEGRATED, Scope.WALL)
+
+
+def test_a_plug_tells_what_the_host_drew_while_it_slept() -> None:
+    """Its counter went on for an hour in which this program's clock stood still: 2 W, told once."""
+    clock = ManualClock()
+    with plugged_in() as plug:
+        plug.power_w = 50.0
+        found = discover(SensorSettings(families=(), plugs=(Plug("shelly", plug.url, lag_s=0.0),)))
+        (result,) = found
+        assert isinstance(result.sensor, WallSensor)
+        result.sensor._clock = clock
+        monitor = HostMonitor(found, clock=clock, conditions=Conditions())
+        result.sensor.read()
+        assert monitor.power_asleep() is None
+        clock.advance(3.0)
+        monitor.awoke(3600.0)
+        assert monitor.power_asleep() is None
+        plug.total_wh += (2.0 * 3600.0 + 50.0 * 4.0) / 3600.0
+        clock.advance(1.0)
+        result.sensor.read()
+        asleep = monitor.power_asleep()
+        assert monitor.power_asleep() is None
+    assert asleep is not None
+    assert asleep.power_w == pytest.approx(2.0, abs=0.01)

@@ -33,7 +33,7 @@ def test_a_plug_tells_the_power_of_the_whole_host(plug: FakePlug, kind: PlugKind
     assert "57.3 W" in sensor.probe()
     assert sensor.read().power_w == 57.3
     assert sensor.latest is not None
-    assert sensor.latest.energy_j == pytest.approx(1234.567 * 3600)
+    assert sensor.latest[1].energy_j == pytest.approx(1234.567 * 3600)
     assert sensor.facts.scope is Scope.WALL
     assert sensor.facts.source == f"wall.{kind}"
 
@@ -164,4 +164,4 @@ def test_a_counter_that_is_missing_is_unknown(plug: FakePlug) -> None:
     sensor.probe()
     sensor.read()
     assert sensor.latest is not None
-    assert sensor.latest.energy_j is None
+    assert sensor.latest[1].energy_j is None

@@ -180,3 +180,12 @@ def test_profile_carries_the_worst_quality() -> None:
     model.observe(shape, _energy(energy.joules or 0.0, quality=Quality.SIMULATED))
     assert model.profile is not None
     assert model.profile.quality is Quality.SIMULATED
+
+
+@pytest.mark.parametrize(("coverage", "learned"), [(1.0, True), (0.6, False), (None, False)])
+def test_joules_beside_other_programs_teach_if_the_time_is_covered(coverage: float | None, learned: bool) -> None:
+    """Partial because of strangers is what a request costs there; because of a hole or a missing board it is not."""
+    model = EnergyModel()
+    energy = Energy(joules=10.0, quality=Quality.PARTIAL, coverage=coverage, n_samples=50)
+    model.observe(RequestShape(prompt_tokens=50, decoded_tokens=20), energy)
+    assert (model.profile is not None) is learned

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from moe2.agent.energy.account import HostAccount
+from moe2.agent.energy.comparison import AsleepPower
 from moe2.agent.standby.keeper import Allowed, StandbyKeeper
 from moe2.agent.standby.store import FILE_NAME, MAX_KEPT_S, StoredIdle, StoredStandby, load_standby, store_standby
 from moe2.agent.standby.transitions import Measured, Transition
-from moe2.common.energy import Quality
+from moe2.common.energy import Quality, Scope
 from moe2.common.errors import Moe2Error
 from moe2.common.standby import IdlePower
 
@@ -69,3 +70,12 @@ def test_the_operators_watts_of_a_sleeping_host_are_an_estimate(tmp_path: Path) 
     """No sensor of the host can measure them."""
     [idle] = keeper(tmp_path, asleep_w=2.5).report(HostAccount((), why_unmeasured=""), None).idle
     assert (idle.asleep, idle.power_w, idle.quality) == (True, 2.5, Quality.ESTIMATED)
+
+
+def test_what_a_plug_measured_of_a_sleep_replaces_what_was_written(tmp_path: Path) -> None:
+    """A measurement at the wall, with its doubt and its age, instead of the operator's estimate."""
+    kept = keeper(tmp_path, asleep_w=2.5)
+    kept.measured_asleep(AsleepPower(power_w=1.8, doubt_w=0.1, slept_s=3600.0))
+    [idle] = kept.report(HostAccount((), why_unmeasured=""), None).idle
+    assert (idle.power_w, idle.spread_w, idle.quality) == (1.8, 0.1, Quality.MEASURED_COUNTER)
+    assert (idle.asleep, idle.scope) == (True, Scope.WALL)

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe2.common.cost import RequestShape
+from moe2.common.link.messages import JobUsage
 from moe2.coordinator.choosing.prompt_lengths import PromptLengths
 from moe2.coordinator.choosing.request import Demand
 
@@ -54,3 +56,30 @@ def test_a_longer_prompt_is_never_shorter(seen: list[tuple[int, int]], estimated
         lengths.observe("m", *one)
     shorter, longer = (lengths.demand_on("m", Demand(n, None)).prompt_tokens for n in (estimated, estimated + 100))
     assert 1 <= shorter <= longer
+
+
+def test_what_was_foreseen_in_the_cache_is_not_learned_away() -> None:
+    """Turns of 1000 tokens with 900 cached as foreseen: a prompt is predicted whole, and the cache taken off once."""
+    lengths = PromptLengths()
+    foreseen = RequestShape(prompt_tokens=100, decoded_tokens=1, cached_tokens=900)
+    for _ in range(30):
+        usage = JobUsage(prompt_tokens=1000, cached_tokens=905, decoded_tokens=10)
+        lengths.ran("m", Demand(1000, 10), usage, foreseen)
+    assert lengths.demand_on("m", Demand(1000, 10)).prompt_tokens == pytest.approx(995, abs=3)
+
+
+def test_what_nobody_foresaw_in_the_cache_is_learned() -> None:
+    """A template that all prompts begin with is never read again."""
+    lengths = PromptLengths()
+    foreseen = RequestShape(prompt_tokens=100, decoded_tokens=1)
+    for _ in range(30):
+        usage = JobUsage(prompt_tokens=100, cached_tokens=40, decoded_tokens=10)
+        lengths.ran("m", Demand(100, 10), usage, foreseen)
+    assert lengths.demand_on("m", Demand(100, 10)).prompt_tokens == pytest.approx(60, abs=3)
+
+
+def test_a_job_of_unknown_length_teaches_nothing() -> None:
+    """It may have failed before its prompt was read."""
+    lengths = PromptLengths()
+    lengths.ran("m", Demand(100, 10), JobUsage(decoded_tokens=1), RequestShape(prompt_tokens=1, decoded_tokens=1))
+    assert lengths.demand_on("m", Demand(100, 10)).prompt_tokens == 100

@@ -177,3 +177,42 @@ async def test_without_a_database_nothing_is_noted_for_shipping(tmp_path: Path) 
         pass
     with reading(path) as connection:
         assert not connection.execute("SELECT name FROM sqlite_master WHERE name LIKE '%shipments%'").fetchall()
+
+
+async def test_a_database_whose_disk_is_full_loses_nothing(tmp_path: Path, server: Postgres, url: str) -> None:
+    """While the database has no room its error is told, entries wait, and they arrive once there is room."""
+    async with journal(tmp_path / "ledger.sqlite", url) as (ledger, shipper):
+        await ledger.record(request_entry("req-1"))
+        await until(lambda: shipper.state.n_shipped == 1)
+        session = Session(url, name="test")
+        with session.transaction() as cursor:
+            # What a full disk does to every insert: SQLSTATE 53100.
+            cursor.execute(
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+            )
+            cursor.execute("CREATE TRIGGER full_disk BEFORE INSERT ON requests EXECUTE FUNCTION full_disk()")
+        assert await ledger.record(request_entry("req-2"))
+        await until(lambda: shipper.state.error is not None)
+        assert isinstance(shipper.state.error, DatabaseUnreachableError)
+        assert "No space left" in str(shipper.state.error)
+        assert shipper.state.n_waiting == 1
+        with session.transaction() as cursor:
+            cursor.execute("DROP TRIGGER full_disk ON requests")
+        await until(lambda: shipper.state.error is None and shipper.state.n_waiting == 0)
+        assert rows(session, "SELECT count(*) FROM requests") == [(2,)]
+        session.close()
+
+
+async def test_a_slow_disk_of_the_database_delays_no_answer(tmp_path: Path, server: Postgres, url: str) -> None:
+    """While a commit of the database hangs, entries are acknowledged by the local journal, and arrive after it."""
+    async with journal(tmp_path / "ledger.sqlite", url) as (ledger, shipper):
+        await ledger.record(request_entry("req-1"))
+        await until(lambda: shipper.state.n_shipped == 1)
+        server.hang(hangs=True)
+        try:
+            recorded = [ledger.record(request_entry(f"slow-{number}")) for number in range(20)]
+            assert all(await asyncio.gather(*recorded))
+        finally:
+            server.hang(hangs=False)
+        await until(lambda: shipper.state.n_shipped >= 21)
