@@ -3,9 +3,10 @@
     python -m benchmarks.speculation --model FILE.gguf [--llama-server BINARY] [--threads N] [--rounds N] [--tokens N]
 
 Tasks: edit (a file again, with a word replaced), summary (with quotes), json (by schema) and story, at 1, 4 and 8
-requests. All that is compared is loaded all the time and takes turns within a round, so that a host's slow minutes hit
-all of it. Rates are tokens per second from a request's first token to its last; figures are medians over rounds of
-ratios made within a round.
+requests. What is compared takes turns within a round, so that a host's slow minutes hit all of it; the engine that
+guesses is a new one each time, so that it knows no answer from before, but those that are written beside each other.
+Rates are tokens per second from the first token to the last; figures are medians over rounds of ratios made within a
+round. `*_cpu_ratio_*` compare computing time instead, which other work on the host changes less.
 
 `mismatches` counts greedy answers that differ although the model was sure: where two texts part, the tokens' raw
 log-probabilities differ by more than `_NEAR_TIE`. Smaller differences are what llama.cpp's batch sizes change; they are
@@ -295,7 +296,6 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         off = stack.enter_context(Engine(arguments.model, threads=arguments.threads, speculation=False))
-        on = stack.enter_context(Engine(arguments.model, threads=arguments.threads, speculation=True))
         server = None
         if arguments.llama_server:
             server = stack.enter_context(
@@ -308,14 +308,29 @@ def main() -> None:
             )
         tasks = [task for task in _TASKS if task.name in arguments.tasks]
         figures = measure(
-            off, on, server, tasks=tasks, levels=arguments.levels, rounds=arguments.rounds, tokens=arguments.tokens
+            off,
+            arguments.model,
+            server,
+            tasks=tasks,
+            levels=arguments.levels,
+            rounds=arguments.rounds,
+            tokens=arguments.tokens,
+            threads=arguments.threads,
         )
     figures |= {"joules": "simulated", "threads": arguments.threads}
     print(json.dumps(figures))
 
 
 def measure(
-    off: Engine, on: Engine, server: Server | None, *, tasks: list[Task], levels: list[int], rounds: int, tokens: int
+    off: Engine,
+    model: str,
+    server: Server | None,
+    *,
+    tasks: list[Task],
+    levels: list[int],
+    rounds: int,
+    tokens: int,
+    threads: int,
 ) -> dict[str, Any]:
     """All figures, by name; None for what was not measured."""
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -324,13 +339,15 @@ def measure(
         for task in tasks:
             for level in levels:
                 prompts = task.prompts(level, f"{round_number}")
-                began_s = off.cpu_s(), on.cpu_s()
-                plain = off.run(prompts, tokens=tokens, schema=task.schema)
-                guessed = on.run(prompts, tokens=tokens, schema=task.schema)
-                per_token_s = [
-                    (engine.cpu_s() - before_s) / sum(answer.decoded for answer in answers)
-                    for engine, before_s, answers in zip((off, on), began_s, (plain, guessed), strict=True)
-                ]
+                # A new engine: else it would know these answers from the round before.
+                with Engine(model, threads=threads, speculation=True) as on:
+                    began_s = off.cpu_s(), on.cpu_s()
+                    plain = off.run(prompts, tokens=tokens, schema=task.schema)
+                    guessed = on.run(prompts, tokens=tokens, schema=task.schema)
+                    per_token_s = [
+                        (engine.cpu_s() - before_s) / sum(answer.decoded for answer in answers)
+                        for engine, before_s, answers in zip((off, on), began_s, (plain, guessed), strict=True)
+                    ]
                 ratios[f"{task.name}_cpu_ratio_c{level}"].append(per_token_s[0] / per_token_s[1])
                 rates = [_together(plain), _together(guessed)]
                 ratios[f"{task.name}_ratio_c{level}"].append(rates[1] / rates[0])

@@ -48,3 +48,37 @@ def test_a_long_context_is_held_by_windows_and_answers_the_same(tmp_path: Path) 
     assert cut == repeated.prompt_tokens - 1
     assert anew == 0
     assert kept == kept_too > cut
+
+
+@pytest.mark.parametrize("context_tokens", [1024, 32_768], ids=["whole", "windowed"])
+def test_guesses_are_given_back_also_by_a_window(tmp_path: Path, context_tokens: int) -> None:
+    """Long answers, with guesses that hold and guesses that do not, are those without guesses."""
+    path = write_sliding_model(smollm2_path(), tmp_path / "sliding.gguf", window=64, context_tokens=32_768)
+    found: list[list[str]] = []
+    drafted = accepted = 0
+    for speculation in (False, True):
+        with Child() as child:
+            spec = ModelSpec(path=str(path), context_tokens=context_tokens, slots=2, threads=1, speculation=speculation)
+            assert isinstance(child.load_spec(spec), Loaded)
+            texts: list[str] = []
+            for at, text in enumerate((TEXT, "Once upon a time", "a b a b a b a b")):
+                job_id = f"job{at}"
+                prompt = TextPrompt(text=text)
+                child.send(
+                    Submit(
+                        job_id=job_id,
+                        request_id="r",
+                        model="m",
+                        prompt=prompt,
+                        sampling=Sampling(temperature=1.0 if at else 0, top_k=2, seed=at),
+                        max_tokens=200,
+                    )
+                )
+                answers, ends = child.collect(1)
+                end = ends[job_id]
+                assert isinstance(end, Finished)
+                texts.append(answers[job_id])
+                drafted, accepted = drafted + (end.drafted_tokens or 0), accepted + (end.accepted_tokens or 0)
+            found.append(texts)
+    assert found[0] == found[1]
+    assert drafted > accepted > 0
