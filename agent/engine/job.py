@@ -134,5 +134,5 @@ class Job(ABC):
             stop=self.stop,
             drafted_tokens=None if self.speculator is None else self.drafted_tokens,
             accepted_tokens=None if self.speculator is None else self.accepted_tokens,
-            saved_s=0.0 if self.speculator is None else self.speculator.account.gained_s,
+            saved_s=0.0 if self.speculator is None else self.speculator.account.saved_s,
         )

@@ -92,12 +92,13 @@ class Shipper:
         n_shipped, n_refused = self.state.n_shipped, self.state.n_refused
         try:
             while shipment := self._next(journal):
-                n_refused += self._ship(shipment)
+                refused = self._ship(shipment)
                 if self._reconnected():
                     # It may be another server, which has not got what the last one had.
                     log.info("journal_shipped_again", entries=journal.again())
                     continue
                 journal.shipped(shipment.upto)
+                n_refused += refused
                 n_shipped += len(shipment.requests) + len(shipment.standing)
                 self._on_shipped()
             n_waiting, fault = 0, None

@@ -62,16 +62,24 @@ class Account:
 
     def __init__(self) -> None:
         self.gained_s = 0.0
+        """Gains less what the guesses took from all sequences."""
+        self.saved_s = 0.0
+        """By how much this request's own decoding was shorter for all guesses of its steps."""
         self._decoded_s = 0.0
 
-    def settle(self, *, accepted: int, plain_s: float, extra_s: float) -> None:
-        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`; the guesses made it longer
-        by `extra_s`."""
-        self.gained_s += accepted * plain_s - extra_s
-        self._decoded_s += plain_s + extra_s
+    def settle(self, *, accepted: int, plain_s: float, taken_s: float, longer_s: float) -> None:
+        """A step brought `accepted` guessed tokens, each of which saved a step of `plain_s`.
+
+        taken_s: what the request's own guesses took from all sequences together, its own among them. longer_s: by how
+        much everybody's guesses made the step longer.
+        """
+        self.gained_s += accepted * plain_s - taken_s
+        self.saved_s += accepted * plain_s - longer_s
+        self._decoded_s += plain_s + longer_s
 
     def allowance_s(self, plain_s: float) -> float:
-        """How much longer the next step may become for this request's guesses. plain_s: without any."""
+        """How much the next step's guesses of this request may take from all sequences together. plain_s: what the step
+        takes without any."""
         return self.gained_s + _FIRST_STEPS * plain_s + _LOSS_SHARE * self._decoded_s
 
 
@@ -103,7 +111,8 @@ def guess_lengths(
         if at is None or gains[at] <= 0:
             break
         offer = offers[at]
-        extra_s = seconds(sequences + counts[at] + 1) - plain_s
+        # All sequences wait for it.
+        extra_s = sequences * (seconds(sequences + counts[at] + 1) - plain_s)
         if extra_s > _LOOK_BEYOND * offer.allowance_s:
             gains[at] = 0.0
             continue

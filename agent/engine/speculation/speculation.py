@@ -137,4 +137,4 @@ class Speculation:
         extra_s = self.costs.of(sequences + guessed) - plain_s if guessed else 0.0
         for speculator, count, accepted in made:
             share_s = extra_s * count / guessed if guessed else 0.0
-            speculator.account.settle(accepted=accepted, plain_s=plain_s, extra_s=share_s)
+            speculator.account.settle(accepted=accepted, plain_s=plain_s, taken_s=share_s * sequences, longer_s=extra_s)

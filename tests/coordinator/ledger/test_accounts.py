@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +84,17 @@ def test_a_refusal_that_cost_nothing_does_not_make_a_day_known() -> None:
 def test_a_known_part_above_the_reservation_is_charged() -> None:
     """Known joules above the reservation are charged."""
     assert charge(Amount(5.0, 10), Amount(None, 3), known_j=7.0) == Amount(7.0, 3)
+
+
+def test_a_day_is_utc_wherever_the_host_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fourteen hours ahead of UTC, the epoch's noon is still in the first day."""
+    try:
+        with monkeypatch.context() as zone:
+            zone.setenv("TZ", "XXX-14")
+            time.tzset()
+            assert day_of(12 * 3600.0) == "1970-01-01"
+    finally:
+        time.tzset()
 
 
 def test_nothing_is_charged_where_nothing_is_known() -> None:

@@ -106,14 +106,21 @@ def test_what_guesses_that_never_hold_can_cost_is_bounded(steps: int, token_s: f
     account, spent_s = Account(), 0.0
     for _ in range(steps):
         count = _lengths(Offer([1.0] * 20, account.allowance_s(1.0)), token_s=token_s)[0]
-        account.settle(accepted=0, plain_s=1.0, extra_s=count * token_s)
+        account.settle(accepted=0, plain_s=1.0, taken_s=count * token_s, longer_s=count * token_s)
         spent_s += 1.0 + count * token_s
     assert spent_s - steps <= 1.75 + 0.01 * spent_s + 1e-9
+
+
+def test_in_a_batch_of_eight_a_guess_takes_from_all_of_them() -> None:
+    """An allowance that is enough for eight guesses of a sequence alone is enough for one beside seven others."""
+    offer = Offer([0.99] * 20, 0.085)
+    assert _lengths(offer, token_s=0.01) == [8]
+    assert _lengths(offer, token_s=0.01, sequences=8) == [1]
 
 
 def test_what_was_gained_may_be_lost_again() -> None:
     """Guesses that held pay for those that do not."""
     account = Account()
     before_s = account.allowance_s(1.0)
-    account.settle(accepted=3, plain_s=1.0, extra_s=0.5)
+    account.settle(accepted=3, plain_s=1.0, taken_s=0.5, longer_s=0.5)
     assert account.allowance_s(1.0) == pytest.approx(before_s + 2.5 + 0.01 * 1.5)
