@@ -10,7 +10,7 @@ from time import perf_counter, time
 
 import structlog
 
-from moe2.common.errors import CommandErrorCode, JobErrorCode, Moe2Error
+from moe2.common.errors import CommandErrorCode, Moe2Error
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import (
     CancelJob,
@@ -18,7 +18,6 @@ from moe2.common.link.messages import (
     CommandOutcome,
     FromAgent,
     Job,
-    JobFailed,
     LoadModel,
     Suspend,
     ToAgent,
@@ -41,10 +40,11 @@ from moe2.coordinator.provisioning.decision import (
     week_price,
 )
 from moe2.coordinator.provisioning.figures import Fleet
+from moe2.coordinator.provisioning.held_jobs import HeldJobs
 from moe2.coordinator.provisioning.hysteresis import Change, Transition
 from moe2.coordinator.provisioning.memory_file import Memory, MemoryFile
 from moe2.coordinator.provisioning.problem import Limits, limits_of
-from moe2.coordinator.provisioning.reading import fleet_of
+from moe2.coordinator.provisioning.reading import busy_of, fleet_of, require_suspendable, row_called, wakeable_of
 from moe2.coordinator.provisioning.settings import ProvisioningSection
 from moe2.coordinator.provisioning.steering import Order, Shadow, Steering, Wishes
 from moe2.coordinator.provisioning.traffic import HOUR_S, Asked, Forecast, Traffic
@@ -67,18 +67,12 @@ with the requests."""
 MOST_OF_TIME = 0.02
 """Share of the time that searches for larger fleets may take: the next one waits for so much longer than the last
 took."""
-MAX_HELD_JOBS = 256
-"""Jobs that may wait for a sleeping host."""
 
 
 def pause_s(since_news_s: float | None) -> float:
     """Seconds from one decision to the next, by those since an expert came or left; None while none is known."""
     is_new = since_news_s is None or since_news_s < DECIDE_EVERY_S
     return min(INFORM_EVERY_S, DECIDE_EVERY_S) if is_new else DECIDE_EVERY_S
-
-
-class UnknownHostError(Moe2Error):
-    """No agent has this name or id, or several have."""
 
 
 class Keeper:
@@ -109,7 +103,7 @@ class Keeper:
         self.scorer = scorer
         self._settings = settings
         self._patience_s = dict(patience_s)
-        self._table, self._send, self._on_message = table, send, on_message
+        self._table, self._send = table, send
         self._history, self._price_per_j = history, price_per_j
         self._file = MemoryFile(state_dir)
         memory = self._file.read()
@@ -133,7 +127,7 @@ class Keeper:
         self._decision: Decision | None = None
         self._solve_s: float | None = None
         self._would: tuple[Transition, ...] = ()
-        self._held: dict[str, list[Job]] = {}
+        self._held = HeldJobs(on_message)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
 
@@ -168,18 +162,14 @@ class Keeper:
         """
         if self._send(agent_id, message):
             return True
-        held = self._held.get(agent_id)
-        if isinstance(message, CancelJob) and held is not None:
-            for job in [job for job in held if job.job_id == message.job_id]:
-                held.remove(job)
-                self._give_back(agent_id, job, "it was cancelled while its host was waking up")
-            return True
-        if not isinstance(message, Job) or sum(map(len, self._held.values())) >= MAX_HELD_JOBS:
+        if isinstance(message, CancelJob):
+            return self._held.cancel(agent_id, message.job_id)
+        if not isinstance(message, Job) or not self._held.has_room:
             return False
         if not any(one.agent_id == agent_id for one in self._table.wakeable()):
             return False
         self._see()
-        self._held.setdefault(agent_id, []).append(message)
+        self._held.hold(agent_id, message)
         order = self._steering.wake(agent_id, self._now_s(), "a request that only it can serve")
         if order is not None:
             self._perform(order)
@@ -190,17 +180,11 @@ class Keeper:
 
         verb: "sleep", "wake", "pin" or "unpin". Raises `UnknownHostError`, and Moe2Error where the agent forbids it.
         """
-        row = self._row(host)
+        row = row_called(self._rows(), host)
         wishes = self._steering.wishes
         match verb:
             case "sleep":
-                if row.standby is None or not row.standby.allow_suspend:
-                    raise Moe2Error(
-                        f"{row.agent_name} may not be suspended.",
-                        remedy=f"Set allow_suspend = true in the agent's configuration on {row.agent_name}.",
-                    )
-                if row.standby.suspend_fault:
-                    raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
+                require_suspendable(row)
                 self._steering.wishes = wishes.with_sleep(row.agent_id)
                 text = f"{row.agent_name} goes to sleep when its jobs have ended, and stays so until `fleet wake`."
             case "wake":
@@ -347,13 +331,13 @@ class Keeper:
                 self._give_up(late.host, "its host was not woken in time")
         for order in self._steering.wished_orders(now_s) if self._may_act() else ():
             self._perform(order)
-        for agent_id in list(self._held):
+        for agent_id in self._held.agents:
             self._release(agent_id)
 
     def _see(self) -> None:
         rows = self._rows()
         fleet = fleet_of(rows, lambda _: {}, wakes_by_command=self._settings.wake_command is not None)
-        self._steering.seen(fleet, _busy(rows), self._now_s())
+        self._steering.seen(fleet, busy_of(rows), self._now_s())
 
     async def _decide(self) -> None:
         """Decides who is to be awake, off the loop, and acts or remembers what it would have done."""
@@ -397,7 +381,7 @@ class Keeper:
             for order in orders or self._steering.trial_orders(self._now_s()):
                 self._perform(order)
         elif self._settings.mode == "observe":
-            busy = _busy(self._rows())
+            busy = busy_of(self._rows())
             day = int(now_unix_s // DAY_S)
             found = self._shadow.step(fleet, decision.members, busy, self._now_s(), day, wanted_again_s=again)
             self._would = found or self._would
@@ -457,26 +441,16 @@ class Keeper:
         """Sends the jobs that are held for an agent that has come back, as soon as its experts take them."""
         now_s = self._now_s()
         choosable = {one.model for one in self._table.choosable(now_s) if one.agent_id == agent_id}
-        held = self._held[agent_id]
-        for job in [job for job in held if job.model in choosable]:
-            held.remove(job)
+        for job in self._held.take(agent_id, choosable):
             if not self._send(agent_id, job):
-                self._give_back(agent_id, job, "its agent has left")
+                self._held.give_back(agent_id, job, "its agent has left")
         is_asleep = any(row.agent_id == agent_id and row.asleep for row in self._rows())
-        if held and is_asleep and not self._steering.waking(agent_id):
+        if agent_id in self._held.agents and is_asleep and not self._steering.waking(agent_id):
             self._give_up(agent_id, "its host was not woken")
-        if not self._held.get(agent_id):
-            self._held.pop(agent_id, None)
 
     def _give_up(self, agent_id: str, why: str) -> None:
         self._table.may_wake(self._wakeable())
-        for job in self._held.pop(agent_id, []):
-            self._give_back(agent_id, job, why)
-
-    def _give_back(self, agent_id: str, job: Job, why: str) -> None:
-        """Fails a job that no agent ever got, so that another expert is tried."""
-        text = f"The expert did not get the request: {why}."
-        self._on_message(agent_id, JobFailed(job_id=job.job_id, code=JobErrorCode.NOT_READY, message=text))
+        self._held.give_up(agent_id, why)
 
     # --- What it reads ------------------------------------------------------------------------------------------------
 
@@ -498,14 +472,9 @@ class Keeper:
         """Agents that may be woken for a request when they sleep: none in mode observe, which touches nothing."""
         if self._settings.mode != "act":
             return frozenset()
+        by_command = self._settings.wake_command is not None
         kept = frozenset(self._steering.wishes.kept_asleep) | self._steering.unreachable
-        return frozenset(
-            row.agent_id
-            for row in self._rows()
-            if row.agent_id not in kept
-            and row.standby is not None
-            and (row.standby.wake_addresses or self._settings.wake_command is not None)
-        )
+        return wakeable_of(self._rows(), by_command=by_command) - kept
 
     def _fleet(self, categories: Sequence[str]) -> Fleet:
         scores: dict[str, dict[str, float]] = {}
@@ -522,16 +491,6 @@ class Keeper:
     def _rows(self) -> tuple[AgentRow, ...]:
         return self._table.rows(self._now_s())
 
-    def _row(self, host: str) -> AgentRow:
-        rows = self._rows()
-        exact = [row for row in rows if host in (row.agent_name, row.agent_id)]
-        found = exact or [row for row in rows if row.agent_id.startswith(host)]
-        if len(found) != 1:
-            known = ", ".join(sorted(row.agent_name for row in rows)) or "none"
-            what = "No host is" if not found else f"{len(found)} hosts are"
-            raise UnknownHostError(f"{what} called {host!r}.", remedy=f"Known are: {known}.")
-        return found[0]
-
     def _names(self) -> dict[str, str]:
         return {row.agent_id: row.agent_name for row in self._rows()}
 
@@ -541,8 +500,3 @@ class Keeper:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _busy(rows: Sequence[AgentRow]) -> dict[str, int]:
-    """The requests of each connected host's experts, waiting ones included, by the id of its agent."""
-    return {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from moe2.common.errors import Moe2Error
 from moe2.common.link.messages import ExpertReport, ExpertState
 from moe2.common.standby import IdlePower, Standby, TransitionCost
 from moe2.common.status import AgentRow
@@ -19,6 +20,10 @@ _READINESS = {
     ExpertState.RESTARTING: Readiness.LOADING,
     ExpertState.COLD: Readiness.COLD,
 }
+
+
+class UnknownHostError(Moe2Error):
+    """No agent has this name or id, or several have."""
 
 
 def fleet_of(rows: tuple[AgentRow, ...], scores: Scores, *, wakes_by_command: bool = False) -> Fleet:
@@ -114,3 +119,37 @@ def _power_w(standby: Standby, models: tuple[str, ...]) -> float | None:
 
 def _joules(cost: TransitionCost | None) -> float | None:
     return cost.energy_j if cost else None
+
+
+def row_called(rows: Sequence[AgentRow], host: str) -> AgentRow:
+    """The row of the host with this name, or whose id begins so. Raises `UnknownHostError` where it is not one host."""
+    exact = [row for row in rows if host in (row.agent_name, row.agent_id)]
+    found = exact or [row for row in rows if row.agent_id.startswith(host)]
+    if len(found) != 1:
+        known = ", ".join(sorted(row.agent_name for row in rows)) or "none"
+        what = "No host is" if not found else f"{len(found)} hosts are"
+        raise UnknownHostError(f"{what} called {host!r}.", remedy=f"Known are: {known}.")
+    return found[0]
+
+
+def busy_of(rows: Sequence[AgentRow]) -> dict[str, int]:
+    """The requests of each connected host's experts, waiting ones included, by the id of its agent."""
+    return {row.agent_id: sum(one.active + one.queued for one in row.experts) for row in rows if row.connected}
+
+
+def require_suspendable(row: AgentRow) -> None:
+    """Raise Moe2Error, with what to do, where the host's own configuration or its system forbids to suspend it."""
+    if row.standby is None or not row.standby.allow_suspend:
+        raise Moe2Error(
+            f"{row.agent_name} may not be suspended.",
+            remedy=f"Set allow_suspend = true in the agent's configuration on {row.agent_name}.",
+        )
+    if row.standby.suspend_fault:
+        raise Moe2Error(f"{row.agent_name} cannot be suspended: {row.standby.suspend_fault}.")
+
+
+def wakeable_of(rows: Sequence[AgentRow], *, by_command: bool) -> frozenset[str]:
+    """The ids of the agents whose hosts can be woken: by magic packets to addresses that they have reported, or by a
+    command of the operator's."""
+    known = ((row.agent_id, row.standby) for row in rows)
+    return frozenset(key for key, standby in known if standby is not None and (standby.wake_addresses or by_command))
