@@ -524,7 +524,9 @@ class AgentDaemon(Daemon[AgentSettings]):
         while True:
             with suppress(TimeoutError):
                 pause_s = WATCH_OWN_WORK_EVERY_S if self._core.measuring.job_id else CLOSE_ACCOUNTS_EVERY_S
-                await asyncio.wait_for(self._unsettled.wait(), pause_s)
+                # Unlike wait_for, it loses no cancellation that comes as the event is set.
+                async with asyncio.timeout(pause_s):
+                    await self._unsettled.wait()
             self._unsettled.clear()
             if self._monitor.power_mode != self._power_mode:
                 self._enter_power_mode()
@@ -614,7 +616,8 @@ class AgentDaemon(Daemon[AgentSettings]):
         """Report when something changed, soon but not for each change alone, and at the steady rate."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._report_s)
+                async with asyncio.timeout(self._report_s):
+                    await self._changed.wait()
                 await asyncio.sleep(REPORT_PAUSE_S)
             self._changed.clear()
             self._send_report()
