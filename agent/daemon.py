@@ -97,7 +97,6 @@ from moe2.common.link.messages import (
     EmbedJob,
     FollowJob,
     Hello,
-    HostFacts,
     JobFailed,
     LoadModel,
     NextTokens,
@@ -111,6 +110,7 @@ from moe2.common.link.messages import (
     WakeNeighbour,
     Welcome,
 )
+from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import JobMessage
 from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
 from moe2.common.localsocket import serving

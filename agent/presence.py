@@ -18,7 +18,8 @@ from moe2.agent.standby.addresses import answer_to_wake, wake_addresses
 from moe2.agent.standby.keeper import Allowed, StandbyKeeper
 from moe2.agent.standby.sleeping import HostControl, HostSleep
 from moe2.agent.standby.transitions import Key, Transition
-from moe2.common.link.messages import ASLEEP, CommandAnswer, ExpertReport, ExpertState, WakeNeighbour
+from moe2.common.link.messages import ASLEEP, CommandAnswer, WakeNeighbour
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.standby import Standby
 
 log = structlog.get_logger()

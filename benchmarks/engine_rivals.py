@@ -20,7 +20,8 @@ from types import TracebackType
 
 from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec, Started
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt, Tokens
+from moe2.common.link.messages import Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 _PATIENCE_S = 120.0

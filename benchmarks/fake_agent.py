@@ -24,20 +24,17 @@ from moe2.common.backoff import Backoff
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
     CancelJob,
-    ExpertReport,
-    ExpertState,
     Hello,
-    HostFacts,
     JobDone,
     JobPieces,
     JobStarted,
     JobUsage,
-    Performance,
     Report,
     Submit,
     TokenPiece,
     Welcome,
 )
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance
 from moe2.common.link.session import JobMessage
 from moe2.common.logs import configure_logging
 from moe2.common.secretfile import read_secret

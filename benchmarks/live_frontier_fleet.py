@@ -22,7 +22,7 @@ from examples.demo.fleet import Fleet
 from examples.demo.models import Model
 from examples.demo.setup import HOST, Daemon, Setup, free_port, write_secret
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.training.collect.asking import Asker
 from moe2.coordinator.training.collect.outfile import Outfile

@@ -42,7 +42,8 @@ from aiohttp import web
 from benchmarks.fake_agent import INSTANT, PACED, TOKEN_INTERVAL_S, TOKEN_TEXT
 from benchmarks.http_load import EventStream, KeepAliveConnection, LoadError, chat_request
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import PROTOCOL_VERSION, ChatMessage, ChatPrompt, Submit, Welcome
+from moe2.common.link.messages import PROTOCOL_VERSION, Submit, Welcome
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from moe2.common.link.wire import wire_codec
 from moe2.common.localsocket import NotRunningError, fetch
 from moe2.common.status import CoordinatorStatus

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from moe2.agent.engine.protocol import Loaded
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 

@@ -30,21 +30,17 @@ from moe2.common.energy import Attribution, Energy, Quality, Scope
 from moe2.common.link.enrolment import AGENT_ID_HEADER, AGENT_NAME_HEADER, CREDENTIAL_HEADER
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
-    ExpertReport,
-    ExpertState,
     Hello,
-    HostFacts,
     JobDone,
     JobPieces,
     JobStarted,
     JobUsage,
-    Performance,
     Report,
-    SensorReport,
     Submit,
     TokenPiece,
     Welcome,
 )
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.link.session import JobMessage
 from moe2.common.logs import configure_logging
 from moe2.common.secretfile import read_secret

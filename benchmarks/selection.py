@@ -24,7 +24,8 @@ import numpy as np
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
-from moe2.common.link.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
+from moe2.common.link.messages import Hello, Report
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish, estimate_prompt_tokens
 from moe2.coordinator.choosing.result import NoExpert

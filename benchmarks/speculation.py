@@ -38,7 +38,8 @@ from typing import Any
 from moe2.agent.energy.attribution import DEFAULT_PREFILL_WEIGHT
 from moe2.agent.engine.protocol import Command, Event, Finished, JobFailed, Load, Loaded, LoadFailed, ModelSpec
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt, TokenPiece, Tokens
+from moe2.common.link.messages import Submit, TokenPiece, Tokens
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 
 _CONTEXT_TOKENS, _SLOTS = 8192, 8

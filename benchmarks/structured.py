@@ -38,7 +38,8 @@ from moe2.agent.engine.session import vocabulary_of
 from moe2.agent.engine.structure.constraint import Constraint, GrammarError
 from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 

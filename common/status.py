@@ -8,7 +8,7 @@ import msgspec
 
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, HostFacts, SensorReport
+from moe2.common.link.reports import ExpertReport, HostFacts, SensorReport
 from moe2.common.link.supply import ModelStore
 from moe2.common.standby import Standby
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import math
 import os
+import ssl
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -31,7 +32,6 @@ from moe2.coordinator.database.pair import Pair
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.hub import Hub
 from moe2.coordinator.fleet.register_file import RegisterFile
-from moe2.coordinator.fleet.settings import AgentsSection
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.gate.checkpoint import load_checkpoint
 from moe2.coordinator.gate.feedback import Feedback, FeedbackBook
@@ -51,16 +51,7 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.settings import ApiSection
-from moe2.coordinator.http.transport import (
-    LINGER_S,
-    READ_BUFFER_BYTES,
-    Listener,
-    OpenConnections,
-    leave_rest_unparsed,
-    protocol_logger,
-    send_deadline,
-)
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen, send_deadline
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
@@ -95,7 +86,6 @@ EVICT_EVERY_S = 5.0
 KEEP_TRUST_EVERY_S = 1.0
 SAMPLE_POWER_EVERY_S = 2.0
 KEEP_PRICES_EVERY_S = 10.0
-GOODBYE_S = 2.0
 RETURN_S = 60.0
 """The time after the coordinator's start in which agents that it knows are expected back."""
 
@@ -123,7 +113,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         agents = settings.agents
         self._table = CapabilityTable(stale_s=agents.stale_s, evict_s=agents.evict_s)
         self._feedback_file = FeedbackFile(settings.coordinator.state_dir / FEEDBACK_FILE)
-        scores = _known(self._feedback_file)
+        scores = self._feedback_file.known()
         self._feedback = FeedbackBook(scores, keep_prompts=settings.selection.keep_prompts)
         self._selector = Selector(
             _scorer(settings, self._feedback),
@@ -249,17 +239,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             self._standing.restore(self._ledger.booked_counters)
             self._table.expect(self._doorkeeper.enrolled_ids(), asyncio.get_running_loop().time() + RETURN_S)
             agents, api = self._settings.agents, self._settings.api
-            agents_port = await _listen(
+            agents_port = await listen(
                 stack,
                 self._hub.app(),
-                agents,
-                self._tls.agents,
-                "agents",
-                agents.handshake_s,
+                Listening("agents", agents.host, agents.port, agents.handshake_s, _context(self._tls.agents)),
                 self._agents_connections,
             )
-            api_port = await _listen(
-                stack, self._api_app(), api, self._tls.api, "api", api.header_timeout_s, self._api_connections
+            api_port = await listen(
+                stack,
+                self._api_app(),
+                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api)),
+                self._api_connections,
+                meant_path=meant_path,
             )
             await stack.enter_async_context(self._files.listening(self._tls.agents))
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
@@ -534,20 +525,6 @@ def _one_model(model: str) -> str | None:
     return None if model in ANY_MODEL else model
 
 
-def _known(file: FeedbackFile) -> list[Feedback]:
-    """Reads the scores that were given earlier. Raises `Moe2Error` for a file that cannot be read."""
-    try:
-        found = file.read()
-    except OSError as error:
-        raise Moe2Error(
-            f"The feedback in {file.path} cannot be used: {error.strerror or error}.",
-            remedy="Make it readable and writable for the daemon's user, or move it away.",
-        ) from error
-    if file.damaged_lines:
-        log.warning("feedback_damaged", path=str(file.path), lines_passed_over=file.damaged_lines)
-    return found
-
-
 def _gate_sha256(settings: CoordinatorSettings) -> str | None:
     """Returns the digest of the gate's file; None where there is none."""
     try:
@@ -569,48 +546,8 @@ def _scorer(settings: CoordinatorSettings, feedback: FeedbackBook) -> Scorer:
     return Scorer(gate, manifest.kinds, feedback.tallies)
 
 
-async def _listen(
-    stack: AsyncExitStack,
-    app: web.Application,
-    settings: ApiSection | AgentsSection,
-    tls: ServerTls | None,
-    section: str,
-    header_timeout_s: float,
-    connections: OpenConnections,
-) -> int:
-    """Opens a TCP listener for the length of the stack, and returns its port.
-
-    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders. keepalive_timeout:
-    aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
-    aiohttp would unpack as bytes come, on the loop, whoever sends them.
-    """
-    app.middlewares.insert(0, leave_rest_unparsed)
-    runner = Listener(
-        app,
-        connections=connections,
-        meant_path=meant_path if section == "api" else None,
-        access_log=None,
-        handle_signals=False,
-        handler_cancellation=True,
-        shutdown_timeout=GOODBYE_S,
-        keepalive_timeout=header_timeout_s,
-        lingering_time=LINGER_S,
-        read_bufsize=READ_BUFFER_BYTES,
-        auto_decompress=False,
-        logger=protocol_logger(),
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    try:
-        context = tls.context if tls else None
-        await web.TCPSite(runner, settings.host, settings.port, reuse_address=True, ssl_context=context).start()
-    except OSError as error:
-        raise Moe2Error(
-            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
-            remedy=f"Stop what uses it, or set {section}.host and {section}.port.",
-        ) from error
-    bound: int = runner.addresses[0][1]
-    return bound
+def _context(tls: ServerTls | None) -> ssl.SSLContext | None:
+    return tls.context if tls else None
 
 
 def _in_url(host: str) -> str:

@@ -22,6 +22,8 @@ PURE = (
     "common/generation.py",
     "common/link/earlier.py",
     "common/link/messages.py",
+    "common/link/prompts.py",
+    "common/link/reports.py",
     "common/link/session.py",
     "common/link/wire.py",
     "common/standby.py",

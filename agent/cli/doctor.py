@@ -24,7 +24,7 @@ from moe2.agent.engine.gpu.trial import EngineTrial, try_engine
 from moe2.agent.observing.host import detect_host
 from moe2.common.energy import Scope
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import HostFacts, SensorReport
+from moe2.common.link.reports import HostFacts, SensorReport
 from moe2.common.placement import GpuFault
 from moe2.common.terminal.screen import table_console
 

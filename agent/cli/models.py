@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe2.agent.cli.status import VIEW
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.link.supply import ModelFile
 from moe2.common.placement import DeviceShare, GpuFault, placement_text
 from moe2.common.status import AgentStatus

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common.energy import Quality
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.common.standby import IdlePower, Standby, TransitionCost
 from moe2.common.status import AgentStatus
 from moe2.common.terminal import figures

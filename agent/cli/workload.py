@@ -31,7 +31,8 @@ from moe2.common.backoff import Backoff
 from moe2.common.energy import NEVER_RAN, Energy, total
 from moe2.common.errors import Moe2Error
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import JobDone, JobFailed, Submit, TextPrompt, Tokens
+from moe2.common.link.messages import JobDone, JobFailed, Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
 
 DECODED_TOKENS = 32
 PROMPT_TOKENS = (32, 128, 512)

@@ -32,7 +32,7 @@ from moe2.agent.energy.simulated import SimulatedSensor
 from moe2.agent.energy.sysfs import is_jetson
 from moe2.agent.energy.wall import Plug, WallSensor
 from moe2.common.energy import Scope
-from moe2.common.link.messages import SensorReport
+from moe2.common.link.reports import SensorReport
 
 _MODULE_FAMILIES = frozenset({"ina3221", "jtop"})
 """Families that measure the same module: while one of them is in use, the other need not be looked for."""

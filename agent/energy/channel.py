@@ -17,7 +17,7 @@ from moe2.agent.energy.sensor import (
     SensorMissedError,
 )
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import SensorReport
+from moe2.common.link.reports import SensorReport
 
 _SILENT_S = 2.0
 _POWER_WINDOW_S = 1.0

@@ -38,7 +38,7 @@ from moe2.agent.energy.wall import WallSensor
 from moe2.agent.engine.protocol import Pace
 from moe2.common.energy import Energy, Scope
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import SensorReport
+from moe2.common.link.reports import SensorReport
 
 log = structlog.get_logger()
 

@@ -20,7 +20,7 @@ from moe2.agent.energy.channel import SensorChannel, fault_of
 from moe2.agent.energy.meter import EnergyTrack
 from moe2.agent.energy.sensor import Reading, Sensor, SensorFacts, SensorFault, SensorMissedError
 from moe2.common.health import HealthWarning
-from moe2.common.link.messages import SensorReport
+from moe2.common.link.reports import SensorReport
 
 _MAX_RETRY_S = 30.0
 _MAX_MISSED = 5

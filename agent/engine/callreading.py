@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 from moe2.agent.engine.callform import CallForm, Style
 from moe2.agent.engine.structure.kinds import kinds_of
-from moe2.common.link.messages import TokenPiece, Tool
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import Tool
 from moe2.common.textstream import HeldPieces, begun
 
 Call: TypeAlias = tuple[str, dict[str, Any]]

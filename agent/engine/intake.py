@@ -23,7 +23,8 @@ from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.agent.engine.thinking import Thinker
 from moe2.agent.engine.writing import Means
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import EmbedJob, FollowJob, ScoreJob, Submit
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 
 _MIN_PREDICTED_TOKENS = 64
 """An answer of unknown length is taken to be at least this long when cells are reserved for it."""

@@ -10,7 +10,8 @@ from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.template import ChatTemplate, Rendered, TemplateError
 from moe2.agent.engine.thinking import Marks
 from moe2.common.errors import JobErrorCode, Moe2Error
-from moe2.common.link.messages import ChatPrompt, EmbedJob, FollowJob, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import EmbedJob, FollowJob, ScoreJob, Submit
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 
 MAX_TOKEN_BYTES = 1024
 """No vocabulary we know has a longer token: a prompt of more bytes than this times the context cannot fit, and need not

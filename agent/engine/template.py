@@ -23,7 +23,7 @@ from moe2.agent.engine.conventions import conventions_of
 from moe2.agent.engine.quotation import Quotation, Segment
 from moe2.agent.engine.thinking import Marks
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ChatMessage, Tool, ToolCall
+from moe2.common.link.prompts import ChatMessage, Tool, ToolCall
 
 _NO_TOOLS = "This model's template has no tools."
 _WITHOUT_TOOLS = "Leave out the tools and their calls, or use a model whose chat template takes them."

@@ -13,7 +13,8 @@ from moe2.agent.jobs.effects import AnswerCommand, Effect, ReportChange, StartEn
 from moe2.agent.jobs.expert import Expert
 from moe2.agent.jobs.residency import wake
 from moe2.common.errors import CommandErrorCode
-from moe2.common.link.messages import CommandAnswer, CommandOutcome, ExpertState, LoadModel, Suspend, UnloadModel
+from moe2.common.link.messages import CommandAnswer, CommandOutcome, LoadModel, Suspend, UnloadModel
+from moe2.common.link.reports import ExpertState
 
 Order = LoadModel | UnloadModel | Suspend
 _NO_UNLOADING = "agent.allow_unload is not set on this host."

@@ -56,8 +56,6 @@ from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
 from moe2.common.link.messages import (
     CancelJob,
-    ExpertReport,
-    ExpertState,
     JobDone,
     JobFailed,
     JobPieces,
@@ -72,6 +70,7 @@ from moe2.common.link.messages import (
     Vectors,
 )
 from moe2.common.link.messages import Job as Order
+from moe2.common.link.reports import ExpertReport, ExpertState
 
 
 class AgentCore:

@@ -14,17 +14,9 @@ from moe2.agent.settings import ModelSection
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import (
-    EmbedJob,
-    ExpertReport,
-    ExpertState,
-    FollowJob,
-    JobDone,
-    JobFailed,
-    JobScored,
-    JobUsage,
-)
+from moe2.common.link.messages import EmbedJob, FollowJob, JobDone, JobFailed, JobScored, JobUsage
 from moe2.common.link.messages import Job as Order
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.placement import DeviceShare, GpuFault
 
 

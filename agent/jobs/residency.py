@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe2.agent.jobs.expert import Expert
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 
 
 def takes_jobs(expert: Expert) -> bool:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from moe2.agent.jobs.expert import Expert
 from moe2.agent.settings import MeasuringSection
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ExpertState, Submit, TextPrompt
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import TextPrompt
+from moe2.common.link.reports import ExpertState
 
 JOB_PREFIX = "self-"
 JOB_S = 1.5

@@ -16,7 +16,8 @@ from moe2.agent.jobs.events import ModelOffered, ModelWithdrawn
 from moe2.agent.jobs.expert import Expert, Job
 from moe2.agent.settings import ModelSection
 from moe2.common.errors import CommandErrorCode
-from moe2.common.link.messages import CommandAnswer, CommandOutcome, ExpertState
+from moe2.common.link.messages import CommandAnswer, CommandOutcome
+from moe2.common.link.reports import ExpertState
 
 
 @dataclass

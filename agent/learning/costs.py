@@ -13,7 +13,7 @@ from moe2.agent.learning.energy_law import EnergyModel
 from moe2.agent.learning.latency import LatencyModel, RequestTiming
 from moe2.common.cost import EnergyProfile, LatencyProfile
 from moe2.common.energy import Energy
-from moe2.common.link.messages import Performance
+from moe2.common.link.reports import Performance
 
 _TTFT_MEMORY = 20
 _BYTES_PER_UNIT = 2**30

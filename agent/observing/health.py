@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.hosts import is_loopback
 from moe2.common.link.enrolment import Refusal
-from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, SensorReport
 from moe2.common.placement import GpuCause, GpuFault, placement_text
 from moe2.common.standby import Standby
 from moe2.common.status import LinkState, LinkStatus

@@ -14,7 +14,7 @@ from moe2.agent.energy.conditions import read_power_mode
 from moe2.agent.energy.nvml import board_names
 from moe2.agent.energy.profiles import Profile
 from moe2.agent.energy.sysfs import text_or_none
-from moe2.common.link.messages import HostFacts
+from moe2.common.link.reports import HostFacts
 
 
 def detect_host(root: Path = Path("/"), *, simulated: Profile | None = None) -> HostFacts:

@@ -15,7 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from moe2.common.energy import Energy
-from moe2.common.link.messages import ExpertReport, ExpertState, JobDone, JobFailed, JobScored
+from moe2.common.link.messages import JobDone, JobFailed, JobScored
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.status import AgentStatus, LinkState
 
 PHASE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

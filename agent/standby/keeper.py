@@ -17,7 +17,7 @@ from moe2.agent.standby.store import StoredIdle, StoredStandby, load_standby, st
 from moe2.agent.standby.transitions import Key, Transition, TransitionLog
 from moe2.common.energy import Quality, Scope
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.common.standby import MAX_IDLE_STATES, Cause, IdlePower, Standby, WakeAddress
 
 log = structlog.get_logger()

@@ -17,12 +17,8 @@ from msgspec.structs import replace
 from moe2.common.generation import NEUTRAL_SAMPLING, Sampling
 from moe2.common.link.messages import (
     PROTOCOL_VERSION,
-    ChatMessage,
-    ChatPrompt,
     CommandAnswer,
     EmbedJob,
-    ExpertReport,
-    ExpertState,
     FollowJob,
     FromAgent,
     JobScored,
@@ -33,12 +29,13 @@ from moe2.common.link.messages import (
     Submit,
     Suspend,
     TakeToken,
-    TextPrompt,
     ToAgent,
     UnloadModel,
     Vectors,
     WakeNeighbour,
 )
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.link.supply import FetchModel, ServeModel, Ticket, TicketWanted, WithdrawModel
 
 Spoken = Report | ToAgent | FromAgent | CommandAnswer | TicketWanted

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, SensorReport
 from moe2.common.placement import placement_text
 from moe2.common.status import exit_code
 from moe2.common.terminal import figures

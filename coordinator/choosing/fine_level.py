@@ -12,7 +12,7 @@ from math import isnan
 
 import numpy as np
 
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Range
 from moe2.coordinator.choosing.panel_cost import coverage
 from moe2.coordinator.choosing.prefix_affinity import Affinity

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from moe2.common.cost import Quantiles, RequestShape, Spread, energy_features, inter_token_features, prefill_features
 from moe2.common.energy import Quality
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.fleet.table import Expert
 
 FloatArray = npt.NDArray[np.float64]

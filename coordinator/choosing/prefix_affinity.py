@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moe2.common.link.messages import ChatPrompt, JobUsage, TextPrompt
+from moe2.common.link.messages import JobUsage
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.fleet.table import agent_of
 
 MAX_CONVERSATIONS = 4096

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe2.common.energy import Quality
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.forecast import Forecast, IntArray, Roster
 from moe2.coordinator.choosing.request import SelectionRequest

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, FleetCounts
 from moe2.common.terminal import figures

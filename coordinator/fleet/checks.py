@@ -25,7 +25,6 @@ from moe2.common.errors import CommandErrorCode, JobErrorCode
 from moe2.common.link.messages import (
     CommandAnswer,
     EmbedJob,
-    ExpertReport,
     FollowJob,
     FromAgent,
     Hello,
@@ -45,6 +44,7 @@ from moe2.common.link.messages import (
     Tokens,
     Vectors,
 )
+from moe2.common.link.reports import ExpertReport
 from moe2.common.link.supply import TicketWanted
 from moe2.coordinator.fleet.bounds import (
     CONTROL,

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from moe2.common.link.messages import ExpertReport, Performance
+from moe2.common.link.reports import ExpertReport, Performance
 
 
 class Keyed(Protocol):

@@ -15,7 +15,8 @@ from msgspec.structs import asdict, replace
 
 from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, Performance, Report, SensorReport
+from moe2.common.link.messages import Report
+from moe2.common.link.reports import ExpertReport, Performance, SensorReport
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
     MAX_NAME_CHARACTERS,

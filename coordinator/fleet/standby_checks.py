@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.common.standby import IdlePower, Standby, StandingEnergy, TransitionCost, WakeAddress
 from moe2.coordinator.fleet.bounds import (
     CONTROL,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from moe2.common.link.messages import PROTOCOL_VERSION, ExpertReport, ExpertState, Hello, Report
+from moe2.common.link.messages import PROTOCOL_VERSION, Hello, Report
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.status import AgentRow
 from moe2.coordinator.fleet.choosable import Choosable, choice_relevant
 from moe2.coordinator.fleet.suspensions import Suspensions

@@ -8,9 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import structlog
 
+from moe2.common.errors import Moe2Error
 from moe2.common.statefile import append_line
 from moe2.coordinator.gate.feedback import Feedback
+
+log = structlog.get_logger()
 
 FEEDBACK_FILE = "feedback.jsonl"
 """Its name in a coordinator's state directory."""
@@ -42,6 +46,19 @@ class FeedbackFile:
                 found.append(feedback)
             else:
                 self.damaged_lines += 1
+        return found
+
+    def known(self) -> list[Feedback]:
+        """Like `read`, but raises Moe2Error, which says what to do, and logs how much was damaged."""
+        try:
+            found = self.read()
+        except OSError as error:
+            raise Moe2Error(
+                f"The feedback in {self.path} cannot be used: {error.strerror or error}.",
+                remedy="Make it readable and writable for the daemon's user, or move it away.",
+            ) from error
+        if self.damaged_lines:
+            log.warning("feedback_damaged", path=str(self.path), lines_passed_over=self.damaged_lines)
         return found
 
     def append(self, feedback: Feedback) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.link.messages import TokenAlternative, TokenPiece, ToolCall
+from moe2.common.link.messages import TokenAlternative, TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode

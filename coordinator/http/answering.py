@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import TextPrompt
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.answers import (

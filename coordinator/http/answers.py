@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import TextPrompt, TokenPiece
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.http.body.parse import Call
 from moe2.coordinator.http.errors import ApiError, error_of, explained, listed_in_header
 from moe2.coordinator.http.face import ChoiceEncoder, Encoder, Origin, Part, PartReader, Text

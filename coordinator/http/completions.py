@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.body.parse import STRICT, Call, Reading
 from moe2.coordinator.http.errors import ApiError
 from moe2.coordinator.http.toolcalls import CallReader, Found

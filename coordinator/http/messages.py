@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.generation import Generation
-from moe2.common.link.messages import ToolCall
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.choosing.request import ROUTE_ONLY
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ExpertReport
+from moe2.common.link.reports import ExpertReport
 from moe2.coordinator.choosing.selector import ANY_MODEL
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.errors import quoted, refused

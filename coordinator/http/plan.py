@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from moe2.common.link.messages import ChatPrompt
+from moe2.common.link.prompts import ChatPrompt
 from moe2.coordinator.choosing.explain import Decision, FrontierRow, decision_of, frontier_rows, offers_of, refusal_of
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ToolCall
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.answer import Header, logprobs_of
 from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.parse import read_chat

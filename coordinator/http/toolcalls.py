@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.common.textstream import HeldPieces
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"

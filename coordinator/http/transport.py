@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address, ip_network
 from time import monotonic
@@ -21,11 +24,14 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
 from moe2.common.error_codes import ErrorCode
+from moe2.common.errors import Moe2Error
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.http.errors import ApiError, refused
 
 log = structlog.get_logger()
 
+GOODBYE_S = 2.0
+"""The time that requests in progress have to end when a listener is closed."""
 LINGER_S = 1.0
 """The time for which the rest of a refused body is read and thrown away, so that its sender sees the answer."""
 READ_BUFFER_BYTES = 8192
@@ -266,3 +272,56 @@ def protocol_logger() -> logging.Logger:
     if not logger.filters:
         logger.addFilter(_ShortFaults())
     return logger
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a listener is opened. section: of the configuration. context: None for plain connections."""
+
+    section: str
+    host: str
+    port: int
+    header_timeout_s: float
+    context: ssl.SSLContext | None
+
+
+async def listen(
+    stack: AsyncExitStack,
+    app: web.Application,
+    where: Listening,
+    connections: OpenConnections,
+    *,
+    meant_path: Callable[[str], str] | None = None,
+) -> int:
+    """Opens a TCP listener for the length of the stack, and returns its port. Raises Moe2Error where it cannot.
+
+    handler_cancellation: a client that disconnects cancels its handler, which stops its decoders. keepalive_timeout:
+    aiohttp counts it from the connection, or the last answer, to the end of a request's header. auto_decompress:
+    aiohttp would unpack as bytes come, on the loop, whoever sends them.
+    """
+    app.middlewares.insert(0, leave_rest_unparsed)
+    runner = Listener(
+        app,
+        connections=connections,
+        meant_path=meant_path,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=GOODBYE_S,
+        keepalive_timeout=where.header_timeout_s,
+        lingering_time=LINGER_S,
+        read_bufsize=READ_BUFFER_BYTES,
+        auto_decompress=False,
+        logger=protocol_logger(),
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, where.host, where.port, reuse_address=True, ssl_context=where.context).start()
+    except OSError as error:
+        raise Moe2Error(
+            f"Cannot listen on {where.host}:{where.port}: {error.strerror or error}.",
+            remedy=f"Stop what uses it, or set {where.section}.host and {where.section}.port.",
+        ) from error
+    bound: int = runner.addresses[0][1]
+    return bound

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.ledger.accounts import Accounts, Statement
 from moe2.coordinator.ledger.store import Ledger

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.status import AgentRow, CoordinatorStatus, FleetCounts, ProvisioningStatus
 
 MAX_SHOWN_WARNINGS = 64

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.standby import IdlePower, Standby, TransitionCost
 from moe2.common.status import AgentRow
 from moe2.coordinator.provisioning.figures import ExpertFigures, Fleet, HostFigures, Readiness

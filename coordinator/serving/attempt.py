@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ExpertState, JobUsage
+from moe2.common.link.messages import JobUsage
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.forecast import Prediction
 from moe2.coordinator.choosing.result import Member, Selection
 from moe2.coordinator.fleet.table import Expert

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from moe2.common.error_codes import PASSING, ErrorCode
-from moe2.common.link.messages import ChatPrompt
+from moe2.common.link.prompts import ChatPrompt
 from moe2.coordinator.choosing.explain import Decision
 from moe2.coordinator.choosing.request import Budgets, Demand, Mode, SelectionRequest, Wish, budgets_for
 from moe2.coordinator.choosing.result import NoExpert, Selection

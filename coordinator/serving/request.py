@@ -8,7 +8,8 @@ from functools import cached_property
 import msgspec
 
 from moe2.common.generation import Generation
-from moe2.common.link.messages import ChatPrompt, EmbedJob, Submit, TextPrompt
+from moe2.common.link.messages import EmbedJob, Submit
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.answers.form import AnswerForm, form_of
 from moe2.coordinator.choosing.request import ROUTE_ONLY, Ballot, Demand, Mode, Wish
 from moe2.coordinator.keys.keys import ANYBODY, Principal

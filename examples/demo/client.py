@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from examples.demo.errors import DemoError
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.common.status import CoordinatorStatus
 
 POLL_S = 0.25

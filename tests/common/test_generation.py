@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from moe2.common.generation import Generation, Sampling
-from moe2.common.link.messages import FollowJob, Submit, TextPrompt
+from moe2.common.link.messages import FollowJob, Submit
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import UnreadableMessage, wire_codec
 
 SUBMIT = Submit(job_id="j", request_id="r", model="m", prompt=TextPrompt(text="Once"))

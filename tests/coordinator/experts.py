@@ -9,7 +9,9 @@ import numpy as np
 from moe2.common.cost import EnergyProfile, LatencyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.generation import Generation, Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, ExpertReport, ExpertState, Hello, Report, TextPrompt
+from moe2.common.link.messages import Hello, Report
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.coordinator.choosing.forecast import Prediction, Roster
 from moe2.coordinator.choosing.quality import Scorer
 from moe2.coordinator.choosing.request import Budgets, Demand

@@ -9,7 +9,7 @@ import msgspec
 from moe2.common.cost import Quantiles
 from moe2.common.energy import Energy, Quality, WholeEnergy, total, unmeasured
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.status import AgentRow, CoordinatorStatus
 from moe2.coordinator.choosing.explain import Predicted
 from moe2.coordinator.serving.receipt import ExpertLine, Receipt, Seconds, TokenCounts

@@ -28,7 +28,7 @@ from examples.demo.models import CHECKOUT, Model
 from examples.demo.tour import Averaged, Budgeted, Tour, without_requests
 from moe2.agent.settings import AgentSettings
 from moe2.common.config import load_settings
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.localsocket import MAX_PATH_BYTES
 from moe2.common.status import AverageRow
 from moe2.coordinator.settings import CoordinatorSettings

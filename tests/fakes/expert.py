@@ -40,7 +40,6 @@ from moe2.agent.engine.protocol import (
 from moe2.common.link.messages import (
     CancelJob,
     Candidate,
-    ChatPrompt,
     ContinuationScore,
     EmbedJob,
     FollowJob,
@@ -49,12 +48,12 @@ from moe2.common.link.messages import (
     ScoreJob,
     Submit,
     TakeToken,
-    TextPrompt,
     TokenAlternative,
     TokenPiece,
     Tokens,
     Vectors,
 )
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.common.link.wire import Codec, FrameSplitter, length_prefixed
 from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 

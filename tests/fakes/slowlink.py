@@ -24,19 +24,10 @@ from aiohttp import web
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.settings import AgentSettings
-from moe2.common.link.messages import (
-    PROTOCOL_VERSION,
-    ChatMessage,
-    ChatPrompt,
-    ExpertState,
-    JobDone,
-    JobFailed,
-    Report,
-    Submit,
-    Tokens,
-    Welcome,
-)
+from moe2.common.link.messages import PROTOCOL_VERSION, JobDone, JobFailed, Report, Submit, Tokens, Welcome
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from moe2.common.link.pump import Pump
+from moe2.common.link.reports import ExpertState
 from moe2.common.link.session import CoordinatorSession, JobMessage, MessageReceived, SessionEvent
 from tests.fakes.fleet import FAKE_EXPERT
 

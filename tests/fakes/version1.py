@@ -13,7 +13,6 @@ from aiohttp import web
 from moe2.common.link.messages import (
     CancelJob,
     Hello,
-    HostFacts,
     JobDone,
     JobPieces,
     JobStarted,
@@ -26,6 +25,7 @@ from moe2.common.link.messages import (
     WireMessage,
 )
 from moe2.common.link.pump import Pump
+from moe2.common.link.reports import HostFacts
 from moe2.common.link.session import (
     AgentSession,
     CoordinatorSession,

@@ -35,7 +35,8 @@ from moe2.agent.jobs.events import EnergySettled, EngineSpoke, Event, JobSubmitt
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import NEVER_RAN, Scope
 from moe2.common.generation import Generation
-from moe2.common.link.messages import JobDone, JobFailed, JobWord, Submit, TextPrompt, Tokens
+from moe2.common.link.messages import JobDone, JobFailed, JobWord, Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.prefix_affinity import Affinity
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import NoExpert, Selection

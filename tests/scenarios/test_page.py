@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import HostFacts, SensorReport
+from moe2.common.link.reports import HostFacts, SensorReport
 from moe2.common.status import ChangeRow, CoordinatorStatus, ProvisioningStatus
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.http.events import EventsRoute

@@ -13,7 +13,7 @@ from aiohttp import ClientResponse
 from structlog.testing import capture_logs
 
 from moe2.agent.daemon import ENGINE_ARGV
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from tests.fakes.fleet import Fleet, fleet
 from tests.models import smollm2_path
 

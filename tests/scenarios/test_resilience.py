@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moe2.common.link.messages import ExpertReport, ExpertState, Hello, HostFacts, Report
+from moe2.common.link.messages import Hello, Report
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts
 from moe2.common.link.wire import wire_codec
 from moe2.coordinator.fleet.hub import AGENTS_PATH
 from tests.fakes.control import ExpertControl, Step

@@ -10,19 +10,17 @@ from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
 from moe2.common.link.messages import (
     CancelJob,
-    ChatMessage,
-    ChatPrompt,
-    ExpertState,
     FollowJob,
     JobDone,
     JobStarted,
     Report,
     Submit,
     Suspend,
-    TextPrompt,
     Tokens,
     UnloadModel,
 )
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
+from moe2.common.link.reports import ExpertState
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN, fleet
 from tests.fakes.version1 import Peer, agent1, coordinator1
 from tests.scenarios.test_standby import Commander

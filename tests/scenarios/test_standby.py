@@ -19,12 +19,12 @@ from moe2.common.link.messages import (
     Command,
     CommandAnswer,
     CommandOutcome,
-    ExpertReport,
     LoadModel,
     Suspend,
     UnloadModel,
     WakeNeighbour,
 )
+from moe2.common.link.reports import ExpertReport
 from moe2.common.status import AgentRow, CoordinatorStatus
 from tests.fakes.control import ExpertControl
 from tests.fakes.fleet import Fleet, fleet

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from moe2.agent.daemon import AgentDaemon
 from moe2.common.link.enrolment import digest
-from moe2.common.link.messages import Hello, Refused, Submit, TextPrompt
+from moe2.common.link.messages import Hello, Refused, Submit
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import DEFAULT_MAX_FRAME_BYTES, wire_codec
 from moe2.coordinator.fleet.register import EnrolmentToken, add_token, forget_agent, revoke_agent
 from moe2.coordinator.fleet.register_file import RegisterFile

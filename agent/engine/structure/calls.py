@@ -16,7 +16,7 @@ from moe2.agent.engine.callform import BARE, BY_NAME, HERMES, Caller, CallForm, 
 from moe2.agent.engine.structure.formcalls import FormGrammar, literal
 from moe2.agent.engine.structure.toolcall import arguments_of, call_schema, parameters_of
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import Tool
+from moe2.common.link.prompts import Tool
 
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
 LLAMA = "llama"

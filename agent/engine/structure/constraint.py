@@ -14,7 +14,8 @@ from moe2.agent.engine.structure.calls import LLAMA, Calls, calls_of, forced_cal
 from moe2.agent.engine.structure.toolcall import schema_of_call
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import ChatPrompt, Submit, Tool
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatPrompt, Tool
 
 MAX_SOURCE_BYTES = 262_144
 """The longest schema or grammar in UTF-8, the schemas of all forced tools together included."""

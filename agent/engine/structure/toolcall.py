@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe2.agent.engine.request import invalid
-from moe2.common.link.messages import Tool
+from moe2.common.link.prompts import Tool
 
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
 _OPENING = frozenset(

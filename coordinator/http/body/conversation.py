@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.link.messages import ChatMessage, ToolCall
+from moe2.common.link.prompts import ChatMessage, ToolCall
 from moe2.coordinator.http.body.requests import (
     AssistantMessage,
     CalledFunction,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from moe2.common.generation import TokenId
-from moe2.common.link.messages import TextPrompt
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.request import BYTES_PER_TOKEN
 from moe2.coordinator.http.body.requests import FullText, idle
 from moe2.coordinator.http.errors import invalid

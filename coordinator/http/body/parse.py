@@ -10,7 +10,7 @@ import msgspec
 from pydantic import ValidationError
 
 from moe2.common.generation import MAX_TOKENS, MAX_TOP_K, Generation, Sampling
-from moe2.common.link.messages import ChatPrompt, TextPrompt
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.choosing.request import Ballot, Demand, Mode, Wish, estimate_prompt_tokens
 from moe2.coordinator.http.body.conversation import messages_of, split_begun, without_empty_fields
 from moe2.coordinator.http.body.decode import convert, idle_parameters, json_object, without_unknown

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from moe2.common.link.messages import TextPrompt
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, Effort
 from moe2.coordinator.http.errors import invalid
 

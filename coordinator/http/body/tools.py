@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from moe2.common.generation import Generation, ToolRules
-from moe2.common.link.messages import Tool
+from moe2.common.link.prompts import Tool
 from moe2.coordinator.http.body.requests import (
     MAX_STRUCTURE_BYTES,
     ChatRequest,

@@ -11,7 +11,8 @@ from functools import partial
 from weakref import ref
 
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
-from moe2.common.link.messages import ChatPrompt, JobDone, JobFailed, JobScored, TokenPiece
+from moe2.common.link.messages import JobDone, JobFailed, JobScored, TokenPiece
+from moe2.common.link.prompts import ChatPrompt
 from moe2.coordinator.choosing.result import Member, NoExpert, Selection
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving.attempt import Attempt

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.common.status import CoordinatorStatus
 from moe2.coordinator.answers.form import LETTERS
 from moe2.coordinator.training.collect.outfile import Answered, ScoredChoices

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from moe2.agent.cli.models import model_rows, sampling_text, show_models
 from moe2.common.generation import MAX_TOP_K, NEUTRAL_SAMPLING, USUAL_SAMPLING, Sampling
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 from tests.agent.cli.test_status import FRESH, READY, daemon, status
 from tests.fakes.fleet import fleet

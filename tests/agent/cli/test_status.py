@@ -24,7 +24,7 @@ from moe2.agent.settings import DEFAULT_SOCKET_PATH
 from moe2.common import localsocket
 from moe2.common.energy import unmeasured
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, Performance, SensorReport
 from moe2.common.standby import Standby
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
 from moe2.common.terminal import screen

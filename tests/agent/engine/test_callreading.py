@@ -15,7 +15,8 @@ from moe2.agent.engine.callreading import CallTranslator
 from moe2.agent.engine.structure.constraint import Constraint, constraint_of
 from moe2.agent.engine.structure.matcher import Compiler, Vocabulary
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, TokenPiece, Tool, ToolCall
+from moe2.common.link.messages import Submit, TokenPiece
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool, ToolCall
 from moe2.coordinator.http.toolcalls import CallReader
 from tests.agent.engine.structure.following import allows
 

@@ -27,18 +27,16 @@ from moe2.common.errors import JobErrorCode
 from moe2.common.generation import USUAL_SAMPLING, Sampling
 from moe2.common.link.messages import (
     CancelJob,
-    ChatMessage,
-    ChatPrompt,
     EmbedJob,
     FollowJob,
     NextTokens,
     ScoreJob,
     Submit,
     TakeToken,
-    TextPrompt,
     TokenPiece,
     Tokens,
 )
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
 from moe2.common.link.wire import length_prefixed
 from moe2.common.placement import GpuCause
 from tests.agent.engine.child import Child

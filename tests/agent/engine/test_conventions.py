@@ -6,7 +6,7 @@ import pytest
 
 from moe2.agent.engine.template import ChatTemplate, TemplateError
 from moe2.agent.engine.thinking import marks_of
-from moe2.common.link.messages import ChatMessage, Tool, ToolCall
+from moe2.common.link.prompts import ChatMessage, Tool, ToolCall
 
 USER = ChatMessage(role="user", content="Is it wet?")
 CALL = ChatMessage(

@@ -18,7 +18,8 @@ from moe2.agent.engine.protocol import Finished, JobFailed, Scored, Started
 from moe2.agent.engine.request import RequestError
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, TextPrompt, Tokens
+from moe2.common.link.messages import FollowJob, NextTokens, ScoreJob, Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import END, Engine, Letters, SimulatedCache, greedy, letters, logits_after
 
 

@@ -10,7 +10,8 @@ from moe2.agent.engine.distribution import logprob
 from moe2.agent.engine.protocol import Finished, JobFailed
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt, TokenPiece, Tokens
+from moe2.common.link.messages import Submit, TokenPiece, Tokens
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import Engine, Letters, greedy, letters, logits_after
 
 PROMPT = [1, 2, 3, 1, 2]

@@ -13,7 +13,8 @@ from moe2.agent.engine.embedding import Embedder, Pooling
 from moe2.agent.engine.protocol import Event, Finished, JobFailed, Started
 from moe2.agent.engine.request import RequestReader
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import EmbedJob, Submit, TextPrompt, Vectors
+from moe2.common.link.messages import EmbedJob, Submit, Vectors
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters, SimulatedCache, logits_after
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from moe2.agent.engine.protocol import Finished, JobFailed, Loaded
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import EmbedJob, Submit, TextPrompt, Vectors
+from moe2.common.link.messages import EmbedJob, Submit, Vectors
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import with_metadata, write_bert
 from tests.models import smollm2_path

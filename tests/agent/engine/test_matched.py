@@ -10,7 +10,8 @@ from moe2.agent.engine.callform import HARMONY as FORM
 from moe2.agent.engine.callform import Caller
 from moe2.agent.engine.thinking import HARMONY
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from tests.agent.engine import wishes
 
 GPT_OSS = wishes.Alphabet(

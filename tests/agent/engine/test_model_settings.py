@@ -10,7 +10,8 @@ import pytest
 
 from moe2.agent.engine.protocol import Loaded, LoadFailed, LoraSpec, ModelSpec, Pace
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.gguf import write_lora
 from tests.models import smollm2_path

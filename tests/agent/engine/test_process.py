@@ -18,7 +18,8 @@ from moe2.agent.engine import process, protocol
 from moe2.agent.engine.process import EngineProcess, Exit
 from moe2.common.backoff import Backoff
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Candidate, NextTokens, Submit, TextPrompt
+from moe2.common.link.messages import Candidate, NextTokens, Submit
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import Codec, length_prefixed
 from tests.agent.jobs.corebench import LOADED
 from tests.fakes.control import expert_control

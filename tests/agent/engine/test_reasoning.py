@@ -9,7 +9,8 @@ import pytest
 
 from moe2.agent.engine.protocol import Finished, Loaded, Scored
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, ScoreJob, Submit, Tokens
+from moe2.common.link.messages import ScoreJob, Submit, Tokens
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from tests.agent.engine.child import Child
 from tests.models import THINKING_TEMPLATE, smollm2_path, with_template
 

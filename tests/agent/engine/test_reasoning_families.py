@@ -10,7 +10,8 @@ import pytest
 from moe2.agent.engine.callform import BARE, BY_NAME, HARMONY, HERMES, Caller, CallForm
 from moe2.agent.engine.thinking import marks_of
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from tests.agent.engine.wishes import Alphabet, Written, written
 
 TOOL = Tool(

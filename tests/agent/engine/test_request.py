@@ -9,7 +9,8 @@ from moe2.agent.engine.request import RequestError, RequestReader
 from moe2.agent.engine.template import ChatTemplate
 from moe2.common.errors import JobErrorCode
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, ScoreJob, Submit, TextPrompt
+from moe2.common.link.messages import ScoreJob, Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Letters
 
 _TEXT = TextPrompt(text="abc")

@@ -8,7 +8,8 @@ import pytest
 
 from moe2.agent.engine.protocol import Finished, Loaded, ModelSpec
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.agent.engine.slidingmodel import write_sliding_model
 from tests.models import smollm2_path

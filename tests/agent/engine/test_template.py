@@ -7,7 +7,7 @@ import pytest
 from moe2.agent.engine.callform import BARE, HERMES
 from moe2.agent.engine.quotation import Quotation
 from moe2.agent.engine.template import ChatTemplate, TemplateError
-from moe2.common.link.messages import ChatMessage, Tool, ToolCall
+from moe2.common.link.prompts import ChatMessage, Tool, ToolCall
 
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

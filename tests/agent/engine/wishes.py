@@ -19,7 +19,8 @@ from moe2.agent.engine.structure.constraint import constraint_of
 from moe2.agent.engine.structure.matcher import Compiler, Matcher, Vocabulary
 from moe2.agent.engine.thinking import Marks, Thinker
 from moe2.agent.engine.writing import Means
-from moe2.common.link.messages import ChatPrompt, Submit, TokenPiece
+from moe2.common.link.messages import Submit, TokenPiece
+from moe2.common.link.prompts import ChatPrompt
 
 N_BYTES = 256
 

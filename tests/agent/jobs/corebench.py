@@ -11,7 +11,8 @@ from moe2.agent.jobs.effects import Effect, SendToCoordinator, SendToEngine, Sen
 from moe2.agent.jobs.events import EnergySettled, EngineExited, EngineSpoke, Event, JobSubmitted
 from moe2.agent.settings import ModelSection
 from moe2.common.energy import Energy, Quality
-from moe2.common.link.messages import JobFailed, JobPieces, JobWord, Submit, TextPrompt, TokenPiece, Tokens
+from moe2.common.link.messages import JobFailed, JobPieces, JobWord, Submit, TokenPiece, Tokens
+from moe2.common.link.prompts import TextPrompt
 
 SLOTS, MAX_QUEUE = 2, 2
 JOULES = Energy(joules=3.0, quality=Quality.MEASURED_COUNTER)

@@ -19,7 +19,8 @@ from moe2.agent.jobs.events import (
     TimePassed,
 )
 from moe2.agent.settings import ModelSection
-from moe2.common.link.messages import CommandAnswer, ExpertState, JobFailed, LoadModel, Suspend, UnloadModel
+from moe2.common.link.messages import CommandAnswer, JobFailed, LoadModel, Suspend, UnloadModel
+from moe2.common.link.reports import ExpertState
 from tests.agent.jobs.corebench import LOADED, MAX_QUEUE, SLOTS, CoreBench, finished, section
 
 LOAD, UNLOAD, SUSPEND = (

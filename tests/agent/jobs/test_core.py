@@ -12,7 +12,6 @@ from moe2.common.generation import Sampling
 from moe2.common.link.messages import (
     Candidate,
     ContinuationScore,
-    ExpertState,
     FollowJob,
     JobDone,
     JobPieces,
@@ -23,10 +22,11 @@ from moe2.common.link.messages import (
     ScoreJob,
     Submit,
     TakeToken,
-    TextPrompt,
     TokenPiece,
     Tokens,
 )
+from moe2.common.link.prompts import TextPrompt
+from moe2.common.link.reports import ExpertState
 from tests.agent.jobs.corebench import (
     JOULES,
     LOADED,

@@ -10,7 +10,8 @@ from moe2.agent.jobs.effects import ReportChange, StartEngine, StopEngine
 from moe2.agent.jobs.events import CancelRequested, TimePassed
 from moe2.agent.settings import ModelSection
 from moe2.common.errors import JobErrorCode
-from moe2.common.link.messages import ExpertState, JobDone, JobFailed, Submit
+from moe2.common.link.messages import JobDone, JobFailed, Submit
+from moe2.common.link.reports import ExpertState
 from tests.agent.jobs.corebench import LOADED, MAX_QUEUE, SLOTS, CoreBench, commands, finished, settling
 
 

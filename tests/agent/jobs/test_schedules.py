@@ -24,7 +24,8 @@ from moe2.agent.jobs.events import (
 )
 from moe2.agent.jobs.expert import Phase
 from moe2.common.energy import unmeasured
-from moe2.common.link.messages import CancelJob, ExpertState, JobStarted, Submit
+from moe2.common.link.messages import CancelJob, JobStarted, Submit
+from moe2.common.link.reports import ExpertState
 from tests.agent.jobs.corebench import (
     LOADED,
     MAX_QUEUE,

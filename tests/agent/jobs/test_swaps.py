@@ -8,7 +8,8 @@ from moe2.agent.engine import protocol
 from moe2.agent.jobs.effects import AddEngine, AnswerCommand, Effect, KeepServed, RemoveEngine, SendToEngine
 from moe2.agent.jobs.events import EngineExited, EngineGone, EngineSpoke, ModelOffered, ModelWithdrawn
 from moe2.agent.settings import ModelSection
-from moe2.common.link.messages import CommandOutcome, ExpertState, JobDone, Submit
+from moe2.common.link.messages import CommandOutcome, JobDone, Submit
+from moe2.common.link.reports import ExpertState
 from tests.agent.jobs.corebench import LOADED, CoreBench, finished
 
 

@@ -8,7 +8,7 @@ from moe2.agent.learning.costs import ExpertCosts
 from moe2.agent.learning.latency import RequestTiming
 from moe2.common.cost import RequestShape
 from moe2.common.energy import Energy, Quality
-from moe2.common.link.messages import Performance
+from moe2.common.link.reports import Performance
 from tests.common.predictions import predicted_latency
 
 _SHAPE = RequestShape(prompt_tokens=100, decoded_tokens=101)

@@ -19,10 +19,10 @@ from moe2.common.link.messages import (
     Report,
     Submit,
     Suspend,
-    TextPrompt,
     TokenPiece,
     Welcome,
 )
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.status import LinkState, LinkStatus
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from moe2.agent.observing.health import agent_warnings
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import ExpertReport, ExpertState, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, SensorReport
 from moe2.common.placement import DeviceShare, GpuCause, GpuFault
 from moe2.common.standby import Standby, WakeAddress
 from moe2.common.status import LinkState, LinkStatus, exit_code

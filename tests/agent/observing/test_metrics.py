@@ -11,7 +11,8 @@ from moe2.agent.observing.local_api import listening, metrics_app
 from moe2.agent.observing.metrics import AgentMetrics
 from moe2.common.energy import NEVER_RAN, Energy, Quality, unmeasured
 from moe2.common.errors import Moe2Error
-from moe2.common.link.messages import ExpertReport, ExpertState, HostFacts, JobDone, JobFailed, JobUsage, SensorReport
+from moe2.common.link.messages import JobDone, JobFailed, JobUsage
+from moe2.common.link.reports import ExpertReport, ExpertState, HostFacts, SensorReport
 from moe2.common.status import AgentStatus, LinkState, LinkStatus
 
 STATUS = AgentStatus(

@@ -13,17 +13,14 @@ from moe2.common.link.earlier import OPS_SINCE, Unspeakable, spoken
 from moe2.common.link.messages import (
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
-    ChatMessage,
-    ChatPrompt,
-    ExpertReport,
-    ExpertState,
     Report,
     Submit,
-    TextPrompt,
     ToAgent,
     Welcome,
     WireMessage,
 )
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.link.session import AgentSession, CoordinatorSession, JobMessage, NotSent, Opened, Session
 from moe2.common.link.wire import wire_codec
 from tests.common.samples import HELLO, SAMPLES, SMALLEST_HOST, WELCOME

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.errors import ProtocolError
-from moe2.common.link.messages import PROTOCOL_VERSION, JobFailed, Ping, Pong, Submit, TextPrompt, Tokens, WireMessage
+from moe2.common.link.messages import PROTOCOL_VERSION, JobFailed, Ping, Pong, Submit, Tokens, WireMessage
+from moe2.common.link.prompts import TextPrompt
 from moe2.common.link.wire import SMALL_FRAME_BYTES, FrameSplitter, UnreadableMessage, length_prefixed, wire_codec
 from tests.common.samples import SAMPLES
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import EnergyProfile, LatencyProfile, Quantiles, RequestShape, Spread
 from moe2.common.energy import Quality
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.forecast import Prediction, Roster
 from moe2.coordinator.choosing.request import ASSUMED_ANSWER_TOKENS, Demand, estimate_prompt_tokens
 from moe2.coordinator.fleet.table import Expert

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe2.common.energy import Quality
-from moe2.common.link.messages import SensorReport
+from moe2.common.link.reports import SensorReport
 from moe2.coordinator.choosing.explain import Decision, decision_of, refusal_of
 from moe2.coordinator.choosing.forecast import Roster
 from moe2.coordinator.choosing.power_cap import draw_of

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe2.common.link.messages import ChatMessage, ChatPrompt, JobUsage, TextPrompt, Tool
+from moe2.common.link.messages import JobUsage
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt, Tool
 from moe2.coordinator.choosing.prefix_affinity import Affinities, Affinity, prefixes
 from moe2.coordinator.choosing.request import Demand, SelectionRequest
 from moe2.coordinator.choosing.result import Selection

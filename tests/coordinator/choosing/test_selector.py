@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe2.common.cost import Spread
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import ExpertState
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.candidates import problem_of
 from moe2.coordinator.choosing.explain import decision_of, offers_of
 from moe2.coordinator.choosing.request import Budgets, Demand, SelectionRequest, Wish

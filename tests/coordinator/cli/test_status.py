@@ -17,7 +17,7 @@ from moe2.common import localsocket
 from moe2.common.cost import EnergyProfile, Spread
 from moe2.common.energy import Quality
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import HostFacts, Performance, SensorReport
+from moe2.common.link.reports import HostFacts, Performance, SensorReport
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentRow, AverageRow, CoordinatorStatus
 from moe2.coordinator.cli import status as cli_status

@@ -20,7 +20,6 @@ from moe2.common.link.messages import (
     CommandAnswer,
     ContinuationScore,
     EmbedJob,
-    ExpertReport,
     FollowJob,
     FromAgent,
     Job,
@@ -31,17 +30,16 @@ from moe2.common.link.messages import (
     JobStarted,
     JobUsage,
     NextTokens,
-    Performance,
     Report,
     ScoreJob,
-    SensorReport,
     Submit,
-    TextPrompt,
     TokenAlternative,
     TokenPiece,
     Tokens,
     Vectors,
 )
+from moe2.common.link.prompts import TextPrompt
+from moe2.common.link.reports import ExpertReport, Performance, SensorReport
 from moe2.common.standby import TransitionCost
 from moe2.coordinator.fleet.checks import (
     MAX_MESSAGE_CHARACTERS,

@@ -25,12 +25,11 @@ from moe2.common.link.messages import (
     JobScored,
     JobStarted,
     NextTokens,
-    Performance,
     ScoreJob,
-    SensorReport,
     TokenPiece,
     Tokens,
 )
+from moe2.common.link.reports import Performance, SensorReport
 from moe2.coordinator.fleet.bounds import MAX_TOKENS
 from moe2.coordinator.fleet.checks import (
     MAX_PIECE_BYTES,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.link.messages import ExpertReport, ExpertState, Performance, SensorReport
+from moe2.common.link.reports import ExpertReport, ExpertState, Performance, SensorReport
 from moe2.coordinator.fleet.choosable import choice_relevant
 from moe2.coordinator.fleet.table import CapabilityTable, Expert
 from tests.coordinator.experts import expert_report, hello, report

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.face import PartReader, Text
 
 CALL = '<tool_call>{"name": "time", "arguments": {}}</tool_call>'

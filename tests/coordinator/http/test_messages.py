@@ -13,7 +13,8 @@ from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.errors import invalid, refused
 from moe2.coordinator.http.face import End, Origin, Part, Text
 from moe2.coordinator.http.messages import MessageEncoder, error_body

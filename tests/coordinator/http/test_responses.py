@@ -12,7 +12,8 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.body.responses import Item, read_responses
 from moe2.coordinator.http.errors import invalid
 from moe2.coordinator.http.face import End, Origin, Part, Text

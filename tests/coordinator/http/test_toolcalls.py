@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.link.messages import TokenPiece, ToolCall
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.toolcalls import CallReader
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln"}}'

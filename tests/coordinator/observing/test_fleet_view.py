@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from moe2.common.health import HealthWarning, Severity
-from moe2.common.link.messages import HostFacts
+from moe2.common.link.reports import HostFacts
 from moe2.common.status import AgentRow, BreakerRow, CoordinatorStatus, DispatchStatus, FleetCounts, ProvisioningStatus
 from moe2.coordinator.observing.fleet_view import (
     MAX_SHOWN_NAMES,

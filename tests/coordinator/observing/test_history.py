@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from moe2.common.energy import Energy, Quality
 from moe2.common.generation import Generation
-from moe2.common.link.messages import TextPrompt
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.explain import Counts, Decision, ExpertRow, ProofRow
 from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.fleet.table import FleetPower

@@ -1,6 +1,7 @@
 """Jobs that wait for a sleeping host."""
 
-from moe2.common.link.messages import FromAgent, JobFailed, Submit, TextPrompt
+from moe2.common.link.messages import FromAgent, JobFailed, Submit
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.provisioning.held_jobs import MAX_HELD_JOBS, HeldJobs
 
 

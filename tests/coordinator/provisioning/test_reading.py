@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.common.link.messages import ExpertReport, ExpertState
+from moe2.common.link.reports import ExpertReport, ExpertState
 from moe2.common.standby import IdlePower, Standby, TransitionCost, WakeAddress
 from moe2.common.status import AgentRow
 from moe2.coordinator.provisioning.figures import Fleet, Readiness

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moe2.common.energy import Energy, Quality
-from moe2.common.link.messages import ChatMessage, ChatPrompt, JobUsage, Submit, TokenPiece, Tool
+from moe2.common.link.messages import JobUsage, Submit, TokenPiece
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import events

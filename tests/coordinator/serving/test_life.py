@@ -6,7 +6,8 @@ import pytest
 
 from moe2.common.error_codes import ErrorCode
 from moe2.common.errors import REQUEST_FAULTS, JobErrorCode
-from moe2.common.link.messages import ChatMessage, ChatPrompt, JobStarted, Submit, TextPrompt, TokenPiece, Tool
+from moe2.common.link.messages import JobStarted, Submit, TokenPiece
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt, Tool
 from moe2.coordinator.choosing.result import NoExpert
 from moe2.coordinator.ledger.entry import AttemptState
 from moe2.coordinator.serving import effects, events

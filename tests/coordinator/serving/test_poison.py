@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from moe2.common.link.messages import ChatMessage, ChatPrompt, TokenPiece, Tool
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from moe2.coordinator.choosing.request import Ballot, Mode
 from moe2.coordinator.serving import effects, events
 from moe2.coordinator.serving.effects import (

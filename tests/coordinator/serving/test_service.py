@@ -12,7 +12,6 @@ import pytest
 from moe2.common.error_codes import ErrorCode
 from moe2.common.link.messages import (
     CancelJob,
-    ExpertState,
     FromAgent,
     JobDone,
     JobFailed,
@@ -22,6 +21,7 @@ from moe2.common.link.messages import (
     TokenPiece,
     Tokens,
 )
+from moe2.common.link.reports import ExpertState
 from moe2.coordinator.choosing.request import Wish
 from moe2.coordinator.fleet.table import CapabilityTable
 from moe2.coordinator.keys.keys import Principal

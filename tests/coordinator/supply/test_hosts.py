@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe2.common.link.messages import HostFacts
+from moe2.common.link.reports import HostFacts
 from moe2.common.status import AgentRow
 from moe2.coordinator.supply.hosts import HostError, check_takes_orders, meant
 

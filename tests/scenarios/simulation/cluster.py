@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from moe2.common.generation import Generation
-from moe2.common.link.messages import TextPrompt, TokenPiece
+from moe2.common.link.messages import TokenPiece
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.choosing.request import Demand
 from moe2.coordinator.serving.effects import Cancelled, Completed, Failed, Outcome
 from moe2.coordinator.serving.request import Request

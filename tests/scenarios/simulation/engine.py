@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moe2.agent.engine import protocol
-from moe2.common.link.messages import CancelJob, ChatPrompt, JobPieces, Submit, TokenPiece, Tokens
+from moe2.common.link.messages import CancelJob, JobPieces, Submit, TokenPiece, Tokens
+from moe2.common.link.prompts import ChatPrompt
 from tests.scenarios.simulation.world import World
 
 TOKENS_PER_WORD = 4

@@ -17,7 +17,8 @@ from moe2.agent.engine.protocol import Finished, Guessed, JobFailed, Scored
 from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import ScoreJob, Submit, TextPrompt, Tokens
+from moe2.common.link.messages import ScoreJob, Submit, Tokens
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Engine, SimulatedCache, logits_after
 
 LETTERS = st.text("abcd", min_size=1, max_size=24)

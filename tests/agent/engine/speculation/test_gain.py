@@ -12,7 +12,8 @@ from moe2.agent.engine.speculation.costs import StepCosts
 from moe2.agent.engine.speculation.ngrams import TokenHistory
 from moe2.agent.engine.speculation.speculation import Speculation
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import Submit, TextPrompt
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.simulation import VOCABULARY_SIZE, Engine
 
 ON_CPU, BETWEEN, ON_GPU = 0.55, 0.2, 0.02

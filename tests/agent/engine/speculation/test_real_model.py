@@ -9,7 +9,8 @@ import pytest
 
 from moe2.agent.engine.protocol import Finished, JobFailed, Loaded, ModelSpec
 from moe2.common.generation import Sampling
-from moe2.common.link.messages import CancelJob, Submit, TextPrompt, TokenPiece, Tokens
+from moe2.common.link.messages import CancelJob, Submit, TokenPiece, Tokens
+from moe2.common.link.prompts import TextPrompt
 from tests.agent.engine.child import Child
 from tests.models import smollm2_path
 

@@ -9,7 +9,8 @@ import pytest
 from moe2.agent.engine.callform import BARE, HARMONY, HERMES, Caller
 from moe2.agent.engine.structure.constraint import FREE, Constraint, GrammarError, constraint_of
 from moe2.common.generation import Generation, ToolRules
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, Tool
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool
 from tests.agent.engine.structure.following import COMPILER, END, allows
 
 RAIN = Tool(

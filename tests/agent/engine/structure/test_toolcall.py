@@ -9,7 +9,7 @@ import pytest
 
 from moe2.agent.engine.request import RequestError
 from moe2.agent.engine.structure.toolcall import schema_of_call
-from moe2.common.link.messages import Tool
+from moe2.common.link.prompts import Tool
 
 _NODE = {"$defs": {"leaf": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/leaf"}, "b": {"$ref": "#"}}}
 _TOOLS = (Tool(name="tree", parameters=json.dumps(_NODE)), Tool(name="time"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moe2.common.link.messages import TextPrompt
+from moe2.common.link.prompts import TextPrompt
 from moe2.coordinator.http.body.embeddings import MAX_TEXTS, EmbeddingsRequest, texts_of, tokens_in
 from moe2.coordinator.http.body.parse import STRICT, read_struct
 from moe2.coordinator.http.errors import ApiError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe2.common.link.messages import ChatMessage, ChatPrompt, ToolCall
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, ToolCall
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.http.body.conversation import call_id_for_templates
 from moe2.coordinator.http.body.parse import Call, Reading, parse_chat

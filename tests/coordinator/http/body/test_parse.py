@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe2.common.generation import MAX_TOP_K, Generation, Sampling
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit, TextPrompt
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, TextPrompt
 from moe2.common.link.wire import wire_codec
 from moe2.coordinator.choosing.request import Mode, Wish
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion

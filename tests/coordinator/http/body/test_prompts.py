@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from moe2.common.link.messages import ChatPrompt, TextPrompt
+from moe2.common.link.prompts import ChatPrompt, TextPrompt
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
 from moe2.coordinator.http.errors import ApiError

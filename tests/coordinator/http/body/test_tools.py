@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moe2.common.generation import ToolRules
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Tool, ToolCall
+from moe2.common.link.prompts import ChatMessage, ChatPrompt, Tool, ToolCall
 from moe2.coordinator.choosing.request import Mode
 from moe2.coordinator.http.body.conversation import call_id_for_templates
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from moe2.common.link.messages import ChatMessage, ChatPrompt, Submit
+from moe2.common.link.messages import Submit
+from moe2.common.link.prompts import ChatMessage, ChatPrompt
 from moe2.coordinator.answers.form import AnswerKind
 from moe2.coordinator.choosing.request import Demand, Mode, Wish
 from moe2.coordinator.ledger.entry import AttemptState
