@@ -524,7 +524,6 @@ class AgentDaemon(Daemon[AgentSettings]):
         while True:
             with suppress(TimeoutError):
                 pause_s = WATCH_OWN_WORK_EVERY_S if self._core.measuring.job_id else CLOSE_ACCOUNTS_EVERY_S
-                # Unlike wait_for, it loses no cancellation that comes as the event is set.
                 async with asyncio.timeout(pause_s):
                     await self._unsettled.wait()
             self._unsettled.clear()
@@ -630,12 +629,14 @@ class AgentDaemon(Daemon[AgentSettings]):
         self._dispatch(DrainRequested())
         self._send_report()
         try:
-            await asyncio.wait_for(self._idle.wait(), drain_s)
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
         except TimeoutError:
             log.warning("drain_timed_out", jobs_cut_off=len(self._core.jobs))
         self._link.close("the agent is shutting down")
         with suppress(TimeoutError):
-            await asyncio.wait_for(link, self._settings.coordinator.connect_timeout_s)
+            async with asyncio.timeout(self._settings.coordinator.connect_timeout_s):
+                await link
 
 
 def sensors_wanted(section: SensorsSection) -> SensorSettings:

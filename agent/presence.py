@@ -157,7 +157,8 @@ class Presence:
         await self.store()
         if self._link is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._link.leave(ASLEEP), GOODBYE_S)
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._link.leave(ASLEEP)
 
     def _suspend_checked(self, fault: str | None) -> None:
         self._keeper.suspend_fault = fault

@@ -184,7 +184,8 @@ class EngineProcess:
             while True:
                 # Only silence while loading is suspicious; an idle engine says nothing for hours.
                 timeout_s = None if loaded else self._load_timeout_s
-                data = await asyncio.wait_for(process.stdout.read(READ_BYTES), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    data = await process.stdout.read(READ_BYTES)
                 if not data:
                     return None
                 for frame in splitter.feed(data):
@@ -264,7 +265,8 @@ async def _until_done(ending: asyncio.Future[Any]) -> None:
 async def _wait_for_end(process: asyncio.subprocess.Process) -> str | None:
     """A child that closed its stdout should be ending; one that stays serves nobody, and is killed."""
     try:
-        await asyncio.wait_for(process.wait(), SHUTDOWN_S)
+        async with asyncio.timeout(SHUTDOWN_S):
+            await process.wait()
     except TimeoutError:
         _kill(process)
         return "it closed its output without ending"
@@ -279,7 +281,8 @@ async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Comman
             process.stdin.write(length_prefixed(commands.encode(Shutdown())))
             process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), SHUTDOWN_S)
+            async with asyncio.timeout(SHUTDOWN_S):
+                await process.wait()
         except TimeoutError:
             _kill(process)
             await process.wait()
@@ -291,7 +294,8 @@ async def _shut_down(process: asyncio.subprocess.Process, commands: Codec[Comman
     with suppress(OSError):
         await process.stdin.wait_closed()
     with suppress(TimeoutError):
-        await asyncio.wait_for(process.communicate(), SHUTDOWN_S)
+        async with asyncio.timeout(SHUTDOWN_S):
+            await process.communicate()
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

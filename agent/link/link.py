@@ -218,7 +218,8 @@ class Link:
                 self._next_attempt_s = loop.time() + delay_s
                 log.warning("link_lost", reason=trouble.reason, code=trouble.code, retry_in_s=round(delay_s, 2))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._called.wait(), delay_s)
+                    async with asyncio.timeout(delay_s):
+                        await self._called.wait()
 
     def _refused(self, trouble: Trouble) -> bool:
         """True if the next attempt shows something else, and so need not wait for a person."""

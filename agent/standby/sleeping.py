@@ -82,7 +82,8 @@ class HostSleep:
                 self._on_fault(await self._control.fault())
                 check_at_s = loop.time() + CHECK_EVERY_S
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._asked.wait()
             self._asked.clear()
             command_id, self._command_id = self._command_id, None
             if command_id is not None:

@@ -123,7 +123,6 @@ class Supply:
                     log.warning("models_not_looked_at", reason=str(error))
                 self._look_again.clear()
                 try:
-                    # Unlike wait_for, it loses no cancellation that comes as the event is set.
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._look_again.wait()
                 except TimeoutError:

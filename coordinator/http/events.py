@@ -118,7 +118,8 @@ class EventsRoute:
                 await _write(response, "tick", tick)
             looks += 1
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._closing.wait()
 
     def _known_seq(self, text: str) -> int:
         """The number of the last request that a viewer knows; 0 where it says none, or one that never was."""

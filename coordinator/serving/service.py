@@ -212,7 +212,8 @@ class Service:
         for request_id in tuple(self._queue.in_turn()):
             self._handle(self._active[request_id], events.ServiceStopping())
         try:
-            await asyncio.wait_for(self._idle.wait(), drain_s)
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
         except TimeoutError:
             log.warning("drain_timed_out", requests_cut_off=len(self._active))
             for active in tuple(self._active.values()):

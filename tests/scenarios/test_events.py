@@ -45,7 +45,7 @@ async def test_feed_begins_with_hello_then_the_fleet(tmp_path: Path) -> None:
         assert answer.headers["Content-Type"] == "text/event-stream"
         came = events(answer)
         name, hello = await anext(came)
-        assert (name, hello["features"]) == ("hello", {"plan": True})
+        assert (name, hello["features"]) == ("hello", {"plan": True, "operate": False})
         name, tick = await anext(came)
         assert name == "tick"
         assert tick["fleet"]["agents"][0]["agent_name"] == "one"
