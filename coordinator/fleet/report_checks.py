@@ -17,6 +17,7 @@ from moe2.common.cost import LatencyProfile, Spread
 from moe2.common.health import HealthWarning, Severity
 from moe2.common.link.messages import Report
 from moe2.common.link.reports import ExpertReport, Performance, SensorReport
+from moe2.common.link.supply import ModelFile, ModelStore
 from moe2.coordinator.fleet.bounds import (
     MAX_FIGURE,
     MAX_NAME_CHARACTERS,
@@ -74,13 +75,15 @@ def sound_report(report: Report, known: dict[str, ExpertReport] | None = None) -
             faults["its host"] = f"{fault}. It is not shown"
             host = replace(host, **{name: None})
     standby = None if report.standby is None else sound_standby(report.standby, faults)
+    models = None if report.models is None else _store(report.models, faults)
     if not faults:
         if experts == list(report.experts) and standby is report.standby:
             return report, ()
         return replace(report, experts=tuple(experts), standby=standby), ()
     told = tuple(f"what it reports of {what} cannot be: {fault}" for what, fault in faults.items())
     warnings += tuple(map(_unsound, told))
-    return replace(report, host=host, experts=tuple(experts), sensors=sensors, warnings=warnings, standby=standby), told
+    parts = {"experts": tuple(experts), "sensors": sensors, "warnings": warnings, "standby": standby, "models": models}
+    return replace(report, host=host, **parts), told
 
 
 def _unsound(told: str) -> HealthWarning:
@@ -90,6 +93,18 @@ def _unsound(told: str) -> HealthWarning:
         message=f"{told[0].upper()}{told[1:]}.",
         remedy="Restart the agent; if that does not help, remove its learned profiles and report the defect.",
     )
+
+
+def _store(store: ModelStore, faults: dict[str, str]) -> ModelStore:
+    files: list[ModelFile] = []
+    for file in store.files:
+        fault = range_fault("added_unix_s", file.added_unix_s, MAX_FIGURE)
+        fault = fault or range_fault("last_used_unix_s", file.last_used_unix_s, MAX_FIGURE)
+        if fault is None:
+            files.append(file)
+        else:
+            faults[f"the file {file.name[:MAX_NAME_CHARACTERS]!r}"] = f"{fault}. It is not shown"
+    return store if len(files) == len(store.files) else replace(store, files=tuple(files))
 
 
 def _sensor(sensor: SensorReport, faults: dict[str, str]) -> SensorReport:

@@ -19,7 +19,7 @@ from benchmarks import scale_fleet
 from moe2.coordinator.choosing.explain import MAX_WHOLE_FLEET, NEAREST_CANDIDATES, NEAREST_OTHERS
 from moe2.coordinator.http.paths import EVENTS_PATH, FLEET_PATH, PLAN_PATH
 from moe2.coordinator.serving.life import Lifecycle
-from tests.fakes.fleet import TOKEN, Fleet, fleet
+from tests.fakes.fleet import POLL_S, TOKEN, Fleet, fleet
 from tests.scenarios.test_events import events
 
 N_HOSTS = 12
@@ -143,9 +143,14 @@ async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:
                 async with await running.chat("Hi", max_tokens=2, moe2=moe2) as answer:
                     await answer.read()
             await running.quiet()
-            await asyncio.sleep(0)
-            left = [one for one in gc.get_objects() if isinstance(one, Lifecycle)]
-            assert [one for one in left if not any(one is other for other in former)] == []
+
+            def left() -> list[Lifecycle]:
+                found = [one for one in gc.get_objects() if isinstance(one, Lifecycle)]
+                return [one for one in found if not any(one is other for other in former)]
+
+            async with asyncio.timeout(10):
+                while left():  # the handlers that answered end a moment later
+                    await asyncio.sleep(POLL_S)
         finally:
             gc.enable()
 

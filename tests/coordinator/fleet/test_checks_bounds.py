@@ -30,6 +30,7 @@ from moe2.common.link.messages import (
     Tokens,
 )
 from moe2.common.link.reports import Performance, SensorReport
+from moe2.common.link.supply import ModelFile, ModelStore
 from moe2.coordinator.fleet.bounds import MAX_TOKENS
 from moe2.coordinator.fleet.checks import (
     MAX_PIECE_BYTES,
@@ -306,3 +307,14 @@ def test_figures_that_are_only_shown_become_unknown_one_by_one(
     sent = expert_report(performance=Performance(decode_tokens_per_s=performance), measured_age_s=age_s)
     [kept] = sound_report(report(sent))[0].experts
     assert (kept.performance.decode_tokens_per_s, kept.measured_age_s) == (shown, shown_age_s)
+
+
+@pytest.mark.parametrize("name", ["added_unix_s", "last_used_unix_s"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_a_file_at_a_time_that_cannot_be_is_not_shown(name: str, bad: float) -> None:
+    """The host's other files and figures stay."""
+    good = ModelFile(name="good.gguf", size_bytes=1, sha256="ab", origin="hf:a/b/c.gguf", added_unix_s=1.0)
+    odd = replace(replace(good, name="odd.gguf"), **{name: bad})
+    told, faults = sound_report(replace(report(), models=ModelStore(free_bytes=7, files=(odd, good))))
+    assert told.models == ModelStore(free_bytes=7, files=(good,))
+    assert faults == (f"what it reports of the file 'odd.gguf' cannot be: {name} is {bad}. It is not shown",)
