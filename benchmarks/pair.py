@@ -40,7 +40,6 @@ from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.energy.profiles import find_profile
 from moe2.agent.settings import AgentSettings
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.schema import migrate
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
@@ -255,10 +254,7 @@ def books(roots: Sequence[Path], database: str, answered: Sequence[str]) -> dict
 
 async def run(root: Path, server: Postgres, *, outage_s: float, steady_s: float) -> dict[str, float]:
     """The whole course; returns the last line's figures."""
-    database = server.new_database()
-    session = Session(database, name="benchmark")
-    migrate(session)
-    session.close()
+    database = server.new_tables()
     options = [
         KeyOptions(name=f"few-{number}", daily_tokens=LIMIT_TOKENS) if number % 2 else KeyOptions(name=f"free-{number}")
         for number in range(N_CLIENTS)

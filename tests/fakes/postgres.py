@@ -17,6 +17,9 @@ from uuid import uuid4
 
 import pytest
 
+from moe2.coordinator.database.postgresql import Session
+from moe2.coordinator.database.schema import migrate
+
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)), Path()).parent
 _SERVER_USER = "postgres"
 POLL_S = 0.01
@@ -121,6 +124,14 @@ class Postgres:
         name = f"test_{uuid4().hex}"
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def new_tables(self) -> str:
+        """Makes a database with the tables of this release and returns its address."""
+        address = self.new_database()
+        session = Session(address, name="test")
+        migrate(session)
+        session.close()
+        return address
 
     def close(self) -> None:
         """Ends the server and removes its files."""

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.schema import migrate
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, mint
@@ -37,11 +36,7 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture
 def url(server: Postgres) -> str:
     """The address of a new database with the tables of this release."""
-    address = server.new_database()
-    session = Session(address, name="test")
-    migrate(session)
-    session.close()
-    return address
+    return server.new_tables()
 
 
 def shared_joules(url: str) -> list[float | None]:

@@ -18,8 +18,6 @@ import pytest
 from moe2.agent.daemon import AgentDaemon
 from moe2.agent.energy.catalog import SensorSettings
 from moe2.agent.settings import AgentSettings
-from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.schema import migrate
 from tests.fakes.coordinatorprocess import CoordinatorProcess
 from tests.fakes.fleet import FAKE_EXPERT, TOKEN
 from tests.fakes.postgres import Postgres, needs_postgres, postgres
@@ -54,10 +52,7 @@ class Group:
 @asynccontextmanager
 async def group(tmp_path: Path, server: Postgres) -> AsyncIterator[Group]:
     """Both coordinators ready, the first of them preferred."""
-    url = server.new_database()
-    session = Session(url, name="test")
-    migrate(session)
-    session.close()
+    url = server.new_tables()
     made = []
     for name in ("one", "two"):
         root = tmp_path / name

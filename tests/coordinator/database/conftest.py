@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from moe2.coordinator.database.postgresql import Session
-from moe2.coordinator.database.schema import migrate
 from tests.fakes.postgres import Postgres, postgres
 
 
@@ -21,11 +20,7 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture
 def url(server: Postgres) -> str:
     """The address of a new database with the tables of this release."""
-    address = server.new_database()
-    session = Session(address, name="test")
-    migrate(session)
-    session.close()
-    return address
+    return server.new_tables()
 
 
 @pytest.fixture
