@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
 import sys
 from types import ModuleType
 from typing import Any
 
-from moe2.common.config import load_settings
 from moe2.common.logs import configure_logging
 from moe2.common.terminal.commandline import Command, Commands, add_config, add_run_and_check, execute, program
 from moe2.coordinator.cli import (
@@ -33,7 +31,7 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_register import SharedRegister
 from moe2.coordinator.fleet.register_file import RegisterFile, RegisterStore
 from moe2.coordinator.runtime import EventLoop, allow_open_files
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 
 def main() -> None:
@@ -104,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     agents.add_commands(
         agents_command.add_subparsers(required=True, metavar="COMMAND", title="commands"),
         add_options=lambda parser: add_config(parser, DEFAULT_CONFIG_PATH),
-        open_=lambda arguments: _register(_load(arguments)),
+        open_=lambda arguments: _register(settings_of(arguments.config)),
     )
 
     database.add_commands(
@@ -172,10 +170,6 @@ def _add(commands: Commands[Command], name: str, module: ModuleType, **details: 
     command.set_defaults(act=module.run)
 
 
-def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
-    return load_settings(CoordinatorSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
-
-
 def _register(settings: CoordinatorSettings) -> RegisterStore:
     """Returns where the register of agents is: in the database that coordinators share, or in this one's file."""
     if settings.database.url is not None:
@@ -186,12 +180,12 @@ def _register(settings: CoordinatorSettings) -> RegisterStore:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments)
+    settings = settings_of(arguments.config)
     configure_logging(settings.log.level)
     allow_open_files()
 
     async def serve() -> None:
-        daemon = CoordinatorDaemon(settings, load=lambda: _load(arguments))
+        daemon = CoordinatorDaemon(settings, load=lambda: settings_of(arguments.config))
         # What is loaded now stays for good: without this each full collection walks over all modules, for milliseconds.
         gc.collect()
         gc.freeze()
@@ -203,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments)
+    settings = settings_of(arguments.config)
     api, hub = settings.api, settings.agents
     print(f"{arguments.config}: good. Apps: {api.host}:{api.port}; agents: {hub.host}:{hub.port}.")
     for contradiction in contradictions(settings):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from moe2.common.config import LIVE, Seconds, Settings
+from moe2.common.config import LIVE, Seconds, Settings, load_settings
 from moe2.common.hosts import is_loopback
 from moe2.coordinator.choosing.request import Budgets, CategoryBudgets
 from moe2.coordinator.database.settings import DatabaseSection
@@ -135,3 +137,8 @@ class CoordinatorSettings(Settings):
                 f"api.max_body_bytes ({self.api.max_body_bytes}), so that every request fits a frame to an agent"
             )
         return self
+
+
+def settings_of(path: Path, environment: Mapping[str, str] = os.environ) -> CoordinatorSettings:
+    """The settings in a file, with those that the environment has instead. Raises `ConfigError` with all faults."""
+    return load_settings(CoordinatorSettings, path, environment=environment, prefix=ENVIRONMENT_PREFIX)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from datetime import UTC, datetime
 from time import time
 
 import msgspec
 
-from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal.commandline import Command, Commands, add_config
 from moe2.common.terminal.figures import printable
@@ -21,7 +19,7 @@ from moe2.coordinator.database.schema import known_version, migrate, version_of
 from moe2.coordinator.gate.feedback_file import FEEDBACK_FILE
 from moe2.coordinator.ledger.accounts import day_of
 from moe2.coordinator.ledger.leases import LEASE_S
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 
 class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +80,7 @@ def add_commands(commands: Commands[Command]) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments)
+    settings = settings_of(arguments.config)
     session, state_dir = opened(settings), settings.coordinator.state_dir
     found = import_files(
         session, settings.database.own_name, state_dir, settings.ledger_path, state_dir / FEEDBACK_FILE
@@ -97,7 +95,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _write_off(arguments: argparse.Namespace) -> int:
-    session = opened(_load(arguments))
+    session = opened(settings_of(arguments.config))
     known = {row.name: row.seen_s_ago for row in _state(session).coordinators}
     if arguments.name not in known:
         raise Moe2Error(
@@ -126,7 +124,7 @@ def opened(settings: CoordinatorSettings) -> Session:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    session = opened(_load(arguments))
+    session = opened(settings_of(arguments.config))
     before, after = migrate(session)
     session.close()
     if before == after:
@@ -137,7 +135,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    session = opened(_load(arguments))
+    session = opened(settings_of(arguments.config))
     found = _state(session)
     session.close()
     if arguments.json:
@@ -165,10 +163,6 @@ def _state(session: Session) -> DatabaseState:
             for name, seen, ago, offset, n_requests in cursor.fetchall()
         )
     return DatabaseState(version=version, known_version=known_version(), coordinators=rows)
-
-
-def _load(arguments: argparse.Namespace) -> CoordinatorSettings:
-    return load_settings(CoordinatorSettings, arguments.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
 
 
 _COORDINATORS = """

@@ -6,13 +6,11 @@ The running coordinator notices changes by itself. A secret is shown once, when 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import secrets
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from moe2.common.clock import require_right_clock
-from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures
 from moe2.common.terminal import parts as terminal_parts
@@ -33,7 +30,7 @@ from moe2.coordinator.database.postgresql import Session
 from moe2.coordinator.database.shared_keys import KeyTable
 from moe2.coordinator.keys.keys import ENTROPY_BYTES, KeyOptions, KeyRecord, KeySet, KeyState, Scope, mint
 from moe2.coordinator.keys.store import KeyFile
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 
 _NO_LIMIT = "no limit"
 _STYLES = {KeyState.ACTIVE: "green", KeyState.EXPIRED: "yellow", KeyState.REVOKED: "red", KeyState.UNDECIDED: "red"}
@@ -112,7 +109,7 @@ def _add_create(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments.config)
+    settings = settings_of(arguments.config)
     now_unix_s = time.time()
     options = _options(arguments, now_unix_s)
     file = _table(settings)
@@ -134,7 +131,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    keys, now_unix_s = _table(_load(arguments.config)).read().keys, time.time()
+    keys, now_unix_s = _table(settings_of(arguments.config)).read().keys, time.time()
     console = table_console()
     if arguments.json:
         content = msgspec.json.encode([shown_record(key, now_unix_s) for key in keys]).decode() + "\n"
@@ -147,7 +144,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    file = _table(_load(arguments.config))
+    file = _table(settings_of(arguments.config))
     now_unix_s = time.time()
     with file.changing() as keys:
         record = _find(arguments.id, keys)
@@ -209,10 +206,6 @@ def _table(settings: CoordinatorSettings) -> KeyFile | KeyTable:
     if settings.database.url is not None:
         return KeyTable(Session(settings.database.url, name="moe2-coordinator keys"))
     return KeyFile(settings.coordinator.state_dir)
-
-
-def _load(config: Path) -> CoordinatorSettings:
-    return load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
 
 
 def shown_record(key: KeyRecord, now_unix_s: float) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moe2.common.config import load_settings
 from moe2.common.energy import Quality
 from moe2.common.errors import Moe2Error
 from moe2.common.terminal import figures, parts
@@ -28,7 +26,7 @@ from moe2.common.terminal.figures import UNKNOWN, UNMEASURED, fact_line, known, 
 from moe2.common.terminal.screen import table_console
 from moe2.coordinator.ledger.report import By, RequestRow, Span, StandingReport, SumRow, requests, standing, sums
 from moe2.coordinator.ledger.schema import reading
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, settings_of
 
 Row = SumRow | RequestRow
 Rows = tuple[SumRow, ...] | tuple[RequestRow, ...]
@@ -170,7 +168,7 @@ def _span(arguments: argparse.Namespace) -> Span:
 
 
 def _configured(config: Path) -> Path:
-    settings = load_settings(CoordinatorSettings, config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+    settings = settings_of(config)
     return settings.ledger_path
 
 

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from moe2.common.config import load_settings
 from moe2.common.errors import Moe2Error
 from moe2.common.localsocket import STATUS_ROUTE, NotRunningError, RefusedError, fetch
 from moe2.common.statefile import locked
@@ -34,7 +33,7 @@ from moe2.coordinator.cli.collect import add_access, asking, tell_failures, want
 from moe2.coordinator.gate.checkpoint import save_checkpoint
 from moe2.coordinator.http.paths import PLAN_PATH
 from moe2.coordinator.http.plan import PlanAnswer
-from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, ENVIRONMENT_PREFIX, CoordinatorSettings
+from moe2.coordinator.settings import DEFAULT_CONFIG_PATH, CoordinatorSettings, settings_of
 from moe2.coordinator.training.collect.asking import Asker, LiveExpert
 from moe2.coordinator.training.collect.outfile import Outfile
 from moe2.coordinator.training.collect.questions import Question, read_questions
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             raise Moe2Error(f"{name} must be positive, not {limit:g}.")
     if importlib.util.find_spec("torch") is None and not args.dry_run:
         raise Moe2Error("Training needs torch, which is missing.", remedy="Install moe2[gate].")
-    settings = load_settings(CoordinatorSettings, args.config, environment=os.environ, prefix=ENVIRONMENT_PREFIX)
+    settings = settings_of(args.config)
     console = Console(markup=False, highlight=False)
     tuning = _Tuning(args, settings, console)
     try:
