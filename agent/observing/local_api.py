@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from moe2.agent.observing.metrics import AgentMetrics
-from moe2.common.errors import Moe2Error
+from moe2.common.listening import open_listener
 from moe2.common.localsocket import STATUS_ROUTE
 from moe2.common.status import AgentStatus
 
@@ -51,13 +51,6 @@ async def listening(app: web.Application, host: str, port: int | None) -> AsyncI
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port, reuse_address=True).start()
-        except OSError as error:
-            raise Moe2Error(
-                f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-                remedy="Stop what uses it, or set metrics.host and metrics.port.",
-            ) from error
-        yield runner.addresses[0][1]
+        yield await open_listener(runner, host, port, section="metrics")
     finally:
         await runner.cleanup()

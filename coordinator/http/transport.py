@@ -24,7 +24,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
 from moe2.common.error_codes import ErrorCode
-from moe2.common.errors import Moe2Error
+from moe2.common.listening import open_listener
 from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.http.errors import ApiError, refused
 
@@ -316,12 +316,4 @@ async def listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    try:
-        await web.TCPSite(runner, where.host, where.port, reuse_address=True, ssl_context=where.context).start()
-    except OSError as error:
-        raise Moe2Error(
-            f"Cannot listen on {where.host}:{where.port}: {error.strerror or error}.",
-            remedy=f"Stop what uses it, or set {where.section}.host and {where.section}.port.",
-        ) from error
-    bound: int = runner.addresses[0][1]
-    return bound
+    return await open_listener(runner, where.host, where.port, section=where.section, context=where.context)

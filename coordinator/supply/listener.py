@@ -13,8 +13,8 @@ from io import FileIO
 import structlog
 from aiohttp import web
 
-from moe2.common.errors import Moe2Error
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
+from moe2.common.listening import open_listener
 from moe2.common.tls.contexts import ServerTls
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.register import AgentRefusedError
@@ -78,15 +78,10 @@ class FileListener:
         )
         await runner.setup()
         try:
-            try:
-                context = tls.context if tls else None
-                await web.TCPSite(runner, settings.host, settings.port, reuse_address=True, ssl_context=context).start()
-            except OSError as error:
-                raise Moe2Error(
-                    f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
-                    remedy="Stop what uses it, or set push.host and push.port.",
-                ) from error
-            self._pushes.port = runner.addresses[0][1]
+            context = tls.context if tls else None
+            self._pushes.port = await open_listener(
+                runner, settings.host, settings.port, section="push", context=context
+            )
             yield
         finally:
             self._pushes.port = None
