@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -130,13 +130,18 @@ async def test_a_viewer_that_goes_on_is_told_only_of_later_requests(tmp_path: Pa
                 assert hello["after"] == (0 if after == 99 else after)
 
 
+def lifecycles() -> list[Lifecycle]:
+    """Every living lifecycle; by its type, since `isinstance` asks strangers' lazy objects, which warn."""
+    return [cast(Lifecycle, one) for one in gc.get_objects() if type(one) is Lifecycle]
+
+
 async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:
     """No request waits for the garbage collector, with the figures of a whole fleet in its choice."""
     async with fleet(tmp_path) as running:
         gc.collect()
         gc.disable()
         # Of other tests, where something still holds them.
-        former = [one for one in gc.get_objects() if isinstance(one, Lifecycle)]
+        former = lifecycles()
         try:
             choices = {"choices": ["yes", "no"], "mode": "vote"}
             for moe2 in ({}, {"energy_budget_j": 0.0}, choices, {"mode": "consensus"}, {"mode": "rank"}):
@@ -145,8 +150,7 @@ async def test_a_request_that_has_ended_is_gone_at_once(tmp_path: Path) -> None:
             await running.quiet()
 
             def left() -> list[Lifecycle]:
-                found = [one for one in gc.get_objects() if isinstance(one, Lifecycle)]
-                return [one for one in found if not any(one is other for other in former)]
+                return [one for one in lifecycles() if not any(one is other for other in former)]
 
             async with asyncio.timeout(10):
                 while left():  # the handlers that answered end a moment later
