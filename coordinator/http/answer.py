@@ -13,6 +13,8 @@ import msgspec
 
 from moe2.common.link.messages import TokenAlternative, TokenPiece
 from moe2.common.link.prompts import ToolCall
+from moe2.coordinator.http.callshapes import CallShapes
+from moe2.coordinator.http.toolcalls import CallArguments, CallBegun
 from moe2.coordinator.serving.receipt import Receipt
 
 _json = msgspec.json.encode
@@ -73,12 +75,14 @@ def choice_of(
     *,
     with_logprobs: bool,
     calls: Sequence[ToolCall] = (),
+    shapes: CallShapes | None = None,
     index: int = 0,
     reasoning: str = "",
 ) -> dict[str, Any]:
     """Builds one choice of a whole response.
 
     pieces: the answer's text, without its tool calls. reason: OpenAI's finish reason. calls: the tool calls, in order.
+    shapes: how calls are shown; None for functions.
     reasoning: what the model thought before its answer; a chat has it as `reasoning_content`.
     """
     text = "".join(piece.text for piece in pieces)
@@ -89,15 +93,11 @@ def choice_of(
             choice["message"]["reasoning_content"] = reasoning
         if calls:
             choice["message"]["content"] = text or None
-            choice["message"]["tool_calls"] = [_call_object(call) for call in calls]
+            choice["message"] |= (shapes or CallShapes()).message_fields(calls)
     else:
         choice["text"] = text
     choice["logprobs"] = logprobs_of(header, pieces) if with_logprobs else None
     return choice
-
-
-def _call_object(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def logprobs_of(header: Header, pieces: Sequence[TokenPiece], *, offset: int = 0) -> dict[str, Any]:
@@ -177,9 +177,10 @@ class ChunkWriter:
         with_logprobs: bool,
         index: int = 0,
         prompt_tokens: int | None = None,
+        shapes: CallShapes | None = None,
     ) -> None:
-        """index: the answer's place among those of its request. prompt_tokens: where each chunk is to tell the usage so
-        far (`n_tokens`), the prompt's part of it; else None."""
+        """index: the answer's place among those of its request. shapes: how calls are shown; None for functions.
+        prompt_tokens: where each chunk is to tell the usage so far (`n_tokens`), the prompt's part of it; else None."""
         self._header = header
         self._index = index
         self._choice = b'{"index":%d,' % index
@@ -195,7 +196,7 @@ class ChunkWriter:
         """The number of tokens of the answer that have come so far."""
         self._started = False
         self._n_characters = 0
-        self._n_calls = 0
+        self._shapes = shapes or CallShapes()
 
     def tokens(self, pieces: Sequence[TokenPiece]) -> bytes:
         """Returns the chunk for these tokens, or b"" if they carry nothing to show yet."""
@@ -218,19 +219,14 @@ class ChunkWriter:
         delta = b'"delta":{"reasoning_content":' + _json(text) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
         return self._opening() + self._open + self._choice + delta
 
-    def call(self, call: ToolCall) -> bytes:
-        """Returns the two chunks of a tool call: one with its name, then one with its arguments.
-
-        OpenAI's clients join them by the call's index.
-        """
-        index, self._n_calls = self._n_calls, self._n_calls + 1
-        begun = {"index": index, **_call_object(call)}
-        begun["function"] = {"name": call.name, "arguments": ""}
-        parts = (begun, {"index": index, "function": {"arguments": call.arguments}})
-        choices = (
-            {"index": self._index, "delta": {"tool_calls": [part]}, "logprobs": None, "finish_reason": None}
-            for part in parts
-        )
+    def call(self, part: CallBegun | CallArguments | ToolCall) -> bytes:
+        """Returns the chunks for a part of a tool call, which OpenAI's clients join by the call's index."""
+        choices = [
+            {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for delta in self._shapes.deltas(part)
+        ]
+        if not choices:
+            return b""
         return self._opening() + b"".join(self._open + _json(choice) + b"]}\n\n" for choice in choices)
 
     def end(self, reason: str, receipt: Receipt) -> bytes:

@@ -98,9 +98,10 @@ def repeated_prompt(call: Call) -> Sequence[Part]:
 
 def reader_of(call: Call, exchange: Exchange) -> PartReader:
     """Returns who finds the parts of an answer in its tokens."""
-    rules = call.generation.tool_rules
-    most_calls = None if rules is None or rules.parallel else 1
-    return PartReader(call.tool_names, exchange.life.request.request_id, most_calls=most_calls)
+    rules, offered = call.generation.tool_rules, call.offered
+    most_calls = 1 if offered.is_legacy or (rules is not None and not rules.parallel) else None
+    request_id = exchange.life.request.request_id
+    return PartReader(call.tool_names, request_id, most_calls=most_calls, input_of=offered.input_of)
 
 
 def origin_of(call: Call, exchange: Exchange, response_id: str) -> Origin:

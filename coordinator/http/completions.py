@@ -9,8 +9,9 @@ from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.answer import ChunkWriter, Header, choice_of, full_response
 from moe2.coordinator.http.body.parse import Call, parse_chat, parse_completion
+from moe2.coordinator.http.callshapes import CallShapes
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part
+from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part, Text
 from moe2.coordinator.serving.receipt import Receipt
 
 
@@ -64,15 +65,16 @@ class CompletionEncoder:
         for part in parts:
             if isinstance(part, ToolCall):
                 calls.append(part)
-            else:
+            elif isinstance(part, Text):
                 (thoughts if part.is_reasoning else pieces).extend(part.pieces)
         with_logprobs = self._call.with_logprobs
         return choice_of(
             self.header(origin),
             pieces,
-            reason,
+            self._shapes().reason(reason),
             with_logprobs=with_logprobs,
             calls=calls,
+            shapes=self._shapes(),
             index=self._index,
             reasoning="".join(piece.text for piece in thoughts),
         )
@@ -86,6 +88,7 @@ class CompletionEncoder:
             with_logprobs=call.with_logprobs,
             index=self._index,
             prompt_tokens=origin.prompt_tokens if call.continuous_usage else None,
+            shapes=self._shapes(),
         )
         return b""
 
@@ -98,7 +101,7 @@ class CompletionEncoder:
         writer = self._writer
         return b"".join(
             writer.call(part)
-            if isinstance(part, ToolCall)
+            if not isinstance(part, Text)
             else writer.reasoning(str(part))
             if part.is_reasoning
             else writer.tokens(part.pieces)
@@ -107,15 +110,18 @@ class CompletionEncoder:
 
     def finish(self, reason: str) -> bytes:
         """Returns the last chunk while other answers still go on."""
-        return self._writer.finish(reason)
+        return self._writer.finish(self._shapes().reason(reason))
 
     def end(self, end: End) -> bytes:
         """Returns the last chunks."""
-        return self._writer.end(end.reason, end.receipt)
+        return self._writer.end(self._shapes().reason(end.reason), end.receipt)
 
     def error(self, error: ApiError) -> bytes:
         """Returns the error as an event."""
         return ChunkWriter.error(error.body())
+
+    def _shapes(self) -> CallShapes:
+        return CallShapes(is_legacy=self._call.offered.is_legacy, custom=self._call.offered.custom)
 
     def header(self, origin: Origin) -> Header:
         """Returns what every object of the response repeats."""

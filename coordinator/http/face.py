@@ -16,7 +16,7 @@ from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.body.parse import STRICT, Call, Reading
 from moe2.coordinator.http.errors import ApiError
-from moe2.coordinator.http.toolcalls import CallReader, Found
+from moe2.coordinator.http.toolcalls import CallArguments, CallBegun, CallReader, Found, InputReader
 from moe2.coordinator.keys.keys import Principal
 from moe2.coordinator.serving.receipt import Receipt
 
@@ -44,8 +44,8 @@ class Text:
         return "".join(piece.text for piece in self.pieces)
 
 
-Part: TypeAlias = Text | ToolCall
-"""A part of an answer, in the order in which the model wrote them."""
+Part: TypeAlias = Text | CallBegun | CallArguments | ToolCall
+"""A part of an answer, in the order in which the model wrote them. A call begins, its arguments come, it is whole."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,23 @@ class PartReader:
     """Reads the tokens of one answer as they come, and says which parts of it have become final.
 
     tool_names: the tools that the answer may call; without any, all of it is text. most_calls: a call beyond so many is
-    left out; None sets no limit.
+    left out; None sets no limit. input_of: the custom tool of which the whole answer is the input.
     """
 
-    def __init__(self, tool_names: frozenset[str], request_id: str, *, most_calls: int | None = None) -> None:
+    def __init__(
+        self,
+        tool_names: frozenset[str],
+        request_id: str,
+        *,
+        most_calls: int | None = None,
+        input_of: str | None = None,
+    ) -> None:
         ids = request_id.removeprefix("req-")
-        self._calls = CallReader(tool_names, ids=ids, most_calls=most_calls) if tool_names else None
+        self._calls: CallReader | InputReader | None = None
+        if input_of is not None:
+            self._calls = InputReader(input_of, ids=ids)
+        elif tool_names:
+            self._calls = CallReader(tool_names, ids=ids, most_calls=most_calls)
 
     def feed(self, pieces: Sequence[TokenPiece]) -> list[Part]:
         """Takes in more tokens; returns what is final. Nothing is, while it is open whether it belongs to a call."""
@@ -190,4 +201,4 @@ class PartReader:
 
 
 def _parts(found: Sequence[Found]) -> list[Part]:
-    return [part if isinstance(part, ToolCall) else Text(part) for part in found]
+    return [Text(part) if isinstance(part, tuple) else part for part in found]

@@ -18,7 +18,8 @@ from moe2.coordinator.http.body.decode import json_object
 from moe2.coordinator.http.body.messages import CHAT_NAMES, CountRequest, MessagesRequest, chat_fields
 from moe2.coordinator.http.body.parse import Call, read_chat, read_struct
 from moe2.coordinator.http.errors import ApiError, renamed
-from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part
+from moe2.coordinator.http.face import Asked, End, Incoming, NeverStreamed, Origin, Part, Text
+from moe2.coordinator.http.toolcalls import CallArguments, CallBegun
 from moe2.coordinator.serving.receipt import Receipt
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -104,8 +105,8 @@ class MessageEncoder:
         content: list[dict[str, Any]] = []
         for part in parts:
             if isinstance(part, ToolCall):
-                content.append({**_tool_use(part), "input": msgspec.json.decode(part.arguments)})
-            elif text := str(part):
+                content.append({**_tool_use(part), "input": _input(part)})
+            elif isinstance(part, Text) and (text := str(part)):
                 kind = "thinking" if part.is_reasoning else "text"
                 if not content or content[-1]["type"] != kind:
                     content.append(_block(kind))
@@ -123,10 +124,12 @@ class MessageEncoder:
     def parts(self, parts: Sequence[Part]) -> bytes:
         """Returns the events for more of the answer."""
         for part in parts:
-            if isinstance(part, ToolCall):
+            if isinstance(part, CallBegun):
                 self._close_text()
                 self._say("content_block_start", index=self._n_blocks, content_block={**_tool_use(part), "input": {}})
-                self._delta("input_json_delta", partial_json=part.arguments)
+            elif isinstance(part, CallArguments):
+                self._delta("input_json_delta", partial_json=part.text)
+            elif isinstance(part, ToolCall):
                 self._close_block()
             elif text := str(part):
                 kind = "thinking" if part.is_reasoning else "text"
@@ -192,7 +195,15 @@ def _block(kind: str) -> dict[str, Any]:
     return {"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})}
 
 
-def _tool_use(call: ToolCall) -> dict[str, Any]:
+def _input(call: ToolCall) -> dict[str, Any]:
+    """Returns a call's arguments as an object; those that are none, as the answer was cut off in them, as a text."""
+    try:
+        return msgspec.json.decode(call.arguments, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return {"arguments": call.arguments}
+
+
+def _tool_use(call: ToolCall | CallBegun) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name}
 
 

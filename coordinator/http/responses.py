@@ -20,6 +20,8 @@ from moe2.coordinator.http.body.parse import read_chat
 from moe2.coordinator.http.body.responses import (
     CHAT_NAMES,
     CallItem,
+    CustomCallItem,
+    CustomTool,
     Item,
     MessageItem,
     OutputText,
@@ -31,9 +33,11 @@ from moe2.coordinator.http.body.responses import (
     items_of,
     read_responses,
 )
+from moe2.coordinator.http.callshapes import input_of
 from moe2.coordinator.http.errors import ApiError, refused, renamed
 from moe2.coordinator.http.face import Asked, End, Incoming, Origin, Part, Text
 from moe2.coordinator.http.response_memory import KeptResponse, ResponseMemory
+from moe2.coordinator.http.toolcalls import CallArguments, CallBegun
 from moe2.coordinator.serving.receipt import Receipt
 
 _SCORED = Header(id="", created=0, model="", is_chat=True)
@@ -59,7 +63,8 @@ class ResponsesFace:
         except ApiError as error:
             raise renamed(error, CHAT_NAMES) from None
         structured_by = call.structured_by and CHAT_NAMES.get(call.structured_by, call.structured_by)
-        call = replace(call, structured_by=structured_by, ignored=ignored)
+        left_out = tuple(CHAT_NAMES.get(name, name) for name in call.ignored)
+        call = replace(call, structured_by=structured_by, ignored=(*ignored, *left_out))
 
         def keep(answer: dict[str, Any], output: dict[str, Item]) -> None:
             if request.store:
@@ -152,10 +157,14 @@ class ResponseEncoder:
     def parts(self, parts: Sequence[Part]) -> bytes:
         """Returns the events for more of the answer."""
         for part in parts:
-            if isinstance(part, ToolCall):
+            if isinstance(part, CallBegun):
                 self._close_reasoning("completed")
                 self._close_message("completed")
-                self._call(part)
+                self._begin_call(part)
+            elif isinstance(part, CallArguments):
+                self._go_on_with_call(part.text)
+            elif isinstance(part, ToolCall):
+                self._end_call(part)
             elif part.is_reasoning:
                 self._think(str(part))
             else:
@@ -237,19 +246,38 @@ class ResponseEncoder:
         item |= {"status": status, "content": [part]}
         self._close(MessageItem(role="assistant", content=[OutputText(text=part["text"])], id=item["id"]))
 
-    def _call(self, call: ToolCall) -> None:
-        item = {"id": self._item_id("fc"), "type": "function_call", "status": "in_progress"}
-        namespace = next((tool.namespace for tool in self._request.tools if tool.name == call.name), None)
-        if namespace is not None:
-            item["namespace"] = namespace
-        self._open({**item, "call_id": call.id, "name": call.name, "arguments": ""})
-        place = {"item_id": item["id"], "output_index": len(self._output) - 1}
-        self._say("response.function_call_arguments.delta", **place, delta=call.arguments)
-        self._say("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
-        self._output[-1] |= {"status": "completed", "arguments": call.arguments}
-        self._close(
-            CallItem(call_id=call.id, name=call.name, arguments=call.arguments, id=item["id"], namespace=namespace)
+    def _begin_call(self, call: CallBegun) -> None:
+        tool = next((tool for tool in self._request.tools if tool.name == call.name), None)
+        is_custom = isinstance(tool, CustomTool)
+        kind, part = ("custom_tool_call", "input") if is_custom else ("function_call", "arguments")
+        item = {"id": self._item_id("ctc" if is_custom else "fc"), "type": kind, "status": "in_progress"}
+        if tool is not None and tool.namespace is not None:
+            item["namespace"] = tool.namespace
+        self._open({**item, "call_id": call.id, "name": call.name, part: ""})
+
+    def _go_on_with_call(self, arguments: str) -> None:
+        if self._output[-1]["type"] == "function_call":
+            self._say("response.function_call_arguments.delta", **self._call_place(), delta=arguments)
+
+    def _end_call(self, call: ToolCall) -> None:
+        item = self._output[-1]
+        item["status"] = "completed"
+        common = {"call_id": call.id, "name": call.name, "id": item["id"], "namespace": item.get("namespace")}
+        if item["type"] == "custom_tool_call":
+            # It is a text within the arguments, which is known when these are.
+            item["input"] = input_of(call)
+            self._say("response.custom_tool_call_input.delta", **self._call_place(), delta=item["input"])
+            self._say("response.custom_tool_call_input.done", **self._call_place(), input=item["input"])
+            self._close(CustomCallItem(input=item["input"], **common))
+            return
+        item["arguments"] = call.arguments
+        self._say(
+            "response.function_call_arguments.done", **self._call_place(), name=call.name, arguments=call.arguments
         )
+        self._close(CallItem(arguments=call.arguments, **common))
+
+    def _call_place(self) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
     def _open(self, item: dict[str, Any]) -> None:
         self._output.append(item)

@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 
 from moe2.common.link.prompts import ChatMessage, ToolCall
+from moe2.coordinator.http.body.customtools import INPUT
 from moe2.coordinator.http.body.requests import (
     AssistantMessage,
     CalledFunction,
+    CalledTool,
     DeveloperMessage,
+    FunctionMessage,
     Message,
     SystemMessage,
     ToolMessage,
@@ -27,6 +30,7 @@ _ROLES: dict[type[Message], str] = {
     UserMessage: "user",
     AssistantMessage: "assistant",
     ToolMessage: "tool",
+    FunctionMessage: "tool",
 }
 """The roles that chat templates know. "developer" is what older models call "system"."""
 _EMPTY: tuple[Any, ...] = (None, [], {}, "")
@@ -50,8 +54,8 @@ def without_empty_fields(messages: Any) -> Any:
 
 
 def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
-    """Converts the messages of a body."""
-    return tuple(_message(message) for message in messages)
+    """Converts the messages of a body. Raises `ApiError` (400) for a call that names nothing."""
+    return tuple(_message(message, index) for index, message in enumerate(messages))
 
 
 def split_begun(messages: tuple[ChatMessage, ...]) -> tuple[tuple[ChatMessage, ...], str]:
@@ -80,17 +84,27 @@ def call_id_for_templates(call_id: str) -> str:
     return "".join(characters)
 
 
-def _message(message: Message) -> ChatMessage:
+def _message(message: Message, index: int) -> ChatMessage:
     texts = _texts(message)
+    call_id = None
+    if isinstance(message, ToolMessage):
+        call_id = call_id_for_templates(message.tool_call_id)
+    elif isinstance(message, FunctionMessage):
+        call_id = _legacy_id(message.name)
     return ChatMessage(
         role=_ROLES[type(message)],
         content=PART_BREAK.join(texts),
         name=message.name,
-        tool_calls=_calls(message) if isinstance(message, AssistantMessage) else (),
-        tool_call_id=call_id_for_templates(message.tool_call_id) if isinstance(message, ToolMessage) else None,
+        tool_calls=_calls(message, f"messages[{index}]") if isinstance(message, AssistantMessage) else (),
+        tool_call_id=call_id,
         parts=texts if len(texts) > 1 else (),
         reasoning_content=_reasoning(message) if isinstance(message, AssistantMessage) else None,
     )
+
+
+def _legacy_id(name: str) -> str:
+    """Returns the id of a call in its older form, which has none: its result names the function alone."""
+    return call_id_for_templates(f"function_call {name}")
 
 
 def _texts(message: Message) -> tuple[str, ...]:
@@ -107,11 +121,21 @@ def _reasoning(message: AssistantMessage) -> str | None:
     return message.reasoning if message.reasoning_content is None else message.reasoning_content
 
 
-def _calls(message: AssistantMessage) -> tuple[ToolCall, ...]:
-    return tuple(
-        ToolCall(id=call_id_for_templates(call.id), name=call.function.name, arguments=_arguments(call.function))
-        for call in message.tool_calls or ()
-    )
+def _calls(message: AssistantMessage, where: str) -> tuple[ToolCall, ...]:
+    calls = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls or ())]
+    if (older := message.function_call) is not None:
+        calls.append(ToolCall(id=_legacy_id(older.name), name=older.name, arguments=_arguments(older)))
+    return tuple(calls)
+
+
+def _call(call: CalledTool, where: str) -> ToolCall:
+    call_id = call_id_for_templates(call.id)
+    if call.custom is not None:
+        arguments = msgspec.json.encode({INPUT: call.custom.input}).decode()
+        return ToolCall(id=call_id, name=call.custom.name, arguments=arguments)
+    if call.function is None:
+        raise invalid(f"'{where}.{call.type}' is required: an object.", param=f"{where}.{call.type}")
+    return ToolCall(id=call_id, name=call.function.name, arguments=_arguments(call.function))
 
 
 def _arguments(called: CalledFunction) -> str:

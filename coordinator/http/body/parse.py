@@ -18,7 +18,7 @@ from moe2.coordinator.http.body.embeddings import tokens_in
 from moe2.coordinator.http.body.modes import ballot_of, modes_of
 from moe2.coordinator.http.body.prompts import prompts_of, thinking_of
 from moe2.coordinator.http.body.requests import MAX_PROMPTS, ChatRequest, CommonRequest, TextRequest
-from moe2.coordinator.http.body.tools import Structure, structure_of, tools_of
+from moe2.coordinator.http.body.tools import Offered, Structure, offered_by, structure_of
 from moe2.coordinator.http.errors import invalid, quoted, unsupported
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -39,6 +39,7 @@ class Reading:
 
 
 STRICT = Reading()
+NOTHING_OFFERED = Offered()
 N_SEEDS = 2**32 - 1
 """llama.cpp's samplers take 32 bits, of which the highest value means "draw one"."""
 
@@ -73,6 +74,8 @@ class Call:
     """The texts that vectors are asked for; none where an answer is to be written."""
     vector_size: int | None = None
     """The length of the vectors; None for that which the model makes."""
+    offered: Offered = NOTHING_OFFERED
+    """The tools that the answer may call, and how its calls are shown."""
     ignored: tuple[str, ...] = ()
     """The parameters that changed nothing: those that moe2 accepts for clients' sake, and unknown ones."""
 
@@ -145,25 +148,25 @@ def read_chat(fields: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS, r
     max_tokens, newer = chat.max_tokens, chat.max_completion_tokens
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise invalid("Set 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
-    tools, structure = tools_of(chat)
+    offered = offered_by(chat)
     name = "max_tokens" if newer is None else "max_completion_tokens"
     messages, prefix = split_begun(messages_of(chat.messages))
     kwargs, budget_tokens = thinking_of(chat.reasoning_effort, chat.chat_template_kwargs or {})
     call = _call(
         chat,
-        ChatPrompt(messages=messages, tools=tools, template_kwargs=kwargs),
-        structure,
+        ChatPrompt(messages=messages, tools=offered.tools, template_kwargs=kwargs),
+        offered.structure,
         {
             "max_tokens": _limit(max_tokens if newer is None else newer, name),
             "logprobs": (chat.top_logprobs or 0) if chat.logprobs else None,
             "thinking_budget_tokens": budget_tokens,
         },
-        for_one="tools" if tools else "messages" if prefix else None,
+        for_one="tools" if offered.tools else "messages" if prefix else None,
         fields=fields,
         headers=headers,
         reading=reading,
     )
-    return replace(call, prefix=prefix, ignored=ignored)
+    return replace(call, prefix=prefix, offered=offered, ignored=(*ignored, *offered.left_out))
 
 
 def parse_completion(body: bytes, headers: Mapping[str, str] = NO_HEADERS, reading: Reading = STRICT) -> Call:

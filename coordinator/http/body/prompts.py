@@ -27,9 +27,10 @@ THINKING_BUDGETS: dict[str, int | None] = {
     "medium": 8192,
     "high": None,
     "xhigh": None,
+    "max": None,
 }
 """The most tokens of thinking for each `reasoning_effort`; None sets no limit."""
-_SHOWN_EFFORTS: dict[str, str] = {"none": "low", "minimal": "low", "xhigh": "high"}
+_SHOWN_EFFORTS: dict[str, str] = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """What a template is told that knows three efforts, for those that it does not know."""
 
 

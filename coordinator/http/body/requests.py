@@ -120,12 +120,20 @@ class CalledFunction(Closed, frozen=True, kw_only=True):
     arguments: Annotated[Text | dict[str, Any], Meta(extra={"noun": "JSON text, or an object"})] = "{}"
 
 
+class CalledCustom(Closed, frozen=True, kw_only=True):
+    """The custom tool that a call names, with its input."""
+
+    name: FullText
+    input: Text = ""
+
+
 class CalledTool(Closed, frozen=True, kw_only=True):
-    """A tool call in an assistant's message, as the SDK returned it, with its `index`."""
+    """A call of a function or a custom tool in an assistant's message, as the SDK returned it, with its `index`."""
 
     id: FullText
-    function: CalledFunction
-    type: Function = "function"
+    function: CalledFunction | None = None
+    custom: CalledCustom | None = None
+    type: Literal["function", "custom"] = "function"
     index: Any = None
 
 
@@ -152,7 +160,8 @@ class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag=
     """An earlier answer; none of its parts need be there.
 
     reasoning_content, by its other name `reasoning`: what a reasoning model thought before it answered. refusal: what
-    it said where it declined to answer.
+    it said where it declined to answer. function_call: the older form of a call. The last four are what frameworks keep
+    beside an answer and send back.
     """
 
     content: SpokenContent | None = None
@@ -161,6 +170,18 @@ class AssistantMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag=
     reasoning_content: Text | None = None
     reasoning: Text | None = None
     refusal: Text | None = None
+    function_call: CalledFunction | None = None
+    annotations: Idle = None
+    provider_specific_fields: Idle = None
+    reasoning_details: Idle = None
+    thinking_blocks: Idle = None
+
+
+class FunctionMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="function"):
+    """The result of a call in its older form, `function_call`. name: the function that was called."""
+
+    name: FullText
+    content: Content | None = None
 
 
 class ToolMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="tool"):
@@ -171,7 +192,7 @@ class ToolMessage(Closed, frozen=True, kw_only=True, tag_field="role", tag="tool
     name: Text | None = None
 
 
-Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 # --- Tools and forms --------------------------------------------------------------------------------------------------
 
@@ -185,30 +206,84 @@ class OfferedFunction(Closed, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-class OfferedTool(Closed, frozen=True, kw_only=True):
-    """A tool that the model may call."""
+class OfferedTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="function"):
+    """A function among the tools that the model may call."""
 
-    type: Function
     function: OfferedFunction
+    cache_control: Idle = None
+
+
+class Grammar(Closed, frozen=True, kw_only=True):
+    """A grammar of a custom tool's input."""
+
+    syntax: Literal["lark", "regex"]
+    definition: FullText
+
+
+class AnyText(Closed, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A format that leaves the form of a custom tool's input free."""
+
+
+class GrammarFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="grammar"):
+    """A format that a custom tool's input has."""
+
+    grammar: Grammar
+
+
+class OfferedCustom(Closed, frozen=True, kw_only=True):
+    """A custom tool: it takes a text."""
+
+    name: Name
+    description: Text | None = None
+    format: AnyText | GrammarFormat | None = None
+
+
+class OfferedCustomTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom"):
+    """A custom tool among the tools that the model may call."""
+
+    custom: OfferedCustom
+    cache_control: Idle = None
+
+
+AnyTool: TypeAlias = OfferedTool | OfferedCustomTool
 
 
 class ChosenFunction(Closed, frozen=True, kw_only=True):
-    """The name of the function that the model must call."""
+    """The name of the function, or of the custom tool, that the model must call."""
 
     name: str
 
 
-class ChosenTool(Closed, frozen=True, kw_only=True):
-    """The tool that the model must call."""
+class ChosenTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="function"):
+    """The function that the model must call."""
 
-    type: Function
     function: ChosenFunction
 
 
+class ChosenCustomTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom"):
+    """The custom tool that the model must call."""
+
+    custom: ChosenFunction
+
+
+class AllowedList(Closed, frozen=True, kw_only=True):
+    """Tools of which the model may call one ("auto") or must ("required")."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool | ChosenCustomTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Closed, frozen=True, kw_only=True, tag_field="type", tag="allowed_tools"):
+    """Those of the tools that may be called in this answer."""
+
+    allowed_tools: AllowedList
+
+
 ToolChoice: TypeAlias = Annotated[
-    Literal["auto", "none", "required"] | ChosenTool,
-    Meta(extra={"must": 'be "auto", "none", "required" or a function'}),
+    Literal["auto", "none", "required", "any"] | ChosenTool | ChosenCustomTool | AllowedTools,
+    Meta(extra={"must": 'be "auto", "none", "required", a tool by its type and name, or a list of allowed tools'}),
 ]
+"""Which tools may be called. "any" is another name of "required"."""
 
 
 class TextFormat(Closed, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -245,7 +320,7 @@ class StreamOptions(Closed, frozen=True, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TemplateKwargs: TypeAlias = Annotated[
     dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$(?!\n)")], Any],
     Meta(extra={"must": "be an object whose keys are names of the chat template's variables"}),
@@ -292,7 +367,6 @@ class CommonRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=T
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     best_of: Annotated[Any, only(1)] = None
     suffix: Annotated[Any, only("")] = None
-    functions: Annotated[Any, only([])] = None
     modalities: Annotated[Any, only(["text"])] = None
     # vLLM's, by the values that its clients write down though they are its defaults.
     add_generation_prompt: Annotated[Any, only(True)] = None
@@ -321,12 +395,20 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True):
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
-    tools: Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[AnyTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
+    functions: (
+        Annotated[list[OfferedFunction], Meta(max_length=MAX_TOOLS, description="What `tools` was before.")] | None
+    ) = None
+    function_call: Annotated[
+        Literal["auto", "none"] | ChosenFunction | None,
+        Meta(extra={"must": 'be "auto", "none" or an object with the name of a function'}),
+    ] = None
     parallel_tool_calls: bool | None = None
     echo: Annotated[Any, only(False)] = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateKwargs | None = None
+    prediction: Annotated[dict[str, Any] | None, idle()] = None
 
 
 class TextRequest(CommonRequest, frozen=True, kw_only=True):

@@ -17,10 +17,10 @@ from moe2.coordinator.http.body.parse import STRICT, Reading, read_struct
 from moe2.coordinator.http.body.requests import (
     MAX_TOOLS,
     AnswerTokens,
+    AnyText,
     Closed,
     Effort,
     FullText,
-    Function,
     Idle,
     JsonSchema,
     Name,
@@ -31,6 +31,8 @@ from moe2.coordinator.http.body.requests import (
 from moe2.coordinator.http.errors import invalid
 
 MAX_METADATA = 16
+SEARCH_CALL = "web_search_call"
+"""An item of earlier answers of others, by which nothing was said that the conversation would lack."""
 SEARCHES = frozenset({"web_search", "web_search_preview", "web_search_preview_2025_03_11", "web_search_2025_08_26"})
 """Tools by which OpenAI searches the web; here nobody does."""
 LOGPROBS = "message.output_text.logprobs"
@@ -86,6 +88,27 @@ class CallItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="functio
     namespace: Text | None = None
 
 
+class CustomCallItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call"):
+    """A call of a custom tool that an earlier answer made."""
+
+    call_id: FullText
+    name: FullText
+    input: Text
+    id: Text | None = None
+    status: Text | None = None
+    namespace: Text | None = None
+
+
+class CustomOutputItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom_tool_call_output"):
+    """What a custom tool has returned."""
+
+    call_id: FullText
+    output: ItemContent
+    id: Text | None = None
+    name: Text | None = None
+    status: Text | None = None
+
+
 class CallOutputItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
     """What a function has returned."""
 
@@ -118,20 +141,43 @@ class ReferenceItem(Closed, frozen=True, kw_only=True, tag_field="type", tag="it
     id: FullText
 
 
-Item: TypeAlias = MessageItem | CallItem | CallOutputItem | ReasoningItem | ReferenceItem
+Item: TypeAlias = (
+    MessageItem | CallItem | CallOutputItem | CustomCallItem | CustomOutputItem | ReasoningItem | ReferenceItem
+)
 
 # --- Tools and forms --------------------------------------------------------------------------------------------------
 
 
-class FunctionTool(Closed, frozen=True, kw_only=True):
+class FunctionTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="function"):
     """A function that the model may call. namespace: the group of functions that it was offered in."""
 
-    type: Function
     name: Name
     description: Text | None = None
     parameters: JsonSchema | None = None
     strict: bool | None = None
     namespace: Text | None = None
+
+
+class InputGrammar(Closed, frozen=True, kw_only=True, tag_field="type", tag="grammar"):
+    """A grammar that the input of a custom tool follows."""
+
+    syntax: Literal["lark", "regex"]
+    definition: FullText
+
+
+class CustomTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom"):
+    """A tool that the model may call with a text. namespace: the group of tools that it was offered in."""
+
+    name: Name
+    description: Text | None = None
+    format: AnyText | InputGrammar | None = None
+    namespace: Text | None = None
+
+
+class NamedCustomTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="custom"):
+    """The custom tool that the model must call."""
+
+    name: str
 
 
 class NamedTool(Closed, frozen=True, kw_only=True, tag_field="type", tag="function"):
@@ -144,12 +190,12 @@ class AllowedTools(Closed, frozen=True, kw_only=True, tag_field="type", tag="all
     """Those of the tools that may be called in this answer."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: list[NamedTool | NamedCustomTool]
 
 
 ResponseToolChoice: TypeAlias = Annotated[
-    Literal["auto", "none", "required"] | NamedTool | AllowedTools,
-    Meta(extra={"must": 'be "auto", "none", "required", a function or a list of allowed functions'}),
+    Literal["auto", "none", "required"] | NamedTool | NamedCustomTool | AllowedTools,
+    Meta(extra={"must": 'be "auto", "none", "required", a tool by its type and name, or a list of allowed tools'}),
 ]
 
 
@@ -206,7 +252,7 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_field
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: AnswerTokens | None = None
     text: TextOptions = TextOptions()
-    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
+    tools: Annotated[list[FunctionTool | CustomTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
     tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
@@ -231,6 +277,7 @@ CHAT_NAMES = {
     "max_tokens": "max_output_tokens",
     "response_format.json_schema.schema": "text.format.schema",
     "response_format": "text.format",
+    "tools[].custom.format": "tools[].format",
     "logprobs": "top_logprobs",
     "reasoning_effort": "reasoning.effort",
 }
@@ -243,9 +290,12 @@ def read_responses(fields: dict[str, Any], reading: Reading = STRICT) -> tuple[R
     Raises `ApiError` (400), which names the parameter that does not fit.
     """
     items = fields.get("input")
-    if isinstance(items, list):
-        fields["input"] = [_typed(item) for item in items]
     left_out: dict[str, None] = {}
+    if isinstance(items, list):
+        kept = [item for item in items if not isinstance(item, dict) or item.get("type") != SEARCH_CALL]
+        fields["input"] = [_typed(item) for item in kept]
+        if len(kept) < len(items):
+            left_out[f"input[{SEARCH_CALL}]"] = None
     if isinstance(tools := fields.get("tools"), list):
         fields["tools"] = list(_offered(tools, left_out))
     request, ignored = read_struct(fields, ResponsesRequest, reading)
@@ -313,11 +363,22 @@ def _tool_fields(request: ResponsesRequest) -> dict[str, Any]:
         if unknown := sorted(allowed - known):
             raise invalid(f"'tool_choice' allows {unknown[0]!r}, which is not among 'tools'.", param="tool_choice")
         tools, chosen = [tool for tool in tools if tool.name in allowed], choice.mode
-    elif isinstance(choice, NamedTool):
-        chosen = {"type": "function", "function": {"name": choice.name}}
-    functions = [{"type": "function", "function": _without_none(tool, "type", "namespace")} for tool in tools]
-    chat = {"tools": functions, "tool_choice": chosen}
+    elif isinstance(choice, NamedTool | NamedCustomTool):
+        kind = "function" if isinstance(choice, NamedTool) else "custom"
+        chosen = {"type": kind, kind: {"name": choice.name}}
+    chat = {"tools": [_chat_tool(tool) for tool in tools], "tool_choice": chosen}
     return chat if request.parallel_tool_calls is None else {**chat, "parallel_tool_calls": request.parallel_tool_calls}
+
+
+def _chat_tool(tool: FunctionTool | CustomTool) -> dict[str, Any]:
+    """Returns a tool as a chat completion offers it."""
+    if isinstance(tool, FunctionTool):
+        return {"type": "function", "function": _without_none(tool, "namespace")}
+    custom = _without_none(tool, "namespace", "format")
+    if isinstance(form := tool.format, InputGrammar):
+        grammar = {"syntax": form.syntax, "definition": form.definition}
+        custom["format"] = {"type": "grammar", "grammar": grammar}
+    return {"type": "custom", "custom": custom}
 
 
 def _format(chosen: PlainFormat | ObjectFormat | SchemaFormat) -> dict[str, Any]:
@@ -357,7 +418,11 @@ def _messages(instructions: str | None, conversation: Sequence[Item]) -> list[di
                 function = {"name": item.name, "arguments": item.arguments or "{}"}
                 call = {"id": item.call_id, "type": "function", "function": function}
                 _answer(messages, "").setdefault("tool_calls", []).append(call)
-            case CallOutputItem():
+            case CustomCallItem():
+                custom = {"name": item.name, "input": item.input}
+                call = {"id": item.call_id, "type": "custom", "custom": custom}
+                _answer(messages, "").setdefault("tool_calls", []).append(call)
+            case CallOutputItem() | CustomOutputItem():
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
             case ReasoningItem():
                 if thought := "".join(part.text for part in item.content or ()):

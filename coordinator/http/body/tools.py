@@ -1,5 +1,7 @@
 """The parameters for tools and for the answer's form: `tools`, `tool_choice`, `response_format`, `grammar`. PURE.
 
+`functions` and `function_call`, which OpenAI had before, are read as `tools` and `tool_choice`.
+
 Only the expert's own parser can tell whether a schema is usable or a grammar valid; it is left to it.
 """
 
@@ -7,25 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from moe2.common.generation import Generation, ToolRules
 from moe2.common.link.prompts import Tool
+from moe2.coordinator.http.body.customtools import function_of, grammar_of
 from moe2.coordinator.http.body.requests import (
     MAX_STRUCTURE_BYTES,
+    AllowedTools,
+    AnyTool,
     ChatRequest,
+    ChosenCustomTool,
+    ChosenFunction,
     ChosenTool,
     CommonRequest,
+    Grammar,
     JsonObjectFormat,
     JsonSchemaFormat,
+    OfferedFunction,
     OfferedTool,
     TextFormat,
 )
 from moe2.coordinator.http.errors import invalid, quoted, unsupported
 
 FREE_FORM = Generation()
+Choice: TypeAlias = str | ChosenTool | ChosenCustomTool | AllowedTools | None
 
 
 @dataclass(frozen=True)
@@ -40,29 +50,96 @@ class Structure:
 FREE = Structure()
 
 
-def tools_of(body: ChatRequest) -> tuple[tuple[Tool, ...], Structure]:
-    """Returns the tools that the model is to see, and the form that its answer must have."""
-    tools = _tools(body.tools or ())
-    forced = _forced(body.tool_choice, tuple(tool.name for tool in tools))
+@dataclass(frozen=True)
+class Offered:
+    """The tools of a request, and how their calls are to be shown.
+
+    tools: those that the model is to see. structure: the form that its answer must have. is_legacy: they were given as
+    `functions`. custom: names of the custom tools. input_of: the custom tool of which the whole answer is the input;
+    None where calls are to be found in the answer. left_out: parameters that change nothing.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    structure: Structure = FREE
+    is_legacy: bool = False
+    custom: frozenset[str] = frozenset()
+    input_of: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def offered_by(body: ChatRequest) -> Offered:
+    """Returns the tools that a body offers. Raises `ApiError` (400), which names the parameter."""
+    listed, choice, is_legacy = _listed(body)
+    allowed, choice = _allowed(listed, choice)
+    tools, grammars = _tools(allowed, "functions" if is_legacy else "tools")
+    custom = frozenset(each.custom.name for each in allowed if not isinstance(each, OfferedTool))
+    forced = _forced(choice, tuple(tool.name for tool in tools))
     form = structure_of(body)
     if forced is None:
-        return (), form
+        return Offered(structure=form)
+    # A grammar that cannot be kept beside other answers is told to the model, and to the client.
+    lark = [name for name, grammar in grammars.items() if grammar.syntax == "lark"]
     if not forced:
-        return tools, _optional(body, form)
+        left_out = ("tools[].custom.format",) if lark else ()
+        return Offered(tools, _optional(body, allowed, form), is_legacy, custom, left_out=left_out)
     if body.grammar is not None:
         raise unsupported("grammar", hint="Together with 'tools' it needs 'tool_choice': \"none\" or \"auto\".")
+    if len(forced) == 1 and forced[0] in lark:
+        grammar = Generation(grammar=grammars[forced[0]].definition, grammar_syntax="lark")
+        return Offered(tools, Structure("tools", grammar), custom=custom, input_of=forced[0])
     # An answer that is a call has no text that `response_format` could be about.
-    return tools, Structure("tools", Generation(forced_tools=forced))
+    left_out = ("tools[].custom.format",) if set(lark) & set(forced) else ()
+    return Offered(tools, Structure("tools", Generation(forced_tools=forced)), is_legacy, custom, left_out=left_out)
 
 
-def _optional(body: ChatRequest, form: Structure) -> Structure:
+def _listed(body: ChatRequest) -> tuple[Sequence[AnyTool], Choice, bool]:
+    """Returns the tools of a body, which of them are to be called, and whether they have their older names."""
+    if body.functions is None and body.function_call is None:
+        return body.tools or (), body.tool_choice, False
+    if body.tools is not None or body.tool_choice is not None:
+        raise invalid("Set 'tools' or 'functions', not both.", param="functions")
+    choice: Choice = None
+    if isinstance(body.function_call, ChosenFunction):
+        choice = ChosenTool(function=body.function_call)
+    elif body.function_call is not None:
+        choice = body.function_call
+    return [OfferedTool(function=function) for function in body.functions or ()], choice, True
+
+
+def _allowed(tools: Sequence[AnyTool], choice: Choice) -> tuple[Sequence[AnyTool], Choice]:
+    """Returns the tools that may be called in this answer, and the choice among them."""
+    if not isinstance(choice, AllowedTools):
+        return tools, choice
+    names = {_chosen_name(each) for each in choice.allowed_tools.tools}
+    if unknown := sorted(names - {_name(tool) for tool in tools}):
+        raise invalid(f"'tool_choice' allows {quoted(unknown[0])}, which is not among 'tools'.", param="tool_choice")
+    return [tool for tool in tools if _name(tool) in names], choice.allowed_tools.mode
+
+
+def _name(tool: AnyTool) -> str:
+    return tool.function.name if isinstance(tool, OfferedTool) else tool.custom.name
+
+
+def _chosen_name(choice: ChosenTool | ChosenCustomTool) -> str:
+    return choice.function.name if isinstance(choice, ChosenTool) else choice.custom.name
+
+
+def _optional(body: ChatRequest, tools: Sequence[AnyTool], form: Structure) -> Structure:
     """Returns the form of an answer that may call tools, but need not: what of it is no call has the form asked for."""
-    strict = tuple(tool.function.name for tool in body.tools or () if tool.function.strict)
+    strict = tuple(_name(tool) for tool in tools if _is_strict(tool))
     is_parallel = body.parallel_tool_calls is not False
     if form is FREE and not strict and is_parallel:
         return FREE
     rules = ToolRules(strict=strict, parallel=is_parallel)
     return Structure("tools" if strict else form.param, msgspec.structs.replace(form.form, tool_rules=rules))
+
+
+def _is_strict(tool: AnyTool) -> bool:
+    """Whether a call of the tool keeps to its schema, as that of a custom tool does whose input has a pattern."""
+    if isinstance(tool, OfferedTool):
+        return bool(tool.function.strict)
+    form = grammar_of(tool.custom)
+    return form is not None and form.grammar.syntax == "regex"
 
 
 def structure_of(body: CommonRequest) -> Structure:
@@ -79,21 +156,31 @@ def structure_of(body: CommonRequest) -> Structure:
     return Structure("grammar", Generation(grammar=body.grammar, grammar_syntax=body.grammar_syntax or "gbnf"))
 
 
-def _tools(offered: Sequence[OfferedTool]) -> tuple[Tool, ...]:
-    tools = tuple(
-        Tool(
-            name=tool.function.name,
-            description=tool.function.description,
-            parameters=_schema(tool.function.parameters, f"tools[{index}].function.parameters"),
-        )
-        for index, tool in enumerate(offered)
-    )
-    if len({tool.name for tool in tools}) < len(tools):
-        raise invalid("'tools' has two functions of the same name.", param="tools")
-    return tools
+def _tools(offered: Sequence[AnyTool], param: str) -> tuple[tuple[Tool, ...], dict[str, Grammar]]:
+    """Returns tools as the model is offered them, and the grammars of custom ones by their names."""
+    tools: dict[str, Tool] = {}
+    grammars: dict[str, Grammar] = {}
+    for index, tool in enumerate(offered):
+        if isinstance(tool, OfferedTool):
+            where = f"{param}[{index}].function" if param == "tools" else f"{param}[{index}]"
+            made = _function(tool.function, f"{where}.parameters")
+        else:
+            plain, schema = function_of(tool.custom, f"{param}[{index}].custom")
+            made = msgspec.structs.replace(plain, parameters=_schema(schema, f"{param}[{index}].custom.format"))
+            if (form := grammar_of(tool.custom)) is not None:
+                grammars[made.name] = form.grammar
+        if made.name in tools:
+            raise invalid(f"'{param}' has two functions of the same name.", param=param)
+        tools[made.name] = made
+    return tuple(tools.values()), grammars
 
 
-def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[str, ...] | None:
+def _function(function: OfferedFunction, where: str) -> Tool:
+    parameters = _schema(function.parameters, where)
+    return Tool(name=function.name, description=function.description, parameters=parameters)
+
+
+def _forced(choice: Choice, names: tuple[str, ...]) -> tuple[str, ...] | None:
     """Returns the tools of which one must be called: none where the model is free, None where it has no tools."""
     if choice is None or choice == "auto":
         return () if names else None
@@ -101,9 +188,9 @@ def _forced(choice: str | ChosenTool | None, names: tuple[str, ...]) -> tuple[st
         return None
     if not names:
         raise invalid("'tool_choice' needs 'tools'.", param="tool_choice")
-    if isinstance(choice, str):
+    if not isinstance(choice, ChosenTool | ChosenCustomTool):
         return names
-    name = choice.function.name
+    name = _chosen_name(choice)
     if name not in names:
         raise invalid(f"'tool_choice' names {quoted(name)}, which is not among 'tools'.", param="tool_choice")
     return (name,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.face import PartReader, Text
+from moe2.coordinator.http.toolcalls import told
 
 CALL = '<tool_call>{"name": "time", "arguments": {}}</tool_call>'
 
@@ -26,7 +27,7 @@ def test_calls_come_in_their_place_with_ids_of_the_request() -> None:
     """Text before a call comes before it; the call's id is the request's own, and the answer ends for its calls."""
     reader = PartReader(frozenset({"time"}), "req-1")
     parts = [*reader.feed(pieces("Let me ", "see. ", CALL[:20])), *reader.feed(pieces(CALL[20:])), *reader.finish()]
-    assert "".join(str(part) for part in parts[:-1]) == "Let me see."
+    assert "".join(str(part) for part in parts if isinstance(part, Text)) == "Let me see."
     assert parts[-1] == ToolCall(id="call_1_0", name="time", arguments="{}")
     assert (reader.reason("stop"), reader.reason("length")) == ("tool_calls", "length")
 
@@ -36,7 +37,8 @@ def test_reasoning_is_a_part_of_its_own() -> None:
     thought = TokenPiece(CALL, is_reasoning=True)
     reader = PartReader(frozenset({"time"}), "req-1")
     parts = [*reader.feed([thought, *pieces('{"name": "time"}')]), *reader.finish()]
-    assert parts == [Text([thought], is_reasoning=True), ToolCall(id="call_1_0", name="time", arguments="{}")]
+    call = ToolCall(id="call_1_0", name="time", arguments="{}")
+    assert parts == [Text([thought], is_reasoning=True), *told(call)]
 
 
 def test_no_tokens_are_no_parts() -> None:

@@ -18,6 +18,7 @@ from moe2.common.link.prompts import ToolCall
 from moe2.coordinator.http.errors import invalid, refused
 from moe2.coordinator.http.face import End, Origin, Part, Text
 from moe2.coordinator.http.messages import MessageEncoder, error_body
+from moe2.coordinator.http.toolcalls import told
 from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.lives import LifeBench
 
@@ -77,7 +78,7 @@ def test_a_message_is_anthropics() -> None:
 
 def test_a_stream_has_anthropics_events() -> None:
     """A block is opened, written and closed; the next one has the next index."""
-    events = streamed(text("a"), text("b"), CALL)
+    events = streamed(text("a"), text("b"), *told(CALL))
     assert [(event["type"], event.get("index")) for event in events] == [
         ("message_start", None),
         ("content_block_start", 0),
@@ -93,7 +94,9 @@ def test_a_stream_has_anthropics_events() -> None:
     assert events[0]["message"]["usage"]["input_tokens"] == 7
 
 
-@pytest.mark.parametrize("parts", [(), (text("a"),), (CALL,), (text("Hm."), CALL, CALL, text("a", "b"))])
+@pytest.mark.parametrize(
+    "parts", [(), (text("a"),), told(CALL), (text("Hm."), *told(CALL), *told(CALL), text("a", "b"))]
+)
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls"])
 def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...], reason: str) -> None:
     """The SDK's types take each event; its accumulator ends with the message that is not streamed."""

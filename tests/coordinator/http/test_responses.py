@@ -18,6 +18,7 @@ from moe2.coordinator.http.body.responses import Item, read_responses
 from moe2.coordinator.http.errors import invalid
 from moe2.coordinator.http.face import End, Origin, Part, Text
 from moe2.coordinator.http.responses import ResponseEncoder
+from moe2.coordinator.http.toolcalls import told
 from moe2.coordinator.serving.receipt import receipt_of
 from tests.coordinator.lives import LifeBench
 
@@ -85,11 +86,13 @@ def test_a_text_streams_in_the_order_of_openai() -> None:
 
 def test_events_are_numbered_without_a_hole() -> None:
     """Each event has the next sequence number."""
-    events = streamed(text("a"), CALL, text("b"), reason="length")
+    events = streamed(text("a"), *told(CALL), text("b"), reason="length")
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
-@pytest.mark.parametrize("parts", [(), (text("a"),), (CALL,), (text("Hm."), CALL, OTHER_CALL, text("a", "b"))])
+@pytest.mark.parametrize(
+    "parts", [(), (text("a"),), told(CALL), (text("Hm."), *told(CALL), *told(OTHER_CALL), text("a", "b"))]
+)
 def test_the_sdk_puts_a_stream_together_again(parts: tuple[Part, ...]) -> None:
     """The SDK's types take each event strictly; its accumulator ends with the response that is not streamed."""
     state: Any = ResponseStreamState(input_tools=omit, text_format=omit)
@@ -162,7 +165,7 @@ def test_an_error_in_a_stream_is_a_failed_response() -> None:
 
 def test_what_is_kept_is_what_was_answered() -> None:
     """The next turn finds the items by the ids that the client was told."""
-    answer = whole(text("Hm."), CALL)
+    answer = whole(text("Hm."), *told(CALL))
     ((kept, items),) = KEPT
     assert kept["id"] == answer["id"] == "resp_1"
     assert list(items) == [item["id"] for item in answer["output"]]

@@ -11,11 +11,29 @@ from hypothesis import strategies as st
 
 from moe2.common.link.messages import TokenPiece
 from moe2.common.link.prompts import ToolCall
-from moe2.coordinator.http.toolcalls import CallReader
+from moe2.coordinator.http.toolcalls import CallArguments, CallBegun, CallReader
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln"}}'
 PARTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", WEATHER, '{"name": "nobody"}', " ", "\n", "<", "text", "{", "[", "<tool", "é"]
+    [
+        "<tool_call>",
+        "</tool_call>",
+        WEATHER,
+        '{"name": "nobody"}',
+        " ",
+        "\n",
+        "<",
+        "text",
+        "{",
+        "[",
+        "<tool",
+        "é",
+        WEATHER[:-2],
+        WEATHER[:-9],
+        "}",
+        '"',
+        ", ",
+    ]
 )
 
 
@@ -40,6 +58,9 @@ def read(*texts: str) -> tuple[str, list[ToolCall]]:
         f"[{WEATHER}]",
         WEATHER.replace("arguments", "parameters"),
         json.dumps({"name": "weather", "arguments": '{"city": "Köln"}'}),
+        f"<tool_call>{WEATHER[:-1]}</tool_call>",
+        f"<tool_call>{WEATHER[:-1]}, 'id': 3}}</tool_call>",
+        f"<tool_call>{WEATHER[:-1]}",
     ],
 )
 def test_each_form_of_a_call_is_found(answer: str) -> None:
@@ -67,8 +88,6 @@ def test_calls_may_follow_text_and_each_other() -> None:
         '{"name": "nobody", "arguments": {}}',
         '{"name": "weather", "arguments": 3}',
         '{"name": "weather", "arguments": "{"}',
-        f"<tool_call>{WEATHER[:-1]}</tool_call>",
-        f"<tool_call>{WEATHER[:-1]}",
         '<tool_call>{"name": ["weather"]}</tool_call>',
         f"[{WEATHER}, 1]",
         "[" * 100_000,
@@ -102,6 +121,41 @@ def test_tokens_of_text_keep_their_log_probabilities() -> None:
     assert isinstance(found[-1], ToolCall)
 
 
+def test_arguments_come_as_they_are_written() -> None:
+    """The name first, then each piece of the arguments, which add up to those of the whole call."""
+    reader = CallReader({"weather"}, ids="x")
+    texts = [
+        "<tool",
+        '_call>{"name": "weather", "argu',
+        'ments": {"ci',
+        'ty": "K\\"',
+        "}\n",
+        'ö"',
+        " }",
+        "}</tool_call>",
+        "Bye",
+    ]
+    found = [reader.feed([TokenPiece(text)]) for text in texts]
+    assert found[2] == [CallBegun("call_x_0", "weather"), CallArguments('{"ci')]
+    arguments = '{"city": "K\\"}\\nö" }'
+    assert "".join(part.text for parts in found for part in parts if isinstance(part, CallArguments)) == arguments
+    assert found[6][-1] == ToolCall(id="call_x_0", name="weather", arguments=arguments)
+    assert json.loads(arguments) == {"city": 'K"}\nö'}
+    assert found[8] == [(TokenPiece("Bye"),)]
+
+
+def test_a_call_that_is_cut_off_keeps_what_there_is() -> None:
+    """An answer that ends within the arguments has a call with the beginning of these."""
+    text, calls = read('<tool_call>{"name": "weather", "arguments": {"city": "K')
+    assert (text, [call.arguments for call in calls]) == ("", ['{"city": "K'])
+
+
+def test_text_behind_a_bare_call_is_text() -> None:
+    """Nothing is lost of an answer that goes on after a call."""
+    text, calls = read(f"{WEATHER}\nThat is it.")
+    assert (text, len(calls)) == ("That is it.", 1)
+
+
 @given(st.lists(PARTS, max_size=12), st.data())
 def test_how_the_answer_is_cut_changes_nothing(parts: list[str], data: st.DataObject) -> None:
     """The result does not depend on where the answer is cut into tokens."""
@@ -127,6 +181,6 @@ def test_an_answer_without_calls_is_its_own_text(parts: list[str]) -> None:
 def test_a_call_beyond_the_limit_is_left_out(answer: str) -> None:
     """Where the client wants one call at most, a second one is neither a call nor text."""
     reader = CallReader({"weather"}, ids="x", most_calls=1)
-    [call] = [*reader.feed([TokenPiece(answer)]), *reader.finish()]
-    assert isinstance(call, ToolCall)
+    found = [*reader.feed([TokenPiece(answer)]), *reader.finish()]
+    assert [type(part) for part in found] == [CallBegun, CallArguments, ToolCall]
     assert reader.n_calls == 1

@@ -127,7 +127,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
     ({"grammar": 'start: "a"', "grammar_syntax": "ebnf"}, "grammar_syntax"),
     ({"grammar_syntax": "lark"}, "grammar_syntax"),
-    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"functions": [{"name": "f"}], "tools": []}, "functions"),
 ]
 
 
