@@ -127,6 +127,6 @@ def test_variables_that_are_not_the_clients_are_refused(kwargs: Any, param: str)
 @pytest.mark.parametrize("effort", ["huge", 3, True])
 def test_an_unknown_effort_is_refused(effort: Any) -> None:
     """The error lists the efforts that there are."""
-    with pytest.raises(ApiError, match="low, medium, minimal, none") as raised:
+    with pytest.raises(ApiError, match="low, max, medium, minimal, none") as raised:
         chat(reasoning_effort=effort)
     assert raised.value.param == "reasoning_effort"
