@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -131,8 +132,8 @@ def drawn(folder: Path, size: int, seed: int, only: str) -> tuple[list[str], int
 
 def error_of(share: float, drawn_count: int, whole_count: int) -> float:
     """Return half the 95 % interval of a share that was found in a sample without replacement, by Wilson's formula."""
-    z = 1.96 * ((whole_count - drawn_count) / max(1, whole_count - 1)) ** 0.5
-    return z / (1 + z * z / drawn_count) * (share * (1 - share) / drawn_count + (z / (2 * drawn_count)) ** 2) ** 0.5
+    z = 1.96 * math.sqrt((whole_count - drawn_count) / max(1, whole_count - 1))
+    return z / (1 + z * z / drawn_count) * math.sqrt(share * (1 - share) / drawn_count + (z / (2 * drawn_count)) ** 2)
 
 
 def score(folder: Path) -> tuple[dict[str, float | int | None], list[str]]:

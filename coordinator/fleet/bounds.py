@@ -27,8 +27,10 @@ def shown(value: T, most: int = MAX_TEXT_CHARACTERS) -> T:
     value: a text, a struct or tuple that holds some, or anything else. What needs no change is returned as it is.
     """
     made: object = value
-    if type(value) is str:
-        made = CONTROL.sub(" ", value[:most]) if len(value) > most or CONTROL.search(value) else value
+    if isinstance(value, str):
+        # A word of an enumeration is a text, too, and sound.
+        is_sound = type(value) is not str or (len(value) <= most and CONTROL.search(value) is None)
+        made = value if is_sound else CONTROL.sub(" ", value[:most])
     elif isinstance(value, msgspec.Struct):
         fields = {name: getattr(value, name) for name in value.__struct_fields__}
         changed = {name: text for name, part in fields.items() if (text := shown(part, most)) is not part}
