@@ -51,7 +51,7 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen, send_deadline
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
@@ -180,6 +180,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
+        self._files_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -248,11 +249,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api)),
+                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s),
                 self._api_connections,
                 meant_path=meant_path,
             )
-            await stack.enter_async_context(self._files.listening(self._tls.agents))
+            push = self._settings.push
+            if push.port is not None:
+                self._pushes.port = await listen(
+                    stack,
+                    self._files.app(),
+                    Listening("push", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    self._files_connections,
+                )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -355,6 +363,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
         self._agents_connections.most = agents.max_connections_per_address
+        self._files_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -368,7 +377,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app = web.Application(
             middlewares=[
                 answer_errors,
-                send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
                 Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
