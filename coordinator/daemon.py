@@ -51,7 +51,7 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen, send_deadline
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
 from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
@@ -249,7 +249,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api)),
+                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s),
                 self._api_connections,
                 meant_path=meant_path,
             )
@@ -369,7 +369,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app = web.Application(
             middlewares=[
                 answer_errors,
-                send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
                 Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
