@@ -181,6 +181,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
+        self._files_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -253,7 +254,14 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
                 self._api_connections,
                 meant_path=meant_path,
             )
-            await stack.enter_async_context(self._files.listening(self._tls.agents))
+            push = self._settings.push
+            if push.port is not None:
+                self._pushes.port = await listen(
+                    stack,
+                    self._files.app(),
+                    Listening("push", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    self._files_connections,
+                )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -356,6 +364,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
         self._agents_connections.most = agents.max_connections_per_address
+        self._files_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
