@@ -122,7 +122,7 @@ async def test_what_was_drawn_without_an_answer_is_given_back(
             assert isinstance(await one.request(Amount(tokens=10)), NoExpert)
             assert drawn(session)["a"] > 10
         await until(lambda: drawn(session) == {"a": 0})
-        assert one.lender._budget(one.principal, DAY).is_unsure is False
+        await until(lambda: not one.lender._budget(one.principal, DAY).is_unsure)
 
 
 async def test_a_register_that_lost_its_last_change_in_a_failover_is_read_again(
