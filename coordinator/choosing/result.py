@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from moe2.common.error_codes import ErrorCode
-from moe2.coordinator.choosing.forecast import Forecast, IntArray, Prediction
+from moe2.coordinator.choosing.forecast import FloatArray, Forecast, IntArray, Prediction
 from moe2.coordinator.choosing.panel_cost import Work
 from moe2.coordinator.choosing.power_cap import FleetDraw
 from moe2.coordinator.choosing.quality import PromptScores, SetWorth
@@ -59,6 +61,14 @@ class Outlook:
     """Score, 0..1, that one joule has to bring: the sum of `prices`, and of the request's own price."""
     prices: tuple[ScopePrice, ...] = ()
     """The average budgets that hold for the request, with their prices."""
+
+    @cached_property
+    def net_scores(self) -> FloatArray:
+        """(N,) each expert's score for the prompt, less the price of the joules to expect of it."""
+        scores = self.prompt_scores.scores
+        if self.price_per_j == 0.0:
+            return scores
+        return np.asarray(scores - self.price_per_j * self.forecast.expected_j)
 
     def at(self, place: int) -> Considered:
         """The figures of the expert at `place` in the roster."""
