@@ -1,4 +1,4 @@
-"""A draft model beside a real one, in one engine: answers as without, faster where it pays, left out where it cannot."""
+"""A draft model beside a real one in one engine: answers as without, faster where it pays, left out where it cannot."""
 
 from __future__ import annotations
 
