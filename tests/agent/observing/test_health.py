@@ -195,10 +195,3 @@ def test_a_draft_model_that_does_not_guess_is_named() -> None:
     warning = only(agent_warnings(CONNECTED, (expert(draft_fault="It has another vocabulary."),), (PRESENT,)))
     assert (warning.code, warning.severity) == ("draft_unused", Severity.NOTICE)
     assert "m is served without its draft model: It has another vocabulary." in warning.message
-
-
-def test_a_draft_model_that_does_not_guess_is_named() -> None:
-    """A notice with the reason: the model answers all the same."""
-    warning = only(agent_warnings(CONNECTED, (expert(draft_fault="It has another vocabulary."),), (PRESENT,)))
-    assert (warning.code, warning.severity) == ("draft_unused", Severity.NOTICE)
-    assert "m is served without its draft model: It has another vocabulary." in warning.message
