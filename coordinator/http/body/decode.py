@@ -60,9 +60,16 @@ def _check_count(body: bytes) -> None:
     """Raises `ApiError` (400) for a body with too many parts, before anything is built of it."""
     if sum(map(body.count, _MARKS)) <= MAX_FIELDS and body.count(b'"') <= 2 * MAX_TEXTS:
         return
-    # What stands within texts is no part.
-    bare, n_texts = _TEXT.subn(b"", body)
-    if sum(map(bare.count, _MARKS)) > MAX_FIELDS or n_texts > MAX_TEXTS:
+    # What stands within texts is no part. Looking ends where there are too many: it, too, holds everybody up.
+    n_fields = n_texts = end = 0
+    for text in _TEXT.finditer(body):
+        n_fields += sum(body.count(mark, end, text.start()) for mark in _MARKS)
+        n_texts += 1
+        end = text.end()
+        if n_fields > MAX_FIELDS or n_texts > MAX_TEXTS:
+            break
+    n_fields += sum(body.count(mark, end) for mark in _MARKS) if n_texts <= MAX_TEXTS else 0
+    if n_fields > MAX_FIELDS or n_texts > MAX_TEXTS:
         raise invalid(
             f"The body has more than {MAX_FIELDS:,} objects, lists and fields, or more than {MAX_TEXTS:,} texts, all "
             "depths together. Send fewer messages, or join their parts."
