@@ -88,7 +88,8 @@ def open_drafter(
                 f"The draft model {companion.path} {'writes no text' if draft.embeds else 'cannot take back tokens'}.",
                 remedy="Choose a decoder-only model that is not recurrent.",
             )
-        context = Context(draft, companion, lanes=companion.slots, outputs=companion.slots, threads=threads)
+        # llama.cpp wants a row of logits for each sequence, the one that fills up batches among them.
+        context = Context(draft, companion, lanes=companion.slots, outputs=companion.slots + 1, threads=threads)
         own.callback(context.close)
         apply_adapters(draft, context, companion.lora)
         with measured_alone(companion.measuring_lock, clock=clock, sleep=time.sleep):
