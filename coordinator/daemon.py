@@ -51,8 +51,9 @@ from moe2.coordinator.http.paths import meant_path
 from moe2.coordinator.http.plan import PlanRoutes
 from moe2.coordinator.http.response_routes import ResponsesRoutes
 from moe2.coordinator.http.routes import CalibrationRoute, FleetRoutes, MetricsRoute, OpenApiRoute, WishRoute
-from moe2.coordinator.http.transport import Listening, OpenConnections, listen, send_deadline
+from moe2.coordinator.http.transport import Listening, OpenConnections, listen
 from moe2.coordinator.http.upload import BodyReader
+from moe2.coordinator.keys.keys import DailyLimits
 from moe2.coordinator.keys.store import KeyFile, KeyRing
 from moe2.coordinator.ledger.accounts import Accounts, day_of
 from moe2.coordinator.ledger.report import Span, lengths
@@ -180,6 +181,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._tls = ListenerTls(settings)
         self._api_connections = OpenConnections(settings.api.max_connections_per_address)
         self._agents_connections = OpenConnections(agents.max_connections_per_address)
+        self._files_connections = OpenConnections(agents.max_connections_per_address)
         self._keeper = Keeper(
             settings.provisioning,
             table=self._table,
@@ -248,11 +250,18 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
             api_port = await listen(
                 stack,
                 self._api_app(),
-                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api)),
+                Listening("api", api.host, api.port, api.header_timeout_s, _context(self._tls.api), api.send_timeout_s),
                 self._api_connections,
                 meant_path=meant_path,
             )
-            await stack.enter_async_context(self._files.listening(self._tls.agents))
+            push = self._settings.push
+            if push.port is not None:
+                self._pushes.port = await listen(
+                    stack,
+                    self._files.app(),
+                    Listening("push", push.host, push.port, agents.handshake_s, _context(self._tls.agents)),
+                    self._files_connections,
+                )
             self.agents_url = f"{'wss' if agents.tls else 'ws'}://{_in_url(agents.host)}:{agents_port}"
             self.api_url = f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{api_port}"
             log.info("coordinator_started", version=__version__, api=self.api_url, agents=self.agents_url)
@@ -355,6 +364,7 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         self._service.max_active = api.max_active_requests
         self._api_connections.most = api.max_connections_per_address
         self._agents_connections.most = agents.max_connections_per_address
+        self._files_connections.most = agents.max_connections_per_address
         self._answering.use(api)
         self._browsers.use(api)
         self._table.set_ages(stale_s=agents.stale_s, evict_s=agents.evict_s)
@@ -368,7 +378,6 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         app = web.Application(
             middlewares=[
                 answer_errors,
-                send_deadline(api.send_timeout_s),
                 self._browsers.middleware,
                 Guard(self._keys, rates=self._pair.rates if self._pair else None).middleware,
                 bodies.middleware,
@@ -381,9 +390,20 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
         EmbeddingsRoutes(self._answering, self._table).add_to(app)
         ResponsesRoutes(self._answering).add_to(app)
         PlanRoutes(self._service, self._answering.reading).add_to(app)
-        FeedbackRoutes(self._feedback, self._feedback_file, on_score=self._scored).add_to(app)
+        FeedbackRoutes(
+            self._feedback,
+            self._feedback_file,
+            on_score=self._scored,
+            elsewhere=self._pair.answers if self._pair else None,
+        ).add_to(app)
         self._fleet.add_to(app)
-        LedgerRoute(self._ledger.path, self._accounts, clock=time).add_to(app)
+        LedgerRoute(
+            self._ledger.path,
+            self._accounts,
+            clock=time,
+            shared=self._pair.books if self._pair else None,
+            limits_of=self._limits_of,
+        ).add_to(app)
         MetricsRoute(self._metrics).add_to(app)
         EventsRoute(self._past, status=self.status, power=self._table.fleet_power, lives=self._service.lives).add_to(
             app
@@ -423,8 +443,19 @@ class CoordinatorDaemon(Daemon[CoordinatorSettings]):
 
     def _scored_elsewhere(self, scores: list[Feedback]) -> None:
         for feedback in scores:
+            own = self._feedback.completed(feedback)
+            if own is not None:
+                try:
+                    self._feedback_file.append(own)
+                except OSError as error:
+                    log.error("feedback_not_kept", path=str(self._feedback_file.path), reason=str(error))
             self._feedback.accept(feedback)
         self._selector.scorer.tallies_changed()
+
+    def _limits_of(self, key_id: str | None) -> DailyLimits:
+        """Returns the limits of a key that only another coordinator has seen today."""
+        known = self._pair.keys.read().by_id() if self._pair else {}
+        return known[key_id].principal.daily if key_id in known else DailyLimits()
 
     def _why_not_ready(self) -> str | None:
         if self._service.stopping:

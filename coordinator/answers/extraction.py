@@ -61,6 +61,8 @@ _WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
+_LARGER = re.compile(r"\b(?:(?:thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|millions?|billions?|dozens?)\b")
+"""Words that make another number of the one beside them."""
 _AMBIGUOUS = object()
 
 
@@ -185,7 +187,7 @@ def _named_first(segment: str, form: AnswerForm) -> str | object | None:
         return alone
     mentions = list(_mentions(sentence, form))
     if mentions and mentions[0][0] == 0:
-        return _key(mentions[0][1], form)
+        return _AMBIGUOUS if mentions[1:] and mentions[1][0] == 0 else _key(mentions[0][1], form)
     for pattern in (_BARE, _SMALL_AT_END):
         bare = pattern.match(segment if pattern is _BARE else sentence)
         if bare and bare[1].upper() in form.letters and (bare[1].isupper() or pattern is _SMALL_AT_END):
@@ -202,7 +204,7 @@ def _named_first(segment: str, form: AnswerForm) -> str | object | None:
 def _mentions(text: str, form: AnswerForm) -> Iterator[tuple[int, int]]:
     """The options' texts within a text, as (word at which it begins, place of the option).
 
-    Where options are prefixes of each other the longest one counts.
+    Where options are prefixes of each other the longest one counts; of options with the same words, all are mentioned.
     """
     words = _plain(text[-MAX_CHARACTERS:]).split()
     options = sorted(((_plain(choice).split(), place) for place, choice in enumerate(form.choices)), key=_longest_first)
@@ -213,8 +215,7 @@ def _mentions(text: str, form: AnswerForm) -> Iterator[tuple[int, int]]:
     at = 0
     while at < len(words):
         hits = [hit for hit in by_first.get(words[at], ()) if words[at : at + len(hit[0])] == hit[0]]
-        if hits:
-            yield at, hits[0][1]
+        yield from ((at, place) for option, place in hits if len(option) == len(hits[0][0]))
         at += len(hits[0][0]) if hits else 1
 
 
@@ -256,6 +257,8 @@ def _in_words(text: str) -> Fraction | None:
     """The number that a short text names in a word, such as "seven apples"; None for any other."""
     words = normalised(text[:MAX_SEGMENT]).split()
     named = [word for word in words if word in _WORDS]
+    if _LARGER.search(" ".join(words)):
+        return None
     return Fraction(_WORDS.index(named[0])) if len(named) == 1 and len(words) <= MAX_SHORT_WORDS else None
 
 

@@ -94,6 +94,15 @@ class Forecast:
         with_it_w = self.roster.host_w(self.prompt_tokens, self.answer_tokens, self.busy + 1)
         return np.asarray(np.maximum(with_it_w - np.nan_to_num(before_w), 0.0))
 
+    @cached_property
+    def expected_j(self) -> FloatArray:
+        """(N,) joules to expect of each expert; unknown ones count as the most expensive known, or as 0 without any."""
+        joules = self.energy_j.p50
+        unknown = np.isnan(joules)
+        if not unknown.any():
+            return joules
+        return np.where(unknown, 0.0 if unknown.all() else joules[~unknown].max(), joules)
+
     def prediction(self, place: int) -> Prediction:
         """What the request takes on the expert at `place`."""
         report, busy, decoded = self.roster.experts[place].report, int(self.busy[place]), self.answer_tokens
@@ -331,13 +340,10 @@ def _factors(spreads: Sequence[Spread]) -> FloatArray:
 
 def _dot(coefficients: FloatArray, features: Sequence[float]) -> FloatArray:
     """(N,) the sum of coefficients times features. coefficients: one row (N,) each. features: numbers, or (N,) each."""
-    total = np.zeros(coefficients.shape[-1])
-    for row, feature in zip(coefficients, features, strict=True):
-        total += row * feature
-    return total
+    first, *others = (row * feature for row, feature in zip(coefficients, features, strict=True))
+    return np.asarray(sum(others, first))
 
 
 def _around(mean: FloatArray, factors: FloatArray, later_s: FloatArray | float = 0.0) -> Range:
     """The quantiles of a cost with the given mean (N,), `later_s` later; factors: (2, N)."""
-    p50, p95 = factors
-    return Range(mean * p50 + later_s, mean * p95 + later_s)
+    return Range(*(mean * factors + later_s))

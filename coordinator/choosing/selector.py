@@ -51,7 +51,6 @@ from moe2.coordinator.choosing.request import (
 )
 from moe2.coordinator.choosing.result import Member, NoExpert, Outlook, Selection
 from moe2.coordinator.fleet.table import Expert, HostPower
-from moe2.coordinator.planning.exclusions import Cause
 from moe2.coordinator.planning.frontier import FrontierPoint, frontier
 from moe2.coordinator.planning.proof import Plan
 from moe2.coordinator.planning.search import Effort
@@ -449,8 +448,7 @@ def _candidates(plan: Plan, budgets: Budgets) -> IntArray:
     Without `max_experts` that is every expert that keeps the budgets alone: one that adds nothing on average may still
     be the best for this prompt, or the first to be free.
     """
-    places = np.sort(plan.members)
-    return places if budgets.max_experts is not None else np.union1d(places, plan.exclusions.places((Cause.NO_GAIN,)))
+    return plan.within_limits if budgets.max_experts is None else np.sort(plan.members)
 
 
 def _all_ruled_out(request: SelectionRequest, roster: Roster, ruled_out: Mapping[str, str]) -> NoExpert:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from io import FileIO
@@ -13,9 +12,9 @@ from io import FileIO
 import structlog
 from aiohttp import web
 
+from moe2.common.errors import Moe2Error
 from moe2.common.link.supply import FILES_PATH, TICKET_HEADER
-from moe2.common.listening import open_listener
-from moe2.common.tls.contexts import ServerTls
+from moe2.common.token_bucket import TokenBucket
 from moe2.coordinator.fleet.doorkeeper import Doorkeeper
 from moe2.coordinator.fleet.register import AgentRefusedError
 from moe2.coordinator.supply.pushes import Pushes
@@ -27,7 +26,7 @@ log = structlog.get_logger()
 CHUNK_BYTES = 1 << 19
 SEND_S = 60.0
 """A chunk that an agent does not take within this time ends the connection; the agent then asks for the rest."""
-GOODBYE_S = 1.0
+REFUSALS_LOGGED_PER_MINUTE = 60.0
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-")
 
 
@@ -52,40 +51,14 @@ class FileListener:
     def __init__(self, pushes: Pushes, doorkeeper: Doorkeeper, settings: PushSection) -> None:
         self._pushes = pushes
         self._doorkeeper = doorkeeper
-        self._settings = settings
         self._pace = Pace(settings.max_bytes_per_s)
+        self._refusals_logged = TokenBucket(REFUSALS_LOGGED_PER_MINUTE, 0.0)
 
     def app(self) -> web.Application:
-        """The application of the listener."""
+        """Returns the application of the listener."""
         app = web.Application()
         app.router.add_get(FILES_PATH, self._give, allow_head=False)
         return app
-
-    @asynccontextmanager
-    async def listening(self, tls: ServerTls | None) -> AsyncIterator[None]:
-        """Listens for the length of the block where a port is set. Raises `Moe2Error` if it cannot be had."""
-        settings = self._settings
-        if settings.port is None:
-            yield
-            return
-        runner = web.AppRunner(
-            self.app(),
-            access_log=None,
-            handle_signals=False,
-            handler_cancellation=True,
-            shutdown_timeout=GOODBYE_S,
-            auto_decompress=False,
-        )
-        await runner.setup()
-        try:
-            context = tls.context if tls else None
-            self._pushes.port = await open_listener(
-                runner, settings.host, settings.port, section="push", context=context
-            )
-            yield
-        finally:
-            self._pushes.port = None
-            await runner.cleanup()
 
     async def _give(self, request: web.Request) -> web.StreamResponse:
         if "Origin" in request.headers or request.body_exists:
@@ -94,11 +67,14 @@ class FileListener:
             identity = await self._doorkeeper.admit(request.headers)
         except AgentRefusedError as error:
             raise web.HTTPUnauthorized(text="This is no agent's credential.") from error
+        except Moe2Error as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
         now_s = asyncio.get_running_loop().time()
         agent_id = identity.agent_id or ""
         found = self._pushes.admit(request.headers.get(TICKET_HEADER, ""), agent_id, now_s)
         if isinstance(found, TicketFault):
-            log.warning("ticket_refused", reason=found.value, agent_id=agent_id, peer=request.remote)
+            if self._refusals_logged.take(now_s) == 0.0:
+                log.warning("ticket_refused", reason=found.value, agent_id=agent_id, peer=request.remote)
             raise web.HTTPForbidden(text=f"The ticket opens nothing: {found.value}.")
         push, part = found
         path, whole = push.parcel.paths[part], push.parcel.parts[part].size_bytes

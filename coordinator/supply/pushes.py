@@ -22,7 +22,7 @@ from moe2.common.link.supply import FetchModel, FilePart, Ticket, TicketWanted
 from moe2.common.status import AgentRow, PushRow
 from moe2.common.terminal.figures import size
 from moe2.coordinator.supply.hosts import HostError, check_takes_orders, meant
-from moe2.coordinator.supply.tickets import Admission, TicketFault, Tickets
+from moe2.coordinator.supply.tickets import TICKET_S, Admission, TicketFault, Tickets
 
 log = structlog.get_logger()
 
@@ -65,7 +65,11 @@ class Parcel:
 
 @dataclass
 class _Push:
-    """One host's fetch. done: bytes by part, as far as they were sent. ready: it wants a ticket for this part."""
+    """One host's fetch. done: bytes by part, as far as they were sent. ready: it wants a ticket for this part.
+
+    is_out: it has a place among those that are sent to. until_s: when it loses that place if it has not come with its
+    ticket by then; None once it has.
+    """
 
     row: PushRow
     parcel: Parcel
@@ -73,6 +77,7 @@ class _Push:
     done: dict[int, int]
     ready: int | None = None
     is_out: bool = False
+    until_s: float | None = None
     """It has a ticket, or a connection."""
     is_told: bool = True
     """The agent that is connected now has the order."""
@@ -238,9 +243,10 @@ class Pushes:
         self._hand_out()
 
     async def run(self) -> None:
-        """Tells agents that came back what they were fetching, until cancelled."""
+        """Tells agents that came back what they were fetching, and gives unused places to others, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            self._hand_out()
             untold = [push for push in self._pushes.values() if _runs(push) and not push.is_told]
             connected = {row.agent_id for row in self._rows() if row.connected and row.models} if untold else set()
             for push in untold:
@@ -260,6 +266,7 @@ class Pushes:
         push = self._pushes.get(admission.command_id)
         if push is None or not _runs(push):
             return TicketFault.UNKNOWN
+        push.until_s = None
         push.row = msgspec.structs.replace(push.row, state="sending")
         return push, admission.part
 
@@ -280,7 +287,12 @@ class Pushes:
         return tuple(push.row for push in self._pushes.values())
 
     def _hand_out(self) -> None:
-        """Gives tickets to those who wait, as far as there is room."""
+        """Gives tickets to those who wait, as far as there is room. Who has not come in time loses its place."""
+        now_s = asyncio.get_running_loop().time()
+        for push in self._pushes.values():
+            if push.is_out and push.until_s is not None and now_s >= push.until_s:
+                push.is_out = False
+                log.warning("ticket_not_used", file=push.row.file, agent_id=push.row.agent_id)
         free = self._max_hosts - sum(push.is_out for push in self._pushes.values())
         for push in self._pushes.values():
             if free <= 0:
@@ -288,13 +300,12 @@ class Pushes:
             if push.ready is None or push.is_out or self.port is None:
                 continue
             secret = secrets.token_urlsafe(32)
-            now_s = asyncio.get_running_loop().time()
             self._tickets.issue(secret, push.row.agent_id, push.row.command_id, push.ready, now_s)
             ticket = Ticket(
                 command_id=push.row.command_id, part=push.ready, secret=secret, port=self.port, tls=self._tls
             )
             if self._send(push.row.agent_id, ticket):
-                push.is_out, push.ready = True, None
+                push.is_out, push.ready, push.until_s = True, None, now_s + TICKET_S
                 free -= 1
 
 

@@ -46,7 +46,9 @@ class Tickets:
 
     def redeem(self, secret: str, agent_id: str, now_s: float) -> Admission | TicketFault:
         """Takes a ticket in, once. Another agent's attempt leaves it to its owner."""
-        key = next((key for key in self._out if hmac.compare_digest(key.encode(), secret.encode())), None)
+        # A header may hold any bytes; surrogates stand for those that are no text.
+        shown = secret.encode("utf-8", "surrogateescape")
+        key = next((key for key in self._out if hmac.compare_digest(key.encode(), shown)), None)
         if key is None:
             return TicketFault.UNKNOWN
         found = self._out[key]

@@ -68,6 +68,16 @@ def test_choices_without_letters_are_named_by_their_text(text: str, choice: str 
     assert said(text, GIVEN) == choice
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("10%", "10%"), ("The answer is 10%.", "10%"), ("10", "10"), ("The answer is 10 percent", None), ("10 %", None)],
+)
+def test_options_with_the_same_words_are_told_apart_or_not_at_all(text: str, key: str | None) -> None:
+    """An option that is named exactly counts; what could be two of them is no answer."""
+    found = extract(text, AnswerForm(AnswerKind.CHOICE, ("10", "10%", "100")))
+    assert (found.key if found else None) == key
+
+
 def test_choices_of_punctuation_are_told_apart() -> None:
     """Options without any letter or digit are compared as they stand."""
     assert (said("+", SIGNS), said(" -\n", SIGNS), said("?", SIGNS)) == ("+", "-", None)
@@ -85,6 +95,14 @@ def test_choices_of_punctuation_are_told_apart() -> None:
         ("The answer is 2 + 2 = 4", "4"),
         ("The final answer: **50%**", "50"),
         ("answer: seven apples", "7"),
+        ("one thousand", None),
+        ("The answer is twenty five thousand.", None),
+        ("It weighs 5.972 × 10^24 kg", "5972000000000000000000000"),
+        (r"\boxed{2.5 \times 10^{-3}}", "0.0025"),
+        ("The answer is 10^3", "1000"),
+        ("so 5^2 * 10^3 is x, that is 7", "7"),
+        ("It is 2*10**3 metres", "2000"),
+        ("10^99999", None),
         ("Answer: 12 km. There are 1000 m in a km.", "12"),
         ("1/3", "1/3"),
         ("no idea", None),
